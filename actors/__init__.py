@@ -1,0 +1,1 @@
+"""Ray actors and placement: the distributed half of rlhf-ray."""

@@ -1,0 +1,1 @@
+"""rlhf-ray: the pure library; it imports neither ray nor vllm."""

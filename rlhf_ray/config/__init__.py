@@ -1,0 +1,1 @@
+"""Configuration of every job: pydantic models, YAML, overrides. A leaf: it imports no torch."""

@@ -1,0 +1,219 @@
+"""The parts that jobs share: model, optimiser, ZeRO, data, placement, deadlines, logging."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Config(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class LoraConfig(Config):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); `rank: 0` trains all weights."""
+
+    rank: NonNegativeInt = 0
+    alpha: PositiveFloat = 16.0
+    dropout: Share = 0.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class ModelConfig(Config):
+    """Where a model comes from and how it is held.
+
+    Attributes:
+        path: Folder in the transformers layout, or a hub name. Empty in a role that takes the policy's.
+        tokenizer: Folder or hub name of the tokenizer; empty for the model's own.
+        chat_template: Jinja text or a file's path; empty for the tokenizer's own.
+        dtype: Of the weights in forward and backward passes; `auto` is bfloat16 on GPU, float32 on CPU.
+        attention: `auto` is flash attention where installed, else `packed_sdpa`, which needs nothing.
+        quantization: Base weights in 4 or 8 bit through bitsandbytes; needs `lora.rank` above 0.
+    """
+
+    path: str = ""
+    tokenizer: str = ""
+    chat_template: str = ""
+    revision: str = "main"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: Literal["auto", "packed_sdpa", "flash_attention_2"] = "auto"
+    gradient_checkpointing: bool = False
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    trust_remote_code: bool = False
+    lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="after")
+    def _quantized_weights_cannot_train(self) -> ModelConfig:
+        if self.quantization != "none" and self.lora.rank == 0:
+            raise ValueError(
+                f"quantization {self.quantization!r} needs lora.rank above 0: "
+                "quantized weights cannot be trained"
+            )
+        return self
+
+
+class OptimConfig(Config):
+    """AdamW (arXiv 1711.05101) and its schedule; all counts are optimiser steps."""
+
+    lr: PositiveFloat = 1e-6
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    min_lr_share: Share = 0.0
+
+
+class ZeroConfig(Config):
+    """DeepSpeed's ZeRO stage and offloading; `extra` is merged into DeepSpeed's own configuration."""
+
+    stage: Literal[0, 1, 2, 3] = 0
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    offload_param: Literal["none", "cpu", "nvme"] = "none"
+    nvme_path: str = ""
+    extra: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _offload_fits_the_stage(self) -> ZeroConfig:
+        if self.offload_param != "none" and self.stage != 3:
+            raise ValueError(f"offload_param needs stage 3, got stage {self.stage}")
+        if self.offload_optimizer != "none" and self.stage == 0:
+            raise ValueError("offload_optimizer needs stage 1, 2 or 3, got stage 0")
+        if "nvme" in (self.offload_optimizer, self.offload_param) and not self.nvme_path:
+            raise ValueError("offloading to nvme needs nvme_path, a folder on the drive")
+        return self
+
+
+class LearnerConfig(Config):
+    """A role that trains.
+
+    Attributes:
+        max_tokens_per_micro_batch: Budget of one forward and backward pass on one rank; a longer
+            single sequence still goes alone.
+        layout: `packed` lays sequences end to end; `padded` makes a rectangle. Same numbers.
+        logits_chunk_tokens: Logits exist for at most this many tokens at a time.
+    """
+
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    zero: ZeroConfig = ZeroConfig()
+    max_tokens_per_micro_batch: PositiveInt = 8192
+    layout: Literal["packed", "padded"] = "packed"
+    logits_chunk_tokens: PositiveInt = 4096
+
+
+class GroupConfig(Config):
+    """Where one role lives.
+
+    Attributes:
+        ranks: Processes of a rank group; for `rollout` the number of engines.
+        gpus_per_rank: GPUs of one rank; for `rollout` of one engine, which is its tensor parallelism.
+            0 runs on the CPU.
+        cpus_per_rank: CPU cores, also the threads that the rank may use.
+        share: Name of another role on whose GPUs this one lives; empty for GPUs of its own.
+        strategy: Ray's placement strategy for the group's bundles.
+        resources: Custom Ray resources that each rank asks for, to pin a role to certain nodes.
+    """
+
+    ranks: PositiveInt = 1
+    gpus_per_rank: NonNegativeInt = 0
+    cpus_per_rank: PositiveFloat = 1.0
+    share: Literal["", "policy", "reference", "reward", "value", "rollout"] = ""
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    resources: dict[str, PositiveFloat] = {}
+
+
+class DataConfig(Config):
+    """A data set of prompts or of texts.
+
+    Attributes:
+        path: A file (json, jsonl, gz, parquet, csv, txt), a folder of them, or a hub name.
+        split: Of a hub data set, with `datasets`' slicing (`train[:500]`).
+        limit: Use only the first rows; 0 for all.
+        skip: Leave out the first rows (held-out ones, say).
+        prompt_column: Column with the prompt: a string, or a list of chat messages.
+        chat: Put a string prompt into the tokenizer's chat template as a user's turn.
+        separator: Of a plain text file, between two texts.
+        prompt_tokens: Cut every text to its first tokens to make a prompt of it; 0 for all.
+        max_prompt_tokens: Longer prompts are treated as `over_length` says; 0 for the most that the
+            context allows.
+    """
+
+    path: str = ""
+    split: str = "train"
+    limit: NonNegativeInt = 0
+    skip: NonNegativeInt = 0
+    prompt_column: str = "prompt"
+    completion_column: str = "completion"
+    text_column: str = "text"
+    chat: bool = False
+    separator: str = "<|endoftext|>"
+    prompt_tokens: NonNegativeInt = 0
+    max_prompt_tokens: NonNegativeInt = 0
+    over_length: Literal["error", "drop", "truncate"] = "error"
+    shuffle: bool = True
+
+
+class CheckpointConfig(Config):
+    """When to save; `every: 0` only at the end."""
+
+    every: NonNegativeInt = 0
+    keep: PositiveInt = 2
+    export: bool = True
+
+
+class WandbConfig(Config):
+    """Weights & Biases; the key is read from the environment, never from here."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "rlhf-ray"
+    name: str = ""
+    entity: str = ""
+    tags: list[str] = []
+
+
+class TimeoutConfig(Config):
+    """Deadlines of every wait, in seconds."""
+
+    place_s: PositiveFloat = 120.0
+    start_s: PositiveFloat = 900.0
+    call_s: PositiveFloat = 1800.0
+    publish_s: PositiveFloat = 600.0
+    reward_s: PositiveFloat = 600.0
+
+
+class RayConfig(Config):
+    """`address` empty starts Ray on this machine; `auto` joins the cluster this machine belongs to."""
+
+    address: str = ""
+    num_cpus: NonNegativeInt = 0
+    num_gpus: NonNegativeInt = 0
+
+
+class JobConfig(Config):
+    """What every job has.
+
+    Attributes:
+        seed: Of data order, sampling and initial heads.
+        run_dir: Folder of everything the run writes; empty for `runs/<job>-<config>-<time>`.
+        resume: `auto` goes on from the last checkpoint in `run_dir`; `never` refuses a used folder.
+        total_steps: Optimiser steps of SFT, rollout steps of PPO and GRPO.
+    """
+
+    seed: NonNegativeInt = 0
+    run_dir: str = ""
+    resume: Literal["never", "auto"] = "never"
+    total_steps: PositiveInt = 100
+    ray: RayConfig = RayConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    wandb: WandbConfig = WandbConfig()
+    timeouts: TimeoutConfig = TimeoutConfig()
+    nonfinite_steps_to_stop: PositiveInt = 3

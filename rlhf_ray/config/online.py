@@ -1,0 +1,289 @@
+"""PPO and GRPO: rollouts, rewards, algorithm, and the two jobs' own defaults."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from rlhf_ray.config.base import (
+    Config,
+    DataConfig,
+    GroupConfig,
+    JobConfig,
+    LearnerConfig,
+    ModelConfig,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Share,
+)
+
+ROLES = ("policy", "reference", "reward", "value", "rollout")
+
+
+class RolloutConfig(Config):
+    """The vLLM engines and how they sample.
+
+    Attributes:
+        temperature: Also divides the trainer's logits, so that both speak of one distribution.
+        stop: Strings that end a response; the tokens that spell them stay in it.
+        max_num_seqs: Sequences that one engine runs at a time; matters most for throughput.
+        max_model_len: Prompt and response tokens together; 0 for the model's own limit.
+        kv_cache_gb: Of one engine on CPU; on GPU `gpu_memory_share` decides.
+        engine: Further arguments of vLLM's engine by their own names.
+    """
+
+    max_new_tokens: PositiveInt = 256
+    temperature: PositiveFloat = 1.0
+    stop: list[str] = []
+    stop_token_ids: list[NonNegativeInt] = []
+    ignore_eos: bool = False
+    max_num_seqs: PositiveInt = 256
+    max_model_len: NonNegativeInt = 0
+    kv_cache_gb: PositiveFloat = 1.0
+    gpu_memory_share: Share = 0.85
+    enforce_eager: bool = False
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    engine: dict[str, Any] = {}
+
+
+class RewardFunctionConfig(Config):
+    """A Python function by import path (`package.module:function` or `file.py:function`).
+
+    Called as `function(prompts, completions, **columns, **arguments) -> list[float | None]`.
+    """
+
+    path: str
+    weight: float = 1.0
+    arguments: dict[str, Any] = {}
+
+
+class RewardModelConfig(Config):
+    """Any `AutoModelForSequenceClassification`, with its own tokenizer; off while `path` is empty."""
+
+    path: str = ""
+    tokenizer: str = ""
+    chat_template: str = ""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    label: NonNegativeInt = 0
+    max_tokens_per_micro_batch: PositiveInt = 8192
+    max_length: NonNegativeInt = 0
+    trust_remote_code: bool = False
+    weight: float = 1.0
+
+
+class RemoteRewardConfig(Config):
+    """An HTTP scorer; off while `url` is empty. The token is read from the variable `token_env`."""
+
+    url: str = ""
+    token_env: str = ""
+    batch_size: PositiveInt = 64
+    timeout_s: PositiveFloat = 60.0
+    retries: NonNegativeInt = 4
+    backoff_s: PositiveFloat = 0.5
+    weight: float = 1.0
+
+
+class ShapingConfig(Config):
+    """Changes of the score before it is trained on; 0 and False leave it alone.
+
+    Attributes:
+        clip: Scores are clamped to this distance from 0.
+        missing_end_penalty: Subtracted where a response was cut off.
+        overlong_buffer_tokens: DAPO's soft penalty over the last tokens before `max_new_tokens`
+            (arXiv 2503.14476, eq. 13).
+        repetition_penalty: Subtracted in full from a response that repeats one n-gram only.
+    """
+
+    clip: NonNegativeFloat = 0.0
+    whiten: bool = False
+    missing_end_penalty: NonNegativeFloat = 0.0
+    overlong_buffer_tokens: NonNegativeInt = 0
+    overlong_penalty: NonNegativeFloat = 1.0
+    repetition_penalty: NonNegativeFloat = 0.0
+    repetition_ngram: PositiveInt = 3
+
+
+class RewardConfig(Config):
+    """Where scores come from: functions, a model, a remote scorer; several are summed by weight."""
+
+    functions: list[RewardFunctionConfig] = []
+    model: RewardModelConfig = RewardModelConfig()
+    remote: RemoteRewardConfig = RemoteRewardConfig()
+    shaping: ShapingConfig = ShapingConfig()
+
+    @model_validator(mode="after")
+    def _something_scores(self) -> RewardConfig:
+        if not (self.functions or self.model.path or self.remote.url):
+            raise ValueError("no reward: set functions, model.path or remote.url")
+        return self
+
+
+class KlConfig(Config):
+    """KL to the reference model.
+
+    Attributes:
+        coefficient: 0 leaves the reference out of training; it is still logged where the role runs.
+        where: In the token rewards (Ziegler et al. 2019) or as a term of the loss (GRPO).
+        target: For `adaptive`, nats a token; the coefficient moves towards it over `horizon` sequences.
+    """
+
+    coefficient: NonNegativeFloat = 0.0
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    where: Literal["reward", "loss"] = "loss"
+    controller: Literal["fixed", "adaptive"] = "fixed"
+    target: PositiveFloat = 0.1
+    horizon: PositiveInt = 10_000
+
+
+class CorrectionConfig(Config):
+    """Correction for engine and trainer giving one token different probabilities."""
+
+    kind: Literal["none", "truncated", "mask"] = "truncated"
+    cap: PositiveFloat = 2.0
+    low: PositiveFloat = 0.5
+
+
+class DynamicSamplingConfig(Config):
+    """DAPO's dynamic sampling (arXiv 2503.14476): groups without spread are replaced by new prompts."""
+
+    enabled: bool = False
+    max_rounds: PositiveInt = 4
+
+
+class AlgorithmConfig(Config):
+    """Estimators and losses by name; `rlhf_ray.algorithms` holds one small function each."""
+
+    advantage: Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"]
+    policy_loss: Literal["ppo", "gspo", "cispo", "sapo", "reinforce"] = "ppo"
+    value_loss: Literal["clipped", "mse"] = "clipped"
+    reduction: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    epochs: PositiveInt = 1
+    minibatches: PositiveInt = 1
+    clip_low: NonNegativeFloat = 0.2
+    clip_high: NonNegativeFloat = 0.2
+    dual_clip: NonNegativeFloat = 0.0
+    sapo_temperature_positive: PositiveFloat = 1.0
+    sapo_temperature_negative: PositiveFloat = 1.05
+    value_clip: PositiveFloat = 0.2
+    entropy_coefficient: NonNegativeFloat = 0.0
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    whiten_advantages: bool = False
+    kl: KlConfig = KlConfig()
+    correction: CorrectionConfig = CorrectionConfig()
+    dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
+
+    @model_validator(mode="after")
+    def _dual_clip_is_above_one(self) -> AlgorithmConfig:
+        if self.dual_clip and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip must be above 1, or 0 for none, got {self.dual_clip}")
+        return self
+
+
+class PublicationConfig(Config):
+    """Weights to the engines, and the probe that follows.
+
+    Attributes:
+        backend: `auto` is `object_store` on CPU, `ipc` where policy and rollout share GPUs, else `nccl`.
+        bucket_mb: Weights travel in buckets of about this size.
+        max_logprob_gap: The run stops where engine and trainer differ by more, in nats, on a probe
+            token; 0 takes 1e-3 for float32 and 0.5 for bfloat16.
+    """
+
+    backend: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
+    bucket_mb: PositiveInt = 256
+    probe_sequences: PositiveInt = 4
+    max_logprob_gap: NonNegativeFloat = 0.0
+
+
+class EvalConfig(Config):
+    """Evaluation on held-out prompts before the first step, every `every` steps and after the last."""
+
+    data: DataConfig = DataConfig()
+    every: NonNegativeInt = 0
+    num_prompts: PositiveInt = 64
+    temperature: NonNegativeFloat = 0.0
+    table_rows: NonNegativeInt = 4
+
+
+class PlacementConfig(Config):
+    """A group for every role."""
+
+    policy: GroupConfig = GroupConfig()
+    reference: GroupConfig = GroupConfig()
+    reward: GroupConfig = GroupConfig()
+    value: GroupConfig = GroupConfig()
+    rollout: GroupConfig = GroupConfig()
+
+    @model_validator(mode="after")
+    def _shares_are_rooted(self) -> PlacementConfig:
+        for role in ROLES:
+            host = getattr(self, role).share
+            if host == role:
+                raise ValueError(f"{role}.share names itself")
+            if host and getattr(self, host).share:
+                raise ValueError(
+                    f"{role}.share must name a role with GPUs of its own, "
+                    f"got {host!r}, which lives with {getattr(self, host).share!r}"
+                )
+        return self
+
+
+class ReferenceConfig(Config):
+    """The frozen model that KL is measured to; an empty `model.path` takes the policy's start."""
+
+    model: ModelConfig = ModelConfig()
+    max_tokens_per_micro_batch: PositiveInt = 8192
+    layout: Literal["packed", "padded"] = "packed"
+    logits_chunk_tokens: PositiveInt = 4096
+
+
+class OnlineConfig(JobConfig):
+    """PPO, GRPO and their kin: rollouts, scores, advantages, updates."""
+
+    prompts_per_step: PositiveInt = 32
+    samples_per_prompt: PositiveInt = 8
+    data: DataConfig
+    policy: LearnerConfig
+    value: LearnerConfig = LearnerConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig
+    algorithm: AlgorithmConfig
+    publication: PublicationConfig = PublicationConfig()
+    placement: PlacementConfig = PlacementConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _policy_is_named(self) -> OnlineConfig:
+        if not self.policy.model.path:
+            raise ValueError("policy.model.path must name a model")
+        if not self.data.path:
+            raise ValueError("data.path must name a data set of prompts")
+        return self
+
+    @property
+    def uses_value(self) -> bool:
+        """Whether the advantage needs a critic."""
+        return self.algorithm.advantage == "gae"
+
+
+class GrpoConfig(OnlineConfig):
+    """GRPO (arXiv 2402.03300): the group's other samples are the baseline."""
+
+    algorithm: AlgorithmConfig = Field(default_factory=lambda: AlgorithmConfig(advantage="grpo"))
+
+
+class PpoConfig(OnlineConfig):
+    """PPO (arXiv 1707.06347) with a critic, generalised advantages and KL in the reward."""
+
+    samples_per_prompt: PositiveInt = 4
+    algorithm: AlgorithmConfig = Field(
+        default_factory=lambda: AlgorithmConfig(
+            advantage="gae",
+            whiten_advantages=True,
+            minibatches=4,
+            kl=KlConfig(coefficient=0.05, estimator="k1", where="reward"),
+        )
+    )

@@ -1,0 +1,125 @@
+"""What the loops ask of the five roles; Ray actors and test fakes stand behind the same Protocols.
+
+Bulk data never passes the controller: a role hands back *references* (`Ref`), which the next role
+resolves where it runs. The controller holds lengths, scores and references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from rlhf_ray.data.packing import UpdatePlan
+from rlhf_ray.types import RolloutSummary, Score
+
+# Opaque to the loops: Ray's ObjectRef in a cluster, the value itself in a fake.
+Ref: TypeAlias = Any
+Metrics: TypeAlias = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """All samples of one prompt.
+
+    Attributes:
+        prompt_ref: Reference to the `Prompt`, or the prompt itself: prompts are short.
+        seeds_G: One a sample: the same seed and prompt give the same sample.
+        temperature: 0 is greedy.
+    """
+
+    prompt: Any
+    seeds_G: tuple[int, ...]
+    temperature: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Some rows of a batch, in one object.
+
+    Attributes:
+        ref: Resolves to a list with one entry a row, in the order of `rows`.
+        rows: Which rows of the batch.
+    """
+
+    ref: Ref
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutBatch:
+    """B rollouts in the object store, and what the controller may know of them."""
+
+    summaries_B: tuple[RolloutSummary, ...]
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What one publication of weights moved, and how far engine and trainer then differed."""
+
+    version: int
+    seconds: float
+    num_bytes: int
+    logprob_abs_max: float
+
+
+class RolloutEngine(Protocol):
+    """A set of engines that sample."""
+
+    async def generate(self, requests: Sequence[GenerationRequest]) -> RolloutBatch:
+        """Sample every request; rows come in the order of requests, then samples."""
+        ...
+
+
+class Reference(Protocol):
+    """The frozen model."""
+
+    async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
+        """Log-probabilities of the response tokens: one float array [T] a row."""
+        ...
+
+
+class Reward(Protocol):
+    """Functions, a model or a service that scores."""
+
+    async def score(self, batch: RolloutBatch) -> Sequence[Score]:
+        """One score a row."""
+        ...
+
+
+class Value(Protocol):
+    """The critic."""
+
+    async def values(self, batch: RolloutBatch) -> Sequence[Shard]:
+        """The expected return before each response token: one float array [T] a row."""
+        ...
+
+    async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
+        """Epochs times minibatches of the value loss."""
+        ...
+
+    async def save(self, folder: str) -> None:
+        """Write this role's trained state below `folder`."""
+        ...
+
+
+class Policy(Protocol):
+    """The model that is trained to act."""
+
+    async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
+        """Log-probabilities of the response tokens under the current weights."""
+        ...
+
+    async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
+        """Epochs times minibatches of the policy loss."""
+        ...
+
+    async def publish(self, version: int) -> Publication:
+        """Bring the weights to every engine as `version` and compare log-probabilities."""
+        ...
+
+    async def save(self, folder: str) -> None:
+        """Write this role's trained state below `folder`."""
+        ...

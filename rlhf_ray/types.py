@@ -1,0 +1,146 @@
+"""What crosses a boundary between actors: frozen records of one sequence each.
+
+Dimensions, used as suffixes of arrays and lists all over the project:
+
+====  ==========================================================
+`B`   sequences
+`P`   prompts
+`G`   samples of one prompt
+`T`   tokens of one sequence, or of several laid end to end
+`V`   vocabulary
+`D`   hidden size of a model
+====  ==========================================================
+
+Arrays are NumPy, so that Ray hands them over without a copy and the driver needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray: TypeAlias = npt.NDArray[np.int32]
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One prompt, tokenized.
+
+    Example: `Prompt(prompt_id="train:17", token_ids_T=(1, 403), text="Once", columns={})`.
+
+    Attributes:
+        prompt_id: Never changes: the data set's name and the row's number in it.
+        token_ids_T: What the engine is given, chat template and all.
+        text: The user's own prompt (a string, or the list of chat messages), as reward functions get it.
+        columns: The row's other columns, handed to reward functions by name.
+    """
+
+    prompt_id: str
+    token_ids_T: tuple[int, ...]
+    text: str | list[dict[str, str]]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One sampled response to one prompt.
+
+    Attributes:
+        prompt: What was answered.
+        sample: Index among the prompt's samples, 0 to G - 1.
+        response_ids_T: Tokens after the prompt, the end token included where the policy wrote one.
+        logprobs_T: Log-probability (nats) of each response token under the engine's weights and
+            temperature at the time it was sampled.
+        versions_T: Version of the weights that sampled each token.
+        own_T: False for tokens that the policy did not write (a tool's answer).
+        finish_reason: `stop` (end token or stop string) or `length` (cut off).
+        text: The response, decoded, without special tokens.
+    """
+
+    prompt: Prompt
+    sample: int
+    response_ids_T: IntArray
+    logprobs_T: FloatArray
+    versions_T: IntArray
+    own_T: BoolArray
+    finish_reason: FinishReason
+    text: str
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and response tokens together."""
+        return len(self.prompt.token_ids_T) + len(self.response_ids_T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSummary:
+    """What the controller may know of a rollout without holding its tokens."""
+
+    prompt_id: str
+    sample: int
+    num_prompt_tokens: int
+    num_response_tokens: int
+    finish_reason: FinishReason
+    version_min: int
+    version_max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experience:
+    """A rollout with everything that a policy or value update needs.
+
+    All arrays have the length of `rollout.response_ids_T`.
+
+    Attributes:
+        rollout: Tokens and behaviour log-probabilities.
+        old_logprobs_T: Log-probabilities under the trainer's policy before this step's update.
+        reference_logprobs_T: Under the reference model; zeros where no KL is asked for.
+        values_T: The critic's estimate before the update; zeros without a critic.
+        advantages_T: Final advantages, normalised.
+        returns_T: Targets of the critic; zeros without one.
+        correction_T: Weight of each token's loss that corrects for engine and trainer disagreeing.
+    """
+
+    rollout: Rollout
+    old_logprobs_T: FloatArray
+    reference_logprobs_T: FloatArray
+    values_T: FloatArray
+    advantages_T: FloatArray
+    returns_T: FloatArray
+    correction_T: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What the reward role says of one rollout.
+
+    Attributes:
+        total: The weighted sum that is trained on.
+        parts: Each reward function's own value by name; `None` where it did not apply.
+    """
+
+    total: float
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftExample:
+    """A token sequence with the tokens that are trained.
+
+    Attributes:
+        example_id: Data set's name and row number.
+        token_ids_T: The whole sequence.
+        trained_T: True for tokens whose prediction is in the loss (a response, an assistant turn).
+    """
+
+    example_id: str
+    token_ids_T: IntArray
+    trained_T: BoolArray
