@@ -16,6 +16,7 @@ from rlhf_ray.config.base import (
     NonNegativeFloat,
     NonNegativeInt,
     Share,
+    ZeroConfig,
 )
 
 ROLES = ("policy", "reference", "reward", "value", "rollout")
@@ -59,7 +60,7 @@ class RewardFunctionConfig(Config):
 
 
 class RewardModelConfig(Config):
-    """Any `AutoModelForSequenceClassification`, with its own tokenizer; off while `path` is empty."""
+    """Any `AutoModelForSequenceClassification`, with its own tokenizer; off without a `path`."""
 
     path: str = ""
     tokenizer: str = ""
@@ -125,7 +126,8 @@ class KlConfig(Config):
     Attributes:
         coefficient: 0 leaves the reference out of training; it is still logged where the role runs.
         where: In the token rewards (Ziegler et al. 2019) or as a term of the loss (GRPO).
-        target: For `adaptive`, nats a token; the coefficient moves towards it over `horizon` sequences.
+        target: For `adaptive`, nats a token; the coefficient moves towards it over `horizon`
+            sequences.
     """
 
     coefficient: NonNegativeFloat = 0.0
@@ -145,7 +147,7 @@ class CorrectionConfig(Config):
 
 
 class DynamicSamplingConfig(Config):
-    """DAPO's dynamic sampling (arXiv 2503.14476): groups without spread are replaced by new prompts."""
+    """DAPO's dynamic sampling (arXiv 2503.14476): new prompts replace groups without spread."""
 
     enabled: bool = False
     max_rounds: PositiveInt = 4
@@ -185,7 +187,8 @@ class PublicationConfig(Config):
     """Weights to the engines, and the probe that follows.
 
     Attributes:
-        backend: `auto` is `object_store` on CPU, `ipc` where policy and rollout share GPUs, else `nccl`.
+        backend: `auto` is `object_store` on CPU, `ipc` where policy and rollout share GPUs, else
+            `nccl`.
         bucket_mb: Weights travel in buckets of about this size.
         max_logprob_gap: The run stops where engine and trainer differ by more, in nats, on a probe
             token; 0 takes 1e-3 for float32 and 0.5 for bfloat16.
@@ -198,7 +201,7 @@ class PublicationConfig(Config):
 
 
 class EvalConfig(Config):
-    """Evaluation on held-out prompts before the first step, every `every` steps and after the last."""
+    """Evaluation on held-out prompts: before the first, every `every` and after the last step."""
 
     data: DataConfig = DataConfig()
     every: NonNegativeInt = 0
@@ -234,6 +237,7 @@ class ReferenceConfig(Config):
     """The frozen model that KL is measured to; an empty `model.path` takes the policy's start."""
 
     model: ModelConfig = ModelConfig()
+    zero: ZeroConfig = ZeroConfig()
     max_tokens_per_micro_batch: PositiveInt = 8192
     layout: Literal["packed", "padded"] = "packed"
     logits_chunk_tokens: PositiveInt = 4096

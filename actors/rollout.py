@@ -1,0 +1,275 @@
+"""The Ray actor around one vLLM async engine: it samples, takes new weights, and answers for both."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.deadline import within
+from rlhf_ray.config.online import RolloutConfig
+from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.types import Prompt, Rollout, RolloutSummary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """What one engine is started with.
+
+    Attributes:
+        model_path: Folder in the transformers layout.
+        num_gpus: Tensor parallelism; 0 runs vLLM's CPU backend.
+        weight_backend: vLLM's name of the weight-transfer engine.
+    """
+
+    model_path: str
+    tokenizer_path: str
+    trust_remote_code: bool
+    rollout: RolloutConfig
+    num_gpus: int
+    weight_backend: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """Some weights on their way to an engine.
+
+    Attributes:
+        data: uint8 array that holds the tensors one after the other.
+    """
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+    data: np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@ray.remote(concurrency_groups={"control": 2})
+class RolloutReplica:
+    """One engine. Requests run together under vLLM's continuous batching."""
+
+    def __init__(self, spec: EngineSpec, name: str) -> None:
+        """Keep the specification; `start` does the slow part."""
+        logging.basicConfig(level=logging.INFO)
+        self.spec, self.name = spec, name
+        self.version = -1
+        self.num_requests = 0
+        self.started_s = time.monotonic()
+
+    async def start(self) -> None:
+        """Load the model and start vLLM's processes.
+
+        Raises:
+            Whatever vLLM says of a model that it cannot run.
+        """
+        from transformers import AutoTokenizer
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self.spec)))
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            self.spec.tokenizer_path, trust_remote_code=self.spec.trust_remote_code
+        )
+
+    @ray.method(concurrency_group="control")
+    async def health(self) -> dict[str, Any]:
+        """Answers also while the engine is busy."""
+        engine = getattr(self, "engine", None)
+        return {
+            "name": self.name,
+            "version": self.version,
+            "alive": engine is not None and not engine.errored,
+        }
+
+    async def generate(
+        self, requests: Sequence[GenerationRequest]
+    ) -> tuple[list[RolloutSummary], list[Rollout]]:
+        """Sample all requests together.
+
+        The scheduler is held while they are admitted: which requests share a batch decides the last
+        bits of every logit, and so the same requests give the same bits.
+
+        Returns:
+            Summaries for the controller and the rollouts themselves, as two objects.
+        """
+        await self.engine.pause_generation(mode="keep", clear_cache=False)
+        collectors = []
+        for request in requests:
+            for sample, seed in enumerate(request.seeds_G):
+                collectors.append((request, sample, await self._admit(request, seed)))
+        await self.engine.resume_generation()
+        rollouts = []
+        for request, sample, collector in collectors:
+            output = await collector.get()
+            while not output.finished:
+                output = await collector.get()
+            rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
+        return [summarize(rollout) for rollout in rollouts], rollouts
+
+    async def _admit(self, request: GenerationRequest, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        rollout = self.spec.rollout
+        self.num_requests += 1
+        return await self.engine.add_request(
+            f"{request.prompt.prompt_id}/{self.num_requests}",
+            self._prompt(request.prompt.token_ids_T),
+            SamplingParams(
+                temperature=request.temperature,
+                max_tokens=request.max_new_tokens,
+                seed=seed,
+                logprobs=0,
+                flat_logprobs=True,
+                stop=rollout.stop or None,
+                stop_token_ids=rollout.stop_token_ids or None,
+                include_stop_str_in_output=True,
+                ignore_eos=rollout.ignore_eos,
+                detokenize=bool(rollout.stop),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            ),
+        )
+
+    def _prompt(self, token_ids_T: Sequence[int]) -> Any:
+        # The salt keeps a prefix that older weights cached from being taken for this version's.
+        return {"prompt_token_ids": list(token_ids_T), "cache_salt": f"version-{self.version}"}
+
+    def _rollout(self, prompt: Prompt, sample: int, output: Any) -> Rollout:
+        num_tokens = len(output.token_ids)
+        logprobs = output.logprobs
+        versions_T = np.full(num_tokens, self.version, dtype=np.int32)
+        for span in output.weight_versions or ():
+            versions_T[span.start : span.end] = int(span.version)
+        return Rollout(
+            prompt=prompt,
+            sample=sample,
+            response_ids_T=np.asarray(output.token_ids, dtype=np.int32),
+            logprobs_T=np.asarray(
+                [logprobs.logprobs[start] for start in logprobs.start_indices], dtype=np.float32
+            ),
+            versions_T=versions_T,
+            own_T=np.ones(num_tokens, dtype=np.bool_),
+            finish_reason="length" if output.finish_reason == "length" else "stop",
+            text=self.tokenizer.decode(output.token_ids, skip_special_tokens=True),
+        )
+
+    async def logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray[Any, Any]]:
+        """Log-probabilities that the current weights give to the tokens of finished rollouts."""
+        return list(await asyncio.gather(*(self._score(rollout) for rollout in rollouts)))
+
+    async def _score(self, rollout: Rollout) -> np.ndarray[Any, Any]:
+        from vllm import SamplingParams
+
+        self.num_requests += 1
+        token_ids_T = [*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()]
+        params = SamplingParams(
+            temperature=self.spec.rollout.temperature,
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+        )
+        request_id = f"probe/{self.num_requests}"
+        output: Any = None
+        async for output in self.engine.generate(self._prompt(token_ids_T), params, request_id):
+            pass
+        first = len(rollout.prompt.token_ids_T)
+        return np.asarray(
+            [
+                position[token].logprob
+                for position, token in zip(
+                    output.prompt_logprobs[first:], token_ids_T[first:], strict=True
+                )
+            ],
+            dtype=np.float32,
+        )
+
+    async def init_weight_transfer(self, init_info: Mapping[str, Any]) -> None:
+        """Connect to the trainer, where the backend needs a connection."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self.engine.init_weight_transfer_engine(
+            WeightTransferInitRequest(init_info=dict(init_info))
+        )
+
+    async def start_weight_update(self) -> None:
+        """Freeze running requests where they are and make the model ready for new weights."""
+        await self.engine.pause_generation(mode="keep", clear_cache=True)
+        await self.engine.start_weight_update()
+
+    async def update_weights(self, update: Bucket | Mapping[str, Any]) -> None:
+        """Take one bucket, or let vLLM's own backend receive what `update` describes."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        if isinstance(update, Bucket):
+            update = {
+                "names": update.names,
+                "dtype_names": update.dtype_names,
+                "shapes": update.shapes,
+                "data": update.data.tobytes(),
+            }
+        await self.engine.update_weights(WeightTransferUpdateRequest(update_info=dict(update)))
+
+    async def finish_weight_update(self, version: int) -> int:
+        """Put the new weights to use and let requests go on; returns the version as acknowledgement."""
+        await self.engine.finish_weight_update(weight_version=str(version))
+        self.version = version
+        await self.engine.resume_generation()
+        return self.version
+
+    async def stop(self) -> None:
+        """End vLLM's processes."""
+        if hasattr(self, "engine"):
+            self.engine.shutdown()
+
+
+def summarize(rollout: Rollout) -> RolloutSummary:
+    """What the controller may know of a rollout."""
+    return RolloutSummary(
+        prompt_id=rollout.prompt.prompt_id,
+        sample=rollout.sample,
+        num_prompt_tokens=len(rollout.prompt.token_ids_T),
+        num_response_tokens=len(rollout.response_ids_T),
+        finish_reason=rollout.finish_reason,
+        version_min=int(rollout.versions_T.min()),
+        version_max=int(rollout.versions_T.max()),
+    )
+
+
+def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """vLLM's engine arguments of one replica."""
+    from vllm.config import WeightTransferConfig
+
+    rollout = spec.rollout
+    dtype = rollout.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if spec.num_gpus else "float32"
+    arguments: dict[str, Any] = {
+        "model": spec.model_path,
+        "tokenizer": spec.tokenizer_path,
+        "trust_remote_code": spec.trust_remote_code,
+        "dtype": dtype,
+        "max_num_seqs": rollout.max_num_seqs,
+        "max_model_len": rollout.max_model_len or None,
+        "tensor_parallel_size": max(1, spec.num_gpus),
+        "enforce_eager": rollout.enforce_eager,
+        "seed": spec.seed,
+        # vLLM's default ignores the temperature; the trainer's log-probabilities do not.
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": WeightTransferConfig(backend=spec.weight_backend),
+        "disable_log_stats": True,
+    }
+    if spec.num_gpus:
+        arguments["gpu_memory_utilization"] = rollout.gpu_memory_share
+    else:
+        arguments["distributed_executor_backend"] = "uni"
+        arguments["enforce_eager"] = True
+    return arguments | rollout.engine

@@ -1,0 +1,200 @@
+"""DeepSpeed around one module: micro-batches in, optimiser steps out.
+
+Losses arrive already divided by the whole step's denominators, so micro-batches and ranks add up.
+DeepSpeed averages gradients over ranks; `backward` undoes that by the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from rlhf_ray.config.base import LearnerConfig, ZeroConfig
+from rlhf_ray.learner.movement import MovementCheck
+from rlhf_ray.learner.schedule import learning_rate
+
+TAG = "state"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """One optimiser step.
+
+    Attributes:
+        grad_norm: Before clipping; not finite where the step was skipped.
+        lr: Learning rate of the step.
+        applied: False where loss or gradient was not finite.
+    """
+
+    grad_norm: float
+    lr: float
+    applied: bool
+
+
+def deepspeed_config(
+    zero: ZeroConfig, *, bf16: bool, max_grad_norm: float, micro_batch_size: int = 1
+) -> dict[str, Any]:
+    """DeepSpeed's own configuration; `zero.extra` is merged in last."""
+    optimization: dict[str, Any] = {"stage": zero.stage}
+    for name in ("optimizer", "param"):
+        device = getattr(zero, f"offload_{name}")
+        if device != "none":
+            optimization[f"offload_{name}"] = {"device": device, "pin_memory": True}
+            if device == "nvme":
+                optimization[f"offload_{name}"]["nvme_path"] = zero.nvme_path
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": optimization,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+    return merged(config, zero.extra)
+
+
+def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `extra` laid over it, key by key."""
+    result = dict(base)
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+class TrainingEngine:
+    """One module under training, on one rank of its group."""
+
+    def __init__(self, module: torch.nn.Module, config: LearnerConfig, *, total_steps: int) -> None:
+        """Hand the module to DeepSpeed.
+
+        Args:
+            module: Its parameters that require a gradient are trained.
+            config: Optimiser, ZeRO stage.
+            total_steps: Optimiser steps of the whole run, for the schedule.
+        """
+        self.config, self.total_steps = config, total_steps
+        self.num_steps = 0
+        trained = [p for p in module.parameters() if p.requires_grad]
+        self._own_clipping = (
+            config.zero.stage == 0 and next(iter(trained)).dtype is torch.float32
+        )
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=_adamw(trained, config),
+            config=deepspeed_config(
+                config.zero,
+                bf16=trained[0].dtype is torch.bfloat16,
+                max_grad_norm=0.0 if self._own_clipping else config.optim.max_grad_norm,
+            ),
+            dist_init_required=False,
+        )
+        self.module = module
+        self._movement = MovementCheck(self._named_trained(), partitioned=config.zero.stage > 0)
+
+    def _named_trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        """Forward pass."""
+        return self.engine(*args, **keywords)
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Add one micro-batch's gradient; `is_last` closes the optimiser step's accumulation."""
+        if not torch.isfinite(loss):
+            # Makes every gradient NaN on every rank, so that all ranks skip the step together.
+            loss = loss * math.nan
+        self.engine.set_gradient_accumulation_boundary(is_last)
+        self.engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
+
+    def step(self) -> StepResult:
+        """Clip, update, and check that parameters move. Skipped where the gradient is not finite."""
+        lr = learning_rate(self.num_steps, optim=self.config.optim, total_steps=self.total_steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        grad_norm, applied = self._clip_and_step()
+        self.num_steps += 1
+        if applied and grad_norm > 0:
+            self._movement.after_step()
+        return StepResult(grad_norm=grad_norm, lr=lr, applied=applied)
+
+    def _clip_and_step(self) -> tuple[float, bool]:
+        if self._own_clipping:
+            # Without ZeRO and in float32 DeepSpeed applies a gradient that is not finite.
+            parameters = [p for p in self.module.parameters() if p.grad is not None]
+            norm = float(
+                torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.max_grad_norm)
+            )
+            if not math.isfinite(norm):
+                self.engine.zero_grad()
+                return norm, False
+            self.engine.step()
+            return norm, True
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm())
+        return norm, bool(self.engine.was_step_applied())
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimiser and random state; every rank calls it."""
+        self.engine.save_checkpoint(
+            str(folder),
+            tag=TAG,
+            save_latest=False,
+            client_state={"num_steps": self.num_steps},
+            exclude_frozen_parameters=True,
+        )
+        torch.save(_random_state(), folder / f"random_rank{dist.get_rank()}.pt")
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, on as many ranks."""
+        path, client_state = self.engine.load_checkpoint(
+            str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=False
+        )
+        if path is None:
+            raise ValueError(f"no DeepSpeed checkpoint in {folder}")
+        self.num_steps = int(client_state["num_steps"])
+        _set_random_state(
+            torch.load(folder / f"random_rank{dist.get_rank()}.pt", weights_only=True)
+        )
+
+    def close(self) -> None:
+        """Release DeepSpeed's hooks and buffers, so that the process can host another model."""
+        self.engine.destroy()
+
+
+def _adamw(trained: list[torch.nn.Parameter], config: LearnerConfig) -> torch.optim.Optimizer:
+    optim = config.optim
+    keywords: dict[str, Any] = {
+        "lr": optim.lr,
+        "betas": optim.betas,
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
+    if config.zero.offload_optimizer != "none":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(trained, adamw_mode=True, **keywords)
+        return optimizer
+    return torch.optim.AdamW(trained, fused=trained[0].is_cuda, **keywords)
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,191 @@
+"""The policy on one rank: log-probabilities of rollouts, and updates by any registered loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rlhf_ray.algorithms import metric_sums
+from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, PolicyLossParams
+from rlhf_ray.algorithms.reduction import Reduction
+from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
+from rlhf_ray.algorithms.token_loss import TokenLoss
+from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.online import AlgorithmConfig
+from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
+from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.learner.loading import zero3_loading
+from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
+from rlhf_ray.learner.scoring import score_rollouts
+from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.models.heads import TokenScorer
+from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.types import Experience, Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec:
+    """What a policy is made from.
+
+    Attributes:
+        temperature: Of sampling; divides the logits here too.
+        max_new_tokens: Divides sequences under reduction `constant`.
+        total_steps: Optimiser steps of the run.
+        replay_folder: Where experience goes whose update was not finite.
+    """
+
+    learner: LearnerConfig
+    algorithm: AlgorithmConfig
+    temperature: float
+    max_new_tokens: int
+    total_steps: int
+    replay_folder: str
+    seed: int
+
+
+class PolicyLearner:
+    """Holds one rank's share of the policy."""
+
+    def __init__(self, spec: PolicySpec, *, device: torch.device) -> None:
+        """Load the model and hand it to DeepSpeed."""
+        torch.manual_seed(spec.seed)
+        self.spec, self.device = spec, device
+        config = spec.learner
+        with zero3_loading(config.zero):
+            self.lm = load_causal_lm(config.model, device=device)
+        self.lm.train()
+        self.engine = TrainingEngine(
+            TokenScorer(
+                self.lm, temperature=spec.temperature, chunk_tokens=config.logits_chunk_tokens
+            ),
+            config,
+            total_steps=spec.total_steps,
+        )
+
+    def logprobs(
+        self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
+    ) -> list[npt.NDArray[np.float32]]:
+        """Log-probabilities of this rank's rows, in the order in which the plan names them."""
+        self.engine.engine.eval()
+        scored = score_rollouts(
+            lambda batch, num_chunks: self.engine(batch, num_chunks=num_chunks)[0],
+            rollouts,
+            plan,
+            layout=self.spec.learner.layout,
+            chunk_tokens=self.spec.learner.logits_chunk_tokens,
+            device=self.device,
+        )
+        self.engine.engine.train()
+        return scored
+
+    def update(
+        self, rows: Sequence[Experience], plan: UpdatePlan, kl_coefficient: float
+    ) -> dict[str, float]:
+        """Epochs times minibatches of the policy loss and its regularizers."""
+        spec = self.spec
+        return run_update(
+            self.engine,
+            rows,
+            [len(row.rollout.response_ids_T) for row in rows],
+            plan,
+            lambda picked, reduction, num_chunks: self._loss(
+                picked, reduction, num_chunks, kl_coefficient
+            ),
+            UpdateSettings(
+                reduction=spec.algorithm.reduction,
+                constant_length=spec.max_new_tokens,
+                chunk_tokens=spec.learner.logits_chunk_tokens,
+                replay_folder=spec.replay_folder,
+            ),
+        )
+
+    def _loss(
+        self,
+        rows: Sequence[Experience],
+        reduction: Reduction,
+        num_chunks: int,
+        kl_coefficient: float,
+    ) -> tuple[torch.Tensor, Metrics]:
+        algorithm, device = self.spec.algorithm, self.device
+        batch = rollout_batch(
+            [row.rollout for row in rows],
+            padded=self.spec.learner.layout == "padded",
+            device=device,
+        )
+        logprobs_T, entropy_T = self.engine(batch, with_entropy=True, num_chunks=num_chunks)
+        mask_T = own_mask(rows, device)
+        term_inputs = LossTermInputs(
+            mask_T=mask_T,
+            logprobs_T=logprobs_T,
+            reference_logprobs_T=_floats(rows, "reference_logprobs_T", device),
+            entropy_T=entropy_T,
+        )
+        terms = [
+            (1.0, self._policy_loss(rows, logprobs_T, mask_T, batch.segments_T, batch.num_sequences)),
+            (algorithm.entropy_coefficient, LOSS_TERMS["entropy"](term_inputs)),
+        ]
+        if algorithm.kl.where == "loss" and kl_coefficient:
+            terms.append((kl_coefficient, LOSS_TERMS[f"kl_{algorithm.kl.estimator}"](term_inputs)))
+        lens_B = own_lens(rows, device)
+        loss = logprobs_T.new_zeros(())
+        for coefficient, term in terms:
+            if coefficient:
+                reduced = reduction.reduce(term.loss_T, mask_T, batch.segments_T, lens_B)
+                loss = loss + coefficient * reduced
+        return loss, metric_sums.merge(term.metrics for _, term in terms)
+
+    def _policy_loss(
+        self,
+        rows: Sequence[Experience],
+        logprobs_T: torch.Tensor,
+        mask_T: torch.Tensor,
+        segments_T: torch.Tensor,
+        num_sequences: int,
+    ) -> TokenLoss:
+        algorithm, device = self.spec.algorithm, self.device
+        term = POLICY_LOSSES[algorithm.policy_loss](
+            PolicyLossInputs(
+                logprobs_T=logprobs_T,
+                old_logprobs_T=_floats(rows, "old_logprobs_T", device),
+                advantages_T=_floats(rows, "advantages_T", device),
+                mask_T=mask_T,
+                segments_T=segments_T,
+                num_sequences=num_sequences,
+            ),
+            policy_loss_params(algorithm),
+        )
+        correction_T = _floats(rows, "correction_T", device)
+        return TokenLoss(loss_T=term.loss_T * correction_T, metrics=term.metrics)
+
+    def save(self, folder: Path) -> None:
+        """Write everything that training goes on from."""
+        self.engine.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        self.engine.load(folder)
+
+    def close(self) -> None:
+        """Release the model."""
+        self.engine.close()
+
+
+def policy_loss_params(algorithm: AlgorithmConfig) -> PolicyLossParams:
+    """The configuration's numbers for the losses; a dual clip of 0 is none."""
+    return PolicyLossParams(
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+        dual_clip=algorithm.dual_clip or None,
+        tau_pos=algorithm.sapo_temperature_positive,
+        tau_neg=algorithm.sapo_temperature_negative,
+    )
+
+
+def _floats(rows: Sequence[Experience], name: str, device: torch.device) -> torch.Tensor:
+    return flat(rows, lambda row: getattr(row, name), dtype=torch.float32, device=device)

@@ -1,0 +1,62 @@
+"""The frozen reference on one rank; ZeRO-3 spreads it over ranks where one GPU cannot hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import deepspeed
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rlhf_ray.config.online import ReferenceConfig
+from rlhf_ray.data.packing import RankedMicroBatches
+from rlhf_ray.learner.engine import deepspeed_config
+from rlhf_ray.learner.loading import zero3_loading
+from rlhf_ray.learner.scoring import score_rollouts
+from rlhf_ray.models.heads import TokenScorer
+from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.types import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSpec:
+    """What a reference is made from; the temperature is sampling's."""
+
+    reference: ReferenceConfig
+    temperature: float
+
+
+class FrozenReference:
+    """Scores and never changes."""
+
+    def __init__(self, spec: ReferenceSpec, *, device: torch.device) -> None:
+        """Load the model."""
+        self.spec, self.device = spec, device
+        config = spec.reference
+        with zero3_loading(config.zero):
+            lm = load_causal_lm(config.model, device=device)
+        self.module: torch.nn.Module = TokenScorer(
+            lm.eval(), temperature=spec.temperature, chunk_tokens=config.logits_chunk_tokens
+        )
+        if config.zero.stage == 3:
+            bf16 = next(lm.parameters()).dtype is torch.bfloat16
+            settings = deepspeed_config(config.zero, bf16=bf16, max_grad_norm=0.0)
+            self.module, *_ = deepspeed.initialize(
+                model=self.module, config=settings, dist_init_required=False
+            )
+
+    def logprobs(
+        self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
+    ) -> list[npt.NDArray[np.float32]]:
+        """Log-probabilities of this rank's rows, in the order in which the plan names them."""
+        config = self.spec.reference
+        return score_rollouts(
+            lambda batch, num_chunks: self.module(batch, num_chunks=num_chunks)[0],
+            rollouts,
+            plan,
+            layout=config.layout,
+            chunk_tokens=config.logits_chunk_tokens,
+            device=self.device,
+        )

@@ -1,0 +1,156 @@
+"""One update: minibatches, each of micro-batches, each a forward and a backward pass."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from rlhf_ray.algorithms import metric_sums
+from rlhf_ray.algorithms.metric_sums import Metric, Metrics
+from rlhf_ray.algorithms.reduction import Reduction, ReductionKind, ReductionTotals
+from rlhf_ray.data.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
+from rlhf_ray.learner.engine import TrainingEngine
+
+Row = TypeVar("Row")
+# Rows of one micro-batch, the reduction of its optimiser step, and the calls of the vocabulary
+# product that all ranks make -> loss (this micro-batch's share of the step's) and metrics.
+MicroBatchLoss = Callable[[Sequence[Any], Reduction, int], tuple[torch.Tensor, Metrics]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettings:
+    """How minibatches become optimiser steps.
+
+    Attributes:
+        reduction: Of token losses.
+        constant_length: For reduction `constant`.
+        chunk_tokens: Logits exist for at most this many tokens at a time.
+        replay_folder: Where rows go whose step was skipped; empty for nowhere.
+    """
+
+    reduction: ReductionKind
+    constant_length: int
+    chunk_tokens: int
+    replay_folder: str
+
+
+def run_update(
+    engine: TrainingEngine,
+    rows: Sequence[Row],
+    scored_tokens_B: Sequence[int],
+    plan: UpdatePlan,
+    loss_of: MicroBatchLoss,
+    settings: UpdateSettings,
+) -> dict[str, float]:
+    """Take every optimiser step of a plan, on one rank; all ranks call it with the same arguments.
+
+    Args:
+        engine: What is trained.
+        rows: All rows of the plan, those of other ranks included.
+        scored_tokens_B: Tokens of each row that pass through the vocabulary product.
+        plan: Which rows go where.
+        loss_of: Loss of one micro-batch.
+        settings: Reduction and the like.
+
+    Returns:
+        Metrics over all ranks: the loss's own, and `loss`, `grad_norm`, `lr`, `skipped_steps`.
+    """
+    rank = dist.get_rank()
+    parts: list[Metrics] = []
+    results = []
+    for minibatch in plan.minibatches:
+        reduction = _reduction(minibatch, settings)
+        micro_batches = minibatch.micro_batches_by_rank[rank]
+        for index, micro_batch in enumerate(micro_batches):
+            num_chunks = _num_chunks(
+                minibatch.micro_batches_by_rank, index, scored_tokens_B, settings.chunk_tokens
+            )
+            loss, metrics = loss_of([rows[row] for row in micro_batch], reduction, num_chunks)
+            engine.backward(loss, is_last=index == len(micro_batches) - 1)
+            share = 1.0 / (len(micro_batches) * dist.get_world_size())
+            parts.append({**metrics, "loss": _share_of_mean(loss, share)})
+        result = engine.step()
+        results.append(result)
+        if not result.applied:
+            _write_for_replay(rows, minibatch, settings.replay_folder)
+    applied = [result for result in results if result.applied]
+    return {
+        **_over_ranks(parts),
+        "grad_norm": _mean([result.grad_norm for result in applied]),
+        "lr": results[-1].lr,
+        "skipped_steps": float(len(results) - len(applied)),
+    }
+
+
+def num_chunks_of_pass(
+    plan: RankedMicroBatches, index: int, scored_tokens_B: Sequence[int], chunk_tokens: int
+) -> int:
+    """Calls of the vocabulary product in micro-batch `index`: the most that any rank needs."""
+    return _num_chunks(plan, index, scored_tokens_B, chunk_tokens)
+
+
+def _num_chunks(
+    plan: RankedMicroBatches, index: int, scored_tokens_B: Sequence[int], chunk_tokens: int
+) -> int:
+    most = max(sum(scored_tokens_B[row] for row in ranks[index]) for ranks in plan)
+    return max(1, -(-most // chunk_tokens))
+
+
+def _reduction(minibatch: MinibatchPlan, settings: UpdateSettings) -> Reduction:
+    return Reduction(
+        kind=settings.reduction,
+        totals=ReductionTotals(
+            num_tokens=minibatch.num_tokens,
+            num_sequences=minibatch.num_sequences,
+            constant_length=settings.constant_length,
+        ),
+    )
+
+
+def _share_of_mean(loss: torch.Tensor, share: float) -> Metric:
+    # Parts of one optimiser step's loss add up; their shares add up to 1 a step. So the quotient of
+    # the sums is the mean loss of a step.
+    return Metric(kind="mean", sums=torch.stack([loss.detach().double(), _like(loss, share)]))
+
+
+def _like(loss: torch.Tensor, value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64, device=loss.device)
+
+
+def _over_ranks(parts: Sequence[Metrics]) -> dict[str, float]:
+    def reduced(operation: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        def reduce(sums: torch.Tensor) -> torch.Tensor:
+            sums = sums.clone()
+            dist.all_reduce(sums, op=operation)
+            return sums
+
+        return reduce
+
+    return metric_sums.values(
+        metric_sums.across_ranks(
+            metric_sums.merge(parts),
+            sum_ranks=reduced(dist.ReduceOp.SUM),
+            max_ranks=reduced(dist.ReduceOp.MAX),
+        )
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _write_for_replay(rows: Sequence[Any], minibatch: MinibatchPlan, folder: str) -> None:
+    if not folder or dist.get_rank() != 0:
+        return
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    picked = [rows[r] for rank in minibatch.micro_batches_by_rank for mb in rank for r in mb]
+    number = len(list(target.glob("skipped_*.pkl")))
+    (target / f"skipped_{number:04d}.pkl").write_bytes(pickle.dumps(picked))

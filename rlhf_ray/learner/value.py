@@ -1,0 +1,121 @@
+"""The critic on one rank: values of rollouts, and updates towards returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.reduction import Reduction
+from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
+from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.online import AlgorithmConfig
+from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
+from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.learner.loading import zero3_loading
+from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
+from rlhf_ray.learner.scoring import score_rollouts
+from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.models.heads import ValueModel
+from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.types import Experience, Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueSpec:
+    """What a critic is made from; see `PolicySpec`."""
+
+    learner: LearnerConfig
+    algorithm: AlgorithmConfig
+    max_new_tokens: int
+    total_steps: int
+    replay_folder: str
+    seed: int
+
+
+class ValueLearner:
+    """Holds one rank's share of the critic."""
+
+    def __init__(self, spec: ValueSpec, *, device: torch.device) -> None:
+        """Load the decoder, put a head on it and hand both to DeepSpeed."""
+        torch.manual_seed(spec.seed)
+        self.spec, self.device = spec, device
+        with zero3_loading(spec.learner.zero):
+            lm = load_causal_lm(spec.learner.model, device=device)
+        model = ValueModel(lm, seed=spec.seed)
+        model.train()
+        self.engine = TrainingEngine(model, spec.learner, total_steps=spec.total_steps)
+
+    def values(
+        self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
+    ) -> list[npt.NDArray[np.float32]]:
+        """Values of this rank's rows, in the order in which the plan names them."""
+        self.engine.engine.eval()
+        scored = score_rollouts(
+            lambda batch, num_chunks: self.engine(batch),
+            rollouts,
+            plan,
+            layout=self.spec.learner.layout,
+            chunk_tokens=self.spec.learner.logits_chunk_tokens,
+            device=self.device,
+        )
+        self.engine.engine.train()
+        return scored
+
+    def update(self, rows: Sequence[Experience], plan: UpdatePlan) -> dict[str, float]:
+        """Epochs times minibatches of the value loss."""
+        spec = self.spec
+        return run_update(
+            self.engine,
+            rows,
+            [len(row.rollout.response_ids_T) for row in rows],
+            plan,
+            self._loss,
+            UpdateSettings(
+                reduction=spec.algorithm.reduction,
+                constant_length=spec.max_new_tokens,
+                chunk_tokens=spec.learner.logits_chunk_tokens,
+                replay_folder=spec.replay_folder,
+            ),
+        )
+
+    def _loss(
+        self, rows: Sequence[Experience], reduction: Reduction, num_chunks: int
+    ) -> tuple[torch.Tensor, Metrics]:
+        device, algorithm = self.device, self.spec.algorithm
+        batch = rollout_batch(
+            [row.rollout for row in rows],
+            padded=self.spec.learner.layout == "padded",
+            device=device,
+        )
+        mask_T = own_mask(rows, device)
+        term = VALUE_LOSSES[algorithm.value_loss](
+            ValueLossInputs(
+                values_T=self.engine(batch),
+                old_values_T=flat(
+                    rows, lambda row: row.values_T, dtype=torch.float32, device=device
+                ),
+                returns_T=flat(rows, lambda row: row.returns_T, dtype=torch.float32, device=device),
+                mask_T=mask_T,
+            ),
+            ValueLossParams(clip=algorithm.value_clip),
+        )
+        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, own_lens(rows, device))
+        return loss, term.metrics
+
+    def save(self, folder: Path) -> None:
+        """Write everything that training goes on from."""
+        self.engine.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        self.engine.load(folder)
+
+    def close(self) -> None:
+        """Release the model."""
+        self.engine.close()

@@ -1,0 +1,1 @@
+"""Models: loading, packed batches, attention, heads, export."""
