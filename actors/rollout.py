@@ -4,66 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import ray
 
-from actors.deadline import within
-from rlhf_ray.config.online import RolloutConfig
+from actors.bucket import Bucket
+from actors.engine import EngineSpec, engine_arguments
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineSpec:
-    """What one engine is started with.
-
-    Attributes:
-        model_path: Folder in the transformers layout.
-        num_gpus: Tensor parallelism; 0 runs vLLM's CPU backend.
-        weight_backend: vLLM's name of the weight-transfer engine.
-    """
-
-    model_path: str
-    tokenizer_path: str
-    trust_remote_code: bool
-    rollout: RolloutConfig
-    num_gpus: int
-    weight_backend: str
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bucket:
-    """Some weights on their way to an engine.
-
-    Attributes:
-        data: uint8 array that holds the tensors one after the other.
-    """
-
-    names: list[str]
-    dtype_names: list[str]
-    shapes: list[list[int]]
-    data: np.ndarray[Any, np.dtype[np.uint8]]
-
-
-@ray.remote(concurrency_groups={"control": 2})
+@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class RolloutReplica:
     """One engine. Requests run together under vLLM's continuous batching."""
 
-    def __init__(self, spec: EngineSpec, name: str) -> None:
-        """Keep the specification; `start` does the slow part."""
+    def __init__(self, name: str, environment: Mapping[str, str], spec: EngineSpec) -> None:
+        """Set the environment, which vLLM reads at import; `start` does the slow part."""
+        os.environ.update(environment)
+        os.environ["VLLM_PLUGINS"] = "rlhf_ray"
+        if not spec.num_gpus:
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(spec.rollout.kv_cache_gb)))
+            # Two engines on one machine would otherwise bind their threads to the same cores.
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         logging.basicConfig(level=logging.INFO)
         self.spec, self.name = spec, name
         self.version = -1
         self.num_requests = 0
-        self.started_s = time.monotonic()
 
     async def start(self) -> None:
         """Load the model and start vLLM's processes.
@@ -225,6 +196,18 @@ class RolloutReplica:
         await self.engine.resume_generation()
         return self.version
 
+    async def sleep(self) -> None:
+        """Give the GPU's memory to whoever shares it; weights wait on the host."""
+        await self.engine.sleep(level=1)
+
+    async def wake_up(self) -> None:
+        """Take the memory back."""
+        await self.engine.wake_up()
+
+    def process_id(self) -> int:
+        """Of this actor."""
+        return os.getpid()
+
     async def stop(self) -> None:
         """End vLLM's processes."""
         if hasattr(self, "engine"):
@@ -238,38 +221,8 @@ def summarize(rollout: Rollout) -> RolloutSummary:
         sample=rollout.sample,
         num_prompt_tokens=len(rollout.prompt.token_ids_T),
         num_response_tokens=len(rollout.response_ids_T),
+        num_own_tokens=int(rollout.own_T.sum()),
         finish_reason=rollout.finish_reason,
         version_min=int(rollout.versions_T.min()),
         version_max=int(rollout.versions_T.max()),
     )
-
-
-def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
-    """vLLM's engine arguments of one replica."""
-    from vllm.config import WeightTransferConfig
-
-    rollout = spec.rollout
-    dtype = rollout.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if spec.num_gpus else "float32"
-    arguments: dict[str, Any] = {
-        "model": spec.model_path,
-        "tokenizer": spec.tokenizer_path,
-        "trust_remote_code": spec.trust_remote_code,
-        "dtype": dtype,
-        "max_num_seqs": rollout.max_num_seqs,
-        "max_model_len": rollout.max_model_len or None,
-        "tensor_parallel_size": max(1, spec.num_gpus),
-        "enforce_eager": rollout.enforce_eager,
-        "seed": spec.seed,
-        # vLLM's default ignores the temperature; the trainer's log-probabilities do not.
-        "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": WeightTransferConfig(backend=spec.weight_backend),
-        "disable_log_stats": True,
-    }
-    if spec.num_gpus:
-        arguments["gpu_memory_utilization"] = rollout.gpu_memory_share
-    else:
-        arguments["distributed_executor_backend"] = "uni"
-        arguments["enforce_eager"] = True
-    return arguments | rollout.engine

@@ -16,6 +16,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from actors.bucket import padded_bytes
+
 BACKEND = "object_store"
 
 
@@ -32,7 +34,7 @@ class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
         names: Parameter names of the transformers checkpoint.
         dtype_names: As in `torch`, without the prefix.
         shapes: Full shapes.
-        data: The tensors' bytes, in the order of `names`.
+        data: The tensors' bytes, in the order of `names`, as `bucket.pack` lays them.
     """
 
     names: list[str]
@@ -95,7 +97,7 @@ def unpack_bucket(bucket: ObjectStoreUpdateInfo) -> list[tuple[str, torch.Tensor
         dtype = getattr(torch, dtype_name)
         num_bytes = dtype.itemsize * torch.Size(shape).numel()
         weights.append((name, flat[start : start + num_bytes].view(dtype).view(shape)))
-        start += num_bytes
+        start += padded_bytes(num_bytes)
     if start != len(bucket.data):
         raise ValueError(f"a bucket's shapes ask for {start} bytes, got {len(bucket.data)}")
     return weights

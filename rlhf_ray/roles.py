@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from rlhf_ray.data.packing import UpdatePlan
-from rlhf_ray.types import RolloutSummary, Score
+from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
 # Opaque to the loops: Ray's ObjectRef in a cluster, the value itself in a fake.
 Ref: TypeAlias = Any
@@ -23,12 +23,12 @@ class GenerationRequest:
     """All samples of one prompt.
 
     Attributes:
-        prompt_ref: Reference to the `Prompt`, or the prompt itself: prompts are short.
+        prompt: What is answered.
         seeds_G: One a sample: the same seed and prompt give the same sample.
         temperature: 0 is greedy.
     """
 
-    prompt: Any
+    prompt: Prompt
     seeds_G: tuple[int, ...]
     temperature: float
     max_new_tokens: int
@@ -39,8 +39,8 @@ class Shard:
     """Some rows of a batch, in one object.
 
     Attributes:
-        ref: Resolves to a list with one entry a row, in the order of `rows`.
-        rows: Which rows of the batch.
+        ref: Resolves to a list.
+        rows: For each entry of that list the row of the batch it belongs to, or -1 for none.
     """
 
     ref: Ref
@@ -72,6 +72,14 @@ class RolloutEngine(Protocol):
         """Sample every request; rows come in the order of requests, then samples."""
         ...
 
+    async def sleep(self) -> None:
+        """Leave shared GPUs to another role; nothing where they are not shared."""
+        ...
+
+    async def wake_up(self) -> None:
+        """Take shared GPUs back."""
+        ...
+
 
 class Reference(Protocol):
     """The frozen model."""
@@ -101,7 +109,11 @@ class Value(Protocol):
         ...
 
     async def save(self, folder: str) -> None:
-        """Write this role's trained state below `folder`."""
+        """Write this role's trained state into `folder`."""
+        ...
+
+    async def restore(self, folder: str) -> None:
+        """Read what `save` wrote."""
         ...
 
 
@@ -121,5 +133,46 @@ class Policy(Protocol):
         ...
 
     async def save(self, folder: str) -> None:
-        """Write this role's trained state below `folder`."""
+        """Write this role's trained state into `folder`."""
         ...
+
+    async def restore(self, folder: str) -> None:
+        """Read what `save` wrote."""
+        ...
+
+    async def export(self, folder: str, tokenizer_path: str) -> None:
+        """Write the model in the transformers layout."""
+        ...
+
+
+class Assembler(Protocol):
+    """Turns rollouts and scores into experience, away from the controller."""
+
+    async def build(
+        self,
+        batch: RolloutBatch,
+        scores_B: Sequence[float],
+        *,
+        old: Sequence[Shard],
+        reference: Sequence[Shard] | None,
+        values: Sequence[Shard] | None,
+        kl_coefficient: float,
+    ) -> tuple[Ref, Metrics]:
+        """A reference to one `Experience` a row, and metrics."""
+        ...
+
+    async def texts(self, batch: RolloutBatch, rows: Sequence[int]) -> Sequence[Rollout]:
+        """A few rollouts in full, to be shown."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """All that an online job talks to; `reference` and `value` where the algorithm has them."""
+
+    rollout: RolloutEngine
+    policy: Policy
+    reward: Reward
+    assembler: Assembler
+    reference: Reference | None
+    value: Value | None

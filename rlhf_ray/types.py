@@ -88,6 +88,7 @@ class RolloutSummary:
     sample: int
     num_prompt_tokens: int
     num_response_tokens: int
+    num_own_tokens: int
     finish_reason: FinishReason
     version_min: int
     version_max: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -12,9 +13,36 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 class Config(BaseModel):
-    """Frozen, and an unknown key is an error."""
+    """Frozen, and an unknown key is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    A section that is given in part keeps the other defaults of the class that it stands in:
+    `PpoConfig` with `algorithm: {epochs: 2}` still has PPO's advantage and KL.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_keep_their_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        completed = dict(values)
+        for name, field in cls.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            if isinstance(default, BaseModel) and isinstance(values.get(name), Mapping):
+                completed[name] = _laid_over(default.model_dump(exclude_unset=True), values[name])
+        return completed
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` where it has a value, else `below`, mapping by mapping."""
+    merged = {**below, **above}
+    for name in below.keys() & above.keys():
+        if isinstance(below[name], Mapping) and isinstance(above[name], Mapping):
+            merged[name] = _laid_over(below[name], above[name])
+    return merged
 
 
 class LoraConfig(Config):
@@ -30,11 +58,14 @@ class ModelConfig(Config):
     """Where a model comes from and how it is held.
 
     Attributes:
-        path: Folder in the transformers layout, or a hub name. Empty in a role that takes the policy's.
+        path: Folder in the transformers layout, or a hub name. Empty in a role that takes the
+            policy's.
         tokenizer: Folder or hub name of the tokenizer; empty for the model's own.
         chat_template: Jinja text or a file's path; empty for the tokenizer's own.
-        dtype: Of the weights in forward and backward passes; `auto` is bfloat16 on GPU, float32 on CPU.
-        attention: `auto` is flash attention where installed, else `packed_sdpa`, which needs nothing.
+        dtype: Of the weights in forward and backward passes; `auto` is bfloat16 on GPU, float32 on
+            CPU.
+        attention: `auto` is flash attention where installed, else `packed_sdpa`, which needs
+            nothing.
         quantization: Base weights in 4 or 8 bit through bitsandbytes; needs `lora.rank` above 0.
     """
 
@@ -73,7 +104,7 @@ class OptimConfig(Config):
 
 
 class ZeroConfig(Config):
-    """DeepSpeed's ZeRO stage and offloading; `extra` is merged into DeepSpeed's own configuration."""
+    """DeepSpeed's ZeRO stage and offloading; `extra` is merged into DeepSpeed's own settings."""
 
     stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
@@ -115,8 +146,8 @@ class GroupConfig(Config):
 
     Attributes:
         ranks: Processes of a rank group; for `rollout` the number of engines.
-        gpus_per_rank: GPUs of one rank; for `rollout` of one engine, which is its tensor parallelism.
-            0 runs on the CPU.
+        gpus_per_rank: GPUs of one rank; for `rollout` of one engine, which is its tensor
+            parallelism. 0 runs on the CPU.
         cpus_per_rank: CPU cores, also the threads that the rank may use.
         share: Name of another role on whose GPUs this one lives; empty for GPUs of its own.
         strategy: Ray's placement strategy for the group's bundles.
@@ -191,7 +222,7 @@ class TimeoutConfig(Config):
 
 
 class RayConfig(Config):
-    """`address` empty starts Ray on this machine; `auto` joins the cluster this machine belongs to."""
+    """`address` empty starts Ray on this machine; `auto` joins the cluster it belongs to."""
 
     address: str = ""
     num_cpus: NonNegativeInt = 0
@@ -217,3 +248,9 @@ class JobConfig(Config):
     wandb: WandbConfig = WandbConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     nonfinite_steps_to_stop: PositiveInt = 3
+
+    @model_validator(mode="after")
+    def _resume_has_a_folder(self) -> JobConfig:
+        if self.resume == "auto" and not self.run_dir:
+            raise ValueError("resume 'auto' needs run_dir, the folder of the run to go on with")
+        return self

@@ -268,6 +268,11 @@ class OnlineConfig(JobConfig):
         return self
 
     @property
+    def uses_reference(self) -> bool:
+        """Whether the KL to a reference model is part of training."""
+        return self.algorithm.kl.coefficient > 0
+
+    @property
     def uses_value(self) -> bool:
         """Whether the advantage needs a critic."""
         return self.algorithm.advantage == "gae"

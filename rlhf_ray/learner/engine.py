@@ -85,9 +85,7 @@ class TrainingEngine:
         self.config, self.total_steps = config, total_steps
         self.num_steps = 0
         trained = [p for p in module.parameters() if p.requires_grad]
-        self._own_clipping = (
-            config.zero.stage == 0 and next(iter(trained)).dtype is torch.float32
-        )
+        self._own_clipping = config.zero.stage == 0 and next(iter(trained)).dtype is torch.float32
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=_adamw(trained, config),

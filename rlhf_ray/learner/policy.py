@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, P
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.algorithms.token_loss import TokenLoss
-from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import AlgorithmConfig
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.engine import TrainingEngine
@@ -26,27 +24,8 @@ from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience, Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicySpec:
-    """What a policy is made from.
-
-    Attributes:
-        temperature: Of sampling; divides the logits here too.
-        max_new_tokens: Divides sequences under reduction `constant`.
-        total_steps: Optimiser steps of the run.
-        replay_folder: Where experience goes whose update was not finite.
-    """
-
-    learner: LearnerConfig
-    algorithm: AlgorithmConfig
-    temperature: float
-    max_new_tokens: int
-    total_steps: int
-    replay_folder: str
-    seed: int
 
 
 class PolicyLearner:
@@ -127,7 +106,10 @@ class PolicyLearner:
             entropy_T=entropy_T,
         )
         terms = [
-            (1.0, self._policy_loss(rows, logprobs_T, mask_T, batch.segments_T, batch.num_sequences)),
+            (
+                1.0,
+                self._policy_loss(rows, logprobs_T, mask_T, batch.segments_T, batch.num_sequences),
+            ),
             (algorithm.entropy_coefficient, LOSS_TERMS["entropy"](term_inputs)),
         ]
         if algorithm.kl.where == "loss" and kl_coefficient:

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import deepspeed
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlhf_ray.config.online import ReferenceConfig
 from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.engine import deepspeed_config
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.specs import ReferenceSpec
 from rlhf_ray.types import Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceSpec:
-    """What a reference is made from; the temperature is sampling's."""
-
-    reference: ReferenceConfig
-    temperature: float
 
 
 class FrozenReference:

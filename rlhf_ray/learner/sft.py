@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 
 from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
 from rlhf_ray.algorithms.reduction import Reduction
-from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.data.packing import UpdatePlan
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
@@ -19,17 +17,8 @@ from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.batch import build_batch
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.specs import SftSpec
 from rlhf_ray.types import SftExample
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftSpec:
-    """What an SFT job trains."""
-
-    learner: LearnerConfig
-    total_steps: int
-    replay_folder: str
-    seed: int
 
 
 class SftLearner:

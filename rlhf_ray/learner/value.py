@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,6 @@ import torch
 from rlhf_ray.algorithms.metric_sums import Metrics
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
-from rlhf_ray.config.base import LearnerConfig
-from rlhf_ray.config.online import AlgorithmConfig
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
@@ -23,19 +20,8 @@ from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.heads import ValueModel
 from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.specs import ValueSpec
 from rlhf_ray.types import Experience, Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueSpec:
-    """What a critic is made from; see `PolicySpec`."""
-
-    learner: LearnerConfig
-    algorithm: AlgorithmConfig
-    max_new_tokens: int
-    total_steps: int
-    replay_folder: str
-    seed: int
 
 
 class ValueLearner:

@@ -7,7 +7,7 @@ import logging
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
@@ -38,7 +38,9 @@ def resolve_attention(config: ModelConfig, device: torch.device) -> str:
             "set packed_sdpa or auto"
         )
     half = resolve_dtype(config.dtype, device) is torch.bfloat16
-    if config.attention == "flash_attention_2" or (config.attention == "auto" and installed and half):
+    if config.attention == "flash_attention_2" or (
+        config.attention == "auto" and installed and half
+    ):
         return "flash_attention_2"
     return attention.NAME
 
@@ -67,7 +69,9 @@ def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedMo
     try:
         model = AutoModelForCausalLM.from_pretrained(config.path, **keywords)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load a causal language model from {config.path!r}: {error}") from error
+        raise ConfigError(
+            f"cannot load a causal language model from {config.path!r}: {error}"
+        ) from error
     if config.quantization == "none":
         model = model.to(device)
     model.config.use_cache = False
@@ -117,9 +121,3 @@ def _quantization(config: ModelConfig) -> Any:
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=True,
     )
-
-
-def context_length(path: str, *, trust_remote_code: bool) -> int:
-    """Most tokens that the model can take, by its own configuration."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    return int(config.get_text_config().max_position_embeddings)

@@ -1,0 +1,59 @@
+# Every target sets up what it needs. `make help` lists them.
+
+PYTHON ?= python3.11
+PIP_ARGS ?=
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCK := requirements/cpu.lock
+TORCH := $(shell grep '^torch==' $(LOCK))
+
+# PyPI's torch is a CUDA build of several GB. The CPU build's index is added, unless pip was
+# already told where to look (pip.conf or PIP_* variables): then that place decides.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_ARGS = $$($(BIN)/pip config list | grep -qE 'index-url|find-links' || echo --extra-index-url $(TORCH_CPU_INDEX))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lock clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  PYTHON=python3.11     the interpreter of .venv'
+	@echo '  PIP_ARGS=...          further arguments of every pip install (--index-url, --proxy, ...)'
+	@echo '  TORCH_CPU_INDEX=URL   where the CPU build of torch is; unused where pip.conf names a place'
+	@echo '  DEMO_ARGS=...         further arguments of the demo'
+	@echo '  TEST_ARGS=...         further arguments of pytest (-k gae, tests/unit, ...)'
+
+setup: $(STAMP) ## make .venv and install everything for a CPU machine
+
+# --no-deps: the lock is complete, and vLLM's requirements would pull a CUDA torchvision.
+$(STAMP): pyproject.toml $(LOCK)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --no-deps $(PIP_ARGS) $(TORCH_ARGS) $(TORCH)
+	$(BIN)/pip install -q --no-deps $(PIP_ARGS) -r $(LOCK)
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: $(STAMP) ## train a small model by SFT, GRPO and PPO, and show that it got better
+	$(BIN)/python -m launch.demo $(DEMO_ARGS)
+
+test: $(STAMP) ## run every test that needs no GPU
+	$(BIN)/python -m pytest tests -q -m "not gpu" $(TEST_ARGS)
+
+check: $(STAMP) ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock: $(STAMP) ## write requirements/cpu.lock from what .venv holds now
+	@{ grep '^#' $(LOCK); $(BIN)/pip freeze --all --exclude-editable --exclude pip \
+		| sed 's/^\(torch==[^+]*\)+cpu$$/\1/'; } > $(LOCK).new && mv $(LOCK).new $(LOCK)
+
+clean: ## remove .venv, caches and build outputs; keep runs/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find rlhf_ray actors launch tests -name __pycache__ -type d -prune -exec rm -rf {} +

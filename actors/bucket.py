@@ -1,0 +1,63 @@
+"""Weights on their way to an engine: several tensors laid end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """Some weights on their way to an engine.
+
+    Attributes:
+        data: uint8 array that holds the tensors one after the other.
+    """
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+    data: npt.NDArray[np.uint8]
+
+
+# A view of a tensor's bytes must start where its dtype may.
+ALIGNMENT_BYTES = 16
+
+
+def padded_bytes(num_bytes: int) -> int:
+    """Room that a tensor of so many bytes takes in a bucket."""
+    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def pack(weights: Iterable[tuple[str, torch.Tensor]], *, bucket_bytes: int) -> Iterator[Bucket]:
+    """Lay tensors into buckets of about `bucket_bytes`; a larger tensor gets one of its own."""
+    pending: list[tuple[str, torch.Tensor]] = []
+    size = 0
+    for name, tensor in weights:
+        num_bytes = padded_bytes(tensor.nbytes)
+        if pending and size + num_bytes > bucket_bytes:
+            yield _bucket(pending, size)
+            pending, size = [], 0
+        pending.append((name, tensor.detach().to("cpu", copy=True).contiguous()))
+        size += num_bytes
+    if pending:
+        yield _bucket(pending, size)
+
+
+def _bucket(weights: list[tuple[str, torch.Tensor]], size: int) -> Bucket:
+    data = np.zeros(size, dtype=np.uint8)
+    start = 0
+    for _, tensor in weights:
+        flat = tensor.flatten().view(torch.uint8).numpy()
+        data[start : start + len(flat)] = flat
+        start += padded_bytes(len(flat))
+    return Bucket(
+        names=[name for name, _ in weights],
+        dtype_names=[str(tensor.dtype).removeprefix("torch.") for _, tensor in weights],
+        shapes=[list(tensor.shape) for _, tensor in weights],
+        data=data,
+    )

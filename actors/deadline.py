@@ -1,0 +1,90 @@
+"""Every wait on a Ray actor goes through here: a deadline, and an error that names what was waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from rlhf_ray.errors import RlhfRayError, RunError
+
+
+class DeadlineError(RunError):
+    """A wait was longer than its deadline."""
+
+
+async def within(
+    refs: Sequence[Any], *, timeout_s: float, actors: Sequence[str], operation: str
+) -> list[Any]:
+    """Wait for one object reference of each actor; the first failure ends the wait for all.
+
+    A rank that dies leaves its peers in a collective that never returns, so waiting for all of them
+    before looking at errors would hide the one that matters.
+
+    Raises:
+        DeadlineError: Not all were there in time; names the actors that were not, and the age.
+        RunError: An actor died or raised; names actor, operation and cause.
+    """
+    started_s = time.monotonic()
+    tasks = [asyncio.ensure_future(_await(ref)) for ref in refs]
+    done, pending = await asyncio.wait(
+        tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION
+    )
+    for name, task in zip(actors, tasks, strict=True):
+        if task in done and (error := task.exception()) is not None:
+            _cancel(pending)
+            raise _translate(error, name, operation, time.monotonic() - started_s) from error
+    if pending:
+        late = [name for name, task in zip(actors, tasks, strict=True) if task in pending]
+        _cancel(pending)
+        raise DeadlineError(
+            f"{operation}: no answer from {', '.join(late)} after "
+            f"{time.monotonic() - started_s:.0f} s (deadline {timeout_s:g} s)"
+        )
+    return [task.result() for task in tasks]
+
+
+def get(
+    refs: Sequence[Any], *, timeout_s: float, actors: Sequence[str], operation: str
+) -> list[Any]:
+    """As `within`, from code that is not asynchronous."""
+    started_s = time.monotonic()
+    try:
+        values: list[Any] = ray.get(list(refs), timeout=timeout_s)
+    except GetTimeoutError as error:
+        raise DeadlineError(
+            f"{operation}: no answer from one of {', '.join(actors)} after "
+            f"{time.monotonic() - started_s:.0f} s (deadline {timeout_s:g} s)"
+        ) from error
+    except (RayActorError, RayTaskError) as error:
+        names = ", ".join(actors)
+        raise _translate(error, names, operation, time.monotonic() - started_s) from error
+    return values
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+def _translate(error: BaseException, actor: str, operation: str, age_s: float) -> RunError:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(error, RayActorError):
+        return RunError(f"{operation}: {actor} died after {age_s:.0f} s: {_first_line(error)}")
+    if isinstance(cause, RlhfRayError):
+        return RunError(f"{operation}: {actor}: {cause}")
+    return RunError(
+        f"{operation}: {actor} failed after {age_s:.0f} s: {type(cause).__name__}: {cause}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

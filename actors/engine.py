@@ -1,0 +1,61 @@
+"""What a vLLM engine is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_ray.config.online import RolloutConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """What one engine is started with.
+
+    Attributes:
+        model_path: Folder in the transformers layout.
+        num_gpus: Tensor parallelism; 0 runs vLLM's CPU backend.
+        weight_backend: vLLM's name of the weight-transfer engine.
+        sleeps: Whether its GPUs serve another role between rollouts.
+    """
+
+    model_path: str
+    tokenizer_path: str
+    trust_remote_code: bool
+    rollout: RolloutConfig
+    num_gpus: int
+    weight_backend: str
+    sleeps: bool
+    seed: int
+
+
+def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """VLLM's engine arguments of one replica."""
+    from vllm.config import WeightTransferConfig
+
+    rollout = spec.rollout
+    dtype = rollout.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if spec.num_gpus else "float32"
+    arguments: dict[str, Any] = {
+        "model": spec.model_path,
+        "tokenizer": spec.tokenizer_path,
+        "trust_remote_code": spec.trust_remote_code,
+        "dtype": dtype,
+        "max_num_seqs": rollout.max_num_seqs,
+        "max_model_len": rollout.max_model_len or None,
+        "tensor_parallel_size": max(1, spec.num_gpus),
+        "enforce_eager": rollout.enforce_eager,
+        "seed": spec.seed,
+        # vLLM's default ignores the temperature; the trainer's log-probabilities do not.
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": WeightTransferConfig(backend=spec.weight_backend),
+        "disable_log_stats": True,
+    }
+    if spec.num_gpus:
+        arguments["gpu_memory_utilization"] = rollout.gpu_memory_share
+        arguments["enable_sleep_mode"] = spec.sleeps
+    else:
+        arguments["distributed_executor_backend"] = "uni"
+        arguments["enforce_eager"] = True
+    return arguments | rollout.engine

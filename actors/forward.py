@@ -1,0 +1,38 @@
+"""Inference passes of a rank group: rows stay in the object store."""
+
+from __future__ import annotations
+
+from actors.deadline import within
+from actors.pool import ActorSet
+from rlhf_ray.data.packing import plan_forward
+from rlhf_ray.roles import RolloutBatch, Shard
+
+
+async def forward(
+    actors: ActorSet,
+    method: str,
+    batch: RolloutBatch,
+    *,
+    max_tokens: int,
+    padded: bool,
+    timeout_s: float,
+) -> list[Shard]:
+    """An inference pass of a rank group over a batch: each rank leaves its rows in the object store."""
+    lengths = [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B]
+    plan = plan_forward(
+        lengths, num_ranks=len(actors), max_tokens_per_micro_batch=max_tokens, padded=padded
+    )
+    # Two objects a call: the first says that the second is there, which stays where it is.
+    calls = [
+        getattr(actor, method).options(num_returns=2).remote(batch, plan) for actor in actors.actors
+    ]
+    await within(
+        [done for done, _ in calls],
+        timeout_s=timeout_s,
+        actors=actors.names,
+        operation=f"{actors.role}.{method}",
+    )
+    return [
+        Shard(ref=ref, rows=tuple(row for rows in ranks for row in rows))
+        for (_, ref), ranks in zip(calls, plan, strict=True)
+    ]

@@ -1,0 +1,148 @@
+"""Rewards: functions, a model, a remote scorer, behind one role."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from actors.deadline import within
+from actors.pool import ActorSet
+from actors.rank import Rank
+from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.online import RewardConfig
+from rlhf_ray.data.packing import plan_forward
+from rlhf_ray.roles import RolloutBatch
+from rlhf_ray.types import Score
+
+if TYPE_CHECKING:
+    from rlhf_ray.rewards.batch import ScoringBatch
+    from rlhf_ray.rewards.functions import RewardFunction
+    from rlhf_ray.rewards.remote import RemoteScorer
+
+MODEL, REMOTE = "model", "remote"
+
+
+@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
+class RewardRank(Rank):
+    """One rank of the reward's group: each scores its rows with the model, rank 0 does the rest."""
+
+    def load(self, reward: RewardConfig, timeout_s: float) -> None:
+        """Make the scorers that the configuration names.
+
+        Raises:
+            ConfigError: One of them cannot be loaded.
+        """
+        from rlhf_ray.rewards.functions import load_functions
+        from rlhf_ray.rewards.remote import RemoteScorer
+
+        self.timeout_s = timeout_s
+        self.functions = load_functions(reward.functions)
+        self.remote = RemoteScorer(reward.remote) if reward.remote.url else None
+        self.model: Any = None
+        if reward.model.path:
+            from rlhf_ray.models.reward import RewardModel
+
+            self.model = RewardModel(reward.model, device=self.device)
+
+    def score_with_model(self, batch: RolloutBatch, rows: Sequence[int]) -> list[float]:
+        """The model's scores of some rows."""
+        rollouts = self.rows(batch)
+        scores: list[float] = self.model.score([rollouts[row] for row in rows])
+        return scores
+
+    def score_with_functions(self, batch: RolloutBatch) -> Mapping[str, Sequence[float | None]]:
+        """The functions' and the remote scorer's scores of all rows, by name.
+
+        Raises:
+            RewardError: A scorer failed; never a reward of 0 in its place.
+        """
+        from rlhf_ray.rewards.batch import ScoringBatch
+
+        scoring = ScoringBatch.from_rollouts(self.rows(batch))
+        # No coroutine may be a method here: Ray would then run every method in an event loop.
+        return asyncio.run(_scores_of(scoring, self.functions, self.remote, self.timeout_s))
+
+    def weights(self, reward: RewardConfig) -> dict[str, float]:
+        """Factor of each scorer in the sum."""
+        weights = {function.name: function.weight for function in self.functions}
+        if reward.model.path:
+            weights[MODEL] = reward.model.weight
+        if self.remote is not None:
+            weights[REMOTE] = reward.remote.weight
+        return weights
+
+
+async def _scores_of(
+    batch: ScoringBatch,
+    functions: Sequence[RewardFunction],
+    remote: RemoteScorer | None,
+    timeout_s: float,
+) -> dict[str, Sequence[float | None]]:
+    calls = {function.name: function.score(batch, timeout_s=timeout_s) for function in functions}
+    if remote is not None:
+        calls[REMOTE] = remote.score(batch)
+    return dict(zip(calls, await asyncio.gather(*calls.values()), strict=True))
+
+
+class RewardGroup:
+    """The reward role on a group of ranks."""
+
+    def __init__(self, actors: ActorSet, reward: RewardConfig, timeouts: TimeoutConfig) -> None:
+        """Wrap started ranks with loaded scorers."""
+        self.actors, self.reward, self.timeouts = actors, reward, timeouts
+
+    async def load(self) -> None:
+        """Make the scorers on every rank."""
+        await self.actors.call(
+            "load", self.reward, self.timeouts.reward_s, timeout_s=self.timeouts.start_s
+        )
+        self.weights: dict[str, float] = await self.actors.call_one(
+            0, "weights", self.reward, timeout_s=self.timeouts.start_s
+        )
+
+    async def score(self, batch: RolloutBatch) -> Sequence[Score]:
+        """One score a row.
+
+        Raises:
+            RunError: A scorer failed; names it and the cause.
+        """
+        from rlhf_ray.rewards.combine import combine
+
+        values, modelled = await asyncio.gather(
+            self.actors.call_one(
+                0, "score_with_functions", batch, timeout_s=self.timeouts.reward_s + 30.0
+            ),
+            self._score_with_model(batch),
+        )
+        prompt_ids = [summary.prompt_id for summary in batch.summaries_B]
+        return combine({**values, **modelled}, self.weights, prompt_ids)
+
+    async def _score_with_model(self, batch: RolloutBatch) -> Mapping[str, Sequence[float | None]]:
+        if not self.reward.model.path:
+            return {}
+        lengths = [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B]
+        plan = plan_forward(
+            lengths,
+            num_ranks=len(self.actors),
+            max_tokens_per_micro_batch=self.reward.model.max_tokens_per_micro_batch,
+            padded=True,
+        )
+        rows_of = [[row for rows in ranks for row in rows] for ranks in plan]
+        refs = [
+            actor.score_with_model.remote(batch, rows)
+            for actor, rows in zip(self.actors.actors, rows_of, strict=True)
+        ]
+        answers = await within(
+            refs,
+            timeout_s=self.timeouts.call_s,
+            actors=self.actors.names,
+            operation="reward.score_with_model",
+        )
+        scores: list[float | None] = [None] * len(lengths)
+        for rows, answer in zip(rows_of, answers, strict=True):
+            for row, score in zip(rows, answer, strict=True):
+                scores[row] = score
+        return {MODEL: scores}

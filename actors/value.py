@@ -1,0 +1,86 @@
+"""The critic: one Ray actor a rank, and the group as the loop sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from actors.forward import forward
+from actors.pool import ActorSet
+from actors.rank import Rank
+from rlhf_ray.config.base import LearnerConfig, TimeoutConfig
+from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
+from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard
+
+if TYPE_CHECKING:
+    from rlhf_ray.specs import ValueSpec
+
+
+@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
+class ValueRank(Rank):
+    """One rank of the critic's group."""
+
+    learner: Any = None
+
+    def load(self, spec: ValueSpec) -> None:
+        """Host the critic that `spec` describes, in place of the one before."""
+        from rlhf_ray.learner.value import ValueLearner
+
+        if self.learner is not None:
+            self.learner.close()
+        self.learner = ValueLearner(spec, device=self.device)
+
+    def values(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
+        """How many rows, and this rank's rows in the order in which the plan names them."""
+        scored = self.learner.values(self.rows(batch), plan)
+        return len(scored), scored
+
+    def update(self, rows: Sequence[Any], plan: UpdatePlan) -> Metrics:
+        """Every optimiser step of a plan."""
+        metrics: Metrics = self.learner.update(rows, plan)
+        return metrics
+
+    def save(self, folder: str) -> None:
+        """Write what training goes on from."""
+        self.learner.save(Path(folder))
+
+    def restore(self, folder: str) -> None:
+        """Read what `save` wrote."""
+        self.learner.load(Path(folder))
+
+
+class ValueGroup:
+    """The value role on a group of ranks."""
+
+    def __init__(self, actors: ActorSet, learner: LearnerConfig, timeouts: TimeoutConfig) -> None:
+        """Wrap started ranks with a loaded learner."""
+        self.actors, self.config, self.timeouts = actors, learner, timeouts
+
+    async def values(self, batch: RolloutBatch) -> Sequence[Shard]:
+        """The expected return before each response token: one float array [T] a row."""
+        return await forward(
+            self.actors,
+            "values",
+            batch,
+            max_tokens=self.config.max_tokens_per_micro_batch,
+            padded=self.config.layout == "padded",
+            timeout_s=self.timeouts.call_s,
+        )
+
+    async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
+        """Epochs times minibatches of the value loss."""
+        metrics: list[Metrics] = await self.actors.call(
+            "update", experience, plan, timeout_s=self.timeouts.call_s
+        )
+        return metrics[0]
+
+    async def save(self, folder: str) -> None:
+        """Write this role's trained state below `folder`."""
+        await self.actors.call("save", folder, timeout_s=self.timeouts.call_s)
+
+    async def restore(self, folder: str) -> None:
+        """Read what `save` wrote."""
+        await self.actors.call("restore", folder, timeout_s=self.timeouts.call_s)

@@ -1,0 +1,119 @@
+"""The command `rlhf-ray JOB CONFIG [--key value ...]`.
+
+Parsing and checking import neither torch nor Ray, so that help and mistakes answer at once; the
+job's own module is imported last.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rlhf_ray.config.base import JobConfig
+from rlhf_ray.config.help import help_text, summary_of
+from rlhf_ray.config.load import load_config
+from rlhf_ray.config.online import GrpoConfig, PpoConfig
+from rlhf_ray.config.preflight import preflight
+from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.errors import ConfigError, RunError
+
+JOBS: Mapping[str, type[JobConfig]] = {"sft": SftConfig, "ppo": PpoConfig, "grpo": GrpoConfig}
+
+EXIT_RUN, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
+
+_HELP = """\
+usage: rlhf-ray JOB CONFIG [--key value ...]
+
+jobs:
+{jobs}
+
+  rlhf-ray JOB --help    every key of a job, with its type and default
+  rlhf-ray --version     the version
+
+options of every job:
+  --seed N               seed of data order, sampling and initial heads
+  --run-dir DIR          folder of the run (default: runs/JOB-CONFIG-TIME)
+  --resume auto          go on from the last checkpoint in --run-dir
+
+Any other key of the configuration can be given as well: --policy.optim.lr 1e-6
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status (0, 1 run failed, 2 bad input, 130 Ctrl-C)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except ConfigError as error:
+        return _fail(error, EXIT_CONFIG)
+    except RunError as error:
+        return _fail(error, EXIT_RUN)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `rlhf-ray ppo --help | head`; Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_RUN
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        jobs = "\n".join(f"  {job:<6} {summary_of(JOBS[job])}" for job in JOBS)
+        print(_HELP.format(jobs=jobs), end="")
+        return 0 if arguments else EXIT_CONFIG
+    if arguments[0] == "--version":
+        print(importlib.metadata.version("rlhf-ray"))
+        return 0
+    job, *rest = arguments
+    if job not in JOBS:
+        near = difflib.get_close_matches(job, JOBS, n=1)
+        meant = f", did you mean {near[0]}?" if near else ";"
+        raise ConfigError(f"no job {job!r}{meant} jobs are {', '.join(JOBS)}")
+    if "-h" in rest or "--help" in rest:
+        _print_keys(job)
+        return 0
+    return _job_runner(job, rest)()
+
+
+def _job_runner(job: str, arguments: list[str]) -> Callable[[], int]:
+    """Check everything that can be checked, then import the job."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError(
+            f"rlhf-ray {job} needs a configuration file, such as configs/{job}/*.yaml"
+        )
+    config = load_config(JOBS[job], arguments[0], arguments[1:])
+    if not config.run_dir:
+        config = config.model_copy(update={"run_dir": default_run_dir(job, arguments[0])})
+    preflight(config)
+    run: Callable[[JobConfig], int] = importlib.import_module(f"launch.{job}").run
+    return lambda: run(config)
+
+
+def default_run_dir(job: str, config_path: str) -> str:
+    """`runs/<job>-<config>-<time>`, for example `runs/ppo-tiny-cpu-20260314-150926`."""
+    return f"runs/{job}-{Path(config_path).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _print_keys(job: str) -> None:
+    width = min(shutil.get_terminal_size().columns, 110)
+    print(f"usage: rlhf-ray {job} CONFIG [--key value ...]\n\nA key given here wins over CONFIG.")
+    print(help_text(JOBS[job], width=width))
+
+
+def _fail(error: Exception, status: int) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

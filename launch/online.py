@@ -1,0 +1,74 @@
+"""PPO and GRPO on a pool: data first, then roles, then the loop."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from actors.pool import Pool
+from launch.cluster import connect, disconnect
+from launch.online_data import OnlineData, load_data
+from launch.online_roles import roles_of, start_roles
+from launch.run_folder import run_folder
+from rlhf_ray.config.online import OnlineConfig
+
+
+def run(config: OnlineConfig, job: str) -> int:
+    """Run one job on a pool of its own; returns the exit status."""
+    with run_folder(config):
+        data = load_data(config)
+        connect(config.ray, roles_of(config))
+        try:
+            asyncio.run(_run(config, data, job))
+        finally:
+            disconnect()
+    return 0
+
+
+async def _run(config: OnlineConfig, data: OnlineData, job: str) -> None:
+    pool = Pool(Path(config.run_dir).name, config.timeouts)
+    try:
+        await train(config, data, pool, job)
+    finally:
+        await pool.close()
+
+
+async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) -> None:
+    """Run the loop on a pool, from the last checkpoint if `resume` says so, and export.
+
+    Raises:
+        ConfigError: The pool or a model does not fit the configuration.
+        RunError: A role failed or the run diverged.
+    """
+    from rlhf_ray.loops.checkpoints import CheckpointStore
+    from rlhf_ray.loops.evaluation import Evaluation
+    from rlhf_ray.loops.online import OnlineLoop
+    from rlhf_ray.metrics import open_metrics
+
+    run_dir = Path(config.run_dir)
+    checkpoint = None
+    if config.resume == "auto":
+        checkpoint = CheckpointStore(run_dir, keep=config.checkpoint.keep).latest()
+    roles = await start_roles(config, data, pool)
+    evaluation = Evaluation(
+        data.eval_prompts,
+        temperature=config.eval.temperature,
+        max_new_tokens=config.rollout.max_new_tokens,
+        table_rows=config.eval.table_rows,
+        seed=config.seed,
+    )
+    with open_metrics(
+        config, job=job, resumed_step=None if checkpoint is None else checkpoint.step
+    ) as log:
+        loop = OnlineLoop(
+            config,
+            roles,
+            data.prompts,
+            evaluation,
+            log,
+            num_policy_ranks=config.placement.policy.ranks,
+            num_value_ranks=config.placement.value.ranks,
+        )
+        await loop.run(checkpoint)
+    if config.checkpoint.export:
+        await roles.policy.export(str(run_dir / "export"), data.tokenizer_path)

@@ -1,0 +1,64 @@
+"""Prompts and tokenizer of an online job, read before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_ray.config.base import DataConfig
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.types import Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineData:
+    """What is read before anything starts.
+
+    Attributes:
+        tokenizer_path: The run's own copy, with padding token and chat template set.
+    """
+
+    prompts: list[Prompt]
+    eval_prompts: list[Prompt]
+    tokenizer_path: str
+
+
+def load_data(config: OnlineConfig) -> OnlineData:
+    """Tokenizer and prompts.
+
+    Raises:
+        ConfigError: Unreadable, malformed, empty, or too long for the context.
+    """
+    from rlhf_ray.data.prompts import load_prompts
+    from rlhf_ray.data.tokenizer import load_tokenizer
+    from rlhf_ray.models.limits import context_length
+
+    model = config.policy.model
+    tokenizer = load_tokenizer(
+        model.tokenizer or model.path,
+        chat_template=model.chat_template,
+        trust_remote_code=model.trust_remote_code,
+    )
+    context = config.rollout.max_model_len or context_length(
+        model.path, trust_remote_code=model.trust_remote_code
+    )
+    room = context - config.rollout.max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            f"rollout.max_new_tokens must leave room for a prompt in the context of {context} "
+            f"tokens, got {config.rollout.max_new_tokens}"
+        )
+
+    def prompts(data: DataConfig) -> list[Prompt]:
+        return load_prompts(data, tokenizer, context_tokens=room)
+
+    tokenizer_path = Path(config.run_dir) / "tokenizer"
+    tokenizer.save_pretrained(tokenizer_path)
+    return OnlineData(
+        prompts=prompts(config.data),
+        eval_prompts=prompts(config.eval.data)[: config.eval.num_prompts]
+        if config.eval.data.path
+        else [],
+        tokenizer_path=str(tokenizer_path),
+    )

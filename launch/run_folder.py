@@ -1,0 +1,35 @@
+"""The folder of a run: its configuration, and a status that never looks finished when it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlhf_ray.config.base import JobConfig
+from rlhf_ray.config.load import dump_config
+
+STATUS = "status.json"
+
+
+@contextmanager
+def run_folder(config: JobConfig) -> Iterator[Path]:
+    """Write `config.yaml`, and `status.json`: running, then finished or failed with the reason."""
+    folder = Path(config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    dump_config(config, folder / "config.yaml")
+    _write(folder, "running", "")
+    try:
+        yield folder
+    except BaseException as error:
+        _write(folder, "failed", f"{type(error).__name__}: {error}")
+        raise
+    _write(folder, "finished", "")
+
+
+def _write(folder: Path, state: str, reason: str) -> None:
+    temporary = folder / f".{STATUS}"
+    temporary.write_text(json.dumps({"state": state, "reason": reason, "process": os.getpid()}))
+    temporary.replace(folder / STATUS)

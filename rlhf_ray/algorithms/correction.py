@@ -1,0 +1,120 @@
+"""Weights for the gap between the engine that sampled and the trainer that learns.
+
+For the same weights, the engine's log-probabilities (behaviour) differ from the trainer's by
+kernels and precision, and by more when generation ran ahead of training. The weight of a token is
+w = π_old / π_behaviour, bounded in one of two ways; multiply the token loss of the policy with it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_ray.algorithms.metric_sums import Metrics, effective_sample_size, max_of, mean_of
+from rlhf_ray.algorithms.ragged import own
+from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped
+from rlhf_ray.algorithms.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectionInputs:
+    """Any set of tokens.
+
+    Attributes:
+        old_logprobs_T: float[T], the trainer's at the start of the step.
+        behaviour_logprobs_T: float[T], the engine's at the time of sampling.
+        mask_T: bool[T].
+    """
+
+    old_logprobs_T: Tensor
+    behaviour_logprobs_T: Tensor
+    mask_T: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectionParams:
+    """Parameters of all corrections.
+
+    Attributes:
+        cap: Largest weight, at least 1 (truncated, mask).
+        low: Smallest weight, in [0, 1] (mask).
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    cap: float
+    low: float
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if not self.cap >= 1.0:
+            raise ValueError(f"cap must be at least 1, got {self.cap}")
+        if not 0.0 <= self.low <= 1.0:
+            raise ValueError(f"low must be in [0, 1], got {self.low}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """Weights and how bad the mismatch is.
+
+    Attributes:
+        weights_T: float[T], without gradient; 0 in slots that are not the policy's own.
+        metrics: `ess` (effective sample size as a share of the own tokens), `cut_share` (weights
+            that were truncated or set to 0), `clamp_share` (log-ratios beyond ±20),
+            `logprob_abs_max` and `logprob_abs_mean` (of old - behaviour, in nats).
+    """
+
+    weights_T: Tensor
+    metrics: Metrics
+
+
+CorrectionFn = Callable[[CorrectionInputs, CorrectionParams], Correction]
+
+CORRECTIONS: Registry[CorrectionFn] = Registry("off-policy correction")
+
+
+@CORRECTIONS.register("none")
+def none(inputs: CorrectionInputs, params: CorrectionParams) -> Correction:
+    """Weight 1: the mismatch is measured and left alone."""
+    log_ratio_T = _log_ratio(inputs)
+    return _correction(inputs, torch.ones_like(log_ratio_T), torch.zeros_like(inputs.mask_T))
+
+
+@CORRECTIONS.register("truncated")
+def truncated(inputs: CorrectionInputs, params: CorrectionParams) -> Correction:
+    """Truncated importance sampling, min(w, cap).
+
+    Source: Ionides 2008; for engine and trainer, https://fengyao.notion.site/off-policy-rl.
+    """
+    ratio_T = clamp_log_ratio(_log_ratio(inputs)).exp()
+    return _correction(inputs, ratio_T.clamp(max=params.cap), ratio_T > params.cap)
+
+
+@CORRECTIONS.register("mask")
+def mask(inputs: CorrectionInputs, params: CorrectionParams) -> Correction:
+    """Importance weights with outliers left out: w inside [low, cap], 0 outside.
+
+    Source: IcePop of Ring-1T, https://arxiv.org/abs/2510.18855.
+    """
+    ratio_T = clamp_log_ratio(_log_ratio(inputs)).exp()
+    is_in_T = (ratio_T >= params.low) & (ratio_T <= params.cap)
+    return _correction(inputs, own(ratio_T, is_in_T), ~is_in_T)
+
+
+def _log_ratio(inputs: CorrectionInputs) -> Tensor:
+    old_T = own(inputs.old_logprobs_T.detach(), inputs.mask_T)
+    return old_T - own(inputs.behaviour_logprobs_T.detach(), inputs.mask_T)
+
+
+def _correction(inputs: CorrectionInputs, weights_T: Tensor, cut_T: Tensor) -> Correction:
+    log_ratio_T = _log_ratio(inputs)
+    metrics = {
+        "ess": effective_sample_size(weights_T, inputs.mask_T),
+        "cut_share": mean_of(cut_T, inputs.mask_T),
+        "clamp_share": mean_of(is_clamped(log_ratio_T), inputs.mask_T),
+        "logprob_abs_max": max_of(log_ratio_T.abs(), inputs.mask_T),
+        "logprob_abs_mean": mean_of(log_ratio_T.abs(), inputs.mask_T),
+    }
+    return Correction(weights_T=own(weights_T, inputs.mask_T), metrics=metrics)

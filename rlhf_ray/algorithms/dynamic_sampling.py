@@ -1,0 +1,107 @@
+"""DAPO's dynamic sampling: fill a step with groups whose scores differ.
+
+A group with equal scores has advantage 0 and teaches nothing. It is replaced by a new prompt, and
+by exactly one: each round asks for as many prompts as are still missing, so nothing is generated
+that will not be used. Source: https://arxiv.org/abs/2503.14476, section 3.2.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+
+class DynamicSamplingExhausted(RuntimeError):
+    """Too few groups with spread after the last round."""
+
+
+class GroupFilter:
+    """Decides for one step which groups to train and how many prompts to draw.
+
+    Every prompt that was asked for must be offered or reported as failed before the next round, so
+    that each is accounted for: `accepted`, `filtered` and `failed` hold their ids in order.
+
+    Example:
+        >>> while num_prompts := group_filter.next_round():
+        ...     for prompt_id, scores_G in generate(draw(num_prompts)):
+        ...         if group_filter.offer(prompt_id, scores_G):
+        ...             keep(prompt_id)
+    """
+
+    def __init__(
+        self,
+        *,
+        num_prompts: int,
+        max_rounds: int,
+        on_exhausted: Literal["error", "partial"],
+    ) -> None:
+        """Creates the filter of one step.
+
+        Args:
+            num_prompts: Groups that the step needs, at least 1.
+            max_rounds: Rounds of generation, the first one included, at least 1.
+            on_exhausted: After the last round, raise or train with the groups there are.
+
+        Raises:
+            ValueError: A number is below 1.
+        """
+        if num_prompts < 1:
+            raise ValueError(f"num_prompts must be at least 1, got {num_prompts}")
+        if max_rounds < 1:
+            raise ValueError(f"max_rounds must be at least 1, got {max_rounds}")
+        self.num_prompts = num_prompts
+        self.max_rounds = max_rounds
+        self.on_exhausted = on_exhausted
+        self.num_rounds = 0
+        self.accepted: list[str] = []
+        self.filtered: list[str] = []
+        self.failed: list[str] = []
+        self._num_outstanding = 0
+
+    @property
+    def num_missing(self) -> int:
+        """Groups that the step still lacks."""
+        return self.num_prompts - len(self.accepted)
+
+    def next_round(self) -> int:
+        """Starts a round and returns how many prompts to generate; 0 when the step is ready.
+
+        Raises:
+            DynamicSamplingExhausted: The rounds are used up and `on_exhausted` is "error", or there
+                is no group at all.
+        """
+        assert self._num_outstanding == 0, f"{self._num_outstanding} groups are not accounted for"
+        if self.num_missing == 0:
+            return 0
+        if self.num_rounds == self.max_rounds:
+            if self.on_exhausted == "partial" and self.accepted:
+                return 0
+            raise DynamicSamplingExhausted(
+                f"{len(self.accepted)} of {self.num_prompts} groups have scores that differ after "
+                f"{self.num_rounds} rounds ({len(self.filtered)} filtered, {len(self.failed)} "
+                "failed); the prompts are too easy or too hard, or max_rounds is too low"
+            )
+        self.num_rounds += 1
+        self._num_outstanding = self.num_missing
+        return self._num_outstanding
+
+    def offer(self, prompt_id: str, scores_G: Sequence[float]) -> bool:
+        """Takes a group's scores and tells whether to train it.
+
+        Raises:
+            ValueError: A score is not finite: that is a failure, not a score.
+        """
+        if not all(math.isfinite(score) for score in scores_G):
+            raise ValueError(f"scores of prompt {prompt_id} must be finite, got {list(scores_G)}")
+        self._account_for(prompt_id)
+        has_spread = len(scores_G) > 0 and max(scores_G) > min(scores_G)
+        (self.accepted if has_spread else self.filtered).append(prompt_id)
+        return has_spread
+
+    def fail(self, prompt_id: str) -> None:
+        """Takes note that a group could not be generated or scored."""
+        self._account_for(prompt_id)
+        self.failed.append(prompt_id)
+
+    def _account_for(self, prompt_id: str) -> None:
+        assert self._num_outstanding > 0, f"prompt {prompt_id} was not asked for in this round"
+        self._num_outstanding -= 1

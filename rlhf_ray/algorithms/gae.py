@@ -1,0 +1,55 @@
+"""Generalised advantage estimation over the policy's own tokens."""
+
+import torch
+from torch import Tensor
+
+from rlhf_ray.algorithms.ragged import positions
+
+
+def generalized_advantages(
+    token_rewards_T: Tensor,
+    values_T: Tensor,
+    mask_T: Tensor,
+    segments_T: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+) -> Tensor:
+    """Computes A_t = δ_t + γ λ A_next with δ_t = r_t + γ V_next - V_t.
+
+    "Next" is the sequence's next *own* token: what a tool wrote in between is part of the
+    environment, takes no decision and no discount. After the last one, V and A are 0. With zero
+    values and λ = 1 this is the discounted return.
+
+    Source: https://arxiv.org/abs/1506.02438, eqs. 11, 12 and 16.
+
+    Args:
+        token_rewards_T: float[T].
+        values_T: float[T].
+        mask_T: bool[T].
+        segments_T: int64[T]; the tokens of a sequence in order of time.
+        gamma: Discount of rewards.
+        lam: λ: 0 trusts the critic, 1 the rewards.
+
+    Returns:
+        float[T]; 0 in slots that are not the policy's own.
+    """
+    segments_N = segments_T[mask_T]
+    if not len(segments_N):
+        return torch.zeros_like(token_rewards_T)
+    # From here on only own tokens (N) exist, padded to one column a step (L).
+    positions_N = positions(segments_N)
+    shape = (int(segments_N.max()) + 1, int(positions_N.max()) + 1)
+    place = (segments_N, positions_N)
+    rewards_BL = token_rewards_T.new_zeros(shape).index_put(place, token_rewards_T[mask_T])
+    values_BL = torch.zeros_like(rewards_BL).index_put(place, values_T[mask_T].to(rewards_BL.dtype))
+
+    next_values_BL = torch.nn.functional.pad(values_BL[:, 1:], (0, 1))
+    deltas_BL = rewards_BL + gamma * next_values_BL - values_BL
+    advantages_BL = torch.empty_like(deltas_BL)
+    # Columns past a sequence's end have δ = 0 and come first, so they leave its accumulator at 0.
+    accumulator_B = deltas_BL.new_zeros(shape[0])
+    for column in reversed(range(shape[1])):
+        accumulator_B = deltas_BL[:, column] + gamma * lam * accumulator_B
+        advantages_BL[:, column] = accumulator_B
+    return torch.zeros_like(token_rewards_T).masked_scatter(mask_T, advantages_BL[place])

@@ -1,0 +1,145 @@
+"""Estimators of KL(policy || reference) on the policy's own samples, and control of its weight.
+
+Notation of http://joschu.net/blog/kl-approx.html with x ~ policy and r = reference(x) / policy(x).
+In a *reward* (or as a number to watch) take k1 (unbiased) or k3 (unbiased, never negative, less
+variance). As a *loss*, the gradient counts and the picture changes: that of k1 is 0 in expectation,
+that of k2 is the true gradient of KL(policy || reference), that of k3 is the one of the reverse,
+KL(reference || policy) (on-policy in all three cases). GRPO uses k3 as a loss.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf_ray.algorithms.ratios import clamp_log_ratio
+from rlhf_ray.algorithms.registry import Registry
+
+KLEstimator = Callable[[Tensor, Tensor], Tensor]
+"""(logprobs_T, reference_logprobs_T) -> kl_T in nats per token; log-ratios are clamped to ±20."""
+
+KL_ESTIMATORS: Registry[KLEstimator] = Registry("KL estimator")
+
+
+@KL_ESTIMATORS.register("k1")
+def k1(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
+    """-log r: unbiased, of high variance, negative for about half of the tokens. float[T]."""
+    return clamp_log_ratio(logprobs_T - reference_logprobs_T)
+
+
+@KL_ESTIMATORS.register("k2")
+def k2(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
+    """(log r)² / 2: biased, of low variance, never negative. float[T]."""
+    return 0.5 * clamp_log_ratio(reference_logprobs_T - logprobs_T).square()
+
+
+@KL_ESTIMATORS.register("k3")
+def k3(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
+    """(r - 1) - log r: unbiased, of low variance, never negative. float[T]."""
+    log_ratio_T = clamp_log_ratio(reference_logprobs_T - logprobs_T)
+    return torch.expm1(log_ratio_T) - log_ratio_T
+
+
+class KLController(Protocol):
+    """Decides the weight of the KL penalty from the KL that was measured."""
+
+    @property
+    def coefficient(self) -> float:
+        """The weight to use in the next step."""
+
+    def update(self, kl: float, num_sequences: int) -> None:
+        """Takes in what a step measured."""
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns what a resumed run needs."""
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restores what `state_dict` returned."""
+
+
+class FixedKLController:
+    """A constant coefficient. It has no state: the configuration's value holds after a resume."""
+
+    def __init__(self, *, coefficient: float) -> None:
+        """Takes the coefficient (at least 0; raises ValueError)."""
+        self.coefficient = _not_negative("coefficient", coefficient)
+
+    def update(self, kl: float, num_sequences: int) -> None:
+        """Does nothing."""
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns an empty state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Accepts an empty state only (ValueError)."""
+        if state:
+            raise ValueError(f"a fixed KL controller has no state, got {sorted(state)}")
+
+
+class AdaptiveKLController:
+    """Proportional control in log space towards a target KL.
+
+    Source: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences",
+    https://arxiv.org/abs/1909.08593, section 2.2:
+
+        e = clip(KL / target - 1, -0.2, 0.2)
+        coefficient ← coefficient · (1 + e · num_sequences / horizon)
+    """
+
+    MAX_ERROR = 0.2
+    """Bounds one update, so that a single wild batch cannot throw the coefficient."""
+
+    def __init__(self, *, initial_coefficient: float, target: float, horizon: int) -> None:
+        """Creates the controller.
+
+        Args:
+            initial_coefficient: At least 0.
+            target: KL to hold, in the unit that `update` is given (the paper's: nats per sequence).
+            horizon: Sequences over which a full error changes the coefficient by its own size.
+
+        Raises:
+            ValueError: A value is out of range.
+        """
+        self.coefficient = _not_negative("initial_coefficient", initial_coefficient)
+        if not target > 0.0:
+            raise ValueError(f"target must be positive, got {target}")
+        if horizon < 1:
+            raise ValueError(f"horizon must be at least 1, got {horizon}")
+        self.target = target
+        self.horizon = horizon
+
+    def update(self, kl: float, num_sequences: int) -> None:
+        """Moves the coefficient once.
+
+        Args:
+            kl: Mean KL of a step, in the unit of `target`.
+            num_sequences: Sequences of that step.
+
+        Raises:
+            ValueError: `kl` is not finite: it would stay in the coefficient for ever.
+        """
+        if not math.isfinite(kl):
+            raise ValueError(f"kl must be finite, got {kl}")
+        error = min(max(kl / self.target - 1.0, -self.MAX_ERROR), self.MAX_ERROR)
+        # A step longer than the horizon counts as one horizon; otherwise one of five horizons would
+        # turn the coefficient to 0, where it stays.
+        self.coefficient *= 1.0 + error * min(num_sequences / self.horizon, 1.0)
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns the coefficient."""
+        return {"coefficient": self.coefficient}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restores the coefficient (ValueError if it is missing or not alone)."""
+        if set(state) != {"coefficient"}:
+            raise ValueError(f"state must hold 'coefficient' only, got {sorted(state)}")
+        self.coefficient = _not_negative("coefficient", state["coefficient"])
+
+
+def _not_negative(name: str, value: float) -> float:
+    if not value >= 0.0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return value

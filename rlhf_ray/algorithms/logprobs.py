@@ -1,0 +1,89 @@
+"""Log-probabilities of given tokens from hidden states, a chunk of logits at a time.
+
+[T, V] logits are the largest tensor of RLHF (32k tokens × 152k words in float32: 20 GB, and as much
+again for the backward pass). Here at most `chunk_tokens` rows exist at once: each chunk is a
+checkpoint that keeps its hidden states and computes its logits again in the backward pass.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def token_logprobs(
+    hidden_TD: Tensor,
+    head: Callable[[Tensor], Tensor],
+    targets_T: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int = 1024,
+    with_entropy: bool = False,
+    softcap: float | None = None,
+    num_chunks: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Computes log p(target) and, if asked, the entropy of the distribution it was drawn from.
+
+    Args:
+        hidden_TD: [T, D], the hidden state that predicts each target.
+        head: The language-model head, [t, D] -> [t, V]. It is called, not unpacked, so that the
+            hooks of ZeRO-3 and LoRA run.
+        targets_T: int64[T].
+        temperature: Divides the logits; the temperature the tokens were sampled with.
+        chunk_tokens: Most rows of logits that exist at once, forward and backward.
+        with_entropy: Whether to compute the entropy, in nats, from the same logits.
+        softcap: If given, logits are first squashed to softcap · tanh(logits / softcap) (Gemma 2,
+            https://arxiv.org/abs/2408.00118, section 2).
+        num_chunks: Calls of `head`, the last ones perhaps on 0 rows; by default as few as
+            `chunk_tokens` allows, at least 1. Under ZeRO-3 each call is a collective: give every
+            rank the largest ceil(T / chunk_tokens) of any, or ranks wait for each other for ever.
+
+    Returns:
+        (logprobs_T, entropy_T or None), float32 (float64 if the logits are) whatever the dtype of
+        the model.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+    num_tokens = len(targets_T)
+    num_needed = max(-(-num_tokens // chunk_tokens), 1)
+    if num_chunks is None:
+        num_chunks = num_needed
+    elif num_chunks < num_needed:
+        raise ValueError(f"num_chunks must be at least {num_needed}, got {num_chunks}")
+
+    def chunk_logprobs(hidden_tD: Tensor, targets_t: Tensor) -> Tensor:
+        logits_tV = _logits(head(hidden_tD), softcap=softcap, temperature=temperature)
+        return _logprobs_and_entropy(logits_tV, targets_t, with_entropy=with_entropy)
+
+    # Empty slices past the end keep the number of calls, forward and backward, as asked.
+    slices = [slice(i * chunk_tokens, (i + 1) * chunk_tokens) for i in range(num_chunks)]
+    chunks: list[Tensor] = [
+        checkpoint(chunk_logprobs, hidden_TD[s], targets_T[s], use_reentrant=False) for s in slices
+    ]
+    rows = torch.cat(chunks, dim=1)
+    return rows[0], rows[1] if with_entropy else None
+
+
+def _logits(raw_tV: Tensor, *, softcap: float | None, temperature: float) -> Tensor:
+    logits_tV = raw_tV.to(torch.promote_types(raw_tV.dtype, torch.float32))
+    if softcap is not None:
+        logits_tV = softcap * torch.tanh(logits_tV / softcap)
+    return logits_tV / temperature
+
+
+def _logprobs_and_entropy(logits_tV: Tensor, targets_t: Tensor, *, with_entropy: bool) -> Tensor:
+    """Returns [1, t] log-probabilities, or [2, t] with the entropies below them."""
+    log_normalizer_t = torch.logsumexp(logits_tV, dim=-1)
+    target_logits_t = logits_tV.gather(-1, targets_t.unsqueeze(-1)).squeeze(-1)
+    rows = [target_logits_t - log_normalizer_t]
+    if with_entropy:
+        # -Σ p log p = log Z - Σ p · logit
+        mean_logit_t = (torch.softmax(logits_tV, dim=-1) * logits_tV).sum(-1)
+        rows.append(log_normalizer_t - mean_logit_t)
+    return torch.stack(rows)

@@ -1,0 +1,209 @@
+"""Policy-gradient losses, token by token.
+
+Each takes `PolicyLossInputs` and `PolicyLossParams` and returns a `TokenLoss`. They differ in how
+the ratio r = π_new / π_old weighs the advantage A and in what happens far from r = 1:
+
+    ppo        -min(r A, clip(r) A): no gradient beyond the clip
+    gspo       the same with one ratio a sequence
+    cispo      -stop(clip(r)) A log π: beyond the clip the weight stops growing, the gradient stays
+    sapo       -(4/τ) σ(τ (r - 1)) A: the gradient fades out smoothly
+    reinforce  -A log π: no ratio at all
+
+Every loss reports `clip_share` (0 where nothing is clipped), `clamp_share` (log-ratios beyond ±20),
+`ratio_mean` (of the ratio that the loss uses) and `kl_old`, the k3 estimate of KL(old || new).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
+from rlhf_ray.algorithms.ragged import num_own_tokens, own, segment_sum
+from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped
+from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.algorithms.token_loss import TokenLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyLossInputs:
+    """A micro-batch of whole sequences.
+
+    Attributes:
+        logprobs_T: float[T], of the policy being trained; the only one that gets a gradient.
+        old_logprobs_T: float[T], of the policy at the start of the step.
+        advantages_T: float[T].
+        mask_T: bool[T].
+        segments_T: int64[T].
+        num_sequences: B.
+    """
+
+    logprobs_T: Tensor
+    old_logprobs_T: Tensor
+    advantages_T: Tensor
+    mask_T: Tensor
+    segments_T: Tensor
+    num_sequences: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyLossParams:
+    """Parameters of all policy losses; each uses those that it names.
+
+    Attributes:
+        clip_low: Ratios below 1 - clip_low are clipped (ppo, gspo, cispo).
+        clip_high: Ratios above 1 + clip_high are clipped. DAPO's clip-higher: 0.2 and 0.28. GSPO's
+            ratios are of another order: 3e-4 and 4e-4. CISPO wants no lower bound: 1.0, say 4.0.
+        dual_clip: Bound c > 1 on the ratio where A < 0 (ppo, gspo); None for no bound.
+        tau_pos: Gate temperature where A > 0 (sapo; the paper's value is 1.0).
+        tau_neg: Gate temperature where A <= 0 (sapo; the paper's value is 1.05).
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    clip_low: float
+    clip_high: float
+    dual_clip: float | None
+    tau_pos: float
+    tau_neg: float
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name in ("clip_low", "clip_high"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("tau_pos", "tau_neg"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.dual_clip is not None and not self.dual_clip > 1.0:
+            raise ValueError(f"dual_clip must be above 1, got {self.dual_clip}")
+
+
+PolicyLoss = Callable[[PolicyLossInputs, PolicyLossParams], TokenLoss]
+
+POLICY_LOSSES: Registry[PolicyLoss] = Registry("policy loss")
+
+
+@POLICY_LOSSES.register("ppo")
+def ppo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
+    """Clipped surrogate of single tokens, -min(r A, clip(r, 1 - low, 1 + high) A).
+
+    Source: PPO, https://arxiv.org/abs/1707.06347, eq. 7; two different bounds: DAPO,
+    https://arxiv.org/abs/2503.14476, eq. 10; dual clip, max(min(...), c A) where A < 0:
+    https://arxiv.org/abs/1912.09729, section 3. GRPO and Dr. GRPO use this loss with their own
+    advantages and reductions.
+    """
+    own_T = _select(inputs)
+    return _clipped_surrogate(own_T, own_T.log_ratio_T, inputs, params)
+
+
+@POLICY_LOSSES.register("gspo")
+def gspo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
+    """Clipped surrogate with one ratio a sequence, s = exp(mean over own tokens of log r).
+
+    Source: GSPO, https://arxiv.org/abs/2507.18071, eqs. 5 and 7. Every token carries its sequence's
+    surrogate; reduction `sequence_mean` gives the paper's loss and, through all the tokens in s,
+    the paper's gradient (eq. 10). Sequences must be whole.
+    """
+    own_T = _select(inputs)
+    lens_B = num_own_tokens(inputs.mask_T, inputs.segments_T, inputs.num_sequences)
+    sums_B = segment_sum(own_T.log_ratio_T, inputs.segments_T, inputs.num_sequences)
+    log_ratio_T = (sums_B / lens_B.clamp(min=1))[inputs.segments_T]
+    return _clipped_surrogate(own_T, log_ratio_T, inputs, params)
+
+
+@POLICY_LOSSES.register("cispo")
+def cispo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
+    """REINFORCE weighted by a clipped ratio without gradient, -stop(clip(r)) A log π.
+
+    Source: MiniMax-M1, https://arxiv.org/abs/2506.13585, eqs. 4 and 5.
+    """
+    own_T = _select(inputs)
+    ratio_T = clamp_log_ratio(own_T.log_ratio_T).exp().detach()
+    low, high = 1.0 - params.clip_low, 1.0 + params.clip_high
+    loss_T = -ratio_T.clamp(low, high) * own_T.advantages_T * own_T.logprobs_T
+    clipped_T = (ratio_T < low) | (ratio_T > high)
+    metrics = _metrics(own_T, own_T.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
+    return TokenLoss(loss_T=loss_T, metrics=metrics)
+
+
+@POLICY_LOSSES.register("sapo")
+def sapo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
+    """Soft gate in place of the clip, -(4/τ) σ(τ (r - 1)) A with τ by the sign of A.
+
+    Source: Soft Adaptive Policy Optimization, https://arxiv.org/abs/2511.20347, section 3. At
+    r = 1 the gradient is REINFORCE's. Nothing is clipped, so `clip_share` is 0.
+    """
+    own_T = _select(inputs)
+    ratio_T = clamp_log_ratio(own_T.log_ratio_T).exp()
+    tau_pos, tau_neg = ratio_T.new_full((), params.tau_pos), ratio_T.new_full((), params.tau_neg)
+    tau_T = torch.where(own_T.advantages_T > 0.0, tau_pos, tau_neg)
+    gate_T = torch.sigmoid(tau_T * (ratio_T - 1.0)) * (4.0 / tau_T)
+    clipped_T = torch.zeros_like(inputs.mask_T)
+    metrics = _metrics(own_T, own_T.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
+    return TokenLoss(loss_T=-gate_T * own_T.advantages_T, metrics=metrics)
+
+
+@POLICY_LOSSES.register("reinforce")
+def reinforce(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
+    """The plain policy gradient -A log π, for on-policy data; the ratio appears in metrics only.
+
+    Source: Williams 1992, https://doi.org/10.1007/BF00992696. It uses no parameter.
+    """
+    own_T = _select(inputs)
+    ratio_T = clamp_log_ratio(own_T.log_ratio_T).exp()
+    clipped_T = torch.zeros_like(inputs.mask_T)
+    metrics = _metrics(own_T, own_T.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
+    return TokenLoss(loss_T=-own_T.advantages_T * own_T.logprobs_T, metrics=metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Own:
+    """The inputs with 0 in slots that are not own; `log_ratio_T` is not yet clamped."""
+
+    logprobs_T: Tensor
+    log_ratio_T: Tensor
+    advantages_T: Tensor
+
+
+def _select(inputs: PolicyLossInputs) -> _Own:
+    logprobs_T = own(inputs.logprobs_T, inputs.mask_T)
+    return _Own(
+        logprobs_T=logprobs_T,
+        log_ratio_T=logprobs_T - own(inputs.old_logprobs_T, inputs.mask_T).detach(),
+        advantages_T=own(inputs.advantages_T, inputs.mask_T).detach(),
+    )
+
+
+def _clipped_surrogate(
+    own_T: _Own, log_ratio_T: Tensor, inputs: PolicyLossInputs, params: PolicyLossParams
+) -> TokenLoss:
+    """PPO's surrogate for ratios of tokens or, the same value at each token, of sequences."""
+    advantages_T = own_T.advantages_T
+    ratio_T = clamp_log_ratio(log_ratio_T).exp()
+    low, high = 1.0 - params.clip_low, 1.0 + params.clip_high
+    surrogate_T = torch.minimum(ratio_T * advantages_T, ratio_T.clamp(low, high) * advantages_T)
+    clipped_T = torch.where(advantages_T > 0.0, ratio_T > high, ratio_T < low)
+    if params.dual_clip is not None:
+        floor_T = params.dual_clip * advantages_T
+        surrogate_T = torch.where(
+            advantages_T < 0.0, torch.maximum(surrogate_T, floor_T), surrogate_T
+        )
+        clipped_T = clipped_T | ((advantages_T < 0.0) & (ratio_T > params.dual_clip))
+    clipped_T = clipped_T & (advantages_T != 0.0)
+    metrics = _metrics(own_T, log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
+    return TokenLoss(loss_T=-surrogate_T, metrics=metrics)
+
+
+def _metrics(
+    own_T: _Own, log_ratio_T: Tensor, ratio_T: Tensor, clipped_T: Tensor, mask_T: Tensor
+) -> Metrics:
+    token_log_ratio_T = clamp_log_ratio(own_T.log_ratio_T.detach())
+    return {
+        "clip_share": mean_of(clipped_T, mask_T),
+        "clamp_share": mean_of(is_clamped(log_ratio_T), mask_T),
+        "ratio_mean": mean_of(ratio_T, mask_T),
+        "kl_old": mean_of(torch.expm1(token_log_ratio_T) - token_log_ratio_T, mask_T),
+    }

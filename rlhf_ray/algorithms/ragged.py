@@ -1,0 +1,60 @@
+"""Indexing of flat ragged tensors: own tokens, sums by sequence, positions inside a sequence."""
+
+import torch
+from torch import Tensor
+
+
+def own(values_T: Tensor, mask_T: Tensor) -> Tensor:
+    """Returns `values_T` with 0 in every slot that is not the policy's own.
+
+    It selects, it does not multiply: NaN times 0 is NaN, in the value and in the gradient. Apply it
+    to the *inputs* of a formula. After the formula it is too late: the backward pass of, say, `exp`
+    multiplies a zero gradient with an infinite derivative.
+
+    Args:
+        values_T: float[T].
+        mask_T: bool[T].
+    """
+    return torch.where(mask_T, values_T, torch.zeros_like(values_T))
+
+
+def segment_sum(values_T: Tensor, segments_T: Tensor, num_segments: int) -> Tensor:
+    """Sums `values_T` by segment.
+
+    Args:
+        values_T: [T], any numeric dtype.
+        segments_T: int64[T] in 0..num_segments-1, in any order.
+        num_segments: B.
+
+    Returns:
+        [B], 0 for a segment without elements.
+    """
+    return values_T.new_zeros(num_segments).index_add(0, segments_T, values_T)
+
+
+def num_own_tokens(mask_T: Tensor, segments_T: Tensor, num_sequences: int) -> Tensor:
+    """Counts each sequence's own tokens: int64[B]."""
+    return segment_sum(mask_T.long(), segments_T, num_sequences)
+
+
+def last_own_token(mask_T: Tensor, segments_T: Tensor, num_sequences: int) -> Tensor:
+    """Finds the flat index of each sequence's last own token.
+
+    Returns:
+        int64[B]; -1 for a sequence without own tokens.
+    """
+    index_T = torch.arange(len(mask_T), device=mask_T.device)
+    none_B = torch.full((num_sequences,), -1, device=mask_T.device)
+    return none_B.scatter_reduce(0, segments_T[mask_T], index_T[mask_T], "amax")
+
+
+def positions(segments_T: Tensor) -> Tensor:
+    """Numbers the tokens of each sequence 0, 1, 2, ... in their order of appearance: int64[T].
+
+    Sequences may stand in any order and even interleave.
+    """
+    order_T = torch.argsort(segments_T, stable=True)
+    sorted_T = segments_T[order_T]
+    first_T = torch.searchsorted(sorted_T, sorted_T)
+    ranks_T = torch.arange(len(segments_T), device=segments_T.device) - first_T
+    return torch.empty_like(ranks_T).index_copy(0, order_T, ranks_T)

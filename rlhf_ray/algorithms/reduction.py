@@ -1,0 +1,110 @@
+"""The one place where a loss is divided.
+
+Numerator and denominator belong to one object. The denominator is counted over the whole optimiser
+step before its first micro-batch runs, so the losses of micro-batches and ranks *add up* to that of
+the step however the step is cut. (Dividing by a micro-batch's own count makes the gradient depend
+on the cut: https://unsloth.ai/blog/gradient.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from rlhf_ray.algorithms.ragged import own
+
+ReductionKind = Literal["token_mean", "sequence_mean", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReductionTotals:
+    """Denominators of one optimiser step, over all its ranks and micro-batches.
+
+    Attributes:
+        num_tokens: Own tokens.
+        num_sequences: Sequences that have at least one own token.
+        constant_length: Tokens by which kind `constant` divides each sequence (the largest
+            response length); None for the other kinds.
+    """
+
+    num_tokens: int
+    num_sequences: int
+    constant_length: int | None
+
+
+def reduction_totals(
+    sequence_lens_B: Sequence[int], *, constant_length: int | None = None
+) -> ReductionTotals:
+    """Counts the denominators of an optimiser step.
+
+    Args:
+        sequence_lens_B: Own tokens of every sequence of the step, those of all ranks included.
+        constant_length: See `ReductionTotals`.
+    """
+    return ReductionTotals(
+        num_tokens=sum(sequence_lens_B),
+        num_sequences=sum(length > 0 for length in sequence_lens_B),
+        constant_length=constant_length,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduction:
+    """Turns token losses into the scalar to differentiate.
+
+    Kinds:
+        token_mean: mean over all own tokens of the step (DAPO, https://arxiv.org/abs/2503.14476,
+            eq. 12). Long responses weigh more.
+        sequence_mean: mean over sequences of each one's mean over its own tokens (GRPO,
+            https://arxiv.org/abs/2402.03300, eq. 3).
+        constant: sum divided by num_sequences · constant_length (Dr. GRPO,
+            https://arxiv.org/abs/2503.20783, section 3.2). No bias towards any length.
+
+    Sequences without own tokens add 0 and are not counted. Data-parallel engines that *average*
+    gradients over ranks need the loss multiplied with the number of ranks.
+
+    Raises:
+        ValueError: Kind `constant` without a positive `constant_length`.
+    """
+
+    kind: ReductionKind
+    totals: ReductionTotals
+
+    def __post_init__(self) -> None:
+        """Checks that `constant` has its length."""
+        if self.kind == "constant" and not (self.totals.constant_length or 0) > 0:
+            raise ValueError(
+                "constant_length must be positive for reduction 'constant', "
+                f"got {self.totals.constant_length}"
+            )
+
+    def reduce(
+        self, loss_T: Tensor, mask_T: Tensor, segments_T: Tensor, sequence_lens_B: Tensor
+    ) -> Tensor:
+        """Reduces one micro-batch to its share of the step's loss.
+
+        Args:
+            loss_T: float[T].
+            mask_T: bool[T].
+            segments_T: int64[T].
+            sequence_lens_B: int64[B], own tokens of each sequence *in full*: right even if a
+                sequence were spread over several micro-batches.
+
+        Returns:
+            A scalar that stays connected to `loss_T`: a differentiable 0 for an empty micro-batch.
+        """
+        return (own(loss_T, mask_T) * self._weight(loss_T, segments_T, sequence_lens_B)).sum()
+
+    def _weight(
+        self, loss_T: Tensor, segments_T: Tensor, sequence_lens_B: Tensor
+    ) -> Tensor | float:
+        # max(..., 1): a step without own tokens has the loss 0, not 0 / 0.
+        num_sequences = max(self.totals.num_sequences, 1)
+        if self.kind == "token_mean":
+            return 1.0 / max(self.totals.num_tokens, 1)
+        if self.kind == "sequence_mean":
+            lens_T = sequence_lens_B[segments_T].clamp(min=1).to(loss_T.dtype)
+            return 1.0 / (lens_T * num_sequences)
+        assert self.totals.constant_length is not None
+        return 1.0 / (num_sequences * self.totals.constant_length)

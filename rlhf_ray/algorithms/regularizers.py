@@ -1,0 +1,78 @@
+"""Small terms that are added, with a coefficient each, to the policy loss: entropy and KL.
+
+The loss of a step is the sum over terms of coefficient · Reduction.reduce(term). The coefficients
+are the caller's, and positive: a term is what should become *smaller*.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rlhf_ray.algorithms.kl import KL_ESTIMATORS, KLEstimator
+from rlhf_ray.algorithms.metric_sums import mean_of
+from rlhf_ray.algorithms.ragged import own
+from rlhf_ray.algorithms.ratios import is_clamped
+from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.algorithms.token_loss import TokenLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTermInputs:
+    """A micro-batch.
+
+    Attributes:
+        mask_T: bool[T].
+        logprobs_T: float[T], of the policy being trained (KL terms).
+        reference_logprobs_T: float[T], without gradient (KL terms).
+        entropy_T: float[T], in nats, of the policy being trained (entropy term).
+    """
+
+    mask_T: Tensor
+    logprobs_T: Tensor | None = None
+    reference_logprobs_T: Tensor | None = None
+    entropy_T: Tensor | None = None
+
+
+LossTerm = Callable[[LossTermInputs], TokenLoss]
+
+LOSS_TERMS: Registry[LossTerm] = Registry("loss term")
+
+
+@LOSS_TERMS.register("entropy")
+def entropy(inputs: LossTermInputs) -> TokenLoss:
+    """The entropy bonus: minus the entropy of the policy at each own token.
+
+    Source: Williams and Peng 1991; PPO, https://arxiv.org/abs/1707.06347, eq. 9.
+
+    Raises:
+        ValueError: `entropy_T` is missing.
+    """
+    if inputs.entropy_T is None:
+        raise ValueError("entropy_T must be given for loss term 'entropy', got None")
+    entropy_T = own(inputs.entropy_T, inputs.mask_T)
+    return TokenLoss(loss_T=-entropy_T, metrics={"entropy": mean_of(entropy_T, inputs.mask_T)})
+
+
+def _kl_term(name: str, estimator: KLEstimator) -> LossTerm:
+    """Makes the loss term that penalises `estimator`'s KL to the reference."""
+
+    def kl(inputs: LossTermInputs) -> TokenLoss:
+        if inputs.logprobs_T is None or inputs.reference_logprobs_T is None:
+            raise ValueError(
+                f"logprobs_T and reference_logprobs_T must be given for loss term {name!r}"
+            )
+        logprobs_T = own(inputs.logprobs_T, inputs.mask_T)
+        reference_logprobs_T = own(inputs.reference_logprobs_T, inputs.mask_T).detach()
+        kl_T = estimator(logprobs_T, reference_logprobs_T)
+        metrics = {
+            "kl_ref": mean_of(kl_T, inputs.mask_T),
+            "kl_clamp_share": mean_of(is_clamped(logprobs_T - reference_logprobs_T), inputs.mask_T),
+        }
+        return TokenLoss(loss_T=kl_T, metrics=metrics)
+
+    return kl
+
+
+for _name in KL_ESTIMATORS:
+    LOSS_TERMS.register(f"kl_{_name}")(_kl_term(f"kl_{_name}", KL_ESTIMATORS[_name]))

@@ -1,0 +1,121 @@
+"""A job's configuration from a YAML file and overrides, with every mistake reported at once.
+
+For example `load_config(PpoConfig, "configs/ppo/tiny-cpu.yaml", ["--policy.optim.lr", "1e-6"])`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from rlhf_ray.config import overrides, schema
+from rlhf_ray.config.problems import KeyPath, Problem, raise_for
+from rlhf_ray.config.yaml_file import YamlFile, read_yaml, write_yaml
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def load_config(
+    cls: type[ConfigT], yaml_path: Path | str, arguments: Sequence[str] = ()
+) -> ConfigT:
+    """Read a file, lay `--key value` overrides over it and validate the result.
+
+    Relative paths inside stay as they are given: they are relative to the working directory.
+
+    Raises:
+        ConfigError: With every problem found: its key, what was given and what is allowed.
+    """
+    file = read_yaml(Path(yaml_path))
+    given, problems = overrides.parse(cls, arguments)
+    applied = [overrides.apply(cls, override, file.values) for override in given]
+    problems = [*file.problems, *problems, *(problem for problem in applied if problem)]
+    try:
+        config = cls.model_validate(file.values)
+    except ValidationError as error:
+        from_command_line = {
+            override.path[: depth + 1] for override in given for depth in range(len(override.path))
+        } - file.lines.keys()
+        from_command_line |= {override.path for override in given}
+        found = _explain_all(error.errors(), cls, file, from_command_line)
+        known = {problem.path for problem in problems}
+        problems += [problem for problem in found if problem.path not in known]
+    raise_for(problems, source=str(yaml_path))
+    return config
+
+
+def dump_config(config: BaseModel, path: Path) -> None:
+    """Write the resolved configuration, so that `load_config` gives an equal one."""
+    write_yaml(config.model_dump(mode="json"), path)
+
+
+def _explain_all(
+    errors: Iterable[ErrorDetails],
+    cls: type[BaseModel],
+    file: YamlFile,
+    from_command_line: set[KeyPath],
+) -> list[Problem]:
+    """One problem a key: pydantic reports a union once for every alternative."""
+    problems: dict[KeyPath | str, Problem] = {}
+    for error in errors:
+        path, message = _explain(error, cls, file.values)
+        where = _where(path, file.lines, from_command_line)
+        problems.setdefault(path or message, Problem(path=path, message=message, where=where))
+    return list(problems.values())
+
+
+def _explain(
+    error: ErrorDetails, cls: type[BaseModel], values: Mapping[str, Any]
+) -> tuple[KeyPath, str]:
+    full = tuple(str(part) for part in error["loc"])
+    path = _known_part(cls, full)
+    allowed = schema.describe(schema.at_path(cls, path))
+    match error["type"]:
+        case "extra_forbidden":
+            return full, _unknown_key(cls, full)
+        case "value_error":
+            return path, str(error["ctx"]["error"])
+        case "missing":
+            return full, f"is missing: must be {schema.describe(schema.at_path(cls, full))}"
+    return path, f"must be {allowed}, got {_at(values, path, error['input'])!r}"
+
+
+def _unknown_key(cls: type[BaseModel], path: KeyPath) -> str:
+    nearest = schema.nearest_path(cls, path)
+    meant = f", did you mean {'.'.join(nearest)}?" if nearest else ";"
+    allowed = ", ".join(schema.keys(schema.at_path(cls, path[:-1])))
+    return f"unknown key{meant} allowed here: {allowed}"
+
+
+def _known_part(cls: type[BaseModel], path: KeyPath) -> KeyPath:
+    """Without pydantic's names for the alternatives of a union, which are no keys."""
+    known: KeyPath = ()
+    for key in path:
+        if schema.at_path(cls, (*known, key)) is None:
+            break
+        known = (*known, key)
+    return known
+
+
+def _at(values: Any, path: KeyPath, otherwise: Any) -> Any:
+    """The value that was given at `path`; a default has none."""
+    for key in path:
+        if isinstance(values, Mapping) and key in values:
+            values = values[key]
+        elif isinstance(values, list) and key.isdigit() and int(key) < len(values):
+            values = values[int(key)]
+        else:
+            return otherwise
+    return values
+
+
+def _where(path: KeyPath, lines: Mapping[KeyPath, int], from_command_line: set[KeyPath]) -> str:
+    for depth in range(len(path), 0, -1):
+        if path[:depth] in from_command_line:
+            return "command line"
+        if path[:depth] in lines:
+            return f"line {lines[path[:depth]]}"
+    return ""

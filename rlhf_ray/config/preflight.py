@@ -1,0 +1,149 @@
+"""What can be known to fail before Ray starts: files, functions and limits of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf_ray.config import references
+from rlhf_ray.config.base import DataConfig, JobConfig, ModelConfig
+from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.problems import Problem, raise_for
+from rlhf_ray.config.supervised import SftConfig
+
+
+def preflight(config: JobConfig) -> None:
+    """Check what a configuration points at.
+
+    Hub names are taken at their word: asking the hub is the job's first step.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    problems = [*_run_dir(config)]
+    match config:
+        case OnlineConfig():
+            problems += _online(config)
+        case SftConfig():
+            problems += _sft(config)
+    raise_for(problems, source="before the start")
+
+
+def _run_dir(config: JobConfig) -> Iterator[Problem]:
+    folder = Path(config.run_dir)
+    if not config.run_dir or not folder.exists():
+        return
+    if not folder.is_dir():
+        yield _problem("run_dir", f"must be a folder, got the file {config.run_dir!r}")
+    elif config.resume == "never" and any(folder.iterdir()):
+        yield _problem(
+            "run_dir",
+            f"{config.run_dir!r} is not empty: take another, or go on with it by --resume auto",
+        )
+
+
+def _sft(config: SftConfig) -> Iterator[Problem]:
+    yield from _model("policy.model", config.policy.model)
+    yield from _data("data", config.data)
+    yield from _eval_data(config.eval.data, config.eval.every)
+    limits = read_limits(Path(config.policy.model.path))
+    context = limits.context_tokens if limits else None
+    if context and config.max_length > context:
+        yield _problem(
+            "max_length", f"must be at most the model's {context}, got {config.max_length}"
+        )
+
+
+def _online(config: OnlineConfig) -> Iterator[Problem]:
+    yield from _model("policy.model", config.policy.model)
+    if config.uses_value and config.value.model.path:
+        yield from _model("value.model", config.value.model)
+    if config.uses_reference and config.reference.model.path:
+        yield from _model("reference.model", config.reference.model)
+    yield from _data("data", config.data)
+    yield from _eval_data(config.eval.data, config.eval.every)
+    for index, function in enumerate(config.reward.functions):
+        yield from _fault(
+            f"reward.functions.{index}.path", references.function_fault(function.path)
+        )
+    reward_model = config.reward.model
+    if reward_model.path:
+        yield from _fault("reward.model.path", references.model_fault(reward_model.path))
+    if reward_model.tokenizer:
+        yield from _fault(
+            "reward.model.tokenizer", references.tokenizer_fault(reward_model.tokenizer)
+        )
+    limits = read_limits(Path(config.policy.model.path))
+    if limits is not None:
+        yield from _engine(config, limits)
+        yield from _context(config, limits)
+
+
+def _engine(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
+    gpus = config.placement.rollout.gpus_per_rank
+    if gpus == 0 and limits.head_dim and limits.head_dim not in CPU_HEAD_DIMS:
+        yield _problem(
+            "policy.model.path",
+            f"vLLM on CPU takes attention heads of dimension {', '.join(map(str, CPU_HEAD_DIMS))}; "
+            f"the model's have {limits.head_dim}",
+        )
+    if gpus > 1 and limits.num_heads and limits.num_heads % gpus:
+        yield _problem(
+            "placement.rollout.gpus_per_rank",
+            f"tensor parallelism must divide the model's {limits.num_heads} heads, got {gpus}",
+        )
+
+
+def _context(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
+    context = limits.context_tokens
+    max_model_len, new = config.rollout.max_model_len, config.rollout.max_new_tokens
+    if context and max_model_len > context:
+        yield _problem(
+            "rollout.max_model_len", f"must be at most the model's {context}, got {max_model_len}"
+        )
+    room = max_model_len or context
+    if not room:
+        return
+    named = {"data": config.data, "eval.data": config.eval.data}
+    for section, data in named.items():
+        if not data.path:
+            continue
+        prompt = data.prompt_tokens or data.max_prompt_tokens or 1
+        if prompt + new > room:
+            yield _problem(
+                "rollout.max_new_tokens",
+                f"prompts of {section} ({prompt} tokens) and {new} new tokens do not fit "
+                f"into {room} tokens of context",
+            )
+
+
+def _model(key: str, model: ModelConfig) -> Iterator[Problem]:
+    yield from _fault(f"{key}.path", references.model_fault(model.path))
+    if model.tokenizer:
+        yield from _fault(f"{key}.tokenizer", references.tokenizer_fault(model.tokenizer))
+    template = model.chat_template
+    if template and "{" not in template and not Path(template).is_file():
+        yield _problem(
+            f"{key}.chat_template", f"must be Jinja text or a file's path, got {template!r}"
+        )
+
+
+def _eval_data(data: DataConfig, every: int) -> Iterator[Problem]:
+    if data.path:
+        yield from _data("eval.data", data)
+    elif every:
+        yield _problem("eval.data.path", f"must name held-out rows, as eval.every is {every}")
+
+
+def _data(key: str, data: DataConfig) -> Iterator[Problem]:
+    yield from _fault(f"{key}.path", references.data_fault(data.path))
+
+
+def _fault(key: str, fault: str | None) -> Iterator[Problem]:
+    if fault is not None:
+        yield _problem(key, fault)
+
+
+def _problem(key: str, message: str) -> Problem:
+    return Problem(path=tuple(key.split(".")), message=message)

@@ -1,0 +1,121 @@
+"""Does what a configuration points at exist? Files, model folders, functions; nothing is imported.
+
+Every check returns None, or what is wrong in words.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import os
+import re
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".parquet", ".csv", ".txt")
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether `path` can only be a name on the hub: `org/name`, and no folder `org` is here."""
+    return bool(_HUB_NAME.fullmatch(path)) and not Path(path.split("/")[0]).is_dir()
+
+
+def model_fault(path: str) -> str | None:
+    """A folder in the transformers layout, or a hub name."""
+    folder = Path(path)
+    if not folder.exists():
+        return (
+            None if is_hub_name(path) else f"no such folder, and no hub name (org/name): {path!r}"
+        )
+    if not folder.is_dir():
+        return f"must be a folder in the transformers layout, got the file {path!r}"
+    if not (folder / "config.json").is_file():
+        return f"folder {path!r} holds no config.json"
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return f"folder {path!r} holds no weights (*.safetensors)"
+    return None
+
+
+def tokenizer_fault(path: str) -> str | None:
+    """A folder with a tokenizer, or a hub name."""
+    if Path(path).is_dir():
+        found = any(Path(path).glob("tokenizer*"))
+        return None if found else f"folder {path!r} holds no tokenizer"
+    return None if is_hub_name(path) else f"no such folder, and no hub name (org/name): {path!r}"
+
+
+def data_fault(path: str) -> str | None:
+    """A readable file that is not empty, a folder with data files, or a hub name."""
+    place = Path(path)
+    if place.is_dir():
+        found = any(name.name.endswith(_DATA_SUFFIXES) for name in place.iterdir())
+        return None if found else f"folder {path!r} holds no {', '.join(_DATA_SUFFIXES)} file"
+    if not place.exists():
+        if is_hub_name(path) and not path.endswith(_DATA_SUFFIXES):
+            return None
+        return f"no such file or folder: {path!r} (working directory {os.getcwd()})"
+    if not os.access(place, os.R_OK):
+        return f"cannot be read: {path!r}"
+    if not path.endswith(_DATA_SUFFIXES):
+        return f"must end in one of {', '.join(_DATA_SUFFIXES)}, got {path!r}"
+    return f"{path!r} is empty" if place.stat().st_size == 0 else None
+
+
+def function_fault(path: str) -> str | None:
+    """`package.module:function` or `file.py:function`, found without running it."""
+    place, colon, function = path.rpartition(":")
+    if not colon or not function.isidentifier():
+        return f"must be package.module:function or file.py:function, got {path!r}"
+    if place.endswith(".py"):
+        source = Path(place)
+        if not source.is_file():
+            return f"no such file: {place!r}"
+    else:
+        spec = _find_module(place)
+        if spec is None:
+            return f"no module {place!r}"
+        source = Path(spec.origin or "")
+        if source.suffix != ".py":  # an extension module can only be asked by importing it
+            return None
+    return _name_fault(source, function)
+
+
+def _find_module(name: str) -> ModuleSpec | None:
+    """Like `importlib.util.find_spec`, which would import the parent packages."""
+    top, *below = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top) or PathFinder.find_spec(top, [os.getcwd()])
+    except (ImportError, ValueError):
+        return None
+    for depth in range(len(below)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(
+            ".".join([top, *below[: depth + 1]]), list(spec.submodule_search_locations)
+        )
+    return spec
+
+
+def _name_fault(source: Path, function: str) -> str | None:
+    try:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        return f"{source} is not Python: {error}"
+    names = {name for statement in tree.body for name in _bound_names(statement)}
+    if function in names or "*" in names:
+        return None
+    near = difflib.get_close_matches(function, names, n=1)
+    return f"{source} defines no {function!r}" + (f", did you mean {near[0]!r}?" if near else "")
+
+
+def _bound_names(statement: ast.stmt) -> list[str]:
+    match statement:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return [statement.name]
+        case ast.Assign():
+            return [target.id for target in statement.targets if isinstance(target, ast.Name)]
+        case ast.Import() | ast.ImportFrom():
+            return [alias.asname or alias.name for alias in statement.names]
+    return []

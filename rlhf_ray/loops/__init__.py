@@ -1,0 +1,1 @@
+"""The training loops: asyncio programs over the roles of `rlhf_ray.roles`."""

@@ -1,0 +1,87 @@
+"""Evaluation on held-out prompts: the same engine and reward, its own prompts and temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from rlhf_ray.loops.seeds import sample_seeds
+from rlhf_ray.metrics.log import Cell
+from rlhf_ray.roles import GenerationRequest, Roles
+from rlhf_ray.types import Prompt, Rollout
+
+TABLE_COLUMNS = ("prompt", "response", "reward")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """One evaluation.
+
+    Attributes:
+        metrics: Names with `eval/` in front.
+        rows: A few samples, under `TABLE_COLUMNS`.
+    """
+
+    metrics: dict[str, float]
+    rows: list[tuple[Cell, ...]]
+
+
+class Evaluation:
+    """One response to each held-out prompt; the same seeds every time, so that runs compare."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        table_rows: int,
+        seed: int,
+    ) -> None:
+        """Keep the prompts; none makes every evaluation empty."""
+        self.requests = [
+            GenerationRequest(
+                prompt=prompt,
+                seeds_G=sample_seeds(
+                    seed=seed, draw="eval", prompt_id=prompt.prompt_id, num_samples=1
+                ),
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+            )
+            for prompt in prompts
+        ]
+        self.table_rows = table_rows
+
+    async def run(self, roles: Roles) -> EvaluationResult:
+        """Sample, score and average."""
+        if not self.requests:
+            return EvaluationResult(metrics={}, rows=[])
+        batch = await roles.rollout.generate(self.requests)
+        scores = await roles.reward.score(batch)
+        rows = range(min(self.table_rows, len(self.requests)))
+        rollouts = await roles.assembler.texts(batch, rows)
+        metrics = {
+            "eval/reward_mean": fmean(score.total for score in scores),
+            "eval/response_tokens_mean": fmean(s.num_response_tokens for s in batch.summaries_B),
+            "eval/truncated_share": fmean(s.finish_reason == "length" for s in batch.summaries_B),
+        }
+        for name in scores[0].parts:
+            values = [score.parts[name] for score in scores]
+            applicable = [value for value in values if value is not None]
+            if applicable:
+                metrics[f"eval/reward/{name}"] = fmean(applicable)
+        return EvaluationResult(
+            metrics=metrics,
+            rows=[
+                (_text(rollout), rollout.text, round(scores[row].total, 4))
+                for row, rollout in zip(rows, rollouts, strict=True)
+            ],
+        )
+
+
+def _text(rollout: Rollout) -> str:
+    text = rollout.prompt.text
+    if isinstance(text, str):
+        return text
+    return "\n".join(f"{message['role']}: {message['content']}" for message in text)

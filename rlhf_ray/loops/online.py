@@ -1,0 +1,198 @@
+"""PPO, GRPO and their kin: the loop. It reads as one step of training is told.
+
+The controller holds ids, lengths, scores and references; tokens go from actor to actor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.data.loader import ResumableOrder
+from rlhf_ray.data.packing import UpdatePlan, plan_update
+from rlhf_ray.errors import RunError
+from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
+from rlhf_ray.loops.clock import StepClock
+from rlhf_ray.loops.collection import Collector
+from rlhf_ray.loops.evaluation import TABLE_COLUMNS, Evaluation
+from rlhf_ray.loops.kl_control import kl_controller
+from rlhf_ray.loops.report import rollout_metrics
+from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.roles import Metrics, Ref, Roles, RolloutBatch
+from rlhf_ray.types import Prompt
+
+
+class OnlineLoop:
+    """Trains a policy on its own rollouts.
+
+    The version of the weights is the number of steps done; so is the step number of a checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: OnlineConfig,
+        roles: Roles,
+        prompts: Sequence[Prompt],
+        evaluation: Evaluation,
+        log: MetricsLog,
+        *,
+        num_policy_ranks: int,
+        num_value_ranks: int,
+    ) -> None:
+        """Put the parts together; `run` starts them."""
+        self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
+        self.num_policy_ranks, self.num_value_ranks = num_policy_ranks, num_value_ranks
+        self.order = ResumableOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
+        self.collector = Collector(
+            config, prompts, self.order, engine=roles.rollout, reward=roles.reward
+        )
+        self.kl = kl_controller(config.algorithm.kl)
+        self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
+        self.num_skipped_in_a_row = 0
+
+    async def run(self, checkpoint: Checkpoint | None) -> None:
+        """Train from the start or from a checkpoint to the last step.
+
+        Raises:
+            RunError: A role failed, hung, disagrees with another, or diverged.
+        """
+        first = 1 if checkpoint is None else checkpoint.step + 1
+        if checkpoint is not None:
+            await self._restore(checkpoint)
+        await self.roles.rollout.wake_up()
+        await self.roles.policy.publish(first - 1)
+        if checkpoint is None:
+            self.log.log(0, await self._evaluate(0))
+        for step in range(first, self.config.total_steps + 1):
+            self.log.log(step, await self._step(step))
+
+    async def _step(self, step: int) -> Metrics:
+        clock = StepClock()
+        kl_coefficient = self.kl.coefficient
+        with clock.phase("generate"):
+            collected = await self.collector.collect(step)
+            await self.roles.rollout.sleep()
+        batch = collected.batch
+        with clock.phase("score"):
+            experience, scores, assembled = await self._score(batch, collected.scores)
+        with clock.phase("update"):
+            updated = await self._update(experience, batch, step, kl_coefficient)
+        with clock.phase("publish"):
+            await self.roles.rollout.wake_up()
+            publication = await self.roles.policy.publish(step)
+        if "policy/kl_ref" in assembled:
+            self.kl.update(assembled["policy/kl_ref"], num_sequences=len(scores))
+        self._stop_if_diverging(step, updated["policy/skipped_steps"])
+        evaluated = await self._evaluate(step)
+        await self._save(step, clock)
+        return {
+            **updated,
+            **assembled,
+            **evaluated,
+            **rollout_metrics(batch, scores, collected.num_refilled, clock, version=step - 1),
+            "policy/kl_coefficient": kl_coefficient,
+            "mismatch/logprob_abs_max": max(
+                assembled["mismatch/logprob_abs_max"], publication.logprob_abs_max
+            ),
+            "sync/seconds": publication.seconds,
+            "sync/bytes": float(publication.num_bytes),
+            "data/epoch": self.order.position / self.order.num_rows,
+        }
+
+    async def _score(self, batch: RolloutBatch, scores: Any) -> tuple[Ref, Any, Metrics]:
+        """Everything that is known of the rollouts before the update, side by side."""
+        roles = self.roles
+        old, reference, values, scored = await asyncio.gather(
+            roles.policy.logprobs(batch),
+            _optional(roles.reference, "logprobs", batch),
+            _optional(roles.value, "values", batch),
+            scores,
+        )
+        experience, metrics = await roles.assembler.build(
+            batch,
+            [score.total for score in scored],
+            old=old,
+            reference=reference,
+            values=values,
+            kl_coefficient=self.kl.coefficient,
+        )
+        return experience, scored, metrics
+
+    async def _update(
+        self, experience: Ref, batch: RolloutBatch, step: int, kl_coefficient: float
+    ) -> dict[str, float]:
+        """Policy and critic side by side, each on its own group."""
+        policy, value = await asyncio.gather(
+            self.roles.policy.update(experience, self._plan(batch, step, "policy"), kl_coefficient),
+            _optional(self.roles.value, "update", experience, self._plan(batch, step, "value")),
+        )
+        named = {f"policy/{name}": number for name, number in policy.items()}
+        return named | {f"value/{name}": number for name, number in (value or {}).items()}
+
+    def _plan(self, batch: RolloutBatch, step: int, role: str) -> UpdatePlan:
+        learner = self.config.policy if role == "policy" else self.config.value
+        return plan_update(
+            [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B],
+            [s.num_own_tokens for s in batch.summaries_B],
+            num_ranks=self.num_policy_ranks if role == "policy" else self.num_value_ranks,
+            max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
+            num_minibatches=self.config.algorithm.minibatches,
+            num_epochs=self.config.algorithm.epochs,
+            seed=self.config.seed * 1_000_003 + step,
+            padded=learner.layout == "padded",
+        )
+
+    def _stop_if_diverging(self, step: int, num_skipped: float) -> None:
+        self.num_skipped_in_a_row = self.num_skipped_in_a_row + 1 if num_skipped else 0
+        limit = self.config.nonfinite_steps_to_stop
+        if self.num_skipped_in_a_row >= limit:
+            raise RunError(
+                f"step {step}: loss or gradient was not finite in {limit} steps in a row; the "
+                f"experience of the skipped updates is in {self.config.run_dir}/skipped"
+            )
+
+    async def _evaluate(self, step: int) -> dict[str, float]:
+        every, last = self.config.eval.every, self.config.total_steps
+        if step not in (0, last) and not (every and step % every == 0):
+            return {}
+        with StepClock().phase("evaluate") as timed:
+            result = await self.evaluation.run(self.roles)
+        if not result.metrics:
+            return {}
+        self.log.table(step, "samples", TABLE_COLUMNS, result.rows)
+        return result.metrics | {"time/evaluate": timed.seconds}
+
+    async def _save(self, step: int, clock: StepClock) -> None:
+        every = self.config.checkpoint.every
+        is_last = step == self.config.total_steps
+        if not is_last and not (every and step % every == 0):
+            return
+        with clock.phase("checkpoint"):
+            folder = self.store.begin(step)
+            await self.roles.policy.save(str(folder / "policy"))
+            if self.roles.value is not None:
+                await self.roles.value.save(str(folder / "value"))
+            self.store.commit(step, self._state())
+
+    def _state(self) -> Mapping[str, Any]:
+        return {
+            "order": self.order.state_dict(),
+            "kl": self.kl.state_dict(),
+            "num_skipped_in_a_row": self.num_skipped_in_a_row,
+        }
+
+    async def _restore(self, checkpoint: Checkpoint) -> None:
+        self.order.load_state_dict(checkpoint.state["order"])
+        self.kl.load_state_dict(checkpoint.state["kl"])
+        self.num_skipped_in_a_row = checkpoint.state["num_skipped_in_a_row"]
+        await self.roles.policy.restore(str(checkpoint.folder / "policy"))
+        if self.roles.value is not None:
+            await self.roles.value.restore(str(checkpoint.folder / "value"))
+
+
+async def _optional(role: Any, method: str, *arguments: Any) -> Any:
+    """A role's answer, or None where the job has no such role."""
+    return None if role is None else await getattr(role, method)(*arguments)

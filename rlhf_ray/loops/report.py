@@ -1,0 +1,67 @@
+"""What a step says of its rollouts and its time, from lengths, scores and clocks alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+
+from rlhf_ray.loops.clock import StepClock
+from rlhf_ray.roles import RolloutBatch
+from rlhf_ray.types import Score
+
+
+def rollout_metrics(
+    batch: RolloutBatch,
+    scores: Sequence[Score],
+    num_refilled: int,
+    clock: StepClock,
+    *,
+    version: int,
+) -> dict[str, float]:
+    """`rollout/*`, `reward/*`, `async/*`, `time/*` and `perf/*` of one step.
+
+    Args:
+        batch: The step's rollouts.
+        scores: Of its rows.
+        num_refilled: Groups that dynamic sampling replaced.
+        clock: Phases so far.
+        version: Of the weights when the step began.
+    """
+    totals = [score.total for score in scores]
+    summaries = batch.summaries_B
+    num_generated = sum(s.num_response_tokens for s in summaries)
+    num_tokens = num_generated + sum(s.num_prompt_tokens for s in summaries)
+    seconds, step_s = clock.seconds, clock.elapsed_s()
+    return {
+        "rollout/reward_mean": fmean(totals),
+        "rollout/reward_std": pstdev(totals),
+        "rollout/response_tokens_mean": num_generated / len(summaries),
+        "rollout/truncated_share": fmean(s.finish_reason == "length" for s in summaries),
+        "rollout/tokens_per_s": num_generated / seconds["generate"],
+        "rollout/zero_spread_share": _zero_spread_share(batch, totals),
+        "rollout/refilled_groups": float(num_refilled),
+        **_parts(scores),
+        "async/staleness_mean": fmean(version - s.version_min for s in summaries),
+        "async/staleness_max": float(max(version - s.version_min for s in summaries)),
+        **{f"time/{name}": value for name, value in seconds.items()},
+        "time/step": step_s,
+        "perf/tokens_per_s": num_tokens / step_s,
+        "perf/bubble_share": 1.0 - seconds["update"] / step_s,
+    }
+
+
+def _zero_spread_share(batch: RolloutBatch, totals: Sequence[float]) -> float:
+    by_prompt = defaultdict(list)
+    for summary, total in zip(batch.summaries_B, totals, strict=True):
+        by_prompt[summary.prompt_id].append(total)
+    return fmean(max(group) == min(group) for group in by_prompt.values())
+
+
+def _parts(scores: Sequence[Score]) -> dict[str, float]:
+    means = {}
+    for name in scores[0].parts:
+        values = [value for score in scores if (value := score.parts[name]) is not None]
+        if values:
+            means[f"reward/{name}"] = fmean(values)
+    return means

@@ -1,0 +1,35 @@
+"""Metrics by name to JSONL, console and W&B, behind one interface.
+
+How metrics of micro-batches and ranks merge is `rlhf_ray.algorithms.metric_sums`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_ray.config.base import JobConfig
+from rlhf_ray.metrics.console import ConsoleSink
+from rlhf_ray.metrics.jsonl import JsonlSink, rewind
+from rlhf_ray.metrics.log import MetricsLog, Sink
+
+__all__ = ["MetricsLog", "Sink", "open_metrics"]
+
+
+def open_metrics(config: JobConfig, *, job: str, resumed_step: int | None = None) -> MetricsLog:
+    """The log of a run below `config.run_dir`.
+
+    Args:
+        config: Of the job.
+        job: Its name, `ppo` for instance.
+        resumed_step: The last step of the checkpoint that the run goes on from; None for a new run.
+    """
+    run_dir = Path(config.run_dir)
+    last_step = -1 if resumed_step is None else resumed_step
+    elapsed_s = rewind(run_dir, last_step)  # an attempt without a checkpoint left steps as well
+    sinks: list[Sink] = [JsonlSink(run_dir)]
+    if config.wandb.mode != "disabled":
+        from rlhf_ray.metrics.wandb_sink import WandbSink
+
+        sinks.append(WandbSink(config, job=job, run_dir=run_dir))
+    sinks.append(ConsoleSink(job=job, total_steps=config.total_steps, first_step=resumed_step or 0))
+    return MetricsLog(sinks, last_step=last_step, elapsed_s=elapsed_s)

@@ -1,0 +1,92 @@
+"""`metrics.jsonl`, one object a step, and `samples/step_00000010.jsonl`, one object a row.
+
+A line is on the disk before the next step begins. A resumed run first takes back the steps that it
+will do again, so that no step stands twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from rlhf_ray.metrics.log import Cell, Record, Table
+
+
+class JsonlSink:
+    """Appends to the run directory. NaN and infinity, which JSON lacks, are written as null."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Open `run_dir/metrics.jsonl`; call `rewind` before where the run goes on."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._samples = run_dir / "samples"
+        self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def log(self, record: Record) -> None:
+        """Write one line."""
+        row = {"step": record.step, "time_s": round(record.time_s, 3), **record.metrics}
+        self._file.write(_line(row))
+        _sync(self._file)
+
+    def table(self, table: Table) -> None:
+        """Append to the step's file; the table's name stands in every row."""
+        self._samples.mkdir(exist_ok=True)
+        with _samples_file(self._samples, table.step).open("a", encoding="utf-8") as file:
+            for row in table.rows:
+                cells = dict(zip(table.columns, row, strict=True))
+                file.write(_line({"step": table.step, "table": table.name, **cells}))
+            _sync(file)
+
+    def close(self, *, failed: bool) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def rewind(run_dir: Path, last_step: int) -> float:
+    """Take back everything after `last_step`; returns the seconds of running until then.
+
+    A line that a crash tore is dropped as well.
+    """
+    path = run_dir / "metrics.jsonl"
+    kept = [row for row in _rows(path) if row["step"] <= last_step]
+    if path.exists():
+        temporary = path.with_suffix(".jsonl.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(_line(row) for row in kept)
+            _sync(file)
+        temporary.replace(path)
+    for samples in (run_dir / "samples").glob("step_*.jsonl"):
+        if samples > _samples_file(run_dir / "samples", last_step):
+            samples.unlink()
+    return float(kept[-1]["time_s"]) if kept else 0.0
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The lines up to a torn one."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def _samples_file(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}.jsonl"
+
+
+def _line(row: dict[str, Any]) -> str:
+    finite: dict[str, Cell] = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _sync(file: TextIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,149 @@
+"""Every metric by name, with its unit and meaning: the same in code, JSONL, console and W&B.
+
+A metric that is not here cannot be logged, so this page is complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """What a metric says. `unit` is empty for counts and shares."""
+
+    unit: str = ""
+    text: str
+
+
+def _named(prefix: str, meanings: Mapping[str, tuple[str, str]]) -> dict[str, Meaning]:
+    return {f"{prefix}/{k}": Meaning(unit=unit, text=text) for k, (unit, text) in meanings.items()}
+
+
+_OPTIMISER = {
+    "grad_norm": ("", "norm of the gradient before clipping"),
+    "lr": ("", "learning rate of the step"),
+    "skipped_steps": ("", "optimiser steps skipped for a non-finite loss or gradient"),
+}
+
+NAMES: Mapping[str, Meaning] = {
+    **_named(
+        "rollout",
+        {
+            "reward_mean": (
+                "",
+                "mean score of the step's rollouts, weighted over reward functions",
+            ),
+            "reward_std": ("", "standard deviation of the scores"),
+            "response_tokens_mean": ("tokens", "mean length of a response"),
+            "truncated_share": ("", "share of responses cut off at max_new_tokens"),
+            "tokens_per_s": ("tokens/s", "generated tokens over the time of generation"),
+            "failures": ("", "rollouts or scores that failed"),
+            "zero_spread_share": ("", "share of groups whose samples all scored alike"),
+            "refilled_groups": ("", "groups replaced by dynamic sampling"),
+        },
+    ),
+    **_named(
+        "policy",
+        {
+            "loss": ("", "the policy's loss, KL and entropy terms included"),
+            "clip_share": ("", "share of tokens whose ratio was clipped"),
+            "clamp_share": ("", "share of tokens whose log-ratio was clamped to ±20"),
+            "ratio_mean": ("", "mean ratio of new to old probability"),
+            "entropy": ("nats/token", "entropy of the policy"),
+            "kl_ref": ("nats/token", "KL to the reference model"),
+            "kl_clamp_share": ("", "share of tokens whose log-ratio to the reference was clamped"),
+            "kl_old": ("nats/token", "KL to the policy before the update"),
+            "kl_coefficient": ("", "weight of the KL to the reference"),
+            **_OPTIMISER,
+        },
+    ),
+    **_named(
+        "value",
+        {
+            "loss": ("", "the critic's loss"),
+            "clip_share": ("", "share of values that were clipped"),
+            "explained_variance": ("", "share of the returns' variance that the critic explains"),
+            **_OPTIMISER,
+        },
+    ),
+    **_named(
+        "mismatch",
+        {
+            "logprob_abs_max": ("nats", "largest gap of engine and trainer on one token"),
+            "logprob_abs_mean": ("nats", "mean gap of engine and trainer"),
+            "ess": ("", "effective sample size of the correction's weights, as a share"),
+            "cut_share": ("", "share of tokens whose weight was capped or masked"),
+            "clamp_share": ("", "share of tokens whose log-ratio was clamped to ±20"),
+        },
+    ),
+    **_named(
+        "async",
+        {
+            "staleness_mean": ("versions", "mean age of the weights that sampled a token"),
+            "staleness_max": ("versions", "largest age of the weights that sampled a token"),
+        },
+    ),
+    **_named(
+        "sync",
+        {
+            "seconds": ("s", "duration of the publication of weights"),
+            "bytes": ("bytes", "size of the published weights"),
+        },
+    ),
+    **_named(
+        "time",
+        {
+            "generate": ("s", "rollouts"),
+            "score": ("s", "rewards, values and log-probabilities"),
+            "update": ("s", "optimiser steps of policy and value"),
+            "publish": ("s", "weights to the engines, and the probe"),
+            "evaluate": ("s", "evaluation"),
+            "checkpoint": ("s", "writing a checkpoint"),
+            "step": ("s", "the whole step"),
+            "wait_rollout": ("s", "learner idle for want of rollouts"),
+            "wait_update": ("s", "engines idle for want of an update"),
+        },
+    ),
+    **_named(
+        "perf",
+        {
+            "tokens_per_s": ("tokens/s", "trained tokens, prompts included, over the whole step"),
+            "mfu": ("", "model FLOPs utilisation: share of the hardware's peak"),
+            "bubble_share": ("", "share of the step that some role waited"),
+        },
+    ),
+    **_named(
+        "data",
+        {
+            "epoch": ("epochs", "passes over the data so far"),
+            "dropped_prompts": ("", "prompts left out for their length"),
+        },
+    ),
+    **_named(
+        "sft",
+        {
+            "loss": ("nats/token", "next-token loss"),
+            "token_accuracy": ("", "share of trained tokens that were the most likely one"),
+            "entropy": ("nats/token", "entropy of the model"),
+            **_OPTIMISER,
+        },
+    ),
+}
+
+PREFIXES: Mapping[str, Meaning] = {
+    "reward/": Meaning(text="mean of one reward function, by its name"),
+    "eval/": Meaning(text="on held-out data: any of the names above, such as `eval/reward_mean`"),
+}
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse a metric that nobody could look up.
+
+    Raises:
+        ValueError: Names it.
+    """
+    for name in names:
+        if name not in NAMES and not any(name.startswith(p) and name != p for p in PREFIXES):
+            raise ValueError(f"metric {name!r} must be documented in rlhf_ray/metrics/names.py")

@@ -1,0 +1,20 @@
+"""What a model's configuration says of its limits, without loading the model."""
+
+from __future__ import annotations
+
+from rlhf_ray.errors import ConfigError
+
+
+def context_length(path: str, *, trust_remote_code: bool) -> int:
+    """Most tokens that the model can take.
+
+    Raises:
+        ConfigError: No readable configuration there.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the configuration of model {path!r}: {error}") from error
+    return int(config.get_text_config().max_position_embeddings)

@@ -1,0 +1,113 @@
+"""What a scorer is given, and what it may give back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, TypeAlias
+
+from rlhf_ray.errors import RunError
+from rlhf_ray.types import Rollout
+
+Messages: TypeAlias = list[dict[str, str]]
+Scores: TypeAlias = list[float | None]
+
+
+class RewardError(RunError):
+    """A scorer failed: a failure with a cause, never a reward of 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringBatch:
+    """B completions to score, in the form that TRL's reward functions know.
+
+    Attributes:
+        prompt_ids_B: Names the rows in errors.
+        prompts_B: Each a string, or a list of chat messages.
+        completions_B: To a string prompt a string, to a chat a list of one assistant's message.
+        completion_ids_B: The responses' token ids.
+        columns: The data set's other columns: name -> one value a row, `None` where a row has none.
+    """
+
+    prompt_ids_B: list[str]
+    prompts_B: list[str | Messages]
+    completions_B: list[str | Messages]
+    completion_ids_B: list[list[int]]
+    columns: dict[str, list[Any]]
+
+    @classmethod
+    def from_rollouts(cls, rollouts_B: Sequence[Rollout]) -> ScoringBatch:
+        """The same rows in the same order."""
+        prompts_B = [rollout.prompt for rollout in rollouts_B]
+        names = sorted({name for prompt in prompts_B for name in prompt.columns})
+        return cls(
+            prompt_ids_B=[prompt.prompt_id for prompt in prompts_B],
+            prompts_B=[prompt.text for prompt in prompts_B],
+            completions_B=[
+                rollout.text
+                if isinstance(rollout.prompt.text, str)
+                else [{"role": "assistant", "content": rollout.text}]
+                for rollout in rollouts_B
+            ],
+            completion_ids_B=[rollout.response_ids_T.tolist() for rollout in rollouts_B],
+            columns={name: [prompt.columns.get(name) for prompt in prompts_B] for name in names},
+        )
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.prompt_ids_B)
+
+    def part(self, begin: int, end: int) -> ScoringBatch:
+        """Rows `begin` to `end - 1`."""
+        return ScoringBatch(
+            prompt_ids_B=self.prompt_ids_B[begin:end],
+            prompts_B=self.prompts_B[begin:end],
+            completions_B=self.completions_B[begin:end],
+            completion_ids_B=self.completion_ids_B[begin:end],
+            columns={name: values[begin:end] for name, values in self.columns.items()},
+        )
+
+
+def completion_text(completion: str | Messages) -> str:
+    """A completion's text, whichever of its two forms it has."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def check_scores(values: Any, batch: ScoringBatch, scorer: str) -> Scores:
+    """What a scorer returned, as one finite float or `None` a row.
+
+    Args:
+        values: A list, tuple, array or tensor of numbers.
+        batch: What was scored.
+        scorer: Named in errors.
+
+    Raises:
+        RewardError: Not one value a row, or a value that is neither a finite number nor `None`.
+    """
+    try:
+        values_B = list(values)
+    except TypeError as error:
+        raise RewardError(
+            f"{scorer} must return a list of {len(batch)} scores, got {type(values).__name__}"
+        ) from error
+    if len(values_B) != len(batch):
+        raise RewardError(f"{scorer} must return {len(batch)} scores, got {len(values_B)}")
+    return [
+        _check_score(value, prompt_id, scorer)
+        for value, prompt_id in zip(values_B, batch.prompt_ids_B, strict=True)
+    ]
+
+
+def _check_score(value: Any, prompt_id: str, scorer: str) -> float | None:
+    # NumPy's and torch's scalars.
+    number = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+    if number is None:
+        return None
+    if not isinstance(number, Real) or not math.isfinite(number):
+        raise RewardError(
+            f"{scorer}: the score of prompt {prompt_id!r} must be a finite number or None, "
+            f"got {number!r:.80}"
+        )
+    return float(number)

@@ -1,0 +1,150 @@
+"""A scorer behind HTTP: one POST a batch, with deadline, retries and back-off.
+
+Asked `{"prompts": [...], "completions": [...], "columns": {"name": [...]}}`, it answers
+`{"scores": [number or null, ...]}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from typing import Any
+
+import aiohttp
+
+from rlhf_ray.config.online import RemoteRewardConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
+
+# Keeps one step's rollouts from opening hundreds of connections to a service at once.
+_MAX_REQUESTS_IN_FLIGHT = 8
+# However often a request failed, the service's return is noticed within this.
+_MAX_BACKOFF_S = 30.0
+
+
+class _Retry(Exception):
+    """One attempt failed in a way that another may not."""
+
+
+class RemoteScorer:
+    """Scores by asking a service."""
+
+    def __init__(self, config: RemoteRewardConfig) -> None:
+        """Read the token from the environment.
+
+        Raises:
+            ConfigError: The variable that `token_env` names is not set here.
+        """
+        self._config = config
+        self._token = os.environ.get(config.token_env, "") if config.token_env else ""
+        if config.token_env and not self._token:
+            raise ConfigError(
+                f"reward.remote.token_env names {config.token_env!r}, "
+                "which is not set in the environment"
+            )
+
+    async def score(self, batch: ScoringBatch) -> Scores:
+        """Score all rows, several requests at a time.
+
+        Raises:
+            RewardError: A request failed for good, or was answered with something other than one
+                finite number or null a row.
+        """
+        in_flight = asyncio.Semaphore(_MAX_REQUESTS_IN_FLIGHT)
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        async with aiohttp.ClientSession(headers=headers) as session:
+
+            async def score_part(begin: int) -> Scores:
+                async with in_flight:
+                    part = batch.part(begin, begin + self._config.batch_size)
+                    return await self._score_part(session, part)
+
+            begins = range(0, len(batch), self._config.batch_size)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(score_part(begin)) for begin in begins]
+            except* RewardError as failures:
+                # The others were cancelled: one failure is all there is to say.
+                failure = failures.exceptions[0]
+            else:
+                return [score for task in tasks for score in task.result()]
+        raise failure
+
+    async def _score_part(self, session: aiohttp.ClientSession, part: ScoringBatch) -> Scores:
+        body = self._body(part)
+        num_attempts = self._config.retries + 1
+        for attempt in range(num_attempts):
+            try:
+                answer = await self._post(session, body)
+            except _Retry as error:
+                if attempt + 1 == num_attempts:
+                    raise self._error(f"failed {num_attempts} times; last: {error}") from error
+                # Jitter: requests that failed together should not come back together.
+                backoff_s = self._config.backoff_s * 2**attempt * random.uniform(0.5, 1.5)
+                await asyncio.sleep(min(backoff_s, _MAX_BACKOFF_S))
+            else:
+                return check_scores(self._scores(answer), part, f"reward service {self._url}")
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _post(self, session: aiohttp.ClientSession, body: bytes) -> str:
+        """One attempt.
+
+        Raises:
+            _Retry: No connection, no answer in time, or a status that may pass.
+            RewardError: Any other status than 200.
+        """
+        try:
+            async with session.post(
+                self._config.url,
+                data=body,
+                headers={"Content-Type": "application/json"},
+                timeout=aiohttp.ClientTimeout(total=self._config.timeout_s),
+                allow_redirects=False,
+            ) as response:
+                answer = await response.text(errors="replace")
+                status = response.status
+        except aiohttp.InvalidURL as error:
+            raise self._error("is not a valid URL") from error
+        except TimeoutError as error:
+            raise _Retry(f"no answer within {self._config.timeout_s:g} s") from error
+        except aiohttp.ClientError as error:
+            raise _Retry(f"{type(error).__name__}: {error}") from error
+        if status == 429 or status >= 500:
+            raise _Retry(f"status {status}: {self._excerpt(answer)}")
+        if status != 200:
+            raise self._error(f"answered with status {status}: {self._excerpt(answer)}")
+        return answer
+
+    def _body(self, part: ScoringBatch) -> bytes:
+        request = {
+            "prompts": part.prompts_B,
+            "completions": part.completions_B,
+            "columns": part.columns,
+        }
+        try:
+            return json.dumps(request, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            raise self._error(f"cannot be sent these columns as JSON: {error}") from error
+
+    def _scores(self, answer: str) -> Any:
+        try:
+            parsed = json.loads(answer)
+        except json.JSONDecodeError as error:
+            raise self._error(f"did not answer in JSON: {self._excerpt(answer)}") from error
+        if not isinstance(parsed, dict) or "scores" not in parsed:
+            raise self._error(f'must answer with {{"scores": [...]}}, got {self._excerpt(answer)}')
+        return parsed["scores"]
+
+    @property
+    def _url(self) -> str:
+        return self._config.url
+
+    def _error(self, what: str) -> RewardError:
+        return RewardError(f"reward service {self._url} {what}")
+
+    def _excerpt(self, answer: str) -> str:
+        """The answer's beginning, without the token, should the service repeat it."""
+        hidden = answer.replace(self._token, "***") if self._token else answer
+        return repr(hidden[:200])

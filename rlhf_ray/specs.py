@@ -1,0 +1,70 @@
+"""What roles are made from: configuration as it crosses from the driver to the actors.
+
+Importing this imports no torch, so that the driver can name a role without becoming one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.online import AlgorithmConfig, ReferenceConfig, ShapingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec:
+    """What a policy is made from.
+
+    Attributes:
+        temperature: Of sampling; divides the logits here too.
+        max_new_tokens: Divides sequences under reduction `constant`.
+        total_steps: Optimiser steps of the run.
+        replay_folder: Where experience goes whose update was not finite.
+    """
+
+    learner: LearnerConfig
+    algorithm: AlgorithmConfig
+    temperature: float
+    max_new_tokens: int
+    total_steps: int
+    replay_folder: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueSpec:
+    """What a critic is made from; see `PolicySpec`."""
+
+    learner: LearnerConfig
+    algorithm: AlgorithmConfig
+    max_new_tokens: int
+    total_steps: int
+    replay_folder: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSpec:
+    """What a reference is made from; the temperature is sampling's."""
+
+    reference: ReferenceConfig
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftSpec:
+    """What an SFT job trains."""
+
+    learner: LearnerConfig
+    total_steps: int
+    replay_folder: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssemblySpec:
+    """What of the configuration decides about advantages."""
+
+    algorithm: AlgorithmConfig
+    shaping: ShapingConfig
+    max_new_tokens: int

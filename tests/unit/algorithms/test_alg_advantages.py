@@ -1,0 +1,192 @@
+"""What holds for advantages beyond the formulas: groups, transparent tokens, whitening, scores."""
+
+import numpy as np
+import pytest
+import torch
+from alg_batches import make_batch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
+from rlhf_ray.algorithms.token_rewards import token_rewards
+from rlhf_ray.algorithms.whitening import whiten
+
+PARAMS = AdvantageParams(gamma=0.97, lam=0.9)
+GROUP_METHODS = ["grpo", "dr_grpo", "rloo", "reinforce++_baseline"]
+
+
+def estimate(
+    name: str,
+    rewards_T: Tensor,
+    masks: list[list[bool]],
+    groups: list[int],
+    values_T: Tensor | None = None,
+) -> Tensor:
+    structure = make_batch(masks, seed=0)
+    return ADVANTAGES[name](
+        AdvantageInputs(
+            token_rewards_T=rewards_T,
+            values_T=values_T,
+            mask_T=structure.mask_T,
+            segments_T=structure.segments_T,
+            groups_B=torch.tensor(groups, dtype=torch.int64),
+        ),
+        PARAMS,
+    ).advantages_T
+
+
+def test_only_gae_needs_a_critic() -> None:
+    assert [name for name in ADVANTAGES if ADVANTAGES[name].needs_values] == ["gae"]
+    with pytest.raises(ValueError, match="values_T must be given"):
+        estimate("gae", torch.zeros(2), [[True, True]], [0])
+
+
+@pytest.mark.parametrize("name", GROUP_METHODS)
+def test_a_group_of_one_sample_has_advantage_zero(name: str) -> None:
+    masks = [[True, True], [True], [True, True, True]]
+    rewards = torch.tensor([0.0, 5.0, 1.0, 0.0, 0.0, 3.0])
+    advantages = estimate(name, rewards, masks, groups=[4, 9, 9])
+    assert not advantages[:2].any()
+    assert advantages[2:].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("score", [0.1, 1 / 3, -7.7, 1e6 + 0.1])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+def test_a_group_without_spread_has_advantage_exactly_zero(
+    name: str, score: float, dtype: torch.dtype
+) -> None:
+    for size in (2, 3, 7):
+        rewards = torch.full((size,), score, dtype=dtype)
+        assert not estimate(name, rewards, [[True]] * size, [0] * size).any()
+        # Nor does a sequence without own tokens bring any spread.
+        rewards = torch.full((size + 1,), score, dtype=dtype)
+        masks = [[True]] * size + [[False]]
+        assert not estimate(name, rewards, masks, [0] * (size + 1)).any()
+
+
+@pytest.mark.parametrize("name", GROUP_METHODS)
+def test_a_sequence_without_own_tokens_is_not_in_its_group(name: str) -> None:
+    rewards = torch.tensor([1.0, 0.0, 4.0])
+    alone = estimate(name, rewards, [[True], [True], [True]], [0, 0, 0])
+    padded = torch.tensor([1.0, 9.0, 9.0, 0.0, 4.0])
+    masks = [[True], [False, False], [True], [True]]
+    with_empty = estimate(name, padded, masks, [0, 0, 0, 0])
+    assert torch.equal(with_empty[[0, 3, 4]], alone)
+
+
+@st.composite
+def sequences_with_tools(draw: st.DrawFn) -> tuple[list[list[bool]], int]:
+    sequence = st.lists(st.booleans(), min_size=1, max_size=8)
+    masks = draw(st.lists(sequence, min_size=1, max_size=5))
+    return masks, draw(st.integers(0, 1000))
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(drawn=sequences_with_tools())
+def test_tokens_that_are_not_own_are_transparent(
+    name: str, drawn: tuple[list[list[bool]], int]
+) -> None:
+    """Cutting tool tokens out changes no advantage, wherever they stood."""
+    masks, seed = drawn
+    batch = make_batch(masks, seed)
+    groups = [i // 2 for i in range(len(masks))]
+    own = batch.mask_T
+    full = estimate(name, batch.returns_T, masks, groups, batch.values_T)
+    dense_masks = [[True] * sum(s) for s in masks]
+    dense = estimate(name, batch.returns_T[own], dense_masks, groups, batch.values_T[own])
+    assert torch.equal(full[own], dense)
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_the_order_of_sequences_does_not_matter(name: str) -> None:
+    masks = [[True, False, True], [True], [True, True], [False, True]]
+    groups = [0, 1, 0, 1]
+    batch = make_batch(masks, seed=2, dtype=torch.float64)
+    before = estimate(name, batch.returns_T, masks, groups, batch.values_T)
+    order = [2, 0, 3, 1]
+    index = torch.cat([torch.nonzero(batch.segments_T == i).flatten() for i in order])
+    after = estimate(
+        name,
+        batch.returns_T[index],
+        [masks[i] for i in order],
+        [groups[i] for i in order],
+        batch.values_T[index],
+    )
+    torch.testing.assert_close(after, before[index])
+
+
+def test_interleaved_sequences() -> None:
+    """Tokens of different sequences may alternate as long as each sequence is in order."""
+    masks = [[True, True, True], [True, True]]
+    batch = make_batch(masks, seed=2)
+    expected = estimate("gae", batch.returns_T, masks, [0, 1], batch.values_T)
+    index = torch.tensor([3, 0, 1, 4, 2])
+    got = ADVANTAGES["gae"](
+        AdvantageInputs(
+            token_rewards_T=batch.returns_T[index],
+            values_T=batch.values_T[index],
+            mask_T=batch.mask_T[index],
+            segments_T=batch.segments_T[index],
+            groups_B=torch.tensor([0, 1]),
+        ),
+        PARAMS,
+    ).advantages_T
+    assert torch.equal(got, expected[index])
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_no_tokens_at_all(name: str) -> None:
+    for masks in ([], [[False, False], [False]]):
+        num_tokens = sum(map(len, masks))
+        zeros = torch.zeros(num_tokens)
+        advantages = estimate(name, zeros, masks, list(range(len(masks))), zeros)
+        assert advantages.shape == (num_tokens,)
+        assert not advantages.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gamma": 1.1}, "gamma must be in \\[0, 1\\], got 1.1"),
+        ({"lam": -0.1}, "lam must be in \\[0, 1\\], got -0.1"),
+        ({"std_epsilon": 0.0}, "std_epsilon must be positive, got 0.0"),
+    ],
+)
+def test_bad_parameters(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdvantageParams(**{"gamma": 1.0, "lam": 1.0, **changes})
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_whiten(shift_mean: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(5.0, 3.0, 50), rng.random(50) < 0.5
+    white = whiten(torch.tensor(x), torch.tensor(mask), shift_mean=shift_mean).numpy()
+    expected = (x[mask] - x[mask].mean()) / np.sqrt(x[mask].var(ddof=1) + 1e-8)
+    np.testing.assert_allclose(white[mask], expected + (0 if shift_mean else x[mask].mean()))
+    assert not white[~mask].any()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, -3e7])
+def test_whitening_values_without_spread_gives_their_shift_and_no_noise(value: float) -> None:
+    for size in (0, 1, 2, 7):
+        x = torch.full((size,), value, dtype=torch.float32)
+        mask = torch.ones(size, dtype=torch.bool)
+        torch.testing.assert_close(whiten(x, mask), torch.zeros(size), rtol=0, atol=1e-4)
+        torch.testing.assert_close(whiten(x, mask, shift_mean=False), x)
+
+
+def test_token_rewards_put_the_score_on_the_last_own_token() -> None:
+    mask = torch.tensor([True, True, False, False, False, True, False, True])
+    segments = torch.tensor([0, 0, 0, 1, 2, 2, 2, 3])
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    kl = torch.tensor([0.1, 0.2, 9.0, 9.0, 9.0, 0.3, 9.0, 0.4])
+    rewards = token_rewards(scores, kl, kl_coefficient=0.5, mask_T=mask, segments_T=segments)
+    # Sequence 1 has no own token: no place for its score.
+    expected = torch.tensor([-0.05, 1.0 - 0.1, 0.0, 0.0, 0.0, 3.0 - 0.15, 0.0, 4.0 - 0.2])
+    torch.testing.assert_close(rewards, expected)
+    no_kl = token_rewards(scores, None, kl_coefficient=0.5, mask_T=mask, segments_T=segments)
+    assert no_kl.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0, 3.0, 0.0, 4.0]

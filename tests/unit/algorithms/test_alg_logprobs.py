@@ -1,0 +1,179 @@
+"""Chunked log-probabilities: the values and gradients of the plain formula, in bounded memory."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rlhf_ray.algorithms.logprobs import token_logprobs
+
+T, D, V = 13, 8, 101
+
+
+class RecordingHead(nn.Linear):
+    """A head that remembers how many rows each call was given."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        torch.manual_seed(0)
+        super().__init__(D, V, dtype=dtype)
+        self.rows: list[int] = []
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.rows.append(len(hidden))
+        return super().forward(hidden)
+
+
+def inputs(num_tokens: int = T, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    hidden = 2.0 * torch.randn(num_tokens, D, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, V, (num_tokens,), generator=generator)
+    return hidden.to(dtype).requires_grad_(), targets
+
+
+def plain(
+    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float, softcap: float | None
+):
+    logits = head(hidden)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    log_p = torch.log_softmax(logits / temperature, dim=-1)
+    return log_p[torch.arange(len(targets)), targets], -(log_p.exp() * log_p).sum(-1)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("chunk_tokens", [1, 4, T, 100])
+def test_equals_the_plain_formula(
+    chunk_tokens: int, temperature: float, softcap: float | None
+) -> None:
+    weights = torch.linspace(-1.0, 2.0, T, dtype=torch.float64)
+    results = []
+    for chunked in (True, False):
+        hidden, targets = inputs()
+        head = RecordingHead()
+        if chunked:
+            logprobs, entropy = token_logprobs(
+                hidden,
+                head,
+                targets,
+                temperature=temperature,
+                chunk_tokens=chunk_tokens,
+                with_entropy=True,
+                softcap=softcap,
+            )
+            assert entropy is not None
+        else:
+            logprobs, entropy = plain(hidden, head, targets, temperature, softcap)
+        ((logprobs * weights).sum() + 0.3 * (entropy * weights).sum()).backward()
+        results.append((logprobs, entropy, hidden.grad, head.weight.grad, head.bias.grad))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 100])
+def test_the_number_of_chunks_does_not_change_a_bit_of_the_values(chunk_tokens: int) -> None:
+    hidden, targets = inputs(dtype=torch.float32)
+    head = RecordingHead(torch.float32)
+
+    # Row by row, as matrix kernels of different sizes may round differently.
+    class RowwiseHead(nn.Module):
+        def forward(self, rows: Tensor) -> Tensor:
+            return torch.cat([head(row[None]) for row in rows])
+
+    one, _ = token_logprobs(hidden, RowwiseHead(), targets, chunk_tokens=T)
+    many, _ = token_logprobs(hidden, RowwiseHead(), targets, chunk_tokens=chunk_tokens)
+    assert torch.equal(one, many)
+
+
+def test_no_entropy_unless_asked() -> None:
+    hidden, targets = inputs()
+    assert token_logprobs(hidden, RecordingHead(), targets)[1] is None
+
+
+def test_softmax_of_a_bfloat16_model_is_computed_in_float32() -> None:
+    hidden, targets = inputs(dtype=torch.bfloat16)
+    head = RecordingHead(torch.bfloat16)
+    logprobs, entropy = token_logprobs(hidden, head, targets, chunk_tokens=4, with_entropy=True)
+    assert logprobs.dtype == torch.float32
+    assert entropy is not None and entropy.dtype == torch.float32
+    expected = torch.log_softmax(head(hidden).float(), dim=-1)[torch.arange(T), targets]
+    torch.testing.assert_close(logprobs, expected, rtol=1e-6, atol=1e-6)
+    logprobs.sum().backward()
+    assert head.weight.grad is not None and head.weight.grad.dtype == torch.bfloat16
+
+
+def test_no_tokens() -> None:
+    hidden, targets = inputs(num_tokens=0)
+    head = RecordingHead()
+    logprobs, entropy = token_logprobs(hidden, head, targets, with_entropy=True)
+    assert logprobs.shape == (0,) and entropy is not None and entropy.shape == (0,)
+    (logprobs.sum() + entropy.sum()).backward()
+    assert head.weight.grad is not None and not head.weight.grad.any()
+    assert head.rows == [0, 0], "even without tokens the head runs, forward and backward"
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the size of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, Tensor):
+                self.numel = max(self.numel, x.numel())
+        return out
+
+
+def test_no_tensor_is_larger_than_a_chunk_of_logits_forward_and_backward() -> None:
+    num_tokens, chunk_tokens = 400, 16
+    hidden, targets = inputs(num_tokens)
+    head = RecordingHead()
+    with LargestTensor() as largest:
+        logprobs, entropy = token_logprobs(
+            hidden, head, targets, chunk_tokens=chunk_tokens, with_entropy=True
+        )
+        assert entropy is not None
+        (logprobs.sum() + entropy.sum()).backward()
+    assert max(head.rows) == chunk_tokens
+    assert sum(head.rows) == 2 * num_tokens, "each row once forward and once in the backward pass"
+    assert largest.numel <= max(chunk_tokens * V, num_tokens * D, D * V)
+
+    with LargestTensor() as largest:  # the instrument does see what it should find
+        plain(hidden, head, targets, 1.0, None)[0].sum().backward()
+    assert largest.numel == num_tokens * V
+
+
+@pytest.mark.parametrize("num_tokens", [0, 3, 8])
+def test_ranks_can_be_made_to_call_the_head_equally_often(num_tokens: int) -> None:
+    hidden, targets = inputs(num_tokens)
+    head = RecordingHead()
+    logprobs, _ = token_logprobs(hidden, head, targets, chunk_tokens=4, num_chunks=3)
+    assert len(head.rows) == 3
+    logprobs.sum().backward()
+    assert len(head.rows) == 6
+    expected, _ = token_logprobs(hidden, head, targets, chunk_tokens=4)
+    assert torch.equal(logprobs, expected)
+
+
+def test_no_graph_without_grad() -> None:
+    hidden, targets = inputs()
+    with torch.no_grad():
+        logprobs, _ = token_logprobs(hidden, RecordingHead(), targets, chunk_tokens=4)
+    assert not logprobs.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"chunk_tokens": 0}, "chunk_tokens must be at least 1, got 0"),
+        ({"chunk_tokens": 4, "num_chunks": 3}, "num_chunks must be at least 4, got 3"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
+    hidden, targets = inputs()
+    with pytest.raises(ValueError, match=message):
+        token_logprobs(hidden, RecordingHead(), targets, **arguments)

@@ -1,0 +1,217 @@
+"""Loading: file, overrides and errors."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_ray.config.load import dump_config, load_config
+from rlhf_ray.config.online import GrpoConfig, PpoConfig
+from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.yaml_file import read_value, read_yaml, write_yaml
+from rlhf_ray.errors import ConfigError
+
+MINIMAL = """
+data: {path: prompts.jsonl}
+policy:
+  model: {path: org/model}
+reward:
+  functions:
+    - {path: "rewards.py:score"}
+"""
+
+
+@pytest.fixture
+def yaml_path(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def load_text(tmp_path, text, *arguments, cls=PpoConfig):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return load_config(cls, path, arguments)
+
+
+def errors_of(tmp_path, text, *arguments, cls=PpoConfig):
+    with pytest.raises(ConfigError) as caught:
+        load_text(tmp_path, text, *arguments, cls=cls)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value_of", "expected"),
+    [
+        (["--policy.optim.lr", "1e-6"], lambda c: c.policy.optim.lr, 1e-6),
+        (["--policy.optim.lr=1e-6"], lambda c: c.policy.optim.lr, 1e-6),
+        (["--data.shuffle", "False"], lambda c: c.data.shuffle, False),
+        (["--data.shuffle", "true"], lambda c: c.data.shuffle, True),
+        (["--run-dir", "runs/x"], lambda c: c.run_dir, "runs/x"),
+        (["--wandb.name", "1e-6"], lambda c: c.wandb.name, "1e-6"),
+        (["--wandb.tags", "a", "2"], lambda c: c.wandb.tags, ["a", "2"]),
+        (["--wandb.tags", "a"], lambda c: c.wandb.tags, ["a"]),
+        (["--wandb.tags", "[a, b]"], lambda c: c.wandb.tags, ["a", "b"]),
+        (["--rollout.stop=--"], lambda c: c.rollout.stop, ["--"]),
+        (["--rollout.stop_token_ids", "3", "4"], lambda c: c.rollout.stop_token_ids, [3, 4]),
+        (["--policy.optim.betas", "0.8", "0.9"], lambda c: c.policy.optim.betas, (0.8, 0.9)),
+        (["--policy.zero.stage", "2"], lambda c: c.policy.zero.stage, 2),
+        (
+            ["--policy.model.lora.target_modules", "q_proj"],
+            lambda c: c.policy.model.lora.target_modules,
+            ["q_proj"],
+        ),
+        (
+            ["--policy.model.lora.target_modules", "all-linear"],
+            lambda c: c.policy.model.lora.target_modules,
+            "all-linear",
+        ),
+        (["--rollout.engine.swap", "3"], lambda c: c.rollout.engine, {"swap": 3}),
+        (["--rollout.engine", "{a: 1e-3}"], lambda c: c.rollout.engine, {"a": 1e-3}),
+        (
+            ["--placement.policy.resources.node-a", "1"],
+            lambda c: c.placement.policy.resources,
+            {"node-a": 1.0},
+        ),
+        (["--reward.functions.0.weight", "2"], lambda c: c.reward.functions[0].weight, 2.0),
+        (["--reward.functions.1.path", "b.py:f"], lambda c: c.reward.functions[1].path, "b.py:f"),
+    ],
+)
+def test_an_override_sets_its_key(yaml_path, arguments, value_of, expected):
+    assert value_of(load_config(PpoConfig, yaml_path, arguments)) == expected
+
+
+def test_overrides_may_supply_what_the_file_lacks(tmp_path):
+    config = load_text(
+        tmp_path,
+        "total_steps: 3\ndata:\n",
+        *["--data.path", "x", "--policy.model.path", "m", "--reward.functions.0.path", "r.py:f"],
+    )
+    assert config.data.path == "x"
+    assert config.reward.functions[0].path == "r.py:f"
+
+
+def test_the_last_of_two_overrides_wins(yaml_path):
+    assert load_config(PpoConfig, yaml_path, ["--seed", "1", "--seed", "2"]).seed == 2
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1E-6", "1.5e3", "+1e6", ".5e-2"])
+def test_exponents_are_numbers(text):
+    assert read_value(text) == float(text)
+
+
+def test_a_section_given_in_part_keeps_the_jobs_defaults(tmp_path):
+    config = load_text(tmp_path, MINIMAL + "algorithm: {kl: {coefficient: 0.2}}\n")
+    assert config.algorithm.advantage == "gae"
+    assert (
+        config.algorithm.minibatches
+        == PpoConfig.model_fields["algorithm"].get_default(call_default_factory=True).minibatches
+    )
+    assert (config.algorithm.kl.coefficient, config.algorithm.kl.where) == (0.2, "reward")
+    assert load_text(tmp_path, MINIMAL, cls=GrpoConfig).algorithm.advantage == "grpo"
+
+
+def test_environment_variables_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HERE", "/data")
+    monkeypatch.delenv("NOT_HERE", raising=False)
+    text = MINIMAL.replace("prompts.jsonl", "'${HERE}/${NOT_HERE:-a-b}.jsonl'")
+    assert load_text(tmp_path, text).data.path == "/data/a-b.jsonl"
+
+
+def test_an_unset_variable_is_named_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("NOT_HERE", raising=False)
+    message = errors_of(tmp_path, MINIMAL.replace("prompts.jsonl", "'${NOT_HERE}/x'"))
+    assert "data.path (line 2): environment variable NOT_HERE is not set" in message
+
+
+@pytest.mark.parametrize(
+    ("more", "arguments", "expected"),
+    [
+        ("sed: 3", [], r"sed \(line 8\): unknown key, did you mean seed\?"),
+        ("", ["--polcy.optim.lr", "3"], r"polcy \(command line\): .*did you mean policy\?"),
+        ("", ["--policy.lr", "3"], r"did you mean policy\.optim\.lr\?"),
+        ("", ["--policy.optim.zzz", "3"], r"unknown key; allowed here: lr, betas, eps"),
+        ("seed: -1", [], r"seed \(line 8\): must be an integer of at least 0, got -1"),
+        ("seed: x", [], r"seed \(line 8\): must be an integer of at least 0, got 'x'"),
+        ("", ["--total_steps", "0"], r"total_steps \(command line\): .* above 0, got 0"),
+        ("", ["--policy.optim.lr", ".inf"], r"policy\.optim\.lr .* must be a number above 0"),
+        ("", ["--policy.zero.stage", "7"], r"must be one of 0, 1, 2, 3, got 7"),
+        ("", ["--policy.optim.betas", "1", "2"], r"betas\.1.*at least 0 and at most 1, got 2"),
+        ("", ["--policy.model.dtype", "fp16"], r"one of 'auto', 'float32', 'bfloat16', got 'fp16'"),
+        ("eval: {data: 3}", [], r"eval\.data \(line 8\): must be a section with the keys path"),
+        ("", ["--data.path", "a", "b"], r"data\.path \(command line\): takes one value"),
+        ("", ["--seed"], r"seed \(command line\): needs a value: an integer"),
+        ("", ["stray"], r"expected an option such as --seed 1, got 'stray'"),
+        ("", ["--reward.functions.7.path", "x"], r"no entry 7 in a list of 1"),
+        ("seed: 1\nseed: 2", [], r"seed: given twice, in lines 8 and 9"),
+        ("policy:", [], r"policy: given twice"),
+        ("seed: 3", ["--seed.x", "1"], r"seed\.x \(command line\): seed has no keys below it"),
+        (
+            "",
+            ["--policy.zero.offload_param", "cpu"],
+            r"policy\.zero .*offload_param needs stage 3, got stage 0",
+        ),
+        ("", ["--resume", "auto"], r"resume 'auto' needs run_dir"),
+    ],
+)
+def test_an_error_says_where_what_and_what_is_allowed(tmp_path, more, arguments, expected):
+    assert re.search(expected, errors_of(tmp_path, MINIMAL + more + "\n", *arguments))
+
+
+def test_a_missing_section_is_named(tmp_path):
+    message = errors_of(tmp_path, "seed: 1\n", cls=SftConfig)
+    assert "data: is missing" in message
+    assert "policy: is missing" in message
+
+
+def test_all_problems_of_file_and_command_line_come_at_once(tmp_path):
+    message = errors_of(
+        tmp_path, MINIMAL + "sed: 1\ntotal_steps: 0\n", "--rollout.temperature", "-1", "--seed"
+    )
+    assert "4 problems" in message
+    assert message.count("\n") == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"a: [1", r"not valid YAML: line \d+"),
+        (b"- 1", "must hold keys with values, got list"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_an_unreadable_file_is_one_error(tmp_path, content, expected):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=expected):
+        load_config(PpoConfig, path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such configuration file"):
+        load_config(PpoConfig, tmp_path / "nowhere.yaml")
+
+
+def test_a_dumped_configuration_loads_as_itself(yaml_path, tmp_path):
+    config = load_config(
+        PpoConfig, yaml_path, ["--wandb.name", "1e-6", "--rollout.stop", "yes", "\n", "3"]
+    )
+    dump_config(config, tmp_path / "resolved.yaml")
+    assert load_config(PpoConfig, tmp_path / "resolved.yaml") == config
+
+
+@given(
+    values=st.dictionaries(
+        st.text(min_size=1),
+        st.text().filter(lambda text: "${" not in text)
+        | st.floats(allow_nan=False)
+        | st.integers(),
+    )
+)
+def test_yaml_round_trip(tmp_path_factory, values):
+    path: Path = tmp_path_factory.mktemp("yaml") / "x.yaml"
+    write_yaml(values, path)
+    assert read_yaml(path).values == values

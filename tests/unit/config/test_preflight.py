@@ -1,0 +1,163 @@
+"""What is refused before Ray starts."""
+
+import json
+
+import pytest
+
+from rlhf_ray.config.online import GrpoConfig
+from rlhf_ray.config.preflight import preflight
+from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.errors import ConfigError
+
+REWARD = """
+def score(prompts, completions):
+    return [0.0 for _ in completions]
+"""
+
+
+@pytest.fixture
+def good(tmp_path):
+    """A configuration that passes, as a mapping that a test may spoil."""
+    write_model(tmp_path / "model")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hello"}\n')
+    (tmp_path / "rewards.py").write_text(REWARD)
+    return {
+        "data": {"path": str(tmp_path / "prompts.jsonl")},
+        "policy": {"model": {"path": str(tmp_path / "model")}},
+        "reward": {"functions": [{"path": f"{tmp_path}/rewards.py:score"}]},
+        "rollout": {"max_new_tokens": 64},
+    }
+
+
+def write_model(folder, **changes):
+    folder.mkdir(exist_ok=True)
+    config = {
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 128,
+        **changes,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"x")
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def refused(values, cls=GrpoConfig):
+    with pytest.raises(ConfigError) as caught:
+        preflight(cls.model_validate(values))
+    return str(caught.value)
+
+
+def test_a_good_configuration_passes(good):
+    preflight(GrpoConfig.model_validate(good))
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "expected"),
+    [
+        ("data", {"path": "nowhere.jsonl"}, "data.path: no such file or folder: 'nowhere.jsonl'"),
+        ("data", {"path": "./no/where"}, "data.path: no such file"),
+        ("policy", {"model": {"path": "./no/model"}}, "policy.model.path: no such folder"),
+        ("policy", {"model": {"path": "a/b/c"}}, "policy.model.path: no such folder"),
+        ("reward", {"functions": [{"path": "nowhere.py:f"}]}, "no such file: 'nowhere.py'"),
+        ("reward", {"functions": [{"path": "no_module.x:f"}]}, "no module 'no_module.x'"),
+        ("reward", {"functions": [{"path": "rlhf_ray.nothing:f"}]}, "no module 'rlhf_ray.nothing'"),
+        ("reward", {"functions": [{"path": "score"}]}, "must be package.module:function"),
+        (
+            "reward",
+            {"functions": [{"path": "rlhf_ray.rewards.contains:contain_word"}]},
+            "defines no 'contain_word', did you mean 'contains_word'?",
+        ),
+        ("reward", {"model": {"path": "./rm"}}, "reward.model.path: no such folder"),
+        ("rollout", {"max_new_tokens": 128}, "do not fit into 128 tokens of context"),
+        (
+            "rollout",
+            {"max_model_len": 256},
+            "rollout.max_model_len: must be at most the model's 128",
+        ),
+        ("eval", {"every": 5}, "eval.data.path: must name held-out rows"),
+        ("eval", {"data": {"path": "x.jsonl"}}, "eval.data.path: no such file"),
+    ],
+)
+def test_what_does_not_exist_or_fit_is_named(good, section, change, expected):
+    assert expected in refused({**good, section: {**good.get(section, {}), **change}})
+
+
+def test_all_problems_come_at_once(good):
+    good["data"] = {"path": "nowhere.jsonl"}
+    good["rollout"] = {"max_new_tokens": 1000}
+    message = refused(good)
+    assert "2 problems" in message
+    assert "nowhere.jsonl" in message
+    assert "rollout.max_new_tokens" in message
+
+
+def test_a_hub_name_is_taken_at_its_word(good):
+    good["policy"] = {"model": {"path": "org/model"}}
+    preflight(GrpoConfig.model_validate(good))
+
+
+def test_a_mistyped_local_folder_is_no_hub_name(good, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    good["policy"] = {"model": {"path": "models/typo"}}
+    assert "no such folder" in refused(good)
+
+
+def test_an_empty_data_file_is_refused(good, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("")
+    assert "is empty" in refused(good)
+
+
+def test_a_reward_file_that_is_not_python_is_refused(good, tmp_path):
+    (tmp_path / "rewards.py").write_text("def score(:\n")
+    assert "is not Python" in refused(good)
+
+
+def test_a_reward_function_is_found_without_being_run(good, tmp_path):
+    (tmp_path / "rewards.py").write_text("raise SystemExit\nfrom x import y as score\n")
+    preflight(GrpoConfig.model_validate(good))
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"), [({"head_dim": 64}, True), ({"head_dim": 8}, False)]
+)
+def test_head_dimensions_that_the_cpu_engine_refuses(good, tmp_path, changes, passes):
+    write_model(tmp_path / "model", **changes)
+    if passes:
+        preflight(GrpoConfig.model_validate(good))
+    else:
+        assert "the model's have 8" in refused(good)
+        good["placement"] = {"rollout": {"gpus_per_rank": 1}}
+        preflight(GrpoConfig.model_validate(good))
+
+
+def test_the_head_dimensions_are_vllms():
+    cpu_attn = pytest.importorskip("vllm.v1.attention.backends.cpu_attn")
+    from rlhf_ray.config.model_limits import CPU_HEAD_DIMS
+
+    supported = cpu_attn.CPUAttentionBackend.get_supported_head_sizes()
+    assert tuple(supported) == CPU_HEAD_DIMS
+
+
+def test_tensor_parallelism_must_divide_the_heads(good):
+    good["placement"] = {"rollout": {"gpus_per_rank": 3}}
+    assert "must divide the model's 2 heads, got 3" in refused(good)
+
+
+def test_a_used_run_directory_is_refused_unless_resumed(good, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    good["run_dir"] = str(run_dir)
+    preflight(GrpoConfig.model_validate(good))
+    (run_dir / "config.yaml").write_text("")
+    assert "is not empty" in refused(good)
+    preflight(GrpoConfig.model_validate({**good, "resume": "auto"}))
+
+
+def test_sft_checks_its_own(good):
+    values = {"data": good["data"], "policy": good["policy"]}
+    preflight(SftConfig.model_validate(values))
+    message = refused({**values, "max_length": 999, "eval": {"every": 1}}, cls=SftConfig)
+    assert "max_length: must be at most the model's 128, got 999" in message
+    assert "eval.data.path" in message

@@ -1,0 +1,69 @@
+"""A byte-level tokenizer made on the spot, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# Two busy cores make any deadline of one example a matter of luck.
+settings.register_profile("busy_machine", deadline=None)
+settings.load_profile("busy_machine")
+
+CHATML = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer(*, bos: bool = False, merges: tuple[tuple[str, str], ...] = ()) -> Any:
+    """One token a byte; `bos` makes it put <s> in front by itself, as Llama's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(specials + symbols)}
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., Any]:
+    return byte_tokenizer
+
+
+@pytest.fixture
+def chat_tokenizer() -> Any:
+    tokenizer = byte_tokenizer(bos=True)
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    root = Path(__file__).parents[3]
+    folder = Path(os.environ.get("RLHF_RAY_DATA", root / "../shared/data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real data: RLHF_RAY_DATA names {folder}, which is not there")
+    return folder

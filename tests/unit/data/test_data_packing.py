@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_ray.data.packing import MinibatchPlan, cost_of, plan_forward, plan_update
+
+lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
+layout = st.fixed_dictionaries(
+    {
+        "num_ranks": st.integers(1, 5),
+        "max_tokens_per_micro_batch": st.integers(1, 150),
+        "padded": st.booleans(),
+    }
+)
+schedule = st.fixed_dictionaries(
+    {
+        "num_minibatches": st.integers(1, 6),
+        "num_epochs": st.integers(1, 3),
+        "seed": st.integers(0, 2**32),
+    }
+)
+
+
+def rows_of(minibatch: MinibatchPlan) -> list[int]:
+    return [row for rank in minibatch.micro_batches_by_rank for batch in rank for row in batch]
+
+
+@given(lengths, layout, schedule)
+def test_each_row_is_trained_exactly_once_an_epoch(
+    lengths_B: list[int], layout: dict[str, Any], schedule: dict[str, Any]
+) -> None:
+    plan = plan_update(lengths_B, lengths_B, **layout, **schedule)
+    num_minibatches = min(schedule["num_minibatches"], len(lengths_B))
+    assert len(plan.minibatches) == num_minibatches * schedule["num_epochs"]
+    for epoch in range(schedule["num_epochs"]):
+        minibatches = plan.minibatches[epoch * num_minibatches :][:num_minibatches]
+        sizes = [len(rows_of(minibatch)) for minibatch in minibatches]
+        assert max(sizes) - min(sizes) <= 1
+        rows = [row for minibatch in minibatches for row in rows_of(minibatch)]
+        assert sorted(rows) == list(range(len(lengths_B)))
+
+
+@given(lengths, layout)
+def test_an_inference_pass_takes_each_row_once(
+    lengths_B: list[int], layout: dict[str, Any]
+) -> None:
+    by_rank = plan_forward(lengths_B, **layout)
+    assert len(by_rank) == layout["num_ranks"]
+    rows = [row for rank in by_rank for batch in rank for row in batch]
+    assert sorted(rows) == list(range(len(lengths_B)))
+
+
+@given(lengths, layout)
+def test_ranks_have_equally_many_micro_batches_within_the_budget(
+    lengths_B: list[int], layout: dict[str, Any]
+) -> None:
+    by_rank = plan_forward(lengths_B, **layout)
+    assert len({len(micro_batches) for micro_batches in by_rank}) == 1
+    for micro_batches in by_rank:
+        costs = [cost_of(batch, lengths_B, padded=layout["padded"]) for batch in micro_batches]
+        assert costs == sorted(costs, reverse=True)
+        for cost, batch in zip(costs, micro_batches, strict=True):
+            assert cost <= layout["max_tokens_per_micro_batch"] or len(batch) == 1
+
+
+@given(lengths, layout)
+def test_ranks_differ_by_one_row_at_most(lengths_B: list[int], layout: dict[str, Any]) -> None:
+    by_rank = plan_forward(lengths_B, **layout)
+    loads = [sum(lengths_B[row] for batch in rank for row in batch) for rank in by_rank]
+    assert max(loads) - min(loads) <= max(lengths_B)
+
+
+@given(lengths, layout)
+def test_a_micro_batch_is_empty_only_where_every_row_of_the_rank_is_alone(
+    lengths_B: list[int], layout: dict[str, Any]
+) -> None:
+    for micro_batches in plan_forward(lengths_B, **layout):
+        if () in micro_batches:
+            assert all(len(batch) <= 1 for batch in micro_batches)
+
+
+@given(lengths, layout, layout, schedule)
+def test_rows_and_denominators_of_a_minibatch_do_not_depend_on_the_layout(
+    lengths_B: list[int],
+    one: dict[str, Any],
+    other: dict[str, Any],
+    schedule: dict[str, Any],
+) -> None:
+    own_B = [length // 2 for length in lengths_B]
+    plans = [plan_update(lengths_B, own_B, **layout, **schedule) for layout in (one, other)]
+    for left, right in zip(*(plan.minibatches for plan in plans), strict=True):
+        assert sorted(rows_of(left)) == sorted(rows_of(right))
+        assert left.num_tokens == right.num_tokens == sum(own_B[row] for row in rows_of(left))
+        assert left.num_sequences == right.num_sequences
+        assert left.num_sequences == sum(own_B[row] > 0 for row in rows_of(left))
+
+
+@given(lengths, layout, schedule)
+def test_a_plan_is_a_function_of_its_arguments(
+    lengths_B: list[int], layout: dict[str, Any], schedule: dict[str, Any]
+) -> None:
+    plans = [plan_update(lengths_B, lengths_B, **layout, **schedule) for _ in range(2)]
+    assert plans[0] == plans[1]
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    def minibatches(seed: int) -> list[set[int]]:
+        plan = plan_update(
+            [10] * 64,
+            [5] * 64,
+            num_ranks=1,
+            max_tokens_per_micro_batch=640,
+            num_minibatches=2,
+            num_epochs=2,
+            seed=seed,
+            padded=False,
+        )
+        return [set(rows_of(minibatch)) for minibatch in plan.minibatches]
+
+    assert minibatches(0)[0] != minibatches(0)[2]
+    assert minibatches(0)[0] != minibatches(1)[0]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 100), min_size=20, max_size=60))
+def test_packing_wastes_less_than_half_the_budget(lengths_B: list[int]) -> None:
+    """First fit leaves at most one bin half empty, else two of them would have been one."""
+    [micro_batches] = plan_forward(
+        lengths_B, num_ranks=1, max_tokens_per_micro_batch=200, padded=False
+    )
+    costs = [cost_of(batch, lengths_B, padded=False) for batch in micro_batches]
+    assert sum(cost <= 100 for cost in costs) <= 1
+
+
+def test_padded_rows_meet_rows_of_like_length() -> None:
+    [micro_batches] = plan_forward(
+        [100, 1, 99, 2, 98, 3], num_ranks=1, max_tokens_per_micro_batch=300, padded=True
+    )
+    assert micro_batches == ((0, 2, 4), (5, 3, 1))
+
+
+@pytest.mark.parametrize(("padded", "cost"), [(False, 9), (True, 10)])
+def test_the_budget_is_met_exactly(padded: bool, cost: int) -> None:
+    for budget, micro_batches in ((cost, ((0, 1),)), (cost - 1, ((0,), (1,)))):
+        [planned] = plan_forward(
+            [5, 4], num_ranks=1, max_tokens_per_micro_batch=budget, padded=padded
+        )
+        assert planned == micro_batches
+
+
+def test_a_row_over_the_budget_goes_alone() -> None:
+    [micro_batches] = plan_forward(
+        [50, 3, 3], num_ranks=1, max_tokens_per_micro_batch=8, padded=False
+    )
+    assert micro_batches == ((0,), (1, 2))
+
+
+def test_fewer_rows_than_ranks_gives_empty_micro_batches() -> None:
+    assert plan_forward([7], num_ranks=3, max_tokens_per_micro_batch=8, padded=False) == (
+        ((0,),),
+        ((),),
+        ((),),
+    )
+    assert plan_forward([], num_ranks=2, max_tokens_per_micro_batch=8, padded=False) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lengths_B": [], "own_tokens_B": []}, "rows must be at least 1, got 0"),
+        ({"lengths_B": [3, 0]}, "row 1: a length must be at least 1 token, got 0"),
+        ({"own_tokens_B": [1]}, "own_tokens_B must have 2 entries, got 1"),
+        ({"own_tokens_B": [1, 4]}, "row 1: own tokens must be 0 to its length 3, got 4"),
+        ({"num_ranks": 0}, "num_ranks must be at least 1, got 0"),
+        ({"max_tokens_per_micro_batch": 0}, "max_tokens_per_micro_batch must be at least 1"),
+        ({"num_minibatches": 0}, "num_minibatches must be at least 1, got 0"),
+        ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "lengths_B": [3, 3],
+        "own_tokens_B": [1, 1],
+        "num_ranks": 1,
+        "max_tokens_per_micro_batch": 8,
+        "num_minibatches": 1,
+        "num_epochs": 1,
+        "seed": 0,
+        "padded": False,
+    }
+    with pytest.raises(ValueError, match=message):
+        plan_update(**{**arguments, **changed})
+
+
+def test_planning_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, rlhf_ray.data.packing\n"
+        "print({'torch', 'transformers', 'datasets', 'ray', 'vllm'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert result.stdout.strip() == "set()"

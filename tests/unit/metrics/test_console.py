@@ -1,0 +1,55 @@
+"""The screen, and the log file of a batch system."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rlhf_ray.metrics.console import ConsoleSink
+from rlhf_ray.metrics.log import Record, Table
+
+
+def shown(*, terminal, steps=(0, 1, 2), tables=()):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=120)
+    sink = ConsoleSink(job="ppo", total_steps=4, console=console)
+    for step in steps:
+        metrics = {"policy/loss": 0.25, "rollout/reward_mean": step / 4}
+        sink.log(Record(step=step, time_s=10.0 * step, metrics=metrics))
+    for table in tables:
+        sink.table(table)
+    sink.close(failed=False)
+    return screen.getvalue()
+
+
+def test_without_a_terminal_a_step_is_one_plain_line():
+    assert shown(terminal=False).splitlines() == [
+        "step 0/4  rollout/reward_mean 0",
+        "step 1/4  left 0:30  rollout/reward_mean 0.25",
+        "step 2/4  left 0:20  rollout/reward_mean 0.5",
+    ]
+
+
+def test_on_a_terminal_there_are_bar_and_table():
+    text = shown(terminal=True)
+    for part in ("ppo", "2/4", "left", "rollout/reward_mean 0.5", "policy", "loss 0.25"):
+        assert part in text
+
+
+def test_a_resumed_run_estimates_from_its_own_steps():
+    assert "step 3/4  left 0:10" in shown(terminal=False, steps=(2, 3))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_table_shows_markup_as_it_is_and_cuts_long_cells(terminal):
+    table = Table(
+        step=2,
+        name="eval",
+        columns=["prompt", "score"],
+        rows=[["[red]no", 0.123456], ["x" * 900, None]],
+    )
+    text = shown(terminal=terminal, tables=[table])
+    assert "eval, step 2" in text
+    assert "[red]no" in text
+    assert "0.1235" in text
+    assert text.count("x") < 500

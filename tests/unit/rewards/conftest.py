@@ -1,0 +1,65 @@
+"""Batches to score, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from rlhf_ray.rewards.batch import ScoringBatch
+from rlhf_ray.types import Prompt, Rollout
+
+# Two busy cores make any deadline of one example a matter of luck.
+settings.register_profile("busy_machine", deadline=None)
+settings.load_profile("busy_machine")
+
+
+def rollout(number: int, prompt: Any, completion: str, columns: dict[str, Any]) -> Rollout:
+    ids_T = np.arange(len(completion), dtype=np.int32)
+    return Rollout(
+        prompt=Prompt(
+            prompt_id=f"train:{number}", token_ids_T=(1, 2), text=prompt, columns=columns
+        ),
+        sample=0,
+        response_ids_T=ids_T,
+        logprobs_T=np.zeros(len(ids_T), dtype=np.float32),
+        versions_T=np.zeros(len(ids_T), dtype=np.int32),
+        own_T=np.ones(len(ids_T), dtype=np.bool_),
+        finish_reason="stop",
+        text=completion,
+    )
+
+
+def scoring_batch(*completions: str, **columns: list[Any]) -> ScoringBatch:
+    return ScoringBatch.from_rollouts(
+        [
+            rollout(
+                number, f"p{number}", completion, {key: columns[key][number] for key in columns}
+            )
+            for number, completion in enumerate(completions)
+        ]
+    )
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., ScoringBatch]:
+    return scoring_batch
+
+
+@pytest.fixture
+def make_rollout() -> Callable[..., Rollout]:
+    return rollout
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    root = Path(__file__).parents[3]
+    folder = Path(os.environ.get("RLHF_RAY_DATA", root / "../shared/data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real data: RLHF_RAY_DATA names {folder}, which is not there")
+    return folder
