@@ -8,6 +8,10 @@ from typing import Any
 from rlhf_ray.config.online import RolloutConfig
 
 
+# Prompt tokens that one engine step on CPU may prefill.
+PREFILL_TOKENS = 8192
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
     """What one engine is started with.
@@ -15,17 +19,21 @@ class EngineSpec:
     Attributes:
         model_path: Folder in the transformers layout.
         num_gpus: Tensor parallelism; 0 runs vLLM's CPU backend.
+        max_model_len: Prompt and response tokens together.
         weight_backend: vLLM's name of the weight-transfer engine.
         sleeps: Whether its GPUs serve another role between rollouts.
+        timeout_s: Deadline of one request.
     """
 
     model_path: str
     tokenizer_path: str
     trust_remote_code: bool
     rollout: RolloutConfig
+    max_model_len: int
     num_gpus: int
     weight_backend: str
     sleeps: bool
+    timeout_s: float
     seed: int
 
 
@@ -43,7 +51,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "trust_remote_code": spec.trust_remote_code,
         "dtype": dtype,
         "max_num_seqs": rollout.max_num_seqs,
-        "max_model_len": rollout.max_model_len or None,
+        "max_model_len": spec.max_model_len,
         "tensor_parallel_size": max(1, spec.num_gpus),
         "enforce_eager": rollout.enforce_eager,
         "seed": spec.seed,
@@ -56,6 +64,9 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_share
         arguments["enable_sleep_mode"] = spec.sleeps
     else:
-        arguments["distributed_executor_backend"] = "uni"
         arguments["enforce_eager"] = True
+        # A seeded request whose prompt is prefilled in chunks makes vLLM's CPU backend fail ("CPU
+        # Generator does not use offset"), so prompts are prefilled whole, many at a time.
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(PREFILL_TOKENS, spec.max_model_len)
     return arguments | rollout.engine

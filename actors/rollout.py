@@ -79,11 +79,12 @@ class RolloutReplica:
                 collectors.append((request, sample, await self._admit(request, seed)))
         await self.engine.resume_generation()
         rollouts = []
-        for request, sample, collector in collectors:
-            output = await collector.get()
-            while not output.finished:
+        async with asyncio.timeout(self.spec.timeout_s):
+            for request, sample, collector in collectors:
                 output = await collector.get()
-            rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
+                while not output.finished:
+                    output = await collector.get()
+                rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
         return [summarize(rollout) for rollout in rollouts], rollouts
 
     async def _admit(self, request: GenerationRequest, seed: int) -> Any:

@@ -16,9 +16,11 @@ class OnlineData:
     """What is read before anything starts.
 
     Attributes:
+        context_tokens: Prompt and response tokens together.
         tokenizer_path: The run's own copy, with padding token and chat template set.
     """
 
+    context_tokens: int
     prompts: list[Prompt]
     eval_prompts: list[Prompt]
     tokenizer_path: str
@@ -56,6 +58,7 @@ def load_data(config: OnlineConfig) -> OnlineData:
     tokenizer_path = Path(config.run_dir) / "tokenizer"
     tokenizer.save_pretrained(tokenizer_path)
     return OnlineData(
+        context_tokens=context,
         prompts=prompts(config.data),
         eval_prompts=prompts(config.eval.data)[: config.eval.num_prompts]
         if config.eval.data.path

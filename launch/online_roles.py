@@ -174,9 +174,11 @@ def _engine_spec(config: OnlineConfig, data: OnlineData) -> EngineSpec:
         tokenizer_path=data.tokenizer_path,
         trust_remote_code=config.policy.model.trust_remote_code,
         rollout=config.rollout,
+        max_model_len=data.context_tokens,
         num_gpus=config.placement.rollout.gpus_per_rank,
         weight_backend=_backend(config),
         sleeps=_shares_gpus(config),
+        timeout_s=config.timeouts.call_s,
         seed=config.seed,
     )
 
