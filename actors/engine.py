@@ -7,7 +7,6 @@ from typing import Any
 
 from rlhf_ray.config.online import RolloutConfig
 
-
 # Prompt tokens that one engine step on CPU may prefill.
 PREFILL_TOKENS = 8192
 

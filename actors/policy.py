@@ -15,7 +15,7 @@ from actors.forward import forward
 from actors.pool import ActorSet
 from actors.probe import largest_gap
 from actors.rank import Rank
-from rlhf_ray.config.base import LearnerConfig, TimeoutConfig
+from actors.trained import TrainedGroup
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import Metrics, Publication, Ref, RolloutBatch, Shard
@@ -65,6 +65,11 @@ class PolicyRank(Rank):
         metrics: Metrics = self.learner.update(rows, plan, *coefficients)
         return metrics
 
+    def evaluate(self, rows: Sequence[Any], plan: RankedMicroBatches) -> float:
+        """Mean loss of held-out rows."""
+        loss: float = self.learner.evaluate(rows, plan)
+        return loss
+
     def rendezvous(self) -> tuple[str, int]:
         """An address on this node where a port is free."""
         with socket.socket() as probe:
@@ -96,12 +101,8 @@ class PolicyRank(Rank):
         export_model(self.learner.lm, Path(folder), tokenizer_path, write=self.rank == 0)
 
 
-class PolicyGroup:
+class PolicyGroup(TrainedGroup):
     """The policy role on a group of ranks."""
-
-    def __init__(self, actors: ActorSet, learner: LearnerConfig, timeouts: TimeoutConfig) -> None:
-        """Wrap started ranks with a loaded learner."""
-        self.actors, self.config, self.timeouts = actors, learner, timeouts
 
     async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
         """Log-probabilities of the response tokens under the current weights."""
@@ -173,15 +174,3 @@ class PolicyGroup:
                 )
             gaps.append(gap)
         return max(gaps, default=0.0)
-
-    async def save(self, folder: str) -> None:
-        """Write this role's trained state below `folder`."""
-        await self.actors.call("save", folder, timeout_s=self.timeouts.call_s)
-
-    async def restore(self, folder: str) -> None:
-        """Read what `save` wrote."""
-        await self.actors.call("restore", folder, timeout_s=self.timeouts.call_s)
-
-    async def export(self, folder: str, tokenizer_path: str) -> None:
-        """Write the model in the transformers layout."""
-        await self.actors.call("export", folder, tokenizer_path, timeout_s=self.timeouts.call_s)

@@ -63,6 +63,7 @@ class Pool:
         self._groups: dict[str, GroupConfig] = {}
         self._slots: dict[str, list[Slot]] = {}
         self._sets: dict[str, ActorSet] = {}
+        self._specs: dict[str, Any] = {}
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
         """Reserve the GPUs of every role that is not placed yet.
@@ -100,10 +101,13 @@ class Pool:
         return actors
 
     async def replica_set(self, role: str, actor_class: Any, spec: Any) -> ActorSet:
-        """Independent engines of a role; started at the first call."""
+        """Independent engines of a role; those that run with another specification are replaced."""
         if role in self._sets:
-            return self._sets[role]
+            if self._specs[role] == spec:
+                return self._sets[role]
+            await self._end(self._sets.pop(role))
         actors = self._start(role, actor_class, spec)
+        self._specs[role] = spec
         await actors.call("start", timeout_s=self.timeouts.start_s)
         self._sets[role] = actors
         return actors
@@ -179,20 +183,21 @@ class Pool:
 
     async def close(self) -> None:
         """End every actor and give its resources back."""
-        for actors in self._sets.values():
-            stops = [actor.stop.remote() for actor in actors.actors]
-            try:
-                await within(stops, timeout_s=30.0, actors=actors.names, operation="stop")
-            except RlhfRayError as error:
-                logger.warning("%s; it is killed", error)
-            for actor in actors.actors:
-                ray.kill(actor)
+        await asyncio.gather(*(self._end(actors) for actors in self._sets.values()))
         for slots in self._slots.values():
             release(slots)
         self._sets.clear()
         self._slots.clear()
         self._groups.clear()
-        await asyncio.sleep(0)
+
+    @staticmethod
+    async def _end(actors: ActorSet) -> None:
+        try:
+            await actors.call("stop", timeout_s=30.0)
+        except RlhfRayError as error:
+            logger.warning("%s; it is killed", error)
+        for actor in actors.actors:
+            ray.kill(actor)
 
 
 def _environment(cpus: float, gpus: Sequence[str]) -> dict[str, str]:

@@ -43,7 +43,7 @@ class Rank:
 
     def open_store(self, timeout_s: float) -> tuple[str, int]:
         """Rank 0 opens the rendezvous on a port that is bound before it is announced."""
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         host = ray.util.get_node_ip_address()
         self.store = TCPStore(
@@ -55,7 +55,7 @@ class Rank:
         """Join the process group: NCCL on GPUs, gloo on CPUs."""
         import torch
         import torch.distributed as dist
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         timeout = timedelta(seconds=timeout_s)
         if rank:

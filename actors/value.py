@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.forward import forward
-from actors.pool import ActorSet
 from actors.rank import Rank
-from rlhf_ray.config.base import LearnerConfig, TimeoutConfig
+from actors.trained import TrainedGroup
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard
 
@@ -52,12 +51,8 @@ class ValueRank(Rank):
         self.learner.load(Path(folder))
 
 
-class ValueGroup:
+class ValueGroup(TrainedGroup):
     """The value role on a group of ranks."""
-
-    def __init__(self, actors: ActorSet, learner: LearnerConfig, timeouts: TimeoutConfig) -> None:
-        """Wrap started ranks with a loaded learner."""
-        self.actors, self.config, self.timeouts = actors, learner, timeouts
 
     async def values(self, batch: RolloutBatch) -> Sequence[Shard]:
         """The expected return before each response token: one float array [T] a row."""
@@ -76,11 +71,3 @@ class ValueGroup:
             "update", experience, plan, timeout_s=self.timeouts.call_s
         )
         return metrics[0]
-
-    async def save(self, folder: str) -> None:
-        """Write this role's trained state below `folder`."""
-        await self.actors.call("save", folder, timeout_s=self.timeouts.call_s)
-
-    async def restore(self, folder: str) -> None:
-        """Read what `save` wrote."""
-        await self.actors.call("restore", folder, timeout_s=self.timeouts.call_s)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from actors.pool import Pool
 from launch.cluster import connect, disconnect
-from launch.online_data import OnlineData, load_data
 from launch.online_roles import roles_of, start_roles
 from launch.run_folder import run_folder
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.data.job import OnlineData, load_online_data
 
 
 def run(config: OnlineConfig, job: str) -> int:
     """Run one job on a pool of its own; returns the exit status."""
     with run_folder(config):
-        data = load_data(config)
+        data = load_online_data(config)
         connect(config.ray, roles_of(config))
         try:
             asyncio.run(_run(config, data, job))

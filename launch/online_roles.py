@@ -18,9 +18,9 @@ from actors.reward import RewardGroup, RewardRank
 from actors.rollout import RolloutReplica
 from actors.sync_spec import SyncSpec, backend_of
 from actors.value import ValueGroup, ValueRank
-from launch.online_data import OnlineData
 from rlhf_ray.config.base import GroupConfig, LearnerConfig, ModelConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.data.job import OnlineData
 from rlhf_ray.roles import Roles
 from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, ValueSpec
 
@@ -171,7 +171,7 @@ def _optimiser_steps(config: OnlineConfig) -> int:
 def _engine_spec(config: OnlineConfig, data: OnlineData) -> EngineSpec:
     return EngineSpec(
         model_path=config.policy.model.path,
-        tokenizer_path=data.tokenizer_path,
+        tokenizer_path=config.policy.model.tokenizer or config.policy.model.path,
         trust_remote_code=config.policy.model.trust_remote_code,
         rollout=config.rollout,
         max_model_len=data.context_tokens,

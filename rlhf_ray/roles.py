@@ -145,6 +145,30 @@ class Policy(Protocol):
         ...
 
 
+class SupervisedPolicy(Protocol):
+    """The policy while it learns from examples."""
+
+    async def update(self, rows: Sequence[Any], plan: UpdatePlan) -> Metrics:
+        """One optimiser step a minibatch of the plan."""
+        ...
+
+    async def evaluate(self, rows: Sequence[Any]) -> float:
+        """Mean loss of held-out rows, in nats a trained token."""
+        ...
+
+    async def save(self, folder: str) -> None:
+        """Write the trained state into `folder`."""
+        ...
+
+    async def restore(self, folder: str) -> None:
+        """Read what `save` wrote."""
+        ...
+
+    async def export(self, folder: str, tokenizer_path: str) -> None:
+        """Write the model in the transformers layout."""
+        ...
+
+
 class Assembler(Protocol):
     """Turns rollouts and scores into experience, away from the controller."""
 

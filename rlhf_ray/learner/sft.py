@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
-from rlhf_ray.algorithms.reduction import Reduction
-from rlhf_ray.data.packing import UpdatePlan
+from rlhf_ray.algorithms.reduction import Reduction, reduction_totals
+from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
-from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.learner.update import UpdateSettings, num_chunks_of_pass, run_update
 from rlhf_ray.models.batch import build_batch
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
@@ -69,6 +70,24 @@ class SftLearner:
         loss = reduction.reduce(-logprobs_T, mask_T, batch.segments_T, lens_B)
         assert entropy_T is not None
         return loss, {"entropy": mean_of(entropy_T, mask_T)}
+
+    def evaluate(self, rows: Sequence[SftExample], plan: RankedMicroBatches) -> float:
+        """Mean loss of the trained tokens of all rows, in nats; the same on every rank."""
+        scored_B = [int(row.trained_T.sum()) for row in rows]
+        reduction = Reduction(
+            kind="token_mean", totals=reduction_totals(scored_B, constant_length=None)
+        )
+        chunk_tokens = self.spec.learner.logits_chunk_tokens
+        total = torch.zeros((), device=self.device)
+        self.engine.engine.eval()
+        with torch.no_grad():
+            for index, picked in enumerate(plan[dist.get_rank()]):
+                num_chunks = num_chunks_of_pass(plan, index, scored_B, chunk_tokens)
+                loss, _ = self._loss([rows[row] for row in picked], reduction, num_chunks)
+                total += loss
+        self.engine.engine.train()
+        dist.all_reduce(total)
+        return float(total)
 
     def save(self, folder: Path) -> None:
         """Write everything that training goes on from."""

@@ -69,7 +69,7 @@ def run_update(
         reduction = _reduction(minibatch, settings)
         micro_batches = minibatch.micro_batches_by_rank[rank]
         for index, micro_batch in enumerate(micro_batches):
-            num_chunks = _num_chunks(
+            num_chunks = num_chunks_of_pass(
                 minibatch.micro_batches_by_rank, index, scored_tokens_B, settings.chunk_tokens
             )
             loss, metrics = loss_of([rows[row] for row in micro_batch], reduction, num_chunks)
@@ -92,13 +92,10 @@ def run_update(
 def num_chunks_of_pass(
     plan: RankedMicroBatches, index: int, scored_tokens_B: Sequence[int], chunk_tokens: int
 ) -> int:
-    """Calls of the vocabulary product in micro-batch `index`: the most that any rank needs."""
-    return _num_chunks(plan, index, scored_tokens_B, chunk_tokens)
+    """Calls of the vocabulary product in micro-batch `index`: the most that any rank needs.
 
-
-def _num_chunks(
-    plan: RankedMicroBatches, index: int, scored_tokens_B: Sequence[int], chunk_tokens: int
-) -> int:
+    Under ZeRO-3 each call gathers weights from all ranks, so all must make as many.
+    """
     most = max(sum(scored_tokens_B[row] for row in ranks[index]) for ranks in plan)
     return max(1, -(-most // chunk_tokens))
 

@@ -1,4 +1,4 @@
-"""Prompts and tokenizer of an online job, read before anything starts."""
+"""What a job reads before anything starts: tokenizer and rows, checked against the context."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rlhf_ray.config.base import DataConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.types import Prompt
+from rlhf_ray.types import Prompt, SftExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class OnlineData:
     tokenizer_path: str
 
 
-def load_data(config: OnlineConfig) -> OnlineData:
+def load_online_data(config: OnlineConfig) -> OnlineData:
     """Tokenizer and prompts.
 
     Raises:
@@ -65,3 +66,43 @@ def load_data(config: OnlineConfig) -> OnlineData:
         else [],
         tokenizer_path=str(tokenizer_path),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftData:
+    """What is read before anything starts."""
+
+    examples: list[SftExample]
+    eval_examples: list[SftExample]
+    tokenizer_path: str
+
+
+def load_sft_data(config: SftConfig) -> SftData:
+    """Tokenizer and examples.
+
+    Raises:
+        ConfigError: Unreadable, malformed, empty, or too long for the context.
+    """
+    from rlhf_ray.data.sft import load_sft
+    from rlhf_ray.data.tokenizer import load_tokenizer
+    from rlhf_ray.models.limits import context_length
+
+    model = config.policy.model
+    tokenizer = load_tokenizer(
+        model.tokenizer or model.path,
+        chat_template=model.chat_template,
+        trust_remote_code=model.trust_remote_code,
+        revision=model.revision,
+    )
+    max_length = config.max_length or context_length(
+        model.path, trust_remote_code=model.trust_remote_code
+    )
+    examples = load_sft(config.data, tokenizer, max_length=max_length)
+    held_out = (
+        load_sft(config.eval.data, tokenizer, max_length=max_length)
+        if config.eval.data.path
+        else []
+    )
+    tokenizer_path = Path(config.run_dir) / "tokenizer"
+    tokenizer.save_pretrained(tokenizer_path)
+    return SftData(examples=examples, eval_examples=held_out, tokenizer_path=str(tokenizer_path))

@@ -1,0 +1,26 @@
+"""What every trained role's group does beside its own work: save, restore, export."""
+
+from __future__ import annotations
+
+from actors.pool import ActorSet
+from rlhf_ray.config.base import LearnerConfig, TimeoutConfig
+
+
+class TrainedGroup:
+    """A rank group whose ranks hold a learner."""
+
+    def __init__(self, actors: ActorSet, learner: LearnerConfig, timeouts: TimeoutConfig) -> None:
+        """Wrap started ranks with a loaded learner."""
+        self.actors, self.config, self.timeouts = actors, learner, timeouts
+
+    async def save(self, folder: str) -> None:
+        """Write this role's trained state below `folder`."""
+        await self.actors.call("save", folder, timeout_s=self.timeouts.call_s)
+
+    async def restore(self, folder: str) -> None:
+        """Read what `save` wrote."""
+        await self.actors.call("restore", folder, timeout_s=self.timeouts.call_s)
+
+    async def export(self, folder: str, tokenizer_path: str) -> None:
+        """Write the model in the transformers layout."""
+        await self.actors.call("export", folder, tokenizer_path, timeout_s=self.timeouts.call_s)
