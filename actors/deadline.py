@@ -1,4 +1,4 @@
-"""Every wait on a Ray actor goes through here: a deadline, and an error that names what was waited for."""
+"""Every wait on a Ray actor: a deadline, and an error that names what was waited for."""
 
 from __future__ import annotations
 

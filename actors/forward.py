@@ -17,7 +17,7 @@ async def forward(
     padded: bool,
     timeout_s: float,
 ) -> list[Shard]:
-    """An inference pass of a rank group over a batch: each rank leaves its rows in the object store."""
+    """An inference pass over a batch; each rank leaves its rows in the object store."""
     lengths = [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B]
     plan = plan_forward(
         lengths, num_ranks=len(actors), max_tokens_per_micro_batch=max_tokens, padded=padded

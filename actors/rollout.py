@@ -1,4 +1,4 @@
-"""The Ray actor around one vLLM async engine: it samples, takes new weights, and answers for both."""
+"""The Ray actor around one vLLM async engine: it samples and takes new weights."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ class RolloutReplica:
         """Set the environment, which vLLM reads at import; `start` does the slow part."""
         os.environ.update(environment)
         os.environ["VLLM_PLUGINS"] = "rlhf_ray"
+        if spec.weight_backend == "ipc":
+            # CUDA handles are no plain data; they only pass from this process to its own children.
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         if not spec.num_gpus:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(spec.rollout.kv_cache_gb)))
             # Two engines on one machine would otherwise bind their threads to the same cores.
@@ -79,12 +82,9 @@ class RolloutReplica:
                 collectors.append((request, sample, await self._admit(request, seed)))
         await self.engine.resume_generation()
         rollouts = []
-        async with asyncio.timeout(self.spec.timeout_s):
-            for request, sample, collector in collectors:
-                output = await collector.get()
-                while not output.finished:
-                    output = await collector.get()
-                rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
+        for request, sample, collector in collectors:
+            output = await self._finished(collector)
+            rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
         return [summarize(rollout) for rollout in rollouts], rollouts
 
     async def _admit(self, request: GenerationRequest, seed: int) -> Any:
@@ -110,6 +110,13 @@ class RolloutReplica:
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
         )
+
+    async def _finished(self, collector: Any) -> Any:
+        async with asyncio.timeout(self.spec.timeout_s):
+            output = await collector.get()
+            while not output.finished:
+                output = await collector.get()
+        return output
 
     def _prompt(self, token_ids_T: Sequence[int]) -> Any:
         # The salt keeps a prefix that older weights cached from being taken for this version's.
@@ -150,9 +157,8 @@ class RolloutReplica:
             detokenize=False,
         )
         request_id = f"probe/{self.num_requests}"
-        output: Any = None
-        async for output in self.engine.generate(self._prompt(token_ids_T), params, request_id):
-            pass
+        collector = await self.engine.add_request(request_id, self._prompt(token_ids_T), params)
+        output = await self._finished(collector)
         first = len(rollout.prompt.token_ids_T)
         return np.asarray(
             [
@@ -191,7 +197,7 @@ class RolloutReplica:
         await self.engine.update_weights(WeightTransferUpdateRequest(update_info=dict(update)))
 
     async def finish_weight_update(self, version: int) -> int:
-        """Put the new weights to use and let requests go on; returns the version as acknowledgement."""
+        """Use the new weights and let requests go on; returns the version as acknowledgement."""
         await self.engine.finish_weight_update(weight_version=str(version))
         self.version = version
         await self.engine.resume_generation()

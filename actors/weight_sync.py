@@ -26,7 +26,7 @@ class Publisher(Protocol):
 
 
 class ReplicaClient:
-    """Calls every replica and waits for all, under a deadline; the shape that vLLM's engines drive."""
+    """Calls every replica under a deadline; has the shape that vLLM's engines drive."""
 
     def __init__(self, spec: SyncSpec) -> None:
         """Nothing is called yet."""
@@ -43,7 +43,7 @@ class ReplicaClient:
         )
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Connect each replica; over NCCL its workers take the ranks after those of the one before."""
+        """Connect each replica; over NCCL its workers' ranks follow those of the one before."""
         refs = []
         for index, replica in enumerate(self.spec.replicas):
             info = dict(init_info)

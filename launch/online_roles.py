@@ -24,8 +24,8 @@ from rlhf_ray.data.job import OnlineData
 from rlhf_ray.roles import Roles
 from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, ValueSpec
 
-# Largest gap of engine and trainer on a probe token that is let pass, in nats. bfloat16 keeps 8 bits
-# of each activation, and kernels round in another order.
+# Largest gap of engine and trainer on a probe token that is let pass, in nats. bfloat16 keeps 8
+# bits of each activation, and kernels round in another order.
 MAX_GAP_FLOAT32, MAX_GAP_BFLOAT16 = 1e-3, 0.5
 
 

@@ -65,6 +65,15 @@ class Publication:
     logprob_abs_max: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a group's utilisation is counted from: its model, its device's name, its devices."""
+
+    num_parameters: int
+    device_name: str
+    num_devices: int
+
+
 class RolloutEngine(Protocol):
     """A set of engines that sample."""
 
@@ -119,6 +128,10 @@ class Value(Protocol):
 
 class Policy(Protocol):
     """The model that is trained to act."""
+
+    async def hardware(self) -> Hardware:
+        """What the policy's utilisation is counted from."""
+        ...
 
     async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
         """Log-probabilities of the response tokens under the current weights."""

@@ -39,7 +39,7 @@ class Prompt:
     Attributes:
         prompt_id: Never changes: the data set's name and the row's number in it.
         token_ids_T: What the engine is given, chat template and all.
-        text: The user's own prompt (a string, or the list of chat messages), as reward functions get it.
+        text: The user's own prompt (a string, or chat messages), as reward functions get it.
         columns: The row's other columns, handed to reward functions by name.
     """
 

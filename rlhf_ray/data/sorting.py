@@ -1,7 +1,7 @@
 """A task made from nothing, with an answer that can be checked: sort the digits of a number.
 
-`sort 52913 =` is answered by `12359`. With it come a tokenizer of single characters and a model small
-enough to train on a laptop, so that the whole system can be shown without downloading anything.
+`sort 52913 =` is answered by `12359`. With it come a tokenizer of single characters and a model
+small enough to train on a laptop, so that the whole system can be shown without a download.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def make_rows(num_rows: int, *, seed: int) -> list[dict[str, str]]:
     """Distinct prompts with their answers: `prompt`, `completion`, and `answer` for a verifier."""
     generator = random.Random(seed)
     seen: set[str] = set()
-    rows = []
+    rows: list[dict[str, str]] = []
     while len(rows) < num_rows:
         digits = "".join(generator.choices("123456789", k=NUM_DIGITS))
         if digits in seen:
@@ -48,7 +48,7 @@ def write_task(folder: Path, *, num_sft: int, num_train: int, num_test: int, see
 
 
 def write_model(folder: Path, *, seed: int) -> None:
-    """Write an untrained model of 0.2 M parameters and its tokenizer, in the transformers layout."""
+    """Write an untrained model of 0.2 M parameters and its tokenizer."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

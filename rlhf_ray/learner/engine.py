@@ -115,7 +115,7 @@ class TrainingEngine:
         self.engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
 
     def step(self) -> StepResult:
-        """Clip, update, and check that parameters move. Skipped where the gradient is not finite."""
+        """Clip, update, check that parameters move; skipped where the gradient is not finite."""
         lr = learning_rate(self.num_steps, optim=self.config.optim, total_steps=self.total_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr

@@ -1,4 +1,4 @@
-"""A trained model as others load it: the transformers layout, adapters merged, tokenizer beside it."""
+"""A trained model as others load it: transformers layout, adapters merged, tokenizer beside."""
 
 from __future__ import annotations
 

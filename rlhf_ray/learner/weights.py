@@ -1,7 +1,7 @@
 """A model's weights under their checkpoint names, whole and merged, whatever holds them.
 
-ZeRO-3 spreads each parameter over ranks and adapters keep their change apart; the rollout engines and
-`from_pretrained` know neither. Iterating is a collective under ZeRO-3: all ranks iterate in step.
+ZeRO-3 spreads each parameter over ranks and adapters keep their change apart; the rollout engines
+and `from_pretrained` know neither. Iterating is a collective under ZeRO-3: all ranks take part.
 """
 
 from __future__ import annotations

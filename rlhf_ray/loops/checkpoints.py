@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written aside, synced, renamed, and verified when read."""
+"""Checkpoints that are whole or not there: written aside, synced, renamed, verified when read."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
 from rlhf_ray.loops.evaluation import TABLE_COLUMNS, Evaluation
 from rlhf_ray.loops.kl_control import kl_controller
-from rlhf_ray.loops.report import rollout_metrics
+from rlhf_ray.loops.report import rollout_metrics, utilisation
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Metrics, Ref, Roles, RolloutBatch
 from rlhf_ray.types import Prompt
@@ -62,6 +62,7 @@ class OnlineLoop:
         first = 1 if checkpoint is None else checkpoint.step + 1
         if checkpoint is not None:
             await self._restore(checkpoint)
+        self.hardware = await self.roles.policy.hardware()
         await self.roles.rollout.wake_up()
         await self.roles.policy.publish(first - 1)
         if checkpoint is None:
@@ -93,6 +94,12 @@ class OnlineLoop:
             **assembled,
             **evaluated,
             **rollout_metrics(batch, scores, collected.num_refilled, clock, version=step - 1),
+            **utilisation(
+                batch,
+                self.hardware,
+                seconds=clock.seconds["update"],
+                num_epochs=self.config.algorithm.epochs,
+            ),
             "policy/kl_coefficient": kl_coefficient,
             "mismatch/logprob_abs_max": max(
                 assembled["mismatch/logprob_abs_max"], publication.logprob_abs_max

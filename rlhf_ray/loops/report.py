@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.roles import RolloutBatch
+from rlhf_ray.metrics.flops import peak_flops, update_mfu
+from rlhf_ray.roles import Hardware, RolloutBatch
 from rlhf_ray.types import Score
 
 
@@ -65,3 +66,21 @@ def _parts(scores: Sequence[Score]) -> dict[str, float]:
         if values:
             means[f"reward/{name}"] = fmean(values)
     return means
+
+
+def utilisation(
+    batch: RolloutBatch, hardware: Hardware, *, seconds: float, num_epochs: int
+) -> dict[str, float]:
+    """`perf/mfu` of an update, where the device's peak is known."""
+    peak = peak_flops(hardware.device_name)
+    if peak is None:
+        return {}
+    lengths = [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B]
+    share = update_mfu(
+        num_parameters=hardware.num_parameters,
+        num_tokens=num_epochs * sum(lengths),
+        seconds=seconds,
+        num_devices=hardware.num_devices,
+        peak=peak,
+    )
+    return {"perf/mfu": share}

@@ -1,4 +1,4 @@
-"""Seeds of samples: a function of the run, the draw, the prompt and the sample, and of nothing else.
+"""Seeds of samples: a function of the run, the draw, the prompt and the sample alone.
 
 So a resumed run samples what the undisturbed one would have, on any number of replicas.
 """

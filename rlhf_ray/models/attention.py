@@ -1,8 +1,8 @@
 """Causal attention over packed sequences with PyTorch's own kernel, on any device.
 
-Registered with transformers as `packed_sdpa`. Projections run on the packed row, without padding; only
-attention itself sees a rectangle, gathered from the row. With padding on the right, causality alone
-keeps it from every real token, so no mask is built and PyTorch's fast kernels apply.
+Registered with transformers as `packed_sdpa`. Projections run on the packed row, without padding;
+only attention itself sees a rectangle, gathered from the row. With padding on the right, causality
+alone keeps it from every real token, so no mask is built and PyTorch's fast kernels apply.
 """
 
 from __future__ import annotations

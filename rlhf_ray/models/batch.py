@@ -22,7 +22,7 @@ class Packing:
         cu_lens: int32 [B + 1], start of each sequence, then the end of the last.
         max_len: Longest sequence.
         to_padded: int64 [B, max_len], position in the packed row; padding points at position 0.
-        to_packed: int64 [N], position of each packed token in the flattened [B * max_len] rectangle.
+        to_packed: int64 [N], position of each packed token in the flattened rectangle.
     """
 
     cu_lens: torch.Tensor
@@ -65,7 +65,7 @@ def build_batch(
 
     Args:
         sequences_B: Token ids of each sequence.
-        scored_B: Indices (at least 1) of the tokens in each sequence whose log-probability is wanted.
+        scored_B: Indices (at least 1) of each sequence's tokens whose log-probability is wanted.
         padded: Rectangle instead of end to end.
         device: Of the tensors.
 

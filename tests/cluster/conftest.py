@@ -1,0 +1,73 @@
+"""One Ray cluster and one engine for all tests; two pools on them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from jobs import DEADLINES, ppo_config
+
+from actors.pool import Pool
+from launch.online_roles import start_roles
+from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.online import PpoConfig
+from rlhf_ray.data.job import load_online_data
+
+# More than the machine has: roles mostly work by turns.
+LOGICAL_CPUS = 32
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(
+            address="local",
+            num_cpus=LOGICAL_CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def make_config(shared_data: Path, stories: Path) -> Callable[..., PpoConfig]:
+    """`make_config(run_dir, **sections)`."""
+    texts = shared_data / "text/tinystories_sample.txt"
+
+    def make(run_dir: Path, **sections: Any) -> PpoConfig:
+        return ppo_config(stories, texts, run_dir, **sections)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pool(cluster: None) -> Iterator[Pool]:
+    """Every role on a group of its own, with one rank."""
+    pool = Pool("one", TimeoutConfig.model_validate(DEADLINES))
+    yield pool
+    asyncio.run(pool.close())
+
+
+@pytest.fixture(scope="session")
+def shared_pool(
+    pool: Pool, make_config: Callable[..., PpoConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pool]:
+    """Policy and critic on two ranks each, reference and reward beside them, in one group.
+
+    The engine is the other pool's: only one is started a session.
+    """
+    config = make_config(tmp_path_factory.mktemp("start"))
+    asyncio.run(start_roles(config, load_online_data(config), pool))
+    shared = Pool("two", TimeoutConfig.model_validate(DEADLINES))
+    for held in ("_sets", "_specs"):
+        getattr(shared, held)["rollout"] = getattr(pool, held)["rollout"]
+    yield shared
+    shared._sets.pop("rollout")
+    asyncio.run(shared.close())

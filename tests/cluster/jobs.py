@@ -1,0 +1,138 @@
+"""What the cluster tests run: one small PPO job, in pieces or as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.pool import ActorSet, Pool
+from launch import online
+from launch.run_folder import run_folder
+from rlhf_ray.config.online import PpoConfig
+from rlhf_ray.data.job import load_online_data
+from rlhf_ray.metrics.log import Record, Table
+
+SCORERS = Path(__file__).with_name("scorers.py")
+DEADLINES = {"place_s": 60, "start_s": 180, "call_s": 120, "publish_s": 60, "reward_s": 30}
+
+
+TWO_RANKS_SHARED = {
+    "policy": {"ranks": 2},
+    "value": {"ranks": 2, "share": "policy"},
+    "reference": {"share": "policy"},
+    "reward": {"share": "policy"},
+}
+
+
+def ppo_config(model: Path, texts: Path, run_dir: Path, **sections: Any) -> PpoConfig:
+    """Policy, reference, critic, reward and engine on stories; `sections` are laid over it.
+
+    Every job of a pool keeps seed and rollout settings, so that one engine serves them all.
+    """
+    values: dict[str, Any] = {
+        "run_dir": str(run_dir),
+        "total_steps": 3,
+        "prompts_per_step": 5,
+        "samples_per_prompt": 2,
+        "data": {"path": str(texts), "prompt_tokens": 24, "limit": 40},
+        # The budget makes several uneven micro-batches of a minibatch.
+        "policy": {
+            "model": {"path": str(model), "dtype": "float32"},
+            "optim": {"lr": 1e-3},
+            "max_tokens_per_micro_batch": 120,
+            "logits_chunk_tokens": 40,
+        },
+        "value": {
+            "model": {"dtype": "float32"},
+            "optim": {"lr": 1e-3},
+            "max_tokens_per_micro_batch": 120,
+        },
+        "reference": {"model": {"dtype": "float32"}},
+        "rollout": {"max_new_tokens": 24, "max_num_seqs": 64, "kv_cache_gb": 0.25},
+        "reward": {"functions": [{"path": f"{SCORERS}:share_of_e"}]},
+        "algorithm": {"minibatches": 2, "kl": {"coefficient": 0.05}},
+        "timeouts": DEADLINES,
+    }
+    return PpoConfig.model_validate(laid_over(values, sections))
+
+
+def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = laid_over(below[key], above[key])
+    return merged
+
+
+def train(config: PpoConfig, pool: Pool) -> Path:
+    """The whole job on a pool that is there; returns its folder."""
+    with run_folder(config) as folder:
+        asyncio.run(online.train(config, load_online_data(config), pool, "ppo"))
+    return folder
+
+
+def weights_of(actors: ActorSet) -> dict[str, np.ndarray[Any, Any]]:
+    """Every weight that a trained role holds, gathered and merged."""
+
+    # Nested, so that it travels by value: the workers cannot import the tests.
+    def gather(rank: Any) -> dict[str, Any]:
+        from rlhf_ray.learner.weights import named_weights
+
+        module = getattr(rank.learner, "lm", rank.learner.engine.module)
+        return {name: weight.numpy().copy() for name, weight in named_weights(module)}
+
+    return on_ranks(actors, gather)[0]
+
+
+def on_ranks(actors: ActorSet, function: Any, *arguments: Any) -> list[Any]:
+    """Call `function(rank actor, *arguments)` inside every rank."""
+    return asyncio.run(actors.call("__ray_call__", function, *arguments, timeout_s=60.0))
+
+
+def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, str]:
+    """Relative to each weight's norm, and which weight it is."""
+    assert ours.keys() == theirs.keys()
+    return max(
+        (float(np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name])), name)
+        for name in theirs
+        if np.any(theirs[name])
+    )
+
+
+class Recorder:
+    """A metrics sink that keeps everything."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def log(self, record: Record) -> None:
+        self.steps.append(dict(record.metrics))
+
+    def table(self, table: Table) -> None:
+        pass
+
+    def close(self, *, failed: bool) -> None:
+        pass
+
+
+class Replayed:
+    """The engine the first time it is asked for a step's rollouts; then the same ones again."""
+
+    def __init__(self, engine: Any, tape: dict[Any, Any]) -> None:
+        self.engine, self.tape = engine, tape
+
+    async def generate(self, requests: Sequence[Any]) -> Any:
+        key = tuple((request.prompt.prompt_id, request.seeds_G) for request in requests)
+        if key not in self.tape:
+            self.tape[key] = await self.engine.generate(requests)
+        return self.tape[key]
+
+    async def sleep(self) -> None:
+        pass
+
+    async def wake_up(self) -> None:
+        pass

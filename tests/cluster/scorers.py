@@ -1,0 +1,17 @@
+"""Reward functions of the cluster tests, loaded by path as a user's would be."""
+
+from pathlib import Path
+
+
+def share_of_e(prompts, completions, **columns):
+    """Different for almost every response, so that every group has a spread."""
+    return [text.count("e") / max(1, len(text)) for text in completions]
+
+
+def breaks_down(prompts, completions, *, calls, at_call, **columns):
+    """As `share_of_e`, but call number `at_call` fails; the file `calls` counts them."""
+    with Path(calls).open("a") as file:
+        file.write("x")
+    if Path(calls).stat().st_size == at_call:
+        raise OSError("the scorer went away")
+    return share_of_e(prompts, completions)

@@ -1,0 +1,115 @@
+"""The same three PPO steps on any number of ranks, ZeRO stage, layout and placement.
+
+Policy, critic, reference, reward and publication are real. Every variant is given the rollouts that
+the first one sampled, so that what differs is the variant alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from jobs import TWO_RANKS_SHARED, Recorder, Replayed, largest_difference, weights_of
+
+from launch.online_roles import start_roles
+from rlhf_ray.data.job import load_online_data
+from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.loops.online import OnlineLoop
+from rlhf_ray.metrics import MetricsLog
+
+VARIANTS = [
+    (ranks, stage, layout)
+    for ranks in (1, 2)
+    for stage in (0, 2, 3)
+    for layout in ("packed", "padded")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Three steps: weights of both trained roles before and after, and metrics."""
+
+    before: dict[str, Any]
+    policy: dict[str, Any]
+    value: dict[str, Any]
+    steps: list[dict[str, float]]
+
+
+async def three_steps(config, pool, tape):
+    data = load_online_data(config)
+    roles = await start_roles(config, data, pool)
+    roles = replace(roles, rollout=Replayed(roles.rollout, tape))
+    nothing_held_out = Evaluation([], temperature=0, max_new_tokens=1, table_rows=0, seed=0)
+    recorder = Recorder()
+    loop = OnlineLoop(
+        config,
+        roles,
+        data.prompts,
+        nothing_held_out,
+        MetricsLog([recorder]),
+        num_policy_ranks=config.placement.policy.ranks,
+        num_value_ranks=config.placement.value.ranks,
+    )
+    await loop.run(None)
+    return roles, recorder.steps[1:]
+
+
+def run_variant(config, pool, tape):
+    roles, steps = asyncio.run(three_steps(config, pool, tape))
+    return weights_of(roles.policy.actors), weights_of(roles.value.actors), steps
+
+
+def settings_of(ranks, stage, layout):
+    learner = {"zero": {"stage": stage}, "layout": layout}
+    settings: dict[str, Any] = {"policy": learner, "value": learner}
+    if ranks == 2:
+        settings["placement"] = TWO_RANKS_SHARED
+    return settings
+
+
+@pytest.fixture(scope="module")
+def tape():
+    return {}
+
+
+@pytest.fixture(scope="module")
+def baseline(pool, make_config, tape, tmp_path_factory):
+    config = make_config(tmp_path_factory.mktemp("run"), **settings_of(1, 0, "packed"))
+    policy, value, steps = run_variant(config, pool, tape)
+    from safetensors.numpy import load_file
+
+    before = load_file(f"{config.policy.model.path}/model.safetensors")
+    return Trained(before=before, policy=policy, value=value, steps=steps)
+
+
+def test_three_steps_change_the_weights_by_much_more_than_the_tolerance(baseline):
+    before = {name: baseline.before[name] for name in baseline.policy}
+    moved, _ = largest_difference(baseline.policy, before)
+    assert moved > 1e-2
+
+
+@pytest.mark.parametrize(("ranks", "stage", "layout"), VARIANTS)
+def test_every_variant_reaches_the_same_weights(
+    ranks, stage, layout, baseline, pool, shared_pool, make_config, tape, tmp_path
+):
+    config = make_config(tmp_path, **settings_of(ranks, stage, layout))
+    num_recorded = len(tape)
+    policy, value, steps = run_variant(config, pool if ranks == 1 else shared_pool, tape)
+    assert len(tape) == num_recorded == 3, "a variant was given other rollouts"
+    print(
+        "DIFF",
+        ranks,
+        stage,
+        layout,
+        largest_difference(policy, baseline.policy),
+        largest_difference(value, baseline.value),
+    )
+    assert largest_difference(policy, baseline.policy) < (1e-4, "")
+    assert largest_difference(value, baseline.value) < (1e-4, "")
+    # The published weights answer like the trained ones, whatever held them.
+    assert max(step["mismatch/logprob_abs_max"] for step in steps) < 1e-4
+    for name in ("policy/loss", "value/loss", "policy/kl_ref", "policy/grad_norm"):
+        ours = [step[name] for step in steps]
+        assert ours == pytest.approx([step[name] for step in baseline.steps], rel=1e-3, abs=1e-6)
