@@ -64,6 +64,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         arguments["enable_sleep_mode"] = spec.sleeps
     else:
         arguments["enforce_eager"] = True
+        arguments["kv_cache_memory_bytes"] = int(rollout.kv_cache_gb * 2**30)
         # A seeded request whose prompt is prefilled in chunks makes vLLM's CPU backend fail ("CPU
         # Generator does not use offset"), so prompts are prefilled whole, many at a time.
         arguments["enable_chunked_prefill"] = False

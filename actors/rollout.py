@@ -31,7 +31,6 @@ class RolloutReplica:
             # CUDA handles are no plain data; they only pass from this process to its own children.
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         if not spec.num_gpus:
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(spec.rollout.kv_cache_gb)))
             # Two engines on one machine would otherwise bind their threads to the same cores.
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         logging.basicConfig(level=logging.INFO)

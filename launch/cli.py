@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import sys
@@ -49,6 +50,7 @@ Any other key of the configuration can be given as well: --policy.optim.lr 1e-6
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status (0, 1 run failed, 2 bad input, 130 Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _show_own_logs()
     try:
         return _dispatch(arguments)
     except ConfigError as error:
@@ -61,6 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `rlhf-ray ppo --help | head`; Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_RUN
+
+
+def _show_own_logs() -> None:
+    """What the project itself has to say is shown; of its libraries only warnings are."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for package in ("rlhf_ray", "actors", "launch"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from pathlib import Path
 
 from actors.pool import Pool
@@ -11,6 +13,8 @@ from launch.online_roles import roles_of, start_roles
 from launch.run_folder import run_folder
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.job import OnlineData, load_online_data
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: OnlineConfig, job: str) -> int:
@@ -49,7 +53,12 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
     checkpoint = None
     if config.resume == "auto":
         checkpoint = CheckpointStore(run_dir, keep=config.checkpoint.keep).latest()
+    started_s = time.monotonic()
+    logger.info(
+        "starting %s (about a minute where they are not running yet)", ", ".join(roles_of(config))
+    )
     roles = await start_roles(config, data, pool)
+    logger.info("all roles are ready after %.0f s", time.monotonic() - started_s)
     evaluation = Evaluation(
         data.eval_prompts,
         temperature=config.eval.temperature,

@@ -67,8 +67,11 @@ class OnlineLoop:
         await self.roles.policy.publish(first - 1)
         if checkpoint is None:
             self.log.log(0, await self._evaluate(0))
+        saved: Metrics = {}
         for step in range(first, self.config.total_steps + 1):
-            self.log.log(step, await self._step(step))
+            # Logged before it is saved: a run that resumes after this step has its metrics.
+            self.log.log(step, {**await self._step(step), **saved})
+            saved = await self._save(step)
 
     async def _step(self, step: int) -> Metrics:
         clock = StepClock()
@@ -88,7 +91,6 @@ class OnlineLoop:
             self.kl.update(assembled["policy/kl_ref"], num_sequences=len(scores))
         self._stop_if_diverging(step, updated["policy/skipped_steps"])
         evaluated = await self._evaluate(step)
-        await self._save(step, clock)
         return {
             **updated,
             **assembled,
@@ -172,17 +174,18 @@ class OnlineLoop:
         self.log.table(step, "samples", TABLE_COLUMNS, result.rows)
         return result.metrics | {"time/evaluate": timed.seconds}
 
-    async def _save(self, step: int, clock: StepClock) -> None:
+    async def _save(self, step: int) -> Metrics:
+        """Write a checkpoint where one is due; its duration is a metric of the next step."""
         every = self.config.checkpoint.every
-        is_last = step == self.config.total_steps
-        if not is_last and not (every and step % every == 0):
-            return
-        with clock.phase("checkpoint"):
+        if step != self.config.total_steps and not (every and step % every == 0):
+            return {}
+        with StepClock().phase("checkpoint") as timed:
             folder = self.store.begin(step)
             await self.roles.policy.save(str(folder / "policy"))
             if self.roles.value is not None:
                 await self.roles.value.save(str(folder / "value"))
             self.store.commit(step, self._state())
+        return {"time/checkpoint": timed.seconds}
 
     def _state(self) -> Mapping[str, Any]:
         return {

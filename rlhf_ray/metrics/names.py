@@ -100,7 +100,7 @@ NAMES: Mapping[str, Meaning] = {
             "update": ("s", "optimiser steps of policy and value"),
             "publish": ("s", "weights to the engines, and the probe"),
             "evaluate": ("s", "evaluation"),
-            "checkpoint": ("s", "writing a checkpoint"),
+            "checkpoint": ("s", "writing the checkpoint after the step before"),
             "step": ("s", "the whole step"),
             "wait_rollout": ("s", "learner idle for want of rollouts"),
             "wait_update": ("s", "engines idle for want of an update"),
@@ -111,7 +111,7 @@ NAMES: Mapping[str, Meaning] = {
         {
             "tokens_per_s": ("tokens/s", "trained tokens, prompts included, over the whole step"),
             "mfu": ("", "model FLOPs utilisation: share of the hardware's peak"),
-            "bubble_share": ("", "share of the step that some role waited"),
+            "bubble_share": ("", "share of the step in which the learner waited for others"),
         },
     ),
     **_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,18 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def make_config(shared_data: Path, stories: Path) -> Callable[..., PpoConfig]:
+def make_config(
+    shared_data: Path, stories: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., PpoConfig]:
     """`make_config(run_dir, **sections)`."""
-    texts = shared_data / "text/tinystories_sample.txt"
+    texts = (shared_data / "text/tinystories_sample.txt").read_text().split("<|endoftext|>")
+    prompts = tmp_path_factory.mktemp("data") / "prompts.jsonl"
+    # Of many lengths, so that padding is not empty and micro-batches are uneven.
+    rows = [{"prompt": text.strip()[: 12 + 17 * (n % 7)]} for n, text in enumerate(texts[:40])]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def make(run_dir: Path, **sections: Any) -> PpoConfig:
-        return ppo_config(stories, texts, run_dir, **sections)
+        return ppo_config(stories, prompts, run_dir, **sections)
 
     return make
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,19 @@ import numpy as np
 
 from actors.pool import ActorSet, Pool
 from launch import online
+from launch.online_roles import start_roles
 from launch.run_folder import run_folder
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.data.job import load_online_data
+from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.loops.online import OnlineLoop
+from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Record, Table
+from rlhf_ray.roles import Roles
 
 SCORERS = Path(__file__).with_name("scorers.py")
+STOP_STRING = "and"
+STOP_TOKEN = 426  # stories260K's full stop
 DEADLINES = {"place_s": 60, "start_s": 180, "call_s": 120, "publish_s": 60, "reward_s": 30}
 
 
@@ -28,17 +36,17 @@ TWO_RANKS_SHARED = {
 }
 
 
-def ppo_config(model: Path, texts: Path, run_dir: Path, **sections: Any) -> PpoConfig:
-    """Policy, reference, critic, reward and engine on stories; `sections` are laid over it.
+def ppo_config(model: Path, prompts: Path, run_dir: Path, **sections: Any) -> PpoConfig:
+    """Policy, reference, critic, reward and engine; `sections` are laid over it.
 
-    Every job of a pool keeps seed and rollout settings, so that one engine serves them all.
+    Jobs that keep model, seed and rollout settings are served by one engine.
     """
     values: dict[str, Any] = {
         "run_dir": str(run_dir),
         "total_steps": 3,
         "prompts_per_step": 5,
         "samples_per_prompt": 2,
-        "data": {"path": str(texts), "prompt_tokens": 24, "limit": 40},
+        "data": {"path": str(prompts)},
         # The budget makes several uneven micro-batches of a minibatch.
         "policy": {
             "model": {"path": str(model), "dtype": "float32"},
@@ -52,8 +60,16 @@ def ppo_config(model: Path, texts: Path, run_dir: Path, **sections: Any) -> PpoC
             "max_tokens_per_micro_batch": 120,
         },
         "reference": {"model": {"dtype": "float32"}},
-        "rollout": {"max_new_tokens": 24, "max_num_seqs": 64, "kv_cache_gb": 0.25},
+        "rollout": {
+            "max_new_tokens": 24,
+            "max_num_seqs": 64,
+            "kv_cache_gb": 0.25,
+            # Responses of many lengths.
+            "stop": [STOP_STRING],
+            "stop_token_ids": [STOP_TOKEN],
+        },
         "reward": {"functions": [{"path": f"{SCORERS}:share_of_e"}]},
+        "publication": {"bucket_mb": 1},
         "algorithm": {"minibatches": 2, "kl": {"coefficient": 0.05}},
         "timeouts": DEADLINES,
     }
@@ -73,6 +89,36 @@ def train(config: PpoConfig, pool: Pool) -> Path:
     with run_folder(config) as folder:
         asyncio.run(online.train(config, load_online_data(config), pool, "ppo"))
     return folder
+
+
+def run_loop(
+    config: PpoConfig, pool: Pool, tape: dict[Any, Any] | None = None
+) -> tuple[Roles, list[dict[str, float]]]:
+    """The job's loop alone: its roles, and the metrics of its steps.
+
+    With a tape, rollouts come from it; those that are not on it yet are sampled.
+    """
+
+    async def run() -> tuple[Roles, list[dict[str, float]]]:
+        data = load_online_data(config)
+        roles = await start_roles(config, data, pool)
+        if tape is not None:
+            roles = replace(roles, rollout=Replayed(roles.rollout, tape))
+        nothing_held_out = Evaluation([], temperature=0, max_new_tokens=1, table_rows=0, seed=0)
+        recorder = Recorder()
+        loop = OnlineLoop(
+            config,
+            roles,
+            data.prompts,
+            nothing_held_out,
+            MetricsLog([recorder]),
+            num_policy_ranks=config.placement.policy.ranks,
+            num_value_ranks=config.placement.value.ranks,
+        )
+        await loop.run(None)
+        return roles, recorder.steps[1:]
+
+    return asyncio.run(run())
 
 
 def weights_of(actors: ActorSet) -> dict[str, np.ndarray[Any, Any]]:

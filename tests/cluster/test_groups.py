@@ -6,18 +6,12 @@ the first one sampled, so that what differs is the variant alone.
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from jobs import TWO_RANKS_SHARED, Recorder, Replayed, largest_difference, weights_of
-
-from launch.online_roles import start_roles
-from rlhf_ray.data.job import load_online_data
-from rlhf_ray.loops.evaluation import Evaluation
-from rlhf_ray.loops.online import OnlineLoop
-from rlhf_ray.metrics import MetricsLog
+from jobs import TWO_RANKS_SHARED, largest_difference, run_loop, weights_of
+from safetensors.numpy import load_file
 
 VARIANTS = [
     (ranks, stage, layout)
@@ -37,27 +31,8 @@ class Trained:
     steps: list[dict[str, float]]
 
 
-async def three_steps(config, pool, tape):
-    data = load_online_data(config)
-    roles = await start_roles(config, data, pool)
-    roles = replace(roles, rollout=Replayed(roles.rollout, tape))
-    nothing_held_out = Evaluation([], temperature=0, max_new_tokens=1, table_rows=0, seed=0)
-    recorder = Recorder()
-    loop = OnlineLoop(
-        config,
-        roles,
-        data.prompts,
-        nothing_held_out,
-        MetricsLog([recorder]),
-        num_policy_ranks=config.placement.policy.ranks,
-        num_value_ranks=config.placement.value.ranks,
-    )
-    await loop.run(None)
-    return roles, recorder.steps[1:]
-
-
 def run_variant(config, pool, tape):
-    roles, steps = asyncio.run(three_steps(config, pool, tape))
+    roles, steps = run_loop(config, pool, tape)
     return weights_of(roles.policy.actors), weights_of(roles.value.actors), steps
 
 
@@ -78,8 +53,6 @@ def tape():
 def baseline(pool, make_config, tape, tmp_path_factory):
     config = make_config(tmp_path_factory.mktemp("run"), **settings_of(1, 0, "packed"))
     policy, value, steps = run_variant(config, pool, tape)
-    from safetensors.numpy import load_file
-
     before = load_file(f"{config.policy.model.path}/model.safetensors")
     return Trained(before=before, policy=policy, value=value, steps=steps)
 
