@@ -85,11 +85,11 @@ def _tokenize(
     elif config.chat:
         text = value
         if config.prompt_tokens:
-            bare_T = tokenizer(value, add_special_tokens=False)["input_ids"]
+            bare_T = tokenizer(value, add_special_tokens=False, verbose=False)["input_ids"]
             text = _decode(tokenizer, bare_T[: config.prompt_tokens])
         token_ids_T = _tokenize_chat([{"role": "user", "content": text}], row, tokenizer)
     else:
-        text, token_ids_T = value, tokenizer(value)["input_ids"]
+        text, token_ids_T = value, tokenizer(value, verbose=False)["input_ids"]
         if config.prompt_tokens:
             token_ids_T = token_ids_T[: config.prompt_tokens]
             text = _decode(tokenizer, token_ids_T)

@@ -39,7 +39,6 @@ NAMES: Mapping[str, Meaning] = {
             "response_tokens_mean": ("tokens", "mean length of a response"),
             "truncated_share": ("", "share of responses cut off at max_new_tokens"),
             "tokens_per_s": ("tokens/s", "generated tokens over the time of generation"),
-            "failures": ("", "rollouts or scores that failed"),
             "zero_spread_share": ("", "share of groups whose samples all scored alike"),
             "refilled_groups": ("", "groups replaced by dynamic sampling"),
         },
@@ -118,14 +117,12 @@ NAMES: Mapping[str, Meaning] = {
         "data",
         {
             "epoch": ("epochs", "passes over the data so far"),
-            "dropped_prompts": ("", "prompts left out for their length"),
         },
     ),
     **_named(
         "sft",
         {
             "loss": ("nats/token", "next-token loss"),
-            "token_accuracy": ("", "share of trained tokens that were the most likely one"),
             "entropy": ("nats/token", "entropy of the model"),
             **_OPTIMISER,
         },

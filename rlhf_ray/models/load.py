@@ -64,7 +64,7 @@ def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedMo
         "trust_remote_code": config.trust_remote_code,
     }
     if config.quantization != "none":
-        keywords["quantization_config"] = _quantization(config)
+        keywords["quantization_config"] = _quantization(config, keywords["dtype"])
         keywords["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(config.path, **keywords)
@@ -105,7 +105,7 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
     )
 
 
-def _quantization(config: ModelConfig) -> Any:
+def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"model.quantization is {config.quantization!r}, which needs the package bitsandbytes; "
@@ -118,6 +118,6 @@ def _quantization(config: ModelConfig) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=True,
     )

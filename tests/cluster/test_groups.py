@@ -78,6 +78,9 @@ def test_every_variant_reaches_the_same_weights(
         layout,
         largest_difference(policy, baseline.policy),
         largest_difference(value, baseline.value),
+        [s["mismatch/logprob_abs_max"] for s in steps],
+        [s["policy/loss"] for s in steps],
+        [s["policy/grad_norm"] for s in steps],
     )
     assert largest_difference(policy, baseline.policy) < (1e-4, "")
     assert largest_difference(value, baseline.value) < (1e-4, "")

@@ -1,0 +1,153 @@
+"""Every wait on an actor ends, and its error names the actor, the operation and the age."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import ray
+
+from actors.deadline import DeadlineError, get
+from actors.pool import ActorSet, Pool
+from actors.reward import RewardRank
+from actors.sync_spec import SyncSpec
+from actors.weight_sync import ReplicaClient
+from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.errors import ConfigError, RunError
+
+
+@pytest.fixture(scope="module")
+def worker_class(cluster):
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def answer(self, value):
+            return value
+
+        def sleep(self, seconds):
+            time.sleep(seconds)
+
+        def fail(self):
+            raise LookupError("no such thing")
+
+        def refuse(self):
+            raise ConfigError("policy.model.path names nothing")
+
+        def die(self):
+            os._exit(1)
+
+        def finish_weight_update(self, version):
+            return version - 1
+
+    return Worker
+
+
+@pytest.fixture
+def workers(worker_class):
+    actors = [worker_class.remote() for _ in range(3)]
+    yield ActorSet("policy", [f"job/policy/{n}" for n in range(3)], actors)
+    for actor in actors:
+        ray.kill(actor)
+
+
+async def test_answers_come_in_the_order_of_actors(workers):
+    refs = [actor.answer.remote(n) for n, actor in enumerate(workers.actors)]
+    assert ray.get(refs, timeout=60) == [0, 1, 2]
+    assert await workers.call("answer", 7, timeout_s=30) == [7, 7, 7]
+
+
+async def test_a_slow_actor_is_named_with_operation_and_age(workers):
+    await workers.call("answer", 0, timeout_s=60)
+    late = workers.actors[1].sleep.remote(20)
+    with pytest.raises(DeadlineError) as caught:
+        await workers.call("answer", 0, timeout_s=2)
+    assert str(caught.value) == (
+        "policy.answer: no answer from job/policy/1 after 2 s (deadline 2 s)"
+    )
+    ray.cancel(late)
+
+
+async def test_a_dead_actor_ends_the_wait_for_the_others(workers):
+    await workers.call("answer", 0, timeout_s=60)
+    workers.actors[0].sleep.remote(60)
+    workers.actors[2].die.remote()
+    started_s = time.monotonic()
+    with pytest.raises(RunError, match=r"policy.answer: job/policy/2 died after \d+ s"):
+        await workers.call("answer", 0, timeout_s=50)
+    assert time.monotonic() - started_s < 30
+
+
+async def test_an_exception_is_named_with_its_cause(workers):
+    with pytest.raises(RunError) as caught:
+        await workers.call("fail", timeout_s=60)
+    assert str(caught.value).startswith("policy.fail: job/policy/")
+    assert str(caught.value).endswith(" s: LookupError: no such thing")
+
+
+async def test_an_error_in_words_for_the_user_keeps_them(workers):
+    with pytest.raises(RunError, match=r"policy.refuse: job/policy/1: policy.model.path names"):
+        await workers.call_one(1, "refuse", timeout_s=60)
+
+
+def test_a_wait_outside_of_asyncio_has_the_same_errors(workers):
+    slow = workers.actors[0].sleep.remote(20)
+    with pytest.raises(DeadlineError, match=r"load: no answer from one of a after 1 s"):
+        get([slow], timeout_s=1, actors=["a"], operation="load")
+    ray.cancel(slow)
+    failing = workers.actors[1].fail.remote()
+    with pytest.raises(RunError, match=r"load: b failed after \d+ s: LookupError: no such"):
+        get([failing], timeout_s=60, actors=["b"], operation="load")
+
+
+def test_a_replica_that_acknowledges_another_version_stops_the_publication(workers):
+    spec = SyncSpec(
+        backend="object_store",
+        replicas=tuple(workers.actors[:1]),
+        names=("job/rollout/0",),
+        gpus_per_replica=0,
+        bucket_bytes=1,
+        timeout_s=60.0,
+    )
+    client = ReplicaClient(spec)
+    client.version = 4
+    with pytest.raises(RunError, match="job/rollout/0 acknowledged version 3, wanted 4"):
+        client.finish_weight_update()
+
+
+async def test_a_busy_cluster_is_not_waited_for_without_end(cluster):
+    total = ray.cluster_resources()["CPU"]
+    first, second = (Pool(name, TimeoutConfig(place_s=3.0)) for name in ("greedy", "patient"))
+    try:
+        first.place({"policy": GroupConfig(cpus_per_rank=total - 1)})
+    except DeadlineError:
+        pytest.skip("roles of other tests hold the cluster")
+    try:
+        with pytest.raises(DeadlineError, match="placing policy: no room for its placement group"):
+            second.place({"policy": GroupConfig(cpus_per_rank=2)})
+    finally:
+        await first.close()
+    assert second._slots == {}
+
+
+async def test_a_cluster_that_is_too_small_is_said_before_anything_starts(cluster):
+    pool = Pool("large", TimeoutConfig())
+    with pytest.raises(ConfigError, match=r"5 GPU asked, 0 there"):
+        pool.place({"policy": GroupConfig(ranks=5, gpus_per_rank=1)})
+    assert pool.process_ids() == {}
+
+
+async def test_a_rank_answers_for_its_health_while_it_computes(cluster):
+    pool = Pool("health", TimeoutConfig(place_s=30, start_s=120))
+    try:
+        pool.place({"reward": GroupConfig()})
+        ranks = await pool.rank_group("reward", RewardRank)
+        assert await pool.rank_group("reward", RewardRank) is ranks
+        busy = ranks.actors[0].__ray_call__.remote(lambda _: time.sleep(15))
+        assert await ranks.call("health", timeout_s=5) == ["health/reward/0"]
+        with pytest.raises(DeadlineError, match="process_id"):
+            await ranks.call("process_id", timeout_s=1)
+        ray.cancel(busy)
+    finally:
+        await pool.close()
+    with pytest.raises(ValueError, match="health/reward/0"):
+        ray.get_actor("health/reward/0")

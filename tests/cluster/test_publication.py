@@ -1,0 +1,102 @@
+"""Published weights are the trained ones: adapters merged, in several buckets, checked by a probe."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+from jobs import TWO_RANKS_SHARED, on_ranks, run_loop, train, weights_of
+
+from actors.probe import probe_sequences
+from actors.sync_spec import SyncSpec
+from launch.online_roles import start_roles
+from rlhf_ray.data.job import load_online_data
+from rlhf_ray.errors import RunError
+
+LORA = {"policy": {"model": {"lora": {"rank": 4, "alpha": 16}}, "optim": {"lr": 5e-3}}}
+
+
+def stretch_final_norm(rank, factor):
+    import torch
+
+    with torch.no_grad():
+        rank.learner.lm.model.norm.weight.mul_(factor)
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 3)])
+def test_adapters_are_published_merged(ranks, stage, pool, shared_pool, make_config, tmp_path):
+    settings = {**LORA, "policy": {**LORA["policy"], "zero": {"stage": stage}}}
+    if ranks == 2:
+        settings["placement"] = TWO_RANKS_SHARED
+    config = make_config(tmp_path, **settings)
+    roles, steps = run_loop(config, pool if ranks == 1 else shared_pool)
+    merged = weights_of(roles.policy.actors)
+    assert not [name for name in merged if "lora" in name]
+    start = on_ranks(roles.policy.actors, base_weight_of_a_layer)[0]
+    layer = merged["model.layers.0.mlp.up_proj.weight"]
+    assert np.linalg.norm(layer - start) > 1e-3 * np.linalg.norm(start)
+    assert max(step["mismatch/logprob_abs_max"] for step in steps) < 1e-4
+
+
+def base_weight_of_a_layer(rank):
+    from deepspeed.zero import GatheredParameters
+
+    weight = rank.learner.lm.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
+    with GatheredParameters([weight]):
+        return weight.detach().numpy().copy()
+
+
+def test_weights_travel_in_several_buckets(pool, make_config, tmp_path):
+    config = make_config(tmp_path, total_steps=1)
+    folder = train(config, pool)
+    [step] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[1:]]
+    assert step["sync/bytes"] > 2 * config.publication.bucket_mb * 2**20
+    assert step["mismatch/logprob_abs_max"] < 1e-4
+
+
+def test_an_engine_with_other_weights_stops_the_run(pool, make_config, tmp_path):
+    config = make_config(tmp_path)
+    data = load_online_data(config)
+
+    async def publish_to_nobody():
+        roles = await start_roles(config, data, pool)
+        assert (await roles.policy.publish(0)).logprob_abs_max < 1e-4
+        nobody = SyncSpec(
+            backend="object_store",
+            replicas=(),
+            names=(),
+            gpus_per_replica=0,
+            bucket_bytes=2**20,
+            timeout_s=60.0,
+        )
+        await roles.policy.connect(
+            roles.rollout.actors,
+            nobody,
+            probe=probe_sequences(data.prompts, 4),
+            max_gap=1e-3,
+        )
+        await roles.policy.publish(1)  # nothing has changed
+        await roles.policy.actors.call("__ray_call__", stretch_final_norm, 1.2, timeout_s=60)
+        await roles.policy.publish(2)
+
+    with pytest.raises(RunError) as caught:
+        asyncio.run(publish_to_nobody())
+    message = str(caught.value)
+    assert message.startswith("after publishing version 2, one/rollout/0 and the trainer differ")
+    assert "(limit 0.001); worst tokens: {'sequence': " in message
+    assert message.count("'token': ") == 5
+
+
+def test_a_publication_that_carries_nan_stops_the_run(pool, make_config, tmp_path):
+    config = make_config(tmp_path)
+
+    async def publish_nan():
+        roles = await start_roles(config, load_online_data(config), pool)
+        nan = float("nan")
+        await roles.policy.actors.call("__ray_call__", stretch_final_norm, nan, timeout_s=60)
+        await roles.policy.publish(1)
+
+    with pytest.raises(RunError, match="after publishing version 1"):
+        asyncio.run(publish_nan())

@@ -1,0 +1,240 @@
+"""A second model: untied embeddings, biases, another temperature, and the engine started from an export.
+
+Its engine takes the place of the first one, so this file comes last of those that use one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+from jobs import TWO_RANKS_SHARED, laid_over, on_ranks, run_loop, weights_of
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from actors.policy import PolicyGroup, PolicyRank
+from actors.probe import probe_sequences
+from actors.rank import collect
+from launch.online_roles import start_roles
+from rlhf_ray.data.job import load_online_data
+from rlhf_ray.data.packing import plan_update
+from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.specs import PolicySpec
+from rlhf_ray.types import Experience
+
+TEMPERATURE = 0.7
+CONTEXT = 1024
+ENGINE = {
+    "rollout": {
+        "temperature": TEMPERATURE,
+        "ignore_eos": True,
+        "stop": [],
+        "stop_token_ids": [],
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def fresh_model(stories, tmp_path_factory):
+    """An untied Qwen2 with random weights and the stories' tokenizer."""
+    folder = tmp_path_factory.mktemp("untied")
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=512,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=False,
+            initializer_range=0.15,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(stories).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(fresh_model, shared_pool, make_config, tmp_path_factory):
+    """That model, trained for a step on two ranks under ZeRO-3, and exported.
+
+    Gives the folder, some rows, and their log-probabilities under the trainer's weights.
+    """
+    folder = tmp_path_factory.mktemp("exported")
+    config = make_config(
+        folder,
+        **laid_over(
+            ENGINE,
+            {
+                "placement": TWO_RANKS_SHARED,
+                "policy": {"model": {"path": str(fresh_model)}, "zero": {"stage": 3}},
+            },
+        ),
+    )
+    rows = probe_sequences(load_online_data(config).prompts, 8)
+    lengths = [row.num_tokens for row in rows]
+    plan = plan_update(
+        lengths,
+        [len(row.response_ids_T) for row in rows],
+        num_ranks=2,
+        max_tokens_per_micro_batch=120,
+        num_minibatches=1,
+        num_epochs=1,
+        seed=0,
+        padded=False,
+    )
+
+    async def train_and_export():
+        shared_pool.place({"policy": config.placement.policy})
+        actors = await shared_pool.rank_group("policy", PolicyRank)
+        spec = PolicySpec(
+            learner=config.policy,
+            algorithm=config.algorithm,
+            temperature=1.0,
+            max_new_tokens=24,
+            total_steps=1,
+            replay_folder="",
+            seed=0,
+        )
+        await actors.call("load", spec, timeout_s=60)
+        policy = PolicyGroup(actors, config.policy, config.timeouts)
+        await policy.update([experience(row) for row in rows], plan, 0.0)
+        await policy.export(str(folder / "export"), str(fresh_model))
+        return (await actors.call("logprobs_of", rows, timeout_s=60))[0]
+
+    return folder / "export", rows, asyncio.run(train_and_export())
+
+
+def experience(rollout):
+    zeros = np.zeros(len(rollout.response_ids_T), dtype=np.float32)
+    ones = zeros + 1
+    return Experience(
+        rollout=rollout,
+        old_logprobs_T=zeros - 5,
+        reference_logprobs_T=zeros,
+        values_T=zeros,
+        advantages_T=ones,
+        returns_T=zeros,
+        correction_T=ones,
+    )
+
+
+@pytest.fixture(scope="module")
+def config(exported, make_config, tmp_path_factory):
+    model = {"policy": {"model": {"path": str(exported[0])}}}
+    return make_config(tmp_path_factory.mktemp("job"), **laid_over(ENGINE, model))
+
+
+@pytest.fixture(scope="module")
+def started(config, pool):
+    """Roles whose engine has read the export and was sent nothing."""
+    return asyncio.run(start_roles(config, load_online_data(config), pool))
+
+
+def test_an_export_loads_in_transformers(exported, fresh_model):
+    folder, rows, trainer = exported
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    before = AutoModelForCausalLM.from_pretrained(fresh_model, dtype=torch.float32)
+    assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
+    assert AutoTokenizer.from_pretrained(folder)("a b")["input_ids"] == [1, 261, 268]
+    for row, ours in zip(rows, trainer, strict=True):
+        token_ids = torch.tensor([[*row.prompt.token_ids_T, *row.response_ids_T.tolist()]])
+        with torch.no_grad():
+            logprobs_TV = model(token_ids).logits[0, :-1].log_softmax(-1)
+        theirs = logprobs_TV.gather(-1, token_ids[0, 1:, None]).squeeze(-1)
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
+
+
+def test_an_export_loads_in_vllm(exported, started):
+    _, rows, trainer = exported
+    [engine] = asyncio.run(started.rollout.actors.call("logprobs", rows, timeout_s=60))
+    for ours, theirs in zip(trainer, engine, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_engine_and_trainer_agree_at_another_temperature(config, started, pool, tmp_path):
+    start = weights_of(started.policy.actors)
+    roles, steps = run_loop(config.model_copy(update={"run_dir": str(tmp_path)}), pool)
+    assert max(step["mismatch/logprob_abs_max"] for step in steps) < 1e-4
+    assert all(step["rollout/truncated_share"] == 1.0 for step in steps), "ignore_eos"
+    trained = weights_of(roles.policy.actors)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert np.linalg.norm(trained[name] - start[name]) > 1e-3 * np.linalg.norm(start[name])
+
+
+def stretch(rank, factor):
+    """Set the final norm to its first value times `factor`."""
+    import torch
+
+    weight = rank.learner.lm.model.norm.weight
+    with torch.no_grad():
+        rank.first_norm = getattr(rank, "first_norm", weight.detach().clone())
+        weight.copy_(rank.first_norm * factor)
+
+
+def test_a_publication_into_running_requests_loses_none(config, started, pool, tmp_path):
+    num_tokens = 800
+    requests = [
+        GenerationRequest(
+            prompt=prompt,
+            seeds_G=(1, 2),
+            temperature=TEMPERATURE,
+            max_new_tokens=num_tokens,
+        )
+        for prompt in load_online_data(config).prompts[:4]
+    ]
+
+    async def publish_while_it_generates():
+        roles = await start_roles(config, load_online_data(config), pool)
+        await roles.policy.publish(100)
+        generating = asyncio.create_task(roles.rollout.generate(requests))
+        version = 100
+        while not generating.done():
+            await asyncio.sleep(0.3)
+            version += 1
+            factor = 1.0 + 0.01 * (version - 100)
+            await roles.policy.actors.call("__ray_call__", stretch, factor, timeout_s=60)
+            publication = await roles.policy.publish(version)
+            assert publication.logprob_abs_max < 1e-4
+        batch = await generating
+        await roles.policy.actors.call("__ray_call__", stretch, 1.0, timeout_s=60)
+        return batch, await roles.policy.logprobs(batch), version
+
+    batch, shards, last = asyncio.run(publish_while_it_generates())
+    rollouts = collect(batch.shards, 8, timeout_s=30)
+    under_100 = collect(shards, 8, timeout_s=30)
+    assert last > 101, "generation was over before two publications"
+    for rollout, trainer, summary in zip(rollouts, under_100, batch.summaries_B, strict=True):
+        versions = rollout.versions_T
+        assert len(rollout.response_ids_T) == len(versions) == num_tokens
+        assert summary.version_min == versions[0] == 100
+        assert summary.version_max == versions[-1] > 100
+        assert np.all(np.diff(versions) >= 0)
+        # Each token's version is that of the weights that gave its log-probability.
+        gap = np.abs(rollout.logprobs_T - trainer)
+        assert gap[versions == 100].max() < 1e-4
+        assert gap[versions != 100].max() > 1e-3
+
+
+def test_the_engine_before_it_has_left(started, pool):
+    """A pool that starts another engine ends the one before, with all of its processes."""
+    import psutil
+
+    alive = set(on_ranks(started.rollout.actors, lambda _: None)) and {
+        process.pid
+        for process in psutil.process_iter(["name"])
+        if "EngineCore" in process.info["name"]
+    }
+    mine = {
+        child.pid
+        for pid in [pool.process_ids()["one/rollout/0"]]
+        for child in psutil.Process(pid).children(recursive=True)
+    }
+    assert len(alive & mine) == 1
