@@ -2,7 +2,7 @@
 
 PYTHON ?= python3.11
 PIP_ARGS ?=
-DEMO_ARGS ?=
+TESTS ?= tests
 TEST_ARGS ?=
 
 VENV := .venv
@@ -25,8 +25,8 @@ help: ## show this
 	@echo '  PYTHON=python3.11     the interpreter of .venv'
 	@echo '  PIP_ARGS=...          further arguments of every pip install (--index-url, --proxy, ...)'
 	@echo '  TORCH_CPU_INDEX=URL   where the CPU build of torch is; unused where pip.conf names a place'
-	@echo '  DEMO_ARGS=...         further arguments of the demo'
-	@echo '  TEST_ARGS=...         further arguments of pytest (-k gae, tests/unit, ...)'
+	@echo '  TEST_ARGS=...         further arguments of pytest (-k gae, ...)'
+	@echo '  TESTS=tests           what to test (tests/unit, ...)'
 
 setup: $(STAMP) ## make .venv and install everything for a CPU machine
 
@@ -39,10 +39,10 @@ $(STAMP): pyproject.toml $(LOCK)
 	touch $@
 
 demo: $(STAMP) ## train a small model by SFT, GRPO and PPO, and show that it got better
-	$(BIN)/python -m launch.demo $(DEMO_ARGS)
+	$(BIN)/python -m launch.demo
 
 test: $(STAMP) ## run every test that needs no GPU
-	$(BIN)/python -m pytest tests -q -m "not gpu" $(TEST_ARGS)
+	$(BIN)/python -m pytest $(TESTS) -q -m "not gpu" $(TEST_ARGS)
 
 check: $(STAMP) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .

@@ -215,4 +215,6 @@ def _max_gap(config: OnlineConfig) -> float:
     dtypes = {config.policy.model.dtype, config.rollout.dtype}
     on_cpu = not config.placement.rollout.gpus_per_rank
     exact = dtypes == {"float32"} or (on_cpu and "bfloat16" not in dtypes)
+    # A quantized trainer computes with rounded activations, the engine with whole ones.
+    exact = exact and config.policy.model.quantization == "none"
     return MAX_GAP_FLOAT32 if exact else MAX_GAP_BFLOAT16

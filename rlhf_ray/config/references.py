@@ -14,6 +14,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Of a hub data set: openai/gsm8k:main.
+_SUBSET = re.compile(r":[\w.-]+$")
 _DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".parquet", ".csv", ".txt")
 
 
@@ -53,7 +55,7 @@ def data_fault(path: str) -> str | None:
         found = any(name.name.endswith(_DATA_SUFFIXES) for name in place.iterdir())
         return None if found else f"folder {path!r} holds no {', '.join(_DATA_SUFFIXES)} file"
     if not place.exists():
-        if is_hub_name(path) and not path.endswith(_DATA_SUFFIXES):
+        if is_hub_name(_SUBSET.sub("", path)) and not path.endswith(_DATA_SUFFIXES):
             return None
         return f"no such file or folder: {path!r} (working directory {os.getcwd()})"
     if not os.access(place, os.R_OK):

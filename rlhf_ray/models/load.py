@@ -64,6 +64,7 @@ def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedMo
         "trust_remote_code": config.trust_remote_code,
     }
     if config.quantization != "none":
+        _check_quantization(config, device)
         keywords["quantization_config"] = _quantization(config, keywords["dtype"])
         keywords["device_map"] = {"": device}
     try:
@@ -105,12 +106,19 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
     )
 
 
-def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
+def _check_quantization(config: ModelConfig, device: torch.device) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"model.quantization is {config.quantization!r}, which needs the package bitsandbytes; "
             "install it, or set quantization: none"
         )
+    if config.quantization == "4bit" and device.type == "cpu":
+        # There bitsandbytes repacks weights at the first pass without gradients, and what
+        # dequantizes them for publication does not know the new layout.
+        raise ConfigError("model.quantization '4bit' needs a GPU; on a CPU take '8bit' or 'none'")
+
+
+def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if config.quantization == "8bit":
