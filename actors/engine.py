@@ -59,6 +59,9 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "weight_transfer_config": WeightTransferConfig(backend=spec.weight_backend),
         "disable_log_stats": True,
     }
+    if spec.num_gpus > 1:
+        # Inside a placement group vLLM would take Ray and wait for GPUs that this actor holds.
+        arguments["distributed_executor_backend"] = "mp"
     if spec.num_gpus:
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_share
         arguments["enable_sleep_mode"] = spec.sleeps

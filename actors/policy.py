@@ -53,10 +53,10 @@ class PolicyRank(Rank):
         return len(scored), scored
 
     def logprobs_of(self, rollouts: Sequence[Rollout]) -> Any:
-        """Rank 0's answer for a few rollouts; all ranks take part."""
+        """Log-probabilities at temperature 1 of a few rollouts, on every rank alike."""
         lens = [rollout.num_tokens for rollout in rollouts]
         one = plan_forward(lens, num_ranks=1, max_tokens_per_micro_batch=sum(lens), padded=False)
-        scored = self.learner.logprobs(rollouts, one * self.num_ranks)
+        scored = self.learner.logprobs(rollouts, one * self.num_ranks, temperature=1.0)
         order = [row for rows in one[0] for row in rows]
         by_row = dict(zip(order, scored, strict=True))
         return [by_row[row] for row in range(len(rollouts))]

@@ -141,11 +141,11 @@ class Pool:
             actors.append(actor)
         return ActorSet(role, names, actors)
 
-    def _seats(self, role: str) -> tuple[list[Slot], list[list[str]]]:
-        """Slot and GPUs of each rank; the GPUs are named only for guests, whom Ray gives none."""
+    def _seats(self, role: str) -> tuple[list[Slot], Sequence[Sequence[str] | None]]:
+        """Slot and GPUs of each rank; None where Ray hands them out, as it does to hosts."""
         group = self._groups[role]
         if not group.share:
-            return self._slots[role], [[] for _ in range(group.ranks)]
+            return self._slots[role], [None if group.gpus_per_rank else []] * group.ranks
         host, slots = self._groups[group.share], self._slots[group.share]
         if not group.gpus_per_rank:
             return [slots[i % len(slots)] for i in range(group.ranks)], [[]] * group.ranks
@@ -200,10 +200,10 @@ class Pool:
             ray.kill(actor)
 
 
-def _environment(cpus: float, gpus: Sequence[str]) -> dict[str, str]:
-    """What must be set before torch is imported: threads, and the GPUs of a guest."""
+def _environment(cpus: float, gpus: Sequence[str] | None) -> dict[str, str]:
+    """What must be set before torch is imported: threads, and the GPUs where Ray does not."""
     threads = str(max(1, int(cpus)))
     environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    if gpus:
+    if gpus is not None:  # Ray leaves all GPUs visible to an actor that asked for none
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return environment

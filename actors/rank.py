@@ -34,8 +34,9 @@ class Rank:
         """GPUs of this rank, as `CUDA_VISIBLE_DEVICES` names them."""
         return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
 
+    @ray.method(concurrency_group="control")
     def stop(self) -> None:
-        """Nothing outlives this process."""
+        """Nothing outlives this process; answers also while the rank hangs in a collective."""
 
     def process_id(self) -> int:
         """Of this actor."""

@@ -13,6 +13,7 @@ import ray
 
 from actors.bucket import Bucket
 from actors.engine import EngineSpec, engine_arguments
+from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
 
@@ -122,6 +123,8 @@ class RolloutReplica:
         return {"prompt_token_ids": list(token_ids_T), "cache_salt": f"version-{self.version}"}
 
     def _rollout(self, prompt: Prompt, sample: int, output: Any) -> Rollout:
+        if output.finish_reason not in ("stop", "length"):
+            raise RunError(f"{prompt.prompt_id}: vLLM ended the request: {output.finish_reason}")
         num_tokens = len(output.token_ids)
         logprobs = output.logprobs
         versions_T = np.full(num_tokens, self.version, dtype=np.int32)
@@ -136,12 +139,15 @@ class RolloutReplica:
             ),
             versions_T=versions_T,
             own_T=np.ones(num_tokens, dtype=np.bool_),
-            finish_reason="length" if output.finish_reason == "length" else "stop",
+            finish_reason=output.finish_reason,
             text=self.tokenizer.decode(output.token_ids, skip_special_tokens=True),
         )
 
     async def logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray[Any, Any]]:
-        """Log-probabilities that the current weights give to the tokens of finished rollouts."""
+        """Log-probabilities that the current weights give to the tokens of finished rollouts.
+
+        At temperature 1, whatever is sampled at: vLLM never divides the logits of a prompt.
+        """
         return list(await asyncio.gather(*(self._score(rollout) for rollout in rollouts)))
 
     async def _score(self, rollout: Rollout) -> np.ndarray[Any, Any]:
@@ -149,12 +155,7 @@ class RolloutReplica:
 
         self.num_requests += 1
         token_ids_T = [*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()]
-        params = SamplingParams(
-            temperature=self.spec.rollout.temperature,
-            max_tokens=1,
-            prompt_logprobs=0,
-            detokenize=False,
-        )
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         request_id = f"probe/{self.num_requests}"
         collector = await self.engine.add_request(request_id, self._prompt(token_ids_T), params)
         output = await self._finished(collector)
@@ -209,6 +210,10 @@ class RolloutReplica:
     async def wake_up(self) -> None:
         """Take the memory back."""
         await self.engine.wake_up()
+
+    def gpu_ids(self) -> list[str]:
+        """GPUs of this engine, for the roles that live on them."""
+        return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
 
     def process_id(self) -> int:
         """Of this actor."""

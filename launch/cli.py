@@ -23,7 +23,7 @@ from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.preflight import preflight
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.errors import ConfigError, RlhfRayError
 
 JOBS: Mapping[str, type[JobConfig]] = {"sft": SftConfig, "ppo": PpoConfig, "grpo": GrpoConfig}
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except ConfigError as error:
         return _fail(error, EXIT_CONFIG)
-    except RunError as error:
+    except RlhfRayError as error:
         return _fail(error, EXIT_RUN)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,3 +29,39 @@ def shared_data() -> Path:
 def stories(shared_data: Path) -> Path:
     """A real language model of 0.4 M parameters, with tied embeddings."""
     return shared_data / "models/stories260K"
+
+
+# Small enough that a forward pass takes a millisecond, with every shape different from the others.
+TINY = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_model("llama", tie_word_embeddings=True)`: a folder with a tiny random model."""
+    made: dict[str, Path] = {}
+
+    def make(model_type: str, **settings: Any) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        key = f"{model_type} {sorted(settings.items())}"
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp(model_type)
+            torch.manual_seed(0)
+            config = AutoConfig.for_model(model_type, **{**TINY, **settings})
+            AutoModelForCausalLM.from_config(config).float().save_pretrained(made[key])
+        return made[key]
+
+    return make

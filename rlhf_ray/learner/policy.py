@@ -36,7 +36,7 @@ class PolicyLearner:
         torch.manual_seed(spec.seed)
         self.spec, self.device = spec, device
         config = spec.learner
-        with zero3_loading(config.zero):
+        with zero3_loading(config.zero, config.model, device):
             self.lm = load_causal_lm(config.model, device=device)
         self.lm.train()
         self.engine = TrainingEngine(
@@ -48,12 +48,21 @@ class PolicyLearner:
         )
 
     def logprobs(
-        self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
+        self,
+        rollouts: Sequence[Rollout],
+        plan: RankedMicroBatches,
+        *,
+        temperature: float | None = None,
     ) -> list[npt.NDArray[np.float32]]:
-        """Log-probabilities of this rank's rows, in the order in which the plan names them."""
+        """Log-probabilities of this rank's rows, in the order in which the plan names them.
+
+        They are those at sampling's temperature, unless another is given.
+        """
         self.engine.engine.eval()
         scored = score_rollouts(
-            lambda batch, num_chunks: self.engine(batch, num_chunks=num_chunks)[0],
+            lambda batch, num_chunks: self.engine(
+                batch, num_chunks=num_chunks, temperature=temperature
+            )[0],
             rollouts,
             plan,
             layout=self.spec.learner.layout,

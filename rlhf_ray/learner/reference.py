@@ -26,7 +26,7 @@ class FrozenReference:
         """Load the model."""
         self.spec, self.device = spec, device
         config = spec.reference
-        with zero3_loading(config.zero):
+        with zero3_loading(config.zero, config.model, device):
             lm = load_causal_lm(config.model, device=device)
         self.module: torch.nn.Module = TokenScorer(
             lm.eval(), temperature=spec.temperature, chunk_tokens=config.logits_chunk_tokens

@@ -29,7 +29,7 @@ class SftLearner:
         """Load the model and hand it to DeepSpeed."""
         torch.manual_seed(spec.seed)
         self.spec, self.device = spec, device
-        with zero3_loading(spec.learner.zero):
+        with zero3_loading(spec.learner.zero, spec.learner.model, device):
             self.lm = load_causal_lm(spec.learner.model, device=device)
         self.lm.train()
         self.engine = TrainingEngine(

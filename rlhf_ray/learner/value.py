@@ -31,7 +31,7 @@ class ValueLearner:
         """Load the decoder, put a head on it and hand both to DeepSpeed."""
         torch.manual_seed(spec.seed)
         self.spec, self.device = spec, device
-        with zero3_loading(spec.learner.zero):
+        with zero3_loading(spec.learner.zero, spec.learner.model, device):
             lm = load_causal_lm(spec.learner.model, device=device)
         model = ValueModel(lm, seed=spec.seed)
         model.train()

@@ -89,7 +89,9 @@ class OnlineLoop:
             publication = await self.roles.policy.publish(step)
         if "policy/kl_ref" in assembled:
             self.kl.update(assembled["policy/kl_ref"], num_sequences=len(scores))
-        self._stop_if_diverging(step, updated["policy/skipped_steps"])
+        self._stop_if_diverging(
+            step, updated["policy/skipped_steps"] + updated.get("value/skipped_steps", 0.0)
+        )
         evaluated = await self._evaluate(step)
         return {
             **updated,

@@ -32,7 +32,12 @@ class TokenScorer(nn.Module):
         self.chunk_tokens = chunk_tokens
 
     def forward(
-        self, batch: TokenBatch, *, with_entropy: bool = False, num_chunks: int | None = None
+        self,
+        batch: TokenBatch,
+        *,
+        with_entropy: bool = False,
+        num_chunks: int | None = None,
+        temperature: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Score.
 
@@ -40,6 +45,7 @@ class TokenScorer(nn.Module):
             batch: What to score.
             with_entropy: Also the entropy (nats) of the distribution each token was drawn from.
             num_chunks: Of the vocabulary product; ranks that work in step must agree on it.
+            temperature: In place of the model's own.
 
         Returns:
             float32 [T] log-probabilities, and entropies or None.
@@ -51,7 +57,7 @@ class TokenScorer(nn.Module):
             hidden_states(base, batch),
             head if scale == 1.0 else lambda hidden_tD: head(hidden_tD) * scale,
             batch.targets_T,
-            temperature=self.temperature,
+            temperature=self.temperature if temperature is None else temperature,
             chunk_tokens=self.chunk_tokens,
             with_entropy=with_entropy,
             softcap=getattr(base.config, "final_logit_softcapping", None),

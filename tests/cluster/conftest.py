@@ -22,6 +22,12 @@ from rlhf_ray.data.job import load_online_data
 LOGICAL_CPUS = 32
 
 
+@pytest.fixture(scope="module", autouse=True)
+def functions_travel_by_value(request: pytest.FixtureRequest) -> None:
+    """What a test has an actor call: workers cannot import the tests."""
+    ray.cloudpickle.register_pickle_by_value(request.module)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Published weights are the trained ones: adapters merged, in several buckets, checked by a probe."""
+"""Published weights are the trained ones: adapters merged, in several buckets, and probed."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def test_adapters_are_published_merged(ranks, stage, pool, shared_pool, make_con
 
 
 def base_weight_of_a_layer(rank):
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
     weight = rank.learner.lm.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
-    with GatheredParameters([weight]):
+    with deepspeed.zero.GatheredParameters([weight]):
         return weight.detach().numpy().copy()
 
 
@@ -52,7 +52,7 @@ def test_weights_travel_in_several_buckets(pool, make_config, tmp_path):
     config = make_config(tmp_path, total_steps=1)
     folder = train(config, pool)
     [step] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[1:]]
-    assert step["sync/bytes"] > 2 * config.publication.bucket_mb * 2**20
+    assert step["sync/bytes"] > config.publication.bucket_mb * 2**20
     assert step["mismatch/logprob_abs_max"] < 1e-4
 
 

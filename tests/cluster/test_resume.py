@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from jobs import SCORERS, TWO_RANKS_SHARED, train
+from jobs import SCORERS, TWO_RANKS_SHARED, train, weights_of
 
+from actors.policy import PolicyRank
+from actors.pool import Pool
+from actors.value import ValueRank
 from rlhf_ray.errors import RunError
 
 # What a clock says, and no more, may differ.
@@ -39,10 +45,15 @@ def settings_of(ranks, stage, calls, at_call):
 
 
 def saved_state(run_dir: Path, step: int) -> dict[str, torch.Tensor | float]:
-    """Everything that the checkpoint of a step holds, by file and key."""
+    """What the checkpoint of a step holds, by file and key: optimiser, random state, controllers.
+
+    Of the weights ZeRO writes flat parts, whose padding is whatever memory held.
+    """
     found: dict[str, torch.Tensor | float] = {}
 
     def walk(value, name):
+        if "fp32_" in name:
+            return
         if isinstance(value, torch.Tensor | int | float | str):
             found[name] = value
         elif isinstance(value, dict):
@@ -57,6 +68,21 @@ def saved_state(run_dir: Path, step: int) -> dict[str, torch.Tensor | float]:
         walk(torch.load(path, weights_only=False), str(path.relative_to(folder)))
     walk(json.loads((folder / "manifest.json").read_text())["state"], "controllers")
     return found
+
+
+def trained_weights(pool: Pool) -> dict[str, Any]:
+    """Of the policy and of the critic, as the pool holds them."""
+
+    async def weights() -> dict[str, Any]:
+        policy = await pool.rank_group("policy", PolicyRank)
+        value = await pool.rank_group("value", ValueRank)
+        return {"policy": policy, "value": value}
+
+    return {
+        f"{role}/{name}": weight
+        for role, actors in asyncio.run(weights()).items()
+        for name, weight in weights_of(actors).items()
+    }
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, float]]:
@@ -74,28 +100,29 @@ def test_a_resumed_run_reaches_the_same_bits(
     job_pool = pool if ranks == 1 else shared_pool
     undisturbed = tmp_path / "undisturbed"
     train(make_config(undisturbed, **settings_of(ranks, stage, tmp_path / "calls", 0)), job_pool)
+    weights_then = trained_weights(job_pool)
 
     broken = make_config(
         tmp_path / "broken", **settings_of(ranks, stage, tmp_path / "broken_calls", 3)
     )
-    with pytest.raises(RunError, match="reward.*the scorer went away"):
+    with pytest.raises(RunError, match=r"reward.*the scorer went away"):
         train(broken, job_pool)
     status = json.loads((tmp_path / "broken/status.json").read_text())
     assert status["state"] == "failed"
     assert not (tmp_path / "broken/export").exists()
     assert [line["step"] for line in metrics_of(tmp_path / "broken")] == [0, 1, 2]
     resumed = train(broken.model_copy(update={"resume": "auto"}), job_pool)
+    weights_now = trained_weights(job_pool)
 
     ours, theirs = saved_state(resumed, 4), saved_state(undisturbed, 4)
     assert ours.keys() == theirs.keys()
-    optimiser = [name for name in ours if "exp_avg" in name]
-    assert any(name.startswith("policy/") for name in optimiser)
-    assert any(name.startswith("value/") for name in optimiser)
+    for role in ("policy/", "value/"):
+        assert any(name.startswith(role) and "exp_avg" in name for name in ours)
     for name, value in theirs.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(ours[name], value), name
-        else:
-            assert ours[name] == value, name
+        same = torch.equal(ours[name], value) if torch.is_tensor(value) else ours[name] == value
+        assert same, name
+    for name, weight in weights_then.items():
+        assert np.array_equal(weights_now[name], weight), name
     exports = [folder / "export/model.safetensors" for folder in (resumed, undisturbed)]
     assert exports[0].read_bytes() == exports[1].read_bytes()
     assert metrics_of(resumed) == metrics_of(undisturbed)

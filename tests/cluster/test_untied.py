@@ -1,4 +1,4 @@
-"""A second model: untied embeddings, biases, another temperature, and the engine started from an export.
+"""A second model: untied, biased, at another temperature, its engine started from an export.
 
 Its engine takes the place of the first one, so this file comes last of those that use one.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from jobs import TWO_RANKS_SHARED, laid_over, on_ranks, run_loop, weights_of
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from jobs import TWO_RANKS_SHARED, laid_over, run_loop, weights_of
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from actors.policy import PolicyGroup, PolicyRank
 from actors.probe import probe_sequences
@@ -37,17 +38,18 @@ ENGINE = {
 
 @pytest.fixture(scope="module")
 def fresh_model(stories, tmp_path_factory):
-    """An untied Qwen2 with random weights and the stories' tokenizer."""
+    """An untied Llama with biases, random weights, and the stories' tokenizer."""
     folder = tmp_path_factory.mktemp("untied")
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
+    model = LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=512,
             hidden_size=64,
             intermediate_size=96,
             num_hidden_layers=2,
             num_attention_heads=2,
             num_key_value_heads=1,
+            attention_bias=True,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=False,
             initializer_range=0.15,
@@ -132,7 +134,14 @@ def config(exported, make_config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def started(config, pool):
+def engine_before(shared_pool, pool):
+    """Processes of the engine that the next one replaces."""
+    actor = pool.process_ids()["one/rollout/0"]
+    return [actor, *(child.pid for child in psutil.Process(actor).children(recursive=True))]
+
+
+@pytest.fixture(scope="module")
+def started(engine_before, config, pool):
     """Roles whose engine has read the export and was sent nothing."""
     return asyncio.run(start_roles(config, load_online_data(config), pool))
 
@@ -143,7 +152,7 @@ def test_an_export_loads_in_transformers(exported, fresh_model):
     assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
     before = AutoModelForCausalLM.from_pretrained(fresh_model, dtype=torch.float32)
     assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
-    assert AutoTokenizer.from_pretrained(folder)("a b")["input_ids"] == [1, 261, 268]
+    assert AutoTokenizer.from_pretrained(folder)("Once upon")["input_ids"] == [1, 403, 407]
     for row, ours in zip(rows, trainer, strict=True):
         token_ids = torch.tensor([[*row.prompt.token_ids_T, *row.response_ids_T.tolist()]])
         with torch.no_grad():
@@ -223,18 +232,12 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
         assert gap[versions != 100].max() > 1e-3
 
 
-def test_the_engine_before_it_has_left(started, pool):
-    """A pool that starts another engine ends the one before, with all of its processes."""
-    import psutil
+def test_the_engine_before_it_has_left_with_all_its_processes(engine_before, started, pool):
+    assert len(engine_before) > 1
+    assert pool.process_ids()["one/rollout/0"] not in engine_before
+    _, alive = psutil.wait_procs([p for pid in engine_before if (p := process(pid))], timeout=20)
+    assert not alive
 
-    alive = set(on_ranks(started.rollout.actors, lambda _: None)) and {
-        process.pid
-        for process in psutil.process_iter(["name"])
-        if "EngineCore" in process.info["name"]
-    }
-    mine = {
-        child.pid
-        for pid in [pool.process_ids()["one/rollout/0"]]
-        for child in psutil.Process(pid).children(recursive=True)
-    }
-    assert len(alive & mine) == 1
+
+def process(pid):
+    return psutil.Process(pid) if psutil.pid_exists(pid) else None

@@ -1,0 +1,138 @@
+"""A process group of one, so that learners run in the test's own process; and rows to learn from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.online import AlgorithmConfig
+from rlhf_ray.learner.policy import PolicyLearner
+from rlhf_ray.learner.value import ValueLearner
+from rlhf_ray.specs import PolicySpec, ValueSpec
+from rlhf_ray.types import Experience, Prompt, Rollout
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group_of_one() -> Iterator[None]:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+        }.items():
+            patch.setitem(os.environ, name, value)
+        dist.init_process_group(
+            "gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=30)
+        )
+        yield
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def rows() -> list[Experience]:
+    """Twelve rows of many lengths; in every third one some tokens are not the policy's own."""
+    generator = np.random.default_rng(1)
+    made = []
+    for number in range(12):
+        num_prompt, num_response = generator.integers(1, 9), generator.integers(1, 25)
+        own_T = np.ones(num_response, dtype=np.bool_)
+        if number % 3 == 0:
+            own_T[1::4] = False
+
+        def floats(mean: float, *, size: int = num_response) -> Any:
+            return generator.normal(mean, 0.5, size=size).astype(np.float32)
+
+        rollout = Rollout(
+            prompt=Prompt(
+                prompt_id=f"p{number}",
+                token_ids_T=tuple(generator.integers(3, 61, size=num_prompt).tolist()),
+                text="",
+            ),
+            sample=0,
+            response_ids_T=generator.integers(3, 61, size=num_response).astype(np.int32),
+            logprobs_T=floats(-4),
+            versions_T=np.zeros(num_response, dtype=np.int32),
+            own_T=own_T,
+            finish_reason="stop",
+            text="",
+        )
+        made.append(
+            Experience(
+                rollout=rollout,
+                old_logprobs_T=floats(-4),
+                reference_logprobs_T=floats(-4),
+                values_T=floats(0),
+                advantages_T=floats(0),
+                returns_T=floats(0),
+                correction_T=np.ones(num_response, dtype=np.float32),
+            )
+        )
+    return made
+
+
+@pytest.fixture
+def make_policy(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """`make_policy(model={...}, optim={...}, ...)`: a learner on a tiny Llama."""
+    learners: list[PolicyLearner] = []
+
+    def make(
+        *, path: Path | None = None, algorithm: dict[str, Any] | None = None, **settings: Any
+    ) -> PolicyLearner:
+        spec = PolicySpec(
+            learner=learner_config(path or make_model("llama"), settings),
+            algorithm=AlgorithmConfig.model_validate({"advantage": "gae", **(algorithm or {})}),
+            temperature=1.0,
+            max_new_tokens=24,
+            total_steps=10,
+            replay_folder=str(tmp_path / "skipped"),
+            seed=0,
+        )
+        learners.append(PolicyLearner(spec, device=CPU))
+        return learners[-1]
+
+    yield make
+    for learner in learners:
+        learner.close()
+
+
+@pytest.fixture
+def make_value(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """As `make_policy`, for the critic."""
+    learners: list[ValueLearner] = []
+
+    def make(**settings: Any) -> ValueLearner:
+        spec = ValueSpec(
+            learner=learner_config(make_model("llama"), settings),
+            algorithm=AlgorithmConfig(advantage="gae"),
+            max_new_tokens=24,
+            total_steps=10,
+            replay_folder=str(tmp_path / "skipped"),
+            seed=0,
+        )
+        learners.append(ValueLearner(spec, device=CPU))
+        return learners[-1]
+
+    yield make
+    for learner in learners:
+        learner.close()
+
+
+def learner_config(path: Path, settings: dict[str, Any]) -> LearnerConfig:
+    model = {"path": str(path), "dtype": "float32", **settings.pop("model", {})}
+    optim = {"lr": 1e-2, **settings.pop("optim", {})}
+    budget = {"max_tokens_per_micro_batch": 60, "logits_chunk_tokens": 16}
+    return LearnerConfig.model_validate({"model": model, "optim": optim, **budget, **settings})

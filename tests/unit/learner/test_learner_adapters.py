@@ -1,0 +1,83 @@
+"""LoRA: only adapters train, and merging them changes nothing but where the numbers are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from learning import logprobs_of, parameters_of, plan_of
+from transformers import AutoModelForCausalLM
+
+from rlhf_ray.learner.weights import named_weights, weight_infos
+
+LORA = {"lora": {"rank": 3, "alpha": 12.0}}
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def path(request, make_model):
+    return make_model("llama", tie_word_embeddings=request.param)
+
+
+@pytest.fixture
+def trained(path, make_policy, rows):
+    learner = make_policy(path=path, model=LORA)
+    before = parameters_of(learner)
+    for _ in range(3):
+        learner.update(rows, plan_of(rows), 0.0)
+    return learner, before
+
+
+def test_only_adapters_train(trained):
+    learner, before = trained
+    for name, parameter in learner.engine.module.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name), name
+        assert torch.equal(parameter, before[name]) != ("lora_" in name), name
+
+
+def test_a_model_of_the_merged_weights_answers_as_the_adapted_one(trained, path, rows, make_policy):
+    learner, _ = trained
+    adapted = logprobs_of(learner, rows)
+    plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    merged = {name: weight.clone() for name, weight in named_weights(learner.lm)}
+    assert merged.keys() == dict(plain.named_parameters()).keys()
+    plain.load_state_dict(merged, strict=False)
+    for row, ours in zip(rows, adapted, strict=True):
+        token_ids = [*row.rollout.prompt.token_ids_T, *row.rollout.response_ids_T.tolist()]
+        with torch.no_grad():
+            logprobs_TV = plain(torch.tensor([token_ids])).logits[0, :-1].log_softmax(-1)
+        theirs = logprobs_TV.gather(-1, torch.tensor(token_ids[1:])[:, None]).squeeze(-1)
+        np.testing.assert_allclose(ours, theirs[-len(ours) :].numpy(), atol=1e-5)
+    untrained = np.concatenate(logprobs_of(make_policy(path=path), rows))
+    assert np.abs(np.concatenate(adapted) - untrained).max() > 1e-2
+
+
+def test_what_is_announced_is_what_comes(trained):
+    learner, _ = trained
+    infos = weight_infos(learner.lm)
+    weights = [
+        (name, weight.dtype, tuple(weight.shape)) for name, weight in named_weights(learner.lm)
+    ]
+    assert [(info.name, info.dtype, info.shape) for info in infos] == weights
+
+
+def test_an_adapter_with_checkpointing_still_gets_gradients(make_policy, rows):
+    learner = make_policy(model={**LORA, "gradient_checkpointing": True})
+    before = parameters_of(learner)
+    for _ in range(3):
+        learner.update(rows, plan_of(rows), 0.0)
+    after = parameters_of(learner)
+    assert all(not torch.equal(after[n], before[n]) for n in before if "lora_" in n)
+
+
+def test_a_saved_adapter_is_restored_without_its_base(make_policy, rows, tmp_path):
+    learner = make_policy(model=LORA)
+    learner.update(rows, plan_of(rows), 0.0)
+    learner.save(tmp_path / "saved")
+    other = make_policy(model=LORA)
+    other.load(tmp_path / "saved")
+    ours, theirs = parameters_of(other), parameters_of(learner)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    bytes_of_adapters = sum(w.nbytes for n, w in theirs.items() if "lora_" in n)
+    # Weights, and two moments; the base would be several times as much.
+    written = sum(path.stat().st_size for path in (tmp_path / "saved").rglob("*.pt"))
+    assert written < 4 * bytes_of_adapters + 100_000

@@ -1,0 +1,187 @@
+"""Updates on one rank: layout does not matter, bad steps are skipped, still parameters are found."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from learning import logprobs_of, parameters_of, plan_of
+
+from rlhf_ray.errors import RunError
+
+STAGES = (0, 1, 2, 3)
+
+
+def spoiled(rows, value=math.nan):
+    """The first row's first advantage is not finite."""
+    advantages_T = rows[0].advantages_T.copy()
+    advantages_T[0] = value
+    return [replace(rows[0], advantages_T=advantages_T), *rows[1:]]
+
+
+def test_packed_and_padded_take_the_same_steps(make_policy, make_value, rows):
+    for make, arguments in ((make_policy, (0.1,)), (make_value, ())):
+        trained = []
+        for layout in ("packed", "padded"):
+            learner = make(layout=layout)
+            before = parameters_of(learner)
+            for _ in range(3):
+                plan = plan_of(rows, padded=layout == "padded")
+                metrics = learner.update(rows, plan, *arguments)
+                assert metrics["skipped_steps"] == 0
+            trained.append(parameters_of(learner))
+            assert all(not torch.equal(trained[-1][name], before[name]) for name in before)
+        for name, weight in trained[0].items():
+            torch.testing.assert_close(trained[1][name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_checkpointing_takes_the_same_steps(make_policy, rows):
+    trained = []
+    for checkpointing in (False, True):
+        learner = make_policy(model={"gradient_checkpointing": checkpointing})
+        for _ in range(2):
+            learner.update(rows, plan_of(rows), 0.0)
+        trained.append(parameters_of(learner))
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(trained[1][name], weight, atol=1e-6, rtol=1e-4)
+
+
+def test_an_update_raises_what_had_an_advantage(make_policy, rows):
+    rows = [replace(row, advantages_T=np.ones_like(row.advantages_T)) for row in rows]
+    learner = make_policy(algorithm={"policy_loss": "reinforce"}, optim={"lr": 1e-3})
+    before = np.concatenate(logprobs_of(learner, rows))
+    learner.update(rows, plan_of(rows), 0.0)
+    after = np.concatenate(logprobs_of(learner, rows))
+    own_T = np.concatenate([row.rollout.own_T for row in rows])
+    assert after[own_T].mean() > before[own_T].mean() + 0.01
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_skipped_and_written_out(
+    make_policy, rows, tmp_path, stage, value
+):
+    learner = make_policy(zero={"stage": stage})
+    before = learner_weights(learner)
+    bad = spoiled(rows, value)
+    metrics = learner.update(bad, plan_of(rows, minibatches=1), 0.0)
+    assert metrics["skipped_steps"] == 1
+    for name, weight in learner_weights(learner).items():
+        assert torch.equal(weight, before[name]), name
+    [written] = (tmp_path / "skipped").iterdir()
+    replayed = pickle.loads(written.read_bytes())
+    assert sorted(row.rollout.prompt.prompt_id for row in replayed) == sorted(
+        row.rollout.prompt.prompt_id for row in rows
+    )
+    # The next good batch trains as if nothing had happened.
+    metrics = learner.update(rows, plan_of(rows, minibatches=1), 0.0)
+    assert metrics["skipped_steps"] == 0
+    assert math.isfinite(metrics["grad_norm"])
+    fresh = make_policy(zero={"stage": stage})
+    fresh.engine.num_steps = 1
+    fresh.update(rows, plan_of(rows, minibatches=1), 0.0)
+    wanted = learner_weights(fresh)
+    for name, weight in learner_weights(learner).items():
+        torch.testing.assert_close(weight, wanted[name], atol=1e-6, rtol=1e-5)
+
+
+def learner_weights(learner):
+    from rlhf_ray.learner.weights import named_weights
+
+    return {name: weight.clone() for name, weight in named_weights(learner.lm)}
+
+
+def test_only_the_bad_minibatch_is_skipped(make_policy, rows, tmp_path):
+    learner = make_policy()
+    before = parameters_of(learner)
+    metrics = learner.update(spoiled(rows), plan_of(rows, minibatches=3), 0.0)
+    assert metrics["skipped_steps"] == 1
+    assert math.isfinite(metrics["grad_norm"])
+    after = parameters_of(learner)
+    assert all(torch.isfinite(weight).all() for weight in after.values())
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+    [written] = (tmp_path / "skipped").iterdir()
+    assert rows[0].rollout.prompt.prompt_id in {
+        row.rollout.prompt.prompt_id for row in pickle.loads(written.read_bytes())
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_parameter_that_no_gradient_reaches_stops_the_run(make_policy, rows, stage):
+    learner = make_policy(zero={"stage": stage})
+    still = "lm.model.layers.1.mlp.up_proj.weight"
+    dict(learner.engine.module.named_parameters())[still].register_hook(torch.zeros_like)
+    with pytest.raises(RunError) as caught:
+        for _ in range(5):
+            learner.update(rows, plan_of(rows), 0.0)
+    assert str(caught.value) == (
+        f"1 parameters should train and have not moved in 3 optimiser steps: {still}"
+    )
+
+
+def test_no_gradient_at_all_is_no_reason_to_stop(make_policy, rows):
+    learner = make_policy()
+    flat = [replace(row, advantages_T=np.zeros_like(row.advantages_T)) for row in rows]
+    for _ in range(4):
+        metrics = learner.update(flat, plan_of(rows), 0.0)
+        assert metrics["grad_norm"] == 0
+    learner.update(rows, plan_of(rows), 0.0)
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_reported(make_policy, rows):
+    """With Adam the clip cancels; so the gradient itself is looked at, before the step uses it."""
+    norms = {}
+    for stage in (0, 2):
+        learner = make_policy(zero={"stage": stage}, optim={"max_grad_norm": 1e-3})
+        norms[stage] = learner.update(rows, plan_of(rows, minibatches=1), 0.0)["grad_norm"]
+        exp_avg = [s["exp_avg"] for s in learner.engine.engine.optimizer.state.values()]
+        # Adam's first moment after one step: (1 - beta1) times the clipped gradient.
+        clipped = math.sqrt(sum(float(m.double().square().sum()) for m in exp_avg)) / (1 - 0.9)
+        assert clipped == pytest.approx(1e-3, rel=1e-2)
+    assert norms[0] == pytest.approx(norms[2], rel=1e-4)
+    assert norms[0] > 0.01
+
+
+def test_the_rate_of_each_optimiser_step_follows_the_schedule(make_policy, rows):
+    learner = make_policy(optim={"lr": 1e-2, "warmup_steps": 3, "schedule": "linear"})
+    rates = [learner.update(rows, plan_of(rows, minibatches=1), 0.0)["lr"] for _ in range(6)]
+    assert rates[:3] == pytest.approx([0.0025, 0.005, 0.0075])
+    assert rates[3] == pytest.approx(0.01)
+    assert rates[3] > rates[4] > rates[5] > 0
+
+
+def test_a_restored_learner_goes_on_bit_for_bit(make_policy, rows, tmp_path):
+    learner = make_policy(optim={"schedule": "cosine"})
+    learner.update(rows, plan_of(rows), 0.1)
+    learner.save(tmp_path / "saved")
+    torch.rand(3)  # random numbers are part of the state
+    learner.update(rows, plan_of(rows), 0.1)
+    drawn = None
+    wanted = parameters_of(learner)
+
+    other = make_policy(optim={"schedule": "cosine"})
+    other.load(tmp_path / "saved")
+    assert other.engine.num_steps == 2
+    drawn = torch.rand(3)
+    other.load(tmp_path / "saved")
+    assert torch.equal(torch.rand(3), drawn)
+    other.update(rows, plan_of(rows), 0.1)
+    for name, weight in parameters_of(other).items():
+        assert torch.equal(weight, wanted[name]), name
+
+
+def test_a_folder_without_a_checkpoint_is_said(make_policy, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError)):
+        make_policy().load(tmp_path / "nothing")
+
+
+def test_log_probabilities_can_be_asked_for_at_another_temperature(make_policy, rows):
+    learner = make_policy()
+    usual, again = (np.concatenate(logprobs_of(learner, rows)) for _ in range(2))
+    hot = np.concatenate(logprobs_of(learner, rows, temperature=2.0))
+    np.testing.assert_array_equal(usual, again)
+    assert np.abs(hot - usual).max() > 0.1
