@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rlhf_ray.errors import RlhfRayError, RunError
 
@@ -60,7 +60,7 @@ def get(
             f"{operation}: no answer from one of {', '.join(actors)} after "
             f"{time.monotonic() - started_s:.0f} s (deadline {timeout_s:g} s)"
         ) from error
-    except (RayActorError, RayTaskError) as error:
+    except RayError as error:
         names = ", ".join(actors)
         raise _translate(error, names, operation, time.monotonic() - started_s) from error
     return values

@@ -26,6 +26,7 @@ class EngineSpec:
 
     model_path: str
     tokenizer_path: str
+    revision: str
     trust_remote_code: bool
     rollout: RolloutConfig
     max_model_len: int
@@ -47,6 +48,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": spec.model_path,
         "tokenizer": spec.tokenizer_path,
+        "revision": spec.revision,
         "trust_remote_code": spec.trust_remote_code,
         "dtype": dtype,
         "max_num_seqs": rollout.max_num_seqs,

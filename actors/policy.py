@@ -15,7 +15,7 @@ import ray
 from actors.forward import forward
 from actors.pool import ActorSet
 from actors.probe import largest_gap
-from actors.rank import Rank
+from actors.rank import Rank, free_memory
 from actors.trained import TrainedGroup
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.errors import RunError
@@ -31,6 +31,7 @@ class PolicyRank(Rank):
     """One rank of the policy's group; it hosts whatever learner trains the policy."""
 
     learner: Any = None
+    publisher: Any = None
 
     def load(self, spec: Any) -> None:
         """Host the learner that `spec` describes, in place of the one before.
@@ -42,10 +43,16 @@ class PolicyRank(Rank):
         from rlhf_ray.learner.sft import SftLearner
         from rlhf_ray.specs import PolicySpec
 
-        if self.learner is not None:
-            self.learner.close()
+        self.unload()
         kind = PolicyLearner if isinstance(spec, PolicySpec) else SftLearner
         self.learner = kind(spec, device=self.device)
+
+    def unload(self) -> None:
+        """Release the model that is held, before another takes its memory."""
+        if self.learner is not None:
+            self.learner.close()
+        self.learner = self.publisher = None
+        free_memory()
 
     def logprobs(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
         """How many rows, and this rank's rows in the order in which the plan names them."""
@@ -98,7 +105,8 @@ class PolicyRank(Rank):
 
     def publish(self, version: int) -> int:
         """Send the weights; returns the bytes that this rank sent."""
-        return self.publisher.publish(version)
+        num_bytes: int = self.publisher.publish(version)
+        return num_bytes
 
     def save(self, folder: str) -> None:
         """Write what training goes on from."""

@@ -89,16 +89,22 @@ class Pool:
         """The ranks of a role, in one process group; started at the first call."""
         if role in self._sets:
             return self._sets[role]
-        actors = self._start(role, actor_class, self.timeouts.call_s)
+        actors = self._sets[role] = self._start(role, actor_class, self.timeouts.call_s)
+        try:
+            await self._join(actors)
+        except RlhfRayError:
+            await self._end(self._sets.pop(role))
+            raise
+        return actors
+
+    async def _join(self, actors: ActorSet) -> None:
         start_s = self.timeouts.start_s
         host, port = await actors.call_one(0, "open_store", start_s, timeout_s=start_s)
         refs = [
             actor.join.remote(rank, len(actors), host, port, self.timeouts.call_s)
             for rank, actor in enumerate(actors.actors)
         ]
-        await within(refs, timeout_s=start_s, actors=actors.names, operation=f"{role}.join")
-        self._sets[role] = actors
-        return actors
+        await within(refs, timeout_s=start_s, actors=actors.names, operation=f"{actors.role}.join")
 
     async def replica_set(self, role: str, actor_class: Any, spec: Any) -> ActorSet:
         """Independent engines of a role; those that run with another specification are replaced."""
@@ -106,10 +112,13 @@ class Pool:
             if self._specs[role] == spec:
                 return self._sets[role]
             await self._end(self._sets.pop(role))
-        actors = self._start(role, actor_class, spec)
+        actors = self._sets[role] = self._start(role, actor_class, spec)
         self._specs[role] = spec
-        await actors.call("start", timeout_s=self.timeouts.start_s)
-        self._sets[role] = actors
+        try:
+            await actors.call("start", timeout_s=self.timeouts.start_s)
+        except RlhfRayError:
+            await self._end(self._sets.pop(role))
+            raise
         return actors
 
     async def helper(self, role: str, actor_class: Any) -> ActorSet:

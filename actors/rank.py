@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -101,3 +102,12 @@ def collect(shards: Sequence[Shard], num_rows: int, timeout_s: float) -> list[An
     if filled != num_rows:
         raise ValueError(f"shards must cover {num_rows} rows, got {filled}")
     return rows
+
+
+def free_memory() -> None:
+    """Return what Python no longer refers to, on the GPU as well."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -9,7 +9,7 @@ import ray
 
 from actors.forward import forward
 from actors.pool import ActorSet
-from actors.rank import Rank
+from actors.rank import Rank, free_memory
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.online import ReferenceConfig
 from rlhf_ray.data.packing import RankedMicroBatches
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 class ReferenceRank(Rank):
     """One rank of the reference's group."""
 
+    model: Any = None
+
     def load(self, spec: ReferenceSpec) -> None:
         """Host the model that `spec` describes, in place of the one before."""
         from rlhf_ray.learner.reference import FrozenReference
 
+        if self.model is not None:
+            self.model.close()
+        self.model = None
+        free_memory()
         self.model = FrozenReference(spec, device=self.device)
 
     def logprobs(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from actors.rank import Rank
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.online import RewardConfig
 from rlhf_ray.data.packing import plan_forward
+from rlhf_ray.loops.seeds import sample_seeds
 from rlhf_ray.roles import RolloutBatch
 from rlhf_ray.types import Score
 
@@ -61,6 +63,7 @@ class RewardRank(Rank):
         """
         from rlhf_ray.rewards.batch import ScoringBatch
 
+        _seed_for(batch)
         scoring = ScoringBatch.from_rollouts(self.rows(batch))
         # No coroutine may be a method here: Ray would then run every method in an event loop.
         return asyncio.run(_scores_of(scoring, self.functions, self.remote, self.timeout_s))
@@ -73,6 +76,20 @@ class RewardRank(Rank):
         if self.remote is not None:
             weights[REMOTE] = reward.remote.weight
         return weights
+
+
+def _seed_for(batch: RolloutBatch) -> None:
+    """Functions that draw random numbers draw the same ones for the same batch, resumed or not."""
+    import numpy as np
+    import torch
+
+    first = batch.summaries_B[0]
+    [seed] = sample_seeds(
+        seed=first.version_max, draw="reward", prompt_id=first.prompt_id, num_samples=1
+    )
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 async def _scores_of(

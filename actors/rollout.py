@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,8 @@ class RolloutReplica:
     def __init__(self, name: str, environment: Mapping[str, str], spec: EngineSpec) -> None:
         """Set the environment, which vLLM reads at import; `start` does the slow part."""
         os.environ.update(environment)
-        os.environ["VLLM_PLUGINS"] = "rlhf_ray"
+        if "VLLM_PLUGINS" in os.environ:
+            os.environ["VLLM_PLUGINS"] += ",rlhf_ray"
         if spec.weight_backend == "ipc":
             # CUDA handles are no plain data; they only pass from this process to its own children.
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
@@ -38,18 +41,26 @@ class RolloutReplica:
         self.spec, self.name = spec, name
         self.version = -1
         self.num_requests = 0
+        # Held while requests are admitted and while weights are exchanged: whoever pauses the
+        # scheduler must be the one who resumes it.
+        self.scheduler = asyncio.Lock()
 
     async def start(self) -> None:
         """Load the model and start vLLM's processes.
 
         Raises:
-            Whatever vLLM says of a model that it cannot run.
+            RunError: With what vLLM says of a model that it cannot run.
         """
         from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self.spec)))
+        try:
+            arguments = AsyncEngineArgs(**engine_arguments(self.spec))
+            self.engine = AsyncLLM.from_engine_args(arguments)
+        except Exception as error:
+            # vLLM's message says "see root cause above", in a log that the driver does not show.
+            raise RunError(f"vLLM did not start: {error}\n{last_errors()}") from error
         self.tokenizer = AutoTokenizer.from_pretrained(
             self.spec.tokenizer_path, trust_remote_code=self.spec.trust_remote_code
         )
@@ -75,12 +86,15 @@ class RolloutReplica:
         Returns:
             Summaries for the controller and the rollouts themselves, as two objects.
         """
-        await self.engine.pause_generation(mode="keep", clear_cache=False)
         collectors = []
-        for request in requests:
-            for sample, seed in enumerate(request.seeds_G):
-                collectors.append((request, sample, await self._admit(request, seed)))
-        await self.engine.resume_generation()
+        async with asyncio.timeout(self.spec.timeout_s), self.scheduler:
+            await self.engine.pause_generation(mode="keep", clear_cache=False)
+            try:
+                for request in requests:
+                    for sample, seed in enumerate(request.seeds_G):
+                        collectors.append((request, sample, await self._admit(request, seed)))
+            finally:
+                await self.engine.resume_generation()
         rollouts = []
         for request, sample, collector in collectors:
             output = await self._finished(collector)
@@ -171,15 +185,18 @@ class RolloutReplica:
         )
 
     async def init_weight_transfer(self, init_info: Mapping[str, Any]) -> None:
-        """Connect to the trainer, where the backend needs a connection."""
+        """Connect to the trainer, where the backend needs a connection; ends the one before."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
+        await self.engine.shutdown_weight_transfer_engine()
         await self.engine.init_weight_transfer_engine(
             WeightTransferInitRequest(init_info=dict(init_info))
         )
 
     async def start_weight_update(self) -> None:
         """Freeze running requests where they are and make the model ready for new weights."""
+        async with asyncio.timeout(self.spec.timeout_s):
+            await self.scheduler.acquire()
         await self.engine.pause_generation(mode="keep", clear_cache=True)
         await self.engine.start_weight_update()
 
@@ -201,6 +218,7 @@ class RolloutReplica:
         await self.engine.finish_weight_update(weight_version=str(version))
         self.version = version
         await self.engine.resume_generation()
+        self.scheduler.release()
         return self.version
 
     async def sleep(self) -> None:
@@ -223,6 +241,16 @@ class RolloutReplica:
         """End vLLM's processes."""
         if hasattr(self, "engine"):
             self.engine.shutdown()
+
+
+def last_errors(num_lines: int = 8) -> str:
+    """The last lines of this process's log that tell of an error, and where the log is."""
+    path = Path(os.readlink("/proc/self/fd/1"))
+    if not path.is_file():
+        return ""
+    lines = path.read_text(errors="replace").splitlines()
+    errors = [line.rpartition("] ")[2] for line in lines if re.search(r"\b\w*Error\b", line)]
+    return "\n".join([*dict.fromkeys(errors[-num_lines:]), f"the whole log: {path}"])
 
 
 def summarize(rollout: Rollout) -> RolloutSummary:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import ray
+
 from actors.trained import TrainedGroup
 from rlhf_ray.data.packing import UpdatePlan, plan_forward
 from rlhf_ray.roles import Metrics
@@ -16,7 +18,7 @@ class SupervisedGroup(TrainedGroup):
     async def update(self, rows: Sequence[SftExample], plan: UpdatePlan) -> Metrics:
         """One optimiser step a minibatch of the plan."""
         metrics: list[Metrics] = await self.actors.call(
-            "update", rows, plan, timeout_s=self.timeouts.call_s
+            "update", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
         )
         return metrics[0]
 
@@ -29,6 +31,6 @@ class SupervisedGroup(TrainedGroup):
             padded=self.config.layout == "padded",
         )
         losses: list[float] = await self.actors.call(
-            "evaluate", rows, plan, timeout_s=self.timeouts.call_s
+            "evaluate", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
         )
         return losses[0]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_ray.config.online import PlacementConfig, PublicationConfig
+from rlhf_ray.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class SyncSpec:
@@ -25,10 +28,20 @@ class SyncSpec:
     timeout_s: float
 
 
-def backend_of(configured: str, *, gpus_per_replica: int, shares_gpus: bool) -> str:
-    """Resolve `publication.backend: auto`."""
-    if configured != "auto":
-        return configured
-    if not gpus_per_replica:
+def backend_of(config: PublicationConfig, placement: PlacementConfig) -> str:
+    """Resolve `publication.backend: auto`.
+
+    Raises:
+        ConfigError: A policy on CPU cannot reach engines on GPUs.
+    """
+    if config.backend != "auto":
+        return config.backend
+    policy, rollout = placement.policy, placement.rollout
+    if not rollout.gpus_per_rank:
         return "object_store"
-    return "ipc" if shares_gpus else "nccl"
+    if not policy.gpus_per_rank:
+        raise ConfigError("placement.policy must have GPUs where placement.rollout has, got none")
+    # A CUDA handle is good on the GPU it was made on: each engine's GPU needs a policy rank.
+    together = (policy.share or "policy") == (rollout.share or "rollout")
+    covers = policy.ranks >= rollout.ranks * rollout.gpus_per_rank
+    return "ipc" if together and covers else "nccl"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.forward import forward
-from actors.rank import Rank
+from actors.rank import Rank, free_memory
 from actors.trained import TrainedGroup
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard
@@ -28,9 +28,15 @@ class ValueRank(Rank):
         """Host the critic that `spec` describes, in place of the one before."""
         from rlhf_ray.learner.value import ValueLearner
 
+        self.unload()
+        self.learner = ValueLearner(spec, device=self.device)
+
+    def unload(self) -> None:
+        """Release the model that is held, before another takes its memory."""
         if self.learner is not None:
             self.learner.close()
-        self.learner = ValueLearner(spec, device=self.device)
+        self.learner = None
+        free_memory()
 
     def values(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
         """How many rows, and this rank's rows in the order in which the plan names them."""

@@ -98,8 +98,9 @@ def _job_runner(job: str, arguments: list[str]) -> Callable[[], int]:
             f"rlhf-ray {job} needs a configuration file, such as configs/{job}/*.yaml"
         )
     config = load_config(JOBS[job], arguments[0], arguments[1:])
-    if not config.run_dir:
-        config = config.model_copy(update={"run_dir": default_run_dir(job, arguments[0])})
+    # Absolute, because actors on other nodes work in other folders.
+    run_dir = os.path.abspath(config.run_dir or default_run_dir(job, arguments[0]))
+    config = config.model_copy(update={"run_dir": run_dir})
     preflight(config)
     run: Callable[[JobConfig], int] = importlib.import_module(f"launch.{job}").run
     return lambda: run(config)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from launch import online
+import sys
+
+from launch import cli, online
 from rlhf_ray.config.online import OnlineConfig
 
 
 def run(config: OnlineConfig) -> int:
     """Run the job on a pool of its own; returns the exit status."""
     return online.run(config, "grpo")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["grpo", *sys.argv[1:]]))

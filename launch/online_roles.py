@@ -172,6 +172,7 @@ def _engine_spec(config: OnlineConfig, data: OnlineData) -> EngineSpec:
     return EngineSpec(
         model_path=config.policy.model.path,
         tokenizer_path=config.policy.model.tokenizer or config.policy.model.path,
+        revision=config.policy.model.revision,
         trust_remote_code=config.policy.model.trust_remote_code,
         rollout=config.rollout,
         max_model_len=data.context_tokens,
@@ -195,11 +196,7 @@ def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
 
 
 def _backend(config: OnlineConfig) -> str:
-    return backend_of(
-        config.publication.backend,
-        gpus_per_replica=config.placement.rollout.gpus_per_rank,
-        shares_gpus=_shares_gpus(config),
-    )
+    return backend_of(config.publication, config.placement)
 
 
 def _shares_gpus(config: OnlineConfig) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 from actors.policy import PolicyRank
 from actors.pool import Pool
 from actors.supervised import SupervisedGroup
+from launch import cli
 from launch.cluster import connect, disconnect
 from launch.run_folder import run_folder
 from rlhf_ray.config.supervised import SftConfig
@@ -43,6 +45,7 @@ async def train(config: SftConfig, data: SftData, pool: Pool) -> None:
         RunError: A rank failed or the run diverged.
     """
     from rlhf_ray.loops.checkpoints import CheckpointStore
+    from rlhf_ray.loops.setup import check_setup
     from rlhf_ray.loops.supervised import SupervisedLoop
     from rlhf_ray.metrics import open_metrics
 
@@ -50,6 +53,8 @@ async def train(config: SftConfig, data: SftData, pool: Pool) -> None:
     checkpoint = None
     if config.resume == "auto":
         checkpoint = CheckpointStore(run_dir, keep=config.checkpoint.keep).latest()
+        if checkpoint is not None:
+            check_setup(config, checkpoint.state["setup"])
     pool.place({"policy": config.placement.policy})
     actors = await pool.rank_group("policy", PolicyRank)
     spec = SftSpec(
@@ -67,3 +72,7 @@ async def train(config: SftConfig, data: SftData, pool: Pool) -> None:
         await loop.run(checkpoint)
     if config.checkpoint.export:
         await policy.export(str(run_dir / "export"), data.tokenizer_path)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["sft", *sys.argv[1:]]))

@@ -20,6 +20,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool = False,
+    entropy_gradient: bool = True,
     softcap: float | None = None,
     num_chunks: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -33,6 +34,7 @@ def token_logprobs(
         temperature: Divides the logits; the temperature the tokens were sampled with.
         chunk_tokens: Most rows of logits that exist at once, forward and backward.
         with_entropy: Whether to compute the entropy, in nats, from the same logits.
+        entropy_gradient: Whether the entropy can be differentiated; without, it keeps no graph.
         softcap: If given, logits are first squashed to softcap · tanh(logits / softcap) (Gemma 2,
             https://arxiv.org/abs/2408.00118, section 2).
         num_chunks: Calls of `head`, the last ones perhaps on 0 rows; by default as few as
@@ -59,7 +61,10 @@ def token_logprobs(
 
     def chunk_logprobs(hidden_tD: Tensor, targets_t: Tensor) -> Tensor:
         logits_tV = _logits(head(hidden_tD), softcap=softcap, temperature=temperature)
-        return _logprobs_and_entropy(logits_tV, targets_t, with_entropy=with_entropy)
+        rows = [_logprobs(logits_tV, targets_t)]
+        if with_entropy:
+            rows.append(_entropy(logits_tV if entropy_gradient else logits_tV.detach()))
+        return torch.stack(rows)
 
     # Empty slices past the end keep the number of calls, forward and backward, as asked.
     slices = [slice(i * chunk_tokens, (i + 1) * chunk_tokens) for i in range(num_chunks)]
@@ -77,13 +82,12 @@ def _logits(raw_tV: Tensor, *, softcap: float | None, temperature: float) -> Ten
     return logits_tV / temperature
 
 
-def _logprobs_and_entropy(logits_tV: Tensor, targets_t: Tensor, *, with_entropy: bool) -> Tensor:
-    """Returns [1, t] log-probabilities, or [2, t] with the entropies below them."""
-    log_normalizer_t = torch.logsumexp(logits_tV, dim=-1)
+def _logprobs(logits_tV: Tensor, targets_t: Tensor) -> Tensor:
     target_logits_t = logits_tV.gather(-1, targets_t.unsqueeze(-1)).squeeze(-1)
-    rows = [target_logits_t - log_normalizer_t]
-    if with_entropy:
-        # -Σ p log p = log Z - Σ p · logit
-        mean_logit_t = (torch.softmax(logits_tV, dim=-1) * logits_tV).sum(-1)
-        rows.append(log_normalizer_t - mean_logit_t)
-    return torch.stack(rows)
+    return target_logits_t - torch.logsumexp(logits_tV, dim=-1)
+
+
+def _entropy(logits_tV: Tensor) -> Tensor:
+    # -Σ p log p = log Z - Σ p · logit
+    mean_logit_t = (torch.softmax(logits_tV, dim=-1) * logits_tV).sum(-1)
+    return torch.logsumexp(logits_tV, dim=-1) - mean_logit_t

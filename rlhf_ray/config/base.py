@@ -80,15 +80,6 @@ class ModelConfig(Config):
     trust_remote_code: bool = False
     lora: LoraConfig = LoraConfig()
 
-    @model_validator(mode="after")
-    def _quantized_weights_cannot_train(self) -> ModelConfig:
-        if self.quantization != "none" and self.lora.rank == 0:
-            raise ValueError(
-                f"quantization {self.quantization!r} needs lora.rank above 0: "
-                "quantized weights cannot be trained"
-            )
-        return self
-
 
 class OptimConfig(Config):
     """AdamW (arXiv 1711.05101) and its schedule; all counts are optimiser steps."""
@@ -138,7 +129,16 @@ class LearnerConfig(Config):
     zero: ZeroConfig = ZeroConfig()
     max_tokens_per_micro_batch: PositiveInt = 8192
     layout: Literal["packed", "padded"] = "packed"
-    logits_chunk_tokens: PositiveInt = 4096
+    logits_chunk_tokens: PositiveInt = 1024
+
+    @model_validator(mode="after")
+    def _quantized_weights_cannot_train(self) -> LearnerConfig:
+        if self.model.quantization != "none" and self.model.lora.rank == 0:
+            raise ValueError(
+                f"model.quantization {self.model.quantization!r} needs model.lora.rank above 0: "
+                "quantized weights cannot be trained"
+            )
+        return self
 
 
 class GroupConfig(Config):
@@ -160,6 +160,12 @@ class GroupConfig(Config):
     share: Literal["", "policy", "reference", "reward", "value", "rollout"] = ""
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     resources: dict[str, PositiveFloat] = {}
+
+    @model_validator(mode="after")
+    def _a_guest_goes_where_its_host_is(self) -> GroupConfig:
+        if self.share and self.resources:
+            raise ValueError(f"a role that shares with {self.share} takes its place: no resources")
+        return self
 
 
 class DataConfig(Config):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -124,7 +124,7 @@ class KlConfig(Config):
     """KL to the reference model.
 
     Attributes:
-        coefficient: 0 leaves the reference out of training; it is still logged where the role runs.
+        coefficient: 0 leaves the reference out: its role is not started.
         where: In the token rewards (Ziegler et al. 2019) or as a term of the loss (GRPO).
         target: For `adaptive`, nats a token; the coefficient moves towards it over `horizon`
             sequences.
@@ -142,8 +142,8 @@ class CorrectionConfig(Config):
     """Correction for engine and trainer giving one token different probabilities."""
 
     kind: Literal["none", "truncated", "mask"] = "truncated"
-    cap: PositiveFloat = 2.0
-    low: PositiveFloat = 0.5
+    cap: Annotated[float, Field(ge=1)] = 2.0
+    low: Share = 0.5
 
 
 class DynamicSamplingConfig(Config):
@@ -222,6 +222,11 @@ class PlacementConfig(Config):
     @model_validator(mode="after")
     def _shares_are_rooted(self) -> PlacementConfig:
         for role in ROLES:
+            gpus = getattr(self, role).gpus_per_rank
+            if role != "rollout" and gpus > 1:
+                raise ValueError(
+                    f"{role}.gpus_per_rank must be 0 or 1, got {gpus}: ask for more ranks instead"
+                )
             host = getattr(self, role).share
             if host == role:
                 raise ValueError(f"{role}.share names itself")
@@ -240,7 +245,13 @@ class ReferenceConfig(Config):
     zero: ZeroConfig = ZeroConfig()
     max_tokens_per_micro_batch: PositiveInt = 8192
     layout: Literal["packed", "padded"] = "packed"
-    logits_chunk_tokens: PositiveInt = 4096
+    logits_chunk_tokens: PositiveInt = 1024
+
+    @model_validator(mode="after")
+    def _nothing_in_it_trains(self) -> ReferenceConfig:
+        if self.model.lora.rank:
+            raise ValueError("a frozen reference has no adapter: model.lora.rank must be 0")
+        return self
 
 
 class OnlineConfig(JobConfig):
@@ -265,6 +276,53 @@ class OnlineConfig(JobConfig):
             raise ValueError("policy.model.path must name a model")
         if not self.data.path:
             raise ValueError("data.path must name a data set of prompts")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_can_differ(self) -> OnlineConfig:
+        needs_groups = self.algorithm.advantage in (
+            "grpo",
+            "dr_grpo",
+            "rloo",
+            "reinforce++_baseline",
+        )
+        if self.samples_per_prompt == 1 and (
+            needs_groups or self.algorithm.dynamic_sampling.enabled
+        ):
+            raise ValueError(
+                "samples_per_prompt must be at least 2 where a group is compared with itself "
+                f"(advantage {self.algorithm.advantage}): one sample alone has advantage 0"
+            )
+        num_rollouts = self.prompts_per_step * self.samples_per_prompt
+        if self.algorithm.minibatches > num_rollouts:
+            raise ValueError(
+                f"algorithm.minibatches must be at most the step's {num_rollouts} rollouts, "
+                f"got {self.algorithm.minibatches}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shaping_fits(self) -> OnlineConfig:
+        buffer = self.reward.shaping.overlong_buffer_tokens
+        if buffer > self.rollout.max_new_tokens:
+            raise ValueError(
+                "reward.shaping.overlong_buffer_tokens must be at most rollout.max_new_tokens "
+                f"({self.rollout.max_new_tokens}), got {buffer}"
+            )
+        kl = self.algorithm.kl
+        if kl.controller == "adaptive" and not kl.coefficient:
+            raise ValueError("algorithm.kl.coefficient must be above 0 to adapt from, got 0")
+        return self
+
+    @model_validator(mode="after")
+    def _dropout_is_off(self) -> OnlineConfig:
+        for role in ("policy", "value"):
+            dropout = getattr(self, role).model.lora.dropout
+            if dropout:
+                raise ValueError(
+                    f"{role}.model.lora.dropout must be 0, got {dropout}: a token must get the "
+                    "same probability before and in the update"
+                )
         return self
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_ray.config import references
@@ -36,11 +37,18 @@ def _run_dir(config: JobConfig) -> Iterator[Problem]:
         return
     if not folder.is_dir():
         yield _problem("run_dir", f"must be a folder, got the file {config.run_dir!r}")
-    elif config.resume == "never" and any(folder.iterdir()):
+    elif config.resume == "never" and _holds_a_run(folder):
         yield _problem(
             "run_dir",
             f"{config.run_dir!r} is not empty: take another, or go on with it by --resume auto",
         )
+
+
+def _holds_a_run(folder: Path) -> bool:
+    """Whether there is more than what a job leaves that failed before its first step."""
+    return bool(
+        {path.name for path in folder.iterdir()} - {"config.yaml", "status.json", "tokenizer"}
+    )
 
 
 def _sft(config: SftConfig) -> Iterator[Problem]:
@@ -120,6 +128,11 @@ def _context(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
 
 def _model(key: str, model: ModelConfig) -> Iterator[Problem]:
     yield from _fault(f"{key}.path", references.model_fault(model.path))
+    if model.quantization != "none" and find_spec("bitsandbytes") is None:
+        yield _problem(
+            f"{key}.quantization",
+            f"{model.quantization!r} needs the package bitsandbytes; install it, or set 'none'",
+        )
     if model.tokenizer:
         yield from _fault(f"{key}.tokenizer", references.tokenizer_fault(model.tokenizer))
     template = model.chat_template

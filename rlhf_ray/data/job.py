@@ -42,9 +42,10 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         model.tokenizer or model.path,
         chat_template=model.chat_template,
         trust_remote_code=model.trust_remote_code,
+        revision=model.revision,
     )
     context = config.rollout.max_model_len or context_length(
-        model.path, trust_remote_code=model.trust_remote_code
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
     room = context - config.rollout.max_new_tokens
     if room < 1:
@@ -95,7 +96,7 @@ def load_sft_data(config: SftConfig) -> SftData:
         revision=model.revision,
     )
     max_length = config.max_length or context_length(
-        model.path, trust_remote_code=model.trust_remote_code
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
     examples = load_sft(config.data, tokenizer, max_length=max_length)
     held_out = (

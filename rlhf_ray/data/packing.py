@@ -170,24 +170,22 @@ def _balance(
 def _pack(
     longest_first: Sequence[int], lengths_B: Sequence[int], budget: int, padded: bool
 ) -> list[list[int]]:
-    """Put each row into the first micro-batch with room for it.
+    """Fill one micro-batch after the other.
 
-    Rows come longest first, so the longest of a micro-batch is the one that opened it: padded rows
-    meet rows of like length, and packed ones fill the gaps (first fit decreasing).
+    Rows come longest first, so those of a micro-batch are of like length: little is padded, also
+    inside attention, which works on a rectangle whatever the layout.
     """
     micro_batches: list[list[int]] = []
-    costs: list[int] = []
+    cost = 0
     for row in longest_first:
         length = int(lengths_B[row])
-        for index, batch in enumerate(micro_batches):
-            added = int(lengths_B[batch[0]]) if padded else length
-            if costs[index] + added <= budget:
-                batch.append(row)
-                costs[index] += added
-                break
+        added = int(lengths_B[micro_batches[-1][0]]) if padded and micro_batches else length
+        if micro_batches and cost + added <= budget:
+            micro_batches[-1].append(row)
+            cost += added
         else:
             micro_batches.append([row])
-            costs.append(length)
+            cost = length
     return micro_batches
 
 

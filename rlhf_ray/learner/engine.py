@@ -41,7 +41,7 @@ def deepspeed_config(
     zero: ZeroConfig, *, bf16: bool, max_grad_norm: float, micro_batch_size: int = 1
 ) -> dict[str, Any]:
     """DeepSpeed's own configuration; `zero.extra` is merged in last."""
-    optimization: dict[str, Any] = {"stage": zero.stage}
+    optimization: dict[str, Any] = {"stage": effective_stage(zero, bf16=bf16)}
     for name in ("optimizer", "param"):
         device = getattr(zero, f"offload_{name}")
         if device != "none":
@@ -57,7 +57,15 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }
+    if bf16:
+        # Micro-batches add up in float32, or the split of a batch would change its gradient.
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     return merged(config, zero.extra)
+
+
+def effective_stage(zero: ZeroConfig, *, bf16: bool) -> int:
+    """ZeRO's stage as it runs: bfloat16 weights need the float32 copies that stage 1 keeps."""
+    return zero.stage or int(bf16)
 
 
 def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
@@ -85,19 +93,21 @@ class TrainingEngine:
         self.config, self.total_steps = config, total_steps
         self.num_steps = 0
         trained = [p for p in module.parameters() if p.requires_grad]
-        self._own_clipping = config.zero.stage == 0 and next(iter(trained)).dtype is torch.float32
+        bf16 = all(p.dtype is torch.bfloat16 for p in trained)
+        stage = effective_stage(config.zero, bf16=bf16)
+        self._own_clipping = stage == 0
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=_adamw(trained, config),
             config=deepspeed_config(
                 config.zero,
-                bf16=trained[0].dtype is torch.bfloat16,
+                bf16=bf16,
                 max_grad_norm=0.0 if self._own_clipping else config.optim.max_grad_norm,
             ),
             dist_init_required=False,
         )
         self.module = module
-        self._movement = MovementCheck(self._named_trained(), partitioned=config.zero.stage > 0)
+        self._movement = MovementCheck(self._named_trained(), partitioned=stage > 0)
 
     def _named_trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
@@ -153,12 +163,16 @@ class TrainingEngine:
         torch.save(_random_state(), folder / f"random_rank{dist.get_rank()}.pt")
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, on as many ranks."""
-        path, client_state = self.engine.load_checkpoint(
+        """Read what `save` wrote, on as many ranks.
+
+        Raises:
+            ValueError: Nothing was saved there.
+        """
+        if not (folder / TAG).is_dir():
+            raise ValueError(f"no DeepSpeed checkpoint in {folder}")
+        _, client_state = self.engine.load_checkpoint(
             str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=False
         )
-        if path is None:
-            raise ValueError(f"no DeepSpeed checkpoint in {folder}")
         self.num_steps = int(client_state["num_steps"])
         _set_random_state(
             torch.load(folder / f"random_rank{dist.get_rank()}.pt", weights_only=True)

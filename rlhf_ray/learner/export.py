@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from rlhf_ray.models.heads import base_of
 
 
 def export_model(lm: Any, folder: Path, tokenizer_path: str, *, write: bool) -> None:
-    """Write weights, configuration and tokenizer; every rank calls it, one writes.
+    """Write weights, configuration and tokenizer, aside first; every rank calls it, one writes.
 
     Args:
         lm: The model, perhaps with adapters or spread by ZeRO-3.
@@ -26,13 +28,21 @@ def export_model(lm: Any, folder: Path, tokenizer_path: str, *, write: bool) -> 
             weights[name] = weight.to("cpu", copy=True).contiguous()
     if not write:
         return
-    from safetensors.torch import save_file
+    from huggingface_hub import save_torch_state_dict
     from transformers import AutoTokenizer
 
-    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
     base = base_of(lm)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    base.config.save_pretrained(folder)
+    save_torch_state_dict(weights, aside, max_shard_size="5GB")
+    config = copy.deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        # What is written is dequantized.
+        del config.quantization_config
+    config.save_pretrained(aside)
     if base.generation_config is not None:
-        base.generation_config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tokenizer_path).save_pretrained(folder)
+        base.generation_config.save_pretrained(aside)
+    AutoTokenizer.from_pretrained(tokenizer_path).save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)

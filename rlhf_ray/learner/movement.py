@@ -45,6 +45,5 @@ class MovementCheck:
 
     def _fingerprint(self, parameter: torch.nn.Parameter) -> tuple[float, float]:
         value = safe_get_full_fp32_param(parameter) if self._partitioned else parameter.detach()
-        value = value.double().flatten()
-        ramp = torch.linspace(0.5, 1.5, len(value), dtype=value.dtype, device=value.device)
-        return float(value.sum()), float((value * ramp).sum())
+        norm = torch.linalg.vector_norm(value, dtype=torch.float64)
+        return float(value.sum(dtype=torch.float64)), float(norm)

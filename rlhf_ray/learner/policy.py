@@ -23,7 +23,7 @@ from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.heads import TokenScorer
-from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.models.load import load_causal_lm, without_dropout
 from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience, Rollout
 
@@ -38,10 +38,14 @@ class PolicyLearner:
         config = spec.learner
         with zero3_loading(config.zero, config.model, device):
             self.lm = load_causal_lm(config.model, device=device)
+        without_dropout(self.lm)
         self.lm.train()
         self.engine = TrainingEngine(
             TokenScorer(
-                self.lm, temperature=spec.temperature, chunk_tokens=config.logits_chunk_tokens
+                self.lm,
+                temperature=spec.temperature,
+                chunk_tokens=config.logits_chunk_tokens,
+                entropy_gradient=spec.algorithm.entropy_coefficient > 0,
             ),
             config,
             total_steps=spec.total_steps,

@@ -38,6 +38,11 @@ class FrozenReference:
                 model=self.module, config=settings, dist_init_required=False
             )
 
+    def close(self) -> None:
+        """Release DeepSpeed's hooks, where it holds the model."""
+        if isinstance(self.module, deepspeed.DeepSpeedEngine):
+            self.module.destroy()
+
     def logprobs(
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
     ) -> list[npt.NDArray[np.float32]]:

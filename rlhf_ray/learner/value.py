@@ -19,7 +19,7 @@ from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.heads import ValueModel
-from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.models.load import load_causal_lm, without_dropout
 from rlhf_ray.specs import ValueSpec
 from rlhf_ray.types import Experience, Rollout
 
@@ -34,6 +34,7 @@ class ValueLearner:
         with zero3_loading(spec.learner.zero, spec.learner.model, device):
             lm = load_causal_lm(spec.learner.model, device=device)
         model = ValueModel(lm, seed=spec.seed)
+        without_dropout(model)
         model.train()
         self.engine = TrainingEngine(model, spec.learner, total_steps=spec.total_steps)
 

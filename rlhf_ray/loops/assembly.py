@@ -17,6 +17,7 @@ from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, Advantag
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.ragged import own
+from rlhf_ray.algorithms.ratios import is_clamped
 from rlhf_ray.algorithms.token_rewards import token_rewards
 from rlhf_ray.algorithms.whitening import whiten
 from rlhf_ray.loops.shaped_scores import shape_scores
@@ -105,8 +106,12 @@ def assemble(
     )
     metrics = {f"mismatch/{k}": v for k, v in metric_sums.values(correction.metrics).items()}
     if reference_logprobs_B is not None:
-        kl_ref = {"policy/kl_ref": metric_sums.mean_of(kl_T, flat.mask_T)}
-        metrics |= metric_sums.values(kl_ref)
+        clamped_T = is_clamped(flat.old_T - flat.reference_T)
+        to_reference = {
+            "policy/kl_ref": metric_sums.mean_of(kl_T, flat.mask_T),
+            "policy/kl_clamp_share": metric_sums.mean_of(clamped_T, flat.mask_T),
+        }
+        metrics |= metric_sums.values(to_reference)
     returns_T = outputs.returns_T if outputs.returns_T is not None else torch.zeros_like(rewards_T)
     return Assembly(
         experience_B=_split(rollouts_B, flat, advantages_T, returns_T, correction.weights_T),

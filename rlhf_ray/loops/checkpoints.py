@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rlhf_ray.errors import RunError
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +48,24 @@ class CheckpointStore:
         folder.mkdir(parents=True)
         return folder
 
-    def commit(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Seal what was written since `begin`: state, digests, fsync, rename; then prune."""
+    def commit(self, step: int, state: Mapping[str, Any], *, roles: Sequence[str]) -> Path:
+        """Seal what was written since `begin`: state, digests, fsync, rename; then prune.
+
+        Args:
+            step: As given to `begin`.
+            state: The controllers' state, as JSON can hold it.
+            roles: Folders that must be there.
+
+        Raises:
+            RunError: A role's folder is empty: its ranks wrote somewhere else.
+        """
         folder = self.root / f".writing_{step:08d}"
+        for role in roles:
+            if not any((folder / role).glob("*")):
+                raise RunError(
+                    f"the checkpoint of {role} is not in {folder}: "
+                    "run_dir must be on a file system that all nodes share"
+                )
         digests = {
             str(path.relative_to(folder)): _digest(path)
             for path in sorted(folder.rglob("*"))
@@ -59,10 +76,12 @@ class CheckpointStore:
         for path in [*folder.rglob("*"), folder]:
             _sync(path)
         final = self._folder(step)
+        replaced = self.root / f".replaced_{step:08d}"
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(replaced)
         folder.rename(final)
         _sync(self.root)
+        shutil.rmtree(replaced, ignore_errors=True)
         for old in self._folders()[: -self.keep]:
             shutil.rmtree(old)
         return final

@@ -84,6 +84,7 @@ class Collector:
 
     async def _generate(self, step: int, num_prompts: int) -> RolloutBatch:
         rollout = self.config.rollout
+        first_draw = self.order.position
         drawn = [self.prompts[row] for row in self.order.take(num_prompts)]
         return await self.engine.generate(
             [
@@ -91,14 +92,14 @@ class Collector:
                     prompt=prompt,
                     seeds_G=sample_seeds(
                         seed=self.config.seed,
-                        draw=step,
+                        draw=draw,
                         prompt_id=prompt.prompt_id,
                         num_samples=self.config.samples_per_prompt,
                     ),
                     temperature=rollout.temperature,
                     max_new_tokens=rollout.max_new_tokens,
                 )
-                for prompt in drawn
+                for draw, prompt in enumerate(drawn, start=first_draw)
             ]
         )
 

@@ -20,6 +20,7 @@ from rlhf_ray.loops.collection import Collector
 from rlhf_ray.loops.evaluation import TABLE_COLUMNS, Evaluation
 from rlhf_ray.loops.kl_control import kl_controller
 from rlhf_ray.loops.report import rollout_metrics, utilisation
+from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Metrics, Ref, Roles, RolloutBatch
 from rlhf_ray.types import Prompt
@@ -92,12 +93,12 @@ class OnlineLoop:
         self._stop_if_diverging(
             step, updated["policy/skipped_steps"] + updated.get("value/skipped_steps", 0.0)
         )
-        evaluated = await self._evaluate(step)
+        told = rollout_metrics(batch, scores, collected.num_refilled, clock, version=step - 1)
         return {
             **updated,
             **assembled,
-            **evaluated,
-            **rollout_metrics(batch, scores, collected.num_refilled, clock, version=step - 1),
+            **told,
+            **await self._evaluate(step),
             **utilisation(
                 batch,
                 self.hardware,
@@ -184,9 +185,12 @@ class OnlineLoop:
         with StepClock().phase("checkpoint") as timed:
             folder = self.store.begin(step)
             await self.roles.policy.save(str(folder / "policy"))
+            roles = ["policy"]
             if self.roles.value is not None:
                 await self.roles.value.save(str(folder / "value"))
-            self.store.commit(step, self._state())
+                roles.append("value")
+            # In a thread: digests of large checkpoints take minutes, and actors need answers.
+            await asyncio.to_thread(self.store.commit, step, self._state(), roles=roles)
         return {"time/checkpoint": timed.seconds}
 
     def _state(self) -> Mapping[str, Any]:
@@ -194,6 +198,7 @@ class OnlineLoop:
             "order": self.order.state_dict(),
             "kl": self.kl.state_dict(),
             "num_skipped_in_a_row": self.num_skipped_in_a_row,
+            "setup": setup_of(self.config),
         }
 
     async def _restore(self, checkpoint: Checkpoint) -> None:

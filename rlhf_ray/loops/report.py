@@ -46,6 +46,8 @@ def rollout_metrics(
         "async/staleness_mean": fmean(version - s.version_min for s in summaries),
         "async/staleness_max": float(max(version - s.version_min for s in summaries)),
         **{f"time/{name}": value for name, value in seconds.items()},
+        "time/wait_rollout": seconds["generate"],
+        "time/wait_update": seconds["score"] + seconds["update"],
         "time/step": step_s,
         "perf/tokens_per_s": num_tokens / step_s,
         "perf/bubble_share": 1.0 - seconds["update"] / step_s,

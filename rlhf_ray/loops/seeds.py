@@ -15,7 +15,7 @@ def sample_seeds(
 
     Args:
         seed: Of the run.
-        draw: Tells one use of a prompt from another: the step, or `eval`.
+        draw: Tells one use of a prompt from another: its position among all draws, or `eval`.
         prompt_id: Of the prompt.
         num_samples: G.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rlhf_ray.data.packing import plan_update
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
+from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Metrics, SupervisedPolicy
 from rlhf_ray.types import SftExample
@@ -69,11 +71,10 @@ class SupervisedLoop:
         with clock.phase("update"):
             updated = await self.policy.update(rows, plan)
         self._stop_if_diverging(step, updated["skipped_steps"])
-        evaluated = await self._evaluate(step)
         step_s = clock.elapsed_s()
         return {
             **{f"sft/{name}": value for name, value in updated.items()},
-            **evaluated,
+            **await self._evaluate(step),
             "data/epoch": self.order.position / self.order.num_rows,
             "time/update": clock.seconds["update"],
             "time/step": step_s,
@@ -102,4 +103,5 @@ class SupervisedLoop:
             return
         folder = self.store.begin(step)
         await self.policy.save(str(folder / "policy"))
-        self.store.commit(step, {"order": self.order.state_dict()})
+        state = {"order": self.order.state_dict(), "setup": setup_of(self.config)}
+        await asyncio.to_thread(self.store.commit, step, state, roles=["policy"])

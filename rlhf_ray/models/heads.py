@@ -22,14 +22,23 @@ class TokenScorer(nn.Module):
         lm: The model, perhaps with adapters.
         temperature: Divides the logits.
         chunk_tokens: Logits exist for at most this many tokens at a time.
+        entropy_gradient: Whether the entropy is trained on; without, it costs no graph.
     """
 
-    def __init__(self, lm: PreTrainedModel, *, temperature: float, chunk_tokens: int) -> None:
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        *,
+        temperature: float,
+        chunk_tokens: int,
+        entropy_gradient: bool = False,
+    ) -> None:
         """Wrap `lm`."""
         super().__init__()
         self.lm = lm
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
+        self.entropy_gradient = entropy_gradient
 
     def forward(
         self,
@@ -60,6 +69,7 @@ class TokenScorer(nn.Module):
             temperature=self.temperature if temperature is None else temperature,
             chunk_tokens=self.chunk_tokens,
             with_entropy=with_entropy,
+            entropy_gradient=self.entropy_gradient,
             softcap=getattr(base.config, "final_logit_softcapping", None),
             num_chunks=num_chunks,
         )
@@ -79,7 +89,7 @@ class ValueModel(nn.Module):
         self.decoder = base.base_model
         size = base.config.get_text_config().hidden_size
         generator = torch.Generator().manual_seed(seed)
-        reference = next(self.decoder.parameters())
+        reference = next(p for p in self.decoder.parameters() if p.requires_grad)
         self.value_head = nn.Linear(size, 1, dtype=reference.dtype, device=reference.device)
         weight = torch.randn(1, size, generator=generator) / (size + 1)
         with torch.no_grad():
@@ -89,7 +99,7 @@ class ValueModel(nn.Module):
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Values, float32 [T]."""
         hidden_TD = _decode(self.decoder, batch)
-        values: torch.Tensor = self.value_head(hidden_TD)
+        values: torch.Tensor = self.value_head(hidden_TD.to(self.value_head.weight.dtype))
         return values.squeeze(-1).float()
 
 

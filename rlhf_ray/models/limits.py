@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlhf_ray.errors import ConfigError
 
 
-def context_length(path: str, *, trust_remote_code: bool) -> int:
+def context_length(path: str, *, revision: str, trust_remote_code: bool) -> int:
     """Most tokens that the model can take.
 
     Raises:
@@ -14,7 +14,9 @@ def context_length(path: str, *, trust_remote_code: bool) -> int:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the configuration of model {path!r}: {error}") from error
     return int(config.get_text_config().max_position_embeddings)

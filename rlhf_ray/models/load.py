@@ -75,12 +75,23 @@ def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedMo
         ) from error
     if config.quantization == "none":
         model = model.to(device)
-    model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora.rank:
         model = _with_adapter(model, config)
     return model
+
+
+def without_dropout(model: torch.nn.Module) -> None:
+    """Switch dropout off where a policy must give a token the same probability every time.
+
+    Else the ratio of new to old probability would be noise before the first update.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:

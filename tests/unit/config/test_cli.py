@@ -1,5 +1,6 @@
 """The command line: exit status, messages, and the hand-over to a job."""
 
+import os
 import re
 import sys
 import types
@@ -36,14 +37,14 @@ def test_a_job_gets_its_configuration_and_its_status_is_returned(job, config_pat
     given = []
     job.run = lambda config: given.append(config) or 7
     assert cli.main(["sft", config_path, "--seed", "3", "--run-dir", "runs/x"]) == 7
-    assert (given[0].seed, given[0].run_dir) == (3, "runs/x")
+    assert (given[0].seed, given[0].run_dir) == (3, os.path.abspath("runs/x"))
 
 
 def test_without_run_dir_the_folder_names_job_config_and_time(job, config_path):
     given = []
     job.run = lambda config: given.append(config.run_dir) or 0
     cli.main(["sft", config_path])
-    assert re.fullmatch(r"runs/sft-small-\d{8}-\d{6}", given[0])
+    assert re.search(r"/runs/sft-small-\d{8}-\d{6}$", given[0])
 
 
 def raising(error):

@@ -1,8 +1,7 @@
-"""A process group of one, so that learners run in the test's own process; and rows to learn from."""
+"""A process group of one, so that learners run in the test's own process; rows to learn from."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -23,23 +22,21 @@ from rlhf_ray.types import Experience, Prompt, Rollout
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def group_of_one() -> Iterator[None]:
+@pytest.fixture(scope="session")
+def group_of_one() -> Iterator[int]:
+    """Until the end of the run: DeepSpeed keeps the groups that it once made."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port),
-        }.items():
-            patch.setitem(os.environ, name, value)
-        dist.init_process_group(
-            "gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=30)
-        )
-        yield
-        dist.destroy_process_group()
+    deadline = timedelta(seconds=30)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=deadline)
+    yield store.port
+    dist.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def environment_of_a_rank(group_of_one: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(group_of_one)}
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", **address}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,8 +26,8 @@ def test_rates_rise_then_fall_and_stay_in_bounds(schedule, warmup, total, floor)
     assert all(0 <= rate <= 2.0 + 1e-12 for rate in rates)
     assert rates[0] > 0
     rise, fall = rates[: warmup + 1], rates[warmup:]
-    assert all(a < b for a, b in zip(rise, rise[1:], strict=False))
-    assert all(a >= b - 1e-12 for a, b in zip(fall, fall[1:], strict=False))
+    assert all(a < b for a, b in pairwise(rise))
+    assert all(a >= b - 1e-12 for a, b in pairwise(fall))
     if warmup < len(rates):
         assert rates[warmup] == pytest.approx(2.0)
 

@@ -72,7 +72,7 @@ async/{staleness_mean,staleness_max}
 sync/{seconds,bytes}
 time/{generate,score,update,publish,step,wait_rollout,wait_update}
 perf/{tokens_per_s,mfu,bubble_share}
-sft/{loss,token_accuracy}
+sft/{loss}
 """
 
 

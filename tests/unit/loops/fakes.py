@@ -1,0 +1,233 @@
+"""Roles that stand behind the loops' Protocols in one process; a reference is the value itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_ray.config.online import PpoConfig
+from rlhf_ray.metrics.log import Record, Table
+from rlhf_ray.roles import (
+    GenerationRequest,
+    Hardware,
+    Publication,
+    Roles,
+    RolloutBatch,
+    Shard,
+)
+from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
+
+Scoring = Callable[[str, int], float]
+
+
+def make_config(run_dir: Path, **settings: Any) -> PpoConfig:
+    return PpoConfig.model_validate(
+        {
+            "run_dir": str(run_dir),
+            "total_steps": 3,
+            "prompts_per_step": 4,
+            "samples_per_prompt": 2,
+            "data": {"path": "prompts.jsonl"},
+            "policy": {"model": {"path": "model"}},
+            "reward": {"functions": [{"path": "scorers:score"}]},
+            **settings,
+        }
+    )
+
+
+def make_prompts(count: int) -> list[Prompt]:
+    return [
+        Prompt(prompt_id=f"p{n}", token_ids_T=(1, *range(3, 4 + n % 3)), text=f"prompt {n}")
+        for n in range(count)
+    ]
+
+
+def make_rollout(prompt: Prompt, sample: int, num_tokens: int = 5, version: int = 0) -> Rollout:
+    return Rollout(
+        prompt=prompt,
+        sample=sample,
+        response_ids_T=np.arange(num_tokens, dtype=np.int32),
+        logprobs_T=np.full(num_tokens, -1.0, dtype=np.float32),
+        versions_T=np.full(num_tokens, version, dtype=np.int32),
+        own_T=np.ones(num_tokens, dtype=np.bool_),
+        finish_reason="stop",
+        text=f"answer {sample} to {prompt.prompt_id}",
+    )
+
+
+def batch_of(rollouts: Sequence[Rollout]) -> RolloutBatch:
+    """In two shards, rows interleaved."""
+    summaries = tuple(
+        RolloutSummary(
+            prompt_id=rollout.prompt.prompt_id,
+            sample=rollout.sample,
+            num_prompt_tokens=len(rollout.prompt.token_ids_T),
+            num_response_tokens=len(rollout.response_ids_T),
+            num_own_tokens=len(rollout.response_ids_T),
+            finish_reason=rollout.finish_reason,
+            version_min=int(rollout.versions_T.min()),
+            version_max=int(rollout.versions_T.max()),
+        )
+        for rollout in rollouts
+    )
+    rows = range(len(rollouts))
+    shards = tuple(
+        Shard(ref=[rollouts[row] for row in part], rows=tuple(part))
+        for part in (rows[::2], rows[1::2])
+    )
+    return RolloutBatch(summaries_B=summaries, shards=shards)
+
+
+def resolve(batch: RolloutBatch) -> list[Any]:
+    """Rows of a batch in order, as the actors would collect them."""
+    rows: list[Any] = [None] * len(batch.summaries_B)
+    for shard in batch.shards:
+        for row, value in zip(shard.rows, shard.ref, strict=True):
+            if row >= 0:
+                assert rows[row] is None
+                rows[row] = value
+    assert None not in rows
+    return rows
+
+
+class Company:
+    """All roles of a job. `calls` holds what was asked of whom, in order."""
+
+    def __init__(self, config: PpoConfig, scoring: Scoring, skipped: Sequence[float] = ()) -> None:
+        self.config, self.scoring, self.skipped = config, scoring, list(skipped)
+        self.calls: list[str] = []
+        self.version = -1
+        self.requests: list[GenerationRequest] = []
+        self.num_updates = 0
+
+    def roles(self, *, value: bool = True) -> Roles:
+        return Roles(
+            rollout=self, policy=self, reward=self, assembler=self,
+            reference=FakeReference(self), value=FakeValue(self) if value else None,
+        )  # fmt: skip
+
+    def said(self, call: str) -> None:
+        self.calls.append(call)
+
+    async def generate(self, requests: Sequence[GenerationRequest]) -> RolloutBatch:
+        self.said(f"rollout.generate@{self.version}")
+        self.requests += requests
+        return batch_of(
+            [
+                make_rollout(request.prompt, sample, 3 + seed % 4, self.version)
+                for request in requests
+                for sample, seed in enumerate(request.seeds_G)
+            ]
+        )
+
+    async def sleep(self) -> None:
+        self.said("rollout.sleep")
+
+    async def wake_up(self) -> None:
+        self.said("rollout.wake_up")
+
+    async def score(self, batch: RolloutBatch) -> list[Score]:
+        self.said("reward.score")
+        return [
+            Score(total=self.scoring(s.prompt_id, s.sample), parts={}) for s in batch.summaries_B
+        ]
+
+    async def hardware(self) -> Hardware:
+        return Hardware(num_parameters=10, device_name="cpu", num_devices=1)
+
+    async def logprobs(self, batch: RolloutBatch) -> list[Shard]:
+        self.said("policy.logprobs")
+        return []
+
+    async def build(self, batch, scores_B, *, old, reference, values, kl_coefficient):
+        self.said("assembler.build")
+        assert len(scores_B) == len(resolve(batch))
+        metrics = {"mismatch/logprob_abs_max": 0.0, "policy/kl_ref": 0.2}
+        return "experience", metrics
+
+    async def texts(self, batch: RolloutBatch, rows: Sequence[int]) -> list[Rollout]:
+        return [resolve(batch)[row] for row in rows]
+
+    async def update(self, experience, plan, kl_coefficient):
+        self.said("policy.update")
+        rows = sorted(
+            row
+            for minibatch in plan.minibatches
+            for micro_batches in minibatch.micro_batches_by_rank
+            for micro_batch in micro_batches
+            for row in micro_batch
+        )
+        num_rows = self.config.prompts_per_step * self.config.samples_per_prompt
+        assert rows == sorted([*range(num_rows)] * self.config.algorithm.epochs)
+        self.num_updates += 1
+        skipped = self.skipped.pop(0) if self.skipped else 0.0
+        return {"loss": 0.5, "skipped_steps": skipped, "lr": kl_coefficient}
+
+    async def publish(self, version: int) -> Publication:
+        self.said(f"policy.publish@{version}")
+        self.version = version
+        return Publication(version=version, seconds=0.1, num_bytes=10, logprob_abs_max=1e-6)
+
+    async def save(self, folder: str) -> None:
+        self.said("policy.save")
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "weights").write_text(str(self.num_updates))
+
+    async def restore(self, folder: str) -> None:
+        self.said("policy.restore")
+        self.num_updates = int((Path(folder) / "weights").read_text())
+
+    async def export(self, folder: str, tokenizer_path: str) -> None:
+        raise AssertionError("the loop does not export")
+
+
+class FakeReference:
+    def __init__(self, company: Company) -> None:
+        self.company = company
+
+    async def logprobs(self, batch: RolloutBatch) -> list[Shard]:
+        self.company.said("reference.logprobs")
+        return []
+
+
+class FakeValue:
+    def __init__(self, company: Company) -> None:
+        self.company = company
+
+    async def values(self, batch: RolloutBatch) -> list[Shard]:
+        self.company.said("value.values")
+        return []
+
+    async def update(self, experience, plan):
+        self.company.said("value.update")
+        await asyncio.sleep(0)
+        return {"loss": 0.1, "skipped_steps": 0.0}
+
+    async def save(self, folder: str) -> None:
+        self.company.said("value.save")
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "weights").write_text("v")
+
+    async def restore(self, folder: str) -> None:
+        self.company.said("value.restore")
+
+
+class Recorder:
+    """A metrics sink that keeps everything."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, dict[str, float]] = {}
+        self.tables: list[Table] = []
+
+    def log(self, record: Record) -> None:
+        self.steps[record.step] = dict(record.metrics)
+
+    def table(self, table: Table) -> None:
+        self.tables.append(table)
+
+    def close(self, *, failed: bool) -> None:
+        pass

@@ -1,0 +1,114 @@
+"""A checkpoint is whole or not there: torn and corrupt ones give way to the one before."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from rlhf_ray.errors import RunError
+from rlhf_ray.loops.checkpoints import MANIFEST, CheckpointStore
+
+
+def write(store, step, text="weights"):
+    folder = store.begin(step)
+    (folder / "policy/state").mkdir(parents=True)
+    (folder / "policy/state/shard").write_text(f"{text} of {step}")
+    return store.commit(step, {"position": step * 10}, roles=["policy"])
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path, keep=3)
+
+
+def test_the_newest_is_found_with_its_state(store):
+    assert store.latest() is None
+    for step in (1, 2, 10):
+        write(store, step)
+    latest = store.latest()
+    assert (latest.step, latest.state) == (10, {"position": 100})
+    assert (latest.folder / "policy/state/shard").read_text() == "weights of 10"
+    assert latest.folder.name == "step_00000010"
+
+
+def test_what_was_not_committed_does_not_count(store):
+    write(store, 1)
+    (store.begin(2) / "half").write_text("written")
+    assert store.latest().step == 1
+    assert not list(store.begin(2).iterdir()), "the next attempt starts empty"
+
+
+def damage_missing_file(folder):
+    (folder / "policy/state/shard").unlink()
+
+
+def damage_one_byte(folder):
+    path = folder / "policy/state/shard"
+    path.write_bytes(b"W" + path.read_bytes()[1:])
+
+
+def damage_cut_short(folder):
+    path = folder / "policy/state/shard"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_no_manifest(folder):
+    (folder / MANIFEST).unlink()
+
+
+def damage_torn_manifest(folder):
+    path = folder / MANIFEST
+    path.write_text(path.read_text()[:-20])
+
+
+def damage_manifest_without_state(folder):
+    (folder / MANIFEST).write_text('{"step": 3, "files": {}}')
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_missing_file,
+        damage_one_byte,
+        damage_cut_short,
+        damage_no_manifest,
+        damage_torn_manifest,
+        damage_manifest_without_state,
+    ],
+)
+def test_a_damaged_one_gives_way_to_the_one_before(store, damage, caplog):
+    for step in (2, 3):
+        write(store, step)
+    damage(store.root / "step_00000003")
+    assert store.latest().step == 2
+    assert "step_00000003 is not usable" in caplog.text
+    damage(store.root / "step_00000002")
+    assert store.latest() is None
+
+
+def test_only_the_newest_are_kept(store):
+    for step in range(1, 7):
+        write(store, step)
+    kept = sorted(path.name for path in store.root.iterdir())
+    assert kept == ["step_00000004", "step_00000005", "step_00000006"]
+
+
+def test_a_step_can_be_written_again(store):
+    write(store, 1)
+    write(store, 1, text="new weights")
+    assert (store.latest().folder / "policy/state/shard").read_text() == "new weights of 1"
+
+
+def test_a_role_that_wrote_elsewhere_is_an_error(store):
+    folder = store.begin(1)
+    (folder / "policy").mkdir()
+    with pytest.raises(RunError, match="the checkpoint of policy is not in"):
+        store.commit(1, {}, roles=["policy"])
+    assert store.latest() is None
+
+
+def test_a_folder_that_vanished_is_no_checkpoint(store):
+    write(store, 1)
+    shutil.rmtree(store.root)
+    assert store.latest() is None

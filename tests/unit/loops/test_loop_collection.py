@@ -1,0 +1,79 @@
+"""Prompts are drawn in order, and dynamic sampling replaces exactly the groups without spread."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import Company, make_config, make_prompts, resolve
+
+from rlhf_ray.data.loader import ResumableOrder
+from rlhf_ray.errors import RunError
+from rlhf_ray.loops.collection import Collector
+
+DYNAMIC = {"dynamic_sampling": {"enabled": True, "max_rounds": 3}}
+
+
+def collector(tmp_path, scoring, **algorithm):
+    config = make_config(tmp_path, data={"path": "x", "shuffle": False}, algorithm=algorithm)
+    company = Company(config, scoring)
+    order = ResumableOrder(10, seed=0, shuffle=False)
+    return (
+        Collector(config, make_prompts(10), order, engine=company, reward=company),
+        company,
+        order,
+    )
+
+
+async def test_each_step_takes_the_next_prompts(tmp_path):
+    draws, company, order = collector(tmp_path, lambda prompt_id, sample: float(sample))
+    collected = await draws.collect(1)
+    assert [(r.prompt.prompt_id, r.sample) for r in resolve(collected.batch)] == [
+        (f"p{n}", sample) for n in range(4) for sample in (0, 1)
+    ]
+    assert [score.total for score in await collected.scores] == [0.0, 1.0] * 4
+    assert collected.num_refilled == 0
+    await draws.collect(2)
+    assert [r.prompt.prompt_id for r in company.requests[4:]] == ["p4", "p5", "p6", "p7"]
+    assert order.position == 8
+
+
+async def test_a_prompt_that_comes_again_is_sampled_anew(tmp_path):
+    draws, company, _ = collector(tmp_path, lambda prompt_id, sample: 0.0)
+    for step in range(1, 6):
+        await (await draws.collect(step)).scores
+    seeds = [seed for request in company.requests for seed in request.seeds_G]
+    assert [r.prompt.prompt_id for r in company.requests].count("p0") == 2
+    assert len(set(seeds)) == len(seeds) == 40
+
+
+async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):
+    # p1 and p3 have no spread; their replacements are p4 and p5, of which p5 has none either.
+    flat = {"p1", "p3", "p5"}
+    draws, company, order = collector(
+        tmp_path, lambda prompt_id, sample: 0.0 if prompt_id in flat else float(sample), **DYNAMIC
+    )
+    collected = await draws.collect(1)
+    rollouts = resolve(collected.batch)
+    assert [r.prompt.prompt_id for r in rollouts[::2]] == ["p0", "p2", "p4", "p6"]
+    assert [r.sample for r in rollouts] == [0, 1] * 4
+    assert [score.total for score in await collected.scores] == [0.0, 1.0] * 4
+    assert collected.num_refilled == 3
+    assert order.position == 7, "nothing is generated that is not needed"
+    assert [call.partition("@")[0] for call in company.calls] == [
+        "rollout.generate",
+        "reward.score",
+    ] * 3
+
+
+async def test_after_the_last_round_the_step_goes_on_with_what_there_is(tmp_path):
+    draws, _, order = collector(
+        tmp_path, lambda prompt_id, sample: float(sample) if prompt_id == "p2" else 1.0, **DYNAMIC
+    )
+    collected = await draws.collect(1)
+    assert {r.prompt.prompt_id for r in resolve(collected.batch)} == {"p2"}
+    assert order.position == 4 + 3 + 3
+
+
+async def test_no_group_with_spread_at_all_stops_the_run(tmp_path):
+    draws, _, _ = collector(tmp_path, lambda prompt_id, sample: 1.0, **DYNAMIC)
+    with pytest.raises(RunError, match="step 7: "):
+        await draws.collect(7)

@@ -1,0 +1,146 @@
+"""The loop behind fake roles: what it calls and in which order, what it saves, when it stops."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fakes import Company, Recorder, make_config, make_prompts
+
+from rlhf_ray.errors import RunError
+from rlhf_ray.loops.checkpoints import CheckpointStore
+from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.loops.online import OnlineLoop
+from rlhf_ray.metrics import MetricsLog
+
+KEEP_ALL = {"every": 1, "keep": 10}
+
+
+def spread(prompt_id, sample):
+    return float(sample)
+
+
+def loop_of(config, company, *, held_out=0, value=True, recorder=None):
+    evaluation = Evaluation(
+        make_prompts(held_out), temperature=0.0, max_new_tokens=4, table_rows=2, seed=0
+    )
+    return OnlineLoop(
+        config,
+        company.roles(value=value),
+        make_prompts(10),
+        evaluation,
+        MetricsLog([recorder or Recorder()]),
+        num_policy_ranks=2,
+        num_value_ranks=1,
+    )
+
+
+async def test_a_step_is_told_as_the_design_tells_it(tmp_path):
+    config = make_config(tmp_path, total_steps=1)
+    company = Company(config, spread)
+    await loop_of(config, company).run(None)
+    calls = company.calls
+    assert calls[:4] == [
+        "rollout.wake_up", "policy.publish@0", "rollout.generate@0", "rollout.sleep"
+    ]  # fmt: skip
+    scored = calls[4:8]
+    assert set(scored) == {
+        "policy.logprobs", "reference.logprobs", "value.values", "reward.score"
+    }  # fmt: skip
+    assert calls[8] == "assembler.build"
+    assert set(calls[9:11]) == {"policy.update", "value.update"}
+    assert calls[11:] == ["rollout.wake_up", "policy.publish@1", "policy.save", "value.save"]
+
+
+async def test_every_step_samples_from_the_weights_of_the_one_before(tmp_path):
+    config = make_config(tmp_path)
+    company, recorder = Company(config, spread), Recorder()
+    await loop_of(config, company, recorder=recorder).run(None)
+    versions = [call for call in company.calls if "@" in call]
+    assert versions == [
+        "policy.publish@0",
+        *(f"{call}@{n + i}" for n in range(3) for i, call in enumerate(GENERATE_THEN_PUBLISH)),
+    ]
+    assert [recorder.steps[step]["async/staleness_max"] for step in (1, 2, 3)] == [0, 0, 0]
+
+
+GENERATE_THEN_PUBLISH = ("rollout.generate", "policy.publish")
+
+
+async def test_a_job_without_a_critic_asks_none(tmp_path):
+    config = make_config(tmp_path, algorithm={"advantage": "grpo"})
+    company = Company(config, spread)
+    await loop_of(config, company, value=False).run(None)
+    assert not [call for call in company.calls if call.startswith("value.")]
+
+
+async def test_held_out_prompts_are_scored_before_every_few_and_after(tmp_path):
+    config = make_config(tmp_path, total_steps=5, eval={"every": 2, "data": {"path": "x"}})
+    company, recorder = Company(config, spread), Recorder()
+    await loop_of(config, company, held_out=3, recorder=recorder).run(None)
+    evaluated = [step for step, m in recorder.steps.items() if "eval/reward_mean" in m]
+    assert evaluated == [0, 2, 4, 5]
+    assert [table.step for table in recorder.tables] == [0, 2, 4, 5]
+    assert len(recorder.tables[0].rows) == 2
+    # The same seeds each time, so that evaluations compare.
+    asked = [r for r in company.requests if r.max_new_tokens == 4]
+    assert len({r.seeds_G for r in asked if r.prompt.prompt_id == "p0"}) == 1
+
+
+async def test_a_resumed_loop_goes_on_as_if_nothing_had_been(tmp_path):
+    adaptive = {"kl": {"coefficient": 0.1, "controller": "adaptive", "target": 0.01}}
+    settings = {"total_steps": 5, "checkpoint": KEEP_ALL, "algorithm": adaptive}
+    config = make_config(tmp_path / "whole", **settings)
+    whole, recorded = Company(config, spread), Recorder()
+    await loop_of(config, whole, recorder=recorded).run(None)
+
+    config = make_config(tmp_path / "cut", **settings)
+    cut = Company(config, lambda prompt_id, sample: fail_at_step_4(cut, sample))
+    with pytest.raises(OSError, match="power cut"):
+        await loop_of(config, cut).run(None)
+    checkpoint = CheckpointStore(tmp_path / "cut", keep=10).latest()
+    assert checkpoint.step == 3
+
+    resumed, again = Company(config, spread), Recorder()
+    await loop_of(config, resumed, recorder=again).run(checkpoint)
+    assert resumed.calls[:4] == [
+        "policy.restore", "value.restore", "rollout.wake_up", "policy.publish@3"
+    ]  # fmt: skip
+    assert list(again.steps) == [4, 5]
+    assert resumed.requests == whole.requests[-8:]
+    assert resumed.num_updates == whole.num_updates == 5
+    for step in (4, 5):
+        # The fake reports the coefficient that it was given as its rate.
+        assert again.steps[step]["policy/lr"] == recorded.steps[step]["policy/lr"]
+    assert recorded.steps[5]["policy/lr"] != recorded.steps[1]["policy/lr"]
+
+
+def fail_at_step_4(company, sample):
+    if company.version == 3:
+        raise OSError("power cut")
+    return float(sample)
+
+
+async def test_a_state_is_plain_json(tmp_path):
+    config = make_config(tmp_path, checkpoint=KEEP_ALL)
+    await loop_of(config, Company(config, spread)).run(None)
+    manifest = json.loads((tmp_path / "checkpoints/step_00000002/manifest.json").read_text())
+    assert manifest["state"]["order"]["position"] == 8
+    assert set(manifest["files"]) == {"policy/weights", "value/weights"}
+
+
+async def test_steps_that_are_not_finite_stop_the_run_when_they_come_in_a_row(tmp_path):
+    config = make_config(tmp_path, total_steps=9, nonfinite_steps_to_stop=3)
+    company = Company(config, spread, skipped=[1, 1, 0, 1, 1, 1])
+    with pytest.raises(RunError, match="step 6: loss or gradient was not finite in 3 steps in a"):
+        await loop_of(config, company).run(None)
+    assert company.num_updates == 6
+
+
+async def test_the_count_of_bad_steps_survives_a_resume(tmp_path):
+    config = make_config(tmp_path, total_steps=2, nonfinite_steps_to_stop=3, checkpoint=KEEP_ALL)
+    await loop_of(config, Company(config, spread, skipped=[1, 1])).run(None)
+    checkpoint = CheckpointStore(tmp_path, keep=10).latest()
+    longer = config.model_copy(update={"total_steps": 9})
+    with pytest.raises(RunError, match="step 3: loss or gradient was not finite"):
+        await loop_of(longer, Company(longer, spread, skipped=[1])).run(checkpoint)
