@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,10 @@ def largest_gap(
                     "engine": float(theirs[position]),
                 }
             )
-    worst.sort(key=lambda entry: -abs(entry["trainer"] - entry["engine"]))
-    largest = abs(worst[0]["trainer"] - worst[0]["engine"]) if worst else 0.0
-    return largest, worst[:5]
+    worst.sort(key=_gap, reverse=True)
+    return (_gap(worst[0]) if worst else 0.0), worst[:5]
+
+
+def _gap(entry: Mapping[str, float]) -> float:
+    gap = abs(entry["trainer"] - entry["engine"])
+    return math.inf if math.isnan(gap) else gap  # a sort would leave nan wherever it stands

@@ -12,7 +12,7 @@ from actors.weight_transfer import ObjectStoreUpdateInfo, unpack_bucket
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64]
 TENSORS = st.lists(
-    st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 7), max_size=3)),
+    st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(1, 7), max_size=3)),
     min_size=1,
     max_size=12,
 )

@@ -63,7 +63,7 @@ def test_reward_functions_and_evaluations_bring_their_own_names():
     check_names(["reward/contains_word", "eval/reward_mean", "eval/response_tokens_mean"])
 
 
-DESIGN_9 = """
+PROMISED = """
 rollout/{reward_mean,reward_std,response_tokens_mean,truncated_share,tokens_per_s}
 policy/{loss,clip_share,entropy,kl_ref,kl_old,grad_norm,lr}
 value/{loss,clip_share,explained_variance,grad_norm,lr}
@@ -77,7 +77,7 @@ sft/{loss}
 
 
 def test_the_promised_names_are_there():
-    for line in DESIGN_9.split():
+    for line in PROMISED.split():
         prefix, _, names = line.partition("/")
         assert {f"{prefix}/{name}" for name in names.strip("{}").split(",")} <= NAMES.keys()
 
