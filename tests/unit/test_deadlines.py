@@ -1,4 +1,4 @@
-"""No wait without a deadline (DESIGN §8): a walk over the syntax tree of every module.
+"""No wait without a deadline: a walk over the syntax tree of every module.
 
 What the tree shows is a call by name, so the rules are about names. An `await` of a Ray reference
 looks like any other: for those `actors.deadline` is the one place that waits.

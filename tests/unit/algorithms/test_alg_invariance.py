@@ -19,7 +19,7 @@ from torch import Tensor
 from rlhf_ray.algorithms.metric_sums import merge, values
 from rlhf_ray.algorithms.reduction import Reduction, ReductionKind, reduction_totals
 
-RELATIVE = 1e-5  # DESIGN.md, section 5.1
+RELATIVE = 1e-5
 GARBAGE = [math.nan, math.inf, -math.inf, 1e30]
 
 
