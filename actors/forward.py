@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from actors.deadline import within
 from actors.pool import ActorSet
+from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.data.packing import plan_forward
 from rlhf_ray.roles import RolloutBatch, Shard
 
@@ -12,15 +13,17 @@ async def forward(
     actors: ActorSet,
     method: str,
     batch: RolloutBatch,
+    config: ForwardConfig,
     *,
-    max_tokens: int,
-    padded: bool,
     timeout_s: float,
 ) -> list[Shard]:
     """An inference pass over a batch; each rank leaves its rows in the object store."""
     lengths = [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B]
     plan = plan_forward(
-        lengths, num_ranks=len(actors), max_tokens_per_micro_batch=max_tokens, padded=padded
+        lengths,
+        num_ranks=len(actors),
+        max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
+        padded=config.padded,
     )
     # Two objects a call: the first says that the second is there, which stays where it is.
     calls = [

@@ -129,12 +129,7 @@ class PolicyGroup(TrainedGroup):
     async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
         """Log-probabilities of the response tokens under the current weights."""
         return await forward(
-            self.actors,
-            "logprobs",
-            batch,
-            max_tokens=self.config.max_tokens_per_micro_batch,
-            padded=self.config.layout == "padded",
-            timeout_s=self.timeouts.call_s,
+            self.actors, "logprobs", batch, self.config, timeout_s=self.timeouts.call_s
         )
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:

@@ -53,10 +53,5 @@ class ReferenceGroup:
     async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
         """Log-probabilities of the response tokens: one float array [T] a row."""
         return await forward(
-            self.actors,
-            "logprobs",
-            batch,
-            max_tokens=self.config.max_tokens_per_micro_batch,
-            padded=self.config.layout == "padded",
-            timeout_s=self.timeouts.call_s,
+            self.actors, "logprobs", batch, self.config, timeout_s=self.timeouts.call_s
         )

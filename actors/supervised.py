@@ -28,7 +28,7 @@ class SupervisedGroup(TrainedGroup):
             [len(row.token_ids_T) for row in rows],
             num_ranks=len(self.actors),
             max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
-            padded=self.config.layout == "padded",
+            padded=self.config.padded,
         )
         losses: list[float] = await self.actors.call(
             "evaluate", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s

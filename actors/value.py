@@ -63,12 +63,7 @@ class ValueGroup(TrainedGroup):
     async def values(self, batch: RolloutBatch) -> Sequence[Shard]:
         """The expected return before each response token: one float array [T] a row."""
         return await forward(
-            self.actors,
-            "values",
-            batch,
-            max_tokens=self.config.max_tokens_per_micro_batch,
-            padded=self.config.layout == "padded",
-            timeout_s=self.timeouts.call_s,
+            self.actors, "values", batch, self.config, timeout_s=self.timeouts.call_s
         )
 
     async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:

@@ -44,18 +44,13 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
         ConfigError: The pool or a model does not fit the configuration.
         RunError: A role failed or the run diverged.
     """
-    from rlhf_ray.loops.checkpoints import CheckpointStore
     from rlhf_ray.loops.evaluation import Evaluation
     from rlhf_ray.loops.online import OnlineLoop
-    from rlhf_ray.loops.setup import check_setup
+    from rlhf_ray.loops.setup import checkpoint_to_resume
     from rlhf_ray.metrics import open_metrics
 
     run_dir = Path(config.run_dir)
-    checkpoint = None
-    if config.resume == "auto":
-        checkpoint = CheckpointStore(run_dir, keep=config.checkpoint.keep).latest()
-        if checkpoint is not None:
-            check_setup(config, checkpoint.state["setup"])
+    checkpoint = checkpoint_to_resume(config)
     started_s = time.monotonic()
     logger.info(
         "starting %s (about a minute where they are not running yet)", ", ".join(roles_of(config))

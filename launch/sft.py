@@ -44,17 +44,12 @@ async def train(config: SftConfig, data: SftData, pool: Pool) -> None:
         ConfigError: The pool or the model does not fit the configuration.
         RunError: A rank failed or the run diverged.
     """
-    from rlhf_ray.loops.checkpoints import CheckpointStore
-    from rlhf_ray.loops.setup import check_setup
+    from rlhf_ray.loops.setup import checkpoint_to_resume
     from rlhf_ray.loops.supervised import SupervisedLoop
     from rlhf_ray.metrics import open_metrics
 
     run_dir = Path(config.run_dir)
-    checkpoint = None
-    if config.resume == "auto":
-        checkpoint = CheckpointStore(run_dir, keep=config.checkpoint.keep).latest()
-        if checkpoint is not None:
-            check_setup(config, checkpoint.state["setup"])
+    checkpoint = checkpoint_to_resume(config)
     pool.place({"policy": config.placement.policy})
     actors = await pool.rank_group("policy", PolicyRank)
     spec = SftSpec(

@@ -114,22 +114,32 @@ class ZeroConfig(Config):
         return self
 
 
-class LearnerConfig(Config):
-    """A role that trains.
+class ForwardConfig(Config):
+    """A role that runs a model over rollouts.
 
     Attributes:
-        max_tokens_per_micro_batch: Budget of one forward and backward pass on one rank; a longer
-            single sequence still goes alone.
+        max_tokens_per_micro_batch: Budget of one pass on one rank; a longer single sequence still
+            goes alone.
         layout: `packed` lays sequences end to end; `padded` makes a rectangle. Same numbers.
         logits_chunk_tokens: Logits exist for at most this many tokens at a time.
     """
 
     model: ModelConfig = ModelConfig()
-    optim: OptimConfig = OptimConfig()
     zero: ZeroConfig = ZeroConfig()
     max_tokens_per_micro_batch: PositiveInt = 8192
     layout: Literal["packed", "padded"] = "packed"
     logits_chunk_tokens: PositiveInt = 1024
+
+    @property
+    def padded(self) -> bool:
+        """Whether micro-batches are rectangles."""
+        return self.layout == "padded"
+
+
+class LearnerConfig(ForwardConfig):
+    """A role that trains."""
+
+    optim: OptimConfig = OptimConfig()
 
     @model_validator(mode="after")
     def _quantized_weights_cannot_train(self) -> LearnerConfig:

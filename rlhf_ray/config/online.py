@@ -9,14 +9,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from rlhf_ray.config.base import (
     Config,
     DataConfig,
+    ForwardConfig,
     GroupConfig,
     JobConfig,
     LearnerConfig,
-    ModelConfig,
     NonNegativeFloat,
     NonNegativeInt,
     Share,
-    ZeroConfig,
 )
 
 ROLES = ("policy", "reference", "reward", "value", "rollout")
@@ -238,14 +237,8 @@ class PlacementConfig(Config):
         return self
 
 
-class ReferenceConfig(Config):
+class ReferenceConfig(ForwardConfig):
     """The frozen model that KL is measured to; an empty `model.path` takes the policy's start."""
-
-    model: ModelConfig = ModelConfig()
-    zero: ZeroConfig = ZeroConfig()
-    max_tokens_per_micro_batch: PositiveInt = 8192
-    layout: Literal["packed", "padded"] = "packed"
-    logits_chunk_tokens: PositiveInt = 1024
 
     @model_validator(mode="after")
     def _nothing_in_it_trains(self) -> ReferenceConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.algorithms.token_loss import TokenLoss
 from rlhf_ray.config.online import AlgorithmConfig
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
+from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
@@ -28,7 +28,7 @@ from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience, Rollout
 
 
-class PolicyLearner:
+class PolicyLearner(Learner):
     """Holds one rank's share of the policy."""
 
     def __init__(self, spec: PolicySpec, *, device: torch.device) -> None:
@@ -69,8 +69,7 @@ class PolicyLearner:
             )[0],
             rollouts,
             plan,
-            layout=self.spec.learner.layout,
-            chunk_tokens=self.spec.learner.logits_chunk_tokens,
+            self.spec.learner,
             device=self.device,
         )
         self.engine.engine.train()
@@ -107,7 +106,7 @@ class PolicyLearner:
         algorithm, device = self.spec.algorithm, self.device
         batch = rollout_batch(
             [row.rollout for row in rows],
-            padded=self.spec.learner.layout == "padded",
+            padded=self.spec.learner.padded,
             device=device,
         )
         logprobs_T, entropy_T = self.engine(batch, with_entropy=True, num_chunks=num_chunks)
@@ -157,18 +156,6 @@ class PolicyLearner:
         )
         correction_T = _floats(rows, "correction_T", device)
         return TokenLoss(loss_T=term.loss_T * correction_T, metrics=term.metrics)
-
-    def save(self, folder: Path) -> None:
-        """Write everything that training goes on from."""
-        self.engine.save(folder)
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        self.engine.load(folder)
-
-    def close(self) -> None:
-        """Release the model."""
-        self.engine.close()
 
 
 def policy_loss_params(algorithm: AlgorithmConfig) -> PolicyLossParams:

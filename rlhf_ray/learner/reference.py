@@ -47,12 +47,10 @@ class FrozenReference:
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
     ) -> list[npt.NDArray[np.float32]]:
         """Log-probabilities of this rank's rows, in the order in which the plan names them."""
-        config = self.spec.reference
         return score_rollouts(
             lambda batch, num_chunks: self.module(batch, num_chunks=num_chunks)[0],
             rollouts,
             plan,
-            layout=config.layout,
-            chunk_tokens=config.logits_chunk_tokens,
+            self.spec.reference,
             device=self.device,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.rows import rollout_batch, split_rows
 from rlhf_ray.learner.update import num_chunks_of_pass
@@ -21,9 +21,8 @@ def score_rollouts(
     forward: Callable[[TokenBatch, int], torch.Tensor],
     rollouts: Sequence[Rollout],
     plan: RankedMicroBatches,
+    config: ForwardConfig,
     *,
-    layout: Literal["packed", "padded"],
-    chunk_tokens: int,
     device: torch.device,
 ) -> list[npt.NDArray[np.float32]]:
     """One number a response token, for this rank's rows.
@@ -32,8 +31,7 @@ def score_rollouts(
         forward: Batch and calls of the vocabulary product -> [T].
         rollouts: All rows of the plan.
         plan: Rank -> micro-batch -> row.
-        layout: Of the micro-batches.
-        chunk_tokens: Logits exist for at most this many tokens at a time.
+        config: Layout of micro-batches, chunks of logits.
         device: Of the model.
 
     Returns:
@@ -44,8 +42,8 @@ def score_rollouts(
     with torch.no_grad():
         for index, rows in enumerate(plan[dist.get_rank()]):
             batch = rollout_batch(
-                [rollouts[row] for row in rows], padded=layout == "padded", device=device
+                [rollouts[row] for row in rows], padded=config.padded, device=device
             )
-            num_chunks = num_chunks_of_pass(plan, index, lens_B, chunk_tokens)
+            num_chunks = num_chunks_of_pass(plan, index, lens_B, config.logits_chunk_tokens)
             scored += split_rows(forward(batch, num_chunks), [lens_B[row] for row in rows])
     return scored

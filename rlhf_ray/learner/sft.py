@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
 from rlhf_ray.algorithms.reduction import Reduction, reduction_totals
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
+from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.update import UpdateSettings, num_chunks_of_pass, run_update
@@ -22,7 +22,7 @@ from rlhf_ray.specs import SftSpec
 from rlhf_ray.types import SftExample
 
 
-class SftLearner:
+class SftLearner(Learner):
     """Holds one rank's share of the model."""
 
     def __init__(self, spec: SftSpec, *, device: torch.device) -> None:
@@ -61,7 +61,7 @@ class SftLearner:
         batch = build_batch(
             [row.token_ids_T for row in rows],
             scored_B,
-            padded=self.spec.learner.layout == "padded",
+            padded=self.spec.learner.padded,
             device=self.device,
         )
         logprobs_T, entropy_T = self.engine(batch, with_entropy=True, num_chunks=num_chunks)
@@ -88,15 +88,3 @@ class SftLearner:
         self.engine.engine.train()
         dist.all_reduce(total)
         return float(total)
-
-    def save(self, folder: Path) -> None:
-        """Write everything that training goes on from."""
-        self.engine.save(folder)
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        self.engine.load(folder)
-
-    def close(self) -> None:
-        """Release the model."""
-        self.engine.close()

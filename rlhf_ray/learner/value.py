@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from rlhf_ray.algorithms.metric_sums import Metrics
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
+from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
@@ -24,7 +24,7 @@ from rlhf_ray.specs import ValueSpec
 from rlhf_ray.types import Experience, Rollout
 
 
-class ValueLearner:
+class ValueLearner(Learner):
     """Holds one rank's share of the critic."""
 
     def __init__(self, spec: ValueSpec, *, device: torch.device) -> None:
@@ -47,8 +47,7 @@ class ValueLearner:
             lambda batch, num_chunks: self.engine(batch),
             rollouts,
             plan,
-            layout=self.spec.learner.layout,
-            chunk_tokens=self.spec.learner.logits_chunk_tokens,
+            self.spec.learner,
             device=self.device,
         )
         self.engine.engine.train()
@@ -77,7 +76,7 @@ class ValueLearner:
         device, algorithm = self.device, self.spec.algorithm
         batch = rollout_batch(
             [row.rollout for row in rows],
-            padded=self.spec.learner.layout == "padded",
+            padded=self.spec.learner.padded,
             device=device,
         )
         mask_T = own_mask(rows, device)
@@ -94,15 +93,3 @@ class ValueLearner:
         )
         loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, own_lens(rows, device))
         return loss, term.metrics
-
-    def save(self, folder: Path) -> None:
-        """Write everything that training goes on from."""
-        self.engine.save(folder)
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        self.engine.load(folder)
-
-    def close(self) -> None:
-        """Release the model."""
-        self.engine.close()

@@ -154,7 +154,7 @@ class OnlineLoop:
             num_minibatches=self.config.algorithm.minibatches,
             num_epochs=self.config.algorithm.epochs,
             seed=self.config.seed * 1_000_003 + step,
-            padded=learner.layout == "padded",
+            padded=learner.padded,
         )
 
     def _stop_if_diverging(self, step: int, num_skipped: float) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 
 
 def setup_of(config: OnlineConfig | SftConfig) -> dict[str, Any]:
@@ -26,12 +28,21 @@ def setup_of(config: OnlineConfig | SftConfig) -> dict[str, Any]:
     return setup
 
 
-def check_setup(config: OnlineConfig | SftConfig, saved: Mapping[str, Any]) -> None:
-    """Compare with a checkpoint.
+def checkpoint_to_resume(config: OnlineConfig | SftConfig) -> Checkpoint | None:
+    """The newest whole checkpoint of `run_dir` where `resume` is `auto` and there is one.
 
     Raises:
-        ConfigError: Names every key that differs.
+        ConfigError: It was made with another setup; names every key that differs.
     """
+    if config.resume == "never":
+        return None
+    found = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep).latest()
+    if found is not None:
+        _compare(config, found.state["setup"])
+    return found
+
+
+def _compare(config: OnlineConfig | SftConfig, saved: Mapping[str, Any]) -> None:
     now = setup_of(config)
     changed = [
         f"{key} was {saved.get(key)!r}, is {now.get(key)!r}"

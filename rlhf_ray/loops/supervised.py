@@ -66,7 +66,7 @@ class SupervisedLoop:
             num_minibatches=1,
             num_epochs=1,
             seed=step,
-            padded=learner.layout == "padded",
+            padded=learner.padded,
         )
         with clock.phase("update"):
             updated = await self.policy.update(rows, plan)
