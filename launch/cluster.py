@@ -40,6 +40,8 @@ def connect(config: RayConfig, roles: Mapping[str, GroupConfig]) -> None:
     wanted = math.ceil(total_cpus(plan_groups(roles)))
     cores = config.num_cpus or os.cpu_count() or 1
     ray.init(
+        # Without it Ray joins whatever cluster was last started on this machine.
+        address="local",
         num_cpus=max(wanted, cores),
         num_gpus=config.num_gpus or None,
         include_dashboard=False,

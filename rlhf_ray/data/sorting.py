@@ -50,10 +50,10 @@ def write_task(folder: Path, *, num_sft: int, num_train: int, num_test: int, see
 def write_model(folder: Path, *, seed: int) -> None:
     """Write an untrained model of 0.2 M parameters and its tokenizer."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = _character_tokenizer()
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=32,
         hidden_size=64,
         intermediate_size=256,
@@ -67,7 +67,7 @@ def write_model(folder: Path, *, seed: int) -> None:
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(seed)
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
