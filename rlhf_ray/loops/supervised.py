@@ -48,6 +48,7 @@ class SupervisedLoop:
         else:
             first = checkpoint.step + 1
             self.order.load_state_dict(checkpoint.state["order"])
+            self.num_skipped_in_a_row = checkpoint.state["num_skipped_in_a_row"]
             await self.policy.restore(str(checkpoint.folder / "policy"))
         for step in range(first, self.config.total_steps + 1):
             self.log.log(step, await self._step(step))
@@ -103,5 +104,9 @@ class SupervisedLoop:
             return
         folder = self.store.begin(step)
         await self.policy.save(str(folder / "policy"))
-        state = {"order": self.order.state_dict(), "setup": setup_of(self.config)}
+        state = {
+            "order": self.order.state_dict(),
+            "num_skipped_in_a_row": self.num_skipped_in_a_row,
+            "setup": setup_of(self.config),
+        }
         await asyncio.to_thread(self.store.commit, step, state, roles=["policy"])

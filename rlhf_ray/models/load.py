@@ -7,6 +7,7 @@ import logging
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_ray.config.base import ModelConfig
@@ -69,7 +70,7 @@ def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedMo
         keywords["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(config.path, **keywords)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
             f"cannot load a causal language model from {config.path!r}: {error}"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_ray.config.online import RewardModelConfig
@@ -25,7 +26,8 @@ class RewardModel:
         """Load model and tokenizer.
 
         Raises:
-            ConfigError: It cannot be loaded, or has no logit `config.label`.
+            ConfigError: It cannot be loaded, was never trained to score, or has no logit
+                `config.label`.
         """
         self.config, self.device = config, device
         self.tokenizer = load_tokenizer(
@@ -35,15 +37,21 @@ class RewardModel:
         )
         self.tokenizer.padding_side = "right"
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model, loaded = AutoModelForSequenceClassification.from_pretrained(
                 config.path,
                 dtype=resolve_dtype(config.dtype, device),
                 trust_remote_code=config.trust_remote_code,
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(
                 f"cannot load a reward model from {config.path!r}: {error}"
             ) from error
+        if loaded["missing_keys"]:  # transformers makes them up at random, with a warning
+            raise ConfigError(
+                f"{config.path!r} is no reward model: it lacks the weights "
+                f"{', '.join(sorted(loaded['missing_keys']))}"
+            )
         if config.label >= model.config.num_labels:
             raise ConfigError(
                 f"reward.model.label must be below the model's {model.config.num_labels} labels, "

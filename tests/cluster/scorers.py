@@ -1,5 +1,6 @@
 """Reward functions of the cluster tests, loaded by path as a user's would be."""
 
+import threading
 from pathlib import Path
 
 
@@ -15,3 +16,19 @@ def breaks_down(prompts, completions, *, calls, at_call, **columns):
     if Path(calls).stat().st_size == at_call:
         raise OSError("the scorer went away")
     return share_of_e(prompts, completions)
+
+
+def raises(prompts, completions, **columns):
+    raise LookupError("no such word")
+
+
+def one_too_few(prompts, completions, **columns):
+    return [1.0] * (len(completions) - 1)
+
+
+def not_a_number(prompts, completions, **columns):
+    return [*[1.0] * (len(completions) - 1), float("nan")]
+
+
+def never_returns(prompts, completions, **columns):
+    threading.Event().wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -147,6 +149,14 @@ def test_a_capped_attention_is_refused_in_words(make_model, sequences):
 
 
 def test_an_unreadable_model_is_an_error_for_the_user(tmp_path):
+    with pytest.raises(ConfigError, match="cannot load a causal language model from"):
+        load(tmp_path)
+
+
+def test_a_file_of_weights_that_was_cut_short_is_an_error_for_the_user(make_model, tmp_path):
+    shutil.copytree(make_model("llama"), tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ConfigError, match="cannot load a causal language model from"):
         load(tmp_path)
 

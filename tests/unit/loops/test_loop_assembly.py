@@ -1,0 +1,307 @@
+"""From scores, log-probabilities and values of a step to its experience."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fakes import make_prompts, make_rollout
+
+from rlhf_ray.config.online import AlgorithmConfig, ShapingConfig
+from rlhf_ray.loops.assembly import assemble
+from rlhf_ray.specs import AssemblySpec
+
+MAX_NEW_TOKENS = 8
+COLUMNS = (
+    "old_logprobs_T",
+    "reference_logprobs_T",
+    "values_T",
+    "advantages_T",
+    "returns_T",
+    "correction_T",
+)
+
+
+@pytest.fixture
+def rollouts():
+    """Three prompts, two samples each, of many lengths; groups do not stand together."""
+    prompts = make_prompts(3)
+    drawn = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    return [make_rollout(prompts[p], g, num_tokens=2 + (3 * p + 2 * g) % 7) for p, g in drawn]
+
+
+SCORES = [1.0, -3.0, 0.5, 2.0, 4.0, 0.5]
+
+
+def floats(rollouts, seed, mean=-1.0):
+    generator = np.random.default_rng(seed)
+    lens = [len(rollout.response_ids_T) for rollout in rollouts]
+    return [generator.normal(mean, 0.3, size=n).astype(np.float32) for n in lens]
+
+
+def assembled(
+    rollouts,
+    scores,
+    *,
+    old=None,
+    reference=None,
+    values=None,
+    coefficient=0.0,
+    shaping=None,
+    **algorithm,
+):
+    return assemble(
+        rollouts,
+        scores,
+        old_logprobs_B=old or [rollout.logprobs_T for rollout in rollouts],
+        reference_logprobs_B=reference,
+        values_B=values,
+        kl_coefficient=coefficient,
+        spec=AssemblySpec(
+            algorithm=AlgorithmConfig.model_validate(algorithm),
+            shaping=ShapingConfig.model_validate(shaping or {}),
+            max_new_tokens=MAX_NEW_TOKENS,
+        ),
+    )
+
+
+def advantages_of(assembly):
+    """One a row; all tokens of a row have it."""
+    for row in assembly.experience_B:
+        assert np.ptp(row.advantages_T) == 0
+    return [float(row.advantages_T[0]) for row in assembly.experience_B]
+
+
+def backwards(rewards_T, values_T, gamma, lam):
+    """GAE as the paper's recursion has it, token by token."""
+    advantages_T = np.zeros(len(rewards_T))
+    after, next_value = 0.0, 0.0
+    for t in reversed(range(len(rewards_T))):
+        after = rewards_T[t] + gamma * next_value - values_T[t] + gamma * lam * after
+        advantages_T[t], next_value = after, values_T[t]
+    return advantages_T
+
+
+def test_rows_come_back_in_order_with_what_was_given(rollouts):
+    given = {
+        "old_logprobs_T": floats(rollouts, 1),
+        "reference_logprobs_T": floats(rollouts, 2),
+        "values_T": floats(rollouts, 3),
+    }
+    old, reference, values = given.values()
+    rows = assembled(
+        rollouts, SCORES, old=old, reference=reference, values=values, advantage="gae"
+    ).experience_B
+    assert len(rows) == len(rollouts)
+    for index, (row, rollout) in enumerate(zip(rows, rollouts, strict=True)):
+        assert row.rollout is rollout
+        for name, arrays in given.items():
+            np.testing.assert_array_equal(getattr(row, name), arrays[index])
+        for name in COLUMNS:
+            assert getattr(row, name).shape == rollout.response_ids_T.shape
+            assert getattr(row, name).dtype == np.float32
+
+
+def test_an_advantage_compares_a_score_with_its_group(rollouts):
+    by_group = np.array(SCORES).reshape(2, 3)
+    spread = by_group.std(axis=0, ddof=1)
+    expected = (by_group - by_group.mean(axis=0)) / (spread + 1e-6)
+    assembly = assembled(rollouts, SCORES, advantage="grpo")
+    assert advantages_of(assembly) == pytest.approx(expected.ravel().tolist(), abs=1e-6)
+    assert advantages_of(assembly)[2] == 0  # both samples of that prompt scored the same
+    for row in assembly.experience_B:
+        assert not row.returns_T.any()
+        assert not row.values_T.any()
+        assert not row.reference_logprobs_T.any()
+
+
+def test_a_prompt_that_was_drawn_twice_is_one_larger_group(rollouts):
+    # Four prompts a step from a data set of three: one comes again, with samples 0 and 1 again.
+    again = [rollout for rollout in rollouts if rollout.prompt.prompt_id == "p0"]
+    scores = [*SCORES, 6.0, 7.0]
+    advantages = advantages_of(assembled([*rollouts, *again], scores, advantage="dr_grpo"))
+    mean_of_p0 = (1.0 + 2.0 + 6.0 + 7.0) / 4
+    expected = [score - mean_of_p0 for score in (1.0, 2.0, 6.0, 7.0)]
+    assert [advantages[row] for row in (0, 3, 6, 7)] == pytest.approx(expected)
+    assert [advantages[row] for row in (1, 4)] == pytest.approx([-3.5, 3.5])
+
+
+def test_advantages_are_of_values_and_returns_are_their_targets(rollouts):
+    values = floats(rollouts, 3, mean=0.5)
+    assembly = assembled(rollouts, SCORES, values=values, advantage="gae", gamma=0.9, lam=0.7)
+    for row, score, values_T in zip(assembly.experience_B, SCORES, values, strict=True):
+        rewards_T = np.zeros(len(values_T))
+        rewards_T[-1] = score
+        expected_T = backwards(rewards_T, values_T, 0.9, 0.7)
+        np.testing.assert_allclose(row.advantages_T, expected_T, atol=1e-5)
+        np.testing.assert_allclose(row.returns_T, expected_T + values_T, atol=1e-5)
+
+
+def test_whitened_advantages_are_so_over_the_whole_step(rollouts):
+    values = floats(rollouts, 3)
+    settings = {"values": values, "advantage": "gae"}
+    plain = assembled(rollouts, SCORES, **settings)
+    white = assembled(rollouts, SCORES, whiten_advantages=True, **settings)
+    before_T = np.concatenate([row.advantages_T for row in plain.experience_B])
+    after_T = np.concatenate([row.advantages_T for row in white.experience_B])
+    expected_T = (before_T - before_T.mean()) / before_T.std(ddof=1)
+    np.testing.assert_allclose(after_T, expected_T, atol=1e-5)
+    # The critic's targets stay in the unit of the rewards.
+    for one, other in zip(plain.experience_B, white.experience_B, strict=True):
+        np.testing.assert_array_equal(one.returns_T, other.returns_T)
+
+
+def test_a_critics_advantage_without_values_is_an_error(rollouts):
+    with pytest.raises(ValueError, match="values_T must be given"):
+        assembled(rollouts, SCORES, advantage="gae")
+
+
+def with_kl(rollouts, coefficient, *, where="reward", estimator="k1"):
+    return assembled(
+        rollouts,
+        SCORES,
+        old=floats(rollouts, 1),
+        reference=floats(rollouts, 2),
+        values=floats(rollouts, 3),
+        coefficient=coefficient,
+        advantage="gae",
+        gamma=0.9,
+        lam=0.7,
+        kl={"estimator": estimator, "where": where},
+    )
+
+
+def test_kl_in_the_reward_is_taken_from_every_token(rollouts):
+    assembly = with_kl(rollouts, 0.3)
+    kl_B = [old - ref for old, ref in zip(floats(rollouts, 1), floats(rollouts, 2), strict=True)]
+    for row, score, kl_T, values_T in zip(
+        assembly.experience_B, SCORES, kl_B, floats(rollouts, 3), strict=True
+    ):
+        rewards_T = -0.3 * kl_T
+        rewards_T[-1] += score
+        expected_T = backwards(rewards_T, values_T, 0.9, 0.7)
+        np.testing.assert_allclose(row.advantages_T, expected_T, atol=1e-5)
+        np.testing.assert_allclose(row.returns_T, expected_T + values_T, atol=1e-5)
+    assert assembly.metrics["policy/kl_ref"] == pytest.approx(np.concatenate(kl_B).mean(), rel=1e-5)
+    assert assembly.metrics["policy/kl_clamp_share"] == 0
+
+
+def test_kl_in_the_loss_leaves_rewards_alone_and_is_measured(rollouts):
+    without, in_loss = with_kl(rollouts, 0.0), with_kl(rollouts, 0.3, where="loss")
+    for one, other in zip(without.experience_B, in_loss.experience_B, strict=True):
+        np.testing.assert_array_equal(one.advantages_T, other.advantages_T)
+    assert in_loss.metrics["policy/kl_ref"] == without.metrics["policy/kl_ref"] != 0
+
+
+def test_a_job_without_a_reference_has_no_kl(rollouts):
+    assembly = assembled(
+        rollouts, SCORES, coefficient=0.3, advantage="dr_grpo", kl={"where": "reward"}
+    )
+    assert not [name for name in assembly.metrics if "kl" in name]
+    assert advantages_of(assembly) == pytest.approx([-0.5, -3.5, 0, 0.5, 3.5, 0])
+
+
+def in_foreign_slots(arrays, own_B, value):
+    return [
+        np.where(own_T, array, np.float32(value))
+        for array, own_T in zip(arrays, own_B, strict=True)
+    ]
+
+
+def with_foreign_slots(rollouts, value, advantage):
+    """What stands in slots of tokens that the policy did not write is `value`, everywhere."""
+    own_B = [np.arange(len(r.response_ids_T)) % 3 != 1 for r in rollouts]
+    own_B[2][-1] = False  # a tool had the last word
+    marked = [
+        replace(rollout, own_T=own_T, logprobs_T=logprobs_T)
+        for rollout, own_T, logprobs_T in zip(
+            rollouts,
+            own_B,
+            in_foreign_slots(floats(rollouts, 4), own_B, value),
+            strict=True,
+        )
+    ]
+    old, reference, values = (
+        in_foreign_slots(floats(rollouts, seed), own_B, value) for seed in (1, 2, 3)
+    )
+    assembly = assembled(
+        marked,
+        SCORES,
+        old=old,
+        reference=reference,
+        values=values,
+        coefficient=0.3,
+        advantage=advantage,
+        whiten_advantages=True,
+        kl={"where": "reward"},
+    )
+    return assembly, own_B
+
+
+@pytest.mark.parametrize("advantage", ["gae", "grpo", "reinforce++", "reinforce++_baseline"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_slots_of_others_hold_zeros_and_change_nothing(rollouts, advantage, value):
+    clean, own_B = with_foreign_slots(rollouts, 0.0, advantage)
+    dirty, _ = with_foreign_slots(rollouts, value, advantage)
+    for row, expected, own_T in zip(dirty.experience_B, clean.experience_B, own_B, strict=True):
+        for name in COLUMNS:
+            np.testing.assert_array_equal(getattr(row, name), getattr(expected, name))
+            assert not getattr(row, name)[~own_T].any(), name
+        assert row.advantages_T[own_T].any()
+    assert dirty.metrics == clean.metrics
+    assert np.isfinite(list(dirty.metrics.values())).all()
+
+
+GAPS_T = np.array([0.1, -0.1, 1.5, -2.0, 0.0], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected_T", "cut_share"),
+    [
+        ("none", np.ones(5), 0.0),
+        ("truncated", np.minimum(np.exp(GAPS_T), 2.0), 1 / 5),
+        ("mask", [*np.exp(GAPS_T[:2]), 0, 0, 1], 2 / 5),
+    ],
+)
+def test_weights_correct_for_engine_and_trainer_disagreeing(kind, expected_T, cut_share):
+    rollout = make_rollout(make_prompts(1)[0], 0, num_tokens=5)
+    assembly = assembled(
+        [rollout],
+        [1.0],
+        old=[rollout.logprobs_T + GAPS_T],
+        advantage="reinforce++",
+        correction={"kind": kind, "cap": 2.0, "low": 0.5},
+    )
+    weights_T = assembly.experience_B[0].correction_T
+    np.testing.assert_allclose(weights_T, expected_T, rtol=1e-5)
+    metrics = assembly.metrics
+    assert metrics["mismatch/cut_share"] == pytest.approx(cut_share)
+    assert metrics["mismatch/logprob_abs_max"] == pytest.approx(2.0)
+    assert metrics["mismatch/logprob_abs_mean"] == pytest.approx(np.abs(GAPS_T).mean(), rel=1e-6)
+    ess = weights_T.sum() ** 2 / (5 * (weights_T**2).sum())
+    assert metrics["mismatch/ess"] == pytest.approx(float(ess), rel=1e-5)
+    assert metrics["mismatch/clamp_share"] == 0
+
+
+SHAPED = [
+    ({"clip": 2.0}, [1.0, -2.0, 0.5, 2.0, 2.0, 0.5]),
+    ({"missing_end_penalty": 5.0}, [1.0, -8.0, 0.5, 2.0, 4.0, 0.5]),
+    # Lengths are 2, 5, 8, 4, 7 and 3 of 8: the penalty grows from 4 to 8.
+    (
+        {"overlong_buffer_tokens": 4, "overlong_penalty": 2.0},
+        [1.0, -3.5, -1.5, 2.0, 2.5, 0.5],
+    ),
+    # The penalty comes after the clip and is not clipped with it.
+    ({"clip": 2.0, "missing_end_penalty": 5.0}, [1.0, -7.0, 0.5, 2.0, 2.0, 0.5]),
+]
+
+
+@pytest.mark.parametrize(("shaping", "shaped"), SHAPED, ids=lambda value: str(value))
+def test_scores_are_shaped_before_they_are_compared(rollouts, shaping, shaped):
+    rollouts[1] = replace(rollouts[1], finish_reason="length")
+    assert [len(rollout.response_ids_T) for rollout in rollouts] == [2, 5, 8, 4, 7, 3]
+    by_group = np.array(shaped).reshape(2, 3)
+    expected = (by_group - by_group.mean(axis=0)).ravel()
+    assembly = assembled(rollouts, SCORES, shaping=shaping, advantage="dr_grpo")
+    assert advantages_of(assembly) == pytest.approx(expected.tolist(), abs=1e-6)

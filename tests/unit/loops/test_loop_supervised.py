@@ -1,0 +1,187 @@
+"""The supervised loop behind a fake policy: which rows it trains, when it evaluates and stops."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import Recorder
+
+from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.errors import RunError
+from rlhf_ray.loops.checkpoints import CheckpointStore
+from rlhf_ray.loops.supervised import SupervisedLoop
+from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.types import SftExample
+
+KEEP_ALL = {"every": 1, "keep": 10}
+NUM_EXAMPLES = 10
+
+
+class FakePolicy:
+    """Keeps the batches it was given; `skipped` is what each update reports, then 0."""
+
+    def __init__(self, skipped=(), fails_at=0):
+        self.skipped, self.fails_at = list(skipped), fails_at
+        self.batches, self.plans, self.calls = [], [], []
+        self.evaluated, self.num_updates = [], 0
+
+    async def update(self, rows, plan):
+        self.calls.append("update")
+        self.num_updates += 1
+        if self.num_updates == self.fails_at:
+            raise OSError("power cut")
+        self.batches.append([row.example_id for row in rows])
+        self.plans.append(plan)
+        return {"loss": 0.5, "skipped_steps": self.skipped.pop(0) if self.skipped else 0.0}
+
+    async def evaluate(self, rows):
+        self.calls.append("evaluate")
+        self.evaluated.append([row.example_id for row in rows])
+        return 2.0 - self.num_updates
+
+    async def save(self, folder):
+        self.calls.append("save")
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "weights").write_text(str(self.num_updates))
+
+    async def restore(self, folder):
+        self.calls.append("restore")
+        self.num_updates = int((Path(folder) / "weights").read_text())
+
+    async def export(self, folder, tokenizer_path):
+        raise AssertionError("the loop does not export")
+
+
+def make_examples(count, name="train"):
+    """Of 2 and more tokens, of which the first and every third are not trained."""
+    return [
+        SftExample(
+            example_id=f"{name}:{n}",
+            token_ids_T=np.arange(2 + n % 4, dtype=np.int32),
+            trained_T=np.arange(2 + n % 4) % 3 != 0,
+        )
+        for n in range(count)
+    ]
+
+
+def make_config(run_dir, **settings):
+    return SftConfig.model_validate(
+        {
+            "run_dir": str(run_dir),
+            "total_steps": 5,
+            "batch_size": 4,
+            "data": {"path": "examples.jsonl"},
+            "policy": {"model": {"path": "model"}},
+            **settings,
+        }
+    )
+
+
+def loop_of(config, policy, *, held_out=0, recorder=None):
+    log = MetricsLog([recorder or Recorder()])
+    examples, eval_examples = make_examples(NUM_EXAMPLES), make_examples(held_out, "held_out")
+    return SupervisedLoop(config, policy, examples, eval_examples, log)
+
+
+async def test_an_epoch_has_every_row_once_also_where_batches_do_not_divide_it(tmp_path):
+    policy, recorder = FakePolicy(), Recorder()
+    await loop_of(make_config(tmp_path), policy, recorder=recorder).run(None)
+    assert [len(batch) for batch in policy.batches] == [4] * 5
+    taken = [example for batch in policy.batches for example in batch]
+    all_of_them = Counter(example.example_id for example in make_examples(NUM_EXAMPLES))
+    first, second = taken[:NUM_EXAMPLES], taken[NUM_EXAMPLES:]
+    assert Counter(first) == Counter(second) == all_of_them
+    assert first != second
+    assert list(recorder.steps) == [0, 1, 2, 3, 4, 5]
+    assert recorder.steps[5]["data/epoch"] == 2.0
+    assert recorder.steps[3]["sft/loss"] == 0.5
+
+
+async def test_rows_stand_in_the_order_of_the_data_where_nothing_is_shuffled(tmp_path):
+    policy = FakePolicy()
+    data = {"path": "examples.jsonl", "shuffle": False}
+    await loop_of(make_config(tmp_path, data=data), policy).run(None)
+    taken = [example for batch in policy.batches for example in batch]
+    assert taken == [f"train:{n}" for n in range(NUM_EXAMPLES)] * 2
+
+
+async def test_a_batch_is_one_optimiser_step_over_its_trained_tokens(tmp_path):
+    policy = FakePolicy()
+    config = make_config(tmp_path, placement={"policy": {"ranks": 2}})
+    await loop_of(config, policy).run(None)
+    trained = {e.example_id: int(e.trained_T.sum()) for e in make_examples(NUM_EXAMPLES)}
+    for batch, plan in zip(policy.batches, policy.plans, strict=True):
+        [minibatch] = plan.minibatches
+        assert minibatch.num_tokens == sum(trained[example] for example in batch)
+        assert len(minibatch.micro_batches_by_rank) == 2
+        rows = [row for rank in minibatch.micro_batches_by_rank for mb in rank for row in mb]
+        assert sorted(rows) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, [0, 5]), (2, [0, 2, 4, 5]), (5, [0, 5])])
+async def test_held_out_examples_are_evaluated_before_every_few_and_after(
+    tmp_path, every, expected
+):
+    policy, recorder = FakePolicy(), Recorder()
+    config = make_config(tmp_path, eval={"every": every})
+    await loop_of(config, policy, held_out=3, recorder=recorder).run(None)
+    told = {step: m["eval/loss"] for step, m in recorder.steps.items() if "eval/loss" in m}
+    # The fake's loss says how many updates it had seen.
+    assert told == {step: 2.0 - step for step in expected}
+    assert policy.evaluated == [["held_out:0", "held_out:1", "held_out:2"]] * len(expected)
+
+
+async def test_a_job_without_held_out_examples_evaluates_nothing(tmp_path):
+    policy = FakePolicy()
+    await loop_of(make_config(tmp_path, eval={"every": 1}), policy).run(None)
+    assert policy.calls == ["update"] * 5 + ["save"]
+
+
+async def test_a_resumed_loop_trains_the_rows_that_were_left(tmp_path):
+    whole = FakePolicy()
+    await loop_of(make_config(tmp_path / "whole"), whole).run(None)
+
+    config = make_config(tmp_path / "cut", checkpoint=KEEP_ALL)
+    cut = FakePolicy(fails_at=4)
+    with pytest.raises(OSError, match="power cut"):
+        await loop_of(config, cut).run(None)
+    checkpoint = CheckpointStore(tmp_path / "cut", keep=10).latest()
+    assert checkpoint.step == 3
+
+    resumed, recorder = FakePolicy(), Recorder()
+    await loop_of(config, resumed, held_out=2, recorder=recorder).run(checkpoint)
+    assert resumed.calls[:2] == ["restore", "update"]
+    assert cut.batches + resumed.batches == whole.batches
+    assert resumed.plans == whole.plans[3:]
+    assert resumed.num_updates == 5
+    assert list(recorder.steps) == [4, 5]
+    assert recorder.steps[5]["data/epoch"] == 2.0
+
+
+@pytest.mark.parametrize(("every", "kept"), [(0, [5]), (2, [2, 4, 5])])
+async def test_checkpoints_are_written_every_few_and_at_the_end(tmp_path, every, kept):
+    config = make_config(tmp_path, checkpoint={"every": every, "keep": 10})
+    await loop_of(config, FakePolicy()).run(None)
+    folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert folders == [f"step_{step:08d}" for step in kept]
+
+
+async def test_steps_that_are_not_finite_stop_the_run_when_they_come_in_a_row(tmp_path):
+    config = make_config(tmp_path, total_steps=9)
+    policy = FakePolicy(skipped=[1, 1, 0, 1, 1, 1])
+    with pytest.raises(RunError, match="step 6: loss or gradient was not finite in 3 steps in a"):
+        await loop_of(config, policy).run(None)
+    assert policy.num_updates == 6
+    assert "save" not in policy.calls
+
+
+async def test_the_count_of_bad_steps_survives_a_resume(tmp_path):
+    config = make_config(tmp_path, total_steps=2, checkpoint=KEEP_ALL)
+    await loop_of(config, FakePolicy(skipped=[1, 1])).run(None)
+    checkpoint = CheckpointStore(tmp_path, keep=10).latest()
+    longer = config.model_copy(update={"total_steps": 9})
+    with pytest.raises(RunError, match="step 3: loss or gradient was not finite"):
+        await loop_of(longer, FakePolicy(skipped=[1])).run(checkpoint)

@@ -1,0 +1,210 @@
+"""A reward model gives a text the logit that transformers gives it, whatever it is batched with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from rlhf_ray.config.online import RewardModelConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.reward import RewardModel
+from rlhf_ray.types import Prompt, Rollout
+
+CPU = torch.device("cpu")
+CHAT = "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+# Of many lengths, so that every batch is padded; one prompt is empty, one completion as well.
+TEXTS = [
+    ("Once upon a time", " there was a little dog."),
+    ("Lily", " ran."),
+    ("", "The end"),
+    ("Tom saw a big red ball in the park and", " he wanted it so much that he began to cry aloud."),
+    ("The sun was hot.", ""),
+    ("Why?", " Because it rained, and then it rained again."),
+]
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.5,  # so that logits of different texts are far apart
+    "num_labels": 3,
+}
+
+
+def encoder_tokenizer():
+    """One token a byte between <s> and </s>; padding has id 1, as RoBERTa's."""
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(specials + symbols)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
+
+
+@pytest.fixture(scope="module")
+def decoder(stories, tmp_path_factory):
+    """Its configuration names no pad token, its tokenizer pads on the left."""
+    folder = tmp_path_factory.mktemp("decoder")
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    assert tokenizer.padding_side == "left"
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), pad_token_id=None, **SMALL)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer = encoder_tokenizer()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        max_position_embeddings=200,
+        type_vocab_size=1,
+        **SMALL,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["decoder", "encoder"])
+def folder(request):
+    return request.getfixturevalue(request.param)
+
+
+def make_rollout(prompt, completion):
+    """Its token ids are another tokenizer's: the reward model must go by the text."""
+    return Rollout(
+        prompt=Prompt(prompt_id="p", token_ids_T=(1, 2, 3), text=prompt),
+        sample=0,
+        response_ids_T=np.array([7, 7], dtype=np.int32),
+        logprobs_T=np.zeros(2, dtype=np.float32),
+        versions_T=np.zeros(2, dtype=np.int32),
+        own_T=np.ones(2, dtype=np.bool_),
+        finish_reason="stop",
+        text=completion,
+    )
+
+
+ROLLOUTS = [make_rollout(prompt, completion) for prompt, completion in TEXTS]
+
+
+def reward_model(folder, **settings):
+    return RewardModel(RewardModelConfig(path=str(folder), **settings), device=CPU)
+
+
+def plain_logits(folder, token_ids_BT, label):
+    """Of one row at a time: nothing is padded, nothing is masked."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return [
+            float(model(input_ids=torch.tensor([token_ids_T])).logits[0, label])
+            for token_ids_T in token_ids_BT
+        ]
+
+
+def plain_scores(folder, label=0):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = [tokenizer(prompt + completion)["input_ids"] for prompt, completion in TEXTS]
+    assert len({len(row) for row in ids}) > 4
+    return plain_logits(folder, ids, label)
+
+
+@pytest.mark.parametrize("label", [0, 2])
+@pytest.mark.parametrize("budget", [1, 40, 100_000], ids=["alone", "some", "all together"])
+def test_a_score_is_transformers_logit(folder, budget, label):
+    expected = plain_scores(folder, label)
+    assert np.ptp(expected) > 0.1, "texts must differ or nothing is tested"
+    model = reward_model(folder, label=label, max_tokens_per_micro_batch=budget)
+    assert model.score(ROLLOUTS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_scores_follow_their_rows_in_any_order_and_company(folder):
+    expected = plain_scores(folder)
+    model = reward_model(folder, max_tokens_per_micro_batch=150)
+    for rows in ([5, 3, 1, 0, 4, 2], [2], [4, 4, 0], []):
+        scores = model.score([ROLLOUTS[row] for row in rows])
+        assert scores == pytest.approx([expected[row] for row in rows], abs=1e-5)
+
+
+def test_a_chat_is_written_with_the_models_own_template(folder):
+    messages = [{"role": "user", "content": "Hello"}]
+    text = "[user] Hello\n[assistant] Good day\n"
+    token_ids = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]
+    [expected] = plain_logits(folder, [token_ids], 0)
+    model = reward_model(folder, chat_template=CHAT)
+    rollouts = [make_rollout(messages, "Good day"), ROLLOUTS[3]]
+    assert model.score(rollouts)[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_text_is_cut_at_max_length(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = "".join(TEXTS[3])
+    cut = tokenizer(text, truncation=True, max_length=10)["input_ids"]
+    assert len(cut) == 10 < len(tokenizer(text)["input_ids"])
+    [expected] = plain_logits(folder, [cut], 0)
+    [score] = reward_model(folder, max_length=10).score([ROLLOUTS[3]])
+    assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_tokenizer_may_come_from_elsewhere(encoder, tmp_path):
+    RobertaForSequenceClassification.from_pretrained(encoder).save_pretrained(tmp_path)
+    model = reward_model(tmp_path, tokenizer=str(encoder))
+    assert model.score(ROLLOUTS) == pytest.approx(plain_scores(encoder), abs=1e-5)
+
+
+def test_a_label_that_the_model_lacks_is_named(folder):
+    with pytest.raises(ConfigError, match="must be below the model's 3 labels, got 3"):
+        reward_model(folder, label=3)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere"):
+        reward_model(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_model_is_named(encoder, tmp_path):
+    with pytest.raises(ConfigError, match=f"cannot load a reward model from '{tmp_path}'"):
+        reward_model(tmp_path, tokenizer=str(encoder))
+
+
+def test_a_file_of_weights_that_was_cut_short_is_named(encoder, tmp_path):
+    RobertaForSequenceClassification.from_pretrained(encoder).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=f"cannot load a reward model from '{tmp_path}'"):
+        reward_model(tmp_path, tokenizer=str(encoder))
+
+
+def test_a_model_that_never_learned_to_score_is_refused(decoder, tmp_path):
+    config = LlamaConfig.from_pretrained(decoder)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"lacks the weights score\.weight"):
+        reward_model(tmp_path, tokenizer=str(decoder))
