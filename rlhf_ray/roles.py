@@ -158,15 +158,29 @@ class Policy(Protocol):
         ...
 
 
-class SupervisedPolicy(Protocol):
-    """The policy while it learns from examples."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What held-out rows showed.
+
+    Attributes:
+        metrics: Means over all rows, by the names of training's metrics.
+        outcomes_B: What the model makes of each row, in order: an SFT example's loss, the scores of
+            a ranking's answers, the implicit rewards of DPO.
+    """
+
+    metrics: Metrics
+    outcomes_B: Sequence[tuple[float, ...]]
+
+
+class Supervised(Protocol):
+    """A role while it learns from the rows of a data set."""
 
     async def update(self, rows: Sequence[Any], plan: UpdatePlan) -> Metrics:
         """One optimiser step a minibatch of the plan."""
         ...
 
-    async def evaluate(self, rows: Sequence[Any]) -> float:
-        """Mean loss of held-out rows, in nats a trained token."""
+    async def evaluate(self, rows: Sequence[Any]) -> Evaluated:
+        """Metrics and outcomes of held-out rows."""
         ...
 
     async def save(self, folder: str) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_ray.config.base import LearnerConfig
-from rlhf_ray.config.online import AlgorithmConfig, ReferenceConfig, ShapingConfig
+from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
+from rlhf_ray.config.online import AlgorithmConfig, ShapingConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +53,18 @@ class ReferenceSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftSpec:
-    """What an SFT job trains."""
+class SupervisedSpec:
+    """What a job on rows of a data set trains: its configuration says which learner it takes.
 
-    learner: LearnerConfig
+    Attributes:
+        job: `SftConfig`, `RmConfig` or `DpoConfig`.
+        total_steps: Optimiser steps of the run.
+        replay_folder: Where rows go whose update was not finite.
+    """
+
+    job: SftConfig | RmConfig | DpoConfig
     total_steps: int
     replay_folder: str
-    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)

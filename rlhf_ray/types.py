@@ -6,6 +6,7 @@ Dimensions, used as suffixes of arrays and lists all over the project:
 `B`   sequences
 `P`   prompts
 `G`   samples of one prompt
+`K`   answers of one ranking
 `T`   tokens of one sequence, or of several laid end to end
 `V`   vocabulary
 `D`   hidden size of a model
@@ -145,3 +146,94 @@ class SftExample:
     example_id: str
     token_ids_T: IntArray
     trained_T: BoolArray
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the whole sequence."""
+        return len(self.token_ids_T)
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """Tokens whose prediction is in the loss."""
+        return int(self.trained_T.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Answers to one prompt, the best first; a preference pair is a ranking of two.
+
+    Example: `Ranking(example_id="pairs:3", prompt_ids_T=..., answer_ids_K=(chosen, rejected))`.
+
+    Attributes:
+        example_id: Data set's name and row number.
+        prompt_ids_T: What every answer follows.
+        answer_ids_K: At least two, each with its end token.
+        margin: By how much the first of a pair is better, where the data says so; else 0.
+    """
+
+    example_id: str
+    prompt_ids_T: IntArray
+    answer_ids_K: tuple[IntArray, ...]
+    margin: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all sequences; each answer comes with a prompt of its own."""
+        return sum(len(self.prompt_ids_T) + len(answer) for answer in self.answer_ids_K)
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(len(answer) for answer in self.answer_ids_K)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledAnswer:
+    """One answer that was found good or bad, without another to compare it with (KTO).
+
+    Attributes:
+        example_id: Data set's name and row number.
+        prompt_ids_T: What the answer follows.
+        answer_ids_K: The answer, and the answer to another prompt, from which KTO estimates the KL
+            (https://arxiv.org/abs/2402.01306, section 4.2).
+        desirable: Whether it was found good.
+    """
+
+    example_id: str
+    prompt_ids_T: IntArray
+    answer_ids_K: tuple[IntArray, IntArray]
+    desirable: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Of both sequences."""
+        return sum(len(self.prompt_ids_T) + len(answer) for answer in self.answer_ids_K)
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """Tokens of the answer proper."""
+        return len(self.answer_ids_K[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Referenced:
+    """A row of answers with what the frozen reference says of them.
+
+    Attributes:
+        row: The answers.
+        reference_logps_K: Sum of the log-probabilities (nats) of each answer's tokens; zeros where
+            the loss takes no reference.
+    """
+
+    row: Ranking | LabelledAnswer
+    reference_logps_K: tuple[float, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all sequences."""
+        return self.row.num_tokens
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """Tokens of the answers that are trained."""
+        return self.row.num_trained_tokens

@@ -151,6 +151,16 @@ class LearnerConfig(ForwardConfig):
         return self
 
 
+class ReferenceConfig(ForwardConfig):
+    """The frozen model that KL is measured to; an empty `model.path` takes the policy's start."""
+
+    @model_validator(mode="after")
+    def _nothing_in_it_trains(self) -> ReferenceConfig:
+        if self.model.lora.rank:
+            raise ValueError("a frozen reference has no adapter: model.lora.rank must be 0")
+        return self
+
+
 class GroupConfig(Config):
     """Where one role lives.
 
@@ -178,35 +188,77 @@ class GroupConfig(Config):
         return self
 
 
-class DataConfig(Config):
-    """A data set of prompts or of texts.
+DataFormat = Literal[
+    "auto", "messages", "prompt_completion", "text", "alpaca", "sharegpt", "input_target",
+    "preference", "implicit_prompt", "hh", "sharegpt_pairs", "alpaca_pairs", "ranking",
+    "oasst_tree", "unpaired",
+]  # fmt: skip
+
+
+class SourceConfig(Config):
+    """One data set: where its rows are and which of them count.
 
     Attributes:
         path: A file (json, jsonl, gz, parquet, csv, txt), a folder of them, or a hub name.
-        split: Of a hub data set, with `datasets`' slicing (`train[:500]`).
+        split: Slices as in `datasets` (`train[:500]`); of a local file `train` is all of it.
         limit: Use only the first rows; 0 for all.
         skip: Leave out the first rows (held-out ones, say).
-        prompt_column: Column with the prompt: a string, or a list of chat messages.
-        chat: Put a string prompt into the tokenizer's chat template as a user's turn.
-        separator: Of a plain text file, between two texts.
-        prompt_tokens: Cut every text to its first tokens to make a prompt of it; 0 for all.
-        max_prompt_tokens: Longer prompts are treated as `over_length` says; 0 for the most that the
-            context allows.
+        format: `auto` recognises it from the columns of the first row.
+        columns: What a column is called there, by the name it has here: `{prompt: question}`.
     """
 
     path: str = ""
     split: str = "train"
     limit: NonNegativeInt = 0
     skip: NonNegativeInt = 0
-    prompt_column: str = "prompt"
-    completion_column: str = "completion"
-    text_column: str = "text"
+    format: DataFormat = "auto"
+    columns: dict[str, str] = {}
+
+
+class MixedSourceConfig(SourceConfig):
+    """One of several data sets; `probability` is relative to the others'."""
+
+    probability: PositiveFloat = 1.0
+
+
+class DataConfig(SourceConfig):
+    """Rows to train on, from one data set or a mixture of several.
+
+    Attributes:
+        sources: Several data sets in place of `path`, mixed by their probabilities.
+        mixing: `until_all` goes on until every source was seen whole once, repeating the others;
+            `until_first` ends with the first that runs out.
+        chat: Put a string prompt into the tokenizer's chat template as a user's turn.
+        separator: Of a plain text file, between two texts.
+        prompt_tokens: Cut every text to its first tokens to make a prompt of it; 0 for all.
+        max_prompt_tokens: Longer prompts are treated as `over_length` says; 0 for the most that the
+            context allows.
+        over_length: What becomes of sequences that are too long; those dropped are counted.
+        on_bad_row: A malformed row stops the job, or is counted by its reason and left out.
+        workers: Processes that tokenize; 0 for one a core, but none for small data.
+        cache: Keep tokenized rows on disk, by content, and read them back the next time.
+    """
+
+    sources: list[MixedSourceConfig] = []
+    mixing: Literal["until_all", "until_first"] = "until_all"
     chat: bool = False
     separator: str = "<|endoftext|>"
     prompt_tokens: NonNegativeInt = 0
     max_prompt_tokens: NonNegativeInt = 0
     over_length: Literal["error", "drop", "truncate"] = "error"
+    on_bad_row: Literal["error", "skip"] = "error"
+    workers: NonNegativeInt = 0
+    cache: bool = True
     shuffle: bool = True
+
+    @model_validator(mode="after")
+    def _one_way_to_name_the_data(self) -> DataConfig:
+        if self.path and self.sources:
+            raise ValueError("data has either a path or sources, got both")
+        for index, source in enumerate(self.sources):
+            if not source.path:
+                raise ValueError(f"sources.{index}.path must name a data set")
+        return self
 
 
 class CheckpointConfig(Config):

@@ -9,12 +9,12 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from rlhf_ray.config.base import (
     Config,
     DataConfig,
-    ForwardConfig,
     GroupConfig,
     JobConfig,
     LearnerConfig,
     NonNegativeFloat,
     NonNegativeInt,
+    ReferenceConfig,
     Share,
 )
 
@@ -234,16 +234,6 @@ class PlacementConfig(Config):
                     f"{role}.share must name a role with GPUs of its own, "
                     f"got {host!r}, which lives with {getattr(self, host).share!r}"
                 )
-        return self
-
-
-class ReferenceConfig(ForwardConfig):
-    """The frozen model that KL is measured to; an empty `model.path` takes the policy's start."""
-
-    @model_validator(mode="after")
-    def _nothing_in_it_trains(self) -> ReferenceConfig:
-        if self.model.lora.rank:
-            raise ValueError("a frozen reference has no adapter: model.lora.rank must be 0")
         return self
 
 

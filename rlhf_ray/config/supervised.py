@@ -1,8 +1,10 @@
-"""SFT: examples, batch, and the learner."""
+"""SFT, reward models and DPO: rows of a data set, one optimiser step a batch."""
 
 from __future__ import annotations
 
-from pydantic import PositiveInt, model_validator
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_ray.config.base import (
     Config,
@@ -10,37 +12,223 @@ from rlhf_ray.config.base import (
     GroupConfig,
     JobConfig,
     LearnerConfig,
+    NonNegativeFloat,
     NonNegativeInt,
+    ReferenceConfig,
 )
 
+PairLoss = Literal[
+    "sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
+    "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft",
+    "simpo", "orpo", "kto",
+]  # fmt: skip
+REFERENCE_FREE_LOSSES = {"sft", "simpo", "orpo"}
 
-class SftPlacementConfig(Config):
-    """SFT has one role, the policy."""
+
+class SupervisedEvalConfig(Config):
+    """Loss and metrics on held-out rows before the first step, every `every` and after the last."""
+
+    data: DataConfig = DataConfig()
+    every: NonNegativeInt = 0
+    table_rows: NonNegativeInt = 4
+
+
+class SupervisedConfig(JobConfig):
+    """What the jobs on rows of a data set have in common.
+
+    Attributes:
+        batch_size: Rows of one optimiser step.
+        epochs: Passes over the data, in place of `total_steps`; 0 leaves it to that.
+        max_length: Most tokens of a sequence; 0 for the model's context.
+    """
+
+    batch_size: PositiveInt = 32
+    epochs: NonNegativeFloat = 0.0
+    max_length: NonNegativeInt = 0
+    data: DataConfig
+    eval: SupervisedEvalConfig = SupervisedEvalConfig()
+
+    @model_validator(mode="after")
+    def _data_is_named(self) -> SupervisedConfig:
+        if not (self.data.path or self.data.sources):
+            raise ValueError("data.path must name a data set")
+        return self
+
+
+class PolicyPlacementConfig(Config):
+    """Jobs that train a policy alone."""
 
     policy: GroupConfig = GroupConfig()
 
 
-class SftEvalConfig(Config):
-    """Loss on held-out examples before the first step, every `every` steps and after the last."""
+class SftEvalConfig(SupervisedEvalConfig):
+    """Also what the model writes after the first held-out prompts, greedily."""
 
-    data: DataConfig = DataConfig()
-    every: NonNegativeInt = 0
+    max_new_tokens: PositiveInt = 64
 
 
-class SftConfig(JobConfig):
-    """Supervised fine-tuning: next-token loss on the trained tokens of each example."""
+class SftConfig(SupervisedConfig):
+    """Supervised fine-tuning: next-token loss on the trained tokens of each example.
 
-    batch_size: PositiveInt = 32
-    max_length: NonNegativeInt = 0
-    data: DataConfig
+    Attributes:
+        loss_type: `nll`, or `dft`: each token's loss weighted by its own probability
+            (https://arxiv.org/abs/2508.05629).
+    """
+
+    loss_type: Literal["nll", "dft"] = "nll"
     policy: LearnerConfig
-    placement: SftPlacementConfig = SftPlacementConfig()
+    placement: PolicyPlacementConfig = PolicyPlacementConfig()
     eval: SftEvalConfig = SftEvalConfig()
 
     @model_validator(mode="after")
-    def _model_and_data_are_named(self) -> SftConfig:
+    def _model_is_named(self) -> SftConfig:
         if not self.policy.model.path:
             raise ValueError("policy.model.path must name a model")
-        if not self.data.path:
-            raise ValueError("data.path must name a data set")
         return self
+
+
+class RmPlacementConfig(Config):
+    """A reward model is trained where it will score."""
+
+    reward: GroupConfig = GroupConfig()
+
+
+class RmConfig(SupervisedConfig):
+    """A reward model: scores of answers such that the better one scores higher.
+
+    Attributes:
+        loss_type: `bradley_terry` (https://arxiv.org/abs/2203.02155, eq. 1; over all pairs of a
+            ranking), `logexp` (its exponential form, safe for large gaps), or `plackett_luce` over
+            whole rankings.
+        use_margin: Subtract the data's `margin` column from a pair's gap
+            (https://arxiv.org/abs/2307.09288, eq. 2).
+        center_rewards_coefficient: Weight of the squared sum of scores, which keeps them around 0
+            (https://arxiv.org/abs/2312.09244, eq. 2).
+        float32_loss: Whether the head and the loss work in float32 whatever the model's dtype.
+        router_aux_loss_coef: Weight of a mixture-of-experts model's load-balancing loss.
+        reference_data: Answers that shall score 0 on average (https://arxiv.org/abs/2009.01325);
+            their mean and spread are stored with the model. Empty: the preferred answers of
+            `eval.data`, or else of `data`.
+        reference_rows: Most rows of them.
+    """
+
+    loss_type: Literal["bradley_terry", "logexp", "plackett_luce"] = "bradley_terry"
+    use_margin: bool = True
+    center_rewards_coefficient: NonNegativeFloat = 0.0
+    float32_loss: bool = True
+    router_aux_loss_coef: NonNegativeFloat = 0.0
+    reference_data: DataConfig = DataConfig()
+    reference_rows: PositiveInt = 512
+    reward: LearnerConfig
+    placement: RmPlacementConfig = RmPlacementConfig()
+
+    @model_validator(mode="after")
+    def _model_is_named(self) -> RmConfig:
+        if not self.reward.model.path:
+            raise ValueError("reward.model.path must name a model")
+        return self
+
+
+class DpoPlacementConfig(Config):
+    """Policy and reference, on groups of their own or sharing."""
+
+    policy: GroupConfig = GroupConfig()
+    reference: GroupConfig = GroupConfig()
+
+
+class DpoConfig(SupervisedConfig):
+    """Direct preference optimisation and its kin, under TRL's names.
+
+    Attributes:
+        loss_type: One loss or several, added by `loss_weights`.
+        loss_weights: One each; empty for 1 each.
+        beta: Strength of the pull to the reference; tau in IPO and CPO-like losses.
+        label_smoothing: Share of labels that are taken to be wrong (`sigmoid`, `robust`,
+            `exo_pair`, `aot`).
+        f_divergence_type: Divergence in the implicit reward (https://arxiv.org/abs/2309.16240).
+        reference_free: Take a uniform reference.
+        rpo_alpha: Weight of the chosen answer's own loss beside the others
+            (https://arxiv.org/abs/2404.19733); the same as `sft` among the losses.
+        discopop_tau: Temperature of DiscoPOP.
+        simpo_gamma: SimPO's target margin (https://arxiv.org/abs/2405.14734).
+        desirable_weight: KTO's weight of good answers; `undesirable_weight` of bad ones.
+        reference_kind: `role` scores each batch on the reference's group; `precomputed` scores all
+            rows once, keeps the answer on disk and frees the group; `adapter_off` is the policy
+            without its LoRA adapter.
+    """
+
+    loss_type: list[PairLoss] = ["sigmoid"]
+    loss_weights: list[float] = []
+    beta: PositiveFloat = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = (
+        "reverse_kl"
+    )
+    f_alpha_divergence_coef: float = 0.5
+    reference_free: bool = False
+    rpo_alpha: NonNegativeFloat = 0.0
+    discopop_tau: PositiveFloat = 0.05
+    simpo_gamma: NonNegativeFloat = 0.5
+    desirable_weight: PositiveFloat = 1.0
+    undesirable_weight: PositiveFloat = 1.0
+    router_aux_loss_coef: NonNegativeFloat = 0.0
+    reference_kind: Literal["role", "precomputed", "adapter_off"] = "role"
+    policy: LearnerConfig
+    reference: ReferenceConfig = ReferenceConfig()
+    placement: DpoPlacementConfig = DpoPlacementConfig()
+
+    @model_validator(mode="after")
+    def _model_is_named(self) -> DpoConfig:
+        if not self.policy.model.path:
+            raise ValueError("policy.model.path must name a model")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> DpoConfig:
+        names = self.loss_type
+        if not names:
+            raise ValueError("loss_type must name at least one loss")
+        if self.loss_weights and len(self.loss_weights) != len(names):
+            raise ValueError(
+                f"loss_weights must have one entry for each of {len(names)} losses, "
+                f"got {len(self.loss_weights)}"
+            )
+        if "kto" in names and len(names) > 1:
+            raise ValueError("kto learns from single answers: it cannot be mixed with pair losses")
+        if "exo_pair" in names and not self.label_smoothing:
+            raise ValueError("exo_pair needs label_smoothing above 0: its target has the log of it")
+        return self
+
+    @model_validator(mode="after")
+    def _reference_fits(self) -> DpoConfig:
+        if self.reference_kind == "adapter_off" and not self.policy.model.lora.rank:
+            raise ValueError(
+                "reference_kind adapter_off needs policy.model.lora.rank above 0: without an "
+                "adapter the policy is all there is"
+            )
+        if self.policy.model.lora.dropout:
+            raise ValueError(
+                "policy.model.lora.dropout must be 0: policy and reference must differ by "
+                "training alone"
+            )
+        return self
+
+    @property
+    def weighted_losses(self) -> dict[str, float]:
+        """Weight of each loss by name, `rpo_alpha` included."""
+        weights = self.loss_weights or [1.0] * len(self.loss_type)
+        losses: dict[str, float] = {}
+        for name, weight in [*zip(self.loss_type, weights, strict=True), ("sft", self.rpo_alpha)]:
+            if weight:
+                losses[name] = losses.get(name, 0.0) + weight
+        return losses
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether any loss compares with a reference model."""
+        return not self.reference_free and bool(set(self.weighted_losses) - REFERENCE_FREE_LOSSES)
+
+    @property
+    def uses_reference_role(self) -> bool:
+        """Whether the reference lives on a group of its own."""
+        return self.uses_reference and self.reference_kind != "adapter_off"
