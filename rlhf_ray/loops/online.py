@@ -22,6 +22,7 @@ from rlhf_ray.loops.kl_control import kl_controller
 from rlhf_ray.loops.report import rollout_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import Metrics, Ref, Roles, RolloutBatch
 from rlhf_ray.types import Prompt
 
@@ -174,7 +175,7 @@ class OnlineLoop:
             result = await self.evaluation.run(self.roles)
         if not result.metrics:
             return {}
-        self.log.table(step, "samples", TABLE_COLUMNS, result.rows)
+        self.log.table(Table(step=step, name="samples", columns=TABLE_COLUMNS, rows=result.rows))
         return result.metrics | {"time/evaluate": timed.seconds}
 
     async def _save(self, step: int) -> Metrics:
