@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from actors.pool import Pool
 from actors.reference import ReferenceGroup, ReferenceRank
@@ -16,6 +18,7 @@ from rlhf_ray.loops.referenced import Row, precomputed, referenced, without_refe
 from rlhf_ray.loops.supervised import Prepare
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import Evaluated
+from rlhf_ray.specs import ReferenceSpec
 from rlhf_ray.types import LabelledAnswer, Referenced
 
 
@@ -62,7 +65,12 @@ async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
     if config.reference_kind == "role":
         return partial(referenced, answer_logps=reference.answer_logps)
     rows = [*data.rows, *data.eval_rows]
-    known = await precomputed(rows, reference.answer_logps, _cache(config), model=model_id(model))
+    known = await precomputed(
+        rows,
+        reference.answer_logps,
+        Path(config.run_dir) / "reference",
+        model=f"{model.path}@{model.revision}",
+    )
     await actors.call("unload", timeout_s=config.timeouts.start_s)
     by_row = {id(row): found for row, found in zip(rows, known, strict=True)}
 
