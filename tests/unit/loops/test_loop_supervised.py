@@ -239,7 +239,8 @@ async def test_held_out_rows_are_completed_once_and_shown_after_each_evaluation(
     reference = Reference(policy)
 
     async def show(step, rows, evaluated):
-        cells = [(row.example_id, outcome[0]) for row, outcome in zip(rows, evaluated.outcomes_B)]
+        outcomes = [outcome[0] for outcome in evaluated.outcomes_B]
+        cells = list(zip([row.example_id for row in rows], outcomes, strict=True))
         return [Table(step=step, name="pairs", columns=("row", "reward"), rows=cells)]
 
     config = make_config(tmp_path, eval={"every": 2})
