@@ -24,12 +24,14 @@ async def train(config: SampleConfig, data: OnlineData, pool: Pool) -> None:
         ConfigError: The pool or a model does not fit the configuration.
         RunError: A role failed.
     """
+    from rlhf_ray.loops.evaluation import Evaluation
     from rlhf_ray.loops.sampling import SampleLoop
     from rlhf_ray.metrics import open_metrics
 
     roles = await start_roles(config, data, pool)
     with open_metrics(config, job="sample") as log:
-        await SampleLoop(config, roles, data.prompts, log).run()
+        evaluation = Evaluation(config, data.eval_prompts)
+        await SampleLoop(config, roles, data.prompts, evaluation, log).run()
 
 
 if __name__ == "__main__":

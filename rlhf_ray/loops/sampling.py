@@ -13,6 +13,7 @@ from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
+from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.report import sample_metrics
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Roles
@@ -33,10 +34,15 @@ class SampleLoop:
     """Draws prompts, has them answered and judged, and writes what came of it."""
 
     def __init__(
-        self, config: SampleConfig, roles: Roles, prompts: Sequence[Prompt], log: MetricsLog
+        self,
+        config: SampleConfig,
+        roles: Roles,
+        prompts: Sequence[Prompt],
+        evaluation: Evaluation,
+        log: MetricsLog,
     ) -> None:
         """Put the parts together; `run` starts them."""
-        self.config, self.roles, self.log = config, roles, log
+        self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
         self.order = ResumableOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.collector = Collector(
             config, prompts, self.order, engine=roles.rollout, reward=roles.reward
@@ -44,9 +50,13 @@ class SampleLoop:
         self.written = Written()
 
     async def run(self) -> None:
-        """All batches; the files appear when the last one is done."""
+        """Judge the policy on held-out prompts, then sample; the files appear at the end."""
         await self.roles.rollout.wake_up()
         await self.roles.policy.publish(0)
+        judged = await self.evaluation.run(self.roles, 0)
+        if judged.table is not None:
+            self.log.table(judged.table)
+        self.log.log(0, judged.metrics)
         for step in range(1, self.config.total_steps + 1):
             clock = StepClock()
             with clock.phase("generate"):

@@ -8,6 +8,7 @@ import pytest
 from fakes import Company, Recorder, make_prompts
 
 from rlhf_ray.config.sample import SampleConfig
+from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.sampling import SampleLoop, pairs_of
 from rlhf_ray.metrics import MetricsLog
 
@@ -48,7 +49,9 @@ async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
         Company(config, lambda prompt, sample: sample * (prompt != "p3")),
         Recorder(),
     )
-    loop = SampleLoop(config, company.roles(value=False), make_prompts(6), MetricsLog([recorder]))
+    evaluation = Evaluation(config, make_prompts(2))
+    roles = company.roles(value=False)
+    loop = SampleLoop(config, roles, make_prompts(6), evaluation, MetricsLog([recorder]))
     await loop.run()
 
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
@@ -60,4 +63,5 @@ async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
     # The engine must sample from this job's weights, not from those it was started with.
     assert company.calls[:2] == ["rollout.wake_up", "policy.publish@0"]
     assert "policy.update" not in company.calls
+    assert recorder.steps[0]["eval/reward_mean"] == 0.0  # one sample each, the first
     assert recorder.steps[2]["rollout/zero_spread_share"] == 0.5
