@@ -83,7 +83,7 @@ async def test_held_out_prompts_are_scored_before_every_few_and_after(tmp_path):
     assert [table.step for table in recorder.tables] == [0, 2, 4, 5]
     assert len(recorder.tables[0].rows) == 2
     # The same seeds each time, so that evaluations compare.
-    asked = [r for r in company.requests if r.max_new_tokens == 4]
+    asked = [r for r in company.requests if r.temperature == 0]
     assert len({r.seeds_G for r in asked if r.prompt.prompt_id == "p0"}) == 1
 
 
