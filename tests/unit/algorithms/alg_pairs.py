@@ -25,6 +25,7 @@ LABELLED_PARAMS = LabelledParams(
     undesirable_weight=oracles.UNDESIRABLE_WEIGHT,
 )
 PAIR_TENSORS = [field.name for field in fields(PairInputs) if field.name.endswith("_B")]
+ORACLE_NAMES = [name.replace("_logps_B", "").replace("_lens_B", "_len") for name in PAIR_TENSORS]
 TRAINED = ["chosen_logps_B", "rejected_logps_B"]
 
 
@@ -60,15 +61,17 @@ def with_leaves(inputs: PairInputs) -> PairInputs:
     return replace(inputs, **leaves)
 
 
+def gradient_of(leaf: Tensor) -> Tensor:
+    """Zeros where the loss does not depend on the leaf."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
 def as_oracle_pairs(inputs: PairInputs) -> list[oracles.Pair]:
     columns = [getattr(inputs, name).tolist() for name in PAIR_TENSORS]
     return [
-        oracles.Pair(**dict(zip(_ORACLE_NAMES, row, strict=True)))
+        oracles.Pair(**dict(zip(ORACLE_NAMES, row, strict=True)))
         for row in zip(*columns, strict=True)
     ]
-
-
-_ORACLE_NAMES = [name.replace("_logps_B", "").replace("_lens_B", "_len") for name in PAIR_TENSORS]
 
 
 def make_labelled(num_answers: int, seed: int) -> LabelledInputs:

@@ -12,6 +12,7 @@ from alg_pairs import (
     PAIR_PARAMS,
     TRAINED,
     as_oracle_pairs,
+    gradient_of,
     make_labelled,
     make_pairs,
     pick,
@@ -40,11 +41,7 @@ def step_loss(
     inputs = with_leaves(inputs)
     loss = PAIR_LOSSES[name](inputs, params).sum() / inputs.num_pairs
     loss.backward()
-    return loss.item(), [_gradient(getattr(inputs, name)) for name in TRAINED]
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    return loss.item(), [gradient_of(getattr(inputs, name)) for name in TRAINED]
 
 
 def test_configuration_and_registry_have_the_same_names() -> None:

@@ -5,6 +5,7 @@ scores of the test. Of TRL's ORPO and CPO trainers (SimPO), `odds_ratio_loss` an
 called. What only older TRL has (label smoothing in `sigmoid`) is left to the oracles.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from alg_pairs import (
     LABELLED_PARAMS,
     PAIR_PARAMS,
     TRAINED,
+    gradient_of,
     make_labelled,
     make_pairs,
     make_rankings,
@@ -24,6 +26,7 @@ from alg_pairs import (
 )
 from torch import Tensor
 
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 trl = pytest.importorskip("trl", minversion="1.16.0")
 
 from trl.experimental.cpo.cpo_trainer import CPOTrainer  # noqa: E402
@@ -54,7 +57,10 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 CLOSE_FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}
 NOT_IN_DPO_TRAINER = {"simpo", "orpo"}
 ACCELERATOR = SimpleNamespace(
-    device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x
+    parallelism_config=None,
+    device=torch.device("cpu"),
+    gather=lambda x: x,
+    gather_for_metrics=lambda x: x,
 )
 
 
@@ -139,9 +145,9 @@ def with_gradients(
     inputs = with_leaves(inputs)
     value = loss(inputs)
     value.backward()
-    grads = [getattr(inputs, name).grad for name in TRAINED]
-    assert grads[0].abs().max() > 1e-3, "without a gradient the comparison would prove nothing"
-    return value.detach(), [torch.tensor(0.0) if grad is None else grad for grad in grads]
+    gradients = [gradient_of(getattr(inputs, name)) for name in TRAINED]
+    assert gradients[0].abs().max() > 1e-3, "without a gradient the comparison would prove nothing"
+    return value.detach(), gradients
 
 
 def trl_params(name: str) -> PairParams:
@@ -288,3 +294,24 @@ def test_reward_loss(with_margin: bool, coefficient: float | None) -> None:
     assert metrics["accuracy"] == pytest.approx(trl_metrics["accuracy"], rel=1e-6)
     assert metrics["margin"] == pytest.approx(trl_metrics["margin"], rel=1e-9)
     assert metrics["reward_mean"] == pytest.approx(trl_metrics["mean_reward"], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(SFT_LOSSES))
+def test_sft_loss(name: str) -> None:
+    lens_B = torch.tensor([3, 1, 6])
+    output, completion_mask = model_output(torch.tensor([-4.0, -0.5, -9.0]).double(), lens_B)
+    output.label_mask = completion_mask[:, 1:]
+    trainer = trainer_of(
+        SFTTrainer,
+        compute_loss_func=None,
+        label_smoother=None,
+        args=SimpleNamespace(loss_type=name, average_tokens_across_devices=False),
+    )
+    is_trained = output.label_mask.bool()
+    logprobs_T = output.log_probs[is_trained].requires_grad_()
+    output.log_probs = output.log_probs.clone().requires_grad_()
+    ours = SFT_LOSSES[name](logprobs_T).mean()
+    theirs = trainer.compute_loss(_answering(output), {"labels": completion_mask})
+    (got,) = torch.autograd.grad(ours, logprobs_T)
+    (want,) = torch.autograd.grad(theirs, output.log_probs)
+    torch.testing.assert_close((ours, got), (theirs, want[is_trained]), **CLOSE)
