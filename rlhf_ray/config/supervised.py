@@ -232,7 +232,7 @@ class DpoConfig(SupervisedConfig):
         unscored = sorted(set(self.weighted_losses) - SCORED_LOSSES - {"sft"})
         if self.f_divergence_type != "reverse_kl" and unscored:
             raise ValueError(
-                f"f_divergence_type must be reverse_kl for {', '.join(unscored)}, which ignores it, "
+                f"f_divergence_type must be reverse_kl for {', '.join(unscored)}, which ignore it, "
                 f"got {self.f_divergence_type}"
             )
         if "exo_pair" in names and not self.label_smoothing:
