@@ -45,9 +45,9 @@ class RewardRank(Rank):
         self.remote = RemoteScorer(reward.remote) if reward.remote.url else None
         self.model: Any = None
         if reward.model.path:
-            from rlhf_ray.models.reward import RewardModel
+            from rlhf_ray.models.reward_scorer import RewardScorer
 
-            self.model = RewardModel(reward.model, device=self.device)
+            self.model = RewardScorer(reward.model, device=self.device)
 
     def score_with_model(self, batch: RolloutBatch, rows: Sequence[int]) -> list[float]:
         """The model's scores of some rows."""
