@@ -22,10 +22,18 @@ from rlhf_ray.config.help import help_text, summary_of
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.preflight import preflight
-from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.sample import SampleConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.errors import ConfigError, RlhfRayError
 
-JOBS: Mapping[str, type[JobConfig]] = {"sft": SftConfig, "ppo": PpoConfig, "grpo": GrpoConfig}
+JOBS: Mapping[str, type[JobConfig]] = {
+    "sft": SftConfig,
+    "rm": RmConfig,
+    "dpo": DpoConfig,
+    "ppo": PpoConfig,
+    "grpo": GrpoConfig,
+    "sample": SampleConfig,
+}
 
 EXIT_RUN, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 

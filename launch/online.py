@@ -57,13 +57,7 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
     )
     roles = await start_roles(config, data, pool)
     logger.info("all roles are ready after %.0f s", time.monotonic() - started_s)
-    evaluation = Evaluation(
-        data.eval_prompts,
-        temperature=config.eval.temperature,
-        max_new_tokens=config.rollout.max_new_tokens,
-        table_rows=config.eval.table_rows,
-        seed=config.seed,
-    )
+    evaluation = Evaluation(config, data.eval_prompts)
     with open_metrics(
         config, job=job, resumed_step=None if checkpoint is None else checkpoint.step
     ) as log:

@@ -80,6 +80,17 @@ class ModelConfig(Config):
     trust_remote_code: bool = False
     lora: LoraConfig = LoraConfig()
 
+    def or_from(self, other: ModelConfig) -> ModelConfig:
+        """This model; where it names none, the one that `other` starts from."""
+        if self.path:
+            return self
+        start = {
+            "path": other.path,
+            "revision": other.revision,
+            "trust_remote_code": other.trust_remote_code,
+        }
+        return self.model_copy(update=start)
+
 
 class OptimConfig(Config):
     """AdamW (arXiv 1711.05101) and its schedule; all counts are optimiser steps."""
@@ -250,6 +261,11 @@ class DataConfig(SourceConfig):
     workers: NonNegativeInt = 0
     cache: bool = True
     shuffle: bool = True
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it says where rows are."""
+        return bool(self.path or self.sources)
 
     @model_validator(mode="after")
     def _one_way_to_name_the_data(self) -> DataConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -42,6 +43,9 @@ class SupervisedConfig(JobConfig):
         max_length: Most tokens of a sequence; 0 for the model's context.
     """
 
+    job: ClassVar[str]
+    trained_role: ClassVar[str] = "policy"
+
     batch_size: PositiveInt = 32
     epochs: NonNegativeFloat = 0.0
     max_length: NonNegativeInt = 0
@@ -50,9 +54,38 @@ class SupervisedConfig(JobConfig):
 
     @model_validator(mode="after")
     def _data_is_named(self) -> SupervisedConfig:
-        if not (self.data.path or self.data.sources):
+        if not self.data.is_named:
             raise ValueError("data.path must name a data set")
         return self
+
+    @model_validator(mode="after")
+    def _model_is_named(self) -> SupervisedConfig:
+        if not self.learner.model.path:
+            raise ValueError(f"{self.trained_role}.model.path must name a model")
+        return self
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """Of the role that is trained."""
+        learner: LearnerConfig = getattr(self, self.trained_role)
+        return learner
+
+    @property
+    def num_ranks(self) -> int:
+        """Of the role that is trained."""
+        return self.groups[self.trained_role].ranks
+
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The group of each role that the job uses."""
+        raise NotImplementedError
+
+    def for_rows(self, num_rows: int) -> Self:
+        """The same with `total_steps` resolved from `epochs`, where those are given."""
+        if not self.epochs:
+            return self
+        steps = math.ceil(self.epochs * num_rows / self.batch_size)
+        return self.model_copy(update={"total_steps": steps})
 
 
 class PolicyPlacementConfig(Config):
@@ -75,16 +108,17 @@ class SftConfig(SupervisedConfig):
             (https://arxiv.org/abs/2508.05629).
     """
 
+    job = "sft"
+
     loss_type: Literal["nll", "dft"] = "nll"
     policy: LearnerConfig
     placement: PolicyPlacementConfig = PolicyPlacementConfig()
     eval: SftEvalConfig = SftEvalConfig()
 
-    @model_validator(mode="after")
-    def _model_is_named(self) -> SftConfig:
-        if not self.policy.model.path:
-            raise ValueError("policy.model.path must name a model")
-        return self
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The policy alone."""
+        return {"policy": self.placement.policy}
 
 
 class RmPlacementConfig(Config):
@@ -112,6 +146,9 @@ class RmConfig(SupervisedConfig):
         reference_rows: Most rows of them.
     """
 
+    job = "rm"
+    trained_role = "reward"
+
     loss_type: Literal["bradley_terry", "logexp", "plackett_luce"] = "bradley_terry"
     use_margin: bool = True
     center_rewards_coefficient: NonNegativeFloat = 0.0
@@ -122,11 +159,10 @@ class RmConfig(SupervisedConfig):
     reward: LearnerConfig
     placement: RmPlacementConfig = RmPlacementConfig()
 
-    @model_validator(mode="after")
-    def _model_is_named(self) -> RmConfig:
-        if not self.reward.model.path:
-            raise ValueError("reward.model.path must name a model")
-        return self
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The reward role alone."""
+        return {"reward": self.placement.reward}
 
 
 class DpoPlacementConfig(Config):
@@ -157,6 +193,8 @@ class DpoConfig(SupervisedConfig):
             without its LoRA adapter.
     """
 
+    job = "dpo"
+
     loss_type: list[PairLoss] = ["sigmoid"]
     loss_weights: list[float] = []
     beta: PositiveFloat = 0.1
@@ -176,12 +214,6 @@ class DpoConfig(SupervisedConfig):
     policy: LearnerConfig
     reference: ReferenceConfig = ReferenceConfig()
     placement: DpoPlacementConfig = DpoPlacementConfig()
-
-    @model_validator(mode="after")
-    def _model_is_named(self) -> DpoConfig:
-        if not self.policy.model.path:
-            raise ValueError("policy.model.path must name a model")
-        return self
 
     @model_validator(mode="after")
     def _losses_fit(self) -> DpoConfig:
@@ -212,6 +244,14 @@ class DpoConfig(SupervisedConfig):
                 "training alone"
             )
         return self
+
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The policy, and the reference where it is a role."""
+        groups = {"policy": self.placement.policy}
+        if self.uses_reference_role:
+            groups["reference"] = self.placement.reference
+        return groups
 
     @property
     def weighted_losses(self) -> dict[str, float]:

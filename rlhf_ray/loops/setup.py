@@ -6,21 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 
 
-def setup_of(config: OnlineConfig | SftConfig) -> dict[str, Any]:
+def setup_of(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
     """Keys and values that a checkpoint depends on."""
+    role = "policy" if isinstance(config, OnlineConfig) else config.trained_role
+    learner: LearnerConfig = getattr(config, role)
     setup: dict[str, Any] = {
         "seed": config.seed,
         "data.path": config.data.path,
-        "policy.model.path": config.policy.model.path,
-        "policy.model.lora.rank": config.policy.model.lora.rank,
-        "policy.zero.stage": config.policy.zero.stage,
-        "placement.policy.ranks": config.placement.policy.ranks,
+        "data.sources": [source.path for source in config.data.sources],
+        f"{role}.model.path": learner.model.path,
+        f"{role}.model.lora.rank": learner.model.lora.rank,
+        f"{role}.zero.stage": learner.zero.stage,
+        f"placement.{role}.ranks": getattr(config.placement, role).ranks,
     }
     if isinstance(config, OnlineConfig) and config.uses_value:
         setup["value.zero.stage"] = config.value.zero.stage
@@ -28,7 +32,7 @@ def setup_of(config: OnlineConfig | SftConfig) -> dict[str, Any]:
     return setup
 
 
-def checkpoint_to_resume(config: OnlineConfig | SftConfig) -> Checkpoint | None:
+def checkpoint_to_resume(config: OnlineConfig | SupervisedConfig) -> Checkpoint | None:
     """The newest whole checkpoint of `run_dir` where `resume` is `auto` and there is one.
 
     Raises:
@@ -42,7 +46,7 @@ def checkpoint_to_resume(config: OnlineConfig | SftConfig) -> Checkpoint | None:
     return found
 
 
-def _compare(config: OnlineConfig | SftConfig, saved: Mapping[str, Any]) -> None:
+def _compare(config: OnlineConfig | SupervisedConfig, saved: Mapping[str, Any]) -> None:
     now = setup_of(config)
     changed = [
         f"{key} was {saved.get(key)!r}, is {now.get(key)!r}"
