@@ -51,10 +51,12 @@ class PolicyRank(HostingRank):
         return [by_row[row] for row in range(len(rollouts))]
 
     def continuations(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int
-    ) -> list[tuple[int, ...]]:
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_id: int
+    ) -> list[list[int]]:
         """What the model writes after each prompt, greedily."""
-        written: list[tuple[int, ...]] = self.learner.continuations(prompts, max_new_tokens)
+        written: list[list[int]] = self.learner.continuations(
+            prompts, max_new_tokens=max_new_tokens, end_ids=[end_id]
+        )
         return written
 
     def hardware(self) -> Hardware:

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models import attention
-from rlhf_ray.models.memory import pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedMo
         keywords["quantization_config"] = _quantization(config, keywords["dtype"])
         keywords["device_map"] = {"": device}
     try:
-        model = pretrained(AutoModelForCausalLM, config.path, **keywords)
+        model = AutoModelForCausalLM.from_pretrained(config.path, **keywords)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
             f"cannot load a causal language model from {config.path!r}: {error}"

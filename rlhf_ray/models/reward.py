@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +12,6 @@ from rlhf_ray.config.online import RewardModelConfig
 from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.load import resolve_dtype
-from rlhf_ray.models.memory import pretrained
 from rlhf_ray.types import Rollout
 
 
@@ -24,15 +22,8 @@ class RewardModel:
     prompt and completion as they stand. Its tokenizer may have nothing to do with the policy's.
     """
 
-    def __init__(
-        self, config: RewardModelConfig, *, device: torch.device, trained: Any = None
-    ) -> None:
+    def __init__(self, config: RewardModelConfig, *, device: torch.device) -> None:
         """Load model and tokenizer.
-
-        Args:
-            config: Where from and how.
-            device: Of the model.
-            trained: The module itself, where this process has just trained it; else it is loaded.
 
         Raises:
             ConfigError: It cannot be loaded, was never trained to score, or has no logit
@@ -45,23 +36,10 @@ class RewardModel:
             trust_remote_code=config.trust_remote_code,
         )
         self.tokenizer.padding_side = "right"
-        model = self._load() if trained is None else trained
-        if config.label >= model.config.num_labels:
-            raise ConfigError(
-                f"reward.model.label must be below the model's {model.config.num_labels} labels, "
-                f"got {config.label}"
-            )
-        # A decoder finds its last real token by the padding id.
-        model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.model = model.to(device).eval()
-
-    def _load(self) -> Any:
-        config = self.config
         try:
-            model, loaded = pretrained(
-                AutoModelForSequenceClassification,
+            model, loaded = AutoModelForSequenceClassification.from_pretrained(
                 config.path,
-                dtype=resolve_dtype(config.dtype, self.device),
+                dtype=resolve_dtype(config.dtype, device),
                 trust_remote_code=config.trust_remote_code,
                 output_loading_info=True,
             )
@@ -74,7 +52,14 @@ class RewardModel:
                 f"{config.path!r} is no reward model: it lacks the weights "
                 f"{', '.join(sorted(loaded['missing_keys']))}"
             )
-        return model
+        if config.label >= model.config.num_labels:
+            raise ConfigError(
+                f"reward.model.label must be below the model's {model.config.num_labels} labels, "
+                f"got {config.label}"
+            )
+        # A decoder finds its last real token by the padding id.
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model = model.to(device).eval()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float]:
         """One score a rollout, in order; micro-batches by the token budget, longest first."""
