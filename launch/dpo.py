@@ -49,7 +49,7 @@ async def train(config: DpoConfig, data: DpoData, pool: Pool) -> None:
         return [table(step, shown, evaluated.outcomes_B[: len(shown)], tokenizer)]
 
     await run_loop(config, policy, data.rows, data.eval_rows, prepare=prepare, show=show)
-    await pool.finish(config, policy, data.tokenizer_path)
+    await pool.finish(config, "policy", data.tokenizer_path)
 
 
 async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
@@ -60,7 +60,7 @@ async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
     model = config.reference.model.or_from(config.policy.model)
     settings = config.reference.model_copy(update={"model": model})
     spec = ReferenceSpec(reference=settings, temperature=1.0)
-    await actors.call("load", spec, timeout_s=config.timeouts.start_s)
+    await pool.load("reference", spec, path=model.path)
     reference = ReferenceGroup(actors, settings, config.timeouts)
     if config.reference_kind == "role":
         return partial(referenced, answer_logps=reference.answer_logps)
@@ -71,7 +71,7 @@ async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
         Path(config.run_dir) / "reference",
         model=f"{model.path}@{model.revision}",
     )
-    await actors.call("unload", timeout_s=config.timeouts.start_s)
+    await pool.unload("reference")
     by_row = {id(row): found for row, found in zip(rows, known, strict=True)}
 
     async def look_up(wanted: Sequence[Row]) -> list[Referenced]:

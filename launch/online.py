@@ -49,7 +49,6 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
     from rlhf_ray.loops.setup import checkpoint_to_resume
     from rlhf_ray.metrics import open_metrics
 
-    run_dir = Path(config.run_dir)
     checkpoint = checkpoint_to_resume(config)
     started_s = time.monotonic()
     logger.info(
@@ -71,5 +70,4 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
             num_value_ranks=config.placement.value.ranks,
         )
         await loop.run(checkpoint)
-    if config.checkpoint.export:
-        await roles.policy.export(str(run_dir / "export"), data.tokenizer_path)
+    await pool.finish(config, "policy", data.tokenizer_path)

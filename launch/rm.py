@@ -57,7 +57,7 @@ async def train(config: RmConfig, data: RmData, pool: Pool) -> None:
         statistics.mean,
         statistics.std,
     )
-    await pool.finish(config, reward, data.tokenizer_path)
+    await pool.finish(config, "reward", data.tokenizer_path)
     write_statistics(Path(config.run_dir) / "export", statistics)
 
 

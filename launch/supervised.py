@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.policy import PolicyRank
 from actors.pool import Pool
-from actors.reward import RewardRank
 from actors.supervised import SupervisedGroup
+from launch.actor_start import RANKS
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.loops.supervised import Prepare, Show
 from rlhf_ray.specs import SupervisedSpec
-
-RANKS = {"policy": PolicyRank, "reward": RewardRank}
 
 
 async def start_learner(config: SupervisedConfig, pool: Pool) -> SupervisedGroup:
@@ -32,7 +29,7 @@ async def start_learner(config: SupervisedConfig, pool: Pool) -> SupervisedGroup
         total_steps=config.total_steps,
         replay_folder=str(Path(config.run_dir) / "skipped"),
     )
-    await actors.call("load", spec, timeout_s=config.timeouts.start_s)
+    await pool.load(role, spec, path=config.learner.model.path)
     return SupervisedGroup(actors, config.learner, config.timeouts)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
-from rlhf_ray.config.online import AlgorithmConfig, ShapingConfig
+from rlhf_ray.config.online import AlgorithmConfig, RewardConfig, ShapingConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 
 
@@ -50,6 +50,14 @@ class ReferenceSpec:
 
     reference: ReferenceConfig
     temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    """What scores; a function or remote scorer has `timeout_s` for a batch."""
+
+    reward: RewardConfig
+    timeout_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,20 +29,27 @@ def export_model(lm: Any, folder: Path, tokenizer_path: str, *, write: bool) -> 
     if not write:
         return
     from huggingface_hub import save_torch_state_dict
-    from transformers import AutoTokenizer
 
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    base = base_of(lm)
     save_torch_state_dict(weights, aside, max_shard_size="5GB")
+    export_description(lm, aside, tokenizer_path)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def export_description(lm: Any, folder: Path, tokenizer_path: str) -> None:
+    """Write all but the weights: configuration and tokenizer."""
+    from transformers import AutoTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    base = base_of(lm)
     config = copy.deepcopy(base.config)
     if hasattr(config, "quantization_config"):
         # What is written is dequantized.
         del config.quantization_config
-    config.save_pretrained(aside)
-    if base.generation_config is not None:
-        base.generation_config.save_pretrained(aside)
-    AutoTokenizer.from_pretrained(tokenizer_path).save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    config.save_pretrained(folder)
+    if getattr(base, "generation_config", None) is not None:
+        base.generation_config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer_path).save_pretrained(folder)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.pool import ActorSet, Pool
+from actors.actor_set import ActorSet
+from actors.pool import Pool
 from launch import online
 from launch.online_roles import start_roles
 from launch.run_folder import run_folder
