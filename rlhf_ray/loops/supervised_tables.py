@@ -103,12 +103,12 @@ def continuation_table(
     )
 
 
-def prompts_of(examples: Sequence[SftExample]) -> list[IntArray]:
+def prompts_of(examples: Sequence[SftExample]) -> list[list[int]]:
     """What stands before the first trained token; of a text that is trained whole, its first half.
 
     A prompt has at least one token, because a model continues something.
     """
-    return [example.token_ids_T[: _prompt_len(example)] for example in examples]
+    return [example.token_ids_T[: _prompt_len(example)].tolist() for example in examples]
 
 
 def _prompt_len(example: SftExample) -> int:
