@@ -1,0 +1,151 @@
+"""The sizes of a model from its `config.json`, without transformers or torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_ray.errors import ConfigError
+
+Head = Literal["lm", "value", "score"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """A layer's product with a matrix of its own, what adapters and quantization work on."""
+
+    inputs: int
+    outputs: int
+    bias: bool = False
+
+    @property
+    def num_weights(self) -> int:
+        """Of the matrix alone."""
+        return self.inputs * self.outputs
+
+    @property
+    def num_parameters(self) -> int:
+        """Bias included."""
+        return self.num_weights + self.outputs * self.bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One transformer layer.
+
+    Attributes:
+        linears: Its matrices. Experts are none: transformers keeps those of a layer in one tensor,
+            which neither adapters nor bitsandbytes touch.
+        num_other: Norms, and the experts.
+    """
+
+    linears: tuple[Linear, ...]
+    num_other: int
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole layer."""
+        return sum(linear.num_parameters for linear in self.linears) + self.num_other
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """The sizes that memory follows from.
+
+    Attributes:
+        layers: From the first to the last.
+        outer_linears: Matrices beside the layers, the head left out.
+        num_embedding: Token, position and type embeddings.
+        num_other: What remains: final norms, and the like.
+        lm_head: None where it is the embedding, or where there is none.
+        score_head: Parameters of a classifier with one label; 0 where it has no such head.
+        num_heads: Query heads of a layer.
+        num_kv_heads: Key and value heads of a layer.
+        ffn: Inner width that one token passes through, those of its experts added.
+        is_gated: Whether the inner width is computed twice and multiplied.
+        kv_width: Numbers that the cache keeps of a token and layer.
+        context_tokens: The longest sequence; 0 where not stated.
+    """
+
+    model_type: str
+    hidden: int
+    vocabulary: int
+    layers: tuple[Layer, ...]
+    outer_linears: tuple[Linear, ...] = ()
+    num_embedding: int
+    num_other: int
+    lm_head: Linear | None
+    score_head: int = 0
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn: int
+    is_gated: bool
+    kv_width: int
+    context_tokens: int
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """All matrices that adapters can be put on."""
+        inside = tuple(linear for layer in self.layers for linear in layer.linears)
+        return (*self.outer_linears, *inside)
+
+    @property
+    def num_body(self) -> int:
+        """Parameters without any head."""
+        outer = sum(linear.num_parameters for linear in self.outer_linears)
+        layers = sum(layer.num_parameters for layer in self.layers)
+        return self.num_embedding + self.num_other + outer + layers
+
+    def num_parameters(self, head: Head) -> int:
+        """Parameters with a head."""
+        return self.num_body + self.num_head(head)
+
+    def num_head(self, head: Head) -> int:
+        """Parameters that a head adds."""
+        match head:
+            case "lm":
+                return 0 if self.lm_head is None else self.lm_head.num_parameters
+            case "value":
+                return self.hidden + 1
+            case "score":
+                return self.score_head
+
+
+def read_shape(path: Path) -> ModelShape:
+    """The shape of the model in a folder, or of a `config.json` by itself.
+
+    Raises:
+        ConfigError: Unreadable, or of a family that is not known here.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {str(file)!r}: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{str(file)!r} must hold a model's configuration, got no mapping")
+    try:
+        return shape_of(config)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise ConfigError(f"{str(file)!r} lacks or misstates a size: {error}") from error
+
+
+def shape_of(config: Mapping[str, Any]) -> ModelShape:
+    """The shape that a configuration describes.
+
+    Raises:
+        ConfigError: A family that is not known here.
+        KeyError: A size that its family needs is missing.
+    """
+    from rlhf_ray.planning.families import FAMILIES
+
+    name = str(config.get("model_type", ""))
+    if name not in FAMILIES:
+        raise ConfigError(
+            f"cannot plan for models of type {name!r}; known are {', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[name](config)

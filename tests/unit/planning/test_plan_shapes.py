@@ -1,0 +1,185 @@
+"""Parameter counts from `config.json` alone equal those of transformers' own modules."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.planning.families import FAMILIES
+from rlhf_ray.planning.model_shape import read_shape, shape_of
+
+SIZES = {
+    "vocab_size": 301,
+    "hidden_size": 48,
+    "intermediate_size": 76,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 70,
+    "pad_token_id": 0,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+GPT2 = {"vocab_size": 301, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 70}
+EXPERTS = {
+    **GROUPED,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "head_dim": 12,
+}
+
+CAUSAL = [
+    ("llama", GROUPED),
+    ("llama", {**GROUPED, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    ("llama", {**SIZES, "head_dim": 32}),
+    ("mistral", GROUPED),
+    ("mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    ("smollm3", GROUPED),
+    ("granite", GROUPED),
+    ("qwen2", GROUPED),
+    ("qwen2", {**GROUPED, "tie_word_embeddings": True}),
+    ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 28}),
+    (
+        "qwen2_moe",
+        {**EXPERTS, "shared_expert_intermediate_size": 28, "decoder_sparse_step": 2},
+    ),
+    ("qwen3", {**GROUPED, "head_dim": 32}),
+    ("qwen3_moe", {**EXPERTS, "mlp_only_layers": [1]}),
+    ("gemma", {**GROUPED, "head_dim": 16}),
+    ("gemma2", {**GROUPED, "head_dim": 16}),
+    ("gemma3_text", {**GROUPED, "head_dim": 16}),
+    ("phi3", GROUPED),
+    ("phi", SIZES),
+    ("olmo", GROUPED),
+    ("olmo2", GROUPED),
+    ("cohere", GROUPED),
+    ("cohere", {**GROUPED, "use_qk_norm": True}),
+    ("starcoder2", GROUPED),
+    ("stablelm", {**GROUPED, "use_qkv_bias": True}),
+    ("gpt2", GPT2),
+    ("gpt2", {**GPT2, "n_inner": 100, "tie_word_embeddings": False}),
+    ("gptj", {**GPT2, "rotary_dim": 4}),
+    (
+        "gpt_neo",
+        {
+            "vocab_size": 301,
+            "hidden_size": 48,
+            "num_layers": 2,
+            "num_heads": 4,
+            "max_position_embeddings": 70,
+            "attention_types": [[["global", "local"], 1]],
+        },
+    ),
+    ("gpt_neox", SIZES),
+    ("opt", {**SIZES, "ffn_dim": 90}),
+    ("opt", {**SIZES, "ffn_dim": 90, "word_embed_proj_dim": 24, "do_layer_norm_before": False}),
+    ("bloom", {"vocab_size": 301, "hidden_size": 48, "n_layer": 3, "n_head": 4}),
+]
+CLASSIFIERS = [
+    ("llama", GROUPED),
+    ("qwen2", GROUPED),
+    ("gpt2", GPT2),
+    ("opt", {**SIZES, "ffn_dim": 90, "word_embed_proj_dim": 24}),
+    ("bert", SIZES),
+    ("roberta", SIZES),
+    ("xlm-roberta", SIZES),
+    ("deberta-v2", SIZES),
+    (
+        "deberta-v2",
+        {
+            **SIZES,
+            "relative_attention": True,
+            "position_buckets": 16,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+    ),
+    (
+        "distilbert",
+        {
+            "vocab_size": 301,
+            "dim": 48,
+            "hidden_dim": 76,
+            "n_layers": 3,
+            "n_heads": 4,
+            "max_position_embeddings": 70,
+        },
+    ),
+    ("modernbert", SIZES),
+]
+
+
+def ids(case):
+    name, settings = case
+    return f"{name}-{len(settings)}-{sum(map(len, settings))}"
+
+
+def counted(auto, config):
+    import torch
+
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("written", ["whole", "diff"])
+@pytest.mark.parametrize("case", CAUSAL, ids=ids)
+def test_a_causal_model_has_as_many_parameters(case, written, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name, settings = case
+    config = AutoConfig.for_model(name, **settings)
+    # Published files leave out what equals transformers' own default.
+    config.to_json_file(tmp_path / "config.json", use_diff=written == "diff")
+    assert read_shape(tmp_path).num_parameters("lm") == counted(AutoModelForCausalLM, config)
+
+
+@pytest.mark.parametrize("case", CLASSIFIERS, ids=ids)
+def test_a_classifier_has_as_many_parameters(case, tmp_path):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    name, settings = case
+    config = AutoConfig.for_model(name, **settings, num_labels=1)
+    config.to_json_file(tmp_path / "config.json")
+    found = read_shape(tmp_path).num_parameters("score")
+    assert found == counted(AutoModelForSequenceClassification, config)
+
+
+def test_every_family_is_compared():
+    assert {name for name, _ in [*CAUSAL, *CLASSIFIERS]} == set(FAMILIES)
+
+
+def test_real_models_have_the_parameters_that_they_are_named_for():
+    llama = {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+    }
+    small = {**llama, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    large = {
+        **llama,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    }
+    assert shape_of(small).num_parameters("lm") == 8_030_261_248
+    assert shape_of(large).num_parameters("lm") == 70_553_706_496
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_shape(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(ConfigError, match="cannot plan for models of type 'mamba'; known are bert"):
+        read_shape(tmp_path)
+    file.write_text(json.dumps({"model_type": "llama", "vocab_size": 8}))
+    with pytest.raises(ConfigError, match="lacks or misstates a size: 'hidden_size'"):
+        read_shape(file)
