@@ -257,7 +257,7 @@ class OnlineConfig(JobConfig):
     def _policy_is_named(self) -> OnlineConfig:
         if not self.policy.model.path:
             raise ValueError("policy.model.path must name a model")
-        if not self.data.path:
+        if not self.data.is_named:
             raise ValueError("data.path must name a data set of prompts")
         return self
 

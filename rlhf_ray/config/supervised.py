@@ -50,7 +50,7 @@ class SupervisedConfig(JobConfig):
 
     @model_validator(mode="after")
     def _data_is_named(self) -> SupervisedConfig:
-        if not (self.data.path or self.data.sources):
+        if not self.data.is_named:
             raise ValueError("data.path must name a data set")
         return self
 
