@@ -14,9 +14,11 @@ import torch.distributed as dist
 
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import AlgorithmConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.learner.policy import PolicyLearner
+from rlhf_ray.learner.supervised import SupervisedLearner, supervised_learner
 from rlhf_ray.learner.value import ValueLearner
-from rlhf_ray.specs import PolicySpec, ValueSpec
+from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
 from rlhf_ray.types import Experience, Prompt, Rollout
 
 CPU = torch.device("cpu")
@@ -121,6 +123,29 @@ def make_value(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Call
             seed=0,
         )
         learners.append(ValueLearner(spec, device=CPU))
+        return learners[-1]
+
+    yield make
+    for learner in learners:
+        learner.close()
+
+
+@pytest.fixture
+def make_supervised(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> Iterator[Callable[..., SupervisedLearner]]:
+    """`make_supervised("dpo", job={"beta": 0.3}, zero={...})`: its learner on a tiny Llama."""
+    learners: list[SupervisedLearner] = []
+
+    def make(
+        name: str, *, path: Path | None = None, job: dict[str, Any] | None = None, **settings: Any
+    ) -> SupervisedLearner:
+        kind = {"sft": SftConfig, "rm": RmConfig, "dpo": DpoConfig}[name]
+        role = "reward" if name == "rm" else "policy"
+        config = learner_config(path or make_model("llama"), settings)
+        made = kind.model_validate({"data": {"path": "unused"}, role: config, **(job or {})})
+        spec = SupervisedSpec(job=made, total_steps=10, replay_folder=str(tmp_path / "skipped"))
+        learners.append(supervised_learner(spec, device=CPU))
         return learners[-1]
 
     yield make
