@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rlhf_ray.learner.weights import named_weights
+from rlhf_ray.models.classifier import is_packable
 from rlhf_ray.models.decoder import base_of
 
 
@@ -36,13 +37,18 @@ def export_model(lm: Any, folder: Path, tokenizer_path: str, *, write: bool) -> 
     aside.mkdir(parents=True)
     base = base_of(lm)
     save_torch_state_dict(weights, aside, max_shard_size="5GB")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
     config = copy.deepcopy(base.config)
+    config.architectures = [type(base).__name__]
     if hasattr(config, "quantization_config"):
         # What is written is dequantized.
         del config.quantization_config
-    config.save_pretrained(aside)
-    if base.generation_config is not None:
+    if base.can_generate():
         base.generation_config.save_pretrained(aside)
-    AutoTokenizer.from_pretrained(tokenizer_path).save_pretrained(aside)
+    elif is_packable(base) and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        # transformers reads a decoder's score at the last token that is not this one.
+        config.pad_token_id = tokenizer.pad_token_id
+    config.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
