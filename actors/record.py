@@ -115,6 +115,14 @@ class PoolRecord:
         return value
 
 
+def end_strangers(record: PoolRecord) -> None:
+    """End actors of the pool that it does not know: a job died before it could say so."""
+    known = {name for actors in record.state.sets.values() for name in actors.names} | {RECORD}
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        if entry["namespace"] == record.namespace and entry["name"] not in known:
+            ray.kill(ray.get_actor(entry["name"], namespace=record.namespace))
+
+
 def running_jobs() -> list[str]:
     """Ray's ids of the drivers that are alive, from the cluster's own table."""
     from ray._private.state import jobs  # the public list asks the dashboard, which may not run
