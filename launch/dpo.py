@@ -19,7 +19,7 @@ from rlhf_ray.loops.supervised import Prepare
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.specs import ReferenceSpec
-from rlhf_ray.types import LabelledAnswer, Referenced
+from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
 
 
 def run(config: DpoConfig) -> int:
@@ -45,8 +45,12 @@ async def train(config: DpoConfig, data: DpoData, pool: Pool) -> None:
 
     async def show(step: int, rows: Sequence[Row], evaluated: Evaluated) -> list[Table]:
         shown = rows[: config.eval.table_rows]
-        table = labelled_table if isinstance(shown[0], LabelledAnswer) else ranking_table
-        return [table(step, shown, evaluated.outcomes_B[: len(shown)], tokenizer)]
+        outcomes = evaluated.outcomes_B[: len(shown)]
+        labelled = [row for row in shown if isinstance(row, LabelledAnswer)]
+        if labelled:
+            return [labelled_table(step, labelled, outcomes, tokenizer)]
+        rankings = [row for row in shown if isinstance(row, Ranking)]
+        return [ranking_table(step, rankings, outcomes, tokenizer)]
 
     await run_loop(config, policy, data.rows, data.eval_rows, prepare=prepare, show=show)
     await pool.finish(config, "policy", data.tokenizer_path)
