@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,35 +81,27 @@ def _resolve(
     except ConfigError as error:
         return None, [Problem(path=("config",), message=str(error))]
     known = {stage.name: stage for stage in earlier}
-    references = list(_references(file.values))
-    problems = [*file.problems]
-    for path, reference in references:
-        fault = _fault(path, reference, given.job, known, [stage.name for stage in pipeline.stages])
-        if fault is not None:
-            problems.append(Problem(path=path, message=fault))
-    if problems:
-        return None, problems
-    models = {path: _stage_of(ref) for path, ref in references if _names_model(path)}
-    config, found = _validated(cls, file, {p: _place(p, r, known) for p, r in references})
-    rooted, _ = _validated(
-        cls,
-        file,
-        {
-            p: _root(known[_stage_of(r)]) if p in models else _place(p, r, known)
-            for p, r in references
-        },
-    )
+    references = _references(file.values)
+    names = [stage.name for stage in pipeline.stages]
+    faults = {path: _fault(path, ref, given.job, known, names) for path, ref in references.items()}
+    problems = [Problem(path=path, message=fault) for path, fault in faults.items() if fault]
+    if problems or file.problems:
+        return None, [*file.problems, *problems]
+    places = {path: _place(path, ref, known) for path, ref in references.items()}
+    models = {path: known[ref] for path, ref in references.items() if _names_model(path)}
+    config, found = _validated(cls, file, places)
+    roots = {path: _root(stage) for path, stage in models.items()}
+    rooted, _ = _validated(cls, file, places | roots)
     if config is None or rooted is None:
         return None, found
-    # What another stage will write is not there yet.
-    to_come = {path for path, _ in references} - models.keys()
+    to_come = _to_come(config, earlier)
     problems = [problem for problem in find_problems(rooted) if problem.path not in to_come]
     stage = Stage(
         name=given.name,
         job=given.job,
         config=config,
         rooted=rooted,
-        sources=frozenset(models.values()),
+        sources=frozenset(stage.name for stage in models.values()),
     )
     return stage, problems
 
@@ -135,24 +128,27 @@ def _values(given: StageConfig, pipeline: PipelineConfig, cls: type[JobConfig]) 
     return YamlFile(values=values, lines=lines, problems=file.problems)
 
 
-def _references(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Every `stage:...` below a value, with its key."""
-    if isinstance(value, str) and value.startswith(PREFIX):
-        yield path, value.removeprefix(PREFIX)
+def _texts(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Every text below a value, with its key."""
+    if isinstance(value, str):
+        yield path, value
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _references(item, (*path, str(key)))
+            yield from _texts(item, (*path, str(key)))
     if isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _references(item, (*path, str(index)))
+            yield from _texts(item, (*path, str(index)))
+
+
+def _references(values: Mapping[str, Any]) -> dict[KeyPath, str]:
+    """What stands behind `stage:`, by its key."""
+    return {
+        path: text.removeprefix(PREFIX) for path, text in _texts(values) if text.startswith(PREFIX)
+    }
 
 
 def _names_model(path: KeyPath) -> bool:
     return path[-2:] == ("model", "path")
-
-
-def _stage_of(reference: str) -> str:
-    return reference.partition("/")[0]
 
 
 def _fault(
@@ -196,6 +192,16 @@ def _root(stage: Stage) -> str:
     role = rooted.trained_role if isinstance(rooted, SupervisedConfig) else "policy"
     path: str = getattr(rooted, role).model.path
     return path
+
+
+def _to_come(config: JobConfig, earlier: Sequence[Stage]) -> set[KeyPath]:
+    """Keys that name files in earlier stages' folders, which are not there yet."""
+    folders = [stage.config.run_dir + os.sep for stage in earlier]
+    return {
+        path
+        for path, text in _texts(config.model_dump())
+        if any(os.path.abspath(text).startswith(folder) for folder in folders)
+    }
 
 
 def _validated(
