@@ -22,6 +22,7 @@ from rlhf_ray.config.base import LearnerConfig, ModelConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.job import OnlineData
 from rlhf_ray.models.identity import engine_identity
+from rlhf_ray.models.limits import context_length
 from rlhf_ray.roles import Roles
 from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, RewardSpec, ValueSpec
 
@@ -165,6 +166,15 @@ def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:
         timeout_s=config.timeouts.call_s,
         seed=config.seed,
     )
+
+
+def engine_ahead(config: OnlineConfig) -> EngineSpec:
+    """The same before the job's data are read."""
+    model = config.policy.model
+    context = config.rollout.max_model_len or context_length(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    return engine_spec(config, context_tokens=context)
 
 
 def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:

@@ -22,7 +22,7 @@ from actors.pool import Pool
 from launch import cli
 from launch.actor_start import import_libraries, start_actors
 from launch.cluster import connect, disconnect
-from launch.online_roles import engine_spec
+from launch.online_roles import engine_ahead
 from launch.open_pool import open_pool
 from launch.run_folder import STATUS, run_folder
 from launch.stage_table import print_table
@@ -91,17 +91,8 @@ async def _run(config: PipelineConfig, stages: Sequence[Stage], seconds: dict[st
 
 def first_engine(stages: Sequence[Stage]) -> EngineSpec | None:
     """What the engines start with, if any stage has them; its weights come with a publication."""
-    from rlhf_ray.models.limits import context_length
-
-    for stage in stages:
-        config = stage.rooted
-        if isinstance(config, OnlineConfig):
-            model = config.policy.model
-            context = config.rollout.max_model_len or context_length(
-                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-            )
-            return engine_spec(config, context_tokens=context)
-    return None
+    online = [stage.rooted for stage in stages if isinstance(stage.rooted, OnlineConfig)]
+    return engine_ahead(online[0]) if online else None
 
 
 async def run_stage(stage: Stage, pool: Pool) -> None:
