@@ -22,13 +22,18 @@ def preflight(config: JobConfig) -> None:
     Raises:
         ConfigError: With every problem found.
     """
+    raise_for(find_problems(config), source="before the start")
+
+
+def find_problems(config: JobConfig) -> list[Problem]:
+    """Everything that is wrong with what a configuration points at."""
     problems = [*_run_dir(config)]
     match config:
         case OnlineConfig():
             problems += _online(config)
         case SupervisedConfig():
             problems += _supervised(config)
-    raise_for(problems, source="before the start")
+    return problems
 
 
 def _run_dir(config: JobConfig) -> Iterator[Problem]:
