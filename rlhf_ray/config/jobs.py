@@ -1,4 +1,4 @@
-"""The jobs by name, each with the class of its configuration."""
+"""The jobs by their names."""
 
 from __future__ import annotations
 
