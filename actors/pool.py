@@ -19,12 +19,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.actor_set import ActorSet
 from actors.deadline import get, within
 from actors.held_model import HeldModel
-from actors.placement import check_resources, plan_groups, release, reserve
+from actors.placement import release, reserve
 from actors.pool_state import Hosted, PoolState
 from actors.record import PoolRecord
 from actors.seating import environment, seats_of
 from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
 from rlhf_ray.errors import ConfigError, RlhfRayError
+from rlhf_ray.planning.groups import check_resources, plan_groups
 
 logger = logging.getLogger(__name__)
 

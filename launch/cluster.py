@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 import ray
 
-from actors.placement import plan_groups, total_cpus
 from launch.standing import address_of
 from rlhf_ray.config.base import GroupConfig, RayConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.planning.groups import plan_groups, total_cpus
 
 logger = logging.getLogger(__name__)
 

@@ -64,7 +64,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         rollout=ReplicaSet(
             actors["rollout"],
             generate_timeout_s=config.timeouts.call_s,
-            sleeps=_shares_gpus(config),
+            sleeps=config.engines_sleep,
         ),
         policy=policy,
         reward=reward,
@@ -162,7 +162,7 @@ def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:
         max_model_len=context_tokens,
         num_gpus=config.placement.rollout.gpus_per_rank,
         weight_backend=_backend(config),
-        sleeps=_shares_gpus(config),
+        sleeps=config.engines_sleep,
         timeout_s=config.timeouts.call_s,
         seed=config.seed,
     )
@@ -190,13 +190,6 @@ def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
 
 def _backend(config: OnlineConfig) -> str:
     return backend_of(config.publication, config.placement)
-
-
-def _shares_gpus(config: OnlineConfig) -> bool:
-    """Whether the engines' GPUs serve another role between rollouts."""
-    rollout = config.placement.rollout
-    guests = [g for g in config.groups.values() if g.share == "rollout" and g.gpus_per_rank]
-    return bool(rollout.gpus_per_rank and (rollout.share or guests))
 
 
 def _max_gap(config: OnlineConfig) -> float:

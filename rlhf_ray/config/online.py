@@ -318,6 +318,13 @@ class OnlineConfig(JobConfig):
         return self
 
     @property
+    def engines_sleep(self) -> bool:
+        """Whether the engines' GPUs serve another role between rollouts."""
+        rollout = self.placement.rollout
+        guests = [g for g in self.groups.values() if g.share == "rollout" and g.gpus_per_rank]
+        return bool(rollout.gpus_per_rank and (rollout.share or guests))
+
+    @property
     def groups(self) -> dict[str, GroupConfig]:
         """The group of each role that the job uses."""
         placement = self.placement

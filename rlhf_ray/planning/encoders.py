@@ -56,9 +56,7 @@ def distilbert(config: Config) -> ModelShape:
         "num_attention_heads": config["n_heads"],
     }
     hidden = int(config["dim"])
-    return _encoder(
-        renamed, _layers(renamed, hidden), num_types=0, score_head=_two_layers(hidden)
-    )
+    return _encoder(renamed, _layers(renamed, hidden), num_types=0, score_head=_two_layers(hidden))
 
 
 def modernbert(config: Config) -> ModelShape:

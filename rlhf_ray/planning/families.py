@@ -62,12 +62,8 @@ _DECODERS: Mapping[str, Traits] = {
     ),
     "starcoder2": Traits(**_biased("use_bias", True), **_LAYER_NORM, tied=True),
     "stablelm": Traits(qkv_bias=says("use_qkv_bias"), norm_size=2),
-    "gpt2": Traits(
-        names=_GPT2_NAMES, **_biased("_", True), **_LAYER_NORM, tied=True, positions=0
-    ),
-    "gptj": Traits(
-        names=_GPT2_NAMES, mlp_bias=always, **_LAYER_NORM, norms=1, head_bias=True
-    ),
+    "gpt2": Traits(names=_GPT2_NAMES, **_biased("_", True), **_LAYER_NORM, tied=True, positions=0),
+    "gptj": Traits(names=_GPT2_NAMES, mlp_bias=always, **_LAYER_NORM, norms=1, head_bias=True),
     "gpt_neo": Traits(
         names={"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"},
         output_bias=always,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from actors.placement import check_resources, describe, plan_groups, total_cpus
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.planning.groups import check_resources, describe, plan_groups, total_cpus
 
 
 def group(**settings):
