@@ -1,0 +1,103 @@
+"""The command `rlhf-ray plan JOB CONFIG`: what a job needs, and whether it fits; nothing starts.
+
+For example `rlhf-ray plan grpo configs/grpo/llama3-8b-8gpu.yaml --gpu-memory 80`.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
+
+from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.load import load_config
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.planning.advice import advise, groups_of
+from rlhf_ray.planning.job import plan_job
+from rlhf_ray.planning.layout import Cluster, smallest_cluster
+from rlhf_ray.planning.memory import GIB
+from rlhf_ray.planning.sources import read_shapes
+
+EXIT_INFEASIBLE = 2
+GPUS_OF_A_NODE = 8
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the plan; returns 0 where the job fits, 2 where it does not.
+
+    Raises:
+        ConfigError: The configuration or a model's cannot be read, or ranks have no place.
+    """
+    options, overrides = _parser().parse_known_args(arguments)
+    config = load_config(JOBS[options.job], options.config, overrides)
+    shapes = read_shapes(config, options.model_config)
+    plan = plan_job(config, shapes, _cluster(options, groups_of(config)))
+
+    from launch.plan_tables import print_plan
+
+    print_plan(plan, [] if plan.fits else advise(config, shapes, plan))
+    return 0 if plan.fits else EXIT_INFEASIBLE
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="rlhf-ray plan",
+        description="What a job needs and where it goes, from its configuration alone.",
+        epilog="Any key of the configuration can be given as well: --policy.zero.stage 3",
+        allow_abbrev=False,
+    )
+    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("config", help="the job's configuration, such as configs/grpo/*.yaml")
+    parser.add_argument(
+        "--nodes", type=_count, metavar="N", help="default: as few as hold the job"
+    )
+    parser.add_argument(
+        "--gpus-per-node",
+        type=_count,
+        metavar="M",
+        help=f"default: {GPUS_OF_A_NODE}, or fewer where the job asks for fewer",
+    )
+    parser.add_argument(
+        "--gpu-memory", type=_gigabytes, default=80.0, metavar="GB", help="of one GPU (default 80)"
+    )
+    parser.add_argument(
+        "--model-config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="config.json of a model that is not on this disk; MODEL=FILE where there are several",
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"must be an integer above 0, got {text!r}")
+    return int(text)
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def _cluster(options: Namespace, groups: Sequence[str]) -> Cluster:
+    """The cluster that is described; what is not said is as small as the job allows."""
+    asked = sum(g.ranks * g.gpus_per_rank for g in groups.values() if not g.share)
+    gpus_per_node = options.gpus_per_node or min(GPUS_OF_A_NODE, asked)
+    gpu_bytes = int(options.gpu_memory * GIB)
+    if options.nodes:
+        return Cluster(nodes=options.nodes, gpus_per_node=gpus_per_node, gpu_bytes=gpu_bytes)
+    return smallest_cluster(groups, gpus_per_node=gpus_per_node, gpu_bytes=gpu_bytes)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,235 @@
+"""The plan of a whole job: what each role needs, where it goes, and whether that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhf_ray.config.base import JobConfig
+from rlhf_ray.planning.engines import EngineMemory, engine_memory
+from rlhf_ray.planning.groups import plan_groups, total_cpus
+from rlhf_ray.planning.layout import Cluster, Place, lay_out
+from rlhf_ray.planning.memory import (
+    BARE_RANK_BYTES,
+    GIB,
+    GPU_CONTEXT_BYTES,
+    Memory,
+    model_memory,
+)
+from rlhf_ray.planning.work import Batches, EngineWork, ModelWork, Shapes, Work, work_of
+
+# Of a GPU's memory: what fragmentation of the caching allocator needs.
+FREE_SHARE = 0.05
+# Beside the ranks: the driver, and the actor that assembles experience.
+DRIVER_BYTES = 850 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleNeed:
+    """What one rank of a role needs on its device, and of its node beside that.
+
+    Attributes:
+        memory: On each GPU, or of the process on the CPU.
+        asleep: What stays on the GPU while another role works there.
+        engine: Of a rollout engine.
+    """
+
+    work: Work
+    memory: Memory
+    asleep: int
+    host: int
+    engine: EngineMemory | None = None
+
+    @property
+    def role(self) -> str:
+        """Its name."""
+        return self.work.role
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuNeed:
+    """The worst moment of one GPU.
+
+    Attributes:
+        busy: The role whose turn it is.
+        held: Bytes of each role at that moment.
+    """
+
+    node: int
+    gpu: int
+    busy: str
+    held: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Of all roles."""
+        return sum(self.held.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Why a job does not fit: which role, which part of its memory, and the whole story."""
+
+    role: str
+    part: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPlan:
+    """Everything that is known before a job starts."""
+
+    cluster: Cluster
+    roles: tuple[RoleNeed, ...]
+    batches: Batches
+    places: tuple[Place, ...]
+    gpus: tuple[GpuNeed, ...]
+    host_bytes: tuple[int, ...]
+    cpus: float
+    problems: tuple[Problem, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.problems
+
+    @property
+    def num_actors(self) -> int:
+        """Ranks of all roles."""
+        return len(self.places)
+
+
+def plan_job(config: JobConfig, shapes: Shapes, cluster: Cluster) -> JobPlan:
+    """Plan a job on a cluster.
+
+    Raises:
+        ConfigError: The cluster has no place for a role, whatever its memory.
+    """
+    work, batches = work_of(config, shapes)
+    groups = {one.role: one.group for one in work}
+    places = lay_out(groups, cluster)
+    needs = tuple(_need(one, cluster) for one in work)
+    gpus = _gpu_needs(needs, places)
+    return JobPlan(
+        cluster=cluster,
+        roles=needs,
+        batches=batches,
+        places=tuple(places),
+        gpus=gpus,
+        host_bytes=_host_bytes(needs, places, cluster),
+        cpus=total_cpus(plan_groups(groups)),
+        problems=(*_engine_problems(needs), *_gpu_problems(gpus, needs, cluster)),
+    )
+
+
+def _need(work: Work, cluster: Cluster) -> RoleNeed:
+    match work:
+        case ModelWork():
+            memory = model_memory(work)
+            return RoleNeed(work=work, memory=memory, asleep=memory.resident, host=memory.host)
+        case EngineWork():
+            engine = engine_memory(work, cluster.gpu_bytes)
+            return RoleNeed(
+                work=work,
+                memory=engine.memory,
+                asleep=engine.asleep if work.sleeps else engine.memory.total,
+                host=engine.host,
+                engine=engine,
+            )
+    process = GPU_CONTEXT_BYTES if work.group.gpus_per_rank else BARE_RANK_BYTES
+    return RoleNeed(work=work, memory=Memory(process=process), asleep=process, host=0)
+
+
+def _gpu_needs(needs: Sequence[RoleNeed], places: Sequence[Place]) -> tuple[GpuNeed, ...]:
+    """Roles of one GPU take turns: each time one is busy, the others hold what stays."""
+    by_role = {need.role: need for need in needs}
+    on_gpu: dict[tuple[int, int], list[RoleNeed]] = {}
+    for place in places:
+        for gpu in place.gpus:
+            on_gpu.setdefault((place.node, gpu), []).append(by_role[place.role])
+    found = []
+    for (node, gpu), there in sorted(on_gpu.items(), key=lambda item: item[0]):
+        moments = [
+            GpuNeed(
+                node=node,
+                gpu=gpu,
+                busy=busy.role,
+                held={
+                    need.role: need.memory.total if need is busy else need.asleep for need in there
+                },
+            )
+            for busy in there
+        ]
+        found.append(max(moments, key=lambda moment: moment.total))
+    return tuple(found)
+
+
+def _host_bytes(
+    needs: Sequence[RoleNeed], places: Sequence[Place], cluster: Cluster
+) -> tuple[int, ...]:
+    """Memory of each node: processes, and what GPUs leave to the host."""
+    by_role = {need.role: need for need in needs}
+    found = [0] * cluster.nodes
+    found[0] += DRIVER_BYTES
+    for place in places:
+        need = by_role[place.role]
+        on_gpu = bool(need.work.group.gpus_per_rank)
+        found[place.node] += need.host + (0 if on_gpu else need.memory.total)
+        # A process with a GPU has its libraries in the node's memory as well.
+        found[place.node] += 2 * GIB if on_gpu else 0
+    return tuple(found)
+
+
+def _engine_problems(needs: Sequence[RoleNeed]) -> list[Problem]:
+    problems = []
+    for need in needs:
+        if need.engine is None or not isinstance(need.work, EngineWork):
+            continue
+        tokens, longest = need.engine.cache_tokens, need.work.max_model_len
+        if tokens < longest:
+            what = (
+                f"rollout: its key-value cache holds {tokens:,} tokens, less than one sequence of "
+                f"{longest:,}"
+                if tokens >= 0
+                else "rollout: weights and activations exceed its share of the GPU, nothing is "
+                "left for the key-value cache"
+            )
+            part = "kv_cache" if tokens >= 0 else largest_part(need.memory)
+            problems.append(Problem(role="rollout", part=part, message=what))
+    return problems
+
+
+def _gpu_problems(
+    gpus: Sequence[GpuNeed], needs: Sequence[RoleNeed], cluster: Cluster
+) -> list[Problem]:
+    """One for each role whose turn overfills a GPU, at its worst GPU."""
+    by_role = {need.role: need for need in needs}
+    worst: dict[str, GpuNeed] = {}
+    for gpu in gpus:
+        room = cluster.gpu_bytes * (1 - FREE_SHARE)
+        if gpu.total > room and gpu.total > (worst[gpu.busy].total if gpu.busy in worst else 0):
+            worst[gpu.busy] = gpu
+    problems = []
+    for busy, gpu in worst.items():
+        role = max(gpu.held, key=lambda name: gpu.held[name])
+        part = largest_part(by_role[role].memory)
+        held = ", ".join(f"{name} {_gib(size)}" for name, size in gpu.held.items())
+        problems.append(
+            Problem(
+                role=role,
+                part=part,
+                message=f"GPU {gpu.gpu} of node {gpu.node} needs {_gib(gpu.total)} GB of "
+                f"{_gib(cluster.gpu_bytes)} when {busy} works ({held}); most of it is {role}'s "
+                f"{part} ({_gib(by_role[role].memory.parts[part])} GB)",
+            )
+        )
+    return problems
+
+
+def largest_part(memory: Memory) -> str:
+    """The name of the part that takes most."""
+    return max(memory.parts, key=lambda part: memory.parts[part])
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f}"

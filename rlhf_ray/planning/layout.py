@@ -1,0 +1,166 @@
+"""Where each rank goes: Ray's placement strategies acted out on a cluster that need not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.planning.groups import GroupPlan, check_resources, plan_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Equal nodes.
+
+    Attributes:
+        gpu_bytes: Memory of one GPU.
+    """
+
+    nodes: int
+    gpus_per_node: int
+    gpu_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One rank's node, and its GPUs there."""
+
+    role: str
+    rank: int
+    node: int
+    gpus: tuple[int, ...]
+
+
+def lay_out(roles: Mapping[str, GroupConfig], cluster: Cluster) -> list[Place]:
+    """A place for every rank, in the order in which the pool reserves them.
+
+    CPU cores are taken to be enough: locally they are shared, on a cluster nodes differ.
+
+    Raises:
+        ConfigError: No room, or GPUs of one rank on several nodes.
+    """
+    plans = plan_groups(roles)
+    _check_total(plans, cluster)
+    free = [list(range(cluster.gpus_per_node)) for _ in range(cluster.nodes)]
+    places: dict[str, list[Place]] = {}
+    for plan in plans:
+        each = int(plan.bundles[0].get("GPU", 0))
+        nodes = _nodes_of(plan, each, [len(gpus) for gpus in free])
+        places[plan.host] = [
+            Place(
+                role=plan.host,
+                rank=rank,
+                node=node,
+                gpus=tuple(free[node].pop(0) for _ in range(each)),
+            )
+            for rank, node in enumerate(sorted(nodes))
+        ]
+        for guest in plan.guests:
+            places[guest] = _guests(guest, roles[guest], places[plan.host])
+    return [place for role in roles for place in places[role]]
+
+
+def smallest_cluster(
+    roles: Mapping[str, GroupConfig], *, gpus_per_node: int, gpu_bytes: int
+) -> Cluster:
+    """The fewest nodes that hold the job.
+
+    Raises:
+        ConfigError: A rank or group needs more GPUs of one node than there are.
+    """
+    most = sum(group.ranks for group in roles.values() if not group.share)
+    for nodes in range(1, most):
+        cluster = Cluster(nodes=nodes, gpus_per_node=gpus_per_node, gpu_bytes=gpu_bytes)
+        try:
+            lay_out(roles, cluster)
+        except ConfigError:
+            continue
+        return cluster
+    cluster = Cluster(nodes=most, gpus_per_node=gpus_per_node, gpu_bytes=gpu_bytes)
+    lay_out(roles, cluster)
+    return cluster
+
+
+def _check_total(plans: Sequence[GroupPlan], cluster: Cluster) -> None:
+    """GPUs alone: what else is asked for is taken to be there."""
+    asked = {name: float("inf") for plan in plans for bundle in plan.bundles for name in bundle}
+    check_resources(plans, {**asked, "GPU": float(cluster.nodes * cluster.gpus_per_node)})
+
+
+def _nodes_of(plan: GroupPlan, each: int, free: Sequence[int]) -> list[int]:
+    """A node for each bundle.
+
+    Raises:
+        ConfigError: The group's strategy finds no room.
+    """
+    if not each:
+        spreads = plan.strategy in ("SPREAD", "STRICT_SPREAD")
+        _check_spread(plan, len(free))
+        return [rank % len(free) if spreads else 0 for rank in range(len(plan.bundles))]
+    room = [gpus // each for gpus in free]
+    num = len(plan.bundles)
+    match plan.strategy:
+        case "STRICT_PACK":
+            nodes = _on_one(room, num)
+        case "STRICT_SPREAD":
+            nodes = [node for node, ranks in enumerate(room) if ranks][:num]
+        case "SPREAD":
+            nodes = _in_turns(room, num)
+        case _:
+            nodes = _on_one(room, num) or _filled(room, num)
+    if len(nodes) < num:
+        raise ConfigError(
+            f"no room for {plan.host}: {num} x {each} GPUs of one node each, {plan.strategy}; "
+            f"free are {', '.join(map(str, free))} GPUs on {len(free)} nodes"
+        )
+    return nodes
+
+
+def _check_spread(plan: GroupPlan, num_nodes: int) -> None:
+    if plan.strategy == "STRICT_SPREAD" and len(plan.bundles) > num_nodes:
+        raise ConfigError(
+            f"no room for {plan.host}: {len(plan.bundles)} ranks on a node each "
+            f"({plan.strategy}), there are {num_nodes} nodes"
+        )
+
+
+def _on_one(room: Sequence[int], num: int) -> list[int]:
+    """The node with the least room that is enough."""
+    fitting = [node for node, ranks in enumerate(room) if ranks >= num]
+    return [min(fitting, key=lambda node: room[node])] * num if fitting else []
+
+
+def _filled(room: Sequence[int], num: int) -> list[int]:
+    """The emptiest nodes first, so that they are few."""
+    emptiest = sorted(range(len(room)), key=lambda node: -room[node])
+    return [node for node in emptiest for _ in range(room[node])][:num]
+
+
+def _in_turns(room: Sequence[int], num: int) -> list[int]:
+    rounds = range(max(room, default=0))
+    return [node for turn in rounds for node, ranks in enumerate(room) if turn < ranks][:num]
+
+
+def _guests(role: str, group: GroupConfig, hosts: Sequence[Place]) -> list[Place]:
+    """On the hosts' GPUs in order, as the pool seats them; without GPUs in turns."""
+    if not group.gpus_per_rank:
+        return [
+            Place(role=role, rank=rank, node=hosts[rank % len(hosts)].node, gpus=())
+            for rank in range(group.ranks)
+        ]
+    seats = [(host.node, gpu) for host in hosts for gpu in host.gpus]
+    places = []
+    for rank in range(group.ranks):
+        mine = seats[rank * group.gpus_per_rank : (rank + 1) * group.gpus_per_rank]
+        nodes = {node for node, _ in mine}
+        if len(nodes) > 1:
+            raise ConfigError(
+                f"placement.{role} rank {rank} needs {group.gpus_per_rank} GPUs of one node, but "
+                f"those of {group.share} lie on {len(nodes)}"
+            )
+        places.append(
+            Place(role=role, rank=rank, node=mine[0][0], gpus=tuple(gpu for _, gpu in mine))
+        )
+    return places
