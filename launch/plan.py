@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from launch import cli
+from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
-from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.advice import advise, groups_of
 from rlhf_ray.planning.job import plan_job
 from rlhf_ray.planning.layout import Cluster, smallest_cluster
@@ -55,7 +56,8 @@ def _parser() -> ArgumentParser:
         "--gpus-per-node",
         type=_count,
         metavar="M",
-        help=f"default: {GPUS_OF_A_NODE}, or fewer where the job asks for fewer",
+        default=GPUS_OF_A_NODE,
+        help=f"default: {GPUS_OF_A_NODE}",
     )
     parser.add_argument(
         "--gpu-memory", type=_gigabytes, default=80.0, metavar="GB", help="of one GPU (default 80)"
@@ -86,18 +88,13 @@ def _gigabytes(text: str) -> float:
     return value
 
 
-def _cluster(options: Namespace, groups: Sequence[str]) -> Cluster:
-    """The cluster that is described; what is not said is as small as the job allows."""
-    asked = sum(g.ranks * g.gpus_per_rank for g in groups.values() if not g.share)
-    gpus_per_node = options.gpus_per_node or min(GPUS_OF_A_NODE, asked)
+def _cluster(options: Namespace, groups: Mapping[str, GroupConfig]) -> Cluster:
+    """The cluster that is described; nodes that are not counted are as few as hold the job."""
     gpu_bytes = int(options.gpu_memory * GIB)
-    if options.nodes:
-        return Cluster(nodes=options.nodes, gpus_per_node=gpus_per_node, gpu_bytes=gpu_bytes)
-    return smallest_cluster(groups, gpus_per_node=gpus_per_node, gpu_bytes=gpu_bytes)
+    if not options.nodes:
+        return smallest_cluster(groups, gpus_per_node=options.gpus_per_node, gpu_bytes=gpu_bytes)
+    return Cluster(nodes=options.nodes, gpus_per_node=options.gpus_per_node, gpu_bytes=gpu_bytes)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(cli.main(["plan", *sys.argv[1:]]))

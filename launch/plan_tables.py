@@ -64,11 +64,9 @@ def _placement(plan: JobPlan) -> RenderableType:
     for node in range(plan.cluster.nodes):
         here = [place for place in plan.places if place.node == node]
         shown = f"{node}"
-        for devices, roles in _devices(here):
+        for devices, roles in _devices(here, plan.cluster.gpus_per_node):
             table.add_row(shown, devices, roles)
             shown = ""
-        if not here:
-            table.add_row(shown, "", "nothing")
     count = Text(
         f"{plan.num_actors} actors and {plan.cpus:g} CPU cores reserved; memory of the node: "
         + ", ".join(f"{size / GIB:.0f}" for size in plan.host_bytes)
@@ -78,13 +76,12 @@ def _placement(plan: JobPlan) -> RenderableType:
     return Group(table, count)
 
 
-def _devices(places: Sequence[Place]) -> Iterator[tuple[str, str]]:
+def _devices(places: Sequence[Place], num_gpus: int) -> Iterator[tuple[str, str]]:
     """GPUs with the same roles together, then the CPU."""
-    gpus = sorted({gpu for place in places for gpu in place.gpus})
-    for roles, some in groupby(gpus, key=lambda gpu: _roles_on(places, gpu)):
+    for roles, some in groupby(range(num_gpus), key=lambda gpu: _roles_on(places, gpu)):
         numbers = list(some)
         there = [place for place in places if set(place.gpus) & set(numbers)]
-        yield f"GPU {_range(numbers)}", _ranks(there, roles)
+        yield f"GPU {_range(numbers)}", _ranks(there, roles) or "free"
     on_cpu = [place for place in places if not place.gpus]
     if on_cpu:
         yield "CPU", _ranks(on_cpu, tuple(dict.fromkeys(place.role for place in on_cpu)))

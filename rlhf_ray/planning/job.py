@@ -20,6 +20,17 @@ from rlhf_ray.planning.work import Batches, EngineWork, ModelWork, Shapes, Work,
 
 # Of a GPU's memory: what fragmentation of the caching allocator needs.
 FREE_SHARE = 0.05
+# In words.
+PART_NAMES = {
+    "process": "the process itself",
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimiser states",
+    "kv_cache": "the key-value cache",
+    "activations": "activations",
+    "logits": "logits",
+    "buffers": "buffers",
+}
 # Beside the ranks: the driver, and the actor that assembles experience.
 DRIVER_BYTES = 850 * 2**20
 
@@ -187,16 +198,23 @@ def _engine_problems(needs: Sequence[RoleNeed]) -> list[Problem]:
             continue
         tokens, longest = need.engine.cache_tokens, need.work.max_model_len
         if tokens < longest:
-            what = (
-                f"rollout: its key-value cache holds {tokens:,} tokens, less than one sequence of "
-                f"{longest:,}"
-                if tokens >= 0
-                else "rollout: weights and activations exceed its share of the GPU, nothing is "
-                "left for the key-value cache"
-            )
-            part = "kv_cache" if tokens >= 0 else largest_part(need.memory)
-            problems.append(Problem(role="rollout", part=part, message=what))
+            problems.append(_cache_problem(need.memory, tokens, longest))
     return problems
+
+
+def _cache_problem(memory: Memory, tokens: int, longest: int) -> Problem:
+    if tokens >= 0:
+        message = (
+            f"rollout's key-value cache would hold {tokens:,} tokens, less than one sequence of "
+            f"{longest:,}"
+        )
+        return Problem(role="rollout", part="kv_cache", message=message)
+    part = largest_part(memory)
+    message = (
+        f"rollout's share of a GPU leaves nothing for the key-value cache: {PART_NAMES[part]} "
+        f"take {_gib(memory.parts[part])} GB"
+    )
+    return Problem(role="rollout", part=part, message=message)
 
 
 def _gpu_problems(
@@ -212,15 +230,16 @@ def _gpu_problems(
     problems = []
     for busy, gpu in worst.items():
         role = max(gpu.held, key=lambda name: gpu.held[name])
-        part = largest_part(by_role[role].memory)
+        memory = by_role[role].memory
+        part = largest_part(memory)
         held = ", ".join(f"{name} {_gib(size)}" for name, size in gpu.held.items())
         problems.append(
             Problem(
                 role=role,
                 part=part,
-                message=f"GPU {gpu.gpu} of node {gpu.node} needs {_gib(gpu.total)} GB of "
-                f"{_gib(cluster.gpu_bytes)} when {busy} works ({held}); most of it is {role}'s "
-                f"{part} ({_gib(by_role[role].memory.parts[part])} GB)",
+                message=f"{role} needs {_gib(memory.total)} GB a rank, {_gib(memory.parts[part])} "
+                f"of them for {PART_NAMES[part]}: GPU {gpu.gpu} of node {gpu.node} would hold "
+                f"{_gib(gpu.total)} of {_gib(cluster.gpu_bytes)} GB while {busy} works ({held})",
             )
         )
     return problems
