@@ -29,6 +29,7 @@ from rlhf_ray.errors import ConfigError, RlhfRayError
 CONFIGURED: Mapping[str, type[RunConfig]] = {**JOBS, "pipeline": PipelineConfig}
 # What has arguments of its own: a module of `launch` with a `main`.
 COMMANDS: Mapping[str, str] = {
+    "plan": "What a job needs, where it goes, and what to change where it does not fit.",
     "pool": "Actors that outlive the jobs they serve: `pool up FILE`, `pool status`, `pool down`.",
 }
 

@@ -49,9 +49,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("config", help="the job's configuration, such as configs/grpo/*.yaml")
-    parser.add_argument(
-        "--nodes", type=_count, metavar="N", help="default: as few as hold the job"
-    )
+    parser.add_argument("--nodes", type=_count, metavar="N", help="default: as few as hold the job")
     parser.add_argument(
         "--gpus-per-node",
         type=_count,
@@ -61,6 +59,13 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--gpu-memory", type=_gigabytes, default=80.0, metavar="GB", help="of one GPU (default 80)"
+    )
+    parser.add_argument(
+        "--node-memory",
+        type=_gigabytes,
+        default=0.0,
+        metavar="GB",
+        help="of one node beside its GPUs' (default: not checked)",
     )
     parser.add_argument(
         "--model-config",
@@ -90,10 +95,13 @@ def _gigabytes(text: str) -> float:
 
 def _cluster(options: Namespace, groups: Mapping[str, GroupConfig]) -> Cluster:
     """The cluster that is described; nodes that are not counted are as few as hold the job."""
-    gpu_bytes = int(options.gpu_memory * GIB)
-    if not options.nodes:
-        return smallest_cluster(groups, gpus_per_node=options.gpus_per_node, gpu_bytes=gpu_bytes)
-    return Cluster(nodes=options.nodes, gpus_per_node=options.gpus_per_node, gpu_bytes=gpu_bytes)
+    cluster = Cluster(
+        nodes=options.nodes or 1,
+        gpus_per_node=options.gpus_per_node,
+        gpu_bytes=int(options.gpu_memory * GIB),
+        node_bytes=int(options.node_memory * GIB),
+    )
+    return cluster if options.nodes else smallest_cluster(groups, cluster)
 
 
 if __name__ == "__main__":

@@ -133,8 +133,8 @@ def _notes(need: RoleNeed) -> Iterator[str]:
     if need.engine is not None and isinstance(need.work, EngineWork):
         tokens, longest = max(0, need.engine.cache_tokens), need.work.max_model_len
         yield (
-            f"rollout's cache holds {tokens:,} tokens: {tokens // longest} sequences of the longest "
-            f"{longest:,}, of {need.work.rollout.max_num_seqs} at a time"
+            f"rollout's cache holds {tokens:,} tokens: {tokens // longest} sequences of the "
+            f"longest {longest:,}, of {need.work.rollout.max_num_seqs} at a time"
         )
 
 
@@ -174,7 +174,8 @@ def _batches(plan: JobPlan) -> RenderableType:
     rows = {
         "rows": f"{batches.rows:,} of at most {batches.row_tokens:,} tokens: "
         f"{batches.tokens:,} tokens",
-        "optimiser steps": f"{batches.optimizer_steps}, of {batches.rows_per_optimizer_step:,} rows",
+        "optimiser steps": f"{batches.optimizer_steps}, of "
+        f"{batches.rows_per_optimizer_step:,} rows",
         "micro-batches": f"{batches.micro_batches} a rank and optimiser step, of at most "
         f"{batches.rows_per_micro_batch} rows",
     }
@@ -190,7 +191,9 @@ def _verdict(plan: JobPlan, advice: Sequence[Advice]) -> RenderableType:
     lines: list[RenderableType] = [Text("It does not fit:", style="bold red")]
     lines += [Padding(Text(f"- {problem.message}"), (0, 0, 0, 2)) for problem in plan.problems]
     if not advice:
-        lines.append(Text("No change of a few keys is enough: take GPUs with more memory, or more."))
+        lines.append(
+            Text("No change of a few keys is enough: take GPUs with more memory, or more.")
+        )
         return Group(*lines)
     lines.append(Text("Each of these is enough:", style="bold"))
     for one in advice:

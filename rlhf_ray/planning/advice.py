@@ -13,11 +13,12 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.job import JobPlan, plan_job
 from rlhf_ray.planning.layout import Cluster, smallest_cluster
-from rlhf_ray.planning.work import ModelWork, Shapes
+from rlhf_ray.planning.work import EngineWork, ModelWork, Shapes
 
 # One change by key and value; a key that belongs to another goes with it.
 Change = Mapping[str, Any]
 SMALLEST_MICRO_BATCH = 2048
+MOST_CHANGES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,49 +39,51 @@ def advise(config: JobConfig, shapes: Shapes, plan: JobPlan) -> list[Advice]:
 
     Those that the cluster at hand can hold come first.
     """
-    found = []
+    found: dict[frozenset[str], Advice] = {}
     for change in _candidates(config, plan):
+        keys = frozenset(change)
+        if keys in found:  # the gentlest value comes first
+            continue
         changed = _planned(config, shapes, plan.cluster, change)
         if changed is not None and changed.fits:
-            found.append(Advice(changes=change, nodes=changed.cluster.nodes))
-    found = found or _together(config, shapes, plan)
-    return sorted(found, key=lambda advice: advice.nodes > plan.cluster.nodes)
+            found[keys] = Advice(changes=change, nodes=changed.cluster.nodes)
+    ways = list(found.values()) or _together(config, shapes, plan)
+    return sorted(ways, key=lambda advice: advice.nodes > plan.cluster.nodes)
 
 
 def _together(config: JobConfig, shapes: Shapes, plan: JobPlan) -> list[Advice]:
     """Change after change, each the one that leaves least too much, until the job fits."""
     taken: dict[str, Any] = {}
-    for _ in range(10):
+    for _ in range(MOST_CHANGES):
         tried = []
         for change in _candidates(_changed(config, taken), plan):
             changed = _planned(config, shapes, plan.cluster, {**taken, **change})
-            if changed is not None:
-                tried.append((_excess(changed), changed, change))
+            if changed is None:
+                continue
+            if changed.fits:
+                return [Advice(changes={**taken, **change}, nodes=changed.cluster.nodes)]
+            tried.append((_excess(changed), changed, change))
         if not tried:
             return []
         excess, best, change = min(tried, key=lambda attempt: attempt[0])
         if excess >= _excess(plan):
             return []
         taken, plan = {**taken, **change}, best
-        if plan.fits:
-            return [Advice(changes=taken, nodes=plan.cluster.nodes)]
     return []
 
 
 def _excess(plan: JobPlan) -> float:
-    """How far the fullest GPU is over what it has; engines without a cache count as well."""
-    full = max((gpu.total / plan.cluster.gpu_bytes for gpu in plan.gpus), default=0.0)
-    missing = sum(
-        max(0, need.work.max_model_len - need.engine.cache_tokens) / need.work.max_model_len
-        for need in plan.roles
-        if need.engine is not None and hasattr(need.work, "max_model_len")
-    )
-    return full + missing
+    """How far GPUs, nodes and caches are over what they have, as a sum of shares."""
+    cluster = plan.cluster
+    full = [gpu.total / cluster.gpu_bytes for gpu in plan.gpus]
+    full += [size / cluster.node_bytes for size in plan.host_bytes if cluster.node_bytes]
+    for need in plan.roles:
+        if need.engine is not None and isinstance(need.work, EngineWork):
+            full.append(2 - min(1, need.engine.cache_tokens / need.work.max_model_len))
+    return sum(max(0.0, share - 1) for share in full)
 
 
-def _planned(
-    config: JobConfig, shapes: Shapes, cluster: Cluster, change: Change
-) -> JobPlan | None:
+def _planned(config: JobConfig, shapes: Shapes, cluster: Cluster, change: Change) -> JobPlan | None:
     """The plan after a change, on more nodes where it asks for more GPUs; None if it is invalid."""
     try:
         changed = _changed(config, change)
@@ -90,9 +93,7 @@ def _planned(
 
 
 def _at_least(cluster: Cluster, config: JobConfig) -> Cluster:
-    needed = smallest_cluster(
-        groups_of(config), gpus_per_node=cluster.gpus_per_node, gpu_bytes=cluster.gpu_bytes
-    )
+    needed = smallest_cluster(groups_of(config), cluster)
     return needed if needed.nodes > cluster.nodes else cluster
 
 

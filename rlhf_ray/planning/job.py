@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlhf_ray.config.base import JobConfig
@@ -13,6 +13,7 @@ from rlhf_ray.planning.memory import (
     BARE_RANK_BYTES,
     GIB,
     GPU_CONTEXT_BYTES,
+    MIB,
     Memory,
     model_memory,
 )
@@ -30,9 +31,12 @@ PART_NAMES = {
     "activations": "activations",
     "logits": "logits",
     "buffers": "buffers",
+    "host": "processes and offloaded states",
 }
 # Beside the ranks: the driver, and the actor that assembles experience.
-DRIVER_BYTES = 850 * 2**20
+DRIVER_BYTES = 850 * MIB
+# Libraries of a process that works on a GPU, in its node's memory.
+GPU_PROCESS_BYTES = 2 * GIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +125,17 @@ def plan_job(config: JobConfig, shapes: Shapes, cluster: Cluster) -> JobPlan:
     places = lay_out(groups, cluster)
     needs = tuple(_need(one, cluster) for one in work)
     gpus = _gpu_needs(needs, places)
+    hosts = _host_needs(needs, places, cluster)
+    problems = [*_engine_problems(needs), *_gpu_problems(gpus, needs, cluster)]
     return JobPlan(
         cluster=cluster,
         roles=needs,
         batches=batches,
         places=tuple(places),
         gpus=gpus,
-        host_bytes=_host_bytes(needs, places, cluster),
+        host_bytes=tuple(sum(held.values()) for held in hosts),
         cpus=total_cpus(plan_groups(groups)),
-        problems=(*_engine_problems(needs), *_gpu_problems(gpus, needs, cluster)),
+        problems=(*problems, *_host_problems(hosts, needs, cluster)),
     )
 
 
@@ -175,20 +181,45 @@ def _gpu_needs(needs: Sequence[RoleNeed], places: Sequence[Place]) -> tuple[GpuN
     return tuple(found)
 
 
-def _host_bytes(
+def _host_needs(
     needs: Sequence[RoleNeed], places: Sequence[Place], cluster: Cluster
-) -> tuple[int, ...]:
-    """Memory of each node: processes, and what GPUs leave to the host."""
+) -> list[dict[str, int]]:
+    """Memory of each node by role: processes, and what GPUs leave to the host."""
     by_role = {need.role: need for need in needs}
-    found = [0] * cluster.nodes
-    found[0] += DRIVER_BYTES
+    found: list[dict[str, int]] = [{} for _ in range(cluster.nodes)]
+    found[0]["driver"] = DRIVER_BYTES
     for place in places:
-        need = by_role[place.role]
-        on_gpu = bool(need.work.group.gpus_per_rank)
-        found[place.node] += need.host + (0 if on_gpu else need.memory.total)
-        # A process with a GPU has its libraries in the node's memory as well.
-        found[place.node] += 2 * GIB if on_gpu else 0
-    return tuple(found)
+        need, held = by_role[place.role], found[place.node]
+        process = GPU_PROCESS_BYTES if place.gpus else need.memory.total
+        held[place.role] = held.get(place.role, 0) + need.host + process
+    return found
+
+
+def _host_problems(
+    hosts: Sequence[dict[str, int]], needs: Sequence[RoleNeed], cluster: Cluster
+) -> list[Problem]:
+    """The fullest node, where it is known how much one has."""
+    sizes = [sum(held.values()) for held in hosts]
+    if not cluster.node_bytes or max(sizes) <= cluster.node_bytes:
+        return []
+    node = sizes.index(max(sizes))
+    held = hosts[node]
+    [need] = [n for n in needs if n.role == max((n.role for n in needs), key=_held_by(held))]
+    on_host = need.host > need.memory.total or bool(need.work.group.gpus_per_rank)
+    part = "host" if on_host else largest_part(need.memory)
+    shown = ", ".join(f"{name} {_gib(size)}" for name, size in held.items())
+    return [
+        Problem(
+            role=need.role,
+            part=part,
+            message=f"node {node} would hold {_gib(sizes[node])} of {_gib(cluster.node_bytes)} GB "
+            f"of memory ({shown}), most of it {need.role}'s {PART_NAMES[part]}",
+        )
+    ]
+
+
+def _held_by(held: dict[str, int]) -> Callable[[str], int]:
+    return lambda role: held.get(role, 0)
 
 
 def _engine_problems(needs: Sequence[RoleNeed]) -> list[Problem]:

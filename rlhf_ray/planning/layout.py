@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import ConfigError
@@ -16,11 +16,13 @@ class Cluster:
 
     Attributes:
         gpu_bytes: Memory of one GPU.
+        node_bytes: Memory of one node beside its GPUs'; 0 where it is not known.
     """
 
     nodes: int
     gpus_per_node: int
     gpu_bytes: int
+    node_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +64,21 @@ def lay_out(roles: Mapping[str, GroupConfig], cluster: Cluster) -> list[Place]:
     return [place for role in roles for place in places[role]]
 
 
-def smallest_cluster(
-    roles: Mapping[str, GroupConfig], *, gpus_per_node: int, gpu_bytes: int
-) -> Cluster:
-    """The fewest nodes that hold the job.
+def smallest_cluster(roles: Mapping[str, GroupConfig], node: Cluster) -> Cluster:
+    """The fewest nodes like those of `node` that hold the job.
 
     Raises:
         ConfigError: A rank or group needs more GPUs of one node than there are.
     """
     most = sum(group.ranks for group in roles.values() if not group.share)
     for nodes in range(1, most):
-        cluster = Cluster(nodes=nodes, gpus_per_node=gpus_per_node, gpu_bytes=gpu_bytes)
+        cluster = replace(node, nodes=nodes)
         try:
             lay_out(roles, cluster)
         except ConfigError:
             continue
         return cluster
-    cluster = Cluster(nodes=most, gpus_per_node=gpus_per_node, gpu_bytes=gpu_bytes)
+    cluster = replace(node, nodes=most)
     lay_out(roles, cluster)
     return cluster
 

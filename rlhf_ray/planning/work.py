@@ -174,9 +174,7 @@ def _online(config: OnlineConfig, shapes: Shapes) -> tuple[list[Work], Batches]:
     return work, batches
 
 
-def _scorer(
-    group: GroupConfig, config: RewardModelConfig, shapes: Shapes, row_tokens: int
-) -> Work:
+def _scorer(group: GroupConfig, config: RewardModelConfig, shapes: Shapes, row_tokens: int) -> Work:
     if not config.path:
         return BareWork(role="reward", section="reward", group=group)
     longest = min(row_tokens, config.max_length or row_tokens)
@@ -210,9 +208,7 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[Work], B
     )
     rows = {"rows": config.batch_size, "row_tokens": row_tokens}
     head: Head = "score" if isinstance(config, RmConfig) else "lm"
-    trained = _model_work(
-        role, config.groups[role], shape, learner, head=head, trains=True, **rows
-    )
+    trained = _model_work(role, config.groups[role], shape, learner, head=head, trains=True, **rows)
     if not isinstance(config, DpoConfig) or not config.uses_reference_role:
         return [trained], batches
     model = config.reference.model.or_from(learner.model)
