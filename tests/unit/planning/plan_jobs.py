@@ -1,0 +1,116 @@
+"""Jobs and models that the tests of planning share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.config.online import GrpoConfig, PpoConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.planning.job import JobPlan, plan_job
+from rlhf_ray.planning.layout import Cluster, smallest_cluster
+from rlhf_ray.planning.memory import GIB
+from rlhf_ray.planning.model_shape import shape_of
+
+ROOT = Path(__file__).parents[3]
+
+_LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "meta-llama/Llama-3.1-8B-Instruct": {
+        **_LLAMA,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "meta-llama/Llama-3.3-70B-Instruct": {
+        **_LLAMA,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
+    "Qwen/Qwen2.5-0.5B": {
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
+    },
+    "tiny": {
+        "model_type": "llama",
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 172,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    },
+}
+MODELS["Qwen/Qwen2.5-0.5B-Instruct"] = MODELS["Qwen/Qwen2.5-0.5B"]
+EIGHT_B = "meta-llama/Llama-3.1-8B-Instruct"
+SEVENTY_B = "meta-llama/Llama-3.3-70B-Instruct"
+SHAPES = {name: shape_of(config) for name, config in MODELS.items()}
+
+JOBS = {"sft": SftConfig, "rm": RmConfig, "dpo": DpoConfig, "ppo": PpoConfig, "grpo": GrpoConfig}
+# What a job cannot do without.
+NEEDED: dict[str, dict[str, Any]] = {
+    "sft": {"policy": {"model": {"path": EIGHT_B}}, "max_length": 2048},
+    "rm": {"reward": {"model": {"path": EIGHT_B}}, "max_length": 2048},
+    "dpo": {"policy": {"model": {"path": EIGHT_B}}, "max_length": 2048},
+    "ppo": {
+        "policy": {"model": {"path": EIGHT_B}},
+        "reward": {"functions": [{"path": "m:f"}]},
+        "rollout": {"max_model_len": 2048},
+    },
+    "grpo": {
+        "policy": {"model": {"path": EIGHT_B}},
+        "reward": {"functions": [{"path": "m:f"}]},
+        "rollout": {"max_model_len": 2048},
+    },
+}
+
+
+def job(name: str, **sections: Any) -> Any:
+    """A configuration; `sections` are laid over what the job needs."""
+    values = {"data": {"path": "rows.jsonl"}, **NEEDED[name]}
+    return JOBS[name].model_validate(laid_over(values, sections))
+
+
+def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = laid_over(below[key], above[key])
+    return merged
+
+
+def node(gpus: int = 8, gpu_gb: float = 80, node_gb: float = 0, nodes: int = 1) -> Cluster:
+    return Cluster(
+        nodes=nodes,
+        gpus_per_node=gpus,
+        gpu_bytes=int(gpu_gb * GIB),
+        node_bytes=int(node_gb * GIB),
+    )
+
+
+def planned(config: Any, cluster: Cluster | None = None) -> JobPlan:
+    """On a given cluster, or on as few nodes of 8 GPUs as hold it."""
+    return plan_job(config, SHAPES, cluster or smallest_cluster(config.groups, node()))
+
+
+def memory_of(plan: JobPlan, role: str) -> Any:
+    [need] = [need for need in plan.roles if need.role == role]
+    return need.memory

@@ -1,0 +1,119 @@
+"""Every shipped configuration fits the hardware that its first line names."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from plan_jobs import EIGHT_B, ROOT, SEVENTY_B, SHAPES, job, node, planned
+
+from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.load import load_config
+from rlhf_ray.planning.advice import advise
+from rlhf_ray.planning.job import plan_job
+from rlhf_ray.planning.layout import smallest_cluster
+from rlhf_ray.planning.work import model_paths
+
+CONFIGS = [path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name in JOBS]
+
+
+def shipped(path):
+    config = load_config(JOBS[path.parent.name], path)
+    # Local models are made by the demo, or are the tests' own.
+    shapes = {model: SHAPES.get(model, SHAPES["tiny"]) for model in model_paths(config).values()}
+    return config, shapes
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_shipped_configuration_fits(path):
+    config, shapes = shipped(path)
+    first = path.read_text().splitlines()[0]
+    memory = re.search(r"with (\d+) GB", first)
+    nodes = re.search(r"(\d+) nodes", first)
+    cluster = smallest_cluster(config.groups, node(gpu_gb=float(memory[1]) if memory else 80))
+    plan = plan_job(config, shapes, cluster)
+    assert plan.problems == ()
+    assert plan.cluster.nodes == (int(nodes[1]) if nodes else 1)
+
+
+def test_the_70b_policy_needs_the_memory_that_its_configuration_names():
+    path = ROOT / "configs/grpo/llama3-70b-4x8gpu.yaml"
+    config, shapes = shipped(path)
+    assert plan_job(config, shapes, node(nodes=4, node_gb=1000)).fits
+    [problem] = plan_job(config, shapes, node(nodes=4, node_gb=400)).problems
+    assert (problem.role, problem.part) == ("policy", "host")
+
+
+def test_70b_does_not_fit_one_gpu_for_its_optimiser_states():
+    config = job(
+        "sft", policy={"model": {"path": SEVENTY_B}}, placement={"policy": {"gpus_per_rank": 1}}
+    )
+    plan = planned(config)
+    [problem] = plan.problems
+    assert (problem.role, problem.part) == ("policy", "optimizer")
+    assert re.match(
+        r"policy needs [\d.]+ GB a rank, 788\.5 of them for optimiser states: GPU 0 of node 0 "
+        r"would hold [\d.]+ of 80\.0 GB while policy works",
+        problem.message,
+    )
+
+
+def test_70b_weights_leave_an_engine_no_cache():
+    config = job(
+        "grpo", policy={"model": {"path": SEVENTY_B}}, placement={"rollout": {"gpus_per_rank": 1}}
+    )
+    plan = planned(config)
+    assert ("rollout", "weights") in {(problem.role, problem.part) for problem in plan.problems}
+    assert {frozenset(advice.changes): advice.changes for advice in advise(config, SHAPES, plan)}[
+        frozenset({"placement.rollout.gpus_per_rank"})
+    ] == {"placement.rollout.gpus_per_rank": 4}
+
+
+def test_what_is_advised_fits():
+    config = job(
+        "grpo",
+        policy={"model": {"path": EIGHT_B}},
+        algorithm={"kl": {"coefficient": 0.1}},
+        placement={
+            "policy": {"gpus_per_rank": 1},
+            "reference": {"gpus_per_rank": 1, "share": "policy"},
+            "rollout": {"gpus_per_rank": 1},
+        },
+    )
+    plan = planned(config)
+    assert not plan.fits
+    advices = advise(config, SHAPES, plan)
+    assert advices
+    for advice in advices:
+        values = config.model_dump()
+        for key, value in advice.changes.items():
+            *above, last = key.split(".")
+            section = values
+            for name in above:
+                section = section[name]
+            section[last] = value
+        assert planned(type(config).model_validate(values), node(nodes=advice.nodes)).fits
+
+
+def test_roles_that_share_a_gpu_take_turns_on_it():
+    here = {"gpus_per_rank": 1, "share": "policy"}
+    config = job(
+        "grpo",
+        policy={"model": {"path": "Qwen/Qwen2.5-0.5B"}},
+        algorithm={"kl": {"coefficient": 0.1}},
+        rollout={"gpu_memory_share": 0.4},
+        placement={"policy": {"gpus_per_rank": 1}, "reference": here, "rollout": here},
+    )
+    plan = planned(config, node(gpus=1, gpu_gb=24))
+    [gpu] = plan.gpus
+    by_role = {need.role: need for need in plan.roles}
+    at_work = {
+        busy: sum(
+            need.memory.total if need.role == busy else need.asleep
+            for need in plan.roles
+            if need.role in gpu.held
+        )
+        for busy in gpu.held
+    }
+    assert gpu.total == max(at_work.values()) == at_work[gpu.busy]
+    assert by_role["rollout"].asleep < by_role["rollout"].memory.total

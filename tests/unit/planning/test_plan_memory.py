@@ -1,0 +1,119 @@
+"""Memory by part, against what each ZeRO stage keeps and what was measured."""
+
+from __future__ import annotations
+
+import pytest
+from plan_jobs import EIGHT_B, SHAPES, job, memory_of, planned
+
+from rlhf_ray.planning.memory import GIB, MIB, REDUCE_BUCKET
+
+NUM = SHAPES[EIGHT_B].num_parameters("lm")
+
+
+def learner(ranks=1, **settings):
+    """Memory of an SFT policy on GPUs."""
+    config = job("sft", policy=settings, placement={"policy": {"ranks": ranks, "gpus_per_rank": 1}})
+    return memory_of(planned(config), "policy")
+
+
+def states(memory):
+    return memory.weights, memory.gradients, memory.optimizer
+
+
+def test_each_zero_stage_spreads_what_it_promises():
+    float32 = {"dtype": "float32"}
+    assert states(learner(model=float32)) == (4 * NUM, 4 * NUM, 8 * NUM)
+    # bfloat16 without a stage runs as stage 1: a float32 copy, and gradients summed in float32.
+    assert states(learner(model={})) == (2 * NUM, 6 * NUM, 12 * NUM)
+    assert states(learner(4, zero={"stage": 1})) == (2 * NUM, 6 * NUM, 3 * NUM)
+    assert states(learner(4, zero={"stage": 2})) == (2 * NUM, NUM // 2 + NUM, 3 * NUM)
+    assert states(learner(4, zero={"stage": 3})) == (NUM // 2, NUM, 3 * NUM)
+
+
+def test_stage_3_gathers_weights_up_to_deepspeeds_limit():
+    memory = learner(8, zero={"stage": 3})
+    assert memory.buffers == 2 * 10**9 + 2 * REDUCE_BUCKET
+    limits = {"stage3_max_live_parameters": 10**8, "reduce_bucket_size": 10**7}
+    small = learner(8, zero={"stage": 3, "extra": {"zero_optimization": limits}})
+    # The embedding is gathered whole.
+    assert small.buffers == 2 * SHAPES[EIGHT_B].num_embedding + 2 * 10**7
+
+
+def test_offloading_moves_states_to_the_node():
+    memory = learner(4, zero={"stage": 3, "offload_optimizer": "cpu"})
+    assert states(memory) == (NUM // 2, 0, 0)
+    assert memory.host == 3 * NUM + NUM
+    both = learner(4, zero={"stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"})
+    assert (both.weights, both.host) == (0, memory.host + NUM // 2)
+    nvme = {"offload_optimizer": "nvme", "nvme_path": "/nvme"}
+    assert learner(4, zero={"stage": 3, **nvme}).host == 0
+
+
+def test_adapters_alone_have_gradients_and_states():
+    linears = SHAPES[EIGHT_B].linears
+    adapters = 16 * sum(linear.inputs + linear.outputs for linear in linears)
+    memory = learner(model={"lora": {"rank": 16}})
+    assert states(memory) == (2 * NUM + 4 * adapters, 4 * adapters, 8 * adapters)
+    quantized = learner(model={"lora": {"rank": 16}, "quantization": "4bit"})
+    assert quantized.weights < memory.weights / 2
+
+
+def test_checkpointing_keeps_a_layers_input_alone():
+    whole, checkpointed = learner(model={}), learner(model={"gradient_checkpointing": True})
+    assert checkpointed.activations < whole.activations / 8
+    kept = 2 * 32 * 4096 * 8192
+    assert checkpointed.activations > kept
+
+
+def test_logits_exist_for_a_chunk_of_tokens():
+    assert learner(logits_chunk_tokens=512).logits * 2 == learner().logits
+    assert learner(max_tokens_per_micro_batch=2048, logits_chunk_tokens=4096).logits == (
+        2 * learner().logits
+    )
+
+
+def test_a_critic_has_no_vocabulary_product():
+    plan = planned(job("ppo", placement={"value": {"gpus_per_rank": 1}}))
+    assert memory_of(plan, "value").logits == 0
+    expected = 2 * (SHAPES[EIGHT_B].num_body + 4096 + 1)
+    assert memory_of(plan, "value").weights == expected
+
+
+def test_a_frozen_model_is_spread_by_stage_3_alone():
+    def reference(stage):
+        group = {"ranks": 4, "gpus_per_rank": 1}
+        config = job("dpo", reference={"zero": {"stage": stage}}, placement={"reference": group})
+        return memory_of(planned(config), "reference")
+
+    assert states(reference(2)) == (2 * NUM, 0, 0)
+    assert states(reference(3)) == (NUM // 2, 0, 0)
+
+
+def test_an_engine_fills_its_share():
+    config = job("grpo", placement={"rollout": {"gpus_per_rank": 2}})
+    memory = memory_of(planned(config), "rollout")
+    assert memory.total == pytest.approx(0.85 * 80 * GIB, rel=1e-6)
+    assert memory.weights == NUM
+
+
+# Peak resident memory (VmHWM, MiB) by benchmarks/planned_memory.py: 2 cores, torch 2.13 for CPUs,
+# vLLM 0.32. Models by hidden, layers, heads, key-value heads, inner width, vocabulary.
+STORIES = {
+    "policy": {"model": {"path": "tiny", "dtype": "float32"}},
+    "reference": {"model": {"dtype": "float32"}},
+    "rollout": {"max_new_tokens": 64, "max_model_len": 0, "kv_cache_gb": 0.5},
+    "prompts_per_step": 32,
+    "data": {"prompt_tokens": 24},
+    "algorithm": {"minibatches": 2, "kl": {"coefficient": 0.02}},
+}
+
+
+@pytest.mark.parametrize(
+    ("role", "measured"), [("policy", 1166), ("rollout", 1236), ("reference", 648)]
+)
+def test_processes_on_a_cpu_take_what_was_measured(role, measured):
+    memory = memory_of(planned(job("grpo", **STORIES)), role)
+    assert memory.total / MIB == pytest.approx(measured, rel=0.1)
+    # What a process has before a model is there does not count in its favour.
+    above = measured - memory.process / MIB
+    assert (memory.total - memory.process) / MIB == pytest.approx(above, rel=0.2)
