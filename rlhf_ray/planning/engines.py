@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_ray.planning.memory import GIB, MIB, Memory, dtype_bytes
+from rlhf_ray.planning.memory import GIB, MIB, Memory
 from rlhf_ray.planning.model_shape import ModelShape
-from rlhf_ray.planning.work import EngineWork
+from rlhf_ray.planning.work import EngineWork, dtype_bytes
 
 # Resident memory of vLLM 0.32's worker process on the CPU before its model is there, and of the
 # two processes beside it, measured.

@@ -11,6 +11,8 @@ from rlhf_ray.config.online import OnlineConfig, RewardModelConfig, RolloutConfi
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
 from rlhf_ray.planning.model_shape import Head, ModelShape
 
+# Where neither configuration nor model says how long a sequence may be.
+DEFAULT_CONTEXT = 4096
 # Shapes by the path that a configuration names.
 Shapes = Mapping[str, ModelShape]
 
@@ -23,6 +25,7 @@ class ModelWork:
         section: Where the configuration describes it: `policy`, `reward.model`.
         pass_tokens: Of the largest micro-batch.
         logits_tokens: Rows of logits that exist at a time; 0 without a vocabulary product.
+        publishes_mb: Weights go to the engines in buckets of about this size; 0 for not at all.
     """
 
     role: str
@@ -36,6 +39,16 @@ class ModelWork:
     pass_tokens: int
     logits_tokens: int
     publishes_mb: int = 0
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its ranks have GPUs."""
+        return bool(self.group.gpus_per_rank)
+
+    @property
+    def bytes_each(self) -> int:
+        """Of a weight that is not quantized, and of an activation."""
+        return dtype_bytes(self.model.dtype, on_gpu=self.on_gpu)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +109,11 @@ class Batches:
         return self.rows * self.row_tokens
 
 
+def dtype_bytes(dtype: str, *, on_gpu: bool) -> int:
+    """Bytes of a number; `auto` is bfloat16 on a GPU and float32 on the CPU."""
+    return 2 if dtype == "bfloat16" or (dtype == "auto" and on_gpu) else 4
+
+
 def model_paths(config: JobConfig) -> dict[str, str]:
     """The models that a job loads: path by the key that names it."""
     match config:
@@ -126,7 +144,7 @@ def work_of(config: JobConfig, shapes: Shapes) -> tuple[list[Work], Batches]:
 def _online(config: OnlineConfig, shapes: Shapes) -> tuple[list[Work], Batches]:
     rollout, policy = config.rollout, config.policy
     shape = shapes[policy.model.path]
-    context = rollout.max_model_len or shape.context_tokens or 4096
+    context = rollout.max_model_len or shape.context_tokens or DEFAULT_CONTEXT
     prompt = config.data.prompt_tokens or config.data.max_prompt_tokens or context
     row_tokens = min(context, prompt + rollout.max_new_tokens)
     rows = config.prompts_per_step * config.samples_per_prompt
@@ -152,6 +170,7 @@ def _online(config: OnlineConfig, shapes: Shapes) -> tuple[list[Work], Batches]:
             trains=trains,
             rows=step_rows,
             row_tokens=row_tokens,
+            scored_share=min(1.0, rollout.max_new_tokens / row_tokens),
             publishes_mb=config.publication.bucket_mb if role == "policy" else 0,
         )
 
@@ -197,7 +216,7 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[Work], B
     learner, role = config.learner, config.trained_role
     shape = shapes[learner.model.path]
     answers = 2 if isinstance(config, RmConfig) or _compares(config) else 1
-    row_tokens = answers * (config.max_length or shape.context_tokens or 4096)
+    row_tokens = answers * (config.max_length or shape.context_tokens or DEFAULT_CONTEXT)
     batches = _batches(
         rows=config.batch_size,
         row_tokens=row_tokens,
@@ -253,11 +272,13 @@ def _model_work(
     trains: bool,
     rows: int,
     row_tokens: int,
+    scored_share: float = 1.0,
     publishes_mb: int = 0,
 ) -> ModelWork:
     # Shorter rows fill a micro-batch up to its budget; a longer one goes alone.
     budget = max(forward.max_tokens_per_micro_batch, row_tokens)
     pass_tokens = min(budget, math.ceil(rows / group.ranks) * row_tokens)
+    scored = math.ceil(scored_share * pass_tokens) if head == "lm" else 0
     return ModelWork(
         role=role,
         section=role,
@@ -268,6 +289,6 @@ def _model_work(
         head=head,
         trains=trains,
         pass_tokens=pass_tokens,
-        logits_tokens=min(pass_tokens, forward.logits_chunk_tokens) if head == "lm" else 0,
+        logits_tokens=min(scored, forward.logits_chunk_tokens),
         publishes_mb=publishes_mb,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from plan_jobs import EIGHT_B, SHAPES, job, memory_of, planned
 
-from rlhf_ray.planning.memory import GIB, MIB, REDUCE_BUCKET
+from rlhf_ray.planning.memory import GIB, MIB
+from rlhf_ray.planning.states import REDUCE_BUCKET
 
 NUM = SHAPES[EIGHT_B].num_parameters("lm")
 

@@ -1,0 +1,63 @@
+"""Activations and logits of one pass, from the tensors that transformers' layers save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlhf_ray.planning.heap import heap_factor
+from rlhf_ray.planning.model_shape import Linear, ModelShape
+from rlhf_ray.planning.work import ModelWork
+
+# Bytes of a pass's tensor by its width, and by bytes a number where those are not the model's own.
+Held = Callable[..., float]
+# float32 logits as they are, scaled by the temperature, normalized; in training their gradient.
+INFERENCE_COPIES, TRAINING_COPIES = 3, 4
+
+
+def logits_bytes(work: ModelWork) -> int:
+    """Of one chunk, with what becomes of it."""
+    num = work.logits_tokens * work.shape.vocabulary
+    each = 4 * (TRAINING_COPIES if work.trains else INFERENCE_COPIES)
+    if work.bytes_each == 2:  # the product itself, and its gradient, in bfloat16
+        each += 4
+    return int(num * each * heap_factor(4 * num, on_gpu=work.on_gpu, trains=work.trains))
+
+
+def activation_bytes(work: ModelWork) -> int:
+    """What a pass through all layers keeps for the backward pass, or uses at a time without one."""
+    shape, tokens = work.shape, work.pass_tokens
+
+    def held(width: int, bytes_each: int = work.bytes_each) -> float:
+        block = tokens * width * bytes_each
+        return block * heap_factor(block, on_gpu=work.on_gpu, trains=work.trains)
+
+    if not work.trains:
+        return int(_inference(shape, held))
+    casts = work.model.lora.rank and work.bytes_each == 2
+    layer = _layer(shape, shape.layers[0].linears if casts else (), held)
+    kept = held(shape.hidden) if work.model.gradient_checkpointing else layer
+    # One layer is whole while it is computed again; the last norm and the head's input remain.
+    recomputed = layer if work.model.gradient_checkpointing else 0.0
+    return int(len(shape.layers) * kept + recomputed + 4 * held(shape.hidden))
+
+
+def _layer(shape: ModelShape, adapted: tuple[Linear, ...], held: Held) -> float:
+    """What one layer saves for its backward pass."""
+    query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    # A norm keeps its input in float32, that scaled, and its result, which the products take.
+    norm = held(shape.hidden, 4) + 2 * held(shape.hidden)
+    # Queries, keys and values as attention takes them; its result, before and after packing.
+    attention = 3 * held(query) + 2 * held(key)
+    # A gated product keeps both factors, the one before its activation, and the result.
+    inner = (4 if shape.is_gated else 3) * held(shape.ffn)
+    # An adapter casts its input to its own float32.
+    casts = sum(held(linear.inputs, 4) for linear in adapted)
+    return 2 * norm + attention + inner + casts
+
+
+def _inference(shape: ModelShape, held: Held) -> float:
+    """The most that is alive at a time where nothing is saved: in attention, or in the MLP."""
+    query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    # As projected, turned by position, laid into a rectangle; the result, and that packed.
+    attention = 5 * held(query) + 5 * held(key)
+    return max(attention, 3 * held(shape.ffn)) + 4 * held(shape.hidden)

@@ -1,0 +1,159 @@
+"""Weights, gradients and optimiser states: what DeepSpeed keeps of them at each ZeRO stage.
+
+Sources: https://arxiv.org/abs/1910.02054, section 3, and the code of DeepSpeed 0.19.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf_ray.planning.heap import heap_factor
+from rlhf_ray.planning.work import ModelWork
+
+# DeepSpeed's defaults, in weights: what it reduces at a time, and keeps gathered under ZeRO-3.
+REDUCE_BUCKET, MAX_LIVE_PARAMETERS = 500_000_000, 1_000_000_000
+# 4-bit weights with double-quantized scales: https://arxiv.org/abs/2305.14314, section 3.
+QUANTIZED_BYTES = {"4bit": 0.516, "8bit": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """Bytes of one rank.
+
+    Attributes:
+        buffers: Gathered weights, and gradients on their way.
+        host: What is offloaded to the memory of the node.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    host: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The parameters that get a gradient.
+
+    Attributes:
+        factor: Of the heap, over all of them.
+    """
+
+    num: int
+    bytes_each: int
+    factor: float
+
+
+def states_of(work: ModelWork) -> States:
+    """What stays between passes, and what ZeRO gathers for one."""
+    trained = _trained(work)
+    stage, ranks = _stage(work, trained), work.group.ranks
+    weights = _weight_bytes(work, trained)
+    if stage == 3:
+        weights //= ranks
+    # Adam's two, and above stage 0 the float32 copy that it steps on, laid end to end.
+    optimizer = 12 * trained.num // ranks if stage else int(8 * trained.num * trained.factor)
+    offloads = stage > 0 and _leaves(work, work.zero.offload_optimizer)
+    gradients, on_host = _gradient_bytes(trained, stage, ranks, offloads)
+    host = optimizer + on_host if offloads and work.zero.offload_optimizer == "cpu" else 0
+    if _leaves(work, work.zero.offload_param):
+        host += weights if work.zero.offload_param == "cpu" else 0
+        weights = 0
+    return States(
+        weights=weights,
+        gradients=gradients,
+        optimizer=0 if offloads else optimizer,
+        buffers=_buffer_bytes(work, trained, stage),
+        host=host,
+    )
+
+
+def step_bytes(work: ModelWork) -> int:
+    """What an optimiser's step makes for itself, when activations are gone."""
+    trained = _trained(work)
+    stage = _stage(work, trained)
+    if stage == 0:  # gradients are flattened to be reduced
+        return min(trained.num, REDUCE_BUCKET) * trained.bytes_each
+    if _leaves(work, work.zero.offload_optimizer):
+        return 0
+    return 4 * trained.num // work.group.ranks
+
+
+def _trained(work: ModelWork) -> Trained:
+    """All parameters of a model, or those of its adapters and of a new head."""
+    shape, lora = work.shape, work.model.lora
+    if not work.trains:
+        return Trained(num=0, bytes_each=4, factor=1.0)
+
+    def factor(num: int) -> float:
+        return heap_factor(num * work.bytes_each, on_gpu=work.on_gpu, trains=True)
+
+    if lora.rank:
+        adapters = sum(lora.rank * (linear.inputs + linear.outputs) for linear in shape.linears)
+        head = 0 if work.head == "lm" else shape.num_head(work.head)
+        # peft keeps adapters of bfloat16 models in float32.
+        return Trained(num=adapters + head, bytes_each=4, factor=factor(0))
+    num = shape.num_parameters(work.head)
+    large = [shape.num_embedding, shape.num_head(work.head)]
+    large += [linear.num_weights for linear in shape.linears]
+    rest = num - sum(large)
+    held = rest * factor(0) + sum(tensor * factor(tensor) for tensor in large)
+    return Trained(num=num, bytes_each=work.bytes_each, factor=held / num)
+
+
+def _stage(work: ModelWork, trained: Trained) -> int:
+    """As it runs: a frozen model is spread by stage 3 alone, bfloat16 training needs stage 1."""
+    if not work.trains:
+        return 3 if work.zero.stage == 3 else 0
+    return work.zero.stage or int(trained.bytes_each == 2)
+
+
+def _leaves(work: ModelWork, target: str) -> bool:
+    """Whether offloading takes memory from the device: to the CPU's own it moves nothing."""
+    return target == "nvme" or (target == "cpu" and work.on_gpu)
+
+
+def _weight_bytes(work: ModelWork, trained: Trained) -> int:
+    num = work.shape.num_parameters(work.head)
+    adapters = trained.num * trained.bytes_each if work.model.lora.rank else 0
+    if work.model.quantization == "none":
+        return num * work.bytes_each + adapters
+    quantized = sum(linear.num_weights for linear in work.shape.linears)
+    # peft makes everything else float32 in a quantized model that trains.
+    each = 4 if work.trains else work.bytes_each
+    small = int(quantized * QUANTIZED_BYTES[work.model.quantization])
+    return small + (num - quantized) * each + adapters
+
+
+def _gradient_bytes(trained: Trained, stage: int, ranks: int, offloads: bool) -> tuple[int, int]:
+    """On the device and, offloaded, on the host."""
+    whole = int(trained.num * trained.bytes_each * trained.factor)
+    summed = 4 * trained.num // ranks
+    match stage:
+        case 0:
+            return whole, 0
+        case 1 if trained.bytes_each == 2:
+            # Each pass's own, and their sum in float32, both whole.
+            return whole + 4 * trained.num, summed if offloads else 0
+        case 1:
+            return (whole, summed) if offloads else (whole + summed, 0)
+        case 2:
+            passed = trained.num * trained.bytes_each // ranks
+            return (passed, summed) if offloads else (passed + summed, 0)
+    return (0, summed) if offloads else (summed, 0)
+
+
+def _buffer_bytes(work: ModelWork, trained: Trained, stage: int) -> int:
+    extra = work.zero.extra.get("zero_optimization", {})
+    bucket = int(extra.get("reduce_bucket_size", REDUCE_BUCKET))
+    if not work.on_gpu:  # pages that are never written take no memory
+        bucket = min(bucket, trained.num)
+    reduced = bucket * trained.bytes_each if stage >= 2 and trained.num else 0
+    if stage < 3:
+        return reduced
+    live = int(extra.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS))
+    # However small the limit: the embedding, or a layer, is gathered whole.
+    largest = max(work.shape.num_embedding, *(x.num_parameters for x in work.shape.layers))
+    gathered = min(work.shape.num_parameters(work.head), max(live, largest))
+    return reduced + gathered * work.bytes_each
