@@ -13,7 +13,7 @@ from launch import cli
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
-from rlhf_ray.planning.advice import advise, groups_of
+from rlhf_ray.planning.advice import advise
 from rlhf_ray.planning.job import plan_job
 from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.memory import GIB
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     options, overrides = _parser().parse_known_args(arguments)
     config = load_config(JOBS[options.job], options.config, overrides)
     shapes = read_shapes(config, options.model_config)
-    plan = plan_job(config, shapes, _cluster(options, groups_of(config)))
+    plan = plan_job(config, shapes, _cluster(options, config.groups))
 
     from launch.plan_tables import print_plan
 

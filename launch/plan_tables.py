@@ -103,7 +103,7 @@ def _range(numbers: Sequence[int]) -> str:
 def _memory(plan: JobPlan) -> RenderableType:
     used = [part for part in PARTS if any(need.memory.parts[part] for need in plan.roles)]
     table = _table("role", "model", *(PARTS[part] for part in used), "sum", left=2)
-    notes = []
+    notes: list[str] = []
     for need in plan.roles:
         parts = need.memory.parts
         table.add_row(
@@ -140,7 +140,7 @@ def _notes(need: RoleNeed) -> Iterator[str]:
 
 def _gpus(plan: JobPlan) -> RenderableType:
     table = _table("node", "GPU", "at work", "holds", "", "GB", "", left=3)
-    table.columns[3].justify = "left"
+    table.columns[3].justify, table.columns[3].no_wrap = "left", False
     for gpu, number in _distinct(plan.gpus):
         share = gpu.total / plan.cluster.gpu_bytes
         style = "red" if share > 1 else "yellow" if share > TIGHT_SHARE else "green"
@@ -195,7 +195,7 @@ def _verdict(plan: JobPlan, advice: Sequence[Advice]) -> RenderableType:
             Text("No change of a few keys is enough: take GPUs with more memory, or more.")
         )
         return Group(*lines)
-    lines.append(Text("Each of these is enough:", style="bold"))
+    lines.append(Text("Enough would be any of these changes:", style="bold"))
     for one in advice:
         keys = " ".join(f"--{key} {value}" for key, value in one.changes.items())
         more = f"   ({one.nodes} nodes)" if one.nodes > plan.cluster.nodes else ""

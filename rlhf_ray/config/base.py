@@ -361,3 +361,8 @@ class JobConfig(RunConfig):
     total_steps: PositiveInt = 100
     checkpoint: CheckpointConfig = CheckpointConfig()
     nonfinite_steps_to_stop: PositiveInt = 3
+
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The group of each role that the job uses."""
+        raise NotImplementedError

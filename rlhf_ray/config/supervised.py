@@ -77,11 +77,6 @@ class SupervisedConfig(JobConfig):
         """Of the role that is trained."""
         return self.groups[self.trained_role].ranks
 
-    @property
-    def groups(self) -> dict[str, GroupConfig]:
-        """The group of each role that the job uses."""
-        raise NotImplementedError
-
     def for_rows(self, num_rows: int) -> Self:
         """The same with `total_steps` resolved from `epochs`, where those are given."""
         if not self.epochs:

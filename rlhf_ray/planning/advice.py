@@ -35,9 +35,10 @@ class Advice:
 
 
 def advise(config: JobConfig, shapes: Shapes, plan: JobPlan) -> list[Advice]:
-    """Changes after which the job fits: every single one that is enough, else several together.
+    """Changes after which the job fits.
 
-    Those that the cluster at hand can hold come first.
+    Every single one that is enough, first those that take no more nodes; several together where
+    none of them does.
     """
     found: dict[frozenset[str], Advice] = {}
     for change in _candidates(config, plan):
@@ -47,18 +48,23 @@ def advise(config: JobConfig, shapes: Shapes, plan: JobPlan) -> list[Advice]:
         changed = _planned(config, shapes, plan.cluster, change)
         if changed is not None and changed.fits:
             found[keys] = Advice(changes=change, nodes=changed.cluster.nodes)
-    ways = list(found.values()) or _together(config, shapes, plan)
-    return sorted(ways, key=lambda advice: advice.nodes > plan.cluster.nodes)
+    ways = list(found.values())
+    if not any(way.nodes <= plan.cluster.nodes for way in ways):
+        ways += _together(config, shapes, plan, most_nodes=plan.cluster.nodes)
+    ways = ways or _together(config, shapes, plan, most_nodes=None)
+    return sorted(ways, key=lambda way: way.nodes > plan.cluster.nodes)
 
 
-def _together(config: JobConfig, shapes: Shapes, plan: JobPlan) -> list[Advice]:
+def _together(
+    config: JobConfig, shapes: Shapes, plan: JobPlan, *, most_nodes: int | None
+) -> list[Advice]:
     """Change after change, each the one that leaves least too much, until the job fits."""
     taken: dict[str, Any] = {}
     for _ in range(MOST_CHANGES):
         tried = []
         for change in _candidates(_changed(config, taken), plan):
             changed = _planned(config, shapes, plan.cluster, {**taken, **change})
-            if changed is None:
+            if changed is None or (most_nodes and changed.cluster.nodes > most_nodes):
                 continue
             if changed.fits:
                 return [Advice(changes={**taken, **change}, nodes=changed.cluster.nodes)]
@@ -87,19 +93,11 @@ def _planned(config: JobConfig, shapes: Shapes, cluster: Cluster, change: Change
     """The plan after a change, on more nodes where it asks for more GPUs; None if it is invalid."""
     try:
         changed = _changed(config, change)
-        return plan_job(changed, shapes, _at_least(cluster, changed))
+        needed = smallest_cluster(changed.groups, cluster)
+        larger = needed if needed.nodes > cluster.nodes else cluster
+        return plan_job(changed, shapes, larger)
     except (ConfigError, ValidationError):
         return None
-
-
-def _at_least(cluster: Cluster, config: JobConfig) -> Cluster:
-    needed = smallest_cluster(groups_of(config), cluster)
-    return needed if needed.nodes > cluster.nodes else cluster
-
-
-def groups_of(config: JobConfig) -> Any:
-    """The groups of any job."""
-    return config.groups  # type: ignore[attr-defined]
 
 
 def _changed(config: JobConfig, change: Change) -> JobConfig:
@@ -143,14 +141,14 @@ def _more_ranks(config: JobConfig, work: ModelWork) -> Iterator[Change]:
     role, group = work.role, work.group
     if group.share:
         return
-    guests = [name for name, other in groups_of(config).items() if other.share == role]
+    guests = [name for name, other in config.groups.items() if other.share == role]
     section = getattr(config, role)
     spread = {f"{role}.zero.stage": 3} if section.zero.stage == 0 else {}
-    for factor in (2, 4, 8, 16):
+    for factor in (2, 4, 8):
         yield {
             f"placement.{role}.ranks": factor * group.ranks,
             **{
-                f"placement.{guest}.ranks": factor * groups_of(config)[guest].ranks
+                f"placement.{guest}.ranks": factor * config.groups[guest].ranks
                 for guest in guests
                 if guest != "rollout"
             },

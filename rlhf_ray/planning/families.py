@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from rlhf_ray.planning.decoders import Traits, always, decoder, says
@@ -18,73 +19,74 @@ _GPT2_NAMES = {
 }
 
 
-def _biased(key: str, default: bool) -> dict[str, Callable[[Mapping[str, Any]], bool]]:
-    """All products of a layer have biases where `key` says so."""
-    told = says(key, default)
-    return {"qkv_bias": told, "output_bias": told, "mlp_bias": told}
-
-
-def _attention_biased(default: bool = False) -> dict[str, Callable[[Mapping[str, Any]], bool]]:
-    told = says("attention_bias", default)
-    return {"qkv_bias": told, "output_bias": told}
-
-
 def _a_head(config: Mapping[str, Any]) -> str:
     return "head"
 
 
-_LAYER_NORM = {"gated": False, "norm_size": 2}
-_GEMMA = {"head_dim": 256, "tied": True}
-_QWEN3 = {"qk_norm": _a_head, "head_dim": 128}
+def _biased(traits: Traits, told: Callable[[Mapping[str, Any]], bool] = always) -> Traits:
+    """All products of a layer have biases where the configuration says so."""
+    return replace(traits, qkv_bias=told, output_bias=told, mlp_bias=told)
+
+
+_ATTENTION_BIAS = says("attention_bias")
+_MODERN = Traits(qkv_bias=_ATTENTION_BIAS, output_bias=_ATTENTION_BIAS)
+_LLAMA = replace(_MODERN, mlp_bias=says("mlp_bias"))
+_GEMMA = replace(_MODERN, head_dim=256, tied=True)
+_QWEN3 = replace(_MODERN, head_dim=128, qk_norm=_a_head)
+_CLASSIC = Traits(gated=False, norm_size=2)
+_GPT = replace(_CLASSIC, names=_GPT2_NAMES)
 
 _DECODERS: Mapping[str, Traits] = {
-    "llama": Traits(**_attention_biased(), mlp_bias=says("mlp_bias")),
+    "llama": _LLAMA,
     "mistral": Traits(),
     "mixtral": Traits(),
-    "smollm3": Traits(**_attention_biased(), mlp_bias=says("mlp_bias"), tied=True),
-    "granite": Traits(**_attention_biased(), mlp_bias=says("mlp_bias")),
+    "smollm3": replace(_LLAMA, tied=True),
+    "granite": _LLAMA,
     "qwen2": Traits(qkv_bias=always),
     "qwen2_moe": Traits(qkv_bias=says("qkv_bias", True)),
-    "qwen3": Traits(**_attention_biased(), **_QWEN3),
-    "qwen3_moe": Traits(**_attention_biased(), **_QWEN3),
-    "gemma": Traits(**_attention_biased(), **_GEMMA),
-    "gemma2": Traits(**_attention_biased(), **_GEMMA, norms=4),
-    "gemma3_text": Traits(**_attention_biased(), **_GEMMA, norms=4, qk_norm=_a_head),
+    "qwen3": _QWEN3,
+    "qwen3_moe": _QWEN3,
+    "gemma": _GEMMA,
+    "gemma2": replace(_GEMMA, norms=4),
+    "gemma3_text": replace(_GEMMA, norms=4, qk_norm=_a_head),
     "phi3": Traits(),
-    "phi": Traits(**_biased("_", True), **_LAYER_NORM, norms=1, head_bias=True),
-    "olmo": Traits(**_attention_biased(), norm_size=0),
-    "olmo2": Traits(**_attention_biased(), qk_norm=lambda config: "all"),
-    "cohere": Traits(
-        **_attention_biased(),
+    "phi": replace(_biased(_CLASSIC), norms=1, head_bias=True),
+    "olmo": replace(_MODERN, norm_size=0),
+    "olmo2": replace(_MODERN, qk_norm=lambda config: "all"),
+    "cohere": replace(
+        _MODERN,
         norms=1,
         qk_norm=lambda config: "all" if config.get("use_qk_norm") else "none",
         tied=True,
     ),
-    "starcoder2": Traits(**_biased("use_bias", True), **_LAYER_NORM, tied=True),
+    "starcoder2": replace(_biased(_CLASSIC, says("use_bias", True)), tied=True),
     "stablelm": Traits(qkv_bias=says("use_qkv_bias"), norm_size=2),
-    "gpt2": Traits(names=_GPT2_NAMES, **_biased("_", True), **_LAYER_NORM, tied=True, positions=0),
-    "gptj": Traits(names=_GPT2_NAMES, mlp_bias=always, **_LAYER_NORM, norms=1, head_bias=True),
-    "gpt_neo": Traits(
+    "gpt2": replace(_biased(_GPT), tied=True, positions=0),
+    "gptj": replace(_GPT, mlp_bias=always, norms=1, head_bias=True),
+    "gpt_neo": replace(
+        _CLASSIC,
         names={"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"},
         output_bias=always,
         mlp_bias=always,
-        **_LAYER_NORM,
         tied=True,
         positions=0,
     ),
-    "gpt_neox": Traits(**_attention_biased(True), mlp_bias=always, **_LAYER_NORM),
-    "opt": Traits(
+    "gpt_neox": replace(
+        _CLASSIC,
+        qkv_bias=says("attention_bias", True),
+        output_bias=says("attention_bias", True),
+        mlp_bias=always,
+    ),
+    "opt": replace(
+        _biased(_CLASSIC, says("enable_bias", True)),
         names={"intermediate_size": "ffn_dim"},
-        **_biased("enable_bias", True),
-        **_LAYER_NORM,
         outer_norms=says("do_layer_norm_before", True),
         tied=True,
         positions=2,
     ),
-    "bloom": Traits(
+    "bloom": replace(
+        _biased(_CLASSIC),
         names={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
-        **_biased("_", True),
-        **_LAYER_NORM,
         outer_norms=lambda config: 2,
         tied=True,
     ),

@@ -190,7 +190,7 @@ def _host_needs(
     found[0]["driver"] = DRIVER_BYTES
     for place in places:
         need, held = by_role[place.role], found[place.node]
-        process = GPU_PROCESS_BYTES if place.gpus else need.memory.total
+        process = GPU_PROCESS_BYTES * len(place.gpus) or need.memory.total
         held[place.role] = held.get(place.role, 0) + need.host + process
     return found
 

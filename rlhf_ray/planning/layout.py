@@ -70,8 +70,11 @@ def smallest_cluster(roles: Mapping[str, GroupConfig], node: Cluster) -> Cluster
     Raises:
         ConfigError: A rank or group needs more GPUs of one node than there are.
     """
-    most = sum(group.ranks for group in roles.values() if not group.share)
-    for nodes in range(1, most):
+    hosts = [group for group in roles.values() if not group.share]
+    most = sum(group.ranks for group in hosts)
+    gpus = sum(group.ranks * group.gpus_per_rank for group in hosts)
+    least = max(1, -(-gpus // max(1, node.gpus_per_node)))
+    for nodes in range(least, most):
         cluster = replace(node, nodes=nodes)
         try:
             lay_out(roles, cluster)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,13 +88,13 @@ class ModelShape:
     kv_width: int
     context_tokens: int
 
-    @property
+    @cached_property
     def linears(self) -> tuple[Linear, ...]:
         """All matrices that adapters can be put on."""
         inside = tuple(linear for layer in self.layers for linear in layer.linears)
         return (*self.outer_linears, *inside)
 
-    @property
+    @cached_property
     def num_body(self) -> int:
         """Parameters without any head."""
         outer = sum(linear.num_parameters for linear in self.outer_linears)

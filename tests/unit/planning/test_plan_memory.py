@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from plan_jobs import EIGHT_B, SHAPES, job, memory_of, planned
 
+from rlhf_ray.planning import engines
 from rlhf_ray.planning.memory import GIB, MIB
 from rlhf_ray.planning.states import REDUCE_BUCKET
 
@@ -95,6 +96,12 @@ def test_an_engine_fills_its_share():
     memory = memory_of(planned(config), "rollout")
     assert memory.total == pytest.approx(0.85 * 80 * GIB, rel=1e-6)
     assert memory.weights == NUM
+
+
+def test_an_engine_on_the_cpu_prefills_as_it_is_told_to():
+    from actors.engine import PREFILL_TOKENS
+
+    assert engines.PREFILL_TOKENS == PREFILL_TOKENS
 
 
 # Peak resident memory (VmHWM, MiB) by benchmarks/planned_memory.py: 2 cores, torch 2.13 for CPUs,
