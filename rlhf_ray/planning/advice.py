@@ -13,7 +13,8 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.job import JobPlan, plan_job
 from rlhf_ray.planning.layout import Cluster, smallest_cluster
-from rlhf_ray.planning.work import EngineWork, ModelWork, Shapes
+from rlhf_ray.planning.roles import Shapes
+from rlhf_ray.planning.work import EngineWork, ModelWork
 
 # One change by key and value; a key that belongs to another goes with it.
 Change = Mapping[str, Any]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlhf_ray.config.base import JobConfig
+from rlhf_ray.planning.batches import Batches
 from rlhf_ray.planning.engines import EngineMemory, engine_memory
 from rlhf_ray.planning.groups import plan_groups, total_cpus
 from rlhf_ray.planning.layout import Cluster, Place, lay_out
@@ -17,7 +18,8 @@ from rlhf_ray.planning.memory import (
     Memory,
     model_memory,
 )
-from rlhf_ray.planning.work import Batches, EngineWork, ModelWork, Shapes, Work, work_of
+from rlhf_ray.planning.roles import Shapes, work_of
+from rlhf_ray.planning.work import EngineWork, ModelWork, Work
 
 # Of a GPU's memory: what fragmentation of the caching allocator needs.
 FREE_SHARE = 0.05
@@ -143,7 +145,8 @@ def _need(work: Work, cluster: Cluster) -> RoleNeed:
     match work:
         case ModelWork():
             memory = model_memory(work)
-            return RoleNeed(work=work, memory=memory, asleep=memory.resident, host=memory.host)
+            asleep = memory.process if work.leaves else memory.resident
+            return RoleNeed(work=work, memory=memory, asleep=asleep, host=memory.host)
         case EngineWork():
             engine = engine_memory(work, cluster.gpu_bytes)
             return RoleNeed(
@@ -171,14 +174,20 @@ def _gpu_needs(needs: Sequence[RoleNeed], places: Sequence[Place]) -> tuple[GpuN
                 node=node,
                 gpu=gpu,
                 busy=busy.role,
-                held={
-                    need.role: need.memory.total if need is busy else need.asleep for need in there
-                },
+                held={need.role: _held(need, busy) for need in there},
             )
             for busy in there
         ]
         found.append(max(moments, key=lambda moment: moment.total))
     return tuple(found)
+
+
+def _held(need: RoleNeed, busy: RoleNeed) -> int:
+    if need is busy:
+        return need.memory.total
+    # Before such a role leaves, no other has loaded its model.
+    first = isinstance(busy.work, ModelWork) and busy.work.leaves
+    return need.memory.process if first else need.asleep
 
 
 def _host_needs(

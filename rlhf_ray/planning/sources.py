@@ -13,7 +13,7 @@ from rlhf_ray.config.base import JobConfig
 from rlhf_ray.config.references import is_hub_name
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.model_shape import ModelShape, read_shape
-from rlhf_ray.planning.work import model_paths
+from rlhf_ray.planning.roles import model_paths
 
 
 def read_shapes(config: JobConfig, given: Sequence[str]) -> dict[str, ModelShape]:

@@ -12,7 +12,7 @@ from rlhf_ray.config.load import load_config
 from rlhf_ray.planning.advice import advise
 from rlhf_ray.planning.job import plan_job
 from rlhf_ray.planning.layout import smallest_cluster
-from rlhf_ray.planning.work import model_paths
+from rlhf_ray.planning.roles import model_paths
 
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name in JOBS]
 

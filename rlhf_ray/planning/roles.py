@@ -1,0 +1,190 @@
+"""The roles of a job with their models, and its batches, from its configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from rlhf_ray.config.base import ForwardConfig, GroupConfig, JobConfig, ModelConfig, ZeroConfig
+from rlhf_ray.config.online import OnlineConfig, RewardModelConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
+from rlhf_ray.planning.batches import Batches, batches_of
+from rlhf_ray.planning.model_shape import Head, ModelShape
+from rlhf_ray.planning.work import BareWork, EngineWork, ModelWork, Work
+
+# Where neither configuration nor model says how long a sequence may be.
+DEFAULT_CONTEXT = 4096
+# Shapes by the path that a configuration names.
+Shapes = Mapping[str, ModelShape]
+
+
+def model_paths(config: JobConfig) -> dict[str, str]:
+    """The models that a job loads: path by the key that names it."""
+    match config:
+        case OnlineConfig():
+            paths = {"policy.model.path": config.policy.model.path}
+            if config.uses_reference:
+                paths["reference.model.path"] = config.reference.model.path
+            if config.uses_value:
+                paths["value.model.path"] = config.value.model.path
+            paths["reward.model.path"] = config.reward.model.path
+        case SupervisedConfig():
+            paths = {f"{config.trained_role}.model.path": config.learner.model.path}
+            if isinstance(config, DpoConfig) and config.uses_reference_role:
+                paths["reference.model.path"] = config.reference.model.path
+        case _:
+            raise TypeError(f"no job to plan: {type(config).__name__}")
+    return {key: path for key, path in paths.items() if path}
+
+
+def work_of(config: JobConfig, shapes: Shapes) -> tuple[list[Work], Batches]:
+    """Every role of a job, and one step of it."""
+    if isinstance(config, OnlineConfig):
+        return _online(config, shapes)
+    assert isinstance(config, SupervisedConfig)
+    return _supervised(config, shapes)
+
+
+def _online(config: OnlineConfig, shapes: Shapes) -> tuple[list[Work], Batches]:
+    context = (
+        config.rollout.max_model_len
+        or shapes[config.policy.model.path].context_tokens
+        or DEFAULT_CONTEXT
+    )
+    prompt = config.data.prompt_tokens or config.data.max_prompt_tokens or context
+    batches = batches_of(
+        rows=config.prompts_per_step * config.samples_per_prompt,
+        row_tokens=min(context, prompt + config.rollout.max_new_tokens),
+        minibatches=config.algorithm.minibatches,
+        epochs=config.algorithm.epochs,
+        ranks=config.placement.policy.ranks,
+        budget=config.policy.max_tokens_per_micro_batch,
+    )
+    engine = EngineWork(
+        group=config.placement.rollout,
+        shape=shapes[config.policy.model.path],
+        rollout=config.rollout,
+        max_model_len=context,
+        sleeps=config.engines_sleep,
+        bucket_mb=config.publication.bucket_mb,
+    )
+    scorer = _scorer(config.placement.reward, config.reward.model, shapes, batches.row_tokens)
+    work: list[Work] = [_online_model(config, "policy", shapes, batches), engine, scorer]
+    if config.uses_reference:
+        work.append(_online_model(config, "reference", shapes, batches))
+    if config.uses_value:
+        work.append(_online_model(config, "value", shapes, batches))
+    return work, batches
+
+
+def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batches) -> ModelWork:
+    trains = role != "reference"
+    return _model_work(
+        role,
+        config.groups[role],
+        shapes,
+        getattr(config, role),
+        policy=config.policy.model,
+        head="value" if role == "value" else "lm",
+        trains=trains,
+        rows=batches.rows_per_optimizer_step if trains else batches.rows,
+        row_tokens=batches.row_tokens,
+        scored_share=min(1.0, config.rollout.max_new_tokens / batches.row_tokens),
+        publishes_mb=config.publication.bucket_mb if role == "policy" else 0,
+    )
+
+
+def _scorer(group: GroupConfig, config: RewardModelConfig, shapes: Shapes, row_tokens: int) -> Work:
+    if not config.path:
+        return BareWork(role="reward", section="reward", group=group)
+    longest = min(row_tokens, config.max_length or row_tokens)
+    budget = config.max_tokens_per_micro_batch
+    return ModelWork(
+        role="reward",
+        section="reward.model",
+        group=group,
+        shape=shapes[config.path],
+        model=ModelConfig(path=config.path, dtype=config.dtype),
+        zero=ZeroConfig(),
+        head="score",
+        trains=False,
+        pass_tokens=max(1, budget // longest) * longest,
+        logits_tokens=0,
+    )
+
+
+def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[Work], Batches]:
+    learner, role = config.learner, config.trained_role
+    length = config.max_length or shapes[learner.model.path].context_tokens or DEFAULT_CONTEXT
+    batches = batches_of(
+        rows=config.batch_size,
+        row_tokens=(2 if _compares(config) else 1) * length,
+        minibatches=1,
+        epochs=1,
+        ranks=config.num_ranks,
+        budget=learner.max_tokens_per_micro_batch,
+    )
+
+    def model(role: str, forward: ForwardConfig, head: Head, *, trains: bool) -> ModelWork:
+        return _model_work(
+            role,
+            config.groups[role],
+            shapes,
+            forward,
+            policy=learner.model,
+            head=head,
+            trains=trains,
+            rows=batches.rows,
+            row_tokens=batches.row_tokens,
+            leaves=not trains and getattr(config, "reference_kind", "") == "precomputed",
+        )
+
+    head: Head = "score" if isinstance(config, RmConfig) else "lm"
+    work: list[Work] = [model(role, learner, head, trains=True)]
+    if isinstance(config, DpoConfig) and config.uses_reference_role:
+        work.append(model("reference", config.reference, "lm", trains=False))
+    return work, batches
+
+
+def _compares(config: SupervisedConfig) -> bool:
+    """Whether a row has two answers; a ranking may have more, which then count as several pairs."""
+    if isinstance(config, DpoConfig):
+        return "kto" not in config.loss_type
+    return isinstance(config, RmConfig)
+
+
+def _model_work(
+    role: str,
+    group: GroupConfig,
+    shapes: Shapes,
+    forward: ForwardConfig,
+    *,
+    policy: ModelConfig,
+    head: Head,
+    trains: bool,
+    rows: int,
+    row_tokens: int,
+    scored_share: float = 1.0,
+    publishes_mb: int = 0,
+    leaves: bool = False,
+) -> ModelWork:
+    """A role's work; where it names no model, it starts from the policy's."""
+    model = forward.model.or_from(policy)
+    # Shorter rows fill a micro-batch up to its budget; a longer one goes alone.
+    budget = max(forward.max_tokens_per_micro_batch, row_tokens)
+    pass_tokens = min(budget, math.ceil(rows / group.ranks) * row_tokens)
+    scored = math.ceil(scored_share * pass_tokens) if head == "lm" else 0
+    return ModelWork(
+        role=role,
+        section=role,
+        group=group,
+        shape=shapes[model.path],
+        model=model,
+        zero=forward.zero,
+        head=head,
+        trains=trains,
+        pass_tokens=pass_tokens,
+        logits_tokens=min(scored, forward.logits_chunk_tokens),
+        publishes_mb=publishes_mb,
+        leaves=leaves,
+    )
