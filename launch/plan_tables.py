@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_ray.planning.advice import Advice
-from rlhf_ray.planning.job import GpuNeed, JobPlan, RoleNeed
+from rlhf_ray.planning.job import JobPlan
 from rlhf_ray.planning.layout import Place
 from rlhf_ray.planning.memory import GIB, MIB
+from rlhf_ray.planning.needs import GpuNeed, RoleNeed
 from rlhf_ray.planning.work import EngineWork, ModelWork
 
 # What the parts of memory are called in the heading.

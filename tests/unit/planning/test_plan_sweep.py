@@ -9,8 +9,9 @@ from plan_jobs import JOBS, MODELS, SHAPES, job, memory_of, node
 
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.advice import advise
-from rlhf_ray.planning.job import PART_NAMES, plan_job
+from rlhf_ray.planning.job import plan_job
 from rlhf_ray.planning.layout import smallest_cluster
+from rlhf_ray.planning.verdict import PART_NAMES
 
 
 @st.composite
