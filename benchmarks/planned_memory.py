@@ -107,19 +107,27 @@ def _measured(arguments: list[str]) -> tuple[int, dict[str, float]]:
         env={**os.environ, MARK: str(os.getpid())},
     )
     peaks: dict[str, float] = {}
-    while job.poll() is None:
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"{MARK}={os.getpid()}" not in (process / "environ").read_text():
-                    continue
-                title = (process / "cmdline").read_text().split("\0")[0]
-                peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())
-            except (OSError, UnicodeDecodeError):  # it ended while it was read
-                continue
-            if peak:
-                peaks[f"{title} {process.name}"] = int(peak[1]) / 1024
-        time.sleep(0.5)
+    try:
+        while job.poll() is None:
+            _sample(peaks)
+            time.sleep(0.5)
+    finally:
+        job.terminate()
     return job.returncode, peaks
+
+
+def _sample(peaks: dict[str, float]) -> None:
+    """Look at every process that inherited our mark."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={os.getpid()}" not in (process / "environ").read_text():
+                continue
+            title = (process / "cmdline").read_text().split("\0")[0]
+            peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())
+        except (OSError, UnicodeDecodeError):  # it ended, or is not ours
+            continue
+        if peak:
+            peaks[f"{title} {process.name}"] = int(peak[1]) / 1024
 
 
 if __name__ == "__main__":
