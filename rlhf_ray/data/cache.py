@@ -51,7 +51,7 @@ def cache_file(source: SourceConfig, config: DataConfig, job: Tokenization[T]) -
         if sum(file.stat().st_size for file in files) < _SMALL_BYTES:
             return None
     digest = hashlib.sha256()
-    settings = source.model_dump_json(exclude={"probability"})
+    settings = source.model_dump_json(include=set(SourceConfig.model_fields))
     policy = f"{config.separator!r} {config.on_bad_row}"
     for part in (_VERSION, settings, policy, *_described(job)):
         digest.update(part.encode())

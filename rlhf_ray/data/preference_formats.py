@@ -229,4 +229,5 @@ def _tree_rank(row: Row, node: Any) -> float | None:
     rank = node.get("rank") if isinstance(node, dict) else None
     if rank is None or (isinstance(rank, int) and not isinstance(rank, bool)):
         return rank
-    raise RowError(row.where, "wrong type", f"'rank' must be a whole number, got {rank!r:.40}")
+    wanted = f"'rank' must be a whole number, got {fields.short(rank)}"
+    raise RowError(row.where, "wrong type", wanted)

@@ -146,7 +146,7 @@ class Answers(Tokenization[SftExample]):
     """The best answer of a row behind its prompt."""
 
     what: ClassVar[str] = "answers"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"examples", "labels", "preferences"})
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"examples", "preferences"})
 
     def tokenize(self, sample: Sample) -> Kept[SftExample]:
         """Token ids, those of the answer marked."""
