@@ -24,5 +24,5 @@ def context_length(path: str, *, revision: str, trust_remote_code: bool) -> int:
         raise ConfigError(f"cannot read the configuration of model {path!r}: {error}") from error
     num_positions = int(config.get_text_config().max_position_embeddings)
     if config.model_type in _POSITIONS_AFTER_PADDING:
-        return num_positions - config.pad_token_id - 1
+        return num_positions - int(config.pad_token_id) - 1
     return num_positions

@@ -250,15 +250,23 @@ def test_what_teaches_nothing_is_counted_and_never_an_error(
         load_pairs(config(tmp_path, rows[1]), chat_tokenizer, max_length=9)
 
 
-def test_truncation_takes_from_the_front_of_the_prompt(tmp_path: Path, chat_tokenizer: Any) -> None:
+def test_truncation_keeps_a_prompts_end_and_an_answers_beginning(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
     row = {"prompt": "a long question?", "chosen": "yes", "rejected": "no"}
-    data = config(tmp_path, row, {**row, "chosen": "far too long"}, over_length="truncate")
+    rows = [row, {**row, "chosen": "far too long"}, {**row, "prompt": "?", "chosen": "far longer"}]
+    data = config(tmp_path, *rows, {**row, "chosen": "no more of it"}, over_length="truncate")
     loaded = load_pairs(data, chat_tokenizer, max_length=9)
-    [pair] = loaded.rows
-    assert chat_tokenizer.decode(pair.prompt_ids_T) == "<s>ion?"
-    assert [chat_tokenizer.decode(ids) for ids in pair.answer_ids_K] == ["yes</s>", "no</s>"]
-    assert loaded.report.num_truncated == 1
-    assert reasons(loaded) == {"too long": 1}
+    assert [
+        [chat_tokenizer.decode(ids) for ids in (row.prompt_ids_T, *row.answer_ids_K)]
+        for row in loaded.rows
+    ] == [
+        ["<s>ion?", "yes</s>", "no</s>"],
+        ["<s>on?", "far t", "no</s>"],
+        ["<s>?", "far lon", "no</s>"],
+        ["<s>on?", "no mo", "no</s>"],
+    ]
+    assert loaded.report.num_truncated == 4
 
 
 def test_the_other_answer_of_a_label_belongs_to_another_prompt(

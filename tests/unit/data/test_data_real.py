@@ -133,7 +133,7 @@ def test_what_a_dpo_job_loads(real_data: Path, tmp_path: Path) -> None:
                  "over_length": "truncate"},
     }  # fmt: skip
     pairs = load_dpo_data(DpoConfig.model_validate(settings))
-    assert len(pairs.rows) >= 20 and not pairs.eval_rows
+    assert len(pairs.rows) >= 40 and not pairs.eval_rows
     assert {row.example_id.split(":")[0] for row in pairs.rows} == {
         "0/llamafactory_dpo_en_demo",
         "1/llamafactory_dpo_zh_demo",
