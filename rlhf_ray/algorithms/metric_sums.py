@@ -12,7 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-MetricKind = Literal["mean", "max", "effective_sample_size", "explained_variance"]
+MetricKind = Literal[
+    "mean", "difference_of_means", "max", "effective_sample_size", "explained_variance"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,12 @@ def mean_of(values_T: Tensor, mask_T: Tensor) -> Metric:
     """The mean of `values_T` over own tokens. Sums: [Σx, n]."""
     x = values_T.detach()[mask_T].double()
     return Metric(kind="mean", sums=torch.stack([x.sum(), _count(x)]))
+
+
+def difference_of_means(values_T: Tensor, is_first_T: Tensor) -> Metric:
+    """The mean where `is_first_T` less the mean elsewhere. Sums: [Σx, n] of each side."""
+    sides = [mean_of(values_T, mask_T).sums for mask_T in (is_first_T, ~is_first_T)]
+    return Metric(kind="difference_of_means", sums=torch.cat(sides))
 
 
 def max_of(values_T: Tensor, mask_T: Tensor) -> Metric:
@@ -120,6 +128,11 @@ def _mean(sums: list[float]) -> float | None:
     return total / count if count else None
 
 
+def _difference_of_means(sums: list[float]) -> float | None:
+    first, second = _mean(sums[:2]), _mean(sums[2:])
+    return None if first is None or second is None else first - second
+
+
 def _max(sums: list[float]) -> float | None:
     return None if sums[0] == -torch.inf else sums[0]
 
@@ -144,6 +157,7 @@ def _explained_variance(sums: list[float]) -> float | None:
 
 _VALUE: dict[MetricKind, Callable[[list[float]], float | None]] = {
     "mean": _mean,
+    "difference_of_means": _difference_of_means,
     "max": _max,
     "effective_sample_size": _ess,
     "explained_variance": _explained_variance,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -32,16 +32,16 @@ class Config(BaseModel):
         for name, field in cls.model_fields.items():
             default = field.get_default(call_default_factory=True)
             if isinstance(default, BaseModel) and isinstance(values.get(name), Mapping):
-                completed[name] = _laid_over(default.model_dump(exclude_unset=True), values[name])
+                completed[name] = laid_over(default.model_dump(exclude_unset=True), values[name])
         return completed
 
 
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` where it has a value, else `below`, mapping by mapping."""
     merged = {**below, **above}
     for name in below.keys() & above.keys():
         if isinstance(below[name], Mapping) and isinstance(above[name], Mapping):
-            merged[name] = _laid_over(below[name], above[name])
+            merged[name] = laid_over(below[name], above[name])
     return merged
 
 
@@ -83,6 +83,17 @@ class ModelConfig(Config):
     quantization: Literal["none", "4bit", "8bit"] = "none"
     trust_remote_code: bool = False
     lora: LoraConfig = LoraConfig()
+
+    def or_from(self, other: ModelConfig) -> ModelConfig:
+        """This model; where it names none, the one that `other` starts from."""
+        if self.path:
+            return self
+        start = {
+            "path": other.path,
+            "revision": other.revision,
+            "trust_remote_code": other.trust_remote_code,
+        }
+        return self.model_copy(update=start)
 
 
 class OptimConfig(Config):
@@ -258,7 +269,7 @@ class DataConfig(SourceConfig):
 
     @property
     def is_named(self) -> bool:
-        """Whether there is any data."""
+        """Whether it says where rows are."""
         return bool(self.path or self.sources)
 
     @model_validator(mode="after")
@@ -304,35 +315,49 @@ class TimeoutConfig(Config):
 
 
 class RayConfig(Config):
-    """`address` empty starts Ray on this machine; `auto` joins the cluster it belongs to."""
+    """Where Ray runs.
+
+    Attributes:
+        address: Empty starts Ray on this machine; `auto` joins the cluster it belongs to.
+        pool: A standing pool (`rlhf-ray pool up`) to attach to; empty for actors of one's own.
+    """
 
     address: str = ""
+    pool: str = ""
     num_cpus: NonNegativeInt = 0
     num_gpus: NonNegativeInt = 0
 
 
-class JobConfig(Config):
-    """What every job has.
+class RunConfig(Config):
+    """What every command that trains has.
 
     Attributes:
         seed: Of data order, sampling and initial heads.
         run_dir: Folder of everything the run writes; empty for `runs/<job>-<config>-<time>`.
         resume: `auto` goes on from the last checkpoint in `run_dir`; `never` refuses a used folder.
-        total_steps: Optimiser steps of SFT, rollout steps of PPO and GRPO.
     """
 
     seed: NonNegativeInt = 0
     run_dir: str = ""
     resume: Literal["never", "auto"] = "never"
-    total_steps: PositiveInt = 100
     ray: RayConfig = RayConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
     wandb: WandbConfig = WandbConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
-    nonfinite_steps_to_stop: PositiveInt = 3
 
     @model_validator(mode="after")
-    def _resume_has_a_folder(self) -> JobConfig:
+    def _resume_has_a_folder(self) -> Self:
         if self.resume == "auto" and not self.run_dir:
             raise ValueError("resume 'auto' needs run_dir, the folder of the run to go on with")
         return self
+
+
+class JobConfig(RunConfig):
+    """What every job has.
+
+    Attributes:
+        total_steps: Optimiser steps of SFT, rollout steps of PPO and GRPO.
+    """
+
+    total_steps: PositiveInt = 100
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    nonfinite_steps_to_stop: PositiveInt = 3

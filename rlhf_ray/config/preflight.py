@@ -7,14 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_ray.config import references
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, DataConfig, JobConfig, ModelConfig
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, DataConfig, ModelConfig, RunConfig
 from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.problems import Problem, raise_for
-from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
 
 
-def preflight(config: JobConfig) -> None:
+def preflight(config: RunConfig) -> None:
     """Check what a configuration points at.
 
     Hub names are taken at their word: asking the hub is the job's first step.
@@ -22,16 +22,21 @@ def preflight(config: JobConfig) -> None:
     Raises:
         ConfigError: With every problem found.
     """
+    raise_for(find_problems(config), source="before the start")
+
+
+def find_problems(config: RunConfig) -> list[Problem]:
+    """Everything that is wrong with what a configuration points at."""
     problems = [*_run_dir(config)]
     match config:
         case OnlineConfig():
             problems += _online(config)
-        case SftConfig():
-            problems += _sft(config)
-    raise_for(problems, source="before the start")
+        case SupervisedConfig():
+            problems += _supervised(config)
+    return problems
 
 
-def _run_dir(config: JobConfig) -> Iterator[Problem]:
+def _run_dir(config: RunConfig) -> Iterator[Problem]:
     folder = Path(config.run_dir)
     if not config.run_dir or not folder.exists():
         return
@@ -51,11 +56,17 @@ def _holds_a_run(folder: Path) -> bool:
     )
 
 
-def _sft(config: SftConfig) -> Iterator[Problem]:
-    yield from _model("policy.model", config.policy.model)
+def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
+    role = config.trained_role
+    yield from _model(f"{role}.model", config.learner.model)
     yield from _data("data", config.data)
     yield from _eval_data(config.eval.data, config.eval.every)
-    limits = read_limits(Path(config.policy.model.path))
+    match config:
+        case RmConfig() if config.reference_data.is_named:
+            yield from _data("reference_data", config.reference_data)
+        case DpoConfig() if config.uses_reference_role and config.reference.model.path:
+            yield from _model("reference.model", config.reference.model)
+    limits = read_limits(Path(config.learner.model.path))
     context = limits.context_tokens if limits else None
     if context and config.max_length > context:
         yield _problem(

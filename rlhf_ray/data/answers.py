@@ -38,13 +38,19 @@ def tokenize_prompt(
 
 
 def tokenize_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Text, answer: Text, *, where: str = "an answer"
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Text,
+    answer: Text,
+    *,
+    is_ended: bool = True,
+    where: str = "an answer",
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of an answer to it; together they are what a model is shown.
 
     Text as an answer to text gets the tokenizer's end token. An encoder's tokenizer, which closes
     every text with a separator, puts its own special tokens around both. An answer to a chat is
-    rendered with it, to the end that the template writes.
+    rendered with it, to the end that the template writes. An answer that was cut off (`is_ended` is
+    False) gets no end.
 
     Raises:
         DataError: No chat template, no end token, or a template whose prompts change when an answer
@@ -52,7 +58,7 @@ def tokenize_answer(
         RowError: The template refuses the chat.
     """
     if not isinstance(prompt, str) or not isinstance(answer, str):
-        return _chat_answer(tokenizer, as_chat(prompt, "user"), answer, where)
+        return _chat_answer(tokenizer, as_chat(prompt, "user"), answer, is_ended, where)
     prompt_ids_T = tokenize_prompt(tokenizer, prompt)
     if _separates(tokenizer, prompt_ids_T):
         pair_T: list[int] = tokenizer(prompt, answer, verbose=False)["input_ids"]
@@ -62,7 +68,7 @@ def tokenize_answer(
         answer_ids_T = whole_T[len(prompt_ids_T) :]
     else:
         answer_ids_T = _tokens_as_written(tokenizer, answer)
-    return prompt_ids_T, with_end(tokenizer, answer_ids_T)
+    return prompt_ids_T, with_end(tokenizer, answer_ids_T) if is_ended else answer_ids_T
 
 
 def with_end(tokenizer: PreTrainedTokenizerBase, token_ids_T: list[int]) -> list[int]:
@@ -79,11 +85,19 @@ def with_end(tokenizer: PreTrainedTokenizerBase, token_ids_T: list[int]) -> list
 
 
 def _chat_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Text, where: str
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Messages,
+    answer: Text,
+    is_ended: bool,
+    where: str,
 ) -> tuple[list[int], list[int]]:
     opened = _opened(tokenizer, prompt, where)
     chat = [*prompt, *as_chat(answer, "assistant")]
-    whole: str = render(tokenizer, chat, where, tokenize=False)
+    whole: str = (
+        render(tokenizer, chat, where, tokenize=False)
+        if is_ended
+        else _opened(tokenizer, chat, where)
+    )
     if not whole.startswith(opened):
         raise DataError(
             f"{where}: the chat template renders a prompt differently when an answer follows, so "

@@ -97,8 +97,7 @@ def read_ranking(row: Row) -> Iterator[Sample]:
     """`prompt` and `answers`, the best first, or with `ranks` (0 is best) or `scores`."""
     answers = fields.texts(row, "answers")
     levels: list[float] = []
-    scored = row.columns.get("scores") is not None
-    if scored:
+    if row.columns.get("scores") is not None:
         levels = fields.numbers(row, "scores")
     elif row.columns.get("ranks") is not None:
         levels = [-rank for rank in fields.numbers(row, "ranks")]
@@ -113,7 +112,6 @@ def read_ranking(row: Row) -> Iterator[Sample]:
         prompt=kept[0][0],
         answers_K=tuple(answer for _, answer in kept),
         levels_K=tuple(sorted(levels, reverse=True)),
-        scored=scored,
     )
 
 
@@ -157,15 +155,14 @@ def _pair(row: Row, prompt: Text, chosen: Text, rejected: Text) -> Sample:
     if isinstance(prompt_text, str) != isinstance(same_prompt, str):  # one side is a chat
         prompt_text = as_chat(prompt_text, "user")
         better, worse = as_chat(better, "assistant"), as_chat(worse, "assistant")
-    scored = row.columns.get("score_chosen") is not None
-    names = ("score_chosen", "score_rejected") if scored else ()
+    has_scores = row.columns.get("score_chosen") is not None
+    names = ("score_chosen", "score_rejected") if has_scores else ()
     return Sample(
         sample_id=row.row_id,
         where=row.where,
         prompt=prompt_text,
         answers_K=(better, worse),
         levels_K=tuple(fields.number(row, name) for name in names),
-        scored=scored,
         margin=fields.number(row, "margin") if row.columns.get("margin") is not None else None,
     )
 

@@ -96,8 +96,8 @@ def test_the_better_answer_comes_first_in_every_format(
     assert better.strip().startswith("good") and worse.strip().startswith("bad")
     assert ranking.margin == (2.0 if name == "preference" else 0.0)
     [answer] = load_answers(data, chat_tokenizer, max_length=999).rows
-    assert answer.token_ids_T.tolist() == [*ranking.prompt_ids_T, *ranking.answer_ids_K[0]]
-    assert answer.trained_T.sum() == len(ranking.answer_ids_K[0])
+    assert answer.prompt_ids_T.tolist() == ranking.prompt_ids_T.tolist()
+    assert [ids.tolist() for ids in answer.answer_ids_K] == [ranking.answer_ids_K[0].tolist()]
 
 
 @pytest.mark.parametrize("name", PREFERENCES)
@@ -193,22 +193,16 @@ def test_strings_and_messages_mix(
         assert said == [f"{answer}<|im_end|>\n" for answer in answers]
 
 
-def test_scores_order_answers_and_give_margins(tmp_path: Path, chat_tokenizer: Any) -> None:
+def test_scores_order_answers(tmp_path: Path, chat_tokenizer: Any) -> None:
     scored = {"prompt": "q", "answers": ["c", "a", "b"], "scores": [1, "4", 3.5]}
-    pair = {"prompt": "q", "answers": ["b", "a"], "scores": [1, 4]}
-    [three, two] = load_rankings(config(tmp_path, scored, pair), chat_tokenizer, max_length=9).rows
+    [three] = load_rankings(config(tmp_path, scored), chat_tokenizer, max_length=9).rows
     assert [chat_tokenizer.decode(answer) for answer in three.answer_ids_K] == [
         "a</s>",
         "b</s>",
         "c</s>",
     ]
-    assert two.margin == 3.0
     pairs = load_pairs(config(tmp_path, scored), chat_tokenizer, max_length=9).rows
-    assert [row.margin for row in pairs] == [0.5, 3.0, 2.5]
     assert [row.example_id for row in pairs] == ["train:0/0", "train:0/1", "train:0/2"]
-    sides = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 9, "score_rejected": 7}
-    [row] = load_pairs(config(tmp_path, sides), chat_tokenizer, max_length=9).rows
-    assert row.margin == 2.0
 
 
 def reasons(loaded: Loaded[Any]) -> dict[str, int]:

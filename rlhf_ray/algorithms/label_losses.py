@@ -1,0 +1,68 @@
+"""The loss of single answers that were found good or bad: KTO."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledInputs:
+    """The answers of a micro-batch.
+
+    Attributes:
+        logps_B: float[B], sum of the log-probabilities (nats) of each answer's tokens under the
+            policy being trained.
+        reference_logps_B: float[B], under the reference.
+        mismatch_kl: float[], the reference point z0: the mean over all of the step's mismatched
+            answers (those of another prompt) of policy minus reference log-probability, at least 0.
+        desirable_B: bool[B], which answers were found good.
+    """
+
+    logps_B: Tensor
+    reference_logps_B: Tensor
+    mismatch_kl: Tensor
+    desirable_B: Tensor
+
+    @property
+    def log_ratios_B(self) -> Tensor:
+        """Log u, u = policy / reference probability of an answer."""
+        return self.logps_B - self.reference_logps_B.detach()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledParams:
+    """Parameters of KTO.
+
+    Attributes:
+        beta: Temperature β.
+        desirable_weight: λ_D, of good answers.
+        undesirable_weight: λ_U, of bad ones.
+
+    Raises:
+        ValueError: A value is not positive.
+    """
+
+    beta: float
+    desirable_weight: float
+    undesirable_weight: float
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name in ("beta", "desirable_weight", "undesirable_weight"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+def kto(inputs: LabelledInputs, params: LabelledParams) -> Tensor:
+    """λ_D (1 - σ(β (log u - z0))) of a good answer, λ_U (1 - σ(β (z0 - log u))) of a bad one.
+
+    Source: KTO, https://arxiv.org/abs/2402.01306, eqs. 7 and 8. z0 gets no gradient.
+
+    Returns:
+        loss_B; a step's loss is its mean over all answers of the step.
+    """
+    gaps_B = params.beta * (inputs.log_ratios_B - inputs.mismatch_kl.detach())
+    good_B = params.desirable_weight * torch.sigmoid(-gaps_B)
+    bad_B = params.undesirable_weight * torch.sigmoid(gaps_B)
+    return torch.where(inputs.desirable_B, good_B, bad_B)

@@ -1,0 +1,27 @@
+"""Losses of supervised fine-tuning, token by token."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from rlhf_ray.algorithms.registry import Registry
+
+SftLoss = Callable[[Tensor], Tensor]
+"""logprobs_T of the trained tokens (nats) -> loss_T."""
+
+SFT_LOSSES: Registry[SftLoss] = Registry("SFT loss")
+
+
+@SFT_LOSSES.register("nll")
+def nll(logprobs_T: Tensor) -> Tensor:
+    """Negative log-likelihood, -log π. float[T]."""
+    return -logprobs_T
+
+
+@SFT_LOSSES.register("dft")
+def dft(logprobs_T: Tensor) -> Tensor:
+    """-stop(π) log π: unlikely tokens lose the weight 1/π that likelihood gives them. float[T].
+
+    Source: dynamic fine-tuning, https://arxiv.org/abs/2508.05629.
+    """
+    return -logprobs_T.detach().exp() * logprobs_T
