@@ -1,9 +1,10 @@
-"""Weights on their way to an engine: several tensors laid end to end."""
+"""Weights on their way to an engine or into the object store: several tensors laid end to end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """Some weights on their way to an engine.
+    """Some weights.
 
     Attributes:
         data: uint8 array that holds the tensors one after the other.
@@ -46,6 +47,27 @@ def pack(weights: Iterable[tuple[str, torch.Tensor]], *, bucket_bytes: int) -> I
         size += num_bytes
     if pending:
         yield _bucket(pending, size)
+
+
+def unpack(bucket: Any) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of a `Bucket`, or of what carries the same fields, as views of one copy.
+
+    Raises:
+        ValueError: Shapes and bytes do not add up.
+    """
+    flat = torch.frombuffer(bytearray(bucket.data), dtype=torch.uint8)
+    weights: list[tuple[str, torch.Tensor]] = []
+    start = 0
+    for name, dtype_name, shape in zip(
+        bucket.names, bucket.dtype_names, bucket.shapes, strict=True
+    ):
+        dtype = getattr(torch, dtype_name)
+        num_bytes = dtype.itemsize * torch.Size(shape).numel()
+        weights.append((name, flat[start : start + num_bytes].view(dtype).view(shape)))
+        start += padded_bytes(num_bytes)
+    if start != len(bucket.data):
+        raise ValueError(f"a bucket's shapes ask for {start} bytes, got {len(bucket.data)}")
+    return weights
 
 
 def _bucket(weights: list[tuple[str, torch.Tensor]], size: int) -> Bucket:

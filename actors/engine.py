@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_ray.config.online import RolloutConfig
@@ -15,8 +15,12 @@ PREFILL_TOKENS = 8192
 class EngineSpec:
     """What one engine is started with.
 
+    Two are equal, and the engine of one serves the other, wherever their models lie: weights are
+    published before the first rollout, so that only what they are loaded into has to be the same.
+
     Attributes:
         model_path: Folder in the transformers layout.
+        identity: Of architecture and tokenizer, as `engine_identity` gives it.
         num_gpus: Tensor parallelism; 0 runs vLLM's CPU backend.
         max_model_len: Prompt and response tokens together.
         weight_backend: vLLM's name of the weight-transfer engine.
@@ -24,9 +28,10 @@ class EngineSpec:
         timeout_s: Deadline of one request.
     """
 
-    model_path: str
-    tokenizer_path: str
-    revision: str
+    model_path: str = field(compare=False)
+    tokenizer_path: str = field(compare=False)
+    revision: str = field(compare=False)
+    identity: str
     trust_remote_code: bool
     rollout: RolloutConfig
     max_model_len: int

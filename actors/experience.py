@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from actors.actor_set import ActorSet
 from actors.deadline import within
-from actors.pool import ActorSet
 from actors.rank import Rank, collect
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from actors.actor_set import ActorSet
 from actors.deadline import within
-from actors.pool import ActorSet
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.data.packing import plan_forward
 from rlhf_ray.roles import RolloutBatch, Shard

@@ -132,14 +132,23 @@ def describe(plans: Sequence[GroupPlan]) -> str:
     return "\n".join(lines)
 
 
-def reserve(plan: GroupPlan, *, name: str, timeout_s: float) -> list[Slot]:
+def reserve(plan: GroupPlan, *, name: str, timeout_s: float, outlives_job: bool) -> list[Slot]:
     """Create the placement group and wait for it; slots come ordered by node.
+
+    Args:
+        plan: What it holds.
+        name: By which it is found again.
+        timeout_s: Most seconds to wait for room.
+        outlives_job: Whether it stays when this process ends.
 
     Raises:
         DeadlineError: The cluster could not place it in time.
     """
     group = placement_group(
-        [dict(bundle) for bundle in plan.bundles], strategy=plan.strategy, name=name
+        [dict(bundle) for bundle in plan.bundles],
+        strategy=plan.strategy,
+        name=name,
+        lifetime="detached" if outlives_job else None,
     )
     if not group.wait(timeout_s):
         remove_placement_group(group)

@@ -7,15 +7,14 @@ import math
 import socket
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
+from actors.actor_set import ActorSet
 from actors.forward import forward
-from actors.pool import ActorSet
+from actors.hosting import HostingRank
 from actors.probe import largest_gap
-from actors.rank import Rank, free_memory
 from actors.trained import TrainedGroup
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.errors import RunError
@@ -27,32 +26,15 @@ if TYPE_CHECKING:
 
 
 @ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
-class PolicyRank(Rank):
+class PolicyRank(HostingRank):
     """One rank of the policy's group; it hosts whatever learner trains the policy."""
 
-    learner: Any = None
     publisher: Any = None
 
-    def load(self, spec: Any) -> None:
-        """Host the learner that `spec` describes, in place of the one before.
-
-        Raises:
-            ConfigError: The model cannot be loaded as configured.
-        """
-        from rlhf_ray.learner.policy import PolicyLearner
-        from rlhf_ray.learner.sft import SftLearner
-        from rlhf_ray.specs import PolicySpec
-
-        self.unload()
-        kind = PolicyLearner if isinstance(spec, PolicySpec) else SftLearner
-        self.learner = kind(spec, device=self.device)
-
     def unload(self) -> None:
-        """Release the model that is held, before another takes its memory."""
-        if self.learner is not None:
-            self.learner.close()
-        self.learner = self.publisher = None
-        free_memory()
+        """Release the model that is held, and the way to the engines with it."""
+        self.publisher = None
+        super().unload()
 
     def logprobs(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
         """How many rows, and this rank's rows in the order in which the plan names them."""
@@ -68,15 +50,14 @@ class PolicyRank(Rank):
         by_row = dict(zip(order, scored, strict=True))
         return [by_row[row] for row in range(len(rollouts))]
 
-    def update(self, rows: Sequence[Any], plan: UpdatePlan, *coefficients: float) -> Metrics:
-        """Every optimiser step of a plan."""
-        metrics: Metrics = self.learner.update(rows, plan, *coefficients)
-        return metrics
-
-    def evaluate(self, rows: Sequence[Any], plan: RankedMicroBatches) -> float:
-        """Mean loss of held-out rows."""
-        loss: float = self.learner.evaluate(rows, plan)
-        return loss
+    def continuations(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_id: int
+    ) -> list[list[int]]:
+        """What the model writes after each prompt, greedily."""
+        written: list[list[int]] = self.learner.continuations(
+            prompts, max_new_tokens=max_new_tokens, end_ids=[end_id]
+        )
+        return written
 
     def hardware(self) -> Hardware:
         """What the utilisation of this rank's device is counted from."""
@@ -107,20 +88,6 @@ class PolicyRank(Rank):
         """Send the weights; returns the bytes that this rank sent."""
         num_bytes: int = self.publisher.publish(version)
         return num_bytes
-
-    def save(self, folder: str) -> None:
-        """Write what training goes on from."""
-        self.learner.save(Path(folder))
-
-    def restore(self, folder: str) -> None:
-        """Read what `save` wrote."""
-        self.learner.load(Path(folder))
-
-    def export(self, folder: str, tokenizer_path: str) -> None:
-        """Write the model in the transformers layout, adapters merged."""
-        from rlhf_ray.learner.export import export_model
-
-        export_model(self.learner.lm, Path(folder), tokenizer_path, write=self.rank == 0)
 
 
 class PolicyGroup(TrainedGroup):

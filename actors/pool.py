@@ -8,62 +8,46 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.actor_set import ActorSet
 from actors.deadline import get, within
-from actors.placement import Slot, check_resources, plan_groups, release, reserve
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from actors.held_model import HeldModel
+from actors.placement import check_resources, plan_groups, release, reserve
+from actors.pool_state import Hosted, PoolState
+from actors.record import PoolRecord
+from actors.seating import environment, seats_of
+from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
 from rlhf_ray.errors import ConfigError, RlhfRayError
 
 logger = logging.getLogger(__name__)
 
-
-class ActorSet:
-    """Some actors of one role, and calls to all of them with a deadline."""
-
-    def __init__(self, role: str, names: Sequence[str], actors: Sequence[Any]) -> None:
-        """Name each actor, for errors."""
-        self.role, self.names, self.actors = role, list(names), list(actors)
-
-    async def call(
-        self, method: str, *arguments: Any, timeout_s: float, **keywords: Any
-    ) -> list[Any]:
-        """Call the same method on every actor and wait for all."""
-        refs = [getattr(actor, method).remote(*arguments, **keywords) for actor in self.actors]
-        return await within(
-            refs, timeout_s=timeout_s, actors=self.names, operation=f"{self.role}.{method}"
-        )
-
-    async def call_one(self, index: int, method: str, *arguments: Any, timeout_s: float) -> Any:
-        """Call a method on one actor."""
-        ref = getattr(self.actors[index], method).remote(*arguments)
-        [value] = await within(
-            [ref],
-            timeout_s=timeout_s,
-            actors=[self.names[index]],
-            operation=f"{self.role}.{method}",
-        )
-        return value
-
-    def __len__(self) -> int:
-        """How many actors."""
-        return len(self.actors)
+# An idle actor answers at once; one that still does what a dead job asked of it may take a while.
+ANSWER_S = 60.0
 
 
 class Pool:
     """Named actors on placement groups, kept until `close`."""
 
-    def __init__(self, name: str, timeouts: TimeoutConfig) -> None:
-        """An empty pool on the cluster that this process is connected to."""
-        self.name, self.timeouts = name, timeouts
-        self._groups: dict[str, GroupConfig] = {}
-        self._slots: dict[str, list[Slot]] = {}
-        self._sets: dict[str, ActorSet] = {}
-        self._specs: dict[str, Any] = {}
+    def __init__(
+        self, name: str, timeouts: TimeoutConfig, *, record: PoolRecord | None = None
+    ) -> None:
+        """A pool on the cluster that this process is connected to.
+
+        Args:
+            name: Prefix of its actors' names.
+            timeouts: Of placing and starting.
+            record: Of a standing pool, whose actors outlive this process.
+        """
+        self.name, self.timeouts, self.record = name, timeouts, record
+        self.state = PoolState() if record is None else record.state
+        self.wanted: frozenset[str] = frozenset()
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
         """Reserve the GPUs of every role that is not placed yet.
@@ -72,29 +56,29 @@ class Pool:
             ConfigError: The cluster is too small, or a role is placed in another shape.
             DeadlineError: It is large enough but busy.
         """
+        groups, slots = self.state.groups, self.state.slots
         for role, group in roles.items():
-            if role in self._groups and self._groups[role] != group:
+            if role in groups and groups[role] != group:
                 raise ConfigError(
-                    f"placement.{role} is {group}, but the pool holds it as {self._groups[role]}"
+                    f"placement.{role} is {group}, but the pool holds it as {groups[role]}"
                 )
-        plans = [plan for plan in plan_groups(roles) if plan.host not in self._slots]
+        plans = [plan for plan in plan_groups({**groups, **roles}) if plan.host not in slots]
         check_resources(plans, ray.cluster_resources())
         for plan in plans:
-            self._slots[plan.host] = reserve(
-                plan, name=f"{self.name}:{plan.host}", timeout_s=self.timeouts.place_s
+            slots[plan.host] = reserve(
+                plan,
+                name=f"{self.name}:{plan.host}",
+                timeout_s=self.timeouts.place_s,
+                outlives_job=self.record is not None,
             )
-        self._groups.update(roles)
+        groups.update(roles)
 
     async def rank_group(self, role: str, actor_class: Any) -> ActorSet:
         """The ranks of a role, in one process group; started at the first call."""
-        if role in self._sets:
-            return self._sets[role]
-        actors = self._sets[role] = self._start(role, actor_class, self.timeouts.call_s)
-        try:
-            await self._join(actors)
-        except RlhfRayError:
-            await self._end(self._sets.pop(role))
-            raise
+        if role in self.state.sets:
+            return self.state.sets[role]
+        actors = self._start(role, actor_class, self.timeouts.call_s)
+        await self._finish_start(actors, self._join(actors))
         return actors
 
     async def _join(self, actors: ActorSet) -> None:
@@ -108,96 +92,155 @@ class Pool:
 
     async def replica_set(self, role: str, actor_class: Any, spec: Any) -> ActorSet:
         """Independent engines of a role; those that run with another specification are replaced."""
-        if role in self._sets:
-            if self._specs[role] == spec:
-                return self._sets[role]
-            await self._end(self._sets.pop(role))
-        actors = self._sets[role] = self._start(role, actor_class, spec)
-        self._specs[role] = spec
-        try:
-            await actors.call("start", timeout_s=self.timeouts.start_s)
-        except RlhfRayError:
-            await self._end(self._sets.pop(role))
-            raise
+        if role in self.state.sets:
+            if self.state.specs[role] == spec:
+                return self.state.sets[role]
+            await self.end(role)
+        actors = self._start(role, actor_class, spec)
+        self.state.specs[role] = spec
+        await self._finish_start(actors, actors.call("start", timeout_s=self.timeouts.start_s))
         return actors
+
+    async def _finish_start(self, actors: ActorSet, slow_part: Awaitable[Any]) -> None:
+        """A role that did not come up is ended, so that the next job can start it anew."""
+        self.state.sets[actors.role] = actors
+        try:
+            await slow_part
+        except RlhfRayError:
+            await self.end(actors.role)
+            raise
+        self._remember()
 
     async def helper(self, role: str, actor_class: Any) -> ActorSet:
         """One actor without GPUs or a group of its own."""
-        if role not in self._sets:
+        if role not in self.state.sets:
             name = f"{self.name}/{role}"
-            actor = actor_class.options(name=name, num_cpus=0).remote(
-                name, _environment(1.0, []), self.timeouts.call_s
+            actor = actor_class.options(name=name, num_cpus=0, **self._lifetime()).remote(
+                name, environment(1.0, []), self.timeouts.call_s
             )
-            self._sets[role] = ActorSet(role, [name], [actor])
-        return self._sets[role]
+            self.state.sets[role] = ActorSet(role, [name], [actor])
+            self._remember()
+        return self.state.sets[role]
+
+    async def load(self, role: str, spec: Any, *, path: str) -> None:
+        """Have a role's ranks host what `spec` describes, in place of what they host.
+
+        Args:
+            role: A started rank group.
+            spec: What it is made from.
+            path: Of its model: where a job left that one in memory, it is taken from there.
+
+        Raises:
+            ConfigError: The model cannot be loaded as configured.
+        """
+        held = [model for model in [self.state.models.get(path)] if model]
+        actors = self.state.sets[role]
+        await actors.call("load", spec, held, timeout_s=self.timeouts.start_s)
+        self.state.hosted[role] = Hosted(path=path, since_s=time.time())
+        self._remember()
+
+    async def unload(self, role: str) -> None:
+        """Have a role's ranks release what they host."""
+        await self.state.sets[role].call("unload", timeout_s=self.timeouts.start_s)
+        self.state.hosted.pop(role, None)
+        self._remember()
+
+    async def finish(self, config: JobConfig, role: str, tokenizer_path: str) -> None:
+        """Write a job's result to `export` in its folder; keep it in memory for jobs to come.
+
+        The folder always gets configuration and tokenizer, the weights if `checkpoint.export` says
+        so. On a standing pool it stays in memory until the role's next job ends.
+
+        Args:
+            config: Of the job.
+            role: That was trained.
+            tokenizer_path: Where the run's tokenizer is.
+        """
+        folder = str(Path(config.run_dir) / "export")
+        write = "export" if config.checkpoint.export else "describe"
+        actors, call_s = self.state.sets[role], self.timeouts.call_s
+        await actors.call(write, folder, tokenizer_path, timeout_s=call_s)
+        if self.record is None and folder not in self.wanted:
+            return
+        old = [model.path for model in self.state.models.values() if model.role == role]
+        await self._forget([path for path in old if path not in self.wanted])
+        shares = await actors.call("keep", folder, timeout_s=call_s)
+        refs = tuple(ref for share in shares for ref in share)
+        self.state.models[folder] = HeldModel(path=folder, role=role, bucket_refs=refs)
+        self.state.hosted[role] = Hosted(path=folder, since_s=time.time())
+        self._remember()
+
+    async def want(self, folders: Iterable[str]) -> None:
+        """Keep results that are written to these folders in memory, and free all others."""
+        self.wanted = frozenset(folders)
+        await self._forget([path for path in self.state.models if path not in self.wanted])
+
+    async def _forget(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            owners = self.state.sets[self.state.models.pop(path).role]
+            await owners.call("drop", path, timeout_s=self.timeouts.call_s)
+        self._remember()
+
+    def _remember(self) -> None:
+        if self.record is not None:
+            self.record.write(self.state)
+
+    def _lifetime(self) -> dict[str, str]:
+        if self.record is None:
+            return {}
+        return {"lifetime": "detached", "namespace": self.record.namespace}
 
     def _start(self, role: str, actor_class: Any, argument: Any) -> ActorSet:
-        group = self._groups[role]
-        slots, gpus = self._seats(role)
+        group = self.state.groups[role]
+        seats = seats_of(role, self.state, timeout_s=self.timeouts.start_s)
         names = [f"{self.name}/{role}/{index}" for index in range(group.ranks)]
         actors = []
-        for index, name in enumerate(names):
-            slot = slots[index]
+        for name, seat in zip(names, seats, strict=True):
             actor = actor_class.options(
                 name=name,
+                **self._lifetime(),
                 num_cpus=0 if group.share else group.cpus_per_rank,
                 num_gpus=0 if group.share else group.gpus_per_rank,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    placement_group=slot.group,
-                    placement_group_bundle_index=slot.bundle,
+                    placement_group=seat.slot.group,
+                    placement_group_bundle_index=seat.slot.bundle,
                 ),
-            ).remote(name, _environment(group.cpus_per_rank, gpus[index]), argument)
+            ).remote(name, environment(group.cpus_per_rank, seat.gpus), argument)
             actors.append(actor)
         return ActorSet(role, names, actors)
-
-    def _seats(self, role: str) -> tuple[list[Slot], Sequence[Sequence[str] | None]]:
-        """Slot and GPUs of each rank; None where Ray hands them out, as it does to hosts."""
-        group = self._groups[role]
-        if not group.share:
-            return self._slots[role], [None if group.gpus_per_rank else []] * group.ranks
-        host, slots = self._groups[group.share], self._slots[group.share]
-        if not group.gpus_per_rank:
-            return [slots[i % len(slots)] for i in range(group.ranks)], [[]] * group.ranks
-        hosts = self._sets.get(group.share)
-        if hosts is None:
-            raise RlhfRayError(f"{role} shares the GPUs of {group.share}, which must start first")
-        refs = [actor.gpu_ids.remote() for actor in hosts.actors]
-        ids = get(
-            refs,
-            timeout_s=self.timeouts.start_s,
-            actors=hosts.names,
-            operation=f"{group.share}.gpu_ids",
-        )
-        flat = [(slot, gpu) for slot, gpus in zip(slots, ids, strict=True) for gpu in gpus]
-        seats, gpus_of = [], []
-        for index in range(group.ranks):
-            mine = flat[index * group.gpus_per_rank : (index + 1) * group.gpus_per_rank]
-            if len({slot.node_id for slot, _ in mine}) > 1:
-                raise ConfigError(
-                    f"{role} rank {index} needs {group.gpus_per_rank} GPUs of one node, but those "
-                    f"of {group.share} ({host.ranks} x {host.gpus_per_rank}) lie on several"
-                )
-            seats.append(mine[0][0])
-            gpus_of.append([gpu for _, gpu in mine])
-        return seats, gpus_of
 
     def process_ids(self) -> dict[str, int]:
         """Process of every actor, by its name."""
         found: dict[str, int] = {}
-        for actors in self._sets.values():
+        for actors in self.state.sets.values():
             refs = [actor.process_id.remote() for actor in actors.actors]
             values = get(refs, timeout_s=60.0, actors=actors.names, operation="process_id")
             found.update(zip(actors.names, values, strict=True))
         return found
 
+    async def heal(self) -> None:
+        """End the roles that do not answer any more; they are started anew when asked for."""
+        for role, actors in list(self.state.sets.items()):
+            try:
+                await actors.call("process_id", timeout_s=ANSWER_S)
+            except RlhfRayError as error:
+                logger.warning("%s; %s is started anew", error, role)
+                await self.end(role)
+
+    async def end(self, role: str) -> None:
+        """End a role's actors, and with them what they hold; its place stays reserved."""
+        await self._end(self.state.sets.pop(role))
+        self.state.hosted.pop(role, None)
+        for path in [path for path, model in self.state.models.items() if model.role == role]:
+            del self.state.models[path]
+        self._remember()
+
     async def close(self) -> None:
         """End every actor and give its resources back."""
-        await asyncio.gather(*(self._end(actors) for actors in self._sets.values()))
-        for slots in self._slots.values():
+        await asyncio.gather(*(self._end(actors) for actors in self.state.sets.values()))
+        for slots in self.state.slots.values():
             release(slots)
-        self._sets.clear()
-        self._slots.clear()
-        self._groups.clear()
+        self.state = PoolState()
 
     @staticmethod
     async def _end(actors: ActorSet) -> None:
@@ -207,12 +250,3 @@ class Pool:
             logger.warning("%s; it is killed", error)
         for actor in actors.actors:
             ray.kill(actor)
-
-
-def _environment(cpus: float, gpus: Sequence[str] | None) -> dict[str, str]:
-    """What must be set before torch is imported: threads, and the GPUs where Ray does not."""
-    threads = str(max(1, int(cpus)))
-    environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    if gpus is not None:  # Ray leaves all GPUs visible to an actor that asked for none
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    return environment

@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 
+from actors.actor_set import ActorSet
 from actors.forward import forward
-from actors.pool import ActorSet
-from actors.rank import Rank, free_memory
-from rlhf_ray.config.base import TimeoutConfig
-from rlhf_ray.config.online import ReferenceConfig
-from rlhf_ray.data.packing import RankedMicroBatches
+from actors.hosting import HostingRank
+from rlhf_ray.config.base import ReferenceConfig, TimeoutConfig
+from rlhf_ray.data.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.roles import RolloutBatch, Shard
-
-if TYPE_CHECKING:
-    from rlhf_ray.specs import ReferenceSpec
+from rlhf_ray.types import LabelledAnswer, Ranking
 
 
 @ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
-class ReferenceRank(Rank):
+class ReferenceRank(HostingRank):
     """One rank of the reference's group."""
-
-    model: Any = None
-
-    def load(self, spec: ReferenceSpec) -> None:
-        """Host the model that `spec` describes, in place of the one before."""
-        from rlhf_ray.learner.reference import FrozenReference
-
-        if self.model is not None:
-            self.model.close()
-        self.model = None
-        free_memory()
-        self.model = FrozenReference(spec, device=self.device)
 
     def logprobs(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
         """How many rows, and this rank's rows in the order in which the plan names them."""
-        scored = self.model.logprobs(self.rows(batch), plan)
+        scored = self.learner.logprobs(self.rows(batch), plan)
         return len(scored), scored
+
+    def answer_logps(
+        self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
+    ) -> list[tuple[float, ...]]:
+        """The same order: the log-probability of each of a row's answers."""
+        logps: list[tuple[float, ...]] = self.learner.answer_logps(rows, plan)
+        return logps
 
 
 class ReferenceGroup:
@@ -55,3 +47,22 @@ class ReferenceGroup:
         return await forward(
             self.actors, "logprobs", batch, self.config, timeout_s=self.timeouts.call_s
         )
+
+    async def answer_logps(
+        self, rows: Sequence[Ranking | LabelledAnswer]
+    ) -> list[tuple[float, ...]]:
+        """Log-probability of each of a row's answers, in nats at temperature 1; in row order."""
+        plan = plan_forward(
+            [row.num_tokens for row in rows],
+            num_ranks=len(self.actors),
+            max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
+            padded=self.config.padded,
+        )
+        answers: list[list[tuple[float, ...]]] = await self.actors.call(
+            "answer_logps", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
+        )
+        by_row: dict[int, tuple[float, ...]] = {}
+        for micro_batches, logps in zip(plan, answers, strict=True):
+            order = [row for micro_batch in micro_batches for row in micro_batch]
+            by_row.update(zip(order, logps, strict=True))
+        return [by_row[row] for row in range(len(rows))]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from actors.actor_set import ActorSet
 from actors.deadline import within
 from actors.dispatch import LeastLoaded
-from actors.pool import ActorSet
 from rlhf_ray.roles import GenerationRequest, RolloutBatch, Shard
 
 

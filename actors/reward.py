@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from actors.actor_set import ActorSet
 from actors.deadline import within
-from actors.pool import ActorSet
-from actors.rank import Rank
+from actors.held_model import HeldModel, in_reach
+from actors.hosting import HostingRank
 from rlhf_ray.config.base import TimeoutConfig
-from rlhf_ray.config.online import RewardConfig
+from rlhf_ray.config.online import RewardConfig, RewardModelConfig
 from rlhf_ray.data.packing import plan_forward
 from rlhf_ray.loops.seeds import sample_seeds
 from rlhf_ray.roles import RolloutBatch
+from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Score
 
 if TYPE_CHECKING:
@@ -28,26 +30,55 @@ MODEL, REMOTE = "model", "remote"
 
 
 @ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
-class RewardRank(Rank):
-    """One rank of the reward's group: each scores its rows with the model, rank 0 does the rest."""
+class RewardRank(HostingRank):
+    """One rank of the reward's group: each scores its rows with the model, rank 0 does the rest.
 
-    def load(self, reward: RewardConfig, timeout_s: float) -> None:
-        """Make the scorers that the configuration names.
+    It also trains reward models, as any rank hosts any learner.
+
+    Attributes:
+        model: What scores; None without a reward model.
+    """
+
+    model: Any = None
+
+    def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
+        """Make the scorers that a `RewardSpec` names, or host a learner.
+
+        The model that was trained here scores as it stands, if it is the one that is asked for.
 
         Raises:
             ConfigError: One of them cannot be loaded.
         """
+        if not isinstance(spec, RewardSpec):
+            super().load(spec, held)
+            return
         from rlhf_ray.rewards.functions import load_functions
         from rlhf_ray.rewards.remote import RemoteScorer
 
-        self.timeout_s = timeout_s
+        reward = spec.reward
+        self.timeout_s = spec.timeout_s
         self.functions = load_functions(reward.functions)
         self.remote = RemoteScorer(reward.remote) if reward.remote.url else None
-        self.model: Any = None
+        trained = self._trained_here(reward.model)
+        self.unload()
         if reward.model.path:
             from rlhf_ray.models.reward_scorer import RewardScorer
 
-            self.model = RewardScorer(reward.model, device=self.device)
+            with in_reach(held, timeout_s=self.fetch_timeout_s):
+                self.model = RewardScorer(reward.model, device=self.device, model=trained)
+
+    def _trained_here(self, model: RewardModelConfig) -> Any:
+        """The module that was trained here for the path of `model`, if whole and in its dtype."""
+        if not model.path or model.path != self.learner_path:
+            return None
+        learner = self.learner.job.reward
+        same = learner.zero.stage < 3 and model.dtype in ("auto", learner.model.dtype)
+        return self.learner.model if same else None
+
+    def unload(self) -> None:
+        """Release what trains and what scores."""
+        self.model = None
+        super().unload()
 
     def score_with_model(self, batch: RolloutBatch, rows: Sequence[int]) -> list[float]:
         """The model's scores of some rows."""
@@ -111,11 +142,8 @@ class RewardGroup:
         """Wrap started ranks with loaded scorers."""
         self.actors, self.reward, self.timeouts = actors, reward, timeouts
 
-    async def load(self) -> None:
-        """Make the scorers on every rank."""
-        await self.actors.call(
-            "load", self.reward, self.timeouts.reward_s, timeout_s=self.timeouts.start_s
-        )
+    async def read_weights(self) -> None:
+        """Ask for the factor of each scorer; once they are loaded."""
         self.weights: dict[str, float] = await self.actors.call_one(
             0, "weights", self.reward, timeout_s=self.timeouts.start_s
         )

@@ -1,36 +1,49 @@
-"""The policy while it learns from examples: the same ranks, another learner."""
+"""A role while it learns from the rows of a data set: the same ranks, another learner."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 
 from actors.trained import TrainedGroup
 from rlhf_ray.data.packing import UpdatePlan, plan_forward
-from rlhf_ray.roles import Metrics
-from rlhf_ray.types import SftExample
+from rlhf_ray.roles import Evaluated, Metrics
 
 
 class SupervisedGroup(TrainedGroup):
-    """Supervised fine-tuning on the policy's group."""
+    """SFT and DPO on the policy's ranks, a reward model on the reward's."""
 
-    async def update(self, rows: Sequence[SftExample], plan: UpdatePlan) -> Metrics:
+    async def update(self, rows: Sequence[Any], plan: UpdatePlan) -> Metrics:
         """One optimiser step a minibatch of the plan."""
         metrics: list[Metrics] = await self.actors.call(
             "update", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
         )
         return metrics[0]
 
-    async def evaluate(self, rows: Sequence[SftExample]) -> float:
-        """Mean loss of held-out rows, in nats a trained token."""
+    async def evaluate(self, rows: Sequence[Any]) -> Evaluated:
+        """Metrics and outcomes of held-out rows."""
         plan = plan_forward(
-            [len(row.token_ids_T) for row in rows],
+            [row.num_tokens for row in rows],
             num_ranks=len(self.actors),
             max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
             padded=self.config.padded,
         )
-        losses: list[float] = await self.actors.call(
+        evaluated: list[Evaluated] = await self.actors.call(
             "evaluate", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
         )
-        return losses[0]
+        return evaluated[0]
+
+    async def continuations(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int
+    ) -> list[list[int]]:
+        """What the model writes after each prompt, greedily, up to its end token."""
+        written: list[list[list[int]]] = await self.actors.call(
+            "continuations",
+            list(prompts),
+            max_new_tokens,
+            end_id,
+            timeout_s=self.timeouts.call_s,
+        )
+        return written[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.pool import ActorSet
+from actors.actor_set import ActorSet
 from rlhf_ray.config.base import LearnerConfig, TimeoutConfig
 
 

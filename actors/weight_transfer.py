@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 
-from actors.bucket import padded_bytes
+from actors.bucket import unpack
 
 BACKEND = "object_store"
 
@@ -62,7 +61,7 @@ class ObjectStoreWeightTransferEngine(
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         """Load one bucket."""
-        self.model.load_weights(unpack_bucket(update_info))
+        self.model.load_weights(unpack(update_info))
 
     def finish_weight_update(self) -> None:
         """Repack what arrived into the layout that vLLM's kernels want."""
@@ -84,23 +83,6 @@ class ObjectStoreWeightTransferEngine(
 
     def shutdown(self) -> None:
         """Nothing to release."""
-
-
-def unpack_bucket(bucket: ObjectStoreUpdateInfo) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of a bucket, as views of its bytes."""
-    flat = torch.frombuffer(bytearray(bucket.data), dtype=torch.uint8)
-    weights: list[tuple[str, torch.Tensor]] = []
-    start = 0
-    for name, dtype_name, shape in zip(
-        bucket.names, bucket.dtype_names, bucket.shapes, strict=True
-    ):
-        dtype = getattr(torch, dtype_name)
-        num_bytes = dtype.itemsize * torch.Size(shape).numel()
-        weights.append((name, flat[start : start + num_bytes].view(dtype).view(shape)))
-        start += padded_bytes(num_bytes)
-    if start != len(bucket.data):
-        raise ValueError(f"a bucket's shapes ask for {start} bytes, got {len(bucket.data)}")
-    return weights
 
 
 def register() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from pathlib import Path
+from functools import partial
 
 from actors.pool import Pool
-from launch.cluster import connect, disconnect
-from launch.online_roles import roles_of, start_roles
-from launch.run_folder import run_folder
+from launch.job import run_job
+from launch.online_roles import start_roles
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.job import OnlineData, load_online_data
 
@@ -18,23 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: OnlineConfig, job: str) -> int:
-    """Run one job on a pool of its own; returns the exit status."""
-    with run_folder(config):
-        data = load_online_data(config)
-        connect(config.ray, roles_of(config))
-        try:
-            asyncio.run(_run(config, data, job))
-        finally:
-            disconnect()
-    return 0
-
-
-async def _run(config: OnlineConfig, data: OnlineData, job: str) -> None:
-    pool = Pool(Path(config.run_dir).name, config.timeouts)
-    try:
-        await train(config, data, pool, job)
-    finally:
-        await pool.close()
+    """Run one job on a pool of its own or a standing one; returns the exit status."""
+    return run_job(config, config.groups, load_online_data, partial(train, job=job))
 
 
 async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) -> None:
@@ -49,21 +32,14 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
     from rlhf_ray.loops.setup import checkpoint_to_resume
     from rlhf_ray.metrics import open_metrics
 
-    run_dir = Path(config.run_dir)
     checkpoint = checkpoint_to_resume(config)
     started_s = time.monotonic()
     logger.info(
-        "starting %s (about a minute where they are not running yet)", ", ".join(roles_of(config))
+        "starting %s (about a minute where they are not running yet)", ", ".join(config.groups)
     )
     roles = await start_roles(config, data, pool)
     logger.info("all roles are ready after %.0f s", time.monotonic() - started_s)
-    evaluation = Evaluation(
-        data.eval_prompts,
-        temperature=config.eval.temperature,
-        max_new_tokens=config.rollout.max_new_tokens,
-        table_rows=config.eval.table_rows,
-        seed=config.seed,
-    )
+    evaluation = Evaluation(config, data.eval_prompts)
     with open_metrics(
         config, job=job, resumed_step=None if checkpoint is None else checkpoint.step
     ) as log:
@@ -77,5 +53,4 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
             num_value_ranks=config.placement.value.ranks,
         )
         await loop.run(checkpoint)
-    if config.checkpoint.export:
-        await roles.policy.export(str(run_dir / "export"), data.tokenizer_path)
+    await pool.finish(config, "policy", data.tokenizer_path)

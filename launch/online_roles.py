@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Any
 
+from actors.actor_set import ActorSet
 from actors.engine import EngineSpec
-from actors.experience import Assembler, ExperienceBuilder
-from actors.policy import PolicyGroup, PolicyRank
-from actors.pool import ActorSet, Pool
+from actors.experience import Assembler
+from actors.policy import PolicyGroup
+from actors.pool import Pool
 from actors.probe import probe_sequences
-from actors.reference import ReferenceGroup, ReferenceRank
+from actors.reference import ReferenceGroup
 from actors.replica_set import ReplicaSet
-from actors.reward import RewardGroup, RewardRank
-from actors.rollout import RolloutReplica
+from actors.reward import RewardGroup
 from actors.sync_spec import SyncSpec, backend_of
-from actors.value import ValueGroup, ValueRank
-from rlhf_ray.config.base import GroupConfig, LearnerConfig, ModelConfig
+from actors.value import ValueGroup
+from launch.actor_start import start_actors
+from rlhf_ray.config.base import LearnerConfig, ModelConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.job import OnlineData
+from rlhf_ray.models.identity import engine_identity
+from rlhf_ray.models.limits import context_length
 from rlhf_ray.roles import Roles
-from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, ValueSpec
+from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, RewardSpec, ValueSpec
 
 # Largest gap of engine and trainer on a probe token that is let pass, in nats. bfloat16 keeps 8
 # bits of each activation, and kernels round in another order.
 MAX_GAP_FLOAT32, MAX_GAP_BFLOAT16 = 1e-3, 0.5
-
-
-def roles_of(config: OnlineConfig) -> dict[str, GroupConfig]:
-    """The groups that the job uses, by role."""
-    placement = config.placement
-    roles = {
-        "policy": placement.policy,
-        "rollout": placement.rollout,
-        "reward": placement.reward,
-    }
-    if config.uses_reference:
-        roles["reference"] = placement.reference
-    if config.uses_value:
-        roles["value"] = placement.value
-    return roles
 
 
 async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Roles:
@@ -51,22 +38,17 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         ConfigError: A model or scorer cannot be loaded.
         RunError: An actor died or missed its deadline.
     """
-    pool.place(roles_of(config))
-    actors = await _start_actors(config, data, pool)
+    engine = engine_spec(config, context_tokens=data.context_tokens)
+    actors = await start_actors(pool, config.groups, engine=engine)
     policy = PolicyGroup(actors["policy"], config.policy, config.timeouts)
     reward = RewardGroup(actors["reward"], config.reward, config.timeouts)
-    loads = [
-        _load(actors["policy"], _policy_spec(config), config),
-        reward.load(),
-    ]
     reference = value = None
     if config.uses_reference:
         reference = ReferenceGroup(actors["reference"], config.reference, config.timeouts)
-        loads.append(_load(actors["reference"], _reference_spec(config), config))
     if config.uses_value:
         value = ValueGroup(actors["value"], config.value, config.timeouts)
-        loads.append(_load(actors["value"], _value_spec(config), config))
-    await asyncio.gather(*loads)
+    await asyncio.gather(*_loads(config, pool))
+    await reward.read_weights()
     await policy.connect(
         actors["rollout"],
         _sync_spec(config, actors["rollout"]),
@@ -92,31 +74,20 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     )
 
 
-async def _start_actors(
-    config: OnlineConfig, data: OnlineData, pool: Pool
-) -> Mapping[str, ActorSet]:
-    """All actors side by side; those that live on another role's GPUs after their host."""
-    starts: dict[str, Any] = {
-        "experience": lambda: pool.helper("experience", ExperienceBuilder),
-        "policy": lambda: pool.rank_group("policy", PolicyRank),
-        "reward": lambda: pool.rank_group("reward", RewardRank),
-        "rollout": lambda: pool.replica_set("rollout", RolloutReplica, _engine_spec(config, data)),
-    }
+def _loads(config: OnlineConfig, pool: Pool) -> Sequence[Awaitable[None]]:
+    """The loading of every role's model."""
+    scorers = RewardSpec(reward=config.reward, timeout_s=config.timeouts.reward_s)
+    loads = [
+        pool.load("policy", _policy_spec(config), path=config.policy.model.path),
+        pool.load("reward", scorers, path=config.reward.model.path),
+    ]
     if config.uses_reference:
-        starts["reference"] = lambda: pool.rank_group("reference", ReferenceRank)
+        reference = _reference_spec(config)
+        loads.append(pool.load("reference", reference, path=reference.reference.model.path))
     if config.uses_value:
-        starts["value"] = lambda: pool.rank_group("value", ValueRank)
-    roles = roles_of(config)
-    guests = [role for role in starts if role in roles and roles[role].share]
-    actors: dict[str, ActorSet] = {}
-    for names in ([role for role in starts if role not in guests], guests):
-        started = await asyncio.gather(*(starts[name]() for name in names))
-        actors.update(zip(names, started, strict=True))
-    return actors
-
-
-async def _load(actors: ActorSet, spec: Any, config: OnlineConfig) -> None:
-    await actors.call("load", spec, timeout_s=config.timeouts.start_s)
+        value = _value_spec(config)
+        loads.append(pool.load("value", value, path=value.learner.model.path))
+    return loads
 
 
 def _policy_spec(config: OnlineConfig) -> PolicySpec:
@@ -168,20 +139,42 @@ def _optimiser_steps(config: OnlineConfig) -> int:
     return config.total_steps * config.algorithm.epochs * config.algorithm.minibatches
 
 
-def _engine_spec(config: OnlineConfig, data: OnlineData) -> EngineSpec:
+def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:
+    """What the job's engines are started with.
+
+    Raises:
+        ConfigError: Model or tokenizer cannot be read.
+    """
+    model = config.policy.model
+    tokenizer_path = model.tokenizer or model.path
     return EngineSpec(
-        model_path=config.policy.model.path,
-        tokenizer_path=config.policy.model.tokenizer or config.policy.model.path,
-        revision=config.policy.model.revision,
-        trust_remote_code=config.policy.model.trust_remote_code,
+        model_path=model.path,
+        tokenizer_path=tokenizer_path,
+        revision=model.revision,
+        identity=engine_identity(
+            model.path,
+            tokenizer_path,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+        ),
+        trust_remote_code=model.trust_remote_code,
         rollout=config.rollout,
-        max_model_len=data.context_tokens,
+        max_model_len=context_tokens,
         num_gpus=config.placement.rollout.gpus_per_rank,
         weight_backend=_backend(config),
         sleeps=_shares_gpus(config),
         timeout_s=config.timeouts.call_s,
         seed=config.seed,
     )
+
+
+def engine_ahead(config: OnlineConfig) -> EngineSpec:
+    """The same before the job's data are read."""
+    model = config.policy.model
+    context = config.rollout.max_model_len or context_length(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    return engine_spec(config, context_tokens=context)
 
 
 def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
@@ -202,7 +195,7 @@ def _backend(config: OnlineConfig) -> str:
 def _shares_gpus(config: OnlineConfig) -> bool:
     """Whether the engines' GPUs serve another role between rollouts."""
     rollout = config.placement.rollout
-    guests = [g for g in roles_of(config).values() if g.share == "rollout" and g.gpus_per_rank]
+    guests = [g for g in config.groups.values() if g.share == "rollout" and g.gpus_per_rank]
     return bool(rollout.gpus_per_rank and (rollout.share or guests))
 
 

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from actors.policy import PolicyRank
 from actors.pool import Pool
-from actors.supervised import SupervisedGroup
 from launch import cli
-from launch.cluster import connect, disconnect
-from launch.run_folder import run_folder
+from launch.job import run_job
+from launch.supervised import run_loop, start_learner
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.job import SftData, load_sft_data
-from rlhf_ray.specs import SftSpec
+from rlhf_ray.metrics.log import Table
+from rlhf_ray.roles import Evaluated
+from rlhf_ray.types import SftExample
 
 
 def run(config: SftConfig) -> int:
     """Run the job on a pool of its own; returns the exit status."""
-    with run_folder(config):
-        data = load_sft_data(config)
-        connect(config.ray, {"policy": config.placement.policy})
-        try:
-            asyncio.run(_run(config, data))
-        finally:
-            disconnect()
-    return 0
-
-
-async def _run(config: SftConfig, data: SftData) -> None:
-    pool = Pool(Path(config.run_dir).name, config.timeouts)
-    try:
-        await train(config, data, pool)
-    finally:
-        await pool.close()
+    return run_job(config, config.groups, load_sft_data, train)
 
 
 async def train(config: SftConfig, data: SftData, pool: Pool) -> None:
@@ -44,29 +28,26 @@ async def train(config: SftConfig, data: SftData, pool: Pool) -> None:
         ConfigError: The pool or the model does not fit the configuration.
         RunError: A rank failed or the run diverged.
     """
-    from rlhf_ray.loops.setup import checkpoint_to_resume
-    from rlhf_ray.loops.supervised import SupervisedLoop
-    from rlhf_ray.metrics import open_metrics
+    from rlhf_ray.data.tokenizer import load_tokenizer
+    from rlhf_ray.loops.supervised_tables import continuation_table, prompts_of
 
-    run_dir = Path(config.run_dir)
-    checkpoint = checkpoint_to_resume(config)
-    pool.place({"policy": config.placement.policy})
-    actors = await pool.rank_group("policy", PolicyRank)
-    spec = SftSpec(
-        learner=config.policy,
-        total_steps=config.total_steps,
-        replay_folder=str(run_dir / "skipped"),
-        seed=config.seed,
-    )
-    await actors.call("load", spec, timeout_s=config.timeouts.start_s)
-    policy = SupervisedGroup(actors, config.policy, config.timeouts)
-    with open_metrics(
-        config, job="sft", resumed_step=None if checkpoint is None else checkpoint.step
-    ) as log:
-        loop = SupervisedLoop(config, policy, data.examples, data.eval_examples, log)
-        await loop.run(checkpoint)
-    if config.checkpoint.export:
-        await policy.export(str(run_dir / "export"), data.tokenizer_path)
+    config = config.for_rows(len(data.examples))
+    policy = await start_learner(config, pool)
+    tokenizer = load_tokenizer(data.tokenizer_path)
+
+    async def show(step: int, rows: Sequence[SftExample], evaluated: Evaluated) -> list[Table]:
+        shown = rows[: config.eval.table_rows]
+        if not shown:
+            return []
+        written = await policy.continuations(
+            prompts_of(shown),
+            max_new_tokens=config.eval.max_new_tokens,
+            end_id=tokenizer.eos_token_id,
+        )
+        return [continuation_table(step, shown, written, tokenizer)]
+
+    await run_loop(config, policy, data.examples, data.eval_examples, show=show)
+    await pool.finish(config, "policy", data.tokenizer_path)
 
 
 if __name__ == "__main__":

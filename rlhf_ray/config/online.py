@@ -266,7 +266,7 @@ class OnlineConfig(JobConfig):
     def _policy_is_named(self) -> OnlineConfig:
         if not self.policy.model.path:
             raise ValueError("policy.model.path must name a model")
-        if not self.data.path:
+        if not self.data.is_named:
             raise ValueError("data.path must name a data set of prompts")
         return self
 
@@ -316,6 +316,21 @@ class OnlineConfig(JobConfig):
                     "same probability before and in the update"
                 )
         return self
+
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The group of each role that the job uses."""
+        placement = self.placement
+        groups = {
+            "policy": placement.policy,
+            "rollout": placement.rollout,
+            "reward": placement.reward,
+        }
+        if self.uses_reference:
+            groups["reference"] = placement.reference
+        if self.uses_value:
+            groups["value"] = placement.value
+        return groups
 
     @property
     def uses_reference(self) -> bool:

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_ray.config import references
-from rlhf_ray.config.base import DataConfig, JobConfig, ModelConfig
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, DataConfig, JobConfig, ModelConfig
 from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.problems import Problem, raise_for
-from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
 
 
 def preflight(config: JobConfig) -> None:
@@ -22,13 +22,18 @@ def preflight(config: JobConfig) -> None:
     Raises:
         ConfigError: With every problem found.
     """
+    raise_for(find_problems(config), source="before the start")
+
+
+def find_problems(config: JobConfig) -> list[Problem]:
+    """Everything that is wrong with what a configuration points at."""
     problems = [*_run_dir(config)]
     match config:
         case OnlineConfig():
             problems += _online(config)
-        case SftConfig():
-            problems += _sft(config)
-    raise_for(problems, source="before the start")
+        case SupervisedConfig():
+            problems += _supervised(config)
+    return problems
 
 
 def _run_dir(config: JobConfig) -> Iterator[Problem]:
@@ -51,11 +56,17 @@ def _holds_a_run(folder: Path) -> bool:
     )
 
 
-def _sft(config: SftConfig) -> Iterator[Problem]:
-    yield from _model("policy.model", config.policy.model)
+def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
+    role = config.trained_role
+    yield from _model(f"{role}.model", config.learner.model)
     yield from _data("data", config.data)
     yield from _eval_data(config.eval.data, config.eval.every)
-    limits = read_limits(Path(config.policy.model.path))
+    match config:
+        case RmConfig() if config.reference_data.is_named:
+            yield from _data("reference_data", config.reference_data)
+        case DpoConfig() if config.uses_reference_role and config.reference.model.path:
+            yield from _model("reference.model", config.reference.model)
+    limits = read_limits(Path(config.learner.model.path))
     context = limits.context_tokens if limits else None
     if context and config.max_length > context:
         yield _problem(
@@ -115,7 +126,7 @@ def _context(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
         return
     named = {"data": config.data, "eval.data": config.eval.data}
     for section, data in named.items():
-        if not data.path:
+        if not data.is_named:
             continue
         prompt = data.prompt_tokens or data.max_prompt_tokens or 1
         if prompt + new > room:
@@ -136,21 +147,27 @@ def _model(key: str, model: ModelConfig) -> Iterator[Problem]:
     if model.tokenizer:
         yield from _fault(f"{key}.tokenizer", references.tokenizer_fault(model.tokenizer))
     template = model.chat_template
-    if template and "{" not in template and not Path(template).is_file():
+    known = not template or "{" in template or template in CHAT_TEMPLATE_NAMES
+    if not known and not Path(template).is_file():
         yield _problem(
-            f"{key}.chat_template", f"must be Jinja text or a file's path, got {template!r}"
+            f"{key}.chat_template",
+            f"must be one of {', '.join(CHAT_TEMPLATE_NAMES)}, Jinja text or a file's path, "
+            f"got {template!r}",
         )
 
 
 def _eval_data(data: DataConfig, every: int) -> Iterator[Problem]:
-    if data.path:
+    if data.is_named:
         yield from _data("eval.data", data)
     elif every:
         yield _problem("eval.data.path", f"must name held-out rows, as eval.every is {every}")
 
 
 def _data(key: str, data: DataConfig) -> Iterator[Problem]:
-    yield from _fault(f"{key}.path", references.data_fault(data.path))
+    if data.path:
+        yield from _fault(f"{key}.path", references.data_fault(data.path))
+    for index, source in enumerate(data.sources):
+        yield from _fault(f"{key}.sources.{index}.path", references.data_fault(source.path))
 
 
 def _fault(key: str, fault: str | None) -> Iterator[Problem]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -23,6 +24,8 @@ PairLoss = Literal[
     "simpo", "orpo", "kto",
 ]  # fmt: skip
 REFERENCE_FREE_LOSSES = {"sft", "simpo", "orpo"}
+# Those that score answers by the divergence.
+SCORED_LOSSES = {"sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "exo_pair", "discopop"}
 
 
 class SupervisedEvalConfig(Config):
@@ -42,6 +45,9 @@ class SupervisedConfig(JobConfig):
         max_length: Most tokens of a sequence; 0 for the model's context.
     """
 
+    job: ClassVar[str]
+    trained_role: ClassVar[str] = "policy"
+
     batch_size: PositiveInt = 32
     epochs: NonNegativeFloat = 0.0
     max_length: NonNegativeInt = 0
@@ -50,9 +56,38 @@ class SupervisedConfig(JobConfig):
 
     @model_validator(mode="after")
     def _data_is_named(self) -> SupervisedConfig:
-        if not (self.data.path or self.data.sources):
+        if not self.data.is_named:
             raise ValueError("data.path must name a data set")
         return self
+
+    @model_validator(mode="after")
+    def _model_is_named(self) -> SupervisedConfig:
+        if not self.learner.model.path:
+            raise ValueError(f"{self.trained_role}.model.path must name a model")
+        return self
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """Of the role that is trained."""
+        learner: LearnerConfig = getattr(self, self.trained_role)
+        return learner
+
+    @property
+    def num_ranks(self) -> int:
+        """Of the role that is trained."""
+        return self.groups[self.trained_role].ranks
+
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The group of each role that the job uses."""
+        raise NotImplementedError
+
+    def for_rows(self, num_rows: int) -> Self:
+        """The same with `total_steps` resolved from `epochs`, where those are given."""
+        if not self.epochs:
+            return self
+        steps = math.ceil(self.epochs * num_rows / self.batch_size)
+        return self.model_copy(update={"total_steps": steps})
 
 
 class PolicyPlacementConfig(Config):
@@ -75,16 +110,17 @@ class SftConfig(SupervisedConfig):
             (https://arxiv.org/abs/2508.05629).
     """
 
+    job = "sft"
+
     loss_type: Literal["nll", "dft"] = "nll"
     policy: LearnerConfig
     placement: PolicyPlacementConfig = PolicyPlacementConfig()
     eval: SftEvalConfig = SftEvalConfig()
 
-    @model_validator(mode="after")
-    def _model_is_named(self) -> SftConfig:
-        if not self.policy.model.path:
-            raise ValueError("policy.model.path must name a model")
-        return self
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The policy alone."""
+        return {"policy": self.placement.policy}
 
 
 class RmPlacementConfig(Config):
@@ -112,6 +148,9 @@ class RmConfig(SupervisedConfig):
         reference_rows: Most rows of them.
     """
 
+    job = "rm"
+    trained_role = "reward"
+
     loss_type: Literal["bradley_terry", "logexp", "plackett_luce"] = "bradley_terry"
     use_margin: bool = True
     center_rewards_coefficient: NonNegativeFloat = 0.0
@@ -122,11 +161,10 @@ class RmConfig(SupervisedConfig):
     reward: LearnerConfig
     placement: RmPlacementConfig = RmPlacementConfig()
 
-    @model_validator(mode="after")
-    def _model_is_named(self) -> RmConfig:
-        if not self.reward.model.path:
-            raise ValueError("reward.model.path must name a model")
-        return self
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The reward role alone."""
+        return {"reward": self.placement.reward}
 
 
 class DpoPlacementConfig(Config):
@@ -144,7 +182,7 @@ class DpoConfig(SupervisedConfig):
         loss_weights: One each; empty for 1 each.
         beta: Strength of the pull to the reference; tau in IPO and CPO-like losses.
         label_smoothing: Share of labels that are taken to be wrong (`sigmoid`, `robust`,
-            `exo_pair`, `aot`).
+            `exo_pair`, `aot`, `aot_unpaired`, `simpo`).
         f_divergence_type: Divergence in the implicit reward (https://arxiv.org/abs/2309.16240).
         reference_free: Take a uniform reference.
         rpo_alpha: Weight of the chosen answer's own loss beside the others
@@ -156,6 +194,8 @@ class DpoConfig(SupervisedConfig):
             rows once, keeps the answer on disk and frees the group; `adapter_off` is the policy
             without its LoRA adapter.
     """
+
+    job = "dpo"
 
     loss_type: list[PairLoss] = ["sigmoid"]
     loss_weights: list[float] = []
@@ -178,12 +218,6 @@ class DpoConfig(SupervisedConfig):
     placement: DpoPlacementConfig = DpoPlacementConfig()
 
     @model_validator(mode="after")
-    def _model_is_named(self) -> DpoConfig:
-        if not self.policy.model.path:
-            raise ValueError("policy.model.path must name a model")
-        return self
-
-    @model_validator(mode="after")
     def _losses_fit(self) -> DpoConfig:
         names = self.loss_type
         if not names:
@@ -195,6 +229,12 @@ class DpoConfig(SupervisedConfig):
             )
         if "kto" in names and len(names) > 1:
             raise ValueError("kto learns from single answers: it cannot be mixed with pair losses")
+        unscored = sorted(set(self.weighted_losses) - SCORED_LOSSES - {"sft"})
+        if self.f_divergence_type != "reverse_kl" and unscored:
+            raise ValueError(
+                f"f_divergence_type must be reverse_kl for {', '.join(unscored)}, which ignore it, "
+                f"got {self.f_divergence_type}"
+            )
         if "exo_pair" in names and not self.label_smoothing:
             raise ValueError("exo_pair needs label_smoothing above 0: its target has the log of it")
         return self
@@ -212,6 +252,14 @@ class DpoConfig(SupervisedConfig):
                 "training alone"
             )
         return self
+
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The policy, and the reference where it is a role."""
+        groups = {"policy": self.placement.policy}
+        if self.uses_reference_role:
+            groups["reference"] = self.placement.reference
+        return groups
 
     @property
     def weighted_losses(self) -> dict[str, float]:

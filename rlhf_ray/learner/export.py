@@ -30,13 +30,22 @@ def export_model(lm: Any, folder: Path, tokenizer_path: str, *, write: bool) -> 
     if not write:
         return
     from huggingface_hub import save_torch_state_dict
-    from transformers import AutoTokenizer
 
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    base = base_of(lm)
     save_torch_state_dict(weights, aside, max_shard_size="5GB")
+    export_description(lm, aside, tokenizer_path)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def export_description(lm: Any, folder: Path, tokenizer_path: str) -> None:
+    """Write all but the weights: configuration and tokenizer."""
+    from transformers import AutoTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    base = base_of(lm)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
     config = copy.deepcopy(base.config)
     config.architectures = [type(base).__name__]
@@ -44,11 +53,9 @@ def export_model(lm: Any, folder: Path, tokenizer_path: str, *, write: bool) -> 
         # What is written is dequantized.
         del config.quantization_config
     if base.can_generate():
-        base.generation_config.save_pretrained(aside)
+        base.generation_config.save_pretrained(folder)
     elif is_packable(base) and tokenizer.pad_token_id != tokenizer.eos_token_id:
         # transformers reads a decoder's score at the last token that is not this one.
         config.pad_token_id = tokenizer.pad_token_id
-    config.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

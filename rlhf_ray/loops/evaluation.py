@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.seeds import sample_seeds
-from rlhf_ray.metrics.log import Cell
+from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import GenerationRequest, Roles
 from rlhf_ray.types import Prompt, Rollout
-
-TABLE_COLUMNS = ("prompt", "response", "reward")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,44 +19,42 @@ class EvaluationResult:
     """One evaluation.
 
     Attributes:
-        metrics: Names with `eval/` in front.
-        rows: A few samples, under `TABLE_COLUMNS`.
+        metrics: Names with `eval/` in front, and `time/evaluate`.
+        table: A few samples; None without held-out prompts.
     """
 
     metrics: dict[str, float]
-    rows: list[tuple[Cell, ...]]
+    table: Table | None
 
 
 class Evaluation:
     """One response to each held-out prompt; the same seeds every time, so that runs compare."""
 
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        temperature: float,
-        max_new_tokens: int,
-        table_rows: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, config: OnlineConfig, prompts: Sequence[Prompt]) -> None:
         """Keep the prompts; none makes every evaluation empty."""
         self.requests = [
             GenerationRequest(
                 prompt=prompt,
                 seeds_G=sample_seeds(
-                    seed=seed, draw="eval", prompt_id=prompt.prompt_id, num_samples=1
+                    seed=config.seed, draw="eval", prompt_id=prompt.prompt_id, num_samples=1
                 ),
-                temperature=temperature,
-                max_new_tokens=max_new_tokens,
+                temperature=config.eval.temperature,
+                max_new_tokens=config.rollout.max_new_tokens,
             )
             for prompt in prompts
         ]
-        self.table_rows = table_rows
+        self.table_rows = config.eval.table_rows
 
-    async def run(self, roles: Roles) -> EvaluationResult:
+    async def run(self, roles: Roles, step: int) -> EvaluationResult:
         """Sample, score and average."""
         if not self.requests:
-            return EvaluationResult(metrics={}, rows=[])
+            return EvaluationResult(metrics={}, table=None)
+        with StepClock().phase("evaluate") as timed:
+            result = await self._run(roles, step)
+        result.metrics["time/evaluate"] = timed.seconds
+        return result
+
+    async def _run(self, roles: Roles, step: int) -> EvaluationResult:
         batch = await roles.rollout.generate(self.requests)
         scores = await roles.reward.score(batch)
         rows = range(min(self.table_rows, len(self.requests)))
@@ -71,13 +69,16 @@ class Evaluation:
             applicable = [value for value in values if value is not None]
             if applicable:
                 metrics[f"eval/reward/{name}"] = fmean(applicable)
-        return EvaluationResult(
-            metrics=metrics,
+        table = Table(
+            step=step,
+            name="samples",
+            columns=("prompt", "response", "reward"),
             rows=[
                 (_text(rollout), rollout.text, round(scores[row].total, 4))
                 for row, rollout in zip(rows, rollouts, strict=True)
             ],
         )
+        return EvaluationResult(metrics=metrics, table=table)
 
 
 def _text(rollout: Rollout) -> str:

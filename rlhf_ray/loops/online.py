@@ -17,7 +17,7 @@ from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
-from rlhf_ray.loops.evaluation import TABLE_COLUMNS, Evaluation
+from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.kl_control import kl_controller
 from rlhf_ray.loops.report import rollout_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
@@ -170,12 +170,10 @@ class OnlineLoop:
         every, last = self.config.eval.every, self.config.total_steps
         if step not in (0, last) and not (every and step % every == 0):
             return {}
-        with StepClock().phase("evaluate") as timed:
-            result = await self.evaluation.run(self.roles)
-        if not result.metrics:
-            return {}
-        self.log.table(step, "samples", TABLE_COLUMNS, result.rows)
-        return result.metrics | {"time/evaluate": timed.seconds}
+        result = await self.evaluation.run(self.roles, step)
+        if result.table is not None:
+            self.log.table(result.table)
+        return result.metrics
 
     async def _save(self, step: int) -> Metrics:
         """Write a checkpoint where one is due; its duration is a metric of the next step."""

@@ -12,6 +12,26 @@ from rlhf_ray.roles import Hardware, RolloutBatch
 from rlhf_ray.types import Score
 
 
+def sample_metrics(
+    batch: RolloutBatch, scores: Sequence[Score], clock: StepClock
+) -> dict[str, float]:
+    """`rollout/*`, `reward/*` and `time/*` of sampled and scored rollouts."""
+    totals = [score.total for score in scores]
+    summaries = batch.summaries_B
+    num_generated = sum(s.num_response_tokens for s in summaries)
+    return {
+        "rollout/reward_mean": fmean(totals),
+        "rollout/reward_std": pstdev(totals),
+        "rollout/response_tokens_mean": num_generated / len(summaries),
+        "rollout/truncated_share": fmean(s.finish_reason == "length" for s in summaries),
+        "rollout/tokens_per_s": num_generated / clock.seconds["generate"],
+        "rollout/zero_spread_share": _zero_spread_share(batch, totals),
+        **_parts(scores),
+        **{f"time/{name}": value for name, value in clock.seconds.items()},
+        "time/step": clock.elapsed_s(),
+    }
+
+
 def rollout_metrics(
     batch: RolloutBatch,
     scores: Sequence[Score],
@@ -29,26 +49,16 @@ def rollout_metrics(
         clock: Phases so far.
         version: Of the weights when the step began.
     """
-    totals = [score.total for score in scores]
     summaries = batch.summaries_B
-    num_generated = sum(s.num_response_tokens for s in summaries)
-    num_tokens = num_generated + sum(s.num_prompt_tokens for s in summaries)
+    num_tokens = sum(s.num_prompt_tokens + s.num_response_tokens for s in summaries)
     seconds, step_s = clock.seconds, clock.elapsed_s()
     return {
-        "rollout/reward_mean": fmean(totals),
-        "rollout/reward_std": pstdev(totals),
-        "rollout/response_tokens_mean": num_generated / len(summaries),
-        "rollout/truncated_share": fmean(s.finish_reason == "length" for s in summaries),
-        "rollout/tokens_per_s": num_generated / seconds["generate"],
-        "rollout/zero_spread_share": _zero_spread_share(batch, totals),
+        **sample_metrics(batch, scores, clock),
         "rollout/refilled_groups": float(num_refilled),
-        **_parts(scores),
         "async/staleness_mean": fmean(version - s.version_min for s in summaries),
         "async/staleness_max": float(max(version - s.version_min for s in summaries)),
-        **{f"time/{name}": value for name, value in seconds.items()},
         "time/wait_rollout": seconds["generate"],
         "time/wait_update": seconds["score"] + seconds["update"],
-        "time/step": step_s,
         "perf/tokens_per_s": num_tokens / step_s,
         "perf/bubble_share": 1.0 - seconds["update"] / step_s,
     }

@@ -7,20 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 
 
-def setup_of(config: OnlineConfig | SftConfig) -> dict[str, Any]:
+def setup_of(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
     """Keys and values that a checkpoint depends on."""
+    if isinstance(config, OnlineConfig):
+        role, learner, num_ranks = "policy", config.policy, config.placement.policy.ranks
+    else:
+        role, learner, num_ranks = config.trained_role, config.learner, config.num_ranks
     setup: dict[str, Any] = {
         "seed": config.seed,
         "data.path": config.data.path,
-        "policy.model.path": config.policy.model.path,
-        "policy.model.lora.rank": config.policy.model.lora.rank,
-        "policy.zero.stage": config.policy.zero.stage,
-        "placement.policy.ranks": config.placement.policy.ranks,
+        "data.sources": [source.path for source in config.data.sources],
+        f"{role}.model.path": learner.model.path,
+        f"{role}.model.lora.rank": learner.model.lora.rank,
+        f"{role}.zero.stage": learner.zero.stage,
+        f"placement.{role}.ranks": num_ranks,
     }
     if isinstance(config, OnlineConfig) and config.uses_value:
         setup["value.zero.stage"] = config.value.zero.stage
@@ -28,7 +33,7 @@ def setup_of(config: OnlineConfig | SftConfig) -> dict[str, Any]:
     return setup
 
 
-def checkpoint_to_resume(config: OnlineConfig | SftConfig) -> Checkpoint | None:
+def checkpoint_to_resume(config: OnlineConfig | SupervisedConfig) -> Checkpoint | None:
     """The newest whole checkpoint of `run_dir` where `resume` is `auto` and there is one.
 
     Raises:
@@ -42,7 +47,7 @@ def checkpoint_to_resume(config: OnlineConfig | SftConfig) -> Checkpoint | None:
     return found
 
 
-def _compare(config: OnlineConfig | SftConfig, saved: Mapping[str, Any]) -> None:
+def _compare(config: OnlineConfig | SupervisedConfig, saved: Mapping[str, Any]) -> None:
     now = setup_of(config)
     changed = [
         f"{key} was {saved.get(key)!r}, is {now.get(key)!r}"

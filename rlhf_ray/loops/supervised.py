@@ -1,12 +1,13 @@
-"""Supervised fine-tuning: batches of examples, one optimiser step each."""
+"""SFT, reward models and DPO: batches of a data set's rows, one optimiser step each."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.data.packing import plan_update
 from rlhf_ray.errors import RunError
@@ -14,27 +15,51 @@ from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.roles import Metrics, SupervisedPolicy
-from rlhf_ray.types import SftExample
+from rlhf_ray.metrics.log import Table
+from rlhf_ray.roles import Evaluated, Metrics, Supervised
+
+Rows: TypeAlias = Sequence[Any]
+# Rows of a batch -> what the learner is given, the reference's log-probabilities included.
+Prepare: TypeAlias = Callable[[Rows], Awaitable[Rows]]
+# Step, held-out rows and what was found of them -> tables worth reading.
+Show: TypeAlias = Callable[[int, Rows, Evaluated], Awaitable[Sequence[Table]]]
 
 
 class SupervisedLoop:
-    """Trains on examples in a resumable order."""
+    """Trains one role on rows in a resumable order."""
 
     def __init__(
         self,
-        config: SftConfig,
-        policy: SupervisedPolicy,
-        examples: Sequence[SftExample],
-        eval_examples: Sequence[SftExample],
+        config: SupervisedConfig,
+        role: Supervised,
+        rows: Rows,
+        eval_rows: Rows,
         log: MetricsLog,
+        *,
+        prepare: Prepare | None = None,
+        show: Show | None = None,
     ) -> None:
-        """Put the parts together; `run` starts them."""
-        self.config, self.policy, self.log = config, policy, log
-        self.examples, self.eval_examples = examples, eval_examples
-        self.order = ResumableOrder(len(examples), seed=config.seed, shuffle=config.data.shuffle)
+        """Put the parts together; `run` starts them.
+
+        Args:
+            config: Of the job; its `job` is the prefix of metrics without one.
+            role: What is trained.
+            rows: To train on.
+            eval_rows: Held out.
+            log: Where metrics go.
+            prepare: Completes a batch before it is trained, that of the next step while this one
+                trains.
+            show: Makes tables of each evaluation.
+        """
+        self.config, self.role, self.log = config, role, log
+        self.rows, self.eval_rows = rows, eval_rows
+        self.prepare, self.show = prepare or _as_they_are, show
+        self.order = ResumableOrder(len(rows), seed=config.seed, shuffle=config.data.shuffle)
+        self.order_state = self.order.state_dict()
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self.num_skipped_in_a_row = 0
+        self._ahead: asyncio.Future[Rows] | None = None
+        self._prepared_eval_rows: Rows | None = None
 
     async def run(self, checkpoint: Checkpoint | None) -> None:
         """Train from the start or from a checkpoint to the last step.
@@ -49,20 +74,25 @@ class SupervisedLoop:
             first = checkpoint.step + 1
             self.order.load_state_dict(checkpoint.state["order"])
             self.num_skipped_in_a_row = checkpoint.state["num_skipped_in_a_row"]
-            await self.policy.restore(str(checkpoint.folder / "policy"))
-        for step in range(first, self.config.total_steps + 1):
-            self.log.log(step, await self._step(step))
-            await self._save(step)
+            await self.role.restore(str(checkpoint.folder / self.config.trained_role))
+        try:
+            for step in range(first, self.config.total_steps + 1):
+                self.log.log(step, await self._step(step))
+                await self._save(step)
+        finally:
+            if self._ahead is not None:
+                self._ahead.cancel()
 
     async def _step(self, step: int) -> Metrics:
         clock = StepClock()
-        rows = [self.examples[row] for row in self.order.take(self.config.batch_size)]
-        learner = self.config.policy
-        lengths = [len(row.token_ids_T) for row in rows]
+        with clock.phase("score"):
+            rows = await self._batch(step)
+        learner = self.config.learner
+        lengths = [row.num_tokens for row in rows]
         plan = plan_update(
             lengths,
-            [int(row.trained_T.sum()) for row in rows],
-            num_ranks=self.config.placement.policy.ranks,
+            [row.num_trained_tokens for row in rows],
+            num_ranks=self.config.num_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=1,
             num_epochs=1,
@@ -70,24 +100,40 @@ class SupervisedLoop:
             padded=learner.padded,
         )
         with clock.phase("update"):
-            updated = await self.policy.update(rows, plan)
+            updated = await self.role.update(rows, plan)
         self._stop_if_diverging(step, updated["skipped_steps"])
         step_s = clock.elapsed_s()
         return {
-            **{f"sft/{name}": value for name, value in updated.items()},
+            **_prefixed(self.config.job, updated),
             **await self._evaluate(step),
-            "data/epoch": self.order.position / self.order.num_rows,
-            "time/update": clock.seconds["update"],
+            "data/epoch": self.order_state["position"] / self.order_state["num_rows"],
+            **{f"time/{name}": value for name, value in clock.seconds.items()},
             "time/step": step_s,
             "perf/tokens_per_s": sum(lengths) / step_s,
         }
 
+    async def _batch(self, step: int) -> Rows:
+        rows = await (self._ahead or self._start_preparing())
+        self.order_state = self.order.state_dict()
+        self._ahead = self._start_preparing() if step < self.config.total_steps else None
+        return rows
+
+    def _start_preparing(self) -> asyncio.Future[Rows]:
+        rows = [self.rows[row] for row in self.order.take(self.config.batch_size)]
+        return asyncio.ensure_future(self.prepare(rows))
+
     async def _evaluate(self, step: int) -> dict[str, float]:
         every, last = self.config.eval.every, self.config.total_steps
         due = step in (0, last) or (every > 0 and step % every == 0)
-        if not due or not self.eval_examples:
+        if not due or not self.eval_rows:
             return {}
-        return {"eval/loss": await self.policy.evaluate(self.eval_examples)}
+        if self._prepared_eval_rows is None:
+            self._prepared_eval_rows = await self.prepare(self.eval_rows)
+        evaluated = await self.role.evaluate(self._prepared_eval_rows)
+        if self.show is not None:
+            for table in await self.show(step, self.eval_rows, evaluated):
+                self.log.table(table)
+        return {f"eval/{name}": value for name, value in evaluated.metrics.items()}
 
     def _stop_if_diverging(self, step: int, num_skipped: float) -> None:
         self.num_skipped_in_a_row = self.num_skipped_in_a_row + 1 if num_skipped else 0
@@ -102,11 +148,21 @@ class SupervisedLoop:
         every = self.config.checkpoint.every
         if step != self.config.total_steps and not (every and step % every == 0):
             return
+        role = self.config.trained_role
         folder = self.store.begin(step)
-        await self.policy.save(str(folder / "policy"))
+        await self.role.save(str(folder / role))
         state = {
-            "order": self.order.state_dict(),
+            "order": self.order_state,
             "num_skipped_in_a_row": self.num_skipped_in_a_row,
             "setup": setup_of(self.config),
         }
-        await asyncio.to_thread(self.store.commit, step, state, roles=["policy"])
+        await asyncio.to_thread(self.store.commit, step, state, roles=[role])
+
+
+def _prefixed(job: str, metrics: Metrics) -> dict[str, float]:
+    """TRL's users know some names without the job in front: those have a slash already."""
+    return {name if "/" in name else f"{job}/{name}": value for name, value in metrics.items()}
+
+
+async def _as_they_are(rows: Rows) -> Rows:
+    return rows

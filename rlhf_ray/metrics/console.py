@@ -25,7 +25,11 @@ HEADLINES = (
     "policy/kl_ref",
     "mismatch/logprob_abs_max",
     "sft/loss",
+    "rm/loss",
+    "dpo/loss",
     "eval/loss",
+    "eval/accuracy",
+    "eval/rewards/accuracies",
     "time/step",
 )
 

@@ -86,19 +86,19 @@ class MetricsLog:
         for sink in self._sinks:
             sink.log(record)
 
-    def table(
-        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]
-    ) -> None:
+    def table(self, table: Table) -> None:
         """Log a table.
 
         Raises:
             ValueError: A row has not as many cells as there are columns.
         """
-        for row in rows:
-            if len(row) != len(columns):
-                raise ValueError(f"a row must have {len(columns)} cells {columns}, got {len(row)}")
+        for row in table.rows:
+            if len(row) != len(table.columns):
+                raise ValueError(
+                    f"a row must have {len(table.columns)} cells {table.columns}, got {len(row)}"
+                )
         for sink in self._sinks:
-            sink.table(Table(step=step, name=name, columns=columns, rows=rows))
+            sink.table(table)
 
     def close(self, *, failed: bool = False) -> None:
         """Close every sink."""

@@ -124,7 +124,48 @@ NAMES: Mapping[str, Meaning] = {
         {
             "loss": ("nats/token", "next-token loss"),
             "entropy": ("nats/token", "entropy of the model"),
+            "token_accuracy": ("", "share of trained tokens that the model would have chosen"),
             **_OPTIMISER,
+        },
+    ),
+    **_named(
+        "rm",
+        {
+            "loss": ("", "the reward model's loss, centring included"),
+            "accuracy": ("", "share of pairs whose better answer scores higher"),
+            "margin": ("", "mean gap of the better answer's score to the worse one's"),
+            "reward_mean": ("", "mean score of all answers"),
+            "reward_chosen": ("", "mean score of the best answers"),
+            "reward_rejected": ("", "mean score of the others"),
+            "calibration_error": ("", "expected gap of the stated probability to the accuracy"),
+            "aux_loss": ("", "load-balancing loss of a mixture of experts"),
+            **_OPTIMISER,
+        },
+    ),
+    **_named(
+        "dpo",
+        {
+            "loss": ("", "the weighted sum of the losses"),
+            "entropy": ("nats/token", "entropy of the policy on the answers"),
+            "kl": ("nats", "KTO's estimate of the KL to the reference, an answer"),
+            "aux_loss": ("", "load-balancing loss of a mixture of experts"),
+            **_OPTIMISER,
+        },
+    ),
+    **_named(
+        "rewards",
+        {
+            "chosen": ("", "mean implicit reward of the chosen answers"),
+            "rejected": ("", "mean implicit reward of the rejected answers"),
+            "accuracies": ("", "share of pairs whose chosen answer has the higher reward"),
+            "margins": ("", "mean gap of the two implicit rewards"),
+        },
+    ),
+    **_named(
+        "logps",
+        {
+            "chosen": ("nats", "mean log-probability of a chosen answer"),
+            "rejected": ("nats", "mean log-probability of a rejected answer"),
         },
     ),
 }

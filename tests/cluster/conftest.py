@@ -79,8 +79,8 @@ def shared_pool(
     config = make_config(tmp_path_factory.mktemp("start"))
     asyncio.run(start_roles(config, load_online_data(config), pool))
     shared = Pool("two", TimeoutConfig.model_validate(DEADLINES))
-    for held in ("_sets", "_specs"):
-        getattr(shared, held)["rollout"] = getattr(pool, held)["rollout"]
+    shared.state.sets["rollout"] = pool.state.sets["rollout"]
+    shared.state.specs["rollout"] = pool.state.specs["rollout"]
     yield shared
-    shared._sets.pop("rollout")
+    shared.state.sets.pop("rollout")
     asyncio.run(shared.close())

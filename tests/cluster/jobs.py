@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.pool import ActorSet, Pool
+from actors.actor_set import ActorSet
+from actors.pool import Pool
 from launch import online
 from launch.online_roles import start_roles
 from launch.run_folder import run_folder
@@ -104,13 +105,12 @@ def run_loop(
         roles = await start_roles(config, data, pool)
         if tape is not None:
             roles = replace(roles, rollout=Replayed(roles.rollout, tape))
-        nothing_held_out = Evaluation([], temperature=0, max_new_tokens=1, table_rows=0, seed=0)
         recorder = Recorder()
         loop = OnlineLoop(
             config,
             roles,
             data.prompts,
-            nothing_held_out,
+            Evaluation(config, []),
             MetricsLog([recorder]),
             num_policy_ranks=config.placement.policy.ranks,
             num_value_ranks=config.placement.value.ranks,

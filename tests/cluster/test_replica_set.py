@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import ray
 
-from actors.pool import ActorSet
+from actors.actor_set import ActorSet
 from actors.rank import collect
 from actors.replica_set import ReplicaSet
 from rlhf_ray.errors import RunError

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.bucket import ALIGNMENT_BYTES, pack
-from actors.weight_transfer import ObjectStoreUpdateInfo, unpack_bucket
+from actors.bucket import ALIGNMENT_BYTES, pack, unpack
+from actors.weight_transfer import ObjectStoreUpdateInfo
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64]
 TENSORS = st.lists(
@@ -39,7 +39,7 @@ def test_what_is_packed_is_unpacked(kinds, bucket_bytes):
     for bucket in buckets:
         assert len(bucket.names) == 1 or len(bucket.data) <= bucket_bytes
         assert len(bucket.data) % ALIGNMENT_BYTES == 0
-    arrived = [pair for bucket in buckets for pair in unpack_bucket(as_sent(bucket))]
+    arrived = [pair for bucket in buckets for pair in unpack(as_sent(bucket))]
     assert [name for name, _ in arrived] == [name for name, _ in weights]
     for (_, ours), (_, theirs) in zip(arrived, weights, strict=True):
         assert ours.dtype is theirs.dtype
@@ -56,13 +56,13 @@ def test_a_tensor_that_is_valid_only_for_a_moment_is_copied():
             yield f"w{n}", buffer
 
     [bucket] = pack(weights(), bucket_bytes=1000)
-    assert [float(w[0]) for _, w in unpack_bucket(as_sent(bucket))] == [0, 1, 2]
+    assert [float(w[0]) for _, w in unpack(as_sent(bucket))] == [0, 1, 2]
 
 
 def test_a_transposed_tensor_arrives_in_its_own_order():
     weight = torch.arange(6.0).reshape(2, 3).T
     [bucket] = pack([("w", weight)], bucket_bytes=1000)
-    [(_, arrived)] = unpack_bucket(as_sent(bucket))
+    [(_, arrived)] = unpack(as_sent(bucket))
     assert torch.equal(arrived, weight)
 
 
@@ -71,7 +71,7 @@ def test_a_bucket_that_does_not_add_up_is_refused():
     sent = as_sent(bucket)
     sent.shapes = [[50]]
     with pytest.raises((ValueError, RuntimeError)):
-        unpack_bucket(sent)
+        unpack(sent)
     sent.shapes = [[1]]
     with pytest.raises(ValueError, match="a bucket's shapes ask for 16 bytes, got 32"):
-        unpack_bucket(sent)
+        unpack(sent)

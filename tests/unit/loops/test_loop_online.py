@@ -21,9 +21,7 @@ def spread(prompt_id, sample):
 
 
 def loop_of(config, company, *, held_out=0, value=True, recorder=None):
-    evaluation = Evaluation(
-        make_prompts(held_out), temperature=0.0, max_new_tokens=4, table_rows=2, seed=0
-    )
+    evaluation = Evaluation(config, make_prompts(held_out))
     return OnlineLoop(
         config,
         company.roles(value=value),
@@ -75,7 +73,9 @@ async def test_a_job_without_a_critic_asks_none(tmp_path):
 
 
 async def test_held_out_prompts_are_scored_before_every_few_and_after(tmp_path):
-    config = make_config(tmp_path, total_steps=5, eval={"every": 2, "data": {"path": "x"}})
+    config = make_config(
+        tmp_path, total_steps=5, eval={"every": 2, "data": {"path": "x"}, "table_rows": 2}
+    )
     company, recorder = Company(config, spread), Recorder()
     await loop_of(config, company, held_out=3, recorder=recorder).run(None)
     evaluated = [step for step, m in recorder.steps.items() if "eval/reward_mean" in m]
@@ -83,7 +83,7 @@ async def test_held_out_prompts_are_scored_before_every_few_and_after(tmp_path):
     assert [table.step for table in recorder.tables] == [0, 2, 4, 5]
     assert len(recorder.tables[0].rows) == 2
     # The same seeds each time, so that evaluations compare.
-    asked = [r for r in company.requests if r.max_new_tokens == 4]
+    asked = [r for r in company.requests if r.temperature == 0]
     assert len({r.seeds_G for r in asked if r.prompt.prompt_id == "p0"}) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.supervised import SupervisedLoop
 from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.metrics.log import Table
+from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import SftExample
 
 KEEP_ALL = {"every": 1, "keep": 10}
@@ -29,18 +32,26 @@ class FakePolicy:
         self.evaluated, self.num_updates = [], 0
 
     async def update(self, rows, plan):
+        await asyncio.sleep(0)  # as a call to an actor, it leaves the loop time for others
         self.calls.append("update")
         self.num_updates += 1
         if self.num_updates == self.fails_at:
             raise OSError("power cut")
         self.batches.append([row.example_id for row in rows])
         self.plans.append(plan)
-        return {"loss": 0.5, "skipped_steps": self.skipped.pop(0) if self.skipped else 0.0}
+        return {
+            "loss": 0.5,
+            "rewards/margins": 1.5,
+            "skipped_steps": self.skipped.pop(0) if self.skipped else 0.0,
+        }
 
     async def evaluate(self, rows):
         self.calls.append("evaluate")
         self.evaluated.append([row.example_id for row in rows])
-        return 2.0 - self.num_updates
+        return Evaluated(
+            metrics={"loss": 2.0 - self.num_updates, "rewards/margins": 1.0},
+            outcomes_B=[(0.0,)] * len(rows),
+        )
 
     async def save(self, folder):
         self.calls.append("save")
@@ -80,10 +91,10 @@ def make_config(run_dir, **settings):
     )
 
 
-def loop_of(config, policy, *, held_out=0, recorder=None):
+def loop_of(config, policy, *, held_out=0, recorder=None, **keywords):
     log = MetricsLog([recorder or Recorder()])
     examples, eval_examples = make_examples(NUM_EXAMPLES), make_examples(held_out, "held_out")
-    return SupervisedLoop(config, policy, examples, eval_examples, log)
+    return SupervisedLoop(config, policy, examples, eval_examples, log, **keywords)
 
 
 async def test_an_epoch_has_every_row_once_also_where_batches_do_not_divide_it(tmp_path):
@@ -98,6 +109,8 @@ async def test_an_epoch_has_every_row_once_also_where_batches_do_not_divide_it(t
     assert list(recorder.steps) == [0, 1, 2, 3, 4, 5]
     assert recorder.steps[5]["data/epoch"] == 2.0
     assert recorder.steps[3]["sft/loss"] == 0.5
+    # A name with a group of its own keeps it: TRL's users look for it there.
+    assert recorder.steps[3]["rewards/margins"] == 1.5
 
 
 async def test_rows_stand_in_the_order_of_the_data_where_nothing_is_shuffled(tmp_path):
@@ -185,3 +198,61 @@ async def test_the_count_of_bad_steps_survives_a_resume(tmp_path):
     longer = config.model_copy(update={"total_steps": 9})
     with pytest.raises(RunError, match="step 3: loss or gradient was not finite"):
         await loop_of(longer, FakePolicy(skipped=[1])).run(checkpoint)
+
+
+class Reference:
+    """Completes batches; notes what the policy had done when it was asked."""
+
+    def __init__(self, policy):
+        self.policy, self.asked = policy, []
+
+    async def __call__(self, rows):
+        self.asked.append((self.policy.num_updates, [row.example_id for row in rows]))
+        return rows
+
+
+async def test_a_batch_is_completed_while_the_one_before_trains(tmp_path):
+    policy = FakePolicy()
+    reference = Reference(policy)
+    await loop_of(make_config(tmp_path), policy, prepare=reference).run(None)
+    assert [rows for _, rows in reference.asked] == policy.batches
+    # Asked for before the update of the step before was over, and not once too often.
+    assert [done for done, _ in reference.asked] == [0, 0, 1, 2, 3]
+
+
+async def test_a_checkpoint_does_not_count_the_batch_that_was_completed_ahead(tmp_path):
+    whole = FakePolicy()
+    await loop_of(make_config(tmp_path / "whole"), whole, prepare=Reference(whole)).run(None)
+
+    config = make_config(tmp_path / "cut", checkpoint=KEEP_ALL)
+    cut = FakePolicy(fails_at=3)
+    with pytest.raises(OSError, match="power cut"):
+        await loop_of(config, cut, prepare=Reference(cut)).run(None)
+    resumed = FakePolicy()
+    checkpoint = CheckpointStore(tmp_path / "cut", keep=10).latest()
+    await loop_of(config, resumed, prepare=Reference(resumed)).run(checkpoint)
+    assert cut.batches + resumed.batches == whole.batches
+
+
+async def test_held_out_rows_are_completed_once_and_shown_after_each_evaluation(tmp_path):
+    policy, recorder = FakePolicy(), Recorder()
+    reference = Reference(policy)
+
+    async def show(step, rows, evaluated):
+        outcomes = [outcome[0] for outcome in evaluated.outcomes_B]
+        cells = list(zip([row.example_id for row in rows], outcomes, strict=True))
+        return [Table(step=step, name="pairs", columns=("row", "reward"), rows=cells)]
+
+    config = make_config(tmp_path, eval={"every": 2})
+    loop = loop_of(config, policy, held_out=2, recorder=recorder, prepare=reference, show=show)
+    await loop.run(None)
+    held_out = [rows for _, rows in reference.asked if rows[0].startswith("held_out")]
+    assert held_out == [["held_out:0", "held_out:1"]]
+    assert [table.step for table in recorder.tables] == [0, 2, 4, 5]
+    assert recorder.tables[0].rows == [("held_out:0", 0.0), ("held_out:1", 0.0)]
+    assert recorder.steps[4]["eval/rewards/margins"] == 1.0
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0, 5), (1, 3), (2, 5), (0.5, 2), (4, 10)])
+def test_epochs_become_steps(tmp_path, epochs, steps):
+    assert make_config(tmp_path, epochs=epochs).for_rows(NUM_EXAMPLES).total_steps == steps

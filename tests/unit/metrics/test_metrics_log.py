@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_ray.metrics.log import MetricsLog
+from rlhf_ray.metrics.log import MetricsLog, Table
 from rlhf_ray.metrics.names import NAMES, check_names
 
 
@@ -84,7 +84,7 @@ def test_the_promised_names_are_there():
 
 def test_a_row_must_fit_its_columns():
     with pytest.raises(ValueError, match="2 cells"):
-        MetricsLog([]).table(1, "eval", ["prompt", "score"], [["a"]])
+        MetricsLog([]).table(Table(step=1, name="eval", columns=["prompt", "score"], rows=[["a"]]))
 
 
 def test_leaving_the_block_closes_and_tells_of_a_failure():

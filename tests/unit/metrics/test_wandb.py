@@ -4,6 +4,7 @@ import pytest
 
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.metrics import open_metrics
+from rlhf_ray.metrics.log import Table
 from rlhf_ray.metrics.wandb_sink import without_secrets
 
 
@@ -24,7 +25,8 @@ def test_an_offline_run_is_written_and_resumed_under_its_id(config, tmp_path):
     run_dir = tmp_path / "run"
     with open_metrics(config, job="sft") as log:
         log.log(1, {"sft/loss": 2.0})
-        log.table(1, "eval", ["prompt", "score"], [["a", 1.0], ["b", None]])
+        rows = [["a", 1.0], ["b", None]]
+        log.table(Table(step=1, name="eval", columns=["prompt", "score"], rows=rows))
     run_id = (run_dir / "wandb_run_id").read_text()
     with open_metrics(config, job="sft", resumed_step=1) as log:
         log.log(2, {"sft/loss": 1.0})

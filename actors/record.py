@@ -1,0 +1,153 @@
+"""The record of a standing pool: a small detached actor that remembers it between jobs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray._raylet import PlacementGroupID
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group_table,
+    remove_placement_group,
+)
+
+from actors.deadline import get
+from actors.lease import Holder, Lease
+from actors.pool_state import PoolState
+from rlhf_ray.errors import ConfigError
+
+TIMEOUT_S = 30.0
+RECORD = "record"
+
+
+class _Keeper:
+    """The actor itself: a state and a lease."""
+
+    def __init__(self) -> None:
+        self._state = PoolState()
+        self._lease = Lease()
+
+    def read(self) -> PoolState:
+        return self._state
+
+    def write(self, state: PoolState) -> None:
+        self._state = state
+
+    def acquire(self, wanted: Holder, running_jobs: list[str]) -> Holder:
+        return self._lease.acquire(wanted, running_jobs)
+
+    def release(self, job_id: str) -> None:
+        self._lease.release(job_id)
+
+    def holder(self, running_jobs: list[str]) -> Holder | None:
+        return self._lease.current(running_jobs)
+
+
+def namespace_of(pool: str) -> str:
+    """Ray's namespace of everything that belongs to a standing pool."""
+    return f"rlhf-ray/{pool}"
+
+
+class PoolRecord:
+    """The record as a driver sees it.
+
+    Attributes:
+        state: As it was when the record was found; whoever holds the lease changes it.
+    """
+
+    def __init__(self, pool: str, keeper: Any) -> None:
+        """Read the state."""
+        self.pool, self.namespace, self._keeper = pool, namespace_of(pool), keeper
+        self.state: PoolState = self._call("read")
+
+    @classmethod
+    def create(cls, pool: str) -> PoolRecord:
+        """A record of an empty pool, which outlives this process."""
+        keeper = ray.remote(num_cpus=0)(_Keeper)
+        options = {"name": RECORD, "namespace": namespace_of(pool), "lifetime": "detached"}
+        return cls(pool, keeper.options(**options).remote())
+
+    @classmethod
+    def find(cls, pool: str) -> PoolRecord | None:
+        """The pool's record on the cluster that this process is connected to, if it is there."""
+        try:
+            keeper = ray.get_actor(RECORD, namespace=namespace_of(pool))
+        except ValueError:
+            return None
+        return cls(pool, keeper)
+
+    def write(self, state: PoolState) -> None:
+        """Remember."""
+        self._call("write", state)
+
+    def acquire(self, name: str) -> None:
+        """Take the lease for this driver, and read the state that the last one left.
+
+        Raises:
+            ConfigError: A job that runs has it; says which.
+        """
+        wanted = Holder(job_id=_own_job(), name=name, since_s=time.time())
+        holder: Holder = self._call("acquire", wanted, running_jobs())
+        if holder != wanted:
+            minutes = (time.time() - holder.since_s) / 60
+            raise ConfigError(
+                f"pool {self.pool} is in use by {holder.name} (Ray job {holder.job_id}) for "
+                f"{minutes:.0f} min; one job at a time"
+            )
+        self.state = self._call("read")
+
+    def release(self) -> None:
+        """Give the lease back."""
+        self._call("release", _own_job())
+
+    def holder(self) -> Holder | None:
+        """The job that uses the pool."""
+        holder: Holder | None = self._call("holder", running_jobs())
+        return holder
+
+    def actor_infos(self, role: str) -> list[dict[str, Any]]:
+        """What the cluster's own table says of a role's actors, whether they answer or not."""
+        from ray._private.state import actors
+
+        return [actors(actor._actor_id.hex()) for actor in self.state.sets[role].actors]
+
+    def end(self) -> None:
+        """End the record."""
+        ray.kill(self._keeper)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        [value] = get(
+            [getattr(self._keeper, method).remote(*arguments)],
+            timeout_s=TIMEOUT_S,
+            actors=[f"{self.namespace}/{RECORD}"],
+            operation=method,
+        )
+        return value
+
+
+def end_strangers(record: PoolRecord) -> None:
+    """End actors of the pool that it does not know: a job died before it could say so."""
+    known = {name for actors in record.state.sets.values() for name in actors.names} | {RECORD}
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        if entry["namespace"] == record.namespace and entry["name"] not in known:
+            ray.kill(ray.get_actor(entry["name"], namespace=record.namespace))
+
+
+def release_groups(record: PoolRecord) -> None:
+    """Remove the pool's placement groups, also those that it does not know."""
+    for group_id, group in placement_group_table().items():
+        if group["name"].startswith(f"{record.pool}:") and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
+
+
+def running_jobs() -> list[str]:
+    """Ray's ids of the drivers that are alive, from the cluster's own table."""
+    from ray._private.state import jobs  # the public list asks the dashboard, which may not run
+
+    return [job["JobID"] for job in jobs() if not job["IsDead"]]
+
+
+def _own_job() -> str:
+    return str(ray.get_runtime_context().get_job_id())

@@ -1,0 +1,75 @@
+"""Where each rank of a role sits: its slot, its GPUs, and the environment that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actors.deadline import get
+from actors.placement import Slot
+from actors.pool_state import PoolState
+from rlhf_ray.errors import ConfigError, RlhfRayError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """One rank's place.
+
+    Attributes:
+        gpus: As `CUDA_VISIBLE_DEVICES` names them; None where Ray hands them out, as it does to
+            roles with GPUs of their own.
+    """
+
+    slot: Slot
+    gpus: tuple[str, ...] | None
+
+
+def seats_of(role: str, state: PoolState, *, timeout_s: float) -> list[Seat]:
+    """A seat for each rank of a role that is placed.
+
+    Raises:
+        ConfigError: A rank's GPUs would lie on several nodes.
+    """
+    group = state.groups[role]
+    own = None if group.gpus_per_rank else ()
+    if not group.share:
+        return [Seat(slot=slot, gpus=own) for slot in state.slots[role]]
+    host, slots = state.groups[group.share], state.slots[group.share]
+    if not group.gpus_per_rank:
+        return [Seat(slot=slots[i % len(slots)], gpus=()) for i in range(group.ranks)]
+    flat = [
+        (slot, gpu)
+        for slot, gpus in zip(slots, _gpus_of(group.share, state, timeout_s), strict=True)
+        for gpu in gpus
+    ]
+    seats = []
+    for index in range(group.ranks):
+        mine = flat[index * group.gpus_per_rank : (index + 1) * group.gpus_per_rank]
+        if len({slot.node_id for slot, _ in mine}) > 1:
+            raise ConfigError(
+                f"{role} rank {index} needs {group.gpus_per_rank} GPUs of one node, but those "
+                f"of {group.share} ({host.ranks} x {host.gpus_per_rank}) lie on several"
+            )
+        seats.append(Seat(slot=mine[0][0], gpus=tuple(gpu for _, gpu in mine)))
+    return seats
+
+
+def _gpus_of(role: str, state: PoolState, timeout_s: float) -> list[list[str]]:
+    hosts = state.sets.get(role)
+    if hosts is None:
+        raise RlhfRayError(f"the GPUs of {role} are shared: it must start first")
+    return get(
+        [actor.gpu_ids.remote() for actor in hosts.actors],
+        timeout_s=timeout_s,
+        actors=hosts.names,
+        operation=f"{role}.gpu_ids",
+    )
+
+
+def environment(cpus: float, gpus: Sequence[str] | None) -> dict[str, str]:
+    """What must be set before torch is imported: threads, and the GPUs where Ray does not."""
+    threads = str(max(1, int(cpus)))
+    variables = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    if gpus is not None:  # Ray leaves all GPUs visible to an actor that asked for none
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    return variables

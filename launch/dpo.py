@@ -1,0 +1,88 @@
+"""The command `rlhf-ray dpo`, and the same job on a pool that is there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from actors.pool import Pool
+from actors.reference import ReferenceGroup, ReferenceRank
+from launch import cli
+from launch.job import run_job
+from launch.supervised import run_loop, start_learner
+from rlhf_ray.config.supervised import DpoConfig
+from rlhf_ray.data.job import DpoData, load_dpo_data
+from rlhf_ray.loops.referenced import Row, precomputed, referenced, without_reference
+from rlhf_ray.loops.supervised import Prepare
+from rlhf_ray.metrics.log import Table
+from rlhf_ray.roles import Evaluated
+from rlhf_ray.specs import ReferenceSpec
+from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
+
+
+def run(config: DpoConfig) -> int:
+    """Run the job on a pool of its own; returns the exit status."""
+    return run_job(config, config.groups, load_dpo_data, train)
+
+
+async def train(config: DpoConfig, data: DpoData, pool: Pool) -> None:
+    """Run the loop on a pool, from the last checkpoint if `resume` says so, and export.
+
+    Raises:
+        ConfigError: The pool or a model does not fit the configuration.
+        RunError: A rank failed or the run diverged.
+    """
+    from rlhf_ray.data.tokenizer import load_tokenizer
+    from rlhf_ray.loops.supervised_tables import labelled_table, ranking_table
+
+    config = config.for_rows(len(data.rows))
+    pool.place(config.groups)
+    prepare = await _reference(config, data, pool)
+    policy = await start_learner(config, pool)
+    tokenizer = load_tokenizer(data.tokenizer_path)
+
+    async def show(step: int, rows: Sequence[Row], evaluated: Evaluated) -> list[Table]:
+        shown = rows[: config.eval.table_rows]
+        outcomes = evaluated.outcomes_B[: len(shown)]
+        labelled = [row for row in shown if isinstance(row, LabelledAnswer)]
+        if labelled:
+            return [labelled_table(step, labelled, outcomes, tokenizer)]
+        rankings = [row for row in shown if isinstance(row, Ranking)]
+        return [ranking_table(step, rankings, outcomes, tokenizer)]
+
+    await run_loop(config, policy, data.rows, data.eval_rows, prepare=prepare, show=show)
+    await pool.finish(config, "policy", data.tokenizer_path)
+
+
+async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
+    """What completes a batch by the reference's log-probabilities."""
+    if not config.uses_reference_role:
+        return without_reference
+    actors = await pool.rank_group("reference", ReferenceRank)
+    model = config.reference.model.or_from(config.policy.model)
+    settings = config.reference.model_copy(update={"model": model})
+    spec = ReferenceSpec(reference=settings, temperature=1.0)
+    await pool.load("reference", spec, path=model.path)
+    reference = ReferenceGroup(actors, settings, config.timeouts)
+    if config.reference_kind == "role":
+        return partial(referenced, answer_logps=reference.answer_logps)
+    rows = [*data.rows, *data.eval_rows]
+    known = await precomputed(
+        rows,
+        reference.answer_logps,
+        Path(config.run_dir) / "reference",
+        model=f"{model.path}@{model.revision}",
+    )
+    await pool.unload("reference")
+    by_row = {id(row): found for row, found in zip(rows, known, strict=True)}
+
+    async def look_up(wanted: Sequence[Row]) -> list[Referenced]:
+        return [by_row[id(row)] for row in wanted]
+
+    return look_up
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["dpo", *sys.argv[1:]]))

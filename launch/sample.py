@@ -1,0 +1,38 @@
+"""The command `rlhf-ray sample`, and the same job on a pool that is there."""
+
+from __future__ import annotations
+
+import sys
+
+from actors.pool import Pool
+from launch import cli
+from launch.job import run_job
+from launch.online_roles import start_roles
+from rlhf_ray.config.sample import SampleConfig
+from rlhf_ray.data.job import OnlineData, load_online_data
+
+
+def run(config: SampleConfig) -> int:
+    """Run the job on a pool of its own; returns the exit status."""
+    return run_job(config, config.groups, load_online_data, train)
+
+
+async def train(config: SampleConfig, data: OnlineData, pool: Pool) -> None:
+    """Sample and judge on a pool; `pairs.jsonl` and `samples.jsonl` are then in the run's folder.
+
+    Raises:
+        ConfigError: The pool or a model does not fit the configuration.
+        RunError: A role failed.
+    """
+    from rlhf_ray.loops.evaluation import Evaluation
+    from rlhf_ray.loops.sampling import SampleLoop
+    from rlhf_ray.metrics import open_metrics
+
+    roles = await start_roles(config, data, pool)
+    with open_metrics(config, job="sample") as log:
+        evaluation = Evaluation(config, data.eval_prompts)
+        await SampleLoop(config, roles, data.prompts, evaluation, log).run()
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["sample", *sys.argv[1:]]))
