@@ -293,3 +293,13 @@ def test_forty_steps_learn_the_order(make_supervised, rankings):
     metrics = [learner.update(rankings, plan_rows(rankings)) for _ in range(40)]
     assert metrics[-1]["accuracy"] == 1.0
     assert metrics[-1]["loss"] < metrics[0]["loss"] - 0.3
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_bfloat16_weights_train_with_a_float32_head(
+    make_supervised, make_model, encoder, rankings, kind
+):
+    path = encoder if kind == "encoder" else make_model("llama")
+    learner = make_supervised("rm", path=path, model={"dtype": "bfloat16"}, optim={"lr": 3e-3})
+    losses = [learner.update(rankings, plan_rows(rankings))["loss"] for _ in range(20)]
+    assert losses[-1] < losses[0] - 0.1
