@@ -45,6 +45,9 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
+CHAT_TEMPLATE_NAMES = ("alpaca", "chatml", "llama3", "mistral", "vicuna", "zephyr")
+
+
 class LoraConfig(Config):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); `rank: 0` trains all weights."""
 
@@ -61,7 +64,8 @@ class ModelConfig(Config):
         path: Folder in the transformers layout, or a hub name. Empty in a role that takes the
             policy's.
         tokenizer: Folder or hub name of the tokenizer; empty for the model's own.
-        chat_template: Jinja text or a file's path; empty for the tokenizer's own.
+        chat_template: A name (`CHAT_TEMPLATE_NAMES`), Jinja text or a file's path; empty for the
+            tokenizer's own.
         dtype: Of the weights in forward and backward passes; `auto` is bfloat16 on GPU, float32 on
             CPU.
         attention: `auto` is flash attention where installed, else `packed_sdpa`, which needs
@@ -200,9 +204,9 @@ class GroupConfig(Config):
 
 
 DataFormat = Literal[
-    "auto", "messages", "prompt_completion", "text", "alpaca", "sharegpt", "input_target",
-    "preference", "implicit_prompt", "hh", "sharegpt_pairs", "alpaca_pairs", "ranking",
-    "oasst_tree", "unpaired",
+    "auto", "prompt", "text", "messages", "prompt_completion", "input_target", "alpaca",
+    "self_instruct", "sharegpt", "preference", "implicit_prompt", "hh", "sharegpt_pairs",
+    "alpaca_pairs", "alpaca_outputs", "ranking", "oasst_tree", "unpaired",
 ]  # fmt: skip
 
 
@@ -239,7 +243,8 @@ class DataConfig(SourceConfig):
         sources: Several data sets in place of `path`, mixed by their probabilities.
         mixing: `until_all` goes on until every source was seen whole once, repeating the others;
             `until_first` ends with the first that runs out.
-        chat: Put a string prompt into the tokenizer's chat template as a user's turn.
+        chat: Put strings into the tokenizer's chat template: a prompt as the user's turn, an answer
+            as the assistant's, a transcript as its turns.
         separator: Of a plain text file, between two texts.
         prompt_tokens: Cut every text to its first tokens to make a prompt of it; 0 for all.
         max_prompt_tokens: Longer prompts are treated as `over_length` says; 0 for the most that the
@@ -271,6 +276,10 @@ class DataConfig(SourceConfig):
     def _one_way_to_name_the_data(self) -> DataConfig:
         if self.path and self.sources:
             raise ValueError("data has either a path or sources, got both")
+        if self.sources:
+            for name in ("split", "limit", "skip", "format", "columns"):
+                if getattr(self, name) != SourceConfig.model_fields[name].default:
+                    raise ValueError(f"{name} belongs to each of sources, not beside them")
         for index, source in enumerate(self.sources):
             if not source.path:
                 raise ValueError(f"sources.{index}.path must name a data set")

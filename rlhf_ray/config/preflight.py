@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_ray.config import references
-from rlhf_ray.config.base import DataConfig, JobConfig, ModelConfig
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, DataConfig, JobConfig, ModelConfig
 from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.problems import Problem, raise_for
@@ -147,9 +147,12 @@ def _model(key: str, model: ModelConfig) -> Iterator[Problem]:
     if model.tokenizer:
         yield from _fault(f"{key}.tokenizer", references.tokenizer_fault(model.tokenizer))
     template = model.chat_template
-    if template and "{" not in template and not Path(template).is_file():
+    known = not template or "{" in template or template in CHAT_TEMPLATE_NAMES
+    if not known and not Path(template).is_file():
         yield _problem(
-            f"{key}.chat_template", f"must be Jinja text or a file's path, got {template!r}"
+            f"{key}.chat_template",
+            f"must be one of {', '.join(CHAT_TEMPLATE_NAMES)}, Jinja text or a file's path, "
+            f"got {template!r}",
         )
 
 
@@ -161,10 +164,10 @@ def _eval_data(data: DataConfig, every: int) -> Iterator[Problem]:
 
 
 def _data(key: str, data: DataConfig) -> Iterator[Problem]:
-    for index, source in enumerate(data.sources):
-        yield from _fault(f"{key}.sources.{index}.path", references.data_fault(source.path))
     if data.path:
         yield from _fault(f"{key}.path", references.data_fault(data.path))
+    for index, source in enumerate(data.sources):
+        yield from _fault(f"{key}.sources.{index}.path", references.data_fault(source.path))
 
 
 def _fault(key: str, fault: str | None) -> Iterator[Problem]:
