@@ -68,8 +68,8 @@ def note(cluster: StandingCluster) -> None:
 
 def forget(pool: str) -> None:
     """Opposite of `note`."""
-    (folder() / f"{pool}.json").unlink(missing_ok=True)
-    _token_file(pool).unlink(missing_ok=True)
+    for path in folder().glob(f"{pool}.*"):
+        path.unlink()
 
 
 def start_cluster(pool: str, *, num_cpus: int, num_gpus: int) -> StandingCluster:
