@@ -64,6 +64,14 @@ class RolloutReplica:
         self.tokenizer = AutoTokenizer.from_pretrained(
             self.spec.tokenizer_path, trust_remote_code=self.spec.trust_remote_code
         )
+        await self._warm_up()
+
+    async def _warm_up(self) -> None:
+        """The first request of each kind takes seconds: not while a training step waits for it."""
+        prompt = Prompt(prompt_id="warm-up", token_ids_T=(0, 0), text="")
+        request = GenerationRequest(prompt=prompt, seeds_G=(0,), temperature=1.0, max_new_tokens=2)
+        _, rollouts = await self.generate([request])
+        await self.logprobs(rollouts)
 
     @ray.method(concurrency_group="control")
     async def health(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import ray
-from ray._raylet import Config
+from ray._raylet import Config  # type: ignore[attr-defined]
 
 from actors.standing_cluster import StandingCluster
 from rlhf_ray.errors import ConfigError, RunError
