@@ -9,21 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.actor_set import ActorSet
-from actors.deadline import get, within
+from actors.deadline import get
 from actors.held_model import HeldModel
 from actors.placement import check_resources, plan_groups, release, reserve
 from actors.pool_state import Hosted, PoolState
 from actors.record import PoolRecord
 from actors.seating import environment, seats_of
+from actors.usage import usage_of
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.errors import ConfigError, RlhfRayError
+from rlhf_ray.roles import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class Pool:
             actor.join.remote(rank, len(actors), host, port, self.timeouts.call_s)
             for rank, actor in enumerate(actors.actors)
         ]
-        await within(refs, timeout_s=start_s, actors=actors.names, operation=f"{actors.role}.join")
+        await actors.answers(refs, "join", timeout_s=start_s)
 
     async def replica_set(self, role: str, actor_class: Any, spec: Any) -> ActorSet:
         """Independent engines of a role; those that run with another specification are replaced."""
@@ -197,6 +199,11 @@ class Pool:
             values = get(refs, timeout_s=60.0, actors=actors.names, operation="process_id")
             found.update(zip(actors.names, values, strict=True))
         return found
+
+    async def usage(self, roles: Iterable[str]) -> Metrics:
+        """What some roles needed since the last time: `wait/*`, `memory/*` and `engine/*`."""
+        sets = {role: self.state.sets[role] for role in roles}
+        return await usage_of(sets, timeout_s=self.timeouts.call_s)
 
     async def end(self, role: str) -> None:
         """End a role's actors, and with them what they hold; its place stays reserved."""

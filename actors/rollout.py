@@ -14,6 +14,7 @@ import numpy as np
 import ray
 
 from actors.bucket import Bucket
+from actors.engine_load import EngineLoad
 from actors.engine import EngineSpec, engine_arguments
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
@@ -41,6 +42,7 @@ class RolloutReplica:
         self.spec, self.name = spec, name
         self.version = -1
         self.num_requests = 0
+        self.load = EngineLoad()
         # Held while requests are admitted and while weights are exchanged: whoever pauses the
         # scheduler must be the one who resumes it.
         self.scheduler = asyncio.Lock()
@@ -54,10 +56,13 @@ class RolloutReplica:
         from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
         try:
             arguments = AsyncEngineArgs(**engine_arguments(self.spec))
-            self.engine = AsyncLLM.from_engine_args(arguments)
+            self.engine = AsyncLLM.from_engine_args(
+                arguments, stat_loggers=[lambda *_: self.load, RayPrometheusStatLogger]
+            )
         except Exception as error:
             # vLLM's message says "see root cause above", in a log that the driver does not show.
             raise RunError(f"vLLM did not start: {error}\n{last_errors()}") from error
@@ -74,6 +79,13 @@ class RolloutReplica:
             "version": self.version,
             "alive": engine is not None and not engine.errored,
         }
+
+    @ray.method(concurrency_group="control")
+    async def usage(self) -> Mapping[str, float]:
+        """The engine's load since the last time, and its largest worker's memory so far."""
+        async with asyncio.timeout(self.spec.timeout_s):
+            of_workers = await self.engine.collective_rpc("report_peak_memory_gb")
+        return {"peak_gb": max(of_workers), **self.load.take()}
 
     async def generate(
         self, requests: Sequence[GenerationRequest]

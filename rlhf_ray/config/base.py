@@ -321,6 +321,7 @@ class JobConfig(Config):
         run_dir: Folder of everything the run writes; empty for `runs/<job>-<config>-<time>`.
         resume: `auto` goes on from the last checkpoint in `run_dir`; `never` refuses a used folder.
         total_steps: Optimiser steps of SFT, rollout steps of PPO and GRPO.
+        tensorboard: Write TensorBoard's event files to `run_dir/tensorboard`.
     """
 
     seed: NonNegativeInt = 0
@@ -330,6 +331,7 @@ class JobConfig(Config):
     ray: RayConfig = RayConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     wandb: WandbConfig = WandbConfig()
+    tensorboard: bool = False
     timeouts: TimeoutConfig = TimeoutConfig()
     nonfinite_steps_to_stop: PositiveInt = 3
 
