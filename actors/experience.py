@@ -78,9 +78,7 @@ class Assembler:
         metrics, experience = builder.remote(
             batch, scores_B, old, reference, values, kl_coefficient, self.spec
         )
-        [values_of] = await self.actors.answers(
-            [metrics], "build", timeout_s=self.timeouts.call_s
-        )
+        [values_of] = await self.actors.answers([metrics], "build", timeout_s=self.timeouts.call_s)
         return experience, values_of
 
     async def texts(self, batch: RolloutBatch, rows: Sequence[int]) -> list[Rollout]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,11 +24,14 @@ from actors.pool_state import Hosted, PoolState
 from actors.record import PoolRecord
 from actors.seating import environment, seats_of
 from actors.usage import usage_of
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
 from rlhf_ray.errors import ConfigError, RlhfRayError
 from rlhf_ray.roles import Metrics
 
 logger = logging.getLogger(__name__)
+
+# An idle actor answers at once; one that still does what a dead job asked of it may take a while.
+ANSWER_S = 60.0
 
 
 class Pool:
@@ -45,6 +49,7 @@ class Pool:
         """
         self.name, self.timeouts, self.record = name, timeouts, record
         self.state = PoolState() if record is None else record.state
+        self.wanted: frozenset[str] = frozenset()
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
         """Reserve the GPUs of every role that is not placed yet.
@@ -136,31 +141,46 @@ class Pool:
         self.state.hosted[role] = Hosted(path=path, since_s=time.time())
         self._remember()
 
-    async def keep(self, role: str, folder: str, tokenizer_path: str, *, describe: bool) -> None:
-        """Leave what a role has trained in memory, for every job that names `folder` as a model.
+    async def unload(self, role: str) -> None:
+        """Have a role's ranks release what they host."""
+        await self.state.sets[role].call("unload", timeout_s=self.timeouts.start_s)
+        self.state.hosted.pop(role, None)
+        self._remember()
+
+    async def finish(self, config: JobConfig, role: str, tokenizer_path: str) -> None:
+        """Write a job's result to `export` in its folder; keep it in memory for jobs to come.
+
+        The folder always gets configuration and tokenizer, the weights if `checkpoint.export` says
+        so. On a standing pool it stays in memory until the role's next job ends.
 
         Args:
-            role: Whose ranks host it.
-            folder: Its path from now on.
+            config: Of the job.
+            role: That was trained.
             tokenizer_path: Where the run's tokenizer is.
-            describe: Write configuration and tokenizer to `folder`, where no export did.
         """
+        folder = str(Path(config.run_dir) / "export")
+        write = "export" if config.checkpoint.export else "describe"
         actors, call_s = self.state.sets[role], self.timeouts.call_s
-        if describe:
-            await actors.call("describe", folder, tokenizer_path, timeout_s=call_s)
+        await actors.call(write, folder, tokenizer_path, timeout_s=call_s)
+        if self.record is None and folder not in self.wanted:
+            return
+        old = [model.path for model in self.state.models.values() if model.role == role]
+        await self._forget([path for path in old if path not in self.wanted])
         shares = await actors.call("keep", folder, timeout_s=call_s)
         refs = tuple(ref for share in shares for ref in share)
         self.state.models[folder] = HeldModel(path=folder, role=role, bucket_refs=refs)
         self.state.hosted[role] = Hosted(path=folder, since_s=time.time())
         self._remember()
 
-    async def forget(self, folder: str) -> None:
-        """Free what `keep` left in memory."""
-        model = self.state.models.pop(folder, None)
-        if model is None:
-            return
-        owners = self.state.sets[model.role]
-        await owners.call("drop", folder, timeout_s=self.timeouts.call_s)
+    async def want(self, folders: Collection[str]) -> None:
+        """Keep results that are written to these folders in memory, and free all others."""
+        self.wanted = frozenset(folders)
+        await self._forget([path for path in self.state.models if path not in self.wanted])
+
+    async def _forget(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            owners = self.state.sets[self.state.models.pop(path).role]
+            await owners.call("drop", path, timeout_s=self.timeouts.call_s)
         self._remember()
 
     def _remember(self) -> None:
@@ -204,6 +224,15 @@ class Pool:
         """What some roles needed since the last time: `wait/*`, `memory/*` and `engine/*`."""
         sets = {role: self.state.sets[role] for role in roles}
         return await usage_of(sets, timeout_s=self.timeouts.call_s)
+
+    async def heal(self) -> None:
+        """End the roles that do not answer any more; they are started anew when asked for."""
+        for role, actors in list(self.state.sets.items()):
+            try:
+                await actors.call("process_id", timeout_s=ANSWER_S)
+            except RlhfRayError as error:
+                logger.warning("%s; %s is started anew", error, role)
+                await self.end(role)
 
     async def end(self, role: str) -> None:
         """End a role's actors, and with them what they hold; its place stays reserved."""

@@ -77,7 +77,7 @@ class PoolRecord:
         self._call("write", state)
 
     def acquire(self, name: str) -> None:
-        """Take the lease for this driver.
+        """Take the lease for this driver, and read the state that the last one left.
 
         Raises:
             ConfigError: A job that runs has it; says which.
@@ -90,6 +90,7 @@ class PoolRecord:
                 f"pool {self.pool} is in use by {holder.name} (Ray job {holder.job_id}) for "
                 f"{minutes:.0f} min; one job at a time"
             )
+        self.state = self._call("read")
 
     def release(self) -> None:
         """Give the lease back."""

@@ -61,18 +61,18 @@ class RewardRank(HostingRank):
         trained = self._trained_here(reward.model)
         self.unload()
         if reward.model.path:
-            from rlhf_ray.models.reward import RewardModel
+            from rlhf_ray.models.reward_scorer import RewardScorer
 
-            with in_reach([] if trained else held, timeout_s=self.fetch_timeout_s):
-                self.model = RewardModel(reward.model, device=self.device, trained=trained)
+            with in_reach(held, timeout_s=self.fetch_timeout_s):
+                self.model = RewardScorer(reward.model, device=self.device, model=trained)
 
     def _trained_here(self, model: RewardModelConfig) -> Any:
         """The module that was trained here for the path of `model`, if whole and in its dtype."""
         if not model.path or model.path != self.learner_path:
             return None
-        learner = self.learner.spec.job.reward
+        learner = self.learner.job.reward
         same = learner.zero.stage < 3 and model.dtype in ("auto", learner.model.dtype)
-        return self.learner.lm if same else None
+        return self.learner.model if same else None
 
     def unload(self) -> None:
         """Release what trains and what scores."""

@@ -14,8 +14,8 @@ import numpy as np
 import ray
 
 from actors.bucket import Bucket
-from actors.engine_load import EngineLoad
 from actors.engine import EngineSpec, engine_arguments
+from actors.engine_load import EngineLoad
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary

@@ -36,10 +36,14 @@ class SupervisedGroup(TrainedGroup):
         return evaluated[0]
 
     async def continuations(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
-    ) -> list[tuple[int, ...]]:
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int
+    ) -> list[list[int]]:
         """What the model writes after each prompt, greedily, up to its end token."""
-        written: list[list[tuple[int, ...]]] = await self.actors.call(
-            "continuations", list(prompts), max_new_tokens, timeout_s=self.timeouts.call_s
+        written: list[list[list[int]]] = await self.actors.call(
+            "continuations",
+            list(prompts),
+            max_new_tokens,
+            end_id,
+            timeout_s=self.timeouts.call_s,
         )
         return written[0]

@@ -19,7 +19,7 @@ from rlhf_ray.loops.supervised import Prepare
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.specs import ReferenceSpec
-from rlhf_ray.types import LabelledAnswer, Referenced
+from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
 
 
 def run(config: DpoConfig) -> int:
@@ -45,11 +45,15 @@ async def train(config: DpoConfig, data: DpoData, pool: Pool) -> None:
 
     async def show(step: int, rows: Sequence[Row], evaluated: Evaluated) -> list[Table]:
         shown = rows[: config.eval.table_rows]
-        table = labelled_table if isinstance(shown[0], LabelledAnswer) else ranking_table
-        return [table(step, shown, evaluated.outcomes_B[: len(shown)], tokenizer)]
+        outcomes = evaluated.outcomes_B[: len(shown)]
+        labelled = [row for row in shown if isinstance(row, LabelledAnswer)]
+        if labelled:
+            return [labelled_table(step, labelled, outcomes, tokenizer)]
+        rankings = [row for row in shown if isinstance(row, Ranking)]
+        return [ranking_table(step, rankings, outcomes, tokenizer)]
 
-    await run_loop(config, policy, data.rows, data.eval_rows, prepare=prepare, show=show)
-    await pool.finish(config, policy, data.tokenizer_path)
+    await run_loop(config, pool, policy, data.rows, data.eval_rows, prepare=prepare, show=show)
+    await pool.finish(config, "policy", data.tokenizer_path)
 
 
 async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
@@ -60,7 +64,7 @@ async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
     model = config.reference.model.or_from(config.policy.model)
     settings = config.reference.model_copy(update={"model": model})
     spec = ReferenceSpec(reference=settings, temperature=1.0)
-    await actors.call("load", spec, timeout_s=config.timeouts.start_s)
+    await pool.load("reference", spec, path=model.path)
     reference = ReferenceGroup(actors, settings, config.timeouts)
     if config.reference_kind == "role":
         return partial(referenced, answer_logps=reference.answer_logps)
@@ -71,7 +75,7 @@ async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
         Path(config.run_dir) / "reference",
         model=f"{model.path}@{model.revision}",
     )
-    await actors.call("unload", timeout_s=config.timeouts.start_s)
+    await pool.unload("reference")
     by_row = {id(row): found for row, found in zip(rows, known, strict=True)}
 
     async def look_up(wanted: Sequence[Row]) -> list[Referenced]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 from actors.pool import Pool
@@ -47,9 +48,7 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
     from rlhf_ray.loops.evaluation import Evaluation
     from rlhf_ray.loops.online import OnlineLoop
     from rlhf_ray.loops.setup import checkpoint_to_resume
-    from rlhf_ray.metrics import open_metrics
 
-    run_dir = Path(config.run_dir)
     checkpoint = checkpoint_to_resume(config)
     started_s = time.monotonic()
     logger.info(
@@ -58,9 +57,7 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
     roles = await start_roles(config, data, pool)
     logger.info("all roles are ready after %.0f s", time.monotonic() - started_s)
     evaluation = Evaluation(config, data.eval_prompts)
-    with open_metrics(
-        config, job=job, resumed_step=None if checkpoint is None else checkpoint.step
-    ) as log:
+    with run_log(config, job=job, checkpoint=checkpoint) as log:
         loop = OnlineLoop(
             config,
             roles,
@@ -69,7 +66,7 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
             log,
             num_policy_ranks=config.placement.policy.ranks,
             num_value_ranks=config.placement.value.ranks,
+            usage=partial(pool.usage, roles_of(config)),
         )
         await loop.run(checkpoint)
-    if config.checkpoint.export:
-        await roles.policy.export(str(run_dir / "export"), data.tokenizer_path)
+    await pool.finish(config, "policy", data.tokenizer_path)

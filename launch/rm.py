@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
 
 from actors.pool import Pool
 from launch import cli
@@ -34,10 +35,9 @@ async def train(config: RmConfig, data: RmData, pool: Pool) -> None:
         ConfigError: The pool or the model does not fit the configuration.
         RunError: A rank failed or the run diverged.
     """
-    from rlhf_ray.models.reward_statistics import statistics_of, write_statistics
-
     from rlhf_ray.data.tokenizer import load_tokenizer
     from rlhf_ray.loops.supervised_tables import calibration_table, ranking_table
+    from rlhf_ray.models.reward_statistics import write_statistics
 
     config = config.for_rows(len(data.rankings))
     reward = await start_learner(config, pool)
@@ -48,17 +48,18 @@ async def train(config: RmConfig, data: RmData, pool: Pool) -> None:
         samples = ranking_table(step, rows[:num_shown], outcomes[:num_shown], tokenizer)
         return [samples, calibration_table(step, outcomes)]
 
-    await run_loop(config, reward, data.rankings, data.eval_rankings, show=show)
+    await run_loop(config, pool, reward, data.rankings, data.eval_rankings, show=show)
     answers = await reward.evaluate(data.reference_answers)
-    statistics = statistics_of([outcome[0] for outcome in answers.outcomes_B])
+    scores = [outcome[0] for outcome in answers.outcomes_B]
+    mean, std = fmean(scores), pstdev(scores)
     logger.info(
         "%d reference answers score %.4g on average, with standard deviation %.4g",
-        len(data.reference_answers),
-        statistics.mean,
-        statistics.std,
+        len(scores),
+        mean,
+        std,
     )
-    await pool.finish(config, reward, data.tokenizer_path)
-    write_statistics(Path(config.run_dir) / "export", statistics)
+    await pool.finish(config, "reward", data.tokenizer_path)
+    write_statistics(Path(config.run_dir) / "export", mean=mean, std=std)
 
 
 if __name__ == "__main__":

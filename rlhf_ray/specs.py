@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
 from rlhf_ray.config.online import AlgorithmConfig, RewardConfig, ShapingConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.supervised import SupervisedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,12 @@ class SupervisedSpec:
     """What a job on rows of a data set trains: its configuration says which learner it takes.
 
     Attributes:
-        job: `SftConfig`, `RmConfig` or `DpoConfig`.
+        job: An `SftConfig`, `RmConfig` or `DpoConfig`.
         total_steps: Optimiser steps of the run.
         replay_folder: Where rows go whose update was not finite.
     """
 
-    job: SftConfig | RmConfig | DpoConfig
+    job: SupervisedConfig
     total_steps: int
     replay_folder: str
 

@@ -7,6 +7,9 @@ concatenated (suffix ``_T``); a suffix ``_B`` means one value per sequence:
     mask_T:     bool[T]    True where the policy itself wrote the token ("own" tokens);
                            tool output and padding are False
 
+Losses of answers that are compared or labelled take one value an answer: ``_B``, or ``_BK`` where K
+answers are ranked.
+
 A slot where ``mask_T`` is False may hold anything, NaN and inf included: it reaches neither a loss
 nor a gradient nor a metric.
 """

@@ -1,7 +1,7 @@
 """What an answer's log-ratio counts for under an f-divergence from the reference.
 
 Direct preference optimisation under a divergence D_f replaces log u, u = policy / reference, by
-f'(u): https://arxiv.org/abs/2309.16240, eq. 9 and table 1. Three of the four are one family:
+f'(u): https://arxiv.org/abs/2309.16240, table 1. Three of the four are one family:
 
     alpha_divergence  f'(u) = (u^(α-1) - 1) / (α - 1)
     reverse_kl        α → 1: log u

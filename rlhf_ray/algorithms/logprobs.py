@@ -6,10 +6,29 @@ checkpoint that keeps its hidden states and computes its logits again in the bac
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """What a language model says of given tokens; None for what was not asked for.
+
+    Attributes:
+        logprobs_T: Log-probability (nats) of each token; float32 (float64 if the logits are)
+            whatever the dtype of the model.
+        entropy_T: Entropy (nats) of the distribution that each token was drawn from.
+        top_T: int64, the likeliest token in its place.
+        router_loss: Load-balancing loss of the whole pass, from a model with experts.
+    """
+
+    logprobs_T: Tensor
+    entropy_T: Tensor | None = None
+    top_T: Tensor | None = None
+    router_loss: Tensor | None = None
 
 
 def token_logprobs(
@@ -21,10 +40,11 @@ def token_logprobs(
     chunk_tokens: int = 1024,
     with_entropy: bool = False,
     entropy_gradient: bool = True,
+    with_top: bool = False,
     softcap: float | None = None,
     num_chunks: int | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Computes log p(target) and, if asked, the entropy of the distribution it was drawn from.
+) -> TokenScores:
+    """Computes log p(target) and, if asked, what else the same logits say.
 
     Args:
         hidden_TD: [T, D], the hidden state that predicts each target.
@@ -35,15 +55,12 @@ def token_logprobs(
         chunk_tokens: Most rows of logits that exist at once, forward and backward.
         with_entropy: Whether to compute the entropy, in nats, from the same logits.
         entropy_gradient: Whether the entropy can be differentiated; without, it keeps no graph.
+        with_top: Whether to find the likeliest token in each place.
         softcap: If given, logits are first squashed to softcap · tanh(logits / softcap) (Gemma 2,
             https://arxiv.org/abs/2408.00118, section 2).
         num_chunks: Calls of `head`, the last ones perhaps on 0 rows; by default as few as
             `chunk_tokens` allows, at least 1. Under ZeRO-3 each call is a collective: give every
             rank the largest ceil(T / chunk_tokens) of any, or ranks wait for each other for ever.
-
-    Returns:
-        (logprobs_T, entropy_T or None), float32 (float64 if the logits are) whatever the dtype of
-        the model.
 
     Raises:
         ValueError: An argument is out of range.
@@ -59,20 +76,26 @@ def token_logprobs(
     elif num_chunks < num_needed:
         raise ValueError(f"num_chunks must be at least {num_needed}, got {num_chunks}")
 
-    def chunk_logprobs(hidden_tD: Tensor, targets_t: Tensor) -> Tensor:
+    def chunk_scores(hidden_tD: Tensor, targets_t: Tensor) -> tuple[Tensor, ...]:
         logits_tV = _logits(head(hidden_tD), softcap=softcap, temperature=temperature)
-        rows = [_logprobs(logits_tV, targets_t)]
+        scores = [_logprobs(logits_tV, targets_t)]
         if with_entropy:
-            rows.append(_entropy(logits_tV if entropy_gradient else logits_tV.detach()))
-        return torch.stack(rows)
+            scores.append(_entropy(logits_tV if entropy_gradient else logits_tV.detach()))
+        if with_top:
+            scores.append(logits_tV.detach().argmax(-1))
+        return tuple(scores)
 
     # Empty slices past the end keep the number of calls, forward and backward, as asked.
     slices = [slice(i * chunk_tokens, (i + 1) * chunk_tokens) for i in range(num_chunks)]
-    chunks: list[Tensor] = [
-        checkpoint(chunk_logprobs, hidden_TD[s], targets_T[s], use_reentrant=False) for s in slices
+    chunks = [
+        checkpoint(chunk_scores, hidden_TD[s], targets_T[s], use_reentrant=False) for s in slices
     ]
-    rows = torch.cat(chunks, dim=1)
-    return rows[0], rows[1] if with_entropy else None
+    logprobs_T, *others = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return TokenScores(
+        logprobs_T=logprobs_T,
+        entropy_T=others.pop(0) if with_entropy else None,
+        top_T=others.pop(0) if with_top else None,
+    )
 
 
 def _logits(raw_tV: Tensor, *, softcap: float | None, temperature: float) -> Tensor:

@@ -107,7 +107,7 @@ def sigmoid(inputs: PairInputs, params: PairParams) -> Tensor:
     """-(1-ε) log σ(βΔ) - ε log σ(-βΔ).
 
     Source: DPO, https://arxiv.org/abs/2305.18290, eq. 7; ε > 0: conservative DPO,
-    https://ericmitchell.ai/cdpo.pdf, eq. 3.
+    https://ericmitchell.ai/cdpo.pdf.
     """
     return _smoothed(params.beta * _score_gap(inputs, params), params.label_smoothing)
 
@@ -116,7 +116,7 @@ def sigmoid(inputs: PairInputs, params: PairParams) -> Tensor:
 def robust(inputs: PairInputs, params: PairParams) -> Tensor:
     """(-(1-ε) log σ(βΔ) + ε log σ(-βΔ)) / (1-2ε): unbiased where a share ε of labels is flipped.
 
-    Source: robust DPO, https://arxiv.org/abs/2403.00409, eq. 12.
+    Source: robust DPO, https://arxiv.org/abs/2403.00409, section 3.1.
     """
     logits_B = params.beta * _score_gap(inputs, params)
     epsilon = params.label_smoothing
@@ -128,8 +128,8 @@ def robust(inputs: PairInputs, params: PairParams) -> Tensor:
 def hinge(inputs: PairInputs, params: PairParams) -> Tensor:
     """max(0, 1 - βΔ).
 
-    Source: SLiC-HF, https://arxiv.org/abs/2305.10425, eq. 1, on normalised likelihoods as in RSO,
-    https://arxiv.org/abs/2309.06657, section 3.
+    Source: SLiC-HF, https://arxiv.org/abs/2305.10425, section 2, on likelihoods divided by the
+    reference's as in RSO, https://arxiv.org/abs/2309.06657.
     """
     return torch.relu(1.0 - params.beta * _score_gap(inputs, params))
 
@@ -148,7 +148,7 @@ def ipo(inputs: PairInputs, params: PairParams) -> Tensor:
 def sigmoid_norm(inputs: PairInputs, params: PairParams) -> Tensor:
     """-log σ(βΔ) with each score divided by the answer's length.
 
-    Source: length-normalised DPO of Tülu 3, https://arxiv.org/abs/2411.15124, eq. 6.
+    Source: length-normalised DPO of Tülu 3, https://arxiv.org/abs/2411.15124, section 5.
     """
     return -logsigmoid(params.beta * _mean_score_gap(inputs, params))
 
@@ -188,7 +188,7 @@ def discopop(inputs: PairInputs, params: PairParams) -> Tensor:
 def nca_pair(inputs: PairInputs, params: PairParams) -> Tensor:
     """-log σ(β log u_c) - ½ log σ(-β log u_c) - ½ log σ(-β log u_r).
 
-    Source: noise contrastive alignment, https://arxiv.org/abs/2402.05369, eq. 11 for two answers.
+    Source: noise contrastive alignment, https://arxiv.org/abs/2402.05369, section 4.1.
     """
     chosen_B, rejected_B = _rewards(inputs, params)
     return -logsigmoid(chosen_B) - 0.5 * logsigmoid(-chosen_B) - 0.5 * logsigmoid(-rejected_B)
@@ -198,7 +198,7 @@ def nca_pair(inputs: PairInputs, params: PairParams) -> Tensor:
 def bco_pair(inputs: PairInputs, params: PairParams) -> Tensor:
     """-log σ(β log u_c) - log σ(-β log u_r): a classifier of good and bad, without reward shift.
 
-    Source: BCO, https://arxiv.org/abs/2404.04656, eq. 7 with δ = 0, as TRL's.
+    Source: BCO, https://arxiv.org/abs/2404.04656, section 4, with δ = 0 as TRL has it.
     """
     chosen_B, rejected_B = _rewards(inputs, params)
     return -logsigmoid(chosen_B) - logsigmoid(-rejected_B)
@@ -239,7 +239,7 @@ def apo_down(inputs: PairInputs, params: PairParams) -> Tensor:
 def aot(inputs: PairInputs, params: PairParams) -> Tensor:
     """Smoothed logistic loss between equal quantiles of the policy's and the reference's margins.
 
-    Source: alignment via optimal transport, https://arxiv.org/abs/2406.05882, eq. 8 (paired).
+    Source: alignment via optimal transport, https://arxiv.org/abs/2406.05882, section 3 (paired).
     Entry i is that of the i-th quantile, not of the i-th pair.
     """
     margins_B = inputs.chosen_logps_B - inputs.rejected_logps_B
@@ -252,7 +252,7 @@ def aot(inputs: PairInputs, params: PairParams) -> Tensor:
 def aot_unpaired(inputs: PairInputs, params: PairParams) -> Tensor:
     """Smoothed logistic loss between equal quantiles of log u of chosen and of rejected answers.
 
-    Source: alignment via optimal transport, https://arxiv.org/abs/2406.05882, eq. 9 (unpaired).
+    Source: alignment via optimal transport, https://arxiv.org/abs/2406.05882, section 3 (unpaired).
     Entry i is that of the i-th quantile, not of the i-th pair.
     """
     chosen_B, rejected_B = inputs.chosen_log_ratios_B, inputs.rejected_log_ratios_B

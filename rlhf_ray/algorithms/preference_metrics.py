@@ -1,7 +1,7 @@
 """What preference learning reports, under the names that TRL's users know.
 
 An answer's implicit reward is β log u, u = policy / reference probability, whatever the loss and
-the divergence: https://arxiv.org/abs/2305.18290, section 4.
+the divergence: https://arxiv.org/abs/2305.18290, eq. 5.
 """
 
 import torch

@@ -50,8 +50,8 @@ def bradley_terry(inputs: RankingInputs) -> Tensor:
 def logexp(inputs: RankingInputs) -> Tensor:
     """log(1 + exp(s_j - s_i)), a mean over all pairs i before j of a ranking; it takes no margin.
 
-    Source: OpenRLHF's LogExpLoss, after https://arxiv.org/abs/2204.05862, section 2: Bradley-Terry
-    as a sum of exponentials, which `logaddexp` takes without overflow.
+    Source: OpenRLHF's LogExpLoss, after https://arxiv.org/abs/2204.05862; the same function as
+    Bradley-Terry, by `logaddexp`, which cannot overflow.
     """
     gaps_BKK = _gaps(inputs)
     return _mean_over_pairs(torch.logaddexp(torch.zeros_like(gaps_BKK), -gaps_BKK), inputs.mask_BK)

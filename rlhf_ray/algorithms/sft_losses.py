@@ -22,6 +22,6 @@ def nll(logprobs_T: Tensor) -> Tensor:
 def dft(logprobs_T: Tensor) -> Tensor:
     """-stop(π) log π: unlikely tokens lose the weight 1/π that likelihood gives them. float[T].
 
-    Source: dynamic fine-tuning, https://arxiv.org/abs/2508.05629, eq. 9.
+    Source: dynamic fine-tuning, https://arxiv.org/abs/2508.05629.
     """
     return -logprobs_T.detach().exp() * logprobs_T

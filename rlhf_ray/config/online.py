@@ -59,7 +59,15 @@ class RewardFunctionConfig(Config):
 
 
 class RewardModelConfig(Config):
-    """Any `AutoModelForSequenceClassification`, with its own tokenizer; off without a `path`."""
+    """Any `AutoModelForSequenceClassification`, with its own tokenizer; off without a `path`.
+
+    Attributes:
+        label: Which of the model's logits is the score.
+        normalize: `center` subtracts the mean of the scores of reference answers, which training
+            stored with the model; `standardize` also divides by their spread.
+        max_length: Longer texts are cut at their end; 0 for no limit.
+        weight: Factor of the score in the sum with other rewards.
+    """
 
     path: str = ""
     tokenizer: str = ""
@@ -69,6 +77,7 @@ class RewardModelConfig(Config):
     max_tokens_per_micro_batch: PositiveInt = 8192
     max_length: NonNegativeInt = 0
     trust_remote_code: bool = False
+    normalize: Literal["none", "center", "standardize"] = "none"
     weight: float = 1.0
 
 

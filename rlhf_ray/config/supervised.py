@@ -24,6 +24,8 @@ PairLoss = Literal[
     "simpo", "orpo", "kto",
 ]  # fmt: skip
 REFERENCE_FREE_LOSSES = {"sft", "simpo", "orpo"}
+# Those that score answers by the divergence.
+SCORED_LOSSES = {"sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "exo_pair", "discopop"}
 
 
 class SupervisedEvalConfig(Config):
@@ -180,7 +182,7 @@ class DpoConfig(SupervisedConfig):
         loss_weights: One each; empty for 1 each.
         beta: Strength of the pull to the reference; tau in IPO and CPO-like losses.
         label_smoothing: Share of labels that are taken to be wrong (`sigmoid`, `robust`,
-            `exo_pair`, `aot`).
+            `exo_pair`, `aot`, `aot_unpaired`, `simpo`).
         f_divergence_type: Divergence in the implicit reward (https://arxiv.org/abs/2309.16240).
         reference_free: Take a uniform reference.
         rpo_alpha: Weight of the chosen answer's own loss beside the others
@@ -227,6 +229,12 @@ class DpoConfig(SupervisedConfig):
             )
         if "kto" in names and len(names) > 1:
             raise ValueError("kto learns from single answers: it cannot be mixed with pair losses")
+        unscored = sorted(set(self.weighted_losses) - SCORED_LOSSES - {"sft"})
+        if self.f_divergence_type != "reverse_kl" and unscored:
+            raise ValueError(
+                f"f_divergence_type must be reverse_kl for {', '.join(unscored)}, which ignore it, "
+                f"got {self.f_divergence_type}"
+            )
         if "exo_pair" in names and not self.label_smoothing:
             raise ValueError("exo_pair needs label_smoothing above 0: its target has the log of it")
         return self

@@ -7,6 +7,8 @@ DeepSpeed averages gradients over ranks; `backward` undoes that by the number of
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,16 @@ class TrainingEngine:
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         """Forward pass."""
         return self.engine(*args, **keywords)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Passes without gradients and without dropout."""
+        self.engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.engine.train()
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Add one micro-batch's gradient; `is_last` closes the optimiser step's accumulation."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rlhf_ray.learner.weights import named_weights
-from rlhf_ray.models.heads import base_of
+from rlhf_ray.models.decoder import base_of
 
 
 def export_model(lm: Any, folder: Path, tokenizer_path: str, *, write: bool) -> None:

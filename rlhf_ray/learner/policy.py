@@ -62,18 +62,16 @@ class PolicyLearner(Learner):
 
         They are those at sampling's temperature, unless another is given.
         """
-        self.engine.engine.eval()
-        scored = score_rollouts(
-            lambda batch, num_chunks: self.engine(
-                batch, num_chunks=num_chunks, temperature=temperature
-            )[0],
-            rollouts,
-            plan,
-            self.spec.learner,
-            device=self.device,
-        )
-        self.engine.engine.train()
-        return scored
+        with self.engine.inference():
+            return score_rollouts(
+                lambda batch, num_chunks: (
+                    self.engine(batch, num_chunks=num_chunks, temperature=temperature).logprobs_T
+                ),
+                rollouts,
+                plan,
+                self.spec.learner,
+                device=self.device,
+            )
 
     def update(
         self, rows: Sequence[Experience], plan: UpdatePlan, kl_coefficient: float
@@ -88,12 +86,7 @@ class PolicyLearner(Learner):
             lambda picked, reduction, num_chunks: self._loss(
                 picked, reduction, num_chunks, kl_coefficient
             ),
-            UpdateSettings(
-                reduction=spec.algorithm.reduction,
-                constant_length=spec.max_new_tokens,
-                chunk_tokens=spec.learner.logits_chunk_tokens,
-                replay_folder=spec.replay_folder,
-            ),
+            UpdateSettings.of_rollouts(spec),
         )
 
     def _loss(
@@ -109,13 +102,14 @@ class PolicyLearner(Learner):
             padded=self.spec.learner.padded,
             device=device,
         )
-        logprobs_T, entropy_T = self.engine(batch, with_entropy=True, num_chunks=num_chunks)
+        scores = self.engine(batch, with_entropy=True, num_chunks=num_chunks)
+        logprobs_T = scores.logprobs_T
         mask_T = own_mask(rows, device)
         term_inputs = LossTermInputs(
             mask_T=mask_T,
             logprobs_T=logprobs_T,
             reference_logprobs_T=_floats(rows, "reference_logprobs_T", device),
-            entropy_T=entropy_T,
+            entropy_T=scores.entropy_T,
         )
         terms = [
             (

@@ -12,11 +12,12 @@ import torch
 from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.engine import deepspeed_config
 from rlhf_ray.learner.loading import zero3_loading
-from rlhf_ray.learner.scoring import score_rollouts
+from rlhf_ray.learner.scoring import score_answers, score_rollouts
+from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.specs import ReferenceSpec
-from rlhf_ray.types import Rollout
+from rlhf_ray.types import LabelledAnswer, Ranking, Rollout
 
 
 class FrozenReference:
@@ -47,10 +48,21 @@ class FrozenReference:
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
     ) -> list[npt.NDArray[np.float32]]:
         """Log-probabilities of this rank's rows, in the order in which the plan names them."""
-        return score_rollouts(
-            lambda batch, num_chunks: self.module(batch, num_chunks=num_chunks)[0],
-            rollouts,
-            plan,
-            self.spec.reference,
-            device=self.device,
-        )
+        with torch.no_grad():
+            return score_rollouts(
+                self._score, rollouts, plan, self.spec.reference, device=self.device
+            )
+
+    def answer_logps(
+        self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
+    ) -> list[tuple[float, ...]]:
+        """Sum of the log-probabilities (nats) of each answer's tokens, of this rank's rows.
+
+        They come in the order in which the plan names the rows.
+        """
+        with torch.no_grad():
+            return score_answers(self._score, rows, plan, self.spec.reference, device=self.device)
+
+    def _score(self, batch: TokenBatch, num_chunks: int) -> torch.Tensor:
+        logprobs_T: torch.Tensor = self.module(batch, num_chunks=num_chunks).logprobs_T
+        return logprobs_T

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from rlhf_ray.models.batch import TokenBatch, build_batch
-from rlhf_ray.types import Experience, Rollout
+from rlhf_ray.types import Experience, LabelledAnswer, Ranking, Rollout
 
 Row = TypeVar("Row")
 
@@ -29,6 +29,29 @@ def rollout_batch(
         )
         scored.append(np.arange(num_prompt, rollout.num_tokens))
     return build_batch(sequences, scored, padded=padded, device=device)
+
+
+def answer_batch(
+    rows_B: Sequence[Ranking | LabelledAnswer],
+    *,
+    answers: slice,
+    padded: bool,
+    device: torch.device,
+) -> TokenBatch:
+    """Each picked answer behind a prompt of its own, with every answer token scored."""
+    sequences, scored = [], []
+    for row in rows_B:
+        # Without a prompt nothing predicts an answer's first token.
+        first = max(1, len(row.prompt_ids_T))
+        for answer_T in row.answer_ids_K[answers]:
+            sequences.append(np.concatenate([row.prompt_ids_T, answer_T]))
+            scored.append(np.arange(first, len(sequences[-1])))
+    return build_batch(sequences, scored, padded=padded, device=device)
+
+
+def answer_sums(values_T: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    """Sum over the scored tokens of each sequence: [B], differentiable."""
+    return values_T.new_zeros(batch.num_sequences).index_add(0, batch.segments_T, values_T)
 
 
 def flat(

@@ -1,8 +1,8 @@
-"""Inference passes over rollouts, micro-batch by micro-batch, in step with the other ranks."""
+"""Passes over rows, micro-batch by micro-batch, in step with the other ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +11,17 @@ import torch.distributed as dist
 
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.data.packing import RankedMicroBatches
-from rlhf_ray.learner.rows import rollout_batch, split_rows
+from rlhf_ray.learner.rows import answer_batch, answer_sums, rollout_batch, split_rows
 from rlhf_ray.learner.update import num_chunks_of_pass
 from rlhf_ray.models.batch import TokenBatch
-from rlhf_ray.types import Rollout
+from rlhf_ray.types import LabelledAnswer, Ranking, Rollout
+
+# Batch and calls of the vocabulary product -> [T].
+Forward = Callable[[TokenBatch, int], torch.Tensor]
 
 
 def score_rollouts(
-    forward: Callable[[TokenBatch, int], torch.Tensor],
+    forward: Forward,
     rollouts: Sequence[Rollout],
     plan: RankedMicroBatches,
     config: ForwardConfig,
@@ -28,7 +31,7 @@ def score_rollouts(
     """One number a response token, for this rank's rows.
 
     Args:
-        forward: Batch and calls of the vocabulary product -> [T].
+        forward: Scores one batch.
         rollouts: All rows of the plan.
         plan: Rank -> micro-batch -> row.
         config: Layout of micro-batches, chunks of logits.
@@ -39,11 +42,67 @@ def score_rollouts(
     """
     lens_B = [len(rollout.response_ids_T) for rollout in rollouts]
     scored: list[npt.NDArray[np.float32]] = []
-    with torch.no_grad():
-        for index, rows in enumerate(plan[dist.get_rank()]):
-            batch = rollout_batch(
-                [rollouts[row] for row in rows], padded=config.padded, device=device
-            )
-            num_chunks = num_chunks_of_pass(plan, index, lens_B, config.logits_chunk_tokens)
-            scored += split_rows(forward(batch, num_chunks), [lens_B[row] for row in rows])
+    for rows, num_chunks in passes(plan, lens_B, config):
+        batch = rollout_batch([rollouts[row] for row in rows], padded=config.padded, device=device)
+        scored += split_rows(forward(batch, num_chunks), [lens_B[row] for row in rows])
     return scored
+
+
+def score_answers(
+    forward: Forward,
+    rows: Sequence[Ranking | LabelledAnswer],
+    plan: RankedMicroBatches,
+    config: ForwardConfig,
+    *,
+    device: torch.device,
+    answers: slice = slice(None),
+) -> list[tuple[float, ...]]:
+    """The sum of each answer's token scores, for this rank's rows.
+
+    Arguments and order as in `score_rollouts`; `answers` picks some of each row's.
+    """
+    lens_B = [sum(len(answer) for answer in row.answer_ids_K[answers]) for row in rows]
+    sums: list[tuple[float, ...]] = []
+    for picked, num_chunks in passes(plan, lens_B, config):
+        some = [rows[row] for row in picked]
+        batch = answer_batch(some, answers=answers, padded=config.padded, device=device)
+        sums_B = iter(answer_sums(forward(batch, num_chunks), batch).tolist())
+        sums += [tuple(next(sums_B) for _ in row.answer_ids_K[answers]) for row in some]
+    return sums
+
+
+def passes(
+    plan: RankedMicroBatches, scored_tokens_B: Sequence[int], config: ForwardConfig
+) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Rows of each of this rank's micro-batches, and the calls of the vocabulary product."""
+    for index, rows in enumerate(plan[dist.get_rank()]):
+        yield rows, num_chunks_of_pass(plan, index, scored_tokens_B, config.logits_chunk_tokens)
+
+
+def over_ranks(
+    values: Sequence[tuple[float, ...]],
+    plan: RankedMicroBatches,
+    *,
+    num_rows: int,
+    width: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """The numbers of all ranks' rows, on every rank.
+
+    Args:
+        values: At most `width` numbers a row of this rank, in the order of the plan.
+        plan: Rank -> micro-batch -> row.
+        num_rows: B.
+        width: K.
+        device: Of the process group.
+
+    Returns:
+        float64 [B, K]; 0 where a row has no number, and for rows that the plan leaves out.
+    """
+    table_BK = torch.zeros(num_rows, width, dtype=torch.float64)
+    mine = [row for rows in plan[dist.get_rank()] for row in rows]
+    for row, numbers in zip(mine, values, strict=True):
+        table_BK[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
+    table_BK = table_BK.to(device)
+    dist.all_reduce(table_BK)
+    return table_BK

@@ -1,40 +1,50 @@
-"""Supervised fine-tuning on one rank: the mean negative log-likelihood of the trained tokens."""
+"""Supervised fine-tuning on one rank: the loss of the trained tokens of each example."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from rlhf_ray.algorithms.logprobs import TokenScores
 from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
-from rlhf_ray.algorithms.reduction import Reduction, reduction_totals
+from rlhf_ray.algorithms.reduction import Reduction
+from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
+from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
-from rlhf_ray.learner.update import UpdateSettings, num_chunks_of_pass, run_update
-from rlhf_ray.models.batch import build_batch
+from rlhf_ray.learner.rows import answer_sums
+from rlhf_ray.learner.scoring import over_ranks, passes
+from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.models.batch import TokenBatch, build_batch
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
-from rlhf_ray.specs import SftSpec
+from rlhf_ray.roles import Evaluated
+from rlhf_ray.specs import SupervisedSpec
 from rlhf_ray.types import SftExample
+
+METRICS = ("loss", "entropy", "token_accuracy")
 
 
 class SftLearner(Learner):
     """Holds one rank's share of the model."""
 
-    def __init__(self, spec: SftSpec, *, device: torch.device) -> None:
+    def __init__(self, spec: SupervisedSpec, *, device: torch.device) -> None:
         """Load the model and hand it to DeepSpeed."""
-        torch.manual_seed(spec.seed)
-        self.spec, self.device = spec, device
-        with zero3_loading(spec.learner.zero, spec.learner.model, device):
-            self.lm = load_causal_lm(spec.learner.model, device=device)
+        assert isinstance(spec.job, SftConfig)
+        torch.manual_seed(spec.job.seed)
+        self.spec, self.job, self.device = spec, spec.job, device
+        config = spec.job.policy
+        with zero3_loading(config.zero, config.model, device):
+            self.lm = load_causal_lm(config.model, device=device)
         self.lm.train()
         self.engine = TrainingEngine(
-            TokenScorer(self.lm, temperature=1.0, chunk_tokens=spec.learner.logits_chunk_tokens),
-            spec.learner,
+            TokenScorer(self.lm, temperature=1.0, chunk_tokens=config.logits_chunk_tokens),
+            config,
             total_steps=spec.total_steps,
         )
 
@@ -43,48 +53,109 @@ class SftLearner(Learner):
         return run_update(
             self.engine,
             rows,
-            [int(row.trained_T.sum()) for row in rows],
+            [row.num_trained_tokens for row in rows],
             plan,
             self._loss,
-            UpdateSettings(
-                reduction="token_mean",
-                constant_length=1,
-                chunk_tokens=self.spec.learner.logits_chunk_tokens,
-                replay_folder=self.spec.replay_folder,
-            ),
+            UpdateSettings.of_examples(self.spec, self.job.policy),
         )
 
     def _loss(
         self, rows: Sequence[SftExample], reduction: Reduction, num_chunks: int
     ) -> tuple[torch.Tensor, Metrics]:
-        scored_B = [np.flatnonzero(row.trained_T) for row in rows]
+        batch, scores = self._forward(rows, num_chunks)
+        mask_T = torch.ones_like(batch.targets_T, dtype=torch.bool)
+        lens_B = torch.bincount(batch.segments_T, minlength=batch.num_sequences)
+        loss_T = SFT_LOSSES[self.job.loss_type](scores.logprobs_T)
+        loss = reduction.reduce(loss_T, mask_T, batch.segments_T, lens_B)
+        assert scores.entropy_T is not None and scores.top_T is not None
+        metrics = {
+            "entropy": mean_of(scores.entropy_T, mask_T),
+            "token_accuracy": mean_of(scores.top_T.eq(batch.targets_T), mask_T),
+        }
+        return loss, metrics
+
+    def evaluate(self, rows: Sequence[SftExample], plan: RankedMicroBatches) -> Evaluated:
+        """Means over the trained tokens of all rows; an outcome is an example's mean loss."""
+        num_trained_B = [row.num_trained_tokens for row in rows]
+        sums: list[tuple[float, ...]] = []
+        with self.engine.inference():
+            for picked, num_chunks in passes(plan, num_trained_B, self.job.policy):
+                sums += self._sums([rows[row] for row in picked], num_chunks)
+        table_BK = over_ranks(
+            sums, plan, num_rows=len(rows), width=len(METRICS), device=self.device
+        ).cpu()
+        lens_B = torch.tensor(num_trained_B, dtype=torch.float64)
+        means_K = table_BK.sum(0) / lens_B.sum()
+        losses_B = table_BK[:, 0] / lens_B
+        return Evaluated(
+            metrics=dict(zip(METRICS, means_K.tolist(), strict=True)),
+            outcomes_B=[(loss,) for loss in losses_B.tolist()],
+        )
+
+    def _sums(self, rows: Sequence[SftExample], num_chunks: int) -> list[tuple[float, ...]]:
+        """Each row's sums over its trained tokens, in the order of `METRICS`."""
+        batch, scores = self._forward(rows, num_chunks)
+        assert scores.entropy_T is not None and scores.top_T is not None
+        values = (
+            SFT_LOSSES[self.job.loss_type](scores.logprobs_T),
+            scores.entropy_T,
+            scores.top_T.eq(batch.targets_T).float(),
+        )
+        columns = [answer_sums(values_T, batch)[: len(rows)].tolist() for values_T in values]
+        return list(zip(*columns, strict=True))
+
+    def _forward(
+        self, rows: Sequence[SftExample], num_chunks: int
+    ) -> tuple[TokenBatch, TokenScores]:
         batch = build_batch(
             [row.token_ids_T for row in rows],
-            scored_B,
-            padded=self.spec.learner.padded,
+            [np.flatnonzero(row.trained_T) for row in rows],
+            padded=self.job.policy.padded,
             device=self.device,
         )
-        logprobs_T, entropy_T = self.engine(batch, with_entropy=True, num_chunks=num_chunks)
-        mask_T = torch.ones_like(batch.targets_T, dtype=torch.bool)
-        lens_B = torch.tensor([len(scored) for scored in scored_B] or [0], device=self.device)
-        loss = reduction.reduce(-logprobs_T, mask_T, batch.segments_T, lens_B)
-        assert entropy_T is not None
-        return loss, {"entropy": mean_of(entropy_T, mask_T)}
+        scores = self.engine(batch, with_entropy=True, with_top=True, num_chunks=num_chunks)
+        return batch, scores
 
-    def evaluate(self, rows: Sequence[SftExample], plan: RankedMicroBatches) -> float:
-        """Mean loss of the trained tokens of all rows, in nats; the same on every rank."""
-        scored_B = [int(row.trained_T.sum()) for row in rows]
-        reduction = Reduction(
-            kind="token_mean", totals=reduction_totals(scored_B, constant_length=None)
+    def continuations(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        end_ids: Collection[int],
+    ) -> list[list[int]]:
+        """What the model writes after each prompt, greedily; all ranks call it alike.
+
+        Each token is a whole pass, without a cache: for a handful of samples to look at.
+
+        Args:
+            prompts: Token ids, at least one each.
+            max_new_tokens: Most tokens of an answer.
+            end_ids: Tokens that end one; they are kept.
+
+        Returns:
+            Token ids without the prompts', the same on every rank.
+        """
+        answers: list[list[int]] = [[] for _ in prompts]
+        open_rows = list(range(len(prompts)))
+        for _ in range(max_new_tokens):
+            if not open_rows:
+                break
+            next_ids = self._next([[*prompts[row], *answers[row]] for row in open_rows])
+            for row, token_id in zip(open_rows, next_ids, strict=True):
+                answers[row].append(token_id)
+            open_rows = [row for row in open_rows if answers[row][-1] not in end_ids]
+        return answers
+
+    def _next(self, sequences: Sequence[Sequence[int]]) -> list[int]:
+        """The likeliest next token of each, as rank 0 has it: ranks that differ would part ways."""
+        batch = build_batch(
+            [np.array([*sequence, 0], dtype=np.int32) for sequence in sequences],
+            [np.array([len(sequence)]) for sequence in sequences],
+            padded=self.job.policy.padded,
+            device=self.device,
         )
-        chunk_tokens = self.spec.learner.logits_chunk_tokens
-        total = torch.zeros((), device=self.device)
-        self.engine.engine.eval()
-        with torch.no_grad():
-            for index, picked in enumerate(plan[dist.get_rank()]):
-                num_chunks = num_chunks_of_pass(plan, index, scored_B, chunk_tokens)
-                loss, _ = self._loss([rows[row] for row in picked], reduction, num_chunks)
-                total += loss
-        self.engine.engine.train()
-        dist.all_reduce(total)
-        return float(total)
+        with self.engine.inference():
+            top_B = self.engine(batch, with_top=True).top_T
+        dist.broadcast(top_B, 0)
+        next_ids: list[int] = top_B.tolist()
+        return next_ids

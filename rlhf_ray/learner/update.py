@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +15,18 @@ import torch.distributed as dist
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.metric_sums import Metric, Metrics
 from rlhf_ray.algorithms.reduction import Reduction, ReductionKind, ReductionTotals
+from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.data.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
 
 Row = TypeVar("Row")
 # Rows of one micro-batch, the reduction of its optimiser step, and the calls of the vocabulary
 # product that all ranks make -> loss (this micro-batch's share of the step's) and metrics.
 MicroBatchLoss = Callable[[Sequence[Any], Reduction, int], tuple[torch.Tensor, Metrics]]
+# One optimiser step -> the rows that its micro-batches train on, for losses in which a row's share
+# depends on the step's other rows: by their number in the plan.
+Preparation = Callable[[MinibatchPlan], Mapping[int, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,26 @@ class UpdateSettings:
     chunk_tokens: int
     replay_folder: str
 
+    @classmethod
+    def of_rollouts(cls, spec: PolicySpec | ValueSpec) -> UpdateSettings:
+        """Of a role that learns from rollouts."""
+        return cls(
+            reduction=spec.algorithm.reduction,
+            constant_length=spec.max_new_tokens,
+            chunk_tokens=spec.learner.logits_chunk_tokens,
+            replay_folder=spec.replay_folder,
+        )
+
+    @classmethod
+    def of_examples(cls, spec: SupervisedSpec, learner: LearnerConfig) -> UpdateSettings:
+        """Of a job on rows of a data set."""
+        return cls(
+            reduction="token_mean",
+            constant_length=1,
+            chunk_tokens=learner.logits_chunk_tokens,
+            replay_folder=spec.replay_folder,
+        )
+
 
 def run_update(
     engine: TrainingEngine,
@@ -48,6 +73,8 @@ def run_update(
     plan: UpdatePlan,
     loss_of: MicroBatchLoss,
     settings: UpdateSettings,
+    *,
+    prepare: Preparation | None = None,
 ) -> dict[str, float]:
     """Take every optimiser step of a plan, on one rank; all ranks call it with the same arguments.
 
@@ -58,6 +85,7 @@ def run_update(
         plan: Which rows go where.
         loss_of: Loss of one micro-batch.
         settings: Reduction and the like.
+        prepare: What comes before an optimiser step's first pass.
 
     Returns:
         Metrics over all ranks: the loss's own, and `loss`, `grad_norm`, `lr`, `skipped_steps`.
@@ -68,11 +96,12 @@ def run_update(
     for minibatch in plan.minibatches:
         reduction = _reduction(minibatch, settings)
         micro_batches = minibatch.micro_batches_by_rank[rank]
+        step_rows: Any = rows if prepare is None else prepare(minibatch)
         for index, micro_batch in enumerate(micro_batches):
             num_chunks = num_chunks_of_pass(
                 minibatch.micro_batches_by_rank, index, scored_tokens_B, settings.chunk_tokens
             )
-            loss, metrics = loss_of([rows[row] for row in micro_batch], reduction, num_chunks)
+            loss, metrics = loss_of([step_rows[row] for row in micro_batch], reduction, num_chunks)
             engine.backward(loss, is_last=index == len(micro_batches) - 1)
             share = 1.0 / (len(micro_batches) * dist.get_world_size())
             parts.append({**metrics, "loss": _share_of_mean(loss, share)})

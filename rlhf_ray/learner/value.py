@@ -18,8 +18,9 @@ from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.models.classifier import load_decoder
 from rlhf_ray.models.heads import ValueModel
-from rlhf_ray.models.load import load_causal_lm, without_dropout
+from rlhf_ray.models.load import without_dropout
 from rlhf_ray.specs import ValueSpec
 from rlhf_ray.types import Experience, Rollout
 
@@ -28,11 +29,11 @@ class ValueLearner(Learner):
     """Holds one rank's share of the critic."""
 
     def __init__(self, spec: ValueSpec, *, device: torch.device) -> None:
-        """Load the decoder, put a head on it and hand both to DeepSpeed."""
+        """Load a decoder, put a head on it, or keep a reward model's, and hand it to DeepSpeed."""
         torch.manual_seed(spec.seed)
         self.spec, self.device = spec, device
         with zero3_loading(spec.learner.zero, spec.learner.model, device):
-            lm = load_causal_lm(spec.learner.model, device=device)
+            lm = load_decoder(spec.learner.model, device=device, seed=spec.seed)
         model = ValueModel(lm, seed=spec.seed)
         without_dropout(model)
         model.train()
@@ -42,16 +43,14 @@ class ValueLearner(Learner):
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
     ) -> list[npt.NDArray[np.float32]]:
         """Values of this rank's rows, in the order in which the plan names them."""
-        self.engine.engine.eval()
-        scored = score_rollouts(
-            lambda batch, num_chunks: self.engine(batch),
-            rollouts,
-            plan,
-            self.spec.learner,
-            device=self.device,
-        )
-        self.engine.engine.train()
-        return scored
+        with self.engine.inference():
+            return score_rollouts(
+                lambda batch, num_chunks: self.engine(batch),
+                rollouts,
+                plan,
+                self.spec.learner,
+                device=self.device,
+            )
 
     def update(self, rows: Sequence[Experience], plan: UpdatePlan) -> dict[str, float]:
         """Epochs times minibatches of the value loss."""
@@ -62,12 +61,7 @@ class ValueLearner(Learner):
             [len(row.rollout.response_ids_T) for row in rows],
             plan,
             self._loss,
-            UpdateSettings(
-                reduction=spec.algorithm.reduction,
-                constant_length=spec.max_new_tokens,
-                chunk_tokens=spec.learner.logits_chunk_tokens,
-                replay_folder=spec.replay_folder,
-            ),
+            UpdateSettings.of_rollouts(spec),
         )
 
     def _loss(

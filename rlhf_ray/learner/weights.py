@@ -15,7 +15,7 @@ import deepspeed
 import torch
 from peft.utils.integrations import dequantize_module_weight
 
-from rlhf_ray.models.heads import base_of
+from rlhf_ray.models.decoder import base_of
 
 
 @dataclass(frozen=True, kw_only=True)

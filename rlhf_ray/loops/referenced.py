@@ -76,7 +76,7 @@ def _read(path: Path, count: int) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        flat = np.load(path)
+        flat: np.ndarray = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         logger.warning("%s is not usable, scoring again: %s", path, error)
         return None

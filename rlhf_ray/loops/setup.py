@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.errors import ConfigError
@@ -15,8 +14,10 @@ from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 
 def setup_of(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
     """Keys and values that a checkpoint depends on."""
-    role = "policy" if isinstance(config, OnlineConfig) else config.trained_role
-    learner: LearnerConfig = getattr(config, role)
+    if isinstance(config, OnlineConfig):
+        role, learner, num_ranks = "policy", config.policy, config.placement.policy.ranks
+    else:
+        role, learner, num_ranks = config.trained_role, config.learner, config.num_ranks
     setup: dict[str, Any] = {
         "seed": config.seed,
         "data.path": config.data.path,
@@ -24,7 +25,7 @@ def setup_of(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
         f"{role}.model.path": learner.model.path,
         f"{role}.model.lora.rank": learner.model.lora.rank,
         f"{role}.zero.stage": learner.zero.stage,
-        f"placement.{role}.ranks": getattr(config.placement, role).ranks,
+        f"placement.{role}.ranks": num_ranks,
     }
     if isinstance(config, OnlineConfig) and config.uses_value:
         setup["value.zero.stage"] = config.value.zero.stage

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf_ray.algorithms.calibration import calibration
+from rlhf_ray.algorithms.calibration import calibration, pair_confidences
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.types import IntArray, LabelledAnswer, Ranking, SftExample
 
@@ -64,23 +65,18 @@ def labelled_table(
 
 def calibration_table(step: int, outcomes_B: Sequence[tuple[float, ...]]) -> Table:
     """The reliability curve over all pairs: how sure the model was, and how often it was right."""
-    gaps = np.asarray(
-        [
-            scores[better] - scores[worse]
-            for scores in outcomes_B
-            for better in range(len(scores))
-            for worse in range(better + 1, len(scores))
-        ]
-    )
-    said = 1.0 / (1.0 + np.exp(-np.abs(gaps)))
+    gaps = [
+        better - worse
+        for scores in outcomes_B
+        for better, worse in itertools.combinations(scores, 2)
+    ]
     return Table(
         step=step,
         name="calibration",
         columns=("said", "was right", "pairs"),
         rows=[
             (bin_.confidence, bin_.accuracy, bin_.count)
-            for bin_ in calibration(said, gaps > 0, num_bins=10)
-            if bin_.count
+            for bin_ in calibration(*pair_confidences(gaps), num_bins=20)
         ],
     )
 
@@ -107,12 +103,12 @@ def continuation_table(
     )
 
 
-def prompts_of(examples: Sequence[SftExample]) -> list[IntArray]:
+def prompts_of(examples: Sequence[SftExample]) -> list[list[int]]:
     """What stands before the first trained token; of a text that is trained whole, its first half.
 
     A prompt has at least one token, because a model continues something.
     """
-    return [example.token_ids_T[: _prompt_len(example)] for example in examples]
+    return [example.token_ids_T[: _prompt_len(example)].tolist() for example in examples]
 
 
 def _prompt_len(example: SftExample) -> int:

@@ -32,26 +32,90 @@ class Packing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenBatch:
-    """One forward pass.
+class Layout:
+    """Sequences as one forward pass takes them.
 
     Attributes:
         input_ids: int64, [1, N] packed or [B, Tmax] padded.
         position_ids: int64, the same shape, counted from 0 in each sequence.
         packing: Of the packed layout; None for the padded one.
+        starts_B: int64 [B], flat position of each sequence's first token.
+        lens_B: int64 [B], tokens of each sequence.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    packing: Packing | None
+    starts_B: torch.Tensor
+    lens_B: torch.Tensor
+
+    @property
+    def last_B(self) -> torch.Tensor:
+        """Flat position of each sequence's last token."""
+        return self.starts_B + self.lens_B - 1
+
+    @property
+    def attention_mask(self) -> torch.Tensor:
+        """int64, the shape of `input_ids`: 1 for a token, 0 for padding."""
+        if self.packing is not None:
+            return torch.ones_like(self.input_ids)
+        offsets = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        return (offsets[None, :] < self.lens_B[:, None]).long()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch(Layout):
+    """One forward pass, and which of its tokens are scored.
+
+    Attributes:
         predict: int64 [T], flat positions whose next token is scored.
         targets_T: int64 [T], those next tokens.
         segments_T: int64 [T], which sequence of the batch each belongs to.
         num_sequences: B.
     """
 
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    packing: Packing | None
     predict: torch.Tensor
     targets_T: torch.Tensor
     segments_T: torch.Tensor
     num_sequences: int
+
+
+def lay_out(
+    sequences_B: Sequence[npt.NDArray[np.int32]],
+    *,
+    padded: bool,
+    device: torch.device,
+    pad_id: int = 0,
+) -> Layout:
+    """Lay out sequences for one forward pass.
+
+    Args:
+        sequences_B: Token ids of each sequence; none at all makes one sequence of one token, so
+            that a rank without work can still join collectives.
+        padded: Rectangle instead of end to end.
+        device: Of the tensors.
+        pad_id: Stands on the right of the shorter ones in a rectangle.
+    """
+    sequences_B = sequences_B or [np.zeros(1, dtype=np.int32)]
+    lens_B = np.asarray([len(sequence) for sequence in sequences_B])
+    if padded:
+        max_len = int(lens_B.max())
+        input_ids = np.full((len(lens_B), max_len), pad_id, dtype=np.int64)
+        for row, sequence in enumerate(sequences_B):
+            input_ids[row, : len(sequence)] = sequence
+        position_ids = np.tile(np.arange(max_len), (len(lens_B), 1))
+        starts_B = np.arange(len(lens_B)) * max_len
+    else:
+        input_ids = np.concatenate(sequences_B).astype(np.int64)[None]
+        position_ids = np.concatenate([np.arange(n) for n in lens_B])[None]
+        starts_B = np.cumsum(lens_B) - lens_B
+    return Layout(
+        input_ids=_tensor(input_ids, device),
+        position_ids=_tensor(position_ids, device),
+        packing=None if padded else _packing(lens_B, device),
+        starts_B=_tensor(starts_B, device),
+        lens_B=_tensor(lens_B, device),
+    )
 
 
 def build_batch(
@@ -61,7 +125,7 @@ def build_batch(
     padded: bool,
     device: torch.device,
 ) -> TokenBatch:
-    """Lay out sequences for one forward pass.
+    """Lay out sequences for one forward pass that scores tokens.
 
     Args:
         sequences_B: Token ids of each sequence.
@@ -71,37 +135,25 @@ def build_batch(
 
     Returns:
         The batch; scored tokens come in the order of sequences. No sequence at all makes a batch of
-        one token that scores nothing, so that a rank without work can still join collectives.
+        one token that scores nothing.
     """
-    if not sequences_B:
-        sequences_B, scored_B = [np.zeros(1, dtype=np.int32)], [np.zeros(0, dtype=np.int64)]
-    lens_B = np.asarray([len(sequence) for sequence in sequences_B])
-    max_len = int(lens_B.max())
-    if padded:
-        input_ids = np.zeros((len(lens_B), max_len), dtype=np.int64)
-        for row, sequence in enumerate(sequences_B):
-            input_ids[row, : len(sequence)] = sequence
-        position_ids = np.broadcast_to(np.arange(max_len), input_ids.shape)
-        starts_B = np.arange(len(lens_B)) * max_len
-    else:
-        input_ids = np.concatenate(sequences_B).astype(np.int64)[None]
-        position_ids = np.concatenate([np.arange(n) for n in lens_B])[None]
-        starts_B = np.cumsum(lens_B) - lens_B
-
-    def tensor(array: npt.NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
-
-    pairs = list(zip(starts_B, scored_B, strict=True))
+    layout = lay_out(sequences_B, padded=padded, device=device)
+    nothing = np.zeros(0, dtype=np.int64)
     targets = [sequence[scored] for sequence, scored in zip(sequences_B, scored_B, strict=True)]
+    num_scored_B = np.array([len(scored) for scored in scored_B], dtype=np.int64)
+    segments_T = _tensor(np.repeat(np.arange(len(scored_B)), num_scored_B), device)
+    scored_T = _tensor(np.concatenate([nothing, *scored_B]), device)
     return TokenBatch(
-        input_ids=tensor(input_ids),
-        position_ids=tensor(position_ids),
-        packing=None if padded else _packing(lens_B, device),
-        predict=tensor(np.concatenate([start + scored - 1 for start, scored in pairs])),
-        targets_T=tensor(np.concatenate(targets)),
-        segments_T=tensor(np.repeat(np.arange(len(lens_B)), [len(s) for s in scored_B])),
-        num_sequences=len(lens_B),
+        **vars(layout),
+        predict=layout.starts_B[segments_T] + scored_T - 1,
+        targets_T=_tensor(np.concatenate([nothing, *targets]), device),
+        segments_T=segments_T,
+        num_sequences=len(layout.lens_B),
     )
+
+
+def _tensor(array: npt.NDArray[np.integer], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
 
 
 def _packing(lens_B: npt.NDArray[np.int64], device: torch.device) -> Packing:

@@ -5,14 +5,16 @@ Both take a `TokenBatch` and speak of its scored tokens only; neither ever holds
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf_ray.algorithms.logprobs import token_logprobs
+from rlhf_ray.algorithms.logprobs import TokenScores, token_logprobs
 from rlhf_ray.models.batch import TokenBatch
+from rlhf_ray.models.decoder import base_of, decode
 
 
 class TokenScorer(nn.Module):
@@ -23,6 +25,7 @@ class TokenScorer(nn.Module):
         temperature: Divides the logits.
         chunk_tokens: Logits exist for at most this many tokens at a time.
         entropy_gradient: Whether the entropy is trained on; without, it costs no graph.
+        with_router_loss: Whether to give the load-balancing loss of a model with experts.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class TokenScorer(nn.Module):
         temperature: float,
         chunk_tokens: int,
         entropy_gradient: bool = False,
+        with_router_loss: bool = False,
     ) -> None:
         """Wrap `lm`."""
         super().__init__()
@@ -39,47 +43,49 @@ class TokenScorer(nn.Module):
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
         self.entropy_gradient = entropy_gradient
+        self.with_router_loss = with_router_loss
 
     def forward(
         self,
         batch: TokenBatch,
         *,
         with_entropy: bool = False,
+        with_top: bool = False,
         num_chunks: int | None = None,
         temperature: float | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> TokenScores:
         """Score.
 
         Args:
             batch: What to score.
             with_entropy: Also the entropy (nats) of the distribution each token was drawn from.
+            with_top: Also the likeliest token in each place.
             num_chunks: Of the vocabulary product; ranks that work in step must agree on it.
             temperature: In place of the model's own.
-
-        Returns:
-            float32 [T] log-probabilities, and entropies or None.
         """
         base = base_of(self.lm)
         scale = _logit_scale(base.config)
         head = base.get_output_embeddings()
-        return token_logprobs(
-            hidden_states(base, batch),
+        decoded = decode(base.base_model, batch, with_router_loss=self.with_router_loss)
+        scores = token_logprobs(
+            decoded.hidden_ND[batch.predict],
             head if scale == 1.0 else lambda hidden_tD: head(hidden_tD) * scale,
             batch.targets_T,
             temperature=self.temperature if temperature is None else temperature,
             chunk_tokens=self.chunk_tokens,
             with_entropy=with_entropy,
             entropy_gradient=self.entropy_gradient,
+            with_top=with_top,
             softcap=getattr(base.config, "final_logit_softcapping", None),
             num_chunks=num_chunks,
         )
+        return replace(scores, router_loss=decoded.router_loss)
 
 
 class ValueModel(nn.Module):
     """A decoder with a scalar head: the expected return before each scored token.
 
-    The head starts near zero, with standard deviation 1 / (D + 1) (Stiennon et al. 2020,
-    https://arxiv.org/abs/2009.01325, appendix B.1), so that first estimates are small.
+    The head is new, or that of the reward model whose decoder is taken.
     """
 
     def __init__(self, lm: PreTrainedModel, *, seed: int) -> None:
@@ -87,48 +93,30 @@ class ValueModel(nn.Module):
         super().__init__()
         base = base_of(lm)
         self.decoder = base.base_model
-        size = base.config.get_text_config().hidden_size
-        generator = torch.Generator().manual_seed(seed)
-        reference = next(p for p in self.decoder.parameters() if p.requires_grad)
-        self.value_head = nn.Linear(size, 1, dtype=reference.dtype, device=reference.device)
-        weight = torch.randn(1, size, generator=generator) / (size + 1)
-        with torch.no_grad():
-            self.value_head.weight.copy_(weight)
-            self.value_head.bias.zero_()
+        trained = next(p for p in self.decoder.parameters() if p.requires_grad)
+        self.value_head = getattr(base, "score", None) or new_head(
+            base.config.get_text_config().hidden_size, like=trained, bias=True, seed=seed
+        )
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Values, float32 [T]."""
-        hidden_TD = _decode(self.decoder, batch)
+        hidden_TD = decode(self.decoder, batch).hidden_ND[batch.predict]
         values: torch.Tensor = self.value_head(hidden_TD.to(self.value_head.weight.dtype))
         return values.squeeze(-1).float()
 
 
-def base_of(lm: Any) -> Any:
-    """The transformers model itself, whether or not adapters are wrapped around it."""
-    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+def new_head(size: int, *, like: torch.Tensor, bias: bool, seed: int) -> nn.Linear:
+    """A scalar head whose first estimates are small: standard deviation 1 / (D + 1).
 
-
-def hidden_states(lm: PreTrainedModel, batch: TokenBatch) -> torch.Tensor:
-    """Final hidden states at the positions that predict the scored tokens: [T, D]."""
-    return _decode(lm.base_model, batch)
-
-
-def _decode(decoder: nn.Module, batch: TokenBatch) -> torch.Tensor:
-    packing = batch.packing
-    layout: dict[str, Any] = {}
-    if packing is not None:
-        layout = {
-            "packing": packing,
-            "cu_seq_lens_q": packing.cu_lens,
-            "cu_seq_lens_k": packing.cu_lens,
-            "max_length_q": packing.max_len,
-            "max_length_k": packing.max_len,
-        }
-    output = decoder(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout
-    )
-    hidden: torch.Tensor = output.last_hidden_state
-    return hidden.flatten(0, 1)[batch.predict]
+    Source: Stiennon et al. 2020, https://arxiv.org/abs/2009.01325, appendix B.1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    head = nn.Linear(size, 1, bias=bias, dtype=like.dtype, device=like.device)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(1, size, generator=generator) / (size + 1))
+        if bias:
+            head.bias.zero_()
+    return head
 
 
 def _logit_scale(config: Any) -> float:

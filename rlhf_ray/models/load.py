@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models import attention
-from rlhf_ray.models.memory import pretrained
-
-logger = logging.getLogger(__name__)
+from rlhf_ray.models import attention, memory
 
 
 def resolve_dtype(
@@ -56,32 +54,84 @@ def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedMo
             are spread over ranks while they load.
 
     Raises:
-        ConfigError: Unreadable model, or bitsandbytes missing for a quantized one.
+        ConfigError: Unreadable model, weights that it lacks, or bitsandbytes missing for a
+            quantized one.
+    """
+    loaded = load_pretrained(
+        AutoModelForCausalLM,
+        "causal language model",
+        config,
+        device=device,
+        attn_implementation=resolve_attention(config, device),
+    )
+    if loaded.missing:
+        raise ConfigError(
+            f"{config.path!r} is no causal language model: it lacks the weights "
+            f"{', '.join(sorted(loaded.missing))}"
+        )
+    if config.lora.rank:
+        return with_adapter(loaded.model, config)
+    return loaded.model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model, and the names of its weights that were not there: they are random."""
+
+    model: PreTrainedModel
+    missing: frozenset[str]
+
+
+def load_pretrained(
+    kind: Any,
+    what: str,
+    config: ModelConfig,
+    *,
+    device: torch.device,
+    overrides: Mapping[str, Any] | None = None,
+    **keywords: Any,
+) -> Loaded:
+    """A model of any kind, from memory where it is held there, else from its folder or hub name.
+
+    Args:
+        kind: One of transformers' auto classes.
+        what: The kind in words, for errors.
+        config: Where from and how; adapters are not put on here.
+        device: As in `load_causal_lm`.
+        overrides: Laid over the model's own configuration.
+        keywords: Of `from_pretrained`.
+
+    Raises:
+        ConfigError: Unreadable, or held weights of another model.
     """
     attention.register()
-    keywords: dict[str, Any] = {
-        "revision": config.revision,
-        "dtype": resolve_dtype(config.dtype, device),
-        "attn_implementation": resolve_attention(config, device),
-        "trust_remote_code": config.trust_remote_code,
-    }
+    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    keywords |= {"dtype": resolve_dtype(config.dtype, device), **hub}
     if config.quantization != "none":
         _check_quantization(config, device)
         keywords["quantization_config"] = _quantization(config, keywords["dtype"])
         keywords["device_map"] = {"": device}
+    held = memory.weights_of(config.path)
+    source = config.path if held is None else None
+    if held is not None:
+        keywords["state_dict"] = dict(held)
     try:
-        model = pretrained(AutoModelForCausalLM, config.path, **keywords)
-    except (OSError, ValueError, SafetensorError) as error:
+        keywords["config"] = AutoConfig.from_pretrained(config.path, **hub, **(overrides or {}))
+        model, report = kind.from_pretrained(source, output_loading_info=True, **keywords)
+    # A RuntimeError is a weight of another shape than the configuration's.
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"cannot load a {what} from {config.path!r}: {error}") from error
+    below = f"{model.base_model_prefix}."
+    strangers = [name for name in report["unexpected_keys"] if name.startswith(below)]
+    if held is not None and strangers:
         raise ConfigError(
-            f"cannot load a causal language model from {config.path!r}: {error}"
-        ) from error
+            f"the weights held for {config.path!r} are another model's: {', '.join(strangers)}"
+        )
     if config.quantization == "none":
         model = model.to(device)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.lora.rank:
-        model = _with_adapter(model, config)
-    return model
+    return Loaded(model=model, missing=frozenset(report["missing_keys"]))
 
 
 def without_dropout(model: torch.nn.Module) -> None:
@@ -96,7 +146,10 @@ def without_dropout(model: torch.nn.Module) -> None:
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
-def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+def with_adapter(
+    model: PreTrainedModel, config: ModelConfig, *, head_names: Collection[str] = ()
+) -> PreTrainedModel:
+    """Put low-rank adapters on the model; heads, its children by name, are trained in full."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model, prepare_model_for_kbit_training
 
@@ -107,16 +160,20 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
     elif config.gradient_checkpointing:
         model.enable_input_require_grads()
     lora = config.lora
-    return get_peft_model(
+    adapted = get_peft_model(
         model,
         PeftLoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=None if head_names else "CAUSAL_LM",
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=lora.target_modules,
+            exclude_modules=rf"({'|'.join(head_names)})(\..*)?" if head_names else None,
         ),
     )
+    for name in head_names:
+        model.get_submodule(name).requires_grad_(True)
+    return adapted
 
 
 def _check_quantization(config: ModelConfig, device: torch.device) -> None:

@@ -1,114 +1,113 @@
-"""A reward model: any sequence classifier, decoder or encoder, with its own tokenizer."""
+"""A reward model: any sequence classifier, decoder or encoder, in training and in scoring alike."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
 
-from rlhf_ray.config.online import RewardModelConfig
-from rlhf_ray.data.tokenizer import load_tokenizer
-from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.load import resolve_dtype
-from rlhf_ray.models.memory import pretrained
-from rlhf_ray.types import Rollout
+from rlhf_ray.models.batch import Layout, lay_out
+from rlhf_ray.models.classifier import heads_of, is_packable
+from rlhf_ray.models.decoder import base_of, decode, require_experts
+from rlhf_ray.types import IntArray
 
 
-class RewardModel:
-    """Scores text with one logit of a classifier.
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """One pass.
 
-    The text is written anew for the model: its own chat template where the prompt is a chat, else
-    prompt and completion as they stand. Its tokenizer may have nothing to do with the policy's.
+    Attributes:
+        scores_B: float32, one score a sequence.
+        router_loss: Load-balancing loss of the pass, where it was asked for.
+    """
+
+    scores_B: torch.Tensor
+    router_loss: torch.Tensor | None = None
+
+
+class RewardModel(nn.Module):
+    """Scores sequences by one logit of a classifier.
+
+    A decoder runs packed, and its score is read at each sequence's last token. What is no decoder
+    runs on a padded rectangle with an attention mask, through its own head.
+
+    Attributes:
+        lm: The classifier, perhaps with adapters.
+        label: Which logit is the score.
+        with_router_loss: Whether to give the load-balancing loss of a model with experts.
+        is_packable: Whether it is a decoder.
     """
 
     def __init__(
-        self, config: RewardModelConfig, *, device: torch.device, trained: Any = None
+        self,
+        lm: PreTrainedModel,
+        *,
+        label: int = 0,
+        float32_head: bool = True,
+        with_router_loss: bool = False,
     ) -> None:
-        """Load model and tokenizer.
-
-        Args:
-            config: Where from and how.
-            device: Of the model.
-            trained: The module itself, where this process has just trained it; else it is loaded.
+        """Wrap `lm`; `float32_head` computes its head in float32, whatever its dtype.
 
         Raises:
-            ConfigError: It cannot be loaded, was never trained to score, or has no logit
-                `config.label`.
+            ConfigError: A load-balancing loss of a model without experts.
         """
-        self.config, self.device = config, device
-        self.tokenizer = load_tokenizer(
-            config.tokenizer or config.path,
-            chat_template=config.chat_template,
-            trust_remote_code=config.trust_remote_code,
+        super().__init__()
+        base = base_of(lm)
+        self.lm, self.label, self.with_router_loss = lm, label, with_router_loss
+        self.is_packable = is_packable(base)
+        if with_router_loss:
+            require_experts(base.config)
+        if float32_head:
+            _compute_heads_in_float32(base)
+
+    def lay_out(
+        self, sequences_B: Sequence[IntArray], *, padded: bool, device: torch.device
+    ) -> Layout:
+        """What `forward` takes, from token ids."""
+        pad_id = base_of(self.lm).config.get_text_config().pad_token_id
+        return lay_out(
+            sequences_B,
+            padded=padded or not self.is_packable,
+            device=device,
+            pad_id=0 if pad_id is None else pad_id,
         )
-        self.tokenizer.padding_side = "right"
-        model = self._load() if trained is None else trained
-        if config.label >= model.config.num_labels:
-            raise ConfigError(
-                f"reward.model.label must be below the model's {model.config.num_labels} labels, "
-                f"got {config.label}"
+
+    def forward(self, layout: Layout) -> Rewards:
+        """Score each sequence."""
+        base = base_of(self.lm)
+        if self.is_packable:
+            decoded = decode(base.base_model, layout, with_router_loss=self.with_router_loss)
+            logits_BL = base.score(decoded.hidden_ND[layout.last_B])
+            return Rewards(
+                scores_B=logits_BL[:, self.label].float(), router_loss=decoded.router_loss
             )
-        # A decoder finds its last real token by the padding id.
-        model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.model = model.to(device).eval()
+        output = base(input_ids=layout.input_ids, attention_mask=layout.attention_mask)
+        return Rewards(scores_B=output.logits[:, self.label].float())
 
-    def _load(self) -> Any:
-        config = self.config
-        try:
-            model, loaded = pretrained(
-                AutoModelForSequenceClassification,
-                config.path,
-                dtype=resolve_dtype(config.dtype, self.device),
-                trust_remote_code=config.trust_remote_code,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ConfigError(
-                f"cannot load a reward model from {config.path!r}: {error}"
-            ) from error
-        if loaded["missing_keys"]:  # transformers makes them up at random, with a warning
-            raise ConfigError(
-                f"{config.path!r} is no reward model: it lacks the weights "
-                f"{', '.join(sorted(loaded['missing_keys']))}"
-            )
-        return model
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """One score a rollout, in order; micro-batches by the token budget, longest first."""
-        token_ids = [self._tokenize(rollout) for rollout in rollouts]
-        order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
-        scores = [0.0] * len(rollouts)
-        start = 0
-        while start < len(order):
-            longest = max(1, len(token_ids[order[start]]))
-            rows = order[start : start + max(1, self.config.max_tokens_per_micro_batch // longest)]
-            for row, score in zip(rows, self._forward([token_ids[r] for r in rows]), strict=True):
-                scores[row] = score
-            start += len(rows)
-        return scores
+class Float32Linear(nn.Module):
+    """A linear layer with the weights of another, computed in float32 whatever their dtype.
 
-    def _tokenize(self, rollout: Rollout) -> list[int]:
-        prompt, special = rollout.prompt.text, True
-        if isinstance(prompt, str):
-            text = prompt + rollout.text
-        else:
-            messages = [*prompt, {"role": "assistant", "content": rollout.text}]
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-            special = False
-        limit = self.config.max_length or None
-        token_ids: list[int] = self.tokenizer(
-            text, add_special_tokens=special, truncation=limit is not None, max_length=limit
-        )["input_ids"]
-        return token_ids
+    bfloat16 keeps 8 bits: scores of a few units would differ by steps of a hundredth.
+    """
 
-    @torch.no_grad()
-    def _forward(self, token_ids: list[list[int]]) -> list[float]:
-        padded = self.tokenizer.pad({"input_ids": token_ids}, return_tensors="pt").to(self.device)
-        logits = self.model(
-            input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]
-        ).logits
-        scores: list[float] = logits[:, self.config.label].float().tolist()
-        return scores
+    def __init__(self, linear: nn.Linear) -> None:
+        """Take over the parameters; their names stay."""
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As `nn.Linear`."""
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(hidden.float(), self.weight.float(), bias)
+
+
+def _compute_heads_in_float32(base: PreTrainedModel) -> None:
+    for head_name in heads_of(base):
+        for name, module in list(base.get_submodule(head_name).named_modules(prefix=head_name)):
+            if type(module) is nn.Linear:
+                base.set_submodule(name, Float32Linear(module))

@@ -52,7 +52,7 @@ def test_equals_the_plain_formula(
         hidden, targets = inputs()
         head = RecordingHead()
         if chunked:
-            logprobs, entropy = token_logprobs(
+            scores = token_logprobs(
                 hidden,
                 head,
                 targets,
@@ -61,6 +61,7 @@ def test_equals_the_plain_formula(
                 with_entropy=True,
                 softcap=softcap,
             )
+            logprobs, entropy = scores.logprobs_T, scores.entropy_T
             assert entropy is not None
         else:
             logprobs, entropy = plain(hidden, head, targets, temperature, softcap)
@@ -80,20 +81,31 @@ def test_the_number_of_chunks_does_not_change_a_bit_of_the_values(chunk_tokens: 
         def forward(self, rows: Tensor) -> Tensor:
             return torch.cat([head(row[None]) for row in rows])
 
-    one, _ = token_logprobs(hidden, RowwiseHead(), targets, chunk_tokens=T)
-    many, _ = token_logprobs(hidden, RowwiseHead(), targets, chunk_tokens=chunk_tokens)
+    one = token_logprobs(hidden, RowwiseHead(), targets, chunk_tokens=T).logprobs_T
+    many = token_logprobs(hidden, RowwiseHead(), targets, chunk_tokens=chunk_tokens).logprobs_T
     assert torch.equal(one, many)
 
 
 def test_no_entropy_unless_asked() -> None:
     hidden, targets = inputs()
-    assert token_logprobs(hidden, RecordingHead(), targets)[1] is None
+    scores = token_logprobs(hidden, RecordingHead(), targets)
+    assert scores.entropy_T is None and scores.top_T is None
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 100])
+def test_the_likeliest_token_is_that_of_all_logits(chunk_tokens: int) -> None:
+    hidden, targets = inputs()
+    head = RecordingHead()
+    scores = token_logprobs(hidden, head, targets, chunk_tokens=chunk_tokens, with_top=True)
+    assert scores.top_T is not None and scores.entropy_T is None
+    assert torch.equal(scores.top_T, head(hidden).argmax(-1))
 
 
 def test_softmax_of_a_bfloat16_model_is_computed_in_float32() -> None:
     hidden, targets = inputs(dtype=torch.bfloat16)
     head = RecordingHead(torch.bfloat16)
-    logprobs, entropy = token_logprobs(hidden, head, targets, chunk_tokens=4, with_entropy=True)
+    scores = token_logprobs(hidden, head, targets, chunk_tokens=4, with_entropy=True)
+    logprobs, entropy = scores.logprobs_T, scores.entropy_T
     assert logprobs.dtype == torch.float32
     assert entropy is not None and entropy.dtype == torch.float32
     expected = torch.log_softmax(head(hidden).float(), dim=-1)[torch.arange(T), targets]
@@ -105,7 +117,8 @@ def test_softmax_of_a_bfloat16_model_is_computed_in_float32() -> None:
 def test_no_tokens() -> None:
     hidden, targets = inputs(num_tokens=0)
     head = RecordingHead()
-    logprobs, entropy = token_logprobs(hidden, head, targets, with_entropy=True)
+    scores = token_logprobs(hidden, head, targets, with_entropy=True)
+    logprobs, entropy = scores.logprobs_T, scores.entropy_T
     assert logprobs.shape == (0,) and entropy is not None and entropy.shape == (0,)
     (logprobs.sum() + entropy.sum()).backward()
     assert head.weight.grad is not None and not head.weight.grad.any()
@@ -132,9 +145,8 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits_forward_and_backward() -> No
     hidden, targets = inputs(num_tokens)
     head = RecordingHead()
     with LargestTensor() as largest:
-        logprobs, entropy = token_logprobs(
-            hidden, head, targets, chunk_tokens=chunk_tokens, with_entropy=True
-        )
+        scores = token_logprobs(hidden, head, targets, chunk_tokens=chunk_tokens, with_entropy=True)
+        logprobs, entropy = scores.logprobs_T, scores.entropy_T
         assert entropy is not None
         (logprobs.sum() + entropy.sum()).backward()
     assert max(head.rows) == chunk_tokens
@@ -150,18 +162,18 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits_forward_and_backward() -> No
 def test_ranks_can_be_made_to_call_the_head_equally_often(num_tokens: int) -> None:
     hidden, targets = inputs(num_tokens)
     head = RecordingHead()
-    logprobs, _ = token_logprobs(hidden, head, targets, chunk_tokens=4, num_chunks=3)
+    logprobs = token_logprobs(hidden, head, targets, chunk_tokens=4, num_chunks=3).logprobs_T
     assert len(head.rows) == 3
     logprobs.sum().backward()
     assert len(head.rows) == 6
-    expected, _ = token_logprobs(hidden, head, targets, chunk_tokens=4)
+    expected = token_logprobs(hidden, head, targets, chunk_tokens=4).logprobs_T
     assert torch.equal(logprobs, expected)
 
 
 def test_no_graph_without_grad() -> None:
     hidden, targets = inputs()
     with torch.no_grad():
-        logprobs, _ = token_logprobs(hidden, RecordingHead(), targets, chunk_tokens=4)
+        logprobs = token_logprobs(hidden, RecordingHead(), targets, chunk_tokens=4).logprobs_T
     assert not logprobs.requires_grad
 
 

@@ -5,6 +5,7 @@ import pkgutil
 from typing import get_args
 
 import alg_oracles as oracles
+import alg_oracles_supervised as supervised_oracles
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,9 @@ ORACLES = {
     "KL estimator": set(oracles.KL),
     "off-policy correction": set(oracles.CORRECTIONS),
     "advantage estimator": set(oracles.ADVANTAGES),
+    "pair loss": set(supervised_oracles.PAIRS),
+    "reward loss": set(supervised_oracles.REWARDS),
+    "SFT loss": set(supervised_oracles.SFT),
 }
 
 

@@ -363,9 +363,10 @@ def test_logprobs_and_entropy(temperature: float) -> None:
     torch.manual_seed(0)
     hidden, targets = torch.randn(9, 6), torch.randint(0, 50, (9,))
     head = torch.nn.Linear(6, 50)
-    logprobs, entropy = token_logprobs(
+    scores = token_logprobs(
         hidden, head, targets, temperature=temperature, chunk_tokens=4, with_entropy=True
     )
+    logprobs, entropy = scores.logprobs_T, scores.entropy_T
     logits = head(hidden)
     theirs = selective_log_softmax(logits[None], targets[None], temperature=temperature)[0]
     torch.testing.assert_close(logprobs, theirs)

@@ -71,7 +71,8 @@ def test_scores_are_those_of_plain_transformers(family, sequences, padded, tempe
     scorer = TokenScorer(load(family), temperature=temperature, chunk_tokens=7)
     batch = build_batch(sequences, scored_from(sequences), padded=padded, device=CPU)
     with torch.no_grad():
-        logprobs_T, entropy_T = scorer(batch, with_entropy=True)
+        scores = scorer(batch, with_entropy=True)
+        logprobs_T, entropy_T = scores.logprobs_T, scores.entropy_T
     wanted_logprobs_T, wanted_entropy_T = plain(family, sequences, temperature)
     torch.testing.assert_close(logprobs_T.double(), wanted_logprobs_T, atol=1e-5, rtol=0)
     torch.testing.assert_close(entropy_T.double(), wanted_entropy_T, atol=1e-5, rtol=0)
@@ -83,7 +84,8 @@ def test_only_the_tokens_that_are_asked_for_are_scored(make_model, sequences, pa
     scorer = TokenScorer(load(folder), temperature=1.0, chunk_tokens=4096)
     batch = build_batch(sequences, scored_from(sequences, first=6), padded=padded, device=CPU)
     with torch.no_grad():
-        logprobs_T, entropy_T = scorer(batch)
+        scores = scorer(batch)
+        logprobs_T, entropy_T = scores.logprobs_T, scores.entropy_T
     wanted_T, _ = plain(folder, sequences)
     rows = torch.split(wanted_T, [n - 1 for n in LENGTHS])
     torch.testing.assert_close(
@@ -96,7 +98,7 @@ def test_only_the_tokens_that_are_asked_for_are_scored(make_model, sequences, pa
 def test_a_batch_without_sequences_scores_nothing_and_still_has_a_gradient(make_model):
     scorer = TokenScorer(load(make_model("llama")), temperature=1.0, chunk_tokens=4)
     batch = build_batch([], [], padded=False, device=CPU)
-    logprobs_T, _ = scorer(batch, num_chunks=3)
+    logprobs_T = scorer(batch, num_chunks=3).logprobs_T
     assert logprobs_T.shape == (0,)
     logprobs_T.sum().backward()
     assert all(torch.all(p.grad == 0) for p in scorer.parameters())
@@ -112,7 +114,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_model, sequences, padde
         assert lm.is_gradient_checkpointing is checkpointing
         scorer = TokenScorer(lm, temperature=1.0, chunk_tokens=16)
         batch = build_batch(sequences, scored_from(sequences), padded=padded, device=CPU)
-        logprobs_T, _ = scorer(batch)
+        logprobs_T = scorer(batch).logprobs_T
         logprobs_T.mean().backward()
         gradients.append({name: p.grad for name, p in scorer.named_parameters()})
     for name, gradient in gradients[0].items():

@@ -1,0 +1,106 @@
+"""Scores of rollouts by a reward model that has a tokenizer of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.online import RewardModelConfig
+from rlhf_ray.data.answers import answer_tokens
+from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.classifier import load_classifier
+from rlhf_ray.models.reward import RewardModel
+from rlhf_ray.models.reward_statistics import RewardStatistics, read_statistics
+from rlhf_ray.types import IntArray, Rollout
+
+
+class RewardScorer:
+    """Writes each rollout anew in the reward model's own tokens, as in its training, and scores it.
+
+    Attributes:
+        model: What scores.
+        statistics: By which scores are centred and scaled; mean 0 and spread 1 for not at all.
+    """
+
+    def __init__(
+        self, config: RewardModelConfig, *, device: torch.device, model: RewardModel | None = None
+    ) -> None:
+        """Load model and tokenizer.
+
+        Args:
+            config: Where from.
+            device: Where the model goes.
+            model: The model of `config.path`, where this process holds it already.
+
+        Raises:
+            ConfigError: It cannot be loaded, was never trained to score, has no logit
+                `config.label`, or no statistics to normalize by.
+        """
+        self.config, self.device = config, device
+        self.tokenizer = load_tokenizer(
+            config.tokenizer or config.path,
+            chat_template=config.chat_template,
+            trust_remote_code=config.trust_remote_code,
+        )
+        self.statistics = _statistics(config)
+        self.model = model or _load(config, device)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """One score a rollout, in order; micro-batches by the token budget, longest first."""
+        token_ids = [self._tokenize(rollout) for rollout in rollouts]
+        order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
+        scores = [0.0] * len(rollouts)
+        start = 0
+        while start < len(order):
+            longest = max(1, len(token_ids[order[start]]))
+            rows = order[start : start + max(1, self.config.max_tokens_per_micro_batch // longest)]
+            for row, score in zip(rows, self._forward([token_ids[r] for r in rows]), strict=True):
+                scores[row] = (score - self.statistics.mean) / self.statistics.std
+            start += len(rows)
+        return scores
+
+    def _tokenize(self, rollout: Rollout) -> IntArray:
+        prompt_ids, answer_ids = answer_tokens(rollout.prompt.text, rollout.text, self.tokenizer)
+        token_ids = [*prompt_ids, *answer_ids]
+        return np.array(token_ids[: self.config.max_length or None], dtype=np.int32)
+
+    def _forward(self, token_ids: list[IntArray]) -> list[float]:
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            layout = self.model.lay_out(token_ids, padded=False, device=self.device)
+            scores: list[float] = self.model(layout).scores_B.tolist()
+        self.model.train(was_training)
+        return scores
+
+
+def _load(config: RewardModelConfig, device: torch.device) -> RewardModel:
+    model = ModelConfig(
+        path=config.path, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
+    lm = load_classifier(model, device=device)
+    if config.label >= lm.config.num_labels:
+        raise ConfigError(
+            f"reward.model.label must be below the model's {lm.config.num_labels} labels, "
+            f"got {config.label}"
+        )
+    return RewardModel(lm, label=config.label)
+
+
+def _statistics(config: RewardModelConfig) -> RewardStatistics:
+    if config.normalize == "none":
+        return RewardStatistics(mean=0.0, std=1.0)
+    stored = read_statistics(Path(config.path))
+    if config.normalize == "center":
+        return RewardStatistics(mean=stored.mean, std=1.0)
+    if not stored.std > 0.0:
+        raise ConfigError(
+            f"reward.model.normalize standardize needs a spread above 0, {config.path} has "
+            f"{stored.std}: set center"
+        )
+    return stored
