@@ -12,6 +12,7 @@ from actors.pool import Pool
 from launch.cluster import connect, disconnect
 from launch.online_roles import roles_of, start_roles
 from launch.run_folder import run_folder
+from launch.run_log import run_log
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.job import OnlineData, load_online_data
 

@@ -216,9 +216,7 @@ def meaning_of(name: str) -> Meaning:
 
 
 def prometheus_name(name: str) -> str:
-    """A metric's name in Prometheus, where slashes are not allowed: `policy/kl_ref` is
-    `rlhf_policy_kl_ref`.
-    """
+    """`policy/kl_ref` is `rlhf_policy_kl_ref` there: Prometheus allows no slashes."""
     return "rlhf_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)
 
 
