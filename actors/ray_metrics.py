@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
+
 from ray.util.metrics import Gauge
 
 from rlhf_ray.metrics.log import Record, Table
 from rlhf_ray.metrics.names import meaning_of, prometheus_name
 
-LABELS = ("run", "job")
+# `kind`, because Prometheus itself gives every series a `job`, that of its scrape.
+LABELS = ("run", "kind")
+# An agent forgets a gauge that was not set for two of Ray's report intervals, 20 s by default; a
+# step may take minutes.
+REFRESH_S = 5.0
 
 
 class RaySink:
-    """One gauge a metric, labelled with the run's folder and the job.
+    """One gauge a metric, labelled with the run's folder and the kind of job.
 
-    Ray exports them from the driver's node every few seconds for as long as the driver lives, with
-    `ray_` in front of the name.
+    The agent of the driver's node shows them from the first step to the end of the run, with `ray_`
+    in front of the name.
     """
 
     def __init__(self, *, run: str, job: str) -> None:
         """No gauge yet: they come with the first value."""
         self._labels = dict(zip(LABELS, (run, job), strict=True))
-        self._gauges: dict[str, Gauge] = {}
-        self._step = _gauge("step", "the last step that was logged")
+        self._gauges = {"step": _gauge("step", "the last step that was logged")}
+        self._values: Mapping[str, float] = {}
+        self._closed = threading.Event()
+        self._refresher = threading.Thread(target=self._refresh, name="ray-metrics", daemon=True)
+        self._refresher.start()
 
     def log(self, record: Record) -> None:
-        """Set every gauge."""
-        self._step.set(record.step, tags=self._labels)
-        for name, value in record.metrics.items():
-            if name not in self._gauges:
-                self._gauges[name] = _gauge(name, str(meaning_of(name)))
-            self._gauges[name].set(value, tags=self._labels)
+        """Set every gauge; one that this step does not have keeps its value."""
+        for name in record.metrics.keys() - self._gauges.keys():
+            self._gauges[name] = _gauge(name, str(meaning_of(name)))
+        self._values = {**self._values, **record.metrics, "step": float(record.step)}
+        self._set()
 
     def table(self, table: Table) -> None:
         """Prometheus keeps numbers only."""
 
     def close(self, *, failed: bool) -> None:
-        """Nothing is held back."""
+        """Let the gauges fade."""
+        self._closed.set()
+        self._refresher.join(timeout=REFRESH_S)
+
+    def _refresh(self) -> None:
+        while not self._closed.wait(REFRESH_S):
+            self._set()
+
+    def _set(self) -> None:
+        for name, value in self._values.items():
+            self._gauges[name].set(value, tags=self._labels)
 
 
 def _gauge(name: str, description: str) -> Gauge:
