@@ -16,6 +16,7 @@ import ray
 from actors.bucket import Bucket
 from actors.engine import EngineSpec, engine_arguments
 from actors.engine_load import EngineLoad
+from actors.engine_metrics import engine_stat_logger
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
@@ -56,12 +57,11 @@ class RolloutReplica:
         from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
         try:
             arguments = AsyncEngineArgs(**engine_arguments(self.spec))
             self.engine = AsyncLLM.from_engine_args(
-                arguments, stat_loggers=[lambda *_: self.load, RayPrometheusStatLogger]
+                arguments, stat_loggers=[lambda *_: self.load, engine_stat_logger()]
             )
         except Exception as error:
             # vLLM's message says "see root cause above", in a log that the driver does not show.
@@ -80,7 +80,7 @@ class RolloutReplica:
             "alive": engine is not None and not engine.errored,
         }
 
-    @ray.method(concurrency_group="control")
+    # Not in the control group: the engine only answers on the event loop that it was started on.
     async def usage(self) -> Mapping[str, float]:
         """The engine's load since the last time, and its largest worker's memory so far."""
         async with asyncio.timeout(self.spec.timeout_s):
