@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,7 @@ class Pool:
         self.state.hosted[role] = Hosted(path=folder, since_s=time.time())
         self._remember()
 
-    async def want(self, folders: Collection[str]) -> None:
+    async def want(self, folders: Iterable[str]) -> None:
         """Keep results that are written to these folders in memory, and free all others."""
         self.wanted = frozenset(folders)
         await self._forget([path for path in self.state.models if path not in self.wanted])

@@ -6,6 +6,12 @@ import time
 from typing import Any
 
 import ray
+from ray._raylet import PlacementGroupID
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from actors.deadline import get
 from actors.lease import Holder, Lease
@@ -101,6 +107,12 @@ class PoolRecord:
         holder: Holder | None = self._call("holder", running_jobs())
         return holder
 
+    def actor_infos(self, role: str) -> list[dict[str, Any]]:
+        """What the cluster's own table says of a role's actors, whether they answer or not."""
+        from ray._private.state import actors
+
+        return [actors(actor._actor_id.hex()) for actor in self.state.sets[role].actors]
+
     def end(self) -> None:
         """End the record."""
         ray.kill(self._keeper)
@@ -113,6 +125,21 @@ class PoolRecord:
             operation=method,
         )
         return value
+
+
+def end_strangers(record: PoolRecord) -> None:
+    """End actors of the pool that it does not know: a job died before it could say so."""
+    known = {name for actors in record.state.sets.values() for name in actors.names} | {RECORD}
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        if entry["namespace"] == record.namespace and entry["name"] not in known:
+            ray.kill(ray.get_actor(entry["name"], namespace=record.namespace))
+
+
+def release_groups(record: PoolRecord) -> None:
+    """Remove the pool's placement groups, also those that it does not know."""
+    for group_id, group in placement_group_table().items():
+        if group["name"].startswith(f"{record.pool}:") and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
 
 
 def running_jobs() -> list[str]:

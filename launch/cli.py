@@ -13,27 +13,16 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from rlhf_ray.config.base import JobConfig
 from rlhf_ray.config.help import help_text, summary_of
+from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
-from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.preflight import preflight
-from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.errors import ConfigError, RlhfRayError
-
-JOBS: Mapping[str, type[JobConfig]] = {
-    "sft": SftConfig,
-    "rm": RmConfig,
-    "dpo": DpoConfig,
-    "ppo": PpoConfig,
-    "grpo": GrpoConfig,
-    "sample": SampleConfig,
-}
 
 EXIT_RUN, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 

@@ -53,7 +53,6 @@ async def _train_all() -> Mapping[str, tuple[float, float]]:
     from actors.pool import Pool
     from launch import sft
     from launch.cluster import connect, disconnect
-    from launch.online_roles import roles_of
     from launch.run_folder import run_folder
     from rlhf_ray.data.job import load_sft_data
 
@@ -63,7 +62,7 @@ async def _train_all() -> Mapping[str, tuple[float, float]]:
         _config(PpoConfig, "ppo"),
     )
     # PPO has all five roles: what is room enough for it is so for the others.
-    connect(ppo.ray, roles_of(ppo))
+    connect(ppo.ray, ppo.groups)
     pool = Pool("demo", ppo.timeouts)
     try:
         with run_folder(start):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import TypeVar
 
 from actors.pool import Pool
 from launch.cluster import connect, disconnect
+from launch.open_pool import open_pool
 from launch.run_folder import run_folder
 from rlhf_ray.config.base import GroupConfig, JobConfig
 
@@ -43,8 +43,5 @@ def run_job(
 async def _run(
     config: AnyJob, data: Data, train: Callable[[AnyJob, Data, Pool], Awaitable[None]]
 ) -> None:
-    pool = Pool(Path(config.run_dir).name, config.timeouts)
-    try:
+    async with open_pool(config) as pool:
         await train(config, data, pool)
-    finally:
-        await pool.close()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from functools import partial
-from pathlib import Path
 
 from actors.pool import Pool
-from launch.cluster import connect, disconnect
-from launch.online_roles import roles_of, start_roles
-from launch.run_folder import run_folder
+from launch.job import run_job
+from launch.online_roles import start_roles
 from launch.run_log import run_log
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.job import OnlineData, load_online_data
@@ -20,23 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: OnlineConfig, job: str) -> int:
-    """Run one job on a pool of its own; returns the exit status."""
-    with run_folder(config):
-        data = load_online_data(config)
-        connect(config.ray, roles_of(config))
-        try:
-            asyncio.run(_run(config, data, job))
-        finally:
-            disconnect()
-    return 0
-
-
-async def _run(config: OnlineConfig, data: OnlineData, job: str) -> None:
-    pool = Pool(Path(config.run_dir).name, config.timeouts)
-    try:
-        await train(config, data, pool, job)
-    finally:
-        await pool.close()
+    """Run one job on a pool of its own or a standing one; returns the exit status."""
+    return run_job(config, config.groups, load_online_data, partial(train, job=job))
 
 
 async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) -> None:
@@ -53,7 +35,7 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
     checkpoint = checkpoint_to_resume(config)
     started_s = time.monotonic()
     logger.info(
-        "starting %s (about a minute where they are not running yet)", ", ".join(roles_of(config))
+        "starting %s (about a minute where they are not running yet)", ", ".join(config.groups)
     )
     roles = await start_roles(config, data, pool)
     logger.info("all roles are ready after %.0f s", time.monotonic() - started_s)
@@ -67,7 +49,7 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
             log,
             num_policy_ranks=config.placement.policy.ranks,
             num_value_ranks=config.placement.value.ranks,
-            usage=partial(pool.usage, roles_of(config)),
+            usage=partial(pool.usage, config.groups),
         )
         await loop.run(checkpoint)
     await pool.finish(config, "policy", data.tokenizer_path)

@@ -18,31 +18,17 @@ from actors.reward import RewardGroup
 from actors.sync_spec import SyncSpec, backend_of
 from actors.value import ValueGroup
 from launch.actor_start import start_actors
-from rlhf_ray.config.base import GroupConfig, LearnerConfig, ModelConfig
+from rlhf_ray.config.base import LearnerConfig, ModelConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.job import OnlineData
 from rlhf_ray.models.identity import engine_identity
+from rlhf_ray.models.limits import context_length
 from rlhf_ray.roles import Roles
 from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, RewardSpec, ValueSpec
 
 # Largest gap of engine and trainer on a probe token that is let pass, in nats. bfloat16 keeps 8
 # bits of each activation, and kernels round in another order.
 MAX_GAP_FLOAT32, MAX_GAP_BFLOAT16 = 1e-3, 0.5
-
-
-def roles_of(config: OnlineConfig) -> dict[str, GroupConfig]:
-    """The groups that the job uses, by role."""
-    placement = config.placement
-    roles = {
-        "policy": placement.policy,
-        "rollout": placement.rollout,
-        "reward": placement.reward,
-    }
-    if config.uses_reference:
-        roles["reference"] = placement.reference
-    if config.uses_value:
-        roles["value"] = placement.value
-    return roles
 
 
 async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Roles:
@@ -53,7 +39,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         RunError: An actor died or missed its deadline.
     """
     engine = engine_spec(config, context_tokens=data.context_tokens)
-    actors = await start_actors(pool, roles_of(config), engine=engine)
+    actors = await start_actors(pool, config.groups, engine=engine)
     policy = PolicyGroup(actors["policy"], config.policy, config.timeouts)
     reward = RewardGroup(actors["reward"], config.reward, config.timeouts)
     reference = value = None
@@ -182,6 +168,15 @@ def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:
     )
 
 
+def engine_ahead(config: OnlineConfig) -> EngineSpec:
+    """The same before the job's data are read."""
+    model = config.policy.model
+    context = config.rollout.max_model_len or context_length(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    return engine_spec(config, context_tokens=context)
+
+
 def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
     return SyncSpec(
         backend=_backend(config),
@@ -200,7 +195,7 @@ def _backend(config: OnlineConfig) -> str:
 def _shares_gpus(config: OnlineConfig) -> bool:
     """Whether the engines' GPUs serve another role between rollouts."""
     rollout = config.placement.rollout
-    guests = [g for g in roles_of(config).values() if g.share == "rollout" and g.gpus_per_rank]
+    guests = [g for g in config.groups.values() if g.share == "rollout" and g.gpus_per_rank]
     return bool(rollout.gpus_per_rank and (rollout.share or guests))
 
 

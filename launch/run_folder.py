@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_ray.config.base import JobConfig
+from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.load import dump_config
 
 STATUS = "status.json"
 
 
 @contextmanager
-def run_folder(config: JobConfig) -> Iterator[Path]:
+def run_folder(config: RunConfig) -> Iterator[Path]:
     """Write `config.yaml`, and `status.json`: running, then finished or failed with the reason."""
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import sys
 from actors.pool import Pool
 from launch import cli
 from launch.job import run_job
-from launch.online_roles import roles_of, start_roles
+from launch.online_roles import start_roles
 from launch.run_log import run_log
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.job import OnlineData, load_online_data
@@ -15,7 +15,7 @@ from rlhf_ray.data.job import OnlineData, load_online_data
 
 def run(config: SampleConfig) -> int:
     """Run the job on a pool of its own; returns the exit status."""
-    return run_job(config, roles_of(config), load_online_data, train)
+    return run_job(config, config.groups, load_online_data, train)
 
 
 async def train(config: SampleConfig, data: OnlineData, pool: Pool) -> None:

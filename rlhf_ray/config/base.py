@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -32,17 +32,20 @@ class Config(BaseModel):
         for name, field in cls.model_fields.items():
             default = field.get_default(call_default_factory=True)
             if isinstance(default, BaseModel) and isinstance(values.get(name), Mapping):
-                completed[name] = _laid_over(default.model_dump(exclude_unset=True), values[name])
+                completed[name] = laid_over(default.model_dump(exclude_unset=True), values[name])
         return completed
 
 
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` where it has a value, else `below`, mapping by mapping."""
     merged = {**below, **above}
     for name in below.keys() & above.keys():
         if isinstance(below[name], Mapping) and isinstance(above[name], Mapping):
-            merged[name] = _laid_over(below[name], above[name])
+            merged[name] = laid_over(below[name], above[name])
     return merged
+
+
+CHAT_TEMPLATE_NAMES = ("alpaca", "chatml", "llama3", "mistral", "vicuna", "zephyr")
 
 
 class LoraConfig(Config):
@@ -61,7 +64,8 @@ class ModelConfig(Config):
         path: Folder in the transformers layout, or a hub name. Empty in a role that takes the
             policy's.
         tokenizer: Folder or hub name of the tokenizer; empty for the model's own.
-        chat_template: Jinja text or a file's path; empty for the tokenizer's own.
+        chat_template: A name (`CHAT_TEMPLATE_NAMES`), Jinja text or a file's path; empty for the
+            tokenizer's own.
         dtype: Of the weights in forward and backward passes; `auto` is bfloat16 on GPU, float32 on
             CPU.
         attention: `auto` is flash attention where installed, else `packed_sdpa`, which needs
@@ -200,9 +204,9 @@ class GroupConfig(Config):
 
 
 DataFormat = Literal[
-    "auto", "messages", "prompt_completion", "text", "alpaca", "sharegpt", "input_target",
-    "preference", "implicit_prompt", "hh", "sharegpt_pairs", "alpaca_pairs", "ranking",
-    "oasst_tree", "unpaired",
+    "auto", "prompt", "text", "messages", "prompt_completion", "input_target", "alpaca",
+    "self_instruct", "sharegpt", "preference", "implicit_prompt", "hh", "sharegpt_pairs",
+    "alpaca_pairs", "alpaca_outputs", "ranking", "oasst_tree", "unpaired",
 ]  # fmt: skip
 
 
@@ -239,7 +243,8 @@ class DataConfig(SourceConfig):
         sources: Several data sets in place of `path`, mixed by their probabilities.
         mixing: `until_all` goes on until every source was seen whole once, repeating the others;
             `until_first` ends with the first that runs out.
-        chat: Put a string prompt into the tokenizer's chat template as a user's turn.
+        chat: Put strings into the tokenizer's chat template: a prompt as the user's turn, an answer
+            as the assistant's, a transcript as its turns.
         separator: Of a plain text file, between two texts.
         prompt_tokens: Cut every text to its first tokens to make a prompt of it; 0 for all.
         max_prompt_tokens: Longer prompts are treated as `over_length` says; 0 for the most that the
@@ -271,6 +276,10 @@ class DataConfig(SourceConfig):
     def _one_way_to_name_the_data(self) -> DataConfig:
         if self.path and self.sources:
             raise ValueError("data has either a path or sources, got both")
+        if self.sources:
+            for name in ("split", "limit", "skip", "format", "columns"):
+                if getattr(self, name) != SourceConfig.model_fields[name].default:
+                    raise ValueError(f"{name} belongs to each of sources, not beside them")
         for index, source in enumerate(self.sources):
             if not source.path:
                 raise ValueError(f"sources.{index}.path must name a data set")
@@ -306,37 +315,51 @@ class TimeoutConfig(Config):
 
 
 class RayConfig(Config):
-    """`address` empty starts Ray on this machine; `auto` joins the cluster it belongs to."""
+    """Where Ray runs.
+
+    Attributes:
+        address: Empty starts Ray on this machine; `auto` joins the cluster it belongs to.
+        pool: A standing pool (`rlhf-ray pool up`) to attach to; empty for actors of one's own.
+    """
 
     address: str = ""
+    pool: str = ""
     num_cpus: NonNegativeInt = 0
     num_gpus: NonNegativeInt = 0
 
 
-class JobConfig(Config):
-    """What every job has.
+class RunConfig(Config):
+    """What every command that trains has.
 
     Attributes:
         seed: Of data order, sampling and initial heads.
         run_dir: Folder of everything the run writes; empty for `runs/<job>-<config>-<time>`.
         resume: `auto` goes on from the last checkpoint in `run_dir`; `never` refuses a used folder.
-        total_steps: Optimiser steps of SFT, rollout steps of PPO and GRPO.
         tensorboard: Write TensorBoard's event files to `run_dir/tensorboard`.
     """
 
     seed: NonNegativeInt = 0
     run_dir: str = ""
     resume: Literal["never", "auto"] = "never"
-    total_steps: PositiveInt = 100
     ray: RayConfig = RayConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
     wandb: WandbConfig = WandbConfig()
     tensorboard: bool = False
     timeouts: TimeoutConfig = TimeoutConfig()
-    nonfinite_steps_to_stop: PositiveInt = 3
 
     @model_validator(mode="after")
-    def _resume_has_a_folder(self) -> JobConfig:
+    def _resume_has_a_folder(self) -> Self:
         if self.resume == "auto" and not self.run_dir:
             raise ValueError("resume 'auto' needs run_dir, the folder of the run to go on with")
         return self
+
+
+class JobConfig(RunConfig):
+    """What every job has.
+
+    Attributes:
+        total_steps: Optimiser steps of SFT, rollout steps of PPO and GRPO.
+    """
+
+    total_steps: PositiveInt = 100
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    nonfinite_steps_to_stop: PositiveInt = 3

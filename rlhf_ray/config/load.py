@@ -5,7 +5,7 @@ For example `load_config(PpoConfig, "configs/ppo/tiny-cpu.yaml", ["--policy.opti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,18 +33,34 @@ def load_config(
     given, problems = overrides.parse(cls, arguments)
     applied = [overrides.apply(cls, override, file.values) for override in given]
     problems = [*file.problems, *problems, *(problem for problem in applied if problem)]
-    try:
-        config = cls.model_validate(file.values)
-    except ValidationError as error:
-        from_command_line = {
-            override.path[: depth + 1] for override in given for depth in range(len(override.path))
-        } - file.lines.keys()
-        from_command_line |= {override.path for override in given}
-        found = _explain_all(error.errors(), cls, file, from_command_line)
-        known = {problem.path for problem in problems}
-        problems += [problem for problem in found if problem.path not in known]
-    raise_for(problems, source=str(yaml_path))
+    from_command_line = {
+        override.path[: depth + 1] for override in given for depth in range(len(override.path))
+    } - file.lines.keys()
+    from_command_line |= {override.path for override in given}
+    config, found = validate(cls, file, from_command_line)
+    known = {problem.path for problem in problems}
+    raise_for(
+        [*problems, *(problem for problem in found if problem.path not in known)],
+        source=str(yaml_path),
+    )
+    assert config is not None
     return config
+
+
+def validate(
+    cls: type[ConfigT], file: YamlFile, from_command_line: Collection[KeyPath] = ()
+) -> tuple[ConfigT | None, list[Problem]]:
+    """A file's values as a configuration, or what is wrong with them.
+
+    Args:
+        cls: Of the job.
+        file: Its values, and the line of each key.
+        from_command_line: Keys whose values do not come from the file.
+    """
+    try:
+        return cls.model_validate(file.values), []
+    except ValidationError as error:
+        return None, _explain_all(error.errors(), cls, file, from_command_line)
 
 
 def dump_config(config: BaseModel, path: Path) -> None:
@@ -56,7 +72,7 @@ def _explain_all(
     errors: Iterable[ErrorDetails],
     cls: type[BaseModel],
     file: YamlFile,
-    from_command_line: set[KeyPath],
+    from_command_line: Collection[KeyPath],
 ) -> list[Problem]:
     """One problem a key: pydantic reports a union once for every alternative."""
     problems: dict[KeyPath | str, Problem] = {}
@@ -112,7 +128,9 @@ def _at(values: Any, path: KeyPath, otherwise: Any) -> Any:
     return values
 
 
-def _where(path: KeyPath, lines: Mapping[KeyPath, int], from_command_line: set[KeyPath]) -> str:
+def _where(
+    path: KeyPath, lines: Mapping[KeyPath, int], from_command_line: Collection[KeyPath]
+) -> str:
     for depth in range(len(path), 0, -1):
         if path[:depth] in from_command_line:
             return "command line"

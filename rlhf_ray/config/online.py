@@ -318,6 +318,21 @@ class OnlineConfig(JobConfig):
         return self
 
     @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The group of each role that the job uses."""
+        placement = self.placement
+        groups = {
+            "policy": placement.policy,
+            "rollout": placement.rollout,
+            "reward": placement.reward,
+        }
+        if self.uses_reference:
+            groups["reference"] = placement.reference
+        if self.uses_value:
+            groups["value"] = placement.value
+        return groups
+
+    @property
     def uses_reference(self) -> bool:
         """Whether the KL to a reference model is part of training."""
         return self.algorithm.kl.coefficient > 0

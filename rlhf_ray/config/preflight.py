@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_ray.config import references
-from rlhf_ray.config.base import DataConfig, JobConfig, ModelConfig
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, DataConfig, JobConfig, ModelConfig
 from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.problems import Problem, raise_for
@@ -22,13 +22,18 @@ def preflight(config: JobConfig) -> None:
     Raises:
         ConfigError: With every problem found.
     """
+    raise_for(find_problems(config), source="before the start")
+
+
+def find_problems(config: JobConfig) -> list[Problem]:
+    """Everything that is wrong with what a configuration points at."""
     problems = [*_run_dir(config)]
     match config:
         case OnlineConfig():
             problems += _online(config)
         case SupervisedConfig():
             problems += _supervised(config)
-    raise_for(problems, source="before the start")
+    return problems
 
 
 def _run_dir(config: JobConfig) -> Iterator[Problem]:
@@ -142,9 +147,12 @@ def _model(key: str, model: ModelConfig) -> Iterator[Problem]:
     if model.tokenizer:
         yield from _fault(f"{key}.tokenizer", references.tokenizer_fault(model.tokenizer))
     template = model.chat_template
-    if template and "{" not in template and not Path(template).is_file():
+    known = not template or "{" in template or template in CHAT_TEMPLATE_NAMES
+    if not known and not Path(template).is_file():
         yield _problem(
-            f"{key}.chat_template", f"must be Jinja text or a file's path, got {template!r}"
+            f"{key}.chat_template",
+            f"must be one of {', '.join(CHAT_TEMPLATE_NAMES)}, Jinja text or a file's path, "
+            f"got {template!r}",
         )
 
 
@@ -156,10 +164,10 @@ def _eval_data(data: DataConfig, every: int) -> Iterator[Problem]:
 
 
 def _data(key: str, data: DataConfig) -> Iterator[Problem]:
-    for index, source in enumerate(data.sources):
-        yield from _fault(f"{key}.sources.{index}.path", references.data_fault(source.path))
     if data.path:
         yield from _fault(f"{key}.path", references.data_fault(data.path))
+    for index, source in enumerate(data.sources):
+        yield from _fault(f"{key}.sources.{index}.path", references.data_fault(source.path))
 
 
 def _fault(key: str, fault: str | None) -> Iterator[Problem]:

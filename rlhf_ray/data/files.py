@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from rlhf_ray.data.formats import Columns, DataError, NumberedRows, is_data_file, parse
+from rlhf_ray.config.base import SourceConfig
+from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.parsing import Columns, is_data_file, parse
+from rlhf_ray.data.splits import parse_split
 
 _ACCEPTED = (
     "a .json, .jsonl, .csv or .txt file (also with .gz), a .parquet file, a folder of such files, "
     "or a name on the Hugging Face hub (`name`, `owner/name` or `owner/name:subset`)"
 )
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<subset>[\w.-]+))?")
+
+Located: TypeAlias = tuple[str, Columns | RowError]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +39,7 @@ class Row:
             data set, whatever is skipped. The data set is called by the file's name without
             suffixes, the folder's name, or `<hub name>/<split>`.
         where: File and line, for errors.
-        columns: Values by column name.
+        columns: Values by column name, as `columns` of the configuration renames them.
     """
 
     row_id: str
@@ -41,57 +48,62 @@ class Row:
 
 
 def read_rows(
-    path: str,
-    *,
-    split: str = "train",
-    separator: str = "<|endoftext|>",
-    text_column: str = "text",
-    skip: int = 0,
-    limit: int = 0,
-) -> list[Row]:
-    """Read a data set; nothing past the last row asked for is read.
+    source: SourceConfig, *, separator: str = "<|endoftext|>"
+) -> Iterator[Row | RowError]:
+    """Read a data set row by row, what is wrong with a row in its place.
 
-    Files of a folder follow one another by name, subfolders included, hidden ones not.
+    Nothing past the last row asked for is read. Files of a folder follow one another by name,
+    subfolders included, hidden ones not. What exists on this machine is never looked for on the
+    hub.
 
     Args:
-        path: What `_ACCEPTED` lists. What exists on this machine is never looked for on the hub.
-        split: Of a hub data set, with `datasets`' slicing (`train[:500]`).
+        source: Where the rows are, and which of them are wanted.
         separator: Between two texts of a `.txt` file; the space around a text is not part of it.
-        text_column: What the one column of a `.txt` file is called.
-        skip: Rows left out at the start.
-        limit: Rows read after these; 0 for all.
 
     Raises:
-        DataError: Nothing there, nothing in it, or a malformed row, by file and line.
+        DataError: Nothing there, or nothing in it.
+    """
+    if (local := local_path(source.path)) is not None:
+        name = local.name.split(".")[0] if local.is_file() else local.resolve().name
+        located = _local_rows(local, source.split, separator)
+    else:
+        name = f"{source.path}/{source.split}"
+        located = enumerate(_hub_rows(source))
+
+    stop = source.skip + source.limit if source.limit else None
+    empty = True
+    for number, (where, columns) in itertools.islice(located, source.skip, stop):
+        empty = False
+        if isinstance(columns, RowError):
+            yield columns
+        else:
+            renamed = _renamed(columns, source.columns)
+            yield Row(row_id=f"{name}:{number}", where=where, columns=renamed)
+    if empty:
+        after = f" after the first {source.skip}" if source.skip else ""
+        raise DataError(f"no rows in {source.path!r}{after} (split {source.split!r})")
+
+
+def local_path(path: str) -> Path | None:
+    """The file or folder of this name, or None for a name on the hub.
+
+    Raises:
+        DataError: Neither is there.
     """
     local = Path(path).expanduser()
     if path and local.exists():
-        name = local.name.split(".")[0] if local.is_file() else local.resolve().name
-        located = _local_rows(local, separator, text_column)
-    elif (hub := _HUB_NAME.fullmatch(path)) and not is_data_file(local):
-        name = f"{path}/{split}"
-        located = _hub_rows(hub["name"], hub["subset"], split)
-    else:
-        raise DataError(f"no data at {path!r}; wanted {_ACCEPTED}")
-
-    stop = skip + limit if limit else None
-    rows = [
-        Row(row_id=f"{name}:{number}", where=where, columns=columns)
-        for number, (where, columns) in itertools.islice(enumerate(located), skip, stop)
-    ]
-    if not rows:
-        raise DataError(f"no rows in {path!r}" + (f" after the first {skip}" if skip else ""))
-    return rows
+        return local
+    if _HUB_NAME.fullmatch(path) and not is_data_file(local):
+        return None
+    raise DataError(f"no data at {path!r}; wanted {_ACCEPTED}")
 
 
-def _local_rows(path: Path, separator: str, text_column: str) -> Iterator[tuple[str, Columns]]:
-    for file in _files(path):
-        rows: NumberedRows = parse(file, separator=separator, text_column=text_column)
-        for line, columns in rows:
-            yield f"{file}:{line}", columns
+def data_files(path: Path) -> list[Path]:
+    """The file itself, or the data files of a folder.
 
-
-def _files(path: Path) -> list[Path]:
+    Raises:
+        DataError: None that can be read.
+    """
     if path.is_file():
         if not is_data_file(path):
             raise DataError(f"{path}: unknown format; wanted {_ACCEPTED}")
@@ -108,16 +120,51 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _hub_rows(name: str, subset: str | None, split: str) -> Iterator[tuple[str, Columns]]:
+def hub_dataset(source: SourceConfig) -> Any:
+    """The split of a data set on the hub, as `datasets` keeps it.
+
+    Raises:
+        DataError: The hub has no such thing, or does not answer.
+    """
     import datasets
 
+    match = _HUB_NAME.fullmatch(source.path)
+    assert match is not None
     try:
-        rows = datasets.load_dataset(name, subset, split=split)
+        return datasets.load_dataset(match["name"], match["subset"], split=source.split)
     # The hub's client raises many unrelated types; whichever it is, the user has one question.
     except Exception as error:
         raise DataError(
-            f"{name!r} is not on this machine, and the hub gave no split {split!r} of it "
-            f"({type(error).__name__}: {error}); wanted {_ACCEPTED}"
+            f"{source.path!r} is not on this machine, and the hub gave no split {source.split!r} "
+            f"of it ({type(error).__name__}: {error}); wanted {_ACCEPTED}"
         ) from error
-    for number, columns in enumerate(rows):
-        yield f"{name}/{split} row {number}", dict(columns)
+
+
+def _hub_rows(source: SourceConfig) -> Iterator[Located]:
+    for number, columns in enumerate(hub_dataset(source)):
+        yield f"{source.path}/{source.split} row {number}", dict(columns)
+
+
+def _local_rows(path: Path, split: str, separator: str) -> Iterator[tuple[int, Located]]:
+    """Numbered rows of every range of the split, each range in a pass of its own."""
+    ranges = parse_split(split)
+    num_rows = sys.maxsize
+    if any(range_.needs_count for range_ in ranges):
+        num_rows = sum(1 for _ in _all_rows(path, separator))
+    for range_ in ranges:
+        rows = enumerate(_all_rows(path, separator))
+        start, stop = range_.resolve(num_rows)
+        yield from itertools.islice(rows, start, max(start, stop))
+
+
+def _all_rows(path: Path, separator: str) -> Iterator[Located]:
+    for file in data_files(path):
+        for line, columns in parse(file, separator=separator):
+            yield f"{file}:{line}", columns
+
+
+def _renamed(columns: Columns, names: dict[str, str]) -> Columns:
+    """Columns by our names; `names` has theirs by ours. One that is not there stays missing."""
+    taken = set(names.values()) | set(names)
+    renamed = {name: value for name, value in columns.items() if name not in taken}
+    return renamed | {ours: columns[theirs] for ours, theirs in names.items() if theirs in columns}

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf_ray.config.base import DataConfig, ModelConfig
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
+from rlhf_ray.data.report import Loaded
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.types import Prompt, SftExample
+from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +54,13 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         )
 
     def prompts(data: DataConfig) -> list[Prompt]:
-        return load_prompts(data, tokenizer, context_tokens=room)
+        return load_prompts(data, tokenizer, context_tokens=room, seed=config.seed).rows
 
+    held_out = prompts(config.eval.data) if config.eval.data.is_named else []
     return OnlineData(
         context_tokens=context,
         prompts=prompts(config.data),
-        eval_prompts=prompts(config.eval.data)[: config.eval.num_prompts]
-        if config.eval.data.path
-        else [],
+        eval_prompts=held_out[: config.eval.num_prompts],
         tokenizer_path=tokenizer_path,
     )
 
@@ -80,17 +84,94 @@ def load_sft_data(config: SftConfig) -> SftData:
 
     tokenizer, tokenizer_path = _tokenizer(config.policy.model, Path(config.run_dir))
     max_length = config.max_length or _context(config.policy.model)
-    examples = load_sft(config.data, tokenizer, max_length=max_length)
-    held_out = (
-        load_sft(config.eval.data, tokenizer, max_length=max_length)
-        if config.eval.data.path
-        else []
+    load = partial(load_sft, tokenizer=tokenizer, max_length=max_length, seed=config.seed)
+    return SftData(
+        examples=load(config.data).rows,
+        eval_examples=_held_out(config, load),
+        tokenizer_path=tokenizer_path,
     )
-    return SftData(examples=examples, eval_examples=held_out, tokenizer_path=tokenizer_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RmData:
+    """What is read before anything starts.
+
+    Attributes:
+        reference_answers: Answers behind their prompts that shall score 0 on average, those of the
+            answer marked as trained.
+    """
+
+    rankings: list[Ranking]
+    eval_rankings: list[Ranking]
+    reference_answers: list[SftExample]
+    tokenizer_path: str
+
+
+def load_rm_data(config: RmConfig) -> RmData:
+    """Tokenizer, rankings and reference answers.
+
+    Raises:
+        ConfigError: Unreadable, malformed, empty, or too long for the context.
+    """
+    from rlhf_ray.data.preferences import best_of, load_answers, load_rankings
+
+    tokenizer, tokenizer_path = _tokenizer(config.reward.model, Path(config.run_dir))
+    # An encoder's positions may begin above 0: its tokenizer knows how many are left for tokens.
+    context = min(_context(config.reward.model), tokenizer.model_max_length)
+    max_length = config.max_length or context
+    load = partial(load_rankings, tokenizer=tokenizer, max_length=max_length, seed=config.seed)
+    rankings, eval_rankings = load(config.data).rows, _held_out(config, load)
+    if config.reference_data.is_named:
+        reference_answers = load_answers(
+            config.reference_data, tokenizer, max_length=max_length, seed=config.seed
+        ).rows
+    else:
+        reference_answers = [best_of(ranking) for ranking in eval_rankings or rankings]
+    return RmData(
+        rankings=rankings,
+        eval_rankings=eval_rankings,
+        reference_answers=reference_answers[: config.reference_rows],
+        tokenizer_path=tokenizer_path,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoData:
+    """What is read before anything starts: pairs, or labelled answers for KTO."""
+
+    rows: list[Ranking] | list[LabelledAnswer]
+    eval_rows: list[Ranking] | list[LabelledAnswer]
+    tokenizer_path: str
+
+
+def load_dpo_data(config: DpoConfig) -> DpoData:
+    """Tokenizer and rows.
+
+    Raises:
+        ConfigError: Unreadable, malformed, empty, or too long for the context.
+    """
+    from rlhf_ray.data.preferences import load_labelled, load_pairs
+
+    tokenizer, tokenizer_path = _tokenizer(config.policy.model, Path(config.run_dir))
+    load: Callable[[DataConfig], Loaded[Any]] = partial(
+        load_labelled if "kto" in config.loss_type else load_pairs,
+        tokenizer=tokenizer,
+        max_length=config.max_length or _context(config.policy.model),
+        seed=config.seed,
+    )
+    return DpoData(
+        rows=load(config.data).rows,
+        eval_rows=_held_out(config, load),
+        tokenizer_path=tokenizer_path,
+    )
+
+
+def _held_out(config: SupervisedConfig, load: Callable[[DataConfig], Loaded[T]]) -> list[T]:
+    return load(config.eval.data).rows if config.eval.data.is_named else []
 
 
 def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBase, str]:
-    """The policy's tokenizer, and where the run keeps its own copy of it."""
+    """The trained model's tokenizer, and where the run keeps its own copy of it."""
     from rlhf_ray.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(

@@ -1,36 +1,34 @@
-"""What happens to sequences that are too long: one policy for prompts and for examples."""
+"""What happens to sequences that are too long: one limit for prompts, examples and answers."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from rlhf_ray.data.formats import DataError
+from rlhf_ray.data.errors import DataError, UnusableRow
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OverLength = Literal["error", "drop", "truncate"]
 
 
-@dataclass(kw_only=True)
-class LengthPolicy:
-    """Applies `over_length` to one data set and counts what it did.
+@dataclass(frozen=True, kw_only=True)
+class LengthLimit:
+    """The most tokens of one sequence, and what becomes of longer ones.
 
     Attributes:
-        what: `prompts` or `examples`, for messages.
-        limit: Most tokens of one.
-        limit_name: The setting that the limit comes from.
+        num_tokens: The limit.
+        name: The setting that it comes from.
         over_length: As in `DataConfig`.
+        longest_token: Characters of the tokenizer's longest token, by which a text of megabytes is
+            known to be too long without tokenizing it.
     """
 
-    what: str
-    limit: int
-    limit_name: str
+    num_tokens: int
+    name: str
     over_length: OverLength
-    num_seen: int = 0
-    num_dropped: int = 0
-    num_truncated: int = 0
+    longest_token: int
 
     def __post_init__(self) -> None:
         """Check the limit.
@@ -38,53 +36,54 @@ class LengthPolicy:
         Raises:
             ValueError: No room for a single token.
         """
-        if self.limit < 1:
-            raise ValueError(f"{self.limit_name} must leave at least 1 token, got {self.limit}")
+        if self.num_tokens < 1:
+            raise ValueError(f"{self.name} must leave at least 1 token, got {self.num_tokens}")
 
-    def decide(self, num_tokens: int, where: str) -> Literal["keep", "drop", "truncate"]:
-        """What to do with one sequence.
+    def check_text(self, num_characters: int, where: str) -> None:
+        """Refuse a text that cannot fit, unless it is to be truncated.
 
         Raises:
+            UnusableRow: It is too long and to be dropped.
             DataError: It is too long and the policy is `error`.
         """
-        self.num_seen += 1
-        if num_tokens <= self.limit:
-            return "keep"
-        if self.over_length == "error":
-            raise DataError(
-                f"{where}: {num_tokens} tokens, but {self.limit_name} allows {self.limit}; "
-                "set over_length to drop or truncate"
-            )
-        if self.over_length == "drop":
-            self.num_dropped += 1
-        else:
-            self.num_truncated += 1
-        return self.over_length
+        if num_characters > self.num_tokens * self.longest_token and self.over_length != "truncate":
+            self._refuse(f"{num_characters} characters", where)
 
-    def nothing_left(self) -> None:
-        """Count a truncated sequence as dropped: nothing to train is within the limit."""
-        self.num_truncated -= 1
-        self.num_dropped += 1
-
-    def report(self, path: str) -> None:
-        """Log one line where anything was dropped or truncated.
+    def fits(self, num_tokens: int, where: str) -> bool:
+        """Whether a sequence stays as it is; otherwise it is to be truncated.
 
         Raises:
-            DataError: Nothing is left.
+            UnusableRow: It is too long and to be dropped.
+            DataError: It is too long and the policy is `error`.
         """
-        if self.num_dropped == self.num_seen:
-            raise DataError(
-                f"{path}: all {self.num_seen} {self.what} are longer than "
-                f"{self.limit_name} allows ({self.limit} tokens)"
-            )
-        if self.num_dropped or self.num_truncated:
-            logger.warning(
-                "%s: of %d %s, %d dropped and %d truncated to %d tokens (%s)",
-                path,
-                self.num_seen,
-                self.what,
-                self.num_dropped,
-                self.num_truncated,
-                self.limit,
-                self.limit_name,
-            )
+        if num_tokens > self.num_tokens and self.over_length != "truncate":
+            self._refuse(f"{num_tokens} tokens", where)
+        return num_tokens <= self.num_tokens
+
+    def nothing_left(self, where: str) -> UnusableRow:
+        """A sequence of which truncation would leave nothing that counts."""
+        return UnusableRow(where, "too long", f"nothing left within {self.num_tokens} tokens")
+
+    def _refuse(self, length: str, where: str) -> None:
+        detail = f"{length}, but {self.name} allows {self.num_tokens} tokens"
+        if self.over_length == "error":
+            raise DataError(f"{where}: {detail}; set over_length to drop or truncate")
+        raise UnusableRow(where, "too long", detail)
+
+
+def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Characters of the longest token; a token stands for no more, the unknown one excepted."""
+    return max(map(len, tokenizer.get_vocab()))
+
+
+def keep_last(
+    token_ids_T: list[int], num_tokens: int, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """A prompt's last tokens, behind its begin token if it has one: models lean on it.
+
+    The last ones hold the question, and a template's opening of an answer.
+    """
+    begins = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+    if num_tokens > 1 and token_ids_T[0] in begins:
+        return [token_ids_T[0], *token_ids_T[-(num_tokens - 1) :]]
+    return token_ids_T[-num_tokens:]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlhf_ray.config.base import DataConfig
-from rlhf_ray.data.chat import Messages, check_messages, column, render, require_chat_template
-from rlhf_ray.data.files import Row, read_rows
-from rlhf_ray.data.formats import DataError
-from rlhf_ray.data.lengths import LengthPolicy
+from rlhf_ray.data.answers import tokenize_prompt
+from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.fields import Text
+from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
+from rlhf_ray.data.loading import load
+from rlhf_ray.data.report import Loaded
+from rlhf_ray.data.row_formats import Kind
+from rlhf_ray.data.samples import Sample, as_chat, num_characters, prompt_of
+from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.types import Prompt
 
 if TYPE_CHECKING:
@@ -16,109 +22,90 @@ if TYPE_CHECKING:
 
 
 def load_prompts(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, context_tokens: int
-) -> list[Prompt]:
-    """Read and tokenize all prompts of a data set, in the order of its rows.
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context_tokens: int,
+    seed: int = 0,
+) -> Loaded[Prompt]:
+    """Read and tokenize all prompts of a data set.
 
-    A string is tokenized as it stands, with the special tokens that the tokenizer adds by itself.
-    Chat messages, and with `chat` also strings, go through the chat template, which writes all
-    special tokens itself. If the last message is the assistant's, the policy continues it. The one
-    column of a `.txt` file counts as the prompt column.
+    A column `prompt` is the prompt as it stands; of other formats it is what the answers follow,
+    and of a text all of it. Chat messages, and with `chat` also strings, go through the chat
+    template. If the last message of `prompt` is the assistant's, the policy continues it.
 
     `prompt_tokens` cuts a text to its first tokens, a begin token among them; `text` is then what
-    they decode to. A prompt over the limit is an error, dropped, or truncated to its *last* tokens,
-    which hold the question and the template's opening of an answer; a begin token in front is kept,
-    because models lean on it. `text` stays whole then: rewards judge the question that was asked.
+    they decode to. A truncated prompt keeps its *last* tokens; `text` stays whole then: rewards
+    judge the question that was asked.
 
     Args:
         config: Where the rows are and what becomes of them.
         tokenizer: The policy's.
         context_tokens: The most that the context leaves for a prompt. `max_prompt_tokens` can lower
             this limit, but not raise it.
+        seed: Of mixing.
 
     Raises:
-        DataError: No data, a malformed row, a chat without a template, or a prompt over the limit;
-            file and line are named.
+        DataError: See `load`.
     """
-    rows = read_rows(
-        config.path,
-        split=config.split,
-        separator=config.separator,
-        text_column=config.prompt_column,
-        skip=config.skip,
-        limit=config.limit,
-    )
     by_setting = 0 < config.max_prompt_tokens <= context_tokens
-    policy = LengthPolicy(
-        what="prompts",
-        limit=config.max_prompt_tokens if by_setting else context_tokens,
-        limit_name="max_prompt_tokens" if by_setting else "the context",
+    limit = LengthLimit(
+        num_tokens=config.max_prompt_tokens if by_setting else context_tokens,
+        name="max_prompt_tokens" if by_setting else "the context",
         over_length=config.over_length,
+        longest_token=longest_token(tokenizer),
     )
-    prompts = []
-    for row in rows:
-        token_ids_T, text = _tokenize(row, config, tokenizer)
-        decision = policy.decide(len(token_ids_T), row.where)
-        if decision == "drop":
-            continue
-        if decision == "truncate":
-            token_ids_T = _keep_last(token_ids_T, policy.limit, tokenizer.bos_token_id)
-        columns = {key: value for key, value in row.columns.items() if key != config.prompt_column}
-        prompts.append(
-            Prompt(prompt_id=row.row_id, token_ids_T=tuple(token_ids_T), text=text, columns=columns)
+    job = Prompts(
+        tokenizer=tokenizer, chat=config.chat, limit=limit, prompt_tokens=config.prompt_tokens
+    )
+    return load(config, job, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Tokenization[Prompt]):
+    """Prompts for rollouts; `prompt_tokens` as in `DataConfig`."""
+
+    what: ClassVar[str] = "prompts"
+    kinds: ClassVar[frozenset[Kind]] = frozenset(
+        {"prompts", "texts", "examples", "labels", "preferences"}
+    )
+    id_field: ClassVar[str] = "prompt_id"
+
+    prompt_tokens: int
+
+    def tokenize(self, sample: Sample) -> Kept[Prompt]:
+        """Token ids of the prompt, and the prompt as reward functions get it."""
+        token_ids_T, text = self._tokens(sample)
+        if not token_ids_T:
+            raise RowError(sample.where, "the prompt holds no tokens")
+        fits = self.limit.fits(len(token_ids_T), sample.where)
+        if not fits:
+            token_ids_T = keep_last(token_ids_T, self.limit.num_tokens, self.tokenizer)
+        prompt = Prompt(
+            prompt_id=sample.sample_id,
+            token_ids_T=tuple(token_ids_T),
+            text=text,
+            columns=sample.columns,
         )
-    policy.report(config.path)
-    return prompts
+        return Kept(row=prompt, truncated=not fits)
 
+    def _tokens(self, sample: Sample) -> tuple[list[int], Text]:
+        text = prompt_of(sample)
+        if self.prompt_tokens:
+            if not isinstance(text, str):
+                detail = "prompt_tokens cuts texts, but this prompt is a chat"
+                raise RowError(sample.where, "wrong type", detail)
+            text, token_ids_T = self._cut(text)
+            if not self.chat:
+                return token_ids_T, text
+        self.limit.check_text(num_characters(text), sample.where)
+        shown = as_chat(text, "user") if self.chat else text
+        return tokenize_prompt(self.tokenizer, shown, where=sample.where), text
 
-def _tokenize(
-    row: Row, config: DataConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], str | Messages]:
-    """Token ids of one row's prompt, and the prompt as reward functions get it."""
-    value = column(row, config.prompt_column)
-    text: str | Messages
-    if not isinstance(value, str):
-        text = check_messages(row, config.prompt_column, value)
-        if config.prompt_tokens:
-            raise DataError(f"{row.where}: prompt_tokens cuts texts, but this prompt is a chat")
-        token_ids_T = _tokenize_chat(text, row, tokenizer)
-    elif config.chat:
-        text = value
-        if config.prompt_tokens:
-            bare_T = tokenizer(value, add_special_tokens=False, verbose=False)["input_ids"]
-            text = _decode(tokenizer, bare_T[: config.prompt_tokens])
-        token_ids_T = _tokenize_chat([{"role": "user", "content": text}], row, tokenizer)
-    else:
-        text, token_ids_T = value, tokenizer(value, verbose=False)["input_ids"]
-        if config.prompt_tokens:
-            token_ids_T = token_ids_T[: config.prompt_tokens]
-            text = _decode(tokenizer, token_ids_T)
-    if not token_ids_T:
-        raise DataError(f"{row.where}: column {config.prompt_column!r} holds no tokens")
-    return token_ids_T, text
-
-
-def _tokenize_chat(messages: Messages, row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    require_chat_template(tokenizer, row)
-    continues = messages[-1]["role"] == "assistant"
-    token_ids_T: list[int] = render(
-        tokenizer,
-        messages,
-        row,
-        tokenize=True,
-        return_dict=False,
-        add_generation_prompt=not continues,
-        continue_final_message=continues,
-    )
-    return token_ids_T
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, token_ids_T: list[int]) -> str:
-    text: Any = tokenizer.decode(token_ids_T, skip_special_tokens=True)
-    return str(text)
-
-
-def _keep_last(token_ids_T: list[int], limit: int, bos_token_id: int | None) -> list[int]:
-    if limit > 1 and token_ids_T[0] == bos_token_id:
-        return [token_ids_T[0], *token_ids_T[-(limit - 1) :]]
-    return token_ids_T[-limit:]
+    def _cut(self, text: str) -> tuple[str, list[int]]:
+        """A text's first tokens, and what they decode to; in a chat the template begins."""
+        token_ids_T = self.tokenizer(text, add_special_tokens=not self.chat, verbose=False)[
+            "input_ids"
+        ][: self.prompt_tokens]
+        decoded: Any = self.tokenizer.decode(token_ids_T, skip_special_tokens=True)
+        return str(decoded), token_ids_T

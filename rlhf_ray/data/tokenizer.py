@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_ray.data.templates import CHAT_TEMPLATES
 from rlhf_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def load_tokenizer(
 
     Args:
         path: Folder in the transformers layout, or a hub name.
-        chat_template: Jinja text or a file's path; empty for the tokenizer's own.
+        chat_template: A name in `templates`, Jinja text or a file's path; empty for the tokenizer's
+            own.
         trust_remote_code: Whether code that comes with the tokenizer may run.
         revision: Branch, tag or commit of a hub name.
 
@@ -62,11 +64,14 @@ def load_tokenizer(
 
 
 def _template_text(chat_template: str) -> str:
+    if chat_template in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES[chat_template]
     if "{{" in chat_template or "{%" in chat_template:
         return chat_template
     try:
         return Path(chat_template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"chat_template must be Jinja text or a readable file, got {chat_template!r}: {error}"
+            f"chat_template must be one of {', '.join(CHAT_TEMPLATES)}, Jinja text or a readable "
+            f"file, got {chat_template!r}: {error}"
         ) from error

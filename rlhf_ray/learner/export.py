@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rlhf_ray.learner.weights import named_weights
+from rlhf_ray.models.classifier import is_packable
 from rlhf_ray.models.decoder import base_of
 
 
@@ -45,11 +46,16 @@ def export_description(lm: Any, folder: Path, tokenizer_path: str) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     base = base_of(lm)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
     config = copy.deepcopy(base.config)
+    config.architectures = [type(base).__name__]
     if hasattr(config, "quantization_config"):
         # What is written is dequantized.
         del config.quantization_config
-    config.save_pretrained(folder)
-    if getattr(base, "generation_config", None) is not None:
+    if base.can_generate():
         base.generation_config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tokenizer_path).save_pretrained(folder)
+    elif is_packable(base) and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        # transformers reads a decoder's score at the last token that is not this one.
+        config.pad_token_id = tokenizer.pad_token_id
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

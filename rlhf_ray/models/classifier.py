@@ -38,9 +38,10 @@ def load_classifier(
     )
     model, missing = loaded.model, loaded.missing
     head_names = heads_of(model)
-    heads = {name for name, _ in model.named_parameters() if name.split(".")[0] in head_names}
-    # transformers makes up what is missing at random, with a warning.
-    if missing and (head_seed is None or missing - heads):
+    # transformers makes up what is missing at random, with a warning. BERT's pooler counts as head:
+    # a masked language model has none.
+    lost = {n for n in missing if n.split(".")[0] not in head_names and ".pooler." not in n}
+    if lost or (missing and head_seed is None):
         raise ConfigError(
             f"{config.path!r} is no reward model: it lacks the weights {', '.join(sorted(missing))}"
         )

@@ -113,10 +113,12 @@ def load_pretrained(
         keywords["device_map"] = {"": device}
     held = memory.weights_of(config.path)
     source = config.path if held is None else None
-    if held is not None:
-        keywords["state_dict"] = dict(held)
     try:
         keywords["config"] = AutoConfig.from_pretrained(config.path, **hub, **(overrides or {}))
+        if held is not None:
+            code_folder = config.path if config.trust_remote_code else ""
+            kind = memory.class_of(kind, keywords["config"], code_folder)
+            keywords["state_dict"] = dict(held)
         model, report = kind.from_pretrained(source, output_loading_info=True, **keywords)
     # A RuntimeError is a weight of another shape than the configuration's.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -127,6 +129,8 @@ def load_pretrained(
         raise ConfigError(
             f"the weights held for {config.path!r} are another model's: {', '.join(strangers)}"
         )
+    if held is not None and (generation := memory.generation_config_of(config.path)) is not None:
+        model.generation_config = generation
     if config.quantization == "none":
         model = model.to(device)
     if config.gradient_checkpointing:

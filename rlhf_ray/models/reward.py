@@ -89,7 +89,7 @@ class RewardModel(nn.Module):
         return Rewards(scores_B=output.logits[:, self.label].float())
 
 
-class Float32Linear(nn.Module):
+class Float32Linear(nn.Linear):
     """A linear layer with the weights of another, computed in float32 whatever their dtype.
 
     bfloat16 keeps 8 bits: scores of a few units would differ by steps of a hundredth.
@@ -97,7 +97,8 @@ class Float32Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         """Take over the parameters; their names stay."""
-        super().__init__()
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.online import RewardModelConfig
-from rlhf_ray.data.answers import answer_tokens
+from rlhf_ray.data.answers import tokenize_answer
 from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.classifier import load_classifier
@@ -65,7 +65,13 @@ class RewardScorer:
         return scores
 
     def _tokenize(self, rollout: Rollout) -> IntArray:
-        prompt_ids, answer_ids = answer_tokens(rollout.prompt.text, rollout.text, self.tokenizer)
+        prompt_ids, answer_ids = tokenize_answer(
+            self.tokenizer,
+            rollout.prompt.text,
+            rollout.text,
+            is_ended=rollout.finish_reason == "stop",
+            where=rollout.prompt.prompt_id,
+        )
         token_ids = [*prompt_ids, *answer_ids]
         return np.array(token_ids[: self.config.max_length or None], dtype=np.int32)
 

@@ -20,7 +20,6 @@ from ray.util import list_named_actors, placement_group_table
 from actors.pool import Pool
 from launch import online
 from launch.cluster import connect
-from launch.online_roles import roles_of
 from launch.run_folder import run_folder
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import PpoConfig
@@ -34,7 +33,7 @@ def main() -> None:
     for name in ("node_a", "node_b"):
         cluster.add_node(num_cpus=16, resources={name: 1.0})
     config = load_config(PpoConfig, sys.argv[1], ["--ray.address", cluster.address])
-    connect(config.ray, roles_of(config))
+    connect(config.ray, config.groups)
     whole = ray.cluster_resources()
     with run_folder(config):
         nodes, processes = asyncio.run(job(config))

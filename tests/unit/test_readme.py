@@ -18,12 +18,11 @@ from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES
 from rlhf_ray.config import references, schema
-from rlhf_ray.config.base import DataConfig
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import AlgorithmConfig, RewardFunctionConfig, ShapingConfig
 from rlhf_ray.config.yaml_file import read_yaml, write_yaml
-from rlhf_ray.data.files import Row, read_rows
-from rlhf_ray.data.sft import recognise
+from rlhf_ray.data.files import Row
+from rlhf_ray.data.row_formats import recognise
 from rlhf_ray.metrics.names import NAMES, PREFIXES
 from rlhf_ray.rewards.batch import ScoringBatch
 from rlhf_ray.rewards.functions import load_functions
@@ -218,18 +217,22 @@ def test_the_reward_functions_of_the_example_work(tmp_path):
     assert asyncio.run(brief.score(batch, timeout_s=10)) == [1.0, 0.0, 1.0]
 
 
-def test_rows_of_examples_are_accepted(tmp_path):
+def test_rows_of_examples_are_recognised():
     by_mark = {block["mark"]: block["body"] for block in bodies("jsonl", "rows")}
-    file = tmp_path / "rows.jsonl"
-    file.write_text(by_mark["prompts"], encoding="utf-8")
-    assert all("prompt" in row.columns for row in read_rows(str(file)))
-    formats = [
-        recognise(
-            Row(row_id="x:0", where="README.md", columns=json.loads(line)), DataConfig(path="x")
-        )
-        for line in by_mark["sft"].splitlines()
-    ]
-    assert formats == ["prompt_completion", "messages", "text"]
+    formats = {
+        mark: [
+            recognise(
+                Row(row_id="x:0", where="README.md", columns=json.loads(line)),
+                for_prompts=mark == "prompts",
+            ).name
+            for line in by_mark[mark].splitlines()
+        ]
+        for mark in ("prompts", "sft")
+    }
+    assert formats == {
+        "prompts": ["prompt", "prompt"],
+        "sft": ["prompt_completion", "messages", "text"],
+    }
 
 
 def test_the_remote_protocol_has_one_score_a_row():

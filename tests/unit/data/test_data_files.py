@@ -7,8 +7,20 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.data.files import read_rows
-from rlhf_ray.data.formats import DataError
+from rlhf_ray.config.base import SourceConfig
+from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.files import Row, read_rows
+
+
+def rows_of(path: str, *, separator: str = "<|endoftext|>", **source: Any) -> list[Row]:
+    """All rows; the first that cannot be read is raised."""
+    rows = []
+    for row in read_rows(SourceConfig(path=path, **source), separator=separator):
+        if isinstance(row, RowError):
+            raise row
+        rows.append(row)
+    return rows
+
 
 ROWS = [{"prompt": "one", "n": 1}, {"prompt": "zwei\u2028é", "n": 2}, {"prompt": "三", "n": 3}]
 
@@ -41,7 +53,7 @@ def test_json_rows_and_their_lines(
     tmp_path: Path, name: str, content: str | bytes, lines: list[int]
 ) -> None:
     path = write(tmp_path / name, content)
-    rows = read_rows(path)
+    rows = rows_of(path)
     assert [row.columns for row in rows] == ROWS
     assert [row.where for row in rows] == [f"{path}:{line}" for line in lines]
     stem = name.partition(".")[0]
@@ -50,7 +62,7 @@ def test_json_rows_and_their_lines(
 
 def test_csv_rows_hold_quoted_newlines_and_know_their_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'prompt,n\n"two\nlines, quoted",1\n\nplain,2\n')
-    rows = read_rows(path)
+    rows = rows_of(path)
     assert [row.columns for row in rows] == [
         {"prompt": "two\nlines, quoted", "n": "1"},
         {"prompt": "plain", "n": "2"},
@@ -65,15 +77,15 @@ def test_parquet_rows_keep_their_types(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "hi"}]
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist([{"n": 1, "messages": messages}] * 3), path)
-    rows = read_rows(str(path), skip=1)
+    rows = rows_of(str(path), skip=1)
     assert [row.columns for row in rows] == [{"n": 1, "messages": messages}] * 2
     assert rows[0].where == f"{path}:2"
 
 
 def test_texts_stand_between_separators(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "\nfirst\nstory\n<|e|>\n\n<|e|>\n second \n<|e|>\n")
-    rows = read_rows(path, separator="<|e|>", text_column="story")
-    assert [row.columns for row in rows] == [{"story": "first\nstory"}, {"story": "second"}]
+    rows = rows_of(path, separator="<|e|>")
+    assert [row.columns for row in rows] == [{"text": "first\nstory"}, {"text": "second"}]
     assert [row.where for row in rows] == [f"{path}:2", f"{path}:7"]
 
 
@@ -86,33 +98,33 @@ def test_a_folder_is_read_by_name_with_one_numbering(tmp_path: Path) -> None:
     write(folder / "sub" / "c.jsonl.gz", json_lines(ROWS[2:]))
     write(folder / "README.md", "not data")
     write(folder / ".cache" / "d.jsonl", "not JSON")
-    rows = read_rows(str(folder))
+    rows = rows_of(str(folder))
     assert [row.columns for row in rows] == ROWS
     assert [row.row_id for row in rows] == ["corpus:0", "corpus:1", "corpus:2"]
 
 
 def test_skip_and_limit_keep_ids_and_read_no_further(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", json_lines(ROWS) + "not JSON\n")
-    assert [row.row_id for row in read_rows(path, skip=1, limit=1)] == ["a:1"]
-    assert [row.row_id for row in read_rows(path, skip=1, limit=2)] == ["a:1", "a:2"]
+    assert [row.row_id for row in rows_of(path, skip=1, limit=1)] == ["a:1"]
+    assert [row.row_id for row in rows_of(path, skip=1, limit=2)] == ["a:1", "a:2"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"n": 1}\n{"n": \n', r"a\.jsonl:2: not JSON"),
-        ("a.jsonl", '{"n": 1}\n[1]\n', r"a\.jsonl:2: a row must be a JSON object, got list"),
+        ("a.jsonl", '{"n": 1}\n[1]\n', r"a\.jsonl:2: not a JSON object: got list"),
         ("a.jsonl", b'{"n": 1}\n{"n": "\xff"}\n', r"a\.jsonl:2: not UTF-8: byte 0xff"),
-        ("a.jsonl.gz", '{"n": 1}\n\nnull\n', r"a\.jsonl\.gz:3: a row must be a JSON object"),
+        ("a.jsonl.gz", '{"n": 1}\n\nnull\n', r"a\.jsonl\.gz:3: not a JSON object: got NoneType"),
         ("a.json", '[{"n": 1},\n{"n": x}]', r"a\.json:2: not JSON"),
         ("a.json", '[{"n": 1}\n\n{"n": 2}]', r"a\.json:3: not JSON: wanted ',' or '\]'"),
-        ("a.json", '[{"n": 1},\n\n7]', r"a\.json:3: a row must be a JSON object, got int"),
+        ("a.json", '[{"n": 1},\n\n7]', r"a\.json:3: not a JSON object: got int"),
         ("a.json", '[\n{"n": 1},\n', r"a\.json:3: not JSON"),
         ("a.json", b'[\n{"n": "\xc3"}]', r"a\.json:2: not UTF-8: byte 0xc3"),
-        ("a.csv", "a,b\n1,2\n3\n", r"a\.csv:3: a row must have 2 fields, got 1"),
+        ("a.csv", "a,b\n1,2\n3\n", r"a\.csv:3: wrong number of fields: a row must have 2, got 1"),
         ("a.csv", 'a,b\n1,2\n3,"x\n', r"a\.csv:3: not CSV: unexpected end of data"),
         ("a.csv", "a,a\n1,2\n", r"a\.csv:1: a column's name appears twice"),
-        ("a.parquet", "PAR1 no", r"a\.parquet: not a parquet file"),
+        ("a.parquet", "PAR1 no", r"a\.parquet:1: not a parquet file"),
         ("a.txt", b"one<|endoftext|>\n\xe9", r"a\.txt:2: not UTF-8"),
         ("a.yaml", "n: 1", r"a\.yaml: unknown format; wanted a \.json"),
         ("a.parquet.gz", "", r"a\.parquet\.gz: unknown format"),
@@ -127,7 +139,7 @@ def test_bad_files_are_named_by_file_and_line(
     tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        read_rows(write(tmp_path / name, content))
+        rows_of(write(tmp_path / name, content))
 
 
 def test_a_truncated_or_false_gzip_is_named(tmp_path: Path) -> None:
@@ -135,30 +147,30 @@ def test_a_truncated_or_false_gzip_is_named(tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "false.jsonl.gz").write_bytes(b"plain text")
     for name in ("cut", "false"):
-        with pytest.raises(DataError, match=rf"{name}\.jsonl\.gz: cannot be read"):
-            read_rows(str(tmp_path / f"{name}.jsonl.gz"))
+        with pytest.raises(DataError, match=rf"{name}\.jsonl\.gz:1: cannot be read"):
+            rows_of(str(tmp_path / f"{name}.jsonl.gz"))
 
 
 def test_skipping_everything_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no rows in .* after the first 9"):
-        read_rows(write(tmp_path / "a.jsonl", json_lines(ROWS)), skip=9)
+        rows_of(write(tmp_path / "a.jsonl", json_lines(ROWS)), skip=9)
 
 
 @pytest.mark.parametrize("path", ["", "no/such/file.jsonl", "/no/such/folder", "./nothing", "a b"])
 def test_a_missing_path_is_named_with_what_is_accepted(path: str) -> None:
     with pytest.raises(DataError, match=r"no data at .*; wanted a \.json.*hub"):
-        read_rows(path)
+        rows_of(path)
 
 
 def test_a_folder_without_data_files_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "README.md", "nothing")
     with pytest.raises(DataError, match="no data files in the folder"):
-        read_rows(str(tmp_path))
+        rows_of(str(tmp_path))
 
 
 def test_an_empty_separator_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs a separator"):
-        read_rows(write(tmp_path / "a.txt", "text"), separator="")
+        rows_of(write(tmp_path / "a.txt", "text"), separator="")
 
 
 def test_a_hub_name_is_loaded_by_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,11 +183,11 @@ def test_a_hub_name_is_loaded_by_datasets(monkeypatch: pytest.MonkeyPatch) -> No
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows = read_rows("openai/gsm8k:main", split="train[:3]", skip=2)
+    rows = rows_of("openai/gsm8k:main", split="train[:3]", skip=2)
     assert asked == [("openai/gsm8k", "main", "train[:3]")]
     assert [row.columns for row in rows] == ROWS[2:]
     assert rows[0].row_id == "openai/gsm8k:main/train[:3]:2"
-    read_rows("imdb")
+    rows_of("imdb")
     assert asked[-1] == ("imdb", None, "train")
 
 
@@ -187,16 +199,16 @@ def test_a_hub_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DataError, match=r"'my-data' is not on this machine, .*offline.*; wanted"):
-        read_rows("my-data")
+        rows_of("my-data")
 
 
 def test_real_sets_have_the_rows_that_their_index_says(real_data: Path) -> None:
-    assert len(read_rows(str(real_data / "gsm8k/train.jsonl"))) == 7_473
-    assert len(read_rows(str(real_data / "gsm8k/test.jsonl"))) == 1_319
-    assert len(read_rows(str(real_data / "hh-rlhf/helpful-base/test.jsonl.gz"))) == 2_354
-    assert len(read_rows(str(real_data / "preference/llamafactory_dpo_zh_demo.json"))) == 300
-    assert len(read_rows(str(real_data / "sft/llamafactory_identity.json"))) == 91
-    stories = read_rows(str(real_data / "text/tinystories_sample.txt"))
+    assert len(rows_of(str(real_data / "gsm8k/train.jsonl"))) == 7_473
+    assert len(rows_of(str(real_data / "gsm8k/test.jsonl"))) == 1_319
+    assert len(rows_of(str(real_data / "hh-rlhf/helpful-base/test.jsonl.gz"))) == 2_354
+    assert len(rows_of(str(real_data / "preference/llamafactory_dpo_zh_demo.json"))) == 300
+    assert len(rows_of(str(real_data / "sft/llamafactory_identity.json"))) == 91
+    stories = rows_of(str(real_data / "text/tinystories_sample.txt"))
     # 2,316 separators stand between them: the last story was cut off when the sample was drawn.
     assert len(stories) == 2_317
     assert len({row.row_id for row in stories}) == 2_317
@@ -205,5 +217,5 @@ def test_real_sets_have_the_rows_that_their_index_says(real_data: Path) -> None:
 def test_real_json_rows_begin_in_the_lines_that_they_name(real_data: Path) -> None:
     path = real_data / "preference/llamafactory_dpo_en_demo.json"
     lines = path.read_text().splitlines()
-    for row in read_rows(str(path)):
+    for row in rows_of(str(path)):
         assert lines[int(row.where.rpartition(":")[2]) - 1].strip() == "{"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlhf_ray.config.base import DataConfig
-from rlhf_ray.data.formats import DataError
+from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.sft import load_sft
 from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.types import SftExample
@@ -37,7 +37,7 @@ def load(
 ) -> list[SftExample]:
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_sft(DataConfig(path=str(path), **config), tokenizer, max_length=max_length)
+    return load_sft(DataConfig(path=str(path), **config), tokenizer, max_length=max_length).rows
 
 
 def trained(tokenizer: Any, example: SftExample) -> str:
@@ -50,8 +50,8 @@ def test_the_completion_and_its_end_are_trained(
 ) -> None:
     tokenizer = make_tokenizer(bos=bos)
     rows = [{"question": "2+2=", "answer": " 4", "prompt": "not this"}]
-    columns = {"prompt_column": "question", "completion_column": "answer"}
-    [example] = load(tmp_path, rows, tokenizer, **columns)
+    columns = {"prompt": "question", "completion": "answer"}
+    [example] = load(tmp_path, rows, tokenizer, columns=columns)
     assert example.example_id == "train:0"
     assert tokenizer.decode(example.token_ids_T) == "<s>" * bos + "2+2= 4</s>"
     assert trained(tokenizer, example) == " 4</s>"
@@ -161,7 +161,7 @@ def test_truncating_keeps_the_first_tokens_without_an_end(
         examples = load(tmp_path, rows, tokenizer, 5, over_length="truncate")
     assert [tokenizer.decode(example.token_ids_T) for example in examples] == ["abcd</s>", "abcde"]
     [record] = caplog.records
-    assert "of 3 examples, 1 dropped and 1 truncated to 5 tokens" in record.getMessage()
+    assert "3 read, 2 kept, 1 truncated; left out: 1 too long" in record.getMessage()
 
 
 def test_an_example_over_the_limit_is_dropped_or_an_error(
@@ -172,18 +172,20 @@ def test_an_example_over_the_limit_is_dropped_or_an_error(
         load(tmp_path, rows, make_tokenizer(), 4)
     examples = load(tmp_path, rows, make_tokenizer(), 4, over_length="drop")
     assert [example.example_id for example in examples] == ["train:0"]
-    with pytest.raises(DataError, match="all 2 examples are longer"):
+    with pytest.raises(DataError, match="no row of 2 is left; left out: 2 too long"):
         load(tmp_path, rows, make_tokenizer(), 2, over_length="drop")
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a"}, r"no column 'completion'; columns there: \['prompt'\]"),
-        ({"prompt": "a", "completion": ""}, "column 'completion' must be a string that is not"),
-        ({"prompt": "a", "completion": 4}, "column 'completion' must be a string .*got 4"),
-        ({"prompt": 4, "completion": "b"}, "column 'prompt' must be a list of chat messages"),
-        ({"prompt": TURNS[:1], "completion": "b"}, "no chat template: set policy.model"),
+        ({"prompt": "a"}, r"no column 'completion': columns there: \['prompt'\]"),
+        (
+            {"prompt": "a", "completion": 4},
+            "column 'completion' must be a string .*got 4",
+        ),
+        ({"prompt": 4, "completion": "b"}, "column 'prompt' must be a string or a list"),
+        ({"prompt": TURNS[:1], "completion": "b"}, "no chat template: set the model's"),
     ],
 )
 def test_bad_rows_are_named_by_file_and_line(
@@ -197,7 +199,7 @@ def test_bad_rows_are_named_by_file_and_line(
 def test_bad_chats_are_named_by_file_and_line(tmp_path: Path, chat_tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"train\.jsonl:2: no message of the role 'assistant'"):
         load(tmp_path, [{"messages": TURNS}, {"messages": TURNS[:1]}], chat_tokenizer)
-    with pytest.raises(DataError, match=r"train\.jsonl:1: message 0 of column 'messages'"):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: wrong type: message 0 of column"):
         load(tmp_path, [{"messages": [{"from": "gpt"}]}], chat_tokenizer)
     chat_tokenizer.chat_template = GENERATION.replace("{{ m.content }}!", "")
     with pytest.raises(DataError, match=r"train\.jsonl:1: no token to train"):
@@ -205,7 +207,7 @@ def test_bad_chats_are_named_by_file_and_line(tmp_path: Path, chat_tokenizer: An
 
 
 def test_unknown_columns_are_listed(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> None:
-    message = r"train\.jsonl:1: wanted .*'messages', or 'text'.*there: \['input', 'output'\]"
+    message = r"train\.jsonl:1: no known format .*: \['input', 'output'\]; .* messages, .* text"
     with pytest.raises(DataError, match=message):
         load(tmp_path, [{"input": "a", "output": "b"}], make_tokenizer())
 
@@ -223,11 +225,10 @@ def test_gsm8k_becomes_prompt_and_completion_by_its_own_columns(real_data: Path)
     tokenizer = load_tokenizer(str(real_data / "models/stories260K"))
     config = DataConfig(
         path=str(real_data / "gsm8k/test.jsonl"),
-        prompt_column="question",
-        completion_column="answer",
+        columns={"prompt": "question", "completion": "answer"},
         over_length="drop",
     )
-    examples = load_sft(config, tokenizer, max_length=512)
+    examples = load_sft(config, tokenizer, max_length=512).rows
     assert 1_000 < len(examples) < 1_319
     rows = [json.loads(line) for line in Path(config.path).read_text().splitlines()]
     for example in examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,20 @@ import torch.distributed as dist
 
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import AlgorithmConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.learner.policy import PolicyLearner
+from rlhf_ray.learner.supervised import SupervisedLearner, supervised_learner
 from rlhf_ray.learner.value import ValueLearner
-from rlhf_ray.specs import PolicySpec, ValueSpec
-from rlhf_ray.types import Experience, Prompt, Rollout
+from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
+from rlhf_ray.types import (
+    Experience,
+    IntArray,
+    LabelledAnswer,
+    Prompt,
+    Ranking,
+    Referenced,
+    Rollout,
+)
 
 CPU = torch.device("cpu")
 
@@ -82,6 +93,69 @@ def rows() -> list[Experience]:
 
 
 @pytest.fixture
+def rankings() -> list[Ranking]:
+    """Eleven rankings of 2 to 4 answers; one has no prompt, some pairs have a margin."""
+    generator = np.random.default_rng(2)
+    made = []
+    for number in range(11):
+        num_answers = (2, 3, 2, 4)[number % 4]
+        made.append(
+            Ranking(
+                example_id=f"r{number}",
+                prompt_ids_T=token_ids(generator, 0 if number == 4 else generator.integers(1, 9)),
+                answer_ids_K=tuple(
+                    token_ids(generator, generator.integers(2, 14)) for _ in range(num_answers)
+                ),
+                margin=0.3 * (number % 3) if num_answers == 2 else 0.0,
+            )
+        )
+    return made
+
+
+@pytest.fixture
+def pairs() -> list[Referenced]:
+    """Nine pairs with a reference that is near the tiny model's own numbers."""
+    generator = np.random.default_rng(3)
+    made = []
+    for number in range(9):
+        answers = tuple(token_ids(generator, generator.integers(2, 12)) for _ in range(2))
+        made.append(
+            Referenced(
+                row=Ranking(
+                    example_id=f"p{number}",
+                    prompt_ids_T=token_ids(generator, generator.integers(1, 7)),
+                    answer_ids_K=answers,
+                ),
+                reference_logps_K=tuple(
+                    float(len(answer) * generator.normal(-4.5, 0.3)) for answer in answers
+                ),
+            )
+        )
+    return made
+
+
+@pytest.fixture
+def labelled(pairs: list[Referenced]) -> list[Referenced]:
+    """The first answer of each pair, good or bad; its second stands for another prompt's."""
+    return [
+        replace(
+            pair,
+            row=LabelledAnswer(
+                example_id=pair.row.example_id,
+                prompt_ids_T=pair.row.prompt_ids_T,
+                answer_ids_K=(pair.row.answer_ids_K[0], pair.row.answer_ids_K[1]),
+                desirable=number % 3 > 0,
+            ),
+        )
+        for number, pair in enumerate(pairs)
+    ]
+
+
+def token_ids(generator: np.random.Generator, size: int) -> IntArray:
+    return generator.integers(3, 61, size=size).astype(np.int32)
+
+
+@pytest.fixture
 def make_policy(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """`make_policy(model={...}, optim={...}, ...)`: a learner on a tiny Llama."""
     learners: list[PolicyLearner] = []
@@ -121,6 +195,29 @@ def make_value(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Call
             seed=0,
         )
         learners.append(ValueLearner(spec, device=CPU))
+        return learners[-1]
+
+    yield make
+    for learner in learners:
+        learner.close()
+
+
+@pytest.fixture
+def make_supervised(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> Iterator[Callable[..., SupervisedLearner]]:
+    """`make_supervised("dpo", job={"beta": 0.3}, zero={...})`: its learner on a tiny Llama."""
+    learners: list[SupervisedLearner] = []
+
+    def make(
+        name: str, *, path: Path | None = None, job: dict[str, Any] | None = None, **settings: Any
+    ) -> SupervisedLearner:
+        kind = {"sft": SftConfig, "rm": RmConfig, "dpo": DpoConfig}[name]
+        role = "reward" if name == "rm" else "policy"
+        config = learner_config(path or make_model("llama"), settings)
+        made = kind.model_validate({"data": {"path": "unused"}, role: config, **(job or {})})
+        spec = SupervisedSpec(job=made, total_steps=10, replay_folder=str(tmp_path / "skipped"))
+        learners.append(supervised_learner(spec, device=CPU))
         return learners[-1]
 
     yield make

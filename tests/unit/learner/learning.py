@@ -1,4 +1,4 @@
-"""Plans and weights for the tests of learners."""
+"""Plans, weights and gradients for the tests of learners."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rlhf_ray.data.packing import UpdatePlan, plan_forward, plan_update
+from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward, plan_update
 
 
 def plan_of(rows: Sequence[Any], *, minibatches: int = 2, padded: bool = False) -> UpdatePlan:
@@ -21,6 +21,53 @@ def plan_of(rows: Sequence[Any], *, minibatches: int = 2, padded: bool = False) 
         seed=5,
         padded=padded,
     )
+
+
+def plan_rows(
+    rows: Sequence[Any], *, budget: int = 60, padded: bool = False, num_ranks: int = 1
+) -> UpdatePlan:
+    """One optimiser step over rows of a data set, each with `num_tokens`."""
+    return plan_update(
+        [row.num_tokens for row in rows],
+        [row.num_trained_tokens for row in rows],
+        num_ranks=num_ranks,
+        max_tokens_per_micro_batch=budget,
+        num_minibatches=1,
+        num_epochs=1,
+        seed=0,
+        padded=padded,
+    )
+
+
+def plan_evaluation(
+    rows: Sequence[Any], *, budget: int = 60, padded: bool = False, num_ranks: int = 1
+) -> RankedMicroBatches:
+    """One pass over rows of a data set."""
+    return plan_forward(
+        [row.num_tokens for row in rows],
+        num_ranks=num_ranks,
+        max_tokens_per_micro_batch=budget,
+        padded=padded,
+    )
+
+
+def gradients_of(learner: Any) -> dict[str, torch.Tensor]:
+    """The gradient of the first optimiser step, from Adam's first moment: it was not clipped."""
+    beta1 = learner.engine.config.optim.betas[0]
+    states = learner.engine.engine.optimizer.state
+    return {
+        name: states[parameter]["exp_avg"] / (1 - beta1)
+        for name, parameter in learner.engine.module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def largest_gap(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The distance of two sets of tensors, as a share of their size."""
+    assert ours.keys() == theirs.keys()
+    gap = sum(float((ours[n].double() - theirs[n].double()).square().sum()) for n in ours)
+    size = sum(float(theirs[n].double().square().sum()) for n in ours)
+    return (gap / size) ** 0.5
 
 
 def logprobs_of(learner: Any, rows: Sequence[Any], **keywords: Any) -> list[Any]:

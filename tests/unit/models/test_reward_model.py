@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -18,8 +20,10 @@ from transformers import (
 )
 
 from rlhf_ray.config.online import RewardModelConfig
+from rlhf_ray.data.answers import answer_tokens
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.reward import RewardModel
+from rlhf_ray.models.reward_scorer import RewardScorer
+from rlhf_ray.models.reward_statistics import write_statistics
 from rlhf_ray.types import Prompt, Rollout
 
 CPU = torch.device("cpu")
@@ -117,7 +121,12 @@ ROLLOUTS = [make_rollout(prompt, completion) for prompt, completion in TEXTS]
 
 
 def reward_model(folder, **settings):
-    return RewardModel(RewardModelConfig(path=str(folder), **settings), device=CPU)
+    return RewardScorer(RewardModelConfig(path=str(folder), **settings), device=CPU)
+
+
+def tokens_of(prompt, completion, tokenizer):
+    prompt_ids_T, answer_ids_T = answer_tokens(prompt, completion, tokenizer)
+    return [*prompt_ids_T, *answer_ids_T]
 
 
 def plain_logits(folder, token_ids_BT, label):
@@ -132,7 +141,7 @@ def plain_logits(folder, token_ids_BT, label):
 
 def plain_scores(folder, label=0):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = [tokenizer(prompt + completion)["input_ids"] for prompt, completion in TEXTS]
+    ids = [tokens_of(prompt, completion, tokenizer) for prompt, completion in TEXTS]
     assert len({len(row) for row in ids}) > 4
     return plain_logits(folder, ids, label)
 
@@ -156,8 +165,11 @@ def test_scores_follow_their_rows_in_any_order_and_company(folder):
 
 def test_a_chat_is_written_with_the_models_own_template(folder):
     messages = [{"role": "user", "content": "Hello"}]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT
+    token_ids = tokens_of(messages, "Good day", tokenizer)
     text = "[user] Hello\n[assistant] Good day\n"
-    token_ids = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]
+    assert token_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
     [expected] = plain_logits(folder, [token_ids], 0)
     model = reward_model(folder, chat_template=CHAT)
     rollouts = [make_rollout(messages, "Good day"), ROLLOUTS[3]]
@@ -166,10 +178,9 @@ def test_a_chat_is_written_with_the_models_own_template(folder):
 
 def test_a_text_is_cut_at_max_length(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = "".join(TEXTS[3])
-    cut = tokenizer(text, truncation=True, max_length=10)["input_ids"]
-    assert len(cut) == 10 < len(tokenizer(text)["input_ids"])
-    [expected] = plain_logits(folder, [cut], 0)
+    token_ids = tokens_of(*TEXTS[3], tokenizer)
+    assert len(token_ids) > 10
+    [expected] = plain_logits(folder, [token_ids[:10]], 0)
     [score] = reward_model(folder, max_length=10).score([ROLLOUTS[3]])
     assert score == pytest.approx(expected, abs=1e-5)
 
@@ -208,3 +219,26 @@ def test_a_model_that_never_learned_to_score_is_refused(decoder, tmp_path):
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"lacks the weights score\.weight"):
         reward_model(tmp_path, tokenizer=str(decoder))
+
+
+def test_scores_are_centred_and_scaled_by_what_training_stored(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    raw = reward_model(tmp_path).score(ROLLOUTS)
+    with pytest.raises(ConfigError, match=r"reward\.model\.normalize needs .*set normalize: none"):
+        reward_model(tmp_path, normalize="center")
+    write_statistics(tmp_path, mean=0.25, std=0.5)
+    centred = reward_model(tmp_path, normalize="center").score(ROLLOUTS)
+    assert centred == pytest.approx([score - 0.25 for score in raw])
+    scaled = reward_model(tmp_path, normalize="standardize").score(ROLLOUTS)
+    assert scaled == pytest.approx([(score - 0.25) / 0.5 for score in raw])
+    assert reward_model(tmp_path).score(ROLLOUTS) == raw
+    write_statistics(tmp_path, mean=0.25, std=0.0)
+    with pytest.raises(ConfigError, match="needs a spread above 0"):
+        reward_model(tmp_path, normalize="standardize")
+
+
+def test_a_model_that_is_there_already_is_not_loaded_again(decoder, tmp_path):
+    model = reward_model(decoder).model.train()
+    scorer = RewardScorer(RewardModelConfig(path=str(decoder)), device=CPU, model=model)
+    assert scorer.score(ROLLOUTS) == pytest.approx(plain_scores(decoder), abs=1e-5)
+    assert model.training

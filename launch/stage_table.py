@@ -1,0 +1,51 @@
+"""What each stage of a pipeline brought: the metric that tells most, before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.config.stages import Stage
+
+# Of each job, the first of these that it logged at least once.
+TELLING = {
+    "sft": ("eval/loss", "sft/loss"),
+    "rm": ("eval/accuracy", "rm/accuracy"),
+    "dpo": ("eval/rewards/accuracies", "rewards/accuracies", "dpo/loss"),
+    "ppo": ("eval/reward_mean", "rollout/reward_mean"),
+    "grpo": ("eval/reward_mean", "rollout/reward_mean"),
+    "sample": ("eval/reward_mean", "rollout/reward_mean"),
+}
+
+
+def print_table(stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
+    """One line a stage."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="what the stages brought")
+    for column in ("stage", "job", "metric", "start", "end", "seconds"):
+        is_number = column in ("start", "end", "seconds")
+        table.add_column(column, justify="right" if is_number else "left")
+    for stage in stages:
+        took = seconds.get(stage.name)
+        table.add_row(
+            stage.name,
+            stage.job,
+            *told(Path(stage.config.run_dir) / "metrics.jsonl", stage.job),
+            "earlier" if took is None else f"{took:.0f}",
+        )
+    Console().print(table)
+
+
+def told(path: Path, job: str) -> tuple[str, str, str]:
+    """Name, first and last value of a run's telling metric; empty where it logged none."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    for name in TELLING[job]:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            return name, f"{values[0]:.4g}", f"{values[-1]:.4g}"
+    return "", "", ""

@@ -1,0 +1,52 @@
+"""Several jobs one after the other on one pool, each from what another left."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_ray.config.base import Config, RunConfig
+from rlhf_ray.config.online import PlacementConfig
+
+
+class StageConfig(Config):
+    """One job.
+
+    A model's `path: stage:NAME` is the result of an earlier stage; any other path may be
+    `stage:NAME/FILE`, a file in that stage's folder.
+
+    Attributes:
+        name: Of the stage and of its folder below the pipeline's.
+        config: A YAML file with the job's configuration; empty where `set` has all of it.
+        set: Keys and values laid over that file.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]*$")]
+    job: Literal["sft", "rm", "dpo", "ppo", "grpo", "sample"]
+    config: str = ""
+    set: dict[str, Any] = {}
+
+
+class PipelineConfig(RunConfig):
+    """Stages on one pool: SFT, reward model and PPO, say, each from what another left in memory.
+
+    `seed`, `wandb`, `timeouts` and `placement` are laid over every stage's file where they are
+    given; a stage's own `set` wins over them.
+
+    Attributes:
+        run_dir: Has a folder for each stage; empty for `runs/pipeline-<config>-<time>`.
+        resume: `auto` skips stages whose result exists and goes on with the one that was left.
+        placement: Of all stages: a role has one shape in a pool.
+    """
+
+    placement: PlacementConfig = PlacementConfig()
+    stages: Annotated[list[StageConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> PipelineConfig:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"stages must have names of their own, got {name!r} twice")
+        return self

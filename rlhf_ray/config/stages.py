@@ -1,0 +1,253 @@
+"""The stages of a pipeline as the configurations of their jobs, checked all together."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.config import schema
+from rlhf_ray.config.base import GroupConfig, JobConfig, laid_over
+from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.load import validate
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
+from rlhf_ray.config.preflight import find_problems
+from rlhf_ray.config.problems import KeyPath, Problem, raise_for
+from rlhf_ray.config.supervised import SupervisedConfig
+from rlhf_ray.config.yaml_file import YamlFile, read_yaml
+from rlhf_ray.errors import ConfigError
+
+PREFIX = "stage:"
+POLICIES = ("sft", "dpo", "ppo", "grpo")
+EXPORT = "export"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One job of a pipeline.
+
+    Attributes:
+        config: As the job gets it: a model of another stage is that stage's `export` folder.
+        rooted: The same with the models that those were trained from, which are there before
+            anything has run: what can be known of a model but its weights is known from them.
+        sources: Stages whose models this one starts from.
+    """
+
+    name: str
+    job: str
+    config: OnlineConfig | SupervisedConfig
+    rooted: OnlineConfig | SupervisedConfig
+    sources: frozenset[str]
+
+    @property
+    def result(self) -> str:
+        """Where its model is found."""
+        return str(Path(self.config.run_dir) / EXPORT)
+
+
+def resolve_stages(config: PipelineConfig) -> list[Stage]:
+    """Read and check every stage.
+
+    Raises:
+        ConfigError: With every problem of every stage.
+    """
+    stages: list[Stage] = []
+    problems: list[Problem] = []
+    for given in config.stages:
+        stage, found = _resolve(given, config, stages)
+        problems += [_of_stage(problem, given) for problem in found]
+        if stage is not None:
+            stages.append(stage)
+    problems += _shapes(stages)
+    raise_for(problems, source="pipeline")
+    return stages
+
+
+def groups_of(stages: Sequence[Stage]) -> dict[str, GroupConfig]:
+    """The groups of all stages together."""
+    return {role: group for stage in stages for role, group in stage.config.groups.items()}
+
+
+def _resolve(
+    given: StageConfig, pipeline: PipelineConfig, earlier: Sequence[Stage]
+) -> tuple[Stage | None, list[Problem]]:
+    cls = JOBS[given.job]
+    try:
+        file = _values(given, pipeline, cls)
+    except ConfigError as error:
+        return None, [Problem(path=("config",), message=str(error))]
+    known = {stage.name: stage for stage in earlier}
+    references = _references(file.values)
+    names = [stage.name for stage in pipeline.stages]
+    faults = {path: _fault(path, ref, given.job, known, names) for path, ref in references.items()}
+    problems = [Problem(path=path, message=fault) for path, fault in faults.items() if fault]
+    if problems or file.problems:
+        return None, [*file.problems, *problems]
+    places = {path: _place(path, ref, known) for path, ref in references.items()}
+    models = {path: known[ref] for path, ref in references.items() if _names_model(path)}
+    config, found = _validated(cls, file, places)
+    roots = {path: _root(stage) for path, stage in models.items()}
+    rooted, _ = _validated(cls, file, places | roots)
+    if config is None or rooted is None:
+        return None, found
+    to_come = _to_come(config, earlier)
+    problems = [problem for problem in find_problems(rooted) if problem.path not in to_come]
+    stage = Stage(
+        name=given.name,
+        job=given.job,
+        config=config,
+        rooted=rooted,
+        sources=frozenset(stage.name for stage in models.values()),
+    )
+    return stage, problems
+
+
+def _values(given: StageConfig, pipeline: PipelineConfig, cls: type[JobConfig]) -> YamlFile:
+    """The stage's file, what the pipeline has for all stages, and `set`, laid over each other."""
+    empty = YamlFile(values={}, lines={}, problems=())
+    file = read_yaml(Path(given.config)) if given.config else empty
+    shared = pipeline.model_dump(exclude_unset=True, include={"seed", "wandb", "timeouts"})
+    placement = pipeline.placement.model_dump(exclude_unset=True)
+    roles = schema.keys(schema.at_path(cls, ("placement",)))
+    shared["placement"] = {role: group for role, group in placement.items() if role in roles}
+    own = {
+        "run_dir": str(Path(pipeline.run_dir) / given.name),
+        "resume": pipeline.resume,
+        "ray": pipeline.ray.model_dump(),
+    }
+    values = file.values
+    for above in (shared, given.set, own):
+        values = laid_over(values, above)
+    lines = {
+        path: n for path, n in file.lines.items() if _at(values, path) == _at(file.values, path)
+    }
+    return YamlFile(values=values, lines=lines, problems=file.problems)
+
+
+def _texts(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Every text below a value, with its key."""
+    if isinstance(value, str):
+        yield path, value
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(item, (*path, str(key)))
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, (*path, str(index)))
+
+
+def _references(values: Mapping[str, Any]) -> dict[KeyPath, str]:
+    """What stands behind `stage:`, by its key."""
+    return {
+        path: text.removeprefix(PREFIX) for path, text in _texts(values) if text.startswith(PREFIX)
+    }
+
+
+def _names_model(path: KeyPath) -> bool:
+    return path[-2:] == ("model", "path")
+
+
+def _fault(
+    path: KeyPath, reference: str, job: str, known: Mapping[str, Stage], names: Sequence[str]
+) -> str | None:
+    """What is wrong with one reference."""
+    name, _, file = reference.partition("/")
+    if name not in known:
+        if name in names:
+            return f"stage {name!r} must come earlier"
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f", did you mean {near[0]!r}?" if near else ";"
+        return f"no stage {name!r}{meant} earlier stages are {', '.join(known) or 'none'}"
+    if not _names_model(path):
+        return None if file else f"must name a file of the stage: {PREFIX}{name}/FILE"
+    if file:
+        return f"a model is a whole stage's result: {PREFIX}{name}, got {PREFIX}{reference}"
+    kinds = _kinds(path[0], job)
+    if known[name].job not in kinds:
+        return f"must be the result of {' or '.join(kinds)}, stage {name!r} is {known[name].job}"
+    return None
+
+
+def _kinds(role: str, job: str) -> tuple[str, ...]:
+    """Jobs whose result a role can start from."""
+    if role == "reward" and job != "rm":
+        return ("rm",)
+    return POLICIES if role in ("policy", "reference") else (*POLICIES, "rm")
+
+
+def _place(path: KeyPath, reference: str, known: Mapping[str, Stage]) -> str:
+    """Where the pipeline writes what is referred to."""
+    name, _, file = reference.partition("/")
+    stage = known[name]
+    return stage.result if _names_model(path) else str(Path(stage.config.run_dir) / file)
+
+
+def _root(stage: Stage) -> str:
+    """The model that a stage's result descends from."""
+    rooted = stage.rooted
+    role = rooted.trained_role if isinstance(rooted, SupervisedConfig) else "policy"
+    path: str = getattr(rooted, role).model.path
+    return path
+
+
+def _to_come(config: JobConfig, earlier: Sequence[Stage]) -> set[KeyPath]:
+    """Keys that name files in earlier stages' folders, which are not there yet."""
+    folders = [stage.config.run_dir + os.sep for stage in earlier]
+    return {
+        path
+        for path, text in _texts(config.model_dump())
+        if any(os.path.abspath(text).startswith(folder) for folder in folders)
+    }
+
+
+def _validated(
+    cls: type[JobConfig], file: YamlFile, places: Mapping[KeyPath, str]
+) -> tuple[Any, list[Problem]]:
+    values = file.values
+    for path, place in places.items():
+        values = _with(values, path, place)
+    return validate(cls, replace(file, values=values))
+
+
+def _with(value: Any, path: KeyPath, new: str) -> Any:
+    """A copy with one value replaced."""
+    if not path:
+        return new
+    key, *rest = path
+    if isinstance(value, list):
+        return [_with(v, tuple(rest), new) if str(i) == key else v for i, v in enumerate(value)]
+    return {**value, key: _with(value[key], tuple(rest), new)}
+
+
+def _at(value: Any, path: KeyPath) -> Any:
+    for key in path:
+        if isinstance(value, Mapping):
+            value = value.get(key)
+        elif isinstance(value, list) and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    return value
+
+
+def _of_stage(problem: Problem, given: StageConfig) -> Problem:
+    where = f"{problem.where} of {given.config}" if problem.where else ""
+    return replace(problem, path=("stages", given.name, *problem.path), where=where)
+
+
+def _shapes(stages: Sequence[Stage]) -> Iterator[Problem]:
+    """A role that two stages want in two shapes."""
+    first: dict[str, Stage] = {}
+    for stage in stages:
+        for role, group in stage.config.groups.items():
+            other = first.setdefault(role, stage)
+            if other.config.groups[role] != group:
+                yield Problem(
+                    path=("stages", stage.name, "placement", role),
+                    message=f"is {group}, but {other.config.groups[role]} in stage {other.name}: "
+                    "a pool has one shape for all; set it in the pipeline's placement",
+                )

@@ -1,0 +1,204 @@
+"""Typed values out of a row's columns: every one is checked, and every fault names its place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.files import Row
+
+Messages: TypeAlias = list[dict[str, Any]]
+Text: TypeAlias = str | Messages
+
+# ShareGPT's names of those who speak; others stand for themselves.
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "observation": "tool",
+    "function_call": "assistant",
+}
+_ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def column(row: Row, name: str) -> Any:
+    """A row's value.
+
+    Raises:
+        RowError: The row has no such column, or nothing in it.
+    """
+    if row.columns.get(name) is None:
+        there = f"columns there: {sorted(row.columns)}"
+        raise RowError(row.where, f"no column {name!r}", there if name not in row.columns else "")
+    return row.columns[name]
+
+
+def string(row: Row, name: str) -> str:
+    """A column that holds text.
+
+    Raises:
+        RowError: It does not, or the text cannot be encoded.
+    """
+    return checked_text(row, name, column(row, name))
+
+
+def optional_string(row: Row, name: str) -> str:
+    """A column that holds text, or an empty string where the row has none."""
+    return "" if row.columns.get(name) is None else string(row, name)
+
+
+def number(row: Row, name: str) -> float:
+    """A finite number; as text too, because CSV has nothing else.
+
+    Raises:
+        RowError: Anything else.
+    """
+    return _number(row, name, column(row, name))
+
+
+def numbers(row: Row, name: str) -> list[float]:
+    """A list of finite numbers.
+
+    Raises:
+        RowError: Anything else.
+    """
+    return [_number(row, name, value) for value in items(row, name)]
+
+
+def truth(row: Row, name: str) -> bool:
+    """True or false, also as 1 and 0, or as text.
+
+    Raises:
+        RowError: Anything else.
+    """
+    value = _TRUTHS.get(str(column(row, name)).lower())
+    if value is None:
+        raise _wrong(row, name, "true or false", row.columns[name])
+    return value
+
+
+def items(row: Row, name: str) -> list[Any]:
+    """A list that is not empty.
+
+    Raises:
+        RowError: Anything else.
+    """
+    value = column(row, name)
+    if not isinstance(value, list) or not value:
+        raise _wrong(row, name, "a list that is not empty", value)
+    return value
+
+
+def messages(row: Row, name: str) -> Messages:
+    """A column that holds a chat.
+
+    Raises:
+        RowError: Not a list of messages, each with `role` and `content` (or `from` and `value`).
+    """
+    value = column(row, name)
+    if not isinstance(value, list) or not value:
+        raise _wrong(row, name, "a list of chat messages that is not empty", value)
+    return [_message(row, name, index, message) for index, message in enumerate(value)]
+
+
+def text(row: Row, name: str) -> Text:
+    """A column that holds text or a chat.
+
+    Raises:
+        RowError: Neither.
+    """
+    return _text(row, name, column(row, name))
+
+
+def texts(row: Row, name: str) -> list[Text]:
+    """A list of texts or chats; a single message stands for a chat of one.
+
+    Raises:
+        RowError: Anything else.
+    """
+    return [_text(row, name, value) for value in items(row, name)]
+
+
+def checked_text(row: Row, name: str, value: Any) -> str:
+    """A value as text that every tokenizer can encode.
+
+    Raises:
+        RowError: It is no text, or has half of a character of two halves.
+    """
+    if not isinstance(value, str):
+        raise _wrong(row, name, "a string", value)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"column {name!r} has half a character, U+{ord(value[error.start]):04X}"
+        raise RowError(row.where, "lone surrogate", half) from error
+    return value
+
+
+def check_turns(row: Row, chat: Messages) -> Messages:
+    """The same chat, if user and assistant take turns and only the first message is the system's.
+
+    Raises:
+        RowError: They do not.
+    """
+    before = ""
+    for index, message in enumerate(chat):
+        role = message["role"]
+        if (role == "system" and index) or (role == before and role in ("user", "assistant")):
+            follows = f"message {index} is the {role}'s and follows one of the {before}'s"
+            raise RowError(row.where, "roles out of order", follows)
+        before = role
+    return chat
+
+
+def _text(row: Row, name: str, value: Any) -> Text:
+    if isinstance(value, str):
+        return checked_text(row, name, value)
+    if isinstance(value, dict):
+        return [_message(row, name, 0, value)]
+    if not isinstance(value, list) or not value:
+        raise _wrong(row, name, "a string or a list of chat messages that is not empty", value)
+    return [_message(row, name, index, message) for index, message in enumerate(value)]
+
+
+def _message(row: Row, name: str, index: int, message: Any) -> dict[str, Any]:
+    wanted = f"message {index} of column {name!r} must have `role` and `content`, both strings"
+    if not isinstance(message, dict):
+        raise RowError(row.where, "wrong type", f"{wanted}, got {_short(message)}")
+    if "from" in message and "value" in message:
+        role, content, rest = message["from"], message["value"], {}
+        role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
+    else:
+        role, content = message.get("role"), message.get("content")
+        rest = {key: value for key, value in message.items() if value is not None}
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise RowError(row.where, "wrong type", f"{wanted}, got {_short(message)}")
+    if role not in _ROLES:
+        known = ", ".join(sorted(_ROLES | set(_SHAREGPT_ROLES)))
+        raise RowError(row.where, "unknown role", f"{_short(role)} in {name!r}; known: {known}")
+    return {**rest, "role": role, "content": checked_text(row, name, content)}
+
+
+def _number(row: Row, name: str, value: Any) -> float:
+    try:
+        converted = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        converted = math.nan
+    if not math.isfinite(converted):
+        raise _wrong(row, name, "a finite number", value)
+    return converted
+
+
+def _wrong(row: Row, name: str, wanted: str, value: Any) -> RowError:
+    return RowError(
+        row.where, "wrong type", f"column {name!r} must be {wanted}, got {_short(value)}"
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value[:60]) + ("..." if len(value) > 60 else "")
+    if isinstance(value, list | dict) and value:
+        return f"{type(value).__name__} of {len(value)}"
+    return repr(value)[:80]

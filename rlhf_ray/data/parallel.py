@@ -1,0 +1,71 @@
+"""Rows through a function, in order: in this process, or in several where that pays."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any
+
+from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.files import Row
+from rlhf_ray.data.tokenization import Outcome, RowWork, T
+
+ROWS_WORTH_PROCESSES = 20_000  # below, starting processes takes longer than the rows do
+_CHUNK_ROWS = 256
+_CHUNKS_AHEAD = 4  # a process; bounds the rows held at a time
+
+_work: RowWork[Any]  # of a worker process, for its life
+
+
+def convert(
+    rows: Iterable[Row | RowError], work: RowWork[T], *, num_workers: int
+) -> Iterator[Outcome[T]]:
+    """What `work` makes of each row, in the order of rows.
+
+    Args:
+        rows: Read no further ahead than keeps the processes busy.
+        work: Goes to each process once.
+        num_workers: Processes; 0 for one a core once there are many rows.
+    """
+    rows = iter(rows)
+    if num_workers == 0:
+        for row in itertools.islice(rows, ROWS_WORTH_PROCESSES):
+            yield from work(row)
+        num_workers = len(os.sched_getaffinity(0))
+        first = next(rows, None)
+        if first is None:
+            return
+        rows = itertools.chain([first], rows)
+    if num_workers == 1:
+        for row in rows:
+            yield from work(row)
+        return
+    yield from _in_processes(rows, work, num_workers)
+
+
+def _in_processes(
+    rows: Iterator[Row | RowError], work: RowWork[T], num_workers: int
+) -> Iterator[Outcome[T]]:
+    # Forking would copy the locks of a tokenizer's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, _begin, (work,)) as pool:
+        waiting: deque[Future[list[Outcome[Any]]]] = deque()
+        while chunk := list(itertools.islice(rows, _CHUNK_ROWS)):
+            waiting.append(pool.submit(_convert_chunk, chunk))
+            if len(waiting) >= num_workers * _CHUNKS_AHEAD:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _begin(work: RowWork[Any]) -> None:
+    global _work
+    _work = work
+
+
+def _convert_chunk(chunk: list[Row | RowError]) -> list[Outcome[Any]]:
+    return [outcome for row in chunk for outcome in _work(row)]

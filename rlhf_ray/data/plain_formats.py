@@ -1,0 +1,132 @@
+"""Row formats without preferences: chats, prompts with completions, texts, instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rlhf_ray.data import fields
+from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.fields import Messages, Text, check_turns
+from rlhf_ray.data.files import Row
+from rlhf_ray.data.samples import Sample, as_chat
+
+
+def read_prompt(row: Row) -> Iterator[Sample]:
+    """`prompt`: text, or a chat that the policy answers or goes on with."""
+    yield Sample(sample_id=row.row_id, where=row.where, prompt=_prompt(row))
+
+
+def read_text(row: Row) -> Iterator[Sample]:
+    """`text`."""
+    text = fields.string(row, "text")
+    yield Sample(sample_id=row.row_id, where=row.where, prompt=None, answers_K=(text,))
+
+
+def read_prompt_completion(row: Row) -> Iterator[Sample]:
+    """`prompt` and `completion`, each text or messages."""
+    prompt, completion = aligned(row, _prompt(row), fields.text(row, "completion"))
+    yield Sample(sample_id=row.row_id, where=row.where, prompt=prompt, answers_K=(completion,))
+
+
+def read_unpaired(row: Row) -> Iterator[Sample]:
+    """`prompt`, `completion` and a `label` that says whether it is good."""
+    desirable = fields.truth(row, "label")
+    for sample in read_prompt_completion(row):
+        yield Sample(
+            sample_id=sample.sample_id,
+            where=sample.where,
+            prompt=sample.prompt,
+            answers_K=sample.answers_K,
+            desirable=desirable,
+        )
+
+
+def read_input_target(row: Row) -> Iterator[Sample]:
+    """`input` and `target`, both text."""
+    yield Sample(
+        sample_id=row.row_id,
+        where=row.where,
+        prompt=fields.string(row, "input"),
+        answers_K=(fields.string(row, "target"),),
+    )
+
+
+def read_messages(row: Row) -> Iterator[Sample]:
+    """`messages`: a chat with `role` and `content`."""
+    yield _chat(row, fields.messages(row, "messages"))
+
+
+def read_sharegpt(row: Row) -> Iterator[Sample]:
+    """`conversations`: a chat with `from` and `value`; a `system` text may stand beside it."""
+    yield _chat(row, system_turn(row) + fields.messages(row, "conversations"))
+
+
+def read_alpaca(row: Row) -> Iterator[Sample]:
+    """`instruction` and `output`, with `input`, `system` and `history` where there are any."""
+    answer = as_chat(fields.string(row, "output"), "assistant")
+    yield _chat(row, alpaca_prompt(row) + answer)
+
+
+def read_self_instruct(row: Row) -> Iterator[Sample]:
+    """`instruction`, and several `instances` with an `input` and an `output` each."""
+    for number, instance in enumerate(fields.items(row, "instances")):
+        if not isinstance(instance, dict):
+            raise RowError(row.where, "wrong type", f"instance {number} must be an object")
+        yield from read_alpaca(
+            Row(
+                row_id=f"{row.row_id}/{number}" if number else row.row_id,
+                where=row.where,
+                columns={"instruction": row.columns.get("instruction"), **instance},
+            )
+        )
+
+
+def alpaca_prompt(row: Row) -> Messages:
+    """System text, the turns before, and the instruction with its input below it.
+
+    Raises:
+        RowError: A part has the wrong type.
+    """
+    asked = fields.string(row, "instruction")
+    if given := fields.optional_string(row, "input"):
+        asked += f"\n{given}"
+    chat = system_turn(row)
+    for turn in fields.items(row, "history") if row.columns.get("history") else []:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise RowError(row.where, "wrong type", "'history' must hold [question, answer] pairs")
+        for role, text in zip(("user", "assistant"), turn, strict=True):
+            content = fields.checked_text(row, "history", text)
+            chat.append({"role": role, "content": content})
+    return [*chat, {"role": "user", "content": asked}]
+
+
+def system_turn(row: Row) -> Messages:
+    """The column `system` as the first message of a chat; none where there is no such column."""
+    system = fields.optional_string(row, "system")
+    return [{"role": "system", "content": system}] if system else []
+
+
+def aligned(row: Row, prompt: Text, answer: Text) -> tuple[Text, Text]:
+    """Prompt and answer both as text, or both as messages whose roles take turns.
+
+    Raises:
+        RowError: Roles are out of order, or the answer is not the assistant's.
+    """
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return prompt, answer
+    prompt, answer = as_chat(prompt, "user"), as_chat(answer, "assistant")
+    if answer[0]["role"] != "assistant":
+        role = answer[0]["role"]
+        raise RowError(row.where, "roles out of order", f"an answer begins with the {role}'s turn")
+    check_turns(row, prompt + answer)
+    return prompt, answer
+
+
+def _prompt(row: Row) -> Text:
+    prompt = fields.text(row, "prompt")
+    return prompt if isinstance(prompt, str) else check_turns(row, prompt)
+
+
+def _chat(row: Row, chat: Messages) -> Sample:
+    check_turns(row, chat)
+    return Sample(sample_id=row.row_id, where=row.where, prompt=None, answers_K=(chat,))

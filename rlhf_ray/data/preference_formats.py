@@ -1,0 +1,232 @@
+"""Row formats with preferences: pairs in all their forms, rankings, and trees of replies."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rlhf_ray.data import fields
+from rlhf_ray.data.errors import RowError, UnusableRow
+from rlhf_ray.data.fields import Messages, Text, check_turns
+from rlhf_ray.data.files import Row
+from rlhf_ray.data.plain_formats import aligned, alpaca_prompt, system_turn
+from rlhf_ray.data.samples import Sample, as_chat
+
+_ASSISTANT = "\n\nAssistant:"
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
+_TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
+
+
+def read_preference(row: Row) -> Iterator[Sample]:
+    """`prompt`, `chosen` and `rejected`, each text or messages.
+
+    Answers that are whole conversations bring their prompt with them.
+    """
+    chosen, rejected = _sides(row)
+    if _is_conversation(chosen) and _is_conversation(rejected):
+        yield from read_implicit_prompt(row)
+    else:
+        yield _pair(row, fields.text(row, "prompt"), chosen, rejected)
+
+
+def read_implicit_prompt(row: Row) -> Iterator[Sample]:
+    """`chosen` and `rejected` as whole conversations or texts; what they share is the prompt."""
+    chosen, rejected = _sides(row)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        num_shared = _num_shared_characters(chosen, rejected)
+    elif isinstance(chosen, list) and isinstance(rejected, list):
+        num_shared = _num_shared_messages(chosen, rejected)
+    else:
+        raise RowError(row.where, "wrong type", "'chosen' and 'rejected' must be of one kind")
+    if not num_shared:
+        raise RowError(row.where, "no common prompt", "'chosen' and 'rejected' begin differently")
+    yield _pair(row, chosen[:num_shared], chosen[num_shared:], rejected[num_shared:])
+
+
+def read_hh(row: Row) -> Iterator[Sample]:
+    """`chosen` and `rejected` as transcripts of Human and Assistant, taken as they stand.
+
+    The prompt ends where the last of the assistant's turns begins that both have begun alike.
+    """
+    chosen, rejected = fields.string(row, "chosen"), fields.string(row, "rejected")
+    for transcript in (chosen, rejected):
+        _turns(row, transcript)  # to be sure that it is one
+    shared = chosen[: _num_alike(chosen, rejected)]
+    border = shared.rfind(_ASSISTANT) + len(_ASSISTANT)
+    if border < len(_ASSISTANT):
+        raise RowError(row.where, "no common prompt", "no turn of both begins alike")
+    yield _pair(row, chosen[:border], chosen[border:], rejected[border:])
+
+
+def read_hh_chat(row: Row) -> Iterator[Sample]:
+    """The same transcripts as chats, for a chat template."""
+    chosen = _turns(row, fields.string(row, "chosen"))
+    rejected = _turns(row, fields.string(row, "rejected"))
+    num_shared = _num_shared_messages(chosen, rejected)
+    if not num_shared:
+        raise RowError(row.where, "no common prompt", "no turn of both begins alike")
+    yield _pair(row, chosen[:num_shared], chosen[num_shared:], rejected[num_shared:])
+
+
+def read_sharegpt_pairs(row: Row) -> Iterator[Sample]:
+    """`conversations` as the prompt, `chosen` and `rejected` as one message each."""
+    chosen, rejected = _sides(row)
+    prompt = system_turn(row) + fields.messages(row, "conversations")
+    yield _pair(row, prompt, chosen, rejected)
+
+
+def read_alpaca_pairs(row: Row) -> Iterator[Sample]:
+    """Alpaca's instruction with `chosen` and `rejected`."""
+    chosen, rejected = _sides(row)
+    yield _pair(row, alpaca_prompt(row), chosen, rejected)
+
+
+def read_alpaca_outputs(row: Row) -> Iterator[Sample]:
+    """Alpaca's instruction with `output: [chosen, rejected]` (LLaMA-Factory's)."""
+    sides = fields.texts(row, "output")
+    if len(sides) != 2:
+        raise RowError(row.where, "wrong type", f"'output' must hold 2 answers, got {len(sides)}")
+    yield _pair(row, alpaca_prompt(row), *sides)
+
+
+def read_ranking(row: Row) -> Iterator[Sample]:
+    """`prompt` and `answers`, the best first, or with `ranks` (0 is best) or `scores`."""
+    answers = fields.texts(row, "answers")
+    levels: list[float] = []
+    scored = row.columns.get("scores") is not None
+    if scored:
+        levels = fields.numbers(row, "scores")
+    elif row.columns.get("ranks") is not None:
+        levels = [-rank for rank in fields.numbers(row, "ranks")]
+    if levels and len(levels) != len(answers):
+        wanted = f"{len(answers)} answers need as many ranks or scores, got {len(levels)}"
+        raise RowError(row.where, "wrong number of ranks", wanted)
+    order = sorted(range(len(levels)), key=lambda index: -levels[index]) or range(len(answers))
+    kept = [aligned(row, fields.text(row, "prompt"), answers[index]) for index in order]
+    yield Sample(
+        sample_id=row.row_id,
+        where=row.where,
+        prompt=kept[0][0],
+        answers_K=tuple(answer for _, answer in kept),
+        levels_K=tuple(sorted(levels, reverse=True)),
+        scored=scored,
+    )
+
+
+def read_oasst_tree(row: Row) -> Iterator[Sample | RowError]:
+    """A tree of replies (OpenAssistant): siblings with a `rank` (0 is best) are one ranking.
+
+    The prompt is the path to them; what the human might have gone on with is not ranked.
+    """
+    root = fields.column(row, "prompt")
+    pending: list[tuple[Any, Messages]] = [(root, [])]
+    num_siblings = 0
+    while pending:
+        node, path = pending.pop()
+        path = [*path, _tree_message(row, node)]
+        replies = node.get("replies") or []
+        if not isinstance(replies, list):
+            raise RowError(row.where, "wrong type", "'replies' must be a list")
+        pending += [(reply, path) for reply in reversed(replies)]
+        if path[-1]["role"] != "user" or len(replies) < 2:
+            continue
+        num_siblings += 1
+        ranked = [reply for reply in replies if _tree_rank(row, reply) is not None]
+        if len(ranked) < 2:
+            yield UnusableRow(row.where, "unranked replies")
+        else:
+            ranked.sort(key=lambda reply: reply["rank"])
+            yield Sample(
+                sample_id=f"{row.row_id}/{num_siblings}",
+                where=row.where,
+                prompt=check_turns(row, path),
+                answers_K=tuple([_tree_message(row, reply)] for reply in ranked),
+                levels_K=tuple(-float(reply["rank"]) for reply in ranked),
+            )
+    if not num_siblings:
+        yield UnusableRow(row.where, "no ranked replies")
+
+
+def _pair(row: Row, prompt: Text, chosen: Text, rejected: Text) -> Sample:
+    prompt_text, better = aligned(row, prompt, chosen)
+    same_prompt, worse = aligned(row, prompt, rejected)
+    if isinstance(prompt_text, str) != isinstance(same_prompt, str):  # one side is a chat
+        prompt_text = as_chat(prompt_text, "user")
+        better, worse = as_chat(better, "assistant"), as_chat(worse, "assistant")
+    scored = row.columns.get("score_chosen") is not None
+    names = ("score_chosen", "score_rejected") if scored else ()
+    return Sample(
+        sample_id=row.row_id,
+        where=row.where,
+        prompt=prompt_text,
+        answers_K=(better, worse),
+        levels_K=tuple(fields.number(row, name) for name in names),
+        scored=scored,
+        margin=fields.number(row, "margin") if row.columns.get("margin") is not None else None,
+    )
+
+
+def _sides(row: Row) -> tuple[Text, Text]:
+    chosen, rejected = fields.text(row, "chosen"), fields.text(row, "rejected")
+    return chosen, rejected
+
+
+def _is_conversation(answer: Text) -> bool:
+    return isinstance(answer, list) and answer[0]["role"] != "assistant"
+
+
+def _num_alike(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many elements are the same before the first that is not."""
+    return sum(1 for _ in itertools.takewhile(bool, map(operator.eq, one, other)))
+
+
+def _num_shared_messages(chosen: Messages, rejected: Messages) -> int:
+    """Messages before the first that differs; of equal chats all but the last."""
+    return min(_num_alike(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+
+
+def _num_shared_characters(chosen: str, rejected: str) -> int:
+    """Where the last word begins that both have begun alike, with the space before it."""
+    if chosen == rejected:
+        return len(chosen.rstrip().rpartition(" ")[0])
+    shared = chosen[: _num_alike(chosen, rejected)]
+    return max((match.start() for match in re.finditer(r"\s+", shared)), default=0)
+
+
+def _turns(row: Row, transcript: str) -> Messages:
+    """A transcript's turns as messages; where one speaker goes on, that is one message.
+
+    Raises:
+        RowError: It does not begin with the human's.
+    """
+    before, *parts = _SPEAKER.split(transcript)
+    if before.strip() or not parts or parts[0] != "Human":
+        detail = f"a transcript begins with '\\n\\nHuman:', got {transcript[:20]!r}"
+        raise RowError(row.where, "not a transcript", detail)
+    turns: Messages = []
+    for speaker, text in zip(parts[::2], parts[1::2], strict=True):
+        role = _TRANSCRIPT_ROLES[speaker]
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += f"\n\n{text.strip()}"
+        else:
+            turns.append({"role": role, "content": text.strip()})
+    return turns
+
+
+def _tree_message(row: Row, node: Any) -> dict[str, str]:
+    if not isinstance(node, dict) or node.get("role") not in _TREE_ROLES:
+        wanted = "a node of a tree must be an object with `role` prompter or assistant"
+        raise RowError(row.where, "wrong type", wanted)
+    content = fields.checked_text(row, "text", node.get("text"))
+    return {"role": _TREE_ROLES[node["role"]], "content": content}
+
+
+def _tree_rank(row: Row, node: Any) -> float | None:
+    rank = node.get("rank") if isinstance(node, dict) else None
+    if rank is None or (isinstance(rank, int) and not isinstance(rank, bool)):
+        return rank
+    raise RowError(row.where, "wrong type", f"'rank' must be a whole number, got {rank!r:.40}")

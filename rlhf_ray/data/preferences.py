@@ -1,0 +1,212 @@
+"""From rows to rankings, to labelled answers, and to single answers that shall only be scored."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from rlhf_ray.config.base import DataConfig
+from rlhf_ray.data.answers import tokenize_answer
+from rlhf_ray.data.errors import RowError, UnusableRow
+from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
+from rlhf_ray.data.loading import load
+from rlhf_ray.data.report import Loaded
+from rlhf_ray.data.row_formats import Kind
+from rlhf_ray.data.samples import Sample, as_chat, best_answer, labelled, pairs, ranked
+from rlhf_ray.data.tokenization import Kept, Tokenization
+from rlhf_ray.types import IntArray, LabelledAnswer, Ranking, SftExample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_rankings(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
+) -> Loaded[Ranking]:
+    """Read and tokenize all rankings of a data set, pairs among them.
+
+    Tied, equal and empty answers are counted and left out. `max_length` bounds a prompt with its
+    longest answer; truncation takes a prompt's *first* tokens away and leaves answers alone.
+
+    Args:
+        config: Where the rows are and what becomes of them.
+        tokenizer: The trained model's.
+        max_length: Most tokens of a prompt and one answer.
+        seed: Of mixing.
+
+    Raises:
+        DataError: See `load`.
+    """
+    return load(config, Rankings(**_settings(config, tokenizer, max_length)), seed=seed)
+
+
+def load_pairs(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
+) -> Loaded[Ranking]:
+    """The same with every ranking taken apart into all its pairs."""
+    return load(config, Pairs(**_settings(config, tokenizer, max_length)), seed=seed)
+
+
+def load_labelled(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
+) -> Loaded[LabelledAnswer]:
+    """Answers with a label; of a ranking the best is good and all others are bad."""
+    return load(config, LabelledAnswers(**_settings(config, tokenizer, max_length)), seed=seed)
+
+
+def load_answers(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
+) -> Loaded[SftExample]:
+    """The best answer of each row behind its prompt, tokenized as rankings are."""
+    return load(config, Answers(**_settings(config, tokenizer, max_length)), seed=seed)
+
+
+def best_of(ranking: Ranking) -> SftExample:
+    """A ranking's best answer, as `load_answers` gives it."""
+    return _example(ranking.example_id, ranking.prompt_ids_T, ranking.answer_ids_K[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rankings(Tokenization[Ranking]):
+    """Rankings as they come."""
+
+    what: ClassVar[str] = "rankings"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"preferences"})
+
+    def tokenize(self, sample: Sample) -> Kept[Ranking]:
+        """Token ids of the prompt and of every answer."""
+        sample = ranked(sample)
+        prompt_ids_T, answer_ids_K, truncated = _tokens(self, sample)
+        for one, other in itertools.combinations(answer_ids_K, 2):
+            if np.array_equal(one, other):
+                raise UnusableRow(sample.where, "equal answers", "they have the same tokens")
+        ranking = Ranking(
+            example_id=sample.sample_id,
+            prompt_ids_T=prompt_ids_T,
+            answer_ids_K=answer_ids_K,
+            margin=sample.margin or 0.0,
+        )
+        return Kept(row=ranking, truncated=truncated)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Rankings):
+    """Rankings of two: a longer one gives all its pairs."""
+
+    what: ClassVar[str] = "pairs"
+
+    def parts(self, sample: Sample) -> Iterator[Sample]:
+        """Every pair of answers, the better first."""
+        return pairs(sample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledAnswers(Tokenization[LabelledAnswer]):
+    """Single answers that are good or bad."""
+
+    what: ClassVar[str] = "labelled answers"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"labels", "preferences"})
+
+    def parts(self, sample: Sample) -> Iterator[Sample]:
+        """Every answer with its label."""
+        return labelled(sample)
+
+    def tokenize(self, sample: Sample) -> Kept[LabelledAnswer]:
+        """Token ids of prompt and answer; the answer to another prompt comes by `link`."""
+        best_answer(sample)  # to be sure that there is one
+        prompt_ids_T, [answer_ids_T], truncated = _tokens(self, sample)
+        row = LabelledAnswer(
+            example_id=sample.sample_id,
+            prompt_ids_T=prompt_ids_T,
+            answer_ids_K=(answer_ids_T, answer_ids_T),
+            desirable=bool(sample.desirable),
+        )
+        return Kept(row=row, truncated=truncated)
+
+    def link(self, rows: list[LabelledAnswer]) -> list[LabelledAnswer]:
+        """Give each row the answer of the next row that has another prompt, around the end.
+
+        It is cut where prompt and answer would be longer than `max_length`. Where all rows have one
+        prompt, a row keeps its own answer.
+        """
+        linked = []
+        for row, other in zip(rows, _next_prompts(rows), strict=True):
+            room = self.limit.num_tokens - len(row.prompt_ids_T)
+            answers_K = (row.answer_ids_K[0], rows[other].answer_ids_K[0][:room])
+            linked.append(replace(row, answer_ids_K=answers_K))
+        return linked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(Tokenization[SftExample]):
+    """The best answer of a row behind its prompt."""
+
+    what: ClassVar[str] = "answers"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"examples", "labels", "preferences"})
+
+    def tokenize(self, sample: Sample) -> Kept[SftExample]:
+        """Token ids, those of the answer marked."""
+        prompt, answer = best_answer(sample)
+        prompt_ids_T, [answer_ids_T], truncated = _tokens(
+            self, replace(sample, prompt=prompt, answers_K=(answer,))
+        )
+        example = _example(sample.sample_id, prompt_ids_T, answer_ids_T)
+        return Kept(row=example, truncated=truncated)
+
+
+def _settings(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, Any]:
+    limit = LengthLimit(
+        num_tokens=max_length,
+        name="max_length",
+        over_length=config.over_length,
+        longest_token=longest_token(tokenizer),
+    )
+    return {"tokenizer": tokenizer, "chat": config.chat, "limit": limit}
+
+
+def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[IntArray, ...], bool]:
+    """Token ids of prompt and answers, and whether the prompt had to be cut."""
+    assert sample.prompt is not None
+    job.limit.check_text(sample.num_characters, sample.where)
+    prompt = as_chat(sample.prompt, "user") if job.chat else sample.prompt
+    tokenized_K = [
+        tokenize_answer(job.tokenizer, prompt, answer, where=sample.where)
+        for answer in sample.answers_K
+    ]
+    prompt_ids_T = tokenized_K[0][0]
+    if not prompt_ids_T:
+        raise RowError(sample.where, "the prompt holds no tokens")
+    longest = max(len(answer_ids_T) for _, answer_ids_T in tokenized_K)
+    fits = job.limit.fits(len(prompt_ids_T) + longest, sample.where)
+    if not fits:
+        room = job.limit.num_tokens - longest
+        if room < 1:
+            raise job.limit.nothing_left(sample.where)
+        prompt_ids_T = keep_last(prompt_ids_T, room, job.tokenizer)
+    answer_ids_K = tuple(np.array(answer, dtype=np.int32) for _, answer in tokenized_K)
+    return np.array(prompt_ids_T, dtype=np.int32), answer_ids_K, not fits
+
+
+def _next_prompts(rows: list[LabelledAnswer]) -> list[int]:
+    """For each row the next one, around the end, whose prompt is another; itself where none is."""
+    num_rows = len(rows)
+    following = list(range(num_rows))
+    # Twice from the end, so that the last rows know of the first.
+    for index in [*reversed(range(num_rows))] * 2:
+        after = (index + 1) % num_rows
+        same = np.array_equal(rows[index].prompt_ids_T, rows[after].prompt_ids_T)
+        following[index] = following[after] if same else after
+    alone = all(np.array_equal(row.prompt_ids_T, rows[0].prompt_ids_T) for row in rows)
+    return list(range(num_rows)) if alone else following
+
+
+def _example(example_id: str, prompt_ids_T: IntArray, answer_ids_T: IntArray) -> SftExample:
+    trained_T = np.arange(len(prompt_ids_T) + len(answer_ids_T)) >= len(prompt_ids_T)
+    token_ids_T = np.concatenate([prompt_ids_T, answer_ids_T])
+    return SftExample(example_id=example_id, token_ids_T=token_ids_T, trained_T=trained_T)

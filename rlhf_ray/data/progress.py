@@ -1,0 +1,36 @@
+"""Progress of something that takes a while, on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_QUIET_S = 2.0
+
+
+def shown(items: Iterable[T], what: str) -> Iterator[T]:
+    """The same items; once they take more than two seconds, a terminal shows how many came."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task(what, total=None)
+    began = time.monotonic()
+    running = False
+    try:
+        for item in items:
+            if not running and time.monotonic() - began > _QUIET_S:
+                progress.start()
+                running = True
+            progress.advance(task)
+            yield item
+    finally:
+        progress.stop()

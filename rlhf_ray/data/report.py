@@ -1,0 +1,114 @@
+"""What became of a data set's rows: every one is kept, or counted under the reason why not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from rlhf_ray.data.errors import DataError, RowError, UnusableRow
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class LeftOut:
+    """Rows left out for one reason: how many, and which came first."""
+
+    count: int = 0
+    first: str = ""
+
+
+@dataclass(kw_only=True)
+class RowReport:
+    """Counts of one data set, or of several together.
+
+    What is counted are examples: a malformed row is one, a row that holds several is as many.
+    Always `num_read == num_kept + num_left_out`.
+
+    Attributes:
+        data: The data set, for messages.
+        format: Its format and columns.
+        left_out: By reason.
+    """
+
+    data: str
+    format: str = ""
+    num_read: int = 0
+    num_kept: int = 0
+    num_truncated: int = 0
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+
+    @property
+    def num_left_out(self) -> int:
+        """For any reason."""
+        return sum(reason.count for reason in self.left_out.values())
+
+    def keep(self, *, truncated: bool) -> None:
+        """Count an example."""
+        self.num_read += 1
+        self.num_kept += 1
+        self.num_truncated += truncated
+
+    def leave_out(self, error: RowError, *, skip: bool) -> None:
+        """Count what cannot be used; without `skip` a malformed row is an error.
+
+        Raises:
+            RowError: The row is malformed and not to be skipped.
+        """
+        if not (skip or isinstance(error, UnusableRow)):
+            raise error
+        self.num_read += 1
+        reason = self.left_out.setdefault(error.reason, LeftOut())
+        reason.count += 1
+        reason.first = reason.first or ": ".join(filter(None, (error.where, error.detail)))
+
+    def close(self, note: str = "") -> None:
+        """Say in one line what was read.
+
+        Raises:
+            DataError: Nothing is left.
+        """
+        if not self.num_kept:
+            raise DataError(f"{self.data}: no row of {self.num_read} is left{self._reasons()}")
+        counts = f"{self.num_read} rows{note}"
+        if self.left_out:
+            counts = f"{self.num_read} read{note}, {self.num_kept} kept"
+        if self.num_truncated:
+            counts += f", {self.num_truncated} truncated"
+        level = logging.WARNING if self.left_out or self.num_truncated else logging.INFO
+        logger.log(level, "%s: %s, %s%s", self.data, self.format, counts, self._reasons())
+
+    def _reasons(self) -> str:
+        if not self.left_out:
+            return ""
+        reasons = [
+            f"{reason.count} {name} (first {reason.first})"
+            for name, reason in sorted(self.left_out.items(), key=lambda item: -item[1].count)
+        ]
+        return "; left out: " + ", ".join(reasons)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded(Generic[T]):
+    """Rows that are ready for a job, and what became of those that were read for them."""
+
+    rows: list[T]
+    report: RowReport
+
+
+def merged(reports: Sequence[RowReport], data: str) -> RowReport:
+    """The counts of several data sets together."""
+    whole = RowReport(data=data, format=", ".join(dict.fromkeys(each.format for each in reports)))
+    for report in reports:
+        whole.num_read += report.num_read
+        whole.num_kept += report.num_kept
+        whole.num_truncated += report.num_truncated
+        for name, reason in report.left_out.items():
+            total = whole.left_out.setdefault(name, LeftOut())
+            total.count += reason.count
+            total.first = total.first or reason.first
+    return whole

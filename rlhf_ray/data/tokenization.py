@@ -1,0 +1,111 @@
+"""The base of what each job makes of samples, and the way of one row through it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+
+from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.files import Row
+from rlhf_ray.data.lengths import LengthLimit
+from rlhf_ray.data.row_formats import ROW_FORMATS, Kind
+from rlhf_ray.data.samples import Sample
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept(Generic[T]):
+    """One example for the job."""
+
+    row: T
+    truncated: bool = False
+
+
+Outcome: TypeAlias = Kept[T] | RowError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenization(ABC, Generic[T]):
+    """From samples to a job's examples; it travels to other processes.
+
+    Attributes:
+        what: What the job takes, for messages.
+        kinds: Kinds of formats that it can take.
+        id_field: Where its examples keep their id.
+        chat: As in `DataConfig`.
+    """
+
+    what: ClassVar[str]
+    kinds: ClassVar[frozenset[Kind]]
+    id_field: ClassVar[str] = "example_id"
+
+    tokenizer: Any
+    chat: bool
+    limit: LengthLimit
+
+    def parts(self, sample: Sample) -> Iterator[Sample]:
+        """The samples that become one example each.
+
+        Raises:
+            RowError: There are none.
+        """
+        yield sample
+
+    @abstractmethod
+    def tokenize(self, sample: Sample) -> Kept[T]:
+        """The example of one part.
+
+        Raises:
+            RowError: It is malformed, or nothing can be learnt from it.
+            DataError: No row can be used with this tokenizer, or this one is too long and that is
+                an error.
+        """
+
+    def link(self, rows: list[T]) -> list[T]:
+        """The examples of a data set, once all are known."""
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowWork(Generic[T]):
+    """What happens to each row of one data set, on whichever process."""
+
+    format_name: str
+    job: Tokenization[T]
+
+    def __call__(self, row: Row | RowError) -> list[Outcome[T]]:
+        """All examples of a row, what is wrong with one in its place."""
+        return [
+            outcome
+            for sample in _outcomes(self._samples, row)
+            for part in _outcomes(self.job.parts, sample)
+            for outcome in _outcomes(self._tokenize, part)
+        ]
+
+    def _samples(self, row: Row) -> Iterator[Sample | RowError]:
+        format_ = ROW_FORMATS[self.format_name]
+        others = row.columns.keys() - set(format_.prompt_columns)
+        columns = {name: value for name, value in row.columns.items() if name in others}
+        for sample in format_.reader(chat=self.job.chat)(row):
+            yield sample if isinstance(sample, RowError) else replace(sample, columns=columns)
+
+    def _tokenize(self, sample: Sample) -> Iterable[Kept[T]]:
+        yield self.job.tokenize(sample)
+
+
+def _outcomes(
+    produce: Callable[[S], Iterable[T | RowError]], item: S | RowError
+) -> list[T | RowError]:
+    """What is made of an item, or the error that stands for it."""
+    if isinstance(item, RowError):
+        return [item]
+    made: list[T | RowError] = []
+    try:
+        made.extend(produce(item))
+    except RowError as error:
+        return [error]
+    return made
