@@ -26,7 +26,7 @@ class RaySink:
 
     def __init__(self, *, run: str, job: str) -> None:
         """No gauge yet: they come with the first value."""
-        self._labels = dict(zip(LABELS, (run, job), strict=True))
+        self._labels = dict(zip(LABELS, (_ascii(run), job), strict=True))
         self._gauges = {"step": _gauge("step", "the last step that was logged")}
         self._values: Mapping[str, float] = {}
         self._closed = threading.Event()
@@ -58,4 +58,9 @@ class RaySink:
 
 
 def _gauge(name: str, description: str) -> Gauge:
-    return Gauge(prometheus_name(name), description=description, tag_keys=LABELS)
+    return Gauge(prometheus_name(name), description=_ascii(description), tag_keys=LABELS)
+
+
+def _ascii(text: str) -> str:
+    """Ray refuses any other character."""
+    return text.replace("±", "+-").encode("ascii", "replace").decode("ascii")

@@ -14,7 +14,11 @@ class TensorBoardSink:
         """Begin at `first_step`; TensorBoard hides what an earlier attempt wrote from there on."""
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(logdir=str(run_dir / "tensorboard"), purge_step=first_step)
+        self._writer = SummaryWriter(
+            logdir=str(run_dir / "tensorboard"),
+            purge_step=first_step,
+            filename_suffix=f".from_{first_step}",  # the rest of the name is host and second
+        )
 
     def log(self, record: Record) -> None:
         """Write one step, readable at once."""
