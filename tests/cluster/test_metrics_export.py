@@ -6,6 +6,7 @@ import json
 import re
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 import ray
@@ -13,6 +14,7 @@ from jobs import train
 
 from rlhf_ray.metrics.names import prometheus_name
 
+ROOT = Path(__file__).parents[2]
 # Ray's processes report to the agent every 10 s.
 LONGEST_WAIT_S = 30.0
 SAMPLE = re.compile(r"^(?P<name>\w+)\{(?P<labels>.*)\} (?P<value>\S+)$", re.MULTILINE)
@@ -84,6 +86,15 @@ def test_so_are_the_engines_own(samples):
     assert {name for name, _, _ in samples} >= ENGINE_NAMES
     counters = [value for name, _, value in samples if name == "ray_vllm_generation_tokens_total"]
     assert sum(float(value) for value in counters) > 0
+
+
+def test_the_dashboard_asks_for_what_is_there(samples):
+    """Beside the run's own names, which are checked without a cluster, and those of GPUs."""
+    dashboard = (ROOT / "docker/grafana/rlhf-ray.json").read_text()
+    asked = {name for name in re.findall(r"\bray_\w+", dashboard) if "rlhf" not in name}
+    asked -= {"ray_node_gpus_utilization", "ray_node_gram_used"}
+    assert len(asked) > 12
+    assert asked <= {name for name, _, _ in samples}
 
 
 def test_every_role_says_what_it_needed(last_step):

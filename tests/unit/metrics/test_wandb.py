@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,7 @@ def test_an_offline_run_is_read_back_whole_also_after_a_resume(config):
         log.log(1, {"sft/loss": 2.0, "policy/kl_ref": 0.125})
         log.table(Table(step=1, name="eval", columns=["prompt", "score"], rows=rows))
     run_id = (run_dir / "wandb_run_id").read_text()
+    time.sleep(1.1)  # W&B names a folder by the second
     with open_metrics(config, job="sft", resumed_step=1) as log:
         log.log(2, {"sft/loss": 1.0})
     files = list(run_dir.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))
