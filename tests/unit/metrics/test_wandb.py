@@ -65,15 +65,15 @@ def read_back(run_dir):
             for item in (*record.run.config.update, *record.config.update):
                 config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
             row = {
-                item.key or item.nested_key[0]: json.loads(item.value_json)
+                item.key or "/".join(item.nested_key): json.loads(item.value_json)
                 for item in record.history.item
             }
             if row:
                 history.append(row)
-            for name, value in row.items():
-                if isinstance(value, dict) and value.get("_type") == "table-file":
-                    path = file.parent / "files" / value["path"]
-                    tables[name, row["step"]] = json.loads(path.read_text())
+            for name in [key.removesuffix("/path") for key in row if key.endswith("/path")]:
+                assert row[f"{name}/_type"] == "table-file"
+                path = file.parent / "files" / row[f"{name}/path"]
+                tables[name, row["step"]] = json.loads(path.read_text())
     return config, history, tables
 
 
