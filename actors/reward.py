@@ -14,11 +14,11 @@ from actors.held_model import HeldModel, in_reach
 from actors.hosting import HostingRank
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.online import RewardConfig, RewardModelConfig
-from rlhf_ray.data.packing import plan_forward
+from rlhf_ray.data.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.loops.seeds import sample_seeds
 from rlhf_ray.roles import RolloutBatch
 from rlhf_ray.specs import RewardSpec
-from rlhf_ray.types import Score
+from rlhf_ray.types import Ranking, Score
 
 if TYPE_CHECKING:
     from rlhf_ray.rewards.batch import ScoringBatch
@@ -78,6 +78,13 @@ class RewardRank(HostingRank):
         """Release what trains and what scores."""
         self.model = None
         super().unload()
+
+    def score_answers(
+        self, rows: Sequence[Ranking], plan: RankedMicroBatches
+    ) -> list[tuple[float, ...]]:
+        """Scores by the model in training, of all rows' answers on every rank."""
+        scores: list[tuple[float, ...]] = self.learner.scores(rows, plan)
+        return scores
 
     def score_with_model(self, batch: RolloutBatch, rows: Sequence[int]) -> list[float]:
         """The model's scores of some rows."""

@@ -10,6 +10,7 @@ import ray
 from actors.trained import TrainedGroup
 from rlhf_ray.data.packing import UpdatePlan, plan_forward
 from rlhf_ray.roles import Evaluated, Metrics
+from rlhf_ray.types import Ranking
 
 
 class SupervisedGroup(TrainedGroup):
@@ -24,16 +25,26 @@ class SupervisedGroup(TrainedGroup):
 
     async def evaluate(self, rows: Sequence[Any]) -> Evaluated:
         """Metrics and outcomes of held-out rows."""
+        evaluated: Evaluated = await self._forward("evaluate", rows)
+        return evaluated
+
+    async def score_answers(self, rows: Sequence[Ranking]) -> Sequence[tuple[float, ...]]:
+        """The scores that a reward model in training gives each row's answers."""
+        scores: Sequence[tuple[float, ...]] = await self._forward("score_answers", rows)
+        return scores
+
+    async def _forward(self, method: str, rows: Sequence[Any]) -> Any:
+        """What the first rank says of all rows."""
         plan = plan_forward(
             [row.num_tokens for row in rows],
             num_ranks=len(self.actors),
             max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
             padded=self.config.padded,
         )
-        evaluated: list[Evaluated] = await self.actors.call(
-            "evaluate", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
+        answers = await self.actors.call(
+            method, ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
         )
-        return evaluated[0]
+        return answers[0]
 
     async def continuations(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int

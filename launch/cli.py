@@ -13,16 +13,24 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from rlhf_ray.config.base import JobConfig
+from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.help import help_text, summary_of
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
+from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.preflight import preflight
 from rlhf_ray.errors import ConfigError, RlhfRayError
+
+# What takes a configuration file.
+CONFIGURED: Mapping[str, type[RunConfig]] = {**JOBS, "pipeline": PipelineConfig}
+# What has arguments of its own: a module of `launch` with a `main`.
+COMMANDS: Mapping[str, str] = {
+    "pool": "Actors that outlive the jobs they serve: `pool up FILE`, `pool status`, `pool down`.",
+}
 
 EXIT_RUN, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -31,6 +39,9 @@ usage: rlhf-ray JOB CONFIG [--key value ...]
 
 jobs:
 {jobs}
+
+commands:
+{commands}
 
   rlhf-ray JOB --help    every key of a job, with its type and default
   rlhf-ray --version     the version
@@ -71,17 +82,22 @@ def _show_own_logs() -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        jobs = "\n".join(f"  {job:<6} {summary_of(JOBS[job])}" for job in JOBS)
-        print(_HELP.format(jobs=jobs), end="")
+        jobs = "\n".join(f"  {job:<9} {summary_of(cls)}" for job, cls in CONFIGURED.items())
+        commands = "\n".join(f"  {name:<9} {summary}" for name, summary in COMMANDS.items())
+        print(_HELP.format(jobs=jobs, commands=commands), end="")
         return 0 if arguments else EXIT_CONFIG
     if arguments[0] == "--version":
         print(importlib.metadata.version("rlhf-ray"))
         return 0
     job, *rest = arguments
-    if job not in JOBS:
-        near = difflib.get_close_matches(job, JOBS, n=1)
+    if job in COMMANDS:
+        command: Callable[[Sequence[str]], int] = importlib.import_module(f"launch.{job}").main
+        return command(rest)
+    if job not in CONFIGURED:
+        names = [*CONFIGURED, *COMMANDS]
+        near = difflib.get_close_matches(job, names, n=1)
         meant = f", did you mean {near[0]}?" if near else ";"
-        raise ConfigError(f"no job {job!r}{meant} jobs are {', '.join(JOBS)}")
+        raise ConfigError(f"no job {job!r}{meant} jobs are {', '.join(names)}")
     if "-h" in rest or "--help" in rest:
         _print_keys(job)
         return 0
@@ -94,12 +110,12 @@ def _job_runner(job: str, arguments: list[str]) -> Callable[[], int]:
         raise ConfigError(
             f"rlhf-ray {job} needs a configuration file, such as configs/{job}/*.yaml"
         )
-    config = load_config(JOBS[job], arguments[0], arguments[1:])
+    config = load_config(CONFIGURED[job], arguments[0], arguments[1:])
     # Absolute, because actors on other nodes work in other folders.
     run_dir = os.path.abspath(config.run_dir or default_run_dir(job, arguments[0]))
     config = config.model_copy(update={"run_dir": run_dir})
     preflight(config)
-    run: Callable[[JobConfig], int] = importlib.import_module(f"launch.{job}").run
+    run: Callable[[RunConfig], int] = importlib.import_module(f"launch.{job}").run
     return lambda: run(config)
 
 
@@ -111,7 +127,7 @@ def default_run_dir(job: str, config_path: str) -> str:
 def _print_keys(job: str) -> None:
     width = min(shutil.get_terminal_size().columns, 110)
     print(f"usage: rlhf-ray {job} CONFIG [--key value ...]\n\nA key given here wins over CONFIG.")
-    print(help_text(JOBS[job], width=width))
+    print(help_text(CONFIGURED[job], width=width))
 
 
 def _fail(error: Exception, status: int) -> int:

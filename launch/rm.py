@@ -49,8 +49,7 @@ async def train(config: RmConfig, data: RmData, pool: Pool) -> None:
         return [samples, calibration_table(step, outcomes)]
 
     await run_loop(config, pool, reward, data.rankings, data.eval_rankings, show=show)
-    answers = await reward.evaluate(data.reference_answers)
-    scores = [outcome[0] for outcome in answers.outcomes_B]
+    scores = [score for (score,) in await reward.score_answers(data.reference_answers)]
     mean, std = fmean(scores), pstdev(scores)
     logger.info(
         "%d reference answers score %.4g on average, with standard deviation %.4g",

@@ -162,12 +162,14 @@ class SftExample:
 class Ranking:
     """Answers to one prompt, the best first; a preference pair is a ranking of two.
 
+    One of a single answer asks for no more than its score.
+
     Example: `Ranking(example_id="pairs:3", prompt_ids_T=..., answer_ids_K=(chosen, rejected))`.
 
     Attributes:
         example_id: Data set's name and row number.
         prompt_ids_T: What every answer follows.
-        answer_ids_K: At least two, each with its end token.
+        answer_ids_K: Each with its end token.
         margin: By how much the first of a pair is better, where the data says so; else 0.
     """
 

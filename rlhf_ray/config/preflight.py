@@ -7,14 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_ray.config import references
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, DataConfig, JobConfig, ModelConfig
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, DataConfig, ModelConfig, RunConfig
 from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.problems import Problem, raise_for
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
 
 
-def preflight(config: JobConfig) -> None:
+def preflight(config: RunConfig) -> None:
     """Check what a configuration points at.
 
     Hub names are taken at their word: asking the hub is the job's first step.
@@ -25,7 +25,7 @@ def preflight(config: JobConfig) -> None:
     raise_for(find_problems(config), source="before the start")
 
 
-def find_problems(config: JobConfig) -> list[Problem]:
+def find_problems(config: RunConfig) -> list[Problem]:
     """Everything that is wrong with what a configuration points at."""
     problems = [*_run_dir(config)]
     match config:
@@ -36,7 +36,7 @@ def find_problems(config: JobConfig) -> list[Problem]:
     return problems
 
 
-def _run_dir(config: JobConfig) -> Iterator[Problem]:
+def _run_dir(config: RunConfig) -> Iterator[Problem]:
     folder = Path(config.run_dir)
     if not config.run_dir or not folder.exists():
         return

@@ -97,13 +97,12 @@ class RmData:
     """What is read before anything starts.
 
     Attributes:
-        reference_answers: Answers behind their prompts that shall score 0 on average, those of the
-            answer marked as trained.
+        reference_answers: One a row; they shall score 0 on average.
     """
 
     rankings: list[Ranking]
     eval_rankings: list[Ranking]
-    reference_answers: list[SftExample]
+    reference_answers: list[Ranking]
     tokenizer_path: str
 
 

@@ -113,7 +113,6 @@ def read_ranking(row: Row) -> Iterator[Sample]:
         prompt=kept[0][0],
         answers_K=tuple(answer for _, answer in kept),
         levels_K=tuple(sorted(levels, reverse=True)),
-        scored=scored,
     )
 
 
@@ -165,7 +164,6 @@ def _pair(row: Row, prompt: Text, chosen: Text, rejected: Text) -> Sample:
         prompt=prompt_text,
         answers_K=(better, worse),
         levels_K=tuple(fields.number(row, name) for name in names),
-        scored=scored,
         margin=fields.number(row, "margin") if row.columns.get("margin") is not None else None,
     )
 

@@ -18,7 +18,7 @@ from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_formats import Kind
 from rlhf_ray.data.samples import Sample, as_chat, best_answer, labelled, pairs, ranked
 from rlhf_ray.data.tokenization import Kept, Tokenization
-from rlhf_ray.types import IntArray, LabelledAnswer, Ranking, SftExample
+from rlhf_ray.types import IntArray, LabelledAnswer, Ranking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,14 +60,14 @@ def load_labelled(
 
 def load_answers(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
-) -> Loaded[SftExample]:
-    """The best answer of each row behind its prompt, tokenized as rankings are."""
+) -> Loaded[Ranking]:
+    """The best answer of each row, a ranking of one."""
     return load(config, Answers(**_settings(config, tokenizer, max_length)), seed=seed)
 
 
-def best_of(ranking: Ranking) -> SftExample:
+def best_of(ranking: Ranking) -> Ranking:
     """A ranking's best answer, as `load_answers` gives it."""
-    return _example(ranking.example_id, ranking.prompt_ids_T, ranking.answer_ids_K[0])
+    return replace(ranking, answer_ids_K=ranking.answer_ids_K[:1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,20 +142,22 @@ class LabelledAnswers(Tokenization[LabelledAnswer]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers(Tokenization[SftExample]):
+class Answers(Tokenization[Ranking]):
     """The best answer of a row behind its prompt."""
 
     what: ClassVar[str] = "answers"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"examples", "labels", "preferences"})
 
-    def tokenize(self, sample: Sample) -> Kept[SftExample]:
-        """Token ids, those of the answer marked."""
+    def tokenize(self, sample: Sample) -> Kept[Ranking]:
+        """Token ids of the prompt and of its answer."""
         prompt, answer = best_answer(sample)
-        prompt_ids_T, [answer_ids_T], truncated = _tokens(
+        prompt_ids_T, answer_ids_K, truncated = _tokens(
             self, replace(sample, prompt=prompt, answers_K=(answer,))
         )
-        example = _example(sample.sample_id, prompt_ids_T, answer_ids_T)
-        return Kept(row=example, truncated=truncated)
+        ranking = Ranking(
+            example_id=sample.sample_id, prompt_ids_T=prompt_ids_T, answer_ids_K=answer_ids_K
+        )
+        return Kept(row=ranking, truncated=truncated)
 
 
 def _settings(
@@ -204,9 +206,3 @@ def _next_prompts(rows: list[LabelledAnswer]) -> list[int]:
         following[index] = following[after] if same else after
     alone = all(np.array_equal(row.prompt_ids_T, rows[0].prompt_ids_T) for row in rows)
     return list(range(num_rows)) if alone else following
-
-
-def _example(example_id: str, prompt_ids_T: IntArray, answer_ids_T: IntArray) -> SftExample:
-    trained_T = np.arange(len(prompt_ids_T) + len(answer_ids_T)) >= len(prompt_ids_T)
-    token_ids_T = np.concatenate([prompt_ids_T, answer_ids_T])
-    return SftExample(example_id=example_id, token_ids_T=token_ids_T, trained_T=trained_T)

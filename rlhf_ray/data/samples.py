@@ -26,7 +26,6 @@ class Sample:
         answers_K: The best first. Empty where the row has a prompt alone.
         levels_K: How good each answer is, the higher the better; equal ones are ties. Empty where
             their order is all that is known.
-        scored: Whether differences of levels are margins.
         margin: By how much the first of a pair is better, where the data says so.
         desirable: Of a single answer, whether it was found good; None where nobody judged it.
         columns: The row's other columns, for reward functions.
@@ -37,7 +36,6 @@ class Sample:
     prompt: Text | None
     answers_K: tuple[Text, ...] = ()
     levels_K: tuple[float, ...] = ()
-    scored: bool = False
     margin: float | None = None
     desirable: bool | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -73,8 +71,6 @@ def ranked(sample: Sample) -> Sample:
     if any(one <= other for one, other in itertools.pairwise(sample.levels_K)):
         order = "tie" if len(set(sample.levels_K)) < len(sample.levels_K) else "worse scored higher"
         raise UnusableRow(sample.where, order)
-    if sample.margin is None and sample.scored and len(sample.answers_K) == 2:
-        return replace(sample, margin=sample.levels_K[0] - sample.levels_K[1])
     return sample
 
 
