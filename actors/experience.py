@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from actors.actor_set import ActorSet
-from actors.deadline import within
 from actors.rank import Rank, collect
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 @ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class ExperienceBuilder(Rank):
     """One process without a GPU; it keeps nothing between calls."""
+
+    def import_libraries(self) -> None:
+        """What `build` needs, before it is called."""
+        importlib.import_module("rlhf_ray.loops.assembly")
 
     def build(
         self,
@@ -79,12 +83,7 @@ class Assembler:
         metrics, experience = builder.remote(
             batch, scores_B, old, reference, values, kl_coefficient, self.spec
         )
-        [values_of] = await within(
-            [metrics],
-            timeout_s=self.timeouts.call_s,
-            actors=self.actors.names,
-            operation="experience.build",
-        )
+        [values_of] = await self.actors.answers([metrics], "build", timeout_s=self.timeouts.call_s)
         return experience, values_of
 
     async def texts(self, batch: RolloutBatch, rows: Sequence[int]) -> list[Rollout]:

@@ -15,6 +15,8 @@ import ray
 
 from actors.bucket import Bucket
 from actors.engine import EngineSpec, engine_arguments
+from actors.engine_load import EngineLoad
+from actors.engine_metrics import engine_stat_logger
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
@@ -41,6 +43,7 @@ class RolloutReplica:
         self.spec, self.name = spec, name
         self.version = -1
         self.num_requests = 0
+        self.load = EngineLoad()
         # Held while requests are admitted and while weights are exchanged: whoever pauses the
         # scheduler must be the one who resumes it.
         self.scheduler = asyncio.Lock()
@@ -57,13 +60,23 @@ class RolloutReplica:
 
         try:
             arguments = AsyncEngineArgs(**engine_arguments(self.spec))
-            self.engine = AsyncLLM.from_engine_args(arguments)
+            self.engine = AsyncLLM.from_engine_args(
+                arguments, stat_loggers=[lambda *_: self.load, engine_stat_logger()]
+            )
         except Exception as error:
             # vLLM's message says "see root cause above", in a log that the driver does not show.
             raise RunError(f"vLLM did not start: {error}\n{last_errors()}") from error
         self.tokenizer = AutoTokenizer.from_pretrained(
             self.spec.tokenizer_path, trust_remote_code=self.spec.trust_remote_code
         )
+        await self._warm_up()
+
+    async def _warm_up(self) -> None:
+        """The first request of each kind takes seconds: not while a training step waits for it."""
+        prompt = Prompt(prompt_id="warm-up", token_ids_T=(0, 0), text="")
+        request = GenerationRequest(prompt=prompt, seeds_G=(0,), temperature=1.0, max_new_tokens=2)
+        await self._finished(await self._admit(request, seed=0))
+        await self._score(prompt.token_ids_T, num_given=1)
 
     @ray.method(concurrency_group="control")
     async def health(self) -> dict[str, Any]:
@@ -74,6 +87,13 @@ class RolloutReplica:
             "version": self.version,
             "alive": engine is not None and not engine.errored,
         }
+
+    # Not in the control group: the engine only answers on the event loop that it was started on.
+    async def usage(self) -> Mapping[str, float]:
+        """The engine's load since the last time, and its largest worker's memory so far."""
+        async with asyncio.timeout(self.spec.timeout_s):
+            of_workers = await self.engine.collective_rpc("report_peak_memory_gb")
+        return {"peak_gb": max(of_workers), **self.load.take()}
 
     async def generate(
         self, requests: Sequence[GenerationRequest]
@@ -162,23 +182,28 @@ class RolloutReplica:
 
         At temperature 1, whatever is sampled at: vLLM never divides the logits of a prompt.
         """
-        return list(await asyncio.gather(*(self._score(rollout) for rollout in rollouts)))
+        scores = [
+            self._score(
+                (*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()),
+                num_given=len(rollout.prompt.token_ids_T),
+            )
+            for rollout in rollouts
+        ]
+        return list(await asyncio.gather(*scores))
 
-    async def _score(self, rollout: Rollout) -> np.ndarray[Any, Any]:
+    async def _score(self, token_ids_T: tuple[int, ...], *, num_given: int) -> np.ndarray[Any, Any]:
         from vllm import SamplingParams
 
         self.num_requests += 1
-        token_ids_T = [*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()]
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         request_id = f"probe/{self.num_requests}"
         collector = await self.engine.add_request(request_id, self._prompt(token_ids_T), params)
         output = await self._finished(collector)
-        first = len(rollout.prompt.token_ids_T)
         return np.asarray(
             [
                 position[token].logprob
                 for position, token in zip(
-                    output.prompt_logprobs[first:], token_ids_T[first:], strict=True
+                    output.prompt_logprobs[num_given:], token_ids_T[num_given:], strict=True
                 )
             ],
             dtype=np.float32,
