@@ -48,8 +48,9 @@ def _layer(shape: ModelShape, adapted: tuple[Linear, ...], held: Held) -> float:
     norm = held(shape.hidden, 4) + 2 * held(shape.hidden)
     # Queries, keys and values as attention takes them; its result, before and after packing.
     attention = 3 * held(query) + 2 * held(key)
-    # A gated product keeps both factors, the one before its activation, and the result.
-    inner = (4 if shape.is_gated else 3) * held(shape.ffn)
+    # A gated product keeps both factors, the one before its activation, and the result; without a
+    # gate most families spell out GELU's formula, which keeps five.
+    inner = (4 if shape.is_gated else 5) * held(shape.ffn)
     # An adapter casts its input to its own float32.
     casts = sum(held(linear.inputs, 4) for linear in adapted)
     return 2 * norm + attention + inner + casts

@@ -86,20 +86,29 @@ def _trained(work: ModelWork) -> Trained:
     if not work.trains:
         return Trained(num=0, bytes_each=4, factor=1.0)
 
-    def factor(num: int) -> float:
-        return heap_factor(num * work.bytes_each, on_gpu=work.on_gpu, trains=True)
-
     if lora.rank:
         adapters = sum(lora.rank * (linear.inputs + linear.outputs) for linear in shape.linears)
         head = 0 if work.head == "lm" else shape.num_head(work.head)
         # peft keeps adapters of bfloat16 models in float32.
-        return Trained(num=adapters + head, bytes_each=4, factor=factor(0))
-    num = shape.num_parameters(work.head)
+        small = heap_factor(0, on_gpu=work.on_gpu, trains=True)
+        return Trained(num=adapters + head, bytes_each=4, factor=small)
+    return Trained(
+        num=shape.num_parameters(work.head), bytes_each=work.bytes_each, factor=_mean_factor(work)
+    )
+
+
+def _mean_factor(work: ModelWork) -> float:
+    """The heap's, over all tensors of the model as they are made and freed one by one."""
+    shape = work.shape
+
+    def factor(num: int) -> float:
+        return heap_factor(num * work.bytes_each, on_gpu=work.on_gpu, trains=work.trains)
+
     large = [shape.num_embedding, shape.num_head(work.head)]
     large += [linear.num_weights for linear in shape.linears]
+    num = shape.num_parameters(work.head)
     rest = num - sum(large)
-    held = rest * factor(0) + sum(tensor * factor(tensor) for tensor in large)
-    return Trained(num=num, bytes_each=work.bytes_each, factor=held / num)
+    return (rest * factor(0) + sum(tensor * factor(tensor) for tensor in large)) / num
 
 
 def _stage(work: ModelWork, trained: Trained) -> int:
@@ -156,4 +165,4 @@ def _buffer_bytes(work: ModelWork, trained: Trained, stage: int) -> int:
     # However small the limit: the embedding, or a layer, is gathered whole.
     largest = max(work.shape.num_embedding, *(x.num_parameters for x in work.shape.layers))
     gathered = min(work.shape.num_parameters(work.head), max(live, largest))
-    return reduced + gathered * work.bytes_each
+    return reduced + int(gathered * work.bytes_each * _mean_factor(work))

@@ -70,8 +70,8 @@ def _engine_problems(needs: Sequence[RoleNeed]) -> list[Problem]:
 def _cache_problem(memory: Memory, tokens: int, longest: int) -> Problem:
     if tokens >= 0:
         message = (
-            f"rollout's key-value cache would hold {tokens:,} tokens, less than one sequence of "
-            f"{longest:,}"
+            f"rollout: {PART_NAMES['kv_cache']} would hold {tokens:,} tokens, less than one "
+            f"sequence of {longest:,}"
         )
         return Problem(role="rollout", part="kv_cache", message=message)
     part = _largest_part(memory)

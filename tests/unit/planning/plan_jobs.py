@@ -58,6 +58,26 @@ MODELS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 512,
         "tie_word_embeddings": True,
     },
+    "llama-134m": {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 1024,
+    },
+    "qwen2-66m": {
+        "model_type": "qwen2",
+        "vocab_size": 32000,
+        "hidden_size": 640,
+        "intermediate_size": 1728,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 5,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+    },
 }
 MODELS["Qwen/Qwen2.5-0.5B-Instruct"] = MODELS["Qwen/Qwen2.5-0.5B"]
 EIGHT_B = "meta-llama/Llama-3.1-8B-Instruct"
