@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> int:
     """Run one of the three commands; returns the exit status."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     if given.command == "up":
         return up(load_job(given.file, given.job), given.name)
     if given.command == "down":
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     return status(given.name)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(prog="rlhf-ray pool")
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start the actors of a job or pipeline, and leave them")
