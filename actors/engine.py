@@ -64,7 +64,9 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         # vLLM's default ignores the temperature; the trainer's log-probabilities do not.
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": WeightTransferConfig(backend=spec.weight_backend),
+        # Its own loggers; ours (`actors.engine_load`) and Ray's are given beside the arguments.
         "disable_log_stats": True,
+        "worker_extension_cls": "actors.engine_worker.WorkerReport",
     }
     if spec.num_gpus > 1:
         # Inside a placement group vLLM would take Ray and wait for GPUs that this actor holds.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.actor_set import ActorSet
-from actors.deadline import within
 from actors.rank import Rank, collect
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard
@@ -84,12 +83,7 @@ class Assembler:
         metrics, experience = builder.remote(
             batch, scores_B, old, reference, values, kl_coefficient, self.spec
         )
-        [values_of] = await within(
-            [metrics],
-            timeout_s=self.timeouts.call_s,
-            actors=self.actors.names,
-            operation="experience.build",
-        )
+        [values_of] = await self.actors.answers([metrics], "build", timeout_s=self.timeouts.call_s)
         return experience, values_of
 
     async def texts(self, batch: RolloutBatch, rows: Sequence[int]) -> list[Rollout]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from actors.actor_set import ActorSet
-from actors.deadline import within
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.data.packing import plan_forward
 from rlhf_ray.roles import RolloutBatch, Shard
@@ -29,12 +28,7 @@ async def forward(
     calls = [
         getattr(actor, method).options(num_returns=2).remote(batch, plan) for actor in actors.actors
     ]
-    await within(
-        [done for done, _ in calls],
-        timeout_s=timeout_s,
-        actors=actors.names,
-        operation=f"{actors.role}.{method}",
-    )
+    await actors.answers([done for done, _ in calls], method, timeout_s=timeout_s)
     return [
         Shard(ref=ref, rows=tuple(row for rows in ranks for row in rows))
         for (_, ref), ranks in zip(calls, plan, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from actors.held_model import HeldModel, in_reach, put_share
 from actors.rank import Rank, free_memory
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
-from rlhf_ray.roles import Evaluated, Metrics
+from rlhf_ray.roles import Evaluated, Hardware, Metrics
 from rlhf_ray.specs import PolicySpec, ReferenceSpec, SupervisedSpec, ValueSpec
 
 
@@ -67,6 +68,19 @@ class HostingRank(Rank):
         """What held-out rows show; all ranks know, the first one says it."""
         evaluated: Evaluated = self.learner.evaluate(rows, plan)
         return evaluated if self.rank == 0 else None
+
+    def hardware(self) -> Hardware:
+        """What the utilisation of this rank's device is counted from."""
+        import torch
+
+        from rlhf_ray.learner.weights import weight_infos
+
+        on_gpu = self.device.type == "cuda"
+        return Hardware(
+            num_parameters=sum(math.prod(info.shape) for info in weight_infos(self.learner.lm)),
+            device_name=torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
+            num_devices=self.num_ranks,
+        )
 
     def save(self, folder: str) -> None:
         """Write what training goes on from."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from actors.probe import largest_gap
 from actors.trained import TrainedGroup
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.errors import RunError
-from rlhf_ray.roles import Hardware, Metrics, Publication, Ref, RolloutBatch, Shard
+from rlhf_ray.roles import Metrics, Publication, Ref, RolloutBatch, Shard
 
 if TYPE_CHECKING:
     from actors.sync_spec import SyncSpec
@@ -59,19 +58,6 @@ class PolicyRank(HostingRank):
         )
         return written
 
-    def hardware(self) -> Hardware:
-        """What the utilisation of this rank's device is counted from."""
-        import torch
-
-        from rlhf_ray.learner.weights import weight_infos
-
-        on_gpu = self.device.type == "cuda"
-        return Hardware(
-            num_parameters=sum(math.prod(info.shape) for info in weight_infos(self.learner.lm)),
-            device_name=torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
-            num_devices=self.num_ranks,
-        )
-
     def rendezvous(self) -> tuple[str, int]:
         """An address on this node where a port is free."""
         with socket.socket() as probe:
@@ -105,11 +91,6 @@ class PolicyGroup(TrainedGroup):
             "update", experience, plan, kl_coefficient, timeout_s=self.timeouts.call_s
         )
         return metrics[0]
-
-    async def hardware(self) -> Hardware:
-        """What the policy's utilisation is counted from."""
-        found: Hardware = await self.actors.call_one(0, "hardware", timeout_s=self.timeouts.start_s)
-        return found
 
     async def connect(
         self, replicas: ActorSet, spec: SyncSpec, *, probe: Sequence[Rollout], max_gap: float

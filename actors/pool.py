@@ -17,14 +17,16 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.actor_set import ActorSet
-from actors.deadline import get, within
+from actors.deadline import get
 from actors.held_model import HeldModel
 from actors.placement import check_resources, plan_groups, release, reserve
 from actors.pool_state import Hosted, PoolState
 from actors.record import PoolRecord
 from actors.seating import environment, seats_of
+from actors.usage import usage_of
 from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
 from rlhf_ray.errors import ConfigError, RlhfRayError
+from rlhf_ray.roles import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class Pool:
             actor.join.remote(rank, len(actors), host, port, self.timeouts.call_s)
             for rank, actor in enumerate(actors.actors)
         ]
-        await within(refs, timeout_s=start_s, actors=actors.names, operation=f"{actors.role}.join")
+        await actors.answers(refs, "join", timeout_s=start_s)
 
     async def replica_set(self, role: str, actor_class: Any, spec: Any) -> ActorSet:
         """Independent engines of a role; those that run with another specification are replaced."""
@@ -218,6 +220,11 @@ class Pool:
             values = get(refs, timeout_s=60.0, actors=actors.names, operation="process_id")
             found.update(zip(actors.names, values, strict=True))
         return found
+
+    async def usage(self, roles: Iterable[str]) -> Metrics:
+        """What some roles needed since the last time: `wait/*`, `memory/*` and `engine/*`."""
+        sets = {role: self.state.sets[role] for role in roles}
+        return await usage_of(sets, timeout_s=self.timeouts.call_s)
 
     async def heal(self) -> None:
         """End the roles that do not answer any more; they are started anew when asked for."""

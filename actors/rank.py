@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from rlhf_ray.metrics.memory import peak_memory_gb
 from rlhf_ray.roles import RolloutBatch, Shard
 
 
@@ -38,6 +39,11 @@ class Rank:
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
         """Nothing outlives this process; answers also while the rank hangs in a collective."""
+
+    @ray.method(concurrency_group="control")
+    def usage(self) -> Mapping[str, float]:
+        """What this rank needed so far; answers also while it computes."""
+        return {"peak_gb": peak_memory_gb()}
 
     def process_id(self) -> int:
         """Of this actor."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from actors.actor_set import ActorSet
-from actors.deadline import within
 from actors.dispatch import LeastLoaded
 from rlhf_ray.roles import GenerationRequest, RolloutBatch, Shard
 
@@ -43,11 +42,11 @@ class ReplicaSet:
             summaries, rollouts = method.remote([requests[i] for i in mine])
             calls.append((replica, mine, rows, summaries, rollouts))
         try:
-            answers = await within(
+            answers = await self.actors.answers(
                 [summaries for _, _, _, summaries, _ in calls],
+                "generate",
                 timeout_s=self.timeout_s,
-                actors=[self.actors.names[replica] for replica, *_ in calls],
-                operation="rollout.generate",
+                indices=[replica for replica, *_ in calls],
             )
         finally:
             for replica, mine, *_ in calls:

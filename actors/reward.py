@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.actor_set import ActorSet
-from actors.deadline import within
 from actors.held_model import HeldModel, in_reach
 from actors.hosting import HostingRank
 from rlhf_ray.config.base import TimeoutConfig
@@ -187,11 +186,8 @@ class RewardGroup:
             actor.score_with_model.remote(batch, rows)
             for actor, rows in zip(self.actors.actors, rows_of, strict=True)
         ]
-        answers = await within(
-            refs,
-            timeout_s=self.timeouts.call_s,
-            actors=self.actors.names,
-            operation="reward.score_with_model",
+        answers = await self.actors.answers(
+            refs, "score_with_model", timeout_s=self.timeouts.call_s
         )
         scores: list[float | None] = [None] * len(lengths)
         for rows, answer in zip(rows_of, answers, strict=True):

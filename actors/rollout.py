@@ -15,6 +15,8 @@ import ray
 
 from actors.bucket import Bucket
 from actors.engine import EngineSpec, engine_arguments
+from actors.engine_load import EngineLoad
+from actors.engine_metrics import engine_stat_logger
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
@@ -41,6 +43,7 @@ class RolloutReplica:
         self.spec, self.name = spec, name
         self.version = -1
         self.num_requests = 0
+        self.load = EngineLoad()
         # Held while requests are admitted and while weights are exchanged: whoever pauses the
         # scheduler must be the one who resumes it.
         self.scheduler = asyncio.Lock()
@@ -57,7 +60,9 @@ class RolloutReplica:
 
         try:
             arguments = AsyncEngineArgs(**engine_arguments(self.spec))
-            self.engine = AsyncLLM.from_engine_args(arguments)
+            self.engine = AsyncLLM.from_engine_args(
+                arguments, stat_loggers=[lambda *_: self.load, engine_stat_logger()]
+            )
         except Exception as error:
             # vLLM's message says "see root cause above", in a log that the driver does not show.
             raise RunError(f"vLLM did not start: {error}\n{last_errors()}") from error
@@ -82,6 +87,13 @@ class RolloutReplica:
             "version": self.version,
             "alive": engine is not None and not engine.errored,
         }
+
+    # Not in the control group: the engine only answers on the event loop that it was started on.
+    async def usage(self) -> Mapping[str, float]:
+        """The engine's load since the last time, and its largest worker's memory so far."""
+        async with asyncio.timeout(self.spec.timeout_s):
+            of_workers = await self.engine.collective_rpc("report_peak_memory_gb")
+        return {"peak_gb": max(of_workers), **self.load.take()}
 
     async def generate(
         self, requests: Sequence[GenerationRequest]

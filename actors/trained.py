@@ -1,9 +1,10 @@
-"""What every trained role's group does beside its own work: save, restore, export."""
+"""What every trained role's group does beside its own work: tell, save, restore, export."""
 
 from __future__ import annotations
 
 from actors.actor_set import ActorSet
 from rlhf_ray.config.base import LearnerConfig, TimeoutConfig
+from rlhf_ray.roles import Hardware
 
 
 class TrainedGroup:
@@ -12,6 +13,11 @@ class TrainedGroup:
     def __init__(self, actors: ActorSet, learner: LearnerConfig, timeouts: TimeoutConfig) -> None:
         """Wrap started ranks with a loaded learner."""
         self.actors, self.config, self.timeouts = actors, learner, timeouts
+
+    async def hardware(self) -> Hardware:
+        """What the role's utilisation is counted from."""
+        found: Hardware = await self.actors.call_one(0, "hardware", timeout_s=self.timeouts.start_s)
+        return found
 
     async def save(self, folder: str) -> None:
         """Write this role's trained state below `folder`."""

@@ -52,7 +52,7 @@ async def train(config: DpoConfig, data: DpoData, pool: Pool) -> None:
         rankings = [row for row in shown if isinstance(row, Ranking)]
         return [ranking_table(step, rankings, outcomes, tokenizer)]
 
-    await run_loop(config, policy, data.rows, data.eval_rows, prepare=prepare, show=show)
+    await run_loop(config, pool, policy, data.rows, data.eval_rows, prepare=prepare, show=show)
     await pool.finish(config, "policy", data.tokenizer_path)
 
 

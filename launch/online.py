@@ -9,6 +9,7 @@ from functools import partial
 from actors.pool import Pool
 from launch.job import run_job
 from launch.online_roles import start_roles
+from launch.run_log import run_log
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.job import OnlineData, load_online_data
 
@@ -30,7 +31,6 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
     from rlhf_ray.loops.evaluation import Evaluation
     from rlhf_ray.loops.online import OnlineLoop
     from rlhf_ray.loops.setup import checkpoint_to_resume
-    from rlhf_ray.metrics import open_metrics
 
     checkpoint = checkpoint_to_resume(config)
     started_s = time.monotonic()
@@ -40,9 +40,7 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
     roles = await start_roles(config, data, pool)
     logger.info("all roles are ready after %.0f s", time.monotonic() - started_s)
     evaluation = Evaluation(config, data.eval_prompts)
-    with open_metrics(
-        config, job=job, resumed_step=None if checkpoint is None else checkpoint.step
-    ) as log:
+    with run_log(config, job=job, checkpoint=checkpoint) as log:
         loop = OnlineLoop(
             config,
             roles,
@@ -51,6 +49,7 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
             log,
             num_policy_ranks=config.placement.policy.ranks,
             num_value_ranks=config.placement.value.ranks,
+            usage=partial(pool.usage, config.groups),
         )
         await loop.run(checkpoint)
     await pool.finish(config, "policy", data.tokenizer_path)

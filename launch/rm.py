@@ -48,7 +48,7 @@ async def train(config: RmConfig, data: RmData, pool: Pool) -> None:
         samples = ranking_table(step, rows[:num_shown], outcomes[:num_shown], tokenizer)
         return [samples, calibration_table(step, outcomes)]
 
-    await run_loop(config, reward, data.rankings, data.eval_rankings, show=show)
+    await run_loop(config, pool, reward, data.rankings, data.eval_rankings, show=show)
     scores = [score for (score,) in await reward.score_answers(data.reference_answers)]
     mean, std = fmean(scores), pstdev(scores)
     logger.info(

@@ -8,6 +8,7 @@ from actors.pool import Pool
 from launch import cli
 from launch.job import run_job
 from launch.online_roles import start_roles
+from launch.run_log import run_log
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.job import OnlineData, load_online_data
 
@@ -26,10 +27,9 @@ async def train(config: SampleConfig, data: OnlineData, pool: Pool) -> None:
     """
     from rlhf_ray.loops.evaluation import Evaluation
     from rlhf_ray.loops.sampling import SampleLoop
-    from rlhf_ray.metrics import open_metrics
 
     roles = await start_roles(config, data, pool)
-    with open_metrics(config, job="sample") as log:
+    with run_log(config, job="sample") as log:
         evaluation = Evaluation(config, data.eval_prompts)
         await SampleLoop(config, roles, data.prompts, evaluation, log).run()
 

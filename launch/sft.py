@@ -46,7 +46,7 @@ async def train(config: SftConfig, data: SftData, pool: Pool) -> None:
         )
         return [continuation_table(step, shown, written, tokenizer)]
 
-    await run_loop(config, policy, data.examples, data.eval_examples, show=show)
+    await run_loop(config, pool, policy, data.examples, data.eval_examples, show=show)
     await pool.finish(config, "policy", data.tokenizer_path)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.pool import Pool
 from actors.supervised import SupervisedGroup
 from launch.actor_start import RANKS
+from launch.run_log import run_log
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.loops.supervised import Prepare, Show
 from rlhf_ray.specs import SupervisedSpec
@@ -35,6 +37,7 @@ async def start_learner(config: SupervisedConfig, pool: Pool) -> SupervisedGroup
 
 async def run_loop(
     config: SupervisedConfig,
+    pool: Pool,
     role: SupervisedGroup,
     rows: Sequence[Any],
     eval_rows: Sequence[Any],
@@ -42,18 +45,24 @@ async def run_loop(
     prepare: Prepare | None = None,
     show: Show | None = None,
 ) -> None:
-    """Train, from the last checkpoint if `resume` says so.
+    """Train a role of the pool, from the last checkpoint if `resume` says so.
 
     Raises:
         RunError: A rank failed or the run diverged.
     """
     from rlhf_ray.loops.setup import checkpoint_to_resume
     from rlhf_ray.loops.supervised import SupervisedLoop
-    from rlhf_ray.metrics import open_metrics
 
     checkpoint = checkpoint_to_resume(config)
-    with open_metrics(
-        config, job=config.job, resumed_step=None if checkpoint is None else checkpoint.step
-    ) as log:
-        loop = SupervisedLoop(config, role, rows, eval_rows, log, prepare=prepare, show=show)
+    with run_log(config, job=config.job, checkpoint=checkpoint) as log:
+        loop = SupervisedLoop(
+            config,
+            role,
+            rows,
+            eval_rows,
+            log,
+            prepare=prepare,
+            show=show,
+            usage=partial(pool.usage, config.groups),
+        )
         await loop.run(checkpoint)

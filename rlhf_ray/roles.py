@@ -6,7 +6,7 @@ resolves where it runs. The controller holds lengths, scores and references.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -16,6 +16,8 @@ from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 # Opaque to the loops: Ray's ObjectRef in a cluster, the value itself in a fake.
 Ref: TypeAlias = Any
 Metrics: TypeAlias = Mapping[str, float]
+# What the job's processes needed since the last time that it was called: `wait/*`, `memory/*`, ...
+Usage: TypeAlias = Callable[[], Awaitable[Metrics]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,11 @@ class RolloutBatch:
 
     summaries_B: tuple[RolloutSummary, ...]
     shards: tuple[Shard, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all rows, prompts included."""
+        return sum(s.num_prompt_tokens + s.num_response_tokens for s in self.summaries_B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +179,17 @@ class Evaluated:
     outcomes_B: Sequence[tuple[float, ...]]
 
 
+async def unknown_usage() -> Metrics:
+    """Where nobody measures."""
+    return {}
+
+
 class Supervised(Protocol):
     """A role while it learns from the rows of a data set."""
+
+    async def hardware(self) -> Hardware:
+        """What the role's utilisation is counted from."""
+        ...
 
     async def update(self, rows: Sequence[Any], plan: UpdatePlan) -> Metrics:
         """One optimiser step a minibatch of the plan."""

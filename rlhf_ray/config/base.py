@@ -335,6 +335,7 @@ class RunConfig(Config):
         seed: Of data order, sampling and initial heads.
         run_dir: Folder of everything the run writes; empty for `runs/<job>-<config>-<time>`.
         resume: `auto` goes on from the last checkpoint in `run_dir`; `never` refuses a used folder.
+        tensorboard: Write TensorBoard's event files to `run_dir/tensorboard`.
     """
 
     seed: NonNegativeInt = 0
@@ -342,6 +343,7 @@ class RunConfig(Config):
     resume: Literal["never", "auto"] = "never"
     ray: RayConfig = RayConfig()
     wandb: WandbConfig = WandbConfig()
+    tensorboard: bool = False
     timeouts: TimeoutConfig = TimeoutConfig()
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from rlhf_ray.config import overrides, schema
 from rlhf_ray.config.problems import KeyPath, Problem, raise_for
+from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.config.yaml_file import YamlFile, read_yaml, write_yaml
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -64,8 +65,8 @@ def validate(
 
 
 def dump_config(config: BaseModel, path: Path) -> None:
-    """Write the resolved configuration, so that `load_config` gives an equal one."""
-    write_yaml(config.model_dump(mode="json"), path)
+    """Write the resolved configuration, so that `load_config` gives an equal one; no secrets."""
+    write_yaml(without_secrets(config.model_dump(mode="json")), path)
 
 
 def _explain_all(

@@ -22,7 +22,7 @@ from rlhf_ray.loops.kl_control import kl_controller
 from rlhf_ray.loops.report import rollout_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.roles import Metrics, Ref, Roles, RolloutBatch
+from rlhf_ray.roles import Metrics, Ref, Roles, RolloutBatch, Usage, unknown_usage
 from rlhf_ray.types import Prompt
 
 
@@ -42,9 +42,11 @@ class OnlineLoop:
         *,
         num_policy_ranks: int,
         num_value_ranks: int,
+        usage: Usage = unknown_usage,
     ) -> None:
         """Put the parts together; `run` starts them."""
         self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
+        self.usage = usage
         self.num_policy_ranks, self.num_value_ranks = num_policy_ranks, num_value_ranks
         self.order = ResumableOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.collector = Collector(
@@ -68,6 +70,7 @@ class OnlineLoop:
         await self.roles.policy.publish(first - 1)
         if checkpoint is None:
             self.log.log(0, await self._evaluate(0))
+        await self.usage()  # starting is no part of the first step
         saved: Metrics = {}
         for step in range(first, self.config.total_steps + 1):
             # Logged before it is saved: a run that resumes after this step has its metrics.
@@ -100,11 +103,11 @@ class OnlineLoop:
             **told,
             **await self._evaluate(step),
             **utilisation(
-                batch,
                 self.hardware,
+                num_tokens=self.config.algorithm.epochs * batch.num_tokens,
                 seconds=clock.seconds["update"],
-                num_epochs=self.config.algorithm.epochs,
             ),
+            **await self.usage(),
             "policy/kl_coefficient": kl_coefficient,
             "mismatch/logprob_abs_max": max(
                 assembled["mismatch/logprob_abs_max"], publication.logprob_abs_max

@@ -15,7 +15,7 @@ from rlhf_ray.types import Score
 def sample_metrics(
     batch: RolloutBatch, scores: Sequence[Score], clock: StepClock
 ) -> dict[str, float]:
-    """`rollout/*`, `reward/*` and `time/*` of sampled and scored rollouts."""
+    """`rollout/*`, `reward/*`, `time/*` and `share/*` of sampled and scored rollouts."""
     totals = [score.total for score in scores]
     summaries = batch.summaries_B
     num_generated = sum(s.num_response_tokens for s in summaries)
@@ -27,8 +27,18 @@ def sample_metrics(
         "rollout/tokens_per_s": num_generated / clock.seconds["generate"],
         "rollout/zero_spread_share": _zero_spread_share(batch, totals),
         **_parts(scores),
-        **{f"time/{name}": value for name, value in clock.seconds.items()},
-        "time/step": clock.elapsed_s(),
+        **time_metrics(clock, num_samples=len(summaries)),
+    }
+
+
+def time_metrics(clock: StepClock, *, num_samples: int) -> dict[str, float]:
+    """`time/*`, `share/*` and samples a second of the step so far."""
+    step_s = clock.elapsed_s()
+    return {
+        **{f"time/{phase}": seconds for phase, seconds in clock.seconds.items()},
+        **{f"share/{phase}": seconds / step_s for phase, seconds in clock.seconds.items()},
+        "time/step": step_s,
+        "perf/samples_per_s": num_samples / step_s,
     }
 
 
@@ -40,7 +50,7 @@ def rollout_metrics(
     *,
     version: int,
 ) -> dict[str, float]:
-    """`rollout/*`, `reward/*`, `async/*`, `time/*` and `perf/*` of one step.
+    """`rollout/*`, `reward/*`, `async/*`, `time/*`, `share/*` and `perf/*` of one step.
 
     Args:
         batch: The step's rollouts.
@@ -50,7 +60,7 @@ def rollout_metrics(
         version: Of the weights when the step began.
     """
     summaries = batch.summaries_B
-    num_tokens = sum(s.num_prompt_tokens + s.num_response_tokens for s in summaries)
+    num_tokens = batch.num_tokens
     seconds, step_s = clock.seconds, clock.elapsed_s()
     return {
         **sample_metrics(batch, scores, clock),
@@ -60,6 +70,8 @@ def rollout_metrics(
         "time/wait_rollout": seconds["generate"],
         "time/wait_update": seconds["score"] + seconds["update"],
         "perf/tokens_per_s": num_tokens / step_s,
+        "perf/score_tokens_per_s": num_tokens / seconds["score"],
+        "perf/update_tokens_per_s": num_tokens / seconds["update"],
         "perf/bubble_share": 1.0 - seconds["update"] / step_s,
     }
 
@@ -80,17 +92,14 @@ def _parts(scores: Sequence[Score]) -> dict[str, float]:
     return means
 
 
-def utilisation(
-    batch: RolloutBatch, hardware: Hardware, *, seconds: float, num_epochs: int
-) -> dict[str, float]:
+def utilisation(hardware: Hardware, *, num_tokens: int, seconds: float) -> dict[str, float]:
     """`perf/mfu` of an update, where the device's peak is known."""
     peak = peak_flops(hardware.device_name)
     if peak is None:
         return {}
-    lengths = [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B]
     share = update_mfu(
         num_parameters=hardware.num_parameters,
-        num_tokens=num_epochs * sum(lengths),
+        num_tokens=num_tokens,
         seconds=seconds,
         num_devices=hardware.num_devices,
         peak=peak,

@@ -13,10 +13,11 @@ from rlhf_ray.data.packing import plan_update
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
+from rlhf_ray.loops.report import time_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.roles import Evaluated, Metrics, Supervised
+from rlhf_ray.roles import Evaluated, Metrics, Supervised, Usage, unknown_usage
 
 Rows: TypeAlias = Sequence[Any]
 # Rows of a batch -> what the learner is given, the reference's log-probabilities included.
@@ -38,6 +39,7 @@ class SupervisedLoop:
         *,
         prepare: Prepare | None = None,
         show: Show | None = None,
+        usage: Usage = unknown_usage,
     ) -> None:
         """Put the parts together; `run` starts them.
 
@@ -50,8 +52,9 @@ class SupervisedLoop:
             prepare: Completes a batch before it is trained, that of the next step while this one
                 trains.
             show: Makes tables of each evaluation.
+            usage: Says what the processes needed in a step.
         """
-        self.config, self.role, self.log = config, role, log
+        self.config, self.role, self.log, self.usage = config, role, log, usage
         self.rows, self.eval_rows = rows, eval_rows
         self.prepare, self.show = prepare or _as_they_are, show
         self.order = ResumableOrder(len(rows), seed=config.seed, shuffle=config.data.shuffle)
@@ -75,6 +78,8 @@ class SupervisedLoop:
             self.order.load_state_dict(checkpoint.state["order"])
             self.num_skipped_in_a_row = checkpoint.state["num_skipped_in_a_row"]
             await self.role.restore(str(checkpoint.folder / self.config.trained_role))
+        self.hardware = await self.role.hardware()
+        await self.usage()  # starting is no part of the first step
         try:
             for step in range(first, self.config.total_steps + 1):
                 self.log.log(step, await self._step(step))
@@ -102,14 +107,16 @@ class SupervisedLoop:
         with clock.phase("update"):
             updated = await self.role.update(rows, plan)
         self._stop_if_diverging(step, updated["skipped_steps"])
-        step_s = clock.elapsed_s()
+        timed = time_metrics(clock, num_samples=len(rows))
         return {
             **_prefixed(self.config.job, updated),
             **await self._evaluate(step),
             "data/epoch": self.order_state["position"] / self.order_state["num_rows"],
-            **{f"time/{name}": value for name, value in clock.seconds.items()},
-            "time/step": step_s,
-            "perf/tokens_per_s": sum(lengths) / step_s,
+            **timed,
+            "perf/tokens_per_s": sum(lengths) / timed["time/step"],
+            "perf/update_tokens_per_s": sum(lengths) / timed["time/update"],
+            **utilisation(self.hardware, num_tokens=sum(lengths), seconds=timed["time/update"]),
+            **await self.usage(),
         }
 
     async def _batch(self, step: int) -> Rows:

@@ -1,10 +1,11 @@
-"""Metrics by name to JSONL, console and W&B, behind one interface.
+"""Metrics by name to JSONL, console, TensorBoard and W&B, behind one interface.
 
 How metrics of micro-batches and ranks merge is `rlhf_ray.algorithms.metric_sums`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_ray.config.base import JobConfig
@@ -15,18 +16,25 @@ from rlhf_ray.metrics.log import MetricsLog, Sink
 __all__ = ["MetricsLog", "Sink", "open_metrics"]
 
 
-def open_metrics(config: JobConfig, *, job: str, resumed_step: int | None = None) -> MetricsLog:
+def open_metrics(
+    config: JobConfig, *, job: str, resumed_step: int | None = None, beside: Sequence[Sink] = ()
+) -> MetricsLog:
     """The log of a run below `config.run_dir`.
 
     Args:
         config: Of the job.
         job: Its name, `ppo` for instance.
         resumed_step: The last step of the checkpoint that the run goes on from; None for a new run.
+        beside: Sinks that this library does not know, such as Ray's.
     """
     run_dir = Path(config.run_dir)
     last_step = -1 if resumed_step is None else resumed_step
     elapsed_s = rewind(run_dir, last_step)  # an attempt without a checkpoint left steps as well
-    sinks: list[Sink] = [JsonlSink(run_dir)]
+    sinks: list[Sink] = [JsonlSink(run_dir), *beside]
+    if config.tensorboard:
+        from rlhf_ray.metrics.tensorboard_sink import TensorBoardSink
+
+        sinks.append(TensorBoardSink(run_dir, first_step=last_step + 1))
     if config.wandb.mode != "disabled":
         from rlhf_ray.metrics.wandb_sink import WandbSink
 

@@ -1,10 +1,11 @@
-"""Every metric by name, with its unit and meaning: the same in code, JSONL, console and W&B.
+"""Every metric by name, with its unit and meaning: the same in code, in all files and in W&B.
 
 A metric that is not here cannot be logged, so this page is complete.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ class Meaning:
     unit: str = ""
     text: str
 
+    def __str__(self) -> str:
+        return f"{self.text} [{self.unit}]" if self.unit else self.text
+
 
 def _named(prefix: str, meanings: Mapping[str, tuple[str, str]]) -> dict[str, Meaning]:
     return {f"{prefix}/{k}": Meaning(unit=unit, text=text) for k, (unit, text) in meanings.items()}
@@ -26,6 +30,9 @@ _OPTIMISER = {
     "lr": ("", "learning rate of the step"),
     "skipped_steps": ("", "optimiser steps skipped for a non-finite loss or gradient"),
 }
+
+_PHASES = ("generate", "score", "update", "publish")
+_ROLES = ("policy", "value", "reference", "reward", "rollout")
 
 NAMES: Mapping[str, Meaning] = {
     **_named(
@@ -105,10 +112,35 @@ NAMES: Mapping[str, Meaning] = {
             "wait_update": ("s", "engines idle for want of an update"),
         },
     ),
+    **_named("share", {phase: ("", f"share of the step in time/{phase}") for phase in _PHASES}),
+    **_named(
+        "wait",
+        {role: ("s", f"{role} idle, since the step before was logged") for role in _ROLES},
+    ),
+    **_named(
+        "memory",
+        {
+            f"{role}_peak_gb": ("GB", f"most memory that one rank of {role} has taken so far")
+            for role in _ROLES
+        },
+    ),
+    **_named(
+        "engine",
+        {
+            "running_mean": ("requests", "requests that an engine worked on, mean of its steps"),
+            "queue_mean": ("requests", "requests that waited for an engine, mean of its steps"),
+            "queue_max": ("requests", "most requests that waited for one engine"),
+            "kv_cache_share_max": ("", "largest share of an engine's KV cache in use"),
+            "preemptions": ("", "requests put back because the KV cache was full"),
+        },
+    ),
     **_named(
         "perf",
         {
             "tokens_per_s": ("tokens/s", "trained tokens, prompts included, over the whole step"),
+            "score_tokens_per_s": ("tokens/s", "the same tokens over the time of scoring"),
+            "update_tokens_per_s": ("tokens/s", "the same tokens over the time of the update"),
+            "samples_per_s": ("samples/s", "rollouts or rows over the whole step"),
             "mfu": ("", "model FLOPs utilisation: share of the hardware's peak"),
             "bubble_share": ("", "share of the step in which the learner waited for others"),
         },
@@ -147,6 +179,7 @@ NAMES: Mapping[str, Meaning] = {
         {
             "loss": ("", "the weighted sum of the losses"),
             "entropy": ("nats/token", "entropy of the policy on the answers"),
+            "clamp_share": ("", "share of answers whose log-ratio was clamped in a divergence"),
             "kl": ("nats", "KTO's estimate of the KL to the reference, an answer"),
             "aux_loss": ("", "load-balancing loss of a mixture of experts"),
             **_OPTIMISER,
@@ -174,6 +207,18 @@ PREFIXES: Mapping[str, Meaning] = {
     "reward/": Meaning(text="mean of one reward function, by its name"),
     "eval/": Meaning(text="on held-out data: any of the names above, such as `eval/reward_mean`"),
 }
+
+
+def meaning_of(name: str) -> Meaning:
+    """What a documented metric says."""
+    if name in NAMES:
+        return NAMES[name]
+    return next(meaning for prefix, meaning in PREFIXES.items() if name.startswith(prefix))
+
+
+def prometheus_name(name: str) -> str:
+    """`policy/kl_ref` is `rlhf_policy_kl_ref` there: Prometheus allows no slashes."""
+    return "rlhf_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)
 
 
 def check_names(names: Iterable[str]) -> None:

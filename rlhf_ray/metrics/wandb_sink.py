@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.base import JobConfig
+from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.log import Record, Table
 
-_SECRET_KEY = re.compile(r"(^|[_-])(token|api_?key|key|secret|password|credentials?)$", re.I)
-_LOGIN_IN_URL = re.compile(r"://[^/@\s]+@")
-
 
 class WandbSink:
-    """One W&B run below `run_dir`; a resumed job goes on with the same one."""
+    """One W&B run below `run_dir`; a resumed job goes on with the same one.
+
+    Offline, a resumed job writes another folder under the same id; `wandb sync` uploads both in the
+    order of their start.
+    """
 
     def __init__(self, config: JobConfig, *, job: str, run_dir: Path) -> None:
         """Start the run.
@@ -28,20 +31,21 @@ class WandbSink:
         import wandb
 
         try:
-            self._run = wandb.init(
-                mode=config.wandb.mode,
-                project=config.wandb.project,
-                name=config.wandb.name or run_dir.name,
-                entity=config.wandb.entity or None,
-                tags=[job, *config.wandb.tags],
-                id=_run_id(run_dir),
-                resume="allow" if config.wandb.mode == "online" else None,
-                dir=str(run_dir),
-                config=without_secrets(config.model_dump(mode="json")),
-                settings=wandb.Settings(
-                    console="off", silent=True, init_timeout=config.timeouts.place_s
-                ),
-            )
+            with _no_arguments():
+                self._run = wandb.init(
+                    mode=config.wandb.mode,
+                    project=config.wandb.project,
+                    name=config.wandb.name or run_dir.name,
+                    entity=config.wandb.entity or None,
+                    tags=[job, *config.wandb.tags],
+                    id=_run_id(run_dir),
+                    resume="allow" if config.wandb.mode == "online" else None,
+                    dir=str(run_dir),
+                    config=_queryable(without_secrets(config.model_dump(mode="json"))),
+                    settings=wandb.Settings(
+                        console="off", silent=True, init_timeout=config.timeouts.place_s
+                    ),
+                )
         except wandb.Error as error:
             raise RunError(
                 f"W&B did not start: {error}. Set WANDB_API_KEY, or wandb.mode to offline"
@@ -64,18 +68,23 @@ class WandbSink:
         self._run.finish(exit_code=int(failed))
 
 
-def without_secrets(values: Any) -> Any:
-    """A copy without logins in URLs and without the values of keys named like a secret."""
+@contextmanager
+def _no_arguments() -> Iterator[None]:
+    """W&B keeps the command line, where a login may stand; the configuration says the same."""
+    kept, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = kept
+
+
+def _queryable(values: Any) -> Any:
+    """Lists of sections by their index: W&B finds keys in mappings only."""
+    if isinstance(values, list) and any(isinstance(value, Mapping) for value in values):
+        values = {str(index): value for index, value in enumerate(values)}
     if isinstance(values, Mapping):
-        return {
-            key: "***"
-            if isinstance(value, str) and value and _SECRET_KEY.search(str(key))
-            else without_secrets(value)
-            for key, value in values.items()
-        }
-    if isinstance(values, list):
-        return [without_secrets(value) for value in values]
-    return _LOGIN_IN_URL.sub("://***@", values) if isinstance(values, str) else values
+        return {key: _queryable(value) for key, value in values.items()}
+    return values
 
 
 def _run_id(run_dir: Path) -> str:

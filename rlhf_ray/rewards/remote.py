@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 
 from rlhf_ray.config.online import RemoteRewardConfig
+from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
 
@@ -139,7 +140,8 @@ class RemoteScorer:
 
     @property
     def _url(self) -> str:
-        return self._config.url
+        """For errors, which end in logs."""
+        return str(without_secrets(self._config.url))
 
     def _error(self, what: str) -> RewardError:
         return RewardError(f"reward service {self._url} {what}")

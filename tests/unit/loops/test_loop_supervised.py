@@ -16,7 +16,7 @@ from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.supervised import SupervisedLoop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.roles import Evaluated
+from rlhf_ray.roles import Evaluated, Hardware
 from rlhf_ray.types import SftExample
 
 KEEP_ALL = {"every": 1, "keep": 10}
@@ -30,6 +30,9 @@ class FakePolicy:
         self.skipped, self.fails_at = list(skipped), fails_at
         self.batches, self.plans, self.calls = [], [], []
         self.evaluated, self.num_updates = [], 0
+
+    async def hardware(self):
+        return Hardware(num_parameters=10, device_name="cpu", num_devices=1)
 
     async def update(self, rows, plan):
         await asyncio.sleep(0)  # as a call to an actor, it leaves the loop time for others

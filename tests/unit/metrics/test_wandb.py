@@ -1,11 +1,27 @@
 """Weights & Biases without a network, with the real library."""
 
-import pytest
+import json
+import struct
+import sys
+import time
+from pathlib import Path
 
+import pytest
+from wandb.proto.wandb_internal_pb2 import Record
+
+from launch.run_folder import run_folder
+from rlhf_ray.config.online import PpoConfig
+from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.metrics import open_metrics
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.metrics.wandb_sink import without_secrets
+
+PPO = {
+    "total_steps": 1,
+    "data": {"path": "prompts.jsonl"},
+    "policy": {"model": {"path": "model"}},
+    "reward": {"functions": [{"path": "scorers:score"}]},
+}
 
 
 @pytest.fixture
@@ -21,19 +37,101 @@ def config(tmp_path):
     )
 
 
-def test_an_offline_run_is_written_and_resumed_under_its_id(config, tmp_path):
-    run_dir = tmp_path / "run"
+def records_of(path):
+    """What a `.wandb` file holds: W&B's own messages, framed as LevelDB frames its log."""
+    block_size, header_size, file_header_size = 32768, 7, 7
+    content = path.read_bytes()
+    assert content.startswith(b":W&B")
+    position, parts = file_header_size, []
+    while position < len(content):
+        left_in_block = block_size - position % block_size
+        if left_in_block < header_size:  # padding: no header fits
+            position += left_in_block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        position += header_size
+        parts.append(content[position : position + length])
+        position += length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(b"".join(parts))
+            parts = []
+
+
+def read_back(run_dir):
+    """Configuration, history rows and names of tables of every part of the run, by its id."""
+    config, history, tables = {}, [], {}
+    for file in sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb")):
+        for record in records_of(file):
+            for item in (*record.run.config.update, *record.config.update):
+                config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+            row = {
+                item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
+            }
+            if row:
+                history.append(row)
+            for name in [key.removesuffix("/path") for key in row if key.endswith("/path")]:
+                assert row[f"{name}/_type"] == "table-file"
+                path = file.parent / "files" / row[f"{name}/path"]
+                tables[name, row["step"]] = json.loads(path.read_text())
+    return config, history, tables
+
+
+def test_an_offline_run_is_read_back_whole_also_after_a_resume(config):
+    run_dir = Path(config.run_dir)
+    rows = [["a", 1.0], ["b", None]]
     with open_metrics(config, job="sft") as log:
-        log.log(1, {"sft/loss": 2.0})
-        rows = [["a", 1.0], ["b", None]]
+        log.log(1, {"sft/loss": 2.0, "policy/kl_ref": 0.125})
         log.table(Table(step=1, name="eval", columns=["prompt", "score"], rows=rows))
     run_id = (run_dir / "wandb_run_id").read_text()
+    time.sleep(1.1)  # W&B names a folder by the second
     with open_metrics(config, job="sft", resumed_step=1) as log:
         log.log(2, {"sft/loss": 1.0})
     files = list(run_dir.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))
-    assert files
-    assert b"sft/loss" in files[0].read_bytes()
-    assert (run_dir / "wandb_run_id").read_text() == run_id
+    told, history, tables = read_back(run_dir)
+    losses = {row["step"]: row["sft/loss"] for row in history if "sft/loss" in row}
+    assert len(files) == 2
+    assert losses == {1: 2.0, 2: 1.0}
+    assert next(row for row in history if "sft/loss" in row)["policy/kl_ref"] == 0.125
+    assert told["policy"]["optim"]["lr"] == config.policy.optim.lr
+    assert tables["samples/eval", 1]["columns"] == ["prompt", "score"]
+    assert tables["samples/eval", 1]["data"] == rows
+
+
+def test_entries_of_lists_are_queryable_by_their_index(tmp_path):
+    values = PPO | {"run_dir": str(tmp_path), "wandb": {"mode": "offline"}}
+    with open_metrics(PpoConfig.model_validate(values), job="ppo"):
+        pass
+    told, _, _ = read_back(tmp_path)
+    assert told["reward"]["functions"]["0"]["path"] == "scorers:score"
+    assert told["policy"]["optim"]["betas"] == [0.9, 0.95]
+
+
+def test_a_planted_secret_is_in_no_file_and_on_no_screen(tmp_path, monkeypatch, capfd):
+    """As a login in a URL, as a key's value, on the command line and in the environment."""
+    secret = "PLANTED-4f1d"
+    monkeypatch.setenv("WANDB_API_KEY", secret * 4)
+    monkeypatch.setenv("SCORER_TOKEN", secret)
+    monkeypatch.setattr(sys, "argv", ["rlhf-ray", "--reward.remote.url", f"https://u:{secret}@h/s"])
+    arguments = {"api_key": secret, "url": f"https://{secret}@host/"}
+    values = PPO | {
+        "run_dir": str(tmp_path / "run"),
+        "reward": {
+            "functions": [{"path": "scorers:score", "arguments": arguments}],
+            "remote": {"url": f"https://me:{secret}@host/score", "token_env": "SCORER_TOKEN"},
+        },
+        "tensorboard": True,
+        "wandb": {"mode": "offline"},
+    }
+    config = PpoConfig.model_validate(values)
+    with run_folder(config), open_metrics(config, job="ppo") as log:
+        log.log(1, {"policy/loss": 1.0})
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    assert secret not in "".join(capfd.readouterr())
+    assert config.reward.remote.url == f"https://me:{secret}@host/score"
+    assert sys.argv[1] == "--reward.remote.url"
 
 
 def test_secrets_stay_here():

@@ -1,0 +1,63 @@
+"""How busy an engine's scheduler was, summed up between two reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class EngineLoad:
+    """A stat logger of vLLM's (`StatLoggerBase`), which hears of every step of the engine.
+
+    Queues are means over engine steps, so that an engine without requests does not thin them out.
+    """
+
+    def __init__(self) -> None:
+        """Nothing heard yet."""
+        self._reset()
+
+    def _reset(self) -> None:
+        self._num_steps = self._num_running = self._num_waiting = 0
+        self._queue_max = self._num_preemptions = 0
+        self._kv_cache_share_max = 0.0
+
+    def record(
+        self,
+        scheduler_stats: Any,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """One step of the engine; either kind of statistics may be missing."""
+        if scheduler_stats is not None:
+            num_waiting = (
+                scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
+            )
+            self._num_steps += 1
+            self._num_running += scheduler_stats.num_running_reqs
+            self._num_waiting += num_waiting
+            self._queue_max = max(self._queue_max, num_waiting)
+            self._kv_cache_share_max = max(self._kv_cache_share_max, scheduler_stats.kv_cache_usage)
+        if iteration_stats is not None:
+            self._num_preemptions += iteration_stats.num_preempted_reqs
+
+    def take(self) -> dict[str, float]:
+        """What was heard since the last time, by the names below `engine/`."""
+        num_steps = max(1, self._num_steps)
+        taken = {
+            "running_mean": self._num_running / num_steps,
+            "queue_mean": self._num_waiting / num_steps,
+            "queue_max": float(self._queue_max),
+            "kv_cache_share_max": self._kv_cache_share_max,
+            "preemptions": float(self._num_preemptions),
+        }
+        self._reset()
+        return taken
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+    def log(self) -> None:
+        """Nothing to say: `take` does."""
+
+    def record_sleep_state(self, is_awake: int, level: int) -> None:
+        """A sleeping engine takes no steps."""

@@ -1,0 +1,148 @@
+"""What roles say of themselves: waiting by an injected clock, engines' queues, memory."""
+
+import pickle
+from types import SimpleNamespace
+
+import pytest
+
+from actors.actor_set import ActorSet
+from actors.busy import BusyClock
+from actors.engine_load import EngineLoad
+from actors.usage import usage_of
+from rlhf_ray.metrics.memory import peak_memory_gb
+from rlhf_ray.metrics.names import check_names
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_only_time_without_a_call_is_idle(clock):
+    busy = BusyClock(clock)
+    clock.now += 3
+    with busy.working():
+        clock.now += 10
+    clock.now += 4
+    assert busy.take_idle_s() == 7
+    assert busy.take_idle_s() == 0
+
+
+def test_calls_that_overlap_count_once(clock):
+    busy = BusyClock(clock)
+    first, second = busy.working(), busy.working()
+    first.__enter__()
+    clock.now += 1
+    second.__enter__()
+    clock.now += 1
+    first.__exit__(None, None, None)
+    clock.now += 1
+    second.__exit__(None, None, None)
+    clock.now += 5
+    assert busy.take_idle_s() == 5
+
+
+def test_a_call_that_goes_on_over_a_report_is_no_idleness(clock):
+    busy = BusyClock(clock)
+    with busy.working():
+        clock.now += 2
+        assert busy.take_idle_s() == 0
+        clock.now += 2
+    assert busy.take_idle_s() == 0
+
+
+def test_a_call_that_failed_is_over(clock):
+    busy = BusyClock(clock)
+    with pytest.raises(RuntimeError), busy.working():
+        raise RuntimeError
+    clock.now += 2
+    assert busy.take_idle_s() == 2
+
+
+def test_an_actor_set_that_travels_keeps_all_but_its_clock():
+    sent = ActorSet("policy", ["p/0"], ["actor"])
+    with sent.busy.working():
+        arrived = pickle.loads(pickle.dumps(sent))
+    assert (arrived.role, arrived.names, arrived.actors) == ("policy", ["p/0"], ["actor"])
+    assert arrived.busy.take_idle_s() >= 0
+
+
+def engine_step(running, waiting, *, deferred=0, cache=0.0):
+    return SimpleNamespace(
+        num_running_reqs=running,
+        num_waiting_reqs=waiting,
+        num_skipped_waiting_reqs=deferred,
+        kv_cache_usage=cache,
+    )
+
+
+def test_an_engines_load_is_over_its_steps_since_the_last_report():
+    load = EngineLoad()
+    load.record(engine_step(2, 6, cache=0.5), SimpleNamespace(num_preempted_reqs=1))
+    load.record(engine_step(4, 1, deferred=1, cache=0.25), None)
+    load.record(None, SimpleNamespace(num_preempted_reqs=2))
+    assert load.take() == {
+        "running_mean": 3.0,
+        "queue_mean": 4.0,
+        "queue_max": 6.0,
+        "kv_cache_share_max": 0.5,
+        "preemptions": 3.0,
+    }
+    assert set(load.take().values()) == {0.0}
+
+
+class FakeSet:
+    """Two actors of a role that answer at once."""
+
+    def __init__(self, clock, answers):
+        self.busy, self.answers = BusyClock(clock), answers
+
+    async def call(self, method, *, timeout_s):
+        assert method == "usage"
+        return self.answers
+
+
+async def test_usage_has_the_hungriest_rank_and_all_engines(clock):
+    load = {"queue_mean": 1.0, "queue_max": 3.0, "preemptions": 2.0}
+    sets = {
+        "policy": FakeSet(clock, [{"peak_gb": 1.0}, {"peak_gb": 1.5}]),
+        "rollout": FakeSet(
+            clock,
+            [
+                {"peak_gb": 2.0, **load},
+                {"peak_gb": 1.0, "queue_mean": 2.0, "queue_max": 2.0, "preemptions": 1.0},
+            ],
+        ),
+    }
+    clock.now += 6
+    usage = await usage_of(sets, timeout_s=1.0)
+    assert usage == {
+        "wait/policy": 6.0,
+        "wait/rollout": 6.0,
+        "memory/policy_peak_gb": 1.5,
+        "memory/rollout_peak_gb": 2.0,
+        "engine/queue_mean": 1.5,
+        "engine/queue_max": 3.0,
+        "engine/preemptions": 3.0,
+    }
+    check_names(usage)
+
+
+def test_every_figure_of_an_engine_is_documented():
+    check_names(f"engine/{key}" for key in EngineLoad().take())
+
+
+def test_peak_memory_follows_what_is_taken():
+    before = peak_memory_gb()
+    taken = bytearray(int((before + 0.2) * 2**30))  # zeroed on demand: each page is touched below
+    taken[::4096] = b"x" * len(taken[::4096])
+    after = peak_memory_gb()
+    assert before + 0.15 < after
+    assert len(taken) / 2**30 < after
