@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -97,7 +98,9 @@ def up(config: RunConfig, name: str) -> int:
 def _shape(config: RunConfig) -> tuple[dict[str, GroupConfig], EngineSpec | None]:
     """The groups, and what the engines start with."""
     if isinstance(config, PipelineConfig):
-        stages = resolve_stages(config)
+        # Where a run will write is of no interest yet, nor what an earlier one left there.
+        anywhere = {"run_dir": os.path.abspath(config.run_dir or "runs"), "resume": "auto"}
+        stages = resolve_stages(config.model_copy(update=anywhere))
         return groups_of(stages), first_engine(stages)
     groups: dict[str, GroupConfig] = config.groups  # type: ignore[attr-defined]
     return groups, engine_ahead(config) if isinstance(config, OnlineConfig) else None
