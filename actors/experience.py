@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 @ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class ExperienceBuilder(Rank):
     """One process without a GPU; it keeps nothing between calls."""
+
+    def import_libraries(self) -> None:
+        """What `build` needs, before it is called."""
+        importlib.import_module("rlhf_ray.loops.assembly")
 
     def build(
         self,

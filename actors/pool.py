@@ -138,7 +138,8 @@ class Pool:
         held = [model for model in [self.state.models.get(path)] if model]
         actors = self.state.sets[role]
         await actors.call("load", spec, held, timeout_s=self.timeouts.start_s)
-        self.state.hosted[role] = Hosted(path=path, since_s=time.time())
+        if path:
+            self.state.hosted[role] = Hosted(path=path, since_s=time.time())
         self._remember()
 
     async def unload(self, role: str) -> None:

@@ -69,6 +69,14 @@ class RolloutReplica:
         self.tokenizer = AutoTokenizer.from_pretrained(
             self.spec.tokenizer_path, trust_remote_code=self.spec.trust_remote_code
         )
+        await self._warm_up()
+
+    async def _warm_up(self) -> None:
+        """The first request of each kind takes seconds: not while a training step waits for it."""
+        prompt = Prompt(prompt_id="warm-up", token_ids_T=(0, 0), text="")
+        request = GenerationRequest(prompt=prompt, seeds_G=(0,), temperature=1.0, max_new_tokens=2)
+        await self._finished(await self._admit(request, seed=0))
+        await self._score(prompt.token_ids_T, num_given=1)
 
     @ray.method(concurrency_group="control")
     async def health(self) -> dict[str, Any]:
@@ -174,23 +182,28 @@ class RolloutReplica:
 
         At temperature 1, whatever is sampled at: vLLM never divides the logits of a prompt.
         """
-        return list(await asyncio.gather(*(self._score(rollout) for rollout in rollouts)))
+        scores = [
+            self._score(
+                (*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()),
+                num_given=len(rollout.prompt.token_ids_T),
+            )
+            for rollout in rollouts
+        ]
+        return list(await asyncio.gather(*scores))
 
-    async def _score(self, rollout: Rollout) -> np.ndarray[Any, Any]:
+    async def _score(self, token_ids_T: tuple[int, ...], *, num_given: int) -> np.ndarray[Any, Any]:
         from vllm import SamplingParams
 
         self.num_requests += 1
-        token_ids_T = [*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()]
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         request_id = f"probe/{self.num_requests}"
         collector = await self.engine.add_request(request_id, self._prompt(token_ids_T), params)
         output = await self._finished(collector)
-        first = len(rollout.prompt.token_ids_T)
         return np.asarray(
             [
                 position[token].logprob
                 for position, token in zip(
-                    output.prompt_logprobs[first:], token_ids_T[first:], strict=True
+                    output.prompt_logprobs[num_given:], token_ids_T[num_given:], strict=True
                 )
             ],
             dtype=np.float32,

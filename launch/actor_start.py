@@ -56,11 +56,11 @@ async def start_actors(
 
 
 async def import_libraries(actors: Mapping[str, ActorSet], *, timeout_s: float) -> None:
-    """Have the ranks import what every learner needs, before one is asked for."""
+    """Have all actors but the engines import what their work needs, before there is any."""
     await asyncio.gather(
         *(
             of_role.call("import_libraries", timeout_s=timeout_s)
             for role, of_role in actors.items()
-            if role in RANKS
+            if role != "rollout"
         )
     )

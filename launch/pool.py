@@ -26,7 +26,7 @@ from rlhf_ray.config.job_file import load_job
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.stages import groups_of, resolve_stages
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +120,13 @@ def down(name: str) -> int:
         print(f"no pool {name!r} was started from this machine")
         return 0
     if standing.answers(cluster.address):
-        if not ray.is_initialized():
-            join(cluster.address)
-        asyncio.run(_end(name))
+        try:
+            if not ray.is_initialized():
+                join(standing.address_of(name))
+            asyncio.run(_end(name))
+        except RunError as error:
+            # Its own cluster takes the actors with it.
+            logger.warning("%s", error)
         disconnect()
     standing.stop_cluster(cluster)
     standing.forget(name)
@@ -157,7 +161,7 @@ def status(name: str) -> int:
                 f"`rlhf-ray pool down --name {cluster.pool}` clears it away"
             )
             continue
-        join(cluster.address)
+        join(standing.address_of(cluster.pool))
         print_pool(cluster.pool, PoolRecord.find(cluster.pool))
         disconnect()
     return 0

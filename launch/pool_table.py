@@ -22,7 +22,7 @@ def print_pool(name: str, record: PoolRecord | None) -> None:
     holder = record.holder()
     table = Table(title=f"pool {name}: " + (f"in use by {holder.name}" if holder else "free"))
     for column in COLUMNS:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows_of(record):
         table.add_row(*row)
     Console().print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import ray
+from ray._raylet import Config  # type: ignore[attr-defined]
 
 from actors.standing_cluster import StandingCluster
 from rlhf_ray.errors import ConfigError, RunError
@@ -54,6 +56,7 @@ def address_of(pool: str) -> str:
             f"ray.pool is {pool!r}, but the pools of this machine are {names}; start it with "
             "`rlhf-ray pool up`, or give ray.address as well"
         )
+    use_token(pool)
     return cluster.address
 
 
@@ -65,7 +68,8 @@ def note(cluster: StandingCluster) -> None:
 
 def forget(pool: str) -> None:
     """Opposite of `note`."""
-    (folder() / f"{pool}.json").unlink(missing_ok=True)
+    for path in folder().glob(f"{pool}.*"):
+        path.unlink()
 
 
 def start_cluster(pool: str, *, num_cpus: int, num_gpus: int) -> StandingCluster:
@@ -84,6 +88,10 @@ def start_cluster(pool: str, *, num_cpus: int, num_gpus: int) -> StandingCluster
         f"--ray-client-server-port={_free_port()}",
         *([f"--num-gpus={num_gpus}"] if num_gpus else []),
     ]
+    token = _token_file(pool)
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    use_token(pool)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
@@ -102,6 +110,21 @@ def start_cluster(pool: str, *, num_cpus: int, num_gpus: int) -> StandingCluster
             raise RunError(f"Ray did not start on {cluster.address}; its log is {log}")
         time.sleep(0.2)
     return cluster
+
+
+def use_token(pool: str) -> None:
+    """Have Ray show the token of a pool's own cluster, unless the user has set how Ray does that.
+
+    Must come before this process connects to any cluster.
+    """
+    if "RAY_AUTH_MODE" in os.environ or not _token_file(pool).is_file():
+        return
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(_token_file(pool)))
+    Config.initialize("")  # Ray read the environment when it was imported
+
+
+def _token_file(pool: str) -> Path:
+    return folder() / f"{pool}.token"
 
 
 def stop_cluster(cluster: StandingCluster) -> None:

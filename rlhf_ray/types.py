@@ -169,7 +169,7 @@ class Ranking:
     Attributes:
         example_id: Data set's name and row number.
         prompt_ids_T: What every answer follows.
-        answer_ids_K: Each with its end token.
+        answer_ids_K: Each with its end token where it was not cut.
         margin: By how much the first of a pair is better, where the data says so; else 0.
     """
 

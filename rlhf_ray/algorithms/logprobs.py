@@ -43,6 +43,7 @@ def token_logprobs(
     with_top: bool = False,
     softcap: float | None = None,
     num_chunks: int | None = None,
+    head_is_frozen: bool = False,
 ) -> TokenScores:
     """Computes log p(target) and, if asked, what else the same logits say.
 
@@ -61,6 +62,8 @@ def token_logprobs(
         num_chunks: Calls of `head`, the last ones perhaps on 0 rows; by default as few as
             `chunk_tokens` allows, at least 1. Under ZeRO-3 each call is a collective: give every
             rank the largest ceil(T / chunk_tokens) of any, or ranks wait for each other for ever.
+        head_is_frozen: Whether no weight of the head is trained. ZeRO-3 empties a frozen weight
+            after a chunk is computed again, unless that happens in a backward pass of its own.
 
     Raises:
         ValueError: An argument is out of range.
@@ -87,8 +90,10 @@ def token_logprobs(
 
     # Empty slices past the end keep the number of calls, forward and backward, as asked.
     slices = [slice(i * chunk_tokens, (i + 1) * chunk_tokens) for i in range(num_chunks)]
+    reentrant = head_is_frozen and hidden_TD.requires_grad
     chunks = [
-        checkpoint(chunk_scores, hidden_TD[s], targets_T[s], use_reentrant=False) for s in slices
+        checkpoint(chunk_scores, hidden_TD[s], targets_T[s], use_reentrant=reentrant)
+        for s in slices
     ]
     logprobs_T, *others = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     return TokenScores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import logging
@@ -9,6 +10,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_VERSION = "1"  # to be raised with every change of what rows become
 _SMALL_BYTES = 1 << 20  # reading so little again costs less than keeping it
 _DIGEST_BYTES = 32
 # What a kept file may hold: nothing that could run code when it is read back.
@@ -50,10 +51,10 @@ def cache_file(source: SourceConfig, config: DataConfig, job: Tokenization[T]) -
         files = data_files(local)
         if sum(file.stat().st_size for file in files) < _SMALL_BYTES:
             return None
-    digest = hashlib.sha256()
-    settings = source.model_dump_json(exclude={"probability"})
+    digest = hashlib.sha256(_code())
+    settings = source.model_dump_json(include=set(SourceConfig.model_fields))
     policy = f"{config.separator!r} {config.on_bad_row}"
-    for part in (_VERSION, settings, policy, *_described(job)):
+    for part in (settings, policy, *_described(job)):
         digest.update(part.encode())
         digest.update(b"\0")
     if local is None:
@@ -92,6 +93,15 @@ def write(file: Path, loaded: Loaded[Any]) -> None:
         os.replace(temporary.name, file)
     except OSError as error:
         logger.warning("%s: tokenized rows are not kept: %s", file, error)
+
+
+@functools.cache
+def _code() -> bytes:
+    """What makes examples of rows: this package's own source, and the renderer's version."""
+    digest = hashlib.sha256(version("transformers").encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.digest()
 
 
 def _described(job: Tokenization[Any]) -> Iterator[str]:

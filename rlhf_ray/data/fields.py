@@ -165,7 +165,7 @@ def _text(row: Row, name: str, value: Any) -> Text:
 def _message(row: Row, name: str, index: int, message: Any) -> dict[str, Any]:
     wanted = f"message {index} of column {name!r} must have `role` and `content`, both strings"
     if not isinstance(message, dict):
-        raise RowError(row.where, "wrong type", f"{wanted}, got {_short(message)}")
+        raise RowError(row.where, "wrong type", f"{wanted}, got {short(message)}")
     if "from" in message and "value" in message:
         role, content, rest = message["from"], message["value"], {}
         role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
@@ -173,11 +173,20 @@ def _message(row: Row, name: str, index: int, message: Any) -> dict[str, Any]:
         role, content = message.get("role"), message.get("content")
         rest = {key: value for key, value in message.items() if value is not None}
     if not isinstance(role, str) or not isinstance(content, str):
-        raise RowError(row.where, "wrong type", f"{wanted}, got {_short(message)}")
+        raise RowError(row.where, "wrong type", f"{wanted}, got {short(message)}")
     if role not in _ROLES:
         known = ", ".join(sorted(_ROLES | set(_SHAREGPT_ROLES)))
-        raise RowError(row.where, "unknown role", f"{_short(role)} in {name!r}; known: {known}")
+        raise RowError(row.where, "unknown role", f"{short(role)} in {name!r}; known: {known}")
     return {**rest, "role": role, "content": checked_text(row, name, content)}
+
+
+def short(value: Any) -> str:
+    """A value as an error shows it, however long or deep it is."""
+    if isinstance(value, str):
+        return repr(value[:60]) + ("..." if len(value) > 60 else "")
+    if isinstance(value, list | dict) and value:
+        return f"{type(value).__name__} of {len(value)}"
+    return repr(value)[:80]
 
 
 def _number(row: Row, name: str, value: Any) -> float:
@@ -192,13 +201,5 @@ def _number(row: Row, name: str, value: Any) -> float:
 
 def _wrong(row: Row, name: str, wanted: str, value: Any) -> RowError:
     return RowError(
-        row.where, "wrong type", f"column {name!r} must be {wanted}, got {_short(value)}"
+        row.where, "wrong type", f"column {name!r} must be {wanted}, got {short(value)}"
     )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, str):
-        return repr(value[:60]) + ("..." if len(value) > 60 else "")
-    if isinstance(value, list | dict) and value:
-        return f"{type(value).__name__} of {len(value)}"
-    return repr(value)[:80]

@@ -83,6 +83,8 @@ def keep_last(
 
     The last ones hold the question, and a template's opening of an answer.
     """
+    if len(token_ids_T) <= num_tokens:
+        return token_ids_T
     begins = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
     if num_tokens > 1 and token_ids_T[0] in begins:
         return [token_ids_T[0], *token_ids_T[-(num_tokens - 1) :]]

@@ -97,8 +97,7 @@ def read_ranking(row: Row) -> Iterator[Sample]:
     """`prompt` and `answers`, the best first, or with `ranks` (0 is best) or `scores`."""
     answers = fields.texts(row, "answers")
     levels: list[float] = []
-    scored = row.columns.get("scores") is not None
-    if scored:
+    if row.columns.get("scores") is not None:
         levels = fields.numbers(row, "scores")
     elif row.columns.get("ranks") is not None:
         levels = [-rank for rank in fields.numbers(row, "ranks")]
@@ -156,8 +155,8 @@ def _pair(row: Row, prompt: Text, chosen: Text, rejected: Text) -> Sample:
     if isinstance(prompt_text, str) != isinstance(same_prompt, str):  # one side is a chat
         prompt_text = as_chat(prompt_text, "user")
         better, worse = as_chat(better, "assistant"), as_chat(worse, "assistant")
-    scored = row.columns.get("score_chosen") is not None
-    names = ("score_chosen", "score_rejected") if scored else ()
+    has_scores = row.columns.get("score_chosen") is not None
+    names = ("score_chosen", "score_rejected") if has_scores else ()
     return Sample(
         sample_id=row.row_id,
         where=row.where,
@@ -227,4 +226,5 @@ def _tree_rank(row: Row, node: Any) -> float | None:
     rank = node.get("rank") if isinstance(node, dict) else None
     if rank is None or (isinstance(rank, int) and not isinstance(rank, bool)):
         return rank
-    raise RowError(row.where, "wrong type", f"'rank' must be a whole number, got {rank!r:.40}")
+    wanted = f"'rank' must be a whole number, got {fields.short(rank)}"
+    raise RowError(row.where, "wrong type", wanted)

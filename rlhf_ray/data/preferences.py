@@ -30,7 +30,8 @@ def load_rankings(
     """Read and tokenize all rankings of a data set, pairs among them.
 
     Tied, equal and empty answers are counted and left out. `max_length` bounds a prompt with its
-    longest answer; truncation takes a prompt's *first* tokens away and leaves answers alone.
+    longest answer. Truncation leaves a prompt its *last* tokens, as many as the longest answer has
+    room for but up to half of the limit in any case, and answers then their *first*.
 
     Args:
         config: Where the rows are and what becomes of them.
@@ -146,7 +147,7 @@ class Answers(Tokenization[Ranking]):
     """The best answer of a row behind its prompt."""
 
     what: ClassVar[str] = "answers"
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"examples", "labels", "preferences"})
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"examples", "preferences"})
 
     def tokenize(self, sample: Sample) -> Kept[Ranking]:
         """Token ids of the prompt and of its answer."""
@@ -173,7 +174,7 @@ def _settings(
 
 
 def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[IntArray, ...], bool]:
-    """Token ids of prompt and answers, and whether the prompt had to be cut."""
+    """Token ids of prompt and answers, and whether any had to be cut."""
     assert sample.prompt is not None
     job.limit.check_text(sample.num_characters, sample.where)
     prompt = as_chat(sample.prompt, "user") if job.chat else sample.prompt
@@ -184,14 +185,14 @@ def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[Int
     prompt_ids_T = tokenized_K[0][0]
     if not prompt_ids_T:
         raise RowError(sample.where, "the prompt holds no tokens")
+    limit = job.limit.num_tokens
     longest = max(len(answer_ids_T) for _, answer_ids_T in tokenized_K)
     fits = job.limit.fits(len(prompt_ids_T) + longest, sample.where)
     if not fits:
-        room = job.limit.num_tokens - longest
-        if room < 1:
-            raise job.limit.nothing_left(sample.where)
+        room = max(limit - longest, limit // 2, 1)
         prompt_ids_T = keep_last(prompt_ids_T, room, job.tokenizer)
-    answer_ids_K = tuple(np.array(answer, dtype=np.int32) for _, answer in tokenized_K)
+    room = limit - len(prompt_ids_T)
+    answer_ids_K = tuple(np.array(answer[:room], dtype=np.int32) for _, answer in tokenized_K)
     return np.array(prompt_ids_T, dtype=np.int32), answer_ids_K, not fits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from rlhf_ray.models.load import without_dropout
 from rlhf_ray.models.reward import RewardModel, Rewards
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.specs import SupervisedSpec
-from rlhf_ray.types import Ranking
+from rlhf_ray.types import IntArray, Ranking, SftExample
 
 CALIBRATION_BINS = 20  # of 0 to 1; confidences in an order fill the upper ten
 
@@ -77,8 +78,8 @@ class RewardLearner(Learner):
         self, rows: Sequence[Ranking], reduction: Reduction, num_chunks: int
     ) -> tuple[torch.Tensor, Metrics]:
         rewards, totals = self._forward(rows), reduction.totals
-        first_K, mask_BK = _places(rows, self.device)
-        inputs = self._inputs(rows, rewards.scores_B[first_K], mask_BK)
+        places_BK, mask_BK = _places(rows, self.device)
+        inputs = self._inputs(rows, rewards.scores_B[places_BK], mask_BK)
         loss = self._row_losses(inputs).sum() / max(1, totals.num_sequences)
         metrics = dict(reward_metrics(inputs))
         if rewards.router_loss is not None:
@@ -106,39 +107,42 @@ class RewardLearner(Learner):
             loss_B = loss_B + self.job.center_rewards_coefficient * centering(inputs)
         return loss_B
 
-    def _forward(self, rows: Sequence[Ranking]) -> Rewards:
+    def _forward(self, rows: Sequence[Ranking | SftExample]) -> Rewards:
         """All answers of all rows in one pass."""
-        sequences = [
-            np.concatenate([row.prompt_ids_T, answer_T])
-            for row in rows
-            for answer_T in row.answer_ids_K
-        ]
+        sequences = [sequence for row in rows for sequence in _sequences(row)]
         layout = self.model.lay_out(sequences, padded=self.job.reward.padded, device=self.device)
         rewards: Rewards = self.engine(layout)
         return rewards
 
-    def scores(self, rows: Sequence[Ranking], plan: RankedMicroBatches) -> list[tuple[float, ...]]:
-        """Scores of each row's answers, of all rows on every rank; a row may have one answer."""
+    def scores(
+        self, rows: Sequence[Ranking | SftExample], plan: RankedMicroBatches
+    ) -> list[tuple[float, ...]]:
+        """Scores of each row's answers, of all rows on every rank."""
         mine: list[tuple[float, ...]] = []
         with self.engine.inference():
             for picked, _ in passes(plan, [0] * len(rows), self.job.reward):
                 some = [rows[row] for row in picked]
                 flat = iter(self._forward(some).scores_B.tolist())
-                mine += [tuple(next(flat) for _ in row.answer_ids_K) for row in some]
-        widest = max(len(row.answer_ids_K) for row in rows)
-        table_BK = over_ranks(mine, plan, num_rows=len(rows), width=widest, device=self.device)
-        return [
-            tuple(scores[: len(row.answer_ids_K)])
-            for row, scores in zip(rows, table_BK.tolist(), strict=True)
-        ]
+                mine += [tuple(next(flat) for _ in _sequences(row)) for row in some]
+        nums_B = [len(_sequences(row)) for row in rows]
+        table_BK = over_ranks(mine, plan, num_rows=len(rows), width=max(nums_B), device=self.device)
+        return [tuple(scores[:num]) for num, scores in zip(nums_B, table_BK.tolist(), strict=True)]
 
-    def evaluate(self, rows: Sequence[Ranking], plan: RankedMicroBatches) -> Evaluated:
-        """Means over all rows; an outcome is the scores of a row's answers."""
+    def evaluate(
+        self, rows: Sequence[Ranking] | Sequence[SftExample], plan: RankedMicroBatches
+    ) -> Evaluated:
+        """Means over all rows; an outcome is the scores of a row's answers.
+
+        Of single answers (examples, each with its prompt) there is but the mean score.
+        """
         outcomes_B = self.scores(rows, plan)
         flat = torch.tensor([score for scores in outcomes_B for score in scores])
-        first_K, mask_BK = _places(rows, flat.device)
-        inputs = self._inputs(rows, flat[first_K].double(), mask_BK)
-        gaps = [best - other for best, *others in outcomes_B for other in others]
+        rankings = [row for row in rows if isinstance(row, Ranking)]
+        if not rankings:
+            return Evaluated(metrics={"reward_mean": float(flat.mean())}, outcomes_B=outcomes_B)
+        places_BK, mask_BK = _places(rankings, flat.device)
+        inputs = self._inputs(rankings, flat[places_BK].double(), mask_BK)
+        gaps = [a - b for scores in outcomes_B for a, b in combinations(scores, 2)]
         bins = calibration(*pair_confidences(gaps), CALIBRATION_BINS)
         return Evaluated(
             metrics={
@@ -148,6 +152,13 @@ class RewardLearner(Learner):
             },
             outcomes_B=outcomes_B,
         )
+
+
+def _sequences(row: Ranking | SftExample) -> list[IntArray]:
+    """Each answer behind its prompt."""
+    if isinstance(row, SftExample):
+        return [row.token_ids_T]
+    return [np.concatenate([row.prompt_ids_T, ids_T]) for ids_T in row.answer_ids_K]
 
 
 def _places(rows: Sequence[Ranking], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

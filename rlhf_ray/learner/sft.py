@@ -21,6 +21,7 @@ from rlhf_ray.learner.rows import answer_sums
 from rlhf_ray.learner.scoring import over_ranks, passes
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.batch import TokenBatch, build_batch
+from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.roles import Evaluated
@@ -129,12 +130,13 @@ class SftLearner(Learner):
 
         Args:
             prompts: Token ids, at least one each.
-            max_new_tokens: Most tokens of an answer.
+            max_new_tokens: Most tokens of an answer; it also ends where the context does.
             end_ids: Tokens that end one; they are kept.
 
         Returns:
             Token ids without the prompts', the same on every rank.
         """
+        context = base_of(self.lm).config.get_text_config().max_position_embeddings
         answers: list[list[int]] = [[] for _ in prompts]
         open_rows = list(range(len(prompts)))
         for _ in range(max_new_tokens):
@@ -143,7 +145,12 @@ class SftLearner(Learner):
             next_ids = self._next([[*prompts[row], *answers[row]] for row in open_rows])
             for row, token_id in zip(open_rows, next_ids, strict=True):
                 answers[row].append(token_id)
-            open_rows = [row for row in open_rows if answers[row][-1] not in end_ids]
+            open_rows = [
+                row
+                for row in open_rows
+                if answers[row][-1] not in end_ids
+                and len(prompts[row]) + len(answers[row]) < context
+            ]
         return answers
 
     def _next(self, sequences: Sequence[Sequence[int]]) -> list[int]:

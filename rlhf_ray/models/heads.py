@@ -78,6 +78,7 @@ class TokenScorer(nn.Module):
             with_top=with_top,
             softcap=getattr(base.config, "final_logit_softcapping", None),
             num_chunks=num_chunks,
+            head_is_frozen=not any(p.requires_grad for p in head.parameters()),
         )
         return replace(scores, router_loss=decoded.router_loss)
 

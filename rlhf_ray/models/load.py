@@ -134,7 +134,8 @@ def load_pretrained(
     if config.quantization == "none":
         model = model.to(device)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Frozen weights under ZeRO-3 need the reentrant kind: see `token_logprobs`.
+        model.gradient_checkpointing_enable({"use_reentrant": config.lora.rank > 0})
     return Loaded(model=model, missing=frozenset(report["missing_keys"]))
 
 

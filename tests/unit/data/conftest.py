@@ -48,6 +48,11 @@ def byte_tokenizer(*, bos: bool = False, merges: tuple[tuple[str, str], ...] = (
     )
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def make_tokenizer() -> Callable[..., Any]:
     return byte_tokenizer

@@ -92,7 +92,7 @@ def rows() -> list[Experience]:
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rankings() -> list[Ranking]:
     """Eleven rankings of 2 to 4 answers; one has no prompt, some pairs have a margin."""
     generator = np.random.default_rng(2)
@@ -112,7 +112,7 @@ def rankings() -> list[Ranking]:
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pairs() -> list[Referenced]:
     """Nine pairs with a reference that is near the tiny model's own numbers."""
     generator = np.random.default_rng(3)
@@ -134,7 +134,7 @@ def pairs() -> list[Referenced]:
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def labelled(pairs: list[Referenced]) -> list[Referenced]:
     """The first answer of each pair, good or bad; its second stands for another prompt's."""
     return [

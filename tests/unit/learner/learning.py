@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from deepspeed.utils import safe_get_full_optimizer_state
 
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward, plan_update
 
@@ -53,10 +54,16 @@ def plan_evaluation(
 
 def gradients_of(learner: Any) -> dict[str, torch.Tensor]:
     """The gradient of the first optimiser step, from Adam's first moment: it was not clipped."""
-    beta1 = learner.engine.config.optim.betas[0]
-    states = learner.engine.engine.optimizer.state
+    beta1, engine = learner.engine.config.optim.betas[0], learner.engine.engine
+    is_spread = learner.engine.config.zero.stage > 0
+
+    def moment(parameter: torch.nn.Parameter) -> torch.Tensor:
+        if is_spread:
+            return safe_get_full_optimizer_state(parameter, "exp_avg").view(-1)
+        return engine.optimizer.state[parameter]["exp_avg"].view(-1)
+
     return {
-        name: states[parameter]["exp_avg"] / (1 - beta1)
+        name: moment(parameter) / (1 - beta1)
         for name, parameter in learner.engine.module.named_parameters()
         if parameter.requires_grad
     }
@@ -65,7 +72,10 @@ def gradients_of(learner: Any) -> dict[str, torch.Tensor]:
 def largest_gap(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
     """The distance of two sets of tensors, as a share of their size."""
     assert ours.keys() == theirs.keys()
-    gap = sum(float((ours[n].double() - theirs[n].double()).square().sum()) for n in ours)
+    gap = sum(
+        float((ours[n].double().view(-1) - theirs[n].double().reshape(-1)).square().sum())
+        for n in ours
+    )
     size = sum(float(theirs[n].double().square().sum()) for n in ours)
     return (gap / size) ** 0.5
 

@@ -25,6 +25,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.export import export_model
+from rlhf_ray.types import SftExample
 
 UNCLIPPED = {"max_grad_norm": 1e9}
 ENCODER = {
@@ -153,6 +154,24 @@ def test_metrics_are_counted_over_all_pairs(make_supervised, rankings):
     )
 
 
+def test_single_answers_are_scored_too(make_supervised, rankings):
+    learner = make_supervised("rm")
+    best = [
+        SftExample(
+            example_id=row.example_id,
+            token_ids_T=np.concatenate([row.prompt_ids_T, row.answer_ids_K[0]]),
+            trained_T=np.ones(len(row.prompt_ids_T) + len(row.answer_ids_K[0]), dtype=np.bool_),
+        )
+        for row in rankings
+    ]
+    wanted = [
+        scores[0] for scores in learner.evaluate(rankings, plan_evaluation(rankings)).outcomes_B
+    ]
+    evaluated = learner.evaluate(best, plan_evaluation(best))
+    np.testing.assert_allclose([score for (score,) in evaluated.outcomes_B], wanted, atol=1e-5)
+    assert evaluated.metrics == pytest.approx({"reward_mean": np.mean(wanted)}, abs=1e-5)
+
+
 def test_a_new_head_is_small_and_its_own_seeds(make_supervised, make_model):
     heads = [
         make_supervised("rm", job={"seed": seed}).lm.score.weight.detach().clone()
@@ -274,3 +293,13 @@ def test_forty_steps_learn_the_order(make_supervised, rankings):
     metrics = [learner.update(rankings, plan_rows(rankings)) for _ in range(40)]
     assert metrics[-1]["accuracy"] == 1.0
     assert metrics[-1]["loss"] < metrics[0]["loss"] - 0.3
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_bfloat16_weights_train_with_a_float32_head(
+    make_supervised, make_model, encoder, rankings, kind
+):
+    path = encoder if kind == "encoder" else make_model("llama")
+    learner = make_supervised("rm", path=path, model={"dtype": "bfloat16"}, optim={"lr": 3e-3})
+    losses = [learner.update(rankings, plan_rows(rankings))["loss"] for _ in range(20)]
+    assert losses[-1] < losses[0] - 0.1

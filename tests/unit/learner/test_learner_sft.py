@@ -149,4 +149,6 @@ def test_continuations_are_what_transformers_writes_greedily(make_learner, stori
     end = int(first[4])
     [cut] = learner.continuations(prompts[:1], max_new_tokens=12, end_ids={end})
     assert cut == first.tolist()[: first.tolist().index(end) + 1]
+    long = [5] * 508  # of a context of 512
+    assert len(learner.continuations([long], max_new_tokens=12, end_ids=set())[0]) == 4
     assert learner.continuations([], max_new_tokens=12, end_ids={end}) == []

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from rlhf_ray.config.online import RewardModelConfig
-from rlhf_ray.data.answers import answer_tokens
+from rlhf_ray.data.answers import tokenize_answer
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.reward_scorer import RewardScorer
 from rlhf_ray.models.reward_statistics import write_statistics
@@ -125,7 +125,7 @@ def reward_model(folder, **settings):
 
 
 def tokens_of(prompt, completion, tokenizer):
-    prompt_ids_T, answer_ids_T = answer_tokens(prompt, completion, tokenizer)
+    prompt_ids_T, answer_ids_T = tokenize_answer(tokenizer, prompt, completion)
     return [*prompt_ids_T, *answer_ids_T]
 
 

@@ -1,0 +1,102 @@
+"""Two processes take the step that one takes, under every ZeRO stage."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from conftest import learner_config
+from learning import largest_gap
+from two_ranks import answer_of
+
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.specs import SupervisedSpec
+from rlhf_ray.types import SftExample
+
+KINDS = {
+    "sft": (SftConfig, {}),
+    "reward": (RmConfig, {"loss_type": "plackett_luce", "center_rewards_coefficient": 0.1}),
+    "sigmoid": (DpoConfig, {"rpo_alpha": 0.5}),
+    "aot": (DpoConfig, {"loss_type": ["aot"]}),
+    "adapter off": (DpoConfig, {"reference_kind": "adapter_off"}),
+    "kto": (DpoConfig, {"loss_type": ["kto"]}),
+}
+CASES = [(kind, stage) for kind in KINDS for stage in (0, 2, 3)]
+
+
+def task_of(kind, stage, path, rows):
+    config, settings = KINDS[kind]
+    learner = {"optim": {"max_grad_norm": 1e9}, "zero": {"stage": stage}}
+    if kind == "adapter off":
+        learner["model"] = {"lora": {"rank": 3}}
+    role = "reward" if config is RmConfig else "policy"
+    job = config.model_validate(
+        {"data": {"path": "unused"}, role: learner_config(path, learner), **settings}
+    )
+    return {"spec": SupervisedSpec(job=job, total_steps=10, replay_folder=""), "rows": rows}
+
+
+@pytest.fixture(scope="module")
+def tasks(make_model, rankings, pairs, labelled):
+    examples = []
+    for row in rankings:
+        token_ids_T = np.concatenate(row.answer_ids_K)
+        trained_T = token_ids_T % 3 > 0
+        trained_T[0] = False  # nothing predicts it
+        examples.append(
+            SftExample(example_id=row.example_id, token_ids_T=token_ids_T, trained_T=trained_T)
+        )
+    rows = {"sft": examples, "reward": rankings, "kto": labelled}
+    return {
+        f"{kind} {stage}": task_of(kind, stage, make_model("llama"), rows.get(kind, pairs))
+        for kind, stage in CASES
+    }
+
+
+@pytest.fixture(scope="module")
+def of_two(tasks, tmp_path_factory):
+    """Each rank's answers to all tasks."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    (folder / "tasks.pkl").write_bytes(pickle.dumps(tasks))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    script = Path(__file__).with_name("two_ranks.py")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(store.port), str(folder)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=(folder / f"rank{rank}.err").open("wb"),
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        codes = [rank.wait(timeout=150) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    errors = [(folder / f"rank{rank}.err").read_text()[-3000:] for rank in (0, 1)]
+    assert codes == [0, 0], "\n".join(errors)
+    return [pickle.loads((folder / f"rank{rank}.pkl").read_bytes()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(("kind", "stage"), CASES)
+def test_two_ranks_take_the_step_of_one(tasks, of_two, kind, stage):
+    name = f"{kind} {stage}"
+    one = answer_of(tasks[name], num_ranks=1)
+    for two in (of_two[0][name], of_two[1][name]):
+        assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
+        assert two["evaluated"].metrics == pytest.approx(
+            one["evaluated"].metrics, rel=1e-5, abs=1e-6
+        )
+        np.testing.assert_allclose(
+            np.concatenate(two["evaluated"].outcomes_B),
+            np.concatenate(one["evaluated"].outcomes_B),
+            atol=1e-5,
+        )
+        assert largest_gap(two["gradients"], one["gradients"]) < 1e-5
+        assert two["written"] == one["written"]
