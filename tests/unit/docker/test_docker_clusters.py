@@ -26,7 +26,7 @@ def config_of(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, job, path, *overrides = words
     assert program == "rlhf-ray"
-    return load_config(JOBS[job], path, overrides)
+    return load_config(JOBS[job], path.removeprefix("/work/"), overrides)  # as the image has it
 
 
 @functools.cache
