@@ -64,6 +64,13 @@ def test_nothing_is_open_to_other_machines():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
 
 
+def test_ray_does_nothing_for_whom_has_no_token():
+    for name in ("head", "worker"):
+        environment = SERVICES[name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
+
+
 def test_it_is_a_head_and_two_workers():
     assert SERVICES["worker"]["deploy"]["replicas"] == 2
     assert "--head" in shlex.split(SERVICES["head"]["command"])
