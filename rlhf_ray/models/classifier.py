@@ -96,9 +96,9 @@ def freeze_score_bias(lm: Any) -> None:
     num_scores = base.config.num_labels
     for name in heads_of(base):
         for module in base.get_submodule(name).modules():
-            if isinstance(module, nn.Linear) and module.out_features == num_scores:
-                if module.bias is not None:
-                    module.bias.requires_grad_(False)
+            is_scores = isinstance(module, nn.Linear) and module.out_features == num_scores
+            if is_scores and module.bias is not None:
+                module.bias.requires_grad_(False)
 
 
 def is_packable(model: Any) -> bool:
