@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml $(LOCK)
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
-demo: $(STAMP) ## train a small model by SFT, GRPO and PPO, and show that it got better
+demo: $(STAMP) ## train a small model by SFT, a reward model, PPO and DPO, and show that it got better
 	$(BIN)/python -m launch.demo
 
 test: $(STAMP) ## run every test that needs no GPU

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,22 @@ class Pool:
         if path:
             self.state.hosted[role] = Hosted(path=path, since_s=time.time())
         self._remember()
+
+    async def make_room(self, roles: Collection[str]) -> None:
+        """Have what a job does not use leave the GPUs of the roles that it uses.
+
+        Engines sleep, models are released; results that later jobs start from stay in memory.
+        """
+        groups = self.state.groups
+        busy = {groups[role].share or role for role in roles if groups[role].gpus_per_rank}
+        idle = [
+            role for role in groups if role not in roles and (groups[role].share or role) in busy
+        ]
+        for role in idle:
+            if role in self.state.hosted:
+                await self.unload(role)
+        if "rollout" in idle and "rollout" in self.state.sets:
+            await self.state.sets["rollout"].call("sleep", timeout_s=self.timeouts.call_s)
 
     async def unload(self, role: str) -> None:
         """Have a role's ranks release what they host."""

@@ -248,11 +248,13 @@ class RolloutReplica:
 
     async def sleep(self) -> None:
         """Give the GPU's memory to whoever shares it; weights wait on the host."""
-        await self.engine.sleep(level=1)
+        if not await self.engine.is_sleeping():
+            await self.engine.sleep(level=1)
 
     async def wake_up(self) -> None:
         """Take the memory back."""
-        await self.engine.wake_up()
+        if await self.engine.is_sleeping():
+            await self.engine.wake_up()
 
     def gpu_ids(self) -> list[str]:
         """GPUs of this engine, for the roles that live on them."""

@@ -40,6 +40,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     """
     engine = engine_spec(config, context_tokens=data.context_tokens)
     actors = await start_actors(pool, config.groups, engine=engine)
+    await pool.make_room(config.groups)
     policy = PolicyGroup(actors["policy"], config.policy, config.timeouts)
     reward = RewardGroup(actors["reward"], config.reward, config.timeouts)
     reference = value = None
@@ -47,8 +48,14 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         reference = ReferenceGroup(actors["reference"], config.reference, config.timeouts)
     if config.uses_value:
         value = ValueGroup(actors["value"], config.value, config.timeouts)
+    rollout = ReplicaSet(
+        actors["rollout"],
+        generate_timeout_s=config.timeouts.call_s,
+        sleeps=config.engines_sleep,
+    )
     await asyncio.gather(*_loads(config, pool))
     await reward.read_weights()
+    await rollout.wake_up()  # a job without engines may have sent them to sleep
     await policy.connect(
         actors["rollout"],
         _sync_spec(config, actors["rollout"]),
@@ -61,11 +68,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         max_new_tokens=config.rollout.max_new_tokens,
     )
     return Roles(
-        rollout=ReplicaSet(
-            actors["rollout"],
-            generate_timeout_s=config.timeouts.call_s,
-            sleeps=config.engines_sleep,
-        ),
+        rollout=rollout,
         policy=policy,
         reward=reward,
         assembler=Assembler(actors["experience"], spec, config.timeouts),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> int:
     """Run one of the three commands; returns the exit status."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     if given.command == "up":
         return up(load_job(given.file, given.job), given.name)
     if given.command == "down":
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     return status(given.name)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(prog="rlhf-ray pool")
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start the actors of a job or pipeline, and leave them")
@@ -96,7 +98,9 @@ def up(config: RunConfig, name: str) -> int:
 def _shape(config: RunConfig) -> tuple[dict[str, GroupConfig], EngineSpec | None]:
     """The groups, and what the engines start with."""
     if isinstance(config, PipelineConfig):
-        stages = resolve_stages(config)
+        # Where a run will write is of no interest yet, nor what an earlier one left there.
+        anywhere = {"run_dir": os.path.abspath(config.run_dir or "runs"), "resume": "auto"}
+        stages = resolve_stages(config.model_copy(update=anywhere))
         return groups_of(stages), first_engine(stages)
     groups: dict[str, GroupConfig] = config.groups  # type: ignore[attr-defined]
     return groups, engine_ahead(config) if isinstance(config, OnlineConfig) else None

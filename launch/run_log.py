@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from actors.ray_metrics import RaySink
 from rlhf_ray.config.base import JobConfig
 from rlhf_ray.loops.checkpoints import Checkpoint
-from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.metrics import MetricsLog, open_metrics
 
 
 def run_log(config: JobConfig, *, job: str, checkpoint: Checkpoint | None = None) -> MetricsLog:
@@ -17,9 +18,6 @@ def run_log(config: JobConfig, *, job: str, checkpoint: Checkpoint | None = None
         job: Its name.
         checkpoint: What the run goes on from.
     """
-    from actors.ray_metrics import RaySink
-    from rlhf_ray.metrics import open_metrics
-
     return open_metrics(
         config,
         job=job,

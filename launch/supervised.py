@@ -24,6 +24,7 @@ async def start_learner(config: SupervisedConfig, pool: Pool) -> SupervisedGroup
         RunError: An actor died or missed its deadline.
     """
     pool.place(config.groups)
+    await pool.make_room(config.groups)
     role = config.trained_role
     actors = await pool.rank_group(role, RANKS[role])
     spec = SupervisedSpec(

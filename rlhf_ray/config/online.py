@@ -63,6 +63,8 @@ class RewardModelConfig(Config):
 
     Attributes:
         label: Which of the model's logits is the score.
+        chat: Put a string prompt into the model's chat template as a user's turn, as training with
+            `data.chat` does.
         normalize: `center` subtracts the mean of the scores of reference answers, which training
             stored with the model; `standardize` also divides by their spread.
         max_length: Longer texts are cut at their end; 0 for no limit.
@@ -74,6 +76,7 @@ class RewardModelConfig(Config):
     chat_template: str = ""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     label: NonNegativeInt = 0
+    chat: bool = False
     max_tokens_per_micro_batch: PositiveInt = 8192
     max_length: NonNegativeInt = 0
     trust_remote_code: bool = False

@@ -13,9 +13,11 @@ from typing import Any
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.tokenization import Outcome, RowWork, T
+from rlhf_ray.errors import RunError
 
 ROWS_WORTH_PROCESSES = 20_000  # below, starting processes takes longer than the rows do
 _CHUNK_ROWS = 256
+_CHUNK_S = 600.0
 _CHUNKS_AHEAD = 4  # a process; bounds the rows held at a time
 
 _work: RowWork[Any]  # of a worker process, for its life
@@ -57,9 +59,19 @@ def _in_processes(
         while chunk := list(itertools.islice(rows, _CHUNK_ROWS)):
             waiting.append(pool.submit(_convert_chunk, chunk))
             if len(waiting) >= num_workers * _CHUNKS_AHEAD:
-                yield from waiting.popleft().result()
+                yield from _finished(waiting.popleft())
         while waiting:
-            yield from waiting.popleft().result()
+            yield from _finished(waiting.popleft())
+
+
+def _finished(chunk: Future[list[Outcome[Any]]]) -> list[Outcome[Any]]:
+    try:
+        return chunk.result(timeout=_CHUNK_S)
+    except TimeoutError as error:
+        raise RunError(
+            f"a process that tokenizes did not finish {_CHUNK_ROWS} rows within {_CHUNK_S:.0f} s; "
+            "set data.workers to 1 to tokenize without others"
+        ) from error
 
 
 def _begin(work: RowWork[Any]) -> None:

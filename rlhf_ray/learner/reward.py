@@ -29,7 +29,7 @@ from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.scoring import over_ranks, passes
 from rlhf_ray.learner.update import UpdateSettings, run_update
-from rlhf_ray.models.classifier import load_classifier
+from rlhf_ray.models.classifier import freeze_score_bias, load_classifier
 from rlhf_ray.models.load import without_dropout
 from rlhf_ray.models.reward import RewardModel, Rewards
 from rlhf_ray.roles import Evaluated
@@ -55,6 +55,8 @@ class RewardLearner(Learner):
         with zero3_loading(config.zero, config.model, device):
             self.lm = load_classifier(config.model, device=device, head_seed=spec.job.seed)
         without_dropout(self.lm)
+        if not spec.job.center_rewards_coefficient:
+            freeze_score_bias(self.lm)
         self.model = RewardModel(
             self.lm,
             float32_head=spec.job.float32_loss,

@@ -90,8 +90,8 @@ class SampleLoop:
 def pairs_of(
     answers: Sequence[tuple[str, float]], kind: Literal["best_worst", "all"]
 ) -> Iterator[dict[str, Any]]:
-    """Pairs of two answers that differ in score, as columns of a preference row."""
-    best_first = sorted(answers, key=lambda answer: -answer[1])
+    """Pairs of two answers that differ in score, each once, as columns of a preference row."""
+    best_first = sorted(dict(answers).items(), key=lambda answer: -answer[1])
     several = [(best_first[0], best_first[-1])] if kind == "best_worst" else None
     for (chosen, high), (rejected, low) in several or itertools.combinations(best_first, 2):
         if high > low:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.config.base import DataConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.errors import ConfigError
@@ -20,8 +21,7 @@ def setup_of(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
         role, learner, num_ranks = config.trained_role, config.learner, config.num_ranks
     setup: dict[str, Any] = {
         "seed": config.seed,
-        "data.path": config.data.path,
-        "data.sources": [source.path for source in config.data.sources],
+        **_data(config.data),
         f"{role}.model.path": learner.model.path,
         f"{role}.model.lora.rank": learner.model.lora.rank,
         f"{role}.zero.stage": learner.zero.stage,
@@ -31,6 +31,12 @@ def setup_of(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
         setup["value.zero.stage"] = config.value.zero.stage
         setup["placement.value.ranks"] = config.placement.value.ranks
     return setup
+
+
+def _data(data: DataConfig) -> dict[str, Any]:
+    """What decides which rows there are and in which order."""
+    given = data.model_dump(mode="json", exclude={"workers", "cache"})
+    return {f"data.{key}": value for key, value in given.items()}
 
 
 def checkpoint_to_resume(config: OnlineConfig | SupervisedConfig) -> Checkpoint | None:

@@ -86,6 +86,21 @@ def heads_of(model: Any) -> list[str]:
     ]
 
 
+def freeze_score_bias(lm: Any) -> None:
+    """Take the bias of the scores themselves out of training.
+
+    Losses of pairs and rankings see differences of scores only: a bias that all scores have has no
+    gradient.
+    """
+    base = base_of(lm)
+    num_scores = base.config.num_labels
+    for name in heads_of(base):
+        for module in base.get_submodule(name).modules():
+            is_scores = isinstance(module, nn.Linear) and module.out_features == num_scores
+            if is_scores and module.bias is not None:
+                module.bias.requires_grad_(False)
+
+
 def is_packable(model: Any) -> bool:
     """Whether it is a decoder whose score is a product with the last token's hidden state.
 

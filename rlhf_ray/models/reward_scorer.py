@@ -11,6 +11,7 @@ import torch
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.online import RewardModelConfig
 from rlhf_ray.data.answers import tokenize_answer
+from rlhf_ray.data.samples import as_chat
 from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.classifier import load_classifier
@@ -65,9 +66,10 @@ class RewardScorer:
         return scores
 
     def _tokenize(self, rollout: Rollout) -> IntArray:
+        text = rollout.prompt.text
         prompt_ids, answer_ids = tokenize_answer(
             self.tokenizer,
-            rollout.prompt.text,
+            as_chat(text, "user") if self.config.chat else text,
             rollout.text,
             is_ended=rollout.finish_reason == "stop",
             where=rollout.prompt.prompt_id,

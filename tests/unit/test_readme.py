@@ -10,16 +10,23 @@ from urllib.parse import unquote
 
 import pytest
 
-from launch.cli import JOBS
+from launch import pool
+from launch.cli import CONFIGURED
 from rlhf_ray.algorithms.advantages import ADVANTAGES
 from rlhf_ray.algorithms.correction import CORRECTIONS
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
+from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS
+from rlhf_ray.algorithms.reward_losses import REWARD_LOSSES
+from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES
-from rlhf_ray.config import references, schema
+from rlhf_ray.config import references, schema, stages
+from rlhf_ray.config.base import DataFormat
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import AlgorithmConfig, RewardFunctionConfig, ShapingConfig
+from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.stages import resolve_stages
 from rlhf_ray.config.yaml_file import read_yaml, write_yaml
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.row_formats import recognise
@@ -36,7 +43,10 @@ BLOCK = re.compile(
 BLOCKS = [match.groupdict() for match in BLOCK.finditer(TEXT)]
 # A configuration file of the user's own; any other must be there.
 PLACEHOLDER = re.compile(r"my[-_.\w]*\.yaml|runs/.*\.yaml")
-REGISTRIES = (ADVANTAGES, POLICY_LOSSES, VALUE_LOSSES, KL_ESTIMATORS, CORRECTIONS, LOSS_TERMS)
+REGISTRIES = (
+    ADVANTAGES, POLICY_LOSSES, VALUE_LOSSES, KL_ESTIMATORS, CORRECTIONS, LOSS_TERMS,
+    PAIR_LOSSES, REWARD_LOSSES, SFT_LOSSES,
+)  # fmt: skip
 CODE = set(re.findall(r"`([^`\n]+)`", TEXT))
 
 
@@ -75,38 +85,46 @@ def laid_over(below, above):
 CONFIGS = [
     pytest.param(job, block["body"], id=f"{job}-{number}")
     for number, block in enumerate(bodies("yaml"))
-    for job in (JOBS if block["mark"] == "all" else (block["mark"] or "unmarked").split(", "))
+    for job in (CONFIGURED if block["mark"] == "all" else (block["mark"] or "unmarked").split(", "))
 ]
 
 
 @pytest.mark.parametrize(("job", "body"), CONFIGS)
 def test_every_configuration_is_valid(job, body, tmp_path, monkeypatch):
-    assert job in JOBS, f"put <!-- config: JOB --> before this block:\n{body}"
+    assert job in CONFIGURED, f"put <!-- config: JOB --> before this block:\n{body}"
     monkeypatch.chdir(ROOT)
     part = tmp_path / "part.yaml"
     part.write_text(body, encoding="utf-8")
     values = read_yaml(part).values
     whole = tmp_path / "whole.yaml"
     base = read_yaml(ROOT / f"configs/{job}/tiny-cpu.yaml").values
+    if "sources" in values.get("data", {}):  # in place of the one data set
+        del base["data"]
     write_yaml(laid_over(base, values), whole)
-    config = load_config(JOBS[job], whole)
+    config = load_config(CONFIGURED[job], whole)
     for function in values.get("reward", {}).get("functions", ()):
         if function["path"].startswith("rlhf_ray."):
             assert references.function_fault(function["path"]) is None
-    assert config.total_steps > 0
+    if isinstance(config, PipelineConfig):
+        # Nothing is wrong with the stages but that the demo's files may not be there.
+        monkeypatch.setattr(stages, "find_problems", lambda config: [])
+        resolve_stages(config.model_copy(update={"run_dir": str(tmp_path)}))
 
 
 @pytest.mark.parametrize("words", of_program("rlhf-ray"), ids=" ".join)
 def test_every_job_command_loads(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, job, *rest = words
-    assert job in JOBS
+    if job == "pool":
+        assert pool.parser().parse_args(rest).command
+        return
+    assert job in CONFIGURED
     if rest == ["--help"]:
         return
     path, *overrides = rest
     if PLACEHOLDER.fullmatch(path):
         path = f"configs/{job}/tiny-cpu.yaml"
-    load_config(JOBS[job], path, overrides)
+    load_config(CONFIGURED[job], path, overrides)
 
 
 def test_every_make_command_is_a_target():
@@ -134,7 +152,7 @@ def test_keys_given_as_options_in_the_text_exist():
         if not re.fullmatch(r"--[a-z][\w.-]+", option) or option in ("--help", "--a.b.c"):
             continue
         path = tuple(part.replace("-", "_") for part in option[2:].split("."))
-        assert any(schema.at_path(job, path) is not None for job in JOBS.values()), code
+        assert any(schema.at_path(job, path) is not None for job in CONFIGURED.values()), code
 
 
 def test_every_link_leads_somewhere():
@@ -217,22 +235,13 @@ def test_the_reward_functions_of_the_example_work(tmp_path):
     assert asyncio.run(brief.score(batch, timeout_s=10)) == [1.0, 0.0, 1.0]
 
 
-def test_rows_of_examples_are_recognised():
-    by_mark = {block["mark"]: block["body"] for block in bodies("jsonl", "rows")}
-    formats = {
-        mark: [
-            recognise(
-                Row(row_id="x:0", where="README.md", columns=json.loads(line)),
-                for_prompts=mark == "prompts",
-            ).name
-            for line in by_mark[mark].splitlines()
-        ]
-        for mark in ("prompts", "sft")
-    }
-    assert formats == {
-        "prompts": ["prompt", "prompt"],
-        "sft": ["prompt_completion", "messages", "text"],
-    }
+def test_every_format_has_an_example_that_is_recognised():
+    section = TEXT.split("## Your own data")[1].split("\n## ")[0]
+    examples = dict(re.findall(r"^\| `(\w+)` \| `(\{.+?\})` \|", section, re.MULTILINE))
+    assert set(examples) == set(get_args(DataFormat)) - {"auto"}
+    for name, example in examples.items():
+        row = Row(row_id="x:0", where="README.md", columns=json.loads(example))
+        assert recognise(row, for_prompts=name == "prompt").name == name
 
 
 def test_the_remote_protocol_has_one_score_a_row():

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import JOBS
 from rlhf_ray.config import references
+from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
-from rlhf_ray.config.online import ROLES, OnlineConfig
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.preflight import preflight
+from rlhf_ray.config.stages import resolve_stages
 
 ROOT = Path(__file__).parents[3]
-CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name in JOBS)
+PIPELINES = sorted((ROOT / "configs/pipeline").glob("*.yaml"))
 GPUS = {"1gpu": 1, "8gpu": 8, "4x8gpu": 32, "cpu": 0}
 
 
@@ -27,11 +30,13 @@ def path(request):
 
 def test_every_job_has_the_promised_files():
     names = {ids(path) for path in CONFIGS}
-    everywhere = ("tiny-cpu", "stories-cpu", "qwen2.5-0.5b-1gpu", "llama3-8b-8gpu")
-    assert {f"{job}/{name}" for job in JOBS for name in everywhere} <= names
-    assert {"grpo/llama3-70b-4x8gpu", "ppo/llama3-70b-4x8gpu"} <= names
+    trained = ("tiny-cpu", "qwen2.5-0.5b-1gpu", "llama3-8b-8gpu")
+    assert {f"{job}/{name}" for job in JOBS if job != "sample" for name in trained} <= names
+    assert {f"{job}/stories-cpu" for job in ("sft", "grpo", "ppo")} <= names
+    assert {"grpo/llama3-70b-4x8gpu", "ppo/llama3-70b-4x8gpu", "sample/tiny-cpu"} <= names
 
 
+@pytest.mark.parametrize("path", [*CONFIGS, *PIPELINES], ids=ids)
 def test_the_first_line_names_hardware_and_result(path):
     first = path.read_text().splitlines()[0]
     assert re.match(r"# \d.*(GPU|CPU)", first)
@@ -40,8 +45,7 @@ def test_the_first_line_names_hardware_and_result(path):
 
 def test_it_asks_for_the_gpus_of_its_name(path):
     config = load_config(JOBS[path.parent.name], path)
-    roles = ROLES if isinstance(config, OnlineConfig) else ("policy",)
-    groups = [getattr(config.placement, role) for role in roles]
+    groups = config.groups.values()
     asked = sum(group.ranks * group.gpus_per_rank for group in groups if not group.share)
     assert asked == GPUS[path.stem.rpartition("-")[2]]
 
@@ -61,8 +65,27 @@ def test_its_reward_functions_exist(path):
 
 def test_training_leaves_held_out_prompts_alone(path):
     config = load_config(JOBS[path.parent.name], path)
-    if config.eval.data.path == config.data.path:
-        assert 0 < config.eval.data.limit <= config.data.skip
+    trained, held_out = config.data, config.eval.data
+    if not trained.path or held_out.path != trained.path:
+        return
+    if trained.split.partition("[")[0] != held_out.split.partition("[")[0]:
+        return
+    if trained.split != held_out.split:  # train[:67%] and train[67%:]
+        _, end = trained.split[len("train[") : -1].split(":")
+        begin, _ = held_out.split[len("train[") : -1].split(":")
+        assert end == begin
+    else:
+        assert 0 < held_out.limit <= trained.skip
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=ids)
+def test_every_stage_of_a_pipeline_is_valid(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    # The demo makes model and data on the spot.
+    monkeypatch.setattr("rlhf_ray.config.stages.find_problems", lambda config: [])
+    config = load_config(PipelineConfig, path, ["--run-dir", str(tmp_path)])
+    stages = resolve_stages(config)
+    assert [stage.name for stage in stages] == [stage.name for stage in config.stages]
 
 
 def test_stories_pass_every_check_before_the_start(path, monkeypatch):

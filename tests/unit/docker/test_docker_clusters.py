@@ -26,7 +26,7 @@ def config_of(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, job, path, *overrides = words
     assert program == "rlhf-ray"
-    return load_config(JOBS[job], path, overrides)
+    return load_config(JOBS[job], path.removeprefix("/work/"), overrides)  # as the image has it
 
 
 @functools.cache
@@ -62,6 +62,13 @@ def test_mounted_files_and_volumes_exist(name):
 def test_nothing_is_open_to_other_machines():
     for service in SERVICES.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+def test_ray_does_nothing_for_whom_has_no_token():
+    for name in ("head", "worker"):
+        environment = SERVICES[name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
 
 
 def test_it_is_a_head_and_two_workers():

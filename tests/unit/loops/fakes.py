@@ -185,6 +185,17 @@ class Company:
         raise AssertionError("the loop does not export")
 
 
+class CountedUsage:
+    """Of the first call 1, of the second 2, ..."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    async def __call__(self) -> dict[str, float]:
+        self.num_calls += 1
+        return {"wait/policy": float(self.num_calls)}
+
+
 class FakeReference:
     def __init__(self, company: Company) -> None:
         self.company = company

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from fakes import Company, Recorder, make_config, make_prompts
+from fakes import Company, CountedUsage, Recorder, make_config, make_prompts
 
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
@@ -20,7 +20,7 @@ def spread(prompt_id, sample):
     return float(sample)
 
 
-def loop_of(config, company, *, held_out=0, value=True, recorder=None):
+def loop_of(config, company, *, held_out=0, value=True, recorder=None, **keywords):
     evaluation = Evaluation(config, make_prompts(held_out))
     return OnlineLoop(
         config,
@@ -30,6 +30,7 @@ def loop_of(config, company, *, held_out=0, value=True, recorder=None):
         MetricsLog([recorder or Recorder()]),
         num_policy_ranks=2,
         num_value_ranks=1,
+        **keywords,
     )
 
 
@@ -48,6 +49,25 @@ async def test_a_step_is_told_as_the_design_tells_it(tmp_path):
     assert calls[8] == "assembler.build"
     assert set(calls[9:11]) == {"policy.update", "value.update"}
     assert calls[11:] == ["rollout.wake_up", "policy.publish@1", "policy.save", "value.save"]
+
+
+async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
+    config, recorder = make_config(tmp_path), Recorder()
+    company = Company(config, spread)
+    await loop_of(config, company, recorder=recorder, usage=CountedUsage()).run(None)
+    for step in (1, 2, 3):
+        told = recorder.steps[step]
+        shares = {name: value for name, value in told.items() if name.startswith("share/")}
+        assert {name.partition("/")[2] for name in shares} == {
+            "generate", "score", "update", "publish"
+        }  # fmt: skip
+        assert sum(shares.values()) <= 1.0
+        assert told["share/score"] == pytest.approx(told["time/score"] / told["time/step"])
+        assert told["perf/samples_per_s"] == pytest.approx(8 / told["time/step"])
+        assert told["perf/score_tokens_per_s"] > told["perf/tokens_per_s"]
+        # The first report, of how long roles waited until all of them were there, is no step's.
+        assert told["wait/policy"] == step + 1
+    assert "wait/policy" not in recorder.steps[0]
 
 
 async def test_every_step_samples_from_the_weights_of_the_one_before(tmp_path):

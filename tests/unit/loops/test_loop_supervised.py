@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import Recorder
+from fakes import CountedUsage, Recorder
 
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.errors import RunError
@@ -114,6 +114,30 @@ async def test_an_epoch_has_every_row_once_also_where_batches_do_not_divide_it(t
     assert recorder.steps[3]["sft/loss"] == 0.5
     # A name with a group of its own keeps it: TRL's users look for it there.
     assert recorder.steps[3]["rewards/margins"] == 1.5
+
+
+async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
+    recorder = Recorder()
+    loop = loop_of(make_config(tmp_path), FakePolicy(), recorder=recorder, usage=CountedUsage())
+    await loop.run(None)
+    told = recorder.steps[5]
+    assert told["wait/policy"] == 6
+    assert told["share/score"] + told["share/update"] <= 1.0
+    assert told["perf/samples_per_s"] == pytest.approx(4 / told["time/step"])
+    assert "perf/mfu" not in told  # the peak of a CPU is not known
+
+
+async def test_utilisation_is_there_where_the_peak_is_known(tmp_path):
+    policy, recorder = FakePolicy(), Recorder()
+
+    async def hardware():
+        return Hardware(num_parameters=10**9, device_name="NVIDIA H100 80GB", num_devices=2)
+
+    policy.hardware = hardware
+    await loop_of(make_config(tmp_path), policy, recorder=recorder).run(None)
+    told = recorder.steps[5]
+    expected = 6e9 * told["perf/update_tokens_per_s"] / (2 * 989e12)
+    assert told["perf/mfu"] == pytest.approx(expected)
 
 
 async def test_rows_stand_in_the_order_of_the_data_where_nothing_is_shuffled(tmp_path):

@@ -1,13 +1,11 @@
-"""Weights & Biases without a network, with the real library."""
+"""Weights & Biases without a network: the real library writes, its own `wandb sync` reads."""
 
-import json
-import struct
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb_server import synced
 
 from launch.run_folder import run_folder
 from rlhf_ray.config.online import PpoConfig
@@ -37,46 +35,6 @@ def config(tmp_path):
     )
 
 
-def records_of(path):
-    """What a `.wandb` file holds: W&B's own messages, framed as LevelDB frames its log."""
-    block_size, header_size, file_header_size = 32768, 7, 7
-    content = path.read_bytes()
-    assert content.startswith(b":W&B")
-    position, parts = file_header_size, []
-    while position < len(content):
-        left_in_block = block_size - position % block_size
-        if left_in_block < header_size:  # padding: no header fits
-            position += left_in_block
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        position += header_size
-        parts.append(content[position : position + length])
-        position += length
-        if kind in (1, 4):  # whole, or the last part
-            yield Record.FromString(b"".join(parts))
-            parts = []
-
-
-def read_back(run_dir):
-    """Configuration, history rows and names of tables of every part of the run, by its id."""
-    config, history, tables = {}, [], {}
-    for file in sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb")):
-        for record in records_of(file):
-            for item in (*record.run.config.update, *record.config.update):
-                config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
-            row = {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                for item in record.history.item
-            }
-            if row:
-                history.append(row)
-            for name in [key.removesuffix("/path") for key in row if key.endswith("/path")]:
-                assert row[f"{name}/_type"] == "table-file"
-                path = file.parent / "files" / row[f"{name}/path"]
-                tables[name, row["step"]] = json.loads(path.read_text())
-    return config, history, tables
-
-
 def test_an_offline_run_is_read_back_whole_also_after_a_resume(config):
     run_dir = Path(config.run_dir)
     rows = [["a", 1.0], ["b", None]]
@@ -88,21 +46,22 @@ def test_an_offline_run_is_read_back_whole_also_after_a_resume(config):
     with open_metrics(config, job="sft", resumed_step=1) as log:
         log.log(2, {"sft/loss": 1.0})
     files = list(run_dir.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))
-    told, history, tables = read_back(run_dir)
-    losses = {row["step"]: row["sft/loss"] for row in history if "sft/loss" in row}
     assert len(files) == 2
-    assert losses == {1: 2.0, 2: 1.0}
-    assert next(row for row in history if "sft/loss" in row)["policy/kl_ref"] == 0.125
-    assert told["policy"]["optim"]["lr"] == config.policy.optim.lr
-    assert tables["samples/eval", 1]["columns"] == ["prompt", "score"]
-    assert tables["samples/eval", 1]["data"] == rows
+    received = synced(run_dir)
+    assert {name for name, _ in received.configs} == {run_id}
+    logged = {row["step"]: row for row in received.history if "sft/loss" in row}
+    assert {step: row["sft/loss"] for step, row in logged.items()} == {1: 2.0, 2: 1.0}
+    assert logged[1]["policy/kl_ref"] == 0.125
+    assert received.config["policy"]["optim"]["lr"] == config.policy.optim.lr
+    table = received.tables()["samples/eval", 1]
+    assert (table["columns"], table["data"]) == (["prompt", "score"], rows)
 
 
 def test_entries_of_lists_are_queryable_by_their_index(tmp_path):
     values = PPO | {"run_dir": str(tmp_path), "wandb": {"mode": "offline"}}
     with open_metrics(PpoConfig.model_validate(values), job="ppo"):
         pass
-    told, _, _ = read_back(tmp_path)
+    told = synced(tmp_path).config
     assert told["reward"]["functions"]["0"]["path"] == "scorers:score"
     assert told["policy"]["optim"]["betas"] == [0.9, 0.95]
 

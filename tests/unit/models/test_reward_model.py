@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,6 +175,24 @@ def test_a_chat_is_written_with_the_models_own_template(folder):
     model = reward_model(folder, chat_template=CHAT)
     rollouts = [make_rollout(messages, "Good day"), ROLLOUTS[3]]
     assert model.score(rollouts)[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_string_prompt_is_a_users_turn_where_training_had_it_so(folder):
+    text, chat = "Why?", [{"role": "user", "content": "Why?"}]
+    model = reward_model(folder, chat=True, chat_template=CHAT)
+    as_text, as_chat = model.score([make_rollout(text, "So."), make_rollout(chat, "So.")])
+    assert as_text == pytest.approx(as_chat, abs=1e-6)
+    [plain] = reward_model(folder).score([make_rollout(text, "So.")])
+    assert abs(plain - as_text) > 1e-6
+
+
+def test_a_response_that_was_cut_off_has_no_end(folder):
+    whole = make_rollout("Lily", " ran.")
+    cut = replace(whole, finish_reason="length")
+    model = reward_model(folder)
+    tokens = [model._tokenize(rollout).tolist() for rollout in (whole, cut)]
+    assert tokens[0][-1] == model.tokenizer.eos_token_id
+    assert tokens[1] == tokens[0][:-1]
 
 
 def test_a_text_is_cut_at_max_length(folder):

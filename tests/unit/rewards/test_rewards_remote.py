@@ -195,6 +195,14 @@ async def test_columns_that_json_cannot_hold_are_an_error(
     assert not service.requests
 
 
+async def test_a_login_in_the_url_is_not_shown(make_batch: MakeBatch, unused_tcp_port: int) -> None:
+    url = f"http://me:PLANTED@127.0.0.1:{unused_tcp_port}/"
+    config = RemoteRewardConfig(url=url, retries=0)
+    with pytest.raises(RewardError, match=r"http://\*\*\*@127\.0\.0\.1") as caught:
+        await RemoteScorer(config).score(make_batch("a"))
+    assert "PLANTED" not in str(caught.value)
+
+
 async def test_a_false_url_is_an_error_at_once(make_batch: MakeBatch) -> None:
     with pytest.raises(RewardError, match="nonsense is not a valid URL"):
         await RemoteScorer(RemoteRewardConfig(url="nonsense")).score(make_batch("a"))

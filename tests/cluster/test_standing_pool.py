@@ -1,0 +1,153 @@
+"""A pool that outlives the command that started it: one job at a time, and `down` leaves nothing.
+
+Each command is a process of its own, on a cluster beside the other tests' one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rlhf_ray.config.yaml_file import write_yaml
+
+NAME = "test"
+# A job that attaches, says so, and does nothing more.
+HOLDER = f"""
+import sys, time
+from actors.record import PoolRecord
+from launch.cluster import connect
+from rlhf_ray.config.base import RayConfig
+connect(RayConfig(pool={NAME!r}), {{}})
+PoolRecord.find({NAME!r}).acquire("runs/holder")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What a command said and how it ended."""
+
+    status: int
+    said: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A pool with the roles of an SFT job.
+
+    Attributes:
+        run: Runs `rlhf-ray` with these arguments.
+        cluster: As `pool up` noted it.
+        sft: The configuration that it was started with.
+    """
+
+    run: Callable[..., Command]
+    environment: dict[str, str]
+    cluster: dict[str, Any]
+    sft: Path
+    notes: Path
+
+
+@pytest.fixture(scope="module")
+def standing(stories, shared_data, tmp_path_factory) -> Iterator[Standing]:
+    folder = tmp_path_factory.mktemp("standing")
+    texts = (shared_data / "text/tinystories_sample.txt").read_text().split("<|endoftext|>")
+    rows = [{"text": text.strip()[:80]} for text in texts[:16]]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sft = folder / "sft" / "job.yaml"
+    sft.parent.mkdir()
+    write_yaml(
+        {
+            "total_steps": 1,
+            "batch_size": 4,
+            "data": {"path": str(folder / "rows.jsonl"), "workers": 1},
+            "policy": {"model": {"path": str(stories), "dtype": "float32"}},
+        },
+        sft,
+    )
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        "TMPDIR": str(folder),
+        "RAY_TMPDIR": "/tmp",  # a socket's path has room for 107 bytes
+    }
+
+    def run(*arguments: str) -> Command:
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.cli", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        return Command(status=done.returncode, said=done.stdout + done.stderr)
+
+    assert run("pool", "status").said.startswith("no pool is up")
+    up = run("pool", "up", str(sft), "--name", NAME)
+    try:
+        assert up.status == 0, up.said
+        [note] = folder.glob(f"rlhf-ray-*/{NAME}.json")
+        yield Standing(
+            run=run,
+            environment=environment,
+            cluster=json.loads(note.read_text()),
+            sft=sft,
+            notes=note.parent,
+        )
+    finally:
+        run("pool", "down", "--name", NAME)
+
+
+def process_of_policy(told: str) -> str:
+    """The process number in the table of `pool status`."""
+    [line] = [line for line in told.splitlines() if "policy" in line]
+    return [cell.strip() for cell in line.split("│")][5]
+
+
+def test_one_job_at_a_time_in_the_same_processes_and_nothing_left_after(standing, tmp_path):
+    told = standing.run("pool", "status").said
+    process = process_of_policy(told)
+    assert "free" in told and psutil.pid_exists(int(process))
+
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER],
+        env=standing.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    job = ("sft", str(standing.sft), "--ray.pool", NAME, "--run-dir")
+    refused = standing.run(*job, str(tmp_path / "refused"))
+    assert refused.status == 2
+    assert f"pool {NAME} is in use by runs/holder" in " ".join(refused.said.split())
+
+    holder.send_signal(signal.SIGKILL)
+    holder.wait(timeout=30)
+    attached = standing.run(*job, str(tmp_path / "attached"))
+    assert attached.status == 0, attached.said
+    told = standing.run("pool", "status").said
+    assert process_of_policy(told) == process
+    assert "attached" in "".join(told.split()), "the model that is held"
+
+    shaped = standing.run(*job, str(tmp_path / "shaped"), "--placement.policy.ranks", "2")
+    assert shaped.status == 2
+    assert "but the pool holds it as" in " ".join(shaped.said.split())
+
+    head = psutil.Process(standing.cluster["process"])
+    processes = [head, *head.children(recursive=True)]
+    down = standing.run("pool", "down", "--name", NAME)
+    assert down.status == 0, down.said
+    assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not list(standing.notes.iterdir())
+    assert standing.run("pool", "status").said.startswith("no pool is up")
