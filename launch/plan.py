@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: The configuration or a model's cannot be read, or ranks have no place.
     """
-    options, overrides = _parser().parse_known_args(arguments)
+    options, overrides = parser().parse_known_args(arguments)
     config = load_config(JOBS[options.job], options.config, overrides)
     shapes = read_shapes(config, options.model_config)
     plan = plan_job(config, shapes, _cluster(options, config.groups))
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if plan.fits else EXIT_INFEASIBLE
 
 
-def _parser() -> ArgumentParser:
+def parser() -> ArgumentParser:
+    """What the command line takes, beside the configuration's own keys."""
     parser = ArgumentParser(
         prog="rlhf-ray plan",
         description="What a job needs and where it goes, from its configuration alone.",

@@ -29,13 +29,16 @@ PARTS = {
     "buffers": "buffers",
 }
 BAR_WIDTH = 24
+PIPE_WIDTH = 110
 # From this share on a GPU is called tight.
 TIGHT_SHARE = 0.85
 
 
 def print_plan(plan: JobPlan, advice: Sequence[Advice], *, console: Console | None = None) -> None:
     """Placement, memory, batches, and what to change where it does not fit."""
-    console = console or Console(highlight=False)
+    if console is None:
+        console = Console(highlight=False)
+        console.width = console.width if console.is_terminal else PIPE_WIDTH
     blocks = [
         _section("Placement", _placement(plan)),
         _section("Memory of one rank, GB", _memory(plan)),
