@@ -29,7 +29,7 @@ PARTS = {
     "buffers": "buffers",
 }
 BAR_WIDTH = 24
-PIPE_WIDTH = 110
+PIPE_WIDTH = 100
 # From this share on a GPU is called tight.
 TIGHT_SHARE = 0.85
 
