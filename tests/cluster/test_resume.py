@@ -18,7 +18,9 @@ from actors.value import ValueRank
 from rlhf_ray.errors import RunError
 
 # What a clock says, and no more, may differ.
-TIMED = ("time", "perf/", "rollout/tokens_per_s", "sync/seconds")
+TIMED = (
+    "time", "share/", "wait/", "perf/", "engine/", "memory/", "rollout/tokens_per_s", "sync/seconds",
+)  # fmt: skip
 
 
 def settings_of(ranks, stage, calls, at_call):
