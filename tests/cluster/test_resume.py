@@ -18,9 +18,8 @@ from actors.value import ValueRank
 from rlhf_ray.errors import RunError
 
 # What a clock says, and no more, may differ.
-TIMED = (
-    "time", "share/", "wait/", "perf/", "engine/", "memory/", "rollout/tokens_per_s", "sync/seconds",
-)  # fmt: skip
+MEASURED = ("time", "share/", "wait/", "perf/", "engine/", "memory/")
+TIMED = (*MEASURED, "rollout/tokens_per_s", "sync/seconds")
 
 
 def settings_of(ranks, stage, calls, at_call):
