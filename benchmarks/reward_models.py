@@ -6,7 +6,7 @@ Two data sets, the last third held out:
 * `stories`: the true end of a story against the end of another one.
 
     python benchmarks/reward_models.py hh
-    python benchmarks/reward_models.py stories --steps 120
+    python benchmarks/reward_models.py stories --steps 200 --lr 1e-3
 
 The folder of models and data comes from `RLHF_RAY_DATA` (default `../shared/data`). TRL is a test
 dependency. Prints held-out accuracy of both, each with its standard error.
@@ -26,7 +26,8 @@ from typing import Any
 
 DATA = Path(os.environ.get("RLHF_RAY_DATA", "../shared/data"))
 BASE = DATA / "models/stories260K"
-BATCH_SIZE, MAX_LENGTH, LR, WARMUP = 32, 512, 5e-4, 10
+BATCH_SIZE, WARMUP = 32, 10
+MAX_LENGTH = {"hh": 512, "stories": 256}
 
 
 def main() -> int:
@@ -34,19 +35,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=("hh", "stories"))
     parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/reward-models"))
     arguments = parser.parse_args()
     folder = arguments.folder / arguments.data
     folder.mkdir(parents=True, exist_ok=True)
-    rows = _fitting(_hh() if arguments.data == "hh" else _story_ends())
+    max_length = MAX_LENGTH[arguments.data]
+    rows = _fitting(_hh() if arguments.data == "hh" else _story_ends(), max_length)
     third = len(rows) // 3
     parts = {"train": rows[:-third], "test": rows[-third:]}
     for name, part in parts.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     print(f"{len(parts['train'])} pairs to train on, {third} held out, {arguments.steps} steps")
-    ours = _ours(folder, arguments.steps, arguments.seed)
-    trl = _trl(folder, arguments.steps, arguments.seed)
+    given = (folder, arguments.steps, arguments.lr, arguments.seed, max_length)
+    ours, trl = _ours(*given), _trl(*given)
     for name, accuracy in (("rlhf-ray", ours), ("TRL", trl)):
         error = math.sqrt(accuracy * (1 - accuracy) / third)
         print(f"{name:<10} accuracy {accuracy:.4f} ± {error:.4f}")
@@ -86,7 +89,7 @@ def _story_ends() -> list[dict[str, str]]:
     ]
 
 
-def _fitting(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+def _fitting(rows: list[dict[str, str]], max_length: int) -> list[dict[str, str]]:
     """Those that both trainers can hold whole, so that neither cuts or drops."""
     from transformers import AutoTokenizer
 
@@ -95,23 +98,23 @@ def _fitting(rows: list[dict[str, str]]) -> list[dict[str, str]]:
         row
         for row in rows
         if all(
-            len(tokenizer(row["prompt"] + row[side])["input_ids"]) < MAX_LENGTH - 8
+            len(tokenizer(row["prompt"] + row[side])["input_ids"]) < max_length - 8
             for side in ("chosen", "rejected")
         )
     ]
 
 
-def _ours(folder: Path, steps: int, seed: int) -> float:
+def _ours(folder: Path, steps: int, lr: float, seed: int, max_length: int) -> float:
     config = {
         "total_steps": steps,
         "batch_size": BATCH_SIZE,
-        "max_length": MAX_LENGTH,
+        "max_length": max_length,
         "seed": seed,
         "data": {"path": str(folder / "train.jsonl")},
         "eval": {"data": {"path": str(folder / "test.jsonl")}},
         "reward": {
             "model": {"path": str(BASE), "dtype": "float32"},
-            "optim": {"lr": LR, "warmup_steps": WARMUP, "schedule": "linear"},
+            "optim": {"lr": lr, "warmup_steps": WARMUP, "schedule": "linear"},
         },
         "placement": {"reward": {"cpus_per_rank": 2}},
         "checkpoint": {"export": False},
@@ -126,7 +129,7 @@ def _ours(folder: Path, steps: int, seed: int) -> float:
     return accuracy
 
 
-def _trl(folder: Path, steps: int, seed: int) -> float:
+def _trl(folder: Path, steps: int, lr: float, seed: int, max_length: int) -> float:
     import torch
     from datasets import load_dataset
     from transformers import AutoTokenizer
@@ -142,8 +145,8 @@ def _trl(folder: Path, steps: int, seed: int) -> float:
             max_steps=steps,
             per_device_train_batch_size=BATCH_SIZE,
             per_device_eval_batch_size=BATCH_SIZE,
-            max_length=MAX_LENGTH,
-            learning_rate=LR,
+            max_length=max_length,
+            learning_rate=lr,
             lr_scheduler_type="linear",
             warmup_steps=WARMUP,
             adam_beta2=0.95,
