@@ -25,7 +25,7 @@ from actors.record import PoolRecord
 from actors.seating import environment, seats_of
 from actors.usage import usage_of
 from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
-from rlhf_ray.errors import ConfigError, RlhfRayError
+from rlhf_ray.errors import ConfigError, RlhfRayError, RunError
 from rlhf_ray.planning.groups import check_resources, plan_groups
 from rlhf_ray.roles import Metrics
 
@@ -67,14 +67,19 @@ class Pool:
                 )
         plans = [plan for plan in plan_groups({**groups, **roles}) if plan.host not in slots]
         check_resources(plans, ray.cluster_resources())
+        prefix = self.name if self.record is None else self.record.group_prefix
         for plan in plans:
             slots[plan.host] = reserve(
                 plan,
-                name=f"{self.name}:{plan.host}",
+                name=f"{prefix}:{plan.host}",
                 timeout_s=self.timeouts.place_s,
                 outlives_job=self.record is not None,
             )
+            members = {plan.host, *plan.guests} & roles.keys()
+            groups.update({role: roles[role] for role in members})
+            self._remember()  # what outlives the job and no record names would be lost
         groups.update(roles)
+        self._remember()
 
     async def rank_group(self, role: str, actor_class: Any) -> ActorSet:
         """The ranks of a role, in one process group; started at the first call."""
@@ -248,6 +253,8 @@ class Pool:
         for role, actors in list(self.state.sets.items()):
             try:
                 await actors.call("process_id", timeout_s=ANSWER_S)
+                if role == "rollout":
+                    await _check_engines(actors)
             except RlhfRayError as error:
                 logger.warning("%s; %s is started anew", error, role)
                 await self.end(role)
@@ -275,3 +282,14 @@ class Pool:
             logger.warning("%s; it is killed", error)
         for actor in actors.actors:
             ray.kill(actor)
+
+
+async def _check_engines(actors: ActorSet) -> None:
+    """An actor answers also for an engine that is dead or was left amid a publication.
+
+    Raises:
+        RunError: One is.
+    """
+    for said in await actors.call("health", timeout_s=ANSWER_S):
+        if not said["alive"] or said["updating"]:
+            raise RunError(f"{said['name']}: its engine is dead, or was left amid a publication")

@@ -62,6 +62,11 @@ class PoolRecord:
         self.pool, self.namespace, self._keeper = pool, namespace_of(pool), keeper
         self.state: PoolState = self._call("read")
 
+    @property
+    def group_prefix(self) -> str:
+        """What its placement groups' names begin with, and no other job's."""
+        return f"standing/{self.pool}"
+
     @classmethod
     def create(cls, pool: str) -> PoolRecord:
         """A record of an empty pool, which outlives this process."""
@@ -138,7 +143,7 @@ def end_strangers(record: PoolRecord) -> None:
 def release_groups(record: PoolRecord) -> None:
     """Remove the pool's placement groups, also those that it does not know."""
     for group_id, group in placement_group_table().items():
-        if group["name"].startswith(f"{record.pool}:") and group["state"] != "REMOVED":
+        if group["name"].startswith(f"{record.group_prefix}:") and group["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
 
 

@@ -70,9 +70,17 @@ class RewardRank(HostingRank):
         """The module that was trained here for the path of `model`, if whole and in its dtype."""
         if not model.path or model.path != self.learner_path:
             return None
-        learner = self.learner.job.reward
-        same = learner.zero.stage < 3 and model.dtype in ("auto", learner.model.dtype)
-        return self.learner.model if same else None
+        from rlhf_ray.models.load import resolve_dtype
+
+        job, trained = self.learner.job, self.learner.model
+        same = (
+            job.reward.zero.stage < 3
+            and job.float32_loss
+            and model.label == trained.label
+            and resolve_dtype(model.dtype, self.device)
+            is resolve_dtype(job.reward.model.dtype, self.device)
+        )
+        return trained if same else None
 
     def unload(self) -> None:
         """Release what trains and what scores."""

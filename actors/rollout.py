@@ -86,6 +86,7 @@ class RolloutReplica:
             "name": self.name,
             "version": self.version,
             "alive": engine is not None and not engine.errored,
+            "updating": self.scheduler.locked(),
         }
 
     # Not in the control group: the engine only answers on the event loop that it was started on.

@@ -6,7 +6,7 @@ Two data sets, the last third held out:
 * `stories`: the true end of a story against the end of another one.
 
     python benchmarks/reward_models.py hh
-    python benchmarks/reward_models.py stories --steps 200 --lr 1e-3
+    python benchmarks/reward_models.py stories --steps 120 --lr 1e-3
 
 The folder of models and data comes from `RLHF_RAY_DATA` (default `../shared/data`). TRL is a test
 dependency. Prints held-out accuracy of both, each with its standard error.
@@ -75,14 +75,14 @@ def _hh() -> list[dict[str, str]]:
 
 
 def _story_ends() -> list[dict[str, str]]:
-    """The last 40 % of a story's sentences, and those of the story after the next."""
+    """A story's last two sentences after the four before, and those of the story after the next."""
     texts = (DATA / "text/tinystories_sample.txt").read_text().split("<|endoftext|>")
     stories = []
     for text in texts:
         sentences = text.strip().replace("\n", " ").split(". ")
-        if len(sentences) >= 5:
-            cut = math.ceil(0.6 * len(sentences))
-            stories.append((". ".join(sentences[:cut]) + ".", " " + ". ".join(sentences[cut:])))
+        if len(sentences) >= 6:
+            begin, end = sentences[-6:-2], sentences[-2:]
+            stories.append((". ".join(begin) + ".", " " + ". ".join(end)))
     return [
         {"prompt": begin, "chosen": end, "rejected": stories[(n + 2) % len(stories)][1]}
         for n, (begin, end) in enumerate(stories)

@@ -12,6 +12,7 @@ from actors.reference import ReferenceGroup, ReferenceRank
 from launch import cli
 from launch.job import run_job
 from launch.supervised import run_loop, start_learner
+from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.data.job import DpoData, load_dpo_data
 from rlhf_ray.loops.referenced import Row, precomputed, referenced, without_reference
@@ -39,12 +40,15 @@ async def train(config: DpoConfig, data: DpoData, pool: Pool) -> None:
 
     config = config.for_rows(len(data.rows))
     pool.place(config.groups)
+    await pool.make_room(config.groups)
     prepare = await _reference(config, data, pool)
     policy = await start_learner(config, pool)
     tokenizer = load_tokenizer(data.tokenizer_path)
 
     async def show(step: int, rows: Sequence[Row], evaluated: Evaluated) -> list[Table]:
         shown = rows[: config.eval.table_rows]
+        if not shown:
+            return []
         outcomes = evaluated.outcomes_B[: len(shown)]
         labelled = [row for row in shown if isinstance(row, LabelledAnswer)]
         if labelled:
@@ -61,7 +65,7 @@ async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
     if not config.uses_reference_role:
         return without_reference
     actors = await pool.rank_group("reference", ReferenceRank)
-    model = config.reference.model.or_from(config.policy.model)
+    model = _reference_model(config)
     settings = config.reference.model_copy(update={"model": model})
     spec = ReferenceSpec(reference=settings, temperature=1.0)
     await pool.load("reference", spec, path=model.path)
@@ -73,7 +77,7 @@ async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
         rows,
         reference.answer_logps,
         Path(config.run_dir) / "reference",
-        model=f"{model.path}@{model.revision}",
+        model=f"{model.model_dump_json()} {_stamps(model)}",
     )
     await pool.unload("reference")
     by_row = {id(row): found for row, found in zip(rows, known, strict=True)}
@@ -82,6 +86,25 @@ async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
         return [by_row[id(row)] for row in wanted]
 
     return look_up
+
+
+def _reference_model(config: DpoConfig) -> ModelConfig:
+    """The policy's start, held as the policy is, where the configuration says nothing else."""
+    given, policy = config.reference.model, config.policy.model
+    if given.path:
+        return given
+    alike = {
+        name: getattr(policy, name)
+        for name in ("dtype", "quantization")
+        if name not in given.model_fields_set
+    }
+    return given.or_from(policy).model_copy(update=alike)
+
+
+def _stamps(model: ModelConfig) -> list[tuple[str, int, int]]:
+    """Tells the weights in a folder from others that stood there before."""
+    files = sorted(Path(model.path).glob("*.safetensors"))
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 if __name__ == "__main__":

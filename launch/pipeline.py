@@ -29,6 +29,7 @@ from launch.stage_table import print_table
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.stages import Stage, groups_of, resolve_stages
+from rlhf_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,16 @@ def run(config: PipelineConfig) -> int:
 
 
 def _left(stages: Sequence[Stage]) -> list[Stage]:
-    """The stages to run: those that did not finish, and those whose result is needed and gone."""
+    """The stages to run: those that did not finish, and those whose result is needed and gone.
+
+    Raises:
+        ConfigError: A finished stage was made from one that would be made anew.
+    """
+    anew = {stage.name for stage in stages if not _is_finished(stage) and not _has_steps(stage)}
+    stale = [stage for stage in stages if _is_finished(stage) and stage.sources & anew]
+    if stale:
+        folders = ", ".join(stage.config.run_dir for stage in stale)
+        raise ConfigError(f"{folders}: made from a stage that is gone; delete these as well")
     left: list[Stage] = []
     for stage in reversed(stages):
         needed = any(stage.name in later.sources for later in left)
@@ -67,6 +77,11 @@ def _is_finished(stage: Stage) -> bool:
     if stage.config.resume == "never" or not path.is_file():
         return False
     return bool(json.loads(path.read_text())["state"] == "finished")
+
+
+def _has_steps(stage: Stage) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return any(Path(stage.config.run_dir, "checkpoints").glob("step_*"))
 
 
 def _has_weights(stage: Stage) -> bool:

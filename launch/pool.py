@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +32,8 @@ from rlhf_ray.config.stages import groups_of, resolve_stages
 from rlhf_ray.errors import ConfigError, RunError
 
 logger = logging.getLogger(__name__)
+
+STATUS_S = 120.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,18 +84,22 @@ def up(config: RunConfig, name: str) -> int:
             name, num_cpus=num_cpus(config.ray, groups), num_gpus=config.ray.num_gpus
         )
     standing.note(cluster)
+    is_anothers = False
     try:
         join(cluster.address)
         if config.ray.address:
             # `auto` means this cluster only to this process.
             standing.note(replace(cluster, address=ray.get_runtime_context().gcs_address))
-        if PoolRecord.find(name) is not None:
-            raise ConfigError(f"the cluster has a pool {name!r}: take another --name")
-        asyncio.run(_start(config, name, groups, engine))
+        is_anothers = PoolRecord.find(name) is not None
+        if not is_anothers:
+            asyncio.run(_start(config, name, groups, engine))
     except BaseException:
         down(name)
         raise
     disconnect()
+    if is_anothers:  # not ours to end
+        standing.forget(name)
+        raise ConfigError(f"the cluster has a pool {name!r}: take another --name")
     return status(name)
 
 
@@ -129,6 +137,8 @@ def down(name: str) -> int:
                 join(standing.address_of(name))
             asyncio.run(_end(name))
         except RunError as error:
+            if cluster.process is None:
+                raise
             # Its own cluster takes the actors with it.
             logger.warning("%s", error)
         disconnect()
@@ -157,6 +167,11 @@ def status(name: str) -> int:
     clusters = [cluster for cluster in standing.noted() if name in ("", cluster.pool)]
     if not clusters:
         print(f"no pool {name!r}" if name else "no pool is up; `rlhf-ray pool up FILE` starts one")
+    if len(clusters) > 1:  # a process connects with one cluster's token only
+        for cluster in clusters:
+            command = ["-m", "launch.cli", "pool", "status", "--name", cluster.pool]
+            subprocess.run([sys.executable, *command], timeout=STATUS_S, check=False)
+        return 0
     for cluster in clusters:
         if not standing.answers(cluster.address):
             print(

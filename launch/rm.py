@@ -46,7 +46,8 @@ async def train(config: RmConfig, data: RmData, pool: Pool) -> None:
     async def show(step: int, rows: Sequence[Ranking], evaluated: Evaluated) -> list[Table]:
         outcomes, num_shown = evaluated.outcomes_B, config.eval.table_rows
         samples = ranking_table(step, rows[:num_shown], outcomes[:num_shown], tokenizer)
-        return [samples, calibration_table(step, outcomes)]
+        tables = [samples] if num_shown else []
+        return [*tables, calibration_table(step, outcomes)]
 
     await run_loop(config, pool, reward, data.rankings, data.eval_rankings, show=show)
     scores = [score for (score,) in await reward.score_answers(data.reference_answers)]

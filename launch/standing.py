@@ -68,8 +68,8 @@ def note(cluster: StandingCluster) -> None:
 
 def forget(pool: str) -> None:
     """Opposite of `note`."""
-    for path in folder().glob(f"{pool}.*"):
-        path.unlink()
+    for kind in ("json", "log", "token"):
+        (folder() / f"{pool}.{kind}").unlink(missing_ok=True)
 
 
 def start_cluster(pool: str, *, num_cpus: int, num_gpus: int) -> StandingCluster:
@@ -104,11 +104,14 @@ def start_cluster(pool: str, *, num_cpus: int, num_gpus: int) -> StandingCluster
         since_s=time.time(),
     )
     deadline_s = time.monotonic() + START_S
-    while not answers(cluster.address):
-        if process.poll() is not None or time.monotonic() > deadline_s:
-            stop_cluster(cluster)
-            raise RunError(f"Ray did not start on {cluster.address}; its log is {log}")
-        time.sleep(0.2)
+    try:
+        while not answers(cluster.address):
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                raise RunError(f"Ray did not start on {cluster.address}; its log is {log}")
+            time.sleep(0.2)
+    except BaseException:  # an interrupt as well: nobody would know of the head
+        stop_cluster(cluster)
+        raise
     return cluster
 
 
@@ -146,7 +149,7 @@ def answers(address: str) -> bool:
     try:
         with socket.create_connection((host, int(port)), timeout=5):
             return True
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -203,6 +203,31 @@ class GroupConfig(Config):
         return self
 
 
+class Placement(Config):
+    """The groups of a job's roles: one field a role."""
+
+    @model_validator(mode="after")
+    def _shares_are_rooted(self) -> Self:
+        groups: dict[str, GroupConfig] = dict(self)
+        for role, group in groups.items():
+            if role != "rollout" and group.gpus_per_rank > 1:
+                raise ValueError(
+                    f"{role}.gpus_per_rank must be 0 or 1, got {group.gpus_per_rank}: ask for more "
+                    "ranks instead"
+                )
+            if not group.share:
+                continue
+            if group.share == role:
+                raise ValueError(f"{role}.share names itself")
+            # The host may be another job's role, in a pipeline or a standing pool.
+            if group.share in groups and groups[group.share].share:
+                raise ValueError(
+                    f"{role}.share must name a role with GPUs of its own, got {group.share!r}, "
+                    f"which lives with {groups[group.share].share!r}"
+                )
+        return self
+
+
 DataFormat = Literal[
     "auto", "prompt", "text", "messages", "prompt_completion", "input_target", "alpaca",
     "self_instruct", "sharegpt", "preference", "implicit_prompt", "hh", "sharegpt_pairs",

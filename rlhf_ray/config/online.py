@@ -14,6 +14,7 @@ from rlhf_ray.config.base import (
     LearnerConfig,
     NonNegativeFloat,
     NonNegativeInt,
+    Placement,
     ReferenceConfig,
     Share,
 )
@@ -221,7 +222,7 @@ class EvalConfig(Config):
     table_rows: NonNegativeInt = 4
 
 
-class PlacementConfig(Config):
+class PlacementConfig(Placement):
     """A group for every role."""
 
     policy: GroupConfig = GroupConfig()
@@ -229,24 +230,6 @@ class PlacementConfig(Config):
     reward: GroupConfig = GroupConfig()
     value: GroupConfig = GroupConfig()
     rollout: GroupConfig = GroupConfig()
-
-    @model_validator(mode="after")
-    def _shares_are_rooted(self) -> PlacementConfig:
-        for role in ROLES:
-            gpus = getattr(self, role).gpus_per_rank
-            if role != "rollout" and gpus > 1:
-                raise ValueError(
-                    f"{role}.gpus_per_rank must be 0 or 1, got {gpus}: ask for more ranks instead"
-                )
-            host = getattr(self, role).share
-            if host == role:
-                raise ValueError(f"{role}.share names itself")
-            if host and getattr(self, host).share:
-                raise ValueError(
-                    f"{role}.share must name a role with GPUs of its own, "
-                    f"got {host!r}, which lives with {getattr(self, host).share!r}"
-                )
-        return self
 
 
 class OnlineConfig(JobConfig):

@@ -50,9 +50,9 @@ def tokenizer_fault(path: str) -> str | None:
 
 def data_fault(path: str) -> str | None:
     """A readable file that is not empty, a folder with data files, or a hub name."""
-    place = Path(path)
+    place = Path(path).expanduser()
     if place.is_dir():
-        found = any(name.name.endswith(_DATA_SUFFIXES) for name in place.iterdir())
+        found = any(file.name.lower().endswith(_DATA_SUFFIXES) for file in place.rglob("*"))
         return None if found else f"folder {path!r} holds no {', '.join(_DATA_SUFFIXES)} file"
     if not place.exists():
         if is_hub_name(_SUBSET.sub("", path)) and not path.endswith(_DATA_SUFFIXES):
@@ -60,7 +60,7 @@ def data_fault(path: str) -> str | None:
         return f"no such file or folder: {path!r} (working directory {os.getcwd()})"
     if not os.access(place, os.R_OK):
         return f"cannot be read: {path!r}"
-    if not path.endswith(_DATA_SUFFIXES):
+    if not path.lower().endswith(_DATA_SUFFIXES):
         return f"must end in one of {', '.join(_DATA_SUFFIXES)}, got {path!r}"
     return f"{path!r} is empty" if place.stat().st_size == 0 else None
 

@@ -15,8 +15,10 @@ from rlhf_ray.config.base import (
     LearnerConfig,
     NonNegativeFloat,
     NonNegativeInt,
+    Placement,
     ReferenceConfig,
 )
+from rlhf_ray.errors import ConfigError
 
 PairLoss = Literal[
     "sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
@@ -78,14 +80,25 @@ class SupervisedConfig(JobConfig):
         return self.groups[self.trained_role].ranks
 
     def for_rows(self, num_rows: int) -> Self:
-        """The same with `total_steps` resolved from `epochs`, where those are given."""
+        """The same with `total_steps` resolved from `epochs`, where those are given.
+
+        The last batch is filled up from the next epoch.
+
+        Raises:
+            ConfigError: A batch is larger than an epoch.
+        """
         if not self.epochs:
             return self
+        if self.batch_size > num_rows:
+            raise ConfigError(
+                f"batch_size must be at most the data's {num_rows} rows where epochs are given, "
+                f"got {self.batch_size}"
+            )
         steps = math.ceil(self.epochs * num_rows / self.batch_size)
         return self.model_copy(update={"total_steps": steps})
 
 
-class PolicyPlacementConfig(Config):
+class PolicyPlacementConfig(Placement):
     """Jobs that train a policy alone."""
 
     policy: GroupConfig = GroupConfig()
@@ -118,7 +131,7 @@ class SftConfig(SupervisedConfig):
         return {"policy": self.placement.policy}
 
 
-class RmPlacementConfig(Config):
+class RmPlacementConfig(Placement):
     """A reward model is trained where it will score."""
 
     reward: GroupConfig = GroupConfig()
@@ -162,7 +175,7 @@ class RmConfig(SupervisedConfig):
         return {"reward": self.placement.reward}
 
 
-class DpoPlacementConfig(Config):
+class DpoPlacementConfig(Placement):
     """Policy and reference, on groups of their own or sharing."""
 
     policy: GroupConfig = GroupConfig()
@@ -186,7 +199,7 @@ class DpoConfig(SupervisedConfig):
         simpo_gamma: SimPO's target margin (https://arxiv.org/abs/2405.14734).
         desirable_weight: KTO's weight of good answers; `undesirable_weight` of bad ones.
         reference_kind: `role` scores each batch on the reference's group; `precomputed` scores all
-            rows once, keeps the answer on disk and frees the group; `adapter_off` is the policy
+            rows once, keeps the answer on disk and frees its memory; `adapter_off` is the policy
             without its LoRA adapter.
     """
 
@@ -222,8 +235,15 @@ class DpoConfig(SupervisedConfig):
                 f"loss_weights must have one entry for each of {len(names)} losses, "
                 f"got {len(self.loss_weights)}"
             )
-        if "kto" in names and len(names) > 1:
-            raise ValueError("kto learns from single answers: it cannot be mixed with pair losses")
+        if any(weight < 0 for weight in self.loss_weights):
+            raise ValueError(f"loss_weights must be at least 0, got {self.loss_weights}")
+        if not self.weighted_losses:
+            raise ValueError("loss_weights must leave at least one loss a weight above 0")
+        if "kto" in names and (len(names) > 1 or set(self.weighted_losses) != {"kto"}):
+            raise ValueError(
+                "kto learns from single answers: it cannot be mixed with pair losses, rpo_alpha "
+                "among them, and needs a weight above 0"
+            )
         unscored = sorted(set(self.weighted_losses) - SCORED_LOSSES - {"sft"})
         if self.f_divergence_type != "reverse_kl" and unscored:
             raise ValueError(

@@ -21,7 +21,7 @@ from rlhf_ray.data.splits import parse_split
 
 _ACCEPTED = (
     "a .json, .jsonl, .csv or .txt file (also with .gz), a .parquet file, a folder of such files, "
-    "or a name on the Hugging Face hub (`name`, `owner/name` or `owner/name:subset`)"
+    "or a name on the Hugging Face hub (`owner/name` or `owner/name:subset`)"
 )
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<subset>[\w.-]+))?")
 

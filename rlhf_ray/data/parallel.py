@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from rlhf_ray.data.errors import RowError
@@ -54,14 +55,21 @@ def _in_processes(
 ) -> Iterator[Outcome[T]]:
     # Forking would copy the locks of a tokenizer's threads in whatever state they are.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _begin, (work,)) as pool:
-        waiting: deque[Future[list[Outcome[Any]]]] = deque()
+    pool = ProcessPoolExecutor(num_workers, context, _begin, (work,))
+    waiting: deque[Future[list[Outcome[Any]]]] = deque()
+    try:
         while chunk := list(itertools.islice(rows, _CHUNK_ROWS)):
             waiting.append(pool.submit(_convert_chunk, chunk))
             if len(waiting) >= num_workers * _CHUNKS_AHEAD:
                 yield from _finished(waiting.popleft())
         while waiting:
             yield from _finished(waiting.popleft())
+    except RunError:
+        for process in multiprocessing.active_children():
+            process.kill()  # shutting down would wait for the one that hangs
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _finished(chunk: Future[list[Outcome[Any]]]) -> list[Outcome[Any]]:
@@ -71,6 +79,10 @@ def _finished(chunk: Future[list[Outcome[Any]]]) -> list[Outcome[Any]]:
         raise RunError(
             f"a process that tokenizes did not finish {_CHUNK_ROWS} rows within {_CHUNK_S:.0f} s; "
             "set data.workers to 1 to tokenize without others"
+        ) from error
+    except BrokenProcessPool as error:
+        raise RunError(
+            "a process that tokenizes died, perhaps for want of memory; lower data.workers"
         ) from error
 
 

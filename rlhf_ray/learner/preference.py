@@ -140,6 +140,13 @@ class PreferenceLearner(Learner):
             num_tokens = sum(row.referenced.row.num_trained_tokens for row in rows)
             share = num_tokens / max(1, reduction.totals.num_tokens)
             loss = loss + self.job.router_aux_loss_coef * share * scores.router_loss
+            metrics = {
+                **metrics,
+                "aux_loss": metric_sums.mean_of(
+                    scores.router_loss.expand(num_tokens),
+                    torch.ones(num_tokens, dtype=torch.bool, device=self.device),
+                ),
+            }
         return loss, metrics
 
     def evaluate(self, rows: Sequence[Referenced], plan: RankedMicroBatches) -> Evaluated:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from rlhf_ray.errors import RunError
 from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,9 @@ async def precomputed(
         answer_logps: The reference.
         folder: Where answers are kept, a file for each model and content of the rows.
         model: What tells this reference model from others.
+
+    Raises:
+        RunError: A log-probability is not finite.
     """
     path = folder / f"{_digest(rows, model)}.npy"
     counts = [len(row.answer_ids_K) for row in rows]
@@ -55,6 +59,9 @@ async def precomputed(
             logps += await answer_logps(rows[start : start + ROWS_A_CALL])
             logger.info("reference: %d of %d rows are scored", len(logps), len(rows))
         flat = np.asarray([logp for of_row in logps for logp in of_row], dtype=np.float64)
+        if not np.isfinite(flat).all():
+            wrong = int((~np.isfinite(flat)).sum())
+            raise RunError(f"the reference gave {wrong} log-probabilities that are not finite")
         _write(path, flat)
     by_row = np.split(flat, np.cumsum(counts)[:-1])
     return [

@@ -19,6 +19,12 @@ from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Roles
 from rlhf_ray.types import Prompt, Rollout, Score
 
+# By these columns a row would be taken for one with the prompt's own answers.
+OF_OTHER_ANSWERS = {
+    "answers", "ranks", "scores", "chosen", "rejected", "margin", "score_chosen", "score_rejected",
+    "label", "completion", "conversations", "messages", "instruction", "output", "input", "target",
+}  # fmt: skip
+
 SAMPLES, PAIRS = "samples.jsonl", "pairs.jsonl"
 
 
@@ -50,7 +56,7 @@ class SampleLoop:
         self.written = Written()
 
     async def run(self) -> None:
-        """Judge the policy on held-out prompts, then sample; the files appear at the end."""
+        """Judge the policy on held-out prompts, then sample; the files grow with every step."""
         await self.roles.rollout.wake_up()
         await self.roles.policy.publish(0)
         judged = await self.evaluation.run(self.roles, 0)
@@ -65,10 +71,10 @@ class SampleLoop:
                 scores = await collected.scores
             rows = range(len(scores))
             self._keep(await self.roles.assembler.texts(collected.batch, rows), scores)
+            # After every step, so that nothing that was judged is lost with the run.
+            _write(Path(self.config.run_dir) / SAMPLES, self.written.samples)
+            _write(Path(self.config.run_dir) / PAIRS, self.written.pairs)
             self.log.log(step, sample_metrics(collected.batch, scores, clock))
-        folder = Path(self.config.run_dir)
-        _write(folder / SAMPLES, self.written.samples)
-        _write(folder / PAIRS, self.written.pairs)
 
     def _keep(self, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> None:
         group = self.config.samples_per_prompt
@@ -80,7 +86,8 @@ class SampleLoop:
                 )
             ]
             prompt = rollouts[first].prompt
-            row = {**prompt.columns, "prompt": prompt.text}
+            kept = {k: v for k, v in prompt.columns.items() if k not in OF_OTHER_ANSWERS}
+            row = {**kept, "prompt": prompt.text}
             self.written.samples += [
                 {**row, "completion": text, "score": score} for text, score in answers
             ]
@@ -105,5 +112,7 @@ def pairs_of(
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     aside = path.with_name(f".{path.name}")
-    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    # `str` for what JSON lacks: parquet files have dates and decimals.
+    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    aside.write_text("".join(lines), encoding="utf-8")
     aside.replace(path)

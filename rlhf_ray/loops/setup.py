@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_ray.config.base import DataConfig
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.supervised import SupervisedConfig
+from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 
@@ -23,10 +23,14 @@ def setup_of(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
         "seed": config.seed,
         **_data(config.data),
         f"{role}.model.path": learner.model.path,
-        f"{role}.model.lora.rank": learner.model.lora.rank,
+        **{f"{role}.model.lora.{k}": v for k, v in learner.model.lora.model_dump().items()},
         f"{role}.zero.stage": learner.zero.stage,
         f"placement.{role}.ranks": num_ranks,
     }
+    if isinstance(config, SupervisedConfig):
+        setup |= {"batch_size": config.batch_size, "max_length": config.max_length}
+    if isinstance(config, DpoConfig):
+        setup |= {"loss_type": config.loss_type, "beta": config.beta}
     if isinstance(config, OnlineConfig) and config.uses_value:
         setup["value.zero.stage"] = config.value.zero.stage
         setup["placement.value.ranks"] = config.placement.value.ranks

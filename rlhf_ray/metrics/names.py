@@ -178,7 +178,6 @@ NAMES: Mapping[str, Meaning] = {
         "dpo",
         {
             "loss": ("", "the weighted sum of the losses"),
-            "entropy": ("nats/token", "entropy of the policy on the answers"),
             "clamp_share": ("", "share of answers whose log-ratio was clamped in a divergence"),
             "kl": ("nats", "KTO's estimate of the KL to the reference, an answer"),
             "aux_loss": ("", "load-balancing loss of a mixture of experts"),

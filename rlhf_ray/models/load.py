@@ -175,6 +175,9 @@ def with_adapter(
             target_modules=lora.target_modules,
             exclude_modules=rf"({'|'.join(head_names)})(\..*)?" if head_names else None,
         ),
+        # Beside a head that keeps the model's dtype, adapters keep it too: the optimiser holds
+        # float32 copies where everything that trains is bfloat16, and of nothing else.
+        autocast_adapter_dtype=not head_names,
     )
     for name in head_names:
         model.get_submodule(name).requires_grad_(True)
