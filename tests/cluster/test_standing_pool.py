@@ -80,6 +80,7 @@ def standing(stories, shared_data, tmp_path_factory) -> Iterator[Standing]:
         **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
         "TMPDIR": str(folder),
         "RAY_TMPDIR": "/tmp",  # a socket's path has room for 107 bytes
+        "COLUMNS": "400",  # a table that folds no path
     }
 
     def run(*arguments: str) -> Command:
