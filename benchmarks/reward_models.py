@@ -19,6 +19,7 @@ import gzip
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,7 @@ def _ours(folder: Path, steps: int, lr: float, seed: int, max_length: int) -> fl
     }
     path, run = folder / "config.json", folder / f"rlhf-ray-{seed}-{steps}"
     path.write_text(json.dumps(config))
+    shutil.rmtree(run, ignore_errors=True)
     subprocess.run(
         [sys.executable, "-m", "launch.rm", str(path), "--run-dir", str(run)], check=True
     )
