@@ -18,7 +18,7 @@ from actors.reward import RewardGroup
 from actors.sync_spec import SyncSpec, backend_of
 from actors.value import ValueGroup
 from launch.actor_start import start_actors
-from rlhf_ray.config.base import LearnerConfig, ModelConfig
+from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.job import OnlineData
 from rlhf_ray.models.identity import engine_identity
@@ -106,7 +106,7 @@ def _policy_spec(config: OnlineConfig) -> PolicySpec:
 
 
 def _value_spec(config: OnlineConfig) -> ValueSpec:
-    model = _model_or_policys(config.value.model, config.policy.model)
+    model = config.value.model.or_from(config.policy.model)
     learner: LearnerConfig = config.value.model_copy(update={"model": model})
     return ValueSpec(
         learner=learner,
@@ -119,23 +119,11 @@ def _value_spec(config: OnlineConfig) -> ValueSpec:
 
 
 def _reference_spec(config: OnlineConfig) -> ReferenceSpec:
-    model = _model_or_policys(config.reference.model, config.policy.model)
+    model = config.reference.model.or_from(config.policy.model)
     return ReferenceSpec(
         reference=config.reference.model_copy(update={"model": model}),
         temperature=config.rollout.temperature,
     )
-
-
-def _model_or_policys(model: ModelConfig, policy: ModelConfig) -> ModelConfig:
-    """A role's model; where it names none, the one that the policy starts from."""
-    if model.path:
-        return model
-    start = {
-        "path": policy.path,
-        "revision": policy.revision,
-        "trust_remote_code": policy.trust_remote_code,
-    }
-    return model.model_copy(update=start)
 
 
 def _optimiser_steps(config: OnlineConfig) -> int:
