@@ -6,10 +6,13 @@ Importing this imports no torch, so that the driver can name a role without beco
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
 from rlhf_ray.config.online import AlgorithmConfig, RewardConfig, ShapingConfig
 from rlhf_ray.config.supervised import SupervisedConfig
+
+Job = TypeVar("Job", bound=SupervisedConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ class RewardSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisedSpec:
+class SupervisedSpec(Generic[Job]):
     """What a job on rows of a data set trains: its configuration says which learner it takes.
 
     Attributes:
@@ -70,7 +73,7 @@ class SupervisedSpec:
         replay_folder: Where rows go whose update was not finite.
     """
 
-    job: SupervisedConfig
+    job: Job
     total_steps: int
     replay_folder: str
 

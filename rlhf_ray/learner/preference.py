@@ -5,76 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.metric_sums import Metrics
 from rlhf_ray.algorithms.reduction import Reduction
+from rlhf_ray.algorithms.router_loss import with_router_loss
 from rlhf_ray.config.supervised import DpoConfig
-from rlhf_ray.data.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
-from rlhf_ray.learner.base import Learner
-from rlhf_ray.learner.engine import TrainingEngine
-from rlhf_ray.learner.loading import zero3_loading
+from rlhf_ray.data.packing import MinibatchPlan, RankedMicroBatches
+from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.objectives import StepRow, objective_of
 from rlhf_ray.learner.rows import answer_batch, answer_sums
 from rlhf_ray.learner.scoring import over_ranks, score_answers
-from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.decoder import base_of, require_experts
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm, without_dropout
 from rlhf_ray.roles import Evaluated
-from rlhf_ray.specs import SupervisedSpec
 from rlhf_ray.types import Referenced
 
 ALL_ANSWERS = slice(0, 2)
 
 
-class PreferenceLearner(Learner):
+class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
     """Holds one rank's share of the policy."""
 
-    def __init__(self, spec: SupervisedSpec, *, device: torch.device) -> None:
-        """Load the model and hand it to DeepSpeed.
-
-        Raises:
-            ConfigError: It cannot be loaded, or has no experts to balance.
-        """
-        assert isinstance(spec.job, DpoConfig)
-        torch.manual_seed(spec.job.seed)
-        self.spec, self.job, self.device = spec, spec.job, device
-        config = spec.job.policy
-        with zero3_loading(config.zero, config.model, device):
-            # Any: it may be wrapped in adapters, which only peft knows how to switch off.
-            self.lm: Any = load_causal_lm(config.model, device=device)
-        if spec.job.router_aux_loss_coef:
-            require_experts(base_of(self.lm).config)
-        without_dropout(self.lm)
-        self.lm.train()
-        self.objective = objective_of(spec.job)
-        self.engine = TrainingEngine(
-            TokenScorer(
-                self.lm,
-                temperature=1.0,
-                chunk_tokens=config.logits_chunk_tokens,
-                with_router_loss=spec.job.router_aux_loss_coef > 0,
-            ),
-            config,
-            total_steps=spec.total_steps,
+    def _load(self) -> TokenScorer:
+        self.objective = objective_of(self.job)
+        lm = load_causal_lm(self.config.model, device=self.device)
+        with_router_loss = self.job.router_aux_loss_coef > 0
+        if with_router_loss:
+            require_experts(base_of(lm).config)
+        without_dropout(lm)
+        return TokenScorer(
+            lm,
+            temperature=1.0,
+            chunk_tokens=self.config.logits_chunk_tokens,
+            with_router_loss=with_router_loss,
         )
 
-    def update(self, rows: Sequence[Referenced], plan: UpdatePlan) -> dict[str, float]:
-        """One optimiser step a minibatch of the plan."""
-        return run_update(
-            self.engine,
-            rows,
-            [_num_tokens(row, self.objective.trained) for row in rows],
-            plan,
-            self._loss,
-            UpdateSettings.of_examples(self.spec, self.job.policy),
-            prepare=lambda minibatch: self._prepare(rows, minibatch),
-        )
+    def _num_scored(self, row: Referenced) -> int:
+        return sum(len(ids_T) for ids_T in row.row.answer_ids_K[self.objective.trained])
 
     def _prepare(self, rows: Sequence[Referenced], minibatch: MinibatchPlan) -> dict[int, StepRow]:
         """The rows of one optimiser step, by their number in `rows`."""
@@ -110,7 +82,7 @@ class PreferenceLearner(Learner):
                 self._logprobs,
                 [row.row for row in rows],
                 plan,
-                self.job.policy,
+                self.config,
                 device=self.device,
                 answers=answers,
             )
@@ -128,26 +100,21 @@ class PreferenceLearner(Learner):
         batch = answer_batch(
             [row.referenced.row for row in rows],
             answers=trained,
-            padded=self.job.policy.padded,
+            padded=self.config.padded,
             device=self.device,
         )
         scores = self.engine(batch, num_chunks=num_chunks)
         sums_B = answer_sums(scores.logprobs_T, batch)
         logps_BK = sums_B[: len(rows) * trained.stop].view(len(rows), trained.stop)
         loss, metrics = self.objective.loss(rows, logps_BK)
-        if scores.router_loss is not None:
-            # As in the reward model: each pass's own loss, weighed by its tokens.
-            num_tokens = sum(row.referenced.row.num_trained_tokens for row in rows)
-            share = num_tokens / max(1, reduction.totals.num_tokens)
-            loss = loss + self.job.router_aux_loss_coef * share * scores.router_loss
-            metrics = {
-                **metrics,
-                "aux_loss": metric_sums.mean_of(
-                    scores.router_loss.expand(num_tokens),
-                    torch.ones(num_tokens, dtype=torch.bool, device=self.device),
-                ),
-            }
-        return loss, metrics
+        return with_router_loss(
+            loss,
+            metrics,
+            scores.router_loss,
+            coefficient=self.job.router_aux_loss_coef,
+            num_tokens=sum(row.referenced.row.num_trained_tokens for row in rows),
+            totals=reduction.totals,
+        )
 
     def evaluate(self, rows: Sequence[Referenced], plan: RankedMicroBatches) -> Evaluated:
         """Means over all rows; an outcome is the implicit rewards of a row's trained answers."""
@@ -162,7 +129,3 @@ class PreferenceLearner(Learner):
             metrics={"loss": float(loss), **metric_sums.values(metrics)},
             outcomes_B=[tuple(rewards_K) for rewards_K in rewards_BK.tolist()],
         )
-
-
-def _num_tokens(row: Referenced, answers: slice) -> int:
-    return sum(len(ids_T) for ids_T in row.row.answer_ids_K[answers])

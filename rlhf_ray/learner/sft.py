@@ -13,52 +13,29 @@ from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
-from rlhf_ray.learner.base import Learner
-from rlhf_ray.learner.engine import TrainingEngine
-from rlhf_ray.learner.loading import zero3_loading
+from rlhf_ray.data.packing import RankedMicroBatches
+from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.rows import answer_sums
 from rlhf_ray.learner.scoring import over_ranks, passes
-from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.batch import TokenBatch, build_batch
 from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.roles import Evaluated
-from rlhf_ray.specs import SupervisedSpec
 from rlhf_ray.types import SftExample
 
 METRICS = ("loss", "entropy", "token_accuracy")
 
 
-class SftLearner(Learner):
+class SftLearner(ExampleLearner[SftConfig, SftExample]):
     """Holds one rank's share of the model."""
 
-    def __init__(self, spec: SupervisedSpec, *, device: torch.device) -> None:
-        """Load the model and hand it to DeepSpeed."""
-        assert isinstance(spec.job, SftConfig)
-        torch.manual_seed(spec.job.seed)
-        self.spec, self.job, self.device = spec, spec.job, device
-        config = spec.job.policy
-        with zero3_loading(config.zero, config.model, device):
-            self.lm = load_causal_lm(config.model, device=device)
-        self.lm.train()
-        self.engine = TrainingEngine(
-            TokenScorer(self.lm, temperature=1.0, chunk_tokens=config.logits_chunk_tokens),
-            config,
-            total_steps=spec.total_steps,
-        )
+    def _load(self) -> TokenScorer:
+        lm = load_causal_lm(self.config.model, device=self.device)
+        return TokenScorer(lm, temperature=1.0, chunk_tokens=self.config.logits_chunk_tokens)
 
-    def update(self, rows: Sequence[SftExample], plan: UpdatePlan) -> dict[str, float]:
-        """One optimiser step a minibatch of the plan."""
-        return run_update(
-            self.engine,
-            rows,
-            [row.num_trained_tokens for row in rows],
-            plan,
-            self._loss,
-            UpdateSettings.of_examples(self.spec, self.job.policy),
-        )
+    def _num_scored(self, row: SftExample) -> int:
+        return row.num_trained_tokens
 
     def _loss(
         self, rows: Sequence[SftExample], reduction: Reduction, num_chunks: int
@@ -80,7 +57,7 @@ class SftLearner(Learner):
         num_trained_B = [row.num_trained_tokens for row in rows]
         sums: list[tuple[float, ...]] = []
         with self.engine.inference():
-            for picked, num_chunks in passes(plan, num_trained_B, self.job.policy):
+            for picked, num_chunks in passes(plan, num_trained_B, self.config):
                 sums += self._sums([rows[row] for row in picked], num_chunks)
         table_BK = over_ranks(
             sums, plan, num_rows=len(rows), width=len(METRICS), device=self.device
@@ -111,7 +88,7 @@ class SftLearner(Learner):
         batch = build_batch(
             [row.token_ids_T for row in rows],
             [np.flatnonzero(row.trained_T) for row in rows],
-            padded=self.job.policy.padded,
+            padded=self.config.padded,
             device=self.device,
         )
         scores = self.engine(batch, with_entropy=True, with_top=True, num_chunks=num_chunks)
@@ -158,7 +135,7 @@ class SftLearner(Learner):
         batch = build_batch(
             [np.array([*sequence, 0], dtype=np.int32) for sequence in sequences],
             [np.array([len(sequence)]) for sequence in sequences],
-            padded=self.job.policy.padded,
+            padded=self.config.padded,
             device=self.device,
         )
         with self.engine.inference():

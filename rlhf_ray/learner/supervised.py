@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.preference import PreferenceLearner
 from rlhf_ray.learner.reward import RewardLearner
 from rlhf_ray.learner.sft import SftLearner
 from rlhf_ray.specs import SupervisedSpec
 
-SupervisedLearner = SftLearner | RewardLearner | PreferenceLearner
-
-_KINDS: dict[type, type[SftLearner] | type[RewardLearner] | type[PreferenceLearner]] = {
+_KINDS: dict[type, type[ExampleLearner[Any, Any]]] = {
     SftConfig: SftLearner,
     RmConfig: RewardLearner,
     DpoConfig: PreferenceLearner,
 }
 
 
-def supervised_learner(spec: SupervisedSpec, *, device: torch.device) -> SupervisedLearner:
+def supervised_learner(
+    spec: SupervisedSpec[Any], *, device: torch.device
+) -> ExampleLearner[Any, Any]:
     """The learner of `spec.job`, with its model loaded.
 
     Raises:

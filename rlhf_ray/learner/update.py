@@ -15,7 +15,6 @@ import torch.distributed as dist
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.metric_sums import Metric, Metrics
 from rlhf_ray.algorithms.reduction import Reduction, ReductionKind, ReductionTotals
-from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.data.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
@@ -26,7 +25,7 @@ Row = TypeVar("Row")
 MicroBatchLoss = Callable[[Sequence[Any], Reduction, int], tuple[torch.Tensor, Metrics]]
 # One optimiser step -> the rows that its micro-batches train on, for losses in which a row's share
 # depends on the step's other rows: by their number in the plan.
-Preparation = Callable[[MinibatchPlan], Mapping[int, Any]]
+Preparation = Callable[[MinibatchPlan], Sequence[Any] | Mapping[int, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +55,12 @@ class UpdateSettings:
         )
 
     @classmethod
-    def of_examples(cls, spec: SupervisedSpec, learner: LearnerConfig) -> UpdateSettings:
+    def of_examples(cls, spec: SupervisedSpec[Any]) -> UpdateSettings:
         """Of a job on rows of a data set."""
         return cls(
             reduction="token_mean",
             constant_length=1,
-            chunk_tokens=learner.logits_chunk_tokens,
+            chunk_tokens=spec.job.learner.logits_chunk_tokens,
             replay_folder=spec.replay_folder,
         )
 

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import AlgorithmConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.policy import PolicyLearner
-from rlhf_ray.learner.supervised import SupervisedLearner, supervised_learner
+from rlhf_ray.learner.supervised import supervised_learner
 from rlhf_ray.learner.value import ValueLearner
 from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
 from rlhf_ray.types import (
@@ -205,13 +206,13 @@ def make_value(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Call
 @pytest.fixture
 def make_supervised(
     make_model: Callable[..., Path], tmp_path: Path
-) -> Iterator[Callable[..., SupervisedLearner]]:
+) -> Iterator[Callable[..., ExampleLearner[Any, Any]]]:
     """`make_supervised("dpo", job={"beta": 0.3}, zero={...})`: its learner on a tiny Llama."""
-    learners: list[SupervisedLearner] = []
+    learners: list[ExampleLearner[Any, Any]] = []
 
     def make(
         name: str, *, path: Path | None = None, job: dict[str, Any] | None = None, **settings: Any
-    ) -> SupervisedLearner:
+    ) -> ExampleLearner[Any, Any]:
         kind = {"sft": SftConfig, "rm": RmConfig, "dpo": DpoConfig}[name]
         role = "reward" if name == "rm" else "policy"
         config = learner_config(path or make_model("llama"), settings)

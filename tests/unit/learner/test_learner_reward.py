@@ -23,9 +23,9 @@ from transformers import (
 )
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from rlhf_ray.data.preferences import best_of
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.export import export_model
-from rlhf_ray.types import SftExample
 
 UNCLIPPED = {"max_grad_norm": 1e9}
 ENCODER = {
@@ -156,20 +156,10 @@ def test_metrics_are_counted_over_all_pairs(make_supervised, rankings):
 
 def test_single_answers_are_scored_too(make_supervised, rankings):
     learner = make_supervised("rm")
-    best = [
-        SftExample(
-            example_id=row.example_id,
-            token_ids_T=np.concatenate([row.prompt_ids_T, row.answer_ids_K[0]]),
-            trained_T=np.ones(len(row.prompt_ids_T) + len(row.answer_ids_K[0]), dtype=np.bool_),
-        )
-        for row in rankings
-    ]
-    wanted = [
-        scores[0] for scores in learner.evaluate(rankings, plan_evaluation(rankings)).outcomes_B
-    ]
-    evaluated = learner.evaluate(best, plan_evaluation(best))
-    np.testing.assert_allclose([score for (score,) in evaluated.outcomes_B], wanted, atol=1e-5)
-    assert evaluated.metrics == pytest.approx({"reward_mean": np.mean(wanted)}, abs=1e-5)
+    best = [best_of(row) for row in rankings]
+    wanted = [scores[0] for scores in learner.scores(rankings, plan_evaluation(rankings))]
+    scores = [score for (score,) in learner.scores(best, plan_evaluation(best))]
+    np.testing.assert_allclose(scores, wanted, atol=1e-5)
 
 
 def test_a_new_head_is_small_and_its_own_seeds(make_supervised, make_model):
