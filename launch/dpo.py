@@ -6,15 +6,16 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from actors.pool import Pool
 from actors.reference import ReferenceGroup, ReferenceRank
-from launch import cli
+from actors.supervised import SupervisedGroup
+from launch import cli, supervised
 from launch.job import run_job
-from launch.supervised import run_loop, start_learner
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.supervised import DpoConfig
-from rlhf_ray.data.job import DpoData, load_dpo_data
+from rlhf_ray.data.job import SupervisedData, load_dpo_data
 from rlhf_ray.loops.referenced import Row, precomputed, referenced, without_reference
 from rlhf_ray.loops.supervised import Prepare
 from rlhf_ray.metrics.log import Table
@@ -22,42 +23,41 @@ from rlhf_ray.roles import Evaluated
 from rlhf_ray.specs import ReferenceSpec
 from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DpoData: TypeAlias = SupervisedData[Ranking] | SupervisedData[LabelledAnswer]
+
 
 def run(config: DpoConfig) -> int:
     """Run the job on a pool of its own; returns the exit status."""
-    return run_job(config, config.groups, load_dpo_data, train)
+    return run_job(config, load_dpo_data, train)
 
 
 async def train(config: DpoConfig, data: DpoData, pool: Pool) -> None:
-    """Run the loop on a pool, from the last checkpoint if `resume` says so, and export.
+    """See `supervised.train`."""
+    await supervised.train(config, data, pool, tables=_tables, reference=_reference)
 
-    Raises:
-        ConfigError: The pool or a model does not fit the configuration.
-        RunError: A rank failed or the run diverged.
-    """
-    from rlhf_ray.data.tokenizer import load_tokenizer
+
+async def _tables(
+    config: DpoConfig,
+    policy: SupervisedGroup,
+    tokenizer: PreTrainedTokenizerBase,
+    step: int,
+    rows: Sequence[Row],
+    evaluated: Evaluated,
+) -> list[Table]:
     from rlhf_ray.loops.supervised_tables import labelled_table, ranking_table
 
-    config = config.for_rows(len(data.rows))
-    pool.place(config.groups)
-    await pool.make_room(config.groups)
-    prepare = await _reference(config, data, pool)
-    policy = await start_learner(config, pool)
-    tokenizer = load_tokenizer(data.tokenizer_path)
-
-    async def show(step: int, rows: Sequence[Row], evaluated: Evaluated) -> list[Table]:
-        shown = rows[: config.eval.table_rows]
-        if not shown:
-            return []
-        outcomes = evaluated.outcomes_B[: len(shown)]
-        labelled = [row for row in shown if isinstance(row, LabelledAnswer)]
-        if labelled:
-            return [labelled_table(step, labelled, outcomes, tokenizer)]
-        rankings = [row for row in shown if isinstance(row, Ranking)]
-        return [ranking_table(step, rankings, outcomes, tokenizer)]
-
-    await run_loop(config, pool, policy, data.rows, data.eval_rows, prepare=prepare, show=show)
-    await pool.finish(config, "policy", data.tokenizer_path)
+    shown = rows[: config.eval.table_rows]
+    if not shown:
+        return []
+    outcomes = evaluated.outcomes_B[: len(shown)]
+    labelled = [row for row in shown if isinstance(row, LabelledAnswer)]
+    if labelled:
+        return [labelled_table(step, labelled, outcomes, tokenizer)]
+    rankings = [row for row in shown if isinstance(row, Ranking)]
+    return [ranking_table(step, rankings, outcomes, tokenizer)]
 
 
 async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:

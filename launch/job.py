@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from actors.pool import Pool
 from launch.cluster import connect, disconnect
 from launch.open_pool import open_pool
 from launch.run_folder import run_folder
-from rlhf_ray.config.base import GroupConfig, JobConfig
+from rlhf_ray.config.base import JobConfig
 
 AnyJob = TypeVar("AnyJob", bound=JobConfig)
 Data = TypeVar("Data")
@@ -18,7 +18,6 @@ Data = TypeVar("Data")
 
 def run_job(
     config: AnyJob,
-    groups: Mapping[str, GroupConfig],
     load: Callable[[AnyJob], Data],
     train: Callable[[AnyJob, Data, Pool], Awaitable[None]],
 ) -> int:
@@ -26,13 +25,12 @@ def run_job(
 
     Args:
         config: Of the job.
-        groups: The roles that it uses.
         load: Reads the data, before anything starts.
         train: The job on a pool.
     """
     with run_folder(config):
         data = load(config)
-        connect(config.ray, groups)
+        connect(config.ray, config.groups)
         try:
             asyncio.run(_run(config, data, train))
         finally:

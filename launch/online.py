@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def run(config: OnlineConfig, job: str) -> int:
     """Run one job on a pool of its own or a standing one; returns the exit status."""
-    return run_job(config, config.groups, load_online_data, partial(train, job=job))
+    return run_job(config, load_online_data, partial(train, job=job))
 
 
 async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) -> None:

@@ -15,7 +15,7 @@ from rlhf_ray.data.job import OnlineData, load_online_data
 
 def run(config: SampleConfig) -> int:
     """Run the job on a pool of its own; returns the exit status."""
-    return run_job(config, config.groups, load_online_data, train)
+    return run_job(config, load_online_data, train)
 
 
 async def train(config: SampleConfig, data: OnlineData, pool: Pool) -> None:

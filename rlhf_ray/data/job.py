@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rlhf_ray.config.base import DataConfig, ModelConfig
 from rlhf_ray.config.online import OnlineConfig
@@ -66,15 +65,28 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftData:
-    """What is read before anything starts."""
+class SupervisedData(Generic[T]):
+    """What is read before anything starts.
 
-    examples: list[SftExample]
-    eval_examples: list[SftExample]
+    Attributes:
+        rows: To train on.
+        eval_rows: Held out.
+        tokenizer_path: As in `OnlineData`.
+    """
+
+    rows: list[T]
+    eval_rows: list[T]
     tokenizer_path: str
 
 
-def load_sft_data(config: SftConfig) -> SftData:
+@dataclass(frozen=True, kw_only=True)
+class RmData(SupervisedData[Ranking]):
+    """The same, and answers that shall score 0 on average, one a row."""
+
+    reference_answers: list[Ranking]
+
+
+def load_sft_data(config: SftConfig) -> SupervisedData[SftExample]:
     """Tokenizer and examples.
 
     Raises:
@@ -82,91 +94,69 @@ def load_sft_data(config: SftConfig) -> SftData:
     """
     from rlhf_ray.data.sft import load_sft
 
-    tokenizer, tokenizer_path = _tokenizer(config.policy.model, Path(config.run_dir))
-    max_length = config.max_length or _context(config.policy.model)
-    load = partial(load_sft, tokenizer=tokenizer, max_length=max_length, seed=config.seed)
-    return SftData(
-        examples=load(config.data).rows,
-        eval_examples=_held_out(config, load),
-        tokenizer_path=tokenizer_path,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RmData:
-    """What is read before anything starts.
-
-    Attributes:
-        reference_answers: One a row; they shall score 0 on average.
-    """
-
-    rankings: list[Ranking]
-    eval_rankings: list[Ranking]
-    reference_answers: list[Ranking]
-    tokenizer_path: str
+    return _load(config, load_sft, *_tokenization(config))
 
 
 def load_rm_data(config: RmConfig) -> RmData:
     """Tokenizer, rankings and reference answers.
 
     Raises:
-        ConfigError: Unreadable, malformed, empty, or too long for the context.
+        ConfigError: As in `load_sft_data`.
     """
     from rlhf_ray.data.preferences import best_of, load_answers, load_rankings
 
-    tokenizer, tokenizer_path = _tokenizer(config.reward.model, Path(config.run_dir))
-    # An encoder's positions may begin above 0: its tokenizer knows how many are left for tokens.
-    context = min(_context(config.reward.model), tokenizer.model_max_length)
-    max_length = config.max_length or context
-    load = partial(load_rankings, tokenizer=tokenizer, max_length=max_length, seed=config.seed)
-    rankings, eval_rankings = load(config.data).rows, _held_out(config, load)
+    settings, tokenizer_path = _tokenization(config)
+    data = _load(config, load_rankings, settings, tokenizer_path)
     if config.reference_data.is_named:
-        reference_answers = load_answers(
-            config.reference_data, tokenizer, max_length=max_length, seed=config.seed
-        ).rows
+        reference_answers = load_answers(config.reference_data, **settings).rows
     else:
-        reference_answers = [best_of(ranking) for ranking in eval_rankings or rankings]
+        reference_answers = [best_of(ranking) for ranking in data.eval_rows or data.rows]
     return RmData(
-        rankings=rankings,
-        eval_rankings=eval_rankings,
+        rows=data.rows,
+        eval_rows=data.eval_rows,
         reference_answers=reference_answers[: config.reference_rows],
         tokenizer_path=tokenizer_path,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DpoData:
-    """What is read before anything starts: pairs, or labelled answers for KTO."""
-
-    rows: list[Ranking] | list[LabelledAnswer]
-    eval_rows: list[Ranking] | list[LabelledAnswer]
-    tokenizer_path: str
-
-
-def load_dpo_data(config: DpoConfig) -> DpoData:
-    """Tokenizer and rows.
+def load_dpo_data(config: DpoConfig) -> SupervisedData[Ranking] | SupervisedData[LabelledAnswer]:
+    """Tokenizer and pairs, or labelled answers for KTO.
 
     Raises:
-        ConfigError: Unreadable, malformed, empty, or too long for the context.
+        ConfigError: As in `load_sft_data`.
     """
     from rlhf_ray.data.preferences import load_labelled, load_pairs
 
-    tokenizer, tokenizer_path = _tokenizer(config.policy.model, Path(config.run_dir))
-    load: Callable[[DataConfig], Loaded[Any]] = partial(
-        load_labelled if "kto" in config.loss_type else load_pairs,
-        tokenizer=tokenizer,
-        max_length=config.max_length or _context(config.policy.model),
-        seed=config.seed,
-    )
-    return DpoData(
-        rows=load(config.data).rows,
-        eval_rows=_held_out(config, load),
+    if "kto" in config.loss_type:
+        return _load(config, load_labelled, *_tokenization(config))
+    return _load(config, load_pairs, *_tokenization(config))
+
+
+def _load(
+    config: SupervisedConfig,
+    load: Callable[..., Loaded[T]],
+    settings: Mapping[str, Any],
+    tokenizer_path: str,
+) -> SupervisedData[T]:
+    held_out = config.eval.data
+    return SupervisedData(
+        rows=load(config.data, **settings).rows,
+        eval_rows=load(held_out, **settings).rows if held_out.is_named else [],
         tokenizer_path=tokenizer_path,
     )
 
 
-def _held_out(config: SupervisedConfig, load: Callable[[DataConfig], Loaded[T]]) -> list[T]:
-    return load(config.eval.data).rows if config.eval.data.is_named else []
+def _tokenization(config: SupervisedConfig) -> tuple[dict[str, Any], str]:
+    """What every loader takes beside the data's own settings, and where the tokenizer is."""
+    model = config.learner.model
+    tokenizer, tokenizer_path = _tokenizer(model, Path(config.run_dir))
+    max_length = config.max_length
+    if not max_length:
+        max_length = _context(model)
+        if isinstance(config, RmConfig):
+            # An encoder's positions may begin above 0: its tokenizer knows how many are left.
+            max_length = min(max_length, tokenizer.model_max_length)
+    return {"tokenizer": tokenizer, "max_length": max_length, "seed": config.seed}, tokenizer_path
 
 
 def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBase, str]:

@@ -112,7 +112,7 @@ def test_what_a_reward_model_job_loads(real_data: Path, tmp_path: Path) -> None:
     data = load_rm_data(RmConfig.model_validate(settings))
     assert data.tokenizer_path == str(tmp_path / "tokenizer")
     assert len(data.reference_answers) == 10
-    for ranking, answer in zip(data.eval_rankings, data.reference_answers, strict=False):
+    for ranking, answer in zip(data.eval_rows, data.reference_answers, strict=False):
         assert answer.prompt_ids_T.tolist() == ranking.prompt_ids_T.tolist()
         assert [ids.tolist() for ids in answer.answer_ids_K] == [ranking.answer_ids_K[0].tolist()]
     named = {**settings, "reference_data": {"path": str(real_data / "gsm8k/test.jsonl"),
