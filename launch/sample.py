@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from actors.pool import Pool
 from launch import cli
@@ -19,7 +20,9 @@ def run(config: SampleConfig) -> int:
 
 
 async def train(config: SampleConfig, data: OnlineData, pool: Pool) -> None:
-    """Sample and judge on a pool; `pairs.jsonl` and `samples.jsonl` are then in the run's folder.
+    """Sample and judge on a pool, behind what is written already if `resume` says so.
+
+    `pairs.jsonl` and `samples.jsonl` are then in the run's folder.
 
     Raises:
         ConfigError: The pool or a model does not fit the configuration.
@@ -27,11 +30,15 @@ async def train(config: SampleConfig, data: OnlineData, pool: Pool) -> None:
     """
     from rlhf_ray.loops.evaluation import Evaluation
     from rlhf_ray.loops.sampling import SampleLoop
+    from rlhf_ray.loops.setup import checkpoint_to_resume
 
+    checkpoint = checkpoint_to_resume(config)
     roles = await start_roles(config, data, pool)
-    with run_log(config, job="sample") as log:
-        evaluation = Evaluation(config, data.eval_prompts)
-        await SampleLoop(config, roles, data.prompts, evaluation, log).run()
+    evaluation = Evaluation(config, data.eval_prompts)
+    usage = partial(pool.usage, config.groups)
+    with run_log(config, job="sample", checkpoint=checkpoint) as log:
+        loop = SampleLoop(config, roles, data.prompts, evaluation, log, usage=usage)
+        await loop.run(checkpoint)
 
 
 if __name__ == "__main__":

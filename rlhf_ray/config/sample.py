@@ -13,7 +13,8 @@ class SampleConfig(OnlineConfig):
     """Several answers to each prompt, judged by the rewards: nothing is trained.
 
     A run writes `samples.jsonl`, every answer with its score, and `pairs.jsonl`, for each prompt
-    whose answers differ in score a better and a worse one.
+    whose answers differ in score a better and a worse one. Every step adds to them; a resumed run
+    keeps what is there.
 
     Attributes:
         total_steps: Batches of `prompts_per_step` prompts.

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.loader import ResumableOrder
+from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.report import sample_metrics
+from rlhf_ray.loops.sample_files import SampleFiles
+from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.roles import Roles
+from rlhf_ray.roles import Metrics, Roles, Usage, unknown_usage
 from rlhf_ray.types import Prompt, Rollout, Score
 
 # By these columns a row would be taken for one with the prompt's own answers.
@@ -24,16 +25,6 @@ OF_OTHER_ANSWERS = {
     "answers", "ranks", "scores", "chosen", "rejected", "margin", "score_chosen", "score_rejected",
     "label", "completion", "conversations", "messages", "instruction", "output", "input", "target",
 }  # fmt: skip
-
-SAMPLES, PAIRS = "samples.jsonl", "pairs.jsonl"
-
-
-@dataclass
-class Written:
-    """Rows of the two files so far."""
-
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    pairs: list[dict[str, Any]] = field(default_factory=list)
 
 
 class SampleLoop:
@@ -46,52 +37,83 @@ class SampleLoop:
         prompts: Sequence[Prompt],
         evaluation: Evaluation,
         log: MetricsLog,
+        *,
+        usage: Usage = unknown_usage,
     ) -> None:
         """Put the parts together; `run` starts them."""
         self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
+        self.usage = usage
         self.order = ResumableOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.collector = Collector(
             config, prompts, self.order, engine=roles.rollout, reward=roles.reward
         )
-        self.written = Written()
+        self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
+        self.files = SampleFiles(Path(config.run_dir))
 
-    async def run(self) -> None:
-        """Judge the policy on held-out prompts, then sample; the files grow with every step."""
+    async def run(self, checkpoint: Checkpoint | None) -> None:
+        """Judge the policy on held-out prompts, then sample; the files grow with every step.
+
+        From a checkpoint it goes on behind what is written.
+
+        Raises:
+            ConfigError: The files are not those that the checkpoint knows of.
+            RunError: A role failed or hung.
+        """
+        if checkpoint is not None:
+            self.order.load_state_dict(checkpoint.state["order"])
+        self.files.rewind({} if checkpoint is None else checkpoint.state["sizes"])
         await self.roles.rollout.wake_up()
         await self.roles.policy.publish(0)
+        if checkpoint is None:
+            self.log.log(0, await self._judge())
+        await self.usage()  # starting is no part of the first step
+        first = 1 if checkpoint is None else checkpoint.step + 1
+        for step in range(first, self.config.total_steps + 1):
+            # Logged before it is saved: a run that resumes after this step has its metrics.
+            self.log.log(step, await self._step(step))
+            self._save(step)
+
+    async def _judge(self) -> Metrics:
         judged = await self.evaluation.run(self.roles, 0)
         if judged.table is not None:
             self.log.table(judged.table)
-        self.log.log(0, judged.metrics)
-        for step in range(1, self.config.total_steps + 1):
-            clock = StepClock()
-            with clock.phase("generate"):
-                collected = await self.collector.collect(step)
-            with clock.phase("score"):
-                scores = await collected.scores
-            rows = range(len(scores))
-            self._keep(await self.roles.assembler.texts(collected.batch, rows), scores)
-            # After every step, so that nothing that was judged is lost with the run.
-            _write(Path(self.config.run_dir) / SAMPLES, self.written.samples)
-            _write(Path(self.config.run_dir) / PAIRS, self.written.pairs)
-            self.log.log(step, sample_metrics(collected.batch, scores, clock))
+        return judged.metrics
 
-    def _keep(self, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> None:
-        group = self.config.samples_per_prompt
-        for first in range(0, len(rollouts), group):
-            answers = [
-                (rollout.text, score.total)
-                for rollout, score in zip(
-                    rollouts[first : first + group], scores[first : first + group], strict=True
-                )
-            ]
+    async def _step(self, step: int) -> Metrics:
+        clock = StepClock()
+        with clock.phase("generate"):
+            collected = await self.collector.collect(step)
+        with clock.phase("score"):
+            scores = await collected.scores
+        rollouts = await self.roles.assembler.texts(collected.batch, range(len(scores)))
+        self.files.append(*self._rows(rollouts, scores))
+        return {**sample_metrics(collected.batch, scores, clock), **await self.usage()}
+
+    def _save(self, step: int) -> None:
+        """After every step, so that nothing that was judged is lost with the run."""
+        self.store.begin(step)
+        state = {
+            "order": self.order.state_dict(),
+            "sizes": self.files.sizes(),
+            "setup": setup_of(self.config),
+        }
+        self.store.commit(step, state, roles=[])
+
+    def _rows(
+        self, rollouts: Sequence[Rollout], scores: Sequence[Score]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What comes of a step: a row an answer, and a row a pair."""
+        samples: list[dict[str, Any]] = []
+        pairs: list[dict[str, Any]] = []
+        judged = [(r.text, score.total) for r, score in zip(rollouts, scores, strict=True)]
+        for first in range(0, len(judged), self.config.samples_per_prompt):
+            answers = judged[first : first + self.config.samples_per_prompt]
             prompt = rollouts[first].prompt
             kept = {k: v for k, v in prompt.columns.items() if k not in OF_OTHER_ANSWERS}
             row = {**kept, "prompt": prompt.text}
-            self.written.samples += [
-                {**row, "completion": text, "score": score} for text, score in answers
-            ]
-            self.written.pairs += [{**row, **pair} for pair in pairs_of(answers, self.config.pairs)]
+            samples += [{**row, "completion": text, "score": score} for text, score in answers]
+            pairs += [{**row, **pair} for pair in pairs_of(answers, self.config.pairs)]
+        return samples, pairs
 
 
 def pairs_of(
@@ -108,11 +130,3 @@ def pairs_of(
                 "score_chosen": high,
                 "score_rejected": low,
             }
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    aside = path.with_name(f".{path.name}")
-    # `str` for what JSON lacks: parquet files have dates and decimals.
-    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    aside.write_text("".join(lines), encoding="utf-8")
-    aside.replace(path)

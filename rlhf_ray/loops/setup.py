@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_ray.config.base import DataConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
@@ -31,6 +32,8 @@ def setup_of(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
         setup |= {"batch_size": config.batch_size, "max_length": config.max_length}
     if isinstance(config, DpoConfig):
         setup |= {"loss_type": config.loss_type, "beta": config.beta}
+    if isinstance(config, SampleConfig):
+        setup |= {"samples_per_prompt": config.samples_per_prompt, "pairs": config.pairs}
     if isinstance(config, OnlineConfig) and config.uses_value:
         setup["value.zero.stage"] = config.value.zero.stage
         setup["placement.value.ranks"] = config.placement.value.ranks

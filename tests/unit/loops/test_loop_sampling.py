@@ -6,19 +6,22 @@ import json
 from dataclasses import replace
 
 import pytest
-from fakes import Company, Recorder, make_prompts
+from fakes import Company, CountedUsage, Recorder, make_prompts
 
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.row_formats import recognise
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.sampling import SampleLoop, pairs_of
+from rlhf_ray.loops.setup import checkpoint_to_resume
 from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.roles import unknown_usage
 
 ANSWERS = [("a", 0.0), ("b", 2.0), ("c", 2.0), ("d", 1.0)]
 
 
-def sample_config(run_dir, *, total_steps):
+def sample_config(run_dir, *, total_steps, **settings):
     return SampleConfig.model_validate(
         {
             "run_dir": str(run_dir),
@@ -28,8 +31,24 @@ def sample_config(run_dir, *, total_steps):
             "data": {"path": "prompts.jsonl", "shuffle": False},
             "policy": {"model": {"path": "model"}},
             "reward": {"functions": [{"path": "scorers:score"}]},
+            **settings,
         }
     )
+
+
+def loop_of(config, company, *, prompts=None, held_out=0, recorder=None, usage=unknown_usage):
+    return SampleLoop(
+        config,
+        company.roles(value=False),
+        prompts or make_prompts(6),
+        Evaluation(config, make_prompts(held_out)),
+        MetricsLog([recorder or Recorder()]),
+        usage=usage,
+    )
+
+
+def written(run_dir, name):
+    return [json.loads(line) for line in (run_dir / f"{name}.jsonl").read_text().splitlines()]
 
 
 def scores_of(pairs):
@@ -52,19 +71,15 @@ def test_answers_that_score_alike_make_none(kind):
 
 async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
     config = sample_config(tmp_path, total_steps=3)
-    company, recorder = (
-        Company(config, lambda prompt, sample: sample * (prompt != "p3")),
-        Recorder(),
-    )
-    evaluation = Evaluation(config, make_prompts(2))
-    roles = company.roles(value=False)
-    loop = SampleLoop(config, roles, make_prompts(6), evaluation, MetricsLog([recorder]))
-    await loop.run()
+    company = Company(config, lambda prompt, sample: sample * (prompt != "p3"))
+    recorder = Recorder()
+    loop = loop_of(config, company, held_out=2, recorder=recorder, usage=CountedUsage())
+    await loop.run(None)
 
-    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    samples = written(tmp_path, "samples")
     assert [row["prompt"] for row in samples] == [f"prompt {n // 2}" for n in range(12)]
     assert samples[1] == {"prompt": "prompt 0", "completion": "answer 1 to p0", "score": 1}
-    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    pairs = written(tmp_path, "pairs")
     assert [pair["prompt"] for pair in pairs] == [f"prompt {n}" for n in (0, 1, 2, 4, 5)]
     assert pairs[0]["chosen"] == "answer 1 to p0"
     # The engine must sample from this job's weights, not from those it was started with.
@@ -72,6 +87,8 @@ async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
     assert "policy.update" not in company.calls
     assert recorder.steps[0]["eval/reward_mean"] == 0.0  # one sample each, the first
     assert recorder.steps[2]["rollout/zero_spread_share"] == 0.5
+    # What was asked first was the usage of starting, which belongs to no step.
+    assert [recorder.steps[step]["wait/policy"] for step in (1, 2, 3)] == [2.0, 3.0, 4.0]
 
 
 async def test_the_prompts_own_answers_do_not_go_with_it(tmp_path):
@@ -80,12 +97,78 @@ async def test_the_prompts_own_answers_do_not_go_with_it(tmp_path):
     config = sample_config(tmp_path, total_steps=1)
     company = Company(config, lambda prompt, sample: sample)
     prompts = [replace(prompt, columns=columns) for prompt in make_prompts(2)]
-    roles, log = company.roles(value=False), MetricsLog([Recorder()])
-    await SampleLoop(config, roles, prompts, Evaluation(config, []), log).run()
+    await loop_of(config, company, prompts=prompts).run(None)
     for name, expected in (("samples", "prompt_completion"), ("pairs", "preference")):
-        row = json.loads((tmp_path / f"{name}.jsonl").read_text().splitlines()[0])
+        row = written(tmp_path, name)[0]
         assert row["topic"] == "dogs"
         assert row.get("chosen") != "old"
         assert "margin" not in row
         read = Row(row_id="x:0", where="x:1", columns=row)
         assert recognise(read, for_prompts=False).name == expected
+
+
+def spread(prompt, sample):
+    return float(sample)
+
+
+@pytest.fixture
+async def cut(tmp_path):
+    """A run of five steps whose rewards fail in the third, and half a row behind its results."""
+    config = sample_config(tmp_path / "cut", total_steps=5, resume="auto")
+    scored = []
+
+    def score(prompt, sample):
+        scored.append(prompt)
+        if len(scored) > 8:
+            raise OSError("power cut")
+        return spread(prompt, sample)
+
+    with pytest.raises(OSError, match="power cut"):
+        await loop_of(config, Company(config, score)).run(None)
+    with (tmp_path / "cut/pairs.jsonl").open("a") as file:
+        file.write('{"prompt": "pro')
+    return config
+
+
+async def test_a_resumed_run_keeps_what_is_there_and_ends_like_an_undisturbed_one(cut, tmp_path):
+    config = sample_config(tmp_path / "whole", total_steps=5)
+    whole, recorded = Company(config, spread), Recorder()
+    await loop_of(config, whole, held_out=2, recorder=recorded).run(None)
+
+    checkpoint = checkpoint_to_resume(cut)
+    assert checkpoint.step == 2
+    resumed, again = Company(cut, spread), Recorder()
+    await loop_of(cut, resumed, held_out=2, recorder=again).run(checkpoint)
+    assert resumed.requests == whole.requests[-6:], "three steps of two prompts, none of the others"
+    assert list(again.steps) == [3, 4, 5], "the held-out prompts were judged before the cut"
+    for name in ("samples.jsonl", "pairs.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len(written(tmp_path / "cut", "samples")) == 20
+
+    finished = Company(cut, spread)
+    await loop_of(cut, finished).run(checkpoint_to_resume(cut))
+    assert not finished.requests
+
+
+async def test_a_run_without_a_checkpoint_begins_its_files_anew(tmp_path):
+    config = sample_config(tmp_path, total_steps=1, resume="auto")
+    (tmp_path / "samples.jsonl").write_text('{"prompt": "of an attempt that judged no step"}\n')
+    assert checkpoint_to_resume(config) is None
+    await loop_of(config, Company(config, spread)).run(None)
+    assert len(written(tmp_path, "samples")) == 4
+
+
+async def test_files_that_lost_what_was_written_are_not_gone_on_with(cut, tmp_path):
+    path = tmp_path / "cut/samples.jsonl"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: size // 2])
+    company = Company(cut, spread)
+    message = rf"samples\.jsonl must have at least the {size} bytes .* got {size // 2}"
+    with pytest.raises(ConfigError, match=message):
+        await loop_of(cut, company).run(checkpoint_to_resume(cut))
+    assert not company.calls
+
+
+async def test_one_file_holds_one_kind_of_pairs(cut):
+    with pytest.raises(ConfigError, match="pairs was 'best_worst', is 'all'"):
+        checkpoint_to_resume(cut.model_copy(update={"pairs": "all"}))
