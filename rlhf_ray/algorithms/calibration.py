@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
+
+RANKING_BINS = 20  # of 0 to 1; confidences in an order fill the upper ten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,16 @@ def calibration(
         )
         for b in np.unique(bins_B)
     )
+
+
+def ranking_calibration(scores_B: Sequence[Sequence[float]]) -> tuple[CalibrationBin, ...]:
+    """The reliability curve of a reward model over all pairs of rankings.
+
+    Args:
+        scores_B: Of each ranking's answers, the best first.
+    """
+    gaps = [better - worse for scores in scores_B for better, worse in combinations(scores, 2)]
+    return calibration(*pair_confidences(gaps), num_bins=RANKING_BINS)
 
 
 def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 import torch
 
 from rlhf_ray.algorithms import metric_sums
-from rlhf_ray.algorithms.calibration import (
-    calibration,
-    expected_calibration_error,
-    pair_confidences,
-)
+from rlhf_ray.algorithms.calibration import expected_calibration_error, ranking_calibration
 from rlhf_ray.algorithms.metric_sums import Metrics
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.reward_losses import (
@@ -32,8 +27,6 @@ from rlhf_ray.models.load import without_dropout
 from rlhf_ray.models.reward import RewardModel, Rewards
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import Ranking
-
-CALIBRATION_BINS = 20  # of 0 to 1; confidences in an order fill the upper ten
 
 
 class RewardLearner(ExampleLearner[RmConfig, Ranking]):
@@ -112,13 +105,11 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
         flat = torch.tensor([score for scores in outcomes_B for score in scores])
         places_BK, mask_BK = _places(rows, flat.device)
         inputs = self._inputs(rows, flat[places_BK].double(), mask_BK)
-        gaps = [a - b for scores in outcomes_B for a, b in combinations(scores, 2)]
-        bins = calibration(*pair_confidences(gaps), CALIBRATION_BINS)
         return Evaluated(
             metrics={
                 "loss": float(self._row_losses(inputs).mean()),
                 **metric_sums.values(reward_metrics(inputs)),
-                "calibration_error": expected_calibration_error(bins),
+                "calibration_error": expected_calibration_error(ranking_calibration(outcomes_B)),
             },
             outcomes_B=outcomes_B,
         )

@@ -13,10 +13,10 @@ from typing import Any
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.data.packing import UpdatePlan, plan_update
-from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
+from rlhf_ray.loops.divergence import DivergenceGuard
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.kl_control import kl_controller
 from rlhf_ray.loops.report import rollout_metrics, utilisation
@@ -54,7 +54,7 @@ class OnlineLoop:
         )
         self.kl = kl_controller(config.algorithm.kl)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
-        self.num_skipped_in_a_row = 0
+        self.divergence = DivergenceGuard(config)
 
     async def run(self, checkpoint: Checkpoint | None) -> None:
         """Train from the start or from a checkpoint to the last step.
@@ -93,7 +93,7 @@ class OnlineLoop:
             publication = await self.roles.policy.publish(step)
         if "policy/kl_ref" in assembled:
             self.kl.update(assembled["policy/kl_ref"], num_sequences=len(scores))
-        self._stop_if_diverging(
+        self.divergence.after(
             step, updated["policy/skipped_steps"] + updated.get("value/skipped_steps", 0.0)
         )
         told = rollout_metrics(batch, scores, collected.num_refilled, clock, version=step - 1)
@@ -160,15 +160,6 @@ class OnlineLoop:
             padded=learner.padded,
         )
 
-    def _stop_if_diverging(self, step: int, num_skipped: float) -> None:
-        self.num_skipped_in_a_row = self.num_skipped_in_a_row + 1 if num_skipped else 0
-        limit = self.config.nonfinite_steps_to_stop
-        if self.num_skipped_in_a_row >= limit:
-            raise RunError(
-                f"step {step}: loss or gradient was not finite in {limit} steps in a row; the "
-                f"experience of the skipped updates is in {self.config.run_dir}/skipped"
-            )
-
     async def _evaluate(self, step: int) -> dict[str, float]:
         every, last = self.config.eval.every, self.config.total_steps
         if step not in (0, last) and not (every and step % every == 0):
@@ -198,14 +189,14 @@ class OnlineLoop:
         return {
             "order": self.order.state_dict(),
             "kl": self.kl.state_dict(),
-            "num_skipped_in_a_row": self.num_skipped_in_a_row,
+            "num_skipped_in_a_row": self.divergence.num_in_a_row,
             "setup": setup_of(self.config),
         }
 
     async def _restore(self, checkpoint: Checkpoint) -> None:
         self.order.load_state_dict(checkpoint.state["order"])
         self.kl.load_state_dict(checkpoint.state["kl"])
-        self.num_skipped_in_a_row = checkpoint.state["num_skipped_in_a_row"]
+        self.divergence.num_in_a_row = checkpoint.state["num_skipped_in_a_row"]
         await self.roles.policy.restore(str(checkpoint.folder / "policy"))
         if self.roles.value is not None:
             await self.roles.value.restore(str(checkpoint.folder / "value"))

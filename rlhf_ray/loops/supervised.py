@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.data.packing import plan_update
-from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
+from rlhf_ray.loops.divergence import DivergenceGuard
 from rlhf_ray.loops.report import time_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
@@ -60,7 +60,7 @@ class SupervisedLoop:
         self.order = ResumableOrder(len(rows), seed=config.seed, shuffle=config.data.shuffle)
         self.order_state = self.order.state_dict()
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
-        self.num_skipped_in_a_row = 0
+        self.divergence = DivergenceGuard(config)
         self._ahead: asyncio.Future[Rows] | None = None
         self._prepared_eval_rows: Rows | None = None
 
@@ -76,7 +76,7 @@ class SupervisedLoop:
         else:
             first = checkpoint.step + 1
             self.order.load_state_dict(checkpoint.state["order"])
-            self.num_skipped_in_a_row = checkpoint.state["num_skipped_in_a_row"]
+            self.divergence.num_in_a_row = checkpoint.state["num_skipped_in_a_row"]
             await self.role.restore(str(checkpoint.folder / self.config.trained_role))
         self.hardware = await self.role.hardware()
         await self.usage()  # starting is no part of the first step
@@ -106,7 +106,7 @@ class SupervisedLoop:
         )
         with clock.phase("update"):
             updated = await self.role.update(rows, plan)
-        self._stop_if_diverging(step, updated["skipped_steps"])
+        self.divergence.after(step, updated["skipped_steps"])
         timed = time_metrics(clock, num_samples=len(rows))
         return {
             **_prefixed(self.config.job, updated),
@@ -142,15 +142,6 @@ class SupervisedLoop:
                 self.log.table(table)
         return {f"eval/{name}": value for name, value in evaluated.metrics.items()}
 
-    def _stop_if_diverging(self, step: int, num_skipped: float) -> None:
-        self.num_skipped_in_a_row = self.num_skipped_in_a_row + 1 if num_skipped else 0
-        limit = self.config.nonfinite_steps_to_stop
-        if self.num_skipped_in_a_row >= limit:
-            raise RunError(
-                f"step {step}: loss or gradient was not finite in {limit} steps in a row; the "
-                f"examples of the skipped steps are in {self.config.run_dir}/skipped"
-            )
-
     async def _save(self, step: int) -> None:
         every = self.config.checkpoint.every
         if step != self.config.total_steps and not (every and step % every == 0):
@@ -160,7 +151,7 @@ class SupervisedLoop:
         await self.role.save(str(folder / role))
         state = {
             "order": self.order_state,
-            "num_skipped_in_a_row": self.num_skipped_in_a_row,
+            "num_skipped_in_a_row": self.divergence.num_in_a_row,
             "setup": setup_of(self.config),
         }
         await asyncio.to_thread(self.store.commit, step, state, roles=[role])

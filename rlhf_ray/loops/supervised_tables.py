@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf_ray.algorithms.calibration import calibration, pair_confidences
+from rlhf_ray.algorithms.calibration import ranking_calibration
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.types import IntArray, LabelledAnswer, Ranking, SftExample
 
@@ -65,18 +64,12 @@ def labelled_table(
 
 def calibration_table(step: int, outcomes_B: Sequence[tuple[float, ...]]) -> Table:
     """The reliability curve over all pairs: how sure the model was, and how often it was right."""
-    gaps = [
-        better - worse
-        for scores in outcomes_B
-        for better, worse in itertools.combinations(scores, 2)
-    ]
     return Table(
         step=step,
         name="calibration",
         columns=("said", "was right", "pairs"),
         rows=[
-            (bin_.confidence, bin_.accuracy, bin_.count)
-            for bin_ in calibration(*pair_confidences(gaps), num_bins=20)
+            (bin_.confidence, bin_.accuracy, bin_.count) for bin_ in ranking_calibration(outcomes_B)
         ],
     )
 

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from launch.cli import EXIT_INTERRUPTED
 from rlhf_ray.config.yaml_file import write_yaml
 
 NAME = "test"
@@ -152,3 +154,26 @@ def test_one_job_at_a_time_in_the_same_processes_and_nothing_left_after(standing
     assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert not list(standing.notes.iterdir())
     assert standing.run("pool", "status").said.startswith("no pool is up")
+
+
+def test_up_that_is_interrupted_leaves_nothing(standing):
+    """After its cluster has started, while it starts actors."""
+    note = standing.notes / "broken-off.json"
+    up = subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", "pool", "up", str(standing.sft), "--name", note.stem],
+        env=standing.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline_s = time.monotonic() + 120
+    while not note.is_file():
+        assert up.poll() is None and time.monotonic() < deadline_s
+        time.sleep(0.1)
+    head = psutil.Process(json.loads(note.read_text())["process"])
+    time.sleep(1)
+    processes = [head, *head.children(recursive=True)]
+    up.send_signal(signal.SIGINT)
+    assert up.wait(timeout=150) == EXIT_INTERRUPTED
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert not alive
+    assert not list(standing.notes.iterdir())

@@ -8,17 +8,29 @@ import pytest
 
 from actors.pool import Pool
 from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
+from rlhf_ray.errors import RunError
 
 
 class Actors:
-    """A role of two ranks."""
+    """A role of two ranks; `answers` says what they answer to some methods, or that they fail."""
+
+    actors = ()  # whom Ray would have to kill
 
     def __init__(self, role: str, asked: list[tuple[Any, ...]]) -> None:
         self.role, self.asked = role, asked
+        self.answers: dict[str, Any] = {"health": [health(), health()]}
 
     async def call(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
         self.asked.append((self.role, method, *arguments))
-        return [[f"{self.role}{rank}"] for rank in range(2)]
+        answer = self.answers.get(method, [[f"{self.role}{rank}"] for rank in range(2)])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def health(*, alive: bool = True, updating: bool = False) -> dict[str, Any]:
+    """What an engine's actor says of it."""
+    return {"name": "pool/rollout/0", "version": 3, "alive": alive, "updating": updating}
 
 
 @pytest.fixture
@@ -91,3 +103,49 @@ async def test_jobs_of_a_role_each_keep_what_another_still_wants(pool):
     for folder in ("runs/a", "runs/b"):
         await pool.finish(job(folder), "policy", "tokenizer")
     assert list(pool.state.models) == ["runs/a/export", "runs/b/export"]
+
+
+async def test_a_pool_that_is_well_keeps_its_actors(pool, asked):
+    before = dict(pool.state.sets)
+    await pool.heal()
+    assert pool.state.sets == before
+    assert ("rollout", "health") in asked
+    assert not [call for call in asked if call[1] == "stop"]
+
+
+@pytest.mark.parametrize(
+    "sick", [health(updating=True), health(alive=False)], ids=["amid a publication", "dead"]
+)
+async def test_engines_that_cannot_serve_are_ended_although_their_actors_answer(
+    pool, asked, caplog, sick
+):
+    pool.state.sets["rollout"].answers["health"] = [health(), sick]
+    await pool.heal()
+    assert set(pool.state.sets) == {"policy", "reference", "reward"}
+    assert [call for call in asked if call[1] == "stop"] == [("rollout", "stop")]
+    assert "rollout is started anew" in caplog.text
+
+
+async def test_engines_that_were_ended_are_started_again_with_the_same_specification(
+    pool, monkeypatch
+):
+    pool.state.specs["rollout"] = "spec"
+    pool.state.sets["rollout"].answers["health"] = [health(updating=True), health()]
+    await pool.heal()
+    started = Actors("rollout", [])
+    monkeypatch.setattr(pool, "_start", lambda role, actor_class, argument: started)
+    assert await pool.replica_set("rollout", None, "spec") is started
+    assert started.asked == [("rollout", "start")]
+    assert await pool.replica_set("rollout", None, "spec") is pool.state.sets["rollout"]
+
+
+async def test_a_role_that_does_not_answer_is_ended_with_what_it_holds(pool):
+    await pool.want(["runs/a/export"])
+    await pool.finish(job("runs/a"), "policy", "tokenizer")
+    pool.state.sets["policy"].answers["process_id"] = RunError("policy: no answer")
+    pool.state.sets["policy"].answers["stop"] = RunError("policy: no answer")
+    await pool.heal()
+    assert "policy" not in pool.state.sets
+    assert not pool.state.models
+    assert "policy" not in pool.state.hosted
+    assert "policy" in pool.state.groups, "its place stays reserved"

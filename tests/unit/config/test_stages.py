@@ -130,8 +130,10 @@ def test_two_stages_of_one_name_are_refused(stage, make):
         make(stage("sft"), stage("sft"))
 
 
-def test_a_resumed_pipeline_runs_what_is_left_and_what_that_needs(make, stage):
-    stages = resolve_stages(
+@pytest.fixture
+def three_stages(make, stage):
+    """SFT, a reward model on it, and PPO on both, to be resumed."""
+    return resolve_stages(
         make(
             stage("sft"),
             stage("rm", "stage:sft"),
@@ -140,21 +142,42 @@ def test_a_resumed_pipeline_runs_what_is_left_and_what_that_needs(make, stage):
         )
     )
 
-    def names() -> list[str]:
-        return [stage.name for stage in _left(stages)]
 
-    def tell(stage: int, state: str) -> None:
-        folder = Path(stages[stage].config.run_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "status.json").write_text(json.dumps({"state": state}))
+def tell(stage: Any, state: str) -> None:
+    """Have a stage's folder say how it ended."""
+    folder = Path(stage.config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "status.json").write_text(json.dumps({"state": state}))
 
-    assert names() == ["sft", "rm", "ppo"]
-    tell(0, "finished")
-    tell(1, "failed")
-    assert names() == ["sft", "rm", "ppo"], "what SFT left in memory is gone"
-    Path(stages[0].result).mkdir()
-    (Path(stages[0].result) / "model.safetensors").touch()
-    assert names() == ["rm", "ppo"]
-    tell(1, "finished")
-    tell(2, "finished")
-    assert names() == []
+
+def left(stages: list[Any]) -> list[str]:
+    return [stage.name for stage in _left(stages)]
+
+
+def test_a_resumed_pipeline_runs_what_is_left_and_what_that_needs(three_stages):
+    sft, rm, ppo = three_stages
+    assert left(three_stages) == ["sft", "rm", "ppo"]
+    tell(sft, "finished")
+    tell(rm, "failed")
+    assert left(three_stages) == ["sft", "rm", "ppo"], "what SFT left in memory is gone"
+    Path(sft.result).mkdir()
+    (Path(sft.result) / "model.safetensors").touch()
+    assert left(three_stages) == ["rm", "ppo"]
+    tell(rm, "finished")
+    tell(ppo, "finished")
+    assert left(three_stages) == []
+
+
+def test_a_stage_is_stale_that_was_made_from_one_that_would_be_made_anew(three_stages):
+    sft, rm, ppo = three_stages
+    for stage in (rm, ppo):
+        tell(stage, "finished")
+    with pytest.raises(ConfigError) as caught:
+        _left(three_stages)
+    message = f"{rm.config.run_dir}, {ppo.config.run_dir}: made from a stage that is gone"
+    assert str(caught.value).startswith(message)
+
+    # One that goes on from a checkpoint is not made anew: it ends as it would have.
+    tell(sft, "failed")
+    Path(sft.config.run_dir, "checkpoints/step_00000001").mkdir(parents=True)
+    assert left(three_stages) == ["sft"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,12 +61,3 @@ def chat_tokenizer() -> Any:
     tokenizer = byte_tokenizer(bos=True)
     tokenizer.chat_template = CHATML
     return tokenizer
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    root = Path(__file__).parents[3]
-    folder = Path(os.environ.get("RLHF_RAY_DATA", root / "../shared/data")).resolve()
-    if not folder.is_dir():
-        pytest.skip(f"no real data: RLHF_RAY_DATA names {folder}, which is not there")
-    return folder

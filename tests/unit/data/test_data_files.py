@@ -202,20 +202,20 @@ def test_a_hub_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.Monke
         rows_of("my-data")
 
 
-def test_real_sets_have_the_rows_that_their_index_says(real_data: Path) -> None:
-    assert len(rows_of(str(real_data / "gsm8k/train.jsonl"))) == 7_473
-    assert len(rows_of(str(real_data / "gsm8k/test.jsonl"))) == 1_319
-    assert len(rows_of(str(real_data / "hh-rlhf/helpful-base/test.jsonl.gz"))) == 2_354
-    assert len(rows_of(str(real_data / "preference/llamafactory_dpo_zh_demo.json"))) == 300
-    assert len(rows_of(str(real_data / "sft/llamafactory_identity.json"))) == 91
-    stories = rows_of(str(real_data / "text/tinystories_sample.txt"))
+def test_real_sets_have_the_rows_that_their_index_says(shared_data: Path) -> None:
+    assert len(rows_of(str(shared_data / "gsm8k/train.jsonl"))) == 7_473
+    assert len(rows_of(str(shared_data / "gsm8k/test.jsonl"))) == 1_319
+    assert len(rows_of(str(shared_data / "hh-rlhf/helpful-base/test.jsonl.gz"))) == 2_354
+    assert len(rows_of(str(shared_data / "preference/llamafactory_dpo_zh_demo.json"))) == 300
+    assert len(rows_of(str(shared_data / "sft/llamafactory_identity.json"))) == 91
+    stories = rows_of(str(shared_data / "text/tinystories_sample.txt"))
     # 2,316 separators stand between them: the last story was cut off when the sample was drawn.
     assert len(stories) == 2_317
     assert len({row.row_id for row in stories}) == 2_317
 
 
-def test_real_json_rows_begin_in_the_lines_that_they_name(real_data: Path) -> None:
-    path = real_data / "preference/llamafactory_dpo_en_demo.json"
+def test_real_json_rows_begin_in_the_lines_that_they_name(shared_data: Path) -> None:
+    path = shared_data / "preference/llamafactory_dpo_en_demo.json"
     lines = path.read_text().splitlines()
     for row in rows_of(str(path)):
         assert lines[int(row.where.rpartition(":")[2]) - 1].strip() == "{"

@@ -211,9 +211,9 @@ def test_a_context_without_room_is_an_error(
         load(tmp_path, [{"prompt": "x"}], make_tokenizer(), -4)
 
 
-def test_all_gsm8k_questions_fit_the_context_of_stories260k(real_data: Path) -> None:
-    tokenizer = load_tokenizer(str(real_data / "models/stories260K"))
-    path = str(real_data / "gsm8k/test.jsonl")
+def test_all_gsm8k_questions_fit_the_context_of_stories260k(shared_data: Path) -> None:
+    tokenizer = load_tokenizer(str(shared_data / "models/stories260K"))
+    path = str(shared_data / "gsm8k/test.jsonl")
     config = DataConfig(path=path, columns={"prompt": "question"})
     prompts = load_prompts(config, tokenizer, context_tokens=512).rows
     rows = list(read_rows(DataConfig(path=path)))
@@ -225,9 +225,9 @@ def test_all_gsm8k_questions_fit_the_context_of_stories260k(real_data: Path) -> 
         assert tokenizer.decode(prompt.token_ids_T, skip_special_tokens=True) == prompt.text
 
 
-def test_stories_are_cut_to_their_first_24_tokens(real_data: Path) -> None:
-    tokenizer = load_tokenizer(str(real_data / "models/stories260K"))
-    path = str(real_data / "text/tinystories_sample.txt")
+def test_stories_are_cut_to_their_first_24_tokens(shared_data: Path) -> None:
+    tokenizer = load_tokenizer(str(shared_data / "models/stories260K"))
+    path = str(shared_data / "text/tinystories_sample.txt")
     config = DataConfig(path=path, prompt_tokens=24)
     prompts = load_prompts(config, tokenizer, context_tokens=448).rows
     stories = list(read_rows(DataConfig(path=path)))

@@ -23,8 +23,8 @@ EN, ZH = (f"preference/llamafactory_dpo_{language}_demo.json" for language in ("
 
 
 @pytest.fixture(scope="module")
-def tokenizer(real_data: Path) -> Any:
-    return load_tokenizer(str(real_data / "models/stories260K"), chat_template="vicuna")
+def tokenizer(shared_data: Path) -> Any:
+    return load_tokenizer(str(shared_data / "models/stories260K"), chat_template="vicuna")
 
 
 def counts(loaded: Loaded[Any]) -> dict[str, int]:
@@ -43,9 +43,9 @@ def counts(loaded: Loaded[Any]) -> dict[str, int]:
     ],
 )
 def test_hh_transcripts(
-    real_data: Path, tokenizer: Any, max_length: int, left: dict[str, int]
+    shared_data: Path, tokenizer: Any, max_length: int, left: dict[str, int]
 ) -> None:
-    config = DataConfig(path=str(real_data / HH), over_length="drop")
+    config = DataConfig(path=str(shared_data / HH), over_length="drop")
     loaded = load_rankings(config, tokenizer, max_length=max_length)
     assert loaded.report.num_read == 2_354
     assert counts(loaded) == left
@@ -54,8 +54,8 @@ def test_hh_transcripts(
         assert all(answer[-1] == tokenizer.eos_token_id for answer in pair.answer_ids_K)
 
 
-def test_hh_transcripts_as_chats(real_data: Path, tokenizer: Any) -> None:
-    config = DataConfig(path=str(real_data / HH), chat=True, limit=300)
+def test_hh_transcripts_as_chats(shared_data: Path, tokenizer: Any) -> None:
+    config = DataConfig(path=str(shared_data / HH), chat=True, limit=300)
     loaded = load_pairs(config, tokenizer, max_length=100_000)
     assert loaded.report.num_read == 300
     prompts = load_prompts(config, tokenizer, context_tokens=100_000)
@@ -65,21 +65,21 @@ def test_hh_transcripts_as_chats(real_data: Path, tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [EN, ZH])
-def test_pairs_in_english_and_chinese(real_data: Path, tokenizer: Any, name: str) -> None:
-    config = DataConfig(path=str(real_data / name))
+def test_pairs_in_english_and_chinese(shared_data: Path, tokenizer: Any, name: str) -> None:
+    config = DataConfig(path=str(shared_data / name))
     pairs = load_pairs(config, tokenizer, max_length=100_000)
     assert (pairs.report.num_read, counts(pairs)) == (300, {})
     labelled = load_labelled(config, tokenizer, max_length=100_000)
     assert (labelled.report.num_read, counts(labelled)) == (600, {})
-    rows = json.loads((real_data / name).read_text())
+    rows = json.loads((shared_data / name).read_text())
     for row, pair in zip(rows, pairs.rows, strict=True):
         texts = (row["chosen"]["value"], row["rejected"]["value"])
         for text, answer_ids_T in zip(texts, pair.answer_ids_K, strict=True):
             assert tokenizer.decode(answer_ids_T, skip_special_tokens=True).strip() == text.strip()
 
 
-def test_trees_of_replies(real_data: Path, tokenizer: Any) -> None:
-    config = DataConfig(path=str(real_data / OASST))
+def test_trees_of_replies(shared_data: Path, tokenizer: Any) -> None:
+    config = DataConfig(path=str(shared_data / OASST))
     loaded = load_rankings(config, tokenizer, max_length=100_000)
     assert counts(loaded) == {"unranked replies": 2}
     assert len(loaded.rows) == 212
@@ -94,14 +94,14 @@ def test_trees_of_replies(real_data: Path, tokenizer: Any) -> None:
     ("name", "num_rows"),
     [("sft/self_instruct_seed_tasks.jsonl", 175), ("sft/llamafactory_identity.json", 91)],
 )
-def test_instructions(real_data: Path, tokenizer: Any, name: str, num_rows: int) -> None:
-    loaded = load_sft(DataConfig(path=str(real_data / name)), tokenizer, max_length=100_000)
+def test_instructions(shared_data: Path, tokenizer: Any, name: str, num_rows: int) -> None:
+    loaded = load_sft(DataConfig(path=str(shared_data / name)), tokenizer, max_length=100_000)
     assert (len(loaded.rows), counts(loaded)) == (num_rows, {})
 
 
-def test_what_a_reward_model_job_loads(real_data: Path, tmp_path: Path) -> None:
-    hh = str(real_data / HH)
-    model = {"path": str(real_data / "models/stories260K")}
+def test_what_a_reward_model_job_loads(shared_data: Path, tmp_path: Path) -> None:
+    hh = str(shared_data / HH)
+    model = {"path": str(shared_data / "models/stories260K")}
     settings = {
         "reward": {"model": model},
         "run_dir": str(tmp_path),
@@ -115,20 +115,20 @@ def test_what_a_reward_model_job_loads(real_data: Path, tmp_path: Path) -> None:
     for ranking, answer in zip(data.eval_rows, data.reference_answers, strict=False):
         assert answer.prompt_ids_T.tolist() == ranking.prompt_ids_T.tolist()
         assert [ids.tolist() for ids in answer.answer_ids_K] == [ranking.answer_ids_K[0].tolist()]
-    named = {**settings, "reference_data": {"path": str(real_data / "gsm8k/test.jsonl"),
+    named = {**settings, "reference_data": {"path": str(shared_data / "gsm8k/test.jsonl"),
              "columns": {"prompt": "question", "completion": "answer"}, "limit": 5,
              "over_length": "drop"}}  # fmt: skip
     answers = load_rm_data(RmConfig.model_validate(named)).reference_answers
     assert [answer.example_id for answer in answers] == [f"test:{n}" for n in range(5)]
 
 
-def test_what_a_dpo_job_loads(real_data: Path, tmp_path: Path) -> None:
+def test_what_a_dpo_job_loads(shared_data: Path, tmp_path: Path) -> None:
     settings = {
         "policy": {
-            "model": {"path": str(real_data / "models/stories260K"), "chat_template": "chatml"}
+            "model": {"path": str(shared_data / "models/stories260K"), "chat_template": "chatml"}
         },
         "run_dir": str(tmp_path),
-        "data": {"sources": [{"path": str(real_data / name), "limit": 20} for name in (EN, ZH)],
+        "data": {"sources": [{"path": str(shared_data / name), "limit": 20} for name in (EN, ZH)],
                  "over_length": "truncate"},
     }  # fmt: skip
     pairs = load_dpo_data(DpoConfig.model_validate(settings))

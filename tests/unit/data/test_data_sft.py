@@ -221,10 +221,10 @@ def test_a_tokenizer_without_end_token_is_refused(
         load(tmp_path, [{"text": "a"}], tokenizer)
 
 
-def test_gsm8k_becomes_prompt_and_completion_by_its_own_columns(real_data: Path) -> None:
-    tokenizer = load_tokenizer(str(real_data / "models/stories260K"))
+def test_gsm8k_becomes_prompt_and_completion_by_its_own_columns(shared_data: Path) -> None:
+    tokenizer = load_tokenizer(str(shared_data / "models/stories260K"))
     config = DataConfig(
-        path=str(real_data / "gsm8k/test.jsonl"),
+        path=str(shared_data / "gsm8k/test.jsonl"),
         columns={"prompt": "question", "completion": "answer"},
         over_length="drop",
     )

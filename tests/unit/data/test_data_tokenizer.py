@@ -79,6 +79,6 @@ def test_neither_pad_nor_end_token_is_an_error(
         load_tokenizer(str(tmp_path))
 
 
-def test_stories260k_keeps_its_own_pad_token(real_data: Path) -> None:
-    tokenizer = load_tokenizer(str(real_data / "models/stories260K"))
+def test_stories260k_keeps_its_own_pad_token(shared_data: Path) -> None:
+    tokenizer = load_tokenizer(str(shared_data / "models/stories260K"))
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)

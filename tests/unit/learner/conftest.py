@@ -157,9 +157,24 @@ def token_ids(generator: np.random.Generator, size: int) -> IntArray:
 
 
 @pytest.fixture
-def make_policy(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def closed_later() -> Iterator[Callable[[Any], Any]]:
+    """Hands a learner back, and closes it after the test."""
+    learners: list[Any] = []
+
+    def remember(learner: Any) -> Any:
+        learners.append(learner)
+        return learner
+
+    yield remember
+    for learner in learners:
+        learner.close()
+
+
+@pytest.fixture
+def make_policy(
+    make_model: Callable[..., Path], tmp_path: Path, closed_later: Callable[[Any], Any]
+) -> Callable[..., Any]:
     """`make_policy(model={...}, optim={...}, ...)`: a learner on a tiny Llama."""
-    learners: list[PolicyLearner] = []
 
     def make(
         *, path: Path | None = None, algorithm: dict[str, Any] | None = None, **settings: Any
@@ -173,18 +188,16 @@ def make_policy(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Cal
             replay_folder=str(tmp_path / "skipped"),
             seed=0,
         )
-        learners.append(PolicyLearner(spec, device=CPU))
-        return learners[-1]
+        return closed_later(PolicyLearner(spec, device=CPU))
 
-    yield make
-    for learner in learners:
-        learner.close()
+    return make
 
 
 @pytest.fixture
-def make_value(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def make_value(
+    make_model: Callable[..., Path], tmp_path: Path, closed_later: Callable[[Any], Any]
+) -> Callable[..., Any]:
     """As `make_policy`, for the critic."""
-    learners: list[ValueLearner] = []
 
     def make(**settings: Any) -> ValueLearner:
         spec = ValueSpec(
@@ -195,20 +208,16 @@ def make_value(make_model: Callable[..., Path], tmp_path: Path) -> Iterator[Call
             replay_folder=str(tmp_path / "skipped"),
             seed=0,
         )
-        learners.append(ValueLearner(spec, device=CPU))
-        return learners[-1]
+        return closed_later(ValueLearner(spec, device=CPU))
 
-    yield make
-    for learner in learners:
-        learner.close()
+    return make
 
 
 @pytest.fixture
 def make_supervised(
-    make_model: Callable[..., Path], tmp_path: Path
-) -> Iterator[Callable[..., ExampleLearner[Any, Any]]]:
+    make_model: Callable[..., Path], tmp_path: Path, closed_later: Callable[[Any], Any]
+) -> Callable[..., ExampleLearner[Any, Any]]:
     """`make_supervised("dpo", job={"beta": 0.3}, zero={...})`: its learner on a tiny Llama."""
-    learners: list[ExampleLearner[Any, Any]] = []
 
     def make(
         name: str, *, path: Path | None = None, job: dict[str, Any] | None = None, **settings: Any
@@ -218,12 +227,9 @@ def make_supervised(
         config = learner_config(path or make_model("llama"), settings)
         made = kind.model_validate({"data": {"path": "unused"}, role: config, **(job or {})})
         spec = SupervisedSpec(job=made, total_steps=10, replay_folder=str(tmp_path / "skipped"))
-        learners.append(supervised_learner(spec, device=CPU))
-        return learners[-1]
+        return closed_later(supervised_learner(spec, device=CPU))
 
-    yield make
-    for learner in learners:
-        learner.close()
+    return make
 
 
 def learner_config(path: Path, settings: dict[str, Any]) -> LearnerConfig:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,12 +52,3 @@ def make_batch() -> Callable[..., ScoringBatch]:
 @pytest.fixture
 def make_rollout() -> Callable[..., Rollout]:
     return rollout
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    root = Path(__file__).parents[3]
-    folder = Path(os.environ.get("RLHF_RAY_DATA", root / "../shared/data")).resolve()
-    if not folder.is_dir():
-        pytest.skip(f"no real data: RLHF_RAY_DATA names {folder}, which is not there")
-    return folder

@@ -78,8 +78,8 @@ def test_an_answer_without_a_number_is_an_error() -> None:
         correct_answer(["#### 4"], answer=["none"])
 
 
-def test_real_answers_agree_with_themselves_and_with_no_other(real_data: Path) -> None:
-    lines = (real_data / "gsm8k/test.jsonl").read_text().splitlines()
+def test_real_answers_agree_with_themselves_and_with_no_other(shared_data: Path) -> None:
+    lines = (shared_data / "gsm8k/test.jsonl").read_text().splitlines()
     answers = [json.loads(line)["answer"] for line in lines]
     numbers = [int(answer.rpartition("####")[2].replace(",", "")) for answer in answers]
     assert len(answers) == 1_319
