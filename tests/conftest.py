@@ -49,19 +49,64 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`make_model("llama", tie_word_embeddings=True)`: a folder with a tiny random model."""
+    """`make_model("llama", tie_word_embeddings=True)`: a folder with a tiny random model.
+
+    With `tokenizer_of=folder` another model's tokenizer goes with it.
+    """
     made: dict[str, Path] = {}
 
-    def make(model_type: str, **settings: Any) -> Path:
+    def make(model_type: str, *, tokenizer_of: Path | None = None, **settings: Any) -> Path:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        key = f"{model_type} {sorted(settings.items())}"
+        key = f"{model_type} {tokenizer_of} {sorted(settings.items())}"
         if key not in made:
             made[key] = tmp_path_factory.mktemp(model_type)
             torch.manual_seed(0)
             config = AutoConfig.for_model(model_type, **{**TINY, **settings})
             AutoModelForCausalLM.from_config(config).float().save_pretrained(made[key])
+            if tokenizer_of is not None:
+                AutoTokenizer.from_pretrained(tokenizer_of).save_pretrained(made[key])
         return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_encoder(num_labels=3)`: a random classifier like RoBERTa, and a tokenizer of bytes.
+
+    Without `separates` the tokenizer knows of no separator, and so of no pairs of texts.
+    """
+
+    def make(*, separates: bool = True, **settings: Any) -> Path:
+        import torch
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import (
+            PreTrainedTokenizerFast,
+            RobertaConfig,
+            RobertaForSequenceClassification,
+        )
+
+        folder = tmp_path_factory.mktemp("encoder")
+        specials = ["<s>", "<pad>", "</s>", "<unk>"]
+        symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = {token: index for index, token in enumerate(specials + symbols)}
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+        PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            bos_token="<s>",
+            eos_token="</s>",
+            pad_token="<pad>",
+            unk_token="<unk>",
+            **({"cls_token": "<s>", "sep_token": "</s>"} if separates else {}),
+        ).save_pretrained(folder)
+        torch.manual_seed(0)
+        shape = {"vocab_size": len(vocabulary), "type_vocab_size": 1, "pad_token_id": 1}
+        config = RobertaConfig(**{**shape, "bos_token_id": 0, "eos_token_id": 2, **settings})
+        RobertaForSequenceClassification(config).save_pretrained(folder)
+        return folder
 
     return make

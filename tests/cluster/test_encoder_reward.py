@@ -9,12 +9,6 @@ from pathlib import Path
 import pytest
 from jobs import run_loop
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
 
 from launch import rm
 from launch.run_folder import run_folder
@@ -23,40 +17,16 @@ from rlhf_ray.data.job import load_rm_data
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> Path:
+def encoder(make_encoder) -> Path:
     """Shaped like distilroberta, with random weights and a token a byte."""
-    folder = tmp_path_factory.mktemp("encoder")
-    specials = ["<s>", "<pad>", "</s>", "<unk>"]
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(specials + symbols)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-    )
-    tokenizer.save_pretrained(folder)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
+    return make_encoder(
         hidden_size=48,
         intermediate_size=96,
         num_hidden_layers=6,
         num_attention_heads=4,
         max_position_embeddings=514,
-        type_vocab_size=1,
         num_labels=1,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
     )
-    RobertaForSequenceClassification(config).save_pretrained(folder)
-    return folder
 
 
 def test_an_encoder_is_trained_and_then_scores(pool, encoder, make_config, shared_data, tmp_path):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 from jobs import TWO_RANKS_SHARED, laid_over, run_loop, weights_of
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.policy import PolicyGroup, PolicyRank
 from actors.probe import probe_sequences
@@ -37,29 +37,22 @@ ENGINE = {
 
 
 @pytest.fixture(scope="module")
-def fresh_model(stories, tmp_path_factory):
+def fresh_model(stories, make_model):
     """An untied Llama with biases, random weights, and the stories' tokenizer."""
-    folder = tmp_path_factory.mktemp("untied")
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=512,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            attention_bias=True,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=False,
-            initializer_range=0.15,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
+    return make_model(
+        "llama",
+        tokenizer_of=stories,
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        attention_bias=True,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        initializer_range=0.15,
+        pad_token_id=None,
     )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(stories).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,6 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
-    RobertaConfig,
-    RobertaForSequenceClassification,
 )
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -42,11 +40,8 @@ ENCODER = {
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("roberta")
-    torch.manual_seed(0)
-    RobertaForSequenceClassification(RobertaConfig(**ENCODER)).save_pretrained(folder)
-    return folder
+def encoder(make_encoder):
+    return make_encoder(**ENCODER)
 
 
 def plain_scores(model, rows):

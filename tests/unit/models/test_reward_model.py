@@ -8,15 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
     RobertaForSequenceClassification,
 )
 
@@ -48,25 +45,6 @@ SMALL = {
 }
 
 
-def encoder_tokenizer():
-    """One token a byte between <s> and </s>; padding has id 1, as RoBERTa's."""
-    specials = ["<s>", "<pad>", "</s>", "<unk>"]
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(specials + symbols)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-    )
-
-
 @pytest.fixture(scope="module")
 def decoder(stories, tmp_path_factory):
     """Its configuration names no pad token, its tokenizer pads on the left."""
@@ -81,22 +59,8 @@ def decoder(stories, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    tokenizer = encoder_tokenizer()
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-        max_position_embeddings=200,
-        type_vocab_size=1,
-        **SMALL,
-    )
-    RobertaForSequenceClassification(config).save_pretrained(folder)
-    return folder
+def encoder(make_encoder):
+    return make_encoder(separates=False, max_position_embeddings=200, **SMALL)
 
 
 @pytest.fixture(params=["decoder", "encoder"])
