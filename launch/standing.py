@@ -111,6 +111,7 @@ def start_cluster(pool: str, *, num_cpus: int, num_gpus: int) -> StandingCluster
             time.sleep(0.2)
     except BaseException:  # an interrupt as well: nobody would know of the head
         stop_cluster(cluster)
+        token.unlink()
         raise
     return cluster
 

@@ -34,15 +34,15 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
     def _load(self) -> TokenScorer:
         self.objective = objective_of(self.job)
         lm = load_causal_lm(self.config.model, device=self.device)
-        with_router_loss = self.job.router_aux_loss_coef > 0
-        if with_router_loss:
+        balances_experts = self.job.router_aux_loss_coef > 0
+        if balances_experts:
             require_experts(base_of(lm).config)
         without_dropout(lm)
         return TokenScorer(
             lm,
             temperature=1.0,
             chunk_tokens=self.config.logits_chunk_tokens,
-            with_router_loss=with_router_loss,
+            with_router_loss=balances_experts,
         )
 
     def _num_scored(self, row: Referenced) -> int:
