@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from launch import standing as clusters
 from launch.cli import EXIT_INTERRUPTED
 from rlhf_ray.config.yaml_file import write_yaml
 
@@ -177,3 +178,25 @@ def test_up_that_is_interrupted_leaves_nothing(standing):
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert not alive
     assert not list(standing.notes.iterdir())
+
+
+def test_a_cluster_that_is_interrupted_while_it_starts_is_ended(tmp_path, monkeypatch):
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **keywords: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **keywords))
+        return started[-1]
+
+    def interrupt(address: str) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clusters, "folder", lambda: tmp_path)
+    monkeypatch.setattr(clusters, "use_token", lambda pool: None)  # it is this process's for good
+    monkeypatch.setattr(clusters, "answers", interrupt)
+    monkeypatch.setattr(clusters.subprocess, "Popen", start)
+    with pytest.raises(KeyboardInterrupt):
+        clusters.start_cluster("early", num_cpus=1, num_gpus=0)
+    assert len(started) == 1
+    assert not psutil.pid_exists(started[0].pid)
+    assert [path.name for path in tmp_path.iterdir()] == ["early.log"]
