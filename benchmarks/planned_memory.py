@@ -27,9 +27,10 @@ from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import SupervisedConfig
-from rlhf_ray.planning.job import plan_job
 from rlhf_ray.planning.layout import Cluster
 from rlhf_ray.planning.memory import MIB
+from rlhf_ray.planning.plan import plan_job
+from rlhf_ray.planning.roles import model_paths
 from rlhf_ray.planning.sources import read_shapes
 
 MARK = "PLANNED_MEMORY"
@@ -75,7 +76,7 @@ def main() -> int:
             config = load_config(JOBS[options.job], options.config, overrides)
         assert isinstance(config, OnlineConfig | SupervisedConfig)
         cluster = Cluster(nodes=1, gpus_per_node=0, gpu_bytes=0)
-        plan = plan_job(config, read_shapes(config, []), cluster)
+        plan = plan_job(config, read_shapes(model_paths(config), []), cluster)
         status, measured = _measured([options.job, options.config, *overrides])
     print(f"{'role':<10} {'planned':>8} {'measured':>9} MiB {'whole':>9} {'above bare':>11}")
     for need in plan.roles:

@@ -13,14 +13,20 @@ from launch import cli
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
-from rlhf_ray.planning.advice import advise
-from rlhf_ray.planning.job import plan_job
+from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.stages import resolve_stages
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.planning.advice import advise, advise_placement
 from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.memory import GIB
+from rlhf_ray.planning.plan import Plan, plan_jobs
+from rlhf_ray.planning.planned_job import PlannedJob, groups_of
+from rlhf_ray.planning.roles import Shapes, model_paths
 from rlhf_ray.planning.sources import read_shapes
 
 EXIT_INFEASIBLE = 2
 GPUS_OF_A_NODE = 8
+PIPELINE = "pipeline"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,33 +36,65 @@ def main(arguments: Sequence[str]) -> int:
         ConfigError: The configuration or a model's cannot be read, or ranks have no place.
     """
     options, overrides = parser().parse_known_args(arguments)
-    config = load_config(JOBS[options.job], options.config, overrides)
-    shapes = read_shapes(config, options.model_config)
-    plan = plan_job(config, shapes, _cluster(options, config.groups))
+    jobs = _jobs(options, overrides)
+    shapes = read_shapes(_paths(jobs), options.model_config)
+    plan = _plan(jobs, shapes, _cluster(options, groups_of(jobs)))
 
     from launch.plan_tables import print_plan
 
-    print_plan(plan, [] if plan.fits else advise(config, shapes, plan))
+    print_plan(plan, [] if plan.fits else advise(jobs, shapes, plan))
     return 0 if plan.fits else EXIT_INFEASIBLE
+
+
+def _jobs(options: Namespace, overrides: Sequence[str]) -> list[PlannedJob]:
+    """The job, or the stages of the pipeline."""
+    if options.job != PIPELINE:
+        return [PlannedJob(config=load_config(JOBS[options.job], options.config, overrides))]
+    pipeline = load_config(PipelineConfig, options.config, overrides)
+    return [PlannedJob.of_stage(stage) for stage in resolve_stages(pipeline, check_files=False)]
+
+
+def _paths(jobs: Sequence[PlannedJob]) -> dict[str, str]:
+    """Every model, by the key that names it."""
+    return {
+        f"stages.{job.name}.{key}" if job.name else key: path
+        for job in jobs
+        for key, path in model_paths(job.config).items()
+    }
+
+
+def _plan(jobs: Sequence[PlannedJob], shapes: Shapes, cluster: Cluster) -> Plan:
+    """The plan.
+
+    Raises:
+        ConfigError: Ranks have no place; says what would make room.
+    """
+    try:
+        return plan_jobs(jobs, shapes, cluster)
+    except ConfigError as error:
+        ways = advise_placement(jobs, shapes, cluster)
+        if not ways:
+            raise
+        keys = " ".join(f"--{key} {value}" for key, value in ways[0].change.items())
+        raise ConfigError(f"{error}\nEnough would be: {keys}") from error
 
 
 def parser() -> ArgumentParser:
     """What the command line takes, beside the configuration's own keys."""
     parser = ArgumentParser(
         prog="rlhf-ray plan",
-        description="What a job needs and where it goes, from its configuration alone.",
+        description="What a job or pipeline needs and where it goes, from its configuration.",
         epilog="Any key of the configuration can be given as well: --policy.zero.stage 3",
         allow_abbrev=False,
     )
-    parser.add_argument("job", choices=JOBS)
-    parser.add_argument("config", help="the job's configuration, such as configs/grpo/*.yaml")
+    parser.add_argument("job", choices=[*JOBS, PIPELINE])
+    parser.add_argument("config", help="its configuration, such as configs/grpo/*.yaml")
     parser.add_argument("--nodes", type=_count, metavar="N", help="default: as few as hold the job")
     parser.add_argument(
         "--gpus-per-node",
         type=_count,
         metavar="M",
-        default=GPUS_OF_A_NODE,
-        help=f"default: {GPUS_OF_A_NODE}",
+        help=f"default: {GPUS_OF_A_NODE}, or none where the job asks for none",
     )
     parser.add_argument(
         "--gpu-memory", type=_gigabytes, default=80.0, metavar="GB", help="of one GPU (default 80)"
@@ -96,9 +134,10 @@ def _gigabytes(text: str) -> float:
 
 def _cluster(options: Namespace, groups: Mapping[str, GroupConfig]) -> Cluster:
     """The cluster that is described; nodes that are not counted are as few as hold the job."""
+    on_gpu = any(group.gpus_per_rank for group in groups.values())
     cluster = Cluster(
         nodes=options.nodes or 1,
-        gpus_per_node=options.gpus_per_node,
+        gpus_per_node=options.gpus_per_node or (GPUS_OF_A_NODE if on_gpu else 0),
         gpu_bytes=int(options.gpu_memory * GIB),
         node_bytes=int(options.node_memory * GIB),
     )

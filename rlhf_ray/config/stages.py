@@ -49,8 +49,12 @@ class Stage:
         return str(Path(self.config.run_dir) / EXPORT)
 
 
-def resolve_stages(config: PipelineConfig) -> list[Stage]:
+def resolve_stages(config: PipelineConfig, *, check_files: bool = True) -> list[Stage]:
     """Read and check every stage.
+
+    Args:
+        config: Of the pipeline.
+        check_files: Whether data, models and functions must be there.
 
     Raises:
         ConfigError: With every problem of every stage.
@@ -59,6 +63,8 @@ def resolve_stages(config: PipelineConfig) -> list[Stage]:
     problems: list[Problem] = []
     for given in config.stages:
         stage, found = _resolve(given, config, stages)
+        if stage is not None and check_files:
+            found = _missing(stage, stages)
         problems += [_of_stage(problem, given) for problem in found]
         if stage is not None:
             stages.append(stage)
@@ -94,8 +100,6 @@ def _resolve(
     rooted, _ = _validated(cls, file, places | roots)
     if config is None or rooted is None:
         return None, found
-    to_come = _to_come(config, earlier)
-    problems = [problem for problem in find_problems(rooted) if problem.path not in to_come]
     stage = Stage(
         name=given.name,
         job=given.job,
@@ -103,7 +107,13 @@ def _resolve(
         rooted=rooted,
         sources=frozenset(stage.name for stage in models.values()),
     )
-    return stage, problems
+    return stage, []
+
+
+def _missing(stage: Stage, earlier: Sequence[Stage]) -> list[Problem]:
+    """What a stage points at and is not there, nor will be when its turn comes."""
+    to_come = _to_come(stage.config, earlier)
+    return [problem for problem in find_problems(stage.rooted) if problem.path not in to_come]
 
 
 def _values(given: StageConfig, pipeline: PipelineConfig, cls: type[JobConfig]) -> YamlFile:

@@ -13,7 +13,7 @@ class Batches:
     Attributes:
         rows: Of one step: rollouts, or rows of the data set.
         row_tokens: Most tokens of a row, all its answers together.
-        optimizer_steps: Of the trained role in one step.
+        optimizer_steps: Of the trained role in one step; 0 where nothing is trained.
         rows_per_optimizer_step: On all ranks.
         micro_batches: Of one rank in one optimiser step.
         rows_per_micro_batch: That fit the token budget.
@@ -21,10 +21,10 @@ class Batches:
 
     rows: int
     row_tokens: int
-    optimizer_steps: int
-    rows_per_optimizer_step: int
-    micro_batches: int
-    rows_per_micro_batch: int
+    optimizer_steps: int = 0
+    rows_per_optimizer_step: int = 0
+    micro_batches: int = 0
+    rows_per_micro_batch: int = 0
 
     @property
     def tokens(self) -> int:

@@ -12,7 +12,7 @@ MIB, GIB = 2**20, 2**30
 # A process' own share of a GPU: CUDA's context, cuBLAS workspaces, loaded kernels.
 GPU_CONTEXT_BYTES = 512 * MIB
 # Resident memory on the CPU before a model is there, measured with torch 2.13, transformers 5.19
-# and DeepSpeed 0.19: a rank with nothing to load, one with a model, one that trains it.
+# and DeepSpeed 0.19: a rank with nothing to load, one with a model, one that hands it to DeepSpeed.
 BARE_RANK_BYTES, MODEL_RANK_BYTES, LEARNER_BYTES = 325 * MIB, 530 * MIB, 560 * MIB
 
 
@@ -65,7 +65,7 @@ def model_memory(work: ModelWork) -> Memory:
     # Passes and the optimiser's step take turns, so that only what exceeds a pass counts. The CPU's
     # heap keeps the room of activations.
     step = states.step_bytes(work) - logits - (activations if on_gpu else 0)
-    process = LEARNER_BYTES if work.trains else MODEL_RANK_BYTES
+    process = MODEL_RANK_BYTES if work.use == "read" else LEARNER_BYTES
     # A published bucket stays mapped in the object store's shared memory.
     bucket = 0 if on_gpu else min(work.publishes_mb * MIB, kept.weights)
     return Memory(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlhf_ray.planning.engines import EngineMemory, engine_memory
@@ -19,6 +20,8 @@ from rlhf_ray.planning.work import EngineWork, ModelWork, Work
 
 # Beside the ranks: the driver, and the actor that assembles experience.
 DRIVER_BYTES = 850 * MIB
+# What a node holds that is no role.
+DRIVER, RESULTS = "driver", "results"
 # Libraries of a process that works on a GPU, in its node's memory.
 GPU_PROCESS_BYTES = 2 * GIB
 
@@ -47,15 +50,17 @@ class RoleNeed:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuNeed:
-    """The worst moment of one GPU.
+    """The worst moment of one GPU in a job.
 
     Attributes:
+        stage: The job, where it is one of several.
         busy: The role whose turn it is.
         held: Bytes of each role at that moment.
     """
 
     node: int
     gpu: int
+    stage: str
     busy: str
     held: dict[str, int]
 
@@ -85,25 +90,53 @@ def role_need(work: Work, cluster: Cluster) -> RoleNeed:
     return RoleNeed(work=work, memory=Memory(process=process), asleep=process, host=0)
 
 
-def gpu_needs(needs: Sequence[RoleNeed], places: Sequence[Place]) -> tuple[GpuNeed, ...]:
-    """Roles of one GPU take turns: each time one is busy, the others hold what stays."""
+def idle_bytes(needs: Sequence[RoleNeed]) -> dict[str, int]:
+    """What each role leaves on a GPU while a job that does not use it works there."""
+    idle: dict[str, int] = {}
+    for need in needs:
+        process = GPU_CONTEXT_BYTES if need.engine is None else need.asleep
+        idle[need.role] = min(process, idle.get(need.role, process))
+    return idle
+
+
+def gpu_needs(
+    needs: Sequence[RoleNeed],
+    places: Sequence[Place],
+    *,
+    idle: Mapping[str, int],
+    stage: str,
+) -> tuple[GpuNeed, ...]:
+    """Roles of one GPU take turns: each time one is busy, the others hold what stays.
+
+    Args:
+        needs: Of the roles that the job uses.
+        places: Of these and of the pool's other roles.
+        idle: What the others leave on a GPU.
+        stage: The job's name.
+    """
     by_role = {need.role: need for need in needs}
-    on_gpu: dict[tuple[int, int], list[RoleNeed]] = {}
+    on_gpu: dict[tuple[int, int], list[str]] = {}
     for place in places:
         for gpu in place.gpus:
-            on_gpu.setdefault((place.node, gpu), []).append(by_role[place.role])
+            on_gpu.setdefault((place.node, gpu), []).append(place.role)
     found = []
-    for (node, gpu), there in sorted(on_gpu.items(), key=lambda item: item[0]):
+    for (node, gpu), there in sorted(on_gpu.items()):
         moments = [
             GpuNeed(
                 node=node,
                 gpu=gpu,
-                busy=busy.role,
-                held={need.role: _held(need, busy) for need in there},
+                stage=stage,
+                busy=busy,
+                held={
+                    role: _held(by_role[role], by_role[busy]) if role in by_role else idle[role]
+                    for role in there
+                },
             )
             for busy in there
+            if busy in by_role
         ]
-        found.append(max(moments, key=lambda moment: moment.total))
+        if moments:
+            found.append(max(moments, key=lambda moment: moment.total))
     return tuple(found)
 
 
@@ -116,14 +149,34 @@ def _held(need: RoleNeed, busy: RoleNeed) -> int:
 
 
 def host_needs(
-    needs: Sequence[RoleNeed], places: Sequence[Place], cluster: Cluster
+    needs: Sequence[Sequence[RoleNeed]],
+    places: Sequence[Place],
+    cluster: Cluster,
+    *,
+    results: Mapping[str, int],
 ) -> list[dict[str, int]]:
-    """Memory of each node by role: processes, and what GPUs leave to the host."""
-    by_role = {need.role: need for need in needs}
+    """Memory of each node: processes, what GPUs leave to the host, and results that are held.
+
+    Args:
+        needs: Of the roles of each job; the largest counts.
+        places: Of every role.
+        cluster: The nodes.
+        results: Bytes that each role's ranks keep together for later jobs.
+    """
     found: list[dict[str, int]] = [{} for _ in range(cluster.nodes)]
-    found[0]["driver"] = DRIVER_BYTES
+    found[0][DRIVER] = DRIVER_BYTES
+    num_ranks = Counter(place.role for place in places)
     for place in places:
-        need, held = by_role[place.role], found[place.node]
-        process = GPU_PROCESS_BYTES * len(place.gpus) or need.memory.total
-        held[place.role] = held.get(place.role, 0) + need.host + process
+        held = found[place.node]
+        mine = [need for roles in needs for need in roles if need.role == place.role]
+        most = max(place_bytes(need, place) for need in mine)
+        held[place.role] = held.get(place.role, 0) + most
+        if place.role in results:
+            share = results[place.role] // num_ranks[place.role]
+            held[RESULTS] = held.get(RESULTS, 0) + share
     return found
+
+
+def place_bytes(need: RoleNeed, place: Place) -> int:
+    """What one rank or engine takes of its node's memory."""
+    return need.host + (GPU_PROCESS_BYTES * len(place.gpus) or need.memory.total)

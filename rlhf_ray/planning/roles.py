@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from rlhf_ray.config.base import ForwardConfig, GroupConfig, JobConfig, ModelConfig, ZeroConfig
 from rlhf_ray.config.online import OnlineConfig, RewardModelConfig
+from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
 from rlhf_ray.planning.batches import Batches, batches_of
 from rlhf_ray.planning.model_shape import Head, ModelShape
-from rlhf_ray.planning.work import BareWork, EngineWork, ModelWork, Work
+from rlhf_ray.planning.work import BareWork, EngineWork, ModelWork, Use, Work
 
 # Where neither configuration nor model says how long a sequence may be.
 DEFAULT_CONTEXT = 4096
@@ -51,15 +52,7 @@ def _online(config: OnlineConfig, shapes: Shapes) -> tuple[list[Work], Batches]:
         or shapes[config.policy.model.path].context_tokens
         or DEFAULT_CONTEXT
     )
-    prompt = config.data.prompt_tokens or config.data.max_prompt_tokens or context
-    batches = batches_of(
-        rows=config.prompts_per_step * config.samples_per_prompt,
-        row_tokens=min(context, prompt + config.rollout.max_new_tokens),
-        minibatches=config.algorithm.minibatches,
-        epochs=config.algorithm.epochs,
-        ranks=config.placement.policy.ranks,
-        budget=config.policy.max_tokens_per_micro_batch,
-    )
+    batches = _online_batches(config, context)
     engine = EngineWork(
         group=config.placement.rollout,
         shape=shapes[config.policy.model.path],
@@ -77,8 +70,29 @@ def _online(config: OnlineConfig, shapes: Shapes) -> tuple[list[Work], Batches]:
     return work, batches
 
 
+def _online_batches(config: OnlineConfig, context: int) -> Batches:
+    prompt = config.data.prompt_tokens or config.data.max_prompt_tokens or context
+    rows = config.prompts_per_step * config.samples_per_prompt
+    row_tokens = min(context, prompt + config.rollout.max_new_tokens)
+    if isinstance(config, SampleConfig):
+        return Batches(rows=rows, row_tokens=row_tokens)
+    return batches_of(
+        rows=rows,
+        row_tokens=row_tokens,
+        minibatches=config.algorithm.minibatches,
+        epochs=config.algorithm.epochs,
+        ranks=config.placement.policy.ranks,
+        budget=config.policy.max_tokens_per_micro_batch,
+    )
+
+
 def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batches) -> ModelWork:
-    trains = role != "reference"
+    use: Use = "read" if role == "reference" else "train"
+    rows = batches.rows if role == "reference" else batches.rows_per_optimizer_step
+    if isinstance(config, SampleConfig):
+        # Nothing learns; the policy scores the probe, of which each of its ranks does all.
+        use = "publish" if role == "policy" else "read"
+        rows = config.publication.probe_sequences * config.groups[role].ranks
     return _model_work(
         role,
         config.groups[role],
@@ -86,8 +100,8 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
         getattr(config, role),
         policy=config.policy.model,
         head="value" if role == "value" else "lm",
-        trains=trains,
-        rows=batches.rows_per_optimizer_step if trains else batches.rows,
+        use=use,
+        rows=rows,
         row_tokens=batches.row_tokens,
         scored_share=min(1.0, config.rollout.max_new_tokens / batches.row_tokens),
         publishes_mb=config.publication.bucket_mb if role == "policy" else 0,
@@ -107,7 +121,7 @@ def _scorer(group: GroupConfig, config: RewardModelConfig, shapes: Shapes, row_t
         model=ModelConfig(path=config.path, dtype=config.dtype),
         zero=ZeroConfig(),
         head="score",
-        trains=False,
+        use="read",
         pass_tokens=max(1, budget // longest) * longest,
         logits_tokens=0,
     )
@@ -125,7 +139,7 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[Work], B
         budget=learner.max_tokens_per_micro_batch,
     )
 
-    def model(role: str, forward: ForwardConfig, head: Head, *, trains: bool) -> ModelWork:
+    def model(role: str, forward: ForwardConfig, head: Head, use: Use) -> ModelWork:
         return _model_work(
             role,
             config.groups[role],
@@ -133,16 +147,16 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[Work], B
             forward,
             policy=learner.model,
             head=head,
-            trains=trains,
+            use=use,
             rows=batches.rows,
             row_tokens=batches.row_tokens,
-            leaves=not trains and getattr(config, "reference_kind", "") == "precomputed",
+            leaves=use == "read" and getattr(config, "reference_kind", "") == "precomputed",
         )
 
     head: Head = "score" if isinstance(config, RmConfig) else "lm"
-    work: list[Work] = [model(role, learner, head, trains=True)]
+    work: list[Work] = [model(role, learner, head, "train")]
     if isinstance(config, DpoConfig) and config.uses_reference_role:
-        work.append(model("reference", config.reference, "lm", trains=False))
+        work.append(model("reference", config.reference, "lm", "read"))
     return work, batches
 
 
@@ -161,7 +175,7 @@ def _model_work(
     *,
     policy: ModelConfig,
     head: Head,
-    trains: bool,
+    use: Use,
     rows: int,
     row_tokens: int,
     scored_share: float = 1.0,
@@ -182,7 +196,7 @@ def _model_work(
         model=model,
         zero=forward.zero,
         head=head,
-        trains=trains,
+        use=use,
         pass_tokens=pass_tokens,
         logits_tokens=min(scored, forward.logits_chunk_tokens),
         publishes_mb=publishes_mb,

@@ -9,24 +9,21 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_ray.config.base import JobConfig
 from rlhf_ray.config.references import is_hub_name
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.model_shape import ModelShape, read_shape
-from rlhf_ray.planning.roles import model_paths
 
 
-def read_shapes(config: JobConfig, given: Sequence[str]) -> dict[str, ModelShape]:
-    """The shape of every model that a job loads, by its path.
+def read_shapes(paths: Mapping[str, str], given: Sequence[str]) -> dict[str, ModelShape]:
+    """The shape of every model that is loaded, by its path.
 
     Args:
-        config: Of the job.
-        given: `FILE` for the job's only model that is not on this disk, or `MODEL=FILE`.
+        paths: Of the models, by the keys that name them.
+        given: `FILE` for the only model that is not on this disk, or `MODEL=FILE`.
 
     Raises:
         ConfigError: A model is neither on this disk nor given, or cannot be read.
     """
-    paths = model_paths(config)
     files = _given_files(given, set(paths.values()))
     shapes: dict[str, ModelShape] = {}
     for key, path in paths.items():
@@ -41,8 +38,8 @@ def _given_files(given: Sequence[str], wanted: set[str]) -> Mapping[str, Path]:
         path, equals, file = one.rpartition("=")
         if equals and path not in wanted:
             raise ConfigError(
-                f"--model-config names {path!r}, which the job does not load; it loads "
-                f"{', '.join(sorted(wanted))}"
+                f"--model-config names {path!r}, which is not loaded; "
+                f"{', '.join(sorted(wanted))} would be"
             )
         absent = sorted(path for path in wanted if _found(path) is None)
         if not equals and len(absent) > 1:

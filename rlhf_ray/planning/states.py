@@ -52,10 +52,11 @@ def states_of(work: ModelWork) -> States:
     weights = _weight_bytes(work, trained)
     if stage == 3:
         weights //= ranks
-    # Adam's two, and above stage 0 the float32 copy that it steps on, laid end to end.
-    optimizer = 12 * trained.num // ranks if stage else int(8 * trained.num * trained.factor)
+    optimizer = _optimizer_bytes(work, trained, stage)
     offloads = stage > 0 and _leaves(work, work.zero.offload_optimizer)
     gradients, on_host = _gradient_bytes(trained, stage, ranks, offloads)
+    if work.use == "publish":
+        gradients, on_host = _untouched_gradient_bytes(trained, stage, ranks, offloads)
     host = optimizer + on_host if offloads and work.zero.offload_optimizer == "cpu" else 0
     if _leaves(work, work.zero.offload_param):
         host += weights if work.zero.offload_param == "cpu" else 0
@@ -73,6 +74,8 @@ def step_bytes(work: ModelWork) -> int:
     """What an optimiser's step makes for itself, when activations are gone."""
     trained = _trained(work)
     stage = _stage(work, trained)
+    if not work.trains:
+        return 0
     if stage == 0:  # gradients are flattened to be reduced
         return min(trained.num, REDUCE_BUCKET) * trained.bytes_each
     if _leaves(work, work.zero.offload_optimizer):
@@ -83,9 +86,8 @@ def step_bytes(work: ModelWork) -> int:
 def _trained(work: ModelWork) -> Trained:
     """All parameters of a model, or those of its adapters and of a new head."""
     shape, lora = work.shape, work.model.lora
-    if not work.trains:
+    if work.use == "read":
         return Trained(num=0, bytes_each=4, factor=1.0)
-
     if lora.rank:
         adapters = sum(lora.rank * (linear.inputs + linear.outputs) for linear in shape.linears)
         head = 0 if work.head == "lm" else shape.num_head(work.head)
@@ -113,7 +115,7 @@ def _mean_factor(work: ModelWork) -> float:
 
 def _stage(work: ModelWork, trained: Trained) -> int:
     """As it runs: a frozen model is spread by stage 3 alone, bfloat16 training needs stage 1."""
-    if not work.trains:
+    if work.use == "read":
         return 3 if work.zero.stage == 3 else 0
     return work.zero.stage or int(trained.bytes_each == 2)
 
@@ -129,10 +131,31 @@ def _weight_bytes(work: ModelWork, trained: Trained) -> int:
     if work.model.quantization == "none":
         return num * work.bytes_each + adapters
     quantized = sum(linear.num_weights for linear in work.shape.linears)
-    # peft makes everything else float32 in a quantized model that trains.
-    each = 4 if work.trains else work.bytes_each
+    # peft makes everything else float32 in a quantized model that may train.
+    each = work.bytes_each if work.use == "read" else 4
     small = int(quantized * QUANTIZED_BYTES[work.model.quantization])
     return small + (num - quantized) * each + adapters
+
+
+def _optimizer_bytes(work: ModelWork, trained: Trained, stage: int) -> int:
+    """Adam's two, which its first step makes; above stage 0 the float32 copy that it steps on."""
+    copy = 4 * trained.num // work.group.ranks if stage else 0
+    if not work.trains:
+        return copy
+    # Above stage 0 all are laid end to end.
+    return 3 * copy if stage else int(8 * trained.num * trained.factor)
+
+
+def _untouched_gradient_bytes(
+    trained: Trained, stage: int, ranks: int, offloads: bool
+) -> tuple[int, int]:
+    """The room for sums of gradients that is taken before there is any: device and host."""
+    if stage == 1 and trained.bytes_each == 2 and not offloads:
+        return 4 * trained.num, 0
+    if stage < 3:
+        return 0, 0
+    summed = 4 * trained.num // ranks
+    return (0, summed) if offloads else (summed, 0)
 
 
 def _gradient_bytes(trained: Trained, stage: int, ranks: int, offloads: bool) -> tuple[int, int]:
@@ -158,7 +181,9 @@ def _buffer_bytes(work: ModelWork, trained: Trained, stage: int) -> int:
     bucket = int(extra.get("reduce_bucket_size", REDUCE_BUCKET))
     if not work.on_gpu:  # pages that are never written take no memory
         bucket = min(bucket, trained.num)
-    reduced = bucket * trained.bytes_each if stage >= 2 and trained.num else 0
+    # Stage 2 makes its bucket in the first backward pass, stage 3 before.
+    reduces = trained.num and (stage == 3 or (stage == 2 and work.trains))
+    reduced = bucket * trained.bytes_each if reduces else 0
     if stage < 3:
         return reduced
     live = int(extra.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS))

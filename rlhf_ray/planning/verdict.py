@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlhf_ray.planning.layout import Cluster
 from rlhf_ray.planning.memory import GIB, Memory
@@ -35,25 +35,21 @@ class Problem:
     message: str
 
 
-def problems_of(
-    needs: Sequence[RoleNeed],
-    gpus: Sequence[GpuNeed],
-    hosts: Sequence[Mapping[str, int]],
-    cluster: Cluster,
-) -> tuple[Problem, ...]:
-    """All that speaks against a job; nothing where it fits.
+def stage_problems(
+    needs: Sequence[RoleNeed], gpus: Sequence[GpuNeed], cluster: Cluster, *, stage: str
+) -> list[Problem]:
+    """All that speaks against one job on its engines and GPUs; nothing where it fits.
 
     Args:
         needs: Of the roles.
         gpus: Each at its worst moment.
-        hosts: Memory of each node by role.
         cluster: What there is.
+        stage: The job's name, where it is one of several.
     """
-    return (
-        *_engine_problems(needs),
-        *_gpu_problems(gpus, needs, cluster),
-        *_host_problems(hosts, needs, cluster),
-    )
+    problems = [*_engine_problems(needs), *_gpu_problems(gpus, needs, cluster)]
+    if not stage:
+        return problems
+    return [replace(problem, message=f"stage {stage}: {problem.message}") for problem in problems]
 
 
 def _engine_problems(needs: Sequence[RoleNeed]) -> list[Problem]:
@@ -119,16 +115,22 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.1f}"
 
 
-def _host_problems(
+def host_problems(
     hosts: Sequence[Mapping[str, int]], needs: Sequence[RoleNeed], cluster: Cluster
 ) -> list[Problem]:
-    """The fullest node, where it is known how much one has."""
+    """The fullest node's, where it is known how much one has.
+
+    Args:
+        hosts: Memory of each node by role.
+        needs: Of the roles, in all jobs.
+        cluster: What there is.
+    """
     sizes = [sum(held.values()) for held in hosts]
     if not cluster.node_bytes or max(sizes) <= cluster.node_bytes:
         return []
     node = sizes.index(max(sizes))
     held = hosts[node]
-    need = max(needs, key=lambda need: held.get(need.role, 0))
+    need = max(needs, key=lambda need: (held.get(need.role, 0), need.host + need.memory.total))
     on_host = need.host > need.memory.total or bool(need.work.group.gpus_per_rank)
     part = "host" if on_host else _largest_part(need.memory)
     shown = ", ".join(f"{name} {_gib(size)}" for name, size in held.items())

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rlhf_ray.config.base import GroupConfig, ModelConfig, ZeroConfig
 from rlhf_ray.config.online import RolloutConfig
 from rlhf_ray.planning.model_shape import Head, ModelShape
+
+# What is done with a model: it learns; it is made ready to learn, but its weights are only passed
+# on; or it is read alone.
+Use = Literal["train", "publish", "read"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +33,16 @@ class ModelWork:
     model: ModelConfig
     zero: ZeroConfig
     head: Head
-    trains: bool
+    use: Use
     pass_tokens: int
     logits_tokens: int
     publishes_mb: int = 0
     leaves: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether it takes steps."""
+        return self.use == "train"
 
     @property
     def on_gpu(self) -> bool:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.planning.plan import Plan, plan_job
+from rlhf_ray.planning.planned_job import PlannedJob
+
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
+from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
-from rlhf_ray.planning.job import JobPlan, plan_job
+from rlhf_ray.planning.advice import Advice, advise
 from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.memory import GIB
 from rlhf_ray.planning.model_shape import shape_of
@@ -84,7 +88,14 @@ EIGHT_B = "meta-llama/Llama-3.1-8B-Instruct"
 SEVENTY_B = "meta-llama/Llama-3.3-70B-Instruct"
 SHAPES = {name: shape_of(config) for name, config in MODELS.items()}
 
-JOBS = {"sft": SftConfig, "rm": RmConfig, "dpo": DpoConfig, "ppo": PpoConfig, "grpo": GrpoConfig}
+JOBS = {
+    "sft": SftConfig,
+    "rm": RmConfig,
+    "dpo": DpoConfig,
+    "ppo": PpoConfig,
+    "grpo": GrpoConfig,
+    "sample": SampleConfig,
+}
 # What a job cannot do without.
 NEEDED: dict[str, dict[str, Any]] = {
     "sft": {"policy": {"model": {"path": EIGHT_B}}, "max_length": 2048},
@@ -101,6 +112,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         "rollout": {"max_model_len": 2048},
     },
 }
+NEEDED["sample"] = NEEDED["grpo"]
 
 
 def job(name: str, **sections: Any) -> Any:
@@ -126,11 +138,15 @@ def node(gpus: int = 8, gpu_gb: float = 80, node_gb: float = 0, nodes: int = 1) 
     )
 
 
-def planned(config: Any, cluster: Cluster | None = None) -> JobPlan:
+def planned(config: Any, cluster: Cluster | None = None) -> Plan:
     """On a given cluster, or on as few nodes of 8 GPUs as hold it."""
     return plan_job(config, SHAPES, cluster or smallest_cluster(config.groups, node()))
 
 
-def memory_of(plan: JobPlan, role: str) -> Any:
+def advised(config: Any, plan: Plan) -> list[Advice]:
+    return advise([PlannedJob(config=config)], SHAPES, plan)
+
+
+def memory_of(plan: Plan, role: str) -> Any:
     [need] = [need for need in plan.roles if need.role == role]
     return need.memory

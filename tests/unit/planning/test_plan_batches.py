@@ -32,7 +32,7 @@ def test_as_many_micro_batches_as_the_loop_makes(
         algorithm={"minibatches": min(minibatches, prompts * samples), "epochs": epochs},
         placement={"policy": {"ranks": ranks}},
     )
-    batches = planned(config).batches
+    batches = planned(config).stages[0].batches
     rows = prompts * samples
     assert (batches.rows, batches.row_tokens, batches.tokens) == (rows, 100, 100 * rows)
     plan = plan_update(
@@ -53,10 +53,10 @@ def test_as_many_micro_batches_as_the_loop_makes(
 
 @pytest.mark.parametrize(("name", "answers"), [("sft", 1), ("rm", 2), ("dpo", 2)])
 def test_a_row_of_a_pair_has_two_answers(name, answers):
-    batches = planned(job(name, batch_size=64)).batches
+    batches = planned(job(name, batch_size=64)).stages[0].batches
     assert (batches.rows, batches.row_tokens) == (64, answers * 2048)
     assert batches.optimizer_steps == 1
 
 
 def test_labelled_answers_come_singly():
-    assert planned(job("dpo", loss_type=["kto"])).batches.row_tokens == 2048
+    assert planned(job("dpo", loss_type=["kto"])).stages[0].batches.row_tokens == 2048

@@ -38,12 +38,13 @@ def folder(tmp_path, monkeypatch):
 def test_a_job_that_fits(folder, capsys):
     assert cli.main(["plan", "grpo", "local.yaml"]) == 0
     printed = capsys.readouterr().out
-    assert "GPU 0-3  policy 0-3" in printed
-    assert "GPU 4-7  rollout 0-3" in printed
+    assert "0     GPU 0-3  policy 0-3 " in printed
+    assert "GPU 4-7  rollout 0-3 " in printed
+    assert "CPU      reward 0 " in printed
     assert "8.03B / 4" in printed
     assert "256 of at most 1,536 tokens: 393,216 tokens" in printed
     assert "9 actors" in printed
-    assert printed.rstrip().endswith("It fits.")
+    assert "It fits: 68.0 of 80 GB on the fullest GPU, " in printed
     assert max(map(len, printed.splitlines())) <= 100
 
 
@@ -78,7 +79,7 @@ def test_a_model_that_is_not_on_this_disk(folder, capsys):
     named = f"{EIGHT_B}=model/config.json"
     assert cli.main(["plan", "grpo", "hub.yaml", "--model-config", named]) == 0
     assert cli.main(["plan", "grpo", "hub.yaml", "--model-config", "org/other=model"]) == 2
-    assert "names 'org/other', which the job does not load" in capsys.readouterr().err
+    assert "names 'org/other', which is not loaded" in capsys.readouterr().err
 
 
 def test_a_file_that_could_be_of_two_models(folder, capsys):

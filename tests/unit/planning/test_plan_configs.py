@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from plan_jobs import EIGHT_B, ROOT, SEVENTY_B, SHAPES, job, node, planned
+from plan_jobs import EIGHT_B, ROOT, SEVENTY_B, SHAPES, advised, job, node, planned
+from rlhf_ray.planning.plan import plan_job
 
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
-from rlhf_ray.planning.advice import advise
-from rlhf_ray.planning.job import plan_job
 from rlhf_ray.planning.layout import smallest_cluster
 from rlhf_ray.planning.roles import model_paths
 
@@ -64,7 +63,7 @@ def test_70b_weights_leave_an_engine_no_cache():
     )
     plan = planned(config)
     assert ("rollout", "weights") in {(problem.role, problem.part) for problem in plan.problems}
-    assert {frozenset(advice.changes): advice.changes for advice in advise(config, SHAPES, plan)}[
+    assert {frozenset(advice.change): advice.change for advice in advised(config, plan)}[
         frozenset({"placement.rollout.gpus_per_rank"})
     ] == {"placement.rollout.gpus_per_rank": 4}
 
@@ -82,17 +81,19 @@ def test_what_is_advised_fits():
     )
     plan = planned(config)
     assert not plan.fits
-    advices = advise(config, SHAPES, plan)
+    advices = advised(config, plan)
     assert advices
     for advice in advices:
         values = config.model_dump()
-        for key, value in advice.changes.items():
+        for key, value in advice.change.items():
             *above, last = key.split(".")
             section = values
             for name in above:
                 section = section[name]
             section[last] = value
-        assert planned(type(config).model_validate(values), node(nodes=advice.nodes)).fits
+        again = planned(type(config).model_validate(values), advice.plan.cluster)
+        assert again.fits
+        assert again == advice.plan
 
 
 def test_roles_that_share_a_gpu_take_turns_on_it():

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_jobs import JOBS, MODELS, SHAPES, job, memory_of, node
+from plan_jobs import JOBS, MODELS, SHAPES, advised, job, memory_of, node
+from rlhf_ray.planning.plan import plan_job
 
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.planning.advice import advise
-from rlhf_ray.planning.job import plan_job
 from rlhf_ray.planning.layout import smallest_cluster
 from rlhf_ray.planning.verdict import PART_NAMES
 
@@ -54,7 +53,7 @@ def jobs(draw):
     sections = {trained: learner(draw(models)), "placement": {trained: group()}}
     if name == "dpo":
         sections["placement"]["reference"] = group()
-    if name in ("ppo", "grpo"):
+    if name in ("ppo", "grpo", "sample"):
         sections["value"] = learner(draw(models))
         engine = {**group(), "gpus_per_rank": draw(st.sampled_from([0, 1, 2, 8]))}
         share = {
@@ -98,8 +97,9 @@ def test_every_job_has_a_plan_or_a_reason(config, gpu_gb, gpus, node_gb):
         assert problem.role in problem.message
         assert PART_NAMES[problem.part] in problem.message
     if not plan.fits and len(plan.places) < 8:
-        for advice in advise(config, SHAPES, plan):
-            assert advice.changes
+        for advice in advised(config, plan):
+            assert advice.change
+            assert advice.plan.fits
 
 
 def trained_memory(ranks=8, **settings):

@@ -1,0 +1,149 @@
+"""Changes of a configuration that lessen what a job needs, by key and value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rlhf_ray.config.base import ForwardConfig, GroupConfig, JobConfig
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.planning.plan import Plan
+from rlhf_ray.planning.planned_job import PlannedJob, groups_of
+from rlhf_ray.planning.work import ModelWork
+
+# One change by key and value, as they are given on the command line; a key that belongs to another
+# goes with it.
+Change = Mapping[str, Any]
+SMALLEST_MICRO_BATCH = 2048
+PLACEMENT = "placement"
+
+
+def changed(jobs: Sequence[PlannedJob], change: Change) -> list[PlannedJob]:
+    """The jobs after a change; what concerns placement is laid over all that have the role.
+
+    Raises:
+        ValidationError: It cannot be.
+    """
+    values = [job.config.model_dump() for job in jobs]
+    for key, value in change.items():
+        path = key.split(".")
+        if path[0] == PLACEMENT:
+            for of_job in values:
+                if path[1] in of_job[PLACEMENT]:
+                    _set(of_job, path, value)
+        elif path[0] == "stages":
+            _set(values[int(path[1])], path[3:], value)
+        else:
+            _set(values[0], path, value)
+    return [
+        replace(job, config=type(job.config).model_validate(of_job))
+        for job, of_job in zip(jobs, values, strict=True)
+    ]
+
+
+def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    *above, last = path
+    for name in above:
+        values = values[name]
+    values[last] = value
+
+
+def less_memory(jobs: Sequence[PlannedJob], plan: Plan) -> Iterator[Change]:
+    """Single steps towards less memory, the cheapest for speed first."""
+    groups = groups_of(jobs)
+    for index, (job, stage) in enumerate(zip(jobs, plan.stages, strict=True)):
+        prefix = f"stages.{index}.set." if job.name else ""
+        for need in stage.roles:
+            if isinstance(need.work, ModelWork):
+                for change in _of_model(job.config, need.work, groups):
+                    yield _prefixed(change, prefix)
+        if isinstance(job.config, OnlineConfig):
+            for change in _of_engine(job.config):
+                yield _prefixed(change, prefix)
+
+
+def fewer_gpus(jobs: Sequence[PlannedJob]) -> Iterator[Change]:
+    """Single steps towards fewer GPUs: roles move in with the policy, groups become smaller."""
+    groups = groups_of(jobs)
+    alone = {role: g for role, g in groups.items() if g.gpus_per_rank and not g.share}
+    hosts = {g.share for g in groups.values()}
+    for role, group in alone.items():
+        if role != "policy" and "policy" in alone and role not in hosts:
+            ranks = alone["policy"].ranks // group.gpus_per_rank
+            if ranks:
+                yield {
+                    f"{PLACEMENT}.{role}.share": "policy",
+                    f"{PLACEMENT}.{role}.ranks": min(group.ranks, ranks),
+                }
+    for role, group in alone.items():
+        if group.ranks > 1:
+            yield _with_guests(role, group.ranks // 2, groups)
+    if "rollout" in alone and groups["rollout"].gpus_per_rank > 1:
+        yield {f"{PLACEMENT}.rollout.gpus_per_rank": groups["rollout"].gpus_per_rank // 2}
+
+
+def _prefixed(change: Change, prefix: str) -> Change:
+    return {
+        key if key.startswith(f"{PLACEMENT}.") else prefix + key: value
+        for key, value in change.items()
+    }
+
+
+def _of_model(
+    config: JobConfig, work: ModelWork, groups: Mapping[str, GroupConfig]
+) -> Iterator[Change]:
+    role = work.role
+    section = getattr(config, role)
+    if not isinstance(section, ForwardConfig):  # a reward model has fewer keys
+        yield from _smaller_passes(work.section, section.model.max_tokens_per_micro_batch)
+        return
+    if work.trains and not section.model.gradient_checkpointing:
+        yield {f"{role}.model.gradient_checkpointing": True}
+    yield from _smaller_passes(role, section.max_tokens_per_micro_batch)
+    if section.zero.stage < 3 and work.group.ranks > 1:
+        yield {f"{role}.zero.stage": 3}
+    if work.use != "read" and section.zero.offload_optimizer == "none":
+        stage = {f"{role}.zero.stage": 3} if section.zero.stage == 0 else {}
+        yield {**stage, f"{role}.zero.offload_optimizer": "cpu"}
+    if not work.group.share:
+        spread = {f"{role}.zero.stage": 3} if section.zero.stage == 0 else {}
+        for factor in (2, 4, 8):
+            yield {**_with_guests(role, factor * work.group.ranks, groups), **spread}
+
+
+def _with_guests(role: str, ranks: int, groups: Mapping[str, GroupConfig]) -> Change:
+    """Another number of ranks, and of those of the models that live on the same GPUs."""
+    guests = [
+        name
+        for name, group in groups.items()
+        if group.share == role and group.gpus_per_rank and name != "rollout"
+    ]
+    factor = ranks / groups[role].ranks
+    return {
+        f"{PLACEMENT}.{role}.ranks": ranks,
+        **{
+            f"{PLACEMENT}.{guest}.ranks": max(1, int(factor * groups[guest].ranks))
+            for guest in guests
+        },
+    }
+
+
+def _smaller_passes(section: str, tokens: int) -> Iterator[Change]:
+    while tokens > SMALLEST_MICRO_BATCH:
+        tokens //= 2
+        yield {f"{section}.max_tokens_per_micro_batch": tokens}
+
+
+def _of_engine(config: OnlineConfig) -> Iterator[Change]:
+    group, share = config.placement.rollout, config.rollout.gpu_memory_share
+    if not group.gpus_per_rank:
+        yield {"rollout.kv_cache_gb": 2 * config.rollout.kv_cache_gb}
+        return
+    for wanted in (0.9, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
+        if wanted != share:
+            yield {"rollout.gpu_memory_share": wanted}
+    if not group.share:
+        for gpus in (2, 4, 8):
+            if gpus > group.gpus_per_rank:
+                yield {f"{PLACEMENT}.rollout.gpus_per_rank": gpus}
