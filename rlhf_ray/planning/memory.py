@@ -62,9 +62,8 @@ def model_memory(work: ModelWork) -> Memory:
     on_gpu = bool(work.group.gpus_per_rank)
     kept = states.states_of(work)
     activations, logits = passes.activation_bytes(work), passes.logits_bytes(work)
-    # Passes and the optimiser's step take turns, so that only what exceeds a pass counts. The CPU's
-    # heap keeps the room of activations.
-    step = states.step_bytes(work) - logits - (activations if on_gpu else 0)
+    # Passes and the optimiser's step take turns, so that only what exceeds a pass counts.
+    step = states.step_bytes(work) - passes.returned_bytes(work)
     process = MODEL_RANK_BYTES if work.use == "read" else LEARNER_BYTES
     # A published bucket stays mapped in the object store's shared memory.
     bucket = 0 if on_gpu else min(work.publishes_mb * MIB, kept.weights)
@@ -75,6 +74,6 @@ def model_memory(work: ModelWork) -> Memory:
         optimizer=kept.optimizer,
         activations=activations,
         logits=logits,
-        buffers=max(kept.buffers, step, 0) + bucket,
+        buffers=kept.reduced + max(kept.gathered, step, 0) + bucket,
         host=kept.host,
     )

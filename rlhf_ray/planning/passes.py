@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlhf_ray.planning.heap import heap_factor
+from rlhf_ray.planning.heap import RETURNED_BLOCK_BYTES, heap_factor
 from rlhf_ray.planning.model_shape import Linear, ModelShape
 from rlhf_ray.planning.work import ModelWork
 
 # Bytes of a pass's tensor by its width, and by bytes a number where those are not the model's own.
 Held = Callable[..., float]
-# float32 logits as they are, scaled by the temperature, normalized; in training their gradient.
-INFERENCE_COPIES, TRAINING_COPIES = 3, 4
+# float32 logits: scaled by the temperature, and normalized; in training, for the entropy or in the
+# backward pass, two more.
+READING_COPIES, TRAINING_COPIES = 2, 4
 
 
 def logits_bytes(work: ModelWork) -> int:
     """Of one chunk, with what becomes of it."""
     num = work.logits_tokens * work.shape.vocabulary
-    each = 4 * (TRAINING_COPIES if work.trains else INFERENCE_COPIES)
-    if work.bytes_each == 2:  # the product itself, and its gradient, in bfloat16
-        each += 4
+    each = 4 * (TRAINING_COPIES if work.trains else READING_COPIES)
+    if work.bytes_each == 2:  # the product itself, and in training its gradient, in bfloat16
+        each += 4 if work.trains else 2
     return int(num * each * heap_factor(4 * num, on_gpu=work.on_gpu, trains=work.trains))
+
+
+def returned_bytes(work: ModelWork) -> int:
+    """What is free again after a pass: on the CPU the heap keeps the room of small tensors."""
+    if work.on_gpu:
+        return logits_bytes(work) + activation_bytes(work)
+    is_large = 4 * work.logits_tokens * work.shape.vocabulary >= RETURNED_BLOCK_BYTES
+    return logits_bytes(work) if is_large else 0
 
 
 def activation_bytes(work: ModelWork) -> int:

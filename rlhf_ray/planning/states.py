@@ -5,7 +5,9 @@ Sources: https://arxiv.org/abs/1910.02054, section 3, and the code of DeepSpeed 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rlhf_ray.planning.heap import heap_factor
 from rlhf_ray.planning.work import ModelWork
@@ -21,14 +23,16 @@ class States:
     """Bytes of one rank.
 
     Attributes:
-        buffers: Gathered weights, and gradients on their way.
+        reduced: Gradients on their way.
+        gathered: Weights of ZeRO-3, whole for a pass.
         host: What is offloaded to the memory of the node.
     """
 
     weights: int
     gradients: int
     optimizer: int
-    buffers: int
+    reduced: int
+    gathered: int
     host: int
 
 
@@ -37,12 +41,14 @@ class Trained:
     """The parameters that get a gradient.
 
     Attributes:
-        factor: Of the heap, over all of them.
+        factor: Of the heap, over all of them one by one.
+        flat_factor: Of the heap, where one rank's share of them is laid end to end.
     """
 
     num: int
     bytes_each: int
     factor: float
+    flat_factor: float
 
 
 def states_of(work: ModelWork) -> States:
@@ -65,7 +71,8 @@ def states_of(work: ModelWork) -> States:
         weights=weights,
         gradients=gradients,
         optimizer=0 if offloads else optimizer,
-        buffers=_buffer_bytes(work, trained, stage),
+        reduced=_reduced_bytes(work, trained, stage),
+        gathered=_gathered_bytes(work) if stage == 3 else 0,
         host=host,
     )
 
@@ -80,23 +87,30 @@ def step_bytes(work: ModelWork) -> int:
         return min(trained.num, REDUCE_BUCKET) * trained.bytes_each
     if _leaves(work, work.zero.offload_optimizer):
         return 0
-    return 4 * trained.num // work.group.ranks
+    flat = _flat_bytes(trained, 4, work.group.ranks)
+    if work.on_gpu:
+        return flat
+    # Not fused, Adam makes two tensors as large as the one that it steps on, which with ZeRO is all
+    # there is; below stage 3 each pass's own gradients have left by then.
+    return 2 * flat if stage == 3 else flat
 
 
 def _trained(work: ModelWork) -> Trained:
     """All parameters of a model, or those of its adapters and of a new head."""
     shape, lora = work.shape, work.model.lora
     if work.use == "read":
-        return Trained(num=0, bytes_each=4, factor=1.0)
+        return Trained(num=0, bytes_each=4, factor=1.0, flat_factor=1.0)
     if lora.rank:
         adapters = sum(lora.rank * (linear.inputs + linear.outputs) for linear in shape.linears)
         head = 0 if work.head == "lm" else shape.num_head(work.head)
         # peft keeps adapters of bfloat16 models in float32.
         small = heap_factor(0, on_gpu=work.on_gpu, trains=True)
-        return Trained(num=adapters + head, bytes_each=4, factor=small)
-    return Trained(
-        num=shape.num_parameters(work.head), bytes_each=work.bytes_each, factor=_mean_factor(work)
-    )
+        num, bytes_each, factor = adapters + head, 4, small
+    else:
+        num, bytes_each = shape.num_parameters(work.head), work.bytes_each
+        factor = _mean_factor(work)
+    flat = heap_factor(4 * num // work.group.ranks, on_gpu=work.on_gpu, trains=work.trains)
+    return Trained(num=num, bytes_each=bytes_each, factor=factor, flat_factor=flat)
 
 
 def _mean_factor(work: ModelWork) -> float:
@@ -139,11 +153,15 @@ def _weight_bytes(work: ModelWork, trained: Trained) -> int:
 
 def _optimizer_bytes(work: ModelWork, trained: Trained, stage: int) -> int:
     """Adam's two, which its first step makes; above stage 0 the float32 copy that it steps on."""
-    copy = 4 * trained.num // work.group.ranks if stage else 0
+    copy = _flat_bytes(trained, 4, work.group.ranks) if stage else 0
     if not work.trains:
         return copy
-    # Above stage 0 all are laid end to end.
     return 3 * copy if stage else int(8 * trained.num * trained.factor)
+
+
+def _flat_bytes(trained: Trained, bytes_each: int, ranks: int) -> int:
+    """Of one rank's share, laid end to end."""
+    return int(trained.num * bytes_each // ranks * trained.flat_factor)
 
 
 def _untouched_gradient_bytes(
@@ -154,14 +172,14 @@ def _untouched_gradient_bytes(
         return 4 * trained.num, 0
     if stage < 3:
         return 0, 0
-    summed = 4 * trained.num // ranks
+    summed = _flat_bytes(trained, 4, ranks)
     return (0, summed) if offloads else (summed, 0)
 
 
 def _gradient_bytes(trained: Trained, stage: int, ranks: int, offloads: bool) -> tuple[int, int]:
     """On the device and, offloaded, on the host."""
     whole = int(trained.num * trained.bytes_each * trained.factor)
-    summed = 4 * trained.num // ranks
+    summed = _flat_bytes(trained, 4, ranks)
     match stage:
         case 0:
             return whole, 0
@@ -171,23 +189,30 @@ def _gradient_bytes(trained: Trained, stage: int, ranks: int, offloads: bool) ->
         case 1:
             return (whole, summed) if offloads else (whole + summed, 0)
         case 2:
-            passed = trained.num * trained.bytes_each // ranks
+            passed = _flat_bytes(trained, trained.bytes_each, ranks)
             return (passed, summed) if offloads else (passed + summed, 0)
     return (0, summed) if offloads else (summed, 0)
 
 
-def _buffer_bytes(work: ModelWork, trained: Trained, stage: int) -> int:
-    extra = work.zero.extra.get("zero_optimization", {})
-    bucket = int(extra.get("reduce_bucket_size", REDUCE_BUCKET))
+def _reduced_bytes(work: ModelWork, trained: Trained, stage: int) -> int:
+    # Stage 2 makes its bucket in the first backward pass, stage 3 before.
+    if not trained.num or not (stage == 3 or (stage == 2 and work.trains)):
+        return 0
+    bucket = int(_settings(work).get("reduce_bucket_size", REDUCE_BUCKET))
     if not work.on_gpu:  # pages that are never written take no memory
         bucket = min(bucket, trained.num)
-    # Stage 2 makes its bucket in the first backward pass, stage 3 before.
-    reduces = trained.num and (stage == 3 or (stage == 2 and work.trains))
-    reduced = bucket * trained.bytes_each if reduces else 0
-    if stage < 3:
-        return reduced
-    live = int(extra.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS))
+    return int(bucket * trained.bytes_each * trained.flat_factor)
+
+
+def _gathered_bytes(work: ModelWork) -> int:
+    live = int(_settings(work).get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS))
     # However small the limit: the embedding, or a layer, is gathered whole.
     largest = max(work.shape.num_embedding, *(x.num_parameters for x in work.shape.layers))
     gathered = min(work.shape.num_parameters(work.head), max(live, largest))
-    return reduced + int(gathered * work.bytes_each * _mean_factor(work))
+    return int(gathered * work.bytes_each * _mean_factor(work))
+
+
+def _settings(work: ModelWork) -> Mapping[str, Any]:
+    """What the configuration says to DeepSpeed itself."""
+    extra: Mapping[str, Any] = work.zero.extra.get("zero_optimization", {})
+    return extra

@@ -91,6 +91,29 @@ def test_a_frozen_model_is_spread_by_stage_3_alone():
     assert states(reference(3)) == (NUM // 2, 0, 0)
 
 
+def test_sampling_has_a_policy_that_takes_no_step():
+    def sampling(**policy):
+        groups = {"policy": {"ranks": 4, "gpus_per_rank": 1}, "rollout": {"gpus_per_rank": 1}}
+        plan = planned(job("sample", policy=policy, placement=groups))
+        assert {need.role for need in plan.roles} == {"policy", "rollout", "reward"}
+        assert plan.stages[0].batches.optimizer_steps == 0
+        return memory_of(plan, "policy")
+
+    assert states(sampling(model={"dtype": "float32"})) == (4 * NUM, 0, 0)
+    # DeepSpeed makes room for float32 copies and sums of gradients before any step.
+    assert states(sampling()) == (2 * NUM, 4 * NUM, NUM)
+    assert states(sampling(zero={"stage": 2})) == (2 * NUM, 0, NUM)
+    assert states(sampling(zero={"stage": 3})) == (NUM // 2, NUM, NUM)
+
+
+def test_sampling_passes_no_more_than_the_probe():
+    few = planned(job("sample", publication={"probe_sequences": 1}))
+    many = planned(job("sample", publication={"probe_sequences": 4}))
+    trained = planned(job("grpo"))
+    sizes = [memory_of(plan, "policy").activations for plan in (few, many, trained)]
+    assert sizes == sorted(set(sizes))
+
+
 def test_an_engine_fills_its_share():
     config = job("grpo", placement={"rollout": {"gpus_per_rank": 2}})
     memory = memory_of(planned(config), "rollout")
