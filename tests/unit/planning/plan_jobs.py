@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.planning.plan import Plan, plan_job
-from rlhf_ray.planning.planned_job import PlannedJob
-
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
@@ -15,6 +12,8 @@ from rlhf_ray.planning.advice import Advice, advise
 from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.memory import GIB
 from rlhf_ray.planning.model_shape import shape_of
+from rlhf_ray.planning.plan import Plan, plan_job
+from rlhf_ray.planning.planned_job import PlannedJob
 
 ROOT = Path(__file__).parents[3]
 

@@ -57,6 +57,26 @@ def test_a_job_that_does_not(folder, capsys):
     assert "Enough would be any of these changes: --policy" in printed
 
 
+def test_a_job_without_gpus_shows_cores_and_memory_of_its_roles(folder, capsys):
+    text = GRPO.replace("MODEL", "tiny").replace("gpus_per_rank: 1", "cpus_per_rank: 2")
+    (folder / "cpu.yaml").write_text(text.replace("zero: {stage: 3}", "zero: {stage: 2}"))
+    (folder / "tiny").mkdir()
+    (folder / "tiny" / "config.json").write_text(json.dumps(MODELS["tiny"]))
+    assert cli.main(["plan", "grpo", "cpu.yaml"]) == 0
+    printed = capsys.readouterr().out
+    assert "GPU" not in printed
+    rows = [line.split() for line in printed.splitlines()]
+    [policy] = [row for row in rows if row[:4] == ["0", "CPU", "policy", "0-3"]]
+    [reward] = [row for row in rows if row[:3] == ["CPU", "reward", "0"]]
+    assert (policy[4], reward[3]) == ("8", "1")
+    assert "9 actors, 17 CPU cores, " in printed
+    [needed] = [row[2] for row in rows if row[:2] == ["It", "takes"]]
+    assert cli.main(["plan", "grpo", "cpu.yaml", "--node-memory", str(float(needed) + 1)]) == 0
+    assert "It fits: " in capsys.readouterr().out
+    assert cli.main(["plan", "grpo", "cpu.yaml", "--node-memory", str(float(needed) - 1)]) == 2
+    assert f"node 0 would hold {needed} of " in capsys.readouterr().out
+
+
 def test_what_is_advised_can_be_given_as_it_is_printed(folder, capsys):
     short = ["plan", "grpo", "local.yaml", "--gpu-memory", "24"]
     assert cli.main(short) == 2

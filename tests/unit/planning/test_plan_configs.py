@@ -6,11 +6,11 @@ import re
 
 import pytest
 from plan_jobs import EIGHT_B, ROOT, SEVENTY_B, SHAPES, advised, job, node, planned
-from rlhf_ray.planning.plan import plan_job
 
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.planning.layout import smallest_cluster
+from rlhf_ray.planning.plan import plan_job
 from rlhf_ray.planning.roles import model_paths
 
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name in JOBS]
