@@ -1,31 +1,33 @@
 r"""Peak memory of a CPU job's processes, measured, beside what `rlhf-ray plan` says of them.
 
     python benchmarks/planned_memory.py grpo configs/grpo/stories-cpu.yaml --total-steps 3
-    python benchmarks/planned_memory.py sft configs/sft/stories-cpu.yaml --random gpt2 \
-        --total-steps 2 --policy.max-tokens-per-micro-batch 2048
+    python benchmarks/planned_memory.py grpo configs/grpo/stories-cpu.yaml --draw 22 --total-steps 2
 
-`--random` puts a random model of that family, of 60 to 130 million parameters, in the place of the
-job's, with the tokenizer that the job's has. Measured is `VmHWM`, the most that was ever resident;
-an engine is vLLM's worker process. Prints both, and their difference: of the whole, and of what is
-above a process without a model. Needs Linux.
+`--draw SEED` puts a random model of 2 to 80 million parameters in the place of the job's, with the
+tokenizer that the job's has, and draws micro-batches, ZeRO stage, ranks and the engine's sizes.
+Measured is `VmHWM`, the most that was ever resident; an engine is vLLM's worker process. Prints
+both, and their difference: of the whole, and of what is above a process without a model. Needs
+Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
-from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.online import OnlineConfig, PpoConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.planning.layout import Cluster
 from rlhf_ray.planning.memory import MIB
@@ -41,21 +43,18 @@ PROCESSES = {
     "reward": "ray::RewardRank",
     "rollout": "VLLM::Worker",
 }
-SIZES = {"vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-WIDE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
-RANDOM: dict[str, dict[str, Any]] = {
-    "llama": {**WIDE, "intermediate_size": 2048, "max_position_embeddings": 1024},
-    "qwen2": {
-        "hidden_size": 640,
-        "num_hidden_layers": 10,
-        "num_attention_heads": 10,
-        "num_key_value_heads": 5,
-        "intermediate_size": 1728,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": True,
-    },
-    "gpt2": {"n_embd": 768, "n_layer": 10, "n_head": 12, "n_positions": 1024},
-}
+FAMILIES = ("llama", "qwen2", "gpt2", "qwen3")
+HEAD_DIM = 64
+TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """A model and settings: sizes as its family's configuration names them, keys of the job."""
+
+    family: str
+    sizes: dict[str, Any]
+    keys: dict[str, Any]
 
 
 def main() -> int:
@@ -63,16 +62,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("config")
-    parser.add_argument("--random", choices=RANDOM)
+    parser.add_argument("--draw", type=int, metavar="SEED")
     options, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         overrides += ["--run-dir", f"{folder}/run"]
         config: Any = load_config(JOBS[options.job], options.config, overrides)
-        if options.random:
+        if options.draw is not None:
             role = config.trained_role if isinstance(config, SupervisedConfig) else "policy"
+            drawn = _draw(options.draw, config, role)
             model = Path(folder, "model")
-            _write_random(options.random, Path(getattr(config, role).model.path), model)
-            overrides += [f"--{role}.model.path", str(model)]
+            _write_model(drawn, Path(getattr(config, role).model.path), model)
+            keys = drawn.keys | {f"{role}.model.path": str(model)}
+            # Keys that are given win.
+            overrides[:0] = [
+                word for key, value in keys.items() for word in (f"--{key}", f"{value}")
+            ]
             config = load_config(JOBS[options.job], options.config, overrides)
         assert isinstance(config, OnlineConfig | SupervisedConfig)
         cluster = Cluster(nodes=1, gpus_per_node=0, gpu_bytes=0)
@@ -90,12 +94,66 @@ def main() -> int:
     return status
 
 
-def _write_random(family: str, like: Path, folder: Path) -> None:
+def _draw(seed: int, config: OnlineConfig | SupervisedConfig, role: str) -> Draw:
+    """The same for the same seed and kind of job."""
+    draw = random.Random(seed)
+    family = draw.choice(FAMILIES)
+    heads, layers = draw.choice([4, 6, 8, 10]), draw.randint(3, 8)
+    hidden = HEAD_DIM * heads
+    vocabulary = draw.choice([2000, 8000, 16000, 32000, 50000])
+    width = 64 * round(draw.uniform(2, 4.5) * hidden / 64)
+    kv_heads = draw.choice([num for num in (heads, heads // 2, 2, 1) if heads % num == 0])
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": width,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": draw.random() < 0.5,
+        "head_dim": HEAD_DIM,
+    }
+    if family == "gpt2":
+        sizes = {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_inner": width}
+    ranks = draw.choice([1, 1, 1, 2])
+    keys: dict[str, Any] = {
+        f"{role}.max_tokens_per_micro_batch": draw.choice([512, 1024, 2048, 4096]),
+        f"{role}.logits_chunk_tokens": draw.choice([256, 1024]),
+        f"{role}.model.gradient_checkpointing": draw.choice([False, True]),
+        f"{role}.zero.stage": draw.choice([0, 0, 1, 2, 3]),
+        f"placement.{role}.ranks": ranks,
+    }
+    return Draw(
+        family=family,
+        sizes={**sizes, "vocab_size": vocabulary},
+        keys=keys | _draw_batches(draw, config),
+    )
+
+
+def _draw_batches(draw: random.Random, config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
+    if isinstance(config, SupervisedConfig):
+        return {"batch_size": 8, "max_length": draw.choice([128, 256, 512])}
+    keys: dict[str, Any] = {
+        "prompts_per_step": 8,
+        "samples_per_prompt": draw.choice([2, 4]),
+        "rollout.max_new_tokens": draw.choice([32, 64]),
+        "rollout.max_num_seqs": draw.choice([16, 64, 128]),
+        "rollout.kv_cache_gb": draw.choice([0.125, 0.25, 0.5]),
+        "reference.max_tokens_per_micro_batch": draw.choice([1024, 4096]),
+        "eval.num_prompts": 2,
+    }
+    if isinstance(config, PpoConfig):
+        keys["value.max_tokens_per_micro_batch"] = draw.choice([512, 2048])
+        keys["algorithm.minibatches"] = draw.choice([1, 2])
+    return keys
+
+
+def _write_model(drawn: Draw, like: Path, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SIZES, **RANDOM[family], dtype="float32")
+    config = AutoConfig.for_model(drawn.family, **TOKENS, **drawn.sizes, dtype="float32")
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for file in like.glob("tokenizer*"):
         shutil.copy(file, folder)
