@@ -193,7 +193,8 @@ def _verdict(plan: Plan, advice: Sequence[Advice]) -> RenderableType:
     lines.append(Text("Enough would be any of these changes:", style="bold"))
     for one in advice:
         keys = " ".join(f"--{key} {value}" for key, value in one.change.items())
-        lines.append(Padding(Text(f"{keys}   ({_outcome(one.plan)})"), (0, 0, 0, 2)))
+        lines.append(Padding(Text(keys), (0, 0, 0, 2)))
+        lines.append(Padding(Text(f"({_outcome(one.plan)})", style="dim"), (0, 0, 0, 4)))
     return Group(*lines)
 
 

@@ -23,7 +23,6 @@ from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES
 from rlhf_ray.config import references, schema, stages
 from rlhf_ray.config.base import DataFormat
-from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import AlgorithmConfig, RewardFunctionConfig, ShapingConfig
 from rlhf_ray.config.pipeline import PipelineConfig
@@ -121,7 +120,7 @@ def test_every_job_command_loads(words, monkeypatch):
         return
     if job == "plan":
         given, _ = plan.parser().parse_known_args(rest)
-        load_config(JOBS[given.job], given.config)
+        load_config(CONFIGURED[given.job], given.config)
         return
     assert job in CONFIGURED
     if rest == ["--help"]:

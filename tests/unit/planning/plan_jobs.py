@@ -82,6 +82,26 @@ MODELS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
+_DRAWN = {"model_type": "llama", "max_position_embeddings": 1024}
+MODELS["llama-19m"] = {
+    **_DRAWN,
+    "vocab_size": 2000,
+    "hidden_size": 640,
+    "intermediate_size": 1280,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 1,
+}
+MODELS["qwen2-22m"] = {
+    **_DRAWN,
+    "model_type": "qwen2",
+    "vocab_size": 8000,
+    "hidden_size": 512,
+    "intermediate_size": 1280,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "tie_word_embeddings": True,
+}
 MODELS["Qwen/Qwen2.5-0.5B-Instruct"] = MODELS["Qwen/Qwen2.5-0.5B"]
 EIGHT_B = "meta-llama/Llama-3.1-8B-Instruct"
 SEVENTY_B = "meta-llama/Llama-3.3-70B-Instruct"

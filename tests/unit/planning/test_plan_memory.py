@@ -173,9 +173,32 @@ QWEN = {
 }
 
 
+SFT = {"batch_size": 8, "max_length": 128}
+LLAMA_19M = {
+    **SFT,
+    "policy": {
+        "model": {"path": "llama-19m", "gradient_checkpointing": True, **FLOAT32},
+        "max_tokens_per_micro_batch": 2048,
+        "logits_chunk_tokens": 256,
+        "zero": {"stage": 2},
+    },
+}
+QWEN_22M = {
+    **SFT,
+    "max_length": 256,
+    "policy": {
+        "model": {"path": "qwen2-22m", **FLOAT32},
+        "max_tokens_per_micro_batch": 1024,
+        "zero": {"stage": 2},
+    },
+}
+
+
 @pytest.mark.parametrize(
     ("name", "sections", "role", "measured"),
     [
+        ("sft", LLAMA_19M, "policy", 1336),
+        ("sft", QWEN_22M, "policy", 2152),
         ("grpo", STORIES, "policy", 1166),
         ("grpo", STORIES, "rollout", 1236),
         ("grpo", STORIES, "reference", 648),
