@@ -75,8 +75,11 @@ def _plan(jobs: Sequence[PlannedJob], shapes: Shapes, cluster: Cluster) -> Plan:
         ways = advise_placement(jobs, shapes, cluster)
         if not ways:
             raise
-        keys = " ".join(f"--{key} {value}" for key, value in ways[0].change.items())
-        raise ConfigError(f"{error}\nEnough would be: {keys}") from error
+
+        from launch.plan_format import option, outcome
+
+        enough = f"{option(ways[0].change)}   ({outcome(ways[0].plan)})"
+        raise ConfigError(f"{error}\nEnough would be: {enough}") from error
 
 
 def parser() -> ArgumentParser:

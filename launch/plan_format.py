@@ -9,7 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_ray.planning.changes import Change
 from rlhf_ray.planning.memory import GIB, MIB
+from rlhf_ray.planning.plan import Plan
 
 
 def section(title: str, body: RenderableType) -> RenderableType:
@@ -49,3 +51,20 @@ def span(numbers: Sequence[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+def option(change: Change) -> str:
+    """As it is given on the command line."""
+    return " ".join(f"--{key} {value}" for key, value in change.items())
+
+
+def outcome(plan: Plan) -> str:
+    """The fullest GPU and node."""
+    parts = []
+    if plan.gpus:
+        fullest = max(gpu.total for gpu in plan.gpus)
+        parts.append(f"{size(fullest)} of {plan.cluster.gpu_bytes / GIB:g} GB on the fullest GPU")
+    of = f" of {plan.cluster.node_bytes / GIB:g}" if plan.cluster.node_bytes else ""
+    parts.append(f"{size(max(plan.host_bytes))}{of} GB of memory on the fullest node")
+    nodes = plan.cluster.nodes
+    return f"{', '.join(parts)}, {nodes} node{'s' if nodes > 1 else ''}"

@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from launch.plan_format import count, section, size, span, table
+from launch.plan_format import count, option, outcome, section, size, span, table
 from launch.plan_placement import placement
 from rlhf_ray.planning.advice import Advice
 from rlhf_ray.planning.batches import Batches
@@ -192,9 +192,8 @@ def _verdict(plan: Plan, advice: Sequence[Advice]) -> RenderableType:
         return Group(*lines)
     lines.append(Text("Enough would be any of these changes:", style="bold"))
     for one in advice:
-        keys = " ".join(f"--{key} {value}" for key, value in one.change.items())
-        lines.append(Padding(Text(keys), (0, 0, 0, 2)))
-        lines.append(Padding(Text(f"({_outcome(one.plan)})", style="dim"), (0, 0, 0, 4)))
+        lines.append(Padding(Text(option(one.change)), (0, 0, 0, 2)))
+        lines.append(Padding(Text(f"({outcome(one.plan)})", style="dim"), (0, 0, 0, 4)))
     return Group(*lines)
 
 
@@ -203,19 +202,7 @@ def _fitting(plan: Plan) -> RenderableType:
     if not plan.gpus and not cluster.node_bytes:
         needed = size(max(plan.host_bytes))
         return Text(f"It takes {needed} GB of a node's memory: --node-memory GB says if it fits.")
-    lines = [Text(f"It fits: {_outcome(plan)}.", style="bold green")]
+    lines = [Text(f"It fits: {outcome(plan)}.", style="bold green")]
     if not cluster.node_bytes:
         lines.append(Text("A node's memory was not checked: --node-memory GB does.", style="dim"))
     return Group(*lines)
-
-
-def _outcome(plan: Plan) -> str:
-    """The fullest GPU and node."""
-    parts = []
-    if plan.gpus:
-        fullest = max(gpu.total for gpu in plan.gpus)
-        parts.append(f"{size(fullest)} of {plan.cluster.gpu_bytes / GIB:g} GB on the fullest GPU")
-    of = f" of {plan.cluster.node_bytes / GIB:g}" if plan.cluster.node_bytes else ""
-    parts.append(f"{size(max(plan.host_bytes))}{of} GB of memory on the fullest node")
-    nodes = plan.cluster.nodes
-    return f"{', '.join(parts)}, {nodes} node{'s' if nodes > 1 else ''}"

@@ -113,13 +113,13 @@ def _of_model(
 
 
 def _with_guests(role: str, ranks: int, groups: Mapping[str, GroupConfig]) -> Change:
-    """Another number of ranks, and of those of the models that live on the same GPUs."""
+    """Another number of ranks, and of those that live with them; no more engines."""
+    factor = ranks / groups[role].ranks
     guests = [
         name
         for name, group in groups.items()
-        if group.share == role and group.gpus_per_rank and name != "rollout"
+        if group.share == role and group.gpus_per_rank and (name != "rollout" or factor < 1)
     ]
-    factor = ranks / groups[role].ranks
     return {
         f"{PLACEMENT}.{role}.ranks": ranks,
         **{

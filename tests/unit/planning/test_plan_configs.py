@@ -9,8 +9,11 @@ from plan_jobs import EIGHT_B, ROOT, SEVENTY_B, SHAPES, advised, job, node, plan
 
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
+from rlhf_ray.planning.advice import advise_placement
+from rlhf_ray.planning.changes import changed
 from rlhf_ray.planning.layout import smallest_cluster
 from rlhf_ray.planning.plan import plan_job
+from rlhf_ray.planning.planned_job import PlannedJob
 from rlhf_ray.planning.roles import model_paths
 
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name in JOBS]
@@ -118,3 +121,18 @@ def test_roles_that_share_a_gpu_take_turns_on_it():
     }
     assert gpu.total == max(at_work.values()) == at_work[gpu.busy]
     assert by_role["rollout"].asleep < by_role["rollout"].memory.total
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_on_fewer_nodes_70b_is_told_what_would_make_room(nodes):
+    config, shapes = shipped(ROOT / "configs/grpo/llama3-70b-4x8gpu.yaml")
+    jobs = [PlannedJob(config=config)]
+    [way] = advise_placement(jobs, shapes, node(nodes=nodes))
+    assert way.plan.fits
+    [changed_job] = changed(jobs, way.change)
+    assert plan_job(changed_job.config, shapes, node(nodes=nodes)) == way.plan
+
+
+def test_there_is_no_room_for_70b_on_one_gpu():
+    config, shapes = shipped(ROOT / "configs/grpo/llama3-70b-4x8gpu.yaml")
+    assert advise_placement([PlannedJob(config=config)], shapes, node(gpus=1)) == []

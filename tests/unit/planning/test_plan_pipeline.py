@@ -186,5 +186,5 @@ def test_what_would_make_room_is_said(folder, capsys):
     assert cli.main(command) == 2
     error = capsys.readouterr().err
     assert "16 GPU asked, 8 there" in error
-    advice = error.split("Enough would be: ")[1].split()
+    advice = error.split("Enough would be: ")[1].split("(")[0].split()
     assert cli.main([*command, *advice]) == 0
