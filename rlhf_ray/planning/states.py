@@ -152,11 +152,12 @@ def _weight_bytes(work: ModelWork, trained: Trained) -> int:
 
 
 def _optimizer_bytes(work: ModelWork, trained: Trained, stage: int) -> int:
-    """Adam's two, which its first step makes; above stage 0 the float32 copy that it steps on."""
-    copy = _flat_bytes(trained, 4, work.group.ranks) if stage else 0
-    if not work.trains:
-        return copy
-    return 3 * copy if stage else int(8 * trained.num * trained.factor)
+    """Adam's two, which its first step makes; above stage 0 the float32 copy that it steps on.
+
+    Made once and kept, they leave no holes in the heap.
+    """
+    copies = (1 if stage else 0) + (2 if work.trains else 0)
+    return copies * 4 * trained.num // (work.group.ranks if stage else 1)
 
 
 def _flat_bytes(trained: Trained, bytes_each: int, ranks: int) -> int:
