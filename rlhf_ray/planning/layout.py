@@ -89,7 +89,9 @@ def smallest_cluster(roles: Mapping[str, GroupConfig], node: Cluster) -> Cluster
 
 def _check_resources(plans: Sequence[GroupPlan], cluster: Cluster) -> None:
     """GPUs alone: what else is asked for, labels as well, is taken to be there."""
-    gpus_alone = [replace(plan, bundles=tuple(map(_gpus, plan.bundles)), labels={}) for plan in plans]
+    gpus_alone = [
+        replace(plan, bundles=tuple(map(_gpus, plan.bundles)), labels={}) for plan in plans
+    ]
     node = {"GPU": float(cluster.gpus_per_node)}
     check_resources(
         gpus_alone, [Node(address=f"node {n}", resources=node) for n in range(cluster.nodes)]

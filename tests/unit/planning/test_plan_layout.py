@@ -44,7 +44,11 @@ def test_spreading_takes_turns():
     ("group", "cluster", "message"),
     [
         ({"ranks": 9}, node(), "9 GPU asked, 8 there"),
-        ({"ranks": 9, "strategy": "STRICT_PACK"}, node(nodes=2), "no node has 9 GPU for all ranks of policy"),
+        (
+            {"ranks": 9, "strategy": "STRICT_PACK"},
+            node(nodes=2),
+            "no node has 9 GPU for all ranks of policy",
+        ),
         ({"ranks": 3, "strategy": "STRICT_SPREAD"}, node(nodes=2), "3 nodes asked for the 3 ranks"),
         ({"gpus_per_rank": 8}, node(gpus=4, nodes=2), "no node has 8 GPU for one rank of policy"),
         (
