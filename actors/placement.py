@@ -68,7 +68,7 @@ def reserve(plan: GroupPlan, *, name: str, timeout_s: float, outlives_job: bool)
     ]
     if len(slots) > 1 and "GPU" in plan.bundles[0]:
         slots = _with_gpus(slots, plan, timeout_s)
-    return sorted(slots, key=_place)
+    return in_order(slots)
 
 
 def _with_gpus(slots: Sequence[Slot], plan: GroupPlan, timeout_s: float) -> list[Slot]:
@@ -93,10 +93,14 @@ def _gpu_ids() -> list[str]:
     return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
 
 
-def _place(slot: Slot) -> tuple[Any, ...]:
-    """Neighbouring ranks belong on one node and on neighbouring GPUs; Ray lays bundles anyhow."""
-    gpus = [_by_number(gpu) for gpu in slot.gpus]
-    return _by_number(slot.address), slot.node_id, gpus, slot.bundle
+def in_order(slots: Sequence[Slot]) -> list[Slot]:
+    """The slots of ranks 0, 1, ...: neighbours on one node and GPU; Ray lays bundles anyhow."""
+
+    def place(slot: Slot) -> tuple[Any, ...]:
+        gpus = [_by_number(gpu) for gpu in slot.gpus]
+        return _by_number(slot.address), slot.node_id, gpus, slot.bundle
+
+    return sorted(slots, key=place)
 
 
 def _by_number(text: str) -> list[Any]:

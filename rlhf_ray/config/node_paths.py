@@ -1,4 +1,4 @@
-"""Files that a job's actors read on their own nodes, role by role; data are the driver's to read."""
+"""Files that a job's actors read on their own nodes, role by role; the driver reads data."""
 
 from __future__ import annotations
 
