@@ -84,6 +84,7 @@ class HostingRank(Rank):
 
     def save(self, folder: str) -> None:
         """Write what training goes on from."""
+        Path(folder).mkdir(parents=True, exist_ok=True)  # each rank's node may have its own disk
         self.learner.save(Path(folder))
 
     def restore(self, folder: str) -> None:

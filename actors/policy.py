@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import ray
 from actors.actor_set import ActorSet
 from actors.forward import forward
 from actors.hosting import HostingRank
+from actors.network import HeldPort
 from actors.probe import largest_gap
 from actors.trained import TrainedGroup
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward
@@ -59,16 +59,17 @@ class PolicyRank(HostingRank):
         return written
 
     def rendezvous(self) -> tuple[str, int]:
-        """An address on this node where a port is free."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        """An address on this node that is kept for the engines' connection until `connect`."""
+        self.held_port = HeldPort(ray.util.get_node_ip_address())
+        return self.held_port.host, self.held_port.port
 
     def connect(self, spec: SyncSpec, host: str, port: int) -> None:
         """Open the way to the rollout engines."""
         from actors.weight_sync import open_publisher
 
         self.publisher = open_publisher(self.learner.lm, spec, rank=self.rank, host=host, port=port)
+        if self.rank == 0:
+            self.held_port.release()
 
     def publish(self, version: int) -> int:
         """Send the weights; returns the bytes that this rank sent."""

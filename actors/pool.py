@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.actor_set import ActorSet
+from actors.cluster_nodes import snapshot
 from actors.deadline import get
 from actors.held_model import HeldModel
-from actors.placement import release, reserve
+from actors.placement import Slot, release, reserve, strategy_of
 from actors.pool_state import Hosted, PoolState
 from actors.record import PoolRecord
-from actors.seating import environment, seats_of
+from actors.run_files import RunFiles
+from actors.seating import environment, seats_of, slots_of
 from actors.usage import usage_of
 from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
 from rlhf_ray.errors import ConfigError, RlhfRayError, RunError
@@ -36,7 +37,11 @@ ANSWER_S = 60.0
 
 
 class Pool:
-    """Named actors on placement groups, kept until `close`."""
+    """Named actors on placement groups, kept until `close`.
+
+    Attributes:
+        files: How the job's files come to nodes that do not see this machine's folders.
+    """
 
     def __init__(
         self, name: str, timeouts: TimeoutConfig, *, record: PoolRecord | None = None
@@ -51,6 +56,7 @@ class Pool:
         self.name, self.timeouts, self.record = name, timeouts, record
         self.state = PoolState() if record is None else record.state
         self.wanted: frozenset[str] = frozenset()
+        self.files = RunFiles()
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
         """Reserve the GPUs of every role that is not placed yet.
@@ -66,7 +72,7 @@ class Pool:
                     f"placement.{role} is {group}, but the pool holds it as {groups[role]}"
                 )
         plans = [plan for plan in plan_groups({**groups, **roles}) if plan.host not in slots]
-        check_resources(plans, ray.cluster_resources())
+        check_resources(plans, snapshot())
         prefix = self.name if self.record is None else self.record.group_prefix
         for plan in plans:
             slots[plan.host] = reserve(
@@ -80,6 +86,14 @@ class Pool:
             self._remember()  # what outlives the job and no record names would be lost
         groups.update(roles)
         self._remember()
+
+    def slots_of(self, role: str) -> list[Slot]:
+        """Where each rank of a placed role goes."""
+        return slots_of(role, self.state)
+
+    def files_of(self, role: str) -> RunFiles:
+        """The files of a role's ranks."""
+        return self.files.of_ranks([slot.node_id for slot in self.slots_of(role)])
 
     async def rank_group(self, role: str, actor_class: Any) -> ActorSet:
         """The ranks of a role, in one process group; started at the first call."""
@@ -184,7 +198,10 @@ class Pool:
         folder = str(Path(config.run_dir) / "export")
         write = "export" if config.checkpoint.export else "describe"
         actors, call_s = self.state.sets[role], self.timeouts.call_s
+        files = self.files_of(role)
+        await files.send(tokenizer_path)
         await actors.call(write, folder, tokenizer_path, timeout_s=call_s)
+        await files.fetch_export(folder)
         if self.record is None and folder not in self.wanted:
             return
         old = [model.path for model in self.state.models.values() if model.role == role]
@@ -226,10 +243,7 @@ class Pool:
                 **self._lifetime(),
                 num_cpus=0 if group.share else group.cpus_per_rank,
                 num_gpus=0 if group.share else group.gpus_per_rank,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    placement_group=seat.slot.group,
-                    placement_group_bundle_index=seat.slot.bundle,
-                ),
+                scheduling_strategy=strategy_of(seat.slot),
             ).remote(name, environment(group.cpus_per_rank, seat.gpus), argument)
             actors.append(actor)
         return ActorSet(role, names, actors)

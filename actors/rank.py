@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from actors.network import use_cluster_network
 from rlhf_ray.metrics.memory import peak_memory_gb
 from rlhf_ray.roles import RolloutBatch, Shard
 
@@ -24,6 +25,7 @@ class Rank:
     def __init__(self, name: str, environment: Mapping[str, str], fetch_timeout_s: float) -> None:
         """Set the environment; must come before torch is imported."""
         os.environ.update(environment)
+        use_cluster_network()
         logging.basicConfig(level=logging.INFO)
         self.name, self.fetch_timeout_s = name, fetch_timeout_s
 

@@ -17,6 +17,7 @@ from actors.bucket import Bucket
 from actors.engine import EngineSpec, engine_arguments
 from actors.engine_load import EngineLoad
 from actors.engine_metrics import engine_stat_logger
+from actors.network import use_cluster_network
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
@@ -31,6 +32,7 @@ class RolloutReplica:
     def __init__(self, name: str, environment: Mapping[str, str], spec: EngineSpec) -> None:
         """Set the environment, which vLLM reads at import; `start` does the slow part."""
         os.environ.update(environment)
+        use_cluster_network()
         if "VLLM_PLUGINS" in os.environ:
             os.environ["VLLM_PLUGINS"] += ",rlhf_ray"
         if spec.weight_backend == "ipc":

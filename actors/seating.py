@@ -24,6 +24,17 @@ class Seat:
     gpus: tuple[str, ...] | None
 
 
+def slots_of(role: str, state: PoolState) -> list[Slot]:
+    """The slot of each rank of a role that is placed, its own or its host's."""
+    group = state.groups[role]
+    if not group.share:
+        return state.slots[role]
+    host, slots = state.groups[group.share], state.slots[group.share]
+    if not group.gpus_per_rank:
+        return [slots[rank % len(slots)] for rank in range(group.ranks)]
+    return [slots[r * group.gpus_per_rank // host.gpus_per_rank] for r in range(group.ranks)]
+
+
 def seats_of(role: str, state: PoolState, *, timeout_s: float) -> list[Seat]:
     """A seat for each rank of a role that is placed.
 
@@ -31,12 +42,10 @@ def seats_of(role: str, state: PoolState, *, timeout_s: float) -> list[Seat]:
         ConfigError: A rank's GPUs would lie on several nodes.
     """
     group = state.groups[role]
-    own = None if group.gpus_per_rank else ()
-    if not group.share:
-        return [Seat(slot=slot, gpus=own) for slot in state.slots[role]]
+    if not group.share or not group.gpus_per_rank:
+        own = None if group.gpus_per_rank else ()
+        return [Seat(slot=slot, gpus=own) for slot in slots_of(role, state)]
     host, slots = state.groups[group.share], state.slots[group.share]
-    if not group.gpus_per_rank:
-        return [Seat(slot=slots[i % len(slots)], gpus=()) for i in range(group.ranks)]
     flat = [
         (slot, gpu)
         for slot, gpus in zip(slots, _gpus_of(group.share, state, timeout_s), strict=True)

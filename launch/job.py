@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from actors.job_nodes import on_nodes
 from actors.pool import Pool
 from launch.cluster import connect, disconnect
 from launch.open_pool import open_pool
@@ -41,5 +42,5 @@ def run_job(
 async def _run(
     config: AnyJob, data: Data, train: Callable[[AnyJob, Data, Pool], Awaitable[None]]
 ) -> None:
-    async with open_pool(config) as pool:
+    async with open_pool(config) as pool, on_nodes(config, pool):
         await train(config, data, pool)

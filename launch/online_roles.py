@@ -41,13 +41,13 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     engine = engine_spec(config, context_tokens=data.context_tokens)
     actors = await start_actors(pool, config.groups, engine=engine)
     await pool.make_room(config.groups)
-    policy = PolicyGroup(actors["policy"], config.policy, config.timeouts)
+    policy = PolicyGroup(actors["policy"], config.policy, config.timeouts, pool.files_of("policy"))
     reward = RewardGroup(actors["reward"], config.reward, config.timeouts)
     reference = value = None
     if config.uses_reference:
         reference = ReferenceGroup(actors["reference"], config.reference, config.timeouts)
     if config.uses_value:
-        value = ValueGroup(actors["value"], config.value, config.timeouts)
+        value = ValueGroup(actors["value"], config.value, config.timeouts, pool.files_of("value"))
     rollout = ReplicaSet(
         actors["rollout"],
         generate_timeout_s=config.timeouts.call_s,

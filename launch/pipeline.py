@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import EngineSpec
+from actors.job_nodes import check_nodes, on_nodes
 from actors.pool import Pool
 from launch import cli
 from launch.actor_start import import_libraries, start_actors
@@ -92,6 +93,9 @@ async def _run(config: PipelineConfig, stages: Sequence[Stage], seconds: dict[st
     async with open_pool(config) as pool:
         started_s = time.monotonic()
         logger.info("starting %s (about a minute)", ", ".join(groups_of(stages)))
+        pool.place(groups_of(stages))
+        for stage in stages:
+            await check_nodes(stage.rooted, pool)
         actors = await start_actors(pool, groups_of(stages), engine=first_engine(stages))
         await import_libraries(actors, timeout_s=config.timeouts.start_s)
         logger.info("all actors are ready after %.0f s", time.monotonic() - started_s)
@@ -114,7 +118,8 @@ async def run_stage(stage: Stage, pool: Pool) -> None:
     """One job, from its data to its result."""
     load, train = _runner(stage.job)
     with run_folder(stage.config):
-        await train(stage.config, load(stage.config), pool)
+        async with on_nodes(stage.config, pool):
+            await train(stage.config, load(stage.config), pool)
 
 
 def _runner(job: str) -> tuple[Callable[[Any], Any], Callable[[Any, Any, Pool], Awaitable[None]]]:

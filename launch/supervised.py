@@ -52,6 +52,7 @@ async def train(
         await pool.rank_group(config.trained_role, RANKS[config.trained_role]),
         config.learner,
         config.timeouts,
+        pool.files_of(config.trained_role),
     )
     spec = SupervisedSpec(
         job=config,

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+# Ray's label selectors: a value, several of them, or anything but those.
+LabelSelector = Annotated[str, Field(pattern=r"^!?(in\([\w.-]+(, ?[\w.-]+)*\)|[\w.-]+)$")]
 
 
 class Config(BaseModel):
@@ -187,6 +189,8 @@ class GroupConfig(Config):
         share: Name of another role on whose GPUs this one lives; empty for GPUs of its own.
         strategy: Ray's placement strategy for the group's bundles.
         resources: Custom Ray resources that each rank asks for, to pin a role to certain nodes.
+        labels: Labels of the nodes that ranks may go to, as `ray start --labels` gave them; a value
+            may also be `!a`, `in(a, b)` or `!in(a, b)`.
     """
 
     ranks: PositiveInt = 1
@@ -195,11 +199,14 @@ class GroupConfig(Config):
     share: Literal["", "policy", "reference", "reward", "value", "rollout"] = ""
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     resources: dict[str, PositiveFloat] = {}
+    labels: dict[str, LabelSelector] = {}
 
     @model_validator(mode="after")
     def _a_guest_goes_where_its_host_is(self) -> GroupConfig:
-        if self.share and self.resources:
-            raise ValueError(f"a role that shares with {self.share} takes its place: no resources")
+        if self.share and (self.resources or self.labels):
+            raise ValueError(
+                f"a role that shares with {self.share} takes its place: no resources or labels"
+            )
         return self
 
 

@@ -63,8 +63,7 @@ class CheckpointStore:
         for role in roles:
             if not any((folder / role).glob("*")):
                 raise RunError(
-                    f"the checkpoint of {role} is not in {folder}: "
-                    "run_dir must be on a file system that all nodes share"
+                    f"the checkpoint of {role} is not in {folder}: its ranks wrote somewhere else"
                 )
         digests = {
             str(path.relative_to(folder)): _digest(path)

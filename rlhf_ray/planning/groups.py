@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.planning.nodes import Node, describe_nodes, shortfall, sum_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +18,14 @@ class GroupPlan:
         host: The role that owns the group.
         guests: Roles with `share: <host>`.
         bundles: Resources of each rank, guests' CPU cores included.
+        labels: What the labels of each rank's node must be.
     """
 
     host: str
     guests: tuple[str, ...]
     bundles: tuple[Mapping[str, float], ...]
     strategy: str
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan_groups(roles: Mapping[str, GroupConfig]) -> list[GroupPlan]:
@@ -46,6 +49,7 @@ def plan_groups(roles: Mapping[str, GroupConfig]) -> list[GroupPlan]:
                     for rank in range(group.ranks)
                 ),
                 strategy=group.strategy,
+                labels=group.labels,
             )
         )
     return plans
@@ -84,31 +88,93 @@ def total_cpus(plans: Sequence[GroupPlan]) -> float:
     return sum(bundle["CPU"] for plan in plans for bundle in plan.bundles)
 
 
-def check_resources(plans: Sequence[GroupPlan], available: Mapping[str, float]) -> None:
-    """Compare the plan with what a cluster has.
+def check_resources(plans: Sequence[GroupPlan], nodes: Sequence[Node]) -> None:
+    """Find what a cluster cannot hold, however its ranks are laid out.
 
     Raises:
-        ConfigError: Something is short; a line for every role says what it asks for.
+        ConfigError: Something is short, no node has a group's labels, or a rank or group is too
+            large for one node; what each role asks for and what each node has stands below.
     """
-    asked: dict[str, float] = {}
+    faults = list(dict.fromkeys([*_short_in_sum(plans, nodes), *_misfits(plans, nodes)]))
+    if not faults:
+        return
+    resources = dict.fromkeys(name for plan in plans for b in plan.bundles for name in b)
+    labels = dict.fromkeys(key for plan in plans for key in plan.labels)
+    raise ConfigError(
+        f"the cluster is too small: {'; '.join(faults)}\n{describe(plans)}\n"
+        f"{describe_nodes(nodes, resources, labels)}"
+    )
+
+
+def _short_in_sum(plans: Sequence[GroupPlan], nodes: Sequence[Node]) -> Iterator[str]:
+    """What the groups that can go nowhere else ask of some nodes together."""
+    eligible = {plan.host: _eligible(plan, nodes) for plan in plans}
+    labelled = {eligible[plan.host]: _selectors(plan) for plan in plans if plan.labels}
+    everywhere = frozenset(range(len(nodes)))
+    for here in {everywhere: "", **labelled}:
+        rivals = [plan for plan in plans if eligible[plan.host] and eligible[plan.host] <= here]
+        asked = sum_of(bundle for plan in rivals for bundle in plan.bundles)
+        there = sum_of(nodes[index].resources for index in here)
+        where = "" if here == everywhere else f" on nodes with {labelled[here]}"
+        yield from (text + where for text in shortfall(asked, there))
+
+
+def _misfits(plans: Sequence[GroupPlan], nodes: Sequence[Node]) -> Iterator[str]:
+    """Groups that single nodes cannot hold."""
     for plan in plans:
-        for bundle in plan.bundles:
-            for name, amount in bundle.items():
-                asked[name] = asked.get(name, 0.0) + amount
-    short = [
-        f"{amount:g} {name} asked, {available.get(name, 0.0):g} there"
-        for name, amount in asked.items()
-        if amount > available.get(name, 0.0)
-    ]
-    if short:
-        raise ConfigError(f"the cluster is too small: {'; '.join(short)}\n{describe(plans)}")
+        here = [nodes[index] for index in sorted(_eligible(plan, nodes))]
+        if not here:
+            yield f"no node for {plan.host} with {_selectors(plan)}"
+        elif fault := _misfit(plan, here):
+            yield fault
+
+
+def _misfit(plan: GroupPlan, nodes: Sequence[Node]) -> str | None:
+    num = len(plan.bundles)
+    # Bundles differ in CPU cores alone, those of guests.
+    by_cores = sorted(plan.bundles, key=lambda bundle: bundle.get("CPU", 0.0))
+    smallest, largest = by_cores[0], by_cores[-1]
+    if not any(node.room_for(largest) for node in nodes):
+        return f"no node has {_amounts(largest)} for one rank of {plan.host}"
+    if plan.strategy == "STRICT_SPREAD":
+        roomy = sum(1 for node in nodes if node.room_for(smallest))
+        if roomy < num:
+            return (
+                f"{num} nodes asked for the {num} ranks of {plan.host} (STRICT_SPREAD), "
+                f"{roomy} there"
+            )
+    if plan.strategy == "STRICT_PACK":
+        whole = sum_of(plan.bundles)
+        if not any(node.room_for(whole) for node in nodes):
+            return f"no node has {_amounts(whole)} for all ranks of {plan.host} (STRICT_PACK)"
+    room = sum(node.room_for(smallest) for node in nodes)
+    if room < num:
+        return (
+            f"{num} ranks asked for {plan.host}, but single nodes have {_amounts(smallest)} "
+            f"for {room}"
+        )
+    return None
+
+
+def _eligible(plan: GroupPlan, nodes: Sequence[Node]) -> frozenset[int]:
+    return frozenset(i for i, node in enumerate(nodes) if node.has_labels(plan.labels))
+
+
+def _selectors(plan: GroupPlan) -> str:
+    return ", ".join(f"{key}={value}" for key, value in plan.labels.items())
+
+
+def _amounts(bundle: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
 
 
 def describe(plans: Sequence[GroupPlan]) -> str:
-    """A line for every group: who lives there and what each rank holds."""
+    """A line for every group: who lives there, what each rank holds and where it may go."""
     lines = []
     for plan in plans:
         who = plan.host + (f" with {', '.join(plan.guests)}" if plan.guests else "")
-        each = ", ".join(f"{amount:g} {name}" for name, amount in plan.bundles[0].items())
-        lines.append(f"  {who}: {len(plan.bundles)} x ({each})")
+        where = [] if plan.strategy == "PACK" else [plan.strategy]
+        where += [_selectors(plan)] if plan.labels else []
+        line = f"  {who}: {len(plan.bundles)} x ({_amounts(plan.bundles[0]) or 'no GPU'})"
+        lines.append(" ".join([line, *where]))
     return "\n".join(lines)

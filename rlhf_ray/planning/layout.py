@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.groups import GroupPlan, check_resources, plan_groups
+from rlhf_ray.planning.nodes import Node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def lay_out(roles: Mapping[str, GroupConfig], cluster: Cluster) -> list[Place]:
         ConfigError: No room, or GPUs of one rank on several nodes.
     """
     plans = plan_groups(roles)
-    _check_total(plans, cluster)
+    _check_resources(plans, cluster)
     free = [list(range(cluster.gpus_per_node)) for _ in range(cluster.nodes)]
     places: dict[str, list[Place]] = {}
     for plan in plans:
@@ -86,10 +87,19 @@ def smallest_cluster(roles: Mapping[str, GroupConfig], node: Cluster) -> Cluster
     return cluster
 
 
-def _check_total(plans: Sequence[GroupPlan], cluster: Cluster) -> None:
-    """GPUs alone: what else is asked for is taken to be there."""
-    asked = {name: float("inf") for plan in plans for bundle in plan.bundles for name in bundle}
-    check_resources(plans, {**asked, "GPU": float(cluster.nodes * cluster.gpus_per_node)})
+def _check_resources(plans: Sequence[GroupPlan], cluster: Cluster) -> None:
+    """GPUs alone: what else is asked for, labels as well, is taken to be there."""
+    gpus_alone = [
+        replace(plan, bundles=tuple(map(_gpus, plan.bundles)), labels={}) for plan in plans
+    ]
+    node = {"GPU": float(cluster.gpus_per_node)}
+    check_resources(
+        gpus_alone, [Node(address=f"node {n}", resources=node) for n in range(cluster.nodes)]
+    )
+
+
+def _gpus(bundle: Mapping[str, float]) -> Mapping[str, float]:
+    return {name: amount for name, amount in bundle.items() if name == "GPU"}
 
 
 def _nodes_of(plan: GroupPlan, each: int, free: Sequence[int]) -> list[int]:
@@ -100,7 +110,6 @@ def _nodes_of(plan: GroupPlan, each: int, free: Sequence[int]) -> list[int]:
     """
     if not each:
         spreads = plan.strategy in ("SPREAD", "STRICT_SPREAD")
-        _check_spread(plan, len(free))
         return [rank % len(free) if spreads else 0 for rank in range(len(plan.bundles))]
     room = [gpus // each for gpus in free]
     num = len(plan.bundles)
@@ -119,14 +128,6 @@ def _nodes_of(plan: GroupPlan, each: int, free: Sequence[int]) -> list[int]:
             f"free are {', '.join(map(str, free))} GPUs on {len(free)} nodes"
         )
     return nodes
-
-
-def _check_spread(plan: GroupPlan, num_nodes: int) -> None:
-    if plan.strategy == "STRICT_SPREAD" and len(plan.bundles) > num_nodes:
-        raise ConfigError(
-            f"no room for {plan.host}: {len(plan.bundles)} ranks on a node each "
-            f"({plan.strategy}), there are {num_nodes} nodes"
-        )
 
 
 def _on_one(room: Sequence[int], num: int) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from actors.placement import Slot
 from actors.pool import Pool
 from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
 from rlhf_ray.errors import RunError
@@ -49,6 +50,8 @@ def pool(asked) -> Pool:
         "reward": shared,
         "rollout": shared,
     }
+    slot = Slot(group=None, bundle=0, node_id="node", address="10.0.0.1")
+    pool.state.slots = {"policy": [slot], "reference": [slot]}
     for role in pool.state.groups:
         pool.state.sets[role] = Actors(role, asked)
     return pool

@@ -44,19 +44,33 @@ def test_spreading_takes_turns():
     ("group", "cluster", "message"),
     [
         ({"ranks": 9}, node(), "9 GPU asked, 8 there"),
-        ({"ranks": 9, "strategy": "STRICT_PACK"}, node(nodes=2), "no room for policy: 9 x 1 GPUs"),
-        ({"ranks": 3, "strategy": "STRICT_SPREAD"}, node(nodes=2), "STRICT_SPREAD; free are 8, 8"),
-        ({"gpus_per_rank": 8}, node(gpus=4, nodes=2), "no room for policy: 1 x 8 GPUs"),
+        (
+            {"ranks": 9, "strategy": "STRICT_PACK"},
+            node(nodes=2),
+            "no node has 9 GPU for all ranks of policy",
+        ),
+        ({"ranks": 3, "strategy": "STRICT_SPREAD"}, node(nodes=2), "3 nodes asked for the 3 ranks"),
+        ({"gpus_per_rank": 8}, node(gpus=4, nodes=2), "no node has 8 GPU for one rank of policy"),
         (
             {"ranks": 3, "gpus_per_rank": 0, "strategy": "STRICT_SPREAD"},
             node(nodes=2),
-            "3 ranks on a node each",
+            "3 nodes asked for the 3 ranks",
         ),
     ],
 )
 def test_what_finds_no_room_is_named(group, cluster, message):
     with pytest.raises(ConfigError, match=message):
         lay_out(groups(policy=group), cluster)
+
+
+def test_what_other_groups_leave_is_too_little():
+    roles = groups(policy={"ranks": 5}, value={"ranks": 5}, rollout={"gpus_per_rank": 4})
+    with pytest.raises(ConfigError, match="no room for rollout: 1 x 4 GPUs of one node each"):
+        lay_out(roles, node(nodes=2))
+
+
+def test_labels_are_taken_to_be_there():
+    assert lay_out(groups(policy={"labels": {"zone": "a"}}), node())
 
 
 def test_guests_sit_on_their_hosts_gpus_in_order():
@@ -84,5 +98,5 @@ def test_the_smallest_cluster_holds_the_job_and_no_smaller_one_does():
     assert (
         smallest_cluster(groups(policy={"gpus_per_rank": 0, "ranks": 5}), node(gpus=0)).nodes == 1
     )
-    with pytest.raises(ConfigError, match="1 x 8 GPUs of one node"):
+    with pytest.raises(ConfigError, match="no node has 8 GPU for one rank of rollout"):
         smallest_cluster(roles, node(gpus=4))

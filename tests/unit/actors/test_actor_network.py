@@ -1,0 +1,52 @@
+"""A port is kept until the one that it was announced for listens on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from actors import network
+from actors.network import HeldPort
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def held():
+    held = HeldPort(HOST)
+    yield held
+    held.release()
+
+
+def test_nobody_else_gets_a_held_port(held):
+    with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+        other.bind((HOST, held.port))
+
+
+def test_vllms_rendezvous_opens_on_a_held_port(held):
+    from vllm.distributed.utils import StatelessProcessGroup
+
+    port = held.port
+    group = StatelessProcessGroup.create(HOST, port, rank=0, world_size=1)
+    held.release()
+    with socket.create_connection((HOST, port), timeout=5):
+        assert group.all_gather_obj("here") == ["here"]
+
+
+def test_gloo_and_vllm_use_the_interface_of_the_nodes_address(monkeypatch):
+    for name in ("GLOO_SOCKET_IFNAME", "VLLM_HOST_IP"):
+        monkeypatch.setenv(name, "")  # so that what is set here is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(network.ray.util, "get_node_ip_address", lambda: HOST)
+    network.use_cluster_network()
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["VLLM_HOST_IP"]) == ("lo", HOST)
+
+
+def test_what_the_user_has_set_stays(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "fast0")
+    monkeypatch.setenv("VLLM_HOST_IP", "10.0.0.7")
+    monkeypatch.setattr(network.ray.util, "get_node_ip_address", lambda: HOST)
+    network.use_cluster_network()
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["VLLM_HOST_IP"]) == ("fast0", "10.0.0.7")
