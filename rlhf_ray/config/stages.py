@@ -49,8 +49,12 @@ class Stage:
         return str(Path(self.config.run_dir) / EXPORT)
 
 
-def resolve_stages(config: PipelineConfig) -> list[Stage]:
+def resolve_stages(config: PipelineConfig, *, here: bool = True) -> list[Stage]:
     """Read and check every stage.
+
+    Args:
+        config: Of the pipeline.
+        here: Whether it runs on this machine, so that its paths can be looked at.
 
     Raises:
         ConfigError: With every problem of every stage.
@@ -58,7 +62,7 @@ def resolve_stages(config: PipelineConfig) -> list[Stage]:
     stages: list[Stage] = []
     problems: list[Problem] = []
     for given in config.stages:
-        stage, found = _resolve(given, config, stages)
+        stage, found = _resolve(given, config, stages, here=here)
         problems += [_of_stage(problem, given) for problem in found]
         if stage is not None:
             stages.append(stage)
@@ -73,7 +77,7 @@ def groups_of(stages: Sequence[Stage]) -> dict[str, GroupConfig]:
 
 
 def _resolve(
-    given: StageConfig, pipeline: PipelineConfig, earlier: Sequence[Stage]
+    given: StageConfig, pipeline: PipelineConfig, earlier: Sequence[Stage], *, here: bool
 ) -> tuple[Stage | None, list[Problem]]:
     cls = JOBS[given.job]
     try:
@@ -95,7 +99,8 @@ def _resolve(
     if config is None or rooted is None:
         return None, found
     to_come = _to_come(config, earlier)
-    problems = [problem for problem in find_problems(rooted) if problem.path not in to_come]
+    looked = find_problems(rooted) if here else []
+    problems = [problem for problem in looked if problem.path not in to_come]
     stage = Stage(
         name=given.name,
         job=given.job,
@@ -110,22 +115,29 @@ def _values(given: StageConfig, pipeline: PipelineConfig, cls: type[JobConfig]) 
     """The stage's file, what the pipeline has for all stages, and `set`, laid over each other."""
     empty = YamlFile(values={}, lines={}, problems=())
     file = read_yaml(Path(given.config)) if given.config else empty
-    shared = pipeline.model_dump(exclude_unset=True, include={"seed", "wandb", "timeouts"})
-    placement = pipeline.placement.model_dump(exclude_unset=True)
-    roles = schema.keys(schema.at_path(cls, ("placement",)))
-    shared["placement"] = {role: group for role, group in placement.items() if role in roles}
     own = {
         "run_dir": str(Path(pipeline.run_dir) / given.name),
         "resume": pipeline.resume,
         "ray": pipeline.ray.model_dump(),
     }
     values = file.values
-    for above in (shared, given.set, own):
+    for above in (shared_values(pipeline, cls), given.set, own):
         values = laid_over(values, above)
     lines = {
         path: n for path, n in file.lines.items() if _at(values, path) == _at(file.values, path)
     }
     return YamlFile(values=values, lines=lines, problems=file.problems)
+
+
+def shared_values(pipeline: PipelineConfig, cls: type[JobConfig]) -> dict[str, Any]:
+    """What the pipeline has for all stages, as far as a stage's job knows it."""
+    shared = pipeline.model_dump(
+        mode="json", exclude_unset=True, include={"seed", "wandb", "timeouts"}
+    )
+    placement = pipeline.placement.model_dump(mode="json", exclude_unset=True)
+    roles = schema.keys(schema.at_path(cls, ("placement",)))
+    shared["placement"] = {role: group for role, group in placement.items() if role in roles}
+    return shared
 
 
 def _texts(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from rlhf_ray.config.base import JobConfig
 from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.log import Record, Table
+from rlhf_ray.metrics.wandb_run import wandb_run_id
 
 
 class WandbSink:
@@ -38,7 +38,7 @@ class WandbSink:
                     name=config.wandb.name or run_dir.name,
                     entity=config.wandb.entity or None,
                     tags=[job, *config.wandb.tags],
-                    id=_run_id(run_dir),
+                    id=wandb_run_id(run_dir),
                     resume="allow" if config.wandb.mode == "online" else None,
                     dir=str(run_dir),
                     config=_queryable(without_secrets(config.model_dump(mode="json"))),
@@ -85,11 +85,3 @@ def _queryable(values: Any) -> Any:
     if isinstance(values, Mapping):
         return {key: _queryable(value) for key, value in values.items()}
     return values
-
-
-def _run_id(run_dir: Path) -> str:
-    """Kept in the run directory, so that a resumed job finds it."""
-    path = run_dir / "wandb_run_id"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4), encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()

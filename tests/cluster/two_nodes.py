@@ -33,7 +33,7 @@ def main() -> None:
     for name in ("node_a", "node_b"):
         cluster.add_node(num_cpus=16, resources={name: 1.0})
     config = load_config(PpoConfig, sys.argv[1], ["--ray.address", cluster.address])
-    connect(config.ray, config.groups)
+    connect(config, config.groups)
     whole = ray.cluster_resources()
     with run_folder(config):
         nodes, processes = asyncio.run(job(config))
