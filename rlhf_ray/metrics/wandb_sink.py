@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.log import Record, Table
 from rlhf_ray.metrics.wandb_run import wandb_run_id
+
+logger = logging.getLogger(__name__)
 
 
 class WandbSink:
@@ -65,7 +68,11 @@ class WandbSink:
 
     def close(self, *, failed: bool) -> None:
         """Finish the run, with W&B's mark for a failure."""
-        self._run.finish(exit_code=int(failed))
+        try:
+            self._run.finish(exit_code=int(failed))
+        except Exception as error:
+            # Whoever stops a job may end W&B's process before ours, and that is no end of a run.
+            logger.warning("W&B has not got the end of the run (%s)", type(error).__name__)
 
 
 @contextmanager
