@@ -15,7 +15,8 @@ from actors.ray_token import NO_TOKEN, use_token_at_hand
 from actors.reachable import check_reachable
 from rlhf_ray.errors import ConfigError, RunError
 
-logging.getLogger("ray.dashboard.modules").setLevel(logging.WARNING)
+for _class in JobSubmissionClient.__mro__[:-1]:  # each tells of uploads and connections
+    logging.getLogger(_class.__module__).setLevel(logging.WARNING)
 
 REQUEST_S = 15.0
 # The parts of a package are small, but the way may be long.

@@ -17,6 +17,7 @@ from actors.bucket import Bucket
 from actors.engine import EngineSpec, engine_arguments
 from actors.engine_load import EngineLoad
 from actors.engine_metrics import engine_stat_logger
+from actors.shared_memory import outlive_actor
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
@@ -54,6 +55,7 @@ class RolloutReplica:
         Raises:
             RunError: With what vLLM says of a model that it cannot run.
         """
+        outlive_actor()
         from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
