@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from multiprocessing import resource_tracker
+from typing import Any
 
 START_S = 60.0
 
@@ -26,7 +27,7 @@ main({fd})
 
 def outlive_actor() -> None:
     """Start the resource tracker of this process and its children where Ray does not see it."""
-    tracker = resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    tracker: Any = resource_tracker._resource_tracker
     if tracker._fd is not None:
         return
     read_end, write_end = os.pipe()

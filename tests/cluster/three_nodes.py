@@ -61,12 +61,9 @@ def three_nodes() -> Iterator[ThreeNodes]:
         nodes.append(start(head, node))
         for place in ("left", "right"):
             # In one folder the nodes would unpack the same package over each other.
-            joining = [
-                f"--address=127.0.0.1:{port}",
-                "--num-cpus=4",
-                f"--temp-dir={folder}/{place}",
-            ]
-            nodes.append(start([*joining, f"--resources={json.dumps({place: 1})}"], node))
+            joining = [f"--address=127.0.0.1:{port}", f"--temp-dir={folder}/{place}"]
+            offers = ["--num-cpus=4", f"--resources={json.dumps({place: 1})}"]
+            nodes.append(start([*joining, *offers], node))
         yield ThreeNodes(address=f"http://127.0.0.1:{dashboard}", folder=folder, environment=person)
     finally:
         for process in reversed(nodes):
