@@ -62,7 +62,7 @@ def three_nodes() -> Iterator[ThreeNodes]:
         for place in ("left", "right"):
             # In one folder the nodes would unpack the same package over each other.
             joining = [f"--address=127.0.0.1:{port}", f"--temp-dir={folder}/{place}"]
-            offers = ["--num-cpus=4", f"--resources={json.dumps({place: 1})}"]
+            offers = ["--num-cpus=4", f"--resources={json.dumps({place: 2})}"]
             nodes.append(start([*joining, *offers], node))
         yield ThreeNodes(address=f"http://127.0.0.1:{dashboard}", folder=folder, environment=person)
     finally:
