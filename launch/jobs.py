@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launch import cli
-from launch.submit import STOP_S, add_address, address_or_default, watch
+from launch.submit import STOP_S
+from launch.watch import add_address, address_or_default, watch
 from rlhf_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
