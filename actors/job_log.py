@@ -57,7 +57,7 @@ async def follow(
                 write(piece[max(0, num_shown - position) :])
                 position += len(piece)
                 num_shown, heard_s = max(num_shown, position), time.monotonic()
-        except (RuntimeError, aiohttp.ClientError, OSError):
+        except (RuntimeError, RunError, aiohttp.ClientError, OSError):
             whole = False
         try:
             said = await _info(jobs, job_id)

@@ -30,10 +30,11 @@ class JobsApi(JobSubmissionClient):
         deadline_s = UPLOAD_S if method == "PUT" else REQUEST_S
         try:
             return super()._do_request(method, endpoint, timeout=deadline_s, **arguments)
-        except requests.exceptions.RequestException as error:
-            # A subclass of OSError that Ray's own checks of the connection still recognise.
-            if isinstance(error, requests.exceptions.ConnectionError):
+        except requests.exceptions.ConnectionError as error:
+            if self._server_ray_version is None:  # Ray's own check of a new connection asks
                 raise
+            raise RunError(f"{self._address} does not answer any more") from error
+        except requests.exceptions.RequestException as error:
             raise RunError(f"{method} {self._address}{endpoint}: {error}") from error
 
     @property
@@ -47,7 +48,7 @@ class JobsApi(JobSubmissionClient):
         Raises:
             RunError: The cluster does not answer.
         """
-        response = self._answered("GET", f"/api/jobs/{job_id}")
+        response = self._do_request("GET", f"/api/jobs/{job_id}")
         return None if response.status_code == 404 else self.get_job_info(job_id)
 
     def put_bytes(self, name: str, content: bytes) -> None:
@@ -57,15 +58,9 @@ class JobsApi(JobSubmissionClient):
             RunError: The cluster does not take them.
         """
         self._package_exists(f"gcs://{name}")  # asking for it is what sets the ten minutes
-        response = self._answered("PUT", f"/api/packages/gcs/{name}", data=content)
+        response = self._do_request("PUT", f"/api/packages/gcs/{name}", data=content)
         if response.status_code != 200:
             raise RunError(f"{self._address} does not take the job: {response.text[-300:]}")
-
-    def _answered(self, method: str, endpoint: str, **arguments: Any) -> Any:
-        try:
-            return self._do_request(method, endpoint, **arguments)
-        except requests.exceptions.ConnectionError as error:
-            raise RunError(f"{self._address} does not answer any more") from error
 
 
 def open_api(address: str) -> JobsApi:

@@ -16,7 +16,7 @@ from three_nodes import ThreeNodes, three_nodes
 
 from rlhf_ray.config.yaml_file import write_yaml
 
-PATIENCE_S = 240
+PATIENCE_S = 280
 SECRET = "planted-8f3a61c0"
 # 1 where the variable has reached the actor that asks.
 REWARD = f"""
@@ -54,7 +54,7 @@ def desk(tmp_path_factory, stories, shared_data) -> Path:
             "rollout": {"resources": {"right": 0.5}},
             "reward": {"resources": {"right": 0.5}},
         },
-        "timeouts": DEADLINES,
+        "timeouts": DEADLINES | {"start_s": 250},
     }
     write_yaml(values, folder / "job.yaml")
     return folder
@@ -78,23 +78,25 @@ def submitted(desk: Path, cluster: ThreeNodes, name: str, *words: str) -> subpro
 
 
 @pytest.fixture(scope="module")
-def both(desk, cluster_of_three) -> Any:
-    """What two jobs said that ran side by side: one to its end, one that was stopped."""
-    short = submitted(desk, cluster_of_three, "short")
-    long = submitted(desk, cluster_of_three, "long", "--total-steps", "100000")
+def finished(desk, cluster_of_three) -> tuple[int, str]:
+    """Status and words of a job that ran to its end."""
+    job = submitted(desk, cluster_of_three, "short")
+    said, _ = job.communicate(timeout=PATIENCE_S)
+    return job.returncode, said
+
+
+@pytest.fixture(scope="module")
+def stopped(finished, desk, cluster_of_three) -> tuple[int, str, dict[str, Any]]:
+    """The same of one that was stopped while it trained, and what there was of it before."""
+    job = submitted(desk, cluster_of_three, "long", "--total-steps", "100000")
     metrics = desk.parent / "run-long/metrics.jsonl"
-    wait_for(lambda: metrics.is_file() and '"step": 2' in metrics.read_text(), long)
-    traces = traces_of(cluster_of_three, "long")
-    said, _ = short.communicate(timeout=PATIENCE_S)
+    wait_for(lambda: metrics.is_file() and '"step": 2' in metrics.read_text(), job)
+    traces = traces_of(cluster_of_three, "run-long")
     stop = rlhf_ray(desk, cluster_of_three, "jobs", "stop", "long")
-    stopped, _ = stop.communicate(timeout=60)
-    said_long, _ = long.communicate(timeout=60)
-    return {
-        "short": (short.returncode, said),
-        "long": (long.returncode, said_long),
-        "stop": (stop.returncode, stopped),
-        "traces": traces,
-    }
+    answer, _ = stop.communicate(timeout=120)
+    assert stop.returncode == 0, answer
+    said, _ = job.communicate(timeout=60)
+    return job.returncode, said, traces
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
@@ -121,8 +123,8 @@ def traces_of(cluster: ThreeNodes, run: str) -> dict[str, Any]:
     }
 
 
-def test_a_job_runs_to_its_end_and_its_log_is_shown(both, desk):
-    status, said = both["short"]
+def test_a_job_runs_to_its_end_and_its_log_is_shown(finished, desk):
+    status, said = finished
     assert status == 0, said[-4000:]
     assert "step 2/2" in said
     assert "short: succeeded" in said
@@ -132,21 +134,19 @@ def test_a_job_runs_to_its_end_and_its_log_is_shown(both, desk):
     assert (desk.parent / "run-short/export/model.safetensors").is_file()
 
 
-def test_the_dashboard_tells_what_it_is(both, desk, cluster_of_three):
+def test_the_dashboard_tells_what_it_is(finished, stopped, desk, cluster_of_three):
     said = cluster_of_three.ask("api/jobs/short")
     folder = str(desk.parent / "run-short")
     assert said["metadata"] == {"job": "grpo", "run": "run-short", "run_dir": folder}
-    assert both["traces"]["names"] >= {"run-long/policy/0", "run-long/rollout/0"}
+    assert stopped[2]["names"] >= {"run-long/policy/0", "run-long/rollout/0"}
 
 
-def test_a_job_that_is_stopped_leaves_nothing(both, desk, cluster_of_three):
-    assert both["stop"][0] == 0, both["stop"][1]
-    status, said = both["long"]
+def test_a_job_that_is_stopped_leaves_nothing(stopped, desk, cluster_of_three):
+    status, said, traces = stopped
     assert status == 130, said[-4000:]
     assert "long: stopped" in said
     state = json.loads((desk.parent / "run-long/status.json").read_text())["state"]
     assert state == "interrupted"
-    traces = both["traces"]
     assert any("EngineCore" in str(process) for process in traces["processes"])
     _, alive = psutil.wait_procs(traces["processes"], timeout=20)
     assert alive == []
@@ -157,7 +157,9 @@ def test_a_job_that_is_stopped_leaves_nothing(both, desk, cluster_of_three):
     assert [a["name"] for a in actors if a["state"] != "DEAD" and "/" in (a["name"] or "")] == []
 
 
-def test_the_values_of_variables_are_in_no_file_and_no_record(both, desk, cluster_of_three):
+def test_the_values_of_variables_are_in_no_file_and_no_record(
+    finished, stopped, desk, cluster_of_three
+):
     # The reward function of the test has the value in its text, and is unpacked on the nodes.
     places = [cluster_of_three.folder, desk.parent / "run-short", desk.parent / "run-long"]
     files = [path for place in places for path in place.rglob("*") if path.is_file()]
@@ -166,10 +168,10 @@ def test_the_values_of_variables_are_in_no_file_and_no_record(both, desk, cluste
     assert found <= {"my_rewards.py"}
     assert SECRET not in json.dumps(cluster_of_three.ask("api/jobs/"))
     assert SECRET not in json.dumps(cluster_of_three.listed("actors"))
-    assert all(SECRET not in said for _, said in (both["short"], both["long"]))
+    assert all(SECRET not in said for _, said in (finished, stopped[:2]))
 
 
-def test_a_job_that_fails_gives_its_status(both, desk, cluster_of_three):
+def test_a_job_that_fails_gives_its_status(desk, cluster_of_three):
     wrong = ["--policy.model.path", "/not/on/the/cluster"]
     failed = submitted(desk, cluster_of_three, "wrong", *wrong)
     said, _ = failed.communicate(timeout=PATIENCE_S)
@@ -177,14 +179,14 @@ def test_a_job_that_fails_gives_its_status(both, desk, cluster_of_three):
     assert "policy.model.path: no such folder" in said
 
 
-def test_a_name_that_is_taken_is_refused(both, desk, cluster_of_three):
+def test_a_name_that_is_taken_is_refused(finished, desk, cluster_of_three):
     again = submitted(desk, cluster_of_three, "short")
     said, _ = again.communicate(timeout=60)
     assert again.returncode == 2, said
     assert said.strip().endswith("the cluster has had a job 'short': take another name")
 
 
-def test_jobs_lists_and_shows_them(both, desk, cluster_of_three):
+def test_jobs_lists_and_shows_them(finished, stopped, desk, cluster_of_three):
     listed = rlhf_ray(desk, cluster_of_three, "jobs", "list")
     said, _ = listed.communicate(timeout=60)
     assert listed.returncode == 0, said
