@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -20,10 +21,12 @@ PATIENCE_S = 280
 SECRET = "planted-8f3a61c0"
 # 1 where the variable has reached the actor that asks.
 REWARD = f"""
+import hashlib
 import os
 
 def knows(completions, **_):
-    return [float(os.environ.get("PLANTED") == "{SECRET}") for _ in completions]
+    digest = hashlib.sha256(os.environ.get("PLANTED", "").encode()).hexdigest()
+    return [float(digest == "{hashlib.sha256(SECRET.encode()).hexdigest()}") for _ in completions]
 """
 
 
@@ -157,15 +160,13 @@ def test_a_job_that_is_stopped_leaves_nothing(stopped, desk, cluster_of_three):
     assert [a["name"] for a in actors if a["state"] != "DEAD" and "/" in (a["name"] or "")] == []
 
 
-def test_the_values_of_variables_are_in_no_file_and_no_record(
+def test_values_of_variables_are_in_no_file_and_no_record(
     finished, stopped, desk, cluster_of_three
 ):
-    # The reward function of the test has the value in its text, and is unpacked on the nodes.
     places = [cluster_of_three.folder, desk.parent / "run-short", desk.parent / "run-long"]
     files = [path for place in places for path in place.rglob("*") if path.is_file()]
     assert len(files) > 50
-    found = {path.name for path in files if SECRET.encode() in path.read_bytes()}
-    assert found <= {"my_rewards.py"}
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
     assert SECRET not in json.dumps(cluster_of_three.ask("api/jobs/"))
     assert SECRET not in json.dumps(cluster_of_three.listed("actors"))
     assert all(SECRET not in said for _, said in (finished, stopped[:2]))
