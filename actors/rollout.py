@@ -18,6 +18,7 @@ from actors.engine import EngineSpec, engine_arguments
 from actors.engine_load import EngineLoad
 from actors.engine_metrics import engine_stat_logger
 from actors.network import use_cluster_network
+from actors.shared_memory import outlive_actor
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
@@ -56,6 +57,7 @@ class RolloutReplica:
         Raises:
             RunError: With what vLLM says of a model that it cannot run.
         """
+        outlive_actor()
         from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ from actors.deadline import get
 from actors.placement import Slot
 from actors.pool_state import PoolState
 from rlhf_ray.errors import ConfigError, RlhfRayError
+
+# Names, with commas between them, of the driver's variables that its actors get as well.
+FORWARDED = "RLHF_RAY_FORWARD"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +80,18 @@ def _gpus_of(role: str, state: PoolState, timeout_s: float) -> list[list[str]]:
 
 
 def environment(cpus: float, gpus: Sequence[str] | None) -> dict[str, str]:
-    """What must be set before torch is imported: threads, and the GPUs where Ray does not."""
+    """What must be set before torch is imported: threads, and the GPUs where Ray does not.
+
+    With it goes what the driver was told to hand on. Ray's runtime environment would do as well,
+    but it is shown and logged, and there are secrets among these.
+    """
     threads = str(max(1, int(cpus)))
-    variables = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    variables = _forwarded() | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     if gpus is not None:  # Ray leaves all GPUs visible to an actor that asked for none
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return variables
+
+
+def _forwarded() -> dict[str, str]:
+    names = os.environ.get(FORWARDED, "").split(",")
+    return {name: os.environ[name] for name in names if name in os.environ}

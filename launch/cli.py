@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from launch.signals import interrupt_on_terminate
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.help import help_text, summary_of
 from rlhf_ray.config.jobs import JOBS
@@ -30,6 +31,8 @@ CONFIGURED: Mapping[str, type[RunConfig]] = {**JOBS, "pipeline": PipelineConfig}
 # What has arguments of its own: a module of `launch` with a `main`.
 COMMANDS: Mapping[str, str] = {
     "plan": "What a job needs, where it goes, and what to change where it does not fit.",
+    "submit": "Run a job on a Ray cluster elsewhere: `submit JOB CONFIG --address http://HEAD:8265`.",
+    "jobs": "Submitted jobs: `jobs list`, `jobs logs NAME`, `jobs stop NAME`.",
     "pool": "Actors that outlive the jobs they serve: `pool up FILE`, `pool status`, `pool down`.",
 }
 
@@ -59,9 +62,14 @@ Any other key of the configuration can be given as well: --policy.optim.lr 1e-6
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status (0, 1 run failed, 2 bad input, 130 Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _dispatch(arguments))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Do a command's work; returns its exit status, and tells of known errors in their words."""
     _show_own_logs()
     try:
-        return _dispatch(arguments)
+        return work()
     except ConfigError as error:
         return _fail(error, EXIT_CONFIG)
     except RlhfRayError as error:
@@ -106,7 +114,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _job_runner(job: str, arguments: list[str]) -> Callable[[], int]:
-    """Check everything that can be checked, then import the job."""
+    """Check a job's command line."""
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(
             f"rlhf-ray {job} needs a configuration file, such as configs/{job}/*.yaml"
@@ -114,10 +122,20 @@ def _job_runner(job: str, arguments: list[str]) -> Callable[[], int]:
     config = load_config(CONFIGURED[job], arguments[0], arguments[1:])
     # Absolute, because actors on other nodes work in other folders.
     run_dir = os.path.abspath(config.run_dir or default_run_dir(job, arguments[0]))
-    config = config.model_copy(update={"run_dir": run_dir})
+    return lambda: run_job(job, config.model_copy(update={"run_dir": run_dir}))
+
+
+def run_job(job: str, config: RunConfig) -> int:
+    """Check what a job's configuration points at, then import and run the job.
+
+    Raises:
+        ConfigError: It points at something that is not there or does not fit.
+        RunError: The job failed.
+    """
     preflight(config)
     run: Callable[[RunConfig], int] = importlib.import_module(f"launch.{job}").run
-    return lambda: run(config)
+    interrupt_on_terminate()
+    return run(config)
 
 
 def default_run_dir(job: str, config_path: str) -> str:

@@ -8,31 +8,43 @@ import os
 from collections.abc import Mapping
 
 import ray
+from ray.exceptions import RayError
+from ray.job_config import JobConfig
 
+from actors.reachable import check_reachable
+from actors.submission import is_submitted, tell_submission
+from launch.metadata import metadata_of
+from launch.signals import interrupt_on_terminate
 from launch.standing import address_of
-from rlhf_ray.config.base import GroupConfig, RayConfig
+from rlhf_ray.config.base import GroupConfig, RayConfig, RunConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.groups import plan_groups, total_cpus
 
 logger = logging.getLogger(__name__)
 
 
-def connect(config: RayConfig, roles: Mapping[str, GroupConfig]) -> None:
-    """Join the cluster at `config.address` or of a standing pool, or start Ray on this machine.
+def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> None:
+    """Join the cluster at `ray.address` or of a standing pool, or start Ray on this machine.
 
-    On a machine of its own a job may ask for more CPU cores than there are: roles mostly work by
-    turns, and the cores are shared. On a cluster the cores of every role are reserved.
+    What Ray's job API has started is on a cluster already, and joins that one if no address is
+    given. On a machine of its own a job may ask for more CPU cores than there are: roles mostly
+    work by turns, and the cores are shared. On a cluster the cores of every role are reserved.
 
     Raises:
-        ConfigError: Nobody listens at the address, or no such pool is known here.
+        ConfigError: The cluster cannot be joined, or no such pool is known here.
     """
     if ray.is_initialized():
         return
+    config = run.ray
     # A role that shares a GPU sets CUDA_VISIBLE_DEVICES itself; Ray must not empty it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = config.address or (address_of(config.pool) if config.pool else "")
+    address = config.address or ("auto" if is_submitted() else "")
+    if not address and config.pool:
+        address = address_of(config.pool)
     if address:
-        join(address)
+        metadata = metadata_of(run)
+        join(address, metadata)
+        tell_submission(metadata)
         return
     ray.init(
         # Without it Ray joins whatever cluster was last started on this machine.
@@ -43,6 +55,7 @@ def connect(config: RayConfig, roles: Mapping[str, GroupConfig]) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    interrupt_on_terminate()  # Ray has set its own
 
 
 def num_cpus(config: RayConfig, roles: Mapping[str, GroupConfig]) -> int:
@@ -51,18 +64,30 @@ def num_cpus(config: RayConfig, roles: Mapping[str, GroupConfig]) -> int:
     return max(wanted, config.num_cpus or os.cpu_count() or 1)
 
 
-def join(address: str) -> None:
+def join(address: str, metadata: Mapping[str, str] | None = None) -> None:
     """Connect to a cluster that runs.
 
+    Args:
+        address: `host:port`, or `auto` for the one that this machine or job belongs to.
+        metadata: What Ray's dashboard shows of this process.
+
     Raises:
-        ConfigError: Nobody listens at the address.
+        ConfigError: No cluster answers, or it runs another version of Ray or Python.
     """
+    told = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if told not in ("", "auto"):
+        check_reachable(told)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise ConfigError(
-            f"ray.address is {address!r}, but no cluster answers there: {error}"
-        ) from error
+        ray.init(
+            address=address,
+            job_config=JobConfig(metadata=dict(metadata or {})),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the cluster at {address!r} cannot be joined: {reason}") from error
+    interrupt_on_terminate()  # Ray has set its own
 
 
 def disconnect() -> None:

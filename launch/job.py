@@ -31,7 +31,7 @@ def run_job(
     """
     with run_folder(config):
         data = load(config)
-        connect(config.ray, config.groups)
+        connect(config, config.groups)
         try:
             asyncio.run(_run(config, data, train))
         finally:

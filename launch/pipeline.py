@@ -45,7 +45,7 @@ def run(config: PipelineConfig) -> int:
             if stage not in left:
                 logger.info("stage %s is finished: skipped", stage.name)
         if left:
-            connect(config.ray, groups_of(left))
+            connect(config, groups_of(left))
             try:
                 asyncio.run(_run(config, left, seconds))
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -16,13 +17,16 @@ STATUS = "status.json"
 
 @contextmanager
 def run_folder(config: RunConfig) -> Iterator[Path]:
-    """Write `config.yaml`, and `status.json`: running, then finished or failed with the reason."""
+    """Write `config.yaml`, and `status.json`: running, then finished, interrupted or failed."""
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     dump_config(config, folder / "config.yaml")
     _write(folder, "running", "")
     try:
         yield folder
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _write(folder, "interrupted", "")
+        raise
     except BaseException as error:
         _write(folder, "failed", f"{type(error).__name__}: {error}")
         raise

@@ -12,6 +12,7 @@ from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.problems import Problem, raise_for
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
+from rlhf_ray.config.wandb_login import login_fault
 
 
 def preflight(config: RunConfig) -> None:
@@ -27,7 +28,7 @@ def preflight(config: RunConfig) -> None:
 
 def find_problems(config: RunConfig) -> list[Problem]:
     """Everything that is wrong with what a configuration points at."""
-    problems = [*_run_dir(config)]
+    problems = [*_run_dir(config), *_wandb(config)]
     match config:
         case OnlineConfig():
             problems += _online(config)
@@ -47,6 +48,11 @@ def _run_dir(config: RunConfig) -> Iterator[Problem]:
             "run_dir",
             f"{config.run_dir!r} is not empty: take another, or go on with it by --resume auto",
         )
+
+
+def _wandb(config: RunConfig) -> Iterator[Problem]:
+    if config.wandb.mode == "online":
+        yield from _fault("wandb.mode", login_fault())
 
 
 def _holds_a_run(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Of a hub data set: openai/gsm8k:main.
 _SUBSET = re.compile(r":[\w.-]+$")
-_DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".parquet", ".csv", ".txt")
+DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".parquet", ".csv", ".txt")
 
 
 def is_hub_name(path: str) -> bool:
@@ -52,16 +52,16 @@ def data_fault(path: str) -> str | None:
     """A readable file that is not empty, a folder with data files, or a hub name."""
     place = Path(path).expanduser()
     if place.is_dir():
-        found = any(file.name.lower().endswith(_DATA_SUFFIXES) for file in place.rglob("*"))
-        return None if found else f"folder {path!r} holds no {', '.join(_DATA_SUFFIXES)} file"
+        found = any(file.name.lower().endswith(DATA_SUFFIXES) for file in place.rglob("*"))
+        return None if found else f"folder {path!r} holds no {', '.join(DATA_SUFFIXES)} file"
     if not place.exists():
-        if is_hub_name(_SUBSET.sub("", path)) and not path.endswith(_DATA_SUFFIXES):
+        if is_hub_name(_SUBSET.sub("", path)) and not path.endswith(DATA_SUFFIXES):
             return None
         return f"no such file or folder: {path!r} (working directory {os.getcwd()})"
     if not os.access(place, os.R_OK):
         return f"cannot be read: {path!r}"
-    if not path.lower().endswith(_DATA_SUFFIXES):
-        return f"must end in one of {', '.join(_DATA_SUFFIXES)}, got {path!r}"
+    if not path.lower().endswith(DATA_SUFFIXES):
+        return f"must end in one of {', '.join(DATA_SUFFIXES)}, got {path!r}"
     return f"{path!r} is empty" if place.stat().st_size == 0 else None
 
 

@@ -120,22 +120,29 @@ def _values(given: StageConfig, pipeline: PipelineConfig, cls: type[JobConfig]) 
     """The stage's file, what the pipeline has for all stages, and `set`, laid over each other."""
     empty = YamlFile(values={}, lines={}, problems=())
     file = read_yaml(Path(given.config)) if given.config else empty
-    shared = pipeline.model_dump(exclude_unset=True, include={"seed", "wandb", "timeouts"})
-    placement = pipeline.placement.model_dump(exclude_unset=True)
-    roles = schema.keys(schema.at_path(cls, ("placement",)))
-    shared["placement"] = {role: group for role, group in placement.items() if role in roles}
     own = {
         "run_dir": str(Path(pipeline.run_dir) / given.name),
         "resume": pipeline.resume,
         "ray": pipeline.ray.model_dump(),
     }
     values = file.values
-    for above in (shared, given.set, own):
+    for above in (shared_values(pipeline, cls), given.set, own):
         values = laid_over(values, above)
     lines = {
         path: n for path, n in file.lines.items() if _at(values, path) == _at(file.values, path)
     }
     return YamlFile(values=values, lines=lines, problems=file.problems)
+
+
+def shared_values(pipeline: PipelineConfig, cls: type[JobConfig]) -> dict[str, Any]:
+    """What the pipeline has for all stages, as far as a stage's job knows it."""
+    shared = pipeline.model_dump(
+        mode="json", exclude_unset=True, include={"seed", "wandb", "timeouts"}
+    )
+    placement = pipeline.placement.model_dump(mode="json", exclude_unset=True)
+    roles = schema.keys(schema.at_path(cls, ("placement",)))
+    shared["placement"] = {role: group for role, group in placement.items() if role in roles}
+    return shared
 
 
 def _texts(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:

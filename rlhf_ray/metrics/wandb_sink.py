@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +13,9 @@ from rlhf_ray.config.base import JobConfig
 from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.log import Record, Table
+from rlhf_ray.metrics.wandb_run import wandb_run_id
+
+logger = logging.getLogger(__name__)
 
 
 class WandbSink:
@@ -38,7 +41,7 @@ class WandbSink:
                     name=config.wandb.name or run_dir.name,
                     entity=config.wandb.entity or None,
                     tags=[job, *config.wandb.tags],
-                    id=_run_id(run_dir),
+                    id=wandb_run_id(run_dir),
                     resume="allow" if config.wandb.mode == "online" else None,
                     dir=str(run_dir),
                     config=_queryable(without_secrets(config.model_dump(mode="json"))),
@@ -65,7 +68,11 @@ class WandbSink:
 
     def close(self, *, failed: bool) -> None:
         """Finish the run, with W&B's mark for a failure."""
-        self._run.finish(exit_code=int(failed))
+        try:
+            self._run.finish(exit_code=int(failed))
+        except Exception as error:
+            # Whoever stops a job may end W&B's process before ours, and that is no end of a run.
+            logger.warning("W&B has not got the end of the run (%s)", type(error).__name__)
 
 
 @contextmanager
@@ -85,11 +92,3 @@ def _queryable(values: Any) -> Any:
     if isinstance(values, Mapping):
         return {key: _queryable(value) for key, value in values.items()}
     return values
-
-
-def _run_id(run_dir: Path) -> str:
-    """Kept in the run directory, so that a resumed job finds it."""
-    path = run_dir / "wandb_run_id"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4), encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from launch import plan, pool
+from launch import jobs, plan, pool, submit
 from launch.cli import CONFIGURED
 from rlhf_ray.algorithms.advantages import ADVANTAGES
 from rlhf_ray.algorithms.correction import CORRECTIONS
@@ -118,6 +118,16 @@ def test_every_job_command_loads(words, monkeypatch):
     if job == "pool":
         assert pool.parser().parse_args(rest).command
         return
+    if job == "jobs":
+        assert jobs.parser().parse_args(rest).command
+        return
+    if job == "submit":
+        given, overrides = submit.parser().parse_known_args(rest)
+        mine = PLACEHOLDER.fullmatch(given.config)
+        path = f"configs/{given.job}/tiny-cpu.yaml" if mine else given.config
+        monkeypatch.setenv("RLHF_RAY_DATA", "/data")
+        load_config(CONFIGURED[given.job], path, overrides)
+        return
     if job == "plan":
         given, _ = plan.parser().parse_known_args(rest)
         load_config(CONFIGURED[given.job], given.config)
@@ -158,7 +168,7 @@ def test_keys_given_as_options_in_the_text_exist():
         option = code.partition(" ")[0].partition("=")[0]
         if not re.fullmatch(r"--[a-z][\w.-]+", option) or option in ("--help", "--a.b.c"):
             continue
-        if option in plan.parser().format_help():
+        if any(option in command.parser().format_help() for command in (plan, submit)):
             continue
         path = tuple(part.replace("-", "_") for part in option[2:].split("."))
         assert any(schema.at_path(job, path) is not None for job in CONFIGURED.values()), code

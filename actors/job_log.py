@@ -1,0 +1,112 @@
+"""Following a submitted job: its log as it grows, until it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import aiohttp
+
+from rlhf_ray.errors import ConfigError, RunError
+
+# A log that is silent for so long: ask whether the job is still there.
+QUIET_S = 10.0
+# No word from the cluster for so long: give up following.
+LOST_S = 120.0
+RETRY_S = 1.0
+INTERRUPTED = 130
+
+
+class FollowedJobs(Protocol):
+    """The part of the job API that following needs."""
+
+    def info(self, job_id: str) -> Any:
+        """What is known of a job; None where there is none."""
+        ...
+
+    def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        """Its log from the beginning, in pieces, until it has ended."""
+        ...
+
+
+async def follow(
+    jobs: FollowedJobs,
+    job_id: str,
+    write: Callable[[str], object],
+    *,
+    quiet_s: float = QUIET_S,
+    lost_s: float = LOST_S,
+) -> Any:
+    """Write a job's log as it grows; a connection that breaks is opened again, and nothing doubled.
+
+    Returns:
+        What is known of the job at its end.
+
+    Raises:
+        ConfigError: There is no such job.
+        RunError: The cluster does not answer any more.
+    """
+    num_shown, heard_s = 0, time.monotonic()
+    while True:
+        whole = True
+        position = 0
+        try:
+            async for piece in _pieces(jobs, job_id, quiet_s):
+                write(piece[max(0, num_shown - position) :])
+                position += len(piece)
+                num_shown, heard_s = max(num_shown, position), time.monotonic()
+        except (RuntimeError, RunError, aiohttp.ClientError, OSError):
+            whole = False
+        try:
+            said = await _info(jobs, job_id)
+            heard_s = time.monotonic()
+        except RunError as error:
+            if time.monotonic() - heard_s > lost_s:
+                raise RunError(f"{error}; the job may still run") from error
+            said = None
+        if said is not None and said.status.is_terminal() and whole:
+            return said
+        await asyncio.sleep(RETRY_S)
+
+
+async def _pieces(jobs: FollowedJobs, job_id: str, quiet_s: float) -> AsyncIterator[str]:
+    """The log's pieces; ends with the job also where the connection does not say so."""
+    pieces = jobs.tail_job_logs(job_id)
+    while True:
+        task = asyncio.ensure_future(_next(pieces))
+        try:
+            while not (await asyncio.wait({task}, timeout=quiet_s))[0]:
+                if (await _info(jobs, job_id)).status.is_terminal():
+                    return
+            piece = task.result()
+        finally:
+            task.cancel()
+        if piece is None:
+            return
+        yield piece
+
+
+async def _next(pieces: AsyncIterator[str]) -> str | None:
+    return await anext(pieces, None)
+
+
+async def _info(jobs: FollowedJobs, job_id: str) -> Any:
+    """What is known of a job; asking waits, and the log must go on meanwhile."""
+    said = await asyncio.to_thread(jobs.info, job_id)
+    if said is None:
+        raise ConfigError(f"the cluster knows no job {job_id!r}")
+    return said
+
+
+def exit_status(said: Any) -> int:
+    """Of a job that has ended: its driver's own, or what its end amounts to."""
+    if said.status == "SUCCEEDED":
+        return 0
+    if said.status == "STOPPED":
+        return INTERRUPTED
+    code: int | None = said.driver_exit_code
+    if not code:  # it never started
+        return 1
+    return code if code > 0 else 128 - code  # as a shell tells of a signal

@@ -1,0 +1,116 @@
+"""The commands `rlhf-ray jobs list|logs|stop`: what was submitted to a cluster."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from launch import cli
+from launch.submit import STOP_S
+from launch.watch import add_address, address_or_default, watch
+from rlhf_ray.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from actors.jobs_api import JobsApi
+
+# Ray's SIGKILL comes after `STOP_S`; its record of it a moment later.
+ENDED_S = STOP_S + 30.0
+POLL_S = 0.5
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one of the three commands; returns the exit status.
+
+    Raises:
+        ConfigError: There is no such cluster or no such job.
+        RunError: The cluster stopped answering, or a job does not stop.
+    """
+    given = parser().parse_args(arguments)
+    address = address_or_default(given.address)
+
+    from actors.jobs_api import open_api
+
+    api = open_api(address)
+    if given.command == "list":
+        return show(api)
+    if given.command == "stop":
+        return stop(api, given.name)
+    if given.follow:
+        return watch(api, given.name, address)
+    _known(api, given.name)
+    print(api.get_job_logs(given.name), end="")
+    return 0
+
+
+def parser() -> ArgumentParser:
+    """What the command line takes."""
+    parser = ArgumentParser(prog="rlhf-ray jobs", description="Jobs that were submitted.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    listed = commands.add_parser("list", help="all of them, and how they are")
+    logs = commands.add_parser("logs", help="what a job said")
+    logs.add_argument("name", metavar="NAME")
+    logs.add_argument("--follow", action="store_true", help="to its end, with its exit status")
+    stopped = commands.add_parser("stop", help="end a job, its actors and their processes")
+    stopped.add_argument("name", metavar="NAME")
+    for command in (listed, logs, stopped):
+        add_address(command)
+    return parser
+
+
+def show(api: JobsApi) -> int:
+    """One line a job, the newest last."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in ("name", "job", "state", "since", "run directory"):
+        table.add_column(column, overflow="fold")
+    jobs = [job for job in api.list_jobs() if job.submission_id]
+    for job in sorted(jobs, key=lambda job: job.start_time or 0):
+        told = job.metadata or {}
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime((job.start_time or 0) / 1000))
+        table.add_row(
+            job.submission_id,
+            told.get("job", ""),
+            job.status.lower(),
+            since,
+            told.get("run_dir", ""),
+        )
+    Console().print(table if jobs else "no job was submitted to this cluster")
+    return 0
+
+
+def stop(api: JobsApi, name: str) -> int:
+    """End a job and wait until it has ended.
+
+    Raises:
+        ConfigError: There is no such job.
+        RunError: It does not stop.
+    """
+    said = _known(api, name)
+    if said.status.is_terminal():
+        print(f"{name}: {said.status.lower()} already")
+        return 0
+    api.stop_job(name)
+    give_up_s = time.monotonic() + ENDED_S
+    while not said.status.is_terminal():
+        if time.monotonic() > give_up_s:
+            raise RunError(f"{name} has not stopped after {ENDED_S:.0f} s")
+        time.sleep(POLL_S)
+        said = _known(api, name)
+    print(f"{name}: {said.status.lower()}")
+    return 0
+
+
+def _known(api: JobsApi, name: str) -> Any:
+    said = api.info(name)
+    if said is None:
+        raise ConfigError(f"the cluster knows no job {name!r}; `rlhf-ray jobs list` shows all")
+    return said
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["jobs", *sys.argv[1:]]))

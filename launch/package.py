@@ -1,0 +1,79 @@
+"""The folder that goes along with a submitted job: which files, and the archive of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+
+from pathspec import GitIgnoreSpec
+
+from rlhf_ray.errors import ConfigError
+
+# What no job reads: histories, environments, caches, results, and logins.
+JUNK = frozenset(
+    {
+        *(".git", ".hg", ".svn", ".venv", "venv", "__pycache__", ".ipynb_checkpoints"),
+        *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache"),
+        *("node_modules", "runs", "wandb", ".cache", ".env", ".netrc", ".DS_Store"),
+    }
+)
+# Every node gets a copy, by way of the head's memory; Ray's dashboard takes no more at once.
+MAX_BYTES = 100 * 2**20
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def shipped_files(folder: Path) -> list[str]:
+    """The files of a folder without junk and without what `.gitignore` names, relative to it.
+
+    Raises:
+        ConfigError: There is no such folder, or more in it than can be sent.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--working-dir: no such folder: {str(folder)!r}")
+    files = sorted(_files(folder, folder, ()))
+    sizes = {file: (folder / file).stat().st_size for file in files}
+    total = sum(sizes.values())
+    if total > MAX_BYTES:
+        largest = sorted(files, key=lambda file: -sizes[file])[:3]
+        told = ", ".join(f"{file} ({sizes[file] / 2**20:.1f} MiB)" for file in largest)
+        raise ConfigError(
+            f"--working-dir {folder} holds {total / 2**20:.0f} MiB in {len(files)} files; at most "
+            f"{MAX_BYTES // 2**20} MiB are sent. The largest: {told}. Name what is not needed in "
+            ".gitignore, and put models and data where every node sees them"
+        )
+    return files
+
+
+def _files(
+    root: Path, folder: Path, ignored: Sequence[tuple[Path, GitIgnoreSpec]]
+) -> Iterator[str]:
+    own = folder / ".gitignore"
+    if own.is_file():
+        lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
+        ignored = (*ignored, (folder, GitIgnoreSpec.from_lines(lines)))
+    for entry in os.scandir(folder):
+        path = Path(entry.path)
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if entry.name in JUNK or _is_ignored(path, is_folder, ignored):
+            continue
+        if is_folder:
+            yield from _files(root, path, ignored)
+        elif entry.is_file():
+            yield path.relative_to(root).as_posix()
+
+
+def _is_ignored(path: Path, is_folder: bool, ignored: Sequence[tuple[Path, GitIgnoreSpec]]) -> bool:
+    mark = "/" if is_folder else ""
+    return any(spec.match_file(path.relative_to(base).as_posix() + mark) for base, spec in ignored)
+
+
+def write_package(folder: Path, files: Sequence[str], archive: Path) -> None:
+    """Pack files; the same ones give the same bytes, which the cluster then knows already."""
+    with ZipFile(archive, "w", ZIP_DEFLATED) as package:
+        for file in files:
+            info = ZipInfo(file, EPOCH)
+            info.compress_type = ZIP_DEFLATED
+            info.external_attr = ((folder / file).stat().st_mode & 0xFFFF) << 16
+            package.writestr(info, (folder / file).read_bytes())

@@ -1,0 +1,95 @@
+"""A configuration that is read here and runs elsewhere: what must be in it, and what it names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, RunConfig, laid_over
+from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
+from rlhf_ray.config.problems import KeyPath, Problem
+from rlhf_ray.config.references import DATA_SUFFIXES, is_hub_name
+from rlhf_ray.config.stages import PREFIX, resolve_stages, shared_values
+from rlhf_ray.config.yaml_file import read_yaml
+
+_PATH_KEYS = ("path", "tokenizer", "chat_template", "nvme_path")
+_SUBSET = re.compile(r":[\w.-]+$")
+
+
+def values_of(config: RunConfig) -> dict[str, Any]:
+    """All that a configuration says, without a file beside it.
+
+    Only what was given, no defaults: a default may depend on whether its key was given.
+
+    Raises:
+        ConfigError: A stage cannot be read or has a mistake.
+    """
+    values = config.model_dump(mode="json", exclude_unset=True)
+    if isinstance(config, PipelineConfig):
+        resolve_stages(config, check_files=False)
+        values["stages"] = [_whole(stage, config) for stage in config.stages]
+    return values
+
+
+def _whole(stage: StageConfig, pipeline: PipelineConfig) -> dict[str, Any]:
+    """A stage with its file's values in `set`; what holds for all stages still wins over them."""
+    given = stage.model_dump(mode="json", exclude_unset=True)
+    if not stage.config:
+        return given
+    of_file = read_yaml(Path(stage.config)).values
+    shared = shared_values(pipeline, JOBS[stage.job])
+    return {**given, "config": "", "set": laid_over(laid_over(of_file, shared), stage.set)}
+
+
+def find_missing(values: Mapping[str, Any], shipped: Collection[str] | None) -> list[Problem]:
+    """Relative paths that lead nowhere where only some files are.
+
+    Args:
+        values: As `values_of` gives them.
+        shipped: The files that go along, relative; None where none do.
+    """
+    problems = []
+    for path, text in _relative(values, ()):
+        if shipped is None:
+            message = (
+                f"{text!r} is relative to a folder that the cluster does not have: send it along "
+                "by --working-dir, or give the path that it has on the cluster's nodes"
+            )
+        elif not _is_there(text, shipped):
+            message = f"{text!r} is not among the files of --working-dir that are sent"
+        else:
+            continue
+        problems.append(Problem(path=path, message=message))
+    return problems
+
+
+def _is_there(text: str, shipped: Collection[str]) -> bool:
+    wanted = str(PurePosixPath(text))
+    return wanted in shipped or any(file.startswith(f"{wanted}/") for file in shipped)
+
+
+def _relative(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Every relative path of files, with its key."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _relative(item, (*path, str(key)))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _relative(item, (*path, str(index)))
+    elif isinstance(value, str) and path[-1] in _PATH_KEYS:
+        text = value.rpartition(":")[0] if "functions" in path else value
+        if text and _names_files(text, path) and not text.startswith(("/", "~", PREFIX)):
+            yield path, text
+
+
+def _names_files(text: str, path: KeyPath) -> bool:
+    if "functions" in path:
+        return text.endswith(".py")  # else a module, which is imported
+    if path[-1] == "chat_template":
+        return text not in CHAT_TEMPLATE_NAMES and "{" not in text
+    if text.endswith(DATA_SUFFIXES):
+        return True
+    return not is_hub_name(_SUBSET.sub("", text))
