@@ -1,4 +1,4 @@
-"""The parts that jobs share: model, optimiser, ZeRO, data, placement, deadlines, logging."""
+"""The parts that jobs share: model, optimiser, ZeRO, placement, deadlines, logging."""
 
 from __future__ import annotations
 
@@ -232,89 +232,6 @@ class Placement(Config):
                     f"{role}.share must name a role with GPUs of its own, got {group.share!r}, "
                     f"which lives with {groups[group.share].share!r}"
                 )
-        return self
-
-
-DataFormat = Literal[
-    "auto", "prompt", "text", "messages", "prompt_completion", "input_target", "alpaca",
-    "self_instruct", "sharegpt", "preference", "implicit_prompt", "hh", "sharegpt_pairs",
-    "alpaca_pairs", "alpaca_outputs", "ranking", "oasst_tree", "unpaired",
-]  # fmt: skip
-
-
-class SourceConfig(Config):
-    """One data set: where its rows are and which of them count.
-
-    Attributes:
-        path: A file (json, jsonl, gz, parquet, csv, txt), a folder of them, or a hub name.
-        split: Slices as in `datasets` (`train[:500]`); of a local file `train` is all of it.
-        limit: Use only the first rows; 0 for all.
-        skip: Leave out the first rows (held-out ones, say).
-        format: `auto` recognises it from the columns of the first row.
-        columns: What a column is called there, by the name it has here: `{prompt: question}`.
-    """
-
-    path: str = ""
-    split: str = "train"
-    limit: NonNegativeInt = 0
-    skip: NonNegativeInt = 0
-    format: DataFormat = "auto"
-    columns: dict[str, str] = {}
-
-
-class MixedSourceConfig(SourceConfig):
-    """One of several data sets; `probability` is relative to the others'."""
-
-    probability: PositiveFloat = 1.0
-
-
-class DataConfig(SourceConfig):
-    """Rows to train on, from one data set or a mixture of several.
-
-    Attributes:
-        sources: Several data sets in place of `path`, mixed by their probabilities.
-        mixing: `until_all` goes on until every source was seen whole once, repeating the others;
-            `until_first` ends with the first that runs out.
-        chat: Put strings into the tokenizer's chat template: a prompt as the user's turn, an answer
-            as the assistant's, a transcript as its turns.
-        separator: Of a plain text file, between two texts.
-        prompt_tokens: Cut every text to its first tokens to make a prompt of it; 0 for all.
-        max_prompt_tokens: Longer prompts are treated as `over_length` says; 0 for the most that the
-            context allows.
-        over_length: What becomes of sequences that are too long; those dropped are counted.
-        on_bad_row: A malformed row stops the job, or is counted by its reason and left out.
-        workers: Processes that tokenize; 0 for one a core, but none for small data.
-        cache: Keep tokenized rows on disk, by content, and read them back the next time.
-    """
-
-    sources: list[MixedSourceConfig] = []
-    mixing: Literal["until_all", "until_first"] = "until_all"
-    chat: bool = False
-    separator: str = "<|endoftext|>"
-    prompt_tokens: NonNegativeInt = 0
-    max_prompt_tokens: NonNegativeInt = 0
-    over_length: Literal["error", "drop", "truncate"] = "error"
-    on_bad_row: Literal["error", "skip"] = "error"
-    workers: NonNegativeInt = 0
-    cache: bool = True
-    shuffle: bool = True
-
-    @property
-    def is_named(self) -> bool:
-        """Whether it says where rows are."""
-        return bool(self.path or self.sources)
-
-    @model_validator(mode="after")
-    def _one_way_to_name_the_data(self) -> DataConfig:
-        if self.path and self.sources:
-            raise ValueError("data has either a path or sources, got both")
-        if self.sources:
-            for name in ("split", "limit", "skip", "format", "columns"):
-                if getattr(self, name) != SourceConfig.model_fields[name].default:
-                    raise ValueError(f"{name} belongs to each of sources, not beside them")
-        for index, source in enumerate(self.sources):
-            if not source.path:
-                raise ValueError(f"sources.{index}.path must name a data set")
         return self
 
 

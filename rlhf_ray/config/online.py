@@ -8,7 +8,6 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_ray.config.base import (
     Config,
-    DataConfig,
     GroupConfig,
     JobConfig,
     LearnerConfig,
@@ -18,6 +17,7 @@ from rlhf_ray.config.base import (
     ReferenceConfig,
     Share,
 )
+from rlhf_ray.config.data import DataConfig
 
 ROLES = ("policy", "reference", "reward", "value", "rollout")
 

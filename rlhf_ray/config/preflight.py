@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_ray.config import references
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, DataConfig, ModelConfig, RunConfig
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, ModelConfig, RunConfig
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.problems import Problem, raise_for

@@ -9,7 +9,6 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_ray.config.base import (
     Config,
-    DataConfig,
     GroupConfig,
     JobConfig,
     LearnerConfig,
@@ -18,6 +17,7 @@ from rlhf_ray.config.base import (
     Placement,
     ReferenceConfig,
 )
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.errors import ConfigError
 
 PairLoss = Literal[

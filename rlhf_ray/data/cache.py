@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_ray.config.base import DataConfig, SourceConfig
+from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.files import data_files, hub_dataset, local_path
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.tokenization import T, Tokenization

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rlhf_ray.config.base import SourceConfig
+from rlhf_ray.config.data import SourceConfig
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.parsing import Columns, is_data_file, parse
 from rlhf_ray.data.splits import parse_split

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from rlhf_ray.config.base import DataConfig, ModelConfig
+from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
 from rlhf_ray.data.report import Loaded

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.base import DataConfig, SourceConfig
+from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data import cache
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row, read_rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from rlhf_ray.config.base import DataConfig
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer
 from rlhf_ray.data.errors import RowError, UnusableRow
 from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlhf_ray.config.base import DataConfig
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_prompt
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.fields import Text

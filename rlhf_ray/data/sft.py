@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from rlhf_ray.config.base import DataConfig
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer, with_end
 from rlhf_ray.data.chat import render
 from rlhf_ray.data.errors import DataError, RowError, UnusableRow

@@ -22,7 +22,7 @@ from rlhf_ray.algorithms.reward_losses import REWARD_LOSSES
 from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES
 from rlhf_ray.config import references, schema, stages
-from rlhf_ray.config.base import DataFormat
+from rlhf_ray.config.data import DataFormat
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import AlgorithmConfig, RewardFunctionConfig, ShapingConfig
 from rlhf_ray.config.pipeline import PipelineConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.config.base import SourceConfig
+from rlhf_ray.config.data import SourceConfig
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row, read_rows
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from rlhf_ray.config.base import DataConfig, DataFormat
+from rlhf_ray.config.data import DataConfig, DataFormat
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.preferences import load_answers, load_labelled, load_pairs, load_rankings

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rlhf_ray.config.base import DataConfig
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data import cache, parallel
 from rlhf_ray.data.errors import DataError, RowError, UnusableRow
 from rlhf_ray.data.loader import ResumableOrder

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.config.base import DataConfig
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.preferences import load_labelled, load_pairs
 from rlhf_ray.data.report import Loaded

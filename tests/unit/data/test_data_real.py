@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.config.base import DataConfig
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig
 from rlhf_ray.data.job import load_dpo_data, load_rm_data
 from rlhf_ray.data.preferences import load_labelled, load_pairs, load_rankings

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.config.base import DataConfig
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.sft import load_sft
 from rlhf_ray.data.tokenizer import load_tokenizer

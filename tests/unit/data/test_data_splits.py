@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.config.base import SourceConfig
+from rlhf_ray.config.data import SourceConfig
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files import Row, read_rows
 from rlhf_ray.data.splits import parse_split
