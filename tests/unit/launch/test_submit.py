@@ -114,7 +114,7 @@ def test_a_pipeline_is_sent_with_its_stages_files(written, tmp_path, monkeypatch
     config = load_config(PipelineConfig, path, ["--run-dir", str(tmp_path)])
     values = values_of(config)
     assert find_missing(values, None) == []
-    whole = resolve_stages(config, here=False)
+    whole = resolve_stages(config, check_files=False)
     (tmp_path / "sft.yaml").unlink()
     sent = resolve_stages(PipelineConfig.model_validate(values), here=False)
     assert sent == whole
