@@ -188,7 +188,8 @@ def _send(
             environment["working_dir"] = str(archive)
         try:
             api.submit_job(
-                entrypoint=ENTRYPOINT + send(api, parcel),
+                # Logs and dashboard show this from its beginning; the shell skips to the `;`.
+                entrypoint=f": rlhf-ray {parcel.job}; {ENTRYPOINT}{send(api, parcel)}",
                 submission_id=name,
                 runtime_env=environment,
                 metadata=metadata,
