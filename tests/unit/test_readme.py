@@ -217,7 +217,7 @@ def test_every_choice_of_an_algorithm_is_there():
 
 
 def test_every_metric_is_in_its_group():
-    section = TEXT.split("## Metrics")[1].split("\n## ")[0]
+    section = TEXT.split("## Monitoring")[1].split("\n## ")[0]
     rows = dict(re.findall(r"^\| `(\w+/)` \| (.+) \|$", section, re.MULTILINE))
     assert rows.keys() == {f"{name.partition('/')[0]}/" for name in NAMES} | PREFIXES.keys()
     for name in NAMES:
