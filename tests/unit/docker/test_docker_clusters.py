@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch import submit
 from launch.cli import JOBS
 from rlhf_ray.config.load import load_config
 
@@ -154,6 +155,9 @@ def test_the_commands_of_the_readme_are_commands(monkeypatch):
         service = words.index("exec") + 1
         assert words[service] in SERVICES
         config_of(words[service + 1 :], monkeypatch)
+    [submitted] = [words for words in lines if words[:2] == ["rlhf-ray", "submit"]]
+    given, overrides = submit.parser().parse_known_args(submitted[2:])
+    config_of(["rlhf-ray", given.job, given.config, *overrides], monkeypatch)
     files = [word for words in lines for word in words if word.startswith("docker/")]
     assert len(files) > 3
     assert all((ROOT / file).is_file() for file in files)
