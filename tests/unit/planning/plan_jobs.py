@@ -11,9 +11,9 @@ from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.planning.advice import Advice, advise
 from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.memory import GIB
-from rlhf_ray.planning.model_shape import shape_of
 from rlhf_ray.planning.plan import Plan, plan_job
 from rlhf_ray.planning.planned_job import PlannedJob
+from rlhf_ray.planning.shapes import shape_of
 
 ROOT = Path(__file__).parents[3]
 

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.families import FAMILIES
-from rlhf_ray.planning.model_shape import read_shape, shape_of
+from rlhf_ray.planning.shapes import read_shape, shape_of
 
 SIZES = {
     "vocab_size": 301,
