@@ -161,12 +161,12 @@ def test_ranks_without_a_place_are_named(drawn, data):
         "apart": (
             {"placement": {role: {"ranks": 9, "strategy": "STRICT_SPREAD"}}},
             {"nodes": 8},
-            f"no room for {role}: 9 x 1 GPUs of one node each, STRICT_SPREAD",
+            f"9 nodes asked for the 9 ranks of {role} (STRICT_SPREAD), 8 there",
         ),
         "together": (
             {"placement": {role: {"ranks": 9, "strategy": "STRICT_PACK"}}},
             {"nodes": 8},
-            f"no room for {role}: 9 x 1 GPUs of one node each, STRICT_PACK",
+            f"no node has 9 GPU for all ranks of {role} (STRICT_PACK)",
         ),
     }
     if name in ONLINE:
@@ -179,7 +179,7 @@ def test_ranks_without_a_place_are_named(drawn, data):
         faults["wide"] = (
             {"placement": {"rollout": {"gpus_per_rank": 16, "ranks": 1}}},
             {"nodes": 8},
-            "no room for rollout: 1 x 16 GPUs",
+            "no node has 16 GPU for one rank of rollout",
         )
     change, cluster, message = faults[data.draw(st.sampled_from(sorted(faults)))]
     with pytest.raises(ConfigError) as caught:
