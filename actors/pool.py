@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # An idle actor answers at once; one that still does what a dead job asked of it may take a while.
 ANSWER_S = 60.0
+# Half of what a stopped job is given to end in: what is still busy then is killed.
+STOP_S = 15.0
 
 
 class Pool:
@@ -291,7 +293,7 @@ class Pool:
     @staticmethod
     async def _end(actors: ActorSet) -> None:
         try:
-            await actors.call("stop", timeout_s=30.0)
+            await actors.call("stop", timeout_s=STOP_S)
         except RlhfRayError as error:
             logger.warning("%s; it is killed", error)
         for actor in actors.actors:
