@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 # An idle actor answers at once; one that still does what a dead job asked of it may take a while.
 ANSWER_S = 60.0
-# Half of what a stopped job is given to end in: what is still busy then is killed.
+# Well within what a stopped job is given to end in: what is still busy then is killed.
 STOP_S = 15.0
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 # Between Ray's SIGTERM and its SIGKILL: the actors are ended meanwhile.
-STOP_S = 30
+STOP_S = 60
 # The worker that runs this shell was started by the raylet, which knows the interpreter of its
 # installation; no environment has to be activated, and `python` need not be on the path.
 ENTRYPOINT = (
