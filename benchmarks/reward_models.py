@@ -31,7 +31,7 @@ from typing import Any, TypeAlias
 
 DATA = Path(os.environ.get("RLHF_RAY_DATA", "../shared/data"))
 BASE = DATA / "models/stories260K"
-BATCH_SIZE, WARMUP = 32, 10
+BATCH_SIZE = 32
 Row: TypeAlias = dict[str, str]
 MAX_LENGTH = {"hh": 512, "stories": 256}
 
@@ -161,7 +161,7 @@ def _ours(folder: Path, steps: int, lr: float, max_length: int) -> float:
         "eval": {"data": {"path": str(folder / "test.jsonl")}},
         "reward": {
             "model": {"path": str(folder / "start"), "dtype": "float32"},
-            "optim": {"lr": lr, "warmup_steps": WARMUP, "schedule": "linear"},
+            "optim": {"lr": lr, "schedule": "linear"},
         },
         "placement": {"reward": {"cpus_per_rank": 2}},
         "checkpoint": {"export": False},
@@ -194,7 +194,6 @@ def _trl(folder: Path, steps: int, lr: float, max_length: int) -> float:
             max_length=max_length,
             learning_rate=lr,
             lr_scheduler_type="linear",
-            warmup_steps=WARMUP,
             adam_beta2=0.95,
             weight_decay=0.0,
             max_grad_norm=1.0,

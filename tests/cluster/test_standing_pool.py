@@ -29,8 +29,8 @@ HOLDER = f"""
 import sys, time
 from actors.record import PoolRecord
 from launch.cluster import connect
-from rlhf_ray.config.base import RayConfig
-connect(RayConfig(pool={NAME!r}), {{}})
+from rlhf_ray.config.base import RunConfig
+connect(RunConfig(ray={{"pool": {NAME!r}}}), {{}})
 PoolRecord.find({NAME!r}).acquire("runs/holder")
 print("held", flush=True)
 time.sleep(600)

@@ -37,7 +37,7 @@ NUM_NODES = 3
 def main() -> None:
     path, address = sys.argv[1:]
     config = load_config(PpoConfig, path, ["--ray.address", address])
-    connect(config.ray, config.groups)
+    connect(config, config.groups)
     wait_for_nodes()
     whole = ray.cluster_resources()
     refused = {name: refusal(config, changes) for name, changes in bad_changes(config).items()}

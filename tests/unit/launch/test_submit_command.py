@@ -116,7 +116,7 @@ def test_a_pipeline_is_sent_with_its_stages_files(written, tmp_path, monkeypatch
     assert find_missing(values, None) == []
     whole = resolve_stages(config, check_files=False)
     (tmp_path / "sft.yaml").unlink()
-    sent = resolve_stages(PipelineConfig.model_validate(values), here=False)
+    sent = resolve_stages(PipelineConfig.model_validate(values), check_files=False)
     assert sent == whole
     assert [(stage.config.seed, stage.config.total_steps) for stage in sent] == [(5, 9), (5, 7)]
 
