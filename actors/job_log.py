@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
@@ -11,12 +12,17 @@ import aiohttp
 
 from rlhf_ray.errors import ConfigError, RunError
 
+logger = logging.getLogger(__name__)
+
 # A log that is silent for so long: ask whether the job is still there.
 QUIET_S = 10.0
 # No word from the cluster for so long: give up following.
 LOST_S = 120.0
+# A job has ended, and its log cannot be followed to the end: give up, and fetch it as a whole.
+REST_S = 10.0
 RETRY_S = 1.0
 INTERRUPTED = 130
+_BROKEN = (RuntimeError, RunError, aiohttp.ClientError, OSError)
 
 
 class FollowedJobs(Protocol):
@@ -30,6 +36,10 @@ class FollowedJobs(Protocol):
         """Its log from the beginning, in pieces, until it has ended."""
         ...
 
+    def get_job_logs(self, job_id: str) -> str:
+        """Its log so far, as a whole."""
+        ...
+
 
 async def follow(
     jobs: FollowedJobs,
@@ -38,8 +48,12 @@ async def follow(
     *,
     quiet_s: float = QUIET_S,
     lost_s: float = LOST_S,
+    rest_s: float = REST_S,
 ) -> Any:
     """Write a job's log as it grows; a connection that breaks is opened again, and nothing doubled.
+
+    Where no connection for logs comes about (some proxies refuse them), the log is written at the
+    job's end.
 
     Returns:
         What is known of the job at its end.
@@ -49,16 +63,17 @@ async def follow(
         RunError: The cluster does not answer any more.
     """
     num_shown, heard_s = 0, time.monotonic()
+    ended_s: float | None = None
     while True:
-        whole = True
+        fault: Exception | None = None
         position = 0
         try:
             async for piece in _pieces(jobs, job_id, quiet_s):
                 write(piece[max(0, num_shown - position) :])
                 position += len(piece)
                 num_shown, heard_s = max(num_shown, position), time.monotonic()
-        except (RuntimeError, RunError, aiohttp.ClientError, OSError):
-            whole = False
+        except _BROKEN as error:
+            fault = error
         try:
             said = await _info(jobs, job_id)
             heard_s = time.monotonic()
@@ -66,9 +81,24 @@ async def follow(
             if time.monotonic() - heard_s > lost_s:
                 raise RunError(f"{error}; the job may still run") from error
             said = None
-        if said is not None and said.status.is_terminal() and whole:
-            return said
+        if said is not None and said.status.is_terminal():
+            ended_s = ended_s or time.monotonic()
+            if fault is not None and time.monotonic() - ended_s > rest_s:
+                write(await _rest(jobs, job_id, num_shown, fault))
+                fault = None
+            if fault is None:
+                return said
         await asyncio.sleep(RETRY_S)
+
+
+async def _rest(jobs: FollowedJobs, job_id: str, num_shown: int, fault: Exception) -> str:
+    """What the log has behind what was shown; the job's end does not depend on it."""
+    logger.warning("the log of %s could not be followed: %s", job_id, fault or type(fault).__name__)
+    try:
+        return (await asyncio.to_thread(jobs.get_job_logs, job_id))[num_shown:]
+    except _BROKEN as error:
+        logger.warning("the rest of the log of %s is not to be had: %s", job_id, error)
+        return ""
 
 
 async def _pieces(jobs: FollowedJobs, job_id: str, quiet_s: float) -> AsyncIterator[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import requests
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobDetails, JobSubmissionClient
 
 from actors.ray_token import NO_TOKEN, use_token_at_hand
 from actors.reachable import check_reachable
@@ -37,6 +37,10 @@ class JobsApi(JobSubmissionClient):
         except requests.exceptions.RequestException as error:
             raise RunError(f"{method} {self._address}{endpoint}: {error}") from error
 
+    def _raise_error(self, response: requests.Response) -> NoReturn:
+        said = " ".join(response.text.split())[-300:]
+        raise RunError(f"{response.url}: status {response.status_code}: {said}")
+
     @property
     def ray_version(self) -> str:
         """Of the cluster."""
@@ -49,7 +53,11 @@ class JobsApi(JobSubmissionClient):
             RunError: The cluster does not answer.
         """
         response = self._do_request("GET", f"/api/jobs/{job_id}")
-        return None if response.status_code == 404 else self.get_job_info(job_id)
+        if response.status_code == 404:
+            return None
+        if response.status_code != 200:
+            self._raise_error(response)
+        return JobDetails(**response.json())
 
     def put_bytes(self, name: str, content: bytes) -> None:
         """Leave bytes in the head's memory, for ten minutes unless somebody fetches them before.

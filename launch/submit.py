@@ -194,7 +194,7 @@ def _send(
                 runtime_env=environment,
                 metadata=metadata,
             )
-        except RuntimeError as error:
+        except (RunError, RuntimeError) as error:
             if "already exists" in str(error):
                 raise ConfigError(f"--name: the cluster has had a job {name!r}") from error
             raise RunError(f"the cluster refuses the job: {error}") from error

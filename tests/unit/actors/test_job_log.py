@@ -32,6 +32,9 @@ class Played:
             raise said
         return said
 
+    def get_job_logs(self, job_id: str) -> str:
+        return "a\nwhole\n"
+
     async def tail_job_logs(self, job_id: str):
         import asyncio
 
@@ -102,3 +105,11 @@ async def test_a_job_that_is_not_there():
 )
 def test_the_exit_status_is_the_jobs_own(status, code, expected):
     assert exit_status(Said(status, code)) == expected
+
+
+async def test_a_log_that_cannot_be_followed_is_fetched_when_the_job_has_ended(caplog):
+    refusals = [[OSError("no websockets here")] for _ in range(3)]
+    played = Played([["a\n", OSError("no websockets here")], *refusals], [RUNNING, DONE])
+    said, text = await followed(played, rest_s=0.0)
+    assert (said, text) == (DONE, "a\nwhole\n")
+    assert "no websockets here" in caplog.text
