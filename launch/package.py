@@ -11,13 +11,15 @@ from pathspec import GitIgnoreSpec
 
 from rlhf_ray.errors import ConfigError
 
-# What no job reads: histories, environments, caches, results, and logins.
-JUNK = frozenset(
-    {
+# What no job reads, as `.gitignore` would say it: histories, environments, caches, results, logins.
+JUNK = GitIgnoreSpec.from_lines(
+    [
         *(".git", ".hg", ".svn", ".venv", "venv", "__pycache__", ".ipynb_checkpoints"),
         *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache"),
-        *("node_modules", "runs", "wandb", ".cache", ".env", ".netrc", ".DS_Store"),
-    }
+        *("node_modules", "runs", "wandb", ".cache", ".DS_Store"),
+        *(".env", ".env.*", ".netrc", ".git-credentials", ".aws", ".ssh", ".gnupg", ".kube"),
+        *(".azure", ".config", ".docker", ".ray", "id_rsa", "id_ed25519"),
+    ]
 )
 # Every node gets a copy, by way of the head's memory; Ray's dashboard takes no more at once.
 MAX_BYTES = 100 * 2**20
@@ -56,7 +58,7 @@ def _files(
     for entry in os.scandir(folder):
         path = Path(entry.path)
         is_folder = entry.is_dir(follow_symlinks=False)
-        if entry.name in JUNK or _is_ignored(path, is_folder, ignored):
+        if JUNK.match_file(entry.name) or _is_ignored(path, is_folder, ignored):
             continue
         if is_folder:
             yield from _files(root, path, ignored)

@@ -21,7 +21,15 @@ def folder(tmp_path):
         "data/secret.txt": "not this one",
         "build/x.o": "x",
         "out.log": "x",
-        **{f"{junk}/file": "x" for junk in package.JUNK if junk not in (".env", ".netrc")},
+        ".git/config": "x",
+        ".venv/bin/python": "x",
+        "node_modules/a.js": "x",
+        "runs/first/metrics.jsonl": "x",
+        "wandb/run/files": "x",
+        ".aws/credentials": "x",
+        "data/.env.local": "KEY=1",
+        ".git-credentials": "x",
+        "environment.yaml": "x",
         "deep/__pycache__/x.pyc": "x",
         ".env": "KEY=1",
     }
@@ -36,7 +44,7 @@ def folder(tmp_path):
 def test_junk_and_what_git_ignores_stay_here(folder):
     assert package.shipped_files(folder) == [
         ".gitignore", "data/big/.gitignore", "data/big/keep.bin", "data/rows.jsonl",
-        "data/secret.txt", "my_rewards.py",
+        "data/secret.txt", "environment.yaml", "my_rewards.py",
     ]  # fmt: skip
 
 
