@@ -83,9 +83,22 @@ def test_rays_options_exist(name):
     ray, command, *words = shlex.split(SERVICES[name]["command"])
     assert (ray, command) == ("ray", "start")
     assert {word.partition("=")[0] for word in words} <= options_of("start")
-    _, ray, command, *words = SERVICES[name]["healthcheck"]["test"]
+
+
+def test_a_node_is_asked_for_its_own_health():
+    """The head by Ray's command; a worker by its agent, which answers once it has joined."""
+    _, ray, command = SERVICES["head"]["healthcheck"]["test"]
     assert (ray, command) == ("ray", "health-check")
-    assert {word for word in words if word.startswith("--")} <= options_of("health-check")
+    kind, python, option, code = SERVICES["worker"]["healthcheck"]["test"]
+    assert (kind, python, option) == ("CMD", "python", "-c")
+    compile(code, "healthcheck", "exec")
+    assert "--metrics-export-port=8080" in SERVICES["worker"]["command"]
+    assert "http://localhost:8080/metrics" in code
+
+
+def test_every_kubernetes_cluster_asks_for_a_token():
+    for job in RAY_JOBS.values():
+        assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
 def test_prometheus_reads_the_list_that_ray_keeps():
