@@ -14,28 +14,22 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from launch.cli import guarded
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.data.sorting import write_model, write_task
-from rlhf_ray.errors import RlhfRayError
 
 FOLDER = Path("runs/demo")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gold:
-    """Share of held-out prompts that a job answered right, before and after."""
-
-    job: str
-    before: float
-    after: float
-
-
 def main() -> int:
     """Run the demo; returns the exit status."""
+    return guarded(_run)
+
+
+def _run() -> int:
     from launch import pipeline
 
     started_s = time.monotonic()
@@ -43,22 +37,16 @@ def main() -> int:
     write_task(FOLDER / "data", num_sft=4000, num_train=4000, num_test=256, seed=0)
     write_model(FOLDER / "model", seed=0)
     config = load_config(PipelineConfig, "configs/pipeline/tiny-cpu.yaml")
-    try:
-        pipeline.run(config.model_copy(update={"run_dir": os.path.abspath(FOLDER)}))
-    except RlhfRayError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    _print_table(_golds(), time.monotonic() - started_s)
+    pipeline.run(config.model_copy(update={"run_dir": os.path.abspath(FOLDER)}))
+    _print_table(_gold_scores(), time.monotonic() - started_s)
     return 0
 
 
-def _golds() -> list[Gold]:
-    start = _told("pairs", "eval/reward_mean")[0]
+def _gold_scores() -> list[tuple[str, float, float]]:
+    """Of each job: share of held-out prompts that it answered right, before and after."""
     ppo = _told("ppo", "eval/reward/correct_answer")
-    return [
-        Gold(job="PPO against the reward model", before=ppo[0], after=ppo[-1]),
-        Gold(job="DPO", before=start, after=_told("dpo-judged", "eval/reward_mean")[0]),
-    ]
+    before, after = (_told(stage, "eval/reward_mean")[0] for stage in ("pairs", "dpo-judged"))
+    return [("PPO against the reward model", ppo[0], ppo[-1]), ("DPO", before, after)]
 
 
 def _told(stage: str, name: str) -> list[float]:
@@ -67,16 +55,15 @@ def _told(stage: str, name: str) -> list[float]:
     return [row[name] for row in map(json.loads, lines) if name in row]
 
 
-def _print_table(golds: Sequence[Gold], seconds: float) -> None:
+def _print_table(golds: Sequence[tuple[str, float, float]], seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title="share of held-out numbers sorted without a mistake")
     for column in ("job", "after SFT", "after training", "points gained"):
         table.add_column(column, justify="left" if column == "job" else "right")
-    for gold in golds:
-        gain = 100 * (gold.after - gold.before)
-        table.add_row(gold.job, f"{gold.before:.1%}", f"{gold.after:.1%}", f"{gain:+.1f}")
+    for job, before, after in golds:
+        table.add_row(job, f"{before:.1%}", f"{after:.1%}", f"{100 * (after - before):+.1f}")
     score = _told("ppo", "eval/reward/model")
     Console().print(
         table,
