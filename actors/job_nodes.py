@@ -6,7 +6,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors import file_tasks
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Stands in the folder of every run, beside what the run wrote.
 STATUS = "status.json"
+# A job that ends, or is stopped, does not wait for a slow node longer than this.
+LAST_FETCH_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,9 @@ async def on_nodes(config: JobConfig, pool: Pool) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        files = replace(pool.files, timeout_s=LAST_FETCH_S)
         try:
-            await pool.files.fetch(str(Path(config.run_dir) / "skipped"))
+            await files.fetch(str(Path(config.run_dir) / "skipped"))
         except RlhfRayError as error:
             logger.warning("%s", error)
 
