@@ -29,11 +29,6 @@ class Rank:
         logging.basicConfig(level=logging.INFO)
         self.name, self.fetch_timeout_s = name, fetch_timeout_s
 
-    @ray.method(concurrency_group="control")
-    def health(self) -> str:
-        """Answers also while the rank computes."""
-        return self.name
-
     def gpu_ids(self) -> list[str]:
         """GPUs of this rank, as `CUDA_VISIBLE_DEVICES` names them."""
         return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"]]

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from actors.actor_set import ActorSet
-from actors.forward import forward
+from actors.forward import by_row, forward
 from actors.hosting import HostingRank
 from rlhf_ray.config.base import ReferenceConfig, TimeoutConfig
 from rlhf_ray.data.packing import RankedMicroBatches, plan_forward
@@ -61,8 +61,4 @@ class ReferenceGroup:
         answers: list[list[tuple[float, ...]]] = await self.actors.call(
             "answer_logps", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
         )
-        by_row: dict[int, tuple[float, ...]] = {}
-        for micro_batches, logps in zip(plan, answers, strict=True):
-            order = [row for micro_batch in micro_batches for row in micro_batch]
-            by_row.update(zip(order, logps, strict=True))
-        return [by_row[row] for row in range(len(rows))]
+        return by_row(plan, answers)

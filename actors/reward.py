@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.actor_set import ActorSet
+from actors.forward import by_row, lengths_of, rows_of
 from actors.held_model import HeldModel, in_reach
 from actors.hosting import HostingRank
 from rlhf_ray.config.base import TimeoutConfig
@@ -182,23 +183,17 @@ class RewardGroup:
     async def _score_with_model(self, batch: RolloutBatch) -> Mapping[str, Sequence[float | None]]:
         if not self.reward.model.path:
             return {}
-        lengths = [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B]
         plan = plan_forward(
-            lengths,
+            lengths_of(batch),
             num_ranks=len(self.actors),
             max_tokens_per_micro_batch=self.reward.model.max_tokens_per_micro_batch,
             padded=True,
         )
-        rows_of = [[row for rows in ranks for row in rows] for ranks in plan]
         refs = [
-            actor.score_with_model.remote(batch, rows)
-            for actor, rows in zip(self.actors.actors, rows_of, strict=True)
+            actor.score_with_model.remote(batch, rows_of(micro_batches))
+            for actor, micro_batches in zip(self.actors.actors, plan, strict=True)
         ]
         answers = await self.actors.answers(
             refs, "score_with_model", timeout_s=self.timeouts.call_s
         )
-        scores: list[float | None] = [None] * len(lengths)
-        for rows, answer in zip(rows_of, answers, strict=True):
-            for row, score in zip(rows, answer, strict=True):
-                scores[row] = score
-        return {MODEL: scores}
+        return {MODEL: by_row(plan, answers)}

@@ -47,7 +47,3 @@ class TrainedGroup:
         await self.files.send(folder)
         await self.actors.call("restore", folder, timeout_s=self.timeouts.call_s)
         await self.files.clear(folder)
-
-    async def export(self, folder: str, tokenizer_path: str) -> None:
-        """Write the model in the transformers layout."""
-        await self.actors.call("export", folder, tokenizer_path, timeout_s=self.timeouts.call_s)

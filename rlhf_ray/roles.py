@@ -160,10 +160,6 @@ class Policy(Protocol):
         """Read what `save` wrote."""
         ...
 
-    async def export(self, folder: str, tokenizer_path: str) -> None:
-        """Write the model in the transformers layout."""
-        ...
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
@@ -205,10 +201,6 @@ class Supervised(Protocol):
 
     async def restore(self, folder: str) -> None:
         """Read what `save` wrote."""
-        ...
-
-    async def export(self, folder: str, tokenizer_path: str) -> None:
-        """Write the model in the transformers layout."""
         ...
 
 

@@ -181,9 +181,6 @@ class Company:
         self.said("policy.restore")
         self.num_updates = int((Path(folder) / "weights").read_text())
 
-    async def export(self, folder: str, tokenizer_path: str) -> None:
-        raise AssertionError("the loop does not export")
-
 
 class CountedUsage:
     """Of the first call 1, of the second 2, ..."""
