@@ -53,11 +53,14 @@ def get(
 ) -> list[Any]:
     """As `within`, from code that is not asynchronous."""
     started_s = time.monotonic()
+    refs = list(refs)
     try:
-        values: list[Any] = ray.get(list(refs), timeout=timeout_s)
+        values: list[Any] = ray.get(refs, timeout=timeout_s)
     except GetTimeoutError as error:
+        answered, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
+        late = [name for name, ref in zip(actors, refs, strict=True) if ref not in answered]
         raise DeadlineError(
-            f"{operation}: no answer from one of {', '.join(actors)} after "
+            f"{operation}: no answer from {', '.join(late)} after "
             f"{time.monotonic() - started_s:.0f} s (deadline {timeout_s:g} s)"
         ) from error
     except RayError as error:

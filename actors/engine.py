@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_ray.config.online import RolloutConfig
+from rlhf_ray.config.online import EngineConfig
 
 # Prompt tokens that one engine step on CPU may prefill.
 PREFILL_TOKENS = 8192
@@ -17,6 +17,7 @@ class EngineSpec:
 
     Two are equal, and the engine of one serves the other, wherever their models lie: weights are
     published before the first rollout, so that only what they are loaded into has to be the same.
+    How responses are sampled comes with each request.
 
     Attributes:
         model_path: Folder in the transformers layout.
@@ -25,7 +26,6 @@ class EngineSpec:
         max_model_len: Prompt and response tokens together.
         weight_backend: vLLM's name of the weight-transfer engine.
         sleeps: Whether its GPUs serve another role between rollouts.
-        timeout_s: Deadline of one request.
     """
 
     model_path: str = field(compare=False)
@@ -33,21 +33,19 @@ class EngineSpec:
     revision: str = field(compare=False)
     identity: str
     trust_remote_code: bool
-    rollout: RolloutConfig
+    engine: EngineConfig
     max_model_len: int
     num_gpus: int
     weight_backend: str
     sleeps: bool
-    timeout_s: float
-    seed: int
 
 
 def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     """VLLM's engine arguments of one replica."""
     from vllm.config import WeightTransferConfig
 
-    rollout = spec.rollout
-    dtype = rollout.dtype
+    engine = spec.engine
+    dtype = engine.dtype
     if dtype == "auto":
         dtype = "bfloat16" if spec.num_gpus else "float32"
     arguments: dict[str, Any] = {
@@ -56,11 +54,11 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "revision": spec.revision,
         "trust_remote_code": spec.trust_remote_code,
         "dtype": dtype,
-        "max_num_seqs": rollout.max_num_seqs,
+        "max_num_seqs": engine.max_num_seqs,
         "max_model_len": spec.max_model_len,
         "tensor_parallel_size": max(1, spec.num_gpus),
-        "enforce_eager": rollout.enforce_eager,
-        "seed": spec.seed,
+        "enforce_eager": engine.enforce_eager,
+        "seed": 0,  # each request has one of its own
         # vLLM's default ignores the temperature; the trainer's log-probabilities do not.
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": WeightTransferConfig(backend=spec.weight_backend),
@@ -72,13 +70,13 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         # Inside a placement group vLLM would take Ray and wait for GPUs that this actor holds.
         arguments["distributed_executor_backend"] = "mp"
     if spec.num_gpus:
-        arguments["gpu_memory_utilization"] = rollout.gpu_memory_share
+        arguments["gpu_memory_utilization"] = engine.gpu_memory_share
         arguments["enable_sleep_mode"] = spec.sleeps
     else:
         arguments["enforce_eager"] = True
-        arguments["kv_cache_memory_bytes"] = int(rollout.kv_cache_gb * 2**30)
+        arguments["kv_cache_memory_bytes"] = int(engine.kv_cache_gb * 2**30)
         # A seeded request whose prompt is prefilled in chunks makes vLLM's CPU backend fail ("CPU
         # Generator does not use offset"), so prompts are prefilled whole, many at a time.
         arguments["enable_chunked_prefill"] = False
         arguments["max_num_batched_tokens"] = max(PREFILL_TOKENS, spec.max_model_len)
-    return arguments | rollout.engine
+    return arguments | engine.engine

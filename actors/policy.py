@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.actor_set import ActorSet
-from actors.forward import forward
+from actors.forward import by_row, forward
 from actors.hosting import HostingRank
 from actors.network import HeldPort
 from actors.probe import largest_gap
@@ -21,18 +21,22 @@ from rlhf_ray.roles import Metrics, Publication, Ref, RolloutBatch, Shard
 
 if TYPE_CHECKING:
     from actors.sync_spec import SyncSpec
+    from actors.weight_sync import Publisher
     from rlhf_ray.types import Rollout
+
+# For the word of a rank about a replica that did not answer.
+ANSWER_S = 30.0
 
 
 @ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class PolicyRank(HostingRank):
     """One rank of the policy's group; it hosts whatever learner trains the policy."""
 
-    publisher: Any = None
+    publisher: Publisher | None = None
 
     def unload(self) -> None:
         """Release the model that is held, and the way to the engines with it."""
-        self.publisher = None
+        self.disconnect()
         super().unload()
 
     def logprobs(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
@@ -45,9 +49,7 @@ class PolicyRank(HostingRank):
         lens = [rollout.num_tokens for rollout in rollouts]
         one = plan_forward(lens, num_ranks=1, max_tokens_per_micro_batch=sum(lens), padded=False)
         scored = self.learner.logprobs(rollouts, one * self.num_ranks, temperature=1.0)
-        order = [row for rows in one[0] for row in rows]
-        by_row = dict(zip(order, scored, strict=True))
-        return [by_row[row] for row in range(len(rollouts))]
+        return by_row(one, [scored])
 
     def continuations(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_id: int
@@ -67,14 +69,22 @@ class PolicyRank(HostingRank):
         """Open the way to the rollout engines."""
         from actors.weight_sync import open_publisher
 
+        self.disconnect()
         self.publisher = open_publisher(self.learner.lm, spec, rank=self.rank, host=host, port=port)
         if self.rank == 0:
             self.held_port.release()
 
+    def disconnect(self) -> None:
+        """End the way to the engines, if there is one."""
+        if self.publisher is not None:
+            self.publisher.close()
+        self.publisher = None
+
     def publish(self, version: int) -> int:
         """Send the weights; returns the bytes that this rank sent."""
-        num_bytes: int = self.publisher.publish(version)
-        return num_bytes
+        if self.publisher is None:
+            raise RunError(f"{self.name} is asked to publish before it is connected to engines")
+        return self.publisher.publish(version)
 
 
 class PolicyGroup(TrainedGroup):
@@ -117,7 +127,9 @@ class PolicyGroup(TrainedGroup):
             DeadlineError: A replica did not acknowledge in time.
         """
         started_s = time.monotonic()
-        sent = await self.actors.call("publish", version, timeout_s=self.timeouts.publish_s)
+        # The ranks have this deadline for the replicas, and name the one that is late.
+        timeout_s = self.timeouts.publish_s + ANSWER_S
+        sent = await self.actors.call("publish", version, timeout_s=timeout_s)
         seconds = time.monotonic() - started_s
         return Publication(
             version=version,
@@ -130,7 +142,7 @@ class PolicyGroup(TrainedGroup):
         timeout_s = self.timeouts.publish_s
         ours, theirs = await asyncio.gather(
             self.actors.call("logprobs_of", self.probe, timeout_s=timeout_s),
-            self.replicas.call("logprobs", self.probe, timeout_s=timeout_s),
+            self.replicas.call("logprobs", self.probe, timeout_s, timeout_s=timeout_s),
         )
         tokens = [rollout.response_ids_T for rollout in self.probe]
         gaps = []

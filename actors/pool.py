@@ -159,6 +159,7 @@ class Pool:
         """
         held = [model for model in [self.state.models.get(path)] if model]
         actors = self.state.sets[role]
+        self.state.hosted.pop(role, None)  # gone, also if the next one cannot be loaded
         await actors.call("load", spec, held, timeout_s=self.timeouts.start_s)
         if path:
             self.state.hosted[role] = Hosted(path=path, since_s=time.time())
@@ -271,6 +272,7 @@ class Pool:
                 await actors.call("process_id", timeout_s=ANSWER_S)
                 if role == "rollout":
                     await _check_engines(actors)
+                    await actors.call("drop_requests", timeout_s=ANSWER_S)
             except RlhfRayError as error:
                 logger.warning("%s; %s is started anew", error, role)
                 await self.end(role)

@@ -9,21 +9,26 @@ import numpy as np
 
 from actors.actor_set import ActorSet
 from actors.dispatch import LeastLoaded
+from rlhf_ray.config.online import RolloutConfig
 from rlhf_ray.roles import GenerationRequest, RolloutBatch, Shard
 
 
 class ReplicaSet:
     """The rollout role: replicas side by side, the least loaded one first."""
 
-    def __init__(self, actors: ActorSet, *, generate_timeout_s: float, sleeps: bool) -> None:
+    def __init__(
+        self, actors: ActorSet, config: RolloutConfig, *, timeout_s: float, sleeps: bool
+    ) -> None:
         """Wrap started replicas.
 
         Args:
             actors: The replicas.
-            generate_timeout_s: Deadline of one call to `generate`.
+            config: How they sample.
+            timeout_s: Deadline of one call to `generate`.
             sleeps: Whether they live on GPUs that another role needs between rollouts.
         """
-        self.actors, self.timeout_s, self.sleeps = actors, generate_timeout_s, sleeps
+        self.actors, self.config = actors, config
+        self.timeout_s, self.sleeps = timeout_s, sleeps
         self._load = LeastLoaded(len(actors))
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> RolloutBatch:
@@ -39,7 +44,9 @@ class ReplicaSet:
             mine = [i for i, assigned in enumerate(replica_of) if assigned == replica]
             rows = [int(r) for i in mine for r in range(first_rows[i], first_rows[i + 1])]
             method = self.actors.actors[replica].generate.options(num_returns=2)
-            summaries, rollouts = method.remote([requests[i] for i in mine])
+            summaries, rollouts = method.remote(
+                [requests[i] for i in mine], self.config, self.timeout_s
+            )
             calls.append((replica, mine, rows, summaries, rollouts))
         try:
             answers = await self.actors.answers(

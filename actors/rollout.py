@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -19,11 +19,18 @@ from actors.engine_load import EngineLoad
 from actors.engine_metrics import engine_stat_logger
 from actors.network import use_cluster_network
 from actors.shared_memory import outlive_actor
+from rlhf_ray.config.online import RolloutConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
 
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
 logger = logging.getLogger(__name__)
+
+# An engine tells of itself between two of its steps.
+ANSWER_S = 60.0
 
 
 @ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
@@ -46,6 +53,7 @@ class RolloutReplica:
         self.spec, self.name = spec, name
         self.version = -1
         self.num_requests = 0
+        self.running: set[str] = set()
         self.load = EngineLoad()
         # Held while requests are admitted and while weights are exchanged: whoever pauses the
         # scheduler must be the one who resumes it.
@@ -79,7 +87,7 @@ class RolloutReplica:
         """The first request of each kind takes seconds: not while a training step waits for it."""
         prompt = Prompt(prompt_id="warm-up", token_ids_T=(0, 0), text="")
         request = GenerationRequest(prompt=prompt, seeds_G=(0,), temperature=1.0, max_new_tokens=2)
-        await self._finished(await self._admit(request, seed=0))
+        await self._finished(*await self._admit(request, 0, RolloutConfig()))
         await self._score(prompt.token_ids_T, num_given=1)
 
     @ray.method(concurrency_group="control")
@@ -96,70 +104,94 @@ class RolloutReplica:
     # Not in the control group: the engine only answers on the event loop that it was started on.
     async def usage(self) -> Mapping[str, float]:
         """The engine's load since the last time, and its largest worker's memory so far."""
-        async with asyncio.timeout(self.spec.timeout_s):
-            of_workers = await self.engine.collective_rpc("report_peak_memory_gb")
+        of_workers = await self.engine.collective_rpc("report_peak_memory_gb", timeout=ANSWER_S)
         return {"peak_gb": max(of_workers), **self.load.take()}
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], config: RolloutConfig, timeout_s: float
     ) -> tuple[list[RolloutSummary], list[Rollout]]:
         """Sample all requests together.
-
-        The scheduler is held while they are admitted: which requests share a batch decides the last
-        bits of every logit, and so the same requests give the same bits.
 
         Returns:
             Summaries for the controller and the rollouts themselves, as two objects.
         """
-        collectors = []
-        async with asyncio.timeout(self.spec.timeout_s), self.scheduler:
-            await self.engine.pause_generation(mode="keep", clear_cache=False)
-            try:
-                for request in requests:
-                    for sample, seed in enumerate(request.seeds_G):
-                        collectors.append((request, sample, await self._admit(request, seed)))
-            finally:
-                await self.engine.resume_generation()
         rollouts = []
-        for request, sample, collector in collectors:
-            output = await self._finished(collector)
-            rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
+        try:
+            async with asyncio.timeout(timeout_s):
+                for request, sample, admitted in await self._admit_together(requests, config):
+                    output = await self._finished(*admitted)
+                    rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
+        except BaseException:
+            await self.drop_requests()
+            raise
         return [summarize(rollout) for rollout in rollouts], rollouts
 
-    async def _admit(self, request: GenerationRequest, seed: int) -> Any:
+    async def _admit_together(
+        self, requests: Sequence[GenerationRequest], config: RolloutConfig
+    ) -> list[tuple[GenerationRequest, int, tuple[str, Any]]]:
+        """Hold the scheduler meanwhile.
+
+        Which requests share a batch decides the last bits of every logit: the same requests give
+        the same bits.
+        """
+        async with self.scheduler:
+            await self.engine.pause_generation(mode="keep", clear_cache=False)
+            try:
+                return [
+                    (request, sample, await self._admit(request, seed, config))
+                    for request in requests
+                    for sample, seed in enumerate(request.seeds_G)
+                ]
+            finally:
+                await self.engine.resume_generation()
+
+    async def _admit(
+        self, request: GenerationRequest, seed: int, config: RolloutConfig
+    ) -> tuple[str, Any]:
+        """The request's name, and what its output comes from."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        rollout = self.spec.rollout
-        self.num_requests += 1
-        return await self.engine.add_request(
-            f"{request.prompt.prompt_id}/{self.num_requests}",
-            self._prompt(request.prompt.token_ids_T),
+        return await self._add(
+            request.prompt.prompt_id,
+            request.prompt.token_ids_T,
             SamplingParams(
                 temperature=request.temperature,
                 max_tokens=request.max_new_tokens,
                 seed=seed,
                 logprobs=0,
                 flat_logprobs=True,
-                stop=rollout.stop or None,
-                stop_token_ids=rollout.stop_token_ids or None,
+                stop=config.stop or None,
+                stop_token_ids=config.stop_token_ids or None,
                 include_stop_str_in_output=True,
-                ignore_eos=rollout.ignore_eos,
-                detokenize=bool(rollout.stop),
+                ignore_eos=config.ignore_eos,
+                detokenize=bool(config.stop),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
         )
 
-    async def _finished(self, collector: Any) -> Any:
-        async with asyncio.timeout(self.spec.timeout_s):
+    async def _add(
+        self, name: str, token_ids_T: Sequence[int], params: SamplingParams
+    ) -> tuple[str, Any]:
+        self.num_requests += 1
+        request_id = f"{name}/{self.num_requests}"
+        self.running.add(request_id)
+        # The salt keeps a prefix that older weights cached from being taken for this version's.
+        salt = f"version-{self.version}"
+        prompt: Any = {"prompt_token_ids": list(token_ids_T), "cache_salt": salt}
+        return request_id, await self.engine.add_request(request_id, prompt, params)
+
+    async def _finished(self, request_id: str, collector: Any) -> Any:
+        output = await collector.get()
+        while not output.finished:
             output = await collector.get()
-            while not output.finished:
-                output = await collector.get()
+        self.running.discard(request_id)
         return output
 
-    def _prompt(self, token_ids_T: Sequence[int]) -> Any:
-        # The salt keeps a prefix that older weights cached from being taken for this version's.
-        return {"prompt_token_ids": list(token_ids_T), "cache_salt": f"version-{self.version}"}
+    async def drop_requests(self) -> None:
+        """End what runs for a call that failed, or for a job that is gone."""
+        running, self.running = self.running, set()
+        await self.engine.abort(running)
 
     def _rollout(self, prompt: Prompt, sample: int, output: Any) -> Rollout:
         if output.finish_reason not in ("stop", "length"):
@@ -182,7 +214,9 @@ class RolloutReplica:
             text=self.tokenizer.decode(output.token_ids, skip_special_tokens=True),
         )
 
-    async def logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray[Any, Any]]:
+    async def logprobs(
+        self, rollouts: Sequence[Rollout], timeout_s: float
+    ) -> list[np.ndarray[Any, Any]]:
         """Log-probabilities that the current weights give to the tokens of finished rollouts.
 
         At temperature 1, whatever is sampled at: vLLM never divides the logits of a prompt.
@@ -194,16 +228,14 @@ class RolloutReplica:
             )
             for rollout in rollouts
         ]
-        return list(await asyncio.gather(*scores))
+        async with asyncio.timeout(timeout_s):
+            return list(await asyncio.gather(*scores))
 
     async def _score(self, token_ids_T: tuple[int, ...], *, num_given: int) -> np.ndarray[Any, Any]:
         from vllm import SamplingParams
 
-        self.num_requests += 1
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        request_id = f"probe/{self.num_requests}"
-        collector = await self.engine.add_request(request_id, self._prompt(token_ids_T), params)
-        output = await self._finished(collector)
+        output = await self._finished(*await self._add("probe", token_ids_T, params))
         return np.asarray(
             [
                 position[token].logprob
@@ -223,9 +255,9 @@ class RolloutReplica:
             WeightTransferInitRequest(init_info=dict(init_info))
         )
 
-    async def start_weight_update(self) -> None:
+    async def start_weight_update(self, timeout_s: float) -> None:
         """Freeze running requests where they are and make the model ready for new weights."""
-        async with asyncio.timeout(self.spec.timeout_s):
+        async with asyncio.timeout(timeout_s):
             await self.scheduler.acquire()
         await self.engine.pause_generation(mode="keep", clear_cache=True)
         await self.engine.start_weight_update()

@@ -6,6 +6,7 @@ Three ways, one interface. `object_store` carries buckets through Ray and works 
 
 from __future__ import annotations
 
+import time
 from typing import Any, Protocol
 
 import ray
@@ -24,20 +25,28 @@ class Publisher(Protocol):
         """Send all weights as `version`; returns the bytes sent by this rank."""
         ...
 
+    def close(self) -> None:
+        """End the connection."""
+        ...
+
 
 class ReplicaClient:
-    """Calls every replica under a deadline; has the shape that vLLM's engines drive."""
+    """Calls every replica under one deadline; has the shape that vLLM's engines drive."""
 
     def __init__(self, spec: SyncSpec) -> None:
         """Nothing is called yet."""
         self.spec = spec
-        self.version = -1
+        self.begin(-1)
+
+    def begin(self, version: int) -> None:
+        """What is called from now on publishes `version`, and all of it within the deadline."""
+        self.version, self.deadline_s = version, time.monotonic() + self.spec.timeout_s
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """One call to each replica."""
         return get(
             [getattr(replica, method).remote(*arguments) for replica in self.spec.replicas],
-            timeout_s=self.spec.timeout_s,
+            timeout_s=max(0.0, self.deadline_s - time.monotonic()),
             actors=self.spec.names,
             operation=f"publish version {self.version}: rollout.{method}",
         )
@@ -59,7 +68,7 @@ class ReplicaClient:
 
     def start_weight_update(self) -> None:
         """Freeze running requests."""
-        self.call("start_weight_update")
+        self.call("start_weight_update", self.spec.timeout_s)
 
     def update_weights(self, update: Any) -> None:
         """One bucket, or what a backend needs to receive one."""
@@ -91,7 +100,7 @@ class ObjectStorePublisher:
             for _ in named_weights(self.lm):
                 continue
             return 0
-        self.client.version = version
+        self.client.begin(version)
         self.client.start_weight_update()
         num_bytes = 0
         for bucket in pack(named_weights(self.lm), bucket_bytes=self.spec.bucket_bytes):
@@ -99,6 +108,9 @@ class ObjectStorePublisher:
             num_bytes += len(bucket.data)
         self.client.finish_weight_update()
         return num_bytes
+
+    def close(self) -> None:
+        """There is no connection."""
 
 
 class VllmPublisher:
@@ -131,9 +143,13 @@ class VllmPublisher:
 
     def publish(self, version: int) -> int:
         """Send all weights as `version`; returns the bytes sent by this rank."""
-        self.client.version = version
+        self.client.begin(version)
         self.engine.send_weights()
         return self.num_bytes
+
+    def close(self) -> None:
+        """Give the connection's memory back."""
+        self.engine.shutdown()
 
 
 def open_publisher(lm: Any, spec: SyncSpec, *, rank: int, host: str, port: int) -> Publisher:

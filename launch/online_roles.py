@@ -50,7 +50,8 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         value = ValueGroup(actors["value"], config.value, config.timeouts, pool.files_of("value"))
     rollout = ReplicaSet(
         actors["rollout"],
-        generate_timeout_s=config.timeouts.call_s,
+        config.rollout,
+        timeout_s=config.timeouts.call_s,
         sleeps=config.engines_sleep,
     )
     await asyncio.gather(*_loads(config, pool))
@@ -149,13 +150,11 @@ def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:
             trust_remote_code=model.trust_remote_code,
         ),
         trust_remote_code=model.trust_remote_code,
-        rollout=config.rollout,
+        engine=config.rollout.of_engine,
         max_model_len=context_tokens,
         num_gpus=config.placement.rollout.gpus_per_rank,
         weight_backend=_backend(config),
         sleeps=config.engines_sleep,
-        timeout_s=config.timeouts.call_s,
-        seed=config.seed,
     )
 
 

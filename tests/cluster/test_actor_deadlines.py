@@ -91,9 +91,9 @@ async def test_an_error_in_words_for_the_user_keeps_them(workers):
 
 
 def test_a_wait_outside_of_asyncio_has_the_same_errors(workers):
-    slow = workers.actors[0].sleep.remote(20)
-    with pytest.raises(DeadlineError, match=r"load: no answer from one of a after 1 s"):
-        get([slow], timeout_s=1, actors=["a"], operation="load")
+    quick, slow = workers.actors[1].answer.remote(3), workers.actors[0].sleep.remote(20)
+    with pytest.raises(DeadlineError, match=r"load: no answer from a after 2 s"):
+        get([quick, slow], timeout_s=2, actors=["b", "a"], operation="load")
     ray.cancel(slow)
     failing = workers.actors[1].fail.remote()
     with pytest.raises(RunError, match=r"load: b failed after \d+ s: LookupError: no such"):
@@ -110,7 +110,7 @@ def test_a_replica_that_acknowledges_another_version_stops_the_publication(worke
         timeout_s=60.0,
     )
     client = ReplicaClient(spec)
-    client.version = 4
+    client.begin(4)
     with pytest.raises(RunError, match="job/rollout/0 acknowledged version 3, wanted 4"):
         client.finish_weight_update()
 
@@ -134,14 +134,15 @@ async def test_a_cluster_that_is_too_small_is_said_before_anything_starts(cluste
     assert pool.process_ids() == {}
 
 
-async def test_a_rank_answers_for_its_health_while_it_computes(cluster):
+async def test_a_rank_tells_of_itself_while_it_computes(cluster):
     pool = Pool("health", TimeoutConfig(place_s=30, start_s=120))
     try:
         pool.place({"reward": GroupConfig()})
         ranks = await pool.rank_group("reward", RewardRank)
         assert await pool.rank_group("reward", RewardRank) is ranks
         ranks.actors[0].__ray_call__.remote(lambda _: time.sleep(6))
-        assert await ranks.call("health", timeout_s=4) == ["health/reward/0"]
+        [said] = await ranks.call("usage", timeout_s=4)
+        assert said["peak_gb"] > 0
         with pytest.raises(DeadlineError, match="process_id"):
             await ranks.call("process_id", timeout_s=1)
     finally:

@@ -10,6 +10,7 @@ import ray
 from actors.actor_set import ActorSet
 from actors.rank import collect
 from actors.replica_set import ReplicaSet
+from rlhf_ray.config.online import RolloutConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, RolloutSummary
@@ -24,7 +25,8 @@ def replica_class(cluster):
         def __init__(self, number):
             self.number = number
 
-        async def generate(self, requests):
+        async def generate(self, requests, config, timeout_s):
+            assert (config.stop, timeout_s) == (["."], 60.0)
             if any(request.prompt.prompt_id == "bad" for request in requests):
                 raise LookupError("no such prompt")
             await asyncio.sleep(0.5 * (1 - self.number))
@@ -55,7 +57,8 @@ def replica_class(cluster):
 def replicas(replica_class):
     actors = [replica_class.remote(number) for number in range(2)]
     names = [f"job/rollout/{number}" for number in range(2)]
-    yield ReplicaSet(ActorSet("rollout", names, actors), generate_timeout_s=60.0, sleeps=False)
+    config = RolloutConfig(stop=["."])
+    yield ReplicaSet(ActorSet("rollout", names, actors), config, timeout_s=60.0, sleeps=False)
     for actor in actors:
         ray.kill(actor)
 

@@ -11,6 +11,7 @@ from jobs import STOP_STRING, STOP_TOKEN
 
 from actors.rank import collect
 from launch.online_roles import start_roles
+from rlhf_ray.config.online import RolloutConfig
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.roles import GenerationRequest
@@ -154,3 +155,13 @@ def test_the_controller_holds_no_tokens(roles, requests):
     batch = asyncio.run(roles.rollout.generate(requests))
     assert all(isinstance(shard.ref, ray.ObjectRef) for shard in batch.shards)
     assert not any(hasattr(summary, "response_ids_T") for summary in batch.summaries_B)
+
+
+def test_requests_of_a_call_that_is_late_are_ended(roles, tokenizer):
+    replica = roles.rollout.actors.actors[0]
+    endless = RolloutConfig(ignore_eos=True)
+    asked = [request(tokenizer, "Once upon a time", range(64), max_new_tokens=400)]
+    with pytest.raises(TimeoutError):
+        ray.get(replica.generate.remote(asked, endless, 0.3), timeout=60)
+    running = replica.__ray_call__.remote(lambda it: len(it.engine.output_processor.request_states))
+    assert ray.get(running, timeout=60) == 0

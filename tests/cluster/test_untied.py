@@ -100,7 +100,7 @@ def exported(fresh_model, shared_pool, make_config, tmp_path_factory):
         await actors.call("load", spec, timeout_s=60)
         policy = PolicyGroup(actors, config.policy, config.timeouts)
         await policy.update([experience(row) for row in rows], plan, 0.0)
-        await policy.export(str(folder / "export"), str(fresh_model))
+        await actors.call("export", str(folder / "export"), str(fresh_model), timeout_s=60)
         return (await actors.call("logprobs_of", rows, timeout_s=60))[0]
 
     return folder / "export", rows, asyncio.run(train_and_export())
