@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # An engine tells of itself between two of its steps.
 ANSWER_S = 60.0
+# Its first requests may compile.
+WARM_UP_S = 600.0
 
 
 @ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
@@ -87,8 +89,8 @@ class RolloutReplica:
         """The first request of each kind takes seconds: not while a training step waits for it."""
         prompt = Prompt(prompt_id="warm-up", token_ids_T=(0, 0), text="")
         request = GenerationRequest(prompt=prompt, seeds_G=(0,), temperature=1.0, max_new_tokens=2)
-        await self._finished(*await self._admit(request, 0, RolloutConfig()))
-        await self._score(prompt.token_ids_T, num_given=1)
+        await self._finished(*await self._admit(request, 0, RolloutConfig()), timeout_s=WARM_UP_S)
+        await self._score(prompt.token_ids_T, num_given=1, timeout_s=WARM_UP_S)
 
     @ray.method(concurrency_group="control")
     async def health(self) -> dict[str, Any]:
@@ -117,24 +119,24 @@ class RolloutReplica:
         """
         rollouts = []
         try:
-            async with asyncio.timeout(timeout_s):
-                for request, sample, admitted in await self._admit_together(requests, config):
-                    output = await self._finished(*admitted)
-                    rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
+            together = await self._admit_together(requests, config, timeout_s)
+            for request, sample, admitted in together:
+                output = await self._finished(*admitted, timeout_s=timeout_s)
+                rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
         except BaseException:
             await self.drop_requests()
             raise
         return [summarize(rollout) for rollout in rollouts], rollouts
 
     async def _admit_together(
-        self, requests: Sequence[GenerationRequest], config: RolloutConfig
+        self, requests: Sequence[GenerationRequest], config: RolloutConfig, timeout_s: float
     ) -> list[tuple[GenerationRequest, int, tuple[str, Any]]]:
         """Hold the scheduler meanwhile.
 
         Which requests share a batch decides the last bits of every logit: the same requests give
         the same bits.
         """
-        async with self.scheduler:
+        async with asyncio.timeout(timeout_s), self.scheduler:
             await self.engine.pause_generation(mode="keep", clear_cache=False)
             try:
                 return [
@@ -181,10 +183,11 @@ class RolloutReplica:
         prompt: Any = {"prompt_token_ids": list(token_ids_T), "cache_salt": salt}
         return request_id, await self.engine.add_request(request_id, prompt, params)
 
-    async def _finished(self, request_id: str, collector: Any) -> Any:
-        output = await collector.get()
-        while not output.finished:
+    async def _finished(self, request_id: str, collector: Any, *, timeout_s: float) -> Any:
+        async with asyncio.timeout(timeout_s):
             output = await collector.get()
+            while not output.finished:
+                output = await collector.get()
         self.running.discard(request_id)
         return output
 
@@ -225,17 +228,20 @@ class RolloutReplica:
             self._score(
                 (*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()),
                 num_given=len(rollout.prompt.token_ids_T),
+                timeout_s=timeout_s,
             )
             for rollout in rollouts
         ]
-        async with asyncio.timeout(timeout_s):
-            return list(await asyncio.gather(*scores))
+        return list(await asyncio.gather(*scores))
 
-    async def _score(self, token_ids_T: tuple[int, ...], *, num_given: int) -> np.ndarray[Any, Any]:
+    async def _score(
+        self, token_ids_T: tuple[int, ...], *, num_given: int, timeout_s: float
+    ) -> np.ndarray[Any, Any]:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        output = await self._finished(*await self._add("probe", token_ids_T, params))
+        admitted = await self._add("probe", token_ids_T, params)
+        output = await self._finished(*admitted, timeout_s=timeout_s)
         return np.asarray(
             [
                 position[token].logprob
