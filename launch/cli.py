@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from launch.signals import interrupt_on_terminate
+from launch.signals import interrupt_when_stopped
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.help import help_text, summary_of
 from rlhf_ray.config.jobs import JOBS
@@ -60,15 +60,16 @@ Any other key of the configuration can be given as well: --policy.optim.lr 1e-6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status (0, 1 run failed, 2 bad input, 130 Ctrl-C)."""
+    """Run one command line; returns the exit status (0, 1 run failed, 2 bad input, 130 stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _dispatch(arguments))
 
 
 def guarded(work: Callable[[], int]) -> int:
     """Do a command's work; returns its exit status, and tells of known errors in their words."""
-    _show_own_logs()
     try:
+        interrupt_when_stopped()
+        _show_own_logs()
         return work()
     except ConfigError as error:
         return _fail(error, EXIT_CONFIG)
@@ -134,7 +135,6 @@ def run_job(job: str, config: RunConfig) -> int:
     """
     preflight(config)
     run: Callable[[RunConfig], int] = importlib.import_module(f"launch.{job}").run
-    interrupt_on_terminate()
     return run(config)
 
 
