@@ -15,6 +15,7 @@ from ray.job_config import JobConfig
 from actors.reachable import check_reachable
 from actors.submission import is_submitted, tell_submission
 from launch.metadata import metadata_of
+from launch.names import check_name
 from launch.signals import interrupt_when_stopped
 from launch.standing import address_of
 from rlhf_ray.config.base import GroupConfig, RayConfig, RunConfig
@@ -37,6 +38,8 @@ def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> None:
     if ray.is_initialized():
         return
     config = run.ray
+    if config.pool:
+        check_name("ray.pool", config.pool)
     # A role that shares a GPU sets CUDA_VISIBLE_DEVICES itself; Ray must not empty it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = config.address or ("auto" if is_submitted() else "")

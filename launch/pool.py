@@ -21,6 +21,7 @@ from actors.standing_cluster import StandingCluster
 from launch import standing
 from launch.actor_start import import_libraries, start_actors
 from launch.cluster import disconnect, join, num_cpus
+from launch.names import check_name
 from launch.online_roles import engine_ahead
 from launch.pipeline import first_engine
 from launch.pool_table import print_pool
@@ -39,6 +40,8 @@ STATUS_S = 120.0
 def main(arguments: Sequence[str]) -> int:
     """Run one of the three commands; returns the exit status."""
     given = parser().parse_args(arguments)
+    if given.name:
+        check_name("--name", given.name)
     if given.command == "up":
         return up(load_job(given.file, given.job), given.name)
     if given.command == "down":
