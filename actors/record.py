@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray._raylet import PlacementGroupID
+from ray.exceptions import ActorAlreadyExistsError
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group_table,
@@ -25,9 +26,9 @@ RECORD = "record"
 class _Keeper:
     """The actor itself: a state and a lease."""
 
-    def __init__(self) -> None:
+    def __init__(self, creator: Holder) -> None:
         self._state = PoolState()
-        self._lease = Lease()
+        self._lease = Lease(creator)
 
     def read(self) -> PoolState:
         return self._state
@@ -68,11 +69,19 @@ class PoolRecord:
         return f"standing/{self.pool}"
 
     @classmethod
-    def create(cls, pool: str) -> PoolRecord:
-        """A record of an empty pool, which outlives this process."""
+    def create(cls, pool: str, creator: str) -> PoolRecord:
+        """A record of an empty pool, which outlives this process; `creator` has it as a holder.
+
+        Raises:
+            ConfigError: The cluster has a pool of that name.
+        """
         keeper = ray.remote(num_cpus=0)(_Keeper)
         options = {"name": RECORD, "namespace": namespace_of(pool), "lifetime": "detached"}
-        return cls(pool, keeper.options(**options).remote())
+        try:
+            actor = keeper.options(**options).remote(_own_holder(creator))
+        except ActorAlreadyExistsError as error:
+            raise ConfigError(f"the cluster has a pool {pool!r}: take another --name") from error
+        return cls(pool, actor)
 
     @classmethod
     def find(cls, pool: str) -> PoolRecord | None:
@@ -93,7 +102,7 @@ class PoolRecord:
         Raises:
             ConfigError: A job that runs has it; says which.
         """
-        wanted = Holder(job_id=_own_job(), name=name, since_s=time.time())
+        wanted = _own_holder(name)
         holder: Holder = self._call("acquire", wanted, running_jobs())
         if holder != wanted:
             minutes = (time.time() - holder.since_s) / 60
@@ -111,6 +120,12 @@ class PoolRecord:
         """The job that uses the pool."""
         holder: Holder | None = self._call("holder", running_jobs())
         return holder
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this driver has the lease."""
+        holder = self.holder()
+        return holder is not None and holder.job_id == _own_job()
 
     def actor_infos(self, role: str) -> list[dict[str, Any]]:
         """What the cluster's own table says of a role's actors, whether they answer or not."""
@@ -152,6 +167,10 @@ def running_jobs() -> list[str]:
     from ray._private.state import jobs  # the public list asks the dashboard, which may not run
 
     return [job["JobID"] for job in jobs() if not job["IsDead"]]
+
+
+def _own_holder(name: str) -> Holder:
+    return Holder(job_id=_own_job(), name=name, since_s=time.time())
 
 
 def _own_job() -> str:
