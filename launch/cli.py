@@ -16,8 +16,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 
-from launch.signals import interrupt_when_stopped
+from launch.signals import exit_when_stopped, interrupt_when_stopped
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.help import help_text, summary_of
 from rlhf_ray.config.jobs import JOBS
@@ -101,7 +102,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     job, *rest = arguments
     if job in COMMANDS:
-        command: Callable[[Sequence[str]], int] = importlib.import_module(f"launch.{job}").main
+        command: Callable[[Sequence[str]], int] = _module(job).main
         return command(rest)
     if job not in CONFIGURED:
         names = [*CONFIGURED, *COMMANDS]
@@ -134,8 +135,13 @@ def run_job(job: str, config: RunConfig) -> int:
         RunError: The job failed.
     """
     preflight(config)
-    run: Callable[[RunConfig], int] = importlib.import_module(f"launch.{job}").run
+    run: Callable[[RunConfig], int] = _module(job).run
     return run(config)
+
+
+def _module(name: str) -> ModuleType:
+    with exit_when_stopped(EXIT_INTERRUPTED):
+        return importlib.import_module(f"launch.{name}")
 
 
 def default_run_dir(job: str, config_path: str) -> str:

@@ -6,9 +6,11 @@ exit status is 130.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -23,17 +25,38 @@ def interrupt_when_stopped() -> None:
 
 
 @contextmanager
+def exit_when_stopped(status: int) -> Iterator[None]:
+    """Have them end the process at once, while there is nothing to give back.
+
+    For imports: an exception amid that of a C extension can end in an abort.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(sys.stderr.fileno(), b"interrupted\n")
+        os._exit(status)
+
+    with _answered_by(leave):
+        yield
+
+
+@contextmanager
 def uninterrupted() -> Iterator[list[int]]:
     """Let nothing interrupt what must not be left half done; yields what came meanwhile."""
     came: list[int] = []
+    with _answered_by(lambda number, frame: came.append(number)):
+        yield came
+
+
+@contextmanager
+def _answered_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     kept = {number: signal.getsignal(number) for number in _heeded()}
     for number in kept:
-        signal.signal(number, lambda number, frame: came.append(number))
+        signal.signal(number, handler)
     try:
-        yield came
+        yield
     finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+        for number, before in kept.items():
+            signal.signal(number, before)
 
 
 def _heeded() -> list[signal.Signals]:

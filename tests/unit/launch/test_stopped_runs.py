@@ -90,6 +90,21 @@ print([signal.Signals(number).name for number in came])
     assert stop(script, signal.SIGTERM) == (0, "['SIGTERM']\n", "")
 
 
+def test_nothing_is_unwound_amid_an_import():
+    script = """
+import time
+from launch.signals import exit_when_stopped, interrupt_when_stopped
+interrupt_when_stopped()
+with exit_when_stopped(7):
+    print("held", flush=True)
+    try:
+        time.sleep(600)
+    finally:
+        print("unwound", flush=True)
+"""
+    assert stop(script, signal.SIGTERM) == (7, "", "interrupted\n")
+
+
 def test_a_stop_while_ray_starts_is_an_interrupt_too(monkeypatch):
     """Ray answers SIGTERM by an exit of its own."""
     monkeypatch.setattr(cluster.ray, "init", lambda **options: sys.exit(signal.SIGTERM))
