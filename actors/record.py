@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -148,17 +150,24 @@ class PoolRecord:
 
 
 def end_strangers(record: PoolRecord) -> None:
-    """End actors of the pool that it does not know: a job died before it could say so."""
+    """End actors and placement groups of the pool that it does not know.
+
+    A job died before it could say so.
+    """
     known = {name for actors in record.state.sets.values() for name in actors.names} | {RECORD}
     for entry in ray.util.list_named_actors(all_namespaces=True):
         if entry["namespace"] == record.namespace and entry["name"] not in known:
-            ray.kill(ray.get_actor(entry["name"], namespace=record.namespace))
+            with suppress(ValueError):  # it has ended meanwhile
+                ray.kill(ray.get_actor(entry["name"], namespace=record.namespace))
+    slots = [slot for of_role in record.state.slots.values() for slot in of_role]
+    release_groups(record, keep={slot.group.id.hex() for slot in slots})
 
 
-def release_groups(record: PoolRecord) -> None:
-    """Remove the pool's placement groups, also those that it does not know."""
+def release_groups(record: PoolRecord, keep: Collection[str] = ()) -> None:
+    """Remove the pool's placement groups but those with these ids; also what it does not know."""
     for group_id, group in placement_group_table().items():
-        if group["name"].startswith(f"{record.group_prefix}:") and group["state"] != "REMOVED":
+        is_own = group["name"].startswith(f"{record.group_prefix}:")
+        if is_own and group_id not in keep and group["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
 
 
