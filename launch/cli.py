@@ -89,6 +89,12 @@ def _show_own_logs() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("rlhf_ray", "actors", "launch"):
         logging.getLogger(package).setLevel(logging.INFO)
+    # It tells of each task that an interrupt has ended, with a traceback.
+    logging.getLogger("asyncio").addFilter(_is_no_interrupt)
+
+
+def _is_no_interrupt(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -20,10 +20,13 @@ config = SftConfig.model_validate({
     "run_dir": sys.argv[1], "data": {"path": "x"}, "policy": {"model": {"path": "a/b"}},
 })
 
+async def wait():
+    print("held", flush=True)
+    WAIT
+
 async def hold():
     try:
-        print("held", flush=True)
-        WAIT
+        await asyncio.gather(wait(), asyncio.sleep(600))
     finally:
         await asyncio.sleep(0.1)
         print("given back", flush=True)
@@ -72,7 +75,7 @@ def test_a_stopped_run_ends_in_order(sent, wait, tmp_path):
 
 
 def test_a_run_under_nohup_goes_on_when_its_terminal_goes(tmp_path):
-    script = RUN.replace("WAIT", "time.sleep(1)")
+    script = RUN.replace("WAIT", "time.sleep(1)").replace("600", "1")
     ended = stop(script, signal.SIGHUP, ignored=[signal.SIGHUP], arguments=[str(tmp_path)])
     assert ended == (0, "given back\n", "")
 
