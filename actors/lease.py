@@ -24,9 +24,9 @@ class Holder:
 class Lease:
     """The pool's one lease; a holder whose driver is gone has lost it."""
 
-    def __init__(self) -> None:
-        """Nobody has it."""
-        self.holder: Holder | None = None
+    def __init__(self, holder: Holder | None = None) -> None:
+        """One that this job has from the beginning, or that nobody has."""
+        self.holder = holder
 
     def acquire(self, wanted: Holder, running_jobs: Collection[str]) -> Holder:
         """Take the lease if it is free.

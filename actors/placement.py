@@ -55,8 +55,15 @@ def reserve(plan: GroupPlan, *, name: str, timeout_s: float, outlives_job: bool)
         lifetime="detached" if outlives_job else None,
         bundle_label_selector=[dict(plan.labels)] * len(plan.bundles) if plan.labels else None,
     )
-    if not group.wait(timeout_s):
+    try:
+        return _placed(plan, group, timeout_s)
+    except BaseException:  # an interrupt as well: nobody would know of what outlives the job
         remove_placement_group(group)
+        raise
+
+
+def _placed(plan: GroupPlan, group: PlacementGroup, timeout_s: float) -> list[Slot]:
+    if not group.wait(timeout_s):
         raise DeadlineError(
             f"placing {plan.host}: no room for its placement group within {timeout_s:g} s; "
             f"the cluster has {_amounts(ray.available_resources())} free\n{describe([plan])}"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray._raylet import PlacementGroupID
+from ray.exceptions import ActorAlreadyExistsError
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group_table,
@@ -25,9 +28,9 @@ RECORD = "record"
 class _Keeper:
     """The actor itself: a state and a lease."""
 
-    def __init__(self) -> None:
+    def __init__(self, creator: Holder) -> None:
         self._state = PoolState()
-        self._lease = Lease()
+        self._lease = Lease(creator)
 
     def read(self) -> PoolState:
         return self._state
@@ -68,11 +71,19 @@ class PoolRecord:
         return f"standing/{self.pool}"
 
     @classmethod
-    def create(cls, pool: str) -> PoolRecord:
-        """A record of an empty pool, which outlives this process."""
+    def create(cls, pool: str, creator: str) -> PoolRecord:
+        """A record of an empty pool, which outlives this process; `creator` has it as a holder.
+
+        Raises:
+            ConfigError: The cluster has a pool of that name.
+        """
         keeper = ray.remote(num_cpus=0)(_Keeper)
         options = {"name": RECORD, "namespace": namespace_of(pool), "lifetime": "detached"}
-        return cls(pool, keeper.options(**options).remote())
+        try:
+            actor = keeper.options(**options).remote(_own_holder(creator))
+        except ActorAlreadyExistsError as error:
+            raise ConfigError(f"the cluster has a pool {pool!r}: take another --name") from error
+        return cls(pool, actor)
 
     @classmethod
     def find(cls, pool: str) -> PoolRecord | None:
@@ -93,7 +104,7 @@ class PoolRecord:
         Raises:
             ConfigError: A job that runs has it; says which.
         """
-        wanted = Holder(job_id=_own_job(), name=name, since_s=time.time())
+        wanted = _own_holder(name)
         holder: Holder = self._call("acquire", wanted, running_jobs())
         if holder != wanted:
             minutes = (time.time() - holder.since_s) / 60
@@ -111,6 +122,12 @@ class PoolRecord:
         """The job that uses the pool."""
         holder: Holder | None = self._call("holder", running_jobs())
         return holder
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this driver has the lease."""
+        holder = self.holder()
+        return holder is not None and holder.job_id == _own_job()
 
     def actor_infos(self, role: str) -> list[dict[str, Any]]:
         """What the cluster's own table says of a role's actors, whether they answer or not."""
@@ -133,17 +150,24 @@ class PoolRecord:
 
 
 def end_strangers(record: PoolRecord) -> None:
-    """End actors of the pool that it does not know: a job died before it could say so."""
+    """End actors and placement groups of the pool that it does not know.
+
+    A job died before it could say so.
+    """
     known = {name for actors in record.state.sets.values() for name in actors.names} | {RECORD}
     for entry in ray.util.list_named_actors(all_namespaces=True):
         if entry["namespace"] == record.namespace and entry["name"] not in known:
-            ray.kill(ray.get_actor(entry["name"], namespace=record.namespace))
+            with suppress(ValueError):  # it has ended meanwhile
+                ray.kill(ray.get_actor(entry["name"], namespace=record.namespace))
+    slots = [slot for of_role in record.state.slots.values() for slot in of_role]
+    release_groups(record, keep={slot.group.id.hex() for slot in slots})
 
 
-def release_groups(record: PoolRecord) -> None:
-    """Remove the pool's placement groups, also those that it does not know."""
+def release_groups(record: PoolRecord, keep: Collection[str] = ()) -> None:
+    """Remove the pool's placement groups but those with these ids; also what it does not know."""
     for group_id, group in placement_group_table().items():
-        if group["name"].startswith(f"{record.group_prefix}:") and group["state"] != "REMOVED":
+        is_own = group["name"].startswith(f"{record.group_prefix}:")
+        if is_own and group_id not in keep and group["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
 
 
@@ -152,6 +176,10 @@ def running_jobs() -> list[str]:
     from ray._private.state import jobs  # the public list asks the dashboard, which may not run
 
     return [job["JobID"] for job in jobs() if not job["IsDead"]]
+
+
+def _own_holder(name: str) -> Holder:
+    return Holder(job_id=_own_job(), name=name, since_s=time.time())
 
 
 def _own_job() -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.dashboard.modules.job.common import JobInfoStorageClient
+from ray.exceptions import RayError
+
+logger = logging.getLogger(__name__)
 
 # Ray hands the submission's settings to its driver in this variable.
 _SETTINGS = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -27,8 +31,12 @@ def tell_submission(metadata: Mapping[str, str]) -> None:
     """
     settings = json.loads(os.environ.get(_SETTINGS, "{}"))
     name = settings.get("metadata", {}).get("job_submission_id")
-    if name:
+    if not name:
+        return
+    try:
         asyncio.run(_add(name, metadata))
+    except (RayError, OSError) as error:  # the job can do without
+        logger.warning("Ray's dashboard will not show what this run is: %s", error)
 
 
 async def _add(name: str, metadata: Mapping[str, str]) -> None:

@@ -16,8 +16,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 
-from launch.signals import interrupt_on_terminate
+from launch.signals import exit_when_stopped, interrupt_when_stopped
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.help import help_text, summary_of
 from rlhf_ray.config.jobs import JOBS
@@ -60,15 +61,16 @@ Any other key of the configuration can be given as well: --policy.optim.lr 1e-6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status (0, 1 run failed, 2 bad input, 130 Ctrl-C)."""
+    """Run one command line; returns the exit status (0, 1 run failed, 2 bad input, 130 stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _dispatch(arguments))
 
 
 def guarded(work: Callable[[], int]) -> int:
     """Do a command's work; returns its exit status, and tells of known errors in their words."""
-    _show_own_logs()
     try:
+        interrupt_when_stopped()
+        _show_own_logs()
         return work()
     except ConfigError as error:
         return _fail(error, EXIT_CONFIG)
@@ -87,6 +89,12 @@ def _show_own_logs() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("rlhf_ray", "actors", "launch"):
         logging.getLogger(package).setLevel(logging.INFO)
+    # It tells of each task that an interrupt has ended, with a traceback.
+    logging.getLogger("asyncio").addFilter(_is_no_interrupt)
+
+
+def _is_no_interrupt(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -100,7 +108,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     job, *rest = arguments
     if job in COMMANDS:
-        command: Callable[[Sequence[str]], int] = importlib.import_module(f"launch.{job}").main
+        command: Callable[[Sequence[str]], int] = _module(job).main
         return command(rest)
     if job not in CONFIGURED:
         names = [*CONFIGURED, *COMMANDS]
@@ -133,9 +141,13 @@ def run_job(job: str, config: RunConfig) -> int:
         RunError: The job failed.
     """
     preflight(config)
-    run: Callable[[RunConfig], int] = importlib.import_module(f"launch.{job}").run
-    interrupt_on_terminate()
+    run: Callable[[RunConfig], int] = _module(job).run
     return run(config)
+
+
+def _module(name: str) -> ModuleType:
+    with exit_when_stopped(EXIT_INTERRUPTED):
+        return importlib.import_module(f"launch.{name}")
 
 
 def default_run_dir(job: str, config_path: str) -> str:

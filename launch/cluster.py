@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -14,7 +15,8 @@ from ray.job_config import JobConfig
 from actors.reachable import check_reachable
 from actors.submission import is_submitted, tell_submission
 from launch.metadata import metadata_of
-from launch.signals import interrupt_on_terminate
+from launch.names import check_name
+from launch.signals import interrupt_when_stopped
 from launch.standing import address_of
 from rlhf_ray.config.base import GroupConfig, RayConfig, RunConfig
 from rlhf_ray.errors import ConfigError
@@ -36,6 +38,8 @@ def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> None:
     if ray.is_initialized():
         return
     config = run.ray
+    if config.pool:
+        check_name("ray.pool", config.pool)
     # A role that shares a GPU sets CUDA_VISIBLE_DEVICES itself; Ray must not empty it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = config.address or ("auto" if is_submitted() else "")
@@ -46,16 +50,13 @@ def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> None:
         join(address, metadata)
         tell_submission(metadata)
         return
-    ray.init(
+    _init(
         # Without it Ray joins whatever cluster was last started on this machine.
         address="local",
         num_cpus=num_cpus(config, roles),
         num_gpus=config.num_gpus or None,
         include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
     )
-    interrupt_on_terminate()  # Ray has set its own
 
 
 def num_cpus(config: RayConfig, roles: Mapping[str, GroupConfig]) -> int:
@@ -78,16 +79,20 @@ def join(address: str, metadata: Mapping[str, str] | None = None) -> None:
     if told not in ("", "auto"):
         check_reachable(told)
     try:
-        ray.init(
-            address=address,
-            job_config=JobConfig(metadata=dict(metadata or {})),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        _init(address=address, job_config=JobConfig(metadata=dict(metadata or {})))
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the cluster at {address!r} cannot be joined: {reason}") from error
-    interrupt_on_terminate()  # Ray has set its own
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, which sets a handler of SIGTERM of its own: one that exits with status 15."""
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except SystemExit as stopped:
+        raise KeyboardInterrupt from stopped
+    finally:
+        interrupt_when_stopped()
 
 
 def disconnect() -> None:

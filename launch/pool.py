@@ -6,39 +6,45 @@ import argparse
 import asyncio
 import logging
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import ray
+from ray.exceptions import RayError
 
 from actors.engine import EngineSpec
 from actors.pool import Pool
 from actors.record import PoolRecord, end_strangers, release_groups
-from actors.standing_cluster import StandingCluster
+from actors.standing_cluster import Process, StandingCluster
+from launch import pool_notes as notes
 from launch import standing
 from launch.actor_start import import_libraries, start_actors
 from launch.cluster import disconnect, join, num_cpus
+from launch.names import check_name
 from launch.online_roles import engine_ahead
 from launch.pipeline import first_engine
+from launch.pool_status import status
 from launch.pool_table import print_pool
+from launch.signals import uninterrupted
 from rlhf_ray.config.base import GroupConfig, RunConfig, TimeoutConfig
 from rlhf_ray.config.job_file import load_job
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.stages import groups_of, resolve_stages
-from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.errors import ConfigError, RlhfRayError, RunError
 
 logger = logging.getLogger(__name__)
 
-STATUS_S = 120.0
+
+class PoolInUseError(ConfigError):
+    """A job has the pool."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one of the three commands; returns the exit status."""
     given = parser().parse_args(arguments)
+    if given.name or given.command != "status":
+        check_name("--name", given.name)
     if given.command == "up":
         return up(load_job(given.file, given.job), given.name)
     if given.command == "down":
@@ -62,45 +68,35 @@ def parser() -> argparse.ArgumentParser:
 
 
 def up(config: RunConfig, name: str) -> int:
-    """Start a pool that stays.
+    """Start a pool that stays, or leave nothing.
 
     Raises:
         ConfigError: There is one of that name, or the cluster is too small.
+        RunError: Ray or an actor did not start.
     """
     groups, engine = _shape(config)
-    known = standing.cluster_of(name)
-    if known is not None and standing.answers(known.address):
-        raise ConfigError(f"pool {name} is up since {_clock(known.since_s)}: `rlhf-ray pool down`")
-    if config.ray.address:
-        cluster = StandingCluster(
-            pool=name,
-            address=config.ray.address,
-            process=None,
-            process_started_s=0.0,
-            since_s=time.time(),
-        )
-    else:
-        cluster = standing.start_cluster(
-            name, num_cpus=num_cpus(config.ray, groups), num_gpus=config.ray.num_gpus
-        )
-    standing.note(cluster)
-    is_anothers = False
     try:
-        join(cluster.address)
-        if config.ray.address:
-            # `auto` means this cluster only to this process.
-            standing.note(replace(cluster, address=ray.get_runtime_context().gcs_address))
-        is_anothers = PoolRecord.find(name) is not None
-        if not is_anothers:
-            asyncio.run(_start(config, name, groups, engine))
+        cluster = notes.claim(name)
+        if not config.ray.address:
+            cluster = standing.start_cluster(
+                cluster, num_cpus=num_cpus(config.ray, groups), num_gpus=config.ray.num_gpus
+            )
+        join(config.ray.address or cluster.address)
+        # `auto` means this cluster only to this process.
+        cluster = replace(cluster, address=ray.get_runtime_context().gcs_address)
+        notes.note(cluster)
+        record = PoolRecord.create(name, "rlhf-ray pool up")
+        asyncio.run(_start(config, record, groups, engine))
+        with uninterrupted():  # from here on it is up
+            notes.note(replace(cluster, starter=None))
+            record.release()
+            print_pool(name, record)
+            disconnect()
     except BaseException:
-        down(name)
+        with uninterrupted():
+            _undo(name)
         raise
-    disconnect()
-    if is_anothers:  # not ours to end
-        standing.forget(name)
-        raise ConfigError(f"the cluster has a pool {name!r}: take another --name")
-    return status(name)
+    return 0
 
 
 def _shape(config: RunConfig) -> tuple[dict[str, GroupConfig], EngineSpec | None]:
@@ -115,76 +111,88 @@ def _shape(config: RunConfig) -> tuple[dict[str, GroupConfig], EngineSpec | None
 
 
 async def _start(
-    config: RunConfig, name: str, groups: dict[str, GroupConfig], engine: EngineSpec | None
+    config: RunConfig,
+    record: PoolRecord,
+    groups: dict[str, GroupConfig],
+    engine: EngineSpec | None,
 ) -> None:
-    record = PoolRecord.create(name)
-    record.acquire("rlhf-ray pool up")
-    pool = Pool(name, config.timeouts, record=record)
+    pool = Pool(record.pool, config.timeouts, record=record)
     actors = await start_actors(pool, groups, engine=engine)
     await import_libraries(actors, timeout_s=config.timeouts.start_s)
-    record.release()
+
+
+def _undo(name: str) -> None:
+    """End what this process has started under a name, and nothing that is another's."""
+    cluster = notes.cluster_of(name)
+    if cluster is None or cluster.starter != Process.own():
+        return
+    # Ray cannot connect anew after a connection that was broken off; nor was anything started yet.
+    if ray.is_initialized():
+        try:
+            _end_actors(cluster, only_ours=True)
+        except RunError as error:
+            logger.warning("%s", error)
+            return  # noted still, for `down`
+    disconnect()
+    standing.stop_cluster(cluster)
+    notes.forget(cluster)
 
 
 def down(name: str) -> int:
-    """End a pool: actors, placement groups, processes and the note of it."""
-    cluster = standing.cluster_of(name)
+    """End a pool: actors, placement groups, processes and the note of it.
+
+    Raises:
+        ConfigError: A job uses it, or it is being started.
+        RunError: It is on a cluster that does not answer.
+    """
+    cluster = notes.cluster_of(name)
     if cluster is None:
         print(f"no pool {name!r} was started from this machine")
         return 0
-    if standing.answers(cluster.address):
-        try:
-            if not ray.is_initialized():
-                join(standing.address_of(name))
-            asyncio.run(_end(name))
-        except RunError as error:
-            if cluster.process is None:
-                raise
-            # Its own cluster takes the actors with it.
-            logger.warning("%s", error)
+    if cluster.starter is not None and cluster.is_starting:
+        raise ConfigError(f"process {cluster.starter.pid} starts pool {name}: end that first")
+    # Of its own cluster that is gone, the actors are gone as well.
+    if cluster.address and (cluster.head is None or standing.answers(cluster.address)):
+        standing.use_token(name)
+        _end_actors(cluster)
         disconnect()
     standing.stop_cluster(cluster)
-    standing.forget(name)
+    notes.forget(cluster)
     print(f"pool {name} is down")
     return 0
 
 
-async def _end(name: str) -> None:
-    record = PoolRecord.find(name)
-    if record is None:
-        return
+def _end_actors(cluster: StandingCluster, *, only_ours: bool = False) -> None:
+    """End a pool's actors, on the cluster that this process joins where it has not yet.
+
+    Raises:
+        PoolInUseError: A job has the pool.
+        RunError: The cluster does not answer, and does not end with the pool.
+    """
+    try:
+        if not ray.is_initialized():
+            join(cluster.address)
+        record = PoolRecord.find(cluster.pool)
+        if record is not None and (record.is_ours or not only_ours):
+            asyncio.run(_end(record))
+    except PoolInUseError:
+        raise
+    except (RlhfRayError, RayError) as error:
+        if cluster.head is None:
+            raise RunError(
+                f"{error}\nActors of pool {cluster.pool} may still hold GPUs at {cluster.address}; "
+                f"if that cluster is gone for good, delete {notes.note_file(cluster.pool)}"
+            ) from error
+        # Its own cluster takes the actors with it.
+        logger.warning("%s", error)
+
+
+async def _end(record: PoolRecord) -> None:
     holder = record.holder()
-    if holder is not None and holder.job_id != ray.get_runtime_context().get_job_id():
-        raise ConfigError(f"pool {name} is in use by {holder.name}: end that job first")
-    pool = Pool(name, TimeoutConfig(), record=record)
+    if holder is not None and not record.is_ours:
+        raise PoolInUseError(f"pool {record.pool} is in use by {holder.name}: end that job first")
+    pool = Pool(record.pool, TimeoutConfig(), record=record)
     await pool.close()
     end_strangers(record)
     release_groups(record)
     record.end()
-
-
-def status(name: str) -> int:
-    """Tell of one pool or of all; also where there is none or its cluster is gone."""
-    clusters = [cluster for cluster in standing.noted() if name in ("", cluster.pool)]
-    if not clusters:
-        print(f"no pool {name!r}" if name else "no pool is up; `rlhf-ray pool up FILE` starts one")
-    if len(clusters) > 1:  # a process connects with one cluster's token only
-        for cluster in clusters:
-            command = ["-m", "launch.cli", "pool", "status", "--name", cluster.pool]
-            subprocess.run([sys.executable, *command], timeout=STATUS_S, check=False)
-        return 0
-    for cluster in clusters:
-        if not standing.answers(cluster.address):
-            print(
-                f"pool {cluster.pool}: its cluster at {cluster.address}, started "
-                f"{_clock(cluster.since_s)}, does not answer; "
-                f"`rlhf-ray pool down --name {cluster.pool}` clears it away"
-            )
-            continue
-        join(standing.address_of(cluster.pool))
-        print_pool(cluster.pool, PoolRecord.find(cluster.pool))
-        disconnect()
-    return 0
-
-
-def _clock(since_s: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(since_s))

@@ -1,12 +1,69 @@
-"""SIGTERM, with which Ray, Kubernetes and Slurm stop a job."""
+"""The signals that stop a command: Ctrl-C, SIGTERM (Ray, Kubernetes, Slurm), a terminal that goes.
+
+All of them raise `KeyboardInterrupt`: actors are ended, the run is marked as interrupted, and the
+exit status is 130.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def interrupt_on_terminate() -> None:
-    """Have SIGTERM do what Ctrl-C does: actors are ended and the run is marked as interrupted."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+def interrupt_when_stopped() -> None:
+    """Have every one of them interrupt, but those that `nohup` or a shell has us ignore."""
+    for number in _heeded():
+        # Not Python's own: asyncio would replace it by one that waits for what blocks the loop.
+        signal.signal(number, _interrupt)
+
+
+@contextmanager
+def exit_when_stopped(status: int) -> Iterator[None]:
+    """Have them end the process at once, while there is nothing to give back.
+
+    For imports: an exception amid that of a C extension can end in an abort.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(sys.stderr.fileno(), b"interrupted\n")
+        os._exit(status)
+
+    with _answered_by(leave):
+        yield
+
+
+@contextmanager
+def uninterrupted() -> Iterator[list[int]]:
+    """Let nothing interrupt what must not be left half done; yields what came meanwhile."""
+    came: list[int] = []
+    with _answered_by(lambda number, frame: came.append(number)):
+        yield came
+
+
+@contextmanager
+def _answered_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in _heeded()}
+    for number in kept:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in kept.items():
+            signal.signal(number, before)
+
+
+def _heeded() -> list[signal.Signals]:
+    if threading.current_thread() is not threading.main_thread():
+        return []  # only that one may set handlers
+    return [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

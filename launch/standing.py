@@ -1,86 +1,65 @@
-"""Standing pools of this machine: where each one's cluster is, and the cluster if it is its own."""
+"""The cluster of a standing pool: where it is, and starting and ending one of the pool's own."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import psutil
 import ray
 from ray._raylet import Config  # type: ignore[attr-defined]
 
-from actors.standing_cluster import StandingCluster
+from actors.standing_cluster import Process, StandingCluster
+from launch import pool_notes as notes
+from launch.signals import uninterrupted
 from rlhf_ray.errors import ConfigError, RunError
 
-logger = logging.getLogger(__name__)
-
 START_S, STOP_S = 120.0, 60.0
-
-
-def folder() -> Path:
-    """Where the pools of this user are noted; gone with the machine's clusters at a restart."""
-    return Path(tempfile.gettempdir()) / f"rlhf-ray-{os.getuid()}"
-
-
-def noted() -> list[StandingCluster]:
-    """The clusters of all pools that `pool up` started from this machine, by name."""
-    found = sorted(folder().glob("*.json"))
-    return [StandingCluster(**json.loads(path.read_text())) for path in found]
-
-
-def cluster_of(pool: str) -> StandingCluster | None:
-    """Where a pool was started, if from this machine."""
-    return next((cluster for cluster in noted() if cluster.pool == pool), None)
+# Of Ray's own words, where it does not start.
+TOLD_CHARACTERS = 2000
 
 
 def address_of(pool: str) -> str:
-    """Where a pool's cluster listens.
+    """Where a job finds a pool's cluster.
 
     Raises:
         ConfigError: No such pool was started from this machine.
     """
-    cluster = cluster_of(pool)
+    cluster = notes.cluster_of(pool)
     if cluster is None:
-        names = ", ".join(cluster.pool for cluster in noted()) or "none"
+        names = ", ".join(cluster.pool for cluster in notes.noted()) or "none"
         raise ConfigError(
             f"ray.pool is {pool!r}, but the pools of this machine are {names}; start it with "
             "`rlhf-ray pool up`, or give ray.address as well"
         )
+    if cluster.starter is not None:
+        raise ConfigError(f"pool {pool} is not up yet; `rlhf-ray pool status` tells of it")
     use_token(pool)
     return cluster.address
 
 
-def note(cluster: StandingCluster) -> None:
-    """Remember where a pool is."""
-    folder().mkdir(mode=0o700, exist_ok=True)
-    (folder() / f"{cluster.pool}.json").write_text(json.dumps(asdict(cluster)))
-
-
-def forget(pool: str) -> None:
-    """Opposite of `note`."""
-    for kind in ("json", "log", "token"):
-        (folder() / f"{pool}.{kind}").unlink(missing_ok=True)
-
-
-def start_cluster(pool: str, *, num_cpus: int, num_gpus: int) -> StandingCluster:
+def start_cluster(claimed: StandingCluster, *, num_cpus: int, num_gpus: int) -> StandingCluster:
     """Start Ray on this machine, to stay when this process ends.
+
+    Whoever calls ends what is noted of it, here too where this fails.
+
+    Args:
+        claimed: The pool's name, as this process has taken it.
+        num_cpus: That it says it has.
+        num_gpus: Likewise; 0 for those that Ray finds.
 
     Raises:
         RunError: It did not come up in time.
     """
     host, port = ray.util.get_node_ip_address(), _free_port()
-    log = folder() / f"{pool}.log"
-    folder().mkdir(mode=0o700, exist_ok=True)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *(f"--node-ip-address={host}", f"--port={port}", f"--num-cpus={num_cpus}"),
@@ -88,32 +67,31 @@ def start_cluster(pool: str, *, num_cpus: int, num_gpus: int) -> StandingCluster
         f"--ray-client-server-port={_free_port()}",
         *([f"--num-gpus={num_gpus}"] if num_gpus else []),
     ]
-    token = _token_file(pool)
+    token = notes.token_file(claimed.pool)
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    use_token(pool)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+    use_token(claimed.pool)
+    with uninterrupted() as came:  # nobody would know of the head
+        process = _start_head(claimed.pool, command)
+        head = Process.of(process.pid)
+        cluster = replace(claimed, address=f"{host}:{port}", head=head)
+        notes.note(cluster)
+    if came:
+        raise KeyboardInterrupt
+    deadline_s = time.monotonic() + START_S
+    while not answers(cluster.address):
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            said = notes.log_file(claimed.pool).read_text(errors="replace")
+            raise RunError(f"Ray did not start on {cluster.address}:\n{said[-TOLD_CHARACTERS:]}")
+        time.sleep(0.2)
+    return cluster
+
+
+def _start_head(pool: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    with notes.log_file(pool).open("wb") as output:
+        return subprocess.Popen(
             command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
         )
-    cluster = StandingCluster(
-        pool=pool,
-        address=f"{host}:{port}",
-        process=process.pid,
-        process_started_s=psutil.Process(process.pid).create_time(),
-        since_s=time.time(),
-    )
-    deadline_s = time.monotonic() + START_S
-    try:
-        while not answers(cluster.address):
-            if process.poll() is not None or time.monotonic() > deadline_s:
-                raise RunError(f"Ray did not start on {cluster.address}; its log is {log}")
-            time.sleep(0.2)
-    except BaseException:  # an interrupt as well: nobody would know of the head
-        stop_cluster(cluster)
-        token.unlink()
-        raise
-    return cluster
 
 
 def use_token(pool: str) -> None:
@@ -121,26 +99,26 @@ def use_token(pool: str) -> None:
 
     Must come before this process connects to any cluster.
     """
-    if "RAY_AUTH_MODE" in os.environ or not _token_file(pool).is_file():
+    token = notes.token_file(pool)
+    if "RAY_AUTH_MODE" in os.environ or not token.is_file():
         return
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(_token_file(pool)))
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
     Config.initialize("")  # Ray read the environment when it was imported
-
-
-def _token_file(pool: str) -> Path:
-    return folder() / f"{pool}.token"
 
 
 def stop_cluster(cluster: StandingCluster) -> None:
     """End every process of a cluster that `start_cluster` started."""
-    head = _head_of(cluster)
+    head = cluster.head.find() if cluster.head else None
     if head is None:
         return
-    processes = [head, *head.children(recursive=True)]
-    head.send_signal(signal.SIGTERM)
+    processes = [head]
+    with suppress(psutil.NoSuchProcess):  # it ends by itself meanwhile, and its children with it
+        processes += head.children(recursive=True)
+        head.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(processes, timeout=STOP_S)
     for process in alive:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(alive, timeout=STOP_S)
 
 
@@ -152,14 +130,6 @@ def answers(address: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
-
-
-def _head_of(cluster: StandingCluster) -> psutil.Process | None:
-    """The process of `ray start`, unless its number is another's by now."""
-    if cluster.process is None or not psutil.pid_exists(cluster.process):
-        return None
-    process = psutil.Process(cluster.process)
-    return process if process.create_time() == cluster.process_started_s else None
 
 
 def _free_port() -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import cli
+from launch.names import check_name
 from launch.watch import add_address, address_or_default, watch
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.elsewhere import find_missing, values_of
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from actors.jobs_api import JobsApi
     from actors.parcel import Parcel
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 # Between Ray's SIGTERM and its SIGKILL: the actors are ended meanwhile.
 STOP_S = 60
@@ -67,8 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.update(variables)
     config = load_config(cli.CONFIGURED[options.job], options.config, overrides)
     name = options.name or Path(cli.default_run_dir(options.job, options.config)).name
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"--name must be of letters, digits, - _ and ., got {name!r}")
+    check_name("--name", name)
     values = values_of(config) | {"run_dir": _run_dir(config, name)}
     files = _checked_files(values, options)
     address = address_or_default(options.address)

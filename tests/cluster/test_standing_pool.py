@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 
+from launch import pool_notes as notes
+from launch import signals
 from launch import standing as clusters
 from launch.cli import EXIT_INTERRUPTED
 from rlhf_ray.config.yaml_file import write_yaml
@@ -148,7 +150,7 @@ def test_one_job_at_a_time_in_the_same_processes_and_nothing_left_after(standing
     assert shaped.status == 2
     assert "but the pool holds it as" in " ".join(shaped.said.split())
 
-    head = psutil.Process(standing.cluster["process"])
+    head = psutil.Process(standing.cluster["head"]["pid"])
     processes = [head, *head.children(recursive=True)]
     down = standing.run("pool", "down", "--name", NAME)
     assert down.status == 0, down.said
@@ -157,46 +159,74 @@ def test_one_job_at_a_time_in_the_same_processes_and_nothing_left_after(standing
     assert standing.run("pool", "status").said.startswith("no pool is up")
 
 
-def test_up_that_is_interrupted_leaves_nothing(standing):
-    """After its cluster has started, while it starts actors."""
+def noted_head(note: Path) -> psutil.Process | None:
+    """The head of a pool's own cluster, as soon as it is noted."""
+    if not note.is_file():
+        return None
+    head = json.loads(note.read_text())["head"]
+    return head and psutil.Process(head["pid"])
+
+
+def starts_actors(head: psutil.Process) -> bool:
+    """Whether the pool's record, the first of its actors, is there."""
+    return any("ray::_Keeper" in " ".join(p.cmdline()) for p in head.children(recursive=True))
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_time"),
+    [(signal.SIGTERM, bool), (signal.SIGINT, starts_actors)],
+    ids=["while Ray starts", "while actors start"],
+)
+def test_up_that_is_interrupted_leaves_nothing(sent, is_time, standing):
     note = standing.notes / "broken-off.json"
     up = subprocess.Popen(
         [sys.executable, "-m", "launch.cli", "pool", "up", str(standing.sft), "--name", note.stem],
         env=standing.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # A shell without a terminal has its background jobs ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    deadline_s = time.monotonic() + 120
-    while not note.is_file():
-        assert up.poll() is None and time.monotonic() < deadline_s
-        time.sleep(0.1)
-    head = psutil.Process(json.loads(note.read_text())["process"])
-    time.sleep(1)
-    processes = [head, *head.children(recursive=True)]
-    up.send_signal(signal.SIGINT)
-    assert up.wait(timeout=150) == EXIT_INTERRUPTED
-    _, alive = psutil.wait_procs(processes, timeout=10)
-    assert not alive
-    assert not list(standing.notes.iterdir())
+    processes = []
+    try:
+        deadline_s = time.monotonic() + 120
+        while not ((head := noted_head(note)) and is_time(head)):
+            assert up.poll() is None and time.monotonic() < deadline_s
+            time.sleep(0.1)
+        processes = [head, *head.children(recursive=True)]
+        up.send_signal(sent)
+        assert up.wait(timeout=150) == EXIT_INTERRUPTED
+        _, alive = psutil.wait_procs(processes, timeout=10)
+        assert not alive
+        assert not note.is_file() and not note.with_suffix(".token").is_file()
+    finally:
+        up.kill()
+        up.wait(timeout=30)
+        for process in processes:
+            if process.is_running():
+                process.kill()
 
 
-def test_a_cluster_that_is_interrupted_while_it_starts_is_ended(tmp_path, monkeypatch):
+def test_the_head_of_a_start_that_is_interrupted_is_noted(tmp_path, monkeypatch):
     started: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
 
     def start(*arguments: Any, **keywords: Any) -> subprocess.Popen[bytes]:
         started.append(popen(*arguments, **keywords))
+        signal.raise_signal(signal.SIGUSR1)
         return started[-1]
 
-    def interrupt(address: str) -> bool:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(clusters, "folder", lambda: tmp_path)
+    monkeypatch.setattr(notes, "folder", lambda: tmp_path)
     monkeypatch.setattr(clusters, "use_token", lambda pool: None)  # it is this process's for good
-    monkeypatch.setattr(clusters, "answers", interrupt)
     monkeypatch.setattr(clusters.subprocess, "Popen", start)
+    # Of SIGINT a shell without a terminal may have told pytest to take no notice.
+    monkeypatch.setattr(signals, "_STOPPING", (signal.SIGUSR1,))
     with pytest.raises(KeyboardInterrupt):
-        clusters.start_cluster("early", num_cpus=1, num_gpus=0)
-    assert len(started) == 1
-    assert not psutil.pid_exists(started[0].pid)
-    assert [path.name for path in tmp_path.iterdir()] == ["early.log"]
+        clusters.start_cluster(notes.claim("early"), num_cpus=1, num_gpus=0)
+    noted = notes.cluster_of("early")
+    assert noted is not None and noted.head is not None
+    assert [noted.head.pid] == [process.pid for process in started]
+    clusters.stop_cluster(noted)
+    assert not psutil.pid_exists(noted.head.pid)
+    notes.forget(noted)
+    assert not list(tmp_path.iterdir())

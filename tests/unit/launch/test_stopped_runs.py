@@ -8,49 +8,111 @@ import time
 
 import pytest
 
-SCRIPT = """
-import asyncio, sys
+from launch import cluster
+
+RUN = """
+import asyncio, sys, time
 from launch import cli
 from launch.run_folder import run_folder
-from launch.signals import interrupt_on_terminate
 from rlhf_ray.config.supervised import SftConfig
 
 config = SftConfig.model_validate({
     "run_dir": sys.argv[1], "data": {"path": "x"}, "policy": {"model": {"path": "a/b"}},
 })
 
+async def wait():
+    print("held", flush=True)
+    WAIT
+
 async def hold():
     try:
-        print("held", flush=True)
-        await asyncio.sleep(600)
+        await asyncio.gather(wait(), asyncio.sleep(600))
     finally:
         await asyncio.sleep(0.1)
         print("given back", flush=True)
 
 def run():
-    interrupt_on_terminate()
     with run_folder(config):
         asyncio.run(hold())
     return 0
 
 sys.exit(cli.guarded(run))
 """
+# What a coroutine waits for, and what blocks all of them (such as Ray's waits).
+WAITS = {"async": "await asyncio.sleep(600)", "blocking": "time.sleep(600)"}
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_ends_in_order(sent, tmp_path):
+def stop(script, sent, *, ignored=(), arguments=()):
+    """Run a script until it has said its first line, send it a signal; what came of it."""
+
+    def inherit() -> None:
+        # A shell without a terminal has its background jobs ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
     run = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        [sys.executable, "-c", script, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell without a terminal has its background jobs ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=inherit,
     )
     assert run.stdout is not None
     assert run.stdout.readline() == "held\n"
     time.sleep(0.2)
     run.send_signal(sent)
     said, errors = run.communicate(timeout=30)
-    assert (run.returncode, said, errors) == (130, "given back\n", "interrupted\n")
+    return run.returncode, said, errors
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stopped_run_ends_in_order(sent, wait, tmp_path):
+    script = RUN.replace("WAIT", WAITS[wait])
+    assert stop(script, sent, arguments=[str(tmp_path)]) == (130, "given back\n", "interrupted\n")
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_a_run_under_nohup_goes_on_when_its_terminal_goes(tmp_path):
+    script = RUN.replace("WAIT", "time.sleep(1)").replace("600", "1")
+    ended = stop(script, signal.SIGHUP, ignored=[signal.SIGHUP], arguments=[str(tmp_path)])
+    assert ended == (0, "given back\n", "")
+
+
+def test_what_must_not_be_left_half_done_is_done_first():
+    script = """
+import signal, time
+from launch.signals import interrupt_when_stopped, uninterrupted
+interrupt_when_stopped()
+with uninterrupted() as came:
+    print("held", flush=True)
+    time.sleep(1)
+print([signal.Signals(number).name for number in came])
+"""
+    assert stop(script, signal.SIGTERM) == (0, "['SIGTERM']\n", "")
+
+
+def test_nothing_is_unwound_amid_an_import():
+    script = """
+import time
+from launch.signals import exit_when_stopped, interrupt_when_stopped
+interrupt_when_stopped()
+with exit_when_stopped(7):
+    print("held", flush=True)
+    try:
+        time.sleep(600)
+    finally:
+        print("unwound", flush=True)
+"""
+    assert stop(script, signal.SIGTERM) == (7, "", "interrupted\n")
+
+
+def test_a_stop_while_ray_starts_is_an_interrupt_too(monkeypatch):
+    """Ray answers SIGTERM by an exit of its own."""
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: sys.exit(signal.SIGTERM))
+    restored = []
+    monkeypatch.setattr(cluster, "interrupt_when_stopped", lambda: restored.append(True))
+    with pytest.raises(KeyboardInterrupt):
+        cluster.join("auto")
+    assert restored

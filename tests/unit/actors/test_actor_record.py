@@ -1,0 +1,106 @@
+"""What a standing pool does not know of is ended, and nothing else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors import placement, record
+from actors.placement import Slot, reserve
+from actors.pool_state import PoolState
+from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.errors import RunError
+from rlhf_ray.planning.groups import plan_groups
+
+
+class Group:
+    """A placement group by its id in hexadecimal."""
+
+    def __init__(self, name: str) -> None:
+        self.id = self
+        self.name = name
+
+    def hex(self) -> str:
+        return self.name
+
+    def wait(self, timeout_s: float) -> bool:
+        return True
+
+
+class Record:
+    """Of a pool with one placed role and one actor."""
+
+    pool, namespace, group_prefix = "lab", "rlhf-ray/lab", "standing/lab"
+
+    def __init__(self) -> None:
+        slot = Slot(group=Group("known"), bundle=0, node_id="n", address="10.0.0.1")
+        self.state = PoolState(slots={"policy": [slot]})
+
+
+@pytest.fixture
+def removed(monkeypatch) -> list[str]:
+    """The groups that were removed, of those that the cluster has."""
+    groups = {
+        "known": {"name": "standing/lab:policy", "state": "CREATED"},
+        "lost": {"name": "standing/lab:rollout", "state": "CREATED"},
+        "gone": {"name": "standing/lab:value", "state": "REMOVED"},
+        "others": {"name": "standing/lab2:policy", "state": "CREATED"},
+    }
+    removed: list[str] = []
+    monkeypatch.setattr(record, "placement_group_table", lambda: groups)
+    monkeypatch.setattr(record, "PlacementGroup", lambda group_id: group_id)
+    monkeypatch.setattr(record, "PlacementGroupID", SimpleNamespace(from_hex=str))
+    monkeypatch.setattr(record, "remove_placement_group", removed.append)
+    return removed
+
+
+@pytest.fixture
+def named(monkeypatch) -> list[dict[str, str]]:
+    """The cluster's named actors, which may end between being listed and being looked up."""
+    named = [
+        {"namespace": "rlhf-ray/lab", "name": "record"},
+        {"namespace": "rlhf-ray/lab", "name": "lab/policy/0"},
+        {"namespace": "rlhf-ray/other", "name": "other/policy/0"},
+    ]
+    monkeypatch.setattr(record.ray.util, "list_named_actors", lambda all_namespaces: named)
+    return named
+
+
+def test_lost_groups_and_actors_are_ended(removed, named, monkeypatch):
+    killed: list[str] = []
+    monkeypatch.setattr(record.ray, "get_actor", lambda name, namespace: name)
+    monkeypatch.setattr(record.ray, "kill", killed.append)
+    record.end_strangers(Record())
+    assert (killed, removed) == (["lab/policy/0"], ["lost"])
+
+
+def test_an_actor_that_ends_by_itself_stops_nothing(removed, named, monkeypatch):
+    def vanished(name: str, namespace: str) -> Any:
+        raise ValueError(f"Failed to look up actor with name '{name}'")
+
+    monkeypatch.setattr(record.ray, "get_actor", vanished)
+    record.end_strangers(Record())
+    assert removed == ["lost"]
+
+
+def test_a_pool_that_ends_keeps_no_group(removed):
+    record.release_groups(Record())
+    assert removed == ["known", "lost"]
+
+
+@pytest.mark.parametrize("failure", [RunError("an actor died"), KeyboardInterrupt()])
+def test_a_group_whose_gpus_cannot_be_asked_for_is_given_back(failure, monkeypatch):
+    def table(group: Group) -> Any:
+        raise failure
+
+    removed: list[Group] = []
+    group = Group("new")
+    monkeypatch.setattr(placement, "placement_group", lambda bundles, **options: group)
+    monkeypatch.setattr(placement, "placement_group_table", table)
+    monkeypatch.setattr(placement, "remove_placement_group", removed.append)
+    [plan] = plan_groups({"policy": GroupConfig()})
+    with pytest.raises(type(failure)):
+        reserve(plan, name="standing/lab:policy", timeout_s=1.0, outlives_job=True)
+    assert removed == [group]

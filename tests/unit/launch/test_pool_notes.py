@@ -1,0 +1,96 @@
+"""Notes of standing pools: a name is one pool's, and nobody else's folder is believed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from actors.standing_cluster import Process, StandingCluster
+from launch import pool_notes as notes
+from rlhf_ray.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return notes.folder()
+
+
+@pytest.fixture(scope="module")
+def ended() -> Process:
+    """A process that is gone."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    stamp = Process.of(process.pid)
+    process.communicate(b"\n", timeout=30)
+    return stamp
+
+
+def noted(*, address="", head=None, starter=None):
+    cluster = StandingCluster(pool="lab", address=address, head=head, starter=starter, since_s=1.0)
+    notes.note(cluster)
+    return cluster
+
+
+def test_what_is_noted_is_read_again(ended, folder):
+    cluster = noted(address="10.0.0.1:6379", head=ended, starter=Process.own())
+    assert notes.cluster_of("lab") == cluster
+    assert notes.cluster_of("other") is None
+    assert [path.name for path in folder.iterdir()] == ["lab.json"]
+
+
+def test_one_of_many_at_once_gets_a_name():
+    def claim(number):
+        try:
+            return notes.claim("lab")
+        except ConfigError as error:
+            assert f"process {os.getpid()} starts pool lab" in str(error)
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        taken = [claimed for claimed in threads.map(claim, range(16)) if claimed]
+    assert taken == notes.noted()
+    assert taken[0].starter == Process.own()
+
+
+@pytest.mark.parametrize("where", [{"address": "10.0.0.1:6379"}, {"head": Process.own()}])
+def test_a_name_is_kept_as_long_as_something_may_run_under_it(where, ended):
+    cluster = noted(starter=ended, **where)
+    with pytest.raises(ConfigError, match="rlhf-ray pool down --name lab"):
+        notes.claim("lab")
+    assert notes.cluster_of("lab") == cluster
+
+
+def test_a_name_of_which_nothing_is_left_is_taken(ended):
+    for cluster in (
+        noted(starter=ended),
+        noted(starter=ended, head=ended, address="10.0.0.1:6379"),
+        noted(head=replace(Process.own(), started_s=1.0), address="10.0.0.1:6379"),
+    ):
+        notes.note(cluster)
+        assert notes.claim("lab").starter == Process.own()
+
+
+def test_forgetting_leaves_what_another_has_noted_since(folder):
+    old = noted()
+    new = notes.claim("lab")
+    notes.token_file("lab").touch()
+    notes.forget(old)
+    assert notes.cluster_of("lab") == new
+    notes.forget(new)
+    assert not list(folder.iterdir())
+
+
+def test_a_folder_that_others_can_change_is_refused(folder):
+    folder.chmod(0o750)
+    with pytest.raises(ConfigError, match=r"mode 700, got drwxr-x--- of user"):
+        notes.noted()
+    folder.rmdir()
+    folder.symlink_to("elsewhere")
+    with pytest.raises(ConfigError, match="mode 700, got l"):
+        notes.claim("lab")
