@@ -149,6 +149,15 @@ class KlConfig(Config):
     target: PositiveFloat = 0.1
     horizon: PositiveInt = 10_000
 
+    @model_validator(mode="after")
+    def _has_a_gradient(self) -> KlConfig:
+        if self.coefficient and (self.where, self.estimator) == ("loss", "k1"):
+            raise ValueError(
+                "estimator k1 has no gradient in the loss, on average: take k2 or k3 there, or "
+                "where: reward"
+            )
+        return self
+
 
 class CorrectionConfig(Config):
     """Correction for engine and trainer giving one token different probabilities."""
