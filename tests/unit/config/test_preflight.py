@@ -7,6 +7,8 @@ import pytest
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.preflight import preflight
 from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.data.errors import DataError
+from rlhf_ray.data.files import local_path
 from rlhf_ray.errors import ConfigError
 
 REWARD = """
@@ -92,16 +94,35 @@ def test_all_problems_come_at_once(good):
     assert "rollout.max_new_tokens" in message
 
 
-def test_a_hub_name_is_taken_at_its_word(good):
-    good["policy"] = {"model": {"path": "org/model"}}
+@pytest.mark.parametrize("name", ["org/model", "org/model-2.5", "gpt2", "bert-base-uncased"])
+def test_a_hub_name_is_taken_at_its_word(good, name):
+    good["policy"] = {"model": {"path": name, "tokenizer": name}}
     preflight(GrpoConfig.model_validate(good))
+
+
+@pytest.mark.parametrize("name", ["imdb", "org/data", "org/data:main", "glue:sst2"])
+def test_a_hub_data_set_is_taken_at_its_word(good, name):
+    good["data"] = {"path": name}
+    preflight(GrpoConfig.model_validate(good))
+    assert local_path(name) is None
+
+
+@pytest.mark.parametrize("name", ["imdb.json", "imdb.v2", "a/b/c", "org/data:", "data/", "./imdb"])
+def test_what_only_a_file_can_be_called_is_no_hub_data_set(good, name):
+    good["data"] = {"path": name}
+    assert f"data.path: no such file or folder: {name!r}" in refused(good)
+    with pytest.raises(DataError, match="no data at"):
+        local_path(name)
 
 
 def test_a_mistyped_local_folder_is_no_hub_name(good, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    good["policy"] = {"model": {"path": "models/typo"}}
-    assert "no such folder" in refused(good)
+    for name in ("models/typo", "model.v2"):
+        good["policy"] = {"model": {"path": name}}
+        assert f"no such folder, and no hub name (org/name, or a name without dots): {name!r}" in (
+            refused(good)
+        )
 
 
 def test_an_empty_data_file_is_refused(good, tmp_path):
