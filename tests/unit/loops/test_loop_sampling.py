@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from fakes import Company, CountedUsage, Recorder, make_prompts
+from pydantic import ValidationError
 
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.files import Row
@@ -56,6 +57,32 @@ def written(run_dir, name):
 
 def scores_of(pairs):
     return [(p["chosen"], p["rejected"], p["score_chosen"], p["score_rejected"]) for p in pairs]
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"algorithm": {"kl": {"coefficient": 0.1}}}, "algorithm"),
+        ({"algorithm": {"advantage": "gae"}}, "algorithm"),
+        ({"algorithm": {"dynamic_sampling": {"enabled": True}}}, "algorithm"),
+        ({"value": {"model": {"path": "critic"}}}, "value"),
+        ({"reference": {"model": {"path": "reference"}}}, "reference"),
+        (
+            {"reward": {"functions": [{"path": "scorers:score"}], "shaping": {"clip": 1.0}}},
+            r"reward\.shaping",
+        ),
+    ],
+)
+def test_what_only_training_uses_is_refused(settings, key, tmp_path):
+    with pytest.raises(ValidationError, match=f"{key}: sampling trains nothing"):
+        sample_config(tmp_path, total_steps=1, **settings)
+
+
+def test_no_role_starts_that_only_training_needs(tmp_path):
+    config = sample_config(tmp_path, total_steps=1)
+    assert set(config.groups) == {"policy", "rollout", "reward"}
+    dumped = config.model_dump(mode="json")
+    assert SampleConfig.model_validate(dumped) == config
 
 
 def test_the_extremes_make_a_pair():
