@@ -222,13 +222,29 @@ class PublicationConfig(Config):
 
 
 class EvalConfig(Config):
-    """Evaluation on held-out prompts: before the first, every `every` and after the last step."""
+    """Evaluation on held-out prompts: before the first, every `every` and after the last step.
+
+    Attributes:
+        samples_per_prompt: k; `eval/reward_mean` is the mean over all samples (mean@k),
+            `eval/best_of_k` that of each prompt's best, which is pass@k for rewards of 0 and 1.
+        temperature: 0 is greedy.
+    """
 
     data: DataConfig = DataConfig()
     every: NonNegativeInt = 0
     num_prompts: PositiveInt = 64
+    samples_per_prompt: PositiveInt = 1
     temperature: NonNegativeFloat = 0.0
     table_rows: NonNegativeInt = 4
+
+    @model_validator(mode="after")
+    def _samples_can_differ(self) -> EvalConfig:
+        if self.samples_per_prompt > 1 and not self.temperature:
+            raise ValueError(
+                f"temperature must be above 0 for samples_per_prompt {self.samples_per_prompt}: "
+                "greedy samples of a prompt are all the same"
+            )
+        return self
 
 
 class PlacementConfig(Placement):
