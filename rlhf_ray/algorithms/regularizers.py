@@ -74,5 +74,6 @@ def _kl_term(name: str, estimator: KLEstimator) -> LossTerm:
     return kl
 
 
-for _name in KL_ESTIMATORS:
+# Not k1: its expected gradient is 0.
+for _name in ("k2", "k3"):
     LOSS_TERMS.register(f"kl_{_name}")(_kl_term(f"kl_{_name}", KL_ESTIMATORS[_name]))

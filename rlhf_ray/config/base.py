@@ -137,7 +137,8 @@ class ForwardConfig(Config):
     Attributes:
         max_tokens_per_micro_batch: Budget of one pass on one rank; a longer single sequence still
             goes alone.
-        layout: `packed` lays sequences end to end; `padded` makes a rectangle. Same numbers.
+        layout: `packed` lays sequences end to end; `padded` makes a rectangle. Same numbers; models
+            with other layers than attention need `padded`.
         logits_chunk_tokens: Logits exist for at most this many tokens at a time.
     """
 

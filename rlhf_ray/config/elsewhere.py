@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,12 +10,11 @@ from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, RunConfig, laid_over
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
 from rlhf_ray.config.problems import KeyPath, Problem
-from rlhf_ray.config.references import DATA_SUFFIXES, is_hub_name
+from rlhf_ray.config.references import hub_dataset
 from rlhf_ray.config.stages import PREFIX, resolve_stages, shared_values
 from rlhf_ray.config.yaml_file import read_yaml
 
 _PATH_KEYS = ("path", "tokenizer", "chat_template", "nvme_path")
-_SUBSET = re.compile(r":[\w.-]+$")
 
 
 def values_of(config: RunConfig) -> dict[str, Any]:
@@ -90,6 +88,4 @@ def _names_files(text: str, path: KeyPath) -> bool:
         return text.endswith(".py")  # else a module, which is imported
     if path[-1] == "chat_template":
         return text not in CHAT_TEMPLATE_NAMES and "{" not in text
-    if text.endswith(DATA_SUFFIXES):
-        return True
-    return not is_hub_name(_SUBSET.sub("", text))
+    return hub_dataset(text) is None

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from rlhf_ray.config import overrides, schema
 from rlhf_ray.config.problems import KeyPath, Problem, raise_for
-from rlhf_ray.config.secrets import without_secrets
+from rlhf_ray.config.secrets import MASK, masked_keys, without_secrets
 from rlhf_ray.config.yaml_file import YamlFile, read_yaml, write_yaml
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -58,6 +58,9 @@ def validate(
         file: Its values, and the line of each key.
         from_command_line: Keys whose values do not come from the file.
     """
+    masked = [_masked(path, file.lines, from_command_line) for path in masked_keys(file.values)]
+    if masked:
+        return None, masked
     try:
         return cls.model_validate(file.values), []
     except ValidationError as error:
@@ -65,8 +68,22 @@ def validate(
 
 
 def dump_config(config: BaseModel, path: Path) -> None:
-    """Write the resolved configuration, so that `load_config` gives an equal one; no secrets."""
+    """Write the resolved configuration, so that `load_config` gives an equal one.
+
+    Secrets are masked, and `load_config` asks for them.
+    """
     write_yaml(without_secrets(config.model_dump(mode="json")), path)
+
+
+def _masked(
+    path: KeyPath, lines: Mapping[KeyPath, int], from_command_line: Collection[KeyPath]
+) -> Problem:
+    return Problem(
+        path=path,
+        message=f"{MASK} stands for a secret that was left out of the file: give it again, "
+        "best as ${NAME} of an environment variable",
+        where=_where(path, lines, from_command_line),
+    )
 
 
 def _explain_all(

@@ -162,6 +162,15 @@ class KlConfig(Config):
     target: PositiveFloat = 0.1
     horizon: PositiveInt = 10_000
 
+    @model_validator(mode="after")
+    def _has_a_gradient(self) -> KlConfig:
+        if self.coefficient and (self.where, self.estimator) == ("loss", "k1"):
+            raise ValueError(
+                "estimator k1 has no gradient in the loss, on average: take k2 or k3 there, or "
+                "where: reward"
+            )
+        return self
+
 
 class CorrectionConfig(Config):
     """Correction for engine and trainer giving one token different probabilities."""
@@ -226,13 +235,29 @@ class PublicationConfig(Config):
 
 
 class EvalConfig(Config):
-    """Evaluation on held-out prompts: before the first, every `every` and after the last step."""
+    """Evaluation on held-out prompts: before the first, every `every` and after the last step.
+
+    Attributes:
+        samples_per_prompt: k; `eval/reward_mean` is the mean over all samples (mean@k),
+            `eval/best_of_k` that of each prompt's best, which is pass@k for rewards of 0 and 1.
+        temperature: 0 is greedy.
+    """
 
     data: DataConfig = DataConfig()
     every: NonNegativeInt = 0
     num_prompts: PositiveInt = 64
+    samples_per_prompt: PositiveInt = 1
     temperature: NonNegativeFloat = 0.0
     table_rows: NonNegativeInt = 4
+
+    @model_validator(mode="after")
+    def _samples_can_differ(self) -> EvalConfig:
+        if self.samples_per_prompt > 1 and not self.temperature:
+            raise ValueError(
+                f"temperature must be above 0 for samples_per_prompt {self.samples_per_prompt}: "
+                "greedy samples of a prompt are all the same"
+            )
+        return self
 
 
 class PlacementConfig(Placement):

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_ray.config import references
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, ModelConfig, RunConfig
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, ForwardConfig, ModelConfig, RunConfig
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.online import OnlineConfig
@@ -66,13 +66,14 @@ def _holds_a_run(folder: Path) -> bool:
 def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
     role = config.trained_role
     yield from _model(f"{role}.model", config.learner.model)
+    yield from _layout(role, config.learner, config.learner.model)
     yield from _data("data", config.data)
     yield from _eval_data(config.eval.data, config.eval.every)
     match config:
         case RmConfig() if config.reference_data.is_named:
             yield from _data("reference_data", config.reference_data)
-        case DpoConfig() if config.uses_reference_role and config.reference.model.path:
-            yield from _model("reference.model", config.reference.model)
+        case DpoConfig() if config.uses_reference_role:
+            yield from _scorer("reference", config.reference, config.policy.model)
     limits = read_limits(Path(config.learner.model.path))
     context = limits.context_tokens if limits else None
     if context and config.max_length > context:
@@ -82,11 +83,13 @@ def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
 
 
 def _online(config: OnlineConfig) -> Iterator[Problem]:
-    yield from _model("policy.model", config.policy.model)
-    if config.uses_value and config.value.model.path:
-        yield from _model("value.model", config.value.model)
-    if config.uses_reference and config.reference.model.path:
-        yield from _model("reference.model", config.reference.model)
+    policy = config.policy.model
+    yield from _model("policy.model", policy)
+    yield from _layout("policy", config.policy, policy)
+    if config.uses_value:
+        yield from _scorer("value", config.value, policy)
+    if config.uses_reference:
+        yield from _scorer("reference", config.reference, policy)
     yield from _data("data", config.data)
     yield from _eval_data(config.eval.data, config.eval.every)
     for index, function in enumerate(config.reward.functions):
@@ -100,7 +103,7 @@ def _online(config: OnlineConfig) -> Iterator[Problem]:
         yield from _fault(
             "reward.model.tokenizer", references.tokenizer_fault(reward_model.tokenizer)
         )
-    limits = read_limits(Path(config.policy.model.path))
+    limits = read_limits(Path(policy.path))
     if limits is not None:
         yield from _engine(config, limits)
         yield from _context(config, limits)
@@ -142,6 +145,23 @@ def _context(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
                 f"prompts of {section} ({prompt} tokens) and {new} new tokens do not fit "
                 f"into {room} tokens of context",
             )
+
+
+def _scorer(role: str, config: ForwardConfig, policy: ModelConfig) -> Iterator[Problem]:
+    """A role that takes the policy's start where it names no model."""
+    if config.model.path:
+        yield from _model(f"{role}.model", config.model)
+    yield from _layout(role, config, policy)
+
+
+def _layout(role: str, config: ForwardConfig, start: ModelConfig) -> Iterator[Problem]:
+    limits = read_limits(Path(config.model.or_from(start).path))
+    if limits is not None and limits.mixes_sequences and not config.padded:
+        yield _problem(
+            f"{role}.layout",
+            "must be padded, got packed: the model has layers beside attention that would mix "
+            "packed sequences",
+        )
 
 
 def _model(key: str, model: ModelConfig) -> Iterator[Problem]:

@@ -13,24 +13,37 @@ import re
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Of a hub data set: openai/gsm8k:main.
-_SUBSET = re.compile(r":[\w.-]+$")
+# With an owner, or one of the oldest, such as gpt2 and imdb, which have none, nor dots.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")
+_SUBSET = re.compile(r"[\w.-]+")
+_NOWHERE = "no such folder, and no hub name (org/name, or a name without dots)"
 DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".parquet", ".csv", ".txt")
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether `path` can only be a name on the hub: `org/name`, and no folder `org` is here."""
+    """Whether `path` can only be a name on the hub.
+
+    That is `org/name` where no folder `org` is here, or `name`, without a dot, where no such folder
+    is.
+    """
     return bool(_HUB_NAME.fullmatch(path)) and not Path(path.split("/")[0]).is_dir()
+
+
+def hub_dataset(path: str) -> tuple[str, str | None] | None:
+    """Name and subset of a data set on the hub (`openai/gsm8k:main`); None for any other path."""
+    name, colon, subset = path.partition(":")
+    if not is_hub_name(name) or name.endswith(DATA_SUFFIXES):
+        return None
+    if not colon:
+        return name, None
+    return (name, subset) if _SUBSET.fullmatch(subset) else None
 
 
 def model_fault(path: str) -> str | None:
     """A folder in the transformers layout, or a hub name."""
     folder = Path(path)
     if not folder.exists():
-        return (
-            None if is_hub_name(path) else f"no such folder, and no hub name (org/name): {path!r}"
-        )
+        return None if is_hub_name(path) else f"{_NOWHERE}: {path!r}"
     if not folder.is_dir():
         return f"must be a folder in the transformers layout, got the file {path!r}"
     if not (folder / "config.json").is_file():
@@ -45,7 +58,7 @@ def tokenizer_fault(path: str) -> str | None:
     if Path(path).is_dir():
         found = any(Path(path).glob("tokenizer*"))
         return None if found else f"folder {path!r} holds no tokenizer"
-    return None if is_hub_name(path) else f"no such folder, and no hub name (org/name): {path!r}"
+    return None if is_hub_name(path) else f"{_NOWHERE}: {path!r}"
 
 
 def data_fault(path: str) -> str | None:
@@ -55,7 +68,7 @@ def data_fault(path: str) -> str | None:
         found = any(file.name.lower().endswith(DATA_SUFFIXES) for file in place.rglob("*"))
         return None if found else f"folder {path!r} holds no {', '.join(DATA_SUFFIXES)} file"
     if not place.exists():
-        if is_hub_name(_SUBSET.sub("", path)) and not path.endswith(DATA_SUFFIXES):
+        if hub_dataset(path) is not None:
             return None
         return f"no such file or folder: {path!r} (working directory {os.getcwd()})"
     if not os.access(place, os.R_OK):

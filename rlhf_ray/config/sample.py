@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from rlhf_ray.config.online import AlgorithmConfig, OnlineConfig
+from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
+from rlhf_ray.config.online import AlgorithmConfig, OnlineConfig, ShapingConfig
+
+
+def _no_training() -> AlgorithmConfig:
+    return AlgorithmConfig(advantage="grpo")
 
 
 class SampleConfig(OnlineConfig):
@@ -20,7 +25,24 @@ class SampleConfig(OnlineConfig):
         total_steps: Batches of `prompts_per_step` prompts.
         pairs: `best_worst` takes the extremes of a prompt's answers; `all` takes every two answers
             that differ in score.
+        algorithm: As it is: there is no update. Neither `value`, `reference` nor `reward.shaping`
+            can be set.
     """
 
     pairs: Literal["best_worst", "all"] = "best_worst"
-    algorithm: AlgorithmConfig = Field(default_factory=lambda: AlgorithmConfig(advantage="grpo"))
+    algorithm: AlgorithmConfig = Field(default_factory=_no_training)
+
+    @model_validator(mode="after")
+    def _nothing_trains(self) -> SampleConfig:
+        unused = {
+            "algorithm": self.algorithm != _no_training(),
+            "value": self.value != LearnerConfig(),
+            "reference": self.reference != ReferenceConfig(),
+            "reward.shaping": self.reward.shaping != ShapingConfig(),
+        }
+        if given := [key for key, is_given in unused.items() if is_given]:
+            raise ValueError(
+                f"{', '.join(given)}: sampling trains nothing and would ignore what is set there; "
+                "leave it out"
+            )
+        return self

@@ -28,6 +28,8 @@ PairLoss = Literal[
 REFERENCE_FREE_LOSSES = {"sft", "simpo", "orpo"}
 # Those that score answers by the divergence.
 SCORED_LOSSES = {"sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "exo_pair", "discopop"}
+# Those that take a share of the labels to be wrong.
+SMOOTHED_LOSSES = {"sigmoid", "robust", "exo_pair", "aot", "aot_unpaired", "simpo"}
 
 
 class SupervisedEvalConfig(Config):
@@ -249,6 +251,12 @@ class DpoConfig(SupervisedConfig):
             raise ValueError(
                 f"f_divergence_type must be reverse_kl for {', '.join(unscored)}, which ignore it, "
                 f"got {self.f_divergence_type}"
+            )
+        unsmoothed = sorted(set(self.weighted_losses) - SMOOTHED_LOSSES - {"sft"})
+        if self.label_smoothing and unsmoothed:
+            raise ValueError(
+                f"label_smoothing must be 0 for {', '.join(unsmoothed)}, which ignore it, "
+                f"got {self.label_smoothing}"
             )
         if "exo_pair" in names and not self.label_smoothing:
             raise ValueError("exo_pair needs label_smoothing above 0: its target has the log of it")

@@ -49,8 +49,8 @@ def tokenize_answer(
 
     Text as an answer to text gets the tokenizer's end token. An encoder's tokenizer, which closes
     every text with a separator, puts its own special tokens around both. An answer to a chat is
-    rendered with it, to the end that the template writes. An answer that was cut off (`is_ended` is
-    False) gets no end.
+    rendered with it, to the end that the template writes; where the chat ends with the assistant's
+    turn, as part of that turn. An answer that was cut off (`is_ended` is False) gets no end.
 
     Raises:
         DataError: No chat template, no end token, or a template whose prompts change when an answer
@@ -92,7 +92,7 @@ def _chat_answer(
     where: str,
 ) -> tuple[list[int], list[int]]:
     opened = _opened(tokenizer, prompt, where)
-    chat = [*prompt, *as_chat(answer, "assistant")]
+    chat = _answered(prompt, as_chat(answer, "assistant"))
     whole: str = (
         render(tokenizer, chat, where, tokenize=False)
         if is_ended
@@ -108,6 +108,15 @@ def _chat_answer(
     if whole_T[: len(prompt_ids_T)] == prompt_ids_T:
         return prompt_ids_T, whole_T[len(prompt_ids_T) :]
     return prompt_ids_T, _tokens_as_written(tokenizer, whole[len(opened) :])
+
+
+def _answered(prompt: Messages, answer: Messages) -> Messages:
+    """The chat with its answer, which goes on with the assistant's turn where that is begun."""
+    begun = prompt[-1]
+    if begun["role"] != "assistant":
+        return [*prompt, *answer]
+    said, *later = answer
+    return [*prompt[:-1], {**begun, "content": begun["content"] + said["content"]}, *later]
 
 
 def _opened(tokenizer: PreTrainedTokenizerBase, prompt: Messages, where: str) -> str:

@@ -78,6 +78,11 @@ def truth(row: Row, name: str) -> bool:
     return value
 
 
+def optional_truth(row: Row, name: str) -> bool:
+    """True or false; false where the row has no such column."""
+    return row.columns.get(name) is not None and truth(row, name)
+
+
 def items(row: Row, name: str) -> list[Any]:
     """A list that is not empty.
 

@@ -7,13 +7,13 @@ file and line.
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from rlhf_ray.config import references
 from rlhf_ray.config.data import SourceConfig
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.parsing import Columns, is_data_file, parse
@@ -21,9 +21,8 @@ from rlhf_ray.data.splits import parse_split
 
 _ACCEPTED = (
     "a .json, .jsonl, .csv or .txt file (also with .gz), a .parquet file, a folder of such files, "
-    "or a name on the Hugging Face hub (`owner/name` or `owner/name:subset`)"
+    "or a name on the Hugging Face hub (`owner/name`, `name` or `owner/name:subset`)"
 )
-_HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<subset>[\w.-]+))?")
 
 Located: TypeAlias = tuple[str, Columns | RowError]
 
@@ -93,7 +92,7 @@ def local_path(path: str) -> Path | None:
     local = Path(path).expanduser()
     if path and local.exists():
         return local
-    if _HUB_NAME.fullmatch(path) and not is_data_file(local):
+    if references.hub_dataset(path) is not None:
         return None
     raise DataError(f"no data at {path!r}; wanted {_ACCEPTED}")
 
@@ -128,10 +127,10 @@ def hub_dataset(source: SourceConfig) -> Any:
     """
     import datasets
 
-    match = _HUB_NAME.fullmatch(source.path)
-    assert match is not None
+    named = references.hub_dataset(source.path)
+    assert named is not None
     try:
-        return datasets.load_dataset(match["name"], match["subset"], split=source.split)
+        return datasets.load_dataset(*named, split=source.split)
     # The hub's client raises many unrelated types; whichever it is, the user has one question.
     except Exception as error:
         raise DataError(

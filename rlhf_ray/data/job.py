@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
@@ -17,6 +18,8 @@ from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -40,11 +43,18 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
     """Tokenizer and prompts.
 
     Raises:
-        ConfigError: Unreadable, malformed, empty, or too long for the context.
+        ConfigError: Unreadable, malformed, empty, too long for the context, or another model of the
+            job has another vocabulary.
     """
     from rlhf_ray.data.prompts import load_prompts
 
     tokenizer, tokenizer_path = _tokenizer(config.policy.model, Path(config.run_dir))
+    others: dict[str, ForwardConfig] = {}
+    if config.uses_value:
+        others["value"] = config.value
+    if config.uses_reference:
+        others["reference"] = config.reference
+    _check_vocabularies(config.policy.model, tokenizer, others)
     context = config.rollout.max_model_len or _context(config.policy.model)
     room = context - config.rollout.max_new_tokens
     if room < 1:
@@ -57,6 +67,12 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         return load_prompts(data, tokenizer, context_tokens=room, seed=config.seed).rows
 
     held_out = prompts(config.eval.data) if config.eval.data.is_named else []
+    if len(held_out) > config.eval.num_prompts:
+        logger.info(
+            "evaluations take the first %d of %d held-out prompts (eval.num_prompts)",
+            config.eval.num_prompts,
+            len(held_out),
+        )
     return OnlineData(
         context_tokens=context,
         prompts=prompts(config.data),
@@ -124,13 +140,16 @@ def load_dpo_data(config: DpoConfig) -> SupervisedData[Ranking] | SupervisedData
     """Tokenizer and pairs, or labelled answers for KTO.
 
     Raises:
-        ConfigError: As in `load_sft_data`.
+        ConfigError: As in `load_online_data`.
     """
     from rlhf_ray.data.preferences import load_labelled, load_pairs
 
+    settings, tokenizer_path = _tokenization(config)
+    others = {"reference": config.reference} if config.uses_reference_role else {}
+    _check_vocabularies(config.policy.model, settings["tokenizer"], others)
     if "kto" in config.loss_type:
-        return _load(config, load_labelled, *_tokenization(config))
-    return _load(config, load_pairs, *_tokenization(config))
+        return _load(config, load_labelled, settings, tokenizer_path)
+    return _load(config, load_pairs, settings, tokenizer_path)
 
 
 def _load(
@@ -173,6 +192,15 @@ def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBa
     folder = run_dir / "tokenizer"
     tokenizer.save_pretrained(folder)
     return tokenizer, str(folder)
+
+
+def _check_vocabularies(
+    policy: ModelConfig, tokenizer: PreTrainedTokenizerBase, others: Mapping[str, ForwardConfig]
+) -> None:
+    from rlhf_ray.models.vocabulary import check_vocabularies
+
+    named = {f"{role}.model.path": config.model for role, config in others.items()}
+    check_vocabularies(policy, tokenizer, named)
 
 
 def _context(model: ModelConfig) -> int:

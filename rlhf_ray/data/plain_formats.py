@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from rlhf_ray.data import fields
 from rlhf_ray.data.errors import RowError
@@ -23,22 +24,22 @@ def read_text(row: Row) -> Iterator[Sample]:
 
 
 def read_prompt_completion(row: Row) -> Iterator[Sample]:
-    """`prompt` and `completion`, each text or messages."""
+    """`prompt` and `completion`, each text or messages; `truncated` where it was cut off."""
     prompt, completion = aligned(row, _prompt(row), fields.text(row, "completion"))
-    yield Sample(sample_id=row.row_id, where=row.where, prompt=prompt, answers_K=(completion,))
+    yield Sample(
+        sample_id=row.row_id,
+        where=row.where,
+        prompt=prompt,
+        answers_K=(completion,),
+        truncated_K=(fields.optional_truth(row, "truncated"),),
+    )
 
 
 def read_unpaired(row: Row) -> Iterator[Sample]:
     """`prompt`, `completion` and a `label` that says whether it is good."""
     desirable = fields.truth(row, "label")
     for sample in read_prompt_completion(row):
-        yield Sample(
-            sample_id=sample.sample_id,
-            where=sample.where,
-            prompt=sample.prompt,
-            answers_K=sample.answers_K,
-            desirable=desirable,
-        )
+        yield replace(sample, desirable=desirable)
 
 
 def read_input_target(row: Row) -> Iterator[Sample]:

@@ -15,6 +15,7 @@ from rlhf_ray.data.files import Row
 from rlhf_ray.data.plain_formats import aligned, alpaca_prompt, system_turn
 from rlhf_ray.data.samples import Sample, as_chat
 
+_SIDES = ("chosen", "rejected")
 _ASSISTANT = "\n\nAssistant:"
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -156,13 +157,14 @@ def _pair(row: Row, prompt: Text, chosen: Text, rejected: Text) -> Sample:
         prompt_text = as_chat(prompt_text, "user")
         better, worse = as_chat(better, "assistant"), as_chat(worse, "assistant")
     has_scores = row.columns.get("score_chosen") is not None
-    names = ("score_chosen", "score_rejected") if has_scores else ()
+    names = [f"score_{side}" for side in _SIDES] if has_scores else []
     return Sample(
         sample_id=row.row_id,
         where=row.where,
         prompt=prompt_text,
         answers_K=(better, worse),
         levels_K=tuple(fields.number(row, name) for name in names),
+        truncated_K=tuple(fields.optional_truth(row, f"truncated_{side}") for side in _SIDES),
         margin=fields.number(row, "margin") if row.columns.get("margin") is not None else None,
     )
 

@@ -152,9 +152,10 @@ class Answers(Tokenization[Ranking]):
     def tokenize(self, sample: Sample) -> Kept[Ranking]:
         """Token ids of the prompt and of its answer."""
         prompt, answer = best_answer(sample)
-        prompt_ids_T, answer_ids_K, truncated = _tokens(
-            self, replace(sample, prompt=prompt, answers_K=(answer,))
+        only = replace(
+            sample, prompt=prompt, answers_K=(answer,), truncated_K=sample.truncated_K[:1]
         )
+        prompt_ids_T, answer_ids_K, truncated = _tokens(self, only)
         ranking = Ranking(
             example_id=sample.sample_id, prompt_ids_T=prompt_ids_T, answer_ids_K=answer_ids_K
         )
@@ -178,9 +179,10 @@ def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[Int
     assert sample.prompt is not None
     job.limit.check_text(sample.num_characters, sample.where)
     prompt = as_chat(sample.prompt, "user") if job.chat else sample.prompt
+    ended_K = [not truncated for truncated in sample.truncated_K] or [True] * len(sample.answers_K)
     tokenized_K = [
-        tokenize_answer(job.tokenizer, prompt, answer, where=sample.where)
-        for answer in sample.answers_K
+        tokenize_answer(job.tokenizer, prompt, answer, is_ended=is_ended, where=sample.where)
+        for answer, is_ended in zip(sample.answers_K, ended_K, strict=True)
     ]
     prompt_ids_T = tokenized_K[0][0]
     if not prompt_ids_T:

@@ -26,6 +26,7 @@ class Sample:
         answers_K: The best first. Empty where the row has a prompt alone.
         levels_K: How good each answer is, the higher the better; equal ones are ties. Empty where
             their order is all that is known.
+        truncated_K: Whether each answer was cut off before its end; empty where none was.
         margin: By how much the first of a pair is better, where the data says so.
         desirable: Of a single answer, whether it was found good; None where nobody judged it.
         columns: The row's other columns, for reward functions.
@@ -36,6 +37,7 @@ class Sample:
     prompt: Text | None
     answers_K: tuple[Text, ...] = ()
     levels_K: tuple[float, ...] = ()
+    truncated_K: tuple[bool, ...] = ()
     margin: float | None = None
     desirable: bool | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -81,12 +83,13 @@ def pairs(sample: Sample) -> Iterator[Sample]:
         return
     indices = itertools.combinations(range(len(sample.answers_K)), 2)
     for number, (better, worse) in enumerate(indices):
-        levels = sample.levels_K
+        levels, truncated = sample.levels_K, sample.truncated_K
         yield replace(
             sample,
             sample_id=f"{sample.sample_id}/{number}",
             answers_K=(sample.answers_K[better], sample.answers_K[worse]),
             levels_K=(levels[better], levels[worse]) if levels else (),
+            truncated_K=(truncated[better], truncated[worse]) if truncated else (),
             margin=None,
         )
 
@@ -108,6 +111,7 @@ def labelled(sample: Sample) -> Iterator[Sample]:
             sample_id=f"{sample.sample_id}/{index}",
             answers_K=(answer,),
             levels_K=(),
+            truncated_K=sample.truncated_K[index : index + 1],
             desirable=index == 0,
         )
 

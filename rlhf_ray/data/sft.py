@@ -38,6 +38,7 @@ def load_sft(
 
     Completions and texts get the tokenizer's end token; a chat ends as its template writes it. With
     `chat`, string prompts and completions go through the template as turns of user and assistant.
+    An answer that was cut off gets no end.
     A truncated example keeps its *first* tokens, and is left out if none of them is trained.
 
     Args:
@@ -95,9 +96,17 @@ class Examples(Tokenization[SftExample]):
             )
             return token_ids_T, [True] * len(token_ids_T)
         prompt, answer = best_answer(sample)
-        if self.chat or not (isinstance(prompt, str) and isinstance(answer, str)):
+        is_ended = not any(sample.truncated_K[:1])
+        is_chat = self.chat or not (isinstance(prompt, str) and isinstance(answer, str))
+        if is_chat and is_ended:
             return self._tokenize_turns(prompt, answer, sample.where)
-        prompt_ids_T, answer_ids_T = tokenize_answer(self.tokenizer, prompt, answer)
+        prompt_ids_T, answer_ids_T = tokenize_answer(
+            self.tokenizer,
+            as_chat(prompt, "user") if is_chat else prompt,
+            answer,
+            is_ended=is_ended,
+            where=sample.where,
+        )
         trained_T = [False] * len(prompt_ids_T) + [True] * len(answer_ids_T)
         return prompt_ids_T + answer_ids_T, trained_T
 

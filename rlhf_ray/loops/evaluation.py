@@ -28,15 +28,19 @@ class EvaluationResult:
 
 
 class Evaluation:
-    """One response to each held-out prompt; the same seeds every time, so that runs compare."""
+    """Responses to each held-out prompt; the same seeds every time, so that runs compare."""
 
     def __init__(self, config: OnlineConfig, prompts: Sequence[Prompt]) -> None:
         """Keep the prompts; none makes every evaluation empty."""
+        self.num_samples = config.eval.samples_per_prompt
         self.requests = [
             GenerationRequest(
                 prompt=prompt,
                 seeds_G=sample_seeds(
-                    seed=config.seed, draw="eval", prompt_id=prompt.prompt_id, num_samples=1
+                    seed=config.seed,
+                    draw="eval",
+                    prompt_id=prompt.prompt_id,
+                    num_samples=self.num_samples,
                 ),
                 temperature=config.eval.temperature,
                 max_new_tokens=config.rollout.max_new_tokens,
@@ -57,13 +61,16 @@ class Evaluation:
     async def _run(self, roles: Roles, step: int) -> EvaluationResult:
         batch = await roles.rollout.generate(self.requests)
         scores = await roles.reward.score(batch)
-        rows = range(min(self.table_rows, len(self.requests)))
+        # The first sample of each prompt.
+        rows = range(0, len(scores), self.num_samples)[: self.table_rows]
         rollouts = await roles.assembler.texts(batch, rows)
         metrics = {
             "eval/reward_mean": fmean(score.total for score in scores),
             "eval/response_tokens_mean": fmean(s.num_response_tokens for s in batch.summaries_B),
             "eval/truncated_share": fmean(s.finish_reason == "length" for s in batch.summaries_B),
         }
+        if self.num_samples > 1:
+            metrics["eval/best_of_k"] = _best_of_k([s.total for s in scores], self.num_samples)
         for name in scores[0].parts:
             values = [score.parts[name] for score in scores]
             applicable = [value for value in values if value is not None]
@@ -79,6 +86,12 @@ class Evaluation:
             ],
         )
         return EvaluationResult(metrics=metrics, table=table)
+
+
+def _best_of_k(scores_B: Sequence[float], num_samples: int) -> float:
+    """Mean over prompts of the best of each one's samples, which stand side by side."""
+    firsts = range(0, len(scores_B), num_samples)
+    return fmean(max(scores_B[first : first + num_samples]) for first in firsts)
 
 
 def _text(rollout: Rollout) -> str:

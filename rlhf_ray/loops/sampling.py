@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,17 @@ from rlhf_ray.types import Prompt, Rollout, Score
 OF_OTHER_ANSWERS = {
     "answers", "ranks", "scores", "chosen", "rejected", "margin", "score_chosen", "score_rejected",
     "label", "completion", "conversations", "messages", "instruction", "output", "input", "target",
+    "truncated", "truncated_chosen", "truncated_rejected",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """An answer with its score; `truncated` where it was cut off at `max_new_tokens`."""
+
+    text: str
+    score: float
+    truncated: bool
 
 
 class SampleLoop:
@@ -105,28 +116,37 @@ class SampleLoop:
         """What comes of a step: a row an answer, and a row a pair."""
         samples: list[dict[str, Any]] = []
         pairs: list[dict[str, Any]] = []
-        judged = [(r.text, score.total) for r, score in zip(rollouts, scores, strict=True)]
+        judged = [
+            Judged(text=r.text, score=score.total, truncated=r.finish_reason == "length")
+            for r, score in zip(rollouts, scores, strict=True)
+        ]
         for first in range(0, len(judged), self.config.samples_per_prompt):
             answers = judged[first : first + self.config.samples_per_prompt]
             prompt = rollouts[first].prompt
             kept = {k: v for k, v in prompt.columns.items() if k not in OF_OTHER_ANSWERS}
             row = {**kept, "prompt": prompt.text}
-            samples += [{**row, "completion": text, "score": score} for text, score in answers]
+            samples += [
+                {**row, "completion": a.text, "score": a.score, "truncated": a.truncated}
+                for a in answers
+            ]
             pairs += [{**row, **pair} for pair in pairs_of(answers, self.config.pairs)]
         return samples, pairs
 
 
 def pairs_of(
-    answers: Sequence[tuple[str, float]], kind: Literal["best_worst", "all"]
+    answers: Sequence[Judged], kind: Literal["best_worst", "all"]
 ) -> Iterator[dict[str, Any]]:
     """Pairs of two answers that differ in score, each once, as columns of a preference row."""
-    best_first = sorted(dict(answers).items(), key=lambda answer: -answer[1])
+    by_text = {answer.text: answer for answer in answers}
+    best_first = sorted(by_text.values(), key=lambda answer: -answer.score)
     several = [(best_first[0], best_first[-1])] if kind == "best_worst" else None
-    for (chosen, high), (rejected, low) in several or itertools.combinations(best_first, 2):
-        if high > low:
+    for chosen, rejected in several or itertools.combinations(best_first, 2):
+        if chosen.score > rejected.score:
             yield {
-                "chosen": chosen,
-                "rejected": rejected,
-                "score_chosen": high,
-                "score_rejected": low,
+                "chosen": chosen.text,
+                "rejected": rejected.text,
+                "score_chosen": chosen.score,
+                "score_rejected": rejected.score,
+                "truncated_chosen": chosen.truncated,
+                "truncated_rejected": rejected.truncated,
             }

@@ -204,7 +204,10 @@ NAMES: Mapping[str, Meaning] = {
 
 PREFIXES: Mapping[str, Meaning] = {
     "reward/": Meaning(text="mean of one reward function, by its name"),
-    "eval/": Meaning(text="on held-out data: any of the names above, such as `eval/reward_mean`"),
+    "eval/": Meaning(
+        text="on held-out data: any of the names above, such as `eval/reward_mean`; "
+        "`eval/best_of_k`: mean over prompts of the best of `eval.samples_per_prompt` samples"
+    ),
 }
 
 

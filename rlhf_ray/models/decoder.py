@@ -30,11 +30,36 @@ def base_of(lm: Any) -> Any:
     return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
 
+# Layers that know where the sequences of a packed row lie.
+_PLAIN_ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+
+
+def mixing_layers(decoder: Any) -> str:
+    """What kind of layers would carry one packed sequence into the next; empty for none.
+
+    State spaces, convolutions and linear attention run along the row, whatever lies in it.
+    """
+    kinds = set(getattr(decoder.config.get_text_config(), "layer_types", None) or ())
+    if others := sorted(kinds - _PLAIN_ATTENTION):
+        return ", ".join(others)
+    return "recurrence" if getattr(decoder, "_is_stateful", False) else ""
+
+
 def decode(decoder: nn.Module, layout: Layout, *, with_router_loss: bool = False) -> Decoded:
-    """Run `decoder`, a transformers model without its head."""
+    """Run `decoder`, a transformers model without its head.
+
+    Raises:
+        ConfigError: A packed layout, and layers that would mix its sequences.
+    """
     packing = layout.packing
     keywords: dict[str, Any] = {}
     if packing is not None:
+        if mixing := mixing_layers(decoder):
+            config: Any = decoder.config
+            raise ConfigError(
+                f"layout must be padded for {config.model_type}, whose layers "
+                f"({mixing}) would mix packed sequences, got packed"
+            )
         keywords = {
             "packing": packing,
             "cu_seq_lens_q": packing.cu_lens,

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf_ray.models.batch import Layout, lay_out
 from rlhf_ray.models.classifier import heads_of, is_packable
-from rlhf_ray.models.decoder import base_of, decode, require_experts
+from rlhf_ray.models.decoder import base_of, decode, mixing_layers, require_experts
 from rlhf_ray.types import IntArray
 
 
@@ -32,8 +32,9 @@ class Rewards:
 class RewardModel(nn.Module):
     """Scores sequences by one logit of a classifier.
 
-    A decoder runs packed, and its score is read at each sequence's last token. What is no decoder
-    runs on a padded rectangle with an attention mask, through its own head.
+    A decoder runs packed, unless its layers would mix sequences, and its score is read at each
+    sequence's last token. What is no decoder runs on a padded rectangle with an attention mask,
+    through its own head.
 
     Attributes:
         lm: The classifier, perhaps with adapters.
@@ -68,10 +69,11 @@ class RewardModel(nn.Module):
         self, sequences_B: Sequence[IntArray], *, padded: bool, device: torch.device
     ) -> Layout:
         """What `forward` takes, from token ids."""
-        pad_id = base_of(self.lm).config.get_text_config().pad_token_id
+        base = base_of(self.lm)
+        pad_id = base.config.get_text_config().pad_token_id
         return lay_out(
             sequences_B,
-            padded=padded or not self.is_packable,
+            padded=padded or not self.is_packable or bool(mixing_layers(base)),
             device=device,
             pad_id=0 if pad_id is None else pad_id,
         )

@@ -123,10 +123,10 @@ def attention_linears(
 ) -> tuple[Linear, ...]:
     """Products into queries, keys and values, and back."""
     return (
-        Linear(inputs=hidden, outputs=query, bias=qkv_bias),
-        Linear(inputs=hidden, outputs=key, bias=qkv_bias),
-        Linear(inputs=hidden, outputs=key, bias=qkv_bias),
-        Linear(inputs=query, outputs=hidden, bias=output_bias),
+        Linear(inputs=hidden, outputs=query, bias=qkv_bias, name="q_proj"),
+        Linear(inputs=hidden, outputs=key, bias=qkv_bias, name="k_proj"),
+        Linear(inputs=hidden, outputs=key, bias=qkv_bias, name="v_proj"),
+        Linear(inputs=query, outputs=hidden, bias=output_bias, name="o_proj"),
     )
 
 
@@ -173,6 +173,13 @@ def _feed_forward(
 
 def mlp_linears(hidden: int, width: int, *, gated: bool, bias: bool) -> tuple[Linear, ...]:
     """Products to the inner width, twice where one gates the other, and back."""
-    up = Linear(inputs=hidden, outputs=width, bias=bias)
-    down = Linear(inputs=width, outputs=hidden, bias=bias)
-    return (up, up, down) if gated else (up, down)
+    if not gated:
+        return (
+            Linear(inputs=hidden, outputs=width, bias=bias),
+            Linear(inputs=width, outputs=hidden, bias=bias),
+        )
+    return (
+        Linear(inputs=hidden, outputs=width, bias=bias, name="gate_proj"),
+        Linear(inputs=hidden, outputs=width, bias=bias, name="up_proj"),
+        Linear(inputs=width, outputs=hidden, bias=bias, name="down_proj"),
+    )

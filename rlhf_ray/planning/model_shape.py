@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -11,11 +12,16 @@ Head = Literal["lm", "value", "score"]
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """A layer's product with a matrix of its own, what adapters and quantization work on."""
+    """A layer's product with a matrix of its own, what adapters and quantization work on.
+
+    Attributes:
+        name: What transformers calls it in most decoders, such as `q_proj`; empty where names vary.
+    """
 
     inputs: int
     outputs: int
     bias: bool = False
+    name: str = ""
 
     @property
     def num_weights(self) -> int:
@@ -88,6 +94,16 @@ class ModelShape:
         """All matrices that adapters can be put on."""
         inside = tuple(linear for layer in self.layers for linear in layer.linears)
         return (*self.outer_linears, *inside)
+
+    def adapted(self, targets: Sequence[str] | Literal["all-linear"]) -> tuple[Linear, ...]:
+        """Matrices that get an adapter.
+
+        All of them where a target's name is not known here: rather too many than too few.
+        """
+        names = {target.rpartition(".")[2] for target in targets}
+        if targets == "all-linear" or not names <= {linear.name for linear in self.linears}:
+            return self.linears
+        return tuple(linear for linear in self.linears if linear.name in names)
 
     @cached_property
     def num_body(self) -> int:

@@ -101,7 +101,8 @@ def _trained(work: ModelWork) -> Trained:
     if work.use == "read":
         return Trained(num=0, bytes_each=4, factor=1.0, flat_factor=1.0)
     if lora.rank:
-        adapters = sum(lora.rank * (linear.inputs + linear.outputs) for linear in shape.linears)
+        adapted = shape.adapted(lora.target_modules)
+        adapters = sum(lora.rank * (linear.inputs + linear.outputs) for linear in adapted)
         head = 0 if work.head == "lm" else shape.num_head(work.head)
         # peft keeps adapters of bfloat16 models in float32.
         small = heap_factor(0, on_gpu=work.on_gpu, trains=True)

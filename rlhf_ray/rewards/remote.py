@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from rlhf_ray.config.online import RemoteRewardConfig
-from rlhf_ray.config.secrets import without_secrets
+from rlhf_ray.config.secrets import MASK, secrets_in_url
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
 
@@ -45,6 +45,7 @@ class RemoteScorer:
                 f"reward.remote.token_env names {config.token_env!r}, "
                 "which is not set in the environment"
             )
+        self._secrets = [*secrets_in_url(config.url), *filter(None, [self._token])]
 
     async def score(self, batch: ScoringBatch) -> Scores:
         """Score all rows, several requests at a time.
@@ -86,7 +87,7 @@ class RemoteScorer:
                 backoff_s = self._config.backoff_s * 2**attempt * random.uniform(0.5, 1.5)
                 await asyncio.sleep(min(backoff_s, _MAX_BACKOFF_S))
             else:
-                return check_scores(self._scores(answer), part, f"reward service {self._url}")
+                return check_scores(self._scores(answer), part, self._name)
         raise AssertionError("the last attempt returns or raises")
 
     async def _post(self, session: aiohttp.ClientSession, body: bytes) -> str:
@@ -106,12 +107,13 @@ class RemoteScorer:
             ) as response:
                 answer = await response.text(errors="replace")
                 status = response.status
-        except aiohttp.InvalidURL as error:
-            raise self._error("is not a valid URL") from error
+        except aiohttp.InvalidURL:
+            raise self._error("is not a valid URL") from None
         except TimeoutError as error:
             raise _Retry(f"no answer within {self._config.timeout_s:g} s") from error
         except aiohttp.ClientError as error:
-            raise _Retry(f"{type(error).__name__}: {error}") from error
+            # Not `from error`: its own text may hold the URL as it is.
+            raise _Retry(self._hidden(f"{type(error).__name__}: {error}")) from None
         if status == 429 or status >= 500:
             raise _Retry(f"status {status}: {self._excerpt(answer)}")
         if status != 200:
@@ -139,14 +141,18 @@ class RemoteScorer:
         return parsed["scores"]
 
     @property
-    def _url(self) -> str:
+    def _name(self) -> str:
         """For errors, which end in logs."""
-        return str(without_secrets(self._config.url))
+        return f"reward service {self._hidden(self._config.url)}"
 
     def _error(self, what: str) -> RewardError:
-        return RewardError(f"reward service {self._url} {what}")
+        return RewardError(f"{self._name} {what}")
 
     def _excerpt(self, answer: str) -> str:
-        """The answer's beginning, without the token, should the service repeat it."""
-        hidden = answer.replace(self._token, "***") if self._token else answer
-        return repr(hidden[:200])
+        """The answer's beginning, without what is secret, should the service repeat it."""
+        return repr(self._hidden(answer)[:200])
+
+    def _hidden(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, MASK)
+        return text

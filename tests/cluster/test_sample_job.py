@@ -26,7 +26,9 @@ def sample_config(make_config):
         values = make_config(run_dir).model_dump(mode="json", exclude_unset=True)
         arguments = {"calls": str(run_dir.with_suffix(".calls")), "at_call": at_call}
         scorer = {"path": f"{SCORERS}:breaks_down", "arguments": arguments}
-        values |= {"reward": {"functions": [scorer]}, "algorithm": {"advantage": "grpo"}}
+        for name in ("algorithm", "value", "reference"):
+            del values[name]
+        values["reward"] = {"functions": [scorer]}
         return SampleConfig.model_validate(values)
 
     return make

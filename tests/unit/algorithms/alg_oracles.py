@@ -109,7 +109,6 @@ LOSSES: dict[str, tuple[LossOracle, str]] = {
     "value/clipped": (value_clipped, "values"),
     "value/mse": (value_mse, "values"),
     "term/entropy": (entropy, "entropy"),
-    "term/kl_k1": (kl_k1, "logprobs"),
     "term/kl_k2": (kl_k2, "logprobs"),
     "term/kl_k3": (kl_k3, "logprobs"),
 }

@@ -1,7 +1,7 @@
 """Losses of pairs and of labelled answers: oracles, invariances, extremes, metrics."""
 
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import alg_oracles_supervised as oracles
 import numpy as np
@@ -49,6 +49,21 @@ def test_configuration_and_registry_have_the_same_names() -> None:
     field = supervised.DpoConfig.model_fields["f_divergence_type"]
     assert set(get_args(field.annotation)) == set(DIVERGENCES) == set(oracles.DIVERGENCES)
     assert set(PAIR_LOSSES) >= COUPLED
+
+
+@pytest.mark.parametrize(
+    ("uses", "change"),
+    [
+        (supervised.SCORED_LOSSES, {"f_divergence_type": "forward_kl"}),
+        (supervised.SMOOTHED_LOSSES, {"label_smoothing": 0.3}),
+    ],
+)
+def test_the_configuration_knows_which_losses_ignore_an_option(
+    uses: set[str], change: dict[str, Any]
+) -> None:
+    inputs, changed = make_pairs(9, 0), replace(PAIR_PARAMS, **change)
+    found = {n for n in PAIR_LOSSES if step_loss(n, inputs)[0] != step_loss(n, inputs, changed)[0]}
+    assert found == uses
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

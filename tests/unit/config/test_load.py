@@ -154,6 +154,11 @@ def test_an_unset_variable_is_named_with_its_line(tmp_path, monkeypatch):
             r"policy\.zero .*offload_param needs stage 3, got stage 0",
         ),
         ("", ["--resume", "auto"], r"resume 'auto' needs run_dir"),
+        (
+            "",
+            ["--algorithm.kl.where", "loss"],
+            r"algorithm\.kl .*k1 has no gradient in the loss, on average: take k2 or k3",
+        ),
     ],
 )
 def test_an_error_says_where_what_and_what_is_allowed(tmp_path, more, arguments, expected):

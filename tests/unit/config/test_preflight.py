@@ -6,7 +6,9 @@ import pytest
 
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.preflight import preflight
-from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.data.errors import DataError
+from rlhf_ray.data.files import local_path
 from rlhf_ray.errors import ConfigError
 
 REWARD = """
@@ -92,16 +94,35 @@ def test_all_problems_come_at_once(good):
     assert "rollout.max_new_tokens" in message
 
 
-def test_a_hub_name_is_taken_at_its_word(good):
-    good["policy"] = {"model": {"path": "org/model"}}
+@pytest.mark.parametrize("name", ["org/model", "org/model-2.5", "gpt2", "bert-base-uncased"])
+def test_a_hub_name_is_taken_at_its_word(good, name):
+    good["policy"] = {"model": {"path": name, "tokenizer": name}}
     preflight(GrpoConfig.model_validate(good))
+
+
+@pytest.mark.parametrize("name", ["imdb", "org/data", "org/data:main", "glue:sst2"])
+def test_a_hub_data_set_is_taken_at_its_word(good, name):
+    good["data"] = {"path": name}
+    preflight(GrpoConfig.model_validate(good))
+    assert local_path(name) is None
+
+
+@pytest.mark.parametrize("name", ["imdb.json", "imdb.v2", "a/b/c", "org/data:", "data/", "./imdb"])
+def test_what_only_a_file_can_be_called_is_no_hub_data_set(good, name):
+    good["data"] = {"path": name}
+    assert f"data.path: no such file or folder: {name!r}" in refused(good)
+    with pytest.raises(DataError, match="no data at"):
+        local_path(name)
 
 
 def test_a_mistyped_local_folder_is_no_hub_name(good, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    good["policy"] = {"model": {"path": "models/typo"}}
-    assert "no such folder" in refused(good)
+    for name in ("models/typo", "model.v2"):
+        good["policy"] = {"model": {"path": name}}
+        assert f"no such folder, and no hub name (org/name, or a name without dots): {name!r}" in (
+            refused(good)
+        )
 
 
 def test_an_empty_data_file_is_refused(good, tmp_path):
@@ -130,6 +151,43 @@ def test_head_dimensions_that_the_cpu_engine_refuses(good, tmp_path, changes, pa
         assert "the model's have 8" in refused(good)
         good["placement"] = {"rollout": {"gpus_per_rank": 1}}
         preflight(GrpoConfig.model_validate(good))
+
+
+MIXING = {"layer_types": ["linear_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "role", "settings"),
+    [
+        (MIXING, "policy", {}),
+        ({"model_type": "falcon_h1"}, "policy", {}),
+        ({"model_type": "falcon_h1"}, "reference", {"algorithm": {"kl": {"coefficient": 0.1}}}),
+        (MIXING, "value", {"algorithm": {"advantage": "gae"}}),
+    ],
+)
+def test_layers_that_would_mix_packed_sequences_need_padding(
+    good, tmp_path, changes, role, settings
+):
+    write_model(tmp_path / "model", **changes)
+    values = {**good, **settings}
+    assert f"{role}.layout: must be padded, got packed" in refused(values)
+    for role in ("policy", "value", "reference"):
+        values[role] = {**values.get(role, {}), "layout": "padded"}
+    preflight(GrpoConfig.model_validate(values))
+
+
+def test_the_trained_models_layers_count_in_every_job(good, tmp_path):
+    write_model(tmp_path / "model", **MIXING)
+    rows = {"data": good["data"], "policy": good["policy"]}
+    assert "policy.layout: must be padded" in refused(rows, cls=SftConfig)
+    assert "reference.layout: must be padded" in refused(rows, cls=DpoConfig)
+    rows["reward"] = rows.pop("policy")
+    assert "reward.layout: must be padded" in refused(rows, cls=RmConfig)
+
+
+def test_attention_of_several_kinds_may_be_packed(good, tmp_path):
+    write_model(tmp_path / "model", layer_types=["sliding_attention", "full_attention"])
+    preflight(GrpoConfig.model_validate(good))
 
 
 def test_the_head_dimensions_are_vllms():

@@ -97,7 +97,7 @@ def test_what_is_given_for_all_stages_gives_way_to_a_stage(make, stage):
         ("dpo", "stage:grpo", "stage 'grpo' must come earlier"),
         ("dpo", "stage:sft/export", "a model is a whole stage's result: stage:sft"),
         ("dpo", "stage:rm", "must be the result of sft or dpo or ppo or grpo, stage 'rm' is rm"),
-        ("dpo", "nowhere", "no such folder, and no hub name (org/name): 'nowhere'"),
+        ("dpo", "./nowhere", "no such folder, and no hub name (org/name, or a name without dots)"),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(make, stage, job, model, message):

@@ -26,6 +26,8 @@ def dpo(**settings):
         ({"loss_type": ["kto"], "rpo_alpha": 0.1}, "rpo_alpha"),
         ({"loss_type": ["exo_pair"]}, "label_smoothing above 0"),
         ({"loss_type": ["simpo"], "f_divergence_type": "forward_kl"}, "reverse_kl for simpo"),
+        ({"loss_type": ["hinge"], "label_smoothing": 0.1}, "must be 0 for hinge, which ignore it"),
+        ({"loss_type": ["sigmoid", "ipo"], "label_smoothing": 0.1}, "must be 0 for ipo"),
         ({"reference_kind": "adapter_off"}, "lora.rank above 0"),
         ({"loss_type": ["sigmod"]}, "sigmoid"),
         ({"placement": {"policy": {"gpus_per_rank": 2}}}, "more ranks instead"),

@@ -87,6 +87,20 @@ def test_named_templates_write_what_their_models_were_taught(
     assert chat_tokenizer.decode(answer_ids_T) == answer
 
 
+@pytest.mark.parametrize("name", CHAT_TEMPLATE_NAMES)
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_an_answer_goes_on_with_a_turn_that_is_begun(
+    chat_tokenizer: Any, name: str, is_ended: bool
+) -> None:
+    chat_tokenizer.chat_template = CHAT_TEMPLATES[name]
+    asked = [{"role": "user", "content": "2 + 2?"}]
+    begun = [*asked, {"role": "assistant", "content": "It is"}]
+    opened, said = tokenize_answer(chat_tokenizer, begun, " 4", is_ended=is_ended)
+    assert opened == tokenize_prompt(chat_tokenizer, begun)
+    whole_T = tokenize_answer(chat_tokenizer, asked, "It is 4", is_ended=is_ended)
+    assert opened + said == whole_T[0] + whole_T[1]
+
+
 @given(prompt=SAID, answer=TEXT, bos=st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_a_text_keeps_its_tokens_when_an_answer_follows(

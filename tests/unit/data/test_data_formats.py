@@ -193,6 +193,45 @@ def test_strings_and_messages_mix(
         assert said == [f"{answer}<|im_end|>\n" for answer in answers]
 
 
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("cut", [(True, False), (False, True), (True, True)])
+def test_an_answer_that_was_cut_off_gets_no_end(
+    tmp_path: Path, chat_tokenizer: Any, cut: tuple[bool, bool], chat: bool
+) -> None:
+    flags = {"truncated_chosen": cut[0], "truncated_rejected": cut[1]}
+    data = config(tmp_path, {**ROWS["preference"], **flags}, chat=chat)
+    end = "<|im_end|>\n" if chat else "</s>"
+    texts = [
+        f" {said}{'' if is_cut else end}" for said, is_cut in zip(("good", "bad"), cut, strict=True)
+    ]
+
+    def read(load: Any) -> list[list[str]]:
+        rows = load(data, chat_tokenizer, max_length=99).rows
+        return [[chat_tokenizer.decode(answer) for answer in row.answer_ids_K] for row in rows]
+
+    assert read(load_pairs) == read(load_rankings) == [texts]
+    assert [labelled[0] for labelled in read(load_labelled)] == texts
+    assert read(load_answers) == [texts[:1]]
+    [example] = load_sft(data, chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(example.token_ids_T[example.trained_T]) == texts[0].rstrip("\n")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_completion_that_was_cut_off_gets_no_end(
+    tmp_path: Path, chat_tokenizer: Any, is_cut: bool, chat: bool
+) -> None:
+    row = {"prompt": "q", "completion": "good", "truncated": is_cut}
+    data = config(tmp_path, row, chat=chat)
+    text = "good" if is_cut else "good<|im_end|>" if chat else "good</s>"
+    [example] = load_sft(data, chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(example.token_ids_T[example.trained_T]) == text
+    assert chat_tokenizer.decode(example.token_ids_T).rstrip("\n").endswith(text)
+    labelled = config(tmp_path, {**row, "label": False}, chat=chat)
+    [answer] = load_labelled(labelled, chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(answer.answer_ids_K[0]).rstrip("\n") == text
+
+
 def test_scores_order_answers(tmp_path: Path, chat_tokenizer: Any) -> None:
     scored = {"prompt": "q", "answers": ["c", "a", "b"], "scores": [1, "4", 3.5]}
     [three] = load_rankings(config(tmp_path, scored), chat_tokenizer, max_length=9).rows

@@ -20,13 +20,15 @@ from transformers import AutoModelForCausalLM
 from rlhf_ray.algorithms.label_losses import LabelledInputs, kto
 from rlhf_ray.algorithms.preference_losses import COUPLED, PAIR_LOSSES, PairInputs
 from rlhf_ray.config.base import ReferenceConfig
+from rlhf_ray.config.supervised import SMOOTHED_LOSSES
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.reference import FrozenReference
 from rlhf_ray.specs import ReferenceSpec
 
 UNCLIPPED = {"max_grad_norm": 1e9}
 JOBS = {
-    **{name: {"loss_type": [name], "label_smoothing": 0.1} for name in PAIR_LOSSES},
+    **{name: {"loss_type": [name]} for name in PAIR_LOSSES},
+    **{name: {"loss_type": [name], "label_smoothing": 0.1} for name in SMOOTHED_LOSSES},
     "mix": {"loss_type": ["sigmoid", "bco_pair"], "loss_weights": [0.8, 0.2], "rpo_alpha": 0.5},
     "coupled mix": {"loss_type": ["aot", "hinge"], "loss_weights": [0.7, 0.4], "rpo_alpha": 0.1},
     "forward kl": {"loss_type": ["sigmoid"], "f_divergence_type": "forward_kl"},

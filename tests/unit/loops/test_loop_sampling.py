@@ -7,18 +7,22 @@ from dataclasses import replace
 
 import pytest
 from fakes import Company, CountedUsage, Recorder, make_prompts
+from pydantic import ValidationError
 
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.row_formats import recognise
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.evaluation import Evaluation
-from rlhf_ray.loops.sampling import SampleLoop, pairs_of
+from rlhf_ray.loops.sampling import Judged, SampleLoop, pairs_of
 from rlhf_ray.loops.setup import checkpoint_to_resume
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import unknown_usage
 
-ANSWERS = [("a", 0.0), ("b", 2.0), ("c", 2.0), ("d", 1.0)]
+ANSWERS = [
+    Judged(text=text, score=score, truncated=False)
+    for text, score in [("a", 0.0), ("b", 2.0), ("c", 2.0), ("d", 1.0)]
+]
 
 
 def sample_config(run_dir, *, total_steps, **settings):
@@ -55,6 +59,32 @@ def scores_of(pairs):
     return [(p["chosen"], p["rejected"], p["score_chosen"], p["score_rejected"]) for p in pairs]
 
 
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"algorithm": {"kl": {"coefficient": 0.1}}}, "algorithm"),
+        ({"algorithm": {"advantage": "gae"}}, "algorithm"),
+        ({"algorithm": {"dynamic_sampling": {"enabled": True}}}, "algorithm"),
+        ({"value": {"model": {"path": "critic"}}}, "value"),
+        ({"reference": {"model": {"path": "reference"}}}, "reference"),
+        (
+            {"reward": {"functions": [{"path": "scorers:score"}], "shaping": {"clip": 1.0}}},
+            r"reward\.shaping",
+        ),
+    ],
+)
+def test_what_only_training_uses_is_refused(settings, key, tmp_path):
+    with pytest.raises(ValidationError, match=f"{key}: sampling trains nothing"):
+        sample_config(tmp_path, total_steps=1, **settings)
+
+
+def test_no_role_starts_that_only_training_needs(tmp_path):
+    config = sample_config(tmp_path, total_steps=1)
+    assert set(config.groups) == {"policy", "rollout", "reward"}
+    dumped = config.model_dump(mode="json")
+    assert SampleConfig.model_validate(dumped) == config
+
+
 def test_the_extremes_make_a_pair():
     assert scores_of(pairs_of(ANSWERS, "best_worst")) == [("b", "a", 2.0, 0.0)]
 
@@ -66,7 +96,7 @@ def test_every_two_answers_that_differ_make_a_pair():
 
 @pytest.mark.parametrize("kind", ["best_worst", "all"])
 def test_answers_that_score_alike_make_none(kind):
-    assert list(pairs_of([("a", 1.0), ("b", 1.0)], kind)) == []
+    assert list(pairs_of([ANSWERS[1], ANSWERS[2]], kind)) == []
 
 
 async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
@@ -78,7 +108,8 @@ async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
 
     samples = written(tmp_path, "samples")
     assert [row["prompt"] for row in samples] == [f"prompt {n // 2}" for n in range(12)]
-    assert samples[1] == {"prompt": "prompt 0", "completion": "answer 1 to p0", "score": 1}
+    answer = {"completion": "answer 1 to p0", "score": 1, "truncated": False}
+    assert samples[1] == {"prompt": "prompt 0", **answer}
     pairs = written(tmp_path, "pairs")
     assert [pair["prompt"] for pair in pairs] == [f"prompt {n}" for n in (0, 1, 2, 4, 5)]
     assert pairs[0]["chosen"] == "answer 1 to p0"
@@ -91,9 +122,28 @@ async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
     assert [recorder.steps[step]["wait/policy"] for step in (1, 2, 3)] == [2.0, 3.0, 4.0]
 
 
+class Hurried(Company):
+    """Its second answers are cut off."""
+
+    async def texts(self, batch, rows):
+        rollouts = await super().texts(batch, rows)
+        return [replace(r, finish_reason="length") if r.sample else r for r in rollouts]
+
+
+@pytest.mark.parametrize("better", [0, 1])
+async def test_an_answer_that_was_cut_off_says_so(tmp_path, better):
+    config = sample_config(tmp_path, total_steps=1)
+    await loop_of(config, Hurried(config, lambda prompt, sample: sample == better)).run(None)
+    assert [row["truncated"] for row in written(tmp_path, "samples")] == [False, True] * 2
+    pair = written(tmp_path, "pairs")[0]
+    cut = (pair["truncated_chosen"], pair["truncated_rejected"])
+    assert cut == (better == 1, better == 0)
+
+
 async def test_the_prompts_own_answers_do_not_go_with_it(tmp_path):
     """Else the rows would be read as those answers: a pair, a ranking, a label of another text."""
     columns = {"chosen": "old", "rejected": "older", "label": True, "margin": 3.0, "topic": "dogs"}
+    columns |= {"truncated": True, "truncated_chosen": True}
     config = sample_config(tmp_path, total_steps=1)
     company = Company(config, lambda prompt, sample: sample)
     prompts = [replace(prompt, columns=columns) for prompt in make_prompts(2)]
@@ -103,6 +153,8 @@ async def test_the_prompts_own_answers_do_not_go_with_it(tmp_path):
         assert row["topic"] == "dogs"
         assert row.get("chosen") != "old"
         assert "margin" not in row
+        assert not row.get("truncated")
+        assert not row.get("truncated_chosen")
         read = Row(row_id="x:0", where="x:1", columns=row)
         assert recognise(read, for_prompts=False).name == expected
 

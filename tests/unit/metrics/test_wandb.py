@@ -9,7 +9,6 @@ from wandb_server import synced
 
 from launch.run_folder import run_folder
 from rlhf_ray.config.online import PpoConfig
-from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.metrics import open_metrics
 from rlhf_ray.metrics.log import Table
@@ -91,26 +90,3 @@ def test_a_planted_secret_is_in_no_file_and_on_no_screen(tmp_path, monkeypatch, 
     assert secret not in "".join(capfd.readouterr())
     assert config.reward.remote.url == f"https://me:{secret}@host/score"
     assert sys.argv[1] == "--reward.remote.url"
-
-
-def test_secrets_stay_here():
-    told = without_secrets(
-        {
-            "api_key": "k1",
-            "hf_token": "k2",
-            "password": "",
-            "token_env": "MY_TOKEN",
-            "max_tokens": 3,
-            "tokenizer": "org/t",
-            "remote": [{"url": "https://me:pw@host/score"}],
-        }
-    )
-    assert told == {
-        "api_key": "***",
-        "hf_token": "***",
-        "password": "",
-        "token_env": "MY_TOKEN",
-        "max_tokens": 3,
-        "tokenizer": "org/t",
-        "remote": [{"url": "https://***@host/score"}],
-    }

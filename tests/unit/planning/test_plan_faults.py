@@ -57,11 +57,12 @@ def fitting(draw, names=("dpo", "grpo", "ppo", "rm", "sample", "sft")) -> tuple[
             "placement": {trained(name): group()},
         },
     )
-    if name == "dpo" or (name in ONLINE and draw(st.booleans())):
+    if name == "dpo" or (name in ("grpo", "ppo") and draw(st.booleans())):
         sections["placement"]["reference"] = group()
     if name in ONLINE:
-        kl = 0.1 if "reference" in sections["placement"] else 0.0
-        sections["algorithm"] = {"kl": {"coefficient": kl}}
+        if name != "sample":
+            kl = 0.1 if "reference" in sections["placement"] else 0.0
+            sections["algorithm"] = {"kl": {"coefficient": kl}}
         sections["prompts_per_step"], sections["samples_per_prompt"] = 512, 16
         sections["placement"]["rollout"] = group()
         if name == "ppo":

@@ -60,6 +60,15 @@ def test_adapters_alone_have_gradients_and_states():
     assert quantized.weights < memory.weights / 2
 
 
+def test_adapters_are_where_the_configuration_puts_them():
+    two = learner(model={"lora": {"rank": 16, "target_modules": ["q_proj", "v_proj"]}})
+    # A layer of 8 B parameters: queries from 4,096 to 4,096, values to 1,024.
+    assert two.optimizer == 8 * 32 * 16 * (4096 + 4096 + 4096 + 1024)
+    every = learner(model={"lora": {"rank": 16}})
+    unknown = learner(model={"lora": {"rank": 16, "target_modules": ["q_proj", "attn.c_proj"]}})
+    assert unknown.optimizer == every.optimizer
+
+
 def test_checkpointing_keeps_a_layers_input_alone():
     whole, checkpointed = learner(model={}), learner(model={"gradient_checkpointing": True})
     assert checkpointed.activations < whole.activations / 8

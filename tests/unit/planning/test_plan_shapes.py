@@ -149,6 +149,24 @@ def test_a_classifier_has_as_many_parameters(case, tmp_path):
     assert found == counted(AutoModelForSequenceClassification, config)
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["self_attn.o_proj", "down_proj"]])
+@pytest.mark.parametrize("case", [c for c in CAUSAL if c[0] in ("llama", "qwen2_moe")], ids=ids)
+def test_adapters_are_on_the_matrices_that_peft_finds(case, targets, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name, settings = case
+    config = AutoConfig.for_model(name, **settings)
+    config.to_json_file(tmp_path / "config.json")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        adapted = get_peft_model(model, LoraConfig(r=1, target_modules=targets))
+    linears = read_shape(tmp_path).adapted(targets)
+    found = sum(linear.inputs + linear.outputs for linear in linears)
+    assert found == adapted.get_nb_trainable_parameters()[0]
+
+
 def test_every_family_is_compared():
     assert {name for name, _ in [*CAUSAL, *CLASSIFIERS]} == set(FAMILIES)
 

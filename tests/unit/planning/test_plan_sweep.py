@@ -54,7 +54,8 @@ def jobs(draw):
     if name == "dpo":
         sections["placement"]["reference"] = group()
     if name in ("ppo", "grpo", "sample"):
-        sections["value"] = learner(draw(models))
+        if name != "sample":
+            sections["value"] = learner(draw(models))
         engine = {**group(), "gpus_per_rank": draw(st.sampled_from([0, 1, 2, 8]))}
         share = {
             "share": "policy",

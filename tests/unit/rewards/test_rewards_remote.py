@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -201,6 +202,24 @@ async def test_a_login_in_the_url_is_not_shown(make_batch: MakeBatch, unused_tcp
     with pytest.raises(RewardError, match=r"http://\*\*\*@127\.0\.0\.1") as caught:
         await RemoteScorer(config).score(make_batch("a"))
     assert "PLANTED" not in str(caught.value)
+
+
+async def test_a_key_in_the_url_is_not_shown_when_the_service_repeats_it(
+    service: Service, make_batch: MakeBatch
+) -> None:
+    service.failures = ["no such place: /?api_key=PLANTED&n=3"]
+    service.url += "?api_key=PLANTED&n=3"
+    with pytest.raises(RewardError, match="no such place") as caught:
+        await service.scorer().score(make_batch("a"))
+    assert "PLANTED" not in str(caught.value)
+    assert str(caught.value).count("?api_key=***&n=3") == 2
+
+
+async def test_a_false_url_shows_no_key_either(make_batch: MakeBatch) -> None:
+    scorer = RemoteScorer(RemoteRewardConfig(url="nonsense?api_key=PLANTED"))
+    with pytest.raises(RewardError, match="is not a valid URL") as caught:
+        await scorer.score(make_batch("a"))
+    assert "PLANTED" not in "".join(traceback.format_exception(caught.value))
 
 
 async def test_a_false_url_is_an_error_at_once(make_batch: MakeBatch) -> None:

@@ -1,0 +1,46 @@
+"""Evaluation on held-out prompts: how many samples, and what is made of their scores."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import Company, make_prompts
+from pydantic import ValidationError
+
+from rlhf_ray.config.online import EvalConfig, GrpoConfig
+from rlhf_ray.loops.evaluation import Evaluation
+
+SCORES = {("p0", 0): 0.0, ("p0", 1): 1.0, ("p0", 2): 0.0, ("p2", 2): 1.0}
+
+
+async def evaluated(**settings):
+    config = GrpoConfig.model_validate(
+        {
+            "data": {"path": "prompts.jsonl"},
+            "policy": {"model": {"path": "model"}},
+            "reward": {"functions": [{"path": "scorers:score"}]},
+            "eval": settings,
+        }
+    )
+    company = Company(config, lambda prompt, sample: SCORES.get((prompt, sample), 0.0))
+    return company, await Evaluation(config, make_prompts(4)).run(company.roles(), 0)
+
+
+async def test_of_several_samples_there_is_a_mean_and_the_best():
+    company, result = await evaluated(samples_per_prompt=3, temperature=1.0, table_rows=3)
+    assert [len(set(request.seeds_G)) for request in company.requests] == [3] * 4
+    assert result.metrics["eval/reward_mean"] == pytest.approx(2 / 12)
+    assert result.metrics["eval/best_of_k"] == 0.5
+    shown = [(row[0], row[1]) for row in result.table.rows]
+    assert shown == [(f"prompt {n}", f"answer 0 to p{n}") for n in range(3)]
+
+
+async def test_of_one_sample_there_is_no_best():
+    company, result = await evaluated(table_rows=9)
+    assert [len(request.seeds_G) for request in company.requests] == [1] * 4
+    assert "eval/best_of_k" not in result.metrics
+    assert len(result.table.rows) == 4
+
+
+def test_greedy_samples_would_all_be_the_same():
+    with pytest.raises(ValidationError, match="temperature must be above 0"):
+        EvalConfig(samples_per_prompt=2)
