@@ -16,7 +16,7 @@ from rlhf_ray.data.packing import UpdatePlan, plan_update
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
-from rlhf_ray.loops.divergence import DivergenceGuard
+from rlhf_ray.loops.divergence import stop_if_diverged
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.kl_control import kl_controller
 from rlhf_ray.loops.report import rollout_metrics, utilisation
@@ -54,7 +54,6 @@ class OnlineLoop:
         )
         self.kl = kl_controller(config.algorithm.kl)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
-        self.divergence = DivergenceGuard(config)
 
     async def run(self, checkpoint: Checkpoint | None) -> None:
         """Train from the start or from a checkpoint to the last step.
@@ -74,7 +73,9 @@ class OnlineLoop:
         saved: Metrics = {}
         for step in range(first, self.config.total_steps + 1):
             # Logged before it is saved: a run that resumes after this step has its metrics.
-            self.log.log(step, {**await self._step(step), **saved})
+            metrics = {**await self._step(step), **saved}
+            self.log.log(step, metrics)
+            stop_if_diverged(step, metrics, self.config)
             saved = await self._save(step)
 
     async def _step(self, step: int) -> Metrics:
@@ -93,9 +94,6 @@ class OnlineLoop:
             publication = await self.roles.policy.publish(step)
         if "policy/kl_ref" in assembled:
             self.kl.update(assembled["policy/kl_ref"], num_sequences=len(scores))
-        self.divergence.after(
-            step, updated["policy/skipped_steps"] + updated.get("value/skipped_steps", 0.0)
-        )
         told = rollout_metrics(batch, scores, collected.num_refilled, clock, version=step - 1)
         return {
             **updated,
@@ -189,14 +187,12 @@ class OnlineLoop:
         return {
             "order": self.order.state_dict(),
             "kl": self.kl.state_dict(),
-            "num_skipped_in_a_row": self.divergence.num_in_a_row,
             "setup": setup_of(self.config),
         }
 
     async def _restore(self, checkpoint: Checkpoint) -> None:
         self.order.load_state_dict(checkpoint.state["order"])
         self.kl.load_state_dict(checkpoint.state["kl"])
-        self.divergence.num_in_a_row = checkpoint.state["num_skipped_in_a_row"]
         await self.roles.policy.restore(str(checkpoint.folder / "policy"))
         if self.roles.value is not None:
             await self.roles.value.restore(str(checkpoint.folder / "value"))

@@ -12,7 +12,7 @@ from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.data.packing import plan_update
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.divergence import DivergenceGuard
+from rlhf_ray.loops.divergence import stop_if_diverged
 from rlhf_ray.loops.report import time_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
@@ -60,7 +60,6 @@ class SupervisedLoop:
         self.order = ResumableOrder(len(rows), seed=config.seed, shuffle=config.data.shuffle)
         self.order_state = self.order.state_dict()
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
-        self.divergence = DivergenceGuard(config)
         self._ahead: asyncio.Future[Rows] | None = None
         self._prepared_eval_rows: Rows | None = None
 
@@ -76,13 +75,14 @@ class SupervisedLoop:
         else:
             first = checkpoint.step + 1
             self.order.load_state_dict(checkpoint.state["order"])
-            self.divergence.num_in_a_row = checkpoint.state["num_skipped_in_a_row"]
             await self.role.restore(str(checkpoint.folder / self.config.trained_role))
         self.hardware = await self.role.hardware()
         await self.usage()  # starting is no part of the first step
         try:
             for step in range(first, self.config.total_steps + 1):
-                self.log.log(step, await self._step(step))
+                metrics = await self._step(step)
+                self.log.log(step, metrics)
+                stop_if_diverged(step, metrics, self.config)
                 await self._save(step)
         finally:
             if self._ahead is not None:
@@ -106,7 +106,6 @@ class SupervisedLoop:
         )
         with clock.phase("update"):
             updated = await self.role.update(rows, plan)
-        self.divergence.after(step, updated["skipped_steps"])
         timed = time_metrics(clock, num_samples=len(rows))
         return {
             **_prefixed(self.config.job, updated),
@@ -151,7 +150,6 @@ class SupervisedLoop:
         await self.role.save(str(folder / role))
         state = {
             "order": self.order_state,
-            "num_skipped_in_a_row": self.divergence.num_in_a_row,
             "setup": setup_of(self.config),
         }
         await asyncio.to_thread(self.store.commit, step, state, roles=[role])

@@ -29,6 +29,7 @@ _OPTIMISER = {
     "grad_norm": ("", "norm of the gradient before clipping"),
     "lr": ("", "learning rate of the step"),
     "skipped_steps": ("", "optimiser steps skipped for a non-finite loss or gradient"),
+    "skipped_in_a_row": ("", "most of them in a row, those just before the update included"),
 }
 
 _PHASES = ("generate", "score", "update", "publish")

@@ -95,7 +95,10 @@ def resolve(batch: RolloutBatch) -> list[Any]:
 
 
 class Company:
-    """All roles of a job. `calls` holds what was asked of whom, in order."""
+    """All roles of a job. `calls` holds what was asked of whom, in order.
+
+    `skipped` is how many optimiser steps in a row each update reports as skipped, then 0.
+    """
 
     def __init__(self, config: PpoConfig, scoring: Scoring, skipped: Sequence[float] = ()) -> None:
         self.config, self.scoring, self.skipped = config, scoring, list(skipped)
@@ -165,7 +168,7 @@ class Company:
         assert rows == sorted([*range(num_rows)] * self.config.algorithm.epochs)
         self.num_updates += 1
         skipped = self.skipped.pop(0) if self.skipped else 0.0
-        return {"loss": 0.5, "skipped_steps": skipped, "lr": kl_coefficient}
+        return {"loss": 0.5, "skipped_in_a_row": skipped, "lr": kl_coefficient}
 
     async def publish(self, version: int) -> Publication:
         self.said(f"policy.publish@{version}")
@@ -216,7 +219,7 @@ class FakeValue:
     async def update(self, experience, plan):
         self.company.said("value.update")
         await asyncio.sleep(0)
-        return {"loss": 0.1, "skipped_steps": 0.0}
+        return {"loss": 0.1, "skipped_in_a_row": 0.0}
 
     async def save(self, folder: str) -> None:
         self.company.said("value.save")

@@ -151,16 +151,24 @@ async def test_a_state_is_plain_json(tmp_path):
 
 async def test_steps_that_are_not_finite_stop_the_run_when_they_come_in_a_row(tmp_path):
     config = make_config(tmp_path, total_steps=9, nonfinite_steps_to_stop=3)
-    company = Company(config, spread, skipped=[1, 1, 0, 1, 1, 1])
-    with pytest.raises(RunError, match="step 6: loss or gradient was not finite in 3 steps in a"):
-        await loop_of(config, company).run(None)
+    company, recorder = Company(config, spread, skipped=[1, 2, 0, 1, 0, 4]), Recorder()
+    with pytest.raises(RunError, match="step 6: .* not finite in 4 optimiser steps in a row .pol"):
+        await loop_of(config, company, recorder=recorder).run(None)
     assert company.num_updates == 6
+    assert recorder.steps[6]["policy/skipped_in_a_row"] == 4, "the last step is logged as well"
 
 
-async def test_the_count_of_bad_steps_survives_a_resume(tmp_path):
-    config = make_config(tmp_path, total_steps=2, nonfinite_steps_to_stop=3, checkpoint=KEEP_ALL)
-    await loop_of(config, Company(config, spread, skipped=[1, 1])).run(None)
-    checkpoint = CheckpointStore(tmp_path, keep=10).latest()
-    longer = config.model_copy(update={"total_steps": 9})
-    with pytest.raises(RunError, match="step 3: loss or gradient was not finite"):
-        await loop_of(longer, Company(longer, spread, skipped=[1])).run(checkpoint)
+async def test_policy_and_critic_are_counted_apart(tmp_path):
+    config = make_config(tmp_path, nonfinite_steps_to_stop=2)
+    company = Company(config, spread, skipped=[1, 1, 1])
+    roles = company.roles()
+    update = roles.value.update
+
+    async def skipping(experience, plan):
+        return {**await update(experience, plan), "skipped_in_a_row": 1.0}
+
+    roles.value.update = skipping
+    loop = loop_of(config, company)
+    loop.roles = roles
+    await loop.run(None)
+    assert company.num_updates == 3
