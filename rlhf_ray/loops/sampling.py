@@ -81,13 +81,12 @@ class SampleLoop:
 
     async def _step(self, step: int) -> Metrics:
         clock = StepClock()
-        with clock.phase("generate"):
-            collected = await self.collector.collect(step)
+        collected = await self.collector.collect(step, clock)
         with clock.phase("score"):
             scores = await collected.scores
-        rollouts = await self.roles.assembler.texts(collected.batch, range(len(scores)))
+        rollouts = await self.roles.assembler.texts(collected.sampled, range(len(scores)))
         self.files.append(*self._rows(rollouts, scores))
-        return {**sample_metrics(collected.batch, scores, clock), **await self.usage()}
+        return {**sample_metrics(collected.sampled, scores, clock), **await self.usage()}
 
     def _save(self, step: int) -> None:
         """After every step, so that nothing that was judged is lost with the run."""

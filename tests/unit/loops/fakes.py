@@ -71,6 +71,7 @@ def batch_of(rollouts: Sequence[Rollout]) -> RolloutBatch:
             finish_reason=rollout.finish_reason,
             version_min=int(rollout.versions_T.min()),
             version_max=int(rollout.versions_T.max()),
+            version_sum=int(rollout.versions_T.sum()),
         )
         for rollout in rollouts
     )
@@ -149,6 +150,7 @@ class Company:
     async def build(self, batch, scores_B, *, old, reference, values, kl_coefficient):
         self.said("assembler.build")
         assert len(scores_B) == len(resolve(batch))
+        self.num_built = len(scores_B)
         metrics = {"mismatch/logprob_abs_max": 0.0, "policy/kl_ref": 0.2}
         return "experience", metrics
 
@@ -164,8 +166,7 @@ class Company:
             for micro_batch in micro_batches
             for row in micro_batch
         )
-        num_rows = self.config.prompts_per_step * self.config.samples_per_prompt
-        assert rows == sorted([*range(num_rows)] * self.config.algorithm.epochs)
+        assert rows == sorted([*range(self.num_built)] * self.config.algorithm.epochs)
         self.num_updates += 1
         skipped = self.skipped.pop(0) if self.skipped else 0.0
         return {"loss": 0.5, "skipped_in_a_row": skipped, "lr": kl_coefficient}

@@ -86,7 +86,7 @@ def test_a_damaged_one_gives_way_to_the_one_before(store, damage, caplog):
     assert store.latest().step == 2
     assert "step_00000003 is not usable" in caplog.text
     damage(store.root / "step_00000002")
-    with pytest.raises(ConfigError, match="none of the 2 checkpoints in .* is whole"):
+    with pytest.raises(ConfigError, match=r"none of the 2 checkpoints in .* is whole"):
         store.latest()
 
 

@@ -130,6 +130,17 @@ async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
     assert "perf/mfu" not in told  # the peak of a CPU is not known
 
 
+async def test_a_step_lasts_from_log_to_log(tmp_path):
+    """With the checkpoint before it and its own evaluation."""
+    recorder = Recorder()
+    config = make_config(tmp_path, eval={"every": 1}, checkpoint=KEEP_ALL)
+    await loop_of(config, FakePolicy(), held_out=2, recorder=recorder).run(None)
+    assert "time/checkpoint" not in recorder.steps[1]
+    told = recorder.steps[5]
+    parts = [told[f"time/{part}"] for part in ("checkpoint", "score", "update", "evaluate")]
+    assert told["time/step"] >= sum(parts) > 0
+
+
 async def test_utilisation_is_there_where_the_peak_is_known(tmp_path):
     policy, recorder = FakePolicy(), Recorder()
 
@@ -215,7 +226,7 @@ async def test_checkpoints_are_written_every_few_and_at_the_end(tmp_path, every,
 async def test_steps_that_are_not_finite_stop_the_run_when_they_come_in_a_row(tmp_path):
     config = make_config(tmp_path, total_steps=9)
     policy, recorder = FakePolicy(skipped=[1, 2, 0, 1, 2, 3]), Recorder()
-    with pytest.raises(RunError, match="step 6: .* not finite in 3 optimiser steps in a row .sft"):
+    with pytest.raises(RunError, match=r"step 6: .* not finite in 3 optimiser steps in a row .sft"):
         await loop_of(config, policy, recorder=recorder).run(None)
     assert policy.num_updates == 6
     assert recorder.steps[6]["sft/skipped_in_a_row"] == 3, "the last step is logged as well"
