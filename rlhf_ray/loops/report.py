@@ -102,7 +102,7 @@ def utilisation(hardware: Hardware, *, num_tokens: int, seconds: float) -> dict[
     if peak is None:
         return {}
     share = update_mfu(
-        num_parameters=hardware.num_parameters,
+        flops_per_token=hardware.flops_per_token,
         num_tokens=num_tokens,
         seconds=seconds,
         num_devices=hardware.num_devices,

@@ -143,7 +143,7 @@ NAMES: Mapping[str, Meaning] = {
             "score_tokens_per_s": ("tokens/s", "the same tokens over the time of scoring"),
             "update_tokens_per_s": ("tokens/s", "the same tokens over the time of the update"),
             "samples_per_s": ("samples/s", "sampled rollouts, or rows, over the whole step"),
-            "mfu": ("", "model FLOPs utilisation: share of the hardware's peak"),
+            "mfu": ("", "model FLOPs utilisation of the update: share of the hardware's peak"),
             "bubble_share": ("", "share of the step in which the policy had no work: wait/policy"),
         },
     ),

@@ -141,7 +141,7 @@ class Company:
         ]
 
     async def hardware(self) -> Hardware:
-        return Hardware(num_parameters=10, device_name="cpu", num_devices=1)
+        return Hardware(flops_per_token=60.0, device_name="cpu", num_devices=1)
 
     async def logprobs(self, batch: RolloutBatch) -> list[Shard]:
         self.said("policy.logprobs")

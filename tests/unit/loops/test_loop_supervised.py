@@ -35,7 +35,7 @@ class FakePolicy:
         self.evaluated, self.num_updates = [], 0
 
     async def hardware(self):
-        return Hardware(num_parameters=10, device_name="cpu", num_devices=1)
+        return Hardware(flops_per_token=60.0, device_name="cpu", num_devices=1)
 
     async def update(self, rows, plan):
         await asyncio.sleep(0)  # as a call to an actor, it leaves the loop time for others
@@ -145,7 +145,7 @@ async def test_utilisation_is_there_where_the_peak_is_known(tmp_path):
     policy, recorder = FakePolicy(), Recorder()
 
     async def hardware():
-        return Hardware(num_parameters=10**9, device_name="NVIDIA H100 80GB", num_devices=2)
+        return Hardware(flops_per_token=6e9, device_name="NVIDIA H100 80GB", num_devices=2)
 
     policy.hardware = hardware
     await loop_of(make_config(tmp_path), policy, recorder=recorder).run(None)
