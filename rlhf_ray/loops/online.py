@@ -52,6 +52,7 @@ class OnlineLoop:
         self.collector = Collector(
             config, prompts, self.order, engine=roles.rollout, reward=roles.reward
         )
+        self.setup = setup_of(config, prompts)
         self.kl = kl_controller(config.algorithm.kl)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
 
@@ -187,7 +188,7 @@ class OnlineLoop:
         return {
             "order": self.order.state_dict(),
             "kl": self.kl.state_dict(),
-            "setup": setup_of(self.config),
+            "setup": self.setup,
         }
 
     async def _restore(self, checkpoint: Checkpoint) -> None:

@@ -47,6 +47,7 @@ class SampleLoop:
         self.collector = Collector(
             config, prompts, self.order, engine=roles.rollout, reward=roles.reward
         )
+        self.setup = setup_of(config, prompts)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self.files = SampleFiles(Path(config.run_dir))
 
@@ -94,7 +95,7 @@ class SampleLoop:
         state = {
             "order": self.order.state_dict(),
             "sizes": self.files.sizes(),
-            "setup": setup_of(self.config),
+            "setup": self.setup,
         }
         self.store.commit(step, state, roles=[])
 

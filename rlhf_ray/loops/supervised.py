@@ -59,6 +59,7 @@ class SupervisedLoop:
         self.prepare, self.show = prepare or _as_they_are, show
         self.order = ResumableOrder(len(rows), seed=config.seed, shuffle=config.data.shuffle)
         self.order_state = self.order.state_dict()
+        self.setup = setup_of(config, rows)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self._ahead: asyncio.Future[Rows] | None = None
         self._prepared_eval_rows: Rows | None = None
@@ -155,7 +156,7 @@ class SupervisedLoop:
         with StepClock().phase("checkpoint") as timed:
             folder = self.store.begin(step)
             await self.role.save(str(folder / role))
-            state = {"order": self.order_state, "setup": setup_of(self.config)}
+            state = {"order": self.order_state, "setup": self.setup}
             await asyncio.to_thread(self.store.commit, step, state, roles=[role])
         return {"time/checkpoint": timed.seconds}
 
