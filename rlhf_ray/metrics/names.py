@@ -156,7 +156,8 @@ NAMES: Mapping[str, Meaning] = {
     **_named(
         "sft",
         {
-            "loss": ("nats/token", "next-token loss"),
+            "loss": ("nats/token", "the loss that is trained, by loss_type"),
+            "nll": ("nats/token", "negative log-likelihood of a trained token; with nll the loss"),
             "entropy": ("nats/token", "entropy of the model"),
             "token_accuracy": ("", "share of trained tokens that the model would have chosen"),
             **_OPTIMISER,
