@@ -128,8 +128,9 @@ def test_skipped_steps_are_counted_in_a_row_over_updates_and_checkpoints(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_parameter_that_no_gradient_reaches_stops_the_run(make_policy, rows, stage):
-    learner = make_policy(zero={"stage": stage})
+@pytest.mark.parametrize("optim", [{"lr": 1e-2}, {"lr": 5e-7, "warmup_steps": 50}])
+def test_a_parameter_that_no_gradient_reaches_stops_the_run(make_policy, rows, stage, optim):
+    learner = make_policy(zero={"stage": stage}, optim=optim)
     still = "lm.model.layers.1.mlp.up_proj.weight"
     dict(learner.engine.module.named_parameters())[still].register_hook(torch.zeros_like)
     with pytest.raises(RunError) as caught:
