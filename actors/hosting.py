@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,11 +72,11 @@ class HostingRank(Rank):
         """What the utilisation of this rank's device is counted from."""
         import torch
 
-        from rlhf_ray.learner.weights import weight_infos
+        from rlhf_ray.learner.work import flops_per_token
 
         on_gpu = self.device.type == "cuda"
         return Hardware(
-            num_parameters=sum(math.prod(info.shape) for info in weight_infos(self.learner.lm)),
+            flops_per_token=flops_per_token(self.learner.lm),
             device_name=torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
             num_devices=self.num_ranks,
         )

@@ -334,4 +334,5 @@ def summarize(rollout: Rollout) -> RolloutSummary:
         finish_reason=rollout.finish_reason,
         version_min=int(rollout.versions_T.min()),
         version_max=int(rollout.versions_T.max()),
+        version_sum=int(rollout.versions_T.sum()),
     )

@@ -32,7 +32,7 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
     from rlhf_ray.loops.online import OnlineLoop
     from rlhf_ray.loops.setup import checkpoint_to_resume
 
-    checkpoint = checkpoint_to_resume(config)
+    checkpoint = checkpoint_to_resume(config, data.prompts)
     started_s = time.monotonic()
     logger.info(
         "starting %s (about a minute where they are not running yet)", ", ".join(config.groups)

@@ -32,7 +32,7 @@ async def train(config: SampleConfig, data: OnlineData, pool: Pool) -> None:
     from rlhf_ray.loops.sampling import SampleLoop
     from rlhf_ray.loops.setup import checkpoint_to_resume
 
-    checkpoint = checkpoint_to_resume(config)
+    checkpoint = checkpoint_to_resume(config, data.prompts)
     roles = await start_roles(config, data, pool)
     evaluation = Evaluation(config, data.eval_prompts)
     usage = partial(pool.usage, config.groups)

@@ -60,7 +60,7 @@ async def train(
         replay_folder=str(Path(config.run_dir) / "skipped"),
     )
     await pool.load(config.trained_role, spec, path=config.learner.model.path)
-    checkpoint = checkpoint_to_resume(config)
+    checkpoint = checkpoint_to_resume(config, data.rows)
     with run_log(config, job=config.job, checkpoint=checkpoint) as log:
         loop = SupervisedLoop(
             config,

@@ -74,9 +74,15 @@ class Publication:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What a group's utilisation is counted from: its model, its device's name, its devices."""
+    """What a group's utilisation is counted from.
 
-    num_parameters: int
+    Attributes:
+        flops_per_token: Of an update of its model, forward and backward.
+        device_name: As the vendor calls it; `cpu` where there is no GPU.
+        num_devices: Of the group.
+    """
+
+    flops_per_token: float
     device_name: str
     num_devices: int
 

@@ -83,7 +83,11 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSummary:
-    """What the controller may know of a rollout without holding its tokens."""
+    """What the controller may know of a rollout without holding its tokens.
+
+    Attributes:
+        version_sum: Of the versions that sampled its response's tokens.
+    """
 
     prompt_id: str
     sample: int
@@ -93,6 +97,7 @@ class RolloutSummary:
     finish_reason: FinishReason
     version_min: int
     version_max: int
+    version_sum: int
 
 
 @dataclass(frozen=True, kw_only=True)

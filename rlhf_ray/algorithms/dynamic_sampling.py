@@ -17,8 +17,8 @@ class DynamicSamplingExhausted(RuntimeError):
 class GroupFilter:
     """Decides for one step which groups to train and how many prompts to draw.
 
-    Every prompt that was asked for must be offered or reported as failed before the next round, so
-    that each is accounted for: `accepted`, `filtered` and `failed` hold their ids in order.
+    Every prompt that was asked for must be offered before the next round, so that each is accounted
+    for: `accepted` and `filtered` hold their ids in order.
 
     Example:
         >>> while num_prompts := group_filter.next_round():
@@ -54,7 +54,6 @@ class GroupFilter:
         self.num_rounds = 0
         self.accepted: list[str] = []
         self.filtered: list[str] = []
-        self.failed: list[str] = []
         self._num_outstanding = 0
 
     @property
@@ -77,8 +76,8 @@ class GroupFilter:
                 return 0
             raise DynamicSamplingExhausted(
                 f"{len(self.accepted)} of {self.num_prompts} groups have scores that differ after "
-                f"{self.num_rounds} rounds ({len(self.filtered)} filtered, {len(self.failed)} "
-                "failed); the prompts are too easy or too hard, or max_rounds is too low"
+                f"{self.num_rounds} rounds ({len(self.filtered)} filtered); the prompts are too "
+                "easy or too hard, or max_rounds is too low"
             )
         self.num_rounds += 1
         self._num_outstanding = self.num_missing
@@ -88,20 +87,12 @@ class GroupFilter:
         """Takes a group's scores and tells whether to train it.
 
         Raises:
-            ValueError: A score is not finite: that is a failure, not a score.
+            ValueError: A score is not finite.
         """
         if not all(math.isfinite(score) for score in scores_G):
             raise ValueError(f"scores of prompt {prompt_id} must be finite, got {list(scores_G)}")
-        self._account_for(prompt_id)
+        assert self._num_outstanding > 0, f"prompt {prompt_id} was not asked for in this round"
+        self._num_outstanding -= 1
         has_spread = len(scores_G) > 0 and max(scores_G) > min(scores_G)
         (self.accepted if has_spread else self.filtered).append(prompt_id)
         return has_spread
-
-    def fail(self, prompt_id: str) -> None:
-        """Takes note that a group could not be generated or scored."""
-        self._account_for(prompt_id)
-        self.failed.append(prompt_id)
-
-    def _account_for(self, prompt_id: str) -> None:
-        assert self._num_outstanding > 0, f"prompt {prompt_id} was not asked for in this round"
-        self._num_outstanding -= 1

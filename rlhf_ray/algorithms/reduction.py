@@ -6,7 +6,6 @@ the step however the step is cut. (Dividing by a micro-batch's own count makes t
 on the cut: https://unsloth.ai/blog/gradient.)
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,22 +30,6 @@ class ReductionTotals:
     num_tokens: int
     num_sequences: int
     constant_length: int | None
-
-
-def reduction_totals(
-    sequence_lens_B: Sequence[int], *, constant_length: int | None = None
-) -> ReductionTotals:
-    """Counts the denominators of an optimiser step.
-
-    Args:
-        sequence_lens_B: Own tokens of every sequence of the step, those of all ranks included.
-        constant_length: See `ReductionTotals`.
-    """
-    return ReductionTotals(
-        num_tokens=sum(sequence_lens_B),
-        num_sequences=sum(length > 0 for length in sequence_lens_B),
-        constant_length=constant_length,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,11 @@ class ModelConfig(Config):
 
 
 class OptimConfig(Config):
-    """AdamW (arXiv 1711.05101) and its schedule; all counts are optimiser steps."""
+    """AdamW (arXiv 1711.05101) and its schedule; all counts are optimiser steps.
+
+    Attributes:
+        weight_decay: Of matrices; biases and the weights of norms have none.
+    """
 
     lr: PositiveFloat = 1e-6
     betas: tuple[Share, Share] = (0.9, 0.95)
@@ -308,6 +312,8 @@ class JobConfig(RunConfig):
 
     Attributes:
         total_steps: Optimiser steps of SFT, rollout steps of PPO and GRPO.
+        nonfinite_steps_to_stop: Optimiser steps with a loss or gradient that is not finite, one
+            after the other, that stop the run.
     """
 
     total_steps: PositiveInt = 100

@@ -181,10 +181,19 @@ class CorrectionConfig(Config):
 
 
 class DynamicSamplingConfig(Config):
-    """DAPO's dynamic sampling (arXiv 2503.14476): new prompts replace groups without spread."""
+    """DAPO's dynamic sampling (arXiv 2503.14476): new prompts replace groups without spread.
+
+    Attributes:
+        max_rounds: Of generation, the first one included; each asks for what is still missing.
+        on_exhausted: After the last round, train the groups there are (`partial`; with none at all
+            the run stops) or stop (`error`).
+    """
 
     enabled: bool = False
     max_rounds: PositiveInt = 4
+    # The last rounds miss a few groups as a rule, and more so the better the policy gets: a run
+    # should not die of its success.
+    on_exhausted: Literal["error", "partial"] = "partial"
 
 
 class AlgorithmConfig(Config):

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from rlhf_ray.config.base import LearnerConfig, ZeroConfig
+from rlhf_ray.learner.adamw import adamw
 from rlhf_ray.learner.movement import MovementCheck
 from rlhf_ray.learner.schedule import learning_rate
 
@@ -82,7 +83,12 @@ def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 class TrainingEngine:
-    """One module under training, on one rank of its group."""
+    """One module under training, on one rank of its group.
+
+    Attributes:
+        num_steps: Optimiser steps so far, the skipped ones included.
+        num_skipped_in_a_row: Of the last ones.
+    """
 
     def __init__(self, module: torch.nn.Module, config: LearnerConfig, *, total_steps: int) -> None:
         """Hand the module to DeepSpeed.
@@ -93,14 +99,14 @@ class TrainingEngine:
             total_steps: Optimiser steps of the whole run, for the schedule.
         """
         self.config, self.total_steps = config, total_steps
-        self.num_steps = 0
+        self.num_steps = self.num_skipped_in_a_row = 0
         trained = [p for p in module.parameters() if p.requires_grad]
         bf16 = all(p.dtype is torch.bfloat16 for p in trained)
         stage = effective_stage(config.zero, bf16=bf16)
         self._own_clipping = stage == 0
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
-            optimizer=_adamw(trained, config),
+            optimizer=adamw(module, config),
             config=deepspeed_config(
                 config.zero,
                 bf16=bf16,
@@ -143,8 +149,9 @@ class TrainingEngine:
             group["lr"] = lr
         grad_norm, applied = self._clip_and_step()
         self.num_steps += 1
+        self.num_skipped_in_a_row = 0 if applied else self.num_skipped_in_a_row + 1
         if applied and grad_norm > 0:
-            self._movement.after_step()
+            self._movement.after_step(lr)
         return StepResult(grad_norm=grad_norm, lr=lr, applied=applied)
 
     def _clip_and_step(self) -> tuple[float, bool]:
@@ -169,23 +176,33 @@ class TrainingEngine:
             str(folder),
             tag=TAG,
             save_latest=False,
-            client_state={"num_steps": self.num_steps},
+            client_state={
+                "num_steps": self.num_steps,
+                "num_skipped_in_a_row": self.num_skipped_in_a_row,
+            },
             exclude_frozen_parameters=True,
         )
         torch.save(_random_state(), folder / f"random_rank{dist.get_rank()}.pt")
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, on as many ranks.
+        """Read what `save` wrote, on as many ranks; the optimiser's settings stay the own ones.
 
         Raises:
             ValueError: Nothing was saved there.
         """
         if not (folder / TAG).is_dir():
             raise ValueError(f"no DeepSpeed checkpoint in {folder}")
+        settings = [
+            {key: group[key] for key in ("betas", "eps", "weight_decay")}
+            for group in self.engine.optimizer.param_groups
+        ]
         _, client_state = self.engine.load_checkpoint(
             str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=False
         )
+        for group, own in zip(self.engine.optimizer.param_groups, settings, strict=True):
+            group.update(own)
         self.num_steps = int(client_state["num_steps"])
+        self.num_skipped_in_a_row = int(client_state["num_skipped_in_a_row"])
         _set_random_state(
             torch.load(folder / f"random_rank{dist.get_rank()}.pt", weights_only=True)
         )
@@ -193,22 +210,6 @@ class TrainingEngine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers, so that the process can host another model."""
         self.engine.destroy()
-
-
-def _adamw(trained: list[torch.nn.Parameter], config: LearnerConfig) -> torch.optim.Optimizer:
-    optim = config.optim
-    keywords: dict[str, Any] = {
-        "lr": optim.lr,
-        "betas": optim.betas,
-        "eps": optim.eps,
-        "weight_decay": optim.weight_decay,
-    }
-    if config.zero.offload_optimizer != "none":
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(trained, adamw_mode=True, **keywords)
-        return optimizer
-    return torch.optim.AdamW(trained, fused=trained[0].is_cuda, **keywords)
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import SftExample
 
-METRICS = ("loss", "entropy", "token_accuracy")
+METRICS = ("loss", "nll", "entropy", "token_accuracy")
 
 
 class SftLearner(ExampleLearner[SftConfig, SftExample]):
@@ -47,6 +47,7 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
         loss = reduction.reduce(loss_T, mask_T, batch.segments_T, lens_B)
         assert scores.entropy_T is not None and scores.top_T is not None
         metrics = {
+            "nll": mean_of(-scores.logprobs_T, mask_T),
             "entropy": mean_of(scores.entropy_T, mask_T),
             "token_accuracy": mean_of(scores.top_T.eq(batch.targets_T), mask_T),
         }
@@ -76,6 +77,7 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
         assert scores.entropy_T is not None and scores.top_T is not None
         values = (
             SFT_LOSSES[self.job.loss_type](scores.logprobs_T),
+            -scores.logprobs_T,
             scores.entropy_T,
             scores.top_T.eq(batch.targets_T).float(),
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
@@ -87,14 +87,17 @@ def run_update(
         prepare: What comes before an optimiser step's first pass.
 
     Returns:
-        Metrics over all ranks: the loss's own, and `loss`, `grad_norm`, `lr`, `skipped_steps`.
+        Metrics over all ranks: the loss's own, `loss` and `grad_norm`, all of the steps that were
+        applied; and `lr`, `skipped_steps`, `skipped_in_a_row`.
     """
     rank = dist.get_rank()
-    parts: list[Metrics] = []
+    applied_parts: list[Metrics] = []
     results = []
+    most_skipped_in_a_row = 0
     for minibatch in plan.minibatches:
         reduction = _reduction(minibatch, settings)
         micro_batches = minibatch.micro_batches_by_rank[rank]
+        parts: list[Metrics] = []
         step_rows: Any = rows if prepare is None else prepare(minibatch)
         for index, micro_batch in enumerate(micro_batches):
             num_chunks = num_chunks_of_pass(
@@ -106,14 +109,18 @@ def run_update(
             parts.append({**metrics, "loss": _share_of_mean(loss, share)})
         result = engine.step()
         results.append(result)
-        if not result.applied:
+        most_skipped_in_a_row = max(most_skipped_in_a_row, engine.num_skipped_in_a_row)
+        if result.applied:
+            applied_parts += parts
+        else:
             _write_for_replay(rows, minibatch, settings.replay_folder)
-    applied = [result for result in results if result.applied]
+    norms = [result.grad_norm for result in results if result.applied]
     return {
-        **_over_ranks(parts),
-        "grad_norm": _mean([result.grad_norm for result in applied]),
+        **_over_ranks(applied_parts),
+        **({"grad_norm": fmean(norms)} if norms else {}),
         "lr": results[-1].lr,
-        "skipped_steps": float(len(results) - len(applied)),
+        "skipped_steps": float(sum(not result.applied for result in results)),
+        "skipped_in_a_row": float(most_skipped_in_a_row),
     }
 
 
@@ -165,10 +172,6 @@ def _over_ranks(parts: Sequence[Metrics]) -> dict[str, float]:
             max_ranks=reduced(dist.ReduceOp.MAX),
         )
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
 
 
 def _write_for_replay(rows: Sequence[Any], minibatch: MinibatchPlan, folder: str) -> None:

@@ -8,15 +8,18 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import ConfigError, RunError
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+# hashlib lets other threads run while it digests; a disk seldom feeds more of them.
+NUM_DIGEST_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class CheckpointStore:
     def commit(self, step: int, state: Mapping[str, Any], *, roles: Sequence[str]) -> Path:
         """Seal what was written since `begin`: state, digests, fsync, rename; then prune.
 
+        What is there of later steps goes as well: this run passed it over, and goes another way.
+
         Args:
             step: As given to `begin`.
             state: The controllers' state, as JSON can hold it.
@@ -65,11 +70,10 @@ class CheckpointStore:
                 raise RunError(
                     f"the checkpoint of {role} is not in {folder}: its ranks wrote somewhere else"
                 )
-        digests = {
-            str(path.relative_to(folder)): _digest(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+        names = [
+            str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()
+        ]
+        digests = _digests(folder, names)
         manifest = {"step": step, "state": dict(state), "files": digests}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in [*folder.rglob("*"), folder]:
@@ -81,19 +85,33 @@ class CheckpointStore:
         folder.rename(final)
         _sync(self.root)
         shutil.rmtree(replaced, ignore_errors=True)
-        for old in self._folders()[: -self.keep]:
-            shutil.rmtree(old)
+        folders = self._folders()
+        until_this = folders.index(final) + 1
+        for unwanted in [*folders[: max(0, until_this - self.keep)], *folders[until_this:]]:
+            shutil.rmtree(unwanted)
         return final
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; torn or corrupt ones are passed over and logged."""
-        for folder in reversed(self._folders()):
+        """The newest checkpoint that is whole, None where there was never one.
+
+        Torn or corrupt ones are passed over and logged.
+
+        Raises:
+            ConfigError: There are checkpoints and none of them is whole.
+        """
+        folders = self._folders()
+        for folder in reversed(folders):
             try:
                 return _read(folder)
             except (OSError, ValueError, KeyError) as error:
                 logger.warning(
                     "checkpoint %s is not usable, trying the one before: %s", folder, error
                 )
+        if folders:
+            raise ConfigError(
+                f"none of the {len(folders)} checkpoints in {self.root} is whole (the log says "
+                "why): bring one back from a copy, or start anew in another run_dir"
+            )
         return None
 
     def _folder(self, step: int) -> Path:
@@ -105,10 +123,16 @@ class CheckpointStore:
 
 def _read(folder: Path) -> Checkpoint:
     manifest = json.loads((folder / MANIFEST).read_text())
-    for name, digest in manifest["files"].items():
-        if _digest(folder / name) != digest:
+    for name, digest in _digests(folder, list(manifest["files"])).items():
+        if digest != manifest["files"][name]:
             raise ValueError(f"{name} has changed since it was written")
     return Checkpoint(step=manifest["step"], folder=folder, state=manifest["state"])
+
+
+def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Of files by their names, several at a time: a rank's states are tens of gigabytes."""
+    with ThreadPoolExecutor(NUM_DIGEST_THREADS) as threads:
+        return dict(zip(names, threads.map(_digest, [folder / n for n in names]), strict=True))
 
 
 def _digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""How long each phase of a step takes."""
+"""How long a step and each of its phases take."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class StepClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """Time what is inside."""
+        """Time what is inside; a phase that comes again adds up."""
         phase, started_s = Phase(), time.monotonic()
         yield phase
         phase.seconds = time.monotonic() - started_s
-        self.seconds[name] = phase.seconds
+        self.seconds[name] = self.seconds.get(name, 0.0) + phase.seconds
 
     def elapsed_s(self) -> float:
         """Since the step began."""

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from rlhf_ray.config.base import JobConfig
 from rlhf_ray.errors import RunError
+from rlhf_ray.roles import Metrics
 
 
-class DivergenceGuard:
-    """Counts the steps in a row in which an optimiser step was skipped.
+def stop_if_diverged(step: int, metrics: Metrics, config: JobConfig) -> None:
+    """Look at what the trained roles say of their optimiser steps.
 
-    Attributes:
-        num_in_a_row: Up to now; what a checkpoint holds of it.
+    Raises:
+        RunError: One of them skipped as many in a row as the job allows, or more.
     """
-
-    def __init__(self, config: JobConfig) -> None:
-        """None yet; the limit is the job's."""
-        self.limit, self.run_dir = config.nonfinite_steps_to_stop, config.run_dir
-        self.num_in_a_row = 0
-
-    def after(self, step: int, num_skipped: float) -> None:
-        """Take note of a step.
-
-        Raises:
-            RunError: The limit is reached.
-        """
-        self.num_in_a_row = self.num_in_a_row + 1 if num_skipped else 0
-        if self.num_in_a_row >= self.limit:
+    limit = config.nonfinite_steps_to_stop
+    for name, num_skipped in metrics.items():
+        role, _, leaf = name.rpartition("/")
+        if leaf == "skipped_in_a_row" and num_skipped >= limit:
             raise RunError(
-                f"step {step}: loss or gradient was not finite in {self.limit} steps in a row; "
-                f"what they were to learn from is in {self.run_dir}/skipped"
+                f"step {step}: loss or gradient was not finite in {num_skipped:.0f} optimiser "
+                f"steps in a row ({role}; nonfinite_steps_to_stop is {limit}); what they were to "
+                f"learn from is in {config.run_dir}/skipped"
             )

@@ -15,8 +15,8 @@ from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.data.packing import UpdatePlan, plan_update
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.collection import Collector
-from rlhf_ray.loops.divergence import DivergenceGuard
+from rlhf_ray.loops.collection import Collected, Collector
+from rlhf_ray.loops.divergence import stop_if_diverged
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.kl_control import kl_controller
 from rlhf_ray.loops.report import rollout_metrics, utilisation
@@ -52,9 +52,9 @@ class OnlineLoop:
         self.collector = Collector(
             config, prompts, self.order, engine=roles.rollout, reward=roles.reward
         )
+        self.setup = setup_of(config, prompts)
         self.kl = kl_controller(config.algorithm.kl)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
-        self.divergence = DivergenceGuard(config)
 
     async def run(self, checkpoint: Checkpoint | None) -> None:
         """Train from the start or from a checkpoint to the last step.
@@ -72,42 +72,42 @@ class OnlineLoop:
             self.log.log(0, await self._evaluate(0))
         await self.usage()  # starting is no part of the first step
         saved: Metrics = {}
+        clock = StepClock()
         for step in range(first, self.config.total_steps + 1):
             # Logged before it is saved: a run that resumes after this step has its metrics.
-            self.log.log(step, {**await self._step(step), **saved})
+            metrics = {**await self._step(step, clock), **saved}
+            self.log.log(step, metrics)
+            stop_if_diverged(step, metrics, self.config)
+            clock = StepClock()  # the checkpoint's time is the next step's
             saved = await self._save(step)
 
-    async def _step(self, step: int) -> Metrics:
-        clock = StepClock()
+    async def _step(self, step: int, clock: StepClock) -> Metrics:
         kl_coefficient = self.kl.coefficient
+        collected = await self.collector.collect(step, clock)
         with clock.phase("generate"):
-            collected = await self.collector.collect(step)
             await self.roles.rollout.sleep()
         batch = collected.batch
         with clock.phase("score"):
-            experience, scores, assembled = await self._score(batch, collected.scores)
+            experience, assembled = await self._score(collected)
         with clock.phase("update"):
             updated = await self._update(experience, batch, step, kl_coefficient)
         with clock.phase("publish"):
             await self.roles.rollout.wake_up()
             publication = await self.roles.policy.publish(step)
         if "policy/kl_ref" in assembled:
-            self.kl.update(assembled["policy/kl_ref"], num_sequences=len(scores))
-        self.divergence.after(
-            step, updated["policy/skipped_steps"] + updated.get("value/skipped_steps", 0.0)
-        )
-        told = rollout_metrics(batch, scores, collected.num_refilled, clock, version=step - 1)
+            self.kl.update(assembled["policy/kl_ref"], num_sequences=len(collected.kept))
+        evaluated, used = await self._evaluate(step), await self.usage()
         return {
             **updated,
             **assembled,
-            **told,
-            **await self._evaluate(step),
+            **evaluated,
+            **used,
+            **rollout_metrics(collected, used, clock, version=step - 1),
             **utilisation(
                 self.hardware,
                 num_tokens=self.config.algorithm.epochs * batch.num_tokens,
                 seconds=clock.seconds["update"],
             ),
-            **await self.usage(),
             "policy/kl_coefficient": kl_coefficient,
             "mismatch/logprob_abs_max": max(
                 assembled["mismatch/logprob_abs_max"], publication.logprob_abs_max
@@ -117,24 +117,23 @@ class OnlineLoop:
             "data/epoch": self.order.position / self.order.num_rows,
         }
 
-    async def _score(self, batch: RolloutBatch, scores: Any) -> tuple[Ref, Any, Metrics]:
+    async def _score(self, collected: Collected) -> tuple[Ref, Metrics]:
         """Everything that is known of the rollouts before the update, side by side."""
-        roles = self.roles
+        roles, batch = self.roles, collected.batch
         old, reference, values, scored = await asyncio.gather(
             roles.policy.logprobs(batch),
             _optional(roles.reference, "logprobs", batch),
             _optional(roles.value, "values", batch),
-            scores,
+            collected.scores,
         )
-        experience, metrics = await roles.assembler.build(
+        return await roles.assembler.build(
             batch,
-            [score.total for score in scored],
+            [scored[row].total for row in collected.kept],
             old=old,
             reference=reference,
             values=values,
             kl_coefficient=self.kl.coefficient,
         )
-        return experience, scored, metrics
 
     async def _update(
         self, experience: Ref, batch: RolloutBatch, step: int, kl_coefficient: float
@@ -189,14 +188,12 @@ class OnlineLoop:
         return {
             "order": self.order.state_dict(),
             "kl": self.kl.state_dict(),
-            "num_skipped_in_a_row": self.divergence.num_in_a_row,
-            "setup": setup_of(self.config),
+            "setup": self.setup,
         }
 
     async def _restore(self, checkpoint: Checkpoint) -> None:
         self.order.load_state_dict(checkpoint.state["order"])
         self.kl.load_state_dict(checkpoint.state["kl"])
-        self.divergence.num_in_a_row = checkpoint.state["num_skipped_in_a_row"]
         await self.roles.policy.restore(str(checkpoint.folder / "policy"))
         if self.roles.value is not None:
             await self.roles.value.restore(str(checkpoint.folder / "value"))

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 from rlhf_ray.loops.clock import StepClock
+from rlhf_ray.loops.collection import Collected
 from rlhf_ray.metrics.flops import peak_flops, update_mfu
-from rlhf_ray.roles import Hardware, RolloutBatch
+from rlhf_ray.roles import Hardware, Metrics, RolloutBatch
 from rlhf_ray.types import Score
 
 
@@ -32,7 +33,7 @@ def sample_metrics(
 
 
 def time_metrics(clock: StepClock, *, num_samples: int) -> dict[str, float]:
-    """`time/*`, `share/*` and samples a second of the step so far."""
+    """`time/*`, `share/*` and samples a second; to be called when the step is over."""
     step_s = clock.elapsed_s()
     return {
         **{f"time/{phase}": seconds for phase, seconds in clock.seconds.items()},
@@ -43,36 +44,39 @@ def time_metrics(clock: StepClock, *, num_samples: int) -> dict[str, float]:
 
 
 def rollout_metrics(
-    batch: RolloutBatch,
-    scores: Sequence[Score],
-    num_refilled: int,
-    clock: StepClock,
-    *,
-    version: int,
+    collected: Collected, used: Metrics, clock: StepClock, *, version: int
 ) -> dict[str, float]:
     """`rollout/*`, `reward/*`, `async/*`, `time/*`, `share/*` and `perf/*` of one step.
 
     Args:
-        batch: The step's rollouts.
-        scores: Of its rows.
-        num_refilled: Groups that dynamic sampling replaced.
-        clock: Phases so far.
+        collected: The step's rollouts, scored.
+        used: What the processes needed in the step.
+        clock: Of the step, which is over.
         version: Of the weights when the step began.
     """
-    summaries = batch.summaries_B
-    num_tokens = batch.num_tokens
-    seconds, step_s = clock.seconds, clock.elapsed_s()
+    batch, seconds = collected.batch, clock.seconds
+    told = sample_metrics(collected.sampled, collected.scores.result(), clock)
+    if "wait/policy" in used:
+        told["perf/bubble_share"] = used["wait/policy"] / told["time/step"]
     return {
-        **sample_metrics(batch, scores, clock),
-        "rollout/refilled_groups": float(num_refilled),
-        "async/staleness_mean": fmean(version - s.version_min for s in summaries),
-        "async/staleness_max": float(max(version - s.version_min for s in summaries)),
+        **told,
+        "rollout/trained_groups": float(collected.num_groups),
+        "rollout/refilled_groups": float(collected.num_refilled),
+        **_staleness(batch, version),
         "time/wait_rollout": seconds["generate"],
         "time/wait_update": seconds["score"] + seconds["update"],
-        "perf/tokens_per_s": num_tokens / step_s,
-        "perf/score_tokens_per_s": num_tokens / seconds["score"],
-        "perf/update_tokens_per_s": num_tokens / seconds["update"],
-        "perf/bubble_share": 1.0 - seconds["update"] / step_s,
+        "perf/tokens_per_s": batch.num_tokens / told["time/step"],
+        "perf/score_tokens_per_s": batch.num_tokens / seconds["score"],
+        "perf/update_tokens_per_s": batch.num_tokens / seconds["update"],
+    }
+
+
+def _staleness(batch: RolloutBatch, version: int) -> dict[str, float]:
+    summaries = batch.summaries_B
+    num_tokens = sum(s.num_response_tokens for s in summaries)
+    return {
+        "async/staleness_mean": version - sum(s.version_sum for s in summaries) / num_tokens,
+        "async/staleness_max": float(max(version - s.version_min for s in summaries)),
     }
 
 
@@ -98,7 +102,7 @@ def utilisation(hardware: Hardware, *, num_tokens: int, seconds: float) -> dict[
     if peak is None:
         return {}
     share = update_mfu(
-        num_parameters=hardware.num_parameters,
+        flops_per_token=hardware.flops_per_token,
         num_tokens=num_tokens,
         seconds=seconds,
         num_devices=hardware.num_devices,

@@ -58,6 +58,7 @@ class SampleLoop:
         self.collector = Collector(
             config, prompts, self.order, engine=roles.rollout, reward=roles.reward
         )
+        self.setup = setup_of(config, prompts)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self.files = SampleFiles(Path(config.run_dir))
 
@@ -79,9 +80,11 @@ class SampleLoop:
             self.log.log(0, await self._judge())
         await self.usage()  # starting is no part of the first step
         first = 1 if checkpoint is None else checkpoint.step + 1
+        clock = StepClock()
         for step in range(first, self.config.total_steps + 1):
             # Logged before it is saved: a run that resumes after this step has its metrics.
-            self.log.log(step, await self._step(step))
+            self.log.log(step, await self._step(step, clock))
+            clock = StepClock()
             self._save(step)
 
     async def _judge(self) -> Metrics:
@@ -90,15 +93,14 @@ class SampleLoop:
             self.log.table(judged.table)
         return judged.metrics
 
-    async def _step(self, step: int) -> Metrics:
-        clock = StepClock()
-        with clock.phase("generate"):
-            collected = await self.collector.collect(step)
+    async def _step(self, step: int, clock: StepClock) -> Metrics:
+        collected = await self.collector.collect(step, clock)
         with clock.phase("score"):
             scores = await collected.scores
-        rollouts = await self.roles.assembler.texts(collected.batch, range(len(scores)))
+        rollouts = await self.roles.assembler.texts(collected.sampled, range(len(scores)))
         self.files.append(*self._rows(rollouts, scores))
-        return {**sample_metrics(collected.batch, scores, clock), **await self.usage()}
+        used = await self.usage()
+        return {**sample_metrics(collected.sampled, scores, clock), **used}
 
     def _save(self, step: int) -> None:
         """After every step, so that nothing that was judged is lost with the run."""
@@ -106,7 +108,7 @@ class SampleLoop:
         state = {
             "order": self.order.state_dict(),
             "sizes": self.files.sizes(),
-            "setup": setup_of(self.config),
+            "setup": self.setup,
         }
         self.store.commit(step, state, roles=[])
 

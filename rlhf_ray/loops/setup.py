@@ -1,43 +1,109 @@
-"""What a checkpoint was made with and a resumed run must not change."""
+"""What a checkpoint was made with: what a resumed run must not change, and what it may."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.sample import SampleConfig
+from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 
+logger = logging.getLogger(__name__)
 
-def setup_of(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
-    """Keys and values that a checkpoint depends on."""
+# Where a run is, how long it waits and what it tells: no part of what it trains.
+SURROUNDINGS = {"run_dir", "resume", "ray", "wandb", "tensorboard", "timeouts", "checkpoint"}
+# How a model computes, not what.
+MANNER = {"attention", "gradient_checkpointing", "trust_remote_code"}
+
+
+def setup_of(config: OnlineConfig | SupervisedConfig, rows: Sequence[Any]) -> dict[str, Any]:
+    """What a checkpoint holds of the job.
+
+    Args:
+        config: Of the job.
+        rows: What it trains on, tokenized.
+
+    Returns:
+        `fixed`: keys and values that the checkpoint depends on. `settings`: all of the
+        configuration that has to do with training, key by key.
+    """
+    given = config.model_dump(mode="json", exclude=SURROUNDINGS)
+    return {
+        "fixed": {**_fixed(config), "the data's rows (digest)": _digest(rows)},
+        "settings": dict(_flat(without_secrets(given))),
+    }
+
+
+def checkpoint_to_resume(
+    config: OnlineConfig | SupervisedConfig, rows: Sequence[Any]
+) -> Checkpoint | None:
+    """The newest whole checkpoint of `run_dir` where `resume` is `auto` and there is one.
+
+    Other changes of the configuration are logged.
+
+    Raises:
+        ConfigError: It was made with another setup (names every key that differs), or there are
+            checkpoints and none is whole.
+    """
+    if config.resume == "never":
+        return None
+    found = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep).latest()
+    if found is not None:
+        _compare(config.run_dir, found.state["setup"], setup_of(config, rows))
+    return found
+
+
+def _compare(run_dir: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if changed := _changes(saved["fixed"], now["fixed"]):
+        raise ConfigError(f"the checkpoint in {run_dir} cannot be resumed: {'; '.join(changed)}")
+    if changed := _changes(saved["settings"], now["settings"]):
+        logger.warning("the run goes on with other settings than before: %s", "; ".join(changed))
+
+
+def _changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} was {saved.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted({*saved, *now})
+        if saved.get(key) != now.get(key)
+    ]
+
+
+def _fixed(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
+    fixed: dict[str, Any] = {"seed": config.seed, **_data(config.data)}
     if isinstance(config, OnlineConfig):
-        role, learner, num_ranks = "policy", config.policy, config.placement.policy.ranks
+        fixed |= _role("policy", config.policy, config.placement.policy.ranks)
+        fixed["algorithm.kl.controller"] = config.algorithm.kl.controller
+        if config.uses_value:
+            fixed |= _role("value", config.value, config.placement.value.ranks)
     else:
-        role, learner, num_ranks = config.trained_role, config.learner, config.num_ranks
-    setup: dict[str, Any] = {
-        "seed": config.seed,
-        **_data(config.data),
-        f"{role}.model.path": learner.model.path,
-        **{f"{role}.model.lora.{k}": v for k, v in learner.model.lora.model_dump().items()},
+        fixed |= _role(config.trained_role, config.learner, config.num_ranks)
+        fixed |= {"batch_size": config.batch_size, "max_length": config.max_length}
+    if isinstance(config, DpoConfig):
+        fixed |= {"loss_type": config.loss_type, "beta": config.beta}
+    if isinstance(config, SampleConfig):
+        fixed |= {"samples_per_prompt": config.samples_per_prompt, "pairs": config.pairs}
+    return fixed
+
+
+def _role(role: str, learner: LearnerConfig, num_ranks: int) -> dict[str, Any]:
+    model = learner.model.model_dump(mode="json", exclude=MANNER)
+    return {
+        **dict(_flat(model, f"{role}.model.")),
         f"{role}.zero.stage": learner.zero.stage,
         f"placement.{role}.ranks": num_ranks,
     }
-    if isinstance(config, SupervisedConfig):
-        setup |= {"batch_size": config.batch_size, "max_length": config.max_length}
-    if isinstance(config, DpoConfig):
-        setup |= {"loss_type": config.loss_type, "beta": config.beta}
-    if isinstance(config, SampleConfig):
-        setup |= {"samples_per_prompt": config.samples_per_prompt, "pairs": config.pairs}
-    if isinstance(config, OnlineConfig) and config.uses_value:
-        setup["value.zero.stage"] = config.value.zero.stage
-        setup["placement.value.ranks"] = config.placement.value.ranks
-    return setup
 
 
 def _data(data: DataConfig) -> dict[str, Any]:
@@ -46,28 +112,29 @@ def _data(data: DataConfig) -> dict[str, Any]:
     return {f"data.{key}": value for key, value in given.items()}
 
 
-def checkpoint_to_resume(config: OnlineConfig | SupervisedConfig) -> Checkpoint | None:
-    """The newest whole checkpoint of `run_dir` where `resume` is `auto` and there is one.
-
-    Raises:
-        ConfigError: It was made with another setup; names every key that differs.
-    """
-    if config.resume == "never":
-        return None
-    found = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep).latest()
-    if found is not None:
-        _compare(config, found.state["setup"])
-    return found
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
-def _compare(config: OnlineConfig | SupervisedConfig, saved: Mapping[str, Any]) -> None:
-    now = setup_of(config)
-    changed = [
-        f"{key} was {saved.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key)
-    ]
-    if changed:
-        raise ConfigError(
-            f"the checkpoint in {config.run_dir} cannot be resumed: {'; '.join(changed)}"
-        )
+def _digest(rows: Sequence[Any]) -> str:
+    """Of everything that the rows say, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        for field in fields(row):
+            for part in _parts(getattr(row, field.name)):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    if isinstance(value, np.ndarray):
+        yield repr((value.dtype.str, value.shape)).encode() + value.tobytes()
+    elif isinstance(value, tuple) and value and isinstance(value[0], np.ndarray):
+        for inner in value:
+            yield from _parts(inner)
+    else:
+        yield repr(value).encode()

@@ -12,7 +12,7 @@ from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.data.packing import plan_update
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.divergence import DivergenceGuard
+from rlhf_ray.loops.divergence import stop_if_diverged
 from rlhf_ray.loops.report import time_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
@@ -59,8 +59,8 @@ class SupervisedLoop:
         self.prepare, self.show = prepare or _as_they_are, show
         self.order = ResumableOrder(len(rows), seed=config.seed, shuffle=config.data.shuffle)
         self.order_state = self.order.state_dict()
+        self.setup = setup_of(config, rows)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
-        self.divergence = DivergenceGuard(config)
         self._ahead: asyncio.Future[Rows] | None = None
         self._prepared_eval_rows: Rows | None = None
 
@@ -76,20 +76,23 @@ class SupervisedLoop:
         else:
             first = checkpoint.step + 1
             self.order.load_state_dict(checkpoint.state["order"])
-            self.divergence.num_in_a_row = checkpoint.state["num_skipped_in_a_row"]
             await self.role.restore(str(checkpoint.folder / self.config.trained_role))
         self.hardware = await self.role.hardware()
         await self.usage()  # starting is no part of the first step
         try:
+            saved: Metrics = {}
+            clock = StepClock()
             for step in range(first, self.config.total_steps + 1):
-                self.log.log(step, await self._step(step))
-                await self._save(step)
+                metrics = {**await self._step(step, clock), **saved}
+                self.log.log(step, metrics)
+                stop_if_diverged(step, metrics, self.config)
+                clock = StepClock()  # the checkpoint's time is the next step's
+                saved = await self._save(step)
         finally:
             if self._ahead is not None:
                 self._ahead.cancel()
 
-    async def _step(self, step: int) -> Metrics:
-        clock = StepClock()
+    async def _step(self, step: int, clock: StepClock) -> Metrics:
         with clock.phase("score"):
             rows = await self._batch(step)
         learner = self.config.learner
@@ -106,17 +109,17 @@ class SupervisedLoop:
         )
         with clock.phase("update"):
             updated = await self.role.update(rows, plan)
-        self.divergence.after(step, updated["skipped_steps"])
+        evaluated, used = await self._evaluate(step), await self.usage()
         timed = time_metrics(clock, num_samples=len(rows))
         return {
             **_prefixed(self.config.job, updated),
-            **await self._evaluate(step),
+            **evaluated,
+            **used,
             "data/epoch": self.order_state["position"] / self.order_state["num_rows"],
             **timed,
             "perf/tokens_per_s": sum(lengths) / timed["time/step"],
             "perf/update_tokens_per_s": sum(lengths) / timed["time/update"],
             **utilisation(self.hardware, num_tokens=sum(lengths), seconds=timed["time/update"]),
-            **await self.usage(),
         }
 
     async def _batch(self, step: int) -> Rows:
@@ -134,27 +137,28 @@ class SupervisedLoop:
         due = step in (0, last) or (every > 0 and step % every == 0)
         if not due or not self.eval_rows:
             return {}
-        if self._prepared_eval_rows is None:
-            self._prepared_eval_rows = await self.prepare(self.eval_rows)
-        evaluated = await self.role.evaluate(self._prepared_eval_rows)
-        if self.show is not None:
-            for table in await self.show(step, self.eval_rows, evaluated):
-                self.log.table(table)
-        return {f"eval/{name}": value for name, value in evaluated.metrics.items()}
+        with StepClock().phase("evaluate") as timed:
+            if self._prepared_eval_rows is None:
+                self._prepared_eval_rows = await self.prepare(self.eval_rows)
+            evaluated = await self.role.evaluate(self._prepared_eval_rows)
+            if self.show is not None:
+                for table in await self.show(step, self.eval_rows, evaluated):
+                    self.log.table(table)
+        named = {f"eval/{name}": value for name, value in evaluated.metrics.items()}
+        return {**named, "time/evaluate": timed.seconds}
 
-    async def _save(self, step: int) -> None:
+    async def _save(self, step: int) -> Metrics:
+        """Write a checkpoint where one is due; its duration is a metric of the next step."""
         every = self.config.checkpoint.every
         if step != self.config.total_steps and not (every and step % every == 0):
-            return
+            return {}
         role = self.config.trained_role
-        folder = self.store.begin(step)
-        await self.role.save(str(folder / role))
-        state = {
-            "order": self.order_state,
-            "num_skipped_in_a_row": self.divergence.num_in_a_row,
-            "setup": setup_of(self.config),
-        }
-        await asyncio.to_thread(self.store.commit, step, state, roles=[role])
+        with StepClock().phase("checkpoint") as timed:
+            folder = self.store.begin(step)
+            await self.role.save(str(folder / role))
+            state = {"order": self.order_state, "setup": self.setup}
+            await asyncio.to_thread(self.store.commit, step, state, roles=[role])
+        return {"time/checkpoint": timed.seconds}
 
 
 def _prefixed(job: str, metrics: Metrics) -> dict[str, float]:

@@ -24,18 +24,29 @@ def peak_flops(device_name: str) -> float | None:
     return next((PEAK_FLOPS[name] for name in names if name in device_name), None)
 
 
-def update_mfu(
-    *, num_parameters: int, num_tokens: int, seconds: float, num_devices: int, peak: float
-) -> float:
-    """Share of the peak in one update: 6 FLOPs a parameter and token, forward and backward.
+def update_flops_per_token(*, num_active: float, num_trained: float) -> float:
+    """FLOPs of one token in an update, forward and backward.
 
-    Source: PaLM, https://arxiv.org/abs/2204.02311, appendix B, without the attention term.
+    2 a parameter forward, 2 for the gradient of its input, 2 for its own gradient. Source: PaLM,
+    https://arxiv.org/abs/2204.02311, appendix B, without the attention term.
 
     Args:
-        num_parameters: Of the model, the frozen ones included.
+        num_active: Parameters that a token meets, the frozen ones included.
+        num_trained: Of those, the ones with a gradient of their own.
+    """
+    return 4.0 * num_active + 2.0 * num_trained
+
+
+def update_mfu(
+    *, flops_per_token: float, num_tokens: int, seconds: float, num_devices: int, peak: float
+) -> float:
+    """Share of the peak that an update reaches.
+
+    Args:
+        flops_per_token: See `update_flops_per_token`.
         num_tokens: That went forward and backward, prompts included, epochs counted.
         seconds: Of the update.
         num_devices: Of the policy's group.
         peak: Of one device, in FLOP/s.
     """
-    return 6.0 * num_parameters * num_tokens / (seconds * num_devices * peak)
+    return flops_per_token * num_tokens / (seconds * num_devices * peak)

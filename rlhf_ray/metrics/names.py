@@ -29,6 +29,7 @@ _OPTIMISER = {
     "grad_norm": ("", "norm of the gradient before clipping"),
     "lr": ("", "learning rate of the step"),
     "skipped_steps": ("", "optimiser steps skipped for a non-finite loss or gradient"),
+    "skipped_in_a_row": ("", "most of them in a row, those just before the update included"),
 }
 
 _PHASES = ("generate", "score", "update", "publish")
@@ -40,14 +41,15 @@ NAMES: Mapping[str, Meaning] = {
         {
             "reward_mean": (
                 "",
-                "mean score of the step's rollouts, weighted over reward functions",
+                "mean score of all that was sampled in the step, weighted over reward functions",
             ),
             "reward_std": ("", "standard deviation of the scores"),
             "response_tokens_mean": ("tokens", "mean length of a response"),
             "truncated_share": ("", "share of responses cut off at max_new_tokens"),
             "tokens_per_s": ("tokens/s", "generated tokens over the time of generation"),
             "zero_spread_share": ("", "share of groups whose samples all scored alike"),
-            "refilled_groups": ("", "groups replaced by dynamic sampling"),
+            "trained_groups": ("", "groups that the step trains"),
+            "refilled_groups": ("", "groups that dynamic sampling sampled in place of others"),
         },
     ),
     **_named(
@@ -101,13 +103,13 @@ NAMES: Mapping[str, Meaning] = {
     **_named(
         "time",
         {
-            "generate": ("s", "rollouts"),
+            "generate": ("s", "rollouts, those that dynamic sampling leaves out included"),
             "score": ("s", "rewards, values and log-probabilities"),
             "update": ("s", "optimiser steps of policy and value"),
             "publish": ("s", "weights to the engines, and the probe"),
             "evaluate": ("s", "evaluation"),
             "checkpoint": ("s", "writing the checkpoint after the step before"),
-            "step": ("s", "the whole step"),
+            "step": ("s", "since the step before was logged: evaluation and checkpoint included"),
             "wait_rollout": ("s", "learner idle for want of rollouts"),
             "wait_update": ("s", "engines idle for want of an update"),
         },
@@ -140,9 +142,9 @@ NAMES: Mapping[str, Meaning] = {
             "tokens_per_s": ("tokens/s", "trained tokens, prompts included, over the whole step"),
             "score_tokens_per_s": ("tokens/s", "the same tokens over the time of scoring"),
             "update_tokens_per_s": ("tokens/s", "the same tokens over the time of the update"),
-            "samples_per_s": ("samples/s", "rollouts or rows over the whole step"),
-            "mfu": ("", "model FLOPs utilisation: share of the hardware's peak"),
-            "bubble_share": ("", "share of the step in which the learner waited for others"),
+            "samples_per_s": ("samples/s", "sampled rollouts, or rows, over the whole step"),
+            "mfu": ("", "model FLOPs utilisation of the update: share of the hardware's peak"),
+            "bubble_share": ("", "share of the step in which the policy had no work: wait/policy"),
         },
     ),
     **_named(
@@ -154,7 +156,8 @@ NAMES: Mapping[str, Meaning] = {
     **_named(
         "sft",
         {
-            "loss": ("nats/token", "next-token loss"),
+            "loss": ("nats/token", "the loss that is trained, by loss_type"),
+            "nll": ("nats/token", "negative log-likelihood of a trained token; with nll the loss"),
             "entropy": ("nats/token", "entropy of the model"),
             "token_accuracy": ("", "share of trained tokens that the model would have chosen"),
             **_OPTIMISER,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -86,7 +87,7 @@ class TokenScorer(nn.Module):
 class ValueModel(nn.Module):
     """A decoder with a scalar head: the expected return before each scored token.
 
-    The head is new, or that of the reward model whose decoder is taken.
+    The head is new, or that of the reward model whose decoder is taken; it works in float32.
     """
 
     def __init__(self, lm: PreTrainedModel, *, seed: int) -> None:
@@ -95,15 +96,46 @@ class ValueModel(nn.Module):
         base = base_of(lm)
         self.decoder = base.base_model
         trained = next(p for p in self.decoder.parameters() if p.requires_grad)
-        self.value_head = getattr(base, "score", None) or new_head(
-            base.config.get_text_config().hidden_size, like=trained, bias=True, seed=seed
+        self.value_head = in_float32(
+            getattr(base, "score", None)
+            or new_head(
+                base.config.get_text_config().hidden_size, like=trained, bias=True, seed=seed
+            )
         )
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Values, float32 [T]."""
         hidden_TD = decode(self.decoder, batch).hidden_ND[batch.predict]
-        values: torch.Tensor = self.value_head(hidden_TD.to(self.value_head.weight.dtype))
-        return values.squeeze(-1).float()
+        values: torch.Tensor = self.value_head(hidden_TD)
+        return values.squeeze(-1)
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer with the weights of another, computed in float32 whatever their dtype.
+
+    bfloat16 keeps 8 bits: scores and values of a few units would differ by steps of a hundredth.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Take over the parameters; their names stay."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As `nn.Linear`."""
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(hidden.float(), self.weight.float(), bias)
+
+
+def in_float32(head: nn.Module) -> nn.Module:
+    """The head with every plain linear layer of it computed in float32, those of adapters too."""
+    if type(head) is nn.Linear:
+        return Float32Linear(head)
+    for name, module in list(head.named_modules()):
+        if type(module) is nn.Linear:
+            head.set_submodule(name, Float32Linear(module))
+    return head
 
 
 def new_head(size: int, *, like: torch.Tensor, bias: bool, seed: int) -> nn.Linear:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_ray.models.batch import Layout, lay_out
 from rlhf_ray.models.classifier import heads_of, is_packable
 from rlhf_ray.models.decoder import base_of, decode, mixing_layers, require_experts
+from rlhf_ray.models.heads import in_float32
 from rlhf_ray.types import IntArray
 
 
@@ -63,7 +63,8 @@ class RewardModel(nn.Module):
         if with_router_loss:
             require_experts(base.config)
         if float32_head:
-            _compute_heads_in_float32(base)
+            for name in heads_of(base):
+                base.set_submodule(name, in_float32(base.get_submodule(name)))
 
     def lay_out(
         self, sequences_B: Sequence[IntArray], *, padded: bool, device: torch.device
@@ -89,28 +90,3 @@ class RewardModel(nn.Module):
             )
         output = base(input_ids=layout.input_ids, attention_mask=layout.attention_mask)
         return Rewards(scores_B=output.logits[:, self.label].float())
-
-
-class Float32Linear(nn.Linear):
-    """A linear layer with the weights of another, computed in float32 whatever their dtype.
-
-    bfloat16 keeps 8 bits: scores of a few units would differ by steps of a hundredth.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        """Take over the parameters; their names stay."""
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As `nn.Linear`."""
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(hidden.float(), self.weight.float(), bias)
-
-
-def _compute_heads_in_float32(base: PreTrainedModel) -> None:
-    for head_name in heads_of(base):
-        for name, module in list(base.get_submodule(head_name).named_modules(prefix=head_name)):
-            if type(module) is nn.Linear:
-                base.set_submodule(name, Float32Linear(module))

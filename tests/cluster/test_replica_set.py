@@ -45,6 +45,7 @@ def replica_class(cluster):
                     finish_reason="stop",
                     version_min=0,
                     version_max=0,
+                    version_sum=0,
                 )
                 for prompt_id, sample, _, _ in drawn
             ]

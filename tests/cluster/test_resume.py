@@ -67,7 +67,9 @@ def saved_state(run_dir: Path, step: int) -> dict[str, torch.Tensor | float]:
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
     for path in sorted(folder.rglob("*.pt")):
         walk(torch.load(path, weights_only=False), str(path.relative_to(folder)))
-    walk(json.loads((folder / "manifest.json").read_text())["state"], "controllers")
+    controllers = json.loads((folder / "manifest.json").read_text())["state"]
+    del controllers["setup"]["settings"]  # where the scorer counts its calls
+    walk(controllers, "controllers")
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, PolicyLossParams
+from rlhf_ray.algorithms.reduction import ReductionTotals
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.algorithms.token_loss import TokenLoss
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
@@ -143,3 +144,12 @@ LOSS_CASES: dict[str, LossCase] = {
     **{f"value/{name}": _value_case(name) for name in VALUE_LOSSES},
     **{f"term/{name}": _term_case(name) for name in LOSS_TERMS},
 }
+
+
+def totals_of(sequence_lens_B: list[int], *, constant_length: int | None = None) -> ReductionTotals:
+    """As the plan of an optimiser step counts them."""
+    return ReductionTotals(
+        num_tokens=sum(sequence_lens_B),
+        num_sequences=sum(length > 0 for length in sequence_lens_B),
+        constant_length=constant_length,
+    )

@@ -14,7 +14,7 @@ SPREAD, EQUAL = [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]
 @given(
     num_prompts=st.integers(1, 8),
     max_rounds=st.integers(1, 5),
-    outcomes=st.lists(st.sampled_from(["spread", "equal", "failed"]), min_size=40, max_size=40),
+    outcomes=st.lists(st.sampled_from(["spread", "equal"]), min_size=40, max_size=40),
     on_exhausted=st.sampled_from(["error", "partial"]),
 )
 def test_every_prompt_is_asked_for_accounted_for_and_never_more_than_needed(
@@ -23,7 +23,7 @@ def test_every_prompt_is_asked_for_accounted_for_and_never_more_than_needed(
     group_filter = GroupFilter(
         num_prompts=num_prompts, max_rounds=max_rounds, on_exhausted=on_exhausted
     )
-    drawn: dict[str, list[str]] = {"spread": [], "equal": [], "failed": []}
+    drawn: dict[str, list[str]] = {"spread": [], "equal": []}
     num_drawn = 0
     is_error = False
     try:
@@ -33,17 +33,13 @@ def test_every_prompt_is_asked_for_accounted_for_and_never_more_than_needed(
                 prompt_id, outcome = f"p{num_drawn}", outcomes[num_drawn]
                 num_drawn += 1
                 drawn[outcome].append(prompt_id)
-                if outcome == "failed":
-                    group_filter.fail(prompt_id)
-                else:
-                    scores = SPREAD if outcome == "spread" else EQUAL
-                    assert group_filter.offer(prompt_id, scores) == (outcome == "spread")
+                scores = SPREAD if outcome == "spread" else EQUAL
+                assert group_filter.offer(prompt_id, scores) == (outcome == "spread")
     except DynamicSamplingExhausted:
         is_error = True
 
     assert group_filter.accepted == drawn["spread"]
     assert group_filter.filtered == drawn["equal"]
-    assert group_filter.failed == drawn["failed"]
     assert len(group_filter.accepted) <= num_prompts
     is_full = group_filter.num_missing == 0
     assert is_full or group_filter.num_rounds == max_rounds
@@ -55,10 +51,8 @@ def test_the_error_says_what_happened() -> None:
     assert group_filter.next_round() == 3
     group_filter.offer("a", SPREAD)
     group_filter.offer("b", EQUAL)
-    group_filter.fail("c")
-    with pytest.raises(
-        DynamicSamplingExhausted, match=r"1 of 3 groups .* 1 rounds \(1 filtered, 1 failed\)"
-    ):
+    group_filter.offer("c", EQUAL)
+    with pytest.raises(DynamicSamplingExhausted, match=r"1 of 3 groups .* 1 rounds \(2 filtered\)"):
         group_filter.next_round()
 
 
@@ -84,13 +78,12 @@ def test_a_group_of_one_or_none_has_no_spread() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_score_that_is_not_finite_is_a_failure(bad: float) -> None:
+def test_a_score_that_is_not_finite_is_refused(bad: float) -> None:
     group_filter = GroupFilter(num_prompts=1, max_rounds=1, on_exhausted="error")
     group_filter.next_round()
     with pytest.raises(ValueError, match="scores of prompt a must be finite"):
         group_filter.offer("a", [0.0, bad])
-    group_filter.fail("a")  # the refused offer did not count
-    assert group_filter.failed == ["a"]
+    assert group_filter.offer("a", SPREAD), "the refused offer did not count"
 
 
 def test_bad_arguments() -> None:

@@ -11,13 +11,14 @@ from alg_batches import (
     make_batch,
     policy_case,
     random_masks,
+    totals_of,
     with_leaves,
 )
 
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.metric_sums import values
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
-from rlhf_ray.algorithms.reduction import Reduction, reduction_totals
+from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.algorithms.value_losses import ValueLossParams
 
@@ -143,7 +144,7 @@ def test_other_bad_parameters() -> None:
     with pytest.raises(ValueError, match=r"low must be in \[0, 1\], got 1\.5"):
         CorrectionParams(cap=2.0, low=1.5)
     for length in (None, 0):
-        totals = reduction_totals([1], constant_length=length)
+        totals = totals_of([1], constant_length=length)
         with pytest.raises(ValueError, match=f"constant_length must be positive .* got {length}"):
             Reduction(kind="constant", totals=totals)
 
@@ -154,18 +155,13 @@ def test_a_term_names_the_input_it_lacks(name: str) -> None:
         LOSS_TERMS[name](LossTermInputs(mask_T=torch.ones(1, dtype=torch.bool)))
 
 
-def test_totals_count_own_tokens_and_sequences_that_have_any() -> None:
-    totals = reduction_totals([3, 0, 2, 0])
-    assert (totals.num_tokens, totals.num_sequences, totals.constant_length) == (5, 2, None)
-
-
 def test_a_sequence_may_be_spread_over_micro_batches() -> None:
     """`sequence_lens_B` counts it in full, so its parts add up."""
     loss_T = torch.tensor([1.0, 2.0, 6.0, 5.0], dtype=torch.float64)
     mask_T = torch.ones(4, dtype=torch.bool)
     segments_T = torch.tensor([0, 0, 0, 1])
     lens_B = torch.tensor([3, 1])
-    reduction = Reduction(kind="sequence_mean", totals=reduction_totals([3, 1]))
+    reduction = Reduction(kind="sequence_mean", totals=totals_of([3, 1]))
     parts = [
         reduction.reduce(loss_T[s], mask_T[s], segments_T[s], lens_B)
         for s in (slice(0, 1), slice(1, 3), slice(3, 4))
@@ -175,7 +171,7 @@ def test_a_sequence_may_be_spread_over_micro_batches() -> None:
 
 @pytest.mark.parametrize("kind", ["token_mean", "sequence_mean", "constant"])
 def test_a_step_without_own_tokens_has_loss_zero(kind: str) -> None:
-    reduction = Reduction(kind=kind, totals=reduction_totals([0], constant_length=4))
+    reduction = Reduction(kind=kind, totals=totals_of([0], constant_length=4))
     loss_T = torch.full((2,), float("nan"), requires_grad=True)
     mask_T = torch.zeros(2, dtype=torch.bool)
     loss = reduction.reduce(loss_T, mask_T, torch.zeros(2, dtype=torch.int64), torch.tensor([0]))

@@ -9,14 +9,22 @@ import alg_oracles_supervised as supervised_oracles
 import numpy as np
 import pytest
 import torch
-from alg_batches import FLOAT_FIELDS, LOSS_CASES, Batch, make_batch, random_masks, with_leaves
+from alg_batches import (
+    FLOAT_FIELDS,
+    LOSS_CASES,
+    Batch,
+    make_batch,
+    random_masks,
+    totals_of,
+    with_leaves,
+)
 
 import rlhf_ray.algorithms
 from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.metric_sums import values
-from rlhf_ray.algorithms.reduction import Reduction, ReductionKind, reduction_totals
+from rlhf_ray.algorithms.reduction import Reduction, ReductionKind
 from rlhf_ray.algorithms.registry import Registry
 
 SEEDS = range(4)
@@ -178,7 +186,7 @@ def test_advantages(name: str, seed: int) -> None:
 @pytest.mark.parametrize("kind", get_args(ReductionKind))
 def test_reduction(kind: ReductionKind, seed: int) -> None:
     batch = make_batch(random_masks(seed), seed, torch.float64)
-    totals = reduction_totals(batch.lens_B.tolist(), constant_length=11)
+    totals = totals_of(batch.lens_B.tolist(), constant_length=11)
     got = Reduction(kind=kind, totals=totals).reduce(
         batch.returns_T, batch.mask_T, batch.segments_T, batch.lens_B
     )

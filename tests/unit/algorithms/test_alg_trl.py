@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from alg_batches import make_batch, policy_case
+from alg_batches import make_batch, policy_case, totals_of
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -38,7 +38,7 @@ from rlhf_ray.algorithms.correction import (  # noqa: E402
     CorrectionParams,
 )
 from rlhf_ray.algorithms.logprobs import token_logprobs  # noqa: E402
-from rlhf_ray.algorithms.reduction import Reduction, ReductionKind, reduction_totals  # noqa: E402
+from rlhf_ray.algorithms.reduction import Reduction, ReductionKind  # noqa: E402
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs  # noqa: E402
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
@@ -138,7 +138,7 @@ def value_and_gradient(fn: Callable[[Tensor], Tensor], x_T: Tensor) -> tuple[Ten
 
 
 def reducer(kind: ReductionKind, batch: Any) -> Callable[[Tensor], Tensor]:
-    totals = reduction_totals(batch.lens_B.tolist(), constant_length=MAX_LENGTH)
+    totals = totals_of(batch.lens_B.tolist(), constant_length=MAX_LENGTH)
     reduction = Reduction(kind=kind, totals=totals)
     return lambda loss_T: reduction.reduce(loss_T, batch.mask_T, batch.segments_T, batch.lens_B)
 

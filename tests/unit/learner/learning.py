@@ -56,6 +56,10 @@ def gradients_of(learner: Any) -> dict[str, torch.Tensor]:
     """The gradient of the first optimiser step, from Adam's first moment: it was not clipped."""
     beta1, engine = learner.engine.config.optim.betas[0], learner.engine.engine
     is_spread = learner.engine.config.zero.stage > 0
+    if learner.engine.config.zero.stage in (1, 2):
+        # DeepSpeed does this after the step of the first group, when the others have no state yet.
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def moment(parameter: torch.nn.Parameter) -> torch.Tensor:
         if is_spread:

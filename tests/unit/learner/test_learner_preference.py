@@ -151,7 +151,7 @@ def test_coupled_losses_would_show_if_they_were_cut(make_supervised, pairs):
 
 def test_metrics_bear_trls_names(make_supervised, pairs, labelled):
     names = {
-        *("loss", "grad_norm", "lr", "skipped_steps"),
+        *("loss", "grad_norm", "lr", "skipped_steps", "skipped_in_a_row"),
         *("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen"),
         "logps/rejected",
     }

@@ -80,6 +80,7 @@ def test_the_first_loss_is_transformers_own(make_learner, stories, examples, lay
     updated = update(learner, examples)
     for metrics in (before.metrics, updated):
         assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
+        assert metrics["nll"] == pytest.approx(loss, abs=1e-5)
         assert metrics["token_accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert before.metrics["entropy"] == pytest.approx(updated["entropy"], abs=1e-5)
     for example, (outcome,) in zip(examples, before.outcomes_B, strict=True):
@@ -101,8 +102,14 @@ def test_dynamic_fine_tuning_weighs_each_token_by_its_probability(make_learner, 
     loss = total / num_tokens
     loss.backward()
     norm = sum(float(p.grad.square().sum()) for p in model.parameters()) ** 0.5
-    updated = update(make_learner(job={"loss_type": "dft"}), examples)
-    assert updated["loss"] == pytest.approx(float(loss), abs=1e-5)
+    learner = make_learner(job={"loss_type": "dft"})
+    evaluated = evaluate(learner, examples).metrics
+    updated = update(learner, examples)
+    # Its own loss falls with the probabilities; the likelihood beside it compares with other runs.
+    nll, _ = transformers_says(stories, examples)
+    for metrics in (evaluated, updated):
+        assert metrics["loss"] == pytest.approx(float(loss), abs=1e-5)
+        assert metrics["nll"] == pytest.approx(nll, abs=1e-5)
     assert updated["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 

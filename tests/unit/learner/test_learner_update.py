@@ -99,8 +99,8 @@ def test_only_the_bad_minibatch_is_skipped(make_policy, rows, tmp_path):
     learner = make_policy()
     before = parameters_of(learner)
     metrics = learner.update(spoiled(rows), plan_of(rows, minibatches=3), 0.0)
-    assert metrics["skipped_steps"] == 1
-    assert math.isfinite(metrics["grad_norm"])
+    assert metrics["skipped_steps"] == metrics["skipped_in_a_row"] == 1
+    assert all(math.isfinite(value) for value in metrics.values()), metrics
     after = parameters_of(learner)
     assert all(torch.isfinite(weight).all() for weight in after.values())
     assert any(not torch.equal(after[name], before[name]) for name in before)
@@ -110,9 +110,27 @@ def test_only_the_bad_minibatch_is_skipped(make_policy, rows, tmp_path):
     }
 
 
+def test_skipped_steps_are_counted_in_a_row_over_updates_and_checkpoints(
+    make_policy, rows, tmp_path
+):
+    learner = make_policy()
+    bad = [row for good in rows for row in spoiled([good])]
+
+    def in_a_row(learner, rows):
+        return learner.update(rows, plan_of(rows, minibatches=3), 0.0)["skipped_in_a_row"]
+
+    assert in_a_row(learner, bad) == 3
+    learner.save(tmp_path / "saved")
+    assert in_a_row(learner, bad) == 6
+    learner.load(tmp_path / "saved")
+    assert in_a_row(learner, rows) == 0
+    assert in_a_row(learner, bad) == 3
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_parameter_that_no_gradient_reaches_stops_the_run(make_policy, rows, stage):
-    learner = make_policy(zero={"stage": stage})
+@pytest.mark.parametrize("optim", [{"lr": 1e-2}, {"lr": 5e-7, "warmup_steps": 50}])
+def test_a_parameter_that_no_gradient_reaches_stops_the_run(make_policy, rows, stage, optim):
+    learner = make_policy(zero={"stage": stage}, optim=optim)
     still = "lm.model.layers.1.mlp.up_proj.weight"
     dict(learner.engine.module.named_parameters())[still].register_hook(torch.zeros_like)
     with pytest.raises(RunError) as caught:
@@ -121,6 +139,19 @@ def test_a_parameter_that_no_gradient_reaches_stops_the_run(make_policy, rows, s
     assert str(caught.value) == (
         f"1 parameters should train and have not moved in 3 optimiser steps: {still}"
     )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_rates_that_are_too_small_to_move_a_weight_of_1_do_not_stop_the_run(
+    make_policy, rows, stage
+):
+    """The first steps of a long warm-up to a small rate; the scales of norms start at 1."""
+    learner = make_policy(zero={"stage": stage}, optim={"lr": 5e-7, "warmup_steps": 50})
+    norm = dict(learner.engine.module.named_parameters())["lm.model.norm.weight"]
+    for _ in range(3):
+        assert learner.update(rows, plan_of(rows, minibatches=1), 0.0)["lr"] < 3e-8
+    if stage == 0:
+        assert norm.detach().eq(1).all(), "it could not move yet"
 
 
 def test_no_gradient_at_all_is_no_reason_to_stop(make_policy, rows):

@@ -71,6 +71,7 @@ def batch_of(rollouts: Sequence[Rollout]) -> RolloutBatch:
             finish_reason=rollout.finish_reason,
             version_min=int(rollout.versions_T.min()),
             version_max=int(rollout.versions_T.max()),
+            version_sum=int(rollout.versions_T.sum()),
         )
         for rollout in rollouts
     )
@@ -95,7 +96,10 @@ def resolve(batch: RolloutBatch) -> list[Any]:
 
 
 class Company:
-    """All roles of a job. `calls` holds what was asked of whom, in order."""
+    """All roles of a job. `calls` holds what was asked of whom, in order.
+
+    `skipped` is how many optimiser steps in a row each update reports as skipped, then 0.
+    """
 
     def __init__(self, config: PpoConfig, scoring: Scoring, skipped: Sequence[float] = ()) -> None:
         self.config, self.scoring, self.skipped = config, scoring, list(skipped)
@@ -137,7 +141,7 @@ class Company:
         ]
 
     async def hardware(self) -> Hardware:
-        return Hardware(num_parameters=10, device_name="cpu", num_devices=1)
+        return Hardware(flops_per_token=60.0, device_name="cpu", num_devices=1)
 
     async def logprobs(self, batch: RolloutBatch) -> list[Shard]:
         self.said("policy.logprobs")
@@ -146,6 +150,7 @@ class Company:
     async def build(self, batch, scores_B, *, old, reference, values, kl_coefficient):
         self.said("assembler.build")
         assert len(scores_B) == len(resolve(batch))
+        self.num_built = len(scores_B)
         metrics = {"mismatch/logprob_abs_max": 0.0, "policy/kl_ref": 0.2}
         return "experience", metrics
 
@@ -161,11 +166,10 @@ class Company:
             for micro_batch in micro_batches
             for row in micro_batch
         )
-        num_rows = self.config.prompts_per_step * self.config.samples_per_prompt
-        assert rows == sorted([*range(num_rows)] * self.config.algorithm.epochs)
+        assert rows == sorted([*range(self.num_built)] * self.config.algorithm.epochs)
         self.num_updates += 1
         skipped = self.skipped.pop(0) if self.skipped else 0.0
-        return {"loss": 0.5, "skipped_steps": skipped, "lr": kl_coefficient}
+        return {"loss": 0.5, "skipped_in_a_row": skipped, "lr": kl_coefficient}
 
     async def publish(self, version: int) -> Publication:
         self.said(f"policy.publish@{version}")
@@ -213,7 +217,7 @@ class FakeValue:
     async def update(self, experience, plan):
         self.company.said("value.update")
         await asyncio.sleep(0)
-        return {"loss": 0.1, "skipped_steps": 0.0}
+        return {"loss": 0.1, "skipped_in_a_row": 0.0}
 
     async def save(self, folder: str) -> None:
         self.company.said("value.save")

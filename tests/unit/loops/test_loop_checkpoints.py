@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import threading
 
 import pytest
 
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.loops.checkpoints import MANIFEST, CheckpointStore
 
 
@@ -84,7 +86,38 @@ def test_a_damaged_one_gives_way_to_the_one_before(store, damage, caplog):
     assert store.latest().step == 2
     assert "step_00000003 is not usable" in caplog.text
     damage(store.root / "step_00000002")
-    assert store.latest() is None
+    with pytest.raises(ConfigError, match=r"none of the 2 checkpoints in .* is whole"):
+        store.latest()
+
+
+def test_what_a_resumed_run_writes_takes_the_place_of_later_ones(store):
+    for step in (20, 30, 40):
+        write(store, step)
+    damage_one_byte(store.root / "step_00000040")
+    damage_one_byte(store.root / "step_00000030")
+    assert store.latest().step == 20
+    folder = write(store, 25)
+    assert folder.is_dir()
+    assert [path.name for path in sorted(store.root.iterdir())] == [
+        "step_00000020", "step_00000025"
+    ]  # fmt: skip
+    assert store.latest().step == 25
+
+
+def test_files_are_digested_side_by_side(store, monkeypatch):
+    digest, both_are_there = hashlib.file_digest, threading.Barrier(2)
+
+    def digest_beside_another(file, digestmod):
+        both_are_there.wait(timeout=10)
+        return digest(file, digestmod)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest_beside_another)
+    folder = store.begin(1)
+    for role in ("policy", "value"):
+        (folder / role).mkdir()
+        (folder / role / "shard").write_text(role)
+    store.commit(1, {}, roles=["policy", "value"])
+    assert store.latest().step == 1
 
 
 def test_only_the_newest_are_kept(store):

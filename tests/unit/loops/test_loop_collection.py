@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from fakes import Company, make_config, make_prompts, resolve
 
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.errors import RunError
+from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
 
 DYNAMIC = {"dynamic_sampling": {"enabled": True, "max_rounds": 3}}
@@ -25,13 +28,13 @@ def collector(tmp_path, scoring, **algorithm):
 
 async def test_each_step_takes_the_next_prompts(tmp_path):
     draws, company, order = collector(tmp_path, lambda prompt_id, sample: float(sample))
-    collected = await draws.collect(1)
+    collected = await draws.collect(1, StepClock())
     assert [(r.prompt.prompt_id, r.sample) for r in resolve(collected.batch)] == [
         (f"p{n}", sample) for n in range(4) for sample in (0, 1)
     ]
     assert [score.total for score in await collected.scores] == [0.0, 1.0] * 4
     assert collected.num_refilled == 0
-    await draws.collect(2)
+    await draws.collect(2, StepClock())
     assert [r.prompt.prompt_id for r in company.requests[4:]] == ["p4", "p5", "p6", "p7"]
     assert order.position == 8
 
@@ -39,7 +42,7 @@ async def test_each_step_takes_the_next_prompts(tmp_path):
 async def test_a_prompt_that_comes_again_is_sampled_anew(tmp_path):
     draws, company, _ = collector(tmp_path, lambda prompt_id, sample: 0.0)
     for step in range(1, 6):
-        await (await draws.collect(step)).scores
+        await (await draws.collect(step, StepClock())).scores
     seeds = [seed for request in company.requests for seed in request.seeds_G]
     assert [r.prompt.prompt_id for r in company.requests].count("p0") == 2
     assert len(set(seeds)) == len(seeds) == 40
@@ -51,12 +54,19 @@ async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):
     draws, company, order = collector(
         tmp_path, lambda prompt_id, sample: 0.0 if prompt_id in flat else float(sample), **DYNAMIC
     )
-    collected = await draws.collect(1)
+    collected = await draws.collect(1, StepClock())
     rollouts = resolve(collected.batch)
     assert [r.prompt.prompt_id for r in rollouts[::2]] == ["p0", "p2", "p4", "p6"]
     assert [r.sample for r in rollouts] == [0, 1] * 4
-    assert [score.total for score in await collected.scores] == [0.0, 1.0] * 4
-    assert collected.num_refilled == 3
+    scores = await collected.scores
+    assert [scores[row].total for row in collected.kept] == [0.0, 1.0] * 4
+    assert (collected.num_groups, collected.num_refilled) == (4, 3)
+    # What was left out is still known, in the order of sampling.
+    sampled = resolve(collected.sampled)
+    assert [r.prompt.prompt_id for r in sampled[::2]] == [f"p{n}" for n in range(7)]
+    assert [score.total for score in scores] == [
+        0.0 if r.prompt.prompt_id in flat else float(r.sample) for r in sampled
+    ]
     assert order.position == 7, "nothing is generated that is not needed"
     assert [call.partition("@")[0] for call in company.calls] == [
         "rollout.generate",
@@ -64,16 +74,40 @@ async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):
     ] * 3
 
 
-async def test_after_the_last_round_the_step_goes_on_with_what_there_is(tmp_path):
-    draws, _, order = collector(
-        tmp_path, lambda prompt_id, sample: float(sample) if prompt_id == "p2" else 1.0, **DYNAMIC
-    )
-    collected = await draws.collect(1)
+async def test_generation_and_scoring_are_timed_apart(tmp_path):
+    draws, company, _ = collector(tmp_path, lambda prompt_id, sample: float(sample), **DYNAMIC)
+    score = company.score
+
+    async def slow_score(batch):
+        await asyncio.sleep(0.2)
+        return await score(batch)
+
+    company.score, clock = slow_score, StepClock()
+    await draws.collect(1, clock)
+    assert clock.seconds["score"] >= 0.2 > clock.seconds["generate"]
+
+
+def only_p2(prompt_id, sample):
+    return float(sample) if prompt_id == "p2" else 1.0
+
+
+async def test_after_the_last_round_the_step_goes_on_with_what_there_is(tmp_path, caplog):
+    draws, _, order = collector(tmp_path, only_p2, **DYNAMIC)
+    collected = await draws.collect(1, StepClock())
     assert {r.prompt.prompt_id for r in resolve(collected.batch)} == {"p2"}
+    assert (collected.num_groups, collected.num_refilled) == (1, 6)
     assert order.position == 4 + 3 + 3
+    assert "step 1 trains 1 of 4 groups" in caplog.text
+
+
+async def test_a_step_that_lacks_groups_can_be_an_error(tmp_path):
+    dynamic = {**DYNAMIC["dynamic_sampling"], "on_exhausted": "error"}
+    draws, _, _ = collector(tmp_path, only_p2, dynamic_sampling=dynamic)
+    with pytest.raises(RunError, match=r"step 7: 1 of 4 groups have scores that differ"):
+        await draws.collect(7, StepClock())
 
 
 async def test_no_group_with_spread_at_all_stops_the_run(tmp_path):
     draws, _, _ = collector(tmp_path, lambda prompt_id, sample: 1.0, **DYNAMIC)
     with pytest.raises(RunError, match="step 7: "):
-        await draws.collect(7)
+        await draws.collect(7, StepClock())

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
-from fakes import Company, CountedUsage, Recorder, make_config, make_prompts
+from fakes import (
+    Company,
+    CountedUsage,
+    Recorder,
+    batch_of,
+    make_config,
+    make_prompts,
+    make_rollout,
+)
 
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
+from rlhf_ray.loops.clock import StepClock
+from rlhf_ray.loops.collection import Collected
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
+from rlhf_ray.loops.report import rollout_metrics
 from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.types import Score
 
 KEEP_ALL = {"every": 1, "keep": 10}
 
@@ -65,9 +78,67 @@ async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
         assert told["share/score"] == pytest.approx(told["time/score"] / told["time/step"])
         assert told["perf/samples_per_s"] == pytest.approx(8 / told["time/step"])
         assert told["perf/score_tokens_per_s"] > told["perf/tokens_per_s"]
+        assert told["perf/bubble_share"] == pytest.approx((step + 1) / told["time/step"])
         # The first report, of how long roles waited until all of them were there, is no step's.
         assert told["wait/policy"] == step + 1
     assert "wait/policy" not in recorder.steps[0]
+
+
+async def test_a_step_lasts_from_log_to_log(tmp_path):
+    """With the checkpoint before it and its own evaluation."""
+    config = make_config(
+        tmp_path, total_steps=2, checkpoint=KEEP_ALL, eval={"every": 1, "data": {"path": "x"}}
+    )
+    company, recorder = Company(config, spread), Recorder()
+    save = company.save
+
+    async def slow_save(folder):
+        await asyncio.sleep(0.1)
+        await save(folder)
+
+    company.save = slow_save
+    await loop_of(config, company, held_out=1, recorder=recorder).run(None)
+    assert "time/checkpoint" not in recorder.steps[1]
+    told = recorder.steps[2]
+    assert told["time/step"] >= told["time/checkpoint"] + told["time/evaluate"] > 0.1
+
+
+async def test_rollout_metrics_speak_of_all_that_was_sampled(tmp_path):
+    dynamic = {"dynamic_sampling": {"enabled": True, "max_rounds": 2}}
+    config = make_config(
+        tmp_path, total_steps=1, data={"path": "x", "shuffle": False}, algorithm=dynamic
+    )
+    # p1 and p3 score alike, and so does p4 of the two that come in their place.
+    company, recorder = (
+        Company(config, lambda p, s: 5.0 if p in ("p1", "p3", "p4") else s),
+        Recorder(),
+    )
+    await loop_of(config, company, recorder=recorder).run(None)
+    told = recorder.steps[1]
+    assert company.num_built == 6
+    assert told["rollout/zero_spread_share"] == 0.5
+    assert told["rollout/reward_mean"] == (6 * 5.0 + 3 * 1.0) / 12
+    assert (told["rollout/trained_groups"], told["rollout/refilled_groups"]) == (3, 2)
+    assert told["perf/samples_per_s"] == pytest.approx(12 / told["time/step"])
+
+
+async def test_staleness_is_counted_over_tokens():
+    fresh, stale = make_rollout(make_prompts(1)[0], 0, 6, 4), make_rollout(make_prompts(1)[0], 1, 2)
+    stale.versions_T[:] = (0, 4)  # sampled across a publication
+    scores = asyncio.get_running_loop().create_future()
+    scores.set_result([Score(total=0.0), Score(total=1.0)])
+    collected = Collected(
+        sampled=batch_of([fresh, stale]),
+        scores=scores,
+        kept=(0, 1),
+        num_groups=1,
+        num_refilled=0,
+    )
+    clock = StepClock()
+    clock.seconds = dict.fromkeys(("generate", "score", "update"), 1.0)
+    told = rollout_metrics(collected, {}, clock, version=4)
+    assert (told["async/staleness_mean"], told["async/staleness_max"]) == (4 / 8, 4)
+    assert "perf/bubble_share" not in told, "nobody measured it"
 
 
 async def test_every_step_samples_from_the_weights_of_the_one_before(tmp_path):
@@ -151,16 +222,24 @@ async def test_a_state_is_plain_json(tmp_path):
 
 async def test_steps_that_are_not_finite_stop_the_run_when_they_come_in_a_row(tmp_path):
     config = make_config(tmp_path, total_steps=9, nonfinite_steps_to_stop=3)
-    company = Company(config, spread, skipped=[1, 1, 0, 1, 1, 1])
-    with pytest.raises(RunError, match="step 6: loss or gradient was not finite in 3 steps in a"):
-        await loop_of(config, company).run(None)
+    company, recorder = Company(config, spread, skipped=[1, 2, 0, 1, 0, 4]), Recorder()
+    with pytest.raises(RunError, match=r"step 6: .* not finite in 4 optimiser steps in a row .pol"):
+        await loop_of(config, company, recorder=recorder).run(None)
     assert company.num_updates == 6
+    assert recorder.steps[6]["policy/skipped_in_a_row"] == 4, "the last step is logged as well"
 
 
-async def test_the_count_of_bad_steps_survives_a_resume(tmp_path):
-    config = make_config(tmp_path, total_steps=2, nonfinite_steps_to_stop=3, checkpoint=KEEP_ALL)
-    await loop_of(config, Company(config, spread, skipped=[1, 1])).run(None)
-    checkpoint = CheckpointStore(tmp_path, keep=10).latest()
-    longer = config.model_copy(update={"total_steps": 9})
-    with pytest.raises(RunError, match="step 3: loss or gradient was not finite"):
-        await loop_of(longer, Company(longer, spread, skipped=[1])).run(checkpoint)
+async def test_policy_and_critic_are_counted_apart(tmp_path):
+    config = make_config(tmp_path, nonfinite_steps_to_stop=2)
+    company = Company(config, spread, skipped=[1, 1, 1])
+    roles = company.roles()
+    update = roles.value.update
+
+    async def skipping(experience, plan):
+        return {**await update(experience, plan), "skipped_in_a_row": 1.0}
+
+    roles.value.update = skipping
+    loop = loop_of(config, company)
+    loop.roles = roles
+    await loop.run(None)
+    assert company.num_updates == 3

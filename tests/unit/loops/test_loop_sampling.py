@@ -187,7 +187,7 @@ async def test_a_resumed_run_keeps_what_is_there_and_ends_like_an_undisturbed_on
     whole, recorded = Company(config, spread), Recorder()
     await loop_of(config, whole, held_out=2, recorder=recorded).run(None)
 
-    checkpoint = checkpoint_to_resume(cut)
+    checkpoint = checkpoint_to_resume(cut, make_prompts(6))
     assert checkpoint.step == 2
     resumed, again = Company(cut, spread), Recorder()
     await loop_of(cut, resumed, held_out=2, recorder=again).run(checkpoint)
@@ -198,14 +198,14 @@ async def test_a_resumed_run_keeps_what_is_there_and_ends_like_an_undisturbed_on
     assert len(written(tmp_path / "cut", "samples")) == 20
 
     finished = Company(cut, spread)
-    await loop_of(cut, finished).run(checkpoint_to_resume(cut))
+    await loop_of(cut, finished).run(checkpoint_to_resume(cut, make_prompts(6)))
     assert not finished.requests
 
 
 async def test_a_run_without_a_checkpoint_begins_its_files_anew(tmp_path):
     config = sample_config(tmp_path, total_steps=1, resume="auto")
     (tmp_path / "samples.jsonl").write_text('{"prompt": "of an attempt that judged no step"}\n')
-    assert checkpoint_to_resume(config) is None
+    assert checkpoint_to_resume(config, make_prompts(6)) is None
     await loop_of(config, Company(config, spread)).run(None)
     assert len(written(tmp_path, "samples")) == 4
 
@@ -217,10 +217,10 @@ async def test_files_that_lost_what_was_written_are_not_gone_on_with(cut, tmp_pa
     company = Company(cut, spread)
     message = rf"samples\.jsonl must have at least the {size} bytes .* got {size // 2}"
     with pytest.raises(ConfigError, match=message):
-        await loop_of(cut, company).run(checkpoint_to_resume(cut))
+        await loop_of(cut, company).run(checkpoint_to_resume(cut, make_prompts(6)))
     assert not company.calls
 
 
 async def test_one_file_holds_one_kind_of_pairs(cut):
     with pytest.raises(ConfigError, match="pairs was 'best_worst', is 'all'"):
-        checkpoint_to_resume(cut.model_copy(update={"pairs": "all"}))
+        checkpoint_to_resume(cut.model_copy(update={"pairs": "all"}), make_prompts(6))

@@ -24,7 +24,10 @@ NUM_EXAMPLES = 10
 
 
 class FakePolicy:
-    """Keeps the batches it was given; `skipped` is what each update reports, then 0."""
+    """Keeps the batches it was given.
+
+    `skipped` is how many steps in a row each update reports as skipped, then 0.
+    """
 
     def __init__(self, skipped=(), fails_at=0):
         self.skipped, self.fails_at = list(skipped), fails_at
@@ -32,7 +35,7 @@ class FakePolicy:
         self.evaluated, self.num_updates = [], 0
 
     async def hardware(self):
-        return Hardware(num_parameters=10, device_name="cpu", num_devices=1)
+        return Hardware(flops_per_token=60.0, device_name="cpu", num_devices=1)
 
     async def update(self, rows, plan):
         await asyncio.sleep(0)  # as a call to an actor, it leaves the loop time for others
@@ -45,7 +48,7 @@ class FakePolicy:
         return {
             "loss": 0.5,
             "rewards/margins": 1.5,
-            "skipped_steps": self.skipped.pop(0) if self.skipped else 0.0,
+            "skipped_in_a_row": self.skipped.pop(0) if self.skipped else 0.0,
         }
 
     async def evaluate(self, rows):
@@ -127,11 +130,22 @@ async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
     assert "perf/mfu" not in told  # the peak of a CPU is not known
 
 
+async def test_a_step_lasts_from_log_to_log(tmp_path):
+    """With the checkpoint before it and its own evaluation."""
+    recorder = Recorder()
+    config = make_config(tmp_path, eval={"every": 1}, checkpoint=KEEP_ALL)
+    await loop_of(config, FakePolicy(), held_out=2, recorder=recorder).run(None)
+    assert "time/checkpoint" not in recorder.steps[1]
+    told = recorder.steps[5]
+    parts = [told[f"time/{part}"] for part in ("checkpoint", "score", "update", "evaluate")]
+    assert told["time/step"] >= sum(parts) > 0
+
+
 async def test_utilisation_is_there_where_the_peak_is_known(tmp_path):
     policy, recorder = FakePolicy(), Recorder()
 
     async def hardware():
-        return Hardware(num_parameters=10**9, device_name="NVIDIA H100 80GB", num_devices=2)
+        return Hardware(flops_per_token=6e9, device_name="NVIDIA H100 80GB", num_devices=2)
 
     policy.hardware = hardware
     await loop_of(make_config(tmp_path), policy, recorder=recorder).run(None)
@@ -211,20 +225,12 @@ async def test_checkpoints_are_written_every_few_and_at_the_end(tmp_path, every,
 
 async def test_steps_that_are_not_finite_stop_the_run_when_they_come_in_a_row(tmp_path):
     config = make_config(tmp_path, total_steps=9)
-    policy = FakePolicy(skipped=[1, 1, 0, 1, 1, 1])
-    with pytest.raises(RunError, match="step 6: loss or gradient was not finite in 3 steps in a"):
-        await loop_of(config, policy).run(None)
+    policy, recorder = FakePolicy(skipped=[1, 2, 0, 1, 2, 3]), Recorder()
+    with pytest.raises(RunError, match=r"step 6: .* not finite in 3 optimiser steps in a row .sft"):
+        await loop_of(config, policy, recorder=recorder).run(None)
     assert policy.num_updates == 6
+    assert recorder.steps[6]["sft/skipped_in_a_row"] == 3, "the last step is logged as well"
     assert "save" not in policy.calls
-
-
-async def test_the_count_of_bad_steps_survives_a_resume(tmp_path):
-    config = make_config(tmp_path, total_steps=2, checkpoint=KEEP_ALL)
-    await loop_of(config, FakePolicy(skipped=[1, 1])).run(None)
-    checkpoint = CheckpointStore(tmp_path, keep=10).latest()
-    longer = config.model_copy(update={"total_steps": 9})
-    with pytest.raises(RunError, match="step 3: loss or gradient was not finite"):
-        await loop_of(longer, FakePolicy(skipped=[1])).run(checkpoint)
 
 
 class Reference:

@@ -142,6 +142,19 @@ def test_values_are_the_heads_of_hidden_states_before_each_token(make_model, seq
     assert not torch.equal(other.value_head.weight, model.value_head.weight)
 
 
+def test_values_of_a_bfloat16_model_come_from_a_float32_product(make_model, sequences):
+    lm = AutoModelForCausalLM.from_pretrained(make_model("llama"), dtype=torch.bfloat16)
+    model = ValueModel(lm, seed=3)
+    assert model.value_head.weight.dtype is torch.bfloat16
+    hidden_TD = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad():
+        values_T = model.value_head(hidden_TD).squeeze(-1)
+        exact_T = hidden_TD.double() @ model.value_head.weight[0].double()
+        torch.testing.assert_close(values_T, exact_T.float(), atol=1e-6, rtol=1e-6)
+        batch = build_batch(sequences, scored_from(sequences), padded=True, device=CPU)
+        assert model(batch).dtype is torch.float32
+
+
 def test_a_capped_attention_is_refused_in_words(make_model, sequences):
     folder = make_model("gemma2", head_dim=8, attn_logit_softcapping=50.0)
     scorer = TokenScorer(load(folder), temperature=1.0, chunk_tokens=16)
