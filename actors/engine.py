@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_ray.config.online import EngineConfig
+from rlhf_ray.config.rollout import EngineConfig
 
 # Prompt tokens that one engine step on CPU may prefill.
 PREFILL_TOKENS = 8192

@@ -9,7 +9,7 @@ import numpy as np
 
 from actors.actor_set import ActorSet
 from actors.dispatch import LeastLoaded
-from rlhf_ray.config.online import RolloutConfig
+from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.roles import GenerationRequest, RolloutBatch, Shard
 
 

@@ -14,7 +14,7 @@ from actors.forward import by_row, lengths_of, rows_of
 from actors.held_model import HeldModel, in_reach
 from actors.hosting import HostingRank
 from rlhf_ray.config.base import TimeoutConfig
-from rlhf_ray.config.online import RewardConfig, RewardModelConfig
+from rlhf_ray.config.rewards import RewardConfig, RewardModelConfig
 from rlhf_ray.data.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.loops.seeds import sample_seeds
 from rlhf_ray.roles import RolloutBatch

@@ -19,7 +19,7 @@ from actors.engine_load import EngineLoad
 from actors.engine_metrics import engine_stat_logger
 from actors.network import use_cluster_network
 from actors.shared_memory import outlive_actor
-from rlhf_ray.config.online import RolloutConfig
+from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary

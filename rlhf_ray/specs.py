@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
-from rlhf_ray.config.online import AlgorithmConfig, RewardConfig, ShapingConfig
+from rlhf_ray.config.rewards import RewardConfig, ShapingConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 
 Job = TypeVar("Job", bound=SupervisedConfig)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
+from rlhf_ray.config.algorithm import AlgorithmConfig, KlConfig
 from rlhf_ray.config.base import (
     Config,
     GroupConfig,
@@ -15,215 +16,12 @@ from rlhf_ray.config.base import (
     NonNegativeInt,
     Placement,
     ReferenceConfig,
-    Share,
 )
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.config.rollout import RolloutConfig
 
 ROLES = ("policy", "reference", "reward", "value", "rollout")
-
-
-class EngineConfig(Config):
-    """What a vLLM engine is built from; another one takes a new engine.
-
-    Attributes:
-        max_num_seqs: Sequences that one engine runs at a time; matters most for throughput.
-        max_model_len: Prompt and response tokens together; 0 for the model's own limit.
-        kv_cache_gb: Of one engine on CPU; on GPU `gpu_memory_share` decides.
-        engine: Further arguments of vLLM's engine by their own names.
-    """
-
-    max_num_seqs: PositiveInt = 256
-    max_model_len: NonNegativeInt = 0
-    kv_cache_gb: PositiveFloat = 1.0
-    gpu_memory_share: Share = 0.85
-    enforce_eager: bool = False
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    engine: dict[str, Any] = {}
-
-
-class RolloutConfig(EngineConfig):
-    """The vLLM engines and how they sample.
-
-    Attributes:
-        temperature: Also divides the trainer's logits, so that both speak of one distribution.
-        stop: Strings that end a response; the tokens that spell them stay in it.
-    """
-
-    max_new_tokens: PositiveInt = 256
-    temperature: PositiveFloat = 1.0
-    stop: list[str] = []
-    stop_token_ids: list[NonNegativeInt] = []
-    ignore_eos: bool = False
-
-    @property
-    def of_engine(self) -> EngineConfig:
-        """The part that an engine is built from, without what is asked with each request."""
-        return EngineConfig(**{key: getattr(self, key) for key in EngineConfig.model_fields})
-
-
-class RewardFunctionConfig(Config):
-    """A Python function by import path (`package.module:function` or `file.py:function`).
-
-    Called as `function(prompts, completions, **columns, **arguments) -> list[float | None]`.
-    """
-
-    path: str
-    weight: float = 1.0
-    arguments: dict[str, Any] = {}
-
-
-class RewardModelConfig(Config):
-    """Any `AutoModelForSequenceClassification`, with its own tokenizer; off without a `path`.
-
-    Attributes:
-        label: Which of the model's logits is the score.
-        chat: Put a string prompt into the model's chat template as a user's turn, as training with
-            `data.chat` does.
-        normalize: `center` subtracts the mean of the scores of reference answers, which training
-            stored with the model; `standardize` also divides by their spread.
-        max_length: Longer texts are cut at their end; 0 for no limit.
-        weight: Factor of the score in the sum with other rewards.
-    """
-
-    path: str = ""
-    tokenizer: str = ""
-    chat_template: str = ""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    label: NonNegativeInt = 0
-    chat: bool = False
-    max_tokens_per_micro_batch: PositiveInt = 8192
-    max_length: NonNegativeInt = 0
-    trust_remote_code: bool = False
-    normalize: Literal["none", "center", "standardize"] = "none"
-    weight: float = 1.0
-
-
-class RemoteRewardConfig(Config):
-    """An HTTP scorer; off while `url` is empty. The token is read from the variable `token_env`."""
-
-    url: str = ""
-    token_env: str = ""
-    batch_size: PositiveInt = 64
-    timeout_s: PositiveFloat = 60.0
-    retries: NonNegativeInt = 4
-    backoff_s: PositiveFloat = 0.5
-    weight: float = 1.0
-
-
-class ShapingConfig(Config):
-    """Changes of the score before it is trained on; 0 and False leave it alone.
-
-    Attributes:
-        clip: Scores are clamped to this distance from 0.
-        missing_end_penalty: Subtracted where a response was cut off.
-        overlong_buffer_tokens: DAPO's soft penalty over the last tokens before `max_new_tokens`
-            (arXiv 2503.14476, eq. 13).
-        repetition_penalty: Subtracted in full from a response that repeats one n-gram only.
-    """
-
-    clip: NonNegativeFloat = 0.0
-    whiten: bool = False
-    missing_end_penalty: NonNegativeFloat = 0.0
-    overlong_buffer_tokens: NonNegativeInt = 0
-    overlong_penalty: NonNegativeFloat = 1.0
-    repetition_penalty: NonNegativeFloat = 0.0
-    repetition_ngram: PositiveInt = 3
-
-
-class RewardConfig(Config):
-    """Where scores come from: functions, a model, a remote scorer; several are summed by weight."""
-
-    functions: list[RewardFunctionConfig] = []
-    model: RewardModelConfig = RewardModelConfig()
-    remote: RemoteRewardConfig = RemoteRewardConfig()
-    shaping: ShapingConfig = ShapingConfig()
-
-    @model_validator(mode="after")
-    def _something_scores(self) -> RewardConfig:
-        if not (self.functions or self.model.path or self.remote.url):
-            raise ValueError("no reward: set functions, model.path or remote.url")
-        return self
-
-
-class KlConfig(Config):
-    """KL to the reference model.
-
-    Attributes:
-        coefficient: 0 leaves the reference out: its role is not started.
-        where: In the token rewards (Ziegler et al. 2019) or as a term of the loss (GRPO).
-        target: For `adaptive`, nats a token; the coefficient moves towards it over `horizon`
-            sequences.
-    """
-
-    coefficient: NonNegativeFloat = 0.0
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-    where: Literal["reward", "loss"] = "loss"
-    controller: Literal["fixed", "adaptive"] = "fixed"
-    target: PositiveFloat = 0.1
-    horizon: PositiveInt = 10_000
-
-    @model_validator(mode="after")
-    def _has_a_gradient(self) -> KlConfig:
-        if self.coefficient and (self.where, self.estimator) == ("loss", "k1"):
-            raise ValueError(
-                "estimator k1 has no gradient in the loss, on average: take k2 or k3 there, or "
-                "where: reward"
-            )
-        return self
-
-
-class CorrectionConfig(Config):
-    """Correction for engine and trainer giving one token different probabilities."""
-
-    kind: Literal["none", "truncated", "mask"] = "truncated"
-    cap: Annotated[float, Field(ge=1)] = 2.0
-    low: Share = 0.5
-
-
-class DynamicSamplingConfig(Config):
-    """DAPO's dynamic sampling (arXiv 2503.14476): new prompts replace groups without spread.
-
-    Attributes:
-        max_rounds: Of generation, the first one included; each asks for what is still missing.
-        on_exhausted: After the last round, train the groups there are (`partial`; with none at all
-            the run stops) or stop (`error`).
-    """
-
-    enabled: bool = False
-    max_rounds: PositiveInt = 4
-    # The last rounds miss a few groups as a rule, and more so the better the policy gets: a run
-    # should not die of its success.
-    on_exhausted: Literal["error", "partial"] = "partial"
-
-
-class AlgorithmConfig(Config):
-    """Estimators and losses by name; `rlhf_ray.algorithms` holds one small function each."""
-
-    advantage: Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"]
-    policy_loss: Literal["ppo", "gspo", "cispo", "sapo", "reinforce"] = "ppo"
-    value_loss: Literal["clipped", "mse"] = "clipped"
-    reduction: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
-    epochs: PositiveInt = 1
-    minibatches: PositiveInt = 1
-    clip_low: NonNegativeFloat = 0.2
-    clip_high: NonNegativeFloat = 0.2
-    dual_clip: NonNegativeFloat = 0.0
-    sapo_temperature_positive: PositiveFloat = 1.0
-    sapo_temperature_negative: PositiveFloat = 1.05
-    value_clip: PositiveFloat = 0.2
-    entropy_coefficient: NonNegativeFloat = 0.0
-    gamma: Share = 1.0
-    lam: Share = 0.95
-    whiten_advantages: bool = False
-    kl: KlConfig = KlConfig()
-    correction: CorrectionConfig = CorrectionConfig()
-    dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
-
-    @model_validator(mode="after")
-    def _dual_clip_is_above_one(self) -> AlgorithmConfig:
-        if self.dual_clip and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip must be above 1, or 0 for none, got {self.dual_clip}")
-        return self
 
 
 class PublicationConfig(Config):

@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
-from rlhf_ray.config.online import AlgorithmConfig, OnlineConfig, ShapingConfig
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.rewards import ShapingConfig
 
 
 def _no_training() -> AlgorithmConfig:

@@ -14,7 +14,7 @@ from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, P
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.algorithms.token_loss import TokenLoss
-from rlhf_ray.config.online import AlgorithmConfig
+from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine

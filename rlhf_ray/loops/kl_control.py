@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlhf_ray.algorithms.kl import AdaptiveKLController, FixedKLController, KLController
-from rlhf_ray.config.online import KlConfig
+from rlhf_ray.config.algorithm import KlConfig
 
 
 def kl_controller(config: KlConfig) -> KLController:

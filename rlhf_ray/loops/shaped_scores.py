@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from rlhf_ray.algorithms import shaping
-from rlhf_ray.config.online import ShapingConfig
+from rlhf_ray.config.rewards import ShapingConfig
 from rlhf_ray.types import Rollout
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rlhf_ray.config.base import ModelConfig
-from rlhf_ray.config.online import RewardModelConfig
+from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.answers import tokenize_answer
 from rlhf_ray.data.samples import as_chat
 from rlhf_ray.data.tokenizer import load_tokenizer

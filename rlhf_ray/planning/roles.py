@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 
 from rlhf_ray.config.base import ForwardConfig, GroupConfig, JobConfig, ModelConfig, ZeroConfig
-from rlhf_ray.config.online import OnlineConfig, RewardModelConfig
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
 from rlhf_ray.planning.batches import Batches, batches_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_ray.config.base import GroupConfig, ModelConfig, ZeroConfig
-from rlhf_ray.config.online import RolloutConfig
+from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.planning.model_shape import Head, ModelShape
 
 # What is done with a model: it learns; it is made ready to learn, but its weights are only passed

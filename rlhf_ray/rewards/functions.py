@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from rlhf_ray.config.online import RewardFunctionConfig
+from rlhf_ray.config.rewards import RewardFunctionConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
 from rlhf_ray.rewards.loading import load_function

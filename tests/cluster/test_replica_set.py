@@ -10,7 +10,7 @@ import ray
 from actors.actor_set import ActorSet
 from actors.rank import collect
 from actors.replica_set import ReplicaSet
-from rlhf_ray.config.online import RolloutConfig
+from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, RolloutSummary

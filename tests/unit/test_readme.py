@@ -22,10 +22,11 @@ from rlhf_ray.algorithms.reward_losses import REWARD_LOSSES
 from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES
 from rlhf_ray.config import references, schema, stages
+from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.data import DataFormat
 from rlhf_ray.config.load import load_config
-from rlhf_ray.config.online import AlgorithmConfig, RewardFunctionConfig, ShapingConfig
 from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.rewards import RewardFunctionConfig, ShapingConfig
 from rlhf_ray.config.stages import resolve_stages
 from rlhf_ray.config.yaml_file import read_yaml, write_yaml
 from rlhf_ray.data.files import Row

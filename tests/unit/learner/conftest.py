@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig
-from rlhf_ray.config.online import AlgorithmConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.policy import PolicyLearner

@@ -17,7 +17,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from rlhf_ray.config.online import RewardModelConfig
+from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.answers import tokenize_answer
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.reward_scorer import RewardScorer

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.config.online import RewardFunctionConfig
+from rlhf_ray.config.rewards import RewardFunctionConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.batch import RewardError, ScoringBatch
 from rlhf_ray.rewards.functions import RewardFunction, load_functions

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from rlhf_ray.config.online import RemoteRewardConfig
+from rlhf_ray.config.rewards import RemoteRewardConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.batch import RewardError, ScoringBatch
 from rlhf_ray.rewards.remote import RemoteScorer

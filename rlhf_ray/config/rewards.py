@@ -1,0 +1,99 @@
+"""Where rewards come from, and how they are shaped."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from rlhf_ray.config.base import (
+    Config,
+    NonNegativeFloat,
+    NonNegativeInt,
+)
+
+ROLES = ("policy", "reference", "reward", "value", "rollout")
+
+
+class RewardFunctionConfig(Config):
+    """A Python function by import path (`package.module:function` or `file.py:function`).
+
+    Called as `function(prompts, completions, **columns, **arguments) -> list[float | None]`.
+    """
+
+    path: str
+    weight: float = 1.0
+    arguments: dict[str, Any] = {}
+
+
+class RewardModelConfig(Config):
+    """Any `AutoModelForSequenceClassification`, with its own tokenizer; off without a `path`.
+
+    Attributes:
+        label: Which of the model's logits is the score.
+        chat: Put a string prompt into the model's chat template as a user's turn, as training with
+            `data.chat` does.
+        normalize: `center` subtracts the mean of the scores of reference answers, which training
+            stored with the model; `standardize` also divides by their spread.
+        max_length: Longer texts are cut at their end; 0 for no limit.
+        weight: Factor of the score in the sum with other rewards.
+    """
+
+    path: str = ""
+    tokenizer: str = ""
+    chat_template: str = ""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    label: NonNegativeInt = 0
+    chat: bool = False
+    max_tokens_per_micro_batch: PositiveInt = 8192
+    max_length: NonNegativeInt = 0
+    trust_remote_code: bool = False
+    normalize: Literal["none", "center", "standardize"] = "none"
+    weight: float = 1.0
+
+
+class RemoteRewardConfig(Config):
+    """An HTTP scorer; off while `url` is empty. The token is read from the variable `token_env`."""
+
+    url: str = ""
+    token_env: str = ""
+    batch_size: PositiveInt = 64
+    timeout_s: PositiveFloat = 60.0
+    retries: NonNegativeInt = 4
+    backoff_s: PositiveFloat = 0.5
+    weight: float = 1.0
+
+
+class ShapingConfig(Config):
+    """Changes of the score before it is trained on; 0 and False leave it alone.
+
+    Attributes:
+        clip: Scores are clamped to this distance from 0.
+        missing_end_penalty: Subtracted where a response was cut off.
+        overlong_buffer_tokens: DAPO's soft penalty over the last tokens before `max_new_tokens`
+            (arXiv 2503.14476, eq. 13).
+        repetition_penalty: Subtracted in full from a response that repeats one n-gram only.
+    """
+
+    clip: NonNegativeFloat = 0.0
+    whiten: bool = False
+    missing_end_penalty: NonNegativeFloat = 0.0
+    overlong_buffer_tokens: NonNegativeInt = 0
+    overlong_penalty: NonNegativeFloat = 1.0
+    repetition_penalty: NonNegativeFloat = 0.0
+    repetition_ngram: PositiveInt = 3
+
+
+class RewardConfig(Config):
+    """Where scores come from: functions, a model, a remote scorer; several are summed by weight."""
+
+    functions: list[RewardFunctionConfig] = []
+    model: RewardModelConfig = RewardModelConfig()
+    remote: RemoteRewardConfig = RemoteRewardConfig()
+    shaping: ShapingConfig = ShapingConfig()
+
+    @model_validator(mode="after")
+    def _something_scores(self) -> RewardConfig:
+        if not (self.functions or self.model.path or self.remote.url):
+            raise ValueError("no reward: set functions, model.path or remote.url")
+        return self

@@ -1,0 +1,54 @@
+"""How policies are sampled: the vLLM engines, and what is asked of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from rlhf_ray.config.base import (
+    Config,
+    NonNegativeInt,
+    Share,
+)
+
+ROLES = ("policy", "reference", "reward", "value", "rollout")
+
+
+class EngineConfig(Config):
+    """What a vLLM engine is built from; another one takes a new engine.
+
+    Attributes:
+        max_num_seqs: Sequences that one engine runs at a time; matters most for throughput.
+        max_model_len: Prompt and response tokens together; 0 for the model's own limit.
+        kv_cache_gb: Of one engine on CPU; on GPU `gpu_memory_share` decides.
+        engine: Further arguments of vLLM's engine by their own names.
+    """
+
+    max_num_seqs: PositiveInt = 256
+    max_model_len: NonNegativeInt = 0
+    kv_cache_gb: PositiveFloat = 1.0
+    gpu_memory_share: Share = 0.85
+    enforce_eager: bool = False
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    engine: dict[str, Any] = {}
+
+
+class RolloutConfig(EngineConfig):
+    """The vLLM engines and how they sample.
+
+    Attributes:
+        temperature: Also divides the trainer's logits, so that both speak of one distribution.
+        stop: Strings that end a response; the tokens that spell them stay in it.
+    """
+
+    max_new_tokens: PositiveInt = 256
+    temperature: PositiveFloat = 1.0
+    stop: list[str] = []
+    stop_token_ids: list[NonNegativeInt] = []
+    ignore_eos: bool = False
+
+    @property
+    def of_engine(self) -> EngineConfig:
+        """The part that an engine is built from, without what is asked with each request."""
+        return EngineConfig(**{key: getattr(self, key) for key in EngineConfig.model_fields})
