@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 
-from launch.signals import exit_when_stopped, interrupt_when_stopped
+from launch.run.signals import exit_when_stopped, interrupt_when_stopped
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.help import help_text, summary_of
 from rlhf_ray.config.jobs import JOBS

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from actors.pool import Pool
-from actors.reference import ReferenceGroup, ReferenceRank
-from actors.supervised import SupervisedGroup
-from launch import cli, supervised
-from launch.job import run_job
+from actors.pool.pool import Pool
+from actors.ranks.reference import ReferenceGroup, ReferenceRank
+from actors.ranks.supervised import SupervisedGroup
+from launch import cli
+from launch.run.job import run_job
+from launch.training import supervised
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.data.job import SupervisedData, load_dpo_data

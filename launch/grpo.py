@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from launch import cli, online
+from launch import cli
+from launch.training import online
 from rlhf_ray.config.online import OnlineConfig
 
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launch import cli
+from launch.remote.watch import add_address, address_or_default, watch
 from launch.submit import STOP_S
-from launch.watch import add_address, address_or_default, watch
 from rlhf_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from actors.jobs_api import JobsApi
+    from actors.jobs.api import JobsApi
 
 # Ray's SIGKILL comes after `STOP_S`; its record of it a moment later.
 ENDED_S = STOP_S + 30.0
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
     address = address_or_default(given.address)
 
-    from actors.jobs_api import open_api
+    from actors.jobs.api import open_api
 
     api = open_api(address)
     if given.command == "list":

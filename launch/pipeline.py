@@ -17,16 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.engine import EngineSpec
-from actors.job_nodes import check_nodes, on_nodes
-from actors.pool import Pool
+from actors.engines.spec import EngineSpec
+from actors.pool.job_nodes import check_nodes, on_nodes
+from actors.pool.pool import Pool
 from launch import cli
-from launch.actor_start import import_libraries, start_actors
-from launch.cluster import connect, disconnect
-from launch.online_roles import engine_ahead
-from launch.open_pool import open_pool
-from launch.run_folder import STATUS, run_folder
-from launch.stage_table import print_table
+from launch.run.cluster import connect, disconnect
+from launch.run.folder import STATUS, run_folder
+from launch.run.open_pool import open_pool
+from launch.tables.stages import print_table
+from launch.training.actor_start import import_libraries, start_actors
+from launch.training.online_roles import engine_ahead
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.stages import Stage, groups_of, resolve_stages
@@ -126,7 +126,8 @@ def _runner(job: str) -> tuple[Callable[[Any], Any], Callable[[Any, Any, Pool], 
     """What reads a job's data, and what runs it on a pool."""
     data = importlib.import_module("rlhf_ray.data.job")
     if job in ("ppo", "grpo", "sample"):
-        from launch import online, sample
+        from launch import sample
+        from launch.training import online
 
         train = sample.train if job == "sample" else partial(online.train, job=job)
         return data.load_online_data, train

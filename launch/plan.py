@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     shapes = read_shapes(_paths(jobs), options.model_config)
     plan = _plan(jobs, shapes, _cluster(options, groups_of(jobs)))
 
-    from launch.plan_tables import print_plan
+    from launch.tables.plan import print_plan
 
     print_plan(plan, [] if plan.fits else advise(jobs, shapes, plan))
     return 0 if plan.fits else EXIT_INFEASIBLE
@@ -76,7 +76,7 @@ def _plan(jobs: Sequence[PlannedJob], shapes: Shapes, cluster: Cluster) -> Plan:
         if not ways:
             raise
 
-        from launch.plan_format import option, outcome
+        from launch.tables.format import option, outcome
 
         enough = f"{option(ways[0].change)}   ({outcome(ways[0].plan)})"
         raise ConfigError(f"{error}\nEnough would be: {enough}") from error

@@ -12,20 +12,20 @@ from dataclasses import replace
 import ray
 from ray.exceptions import RayError
 
-from actors.engine import EngineSpec
-from actors.pool import Pool
-from actors.record import PoolRecord, end_strangers, release_groups
-from actors.standing_cluster import Process, StandingCluster
-from launch import pool_notes as notes
-from launch import standing
-from launch.actor_start import import_libraries, start_actors
-from launch.cluster import disconnect, join, num_cpus
-from launch.names import check_name
-from launch.online_roles import engine_ahead
+from actors.engines.spec import EngineSpec
+from actors.pool.pool import Pool
+from actors.pool.record import PoolRecord, end_strangers, release_groups
+from actors.pool.standing_cluster import Process, StandingCluster
 from launch.pipeline import first_engine
 from launch.pool_status import status
-from launch.pool_table import print_pool
-from launch.signals import uninterrupted
+from launch.run import pool_notes as notes
+from launch.run import standing
+from launch.run.cluster import disconnect, join, num_cpus
+from launch.run.names import check_name
+from launch.run.signals import uninterrupted
+from launch.tables.pool import print_pool
+from launch.training.actor_start import import_libraries, start_actors
+from launch.training.online_roles import engine_ahead
 from rlhf_ray.config.base import GroupConfig, RunConfig, TimeoutConfig
 from rlhf_ray.config.job_file import load_job
 from rlhf_ray.config.online import OnlineConfig

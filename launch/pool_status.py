@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from actors.record import PoolRecord
-from actors.standing_cluster import StandingCluster
-from launch import pool_notes as notes
-from launch import standing
+from actors.pool.record import PoolRecord
+from actors.pool.standing_cluster import StandingCluster
 from launch.cli import EXIT_RUN
-from launch.cluster import disconnect, join
-from launch.pool_table import print_pool
+from launch.run import pool_notes as notes
+from launch.run import standing
+from launch.run.cluster import disconnect, join
+from launch.tables.pool import print_pool
 
 STATUS_S = 120.0
 

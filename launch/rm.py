@@ -9,10 +9,11 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
-from actors.pool import Pool
-from actors.supervised import SupervisedGroup
-from launch import cli, supervised
-from launch.job import run_job
+from actors.pool.pool import Pool
+from actors.ranks.supervised import SupervisedGroup
+from launch import cli
+from launch.run.job import run_job
+from launch.training import supervised
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.data.job import RmData, load_rm_data
 from rlhf_ray.metrics.log import Table

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from actors.pool import Pool
+from actors.pool.pool import Pool
 from launch import cli
-from launch.job import run_job
-from launch.online_roles import start_roles
-from launch.run_log import run_log
+from launch.run.job import run_job
+from launch.run.log import run_log
+from launch.training.online_roles import start_roles
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.job import OnlineData, load_online_data
 

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from actors.pool import Pool
-from actors.supervised import SupervisedGroup
-from launch import cli, supervised
-from launch.job import run_job
+from actors.pool.pool import Pool
+from actors.ranks.supervised import SupervisedGroup
+from launch import cli
+from launch.run.job import run_job
+from launch.training import supervised
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.job import SupervisedData, load_sft_data
 from rlhf_ray.metrics.log import Table

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import cli
-from launch.names import check_name
-from launch.watch import add_address, address_or_default, watch
+from launch.remote.watch import add_address, address_or_default, watch
+from launch.run.names import check_name
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.elsewhere import find_missing, values_of
 from rlhf_ray.config.load import load_config
@@ -25,8 +25,8 @@ from rlhf_ray.config.problems import Problem, raise_for
 from rlhf_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from actors.jobs_api import JobsApi
-    from actors.parcel import Parcel
+    from actors.jobs.api import JobsApi
+    from actors.jobs.parcel import Parcel
 
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 # Between Ray's SIGTERM and its SIGKILL: the actors are ended meanwhile.
@@ -72,8 +72,8 @@ def main(arguments: Sequence[str]) -> int:
     files = _checked_files(values, options)
     address = address_or_default(options.address)
 
-    from actors.jobs_api import check_version, open_api
-    from actors.parcel import Parcel
+    from actors.jobs.api import check_version, open_api
+    from actors.jobs.parcel import Parcel
 
     api = open_api(address)
     check_version(api)
@@ -157,7 +157,7 @@ def _checked_files(values: Mapping[str, Any], options: Namespace) -> list[str]:
     """
     files: list[str] | None = None
     if options.working_dir is not None:
-        from launch.package import shipped_files
+        from launch.remote.package import shipped_files
 
         files = shipped_files(options.working_dir)
     problems: list[Problem] = find_missing(values, files)
@@ -174,13 +174,13 @@ def _send(
         ConfigError: The name was taken meanwhile.
         RunError: The cluster refuses.
     """
-    from actors.parcel import send
+    from actors.jobs.parcel import send
 
     environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}}
     metadata = {"job": parcel.job, "run": name, "run_dir": parcel.values["run_dir"]}
     with tempfile.TemporaryDirectory() as temporary:
         if folder is not None:
-            from launch.package import write_package
+            from launch.remote.package import write_package
 
             archive = Path(temporary) / "package.zip"
             write_package(folder, files, archive)

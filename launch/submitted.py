@@ -20,8 +20,8 @@ def run(name: str) -> int:
         ConfigError: The parcel is gone, or this installation cannot read it.
         RunError: The job failed.
     """
-    from actors.parcel import receive
-    from actors.seating import FORWARDED
+    from actors.jobs.parcel import receive
+    from actors.pool.seating import FORWARDED
 
     parcel = receive(name, os.environ["RAY_ADDRESS"])
     os.environ.update(parcel.variables)

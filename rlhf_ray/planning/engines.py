@@ -11,7 +11,7 @@ from rlhf_ray.planning.work import EngineWork, dtype_bytes
 # Resident memory of vLLM 0.32's worker process on the CPU before its model is there, and of the
 # two processes beside it, measured.
 WORKER_BYTES, HELPERS_BYTES = 670 * MIB, 1300 * MIB
-# Prompt tokens of one engine step: actors/engine.py on the CPU, vLLM's default on a GPU.
+# Prompt tokens of one engine step: actors/engines/spec.py on the CPU, vLLM's default on a GPU.
 PREFILL_TOKENS = 8192
 # CUDA graphs, context and NCCL, which vLLM counts into its share; what sleep leaves behind.
 GPU_OVERHEAD_BYTES, ASLEEP_BYTES = 1 * GIB, 1 * GIB

@@ -12,8 +12,8 @@ import pytest
 import ray
 from jobs import DEADLINES, ppo_config
 
-from actors.pool import Pool
-from launch.online_roles import start_roles
+from actors.pool.pool import Pool
+from launch.training.online_roles import start_roles
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.data.job import load_online_data

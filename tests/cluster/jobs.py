@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from actors.actor_set import ActorSet
-from actors.pool import Pool
-from launch import online
-from launch.online_roles import start_roles
-from launch.run_folder import run_folder
+from actors.cluster.actor_set import ActorSet
+from actors.pool.pool import Pool
+from launch.run.folder import run_folder
+from launch.training import online
+from launch.training.online_roles import start_roles
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.loops.evaluation import Evaluation

@@ -8,12 +8,12 @@ import time
 import pytest
 import ray
 
-from actors.actor_set import ActorSet
-from actors.deadline import DeadlineError, get
-from actors.pool import Pool
-from actors.reward import RewardRank
-from actors.sync_spec import SyncSpec
-from actors.weight_sync import ReplicaClient
+from actors.cluster.actor_set import ActorSet
+from actors.cluster.deadline import DeadlineError, get
+from actors.pool.pool import Pool
+from actors.ranks.reward import RewardRank
+from actors.weights.publisher import ReplicaClient
+from actors.weights.sync_spec import SyncSpec
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.errors import ConfigError, RunError
 

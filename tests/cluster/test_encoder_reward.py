@@ -11,7 +11,7 @@ from jobs import run_loop
 from safetensors.numpy import load_file
 
 from launch import rm
-from launch.run_folder import run_folder
+from launch.run.folder import run_folder
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.data.job import load_rm_data
 

@@ -14,12 +14,12 @@ import ray
 from jobs import TWO_RANKS_SHARED, on_ranks
 from safetensors.numpy import load_file
 
-from actors.bucket import unpack
-from actors.policy import PolicyRank
-from actors.pool import Pool
-from actors.reference import ReferenceRank
-from launch.actor_start import import_libraries, start_actors
+from actors.pool.pool import Pool
+from actors.ranks.policy import PolicyRank
+from actors.ranks.reference import ReferenceRank
+from actors.weights.bucket import unpack
 from launch.pipeline import first_engine, run_stage
+from launch.training.actor_start import import_libraries, start_actors
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.stages import Stage, groups_of, resolve_stages

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 import ray
 
-from actors.actor_set import ActorSet
-from actors.rank import collect
-from actors.replica_set import ReplicaSet
+from actors.cluster.actor_set import ActorSet
+from actors.engines.replica_set import ReplicaSet
+from actors.ranks.rank import collect
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest

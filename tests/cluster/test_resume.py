@@ -12,9 +12,9 @@ import pytest
 import torch
 from jobs import SCORERS, TWO_RANKS_SHARED, train, weights_of
 
-from actors.policy import PolicyRank
-from actors.pool import Pool
-from actors.value import ValueRank
+from actors.pool.pool import Pool
+from actors.ranks.policy import PolicyRank
+from actors.ranks.value import ValueRank
 from rlhf_ray.errors import RunError
 
 # What a clock says, and no more, may differ.

@@ -9,8 +9,8 @@ import pytest
 import ray
 from jobs import STOP_STRING, STOP_TOKEN
 
-from actors.rank import collect
-from launch.online_roles import start_roles
+from actors.ranks.rank import collect
+from launch.training.online_roles import start_roles
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.data.tokenizer import load_tokenizer

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from jobs import SCORERS
 
-from actors.pool import Pool
+from actors.pool.pool import Pool
 from launch import sample
-from launch.run_folder import run_folder
+from launch.run.folder import run_folder
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import RunError

@@ -19,18 +19,18 @@ from typing import Any
 import psutil
 import pytest
 
-from launch import pool_notes as notes
-from launch import signals
-from launch import standing as clusters
 from launch.cli import EXIT_INTERRUPTED
+from launch.run import pool_notes as notes
+from launch.run import signals
+from launch.run import standing as clusters
 from rlhf_ray.config.yaml_file import write_yaml
 
 NAME = "test"
 # A job that attaches, says so, and does nothing more.
 HOLDER = f"""
 import sys, time
-from actors.record import PoolRecord
-from launch.cluster import connect
+from actors.pool.record import PoolRecord
+from launch.run.cluster import connect
 from rlhf_ray.config.base import RunConfig
 connect(RunConfig(ray={{"pool": {NAME!r}}}), {{}})
 PoolRecord.find({NAME!r}).acquire("runs/holder")

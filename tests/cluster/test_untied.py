@@ -14,10 +14,10 @@ import torch
 from jobs import TWO_RANKS_SHARED, laid_over, run_loop, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.policy import PolicyGroup, PolicyRank
-from actors.probe import probe_sequences
-from actors.rank import collect
-from launch.online_roles import start_roles
+from actors.ranks.policy import PolicyGroup, PolicyRank
+from actors.ranks.rank import collect
+from actors.weights.probe import probe_sequences
+from launch.training.online_roles import start_roles
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.data.packing import plan_update
 from rlhf_ray.roles import GenerationRequest

@@ -18,13 +18,13 @@ import psutil
 import ray
 from ray.util import list_named_actors, placement_group_table
 
-from actors.cluster_nodes import addresses
-from actors.job_nodes import check_nodes, on_nodes
-from actors.pool import Pool
-from actors.reference import ReferenceRank
-from launch import online
-from launch.cluster import connect
-from launch.run_folder import run_folder
+from actors.cluster.nodes import addresses
+from actors.pool.job_nodes import check_nodes, on_nodes
+from actors.pool.pool import Pool
+from actors.ranks.reference import ReferenceRank
+from launch.run.cluster import connect
+from launch.run.folder import run_folder
+from launch.training import online
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.data.job import load_online_data

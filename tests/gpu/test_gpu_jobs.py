@@ -68,7 +68,7 @@ def prompts(tmp_path):
 
 def trained_folder(model, prompts, run_dir, placement, **policy):
     """Run two steps of PPO on a Ray of its own; returns its folder."""
-    from launch import online
+    from launch.training import online
     from rlhf_ray.config.online import PpoConfig
 
     config = PpoConfig.model_validate(

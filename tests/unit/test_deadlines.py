@@ -1,7 +1,7 @@
 """No wait without a deadline: a walk over the syntax tree of every module.
 
 What the tree shows is a call by name, so the rules are about names. An `await` of a Ray reference
-looks like any other: for those `actors.deadline` is the one place that waits.
+looks like any other: for those `actors.cluster.deadline` is the one place that waits.
 """
 
 import ast

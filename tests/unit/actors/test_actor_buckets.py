@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.bucket import ALIGNMENT_BYTES, pack, unpack
-from actors.weight_transfer import ObjectStoreUpdateInfo
+from actors.weights.bucket import ALIGNMENT_BYTES, pack, unpack
+from actors.weights.object_store import ObjectStoreUpdateInfo
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64]
 TENSORS = st.lists(

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from actors import job_nodes
-from actors.file_tasks import NodeReport, code_of_package
-from actors.job_nodes import check_nodes, on_nodes
-from actors.placement import Slot
-from actors.run_files import RunFiles
+from actors.cluster.file_tasks import NodeReport, code_of_package
+from actors.cluster.run_files import RunFiles
+from actors.pool import job_nodes
+from actors.pool.job_nodes import check_nodes, on_nodes
+from actors.pool.placement import Slot
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.errors import ConfigError, RunError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.lease import Holder, Lease
+from actors.pool.lease import Holder, Lease
 
 
 def job(number):

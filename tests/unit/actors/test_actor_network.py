@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from actors import network
-from actors.network import HeldPort
+from actors.cluster import network
+from actors.cluster.network import HeldPort
 
 HOST = "127.0.0.1"
 

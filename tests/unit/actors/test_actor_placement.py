@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from actors.placement import Slot, in_order
-from actors.pool_state import PoolState
-from actors.seating import slots_of
+from actors.pool.placement import Slot, in_order
+from actors.pool.seating import slots_of
+from actors.pool.state import PoolState
 from rlhf_ray.config.base import GroupConfig
 
 

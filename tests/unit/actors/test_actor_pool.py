@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from actors.placement import Slot
-from actors.pool import Pool
+from actors.pool.placement import Slot
+from actors.pool.pool import Pool
 from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
 from rlhf_ray.errors import RunError
 

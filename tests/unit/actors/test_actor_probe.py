@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from actors.probe import largest_gap, probe_sequences
+from actors.weights.probe import largest_gap, probe_sequences
 from rlhf_ray.types import Prompt
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from actors import placement, record
-from actors.placement import Slot, reserve
-from actors.pool_state import PoolState
+from actors.pool import placement, record
+from actors.pool.placement import Slot, reserve
+from actors.pool.state import PoolState
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.planning.groups import plan_groups

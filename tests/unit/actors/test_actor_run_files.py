@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from actors import run_files
-from actors.run_files import RunFiles
+from actors.cluster import run_files
+from actors.cluster.run_files import RunFiles
 from rlhf_ray.errors import RunError
 
 

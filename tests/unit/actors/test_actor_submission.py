@@ -5,7 +5,7 @@ import logging
 
 from ray.exceptions import RpcError
 
-from actors import submission
+from actors.jobs import submission
 
 
 def test_a_job_goes_on_where_the_dashboard_cannot_be_told(monkeypatch, caplog):

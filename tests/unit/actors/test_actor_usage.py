@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.actor_set import ActorSet
-from actors.busy import BusyClock
-from actors.engine_load import EngineLoad
-from actors.usage import usage_of
+from actors.cluster.actor_set import ActorSet
+from actors.cluster.busy import BusyClock
+from actors.engines.load import EngineLoad
+from actors.pool.usage import usage_of
 from rlhf_ray.metrics.memory import peak_memory_gb
 from rlhf_ray.metrics.names import check_names
 

@@ -7,10 +7,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from actors import jobs_api, reachable
-from actors.jobs_api import open_api
-from actors.reachable import check_reachable
-from launch import cluster
+from actors.cluster import reachable
+from actors.cluster.reachable import check_reachable
+from actors.jobs import api as jobs_api
+from actors.jobs.api import open_api
+from launch.run import cluster
 from rlhf_ray.errors import ConfigError
 
 

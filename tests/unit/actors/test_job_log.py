@@ -7,8 +7,8 @@ import aiohttp
 import pytest
 from ray.job_submission import JobStatus
 
-from actors import job_log
-from actors.job_log import exit_status, follow
+from actors.jobs import log as job_log
+from actors.jobs.log import exit_status, follow
 from rlhf_ray.errors import ConfigError, RunError
 
 SILENCE = object()

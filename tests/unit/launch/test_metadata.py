@@ -2,8 +2,8 @@
 
 import pytest
 
-from actors.seating import FORWARDED, environment
-from launch.metadata import metadata_of
+from actors.pool.seating import FORWARDED, environment
+from launch.run.metadata import metadata_of
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.supervised import SftConfig
 

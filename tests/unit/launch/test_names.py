@@ -3,8 +3,8 @@
 import pytest
 
 from launch import pool
-from launch.cluster import connect
-from launch.names import check_name
+from launch.run.cluster import connect
+from launch.run.names import check_name
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.errors import ConfigError
 

@@ -11,9 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.standing_cluster import Process, StandingCluster
-from launch import pool, pool_status, standing
-from launch import pool_notes as notes
+from actors.pool.standing_cluster import Process, StandingCluster
+from launch import pool, pool_status
+from launch.run import pool_notes as notes
+from launch.run import standing
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.errors import ConfigError, RunError
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from actors.standing_cluster import Process, StandingCluster
-from launch import pool_notes as notes
+from actors.pool.standing_cluster import Process, StandingCluster
+from launch.run import pool_notes as notes
 from rlhf_ray.errors import ConfigError
 
 

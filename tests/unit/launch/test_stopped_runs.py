@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from launch import cluster
+from launch.run import cluster
 
 RUN = """
 import asyncio, sys, time
 from launch import cli
-from launch.run_folder import run_folder
+from launch.run.folder import run_folder
 from rlhf_ray.config.supervised import SftConfig
 
 config = SftConfig.model_validate({
@@ -83,7 +83,7 @@ def test_a_run_under_nohup_goes_on_when_its_terminal_goes(tmp_path):
 def test_what_must_not_be_left_half_done_is_done_first():
     script = """
 import signal, time
-from launch.signals import interrupt_when_stopped, uninterrupted
+from launch.run.signals import interrupt_when_stopped, uninterrupted
 interrupt_when_stopped()
 with uninterrupted() as came:
     print("held", flush=True)
@@ -96,7 +96,7 @@ print([signal.Signals(number).name for number in came])
 def test_nothing_is_unwound_amid_an_import():
     script = """
 import time
-from launch.signals import exit_when_stopped, interrupt_when_stopped
+from launch.run.signals import exit_when_stopped, interrupt_when_stopped
 interrupt_when_stopped()
 with exit_when_stopped(7):
     print("held", flush=True)

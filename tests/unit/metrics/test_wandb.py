@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from wandb_server import synced
 
-from launch.run_folder import run_folder
+from launch.run.folder import run_folder
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.metrics import open_metrics

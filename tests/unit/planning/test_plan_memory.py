@@ -131,7 +131,7 @@ def test_an_engine_fills_its_share():
 
 
 def test_an_engine_on_the_cpu_prefills_as_it_is_told_to():
-    from actors.engine import PREFILL_TOKENS
+    from actors.engines.spec import PREFILL_TOKENS
 
     assert engines.PREFILL_TOKENS == PREFILL_TOKENS
 

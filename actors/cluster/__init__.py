@@ -1,0 +1,1 @@
+"""Ray itself: calls with deadlines, nodes, addresses, files on nodes, metrics at its agents."""

@@ -1,0 +1,58 @@
+"""Some actors of one role, and calls to all of them with a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from actors.cluster.busy import BusyClock
+from actors.cluster.deadline import within
+
+
+class ActorSet:
+    """The actors of one role in the order of their ranks.
+
+    Attributes:
+        busy: Runs while any of them is asked something.
+    """
+
+    def __init__(self, role: str, names: Sequence[str], actors: Sequence[Any]) -> None:
+        """Name each actor, for errors."""
+        self.role, self.names, self.actors = role, list(names), list(actors)
+        self.busy = BusyClock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process, or a later one, begins with a clock of its own."""
+        return ActorSet, (self.role, self.names, self.actors)
+
+    async def call(
+        self, method: str, *arguments: Any, timeout_s: float, **keywords: Any
+    ) -> list[Any]:
+        """Call the same method on every actor and wait for all."""
+        refs = [getattr(actor, method).remote(*arguments, **keywords) for actor in self.actors]
+        return await self.answers(refs, method, timeout_s=timeout_s)
+
+    async def call_one(self, index: int, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """Call a method on one actor."""
+        ref = getattr(self.actors[index], method).remote(*arguments)
+        [value] = await self.answers([ref], method, timeout_s=timeout_s, indices=[index])
+        return value
+
+    async def answers(
+        self,
+        refs: Sequence[Any],
+        method: str,
+        *,
+        timeout_s: float,
+        indices: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """Wait for calls that were made: of every actor, or of those at `indices`."""
+        names = self.names if indices is None else [self.names[index] for index in indices]
+        with self.busy.working():
+            return await within(
+                refs, timeout_s=timeout_s, actors=names, operation=f"{self.role}.{method}"
+            )
+
+    def __len__(self) -> int:
+        """How many actors."""
+        return len(self.actors)

@@ -1,0 +1,166 @@
+"""A run's files on nodes that do not see the driver's folders.
+
+Ranks write checkpoints and exports where they are. What they wrote is brought to the driver, whose
+copy is the one that counts; what they are to read is sent to them. Both go through Ray in chunks,
+and every file is compared by its digest. On a shared file system nothing is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from actors.cluster import file_tasks
+from actors.cluster.deadline import within
+from actors.cluster.file_tasks import FileStamp, stamps_of, start_on
+from rlhf_ray.errors import RunError
+
+# What driver and node hold of a file at a time.
+CHUNK_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """Files of the ranks of one role, or of all roles.
+
+    Attributes:
+        distant: Addresses of the nodes that do not see the driver's run folder, by their ids.
+        ranks: Node id of each rank.
+        timeout_s: Deadline of one chunk, or of digests of one folder.
+    """
+
+    distant: Mapping[str, str] = field(default_factory=dict)
+    ranks: tuple[str, ...] = ()
+    timeout_s: float = 0.0
+
+    def of_ranks(self, node_ids: Sequence[str]) -> RunFiles:
+        """The same for other ranks."""
+        return replace(self, ranks=tuple(node_ids))
+
+    @property
+    def _distant_ranks(self) -> list[str]:
+        return [node for node in dict.fromkeys(self.ranks) if node in self.distant]
+
+    async def fetch(self, folder: str, *, into: str = "") -> None:
+        """Bring what the ranks wrote below `folder` to the same place here; it joins what is there.
+
+        Args:
+            folder: On the ranks' nodes.
+            into: Another place.
+
+        Raises:
+            RunError: Two nodes hold different files of one name, or one changed on its way.
+        """
+        nodes, target = self._distant_ranks, into or folder
+        if not nodes:
+            return
+        listed = await self._ask(nodes, file_tasks.list_files, folder)
+        here = await asyncio.to_thread(stamps_of, target)
+        from_node: dict[str, dict[str, FileStamp]] = {node: {} for node in nodes}
+        for node, files in zip(nodes, listed, strict=True):
+            for name, stamp in files.items():
+                if here.get(name) != stamp:
+                    from_node[node][name] = stamp
+        _check_names(folder, [from_node[node] for node in nodes])
+        await asyncio.gather(
+            *(self._fetch_files(node, folder, target, from_node[node]) for node in nodes)
+        )
+
+    async def fetch_export(self, folder: str) -> None:
+        """Bring what rank 0 alone wrote, in place of what the driver's folder held."""
+        first, aside = self.of_ranks(self.ranks[:1]), f"{folder}.part"
+        if first._distant_ranks:
+            shutil.rmtree(aside, ignore_errors=True)
+            await first.fetch(folder, into=aside)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(aside, folder)
+
+    async def send(self, folder: str) -> None:
+        """Bring the driver's files below `folder` to every rank's node.
+
+        Raises:
+            RunError: One changed on its way.
+        """
+        nodes = self._distant_ranks
+        if not nodes:
+            return
+        here = await asyncio.to_thread(stamps_of, folder)
+        listed = await self._ask(nodes, file_tasks.list_files, folder)
+        await asyncio.gather(
+            *(
+                self._send_files(node, folder, dict(here.items() - there.items()))
+                for node, there in zip(nodes, listed, strict=True)
+            )
+        )
+
+    async def clear(self, folder: str) -> None:
+        """Remove what the ranks' nodes hold below `folder`; the driver's stays."""
+        nodes = self._distant_ranks
+        if not nodes:
+            return
+        marker = Path(folder, f".{uuid.uuid4().hex}")
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        try:
+            await self._ask(nodes, file_tasks.remove_folder, folder, marker.name)
+        finally:
+            marker.unlink()
+
+    async def _fetch_files(
+        self, node: str, folder: str, target: str, files: Mapping[str, FileStamp]
+    ) -> None:
+        for name, stamp in files.items():
+            source, path = str(Path(folder, name)), Path(target, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written, digest = _aside(path), hashlib.blake2b(digest_size=16)
+            with written.open("wb") as file:
+                for offset in range(0, stamp.num_bytes, CHUNK_BYTES):
+                    arguments = (source, offset, CHUNK_BYTES)
+                    [chunk] = await self._ask([node], file_tasks.read_chunk, *arguments)
+                    file.write(chunk)
+                    digest.update(chunk)
+            if digest.hexdigest() != stamp.digest:
+                raise RunError(f"{source} of {self.distant[node]} changed while it was read")
+            os.replace(written, path)
+
+    async def _send_files(self, node: str, folder: str, files: Mapping[str, FileStamp]) -> None:
+        for name, stamp in files.items():
+            path = Path(folder, name)
+            written = str(_aside(path))
+            with path.open("rb") as file:
+                for offset in range(0, stamp.num_bytes or 1, CHUNK_BYTES):  # an empty file as well
+                    arguments = (written, offset, file.read(CHUNK_BYTES))
+                    await self._ask([node], file_tasks.write_chunk, *arguments)
+            [there] = await self._ask(
+                [node], file_tasks.finish_file, written, str(path), stamp.num_bytes
+            )
+            if there != stamp:
+                raise RunError(f"{path} changed on its way to {self.distant[node]}")
+
+    async def _ask(self, nodes: Sequence[str], task: Any, *arguments: Any) -> list[Any]:
+        return await within(
+            [start_on(node, task, *arguments) for node in nodes],
+            timeout_s=self.timeout_s,
+            actors=[f"node {self.distant[node]}" for node in nodes],
+            operation=f"files of the run: {arguments[0]}",
+        )
+
+
+def _check_names(folder: str, files_of: Sequence[Mapping[str, FileStamp]]) -> None:
+    """Ranks may write the same file twice, but not two under one name."""
+    known: dict[str, FileStamp] = {}
+    for files in files_of:
+        for name, stamp in files.items():
+            if known.setdefault(name, stamp) != stamp:
+                raise RunError(f"two nodes hold different files as {folder}/{name}")
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")

@@ -1,0 +1,338 @@
+"""The Ray actor around one vLLM async engine: it samples and takes new weights."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from actors.cluster.network import use_cluster_network
+from actors.engines.load import EngineLoad
+from actors.engines.metrics import engine_stat_logger
+from actors.engines.shared_memory import outlive_actor
+from actors.engines.spec import EngineSpec, engine_arguments
+from actors.weights.bucket import Bucket
+from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.errors import RunError
+from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.types import Prompt, Rollout, RolloutSummary
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+# An engine tells of itself between two of its steps.
+ANSWER_S = 60.0
+# Its first requests may compile.
+WARM_UP_S = 600.0
+
+
+@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
+class RolloutReplica:
+    """One engine. Requests run together under vLLM's continuous batching."""
+
+    def __init__(self, name: str, environment: Mapping[str, str], spec: EngineSpec) -> None:
+        """Set the environment, which vLLM reads at import; `start` does the slow part."""
+        os.environ.update(environment)
+        use_cluster_network()
+        if "VLLM_PLUGINS" in os.environ:
+            os.environ["VLLM_PLUGINS"] += ",rlhf_ray"
+        if spec.weight_backend == "ipc":
+            # CUDA handles are no plain data; they only pass from this process to its own children.
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        if not spec.num_gpus:
+            # Two engines on one machine would otherwise bind their threads to the same cores.
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        logging.basicConfig(level=logging.INFO)
+        self.spec, self.name = spec, name
+        self.version = -1
+        self.num_requests = 0
+        self.running: set[str] = set()
+        self.load = EngineLoad()
+        # Held while requests are admitted and while weights are exchanged: whoever pauses the
+        # scheduler must be the one who resumes it.
+        self.scheduler = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Load the model and start vLLM's processes.
+
+        Raises:
+            RunError: With what vLLM says of a model that it cannot run.
+        """
+        outlive_actor()
+        from transformers import AutoTokenizer
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            arguments = AsyncEngineArgs(**engine_arguments(self.spec))
+            self.engine = AsyncLLM.from_engine_args(
+                arguments, stat_loggers=[lambda *_: self.load, engine_stat_logger()]
+            )
+        except Exception as error:
+            # vLLM's message says "see root cause above", in a log that the driver does not show.
+            raise RunError(f"vLLM did not start: {error}\n{last_errors()}") from error
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            self.spec.tokenizer_path, trust_remote_code=self.spec.trust_remote_code
+        )
+        await self._warm_up()
+
+    async def _warm_up(self) -> None:
+        """The first request of each kind takes seconds: not while a training step waits for it."""
+        prompt = Prompt(prompt_id="warm-up", token_ids_T=(0, 0), text="")
+        request = GenerationRequest(prompt=prompt, seeds_G=(0,), temperature=1.0, max_new_tokens=2)
+        await self._finished(*await self._admit(request, 0, RolloutConfig()), timeout_s=WARM_UP_S)
+        await self._score(prompt.token_ids_T, num_given=1, timeout_s=WARM_UP_S)
+
+    @ray.method(concurrency_group="control")
+    async def health(self) -> dict[str, Any]:
+        """Answers also while the engine is busy."""
+        engine = getattr(self, "engine", None)
+        return {
+            "name": self.name,
+            "version": self.version,
+            "alive": engine is not None and not engine.errored,
+            "updating": self.scheduler.locked(),
+        }
+
+    # Not in the control group: the engine only answers on the event loop that it was started on.
+    async def usage(self) -> Mapping[str, float]:
+        """The engine's load since the last time, and its largest worker's memory so far."""
+        of_workers = await self.engine.collective_rpc("report_peak_memory_gb", timeout=ANSWER_S)
+        return {"peak_gb": max(of_workers), **self.load.take()}
+
+    async def generate(
+        self, requests: Sequence[GenerationRequest], config: RolloutConfig, timeout_s: float
+    ) -> tuple[list[RolloutSummary], list[Rollout]]:
+        """Sample all requests together.
+
+        Returns:
+            Summaries for the controller and the rollouts themselves, as two objects.
+        """
+        rollouts = []
+        try:
+            together = await self._admit_together(requests, config, timeout_s)
+            for request, sample, admitted in together:
+                output = await self._finished(*admitted, timeout_s=timeout_s)
+                rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
+        except BaseException:
+            await self.drop_requests()
+            raise
+        return [summarize(rollout) for rollout in rollouts], rollouts
+
+    async def _admit_together(
+        self, requests: Sequence[GenerationRequest], config: RolloutConfig, timeout_s: float
+    ) -> list[tuple[GenerationRequest, int, tuple[str, Any]]]:
+        """Hold the scheduler meanwhile.
+
+        Which requests share a batch decides the last bits of every logit: the same requests give
+        the same bits.
+        """
+        async with asyncio.timeout(timeout_s), self.scheduler:
+            await self.engine.pause_generation(mode="keep", clear_cache=False)
+            try:
+                return [
+                    (request, sample, await self._admit(request, seed, config))
+                    for request in requests
+                    for sample, seed in enumerate(request.seeds_G)
+                ]
+            finally:
+                await self.engine.resume_generation()
+
+    async def _admit(
+        self, request: GenerationRequest, seed: int, config: RolloutConfig
+    ) -> tuple[str, Any]:
+        """The request's name, and what its output comes from."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return await self._add(
+            request.prompt.prompt_id,
+            request.prompt.token_ids_T,
+            SamplingParams(
+                temperature=request.temperature,
+                max_tokens=request.max_new_tokens,
+                seed=seed,
+                logprobs=0,
+                flat_logprobs=True,
+                stop=config.stop or None,
+                stop_token_ids=config.stop_token_ids or None,
+                include_stop_str_in_output=True,
+                ignore_eos=config.ignore_eos,
+                detokenize=bool(config.stop),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            ),
+        )
+
+    async def _add(
+        self, name: str, token_ids_T: Sequence[int], params: SamplingParams
+    ) -> tuple[str, Any]:
+        self.num_requests += 1
+        request_id = f"{name}/{self.num_requests}"
+        self.running.add(request_id)
+        # The salt keeps a prefix that older weights cached from being taken for this version's.
+        salt = f"version-{self.version}"
+        prompt: Any = {"prompt_token_ids": list(token_ids_T), "cache_salt": salt}
+        return request_id, await self.engine.add_request(request_id, prompt, params)
+
+    async def _finished(self, request_id: str, collector: Any, *, timeout_s: float) -> Any:
+        async with asyncio.timeout(timeout_s):
+            output = await collector.get()
+            while not output.finished:
+                output = await collector.get()
+        self.running.discard(request_id)
+        return output
+
+    async def drop_requests(self) -> None:
+        """End what runs for a call that failed, or for a job that is gone."""
+        running, self.running = self.running, set()
+        await self.engine.abort(running)
+
+    def _rollout(self, prompt: Prompt, sample: int, output: Any) -> Rollout:
+        if output.finish_reason not in ("stop", "length"):
+            raise RunError(f"{prompt.prompt_id}: vLLM ended the request: {output.finish_reason}")
+        num_tokens = len(output.token_ids)
+        logprobs = output.logprobs
+        versions_T = np.full(num_tokens, self.version, dtype=np.int32)
+        for span in output.weight_versions or ():
+            versions_T[span.start : span.end] = int(span.version)
+        return Rollout(
+            prompt=prompt,
+            sample=sample,
+            response_ids_T=np.asarray(output.token_ids, dtype=np.int32),
+            logprobs_T=np.asarray(
+                [logprobs.logprobs[start] for start in logprobs.start_indices], dtype=np.float32
+            ),
+            versions_T=versions_T,
+            own_T=np.ones(num_tokens, dtype=np.bool_),
+            finish_reason=output.finish_reason,
+            text=self.tokenizer.decode(output.token_ids, skip_special_tokens=True),
+        )
+
+    async def logprobs(
+        self, rollouts: Sequence[Rollout], timeout_s: float
+    ) -> list[np.ndarray[Any, Any]]:
+        """Log-probabilities that the current weights give to the tokens of finished rollouts.
+
+        At temperature 1, whatever is sampled at: vLLM never divides the logits of a prompt.
+        """
+        scores = [
+            self._score(
+                (*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()),
+                num_given=len(rollout.prompt.token_ids_T),
+                timeout_s=timeout_s,
+            )
+            for rollout in rollouts
+        ]
+        return list(await asyncio.gather(*scores))
+
+    async def _score(
+        self, token_ids_T: tuple[int, ...], *, num_given: int, timeout_s: float
+    ) -> np.ndarray[Any, Any]:
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        admitted = await self._add("probe", token_ids_T, params)
+        output = await self._finished(*admitted, timeout_s=timeout_s)
+        return np.asarray(
+            [
+                position[token].logprob
+                for position, token in zip(
+                    output.prompt_logprobs[num_given:], token_ids_T[num_given:], strict=True
+                )
+            ],
+            dtype=np.float32,
+        )
+
+    async def init_weight_transfer(self, init_info: Mapping[str, Any]) -> None:
+        """Connect to the trainer, where the backend needs a connection; ends the one before."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self.engine.shutdown_weight_transfer_engine()
+        await self.engine.init_weight_transfer_engine(
+            WeightTransferInitRequest(init_info=dict(init_info))
+        )
+
+    async def start_weight_update(self, timeout_s: float) -> None:
+        """Freeze running requests where they are and make the model ready for new weights."""
+        async with asyncio.timeout(timeout_s):
+            await self.scheduler.acquire()
+        await self.engine.pause_generation(mode="keep", clear_cache=True)
+        await self.engine.start_weight_update()
+
+    async def update_weights(self, update: Bucket | Mapping[str, Any]) -> None:
+        """Take one bucket, or let vLLM's own backend receive what `update` describes."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        if isinstance(update, Bucket):
+            update = {
+                "names": update.names,
+                "dtype_names": update.dtype_names,
+                "shapes": update.shapes,
+                "data": update.data.tobytes(),
+            }
+        await self.engine.update_weights(WeightTransferUpdateRequest(update_info=dict(update)))
+
+    async def finish_weight_update(self, version: int) -> int:
+        """Use the new weights and let requests go on; returns the version as acknowledgement."""
+        await self.engine.finish_weight_update(weight_version=str(version))
+        self.version = version
+        await self.engine.resume_generation()
+        self.scheduler.release()
+        return self.version
+
+    async def sleep(self) -> None:
+        """Give the GPU's memory to whoever shares it; weights wait on the host."""
+        if not await self.engine.is_sleeping():
+            await self.engine.sleep(level=1)
+
+    async def wake_up(self) -> None:
+        """Take the memory back."""
+        if await self.engine.is_sleeping():
+            await self.engine.wake_up()
+
+    def gpu_ids(self) -> list[str]:
+        """GPUs of this engine, for the roles that live on them."""
+        return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
+
+    def process_id(self) -> int:
+        """Of this actor."""
+        return os.getpid()
+
+    async def stop(self) -> None:
+        """End vLLM's processes."""
+        if hasattr(self, "engine"):
+            self.engine.shutdown()
+
+
+def last_errors(num_lines: int = 8) -> str:
+    """The last lines of this process's log that tell of an error, and where the log is."""
+    path = Path(os.readlink("/proc/self/fd/1"))
+    if not path.is_file():
+        return ""
+    lines = path.read_text(errors="replace").splitlines()
+    errors = [line.rpartition("] ")[2] for line in lines if re.search(r"\b\w*Error\b", line)]
+    return "\n".join([*dict.fromkeys(errors[-num_lines:]), f"the whole log: {path}"])
+
+
+def summarize(rollout: Rollout) -> RolloutSummary:
+    """What the controller may know of a rollout."""
+    return RolloutSummary(
+        prompt_id=rollout.prompt.prompt_id,
+        sample=rollout.sample,
+        num_prompt_tokens=len(rollout.prompt.token_ids_T),
+        num_response_tokens=len(rollout.response_ids_T),
+        num_own_tokens=int(rollout.own_T.sum()),
+        finish_reason=rollout.finish_reason,
+        version_min=int(rollout.versions_T.min()),
+        version_max=int(rollout.versions_T.max()),
+        version_sum=int(rollout.versions_T.sum()),
+    )

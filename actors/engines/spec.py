@@ -1,0 +1,82 @@
+"""What a vLLM engine is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_ray.config.rollout import EngineConfig
+
+# Prompt tokens that one engine step on CPU may prefill.
+PREFILL_TOKENS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """What one engine is started with.
+
+    Two are equal, and the engine of one serves the other, wherever their models lie: weights are
+    published before the first rollout, so that only what they are loaded into has to be the same.
+    How responses are sampled comes with each request.
+
+    Attributes:
+        model_path: Folder in the transformers layout.
+        identity: Of architecture and tokenizer, as `engine_identity` gives it.
+        num_gpus: Tensor parallelism; 0 runs vLLM's CPU backend.
+        max_model_len: Prompt and response tokens together.
+        weight_backend: vLLM's name of the weight-transfer engine.
+        sleeps: Whether its GPUs serve another role between rollouts.
+    """
+
+    model_path: str = field(compare=False)
+    tokenizer_path: str = field(compare=False)
+    revision: str = field(compare=False)
+    identity: str
+    trust_remote_code: bool
+    engine: EngineConfig
+    max_model_len: int
+    num_gpus: int
+    weight_backend: str
+    sleeps: bool
+
+
+def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """VLLM's engine arguments of one replica."""
+    from vllm.config import WeightTransferConfig
+
+    engine = spec.engine
+    dtype = engine.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if spec.num_gpus else "float32"
+    arguments: dict[str, Any] = {
+        "model": spec.model_path,
+        "tokenizer": spec.tokenizer_path,
+        "revision": spec.revision,
+        "trust_remote_code": spec.trust_remote_code,
+        "dtype": dtype,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_model_len": spec.max_model_len,
+        "tensor_parallel_size": max(1, spec.num_gpus),
+        "enforce_eager": engine.enforce_eager,
+        "seed": 0,  # each request has one of its own
+        # vLLM's default ignores the temperature; the trainer's log-probabilities do not.
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": WeightTransferConfig(backend=spec.weight_backend),
+        # Its own loggers; ours (`actors.engines.load`) and Ray's are given beside the arguments.
+        "disable_log_stats": True,
+        "worker_extension_cls": "actors.engines.worker.WorkerReport",
+    }
+    if spec.num_gpus > 1:
+        # Inside a placement group vLLM would take Ray and wait for GPUs that this actor holds.
+        arguments["distributed_executor_backend"] = "mp"
+    if spec.num_gpus:
+        arguments["gpu_memory_utilization"] = engine.gpu_memory_share
+        arguments["enable_sleep_mode"] = spec.sleeps
+    else:
+        arguments["enforce_eager"] = True
+        arguments["kv_cache_memory_bytes"] = int(engine.kv_cache_gb * 2**30)
+        # A seeded request whose prompt is prefilled in chunks makes vLLM's CPU backend fail ("CPU
+        # Generator does not use offset"), so prompts are prefilled whole, many at a time.
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(PREFILL_TOKENS, spec.max_model_len)
+    return arguments | engine.engine

@@ -1,0 +1,1 @@
+"""Ray's job API: jobs that were submitted from elsewhere."""

@@ -1,0 +1,1 @@
+"""The resident pool: where actors sit, what they hold, who uses them."""

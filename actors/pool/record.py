@@ -1,0 +1,186 @@
+"""The record of a standing pool: a small detached actor that remembers it between jobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray._raylet import PlacementGroupID
+from ray.exceptions import ActorAlreadyExistsError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group_table,
+    remove_placement_group,
+)
+
+from actors.cluster.deadline import get
+from actors.pool.lease import Holder, Lease
+from actors.pool.state import PoolState
+from rlhf_ray.errors import ConfigError
+
+TIMEOUT_S = 30.0
+RECORD = "record"
+
+
+class _Keeper:
+    """The actor itself: a state and a lease."""
+
+    def __init__(self, creator: Holder) -> None:
+        self._state = PoolState()
+        self._lease = Lease(creator)
+
+    def read(self) -> PoolState:
+        return self._state
+
+    def write(self, state: PoolState) -> None:
+        self._state = state
+
+    def acquire(self, wanted: Holder, running_jobs: list[str]) -> Holder:
+        return self._lease.acquire(wanted, running_jobs)
+
+    def release(self, job_id: str) -> None:
+        self._lease.release(job_id)
+
+    def holder(self, running_jobs: list[str]) -> Holder | None:
+        return self._lease.current(running_jobs)
+
+
+def namespace_of(pool: str) -> str:
+    """Ray's namespace of everything that belongs to a standing pool."""
+    return f"rlhf-ray/{pool}"
+
+
+class PoolRecord:
+    """The record as a driver sees it.
+
+    Attributes:
+        state: As it was when the record was found; whoever holds the lease changes it.
+    """
+
+    def __init__(self, pool: str, keeper: Any) -> None:
+        """Read the state."""
+        self.pool, self.namespace, self._keeper = pool, namespace_of(pool), keeper
+        self.state: PoolState = self._call("read")
+
+    @property
+    def group_prefix(self) -> str:
+        """What its placement groups' names begin with, and no other job's."""
+        return f"standing/{self.pool}"
+
+    @classmethod
+    def create(cls, pool: str, creator: str) -> PoolRecord:
+        """A record of an empty pool, which outlives this process; `creator` has it as a holder.
+
+        Raises:
+            ConfigError: The cluster has a pool of that name.
+        """
+        keeper = ray.remote(num_cpus=0)(_Keeper)
+        options = {"name": RECORD, "namespace": namespace_of(pool), "lifetime": "detached"}
+        try:
+            actor = keeper.options(**options).remote(_own_holder(creator))
+        except ActorAlreadyExistsError as error:
+            raise ConfigError(f"the cluster has a pool {pool!r}: take another --name") from error
+        return cls(pool, actor)
+
+    @classmethod
+    def find(cls, pool: str) -> PoolRecord | None:
+        """The pool's record on the cluster that this process is connected to, if it is there."""
+        try:
+            keeper = ray.get_actor(RECORD, namespace=namespace_of(pool))
+        except ValueError:
+            return None
+        return cls(pool, keeper)
+
+    def write(self, state: PoolState) -> None:
+        """Remember."""
+        self._call("write", state)
+
+    def acquire(self, name: str) -> None:
+        """Take the lease for this driver, and read the state that the last one left.
+
+        Raises:
+            ConfigError: A job that runs has it; says which.
+        """
+        wanted = _own_holder(name)
+        holder: Holder = self._call("acquire", wanted, running_jobs())
+        if holder != wanted:
+            minutes = (time.time() - holder.since_s) / 60
+            raise ConfigError(
+                f"pool {self.pool} is in use by {holder.name} (Ray job {holder.job_id}) for "
+                f"{minutes:.0f} min; one job at a time"
+            )
+        self.state = self._call("read")
+
+    def release(self) -> None:
+        """Give the lease back."""
+        self._call("release", _own_job())
+
+    def holder(self) -> Holder | None:
+        """The job that uses the pool."""
+        holder: Holder | None = self._call("holder", running_jobs())
+        return holder
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this driver has the lease."""
+        holder = self.holder()
+        return holder is not None and holder.job_id == _own_job()
+
+    def actor_infos(self, role: str) -> list[dict[str, Any]]:
+        """What the cluster's own table says of a role's actors, whether they answer or not."""
+        from ray._private.state import actors
+
+        return [actors(actor._actor_id.hex()) for actor in self.state.sets[role].actors]
+
+    def end(self) -> None:
+        """End the record."""
+        ray.kill(self._keeper)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        [value] = get(
+            [getattr(self._keeper, method).remote(*arguments)],
+            timeout_s=TIMEOUT_S,
+            actors=[f"{self.namespace}/{RECORD}"],
+            operation=method,
+        )
+        return value
+
+
+def end_strangers(record: PoolRecord) -> None:
+    """End actors and placement groups of the pool that it does not know.
+
+    A job died before it could say so.
+    """
+    known = {name for actors in record.state.sets.values() for name in actors.names} | {RECORD}
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        if entry["namespace"] == record.namespace and entry["name"] not in known:
+            with suppress(ValueError):  # it has ended meanwhile
+                ray.kill(ray.get_actor(entry["name"], namespace=record.namespace))
+    slots = [slot for of_role in record.state.slots.values() for slot in of_role]
+    release_groups(record, keep={slot.group.id.hex() for slot in slots})
+
+
+def release_groups(record: PoolRecord, keep: Collection[str] = ()) -> None:
+    """Remove the pool's placement groups but those with these ids; also what it does not know."""
+    for group_id, group in placement_group_table().items():
+        is_own = group["name"].startswith(f"{record.group_prefix}:")
+        if is_own and group_id not in keep and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
+
+
+def running_jobs() -> list[str]:
+    """Ray's ids of the drivers that are alive, from the cluster's own table."""
+    from ray._private.state import jobs  # the public list asks the dashboard, which may not run
+
+    return [job["JobID"] for job in jobs() if not job["IsDead"]]
+
+
+def _own_holder(name: str) -> Holder:
+    return Holder(job_id=_own_job(), name=name, since_s=time.time())
+
+
+def _own_job() -> str:
+    return str(ray.get_runtime_context().get_job_id())

@@ -1,0 +1,41 @@
+"""What the actors of a job's roles say of themselves after a step: waiting, memory, queues."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from actors.cluster.actor_set import ActorSet
+from rlhf_ray.roles import Metrics
+
+
+async def usage_of(sets: Mapping[str, ActorSet], *, timeout_s: float) -> Metrics:
+    """Ask every actor once.
+
+    Args:
+        sets: The roles of the job.
+        timeout_s: Deadline of an answer; actors answer beside their work.
+
+    Returns:
+        `wait/<role>`, since the last time that this was asked; `memory/<role>_peak_gb`, of the
+        rank that took most; `engine/*` where a role has engines.
+    """
+    waited = {f"wait/{role}": actors.busy.take_idle_s() for role, actors in sets.items()}
+    answers = await asyncio.gather(
+        *(actors.call("usage", timeout_s=timeout_s) for actors in sets.values())
+    )
+    metrics = dict(waited)
+    for role, of_ranks in zip(sets, answers, strict=True):
+        metrics[f"memory/{role}_peak_gb"] = max(said["peak_gb"] for said in of_ranks)
+        engine_keys = of_ranks[0].keys() - {"peak_gb"}
+        metrics |= {f"engine/{key}": _merged(key, of_ranks) for key in engine_keys}
+    return metrics
+
+
+def _merged(key: str, of_engines: Sequence[Mapping[str, float]]) -> float:
+    """The largest of largest values, the mean of means, the sum of counts."""
+    values = [said[key] for said in of_engines]
+    if key.endswith("_max"):
+        return max(values)
+    return fmean(values) if key.endswith("_mean") else sum(values)

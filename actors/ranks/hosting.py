@@ -1,0 +1,135 @@
+"""What every rank with a model does: host what a specification describes, train it, pass it on."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.ranks.rank import Rank, free_memory
+from actors.weights.held_model import HeldModel, in_reach, put_share
+from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
+from rlhf_ray.roles import Evaluated, Hardware, Metrics
+from rlhf_ray.specs import PolicySpec, ReferenceSpec, SupervisedSpec, ValueSpec
+
+
+class HostingRank(Rank):
+    """Base of the rank actors that hold a model: any of them hosts any learner.
+
+    Attributes:
+        learner: What is hosted; None before the first `load`.
+        learner_path: Where other roles find the learner's result, once it was kept.
+        kept: References to what this rank put into the object store, by the models' paths. They
+            are held here as well, because whoever asked for them may die.
+    """
+
+    learner: Any = None
+    learner_path: str = ""
+
+    def __init__(self, *arguments: Any) -> None:
+        """As any rank."""
+        super().__init__(*arguments)
+        self.kept: dict[str, list[Any]] = {}
+
+    def import_libraries(self) -> None:
+        """What a learner needs, before there is one: 10 seconds and more on a small machine."""
+        for module in ("policy", "supervised", "reference"):
+            importlib.import_module(f"rlhf_ray.learner.{module}")
+
+    def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
+        """Host the learner that `spec` describes, in place of the one before.
+
+        Args:
+            spec: Of a policy, a critic, a reference or a supervised job.
+            held: Models in memory that it may start from.
+
+        Raises:
+            ConfigError: The model cannot be loaded as configured.
+        """
+        self.unload()
+        with in_reach(held, timeout_s=self.fetch_timeout_s):
+            self.learner = _learner(spec, self.device)
+
+    def unload(self) -> None:
+        """Release the model that is held, before another takes its memory."""
+        if self.learner is not None:
+            self.learner.close()
+        self.learner, self.learner_path = None, ""
+        free_memory()
+
+    def update(self, rows: Sequence[Any], plan: UpdatePlan, *coefficients: float) -> Metrics:
+        """Every optimiser step of a plan."""
+        metrics: Metrics = self.learner.update(rows, plan, *coefficients)
+        return metrics
+
+    def evaluate(self, rows: Sequence[Any], plan: RankedMicroBatches) -> Evaluated | None:
+        """What held-out rows show; all ranks know, the first one says it."""
+        evaluated: Evaluated = self.learner.evaluate(rows, plan)
+        return evaluated if self.rank == 0 else None
+
+    def hardware(self) -> Hardware:
+        """What the utilisation of this rank's device is counted from."""
+        import torch
+
+        from rlhf_ray.learner.work import flops_per_token
+
+        on_gpu = self.device.type == "cuda"
+        return Hardware(
+            flops_per_token=flops_per_token(self.learner.lm),
+            device_name=torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
+            num_devices=self.num_ranks,
+        )
+
+    def save(self, folder: str) -> None:
+        """Write what training goes on from."""
+        Path(folder).mkdir(parents=True, exist_ok=True)  # each rank's node may have its own disk
+        self.learner.save(Path(folder))
+
+    def restore(self, folder: str) -> None:
+        """Read what `save` wrote."""
+        self.learner.load(Path(folder))
+
+    def export(self, folder: str, tokenizer_path: str) -> None:
+        """Write the model in the transformers layout, adapters merged."""
+        from rlhf_ray.learner.export import export_model
+
+        export_model(self.learner.lm, Path(folder), tokenizer_path, write=self.rank == 0)
+
+    def describe(self, folder: str, tokenizer_path: str) -> None:
+        """Write configuration and tokenizer without the weights."""
+        from rlhf_ray.learner.export import export_description
+
+        if self.rank == 0:
+            export_description(self.learner.lm, Path(folder), tokenizer_path)
+
+    def keep(self, folder: str) -> list[Any]:
+        """Leave the weights in the object store, for whoever loads a model from `folder`."""
+        self.kept[folder] = put_share(self.learner.lm, rank=self.rank, num_ranks=self.num_ranks)
+        self.learner_path = folder
+        return self.kept[folder]
+
+    def drop(self, folder: str) -> None:
+        """Free what `keep` put there."""
+        self.kept.pop(folder, None)
+
+
+def _learner(spec: Any, device: Any) -> Any:
+    match spec:
+        case PolicySpec():
+            from rlhf_ray.learner.policy import PolicyLearner
+
+            return PolicyLearner(spec, device=device)
+        case ValueSpec():
+            from rlhf_ray.learner.value import ValueLearner
+
+            return ValueLearner(spec, device=device)
+        case ReferenceSpec():
+            from rlhf_ray.learner.reference import FrozenReference
+
+            return FrozenReference(spec, device=device)
+        case SupervisedSpec():
+            from rlhf_ray.learner.supervised import supervised_learner
+
+            return supervised_learner(spec, device=device)
+    raise TypeError(f"no learner is made from a {type(spec).__name__}")

@@ -1,0 +1,159 @@
+"""The policy: one Ray actor a rank, and the group as the loop sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from actors.cluster.actor_set import ActorSet
+from actors.cluster.network import HeldPort
+from actors.ranks.forward import by_row, forward
+from actors.ranks.hosting import HostingRank
+from actors.ranks.trained import TrainedGroup
+from actors.weights.probe import largest_gap
+from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward
+from rlhf_ray.errors import RunError
+from rlhf_ray.roles import Metrics, Publication, Ref, RolloutBatch, Shard
+
+if TYPE_CHECKING:
+    from actors.weights.publisher import Publisher
+    from actors.weights.sync_spec import SyncSpec
+    from rlhf_ray.types import Rollout
+
+# For the word of a rank about a replica that did not answer.
+ANSWER_S = 30.0
+
+
+@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
+class PolicyRank(HostingRank):
+    """One rank of the policy's group; it hosts whatever learner trains the policy."""
+
+    publisher: Publisher | None = None
+
+    def unload(self) -> None:
+        """Release the model that is held, and the way to the engines with it."""
+        self.disconnect()
+        super().unload()
+
+    def logprobs(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
+        """How many rows, and this rank's rows in the order in which the plan names them."""
+        scored = self.learner.logprobs(self.rows(batch), plan)
+        return len(scored), scored
+
+    def logprobs_of(self, rollouts: Sequence[Rollout]) -> Any:
+        """Log-probabilities at temperature 1 of a few rollouts, on every rank alike."""
+        lens = [rollout.num_tokens for rollout in rollouts]
+        one = plan_forward(lens, num_ranks=1, max_tokens_per_micro_batch=sum(lens), padded=False)
+        scored = self.learner.logprobs(rollouts, one * self.num_ranks, temperature=1.0)
+        return by_row(one, [scored])
+
+    def continuations(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_id: int
+    ) -> list[list[int]]:
+        """What the model writes after each prompt, greedily."""
+        written: list[list[int]] = self.learner.continuations(
+            prompts, max_new_tokens=max_new_tokens, end_ids=[end_id]
+        )
+        return written
+
+    def rendezvous(self) -> tuple[str, int]:
+        """An address on this node that is kept for the engines' connection until `connect`."""
+        self.held_port = HeldPort(ray.util.get_node_ip_address())
+        return self.held_port.host, self.held_port.port
+
+    def connect(self, spec: SyncSpec, host: str, port: int) -> None:
+        """Open the way to the rollout engines."""
+        from actors.weights.publisher import open_publisher
+
+        self.disconnect()
+        self.publisher = open_publisher(self.learner.lm, spec, rank=self.rank, host=host, port=port)
+        if self.rank == 0:
+            self.held_port.release()
+
+    def disconnect(self) -> None:
+        """End the way to the engines, if there is one."""
+        if self.publisher is not None:
+            self.publisher.close()
+        self.publisher = None
+
+    def publish(self, version: int) -> int:
+        """Send the weights; returns the bytes that this rank sent."""
+        if self.publisher is None:
+            raise RunError(f"{self.name} is asked to publish before it is connected to engines")
+        return self.publisher.publish(version)
+
+
+class PolicyGroup(TrainedGroup):
+    """The policy role on a group of ranks."""
+
+    async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
+        """Log-probabilities of the response tokens under the current weights."""
+        return await forward(
+            self.actors, "logprobs", batch, self.config, timeout_s=self.timeouts.call_s
+        )
+
+    async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
+        """Epochs times minibatches of the policy loss."""
+        metrics: list[Metrics] = await self.actors.call(
+            "update", experience, plan, kl_coefficient, timeout_s=self.timeouts.call_s
+        )
+        return metrics[0]
+
+    async def connect(
+        self, replicas: ActorSet, spec: SyncSpec, *, probe: Sequence[Rollout], max_gap: float
+    ) -> None:
+        """Open the way to the engines.
+
+        Args:
+            replicas: The rollout actors.
+            spec: How weights travel.
+            probe: Sequences that both sides score after each publication.
+            max_gap: Largest difference of log-probabilities that is let pass, in nats.
+        """
+        self.replicas, self.probe, self.max_gap = replicas, list(probe), max_gap
+        start_s = self.timeouts.start_s
+        host, port = await self.actors.call_one(0, "rendezvous", timeout_s=start_s)
+        await self.actors.call("connect", spec, host, port, timeout_s=start_s)
+
+    async def publish(self, version: int) -> Publication:
+        """Bring the weights to every engine as `version` and compare log-probabilities.
+
+        Raises:
+            RunError: Engine and trainer disagree by more than the limit; names the worst tokens.
+            DeadlineError: A replica did not acknowledge in time.
+        """
+        started_s = time.monotonic()
+        # The ranks have this deadline for the replicas, and name the one that is late.
+        timeout_s = self.timeouts.publish_s + ANSWER_S
+        sent = await self.actors.call("publish", version, timeout_s=timeout_s)
+        seconds = time.monotonic() - started_s
+        return Publication(
+            version=version,
+            seconds=seconds,
+            num_bytes=sum(sent),
+            logprob_abs_max=await self._compare(version),
+        )
+
+    async def _compare(self, version: int) -> float:
+        timeout_s = self.timeouts.publish_s
+        ours, theirs = await asyncio.gather(
+            self.actors.call("logprobs_of", self.probe, timeout_s=timeout_s),
+            self.replicas.call("logprobs", self.probe, timeout_s, timeout_s=timeout_s),
+        )
+        tokens = [rollout.response_ids_T for rollout in self.probe]
+        gaps = []
+        for name, engine in zip(self.replicas.names, theirs, strict=True):
+            gap, worst = largest_gap(ours[0], engine, tokens)
+            # Written so that a gap that is not a number stops the run as well.
+            if not gap <= self.max_gap:
+                raise RunError(
+                    f"after publishing version {version}, {name} and the trainer differ by "
+                    f"{gap:.3g} nats a token (limit {self.max_gap:g}); worst tokens: "
+                    + "; ".join(str(token) for token in worst)
+                )
+            gaps.append(gap)
+        return max(gaps, default=0.0)

@@ -1,0 +1,116 @@
+"""What every rank of a role does: environment, rendezvous, and rows from the object store."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import ray
+
+from actors.cluster.network import use_cluster_network
+from rlhf_ray.metrics.memory import peak_memory_gb
+from rlhf_ray.roles import RolloutBatch, Shard
+
+
+class Rank:
+    """Base of the rank actors: one process of a group that works in step.
+
+    torch is imported in `join`, after the environment of threads and GPUs is set.
+    """
+
+    def __init__(self, name: str, environment: Mapping[str, str], fetch_timeout_s: float) -> None:
+        """Set the environment; must come before torch is imported."""
+        os.environ.update(environment)
+        use_cluster_network()
+        logging.basicConfig(level=logging.INFO)
+        self.name, self.fetch_timeout_s = name, fetch_timeout_s
+
+    def gpu_ids(self) -> list[str]:
+        """GPUs of this rank, as `CUDA_VISIBLE_DEVICES` names them."""
+        return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Nothing outlives this process; answers also while the rank hangs in a collective."""
+
+    @ray.method(concurrency_group="control")
+    def usage(self) -> Mapping[str, float]:
+        """What this rank needed so far; answers also while it computes."""
+        return {"peak_gb": peak_memory_gb()}
+
+    def process_id(self) -> int:
+        """Of this actor."""
+        return os.getpid()
+
+    def open_store(self, timeout_s: float) -> tuple[str, int]:
+        """Rank 0 opens the rendezvous on a port that is bound before it is announced."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        host = ray.util.get_node_ip_address()
+        self.store = TCPStore(
+            host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
+        )
+        return host, self.store.port
+
+    def join(self, rank: int, num_ranks: int, host: str, port: int, timeout_s: float) -> None:
+        """Join the process group: NCCL on GPUs, gloo on CPUs."""
+        import torch
+        import torch.distributed as dist
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        timeout = timedelta(seconds=timeout_s)
+        if rank:
+            self.store = TCPStore(host, port, is_master=False, timeout=timeout)
+        # DeepSpeed reads these although the process group exists already.
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(num_ranks),
+            MASTER_ADDR=host, MASTER_PORT=str(port),
+        )  # fmt: skip
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(0)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=self.store,
+            rank=rank,
+            world_size=num_ranks,
+            timeout=timeout,
+        )
+        self.rank, self.num_ranks = rank, num_ranks
+        self.device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+
+    def rows(self, batch: RolloutBatch) -> list[Any]:
+        """All rollouts of a batch, in its order."""
+        return collect(batch.shards, len(batch.summaries_B), self.fetch_timeout_s)
+
+
+def collect(shards: Sequence[Shard], num_rows: int, timeout_s: float) -> list[Any]:
+    """Resolve shards and put their rows in order.
+
+    Raises:
+        ValueError: The shards do not cover every row once.
+    """
+    rows: list[Any] = [None] * num_rows
+    filled = 0
+    values = ray.get([shard.ref for shard in shards], timeout=timeout_s)
+    for shard, entries in zip(shards, values, strict=True):
+        for row, entry in zip(shard.rows, entries, strict=True):
+            if row >= 0:
+                rows[row] = entry
+                filled += 1
+    if filled != num_rows:
+        raise ValueError(f"shards must cover {num_rows} rows, got {filled}")
+    return rows
+
+
+def free_memory() -> None:
+    """Return what Python no longer refers to, on the GPU as well."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

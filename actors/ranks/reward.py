@@ -1,0 +1,199 @@
+"""Rewards: functions, a model, a remote scorer, behind one role."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from actors.cluster.actor_set import ActorSet
+from actors.ranks.forward import by_row, lengths_of, rows_of
+from actors.ranks.hosting import HostingRank
+from actors.weights.held_model import HeldModel, in_reach
+from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.rewards import RewardConfig, RewardModelConfig
+from rlhf_ray.data.packing import RankedMicroBatches, plan_forward
+from rlhf_ray.loops.seeds import sample_seeds
+from rlhf_ray.roles import RolloutBatch
+from rlhf_ray.specs import RewardSpec
+from rlhf_ray.types import Ranking, Score
+
+if TYPE_CHECKING:
+    from rlhf_ray.rewards.batch import ScoringBatch
+    from rlhf_ray.rewards.functions import RewardFunction
+    from rlhf_ray.rewards.remote import RemoteScorer
+
+MODEL, REMOTE = "model", "remote"
+
+
+@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
+class RewardRank(HostingRank):
+    """One rank of the reward's group: each scores its rows with the model, rank 0 does the rest.
+
+    It also trains reward models, as any rank hosts any learner.
+
+    Attributes:
+        model: What scores; None without a reward model.
+    """
+
+    model: Any = None
+
+    def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
+        """Make the scorers that a `RewardSpec` names, or host a learner.
+
+        The model that was trained here scores as it stands, if it is the one that is asked for.
+
+        Raises:
+            ConfigError: One of them cannot be loaded.
+        """
+        if not isinstance(spec, RewardSpec):
+            super().load(spec, held)
+            return
+        from rlhf_ray.rewards.functions import load_functions
+        from rlhf_ray.rewards.remote import RemoteScorer
+
+        reward = spec.reward
+        self.timeout_s = spec.timeout_s
+        self.functions = load_functions(reward.functions)
+        self.remote = RemoteScorer(reward.remote) if reward.remote.url else None
+        trained = self._trained_here(reward.model)
+        self.unload()
+        if reward.model.path:
+            from rlhf_ray.models.reward_scorer import RewardScorer
+
+            with in_reach(held, timeout_s=self.fetch_timeout_s):
+                self.model = RewardScorer(reward.model, device=self.device, model=trained)
+
+    def _trained_here(self, model: RewardModelConfig) -> Any:
+        """The module that was trained here for the path of `model`, if whole and in its dtype."""
+        if not model.path or model.path != self.learner_path:
+            return None
+        from rlhf_ray.models.load import resolve_dtype
+
+        job, trained = self.learner.job, self.learner.model
+        same = (
+            job.reward.zero.stage < 3
+            and job.float32_loss
+            and model.label == trained.label
+            and resolve_dtype(model.dtype, self.device)
+            is resolve_dtype(job.reward.model.dtype, self.device)
+        )
+        return trained if same else None
+
+    def unload(self) -> None:
+        """Release what trains and what scores."""
+        self.model = None
+        super().unload()
+
+    def score_answers(
+        self, rows: Sequence[Ranking], plan: RankedMicroBatches
+    ) -> list[tuple[float, ...]]:
+        """Scores by the model in training, of all rows' answers on every rank."""
+        scores: list[tuple[float, ...]] = self.learner.scores(rows, plan)
+        return scores
+
+    def score_with_model(self, batch: RolloutBatch, rows: Sequence[int]) -> list[float]:
+        """The model's scores of some rows."""
+        rollouts = self.rows(batch)
+        scores: list[float] = self.model.score([rollouts[row] for row in rows])
+        return scores
+
+    def score_with_functions(self, batch: RolloutBatch) -> Mapping[str, Sequence[float | None]]:
+        """The functions' and the remote scorer's scores of all rows, by name.
+
+        Raises:
+            RewardError: A scorer failed; never a reward of 0 in its place.
+        """
+        from rlhf_ray.rewards.batch import ScoringBatch
+
+        _seed_for(batch)
+        scoring = ScoringBatch.from_rollouts(self.rows(batch))
+        # No coroutine may be a method here: Ray would then run every method in an event loop.
+        return asyncio.run(_scores_of(scoring, self.functions, self.remote, self.timeout_s))
+
+    def weights(self, reward: RewardConfig) -> dict[str, float]:
+        """Factor of each scorer in the sum."""
+        weights = {function.name: function.weight for function in self.functions}
+        if reward.model.path:
+            weights[MODEL] = reward.model.weight
+        if self.remote is not None:
+            weights[REMOTE] = reward.remote.weight
+        return weights
+
+
+def _seed_for(batch: RolloutBatch) -> None:
+    """Functions that draw random numbers draw the same ones for the same batch, resumed or not."""
+    import numpy as np
+    import torch
+
+    first = batch.summaries_B[0]
+    [seed] = sample_seeds(
+        seed=first.version_max, draw="reward", prompt_id=first.prompt_id, num_samples=1
+    )
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+async def _scores_of(
+    batch: ScoringBatch,
+    functions: Sequence[RewardFunction],
+    remote: RemoteScorer | None,
+    timeout_s: float,
+) -> dict[str, Sequence[float | None]]:
+    calls = {function.name: function.score(batch, timeout_s=timeout_s) for function in functions}
+    if remote is not None:
+        calls[REMOTE] = remote.score(batch)
+    return dict(zip(calls, await asyncio.gather(*calls.values()), strict=True))
+
+
+class RewardGroup:
+    """The reward role on a group of ranks."""
+
+    def __init__(self, actors: ActorSet, reward: RewardConfig, timeouts: TimeoutConfig) -> None:
+        """Wrap started ranks with loaded scorers."""
+        self.actors, self.reward, self.timeouts = actors, reward, timeouts
+
+    async def read_weights(self) -> None:
+        """Ask for the factor of each scorer; once they are loaded."""
+        self.weights: dict[str, float] = await self.actors.call_one(
+            0, "weights", self.reward, timeout_s=self.timeouts.start_s
+        )
+
+    async def score(self, batch: RolloutBatch) -> Sequence[Score]:
+        """One score a row.
+
+        Raises:
+            RunError: A scorer failed; names it and the cause.
+        """
+        from rlhf_ray.rewards.combine import combine
+
+        values, modelled = await asyncio.gather(
+            self.actors.call_one(
+                0, "score_with_functions", batch, timeout_s=self.timeouts.reward_s + 30.0
+            ),
+            self._score_with_model(batch),
+        )
+        prompt_ids = [summary.prompt_id for summary in batch.summaries_B]
+        return combine({**values, **modelled}, self.weights, prompt_ids)
+
+    async def _score_with_model(self, batch: RolloutBatch) -> Mapping[str, Sequence[float | None]]:
+        if not self.reward.model.path:
+            return {}
+        plan = plan_forward(
+            lengths_of(batch),
+            num_ranks=len(self.actors),
+            max_tokens_per_micro_batch=self.reward.model.max_tokens_per_micro_batch,
+            padded=True,
+        )
+        refs = [
+            actor.score_with_model.remote(batch, rows_of(micro_batches))
+            for actor, micro_batches in zip(self.actors.actors, plan, strict=True)
+        ]
+        answers = await self.actors.answers(
+            refs, "score_with_model", timeout_s=self.timeouts.call_s
+        )
+        return {MODEL: by_row(plan, answers)}

@@ -1,0 +1,95 @@
+"""A weight-transfer engine for CPU replicas, registered with vLLM as `object_store`.
+
+vLLM ships `nccl` and `ipc`, which need GPUs. On CPU the buckets arrive in the rollout actor as Ray
+objects and go on to vLLM's worker process as plain bytes, so that any two nodes can exchange them.
+The lifecycle is vLLM's own: start, one update a bucket, finish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+
+from actors.weights.bucket import unpack
+
+BACKEND = "object_store"
+
+
+@dataclass
+class ObjectStoreInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
+    """One bucket: tensors laid end to end in `data`.
+
+    Attributes:
+        names: Parameter names of the transformers checkpoint.
+        dtype_names: As in `torch`, without the prefix.
+        shapes: Full shapes.
+        data: The tensors' bytes, in the order of `names`, as `bucket.pack` lays them.
+    """
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+    data: bytes
+
+
+class ObjectStoreWeightTransferEngine(
+    WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]
+):
+    """Loads buckets of bytes through vLLM's layerwise reload."""
+
+    init_info_cls = ObjectStoreInitInfo
+    update_info_cls = ObjectStoreUpdateInfo
+
+    def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
+        """Nothing to connect."""
+
+    def start_weight_update(self) -> None:
+        """Put the model back into checkpoint layout, layer by layer as weights arrive."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
+        """Load one bucket."""
+        self.model.load_weights(unpack(update_info))
+
+    def finish_weight_update(self) -> None:
+        """Repack what arrived into the layout that vLLM's kernels want."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            self._repack_tied_head()
+
+    def _repack_tied_head(self) -> None:
+        # A tied lm_head shares the embedding's tensor, which the reload replaces, but vLLM's CPU
+        # kernel keeps its own packed copy of the old one: without this the logits stay stale.
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+        for module in self.model.modules():
+            if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
+                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+    def shutdown(self) -> None:
+        """Nothing to release."""
+
+
+def register() -> None:
+    """Entry point of the `vllm.general_plugins` group; vLLM calls it in each of its processes."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(
+            BACKEND, "actors.weights.object_store", "ObjectStoreWeightTransferEngine"
+        )

@@ -1,0 +1,184 @@
+"""Publication of weights: every rank of the policy sends, every replica acknowledges a version.
+
+Three ways, one interface. `object_store` carries buckets through Ray and works on any machine;
+`nccl` and `ipc` are vLLM's own trainer engines, which move GPU memory directly.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import ray
+
+from actors.cluster.deadline import get
+from actors.weights.bucket import pack
+from actors.weights.sync_spec import SyncSpec
+from rlhf_ray.errors import RunError
+from rlhf_ray.learner.weights import WeightInfo, named_weights, weight_infos
+
+
+class Publisher(Protocol):
+    """One rank's side of a publication; all ranks call it together."""
+
+    def publish(self, version: int) -> int:
+        """Send all weights as `version`; returns the bytes sent by this rank."""
+        ...
+
+    def close(self) -> None:
+        """End the connection."""
+        ...
+
+
+class ReplicaClient:
+    """Calls every replica under one deadline; has the shape that vLLM's engines drive."""
+
+    def __init__(self, spec: SyncSpec) -> None:
+        """Nothing is called yet."""
+        self.spec = spec
+        self.begin(-1)
+
+    def begin(self, version: int) -> None:
+        """What is called from now on publishes `version`, and all of it within the deadline."""
+        self.version, self.deadline_s = version, time.monotonic() + self.spec.timeout_s
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """One call to each replica."""
+        return get(
+            [getattr(replica, method).remote(*arguments) for replica in self.spec.replicas],
+            timeout_s=max(0.0, self.deadline_s - time.monotonic()),
+            actors=self.spec.names,
+            operation=f"publish version {self.version}: rollout.{method}",
+        )
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Connect each replica; over NCCL its workers' ranks follow those of the one before."""
+        refs = []
+        for index, replica in enumerate(self.spec.replicas):
+            info = dict(init_info)
+            if "rank_offset" in info:
+                info["rank_offset"] += index * self.spec.gpus_per_replica
+            refs.append(replica.init_weight_transfer.remote(info))
+        get(
+            refs,
+            timeout_s=self.spec.timeout_s,
+            actors=self.spec.names,
+            operation="publish: rollout.init_weight_transfer",
+        )
+
+    def start_weight_update(self) -> None:
+        """Freeze running requests."""
+        self.call("start_weight_update", self.spec.timeout_s)
+
+    def update_weights(self, update: Any) -> None:
+        """One bucket, or what a backend needs to receive one."""
+        self.call("update_weights", update)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Switch over, and check that every replica now has this version.
+
+        Raises:
+            RunError: A replica acknowledged another one.
+        """
+        versions = self.call("finish_weight_update", self.version)
+        for name, version in zip(self.spec.names, versions, strict=True):
+            if version != self.version:
+                raise RunError(f"{name} acknowledged version {version}, wanted {self.version}")
+
+
+class ObjectStorePublisher:
+    """Buckets through Ray's object store."""
+
+    def __init__(self, lm: Any, spec: SyncSpec, *, is_sender: bool) -> None:
+        """Every rank gathers; rank 0 sends."""
+        self.lm, self.spec, self.is_sender = lm, spec, is_sender
+        self.client = ReplicaClient(spec)
+
+    def publish(self, version: int) -> int:
+        """Send all weights as `version`; returns the bytes sent by this rank."""
+        if not self.is_sender:
+            for _ in named_weights(self.lm):
+                continue
+            return 0
+        self.client.begin(version)
+        self.client.start_weight_update()
+        num_bytes = 0
+        for bucket in pack(named_weights(self.lm), bucket_bytes=self.spec.bucket_bytes):
+            self.client.update_weights(ray.put(bucket))
+            num_bytes += len(bucket.data)
+        self.client.finish_weight_update()
+        return num_bytes
+
+    def close(self) -> None:
+        """There is no connection."""
+
+
+class VllmPublisher:
+    """vLLM's own trainer side, over NCCL or CUDA IPC."""
+
+    def __init__(self, lm: Any, spec: SyncSpec, *, rank: int, host: str, port: int) -> None:
+        """Connect to the replicas' workers."""
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        self.client = ReplicaClient(spec)
+        self.num_bytes = sum(_num_bytes(info) for info in weight_infos(lm)) if rank == 0 else 0
+        info: Any
+        if spec.backend == "ipc":
+            info = IPCTrainerInitInfo(
+                rank=rank, packed=True, packed_buffer_size_bytes=spec.bucket_bytes
+            )
+        else:
+            info = NCCLTrainerInitInfo(
+                rank=rank,
+                master_address=host,
+                master_port=port,
+                world_size=1 + len(spec.replicas) * spec.gpus_per_replica,
+                packed_buffer_size_bytes=spec.bucket_bytes,
+            )
+        self.engine = WeightTransferTrainerFactory.trainer_init(
+            info, client=self.client, source=_weight_source(lm)
+        )
+
+    def publish(self, version: int) -> int:
+        """Send all weights as `version`; returns the bytes sent by this rank."""
+        self.client.begin(version)
+        self.engine.send_weights()
+        return self.num_bytes
+
+    def close(self) -> None:
+        """Give the connection's memory back."""
+        self.engine.shutdown()
+
+
+def open_publisher(lm: Any, spec: SyncSpec, *, rank: int, host: str, port: int) -> Publisher:
+    """The publisher of one rank; all ranks open theirs together."""
+    if spec.backend == "object_store":
+        return ObjectStorePublisher(lm, spec, is_sender=rank == 0)
+    return VllmPublisher(lm, spec, rank=rank, host=host, port=port)
+
+
+def _num_bytes(info: WeightInfo) -> int:
+    size = info.dtype.itemsize
+    for length in info.shape:
+        size *= length
+    return size
+
+
+def _weight_source(lm: Any) -> Any:
+    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+
+    class PolicySource(WeightSource):
+        """The policy's merged weights, as vLLM's trainer engines iterate them."""
+
+        def metadata(self) -> list[ParamMeta]:
+            return [
+                ParamMeta(name=info.name, dtype=info.dtype, shape=info.shape)
+                for info in weight_infos(lm)
+            ]
+
+        def __iter__(self) -> Any:
+            return named_weights(lm)
+
+    return PolicySource()

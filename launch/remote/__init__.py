@@ -1,0 +1,1 @@
+"""What commands about clusters elsewhere share."""

@@ -1,0 +1,1 @@
+"""What every run needs: folder, log, cluster, pool, signals."""

@@ -1,0 +1,100 @@
+"""The Ray cluster that a command runs on: one of its own on this machine, or one that is there."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.job_config import JobConfig
+
+from actors.cluster.reachable import check_reachable
+from actors.jobs.submission import is_submitted, tell_submission
+from launch.run.metadata import metadata_of
+from launch.run.names import check_name
+from launch.run.signals import interrupt_when_stopped
+from launch.run.standing import address_of
+from rlhf_ray.config.base import GroupConfig, RayConfig, RunConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.planning.groups import plan_groups, total_cpus
+
+logger = logging.getLogger(__name__)
+
+
+def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> None:
+    """Join the cluster at `ray.address` or of a standing pool, or start Ray on this machine.
+
+    What Ray's job API has started is on a cluster already, and joins that one if no address is
+    given. On a machine of its own a job may ask for more CPU cores than there are: roles mostly
+    work by turns, and the cores are shared. On a cluster the cores of every role are reserved.
+
+    Raises:
+        ConfigError: The cluster cannot be joined, or no such pool is known here.
+    """
+    if ray.is_initialized():
+        return
+    config = run.ray
+    if config.pool:
+        check_name("ray.pool", config.pool)
+    # A role that shares a GPU sets CUDA_VISIBLE_DEVICES itself; Ray must not empty it.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = config.address or ("auto" if is_submitted() else "")
+    if not address and config.pool:
+        address = address_of(config.pool)
+    if address:
+        metadata = metadata_of(run)
+        join(address, metadata)
+        tell_submission(metadata)
+        return
+    _init(
+        # Without it Ray joins whatever cluster was last started on this machine.
+        address="local",
+        num_cpus=num_cpus(config, roles),
+        num_gpus=config.num_gpus or None,
+        include_dashboard=False,
+    )
+
+
+def num_cpus(config: RayConfig, roles: Mapping[str, GroupConfig]) -> int:
+    """Cores that a cluster of one's own says it has."""
+    wanted = math.ceil(total_cpus(plan_groups(roles)))
+    return max(wanted, config.num_cpus or os.cpu_count() or 1)
+
+
+def join(address: str, metadata: Mapping[str, str] | None = None) -> None:
+    """Connect to a cluster that runs.
+
+    Args:
+        address: `host:port`, or `auto` for the one that this machine or job belongs to.
+        metadata: What Ray's dashboard shows of this process.
+
+    Raises:
+        ConfigError: No cluster answers, or it runs another version of Ray or Python.
+    """
+    told = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if told not in ("", "auto"):
+        check_reachable(told)
+    try:
+        _init(address=address, job_config=JobConfig(metadata=dict(metadata or {})))
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the cluster at {address!r} cannot be joined: {reason}") from error
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, which sets a handler of SIGTERM of its own: one that exits with status 15."""
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except SystemExit as stopped:
+        raise KeyboardInterrupt from stopped
+    finally:
+        interrupt_when_stopped()
+
+
+def disconnect() -> None:
+    """Leave the cluster, or end the one of our own."""
+    ray.shutdown()

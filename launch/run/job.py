@@ -1,0 +1,46 @@
+"""Running one job on a pool of its own: folder, data, cluster, pool, training."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from actors.pool.job_nodes import on_nodes
+from actors.pool.pool import Pool
+from launch.run.cluster import connect, disconnect
+from launch.run.folder import run_folder
+from launch.run.open_pool import open_pool
+from rlhf_ray.config.base import JobConfig
+
+AnyJob = TypeVar("AnyJob", bound=JobConfig)
+Data = TypeVar("Data")
+
+
+def run_job(
+    config: AnyJob,
+    load: Callable[[AnyJob], Data],
+    train: Callable[[AnyJob, Data, Pool], Awaitable[None]],
+) -> int:
+    """Run it from its data to its last step; returns the exit status.
+
+    Args:
+        config: Of the job.
+        load: Reads the data, before anything starts.
+        train: The job on a pool.
+    """
+    with run_folder(config):
+        data = load(config)
+        connect(config, config.groups)
+        try:
+            asyncio.run(_run(config, data, train))
+        finally:
+            disconnect()
+    return 0
+
+
+async def _run(
+    config: AnyJob, data: Data, train: Callable[[AnyJob, Data, Pool], Awaitable[None]]
+) -> None:
+    async with open_pool(config) as pool, on_nodes(config, pool):
+        await train(config, data, pool)

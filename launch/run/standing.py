@@ -1,0 +1,138 @@
+"""The cluster of a standing pool: where it is, and starting and ending one of the pool's own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import psutil
+import ray
+from ray._raylet import Config  # type: ignore[attr-defined]
+
+from actors.pool.standing_cluster import Process, StandingCluster
+from launch.run import pool_notes as notes
+from launch.run.signals import uninterrupted
+from rlhf_ray.errors import ConfigError, RunError
+
+START_S, STOP_S = 120.0, 60.0
+# Of Ray's own words, where it does not start.
+TOLD_CHARACTERS = 2000
+
+
+def address_of(pool: str) -> str:
+    """Where a job finds a pool's cluster.
+
+    Raises:
+        ConfigError: No such pool was started from this machine.
+    """
+    cluster = notes.cluster_of(pool)
+    if cluster is None:
+        names = ", ".join(cluster.pool for cluster in notes.noted()) or "none"
+        raise ConfigError(
+            f"ray.pool is {pool!r}, but the pools of this machine are {names}; start it with "
+            "`rlhf-ray pool up`, or give ray.address as well"
+        )
+    if cluster.starter is not None:
+        raise ConfigError(f"pool {pool} is not up yet; `rlhf-ray pool status` tells of it")
+    use_token(pool)
+    return cluster.address
+
+
+def start_cluster(claimed: StandingCluster, *, num_cpus: int, num_gpus: int) -> StandingCluster:
+    """Start Ray on this machine, to stay when this process ends.
+
+    Whoever calls ends what is noted of it, here too where this fails.
+
+    Args:
+        claimed: The pool's name, as this process has taken it.
+        num_cpus: That it says it has.
+        num_gpus: Likewise; 0 for those that Ray finds.
+
+    Raises:
+        RunError: It did not come up in time.
+    """
+    host, port = ray.util.get_node_ip_address(), _free_port()
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *(f"--node-ip-address={host}", f"--port={port}", f"--num-cpus={num_cpus}"),
+        # Another cluster on this machine has Ray's usual one.
+        f"--ray-client-server-port={_free_port()}",
+        *([f"--num-gpus={num_gpus}"] if num_gpus else []),
+    ]
+    token = notes.token_file(claimed.pool)
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    use_token(claimed.pool)
+    with uninterrupted() as came:  # nobody would know of the head
+        process = _start_head(claimed.pool, command)
+        head = Process.of(process.pid)
+        cluster = replace(claimed, address=f"{host}:{port}", head=head)
+        notes.note(cluster)
+    if came:
+        raise KeyboardInterrupt
+    deadline_s = time.monotonic() + START_S
+    while not answers(cluster.address):
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            said = notes.log_file(claimed.pool).read_text(errors="replace")
+            raise RunError(f"Ray did not start on {cluster.address}:\n{said[-TOLD_CHARACTERS:]}")
+        time.sleep(0.2)
+    return cluster
+
+
+def _start_head(pool: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    with notes.log_file(pool).open("wb") as output:
+        return subprocess.Popen(
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+
+def use_token(pool: str) -> None:
+    """Have Ray show the token of a pool's own cluster, unless the user has set how Ray does that.
+
+    Must come before this process connects to any cluster.
+    """
+    token = notes.token_file(pool)
+    if "RAY_AUTH_MODE" in os.environ or not token.is_file():
+        return
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+    Config.initialize("")  # Ray read the environment when it was imported
+
+
+def stop_cluster(cluster: StandingCluster) -> None:
+    """End every process of a cluster that `start_cluster` started."""
+    head = cluster.head.find() if cluster.head else None
+    if head is None:
+        return
+    processes = [head]
+    with suppress(psutil.NoSuchProcess):  # it ends by itself meanwhile, and its children with it
+        processes += head.children(recursive=True)
+        head.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(processes, timeout=STOP_S)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_S)
+
+
+def answers(address: str) -> bool:
+    """Whether a Ray head listens there."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

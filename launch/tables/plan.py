@@ -1,0 +1,208 @@
+"""A plan as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from launch.tables.format import count, option, outcome, section, size, span, table
+from launch.tables.placement import placement
+from rlhf_ray.planning.advice import Advice
+from rlhf_ray.planning.batches import Batches
+from rlhf_ray.planning.memory import GIB
+from rlhf_ray.planning.needs import GpuNeed, RoleNeed
+from rlhf_ray.planning.plan import Plan
+from rlhf_ray.planning.work import EngineWork, ModelWork
+
+# What the parts of memory are called in the heading.
+PARTS = {
+    "process": "process",
+    "weights": "weights",
+    "gradients": "grads",
+    "optimizer": "adam",
+    "kv_cache": "cache",
+    "activations": "activ.",
+    "logits": "logits",
+    "buffers": "buffers",
+}
+# The same, shorter, for many stages.
+SHORT_PARTS = {
+    "process": ("process",),
+    "states": ("weights", "gradients", "optimizer"),
+    "cache": ("kv_cache",),
+    "a pass": ("activations", "logits", "buffers"),
+}
+BAR_WIDTH = 20
+PIPE_WIDTH = 100
+# From this share on a GPU is called tight.
+TIGHT_SHARE = 0.85
+
+
+def print_plan(plan: Plan, advice: Sequence[Advice], *, console: Console | None = None) -> None:
+    """Placement, memory, batches, and what to change where it does not fit."""
+    if console is None:
+        console = Console(highlight=False)
+        console.width = console.width if console.is_terminal else PIPE_WIDTH
+    blocks = [
+        section("Placement, with the node's cores and memory", placement(plan)),
+        section("Memory of one rank, GB", _memory(plan)),
+    ]
+    if plan.gpus:
+        blocks.append(section("GPUs at their fullest moment", _gpus(plan)))
+    if plan.held:
+        blocks.append(section("Results that wait in the object store, GB", _held(plan)))
+    blocks += [section("One step, at the longest rows", _batches(plan)), _verdict(plan, advice)]
+    for block in blocks:
+        console.print(block)
+
+
+def _memory(plan: Plan) -> RenderableType:
+    staged = ["stage"] if plan.stages[0].name else []
+    columns = SHORT_PARTS if staged else {name: (part,) for part, name in PARTS.items()}
+    used = {
+        name: parts
+        for name, parts in columns.items()
+        if any(_sum(need, parts) for need in plan.roles)
+    }
+    beside = ["+ node"] if any(need.host for need in plan.roles) else []
+    headings = [*staged, "role", "model", *used, "sum", *beside]
+    grid = table(*headings, left=2 + len(staged))
+    notes: list[str] = []
+    for stage in plan.stages:
+        name = stage.name
+        for need in stage.roles:
+            grid.add_row(
+                *([name] if staged else []),
+                need.role,
+                _model(need),
+                *(size(_sum(need, parts)) for parts in used.values()),
+                Text(size(need.memory.total), style="bold"),
+                *([size(need.host)] if beside else []),
+            )
+            name = ""
+            notes += _notes(need)
+    return Group(grid, *(Text(note, style="dim") for note in dict.fromkeys(notes)))
+
+
+def _sum(need: RoleNeed, parts: Sequence[str]) -> int:
+    return sum(need.memory.parts[part] for part in parts)
+
+
+def _model(need: RoleNeed) -> str:
+    match need.work:
+        case ModelWork(shape=shape, head=head, group=group):
+            where = f" / {group.ranks}" if group.ranks > 1 and need.work.zero.stage == 3 else ""
+            return f"{count(shape.num_parameters(head))}{where}"
+        case EngineWork(shape=shape, group=group):
+            split = f" / {group.gpus_per_rank}" if group.gpus_per_rank > 1 else ""
+            return f"{count(shape.num_parameters('lm'))}{split}"
+    return "none"
+
+
+def _notes(need: RoleNeed) -> Iterator[str]:
+    if need.engine is not None and isinstance(need.work, EngineWork):
+        tokens, longest = max(0, need.engine.cache_tokens), need.work.max_model_len
+        yield (
+            f"rollout's cache holds {tokens:,} tokens: {tokens // longest:,} sequences of the "
+            f"longest {longest:,}, of {need.work.rollout.max_num_seqs} at a time"
+        )
+
+
+def _gpus(plan: Plan) -> RenderableType:
+    grid = table("node", "GPU", "at work", "holds", "", "GB", "", left=4)
+    grid.columns[3].no_wrap = False
+    for gpus in _alike(plan.gpus):
+        first = gpus[0]
+        share = first.total / plan.cluster.gpu_bytes
+        style = "red" if share > 1 else "yellow" if share > TIGHT_SHARE else "green"
+        filled = min(BAR_WIDTH, round(share * BAR_WIDTH))
+        bar = Text("█" * filled, style=style) + Text("░" * (BAR_WIDTH - filled), style="dim")
+        grid.add_row(
+            span(sorted({gpu.node for gpu in gpus})),
+            span(sorted({gpu.gpu for gpu in gpus})),
+            f"{first.busy} in {first.stage}" if first.stage else first.busy,
+            ", ".join(f"{role} {size(held)}" for role, held in first.held.items()),
+            bar,
+            f"{first.total / GIB:.1f}",
+            f"of {plan.cluster.gpu_bytes / GIB:g}",
+        )
+    return grid
+
+
+def _alike(gpus: Sequence[GpuNeed]) -> list[list[GpuNeed]]:
+    """GPUs that hold the same, on nodes where the same numbers do."""
+    on_node: dict[tuple[object, ...], list[GpuNeed]] = {}
+    for gpu in gpus:
+        holds = (gpu.stage, gpu.busy, *gpu.held.items())
+        on_node.setdefault((gpu.node, *holds), []).append(gpu)
+    alike: dict[tuple[object, ...], list[GpuNeed]] = {}
+    for (_, *same), some in on_node.items():
+        alike.setdefault((*same, *(gpu.gpu for gpu in some)), []).extend(some)
+    return list(alike.values())
+
+
+def _held(plan: Plan) -> RenderableType:
+    grid = table("result of", "kept by", "for", "GB", left=3)
+    for result in plan.held:
+        grid.add_row(result.stage, result.role, ", ".join(result.used_by), size(result.bytes))
+    return grid
+
+
+def _batches(plan: Plan) -> RenderableType:
+    grid = table("", "", left=2)
+    grid.columns[1].no_wrap = False
+    grid.show_header = False
+    for stage in plan.stages:
+        facts = _facts(stage.batches)
+        if stage.name:
+            grid.add_row(stage.name, "; ".join(f"{name} {fact}" for name, fact in facts.items()))
+            continue
+        for name, fact in facts.items():
+            grid.add_row(name, fact)
+    return grid
+
+
+def _facts(batches: Batches) -> dict[str, str]:
+    facts = {
+        "rows": f"{batches.rows:,} of at most {batches.row_tokens:,} tokens: "
+        f"{batches.tokens:,} tokens"
+    }
+    if not batches.optimizer_steps:
+        return facts
+    return facts | {
+        "optimiser steps": f"{batches.optimizer_steps}, of "
+        f"{batches.rows_per_optimizer_step:,} rows",
+        "micro-batches": f"{batches.micro_batches} a rank and optimiser step, of at most "
+        f"{batches.rows_per_micro_batch} rows",
+    }
+
+
+def _verdict(plan: Plan, advice: Sequence[Advice]) -> RenderableType:
+    if plan.fits:
+        return _fitting(plan)
+    lines: list[RenderableType] = [Text("It does not fit:", style="bold red")]
+    lines += [Padding(Text(f"- {problem.message}"), (0, 0, 0, 2)) for problem in plan.problems]
+    if not advice:
+        lines.append(
+            Text("No change of a few keys is enough: take GPUs with more memory, or more.")
+        )
+        return Group(*lines)
+    lines.append(Text("Enough would be any of these changes:", style="bold"))
+    for one in advice:
+        lines.append(Padding(Text(option(one.change)), (0, 0, 0, 2)))
+        lines.append(Padding(Text(f"({outcome(one.plan)})", style="dim"), (0, 0, 0, 4)))
+    return Group(*lines)
+
+
+def _fitting(plan: Plan) -> RenderableType:
+    cluster = plan.cluster
+    if not plan.gpus and not cluster.node_bytes:
+        needed = size(max(plan.host_bytes))
+        return Text(f"It takes {needed} GB of a node's memory: --node-memory GB says if it fits.")
+    lines = [Text(f"It fits: {outcome(plan)}.", style="bold green")]
+    if not cluster.node_bytes:
+        lines.append(Text("A node's memory was not checked: --node-memory GB does.", style="dim"))
+    return Group(*lines)

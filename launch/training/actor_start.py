@@ -1,0 +1,66 @@
+"""Starting actors on a pool, side by side; without models, so that it can come before any job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from actors.cluster.actor_set import ActorSet
+from actors.engines.rollout import RolloutReplica
+from actors.engines.spec import EngineSpec
+from actors.pool.pool import Pool
+from actors.ranks.experience import ExperienceBuilder
+from actors.ranks.policy import PolicyRank
+from actors.ranks.reference import ReferenceRank
+from actors.ranks.reward import RewardRank
+from actors.ranks.value import ValueRank
+from rlhf_ray.config.base import GroupConfig
+
+RANKS = {
+    "policy": PolicyRank,
+    "reference": ReferenceRank,
+    "reward": RewardRank,
+    "value": ValueRank,
+}
+
+
+async def start_actors(
+    pool: Pool, groups: Mapping[str, GroupConfig], *, engine: EngineSpec | None = None
+) -> Mapping[str, ActorSet]:
+    """Start what the pool does not hold yet; those on another role's GPUs after their host.
+
+    Args:
+        pool: Where they go.
+        groups: The roles, each with its shape.
+        engine: Of the rollout role, which comes with the helper that builds experience.
+
+    Raises:
+        ConfigError: The pool is too small or holds a role in another shape.
+        RunError: An actor died or missed its deadline.
+    """
+    pool.place(groups)
+    starts: dict[str, Any] = {
+        role: partial(pool.rank_group, role, RANKS[role]) for role in groups if role in RANKS
+    }
+    if engine is not None:
+        starts["rollout"] = partial(pool.replica_set, "rollout", RolloutReplica, engine)
+        starts["experience"] = partial(pool.helper, "experience", ExperienceBuilder)
+    guests = [role for role in starts if role in groups and groups[role].share]
+    actors: dict[str, ActorSet] = {}
+    for roles in ([role for role in starts if role not in guests], guests):
+        started = await asyncio.gather(*(starts[role]() for role in roles))
+        actors.update(zip(roles, started, strict=True))
+    return actors
+
+
+async def import_libraries(actors: Mapping[str, ActorSet], *, timeout_s: float) -> None:
+    """Have all actors but the engines import what their work needs, before there is any."""
+    await asyncio.gather(
+        *(
+            of_role.call("import_libraries", timeout_s=timeout_s)
+            for role, of_role in actors.items()
+            if role != "rollout"
+        )
+    )

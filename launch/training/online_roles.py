@@ -1,0 +1,193 @@
+"""Starting the roles of an online job on a pool, each with its model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+
+from actors.cluster.actor_set import ActorSet
+from actors.engines.replica_set import ReplicaSet
+from actors.engines.spec import EngineSpec
+from actors.pool.pool import Pool
+from actors.ranks.experience import Assembler
+from actors.ranks.policy import PolicyGroup
+from actors.ranks.reference import ReferenceGroup
+from actors.ranks.reward import RewardGroup
+from actors.ranks.value import ValueGroup
+from actors.weights.probe import probe_sequences
+from actors.weights.sync_spec import SyncSpec, backend_of
+from launch.training.actor_start import start_actors
+from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.data.job import OnlineData
+from rlhf_ray.models.identity import engine_identity
+from rlhf_ray.models.limits import context_length
+from rlhf_ray.roles import Roles
+from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, RewardSpec, ValueSpec
+
+# Largest gap of engine and trainer on a probe token that is let pass, in nats. bfloat16 keeps 8
+# bits of each activation, and kernels round in another order.
+MAX_GAP_FLOAT32, MAX_GAP_BFLOAT16 = 1e-3, 0.5
+
+
+async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Roles:
+    """Start what the pool does not hold yet, load the models, and connect trainer and engines.
+
+    Raises:
+        ConfigError: A model or scorer cannot be loaded.
+        RunError: An actor died or missed its deadline.
+    """
+    engine = engine_spec(config, context_tokens=data.context_tokens)
+    actors = await start_actors(pool, config.groups, engine=engine)
+    await pool.make_room(config.groups)
+    policy = PolicyGroup(actors["policy"], config.policy, config.timeouts, pool.files_of("policy"))
+    reward = RewardGroup(actors["reward"], config.reward, config.timeouts)
+    reference = value = None
+    if config.uses_reference:
+        reference = ReferenceGroup(actors["reference"], config.reference, config.timeouts)
+    if config.uses_value:
+        value = ValueGroup(actors["value"], config.value, config.timeouts, pool.files_of("value"))
+    rollout = ReplicaSet(
+        actors["rollout"],
+        config.rollout,
+        timeout_s=config.timeouts.call_s,
+        sleeps=config.engines_sleep,
+    )
+    await asyncio.gather(*_loads(config, pool))
+    await reward.read_weights()
+    await rollout.wake_up()  # a job without engines may have sent them to sleep
+    await policy.connect(
+        actors["rollout"],
+        _sync_spec(config, actors["rollout"]),
+        probe=probe_sequences(data.prompts, config.publication.probe_sequences),
+        max_gap=_max_gap(config),
+    )
+    spec = AssemblySpec(
+        algorithm=config.algorithm,
+        shaping=config.reward.shaping,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
+    return Roles(
+        rollout=rollout,
+        policy=policy,
+        reward=reward,
+        assembler=Assembler(actors["experience"], spec, config.timeouts),
+        reference=reference,
+        value=value,
+    )
+
+
+def _loads(config: OnlineConfig, pool: Pool) -> Sequence[Awaitable[None]]:
+    """The loading of every role's model."""
+    scorers = RewardSpec(reward=config.reward, timeout_s=config.timeouts.reward_s)
+    loads = [
+        pool.load("policy", _policy_spec(config), path=config.policy.model.path),
+        pool.load("reward", scorers, path=config.reward.model.path),
+    ]
+    if config.uses_reference:
+        reference = _reference_spec(config)
+        loads.append(pool.load("reference", reference, path=reference.reference.model.path))
+    if config.uses_value:
+        value = _value_spec(config)
+        loads.append(pool.load("value", value, path=value.learner.model.path))
+    return loads
+
+
+def _policy_spec(config: OnlineConfig) -> PolicySpec:
+    return PolicySpec(
+        learner=config.policy,
+        algorithm=config.algorithm,
+        temperature=config.rollout.temperature,
+        max_new_tokens=config.rollout.max_new_tokens,
+        total_steps=_optimiser_steps(config),
+        replay_folder=str(Path(config.run_dir) / "skipped" / "policy"),
+        seed=config.seed,
+    )
+
+
+def _value_spec(config: OnlineConfig) -> ValueSpec:
+    model = config.value.model.or_from(config.policy.model)
+    learner: LearnerConfig = config.value.model_copy(update={"model": model})
+    return ValueSpec(
+        learner=learner,
+        algorithm=config.algorithm,
+        max_new_tokens=config.rollout.max_new_tokens,
+        total_steps=_optimiser_steps(config),
+        replay_folder=str(Path(config.run_dir) / "skipped" / "value"),
+        seed=config.seed,
+    )
+
+
+def _reference_spec(config: OnlineConfig) -> ReferenceSpec:
+    model = config.reference.model.or_from(config.policy.model)
+    return ReferenceSpec(
+        reference=config.reference.model_copy(update={"model": model}),
+        temperature=config.rollout.temperature,
+    )
+
+
+def _optimiser_steps(config: OnlineConfig) -> int:
+    return config.total_steps * config.algorithm.epochs * config.algorithm.minibatches
+
+
+def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:
+    """What the job's engines are started with.
+
+    Raises:
+        ConfigError: Model or tokenizer cannot be read.
+    """
+    model = config.policy.model
+    tokenizer_path = model.tokenizer or model.path
+    return EngineSpec(
+        model_path=model.path,
+        tokenizer_path=tokenizer_path,
+        revision=model.revision,
+        identity=engine_identity(
+            model.path,
+            tokenizer_path,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+        ),
+        trust_remote_code=model.trust_remote_code,
+        engine=config.rollout.of_engine,
+        max_model_len=context_tokens,
+        num_gpus=config.placement.rollout.gpus_per_rank,
+        weight_backend=_backend(config),
+        sleeps=config.engines_sleep,
+    )
+
+
+def engine_ahead(config: OnlineConfig) -> EngineSpec:
+    """The same before the job's data are read."""
+    model = config.policy.model
+    context = config.rollout.max_model_len or context_length(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    return engine_spec(config, context_tokens=context)
+
+
+def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
+    return SyncSpec(
+        backend=_backend(config),
+        replicas=tuple(replicas.actors),
+        names=tuple(replicas.names),
+        gpus_per_replica=config.placement.rollout.gpus_per_rank,
+        bucket_bytes=config.publication.bucket_mb * 2**20,
+        timeout_s=config.timeouts.publish_s,
+    )
+
+
+def _backend(config: OnlineConfig) -> str:
+    return backend_of(config.publication, config.placement)
+
+
+def _max_gap(config: OnlineConfig) -> float:
+    if config.publication.max_logprob_gap:
+        return config.publication.max_logprob_gap
+    dtypes = {config.policy.model.dtype, config.rollout.dtype}
+    on_cpu = not config.placement.rollout.gpus_per_rank
+    exact = dtypes == {"float32"} or (on_cpu and "bfloat16" not in dtypes)
+    # A quantized trainer computes with rounded activations, the engine with whole ones.
+    exact = exact and config.policy.model.quantization == "none"
+    return MAX_GAP_FLOAT32 if exact else MAX_GAP_BFLOAT16
