@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 
 from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
-from actors.pool.record import PoolRecord, end_strangers, release_groups
+from actors.pool.record import PoolInUseError, PoolRecord, end_strangers, release_groups
 from actors.pool.standing_cluster import Process, StandingCluster
 from launch.pipeline import first_engine
 from launch.pool_status import status
@@ -34,10 +34,6 @@ from rlhf_ray.config.stages import groups_of, resolve_stages
 from rlhf_ray.errors import ConfigError, RlhfRayError, RunError
 
 logger = logging.getLogger(__name__)
-
-
-class PoolInUseError(ConfigError):
-    """A job has the pool."""
 
 
 def main(arguments: Sequence[str]) -> int:

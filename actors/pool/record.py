@@ -53,6 +53,10 @@ def namespace_of(pool: str) -> str:
     return f"rlhf-ray/{pool}"
 
 
+class PoolInUseError(ConfigError):
+    """A job has the pool."""
+
+
 class PoolRecord:
     """The record as a driver sees it.
 
