@@ -46,8 +46,9 @@ def stop(script, sent, *, ignored=(), arguments=()):
     """Run a script until it has said its first line, send it a signal; what came of it."""
 
     def inherit() -> None:
-        # A shell without a terminal has its background jobs ignore Ctrl-C.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # A shell without a terminal has its background jobs ignore Ctrl-C, and `nohup` the hang-up.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
 
