@@ -23,7 +23,7 @@ from rlhf_ray.loops.report import rollout_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Metrics, Ref, Roles, RolloutBatch, Usage, unknown_usage
-from rlhf_ray.types import Prompt
+from rlhf_ray.types import Prompt, Score
 
 
 class OnlineLoop:
@@ -88,7 +88,7 @@ class OnlineLoop:
             await self.roles.rollout.sleep()
         batch = collected.batch
         with clock.phase("score"):
-            experience, assembled = await self._score(collected)
+            experience, scores, assembled = await self._score(collected)
         with clock.phase("update"):
             updated = await self._update(experience, batch, step, kl_coefficient)
         with clock.phase("publish"):
@@ -102,7 +102,7 @@ class OnlineLoop:
             **assembled,
             **evaluated,
             **used,
-            **rollout_metrics(collected, used, clock, version=step - 1),
+            **rollout_metrics(collected, scores, used, clock, version=step - 1),
             **utilisation(
                 self.hardware,
                 num_tokens=self.config.algorithm.epochs * batch.num_tokens,
@@ -117,7 +117,7 @@ class OnlineLoop:
             "data/epoch": self.order.position / self.order.num_rows,
         }
 
-    async def _score(self, collected: Collected) -> tuple[Ref, Metrics]:
+    async def _score(self, collected: Collected) -> tuple[Ref, Sequence[Score], Metrics]:
         """Everything that is known of the rollouts before the update, side by side."""
         roles, batch = self.roles, collected.batch
         old, reference, values, scored = await asyncio.gather(
@@ -126,7 +126,7 @@ class OnlineLoop:
             _optional(roles.value, "values", batch),
             collected.scores,
         )
-        return await roles.assembler.build(
+        experience, metrics = await roles.assembler.build(
             batch,
             [scored[row].total for row in collected.kept],
             old=old,
@@ -134,6 +134,7 @@ class OnlineLoop:
             values=values,
             kl_coefficient=self.kl.coefficient,
         )
+        return experience, scored, metrics
 
     async def _update(
         self, experience: Ref, batch: RolloutBatch, step: int, kl_coefficient: float

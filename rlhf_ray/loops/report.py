@@ -44,18 +44,24 @@ def time_metrics(clock: StepClock, *, num_samples: int) -> dict[str, float]:
 
 
 def rollout_metrics(
-    collected: Collected, used: Metrics, clock: StepClock, *, version: int
+    collected: Collected,
+    scores: Sequence[Score],
+    used: Metrics,
+    clock: StepClock,
+    *,
+    version: int,
 ) -> dict[str, float]:
     """`rollout/*`, `reward/*`, `async/*`, `time/*`, `share/*` and `perf/*` of one step.
 
     Args:
-        collected: The step's rollouts, scored.
+        collected: The step's rollouts.
+        scores: Of all that was sampled.
         used: What the processes needed in the step.
         clock: Of the step, which is over.
         version: Of the weights when the step began.
     """
     batch, seconds = collected.batch, clock.seconds
-    told = sample_metrics(collected.sampled, collected.scores.result(), clock)
+    told = sample_metrics(collected.sampled, scores, clock)
     if "wait/policy" in used:
         told["perf/bubble_share"] = used["wait/policy"] / told["time/step"]
     return {

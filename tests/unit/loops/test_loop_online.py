@@ -122,21 +122,22 @@ async def test_rollout_metrics_speak_of_all_that_was_sampled(tmp_path):
     assert told["perf/samples_per_s"] == pytest.approx(12 / told["time/step"])
 
 
+SCORES = [Score(total=0.0), Score(total=1.0)]
+
+
 async def test_staleness_is_counted_over_tokens():
     fresh, stale = make_rollout(make_prompts(1)[0], 0, 6, 4), make_rollout(make_prompts(1)[0], 1, 2)
     stale.versions_T[:] = (0, 4)  # sampled across a publication
-    scores = asyncio.get_running_loop().create_future()
-    scores.set_result([Score(total=0.0), Score(total=1.0)])
     collected = Collected(
         sampled=batch_of([fresh, stale]),
-        scores=scores,
+        scores=asyncio.get_running_loop().create_future(),
         kept=(0, 1),
         num_groups=1,
         num_refilled=0,
     )
     clock = StepClock()
     clock.seconds = dict.fromkeys(("generate", "score", "update"), 1.0)
-    told = rollout_metrics(collected, {}, clock, version=4)
+    told = rollout_metrics(collected, SCORES, {}, clock, version=4)
     assert (told["async/staleness_mean"], told["async/staleness_max"]) == (4 / 8, 4)
     assert "perf/bubble_share" not in told, "nobody measured it"
 
