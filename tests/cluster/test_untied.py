@@ -156,7 +156,7 @@ def test_an_export_loads_in_transformers(exported, fresh_model):
 
 def test_an_export_loads_in_vllm(exported, started):
     _, rows, trainer = exported
-    [engine] = asyncio.run(started.rollout.actors.call("logprobs", rows, timeout_s=60))
+    [engine] = asyncio.run(started.rollout.actors.call("logprobs", rows, 60.0, timeout_s=60))
     for ours, theirs in zip(trainer, engine, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
