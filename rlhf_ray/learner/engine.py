@@ -24,6 +24,11 @@ from rlhf_ray.learner.schedule import learning_rate
 
 TAG = "state"
 
+if not torch.cuda.is_available():
+    # DeepSpeed would compile an operation for inference at the first start: a minute, and a lock
+    # file that a process which is killed meanwhile leaves for all later ones to wait for.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
