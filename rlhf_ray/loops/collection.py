@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from rlhf_ray.algorithms.dynamic_sampling import DynamicSamplingExhausted, GroupFilter
 from rlhf_ray.config.online import OnlineConfig
@@ -38,7 +39,7 @@ class Collected:
     num_groups: int
     num_refilled: int
 
-    @property
+    @cached_property
     def batch(self) -> RolloutBatch:
         """What is trained."""
         return select(self.sampled, self.kept)
