@@ -25,7 +25,13 @@ from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.preflight import preflight
-from rlhf_ray.errors import ConfigError, RlhfRayError
+from rlhf_ray.errors import (
+    EXIT_CONFIG,
+    EXIT_INTERRUPTED,
+    EXIT_RUN,
+    ConfigError,
+    RlhfRayError,
+)
 
 # What takes a configuration file.
 CONFIGURED: Mapping[str, type[RunConfig]] = {**JOBS, "pipeline": PipelineConfig}
@@ -36,8 +42,6 @@ COMMANDS: Mapping[str, str] = {
     "jobs": "Submitted jobs: `jobs list`, `jobs logs NAME`, `jobs stop NAME`.",
     "pool": "Actors that outlive the jobs they serve: `pool up FILE`, `pool status`, `pool down`.",
 }
-
-EXIT_RUN, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 
 _HELP = """\
 usage: rlhf-ray JOB CONFIG [--key value ...]
@@ -146,7 +150,7 @@ def run_job(job: str, config: RunConfig) -> int:
 
 
 def _module(name: str) -> ModuleType:
-    with exit_when_stopped(EXIT_INTERRUPTED):
+    with exit_when_stopped():
         return importlib.import_module(f"launch.{name}")
 
 

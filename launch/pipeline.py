@@ -21,7 +21,7 @@ from actors.engines.spec import EngineSpec
 from actors.pool.job_nodes import check_nodes, on_nodes
 from actors.pool.pool import Pool
 from launch import cli
-from launch.run.cluster import connect, disconnect
+from launch.run.cluster import connected
 from launch.run.folder import STATUS, run_folder
 from launch.run.open_pool import open_pool
 from launch.tables.stages import print_table
@@ -45,11 +45,8 @@ def run(config: PipelineConfig) -> int:
             if stage not in left:
                 logger.info("stage %s is finished: skipped", stage.name)
         if left:
-            connect(config, groups_of(left))
-            try:
+            with connected(config, groups_of(left)):
                 asyncio.run(_run(config, left, seconds))
-            finally:
-                disconnect()
     print_table(stages, seconds)
     return 0
 

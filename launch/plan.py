@@ -15,7 +15,7 @@ from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.stages import resolve_stages
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import EXIT_CONFIG, ConfigError
 from rlhf_ray.planning.advice import advise, advise_placement
 from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.memory import GIB
@@ -24,7 +24,6 @@ from rlhf_ray.planning.planned_job import PlannedJob, groups_of
 from rlhf_ray.planning.roles import Shapes, model_paths
 from rlhf_ray.planning.sources import read_shapes
 
-EXIT_INFEASIBLE = 2
 GPUS_OF_A_NODE = 8
 PIPELINE = "pipeline"
 
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     from launch.tables.plan import print_plan
 
     print_plan(plan, [] if plan.fits else advise(jobs, shapes, plan))
-    return 0 if plan.fits else EXIT_INFEASIBLE
+    return 0 if plan.fits else EXIT_CONFIG
 
 
 def _jobs(options: Namespace, overrides: Sequence[str]) -> list[PlannedJob]:

@@ -7,11 +7,11 @@ import sys
 
 from actors.pool.record import PoolRecord
 from actors.pool.standing_cluster import StandingCluster
-from launch.cli import EXIT_RUN
 from launch.run import pool_notes as notes
 from launch.run import standing
 from launch.run.cluster import disconnect, join
 from launch.tables.pool import print_pool
+from rlhf_ray.errors import EXIT_RUN
 
 STATUS_S = 120.0
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.errors import EXIT_INTERRUPTED, ConfigError, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,6 @@ LOST_S = 120.0
 # A job has ended, and its log cannot be followed to the end: give up, and fetch it as a whole.
 REST_S = 10.0
 RETRY_S = 1.0
-INTERRUPTED = 130
 _BROKEN = (RuntimeError, RunError, aiohttp.ClientError, OSError)
 
 
@@ -135,7 +134,7 @@ def exit_status(said: Any) -> int:
     if said.status == "SUCCEEDED":
         return 0
     if said.status == "STOPPED":
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     code: int | None = said.driver_exit_code
     if not code:  # it never started
         return 1

@@ -8,8 +8,7 @@ import sys
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
-from launch import cli
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import EXIT_INTERRUPTED, ConfigError
 
 if TYPE_CHECKING:
     from actors.jobs.api import JobsApi
@@ -51,7 +50,7 @@ def watch(api: JobsApi, name: str, address: str) -> int:
             f"Stop it: rlhf-ray jobs stop {name} --address {address}",
             file=sys.stderr,
         )
-        return cli.EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     told = said.message if said.driver_exit_code is None and said.message else ""
     print(f"{name}: {said.status.lower()} {told}".rstrip(), file=sys.stderr)
     return exit_status(said)

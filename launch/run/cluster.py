@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
@@ -16,13 +19,48 @@ from actors.cluster.reachable import check_reachable
 from actors.jobs.submission import is_submitted, tell_submission
 from launch.run.metadata import metadata_of
 from launch.run.names import check_name
-from launch.run.signals import interrupt_when_stopped
+from launch.run.signals import interrupt_when_stopped, leave, told_when_stopped
 from launch.run.standing import address_of
 from rlhf_ray.config.base import GroupConfig, RayConfig, RunConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.groups import plan_groups, total_cpus
 
 logger = logging.getLogger(__name__)
+
+WATCH_S = 0.2
+# What needs no cluster, such as the end of a W&B run, is done meanwhile.
+CLOSE_S = 10.0
+
+
+@contextmanager
+def connected(run: RunConfig, roles: Mapping[str, GroupConfig]) -> Iterator[None]:
+    """`connect`, then `disconnect`.
+
+    A stop that reaches the processes of a cluster of our own as well ends them first; what waits
+    for Ray then waits for minutes, and in vain.
+    """
+    connect(run, roles)
+    closed = threading.Event()
+    try:
+        with told_when_stopped(lambda: _leave_when_gone(closed)):
+            yield
+    finally:
+        disconnect()
+        closed.set()
+
+
+def _leave_when_gone(closed: threading.Event) -> None:
+    own = [process for process in psutil.Process().children() if process.name() == "raylet"]
+
+    def watch() -> None:
+        while all(node.is_running() and node.status() != psutil.STATUS_ZOMBIE for node in own):
+            if closed.wait(WATCH_S):
+                return
+        if not closed.wait(CLOSE_S):
+            leave()
+
+    if own:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from launch.run.signals import told_when_stopped
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.load import dump_config
 
@@ -23,7 +24,8 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
     dump_config(config, folder / "config.yaml")
     _write(folder, "running", "")
     try:
-        yield folder
+        with told_when_stopped(lambda: _write(folder, "interrupted", "")):
+            yield folder
     except (KeyboardInterrupt, asyncio.CancelledError):
         _write(folder, "interrupted", "")
         raise

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from actors.pool.job_nodes import on_nodes
 from actors.pool.pool import Pool
-from launch.run.cluster import connect, disconnect
+from launch.run.cluster import connected
 from launch.run.folder import run_folder
 from launch.run.open_pool import open_pool
 from rlhf_ray.config.base import JobConfig
@@ -31,11 +31,8 @@ def run_job(
     """
     with run_folder(config):
         data = load(config)
-        connect(config, config.groups)
-        try:
+        with connected(config, config.groups):
             asyncio.run(_run(config, data, train))
-        finally:
-            disconnect()
     return 0
 
 

@@ -1,7 +1,8 @@
 """The signals that stop a command: Ctrl-C, SIGTERM (Ray, Kubernetes, Slurm), a terminal that goes.
 
 All of them raise `KeyboardInterrupt`: actors are ended, the run is marked as interrupted, and the
-exit status is 130.
+exit status is 130. A terminal, `timeout` or Slurm may send theirs to Ray's own processes as well;
+what must be noted in any case is therefore noted at the signal, not on the way out.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
+
+from rlhf_ray.errors import EXIT_INTERRUPTED
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_told: list[Callable[[], None]] = []
 
 
 def interrupt_when_stopped() -> None:
@@ -25,18 +30,29 @@ def interrupt_when_stopped() -> None:
 
 
 @contextmanager
-def exit_when_stopped(status: int) -> Iterator[None]:
+def told_when_stopped(tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` at the signal itself, before anything is unwound; it must be quick."""
+    _told.append(tell)
+    try:
+        yield
+    finally:
+        _told.remove(tell)
+
+
+@contextmanager
+def exit_when_stopped() -> Iterator[None]:
     """Have them end the process at once, while there is nothing to give back.
 
     For imports: an exception amid that of a C extension can end in an abort.
     """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        os.write(sys.stderr.fileno(), b"interrupted\n")
-        os._exit(status)
-
-    with _answered_by(leave):
+    with _answered_by(lambda number, frame: leave()):
         yield
+
+
+def leave() -> NoReturn:
+    """End the process as an interrupt does, and give nothing back."""
+    os.write(sys.stderr.fileno(), b"interrupted\n")
+    os._exit(EXIT_INTERRUPTED)
 
 
 @contextmanager
@@ -66,4 +82,6 @@ def _heeded() -> list[signal.Signals]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    for tell in list(_told):
+        tell()
     raise KeyboardInterrupt

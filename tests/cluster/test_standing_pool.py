@@ -19,11 +19,11 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.cli import EXIT_INTERRUPTED
 from launch.run import pool_notes as notes
 from launch.run import signals
 from launch.run import standing as clusters
 from rlhf_ray.config.yaml_file import write_yaml
+from rlhf_ray.errors import EXIT_INTERRUPTED
 
 NAME = "test"
 # A job that attaches, says so, and does nothing more.

@@ -99,14 +99,14 @@ def test_nothing_is_unwound_amid_an_import():
 import time
 from launch.run.signals import exit_when_stopped, interrupt_when_stopped
 interrupt_when_stopped()
-with exit_when_stopped(7):
+with exit_when_stopped():
     print("held", flush=True)
     try:
         time.sleep(600)
     finally:
         print("unwound", flush=True)
 """
-    assert stop(script, signal.SIGTERM) == (7, "", "interrupted\n")
+    assert stop(script, signal.SIGTERM) == (130, "", "interrupted\n")
 
 
 def test_a_stop_while_ray_starts_is_an_interrupt_too(monkeypatch):
