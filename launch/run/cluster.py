@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
+from actors.cluster.ray_token import use_own_token
 from actors.cluster.reachable import check_reachable
 from actors.jobs.submission import is_submitted, tell_submission
 from launch.run.metadata import metadata_of
@@ -88,6 +89,7 @@ def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> None:
         join(address, metadata)
         tell_submission(metadata)
         return
+    use_own_token()
     _init(
         # Without it Ray joins whatever cluster was last started on this machine.
         address="local",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import signal
 import socket
@@ -15,8 +14,8 @@ from dataclasses import replace
 
 import psutil
 import ray
-from ray._raylet import Config  # type: ignore[attr-defined]
 
+from actors.cluster.ray_token import use_token_in
 from actors.pool.standing_cluster import Process, StandingCluster
 from launch.run import pool_notes as notes
 from launch.run.signals import uninterrupted
@@ -100,10 +99,8 @@ def use_token(pool: str) -> None:
     Must come before this process connects to any cluster.
     """
     token = notes.token_file(pool)
-    if "RAY_AUTH_MODE" in os.environ or not token.is_file():
-        return
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-    Config.initialize("")  # Ray read the environment when it was imported
+    if token.is_file():
+        use_token_in(token)
 
 
 def stop_cluster(cluster: StandingCluster) -> None:

@@ -27,8 +27,11 @@ def test_the_run_says_that_it_was_interrupted_and_leaves_nothing(stories, tmp_pa
     config = tmp_path / "sft.yaml"
     config.write_text(JOB.format(folder=tmp_path, model=stories))
     metrics, status = tmp_path / "run/metrics.jsonl", tmp_path / "run/status.json"
+    home = tmp_path / "home"
+    home.mkdir()
     run = subprocess.Popen(
         [sys.executable, "-m", "launch.cli", "sft", str(config)],
+        env=os.environ | {"HOME": str(home)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -47,6 +50,8 @@ def test_the_run_says_that_it_was_interrupted_and_leaves_nothing(stories, tmp_pa
         assert json.loads(status.read_text())["state"] == "interrupted"
         _, alive = psutil.wait_procs(processes, timeout=30)
         assert not alive
+        # Ray would leave a token there, for which every later `ray start --head` would ask.
+        assert not (home / ".ray/auth_token").exists()
     finally:
         for process in processes:
             if process.is_running():
