@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+
+# Two busy cores make any deadline of one example a matter of luck.
+settings.register_profile("busy_machine", deadline=None)
+settings.load_profile("busy_machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.weights.bucket import ALIGNMENT_BYTES, pack, unpack
@@ -28,7 +28,6 @@ def as_sent(bucket):
 
 
 @given(kinds=TENSORS, bucket_bytes=st.integers(1, 600))
-@settings(deadline=None)
 def test_what_is_packed_is_unpacked(kinds, bucket_bytes):
     generator = torch.Generator().manual_seed(0)
     weights = [

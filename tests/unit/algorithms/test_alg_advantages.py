@@ -84,7 +84,7 @@ def sequences_with_tools(draw: st.DrawFn) -> tuple[list[list[bool]], int]:
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(drawn=sequences_with_tools())
 def test_tokens_that_are_not_own_are_transparent(
     name: str, drawn: tuple[list[list[bool]], int]

@@ -116,7 +116,7 @@ def run_step(
 
 @pytest.mark.parametrize("kind", get_args(ReductionKind))
 @pytest.mark.parametrize("name", sorted(LOSS_CASES))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(step_and_cut=steps_and_cuts())
 def test_a_step_has_one_gradient(
     name: str, kind: ReductionKind, step_and_cut: tuple[Batch, Cut]

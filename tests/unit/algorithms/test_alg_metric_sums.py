@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.algorithms import metric_sums
@@ -40,7 +40,6 @@ def expected_of(x: np.ndarray) -> dict[str, float]:
     }
 
 
-@settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, 40), max_size=6), seed=st.integers(0, 1000))
 def test_any_cut_gives_the_metrics_of_the_whole(cuts: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -106,7 +106,7 @@ def test_the_divergence_has_a_say_in_some_losses_only(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNCOUPLED)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_micro_batches_add_up_to_the_step(name: str, data: st.DataObject) -> None:
     inputs = make_pairs(data.draw(st.integers(1, 8)), data.draw(st.integers(0, 99)))
@@ -123,7 +123,7 @@ def test_micro_batches_add_up_to_the_step(name: str, data: st.DataObject) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(COUPLED))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 99), order=st.permutations(range(7)))
 def test_coupled_losses_do_not_see_the_order(name: str, seed: int, order: list[int]) -> None:
     inputs = make_pairs(7, seed)
@@ -186,7 +186,7 @@ def test_no_gradient_reaches_the_reference(name: str, divergence: Divergence) ->
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "robust", "hinge", "exo_pair", "discopop", "aot"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shift=st.floats(-50.0, 50.0))
 def test_what_both_answers_gain_alike_does_not_count(name: str, shift: float) -> None:
     inputs = make_pairs(6, 0)
@@ -199,7 +199,7 @@ def test_what_both_answers_gain_alike_does_not_count(name: str, shift: float) ->
 
 
 @pytest.mark.parametrize("name", sorted(set(PAIR_LOSSES) - supervised.REFERENCE_FREE_LOSSES))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shift=st.floats(-50.0, 50.0))
 def test_what_policy_and_reference_gain_alike_does_not_count(name: str, shift: float) -> None:
     inputs = make_pairs(6, 0)

@@ -92,7 +92,7 @@ def test_masked_slots_do_not_leak(name: str, fill: float) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(lens=lens_of_rankings, seed=st.integers(0, 99), data=st.data())
 def test_rows_and_padding_are_of_no_account(
     name: str, lens: list[int], seed: int, data: st.DataObject
@@ -137,7 +137,6 @@ def test_extreme_scores_stay_finite(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(REWARD_LOSSES))
-@settings(deadline=None)
 @given(shift=st.floats(-100.0, 100.0))
 def test_only_differences_of_scores_count(name: str, shift: float) -> None:
     inputs = make_rankings(LENS, 0)
@@ -146,7 +145,6 @@ def test_only_differences_of_scores_count(name: str, shift: float) -> None:
     torch.testing.assert_close(loss(shifted), loss(inputs), rtol=1e-9, atol=1e-11)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 999))
 def test_all_losses_are_one_for_pairs_without_margin(seed: int) -> None:
     inputs = make_rankings([2] * 6, seed)
@@ -199,7 +197,6 @@ def test_calibration_by_hand() -> None:
     assert expected_calibration_error(bins) == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 999), num_bins=st.integers(1, 20))
 def test_bins_hold_every_prediction_once(seed: int, num_bins: int) -> None:
     rng = np.random.default_rng(seed)

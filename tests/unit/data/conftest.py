@@ -6,11 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
-
-# Two busy cores make any deadline of one example a matter of luck.
-settings.register_profile("busy_machine", deadline=None)
-settings.load_profile("busy_machine")
 
 CHATML = (
     "{{ bos_token }}"

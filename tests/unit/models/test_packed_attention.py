@@ -48,7 +48,7 @@ def packed(lengths, seed):
     scaling=st.sampled_from([None, 0.5]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_each_sequence_is_attended_to_alone(lengths, window, scaling, seed):
     (query, key, value), packing = packed(lengths, seed)
     output, weights = packed_sdpa(

@@ -10,7 +10,7 @@ from plan_jobs import job, planned
 from rlhf_ray.data.packing import plan_update
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     prompts=st.integers(1, 20),
     samples=st.integers(2, 6),

@@ -80,7 +80,7 @@ def plan_of(name: str, sections: dict[str, Any], **cluster: Any) -> Any:
     return plan_job(config, SHAPES, here)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(drawn=fitting(names=("dpo", "grpo", "ppo", "rm", "sft")), part=st.sampled_from(list(LARGE)))
 def test_what_is_too_large_is_named(drawn, part):
     name, sections = drawn
@@ -105,7 +105,7 @@ def test_what_is_too_large_is_named(drawn, part):
     assert {(problem.role, problem.part) for problem in planned.problems} == {(role, part)}
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     drawn=fitting(names=ONLINE),
     fault=st.sampled_from(
@@ -135,7 +135,7 @@ def test_an_engine_without_room_for_its_cache_is_named(drawn, fault):
     assert {(problem.role, problem.part) for problem in planned.problems} == {("rollout", part)}
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(drawn=fitting(names=("dpo", "grpo", "ppo", "rm", "sft")), stage=st.sampled_from([2, 3]))
 def test_a_node_without_room_for_what_is_offloaded_is_named(drawn, stage):
     name, sections = drawn
@@ -151,7 +151,7 @@ def test_a_node_without_room_for_what_is_offloaded_is_named(drawn, stage):
     assert (problem.role, problem.part) == (role, "host")
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(drawn=fitting(), data=st.data())
 def test_ranks_without_a_place_are_named(drawn, data):
     name, sections = drawn

@@ -73,7 +73,7 @@ def jobs(draw):
     return job(name, **sections)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     config=jobs(),
     gpu_gb=st.sampled_from([16, 24, 80]),
@@ -114,7 +114,7 @@ def trained_memory(ranks=8, **settings):
     return memory_of(plan_job(config, SHAPES, cluster), "policy")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ranks=st.integers(1, 64), tokens=st.integers(1, 100_000), more=st.integers(0, 64))
 def test_more_ranks_never_need_more_of_a_gpu(ranks, tokens, more):
     few = trained_memory(ranks, max_tokens_per_micro_batch=tokens)
@@ -122,7 +122,7 @@ def test_more_ranks_never_need_more_of_a_gpu(ranks, tokens, more):
     assert many.total <= few.total
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(tokens=st.integers(1, 100_000), more=st.integers(0, 100_000), saves=st.booleans())
 def test_a_larger_token_budget_never_needs_less(tokens, more, saves):
     model = {"model": {"gradient_checkpointing": saves}}

@@ -7,14 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from rlhf_ray.rewards.batch import ScoringBatch
 from rlhf_ray.types import Prompt, Rollout
-
-# Two busy cores make any deadline of one example a matter of luck.
-settings.register_profile("busy_machine", deadline=None)
-settings.load_profile("busy_machine")
 
 
 def rollout(number: int, prompt: Any, completion: str, columns: dict[str, Any]) -> Rollout:
