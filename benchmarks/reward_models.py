@@ -164,7 +164,7 @@ def _ours(folder: Path, steps: int, lr: float, max_length: int) -> float:
             "optim": {"lr": lr, "schedule": "linear"},
         },
         "placement": {"reward": {"cpus_per_rank": 2}},
-        "checkpoint": {"export": False},
+        "checkpoint": {"export": "never"},
     }
     path, run = folder / "config.json", folder / "rlhf-ray"
     path.write_text(json.dumps(config))

@@ -37,8 +37,9 @@ class _Need:
 
     @property
     def is_result(self) -> bool:
-        """Whether a run on this machine wrote it."""
-        return (Path(self.path.path).parent / STATUS).is_file()
+        """Whether a run on this machine wrote it: its export, or that of a checkpoint."""
+        above = Path(self.path.path).parents
+        return any((folder / STATUS).is_file() for folder in (above[0], *above[2:3]))
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ import ray
 
 from actors.cluster.actor_set import ActorSet
 from actors.cluster.deadline import get
+from actors.cluster.exports import export
 from actors.cluster.nodes import snapshot
 from actors.cluster.run_files import RunFiles
 from actors.pool.placement import Slot, release, reserve, strategy_of
@@ -190,7 +191,7 @@ class Pool:
     async def finish(self, config: JobConfig, role: str, tokenizer_path: str) -> None:
         """Write a job's result to `export` in its folder; keep it in memory for jobs to come.
 
-        The folder always gets configuration and tokenizer, the weights if `checkpoint.export` says
+        The folder always gets configuration and tokenizer, the weights as `checkpoint.export` says
         so. On a standing pool it stays in memory until the role's next job ends.
 
         Args:
@@ -199,12 +200,9 @@ class Pool:
             tokenizer_path: Where the run's tokenizer is.
         """
         folder = str(Path(config.run_dir) / "export")
-        write = "export" if config.checkpoint.export else "describe"
-        actors, call_s = self.state.sets[role], self.timeouts.call_s
-        files = self.files_of(role)
-        await files.send(tokenizer_path)
-        await actors.call(write, folder, tokenizer_path, timeout_s=call_s)
-        await files.fetch_export(folder)
+        weights = config.checkpoint.export != "never"
+        actors, files, call_s = self.state.sets[role], self.files_of(role), self.timeouts.call_s
+        await export(actors, files, folder, tokenizer_path, weights=weights, timeout_s=call_s)
         if self.record is None and folder not in self.wanted:
             return
         old = [model.path for model in self.state.models.values() if model.role == role]

@@ -41,7 +41,13 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     engine = engine_spec(config, context_tokens=data.context_tokens)
     actors = await start_actors(pool, config.groups, engine=engine)
     await pool.make_room(config.groups)
-    policy = PolicyGroup(actors["policy"], config.policy, config.timeouts, pool.files_of("policy"))
+    policy = PolicyGroup(
+        actors["policy"],
+        config.policy,
+        config.timeouts,
+        pool.files_of("policy"),
+        exports_with=data.tokenizer_path if config.checkpoint.export == "each" else "",
+    )
     reward = RewardGroup(actors["reward"], config.reward, config.timeouts)
     reference = value = None
     if config.uses_reference:

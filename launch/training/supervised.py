@@ -53,6 +53,7 @@ async def train(
         config.learner,
         config.timeouts,
         pool.files_of(config.trained_role),
+        exports_with=data.tokenizer_path if config.checkpoint.export == "each" else "",
     )
     spec = SupervisedSpec(
         job=config,

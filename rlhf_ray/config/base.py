@@ -241,11 +241,11 @@ class Placement(Config):
 
 
 class CheckpointConfig(Config):
-    """When to save; `every: 0` only at the end."""
+    """When to save; `every: 0` only at the end. Exports are in the transformers layout."""
 
     every: NonNegativeInt = 0
     keep: PositiveInt = 2
-    export: bool = True
+    export: Literal["end", "each", "never"] = "end"
 
 
 class WandbConfig(Config):

@@ -26,7 +26,7 @@ PLACEMENT = {
     "rollout": {"labels": {"zone": "in(b, d)"}},
     "reward": {"labels": {"zone": "c"}},
 }
-SETTINGS = {"total_steps": 2, "checkpoint": {"every": 1}}
+SETTINGS = {"total_steps": 2, "checkpoint": {"every": 1, "export": "each"}}
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,9 @@ def test_roles_live_where_the_configuration_puts_them(three_nodes, nodes):
 
 def test_the_training_is_the_same_although_it_was_broken_off(three_nodes, one_node):
     folder, _ = three_nodes
-    exports = [run / "export/model.safetensors" for run in (folder, one_node)]
-    assert exports[0].read_bytes() == exports[1].read_bytes()
+    for export in ("export", "checkpoints/step_00000001/export"):
+        weights = [run / export / "model.safetensors" for run in (folder, one_node)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [0, 1, 2]
     assert all(step["mismatch/logprob_abs_max"] < 1e-4 for step in steps[1:])

@@ -88,7 +88,7 @@ def ran(pool, make_config, shared_data, tmp_path_factory) -> Ran:
                             "batch_size": 4,
                             "data": {"path": str(folder / "pairs.jsonl"), "shuffle": False},
                             "reward": {"model": {**model, "path": "stage:sft"}, "optim": optim},
-                            "checkpoint": {"export": False},
+                            "checkpoint": {"export": "never"},
                         },
                     },
                     {
@@ -212,7 +212,7 @@ def test_weights_spread_over_ranks_are_kept_whole_and_loaded_again(
         await shared_pool.load("policy", spec, path=str(stories))
         await shared_pool.want([result])
         finished = config.model_copy(
-            update={"checkpoint": config.checkpoint.model_copy(update={"export": False})}
+            update={"checkpoint": config.checkpoint.model_copy(update={"export": "never"})}
         )
         await shared_pool.finish(finished, "policy", str(stories))
         model = config.reference.model.model_copy(update={"path": result})

@@ -33,7 +33,7 @@ def settings_of(ranks, stage, calls, at_call):
     }
     settings = {
         "total_steps": 4,
-        "checkpoint": {"every": 1},
+        "checkpoint": {"every": 1, "keep": 4, "export": "each"},
         "policy": learner,
         "value": learner,
         # The state of the controller must be in the checkpoint as well.
@@ -88,6 +88,12 @@ def trained_weights(pool: Pool) -> dict[str, Any]:
     }
 
 
+def exports_of(run_dir: Path) -> list[bytes]:
+    """The weights beside every checkpoint."""
+    files = run_dir.glob("checkpoints/*/export/model.safetensors")
+    return [file.read_bytes() for file in sorted(files)]
+
+
 def metrics_of(run_dir: Path) -> list[dict[str, float]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [
@@ -126,6 +132,8 @@ def test_a_resumed_run_reaches_the_same_bits(
         assert same, name
     for name, weight in weights_then.items():
         assert np.array_equal(weights_now[name], weight), name
-    exports = [folder / "export/model.safetensors" for folder in (resumed, undisturbed)]
-    assert exports[0].read_bytes() == exports[1].read_bytes()
+    exports = [exports_of(run) for run in (resumed, undisturbed)]
+    assert exports[0] == exports[1]
+    assert exports[0][-1] == (resumed / "export/model.safetensors").read_bytes()
+    assert len(set(exports[0])) == 4, "each step's own"
     assert metrics_of(resumed) == metrics_of(undisturbed)

@@ -57,7 +57,7 @@ def pool(asked) -> Pool:
     return pool
 
 
-def job(folder: str, *, export: bool = True) -> JobConfig:
+def job(folder: str, *, export: str = "end") -> JobConfig:
     return JobConfig.model_validate({"run_dir": folder, "checkpoint": {"export": export}})
 
 
@@ -86,7 +86,7 @@ async def test_a_result_that_nobody_wants_is_only_written(pool, asked):
 
 async def test_a_wanted_result_is_loaded_from_memory_until_it_is_no_longer_wanted(pool, asked):
     await pool.want(["runs/a/export"])
-    await pool.finish(job("runs/a", export=False), "policy", "tokenizer")
+    await pool.finish(job("runs/a", export="never"), "policy", "tokenizer")
     assert [call[1] for call in asked] == ["describe", "keep"]
     held = pool.state.models["runs/a/export"]
     assert held.bucket_refs == ("policy0", "policy1")
