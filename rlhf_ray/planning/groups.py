@@ -150,8 +150,8 @@ def _misfit(plan: GroupPlan, nodes: Sequence[Node]) -> str | None:
     room = sum(node.room_for(smallest) for node in nodes)
     if room < num:
         return (
-            f"{num} ranks asked for {plan.host}, but single nodes have {_amounts(smallest)} "
-            f"for {room}"
+            f"{num} ranks of {_amounts(smallest)} each asked for {plan.host}, "
+            f"the nodes hold {room} of them"
         )
     return None
 

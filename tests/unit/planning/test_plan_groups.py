@@ -124,9 +124,8 @@ def test_every_role_that_single_nodes_cannot_hold_is_named():
 def test_ranks_that_fit_in_sum_but_not_on_whole_nodes_are_refused():
     plans = plan_groups({"reward": group(ranks=3, cpus_per_rank=20)})
     nodes = [node(CPU=30), node(2, CPU=30)]
-    assert (
-        "3 ranks asked for reward, but single nodes have 20 CPU for 2" in refusal(plans, nodes)[0]
-    )
+    said = "3 ranks of 20 CPU each asked for reward, the nodes hold 2 of them"
+    assert said in refusal(plans, nodes)[0]
     check_resources(plans, [node(CPU=40), node(2, CPU=20)])
 
 
