@@ -161,7 +161,8 @@ def default_run_dir(job: str, config_path: str) -> str:
 
 def _print_keys(job: str) -> None:
     width = min(shutil.get_terminal_size().columns, 110)
-    print(f"usage: rlhf-ray {job} CONFIG [--key value ...]\n\nA key given here wins over CONFIG.")
+    print(f"usage: rlhf-ray {job} CONFIG [--key value ...]\n")
+    print("A key given here wins over CONFIG; - and _ are alike in its name.")
     print(help_text(CONFIGURED[job], width=width))
 
 

@@ -62,11 +62,13 @@ def parser() -> ArgumentParser:
 
 def show(api: JobsApi) -> int:
     """One line a job, the newest last."""
-    from rich.console import Console
     from rich.table import Table
 
+    from launch.tables.screen import screen
+
     table = Table()
-    for column in ("name", "job", "state", "since", "run directory"):
+    table.add_column("name", no_wrap=True)
+    for column in ("job", "state", "since", "run directory"):
         table.add_column(column, overflow="fold")
     jobs = [job for job in api.list_jobs() if job.submission_id]
     for job in sorted(jobs, key=lambda job: job.start_time or 0):
@@ -79,7 +81,7 @@ def show(api: JobsApi) -> int:
             since,
             told.get("run_dir", ""),
         )
-    Console().print(table if jobs else "no job was submitted to this cluster")
+    screen().print(table if jobs else "no job was submitted to this cluster")
     return 0
 
 

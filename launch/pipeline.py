@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import logging
 import sys
 import time
@@ -22,7 +21,7 @@ from actors.pool.job_nodes import check_nodes, on_nodes
 from actors.pool.pool import Pool
 from launch import cli
 from launch.run.cluster import connected
-from launch.run.folder import STATUS, run_folder
+from launch.run.folder import run_folder, state_of
 from launch.run.open_pool import open_pool
 from launch.tables.stages import print_table
 from launch.training.actor_start import import_libraries, start_actors
@@ -71,10 +70,7 @@ def _left(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _is_finished(stage: Stage) -> bool:
-    path = Path(stage.config.run_dir) / STATUS
-    if stage.config.resume == "never" or not path.is_file():
-        return False
-    return bool(json.loads(path.read_text())["state"] == "finished")
+    return stage.config.resume != "never" and state_of(stage.config.run_dir) == "finished"
 
 
 def _has_steps(stage: Stage) -> bool:
@@ -89,7 +85,6 @@ def _has_weights(stage: Stage) -> bool:
 async def _run(config: PipelineConfig, stages: Sequence[Stage], seconds: dict[str, float]) -> None:
     async with open_pool(config) as pool:
         started_s = time.monotonic()
-        logger.info("starting %s (about a minute)", ", ".join(groups_of(stages)))
         pool.place(groups_of(stages))
         for stage in stages:
             await check_nodes(stage.rooted, pool)

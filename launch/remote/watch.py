@@ -51,8 +51,8 @@ def watch(api: JobsApi, name: str, address: str) -> int:
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
-    told = said.message if said.driver_exit_code is None and said.message else ""
-    print(f"{name}: {said.status.lower()} {told}".rstrip(), file=sys.stderr)
+    told = f" ({said.message})" if said.driver_exit_code is None and said.message else ""
+    print(f"{name}: {said.status.lower()}{told}", file=sys.stderr)
     return exit_status(said)
 
 

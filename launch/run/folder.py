@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.run.signals import told_when_stopped
 from rlhf_ray.config.base import RunConfig
-from rlhf_ray.config.load import dump_config
+from rlhf_ray.config.load import dump_config, is_dump_of
 
 STATUS = "status.json"
 
@@ -33,6 +33,19 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
         _write(folder, "failed", f"{type(error).__name__}: {error}")
         raise
     _write(folder, "finished", "")
+
+
+def state_of(run_dir: str) -> str:
+    """What `status.json` says of a run; empty where there is none."""
+    path = Path(run_dir) / STATUS
+    return str(json.loads(path.read_text())["state"]) if path.is_file() else ""
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether the folder holds this very run from its start to its end, and it may go on there."""
+    if config.resume == "never" or state_of(config.run_dir) != "finished":
+        return False
+    return is_dump_of(config, Path(config.run_dir) / "config.yaml", besides={"resume"})
 
 
 def _write(folder: Path, state: str, reason: str) -> None:

@@ -63,7 +63,7 @@ def start_cluster(claimed: StandingCluster, *, num_cpus: int, num_gpus: int) -> 
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *(f"--node-ip-address={host}", f"--port={port}", f"--num-cpus={num_cpus}"),
         # Another cluster on this machine has Ray's usual one.
-        f"--ray-client-server-port={_free_port()}",
+        *(f"--ray-client-server-port={_free_port()}", "--dashboard-agent-listen-port=0"),
         *([f"--num-gpus={num_gpus}"] if num_gpus else []),
     ]
     token = notes.token_file(claimed.pool)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from actors.pool.record import PoolRecord
+from launch.tables.screen import screen
 
 COLUMNS = ("role", "rank", "GPUs", "node", "pid", "state", "model held", "since")
 
 
 def print_pool(name: str, record: PoolRecord | None) -> None:
     """The table, or that the pool is gone from its cluster."""
-    from rich.console import Console
     from rich.table import Table
 
     if record is None:
@@ -25,7 +25,7 @@ def print_pool(name: str, record: PoolRecord | None) -> None:
         table.add_column(column, overflow="fold")
     for row in rows_of(record):
         table.add_row(*row)
-    Console().print(table)
+    screen().print(table)
 
 
 def rows_of(record: PoolRecord) -> list[tuple[str, ...]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from actors.ranks.reference import ReferenceRank
 from actors.ranks.reward import RewardRank
 from actors.ranks.value import ValueRank
 from rlhf_ray.config.base import GroupConfig
+
+logger = logging.getLogger(__name__)
 
 RANKS = {
     "policy": PolicyRank,
@@ -41,6 +44,7 @@ async def start_actors(
         RunError: An actor died or missed its deadline.
     """
     pool.place(groups)
+    tell_of_start(pool, groups)
     starts: dict[str, Any] = {
         role: partial(pool.rank_group, role, RANKS[role]) for role in groups if role in RANKS
     }
@@ -53,6 +57,13 @@ async def start_actors(
         started = await asyncio.gather(*(starts[role]() for role in roles))
         actors.update(zip(roles, started, strict=True))
     return actors
+
+
+def tell_of_start(pool: Pool, roles: Iterable[str]) -> None:
+    """Say which roles there are to wait for."""
+    missing = [role for role in roles if role not in pool.state.sets]
+    if missing:
+        logger.info("starting %s (about a minute)", ", ".join(missing))
 
 
 async def import_libraries(actors: Mapping[str, ActorSet], *, timeout_s: float) -> None:

@@ -34,9 +34,6 @@ async def train(config: OnlineConfig, data: OnlineData, pool: Pool, job: str) ->
 
     checkpoint = checkpoint_to_resume(config, data.prompts)
     started_s = time.monotonic()
-    logger.info(
-        "starting %s (about a minute where they are not running yet)", ", ".join(config.groups)
-    )
     roles = await start_roles(config, data, pool)
     logger.info("all roles are ready after %.0f s", time.monotonic() - started_s)
     evaluation = Evaluation(config, data.eval_prompts)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from actors.pool.pool import Pool
 from actors.ranks.supervised import SupervisedGroup
 from launch.run.log import run_log
-from launch.training.actor_start import RANKS
+from launch.training.actor_start import RANKS, tell_of_start
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.job import SupervisedData
 from rlhf_ray.loops.supervised import Prepare
@@ -46,6 +46,7 @@ async def train(
 
     config = config.for_rows(len(data.rows))
     pool.place(config.groups)
+    tell_of_start(pool, config.groups)
     await pool.make_room(config.groups)
     prepare = None if reference is None else await reference(config, data, pool)
     role = SupervisedGroup(

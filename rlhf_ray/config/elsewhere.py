@@ -57,7 +57,10 @@ def find_missing(values: Mapping[str, Any], shipped: Collection[str] | None) -> 
                 "by --working-dir, or give the path that it has on the cluster's nodes"
             )
         elif not _is_there(text, shipped):
-            message = f"{text!r} is not among the files of --working-dir that are sent"
+            message = (
+                f"{text!r} is not among the files of --working-dir that are sent (runs, caches "
+                "and what git ignores stay here): give the path that it has on the cluster's nodes"
+            )
         else:
             continue
         problems.append(Problem(path=path, message=message))

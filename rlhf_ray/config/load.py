@@ -75,6 +75,15 @@ def dump_config(config: BaseModel, path: Path) -> None:
     write_yaml(without_secrets(config.model_dump(mode="json")), path)
 
 
+def is_dump_of(config: BaseModel, path: Path, *, besides: Collection[str]) -> bool:
+    """Whether `dump_config` wrote this file of an equal configuration, whatever `besides` say."""
+    values = without_secrets(config.model_dump(mode="json"))
+    written = read_yaml(path).values if path.is_file() else {}
+    return {k: v for k, v in values.items() if k not in besides} == {
+        k: v for k, v in written.items() if k not in besides
+    }
+
+
 def _masked(
     path: KeyPath, lines: Mapping[KeyPath, int], from_command_line: Collection[KeyPath]
 ) -> Problem:

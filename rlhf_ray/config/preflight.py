@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,6 +96,12 @@ def _online(config: OnlineConfig) -> Iterator[Problem]:
     for index, function in enumerate(config.reward.functions):
         yield from _fault(
             f"reward.functions.{index}.path", references.function_fault(function.path)
+        )
+    token = config.reward.remote.token_env
+    is_here = not (config.ray.address or config.ray.pool)  # elsewhere a node may have it
+    if token and is_here and not os.environ.get(token):
+        yield _problem(
+            "reward.remote.token_env", f"names {token!r}, which is not set in the environment"
         )
     reward_model = config.reward.model
     if reward_model.path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.report import sample_metrics
-from rlhf_ray.loops.sample_files import SampleFiles
+from rlhf_ray.loops.sample_files import PAIRS, SampleFiles
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Metrics, Roles, Usage, unknown_usage
 from rlhf_ray.types import Prompt, Rollout, Score
+
+logger = logging.getLogger(__name__)
 
 # By these columns a row would be taken for one with the prompt's own answers.
 OF_OTHER_ANSWERS = {
@@ -86,6 +89,8 @@ class SampleLoop:
             self.log.log(step, await self._step(step, clock))
             clock = StepClock()
             self._save(step)
+        if self.config.samples_per_prompt > 1 and not self.files.sizes()[PAIRS]:
+            logger.warning("no pairs: no two answers to one prompt differ in their score")
 
     async def _judge(self) -> Metrics:
         judged = await self.evaluation.run(self.roles, 0)

@@ -46,7 +46,7 @@ def _given_files(given: Sequence[str], wanted: set[str]) -> Mapping[str, Path]:
         if not equals and len(absent) > 1:
             raise ConfigError(
                 f"--model-config {file} could be of {' or '.join(absent)}: "
-                f"write --model-config {absent[0]}={file}"
+                f"write --model-config {absent[0]}={file}, and the same for each other"
             )
         files[path if equals else (absent or sorted(wanted))[0]] = Path(file)
     return files

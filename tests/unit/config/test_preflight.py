@@ -71,6 +71,11 @@ def test_a_good_configuration_passes(good):
             "defines no 'contain_word', did you mean 'contains_word'?",
         ),
         ("reward", {"model": {"path": "./rm"}}, "reward.model.path: no such folder"),
+        (
+            "reward",
+            {"remote": {"url": "http://scorer", "token_env": "NO_SUCH_VARIABLE"}},
+            "reward.remote.token_env: names 'NO_SUCH_VARIABLE', which is not set",
+        ),
         ("rollout", {"max_new_tokens": 128}, "do not fit into 128 tokens of context"),
         (
             "rollout",

@@ -99,6 +99,14 @@ def test_answers_that_score_alike_make_none(kind):
     assert list(pairs_of([ANSWERS[1], ANSWERS[2]], kind)) == []
 
 
+async def test_it_is_said_that_there_are_no_pairs(tmp_path, caplog):
+    config = sample_config(tmp_path, total_steps=1)
+    await loop_of(config, Company(config, lambda prompt, sample: 1.0)).run(None)
+    assert len(written(tmp_path, "samples")) == 4
+    assert not written(tmp_path, "pairs")
+    assert caplog.messages == ["no pairs: no two answers to one prompt differ in their score"]
+
+
 async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
     config = sample_config(tmp_path, total_steps=3)
     company = Company(config, lambda prompt, sample: sample * (prompt != "p3"))
