@@ -20,7 +20,7 @@ def use_own_token() -> None:
     Without one at hand Ray would write one to the user's home, where every later `ray start --head`
     finds it and asks the other nodes for it.
     """
-    if "RAY_AUTH_MODE" in os.environ or _is_token_at_hand():
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or _is_token_at_hand():
         return
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     _read_environment()

@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.run.signals import told_when_stopped
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.load import dump_config, is_dump_of
+from rlhf_ray.config.sample import SampleConfig
 
 STATUS = "status.json"
 
@@ -42,10 +43,12 @@ def state_of(run_dir: str) -> str:
 
 
 def is_finished(config: RunConfig) -> bool:
-    """Whether the folder holds this very run from its start to its end, and it may go on there."""
+    """Whether the folder holds this very run, whole, and it may go on there."""
     if config.resume == "never" or state_of(config.run_dir) != "finished":
         return False
-    return is_dump_of(config, Path(config.run_dir) / "config.yaml", besides={"resume"})
+    folder = Path(config.run_dir)
+    has_result = isinstance(config, SampleConfig) or (folder / "export").is_dir()
+    return has_result and is_dump_of(config, folder / "config.yaml", besides={"resume"})
 
 
 def _write(folder: Path, state: str, reason: str) -> None:

@@ -97,11 +97,12 @@ def _online(config: OnlineConfig) -> Iterator[Problem]:
         yield from _fault(
             f"reward.functions.{index}.path", references.function_fault(function.path)
         )
-    token = config.reward.remote.token_env
+    remote = config.reward.remote
     is_here = not (config.ray.address or config.ray.pool)  # elsewhere a node may have it
-    if token and is_here and not os.environ.get(token):
+    if remote.url and remote.token_env and is_here and not os.environ.get(remote.token_env):
         yield _problem(
-            "reward.remote.token_env", f"names {token!r}, which is not set in the environment"
+            "reward.remote.token_env",
+            f"names {remote.token_env!r}, which is not set in the environment",
         )
     reward_model = config.reward.model
     if reward_model.path:

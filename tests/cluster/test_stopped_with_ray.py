@@ -29,9 +29,11 @@ def test_the_run_says_that_it_was_interrupted_and_leaves_nothing(stories, tmp_pa
     metrics, status = tmp_path / "run/metrics.jsonl", tmp_path / "run/status.json"
     home = tmp_path / "home"
     home.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH_")}
+    environment["HOME"] = str(home)
     run = subprocess.Popen(
         [sys.executable, "-m", "launch.cli", "sft", str(config)],
-        env=os.environ | {"HOME": str(home)},
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -28,17 +28,19 @@ def test_only_the_same_run_that_came_to_its_end_is_finished(config):
     with pytest.raises(RunError), run_folder(config):
         raise RunError("no")
     assert not is_finished(config)
-    with run_folder(config):
+    with run_folder(config) as folder:
         assert state_of(config.run_dir) == "running"
         assert not is_finished(config)
+    assert not is_finished(config), "its export is gone"
+    (folder / "export").mkdir()
     assert is_finished(config)
     assert not is_finished(config.model_copy(update={"resume": "never"}))
     assert not is_finished(config.model_copy(update={"total_steps": 10_001}))
 
 
 def test_nothing_is_started_for_a_finished_run(config, monkeypatch, caplog):
-    with run_folder(config):
-        pass
+    with run_folder(config) as folder:
+        (folder / "export").mkdir()
 
     def unexpected(*arguments):
         raise AssertionError("there is nothing to do")
