@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from actors.cluster.busy import BusyClock
@@ -14,7 +16,11 @@ class ActorSet:
 
     Attributes:
         busy: Runs while any of them is asked something.
+        turns: Held by whichever of the roles on the same GPUs computes; None where no other role
+            lives there.
     """
+
+    turns: asyncio.Lock | None = None
 
     def __init__(self, role: str, names: Sequence[str], actors: Sequence[Any]) -> None:
         """Name each actor, for errors."""
@@ -24,6 +30,25 @@ class ActorSet:
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process, or a later one, begins with a clock of its own."""
         return ActorSet, (self.role, self.names, self.actors)
+
+    @asynccontextmanager
+    async def turn(self, *, timeout_s: float) -> AsyncIterator[None]:
+        """What is inside computes; on shared GPUs only while no other role does.
+
+        The memory of its passes is given back before the next one's turn: PyTorch would keep it for
+        the process that had it. The wait ends with the deadlines of those who come before.
+        """
+        if self.turns is None:
+            yield
+            return
+        async with self.turns:
+            yield
+            await self.call("free_memory", timeout_s=timeout_s)
+
+    async def compute(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
+        """As `call`, for what passes a model: in this role's turn."""
+        async with self.turn(timeout_s=timeout_s):
+            return await self.call(method, *arguments, timeout_s=timeout_s)
 
     async def call(
         self, method: str, *arguments: Any, timeout_s: float, **keywords: Any

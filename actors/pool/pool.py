@@ -22,7 +22,7 @@ from actors.cluster.nodes import snapshot
 from actors.cluster.run_files import RunFiles
 from actors.pool.placement import Slot, release, reserve, strategy_of
 from actors.pool.record import PoolRecord
-from actors.pool.seating import environment, seats_of, slots_of
+from actors.pool.seating import environment, seats_of, shared_host, slots_of
 from actors.pool.state import Hosted, PoolState
 from actors.pool.usage import usage_of
 from actors.weights.held_model import HeldModel
@@ -44,6 +44,7 @@ class Pool:
 
     Attributes:
         files: How the job's files come to nodes that do not see this machine's folders.
+        turns: Of the roles that live on the same GPUs, by the role whose GPUs they are.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Pool:
         self.name, self.timeouts, self.record = name, timeouts, record
         self.state = PoolState() if record is None else record.state
         self.wanted: frozenset[str] = frozenset()
+        self.turns: dict[str, asyncio.Lock] = {}
         self.files = RunFiles()
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
@@ -99,11 +101,16 @@ class Pool:
         return self.files.of_ranks([slot.node_id for slot in self.slots_of(role)])
 
     async def rank_group(self, role: str, actor_class: Any) -> ActorSet:
-        """The ranks of a role, in one process group; started at the first call."""
-        if role in self.state.sets:
-            return self.state.sets[role]
-        actors = self._start(role, actor_class, self.timeouts.call_s)
-        await self._finish_start(actors, self._join(actors))
+        """The ranks of a role, in one process group; started at the first call.
+
+        They compute in turn with the other roles that are placed on their GPUs.
+        """
+        if role not in self.state.sets:
+            actors = self._start(role, actor_class, self.timeouts.call_s)
+            await self._finish_start(actors, self._join(actors))
+        actors = self.state.sets[role]
+        host = shared_host(role, self.state.groups)
+        actors.turns = self.turns.setdefault(host, asyncio.Lock()) if host else None
         return actors
 
     async def _join(self, actors: ActorSet) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.cluster.deadline import get
 from actors.pool.placement import Slot
 from actors.pool.state import PoolState
+from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import ConfigError, RlhfRayError
 
 # Names, with commas between them, of the driver's variables that its actors get as well.
@@ -37,6 +38,13 @@ def slots_of(role: str, state: PoolState) -> list[Slot]:
     if not group.gpus_per_rank:
         return [slots[rank % len(slots)] for rank in range(group.ranks)]
     return [slots[r * group.gpus_per_rank // host.gpus_per_rank] for r in range(group.ranks)]
+
+
+def shared_host(role: str, groups: Mapping[str, GroupConfig]) -> str:
+    """The role whose GPUs this one and at least one other live on; empty where it has its own."""
+    host = groups[role].share or role
+    there = [name for name, group in groups.items() if host in (name, group.share)]
+    return host if groups[role].gpus_per_rank and len(there) > 1 else ""
 
 
 def seats_of(role: str, state: PoolState, *, timeout_s: float) -> list[Seat]:

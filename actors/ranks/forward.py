@@ -29,11 +29,13 @@ async def forward(
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         padded=config.padded,
     )
-    # Two objects a call: the first says that the second is there, which stays where it is.
-    calls = [
-        getattr(actor, method).options(num_returns=2).remote(batch, plan) for actor in actors.actors
-    ]
-    await actors.answers([done for done, _ in calls], method, timeout_s=timeout_s)
+    async with actors.turn(timeout_s=timeout_s):
+        # Two objects a call: the first says that the second is there, which stays where it is.
+        calls = [
+            getattr(actor, method).options(num_returns=2).remote(batch, plan)
+            for actor in actors.actors
+        ]
+        await actors.answers([done for done, _ in calls], method, timeout_s=timeout_s)
     return [
         Shard(ref=ref, rows=tuple(rows_of(micro_batches)))
         for (_, ref), micro_batches in zip(calls, plan, strict=True)

@@ -50,6 +50,7 @@ class HostingRank(Rank):
         self.unload()
         with in_reach(held, timeout_s=self.fetch_timeout_s):
             self.learner = _learner(spec, self.device)
+        free_memory()  # of reading and spreading weights
 
     def unload(self) -> None:
         """Release the model that is held, before another takes its memory."""
@@ -66,6 +67,7 @@ class HostingRank(Rank):
     def evaluate(self, rows: Sequence[Any], plan: RankedMicroBatches) -> Evaluated | None:
         """What held-out rows show; all ranks know, the first one says it."""
         evaluated: Evaluated = self.learner.evaluate(rows, plan)
+        free_memory()  # its passes are other than those of training, which cannot reuse their room
         return evaluated if self.rank == 0 else None
 
     def hardware(self) -> Hardware:

@@ -98,7 +98,7 @@ class PolicyGroup(TrainedGroup):
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
         """Epochs times minibatches of the policy loss."""
-        metrics: list[Metrics] = await self.actors.call(
+        metrics: list[Metrics] = await self.actors.compute(
             "update", experience, plan, kl_coefficient, timeout_s=self.timeouts.call_s
         )
         return metrics[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -41,6 +42,10 @@ class Rank:
     def usage(self) -> Mapping[str, float]:
         """What this rank needed so far; answers also while it computes."""
         return {"peak_gb": peak_memory_gb()}
+
+    def free_memory(self) -> None:
+        """Leave what passes needed to whoever computes next on this device."""
+        free_memory()
 
     def process_id(self) -> int:
         """Of this actor."""
@@ -108,9 +113,13 @@ def collect(shards: Sequence[Shard], num_rows: int, timeout_s: float) -> list[An
 
 
 def free_memory() -> None:
-    """Return what Python no longer refers to, on the GPU as well."""
+    """Return what Python no longer refers to, and what allocators keep of it, to GPU and system."""
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    # glibc's alone: its heap keeps the pages of small tensors that were freed.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -58,7 +58,7 @@ class ReferenceGroup:
             max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
             padded=self.config.padded,
         )
-        answers: list[list[tuple[float, ...]]] = await self.actors.call(
+        answers: list[list[tuple[float, ...]]] = await self.actors.compute(
             "answer_logps", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
         )
         return by_row(plan, answers)

@@ -189,11 +189,11 @@ class RewardGroup:
             max_tokens_per_micro_batch=self.reward.model.max_tokens_per_micro_batch,
             padded=True,
         )
-        refs = [
-            actor.score_with_model.remote(batch, rows_of(micro_batches))
-            for actor, micro_batches in zip(self.actors.actors, plan, strict=True)
-        ]
-        answers = await self.actors.answers(
-            refs, "score_with_model", timeout_s=self.timeouts.call_s
-        )
+        timeout_s = self.timeouts.call_s
+        async with self.actors.turn(timeout_s=timeout_s):
+            refs = [
+                actor.score_with_model.remote(batch, rows_of(micro_batches))
+                for actor, micro_batches in zip(self.actors.actors, plan, strict=True)
+            ]
+            answers = await self.actors.answers(refs, "score_with_model", timeout_s=timeout_s)
         return {MODEL: by_row(plan, answers)}

@@ -18,7 +18,7 @@ class SupervisedGroup(TrainedGroup):
 
     async def update(self, rows: Sequence[Any], plan: UpdatePlan) -> Metrics:
         """One optimiser step a minibatch of the plan."""
-        metrics: list[Metrics] = await self.actors.call(
+        metrics: list[Metrics] = await self.actors.compute(
             "update", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
         )
         return metrics[0]
@@ -41,7 +41,7 @@ class SupervisedGroup(TrainedGroup):
             max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
             padded=self.config.padded,
         )
-        answers = await self.actors.call(
+        answers = await self.actors.compute(
             method, ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
         )
         return answers[0]
@@ -50,7 +50,7 @@ class SupervisedGroup(TrainedGroup):
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int
     ) -> list[list[int]]:
         """What the model writes after each prompt, greedily, up to its end token."""
-        written: list[list[list[int]]] = await self.actors.call(
+        written: list[list[list[int]]] = await self.actors.compute(
             "continuations",
             list(prompts),
             max_new_tokens,

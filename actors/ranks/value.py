@@ -35,7 +35,7 @@ class ValueGroup(TrainedGroup):
 
     async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
         """Epochs times minibatches of the value loss."""
-        metrics: list[Metrics] = await self.actors.call(
+        metrics: list[Metrics] = await self.actors.compute(
             "update", experience, plan, timeout_s=self.timeouts.call_s
         )
         return metrics[0]

@@ -78,6 +78,19 @@ async def test_nobody_has_to_leave_a_group_of_its_own(pool, asked):
     assert asked == []
 
 
+async def test_roles_compute_in_turn_where_they_live_on_the_same_gpus(pool):
+    policy, reward, reference = [
+        await pool.rank_group(role, None) for role in ("policy", "reward", "reference")
+    ]
+    assert policy.turns is reward.turns is not None
+    assert reference.turns is None
+
+
+async def test_roles_on_cpus_compute_side_by_side(pool):
+    pool.state.groups = {"policy": GroupConfig(), "value": GroupConfig(share="policy")}
+    assert (await pool.rank_group("policy", None)).turns is None
+
+
 async def test_a_result_that_nobody_wants_is_only_written(pool, asked):
     await pool.finish(job("runs/a"), "policy", "tokenizer")
     assert asked == [("policy", "export", "runs/a/export", "tokenizer")]
