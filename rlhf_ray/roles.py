@@ -91,7 +91,7 @@ class RolloutEngine(Protocol):
     """A set of engines that sample."""
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> RolloutBatch:
-        """Sample every request; rows come in the order of requests, then samples."""
+        """Sample every request, after waking up; rows come by requests, then samples."""
         ...
 
     async def sleep(self) -> None:

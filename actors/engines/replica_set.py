@@ -32,7 +32,8 @@ class ReplicaSet:
         self._load = LeastLoaded(len(actors))
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> RolloutBatch:
-        """Sample every request; rows come in the order of requests, then samples."""
+        """Sample every request, after waking up; rows come by requests, then samples."""
+        await self.wake_up()
         costs = [
             (len(request.prompt.token_ids_T) + request.max_new_tokens) * len(request.seeds_G)
             for request in requests

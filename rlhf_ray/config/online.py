@@ -156,6 +156,13 @@ class OnlineConfig(JobConfig):
         return bool(rollout.gpus_per_rank and (rollout.share or guests))
 
     @property
+    def scores_on_engines_gpus(self) -> bool:
+        """Whether a reward model computes where the engines do, which have to leave first."""
+        reward, rollout = self.placement.reward, self.placement.rollout
+        same = (reward.share or "reward") == (rollout.share or "rollout")
+        return bool(same and reward.gpus_per_rank and self.reward.model.path)
+
+    @property
     def groups(self) -> dict[str, GroupConfig]:
         """The group of each role that the job uses."""
         placement = self.placement

@@ -73,6 +73,7 @@ class Collector:
         num_groups = self.config.prompts_per_step
         with clock.phase("generate"):
             sampled = await self._generate(step, num_groups)
+            await self._make_room()
         return Collected(
             sampled=sampled,
             # Scoring goes on beside the model passes that follow.
@@ -96,6 +97,7 @@ class Collector:
             while num_prompts := groups.next_round():
                 with clock.phase("generate"):
                     batch = await self._generate(step, num_prompts)
+                    await self._make_room()
                 with clock.phase("score"):
                     scored = await self.reward.score(batch)
                 rows = _rows_with_spread(batch, scored, groups, self.config.samples_per_prompt)
@@ -119,6 +121,11 @@ class Collector:
             num_groups=len(groups.accepted),
             num_refilled=num_sampled - groups.num_prompts,
         )
+
+    async def _make_room(self) -> None:
+        """For a reward model on the engines' GPUs."""
+        if self.config.scores_on_engines_gpus:
+            await self.engine.sleep()
 
     async def _generate(self, step: int, num_prompts: int) -> RolloutBatch:
         rollout = self.config.rollout

@@ -33,6 +33,7 @@ class Evaluation:
     def __init__(self, config: OnlineConfig, prompts: Sequence[Prompt]) -> None:
         """Keep the prompts; none makes every evaluation empty."""
         self.num_samples = config.eval.samples_per_prompt
+        self.makes_room = config.scores_on_engines_gpus
         self.requests = [
             GenerationRequest(
                 prompt=prompt,
@@ -60,6 +61,8 @@ class Evaluation:
 
     async def _run(self, roles: Roles, step: int) -> EvaluationResult:
         batch = await roles.rollout.generate(self.requests)
+        if self.makes_room:
+            await roles.rollout.sleep()
         scores = await roles.reward.score(batch)
         # The first sample of each prompt.
         rows = range(0, len(scores), self.num_samples)[: self.table_rows]

@@ -15,8 +15,17 @@ from rlhf_ray.loops.collection import Collector
 DYNAMIC = {"dynamic_sampling": {"enabled": True, "max_rounds": 3}}
 
 
-def collector(tmp_path, scoring, **algorithm):
-    config = make_config(tmp_path, data={"path": "x", "shuffle": False}, algorithm=algorithm)
+SHARED = {"share": "policy", "gpus_per_rank": 1}
+ON_ONE_GPU = {"policy": {"gpus_per_rank": 1}, "rollout": SHARED, "reward": SHARED}
+
+
+def collector(tmp_path, scoring, *, settings=None, **algorithm):
+    config = make_config(
+        tmp_path,
+        data={"path": "x", "shuffle": False},
+        algorithm=algorithm,
+        **(settings or {}),
+    )
     company = Company(config, scoring)
     order = ResumableOrder(10, seed=0, shuffle=False)
     return (
@@ -46,6 +55,21 @@ async def test_a_prompt_that_comes_again_is_sampled_anew(tmp_path):
     seeds = [seed for request in company.requests for seed in request.seeds_G]
     assert [r.prompt.prompt_id for r in company.requests].count("p0") == 2
     assert len(set(seeds)) == len(seeds) == 40
+
+
+@pytest.mark.parametrize("algorithm", [{}, DYNAMIC])
+async def test_engines_leave_a_shared_gpu_to_the_reward_model(tmp_path, algorithm):
+    def spread(prompt_id, sample):
+        return float(sample)
+
+    model = {"reward": {"model": {"path": "rm"}}, "placement": ON_ONE_GPU}
+    draws, company, _ = collector(tmp_path, spread, settings=model, **algorithm)
+    await (await draws.collect(1, StepClock())).scores
+    assert company.calls == ["rollout.generate@-1", "rollout.sleep", "reward.score"]
+    apart = {**model, "placement": {**ON_ONE_GPU, "reward": {"gpus_per_rank": 1}}}
+    draws, company, _ = collector(tmp_path, spread, settings=apart, **algorithm)
+    await (await draws.collect(1, StepClock())).scores
+    assert company.calls == ["rollout.generate@-1", "reward.score"]
 
 
 async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):

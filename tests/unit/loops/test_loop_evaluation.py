@@ -12,13 +12,14 @@ from rlhf_ray.loops.evaluation import Evaluation
 SCORES = {("p0", 0): 0.0, ("p0", 1): 1.0, ("p0", 2): 0.0, ("p2", 2): 1.0}
 
 
-async def evaluated(**settings):
+async def evaluated(*, sections=None, **settings):
     config = GrpoConfig.model_validate(
         {
             "data": {"path": "prompts.jsonl"},
             "policy": {"model": {"path": "model"}},
             "reward": {"functions": [{"path": "scorers:score"}]},
             "eval": settings,
+            **(sections or {}),
         }
     )
     company = Company(config, lambda prompt, sample: SCORES.get((prompt, sample), 0.0))
@@ -32,6 +33,16 @@ async def test_of_several_samples_there_is_a_mean_and_the_best():
     assert result.metrics["eval/best_of_k"] == 0.5
     shown = [(row[0], row[1]) for row in result.table.rows]
     assert shown == [(f"prompt {n}", f"answer 0 to p{n}") for n in range(3)]
+
+
+async def test_engines_leave_a_shared_gpu_to_the_reward_model():
+    shared = {"share": "policy", "gpus_per_rank": 1}
+    placement = {"policy": {"gpus_per_rank": 1}, "rollout": shared, "reward": shared}
+    company, _ = await evaluated(sections={"placement": placement})
+    assert company.calls == ["rollout.generate@-1", "reward.score"], "functions need no GPU"
+    model = {"reward": {"model": {"path": "rm"}}, "placement": placement}
+    company, _ = await evaluated(sections=model)
+    assert company.calls == ["rollout.generate@-1", "rollout.sleep", "reward.score"]
 
 
 async def test_of_one_sample_there_is_no_best():
