@@ -19,7 +19,8 @@ from typing import NoReturn
 from rlhf_ray.errors import EXIT_INTERRUPTED
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_told: list[Callable[[], None]] = []
+# With the process that asked: one that a library forks from it inherits list and handler.
+_told: list[tuple[int, Callable[[], None]]] = []
 
 
 def interrupt_when_stopped() -> None:
@@ -32,11 +33,12 @@ def interrupt_when_stopped() -> None:
 @contextmanager
 def told_when_stopped(tell: Callable[[], None]) -> Iterator[None]:
     """Call `tell` at the signal itself, before anything is unwound; it must be quick."""
-    _told.append(tell)
+    entry = (os.getpid(), tell)
+    _told.append(entry)
     try:
         yield
     finally:
-        _told.remove(tell)
+        _told.remove(entry)
 
 
 @contextmanager
@@ -82,6 +84,7 @@ def _heeded() -> list[signal.Signals]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for tell in list(_told):
-        tell()
+    for owner, tell in list(_told):
+        if owner == os.getpid():
+            tell()
     raise KeyboardInterrupt

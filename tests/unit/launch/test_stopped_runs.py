@@ -75,6 +75,34 @@ def test_a_stopped_run_ends_in_order(sent, wait, tmp_path):
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
 
 
+FORK = """
+import multiprocessing, os, time
+from launch.run.signals import interrupt_when_stopped, told_when_stopped
+
+def work(started):
+    started.set()
+    time.sleep(60)
+
+interrupt_when_stopped()
+with told_when_stopped(lambda: print("told", flush=True)):
+    fork = multiprocessing.get_context("fork")
+    started = fork.Event()
+    child = fork.Process(target=work, args=(started,))
+    child.start()
+    assert started.wait(20)
+    child.terminate()
+    child.join(20)
+    print("child ended", child.exitcode is not None)
+"""
+
+
+def test_a_process_that_was_forked_from_a_run_is_not_the_run():
+    run = subprocess.run(
+        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert run.stdout == "child ended True\n"
+
+
 def test_a_run_under_nohup_goes_on_when_its_terminal_goes(tmp_path):
     script = RUN.replace("WAIT", "time.sleep(1)").replace("600", "1")
     ended = stop(script, signal.SIGHUP, ignored=[signal.SIGHUP], arguments=[str(tmp_path)])
