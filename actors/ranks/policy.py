@@ -46,8 +46,13 @@ class PolicyRank(HostingRank):
 
     def logprobs_of(self, rollouts: Sequence[Rollout]) -> Any:
         """Log-probabilities at temperature 1 of a few rollouts, on every rank alike."""
-        lens = [rollout.num_tokens for rollout in rollouts]
-        one = plan_forward(lens, num_ranks=1, max_tokens_per_micro_batch=sum(lens), padded=False)
+        config = self.learner.spec.learner
+        one = plan_forward(
+            [rollout.num_tokens for rollout in rollouts],
+            num_ranks=1,
+            max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
+            padded=config.padded,
+        )
         scored = self.learner.logprobs(rollouts, one * self.num_ranks, temperature=1.0)
         return by_row(one, [scored])
 
