@@ -13,9 +13,12 @@ from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.plan import Plan, plan_jobs
 from rlhf_ray.planning.planned_job import PlannedJob, groups_of
 from rlhf_ray.planning.roles import Shapes
+from rlhf_ray.planning.verdict import usable_gpu_bytes
 from rlhf_ray.planning.work import EngineWork
 
 MOST_CHANGES = 8
+# More GPUs than so many times what was asked for is no advice.
+MOST_TIMES_GPUS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,10 @@ class _Search:
     def on_more_nodes(self, change: Change) -> _Attempt | None:
         """The same, on more nodes where it asks for more GPUs."""
         try:
-            needed = smallest_cluster(groups_of(changed(self.jobs, change)), self.cluster)
+            jobs = changed(self.jobs, change)
+            if _num_gpus(jobs) > MOST_TIMES_GPUS * _num_gpus(self.jobs):
+                return None
+            needed = smallest_cluster(groups_of(jobs), self.cluster)
         except (ConfigError, ValidationError):
             return None
         larger = replace(self.cluster, nodes=max(needed.nodes, self.cluster.nodes))
@@ -141,9 +147,9 @@ def _num_gpus(jobs: Sequence[PlannedJob]) -> int:
 
 
 def _excess(plan: Plan) -> float:
-    """How far GPUs, nodes and caches are over what they have, as a sum of shares."""
+    """How far GPUs, nodes and caches are over what they can give, as a sum of shares."""
     cluster = plan.cluster
-    full = [gpu.total / cluster.gpu_bytes for gpu in plan.gpus]
+    full = [gpu.total / usable_gpu_bytes(cluster) for gpu in plan.gpus]
     full += [size / cluster.node_bytes for size in plan.host_bytes if cluster.node_bytes]
     for need in plan.roles:
         if need.engine is not None and isinstance(need.work, EngineWork):

@@ -57,13 +57,21 @@ class Memory:
         return sum(self.parts.values())
 
 
+def publication_bytes(work: ModelWork) -> int:
+    """What publishing takes of a GPU while its engine is awake: a bucket on both sides, a probe."""
+    if work.probe is None or not work.on_gpu:
+        return 0
+    probe = passes.activation_bytes(work, work.probe) + passes.logits_bytes(work, work.probe)
+    return 2 * work.publishes_mb * MIB + probe
+
+
 def model_memory(work: ModelWork) -> Memory:
     """One rank of a role with a model."""
     on_gpu = bool(work.group.gpus_per_rank)
     kept = states.states_of(work)
-    activations, logits = passes.activation_bytes(work), passes.logits_bytes(work)
+    largest = passes.largest_pass(work)
     # Passes and the optimiser's step take turns, so that only what exceeds a pass counts.
-    step = states.step_bytes(work) - passes.returned_bytes(work)
+    step = states.step_bytes(work) - passes.returned_bytes(work, largest)
     process = MODEL_RANK_BYTES if work.use == "read" else LEARNER_BYTES
     # A published bucket stays mapped in the object store's shared memory.
     bucket = 0 if on_gpu else min(work.publishes_mb * MIB, kept.weights)
@@ -72,8 +80,8 @@ def model_memory(work: ModelWork) -> Memory:
         weights=kept.weights,
         gradients=kept.gradients,
         optimizer=kept.optimizer,
-        activations=activations,
-        logits=logits,
+        activations=passes.activation_bytes(work, largest),
+        logits=passes.logits_bytes(work, largest),
         buffers=kept.reduced + max(kept.gathered, step, 0) + bucket,
         host=kept.host,
     )

@@ -15,6 +15,7 @@ from rlhf_ray.planning.memory import (
     MIB,
     Memory,
     model_memory,
+    publication_bytes,
 )
 from rlhf_ray.planning.work import EngineWork, ModelWork, Work
 
@@ -33,6 +34,7 @@ class RoleNeed:
     Attributes:
         memory: On each GPU, or of the process on the CPU.
         asleep: What stays on the GPU while another role works there.
+        publishing: What it takes beside that while the GPU's engine is awake.
         engine: Of a rollout engine.
     """
 
@@ -40,6 +42,7 @@ class RoleNeed:
     memory: Memory
     asleep: int
     host: int
+    publishing: int = 0
     engine: EngineMemory | None = None
 
     @property
@@ -76,7 +79,13 @@ def role_need(work: Work, cluster: Cluster) -> RoleNeed:
         case ModelWork():
             memory = model_memory(work)
             asleep = memory.process if work.leaves else memory.resident
-            return RoleNeed(work=work, memory=memory, asleep=asleep, host=memory.host)
+            return RoleNeed(
+                work=work,
+                memory=memory,
+                asleep=asleep,
+                host=memory.host,
+                publishing=publication_bytes(work),
+            )
         case EngineWork():
             engine = engine_memory(work, cluster.gpu_bytes)
             return RoleNeed(
@@ -145,7 +154,9 @@ def _held(need: RoleNeed, busy: RoleNeed) -> int:
         return need.memory.total
     # Before such a role leaves, no other has loaded its model.
     first = isinstance(busy.work, ModelWork) and busy.work.leaves
-    return need.memory.process if first else need.asleep
+    if first:
+        return need.memory.process
+    return need.asleep + (need.publishing if busy.engine is not None else 0)
 
 
 def host_needs(

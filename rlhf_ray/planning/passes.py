@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rlhf_ray.planning.heap import RETURNED_BLOCK_BYTES, heap_factor
 from rlhf_ray.planning.model_shape import Linear, ModelShape
-from rlhf_ray.planning.work import ModelWork
+from rlhf_ray.planning.work import ModelWork, Pass
 
 # Bytes of a pass's tensor by its width, and by bytes a number where those are not the model's own.
 Held = Callable[..., float]
@@ -15,39 +15,50 @@ Held = Callable[..., float]
 READING_COPIES, TRAINING_COPIES = 2, 4
 
 
-def logits_bytes(work: ModelWork) -> int:
+def largest_pass(work: ModelWork) -> Pass:
+    """The one that needs most."""
+    return max(work.passes, key=lambda one: activation_bytes(work, one) + logits_bytes(work, one))
+
+
+def logits_bytes(work: ModelWork, one: Pass) -> int:
     """Of one chunk, with what becomes of it."""
-    num = work.logits_tokens * work.shape.vocabulary
-    each = 4 * (TRAINING_COPIES if work.trains else READING_COPIES)
+    num = one.logits_tokens * work.shape.vocabulary
+    each = 4 * (TRAINING_COPIES if one.backward else READING_COPIES)
     if work.bytes_each == 2:  # the product itself, and in training its gradient, in bfloat16
-        each += 4 if work.trains else 2
-    return int(num * each * heap_factor(4 * num, on_gpu=work.on_gpu, trains=work.trains))
+        each += 4 if one.backward else 2
+    return int(num * each * heap_factor(4 * num, on_gpu=work.on_gpu, trains=one.backward))
 
 
-def returned_bytes(work: ModelWork) -> int:
+def returned_bytes(work: ModelWork, one: Pass) -> int:
     """What is free again after a pass: on the CPU the heap keeps the room of small tensors."""
     if work.on_gpu:
-        return logits_bytes(work) + activation_bytes(work)
-    is_large = 4 * work.logits_tokens * work.shape.vocabulary >= RETURNED_BLOCK_BYTES
-    return logits_bytes(work) if is_large else 0
+        return logits_bytes(work, one) + activation_bytes(work, one)
+    is_large = 4 * one.logits_tokens * work.shape.vocabulary >= RETURNED_BLOCK_BYTES
+    return logits_bytes(work, one) if is_large else 0
 
 
-def activation_bytes(work: ModelWork) -> int:
+def activation_bytes(work: ModelWork, one: Pass) -> int:
     """What a pass through all layers keeps for the backward pass, or uses at a time without one."""
-    shape, tokens = work.shape, work.pass_tokens
+    shape = work.shape
 
     def held(width: int, bytes_each: int = work.bytes_each) -> float:
-        block = tokens * width * bytes_each
-        return block * heap_factor(block, on_gpu=work.on_gpu, trains=work.trains)
+        block = one.tokens * width * bytes_each
+        return block * heap_factor(block, on_gpu=work.on_gpu, trains=one.backward)
 
-    if not work.trains:
-        return int(_inference(shape, held))
+    # On the CPU, what ZeRO-3 notes of each layer comes to lie between the room of that layer's
+    # tensors and the next one's, which then cannot take it over.
+    apart = work.zero.stage == 3 and not work.on_gpu
+    rooms = (len(shape.layers) if apart else 1) * _room(shape, held)
+    if not one.backward:
+        return int(rooms + 4 * held(shape.hidden))
     casts = work.model.lora.rank and work.bytes_each == 2
     layer = _layer(shape, shape.layers[0].linears if casts else (), held)
-    kept = held(shape.hidden) if work.model.gradient_checkpointing else layer
-    # One layer is whole while it is computed again; the last norm and the head's input remain.
-    recomputed = layer if work.model.gradient_checkpointing else 0.0
-    return int(len(shape.layers) * kept + recomputed + 4 * held(shape.hidden))
+    if not work.model.gradient_checkpointing:
+        kept = len(shape.layers) * layer
+    else:  # one layer is whole while it is computed again, where it was without being saved
+        kept = len(shape.layers) * held(shape.hidden) + layer + rooms - _room(shape, held)
+    # The last norm and the head's input remain.
+    return int(kept + 4 * held(shape.hidden))
 
 
 def _layer(shape: ModelShape, adapted: tuple[Linear, ...], held: Held) -> float:
@@ -65,9 +76,9 @@ def _layer(shape: ModelShape, adapted: tuple[Linear, ...], held: Held) -> float:
     return 2 * norm + attention + inner + casts
 
 
-def _inference(shape: ModelShape, held: Held) -> float:
-    """The most that is alive at a time where nothing is saved: in attention, or in the MLP."""
+def _room(shape: ModelShape, held: Held) -> float:
+    """The most that is alive in a layer of which nothing is saved: in attention, or in the MLP."""
     query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     # As projected, turned by position, laid into a rectangle; the result, and that packed.
     attention = 5 * held(query) + 5 * held(key)
-    return max(attention, 3 * held(shape.ffn)) + 4 * held(shape.hidden)
+    return max(attention, 3 * held(shape.ffn))

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 
 from rlhf_ray.config.base import ForwardConfig, GroupConfig, JobConfig, ModelConfig, ZeroConfig
-from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.online import OnlineConfig, PublicationConfig
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
 from rlhf_ray.planning.batches import Batches, batches_of
 from rlhf_ray.planning.model_shape import Head, ModelShape
-from rlhf_ray.planning.work import BareWork, EngineWork, ModelWork, Use, Work
+from rlhf_ray.planning.work import BareWork, EngineWork, ModelWork, Pass, Use, Work
 
 # Where neither configuration nor model says how long a sequence may be.
 DEFAULT_CONTEXT = 4096
@@ -89,11 +89,8 @@ def _online_batches(config: OnlineConfig, context: int) -> Batches:
 
 def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batches) -> ModelWork:
     use: Use = "read" if role == "reference" else "train"
-    rows = batches.rows if role == "reference" else batches.rows_per_optimizer_step
-    if isinstance(config, SampleConfig):
-        # Nothing learns; the policy scores the probe, of which each of its ranks does all.
+    if isinstance(config, SampleConfig):  # nothing learns
         use = "publish" if role == "policy" else "read"
-        rows = config.publication.probe_sequences * config.groups[role].ranks
     return _model_work(
         role,
         config.groups[role],
@@ -102,10 +99,12 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
         policy=config.policy.model,
         head="value" if role == "value" else "lm",
         use=use,
-        rows=rows,
+        read_rows=batches.rows,
+        trained_rows=batches.rows_per_optimizer_step,
         row_tokens=batches.row_tokens,
         scored_share=min(1.0, config.rollout.max_new_tokens / batches.row_tokens),
-        publishes_mb=config.publication.bucket_mb if role == "policy" else 0,
+        publication=config.publication if role == "policy" else None,
+        prompt_tokens=max(1, batches.row_tokens - config.rollout.max_new_tokens),
     )
 
 
@@ -123,8 +122,7 @@ def _scorer(group: GroupConfig, config: RewardModelConfig, shapes: Shapes, row_t
         zero=ZeroConfig(),
         head="score",
         use="read",
-        pass_tokens=max(1, budget // longest) * longest,
-        logits_tokens=0,
+        reading=Pass(tokens=max(1, budget // longest) * longest, logits_tokens=0),
     )
 
 
@@ -140,6 +138,9 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[Work], B
         budget=learner.max_tokens_per_micro_batch,
     )
 
+    # Of held-out rows there are enough to fill a micro-batch.
+    held_out = learner.max_tokens_per_micro_batch if config.eval.data.is_named else 0
+
     def model(role: str, forward: ForwardConfig, head: Head, use: Use) -> ModelWork:
         return _model_work(
             role,
@@ -149,7 +150,8 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[Work], B
             policy=learner.model,
             head=head,
             use=use,
-            rows=batches.rows,
+            read_rows=batches.rows if use == "read" else held_out,
+            trained_rows=batches.rows,
             row_tokens=batches.row_tokens,
             leaves=use == "read" and getattr(config, "reference_kind", "") == "precomputed",
         )
@@ -177,18 +179,31 @@ def _model_work(
     policy: ModelConfig,
     head: Head,
     use: Use,
-    rows: int,
+    read_rows: int,
+    trained_rows: int,
     row_tokens: int,
     scored_share: float = 1.0,
-    publishes_mb: int = 0,
+    publication: PublicationConfig | None = None,
+    prompt_tokens: int = 0,
     leaves: bool = False,
 ) -> ModelWork:
     """A role's work; where it names no model, it starts from the policy's."""
     model = forward.model.or_from(policy)
     # Shorter rows fill a micro-batch up to its budget; a longer one goes alone.
     budget = max(forward.max_tokens_per_micro_batch, row_tokens)
-    pass_tokens = min(budget, math.ceil(rows / group.ranks) * row_tokens)
-    scored = math.ceil(scored_share * pass_tokens) if head == "lm" else 0
+
+    def one_pass(tokens: int, share: float, *, backward: bool = False) -> Pass:
+        tokens = min(budget, tokens)
+        scored = math.ceil(share * tokens) if head == "lm" else 0
+        logits_tokens = min(scored, forward.logits_chunk_tokens)
+        return Pass(tokens=tokens, logits_tokens=logits_tokens, backward=backward)
+
+    def of_rank(rows: int) -> int:
+        return math.ceil(rows / group.ranks) * row_tokens
+
+    training = one_pass(of_rank(trained_rows), scored_share, backward=True)
+    # Prompts, of which each rank scores all.
+    probe = 0 if publication is None else publication.probe_sequences * prompt_tokens
     return ModelWork(
         role=role,
         section=role,
@@ -198,8 +213,9 @@ def _model_work(
         zero=forward.zero,
         head=head,
         use=use,
-        pass_tokens=pass_tokens,
-        logits_tokens=min(scored, forward.logits_chunk_tokens),
-        publishes_mb=publishes_mb,
+        reading=None if use == "publish" else one_pass(of_rank(read_rows), scored_share),
+        training=training if use == "train" else None,
+        probe=one_pass(probe, 1.0) if probe else None,
+        publishes_mb=0 if publication is None else publication.bucket_mb,
         leaves=leaves,
     )

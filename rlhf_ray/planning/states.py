@@ -12,8 +12,9 @@ from typing import Any
 from rlhf_ray.planning.heap import heap_factor
 from rlhf_ray.planning.work import ModelWork
 
-# DeepSpeed's defaults, in weights: what it reduces at a time, and keeps gathered under ZeRO-3.
-REDUCE_BUCKET, MAX_LIVE_PARAMETERS = 500_000_000, 1_000_000_000
+# DeepSpeed's defaults, in weights: what it reduces at a time; under ZeRO-3 what it keeps gathered,
+# and gathers at a time.
+REDUCE_BUCKET, MAX_LIVE_PARAMETERS, PREFETCH_BUCKET = 500_000_000, 1_000_000_000, 50_000_000
 # 4-bit weights with double-quantized scales: https://arxiv.org/abs/2305.14314, section 3.
 QUANTIZED_BYTES = {"4bit": 0.516, "8bit": 1.0}
 
@@ -72,7 +73,7 @@ def states_of(work: ModelWork) -> States:
         gradients=gradients,
         optimizer=0 if offloads else optimizer,
         reduced=_reduced_bytes(work, trained, stage),
-        gathered=_gathered_bytes(work) if stage == 3 else 0,
+        gathered=_gathered_bytes(work, stage),
         host=host,
     )
 
@@ -206,12 +207,17 @@ def _reduced_bytes(work: ModelWork, trained: Trained, stage: int) -> int:
     return int(bucket * trained.bytes_each * trained.flat_factor)
 
 
-def _gathered_bytes(work: ModelWork) -> int:
-    live = int(_settings(work).get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS))
+def _gathered_bytes(work: ModelWork, stage: int) -> int:
+    if stage != 3 or (work.group.ranks == 1 and work.zero.offload_param == "none"):
+        return 0  # one rank has all of it where it is
+    num, settings = work.shape.num_parameters(work.head), _settings(work)
+    live = int(settings.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS))
     # However small the limit: the embedding, or a layer, is gathered whole.
     largest = max(work.shape.num_embedding, *(x.num_parameters for x in work.shape.layers))
-    gathered = min(work.shape.num_parameters(work.head), max(live, largest))
-    return int(gathered * work.bytes_each * _mean_factor(work))
+    gathered = min(num, max(live, largest)) * work.bytes_each
+    # What came in one piece is copied out of it, weight by weight.
+    piece = min(num, int(settings.get("stage3_prefetch_bucket_size", PREFETCH_BUCKET)))
+    return int(gathered * _mean_factor(work)) + piece * work.bytes_each
 
 
 def _settings(work: ModelWork) -> Mapping[str, Any]:

@@ -35,6 +35,11 @@ class Problem:
     message: str
 
 
+def usable_gpu_bytes(cluster: Cluster) -> float:
+    """What roles may take of a GPU."""
+    return cluster.gpu_bytes * (1 - FREE_SHARE)
+
+
 def stage_problems(
     needs: Sequence[RoleNeed], gpus: Sequence[GpuNeed], cluster: Cluster, *, stage: str
 ) -> list[Problem]:
@@ -85,8 +90,8 @@ def _gpu_problems(
     by_role = {need.role: need for need in needs}
     worst: dict[str, GpuNeed] = {}
     for gpu in gpus:
-        room = cluster.gpu_bytes * (1 - FREE_SHARE)
-        if gpu.total > room and gpu.total > (worst[gpu.busy].total if gpu.busy in worst else 0):
+        too_full = gpu.total > usable_gpu_bytes(cluster)
+        if too_full and gpu.total > (worst[gpu.busy].total if gpu.busy in worst else 0):
             worst[gpu.busy] = gpu
     problems = []
     for busy, gpu in worst.items():

@@ -15,13 +15,28 @@ Use = Literal["train", "publish", "read"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pass:
+    """A micro-batch.
+
+    Attributes:
+        logits_tokens: Rows of logits that exist at a time; 0 without a vocabulary product.
+        backward: Whether gradients follow.
+    """
+
+    tokens: int
+    logits_tokens: int
+    backward: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelWork:
     """A rank group with a model.
 
     Attributes:
         section: Where the configuration describes it: `policy`, `reward.model`.
-        pass_tokens: Of the largest micro-batch.
-        logits_tokens: Rows of logits that exist at a time; 0 without a vocabulary product.
+        reading: The largest pass that scores or evaluates.
+        training: The largest that trains.
+        probe: That which compares each rank with the engines after a publication.
         publishes_mb: Weights go to the engines in buckets of about this size; 0 for not at all.
         leaves: Whether it is gone before another role's model is loaded.
     """
@@ -34,10 +49,16 @@ class ModelWork:
     zero: ZeroConfig
     head: Head
     use: Use
-    pass_tokens: int
-    logits_tokens: int
+    reading: Pass | None = None
+    training: Pass | None = None
+    probe: Pass | None = None
     publishes_mb: int = 0
     leaves: bool = False
+
+    @property
+    def passes(self) -> list[Pass]:
+        """All kinds that there are."""
+        return [one for one in (self.reading, self.training, self.probe) if one is not None]
 
     @property
     def trains(self) -> bool:

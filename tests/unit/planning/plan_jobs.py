@@ -102,6 +102,21 @@ MODELS["qwen2-22m"] = {
     "num_attention_heads": 8,
     "tie_word_embeddings": True,
 }
+MODELS["qwen2-25m"] = {
+    **MODELS["qwen2-22m"],
+    "vocab_size": 32000,
+    "intermediate_size": 1664,
+    "num_hidden_layers": 3,
+}
+MODELS["qwen3-55m"] = {
+    **MODELS["qwen2-22m"],
+    "model_type": "qwen3",
+    "head_dim": 64,
+    "vocab_size": 50000,
+    "intermediate_size": 1856,
+    "num_hidden_layers": 8,
+    "num_key_value_heads": 4,
+}
 MODELS["Qwen/Qwen2.5-0.5B-Instruct"] = MODELS["Qwen/Qwen2.5-0.5B"]
 EIGHT_B = "meta-llama/Llama-3.1-8B-Instruct"
 SEVENTY_B = "meta-llama/Llama-3.3-70B-Instruct"

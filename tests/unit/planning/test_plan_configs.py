@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
-from plan_jobs import EIGHT_B, ROOT, SEVENTY_B, SHAPES, advised, job, node, planned
+from plan_jobs import EIGHT_B, ROOT, SEVENTY_B, SHAPES, advised, job, memory_of, node, planned
 
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.planning.advice import advise_placement
 from rlhf_ray.planning.changes import changed
 from rlhf_ray.planning.layout import smallest_cluster
+from rlhf_ray.planning.memory import MIB
 from rlhf_ray.planning.plan import plan_job
 from rlhf_ray.planning.planned_job import PlannedJob
 from rlhf_ray.planning.roles import model_paths
@@ -121,6 +122,30 @@ def test_roles_that_share_a_gpu_take_turns_on_it():
     }
     assert gpu.total == max(at_work.values()) == at_work[gpu.busy]
     assert by_role["rollout"].asleep < by_role["rollout"].memory.total
+
+
+def test_a_policy_publishes_beside_an_engine_that_is_awake():
+    def at_engines_turn(bucket_mb):
+        """What the policy holds then, and what stays of it at other times."""
+        config = job(
+            "grpo",
+            policy={"model": {"path": "Qwen/Qwen2.5-0.5B"}},
+            rollout={"gpu_memory_share": 0.9},
+            publication={"bucket_mb": bucket_mb},
+            placement={
+                "policy": {"gpus_per_rank": 1},
+                "rollout": {"gpus_per_rank": 1, "share": "policy"},
+            },
+        )
+        plan = planned(config, node(gpus=1))
+        [gpu] = plan.gpus
+        assert gpu.busy == "rollout"
+        return gpu.held["policy"], memory_of(plan, "policy").resident
+
+    small, resident = at_engines_turn(256)
+    # The engine's process has a copy of each bucket.
+    assert at_engines_turn(512)[0] - small == 2 * 256 * MIB
+    assert small > resident + 2 * 256 * MIB, "the probe is passed as well"
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])

@@ -7,7 +7,7 @@ from plan_jobs import EIGHT_B, SHAPES, job, memory_of, planned
 
 from rlhf_ray.planning import engines
 from rlhf_ray.planning.memory import GIB, MIB
-from rlhf_ray.planning.states import REDUCE_BUCKET
+from rlhf_ray.planning.states import PREFETCH_BUCKET, REDUCE_BUCKET
 
 NUM = SHAPES[EIGHT_B].num_parameters("lm")
 
@@ -34,11 +34,16 @@ def test_each_zero_stage_spreads_what_it_promises():
 
 def test_stage_3_gathers_weights_up_to_deepspeeds_limit():
     memory = learner(8, zero={"stage": 3})
-    assert memory.buffers == 2 * 10**9 + 2 * REDUCE_BUCKET
-    limits = {"stage3_max_live_parameters": 10**8, "reduce_bucket_size": 10**7}
+    assert memory.buffers == 2 * 10**9 + 2 * PREFETCH_BUCKET + 2 * REDUCE_BUCKET
+    limits = {
+        "stage3_max_live_parameters": 10**8,
+        "stage3_prefetch_bucket_size": 10**6,
+        "reduce_bucket_size": 10**7,
+    }
     small = learner(8, zero={"stage": 3, "extra": {"zero_optimization": limits}})
     # The embedding is gathered whole.
-    assert small.buffers == 2 * SHAPES[EIGHT_B].num_embedding + 2 * 10**7
+    assert small.buffers == 2 * SHAPES[EIGHT_B].num_embedding + 2 * 10**6 + 2 * 10**7
+    assert learner(zero={"stage": 3}).buffers == 2 * REDUCE_BUCKET, "one rank has all of it"
 
 
 def test_offloading_moves_states_to_the_node():
@@ -182,7 +187,7 @@ QWEN = {
 }
 
 
-SFT = {"batch_size": 8, "max_length": 128}
+SFT = {"batch_size": 8, "max_length": 128, "eval": {"data": {"path": "held-out.jsonl"}}}
 LLAMA_19M = {
     **SFT,
     "policy": {
@@ -203,11 +208,34 @@ QWEN_22M = {
 }
 
 
+QWEN_25M_ON_TWO_RANKS = {
+    **SFT,
+    "max_length": 512,
+    "policy": {
+        "model": {"path": "qwen2-25m", **FLOAT32},
+        "max_tokens_per_micro_batch": 2048,
+        "logits_chunk_tokens": 256,
+        "zero": {"stage": 3},
+    },
+    "placement": {"policy": {"ranks": 2}},
+}
+QWEN_55M = {
+    **SFT,
+    "policy": {
+        "model": {"path": "qwen3-55m", "gradient_checkpointing": True, **FLOAT32},
+        "max_tokens_per_micro_batch": 4096,
+        "zero": {"stage": 3},
+    },
+}
+
+
 @pytest.mark.parametrize(
     ("name", "sections", "role", "measured"),
     [
         ("sft", LLAMA_19M, "policy", 1336),
         ("sft", QWEN_22M, "policy", 2152),
+        ("sft", QWEN_25M_ON_TWO_RANKS, "policy", 2346),
+        ("sft", QWEN_55M, "policy", 3784),
         ("grpo", STORIES, "policy", 1166),
         ("grpo", STORIES, "rollout", 1236),
         ("grpo", STORIES, "reference", 648),
