@@ -14,14 +14,12 @@ from actors.cluster.deadline import within
 from actors.cluster.file_tasks import NodeReport, code_of_package, start_on
 from actors.cluster.run_files import RunFiles
 from actors.pool.pool import Pool
-from rlhf_ray.config.base import JobConfig
+from rlhf_ray.config.base import STATUS_FILE, JobConfig
 from rlhf_ray.config.node_paths import NodePath, node_paths
 from rlhf_ray.errors import ConfigError, RlhfRayError
 
 logger = logging.getLogger(__name__)
 
-# Stands in the folder of every run, beside what the run wrote.
-STATUS = "status.json"
 # A job that ends, or is stopped, does not wait for a slow node longer than this.
 LAST_FETCH_S = 20.0
 
@@ -39,7 +37,7 @@ class _Need:
     def is_result(self) -> bool:
         """Whether a run on this machine wrote it: its export, or that of a checkpoint."""
         above = Path(self.path.path).parents
-        return any((folder / STATUS).is_file() for folder in (above[0], *above[2:3]))
+        return any((folder / STATUS_FILE).is_file() for folder in (above[0], *above[2:3]))
 
 
 @asynccontextmanager

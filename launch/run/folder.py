@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launch.run.signals import told_when_stopped
-from rlhf_ray.config.base import RunConfig
+from rlhf_ray.config.base import STATUS_FILE, RunConfig
 from rlhf_ray.config.load import dump_config, is_dump_of
 from rlhf_ray.config.sample import SampleConfig
-
-STATUS = "status.json"
 
 
 @contextmanager
@@ -38,7 +36,7 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
 
 def state_of(run_dir: str) -> str:
     """What `status.json` says of a run; empty where there is none."""
-    path = Path(run_dir) / STATUS
+    path = Path(run_dir) / STATUS_FILE
     return str(json.loads(path.read_text())["state"]) if path.is_file() else ""
 
 
@@ -52,6 +50,6 @@ def is_finished(config: RunConfig) -> bool:
 
 
 def _write(folder: Path, state: str, reason: str) -> None:
-    temporary = folder / f".{STATUS}"
+    temporary = folder / f".{STATUS_FILE}"
     temporary.write_text(json.dumps({"state": state, "reason": reason, "process": os.getpid()}))
-    temporary.replace(folder / STATUS)
+    temporary.replace(folder / STATUS_FILE)

@@ -13,6 +13,9 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 # Ray's label selectors: a value, several of them, or anything but those.
 LabelSelector = Annotated[str, Field(pattern=r"^!?(in\([\w.-]+(, ?[\w.-]+)*\)|[\w.-]+)$")]
 
+# Stands in the folder of every run, beside what the run wrote.
+STATUS_FILE = "status.json"
+
 
 class Config(BaseModel):
     """Frozen, and an unknown key is an error.

@@ -8,7 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rlhf_ray.config import references
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, ForwardConfig, ModelConfig, RunConfig
+from rlhf_ray.config.base import (
+    CHAT_TEMPLATE_NAMES,
+    STATUS_FILE,
+    ForwardConfig,
+    ModelConfig,
+    RunConfig,
+)
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.online import OnlineConfig
@@ -59,9 +65,8 @@ def _wandb(config: RunConfig) -> Iterator[Problem]:
 
 def _holds_a_run(folder: Path) -> bool:
     """Whether there is more than what a job leaves that failed before its first step."""
-    return bool(
-        {path.name for path in folder.iterdir()} - {"config.yaml", "status.json", "tokenizer"}
-    )
+    there = {path.name for path in folder.iterdir()}
+    return bool(there - {"config.yaml", STATUS_FILE, "tokenizer"})
 
 
 def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
