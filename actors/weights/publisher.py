@@ -15,7 +15,7 @@ from actors.cluster.deadline import get
 from actors.weights.bucket import pack
 from actors.weights.sync_spec import SyncSpec
 from rlhf_ray.errors import RunError
-from rlhf_ray.learner.weights import WeightInfo, named_weights, weight_infos
+from rlhf_ray.learner.weights import named_weights, weight_infos
 
 
 class Publisher(Protocol):
@@ -123,12 +123,13 @@ class VllmPublisher:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
         self.client = ReplicaClient(spec)
-        self.num_bytes = sum(_num_bytes(info) for info in weight_infos(lm)) if rank == 0 else 0
+        sizes = [info.num_bytes for info in weight_infos(lm)]
+        self.num_bytes = sum(sizes) if rank == 0 else 0
         info: Any
         if spec.backend == "ipc":
-            info = IPCTrainerInitInfo(
-                rank=rank, packed=True, packed_buffer_size_bytes=spec.bucket_bytes
-            )
+            # Over CUDA IPC no weight may be larger than the buffer, as a vocabulary's easily is.
+            buffer_bytes = max(spec.bucket_bytes, *sizes)
+            info = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=buffer_bytes)
         else:
             info = NCCLTrainerInitInfo(
                 rank=rank,
@@ -157,13 +158,6 @@ def open_publisher(lm: Any, spec: SyncSpec, *, rank: int, host: str, port: int) 
     if spec.backend == "object_store":
         return ObjectStorePublisher(lm, spec, is_sender=rank == 0)
     return VllmPublisher(lm, spec, rank=rank, host=host, port=port)
-
-
-def _num_bytes(info: WeightInfo) -> int:
-    size = info.dtype.itemsize
-    for length in info.shape:
-        size *= length
-    return size
 
 
 def _weight_source(lm: Any) -> Any:

@@ -6,6 +6,7 @@ and `from_pretrained` know neither. Iterating is a collective under ZeRO-3: all 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ class WeightInfo:
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Whole."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 def weight_infos(lm: Any) -> list[WeightInfo]:
