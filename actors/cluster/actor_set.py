@@ -16,11 +16,11 @@ class ActorSet:
 
     Attributes:
         busy: Runs while any of them is asked something.
-        turns: Held by whichever of the roles on the same GPUs computes; None where no other role
+        gpu_lock: Held by whichever of the roles on the same GPUs computes; None where no other role
             lives there.
     """
 
-    turns: asyncio.Lock | None = None
+    gpu_lock: asyncio.Lock | None = None
 
     def __init__(self, role: str, names: Sequence[str], actors: Sequence[Any]) -> None:
         """Name each actor, for errors."""
@@ -36,12 +36,12 @@ class ActorSet:
         """What is inside computes; on shared GPUs only while no other role does.
 
         The memory of its passes is given back before the next one's turn: PyTorch would keep it for
-        the process that had it. The wait ends with the deadlines of those who come before.
+        the process that had it. The wait has no deadline of its own, but each one before has.
         """
-        if self.turns is None:
+        if self.gpu_lock is None:
             yield
             return
-        async with self.turns:
+        async with self.gpu_lock:
             yield
             await self.call("free_memory", timeout_s=timeout_s)
 

@@ -57,8 +57,8 @@ class RolloutReplica:
         self.num_requests = 0
         self.running: set[str] = set()
         self.load = EngineLoad()
-        # Held while requests are admitted and while weights are exchanged: whoever pauses the
-        # scheduler must be the one who resumes it.
+        # Held while requests are admitted, while weights are exchanged, and on the way to sleep and
+        # back: whoever pauses the scheduler must be the one who resumes it.
         self.scheduler = asyncio.Lock()
 
     async def start(self) -> None:
@@ -291,13 +291,16 @@ class RolloutReplica:
 
     async def sleep(self) -> None:
         """Give the GPU's memory to whoever shares it; weights wait on the host."""
-        if not await self.engine.is_sleeping():
-            await self.engine.sleep(level=1)
+        async with self.scheduler:
+            if not await self.engine.is_sleeping():
+                await self.engine.sleep(level=1)
 
     async def wake_up(self) -> None:
         """Take the memory back."""
-        if await self.engine.is_sleeping():
-            await self.engine.wake_up()
+        # vLLM takes a scheduler that is only paused for asleep, and would resume it.
+        async with self.scheduler:
+            if await self.engine.is_sleeping():
+                await self.engine.wake_up()
 
     def gpu_ids(self) -> list[str]:
         """GPUs of this engine, for the roles that live on them."""

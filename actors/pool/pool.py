@@ -44,7 +44,7 @@ class Pool:
 
     Attributes:
         files: How the job's files come to nodes that do not see this machine's folders.
-        turns: Of the roles that live on the same GPUs, by the role whose GPUs they are.
+        gpu_locks: Of the roles that live on the same GPUs, by the role whose GPUs they are.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Pool:
         self.name, self.timeouts, self.record = name, timeouts, record
         self.state = PoolState() if record is None else record.state
         self.wanted: frozenset[str] = frozenset()
-        self.turns: dict[str, asyncio.Lock] = {}
+        self.gpu_locks: dict[str, asyncio.Lock] = {}
         self.files = RunFiles()
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
@@ -110,7 +110,7 @@ class Pool:
             await self._finish_start(actors, self._join(actors))
         actors = self.state.sets[role]
         host = shared_host(role, self.state.groups)
-        actors.turns = self.turns.setdefault(host, asyncio.Lock()) if host else None
+        actors.gpu_lock = self.gpu_locks.setdefault(host, asyncio.Lock()) if host else None
         return actors
 
     async def _join(self, actors: ActorSet) -> None:
@@ -168,7 +168,7 @@ class Pool:
         held = [model for model in [self.state.models.get(path)] if model]
         actors = self.state.sets[role]
         self.state.hosted.pop(role, None)  # gone, also if the next one cannot be loaded
-        await actors.call("load", spec, held, timeout_s=self.timeouts.start_s)
+        await actors.compute("load", spec, held, timeout_s=self.timeouts.start_s)
         if path:
             self.state.hosted[role] = Hosted(path=path, since_s=time.time())
         self._remember()

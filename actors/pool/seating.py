@@ -43,8 +43,9 @@ def slots_of(role: str, state: PoolState) -> list[Slot]:
 def shared_host(role: str, groups: Mapping[str, GroupConfig]) -> str:
     """The role whose GPUs this one and at least one other live on; empty where it has its own."""
     host = groups[role].share or role
-    there = [name for name, group in groups.items() if host in (name, group.share)]
-    return host if groups[role].gpus_per_rank and len(there) > 1 else ""
+    on_gpus = {name: group.share or name for name, group in groups.items() if group.gpus_per_rank}
+    others = [name for name in on_gpus if name != role and on_gpus[name] == host]
+    return host if role in on_gpus and others else ""
 
 
 def seats_of(role: str, state: PoolState, *, timeout_s: float) -> list[Seat]:

@@ -134,13 +134,12 @@ class PolicyGroup(TrainedGroup):
         started_s = time.monotonic()
         # The ranks have this deadline for the replicas, and name the one that is late.
         timeout_s = self.timeouts.publish_s + ANSWER_S
-        sent = await self.actors.call("publish", version, timeout_s=timeout_s)
-        seconds = time.monotonic() - started_s
+        async with self.actors.turn(timeout_s=self.timeouts.publish_s):
+            sent = await self.actors.call("publish", version, timeout_s=timeout_s)
+            seconds = time.monotonic() - started_s
+            gap = await self._compare(version)
         return Publication(
-            version=version,
-            seconds=seconds,
-            num_bytes=sum(sent),
-            logprob_abs_max=await self._compare(version),
+            version=version, seconds=seconds, num_bytes=sum(sent), logprob_abs_max=gap
         )
 
     async def _compare(self, version: int) -> float:

@@ -12,6 +12,7 @@ import ray
 from actors.cluster.actor_set import ActorSet
 from actors.ranks.forward import by_row, lengths_of, rows_of
 from actors.ranks.hosting import HostingRank
+from actors.ranks.rank import free_memory
 from actors.weights.held_model import HeldModel, in_reach
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig, RewardModelConfig
@@ -66,6 +67,7 @@ class RewardRank(HostingRank):
 
             with in_reach(held, timeout_s=self.fetch_timeout_s):
                 self.model = RewardScorer(reward.model, device=self.device, model=trained)
+        free_memory()
 
     def _trained_here(self, model: RewardModelConfig) -> Any:
         """The module that was trained here for the path of `model`, if whole and in its dtype."""
@@ -171,12 +173,11 @@ class RewardGroup:
         """
         from rlhf_ray.rewards.combine import combine
 
-        values, modelled = await asyncio.gather(
-            self.actors.call_one(
-                0, "score_with_functions", batch, timeout_s=self.timeouts.reward_s + 30.0
-            ),
-            self._score_with_model(batch),
+        # Not in the model's turn, which others may wait for; rank 0 does one at a time anyway.
+        values = await self.actors.call_one(
+            0, "score_with_functions", batch, timeout_s=self.timeouts.reward_s + 30.0
         )
+        modelled = await self._score_with_model(batch)
         prompt_ids = [summary.prompt_id for summary in batch.summaries_B]
         return combine({**values, **modelled}, self.weights, prompt_ids)
 

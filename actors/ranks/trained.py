@@ -60,5 +60,5 @@ class TrainedGroup:
     async def restore(self, folder: str) -> None:
         """Read what `save` wrote."""
         await self.files.send(folder)
-        await self.actors.call("restore", folder, timeout_s=self.timeouts.call_s)
+        await self.actors.compute("restore", folder, timeout_s=self.timeouts.call_s)
         await self.files.clear(folder)

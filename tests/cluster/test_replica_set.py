@@ -23,9 +23,16 @@ def replica_class(cluster):
         """Says of every sample which replica drew it; the first replica is the slower one."""
 
         def __init__(self, number):
-            self.number = number
+            self.number, self.sleeps = number, False
+
+        async def sleep(self):
+            self.sleeps = True
+
+        async def wake_up(self):
+            self.sleeps = False
 
         async def generate(self, requests, config, timeout_s):
+            assert not self.sleeps
             assert (config.stop, timeout_s) == (["."], 60.0)
             if any(request.prompt.prompt_id == "bad" for request in requests):
                 raise LookupError("no such prompt")
@@ -62,6 +69,13 @@ def replicas(replica_class):
     yield ReplicaSet(ActorSet("rollout", names, actors), config, timeout_s=60.0, sleeps=False)
     for actor in actors:
         ray.kill(actor)
+
+
+async def test_requests_wake_replicas_that_sleep_on_a_shared_gpu(replicas):
+    shared = ReplicaSet(replicas.actors, replicas.config, timeout_s=60.0, sleeps=True)
+    await shared.sleep()
+    batch = await shared.generate([request("a", 1, [1, 2]), request("b", 1, [3])])
+    assert [summary.prompt_id for summary in batch.summaries_B] == ["a", "a", "b"]
 
 
 def request(prompt_id, num_tokens, seeds):

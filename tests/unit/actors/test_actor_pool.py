@@ -28,6 +28,8 @@ class Actors:
             raise answer
         return answer
 
+    compute = call
+
 
 def health(*, alive: bool = True, updating: bool = False) -> dict[str, Any]:
     """What an engine's actor says of it."""
@@ -82,13 +84,16 @@ async def test_roles_compute_in_turn_where_they_live_on_the_same_gpus(pool):
     policy, reward, reference = [
         await pool.rank_group(role, None) for role in ("policy", "reward", "reference")
     ]
-    assert policy.turns is reward.turns is not None
-    assert reference.turns is None
+    assert policy.gpu_lock is reward.gpu_lock is not None
+    assert reference.gpu_lock is None
 
 
-async def test_roles_on_cpus_compute_side_by_side(pool):
-    pool.state.groups = {"policy": GroupConfig(), "value": GroupConfig(share="policy")}
-    assert (await pool.rank_group("policy", None)).turns is None
+@pytest.mark.parametrize("gpus", [0, 1])
+async def test_a_guest_on_a_cpu_takes_no_turns(pool, gpus):
+    shared = GroupConfig(share="policy")
+    pool.state.groups = {"policy": GroupConfig(gpus_per_rank=gpus), "reward": shared}
+    assert (await pool.rank_group("policy", None)).gpu_lock is None
+    assert (await pool.rank_group("reward", None)).gpu_lock is None
 
 
 async def test_a_result_that_nobody_wants_is_only_written(pool, asked):

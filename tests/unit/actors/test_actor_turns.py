@@ -8,7 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from actors.cluster.actor_set import ActorSet
+from actors.ranks.policy import PolicyGroup
+from actors.ranks.reference import ReferenceGroup
+from actors.ranks.reward import RewardGroup
+from actors.ranks.value import ValueGroup
+from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
+from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.data.packing import UpdatePlan
 from rlhf_ray.errors import RunError
+from rlhf_ray.roles import RolloutBatch
 
 PASS_S = 0.02
 
@@ -88,7 +96,77 @@ async def test_a_role_that_waits_for_its_turn_is_idle(roles):
     assert roles[1].busy.take_idle_s() > PASS_S / 2
 
 
+class RecordingRank:
+    """A rank that answers every method with what is given for it, and notes that it was asked."""
+
+    def __init__(self, asked: list[str], answers: dict[str, object]) -> None:
+        self.asked, self.answers = asked, answers
+
+    def __getattr__(self, name: str) -> Recorded:
+        return Recorded(self, name)
+
+
+class Recorded:
+    def __init__(self, rank: RecordingRank, name: str, *, num_returns: int = 1) -> None:
+        self.rank, self.name, self.num_returns = rank, name, num_returns
+
+    def options(self, *, num_returns: int) -> Recorded:
+        return Recorded(self.rank, self.name, num_returns=num_returns)
+
+    def remote(self, *arguments: object) -> object:
+        self.rank.asked.append(self.name)
+        answer = asyncio.sleep(0, result=self.rank.answers.get(self.name))
+        return answer if self.num_returns == 1 else (answer, None)
+
+
+BATCH = RolloutBatch(summaries_B=(), shards=())
+PLAN = UpdatePlan(minibatches=())
+LEARNER, TIMEOUTS = LearnerConfig(), TimeoutConfig()
+
+
+async def publish(ranks: ActorSet) -> None:
+    policy = PolicyGroup(ranks, LEARNER, TIMEOUTS)
+    engine = RecordingRank([], {"logprobs": []})
+    policy.replicas, policy.probe, policy.max_gap = ActorSet("rollout", ["e"], [engine]), [], 1.0
+    await policy.publish(1)
+
+
+async def score(ranks: ActorSet) -> None:
+    config = RewardConfig.model_validate({"model": {"path": "rm"}, "functions": [{"path": "a:b"}]})
+    reward = RewardGroup(ranks, config, TIMEOUTS)
+    reward.weights = {"model": 1.0}
+    await reward.score(BATCH)
+
+
+@pytest.mark.parametrize(
+    ("work", "turn"),
+    [
+        (lambda r: PolicyGroup(r, LEARNER, TIMEOUTS).logprobs(BATCH), ["logprobs"]),
+        (lambda r: PolicyGroup(r, LEARNER, TIMEOUTS).update(None, PLAN, 0.0), ["update"]),
+        (lambda r: PolicyGroup(r, LEARNER, TIMEOUTS).restore("checkpoint"), ["restore"]),
+        (publish, ["publish", "logprobs_of"]),
+        (lambda r: ValueGroup(r, LEARNER, TIMEOUTS).values(BATCH), ["values"]),
+        (lambda r: ValueGroup(r, LEARNER, TIMEOUTS).update(None, PLAN), ["update"]),
+        (lambda r: ReferenceGroup(r, ReferenceConfig(), TIMEOUTS).logprobs(BATCH), ["logprobs"]),
+        # Functions may take long, and need no GPU.
+        (score, ["score_with_model"]),
+    ],
+)
+async def test_whatever_passes_a_model_does_so_in_its_turn(work, turn):
+    asked: list[str] = []
+    answers = {"publish": 7, "update": {}, "score_with_functions": {}, "logprobs_of": []}
+    answers["score_with_model"] = []
+    ranks = ActorSet("role", ["job/role/0"], [RecordingRank(asked, answers)])
+    ranks.gpu_lock = lock = asyncio.Lock()
+    async with lock:  # another role's turn
+        waiting = asyncio.ensure_future(work(ranks))
+        await asyncio.sleep(PASS_S)
+        assert not set(turn) & set(asked)
+    await waiting
+    assert [name for name in asked if name != "score_with_functions"] == [*turn, "free_memory"]
+
+
 def share(roles: list[ActorSet]) -> None:
     lock = asyncio.Lock()
     for role in roles:
-        role.turns = lock
+        role.gpu_lock = lock

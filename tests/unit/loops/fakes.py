@@ -107,6 +107,7 @@ class Company:
         self.version = -1
         self.requests: list[GenerationRequest] = []
         self.num_updates = 0
+        self.asleep = False
 
     def roles(self, *, value: bool = True) -> Roles:
         return Roles(
@@ -119,6 +120,7 @@ class Company:
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> RolloutBatch:
         self.said(f"rollout.generate@{self.version}")
+        self.asleep = False
         self.requests += requests
         return batch_of(
             [
@@ -130,9 +132,11 @@ class Company:
 
     async def sleep(self) -> None:
         self.said("rollout.sleep")
+        self.asleep = True
 
     async def wake_up(self) -> None:
         self.said("rollout.wake_up")
+        self.asleep = False
 
     async def score(self, batch: RolloutBatch) -> list[Score]:
         self.said("reward.score")
@@ -172,6 +176,7 @@ class Company:
         return {"loss": 0.5, "skipped_in_a_row": skipped, "lr": kl_coefficient}
 
     async def publish(self, version: int) -> Publication:
+        assert not self.asleep, "an engine that sleeps takes no weights"
         self.said(f"policy.publish@{version}")
         self.version = version
         return Publication(version=version, seconds=0.1, num_bytes=10, logprob_abs_max=1e-6)
