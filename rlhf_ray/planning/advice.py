@@ -109,25 +109,30 @@ class _Search:
 
     def here(self, change: Change) -> _Attempt | None:
         """A change on the cluster as it is; None if it is invalid."""
-        return self._attempt(change, self.cluster)
+        jobs = self._changed(change)
+        return None if jobs is None else self._attempt(change, jobs, self.cluster)
 
     def on_more_nodes(self, change: Change) -> _Attempt | None:
         """The same, on more nodes where it asks for more GPUs."""
+        jobs = self._changed(change)
+        if jobs is None or _num_gpus(jobs) > MOST_TIMES_GPUS * _num_gpus(self.jobs):
+            return None
         try:
-            jobs = changed(self.jobs, change)
-            if _num_gpus(jobs) > MOST_TIMES_GPUS * _num_gpus(self.jobs):
-                return None
             needed = smallest_cluster(groups_of(jobs), self.cluster)
-        except (ConfigError, ValidationError):
+        except ConfigError:
             return None
         larger = replace(self.cluster, nodes=max(needed.nodes, self.cluster.nodes))
-        return self._attempt(change, larger)
+        return self._attempt(change, jobs, larger)
 
-    def _attempt(self, change: Change, cluster: Cluster) -> _Attempt | None:
+    def _changed(self, change: Change) -> Sequence[PlannedJob] | None:
         try:
-            jobs = changed(self.jobs, change)
+            return changed(self.jobs, change)
         except ValidationError:
             return None
+
+    def _attempt(
+        self, change: Change, jobs: Sequence[PlannedJob], cluster: Cluster
+    ) -> _Attempt | None:
         plan: Plan | None = None
         try:
             plan = plan_jobs(jobs, self.shapes, cluster)

@@ -28,6 +28,7 @@ class Memory:
         activations: From here on what exists during a pass only.
         logits: And what is made of them.
         buffers: Gathered weights of ZeRO-3, buckets of gradients and of publication.
+        kept_buffers: How much of these stays between passes.
         host: Memory of the node beside the GPU's: what is offloaded.
     """
 
@@ -39,17 +40,19 @@ class Memory:
     activations: int = 0
     logits: int = 0
     buffers: int = 0
+    kept_buffers: int = 0
     host: int = 0
 
     @property
     def parts(self) -> dict[str, int]:
         """Every part on the device, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "host"}
+        within = ("kept_buffers", "host")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in within}
 
     @property
     def resident(self) -> int:
         """What stays between passes."""
-        return self.total - self.activations - self.logits - self.buffers
+        return self.total - self.activations - self.logits - self.buffers + self.kept_buffers
 
     @property
     def total(self) -> int:
@@ -58,11 +61,16 @@ class Memory:
 
 
 def publication_bytes(work: ModelWork) -> int:
-    """What publishing takes of a GPU while its engine is awake: a bucket on both sides, a probe."""
+    """What publishing takes of a GPU while its engine is awake.
+
+    A bucket on both sides, at least as large as any weight; then a pass over the probe, for which
+    ZeRO-3 gathers.
+    """
     if work.probe is None or not work.on_gpu:
         return 0
+    bucket = max(work.publishes_mb * MIB, work.shape.num_embedding * work.bytes_each)
     probe = passes.activation_bytes(work, work.probe) + passes.logits_bytes(work, work.probe)
-    return 2 * work.publishes_mb * MIB + probe
+    return 2 * bucket + probe + states.states_of(work).gathered
 
 
 def model_memory(work: ModelWork) -> Memory:
@@ -83,5 +91,6 @@ def model_memory(work: ModelWork) -> Memory:
         activations=passes.activation_bytes(work, largest),
         logits=passes.logits_bytes(work, largest),
         buffers=kept.reduced + max(kept.gathered, step, 0) + bucket,
+        kept_buffers=kept.reduced + bucket,
         host=kept.host,
     )

@@ -45,8 +45,9 @@ def activation_bytes(work: ModelWork, one: Pass) -> int:
         block = one.tokens * width * bytes_each
         return block * heap_factor(block, on_gpu=work.on_gpu, trains=one.backward)
 
-    # On the CPU, what ZeRO-3 notes of each layer comes to lie between the room of that layer's
-    # tensors and the next one's, which then cannot take it over.
+    # A layer computes where the one before did. Not so on the CPU under ZeRO-3, whose notes on each
+    # layer stay in the heap behind that layer's tensors, so that the next one's need room of their
+    # own.
     apart = work.zero.stage == 3 and not work.on_gpu
     rooms = (len(shape.layers) if apart else 1) * _room(shape, held)
     if not one.backward:
@@ -55,7 +56,7 @@ def activation_bytes(work: ModelWork, one: Pass) -> int:
     layer = _layer(shape, shape.layers[0].linears if casts else (), held)
     if not work.model.gradient_checkpointing:
         kept = len(shape.layers) * layer
-    else:  # one layer is whole while it is computed again, where it was without being saved
+    else:  # one layer is whole while it is computed again, in the room of its first computation
         kept = len(shape.layers) * held(shape.hidden) + layer + rooms - _room(shape, held)
     # The last norm and the head's input remain.
     return int(kept + 4 * held(shape.hidden))

@@ -99,8 +99,8 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
         policy=config.policy.model,
         head="value" if role == "value" else "lm",
         use=use,
-        read_rows=batches.rows,
-        trained_rows=batches.rows_per_optimizer_step,
+        read_rows=0 if use == "publish" else batches.rows,
+        trained_rows=batches.rows_per_optimizer_step if use == "train" else 0,
         row_tokens=batches.row_tokens,
         scored_share=min(1.0, config.rollout.max_new_tokens / batches.row_tokens),
         publication=config.publication if role == "policy" else None,
@@ -138,9 +138,6 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[Work], B
         budget=learner.max_tokens_per_micro_batch,
     )
 
-    # Of held-out rows there are enough to fill a micro-batch.
-    held_out = learner.max_tokens_per_micro_batch if config.eval.data.is_named else 0
-
     def model(role: str, forward: ForwardConfig, head: Head, use: Use) -> ModelWork:
         return _model_work(
             role,
@@ -150,8 +147,8 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[Work], B
             policy=learner.model,
             head=head,
             use=use,
-            read_rows=batches.rows if use == "read" else held_out,
-            trained_rows=batches.rows,
+            read_rows=_read_rows(config, use, batches.rows),
+            trained_rows=batches.rows if use == "train" else 0,
             row_tokens=batches.row_tokens,
             leaves=use == "read" and getattr(config, "reference_kind", "") == "precomputed",
         )
@@ -161,6 +158,18 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[Work], B
     if isinstance(config, DpoConfig) and config.uses_reference_role:
         work.append(model("reference", config.reference, "lm", "read"))
     return work, batches
+
+
+def _read_rows(config: SupervisedConfig, use: Use, batch_rows: int) -> int | None:
+    """Rows that one call scores without training on them; None for as many as fill a micro-batch.
+
+    Those are the held-out rows, a reward model's reference answers, and all rows where a reference
+    scores them ahead.
+    """
+    ahead = isinstance(config, DpoConfig) and config.reference_kind == "precomputed"
+    if config.eval.data.is_named or isinstance(config, RmConfig) or (use == "read" and ahead):
+        return None
+    return batch_rows if use == "read" else 0
 
 
 def _compares(config: SupervisedConfig) -> bool:
@@ -179,7 +188,7 @@ def _model_work(
     policy: ModelConfig,
     head: Head,
     use: Use,
-    read_rows: int,
+    read_rows: int | None,
     trained_rows: int,
     row_tokens: int,
     scored_share: float = 1.0,
@@ -187,21 +196,25 @@ def _model_work(
     prompt_tokens: int = 0,
     leaves: bool = False,
 ) -> ModelWork:
-    """A role's work; where it names no model, it starts from the policy's."""
+    """A role's work; where it names no model, it starts from the policy's.
+
+    It reads `read_rows` at a time (None: as many as fill a micro-batch) and trains `trained_rows`
+    in an optimiser step, each of at most `row_tokens`, of which `scored_share` are scored.
+    """
     model = forward.model.or_from(policy)
     # Shorter rows fill a micro-batch up to its budget; a longer one goes alone.
     budget = max(forward.max_tokens_per_micro_batch, row_tokens)
 
-    def one_pass(tokens: int, share: float, *, backward: bool = False) -> Pass:
+    def over(tokens: int, share: float, *, backward: bool = False) -> Pass | None:
         tokens = min(budget, tokens)
         scored = math.ceil(share * tokens) if head == "lm" else 0
         logits_tokens = min(scored, forward.logits_chunk_tokens)
-        return Pass(tokens=tokens, logits_tokens=logits_tokens, backward=backward)
+        one = Pass(tokens=tokens, logits_tokens=logits_tokens, backward=backward)
+        return one if tokens else None
 
-    def of_rank(rows: int) -> int:
-        return math.ceil(rows / group.ranks) * row_tokens
+    def of_rank(rows: int | None) -> int:
+        return budget if rows is None else math.ceil(rows / group.ranks) * row_tokens
 
-    training = one_pass(of_rank(trained_rows), scored_share, backward=True)
     # Prompts, of which each rank scores all.
     probe = 0 if publication is None else publication.probe_sequences * prompt_tokens
     return ModelWork(
@@ -213,9 +226,9 @@ def _model_work(
         zero=forward.zero,
         head=head,
         use=use,
-        reading=None if use == "publish" else one_pass(of_rank(read_rows), scored_share),
-        training=training if use == "train" else None,
-        probe=one_pass(probe, 1.0) if probe else None,
+        reading=over(of_rank(read_rows), scored_share),
+        training=over(of_rank(trained_rows), scored_share, backward=True),
+        probe=over(probe, 1.0),
         publishes_mb=0 if publication is None else publication.bucket_mb,
         leaves=leaves,
     )

@@ -208,7 +208,7 @@ def _reduced_bytes(work: ModelWork, trained: Trained, stage: int) -> int:
 
 
 def _gathered_bytes(work: ModelWork, stage: int) -> int:
-    if stage != 3 or (work.group.ranks == 1 and work.zero.offload_param == "none"):
+    if stage != 3 or (work.group.ranks == 1 and not _leaves(work, work.zero.offload_param)):
         return 0  # one rank has all of it where it is
     num, settings = work.shape.num_parameters(work.head), _settings(work)
     live = int(settings.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS))

@@ -16,7 +16,7 @@ Use = Literal["train", "publish", "read"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """A micro-batch.
+    """One micro-batch through a model.
 
     Attributes:
         logits_tokens: Rows of logits that exist at a time; 0 without a vocabulary product.

@@ -142,10 +142,13 @@ def test_a_policy_publishes_beside_an_engine_that_is_awake():
         assert gpu.busy == "rollout"
         return gpu.held["policy"], memory_of(plan, "policy").resident
 
-    small, resident = at_engines_turn(256)
+    held, resident = at_engines_turn(512)
     # The engine's process has a copy of each bucket.
-    assert at_engines_turn(512)[0] - small == 2 * 256 * MIB
-    assert small > resident + 2 * 256 * MIB, "the probe is passed as well"
+    assert at_engines_turn(1024)[0] - held == 2 * 512 * MIB
+    assert held > resident + 2 * 512 * MIB, "the probe is passed as well"
+    # The embedding goes in one piece.
+    embedding = 2 * SHAPES["Qwen/Qwen2.5-0.5B"].num_embedding
+    assert held - at_engines_turn(1)[0] == 2 * (512 * MIB - embedding)
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])

@@ -128,6 +128,30 @@ def test_sampling_passes_no_more_than_the_probe():
     assert sizes == sorted(set(sizes))
 
 
+def test_what_is_scored_ahead_or_held_out_fills_micro_batches():
+    budget = {"max_tokens_per_micro_batch": 65536}
+
+    def read_tokens(name, role, **sections):
+        config = job(name, batch_size=1, max_length=1024, **sections)
+        [need] = [need for need in planned(config).roles if need.role == role]
+        return need.work.reading and need.work.reading.tokens
+
+    held_out = {"eval": {"data": {"path": "held-out.jsonl"}}}
+    assert read_tokens("sft", "policy", policy=budget) is None
+    assert read_tokens("sft", "policy", policy=budget, **held_out) == 65536
+    assert read_tokens("rm", "reward", reward=budget) == 65536, "its reference answers"
+    assert read_tokens("dpo", "reference", reference=budget) == 2 * 1024
+    ahead = {"reference_kind": "precomputed"}
+    assert read_tokens("dpo", "reference", reference=budget, **ahead) == 65536
+
+
+def test_a_bucket_of_gradients_stays_under_stage_3():
+    memory = learner(8, zero={"stage": 3})
+    assert memory.resident == memory.total - memory.activations - memory.logits - (
+        memory.buffers - 2 * REDUCE_BUCKET
+    )
+
+
 def test_an_engine_fills_its_share():
     config = job("grpo", placement={"rollout": {"gpus_per_rank": 2}})
     memory = memory_of(planned(config), "rollout")
