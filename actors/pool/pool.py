@@ -179,10 +179,8 @@ class Pool:
         Engines sleep, models are released; results that later jobs start from stay in memory.
         """
         groups = self.state.groups
-        busy = {groups[role].share or role for role in roles if groups[role].gpus_per_rank}
-        idle = [
-            role for role in groups if role not in roles and (groups[role].share or role) in busy
-        ]
+        busy = {groups[role].host_of(role) for role in roles if groups[role].gpus_per_rank}
+        idle = [role for role in groups if role not in roles and groups[role].host_of(role) in busy]
         for role in idle:
             if role in self.state.hosted:
                 await self.unload(role)

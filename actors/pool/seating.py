@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,10 +43,9 @@ def slots_of(role: str, state: PoolState) -> list[Slot]:
 
 def shared_host(role: str, groups: Mapping[str, GroupConfig]) -> str:
     """The role whose GPUs this one and at least one other live on; empty where it has its own."""
-    host = groups[role].share or role
-    on_gpus = {name: group.share or name for name, group in groups.items() if group.gpus_per_rank}
-    others = [name for name in on_gpus if name != role and on_gpus[name] == host]
-    return host if role in on_gpus and others else ""
+    host_of = {name: g.host_of(name) for name, g in groups.items() if g.gpus_per_rank}
+    num_there = Counter(host_of.values())
+    return host_of[role] if role in host_of and num_there[host_of[role]] > 1 else ""
 
 
 def seats_of(role: str, state: PoolState, *, timeout_s: float) -> list[Seat]:

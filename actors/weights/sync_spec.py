@@ -42,6 +42,6 @@ def backend_of(config: PublicationConfig, placement: PlacementConfig) -> str:
     if not policy.gpus_per_rank:
         raise ConfigError("placement.policy must have GPUs where placement.rollout has, got none")
     # A CUDA handle is good on the GPU it was made on: each engine's GPU needs a policy rank.
-    together = (policy.share or "policy") == (rollout.share or "rollout")
+    together = policy.host_of("policy") == rollout.host_of("rollout")
     covers = policy.ranks >= rollout.ranks * rollout.gpus_per_rank
     return "ipc" if together and covers else "nccl"

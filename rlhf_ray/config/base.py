@@ -217,6 +217,10 @@ class GroupConfig(Config):
             )
         return self
 
+    def host_of(self, role: str) -> str:
+        """On whose GPUs `role` lives, whose group this is: itself, or the one it shares with."""
+        return self.share or role
+
 
 class Placement(Config):
     """The groups of a job's roles: one field a role."""

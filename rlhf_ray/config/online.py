@@ -159,8 +159,8 @@ class OnlineConfig(JobConfig):
     def scores_on_engines_gpus(self) -> bool:
         """Whether a reward model computes where the engines do, which have to leave first."""
         reward, rollout = self.placement.reward, self.placement.rollout
-        same = (reward.share or "reward") == (rollout.share or "rollout")
-        return bool(same and reward.gpus_per_rank and self.reward.model.path)
+        together = reward.host_of("reward") == rollout.host_of("rollout")
+        return bool(together and reward.gpus_per_rank and self.reward.model.path)
 
     @property
     def groups(self) -> dict[str, GroupConfig]:
