@@ -28,7 +28,7 @@ class AdvantageInputs:
         values_T: float[T], or None where the estimator has `needs_values` False.
         mask_T: bool[T].
         segments_T: int64[T].
-        groups_B: int64[B], the same number for the samples of one prompt.
+        groups_B: int64[B], the same number for the samples of one draw of a prompt.
     """
 
     token_rewards_T: Tensor

@@ -1,4 +1,4 @@
-"""Scores of sequences, seen from the group of samples of one prompt."""
+"""Scores of sequences, seen from the group of samples of one draw."""
 
 import torch
 from torch import Tensor

@@ -56,7 +56,7 @@ class DynamicSamplingConfig(Config):
     Attributes:
         max_rounds: Of generation, the first one included; each asks for what is still missing.
         on_exhausted: After the last round, train the groups there are (`partial`; with none at all
-            the run stops) or stop (`error`).
+            the step trains nothing) or stop (`error`).
     """
 
     enabled: bool = False

@@ -132,7 +132,6 @@ def _flatten(
     def joined(arrays: Arrays) -> torch.Tensor:
         return own(torch.from_numpy(np.concatenate(list(arrays))), mask_T)
 
-    prompt_numbers = {r.prompt.prompt_id: n for n, r in enumerate(rollouts_B)}
     return _Flat(
         old_T=joined(old_logprobs_B),
         reference_T=joined(reference_logprobs_B if reference_logprobs_B is not None else zeros),
@@ -140,7 +139,7 @@ def _flatten(
         behaviour_T=joined([rollout.logprobs_T for rollout in rollouts_B]),
         mask_T=mask_T,
         segments_T=torch.repeat_interleave(torch.arange(len(lens)), torch.tensor(lens)),
-        groups_B=torch.tensor([prompt_numbers[r.prompt.prompt_id] for r in rollouts_B]),
+        groups_B=torch.tensor([rollout.draw for rollout in rollouts_B]),
     )
 
 

@@ -159,6 +159,16 @@ def test_an_unset_variable_is_named_with_its_line(tmp_path, monkeypatch):
             ["--algorithm.kl.where", "loss"],
             r"algorithm\.kl .*k1 has no gradient in the loss, on average: take k2 or k3",
         ),
+        (
+            "total_steps: 5",
+            ["--value.warmup_steps", "5"],
+            r"value\.warmup_steps must be below total_steps \(5\), got 5",
+        ),
+        (
+            "",
+            ["--value.warmup_steps", "5", "--algorithm.advantage", "grpo"],
+            r"value\.warmup_steps must be 0 without a critic \(advantage grpo\), got 5",
+        ),
     ],
 )
 def test_an_error_says_where_what_and_what_is_allowed(tmp_path, more, arguments, expected):

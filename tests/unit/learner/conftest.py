@@ -71,6 +71,7 @@ def rows() -> list[Experience]:
                 token_ids_T=tuple(generator.integers(3, 61, size=num_prompt).tolist()),
                 text="",
             ),
+            draw=number,
             sample=0,
             response_ids_T=generator.integers(3, 61, size=num_response).astype(np.int32),
             logprobs_T=floats(-4),

@@ -205,6 +205,31 @@ def test_a_restored_learner_goes_on_bit_for_bit(make_policy, rows, tmp_path):
         assert torch.equal(weight, wanted[name]), name
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_learner_that_was_saved_before_its_first_step_starts_from_there(
+    make_policy, rows, tmp_path, stage, dtype
+):
+    """While the critic warms up, checkpoints hold a policy that took no step."""
+    settings = {"optim": {"warmup_steps": 3}, "zero": {"stage": stage}, "model": {"dtype": dtype}}
+    learner = make_policy(**settings)
+    start = learner_weights(learner)
+    learner.save(tmp_path / "saved")
+    rate = learner.update(rows, plan_of(rows), 0.1)["lr"]
+    wanted = learner_weights(learner)
+
+    other = make_policy(**settings)
+    other.update(rows, plan_of(rows), 0.1)  # what it knows now must go
+    other.load(tmp_path / "saved")
+    assert other.engine.num_steps == 0
+    for name, weight in learner_weights(other).items():
+        assert torch.equal(weight, start[name]), name
+    assert other.update(rows, plan_of(rows), 0.1)["lr"] == rate
+    for name, weight in learner_weights(other).items():
+        assert torch.equal(weight, wanted[name]), name
+        assert not torch.equal(weight, start[name]), name
+
+
 def test_a_folder_without_a_checkpoint_is_said(make_policy, tmp_path):
     with pytest.raises(ValueError, match="no DeepSpeed checkpoint in"):
         make_policy().load(tmp_path / "nothing")

@@ -29,7 +29,10 @@ def rollouts():
     """Three prompts, two samples each, of many lengths; groups do not stand together."""
     prompts = make_prompts(3)
     drawn = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
-    return [make_rollout(prompts[p], g, num_tokens=2 + (3 * p + 2 * g) % 7) for p, g in drawn]
+    return [
+        make_rollout(prompts[p], g, num_tokens=2 + (3 * p + 2 * g) % 7, draw=10 + p)
+        for p, g in drawn
+    ]
 
 
 SCORES = [1.0, -3.0, 0.5, 2.0, 4.0, 0.5]
@@ -117,14 +120,13 @@ def test_an_advantage_compares_a_score_with_its_group(rollouts):
         assert not row.reference_logprobs_T.any()
 
 
-def test_a_prompt_that_was_drawn_twice_is_one_larger_group(rollouts):
+def test_a_prompt_that_was_drawn_twice_makes_two_groups(rollouts):
     # Four prompts a step from a data set of three: one comes again, with samples 0 and 1 again.
-    again = [rollout for rollout in rollouts if rollout.prompt.prompt_id == "p0"]
-    scores = [*SCORES, 6.0, 7.0]
+    again = [replace(r, draw=13) for r in rollouts if r.prompt.prompt_id == "p0"]
+    scores = [*SCORES, 6.0, 8.0]
     advantages = advantages_of(assembled([*rollouts, *again], scores, advantage="dr_grpo"))
-    mean_of_p0 = (1.0 + 2.0 + 6.0 + 7.0) / 4
-    expected = [score - mean_of_p0 for score in (1.0, 2.0, 6.0, 7.0)]
-    assert [advantages[row] for row in (0, 3, 6, 7)] == pytest.approx(expected)
+    assert [advantages[row] for row in (0, 3)] == pytest.approx([-0.5, 0.5])
+    assert [advantages[row] for row in (6, 7)] == pytest.approx([-1.0, 1.0])
     assert [advantages[row] for row in (1, 4)] == pytest.approx([-3.5, 3.5])
 
 
