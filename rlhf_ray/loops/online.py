@@ -16,6 +16,7 @@ from typing import Any
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.data.packing import UpdatePlan, plan_update
+from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.batches import select, select_shards
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
@@ -249,7 +250,12 @@ class OnlineLoop:
                 await self.roles.value.save(str(folder / "value"))
                 roles.append("value")
             # In a thread: digests of large checkpoints take minutes, and actors need answers.
-            await asyncio.to_thread(self.store.commit, step, self._state(), roles=roles)
+            await in_thread(
+                partial(self.store.commit, step, self._state(), roles=roles),
+                timeout_s=self.config.timeouts.call_s,
+                actor="the driver",
+                operation=f"committing the checkpoint of step {step}",
+            )
         return {"time/checkpoint": timed.seconds}
 
     def _state(self) -> Mapping[str, Any]:
