@@ -105,6 +105,7 @@ class OnlineConfig(JobConfig):
     def _groups_can_differ(self) -> OnlineConfig:
         needs_groups = self.algorithm.advantage in (
             "grpo",
+            "gdpo",
             "dr_grpo",
             "rloo",
             "reinforce++_baseline",
@@ -135,6 +136,17 @@ class OnlineConfig(JobConfig):
         kl = self.algorithm.kl
         if kl.controller == "adaptive" and not kl.coefficient:
             raise ValueError("algorithm.kl.coefficient must be above 0 to adapt from, got 0")
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_can_be_told_apart(self) -> OnlineConfig:
+        shaping = self.reward.shaping
+        changed = {"clip": shaping.clip, "whiten": shaping.whiten}
+        if self.algorithm.advantage == "gdpo" and any(changed.values()):
+            raise ValueError(
+                "reward.shaping.clip and .whiten change the sum of the rewards, and advantage gdpo "
+                f"standardises each by itself: leave them out, got {changed}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -203,6 +215,6 @@ class PpoConfig(OnlineConfig):
             advantage="gae",
             whiten_advantages=True,
             minibatches=4,
-            kl=KlConfig(coefficient=0.05, estimator="k1", where="reward"),
+            kl=KlConfig(coefficient=0.05, where="reward"),
         )
     )

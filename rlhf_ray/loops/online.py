@@ -128,7 +128,7 @@ class OnlineLoop:
         )
         experience, metrics = await roles.assembler.build(
             batch,
-            [scored[row].total for row in collected.kept],
+            [scored[row] for row in collected.kept],
             old=old,
             reference=reference,
             values=values,
@@ -151,7 +151,10 @@ class OnlineLoop:
         learner = self.config.policy if role == "policy" else self.config.value
         return plan_update(
             [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B],
-            [s.num_own_tokens for s in batch.summaries_B],
+            [
+                s.num_own_tokens if self.config.algorithm.trains(s.finish_reason) else 0
+                for s in batch.summaries_B
+            ],
             num_ranks=self.num_policy_ranks if role == "policy" else self.num_value_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=self.config.algorithm.minibatches,
