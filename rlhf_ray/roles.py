@@ -22,15 +22,17 @@ Usage: TypeAlias = Callable[[], Awaitable[Metrics]]
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """All samples of one prompt.
+    """All samples of one draw.
 
     Attributes:
         prompt: What is answered.
+        draw: Its position in the order of the data, which tells this use of it from others.
         seeds_G: One a sample: the same seed and prompt give the same sample.
         temperature: 0 is greedy.
     """
 
     prompt: Prompt
+    draw: int
     seeds_G: tuple[int, ...]
     temperature: float
     max_new_tokens: int

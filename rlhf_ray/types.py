@@ -56,7 +56,9 @@ class Rollout:
 
     Attributes:
         prompt: What was answered.
-        sample: Index among the prompt's samples, 0 to G - 1.
+        draw: The prompt's position in the order of the data, never used twice: the same prompt
+            drawn again is another draw. All samples of a draw are a group.
+        sample: Index among the draw's samples, 0 to G - 1.
         response_ids_T: Tokens after the prompt, the end token included where the policy wrote one.
         logprobs_T: Log-probability (nats) of each response token under the engine's weights and
             temperature at the time it was sampled.
@@ -67,6 +69,7 @@ class Rollout:
     """
 
     prompt: Prompt
+    draw: int
     sample: int
     response_ids_T: IntArray
     logprobs_T: FloatArray
@@ -86,10 +89,12 @@ class RolloutSummary:
     """What the controller may know of a rollout without holding its tokens.
 
     Attributes:
+        draw: Tells the group; see `Rollout`.
         version_sum: Of the versions that sampled its response's tokens.
     """
 
     prompt_id: str
+    draw: int
     sample: int
     num_prompt_tokens: int
     num_response_tokens: int
@@ -138,11 +143,12 @@ class Score:
     """What the reward role says of one rollout.
 
     Attributes:
-        total: The weighted sum that is trained on.
+        total: The weighted sum that is trained on; `None` where no function applied: such a rollout
+            is not trained.
         parts: Each reward function's own value by name; `None` where it did not apply.
     """
 
-    total: float
+    total: float | None
     parts: Mapping[str, float | None] = field(default_factory=dict)
 
 

@@ -88,7 +88,9 @@ class RolloutReplica:
     async def _warm_up(self) -> None:
         """The first request of each kind takes seconds: not while a training step waits for it."""
         prompt = Prompt(prompt_id="warm-up", token_ids_T=(0, 0), text="")
-        request = GenerationRequest(prompt=prompt, seeds_G=(0,), temperature=1.0, max_new_tokens=2)
+        request = GenerationRequest(
+            prompt=prompt, draw=0, seeds_G=(0,), temperature=1.0, max_new_tokens=2
+        )
         await self._finished(*await self._admit(request, 0, RolloutConfig()), timeout_s=WARM_UP_S)
         await self._score(prompt.token_ids_T, num_given=1, timeout_s=WARM_UP_S)
 
@@ -122,7 +124,7 @@ class RolloutReplica:
             together = await self._admit_together(requests, config, timeout_s)
             for request, sample, admitted in together:
                 output = await self._finished(*admitted, timeout_s=timeout_s)
-                rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
+                rollouts.append(self._rollout(request, sample, output.outputs[0]))
         except BaseException:
             await self.drop_requests()
             raise
@@ -196,7 +198,8 @@ class RolloutReplica:
         running, self.running = self.running, set()
         await self.engine.abort(running)
 
-    def _rollout(self, prompt: Prompt, sample: int, output: Any) -> Rollout:
+    def _rollout(self, request: GenerationRequest, sample: int, output: Any) -> Rollout:
+        prompt = request.prompt
         if output.finish_reason not in ("stop", "length"):
             raise RunError(f"{prompt.prompt_id}: vLLM ended the request: {output.finish_reason}")
         num_tokens = len(output.token_ids)
@@ -206,6 +209,7 @@ class RolloutReplica:
             versions_T[span.start : span.end] = int(span.version)
         return Rollout(
             prompt=prompt,
+            draw=request.draw,
             sample=sample,
             response_ids_T=np.asarray(output.token_ids, dtype=np.int32),
             logprobs_T=np.asarray(
@@ -330,6 +334,7 @@ def summarize(rollout: Rollout) -> RolloutSummary:
     """What the controller may know of a rollout."""
     return RolloutSummary(
         prompt_id=rollout.prompt.prompt_id,
+        draw=rollout.draw,
         sample=rollout.sample,
         num_prompt_tokens=len(rollout.prompt.token_ids_T),
         num_response_tokens=len(rollout.response_ids_T),

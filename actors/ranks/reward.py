@@ -133,7 +133,10 @@ def _seed_for(batch: RolloutBatch) -> None:
 
     first = batch.summaries_B[0]
     [seed] = sample_seeds(
-        seed=first.version_max, draw="reward", prompt_id=first.prompt_id, num_samples=1
+        seed=first.version_max,
+        draw=f"reward/{first.draw}",
+        prompt_id=first.prompt_id,
+        num_samples=1,
     )
     random.seed(seed)
     np.random.seed(seed)
@@ -178,8 +181,7 @@ class RewardGroup:
             0, "score_with_functions", batch, timeout_s=self.timeouts.reward_s + 30.0
         )
         modelled = await self._score_with_model(batch)
-        prompt_ids = [summary.prompt_id for summary in batch.summaries_B]
-        return combine({**values, **modelled}, self.weights, prompt_ids)
+        return combine({**values, **modelled}, self.weights, num_rows=len(batch.summaries_B))
 
     async def _score_with_model(self, batch: RolloutBatch) -> Mapping[str, Sequence[float | None]]:
         if not self.reward.model.path:

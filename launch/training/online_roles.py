@@ -107,7 +107,7 @@ def _policy_spec(config: OnlineConfig) -> PolicySpec:
         algorithm=config.algorithm,
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
-        total_steps=_optimiser_steps(config),
+        total_steps=_optimiser_steps(config, config.total_steps - config.value.warmup_steps),
         replay_folder=str(Path(config.run_dir) / "skipped" / "policy"),
         seed=config.seed,
     )
@@ -120,7 +120,7 @@ def _value_spec(config: OnlineConfig) -> ValueSpec:
         learner=learner,
         algorithm=config.algorithm,
         max_new_tokens=config.rollout.max_new_tokens,
-        total_steps=_optimiser_steps(config),
+        total_steps=_optimiser_steps(config, config.total_steps),
         replay_folder=str(Path(config.run_dir) / "skipped" / "value"),
         seed=config.seed,
     )
@@ -134,8 +134,8 @@ def _reference_spec(config: OnlineConfig) -> ReferenceSpec:
     )
 
 
-def _optimiser_steps(config: OnlineConfig) -> int:
-    return config.total_steps * config.algorithm.epochs * config.algorithm.minibatches
+def _optimiser_steps(config: OnlineConfig, num_steps: int) -> int:
+    return num_steps * config.algorithm.epochs * config.algorithm.minibatches
 
 
 def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:

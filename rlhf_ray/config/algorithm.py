@@ -102,7 +102,7 @@ class DynamicSamplingConfig(Config):
     Attributes:
         max_rounds: Of generation, the first one included; each asks for what is still missing.
         on_exhausted: After the last round, train the groups there are (`partial`; with none at all
-            the run stops) or stop (`error`).
+            the step trains nothing) or stop (`error`).
     """
 
     enabled: bool = False
@@ -161,11 +161,16 @@ class AlgorithmConfig(Config):
                 "truncated: bootstrap takes a critic's value, which only advantage gae has, got "
                 f"{self.advantage}"
             )
-        if self.advantage == "gdpo" and self.kl.coefficient and self.kl.where == "reward":
+        if self.tells_rewards_apart and self.kl.coefficient and self.kl.where == "reward":
             raise ValueError(
                 "kl.where must be loss for advantage gdpo, which standardises each reward by itself"
             )
         return self
+
+    @property
+    def tells_rewards_apart(self) -> bool:
+        """Whether each reward is compared by itself, not their sum."""
+        return self.advantage == "gdpo"
 
     def trains(self, finish_reason: Literal["stop", "length"]) -> bool:
         """Whether a response that ended so enters the losses."""

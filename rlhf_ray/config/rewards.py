@@ -18,7 +18,8 @@ ROLES = ("policy", "reference", "reward", "value", "rollout")
 class RewardFunctionConfig(Config):
     """A Python function by import path (`package.module:function` or `file.py:function`).
 
-    Called as `function(prompts, completions, **columns, **arguments) -> list[float | None]`.
+    Called as `function(prompts, completions, **columns, **arguments) -> list[float | None]`; None
+    is where it does not apply. A completion that no reward applies to is not trained.
     """
 
     path: str

@@ -75,7 +75,8 @@ def assemble(
 
     Args:
         rollouts_B: The step's rollouts.
-        scores_B: Their scores, before shaping; their parts count where rewards are told apart.
+        scores_B: Their scores, before shaping, each with a total; their parts count where rewards
+            are told apart.
         old_logprobs_B: Of the trainer's policy before the update; float [T] each.
         reference_logprobs_B: Of the reference; None where the job has none.
         values_B: Of the critic, the state after the last token included, float [T + 1] each; None
@@ -134,7 +135,7 @@ def _compared(
 ) -> AdvantageInputs:
     """What an estimator looks at; `kl_T` is that of the reward."""
     shaped_B = shape_scores(
-        [score.total for score in scores_B],
+        _totals(scores_B),
         rollouts_B,
         spec.shaping,
         max_new_tokens=spec.max_new_tokens,
@@ -165,6 +166,13 @@ def _compared(
         applies_BK=parts.applies_BK,
         weights_K=parts.weights_K,
     )
+
+
+def _totals(scores_B: Sequence[Score]) -> list[float]:
+    totals = [score.total for score in scores_B if score.total is not None]
+    if len(totals) < len(scores_B):
+        raise ValueError(f"{len(scores_B) - len(totals)} of {len(scores_B)} rows have no score")
+    return totals
 
 
 def _last_values(
@@ -207,7 +215,6 @@ def _flatten(
     def joined(arrays: Arrays) -> torch.Tensor:
         return own(torch.from_numpy(np.concatenate(list(arrays))), mask_T)
 
-    prompt_numbers = {r.prompt.prompt_id: n for n, r in enumerate(rollouts_B)}
     return _Flat(
         old_T=joined(old_logprobs_B),
         reference_T=joined(reference_logprobs_B if reference_logprobs_B is not None else zeros),
@@ -220,7 +227,7 @@ def _flatten(
         behaviour_T=joined([rollout.logprobs_T for rollout in rollouts_B]),
         mask_T=mask_T,
         segments_T=torch.repeat_interleave(torch.arange(len(lens)), torch.tensor(lens)),
-        groups_B=torch.tensor([prompt_numbers[r.prompt.prompt_id] for r in rollouts_B]),
+        groups_B=torch.tensor([rollout.draw for rollout in rollouts_B]),
     )
 
 

@@ -173,6 +173,7 @@ def test_the_trained_reward_model_scores_in_ppo_as_it_did_in_training(ran, pool)
     answers = [
         Rollout(
             prompt=Prompt(prompt_id=str(row), token_ids_T=(1,), text=pair["prompt"]),
+            draw=row,
             sample=0,
             response_ids_T=np.zeros(1, dtype=np.int32),
             logprobs_T=np.zeros(1, dtype=np.float32),

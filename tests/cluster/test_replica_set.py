@@ -45,6 +45,7 @@ def replica_class(cluster):
             summaries = [
                 RolloutSummary(
                     prompt_id=prompt_id,
+                    draw=0,
                     sample=sample,
                     num_prompt_tokens=1,
                     num_response_tokens=1,
@@ -81,7 +82,7 @@ async def test_requests_wake_replicas_that_sleep_on_a_shared_gpu(replicas):
 def request(prompt_id, num_tokens, seeds):
     prompt = Prompt(prompt_id=prompt_id, token_ids_T=(1,) * num_tokens, text="")
     return GenerationRequest(
-        prompt=prompt, seeds_G=tuple(seeds), temperature=1.0, max_new_tokens=10
+        prompt=prompt, draw=0, seeds_G=tuple(seeds), temperature=1.0, max_new_tokens=10
     )
 
 

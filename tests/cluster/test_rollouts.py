@@ -42,6 +42,7 @@ def request(tokenizer, text, seeds, *, temperature=1.0, max_new_tokens=24):
     token_ids = tokenizer(text)["input_ids"]
     return GenerationRequest(
         prompt=Prompt(prompt_id=f"test:{text}", token_ids_T=tuple(token_ids), text=text),
+        draw=0,
         seeds_G=tuple(seeds),
         temperature=temperature,
         max_new_tokens=max_new_tokens,

@@ -186,11 +186,12 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
     requests = [
         GenerationRequest(
             prompt=prompt,
+            draw=draw,
             seeds_G=(1, 2),
             temperature=TEMPERATURE,
             max_new_tokens=num_tokens,
         )
-        for prompt in load_online_data(config).prompts[:4]
+        for draw, prompt in enumerate(load_online_data(config).prompts[:4])
     ]
 
     async def publish_while_it_generates():

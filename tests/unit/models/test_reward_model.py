@@ -72,6 +72,7 @@ def make_rollout(prompt, completion):
     """Its token ids are another tokenizer's: the reward model must go by the text."""
     return Rollout(
         prompt=Prompt(prompt_id="p", token_ids_T=(1, 2, 3), text=prompt),
+        draw=0,
         sample=0,
         response_ids_T=np.array([7, 7], dtype=np.int32),
         logprobs_T=np.zeros(2, dtype=np.float32),
