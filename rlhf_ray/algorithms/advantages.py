@@ -64,7 +64,8 @@ class AdvantageParams:
     Attributes:
         gamma: Discount a token, in [0, 1] (gae, reinforce++).
         lam: λ of GAE, in [0, 1].
-        std_epsilon: Added to a standard deviation (grpo, gdpo), in units of the reward.
+        std_epsilon: Added to a standard deviation (grpo, gdpo), in units of the reward; TRL's is
+            1e-4.
         whiten: Whether to whiten at last; `reinforce++` and its variant do in any case.
 
     Raises:

@@ -46,7 +46,8 @@ LOSS_TERMS: Registry[LossTerm] = Registry("loss term")
 def entropy(inputs: LossTermInputs) -> TokenLoss:
     """The entropy bonus: minus the entropy of the policy at each own token.
 
-    Source: Williams and Peng 1991; PPO, https://arxiv.org/abs/1707.06347, eq. 9.
+    Source: Williams and Peng 1991; PPO, https://arxiv.org/abs/1707.06347, eq. 9. It is reduced as
+    the policy's loss is; TRL takes the mean over tokens whatever the reduction.
 
     Raises:
         ValueError: `entropy_T` is missing.
