@@ -125,7 +125,7 @@ class Value(Protocol):
     """The critic."""
 
     async def values(self, batch: RolloutBatch) -> Sequence[Shard]:
-        """The expected return before each response token: one float array [T] a row."""
+        """The expected return before each response token and after the last: [T + 1] a row."""
         ...
 
     async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
@@ -218,7 +218,7 @@ class Assembler(Protocol):
     async def build(
         self,
         batch: RolloutBatch,
-        scores_B: Sequence[float],
+        scores_B: Sequence[Score],
         *,
         old: Sequence[Shard],
         reference: Sequence[Shard] | None,

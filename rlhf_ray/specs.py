@@ -5,6 +5,7 @@ Importing this imports no torch, so that the driver can name a role without beco
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -81,8 +82,13 @@ class SupervisedSpec(Generic[Job]):
 
 @dataclass(frozen=True, kw_only=True)
 class AssemblySpec:
-    """What of the configuration decides about advantages."""
+    """What of the configuration decides about advantages.
+
+    Attributes:
+        reward_weights: Factor of each reward, by name.
+    """
 
     algorithm: AlgorithmConfig
     shaping: ShapingConfig
     max_new_tokens: int
+    reward_weights: Mapping[str, float]

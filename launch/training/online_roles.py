@@ -73,6 +73,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         algorithm=config.algorithm,
         shaping=config.reward.shaping,
         max_new_tokens=config.rollout.max_new_tokens,
+        reward_weights=reward.weights,
     )
     return Roles(
         rollout=rollout,

@@ -22,8 +22,8 @@ class GroupFilter:
 
     Example:
         >>> while num_prompts := group_filter.next_round():
-        ...     for draw_number, scores_G in generate(draw(num_prompts)):
-        ...         if group_filter.offer(draw_number, scores_G):
+        ...     for draw_number, scores_KG in generate(draw(num_prompts)):
+        ...         if group_filter.offer(draw_number, scores_KG):
         ...             keep(draw_number)
     """
 
@@ -83,20 +83,22 @@ class GroupFilter:
         self._num_outstanding = self.num_missing
         return self._num_outstanding
 
-    def offer(self, draw: int, scores_G: Sequence[float]) -> bool:
+    def offer(self, draw: int, scores_KG: Sequence[Sequence[float]]) -> bool:
         """Takes a group's scores and tells whether to train it.
 
         Args:
             draw: Tells the group: the same prompt may be drawn more than once.
-            scores_G: Of the samples that have one; fewer than two have no spread.
+            scores_KG: Of what is compared, the sum of the rewards or each of them, the scores of
+                the samples that have one: spread in one is enough. Fewer than two have none.
 
         Raises:
             ValueError: A score is not finite.
         """
-        if not all(math.isfinite(score) for score in scores_G):
-            raise ValueError(f"scores of draw {draw} must be finite, got {list(scores_G)}")
+        for scores_G in scores_KG:
+            if not all(math.isfinite(score) for score in scores_G):
+                raise ValueError(f"scores of draw {draw} must be finite, got {list(scores_G)}")
         assert self._num_outstanding > 0, f"draw {draw} was not asked for in this round"
         self._num_outstanding -= 1
-        has_spread = len(scores_G) > 0 and max(scores_G) > min(scores_G)
+        has_spread = any(len(set(scores_G)) > 1 for scores_G in scores_KG)
         (self.accepted if has_spread else self.filtered).append(draw)
         return has_spread

@@ -19,7 +19,7 @@ class TokenScores:
 
     Attributes:
         logprobs_T: Log-probability (nats) of each token; float32 (float64 if the logits are)
-            whatever the dtype of the model.
+            whatever the dtype of the model. -inf where the head's logit is.
         entropy_T: Entropy (nats) of the distribution that each token was drawn from.
         top_T: int64, the likeliest token in its place.
         router_loss: Load-balancing loss of the whole pass, from a model with experts.
@@ -116,6 +116,8 @@ def _logprobs(logits_tV: Tensor, targets_t: Tensor) -> Tensor:
 
 
 def _entropy(logits_tV: Tensor) -> Tensor:
-    # -Σ p log p = log Z - Σ p · logit
-    mean_logit_t = (torch.softmax(logits_tV, dim=-1) * logits_tV).sum(-1)
+    # -Σ p log p = log Z - Σ p · logit. A word that is masked by -inf has p = 0 and counts 0, but
+    # 0 · -inf is NaN, in the value and in the gradient.
+    finite_tV = logits_tV.masked_fill(logits_tV.isneginf(), 0.0)
+    mean_logit_t = (torch.softmax(logits_tV, dim=-1) * finite_tV).sum(-1)
     return torch.logsumexp(logits_tV, dim=-1) - mean_logit_t

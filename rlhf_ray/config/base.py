@@ -35,6 +35,8 @@ class Config(BaseModel):
             return values
         completed = dict(values)
         for name, field in cls.model_fields.items():
+            if field.default_factory_takes_validated_data:
+                continue  # it follows from other keys, and is no section
             default = field.get_default(call_default_factory=True)
             if isinstance(default, BaseModel) and isinstance(values.get(name), Mapping):
                 completed[name] = laid_over(default.model_dump(exclude_unset=True), values[name])

@@ -104,6 +104,8 @@ def _explain_all(
     """One problem a key: pydantic reports a union once for every alternative."""
     problems: dict[KeyPath | str, Problem] = {}
     for error in errors:
+        if error["type"] == "default_factory_not_called":
+            continue  # the key that the default follows from has an error of its own
         path, message = _explain(error, cls, file.values)
         where = _where(path, file.lines, from_command_line)
         problems.setdefault(path or message, Problem(path=path, message=message, where=where))

@@ -164,6 +164,17 @@ class OnlineConfig(JobConfig):
         return self
 
     @model_validator(mode="after")
+    def _rewards_can_be_told_apart(self) -> OnlineConfig:
+        shaping = self.reward.shaping
+        changed = {"clip": shaping.clip, "whiten": shaping.whiten}
+        if self.algorithm.tells_rewards_apart and any(changed.values()):
+            raise ValueError(
+                "reward.shaping.clip and .whiten change the sum of the rewards, and advantage gdpo "
+                f"standardises each by itself: leave them out, got {changed}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _dropout_is_off(self) -> OnlineConfig:
         for role in ("policy", "value"):
             dropout = getattr(self, role).model.lora.dropout
@@ -211,7 +222,7 @@ class OnlineConfig(JobConfig):
     @property
     def smallest_group(self) -> int:
         """Scored samples that a draw needs to be trained: 2 where they are compared."""
-        compared = ("grpo", "dr_grpo", "rloo", "reinforce++_baseline")
+        compared = ("grpo", "gdpo", "dr_grpo", "rloo", "reinforce++_baseline")
         return 2 if self.algorithm.advantage in compared else 1
 
     @property
@@ -235,6 +246,6 @@ class PpoConfig(OnlineConfig):
             advantage="gae",
             whiten_advantages=True,
             minibatches=4,
-            kl=KlConfig(coefficient=0.05, estimator="k1", where="reward"),
+            kl=KlConfig(coefficient=0.05, where="reward"),
         )
     )

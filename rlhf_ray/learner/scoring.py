@@ -27,6 +27,7 @@ def score_rollouts(
     config: ForwardConfig,
     *,
     device: torch.device,
+    with_end: bool = False,
 ) -> list[npt.NDArray[np.float32]]:
     """One number a response token, for this rank's rows.
 
@@ -36,14 +37,20 @@ def score_rollouts(
         plan: Rank -> micro-batch -> row.
         config: Layout of micro-batches, chunks of logits.
         device: Of the model.
+        with_end: One number more for each row, of what follows its last token.
 
     Returns:
         One array a row, in the order in which `plan` names this rank's rows.
     """
-    lens_B = [len(rollout.response_ids_T) for rollout in rollouts]
+    lens_B = [len(rollout.response_ids_T) + with_end for rollout in rollouts]
     scored: list[npt.NDArray[np.float32]] = []
     for rows, num_chunks in passes(plan, lens_B, config):
-        batch = rollout_batch([rollouts[row] for row in rows], padded=config.padded, device=device)
+        batch = rollout_batch(
+            [rollouts[row] for row in rows],
+            padded=config.padded,
+            device=device,
+            with_end=with_end,
+        )
         scored += split_rows(forward(batch, num_chunks), [lens_B[row] for row in rows])
     return scored
 

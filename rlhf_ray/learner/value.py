@@ -15,7 +15,7 @@ from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
-from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
+from rlhf_ray.learner.rows import flat, rollout_batch, trained_lens, trained_mask
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.classifier import load_decoder
@@ -42,7 +42,10 @@ class ValueLearner(Learner):
     def values(
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
     ) -> list[npt.NDArray[np.float32]]:
-        """Values of this rank's rows, in the order in which the plan names them."""
+        """Values of this rank's rows, in the order in which the plan names them: [T + 1] each.
+
+        Before every response token, and of the state after the last one.
+        """
         with self.engine.inference():
             return score_rollouts(
                 lambda batch, num_chunks: self.engine(batch),
@@ -50,6 +53,7 @@ class ValueLearner(Learner):
                 plan,
                 self.spec.learner,
                 device=self.device,
+                with_end=True,
             )
 
     def update(self, rows: Sequence[Experience], plan: UpdatePlan) -> dict[str, float]:
@@ -73,7 +77,7 @@ class ValueLearner(Learner):
             padded=self.spec.learner.padded,
             device=device,
         )
-        mask_T = own_mask(rows, device)
+        mask_T = trained_mask(rows, device)
         term = VALUE_LOSSES[algorithm.value_loss](
             ValueLossInputs(
                 values_T=self.engine(batch),
@@ -85,5 +89,5 @@ class ValueLearner(Learner):
             ),
             ValueLossParams(clip=algorithm.value_clip),
         )
-        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, own_lens(rows, device))
+        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, trained_lens(rows, device))
         return loss, term.metrics

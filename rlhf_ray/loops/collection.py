@@ -14,7 +14,7 @@ from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.batches import join, select
 from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.groups import rows_by_draw, scored_rows
+from rlhf_ray.loops.groups import compared_scores, rows_by_draw, scored_rows
 from rlhf_ray.loops.seeds import sample_seeds
 from rlhf_ray.roles import GenerationRequest, Reward, RolloutBatch, RolloutEngine
 from rlhf_ray.types import Prompt, Score
@@ -98,7 +98,9 @@ class Collector:
                     await self._make_room()
                 with clock.phase("score"):
                     scored = await self.reward.score(batch)
-                rows = _rows_with_spread(batch, scored, groups)
+                rows = _rows_with_spread(
+                    batch, scored, groups, apart=self.config.algorithm.tells_rewards_apart
+                )
                 kept += [len(scores) + row for row in rows]
                 batches.append(batch)
                 scores += scored
@@ -148,12 +150,12 @@ class Collector:
 
 
 def _rows_with_spread(
-    batch: RolloutBatch, scores: Sequence[Score], groups: GroupFilter
+    batch: RolloutBatch, scores: Sequence[Score], groups: GroupFilter, *, apart: bool
 ) -> list[int]:
     kept: list[int] = []
     for group in rows_by_draw(batch.summaries_B):
         rows = scored_rows(scores, group)
-        totals = [total for row in rows if (total := scores[row].total) is not None]
-        if groups.offer(batch.summaries_B[group[0]].draw, totals):
+        compared = compared_scores([scores[row] for row in rows], apart=apart)
+        if groups.offer(batch.summaries_B[group[0]].draw, compared):
             kept += rows
     return kept

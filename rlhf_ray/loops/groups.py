@@ -20,6 +20,15 @@ def scored_rows(scores_B: Sequence[Score], rows: Sequence[int]) -> list[int]:
     return [row for row in rows if scores_B[row].total is not None]
 
 
+def compared_scores(scores_G: Sequence[Score], *, apart: bool) -> list[list[float]]:
+    """What of a group is compared: the totals, or `apart` each reward's own values."""
+    if not apart:
+        return [[score.total for score in scores_G if score.total is not None]]
+    names = scores_G[0].parts if scores_G else ()
+    columns = [[score.parts[name] for score in scores_G] for name in names]
+    return [[value for value in column if value is not None] for column in columns]
+
+
 def trainable_rows(
     summaries_B: Sequence[RolloutSummary], scores_B: Sequence[Score], *, smallest_group: int
 ) -> list[int]:

@@ -168,7 +168,7 @@ class OnlineLoop:
             return Scored(scores=scores, batch=trained, experience=None, metrics={})
         experience, metrics = await roles.assembler.build(
             trained,
-            [total for row in rows if (total := scores_B[row].total) is not None],
+            [scores_B[row] for row in rows],
             old=select_shards(old, rows),
             reference=None if reference is None else select_shards(reference, rows),
             values=None if values is None else select_shards(values, rows),
@@ -219,7 +219,10 @@ class OnlineLoop:
         learner = self.config.policy if role == "policy" else self.config.value
         return plan_update(
             [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B],
-            [s.num_own_tokens for s in batch.summaries_B],
+            [
+                s.num_own_tokens if self.config.algorithm.trains(s.finish_reason) else 0
+                for s in batch.summaries_B
+            ],
             num_ranks=self.num_policy_ranks if role == "policy" else self.num_value_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=self.config.algorithm.minibatches,

@@ -129,7 +129,8 @@ def build_batch(
 
     Args:
         sequences_B: Token ids of each sequence.
-        scored_B: Indices (at least 1) of each sequence's tokens whose log-probability is wanted.
+        scored_B: Indices (at least 1) of each sequence's tokens whose log-probability is wanted. An
+            index one past the end asks what a critic makes of the whole sequence; its target is 0.
         padded: Rectangle instead of end to end.
         device: Of the tensors.
 
@@ -139,7 +140,10 @@ def build_batch(
     """
     layout = lay_out(sequences_B, padded=padded, device=device)
     nothing = np.zeros(0, dtype=np.int64)
-    targets = [sequence[scored] for sequence, scored in zip(sequences_B, scored_B, strict=True)]
+    targets = [
+        np.append(sequence, 0)[scored]
+        for sequence, scored in zip(sequences_B, scored_B, strict=True)
+    ]
     num_scored_B = np.array([len(scored) for scored in scored_B], dtype=np.int64)
     segments_T = _tensor(np.repeat(np.arange(len(scored_B)), num_scored_B), device)
     scored_T = _tensor(np.concatenate([nothing, *scored_B]), device)

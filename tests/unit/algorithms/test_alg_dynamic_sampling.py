@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rlhf_ray.algorithms.dynamic_sampling import DynamicSamplingExhausted, GroupFilter
 
-SPREAD, EQUAL = [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]
+SPREAD, EQUAL = [[0.0, 1.0, 0.0]], [[1.0, 1.0, 1.0]]
 
 
 @given(
@@ -73,8 +73,8 @@ def test_nothing_is_lost_and_nothing_is_surplus() -> None:
 def test_a_group_of_one_or_none_has_no_spread() -> None:
     group_filter = GroupFilter(num_prompts=2, max_rounds=1, on_exhausted="partial")
     group_filter.next_round()
-    assert not group_filter.offer(0, [1.0])
-    assert not group_filter.offer(1, [])
+    assert not group_filter.offer(0, [[1.0]])
+    assert not group_filter.offer(1, [[]])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -82,7 +82,7 @@ def test_a_score_that_is_not_finite_is_refused(bad: float) -> None:
     group_filter = GroupFilter(num_prompts=1, max_rounds=1, on_exhausted="error")
     group_filter.next_round()
     with pytest.raises(ValueError, match="scores of draw 3 must be finite"):
-        group_filter.offer(3, [0.0, bad])
+        group_filter.offer(3, [[0.0, bad]])
     assert group_filter.offer(3, SPREAD), "the refused offer did not count"
 
 
@@ -91,3 +91,10 @@ def test_bad_arguments() -> None:
         GroupFilter(num_prompts=0, max_rounds=1, on_exhausted="error")
     with pytest.raises(ValueError, match="max_rounds must be at least 1, got 0"):
         GroupFilter(num_prompts=1, max_rounds=0, on_exhausted="error")
+
+
+def test_spread_in_one_of_several_rewards_is_enough() -> None:
+    group_filter = GroupFilter(num_prompts=2, max_rounds=1, on_exhausted="partial")
+    group_filter.next_round()
+    assert group_filter.offer(0, [[1.0, 1.0], [0.0, 1.0]])
+    assert not group_filter.offer(1, [[1.0, 1.0], [0.5, 0.5]])

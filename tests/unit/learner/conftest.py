@@ -200,10 +200,10 @@ def make_value(
 ) -> Callable[..., Any]:
     """As `make_policy`, for the critic."""
 
-    def make(**settings: Any) -> ValueLearner:
+    def make(*, algorithm: dict[str, Any] | None = None, **settings: Any) -> ValueLearner:
         spec = ValueSpec(
             learner=learner_config(make_model("llama"), settings),
-            algorithm=AlgorithmConfig(advantage="gae"),
+            algorithm=AlgorithmConfig.model_validate({"advantage": "gae", **(algorithm or {})}),
             max_new_tokens=24,
             total_steps=10,
             replay_folder=str(tmp_path / "skipped"),

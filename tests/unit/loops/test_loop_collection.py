@@ -11,6 +11,7 @@ from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
+from rlhf_ray.types import Score
 
 DYNAMIC = {"dynamic_sampling": {"enabled": True, "max_rounds": 3}}
 
@@ -173,3 +174,27 @@ async def test_rows_without_a_score_leave_their_group_before_its_spread_is_looke
         ("p3", 0), ("p3", 2), *((f"p{n}", sample) for n in (4, 5, 6) for sample in range(3))
     ]  # fmt: skip
     assert collected.num_refilled == 3
+
+
+@pytest.mark.parametrize(("advantage", "kept"), [("grpo", []), ("gdpo", ["p0"])])
+async def test_groups_whose_rewards_tie_in_their_sum_are_kept_where_they_are_told_apart(
+    tmp_path, advantage, kept
+):
+    """p0's two rewards add up to 1 in both samples; the other prompts' are all alike."""
+    draws, company, _ = collector(
+        tmp_path,
+        lambda prompt_id, sample: 1.0,
+        advantage=advantage,
+        kl={"coefficient": 0},
+        dynamic_sampling={"enabled": True, "max_rounds": 1},
+    )
+
+    async def score(batch):
+        return [
+            Score(total=1.0, parts={"a": a, "b": 1.0 - a})
+            for a in (float(s.prompt_id == "p0" and s.sample == 1) for s in batch.summaries_B)
+        ]
+
+    company.score = score
+    collected = await draws.collect(1, StepClock())
+    assert [r.prompt.prompt_id for r in resolve(collected.batch)] == [*kept, *kept]

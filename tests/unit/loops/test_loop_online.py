@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from fakes import (
@@ -265,7 +266,7 @@ class ReadableCompany(Company):
         rollouts = resolve(batch)
         assert resolve(RolloutBatch(summaries_B=batch.summaries_B, shards=tuple(old))) == rollouts
         self.built = [(r.prompt.prompt_id, r.sample) for r in rollouts]
-        assert list(scores_B) == [self.scoring(*row) for row in self.built]
+        assert [score.total for score in scores_B] == [self.scoring(*row) for row in self.built]
         return await super().build(
             batch, scores_B, old=old, reference=reference, values=values,
             kl_coefficient=kl_coefficient,
@@ -376,3 +377,38 @@ async def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path):
     for step in (2, 3, 4):
         for name in ("policy/kl_coefficient", "rollout/reward_mean"):
             assert again.steps[step][name] == recorder.steps[step][name]
+
+
+class CutCompany(Company):
+    """Half of its rollouts are cut off; it keeps the plans of the updates."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.plans = []
+
+    async def generate(self, requests):
+        rollouts = resolve(await super().generate(requests))
+        self.lens = [len(rollout.response_ids_T) for rollout in rollouts]
+        return batch_of(
+            [
+                replace(rollout, finish_reason="length" if row % 2 else "stop")
+                for row, rollout in enumerate(rollouts)
+            ]
+        )
+
+    async def update(self, experience, plan, kl_coefficient):
+        self.plans.append(plan)
+        return await super().update(experience, plan, kl_coefficient)
+
+
+@pytest.mark.parametrize("truncated", ["train", "mask", "bootstrap"])
+async def test_a_masked_response_is_in_no_denominator(tmp_path, truncated):
+    config = make_config(
+        tmp_path, total_steps=1, algorithm={"minibatches": 1, "truncated": truncated}
+    )
+    company = CutCompany(config, spread)
+    await loop_of(config, company).run(None)
+    [minibatch] = company.plans[0].minibatches
+    counted = company.lens[::2] if truncated == "mask" else company.lens
+    assert minibatch.num_tokens == sum(counted)
+    assert minibatch.num_sequences == len(counted)
