@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 
+from launch.run.folder import check_folder
 from launch.run.signals import exit_when_stopped, interrupt_when_stopped
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.help import help_text, summary_of
@@ -141,10 +142,12 @@ def run_job(job: str, config: RunConfig) -> int:
     """Check what a job's configuration points at, then import and run the job.
 
     Raises:
-        ConfigError: It points at something that is not there or does not fit.
+        ConfigError: It points at something that is not there or does not fit, or its folder is
+            another run's.
         RunError: The job failed.
     """
     preflight(config)
+    check_folder(config)
     run: Callable[[RunConfig], int] = _module(job).run
     return run(config)
 

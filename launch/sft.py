@@ -13,6 +13,7 @@ from launch.run.job import run_job
 from launch.training import supervised
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.job import SupervisedData, load_sft_data
+from rlhf_ray.loops.setup import PreparedJob
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import SftExample
@@ -26,9 +27,9 @@ def run(config: SftConfig) -> int:
     return run_job(config, load_sft_data, train)
 
 
-async def train(config: SftConfig, data: SupervisedData[SftExample], pool: Pool) -> None:
+async def train(job: PreparedJob[SftConfig, SupervisedData[SftExample]], pool: Pool) -> None:
     """See `supervised.train`."""
-    await supervised.train(config, data, pool, tables=_tables)
+    await supervised.train(job, pool, tables=_tables)
 
 
 async def _tables(

@@ -22,6 +22,7 @@ from actors.cluster import file_tasks
 from actors.cluster.deadline import within
 from actors.cluster.file_tasks import FileStamp, stamps_of, start_on
 from rlhf_ray.deadlines import in_thread
+from rlhf_ray.disk import room_for
 from rlhf_ray.errors import RunError
 
 # What driver and node hold of a file at a time.
@@ -122,7 +123,7 @@ class RunFiles:
             source, path = str(Path(folder, name)), Path(target, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             written, digest = _aside(path), hashlib.blake2b(digest_size=16)
-            with written.open("wb") as file:
+            with room_for("a file of the run", path), written.open("wb") as file:
                 for offset in range(0, stamp.num_bytes, CHUNK_BYTES):
                     arguments = (source, offset, CHUNK_BYTES)
                     [chunk] = await self._ask([node], file_tasks.read_chunk, *arguments)

@@ -38,6 +38,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         ConfigError: A model or scorer cannot be loaded.
         RunError: An actor died or missed its deadline.
     """
+    data.keep_tokenizer()
     engine = engine_spec(config, context_tokens=data.context_tokens)
     actors = await start_actors(pool, config.groups, engine=engine)
     await pool.make_room(config.groups)

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+# In the context of a validation: the configuration is read here and runs on another machine.
+ELSEWHERE = "elsewhere"
+
+
+def _at_home(path: str, info: ValidationInfo) -> str:
+    return path if (info.context or {}).get(ELSEWHERE) else os.path.expanduser(path)
+
+
+# What names a file or folder: `~` is the home of whoever runs the job, on the machine that runs it.
+LocalPath = Annotated[str, AfterValidator(_at_home)]
 # Ray's label selectors: a value, several of them, or anything but those.
 LabelSelector = Annotated[str, Field(pattern=r"^!?(in\([\w.-]+(, ?[\w.-]+)*\)|[\w.-]+)$")]
 
@@ -22,7 +42,13 @@ class Config(BaseModel):
 
     A section that is given in part keeps the other defaults of the class that it stands in:
     `PpoConfig` with `algorithm: {epochs: 2}` still has PPO's advantage and KL.
+
+    Attributes:
+        alternatives: Keys of which one stands in place of the other: what is given later (a file, a
+            pipeline's `set`, the command line) counts; together they are refused.
     """
+
+    alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
@@ -80,9 +106,9 @@ class ModelConfig(Config):
         quantization: Base weights in 4 or 8 bit through bitsandbytes; needs `lora.rank` above 0.
     """
 
-    path: str = ""
-    tokenizer: str = ""
-    chat_template: str = ""
+    path: LocalPath = ""
+    tokenizer: LocalPath = ""
+    chat_template: LocalPath = ""
     revision: str = "main"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "packed_sdpa", "flash_attention_2"] = "auto"
@@ -126,7 +152,7 @@ class ZeroConfig(Config):
     stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     offload_param: Literal["none", "cpu", "nvme"] = "none"
-    nvme_path: str = ""
+    nvme_path: LocalPath = ""
     extra: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -302,7 +328,7 @@ class RunConfig(Config):
     """
 
     seed: NonNegativeInt = 0
-    run_dir: str = ""
+    run_dir: LocalPath = ""
     resume: Literal["never", "auto"] = "never"
     ray: RayConfig = RayConfig()
     wandb: WandbConfig = WandbConfig()

@@ -8,6 +8,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from rlhf_ray.config.base import (
     Config,
+    LocalPath,
     NonNegativeFloat,
     NonNegativeInt,
 )
@@ -22,7 +23,7 @@ class RewardFunctionConfig(Config):
     is where it does not apply. A completion that no reward applies to is not trained.
     """
 
-    path: str
+    path: LocalPath
     weight: float = 1.0
     arguments: dict[str, Any] = {}
 
@@ -40,9 +41,9 @@ class RewardModelConfig(Config):
         weight: Factor of the score in the sum with other rewards.
     """
 
-    path: str = ""
-    tokenizer: str = ""
-    chat_template: str = ""
+    path: LocalPath = ""
+    tokenizer: LocalPath = ""
+    chat_template: LocalPath = ""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     label: NonNegativeInt = 0
     chat: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -13,6 +13,7 @@ from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
 from rlhf_ray.data.report import Loaded
+from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
@@ -25,18 +26,44 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineData:
+class JobData:
     """What is read before anything starts.
 
     Attributes:
+        tokenizer: Of the model that is trained.
+        tokenizer_path: Where `keep_tokenizer` leaves the run's own copy of it.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_path: str
+
+    @property
+    def trained_rows(self) -> Sequence[Any]:
+        """What the job trains on."""
+        raise NotImplementedError
+
+    def keep_tokenizer(self) -> None:
+        """Write the run's copy, with padding token and chat template set."""
+        with room_for("the tokenizer", Path(self.tokenizer_path)):
+            self.tokenizer.save_pretrained(self.tokenizer_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineData(JobData):
+    """Prompts.
+
+    Attributes:
         context_tokens: Prompt and response tokens together.
-        tokenizer_path: The run's own copy, with padding token and chat template set.
     """
 
     context_tokens: int
     prompts: list[Prompt]
     eval_prompts: list[Prompt]
-    tokenizer_path: str
+
+    @property
+    def trained_rows(self) -> Sequence[Prompt]:
+        """The prompts."""
+        return self.prompts
 
 
 def load_online_data(config: OnlineConfig) -> OnlineData:
@@ -77,23 +104,27 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         context_tokens=context,
         prompts=prompts(config.data),
         eval_prompts=held_out[: config.eval.num_prompts],
+        tokenizer=tokenizer,
         tokenizer_path=tokenizer_path,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisedData(Generic[T]):
-    """What is read before anything starts.
+class SupervisedData(JobData, Generic[T]):
+    """Rows.
 
     Attributes:
         rows: To train on.
         eval_rows: Held out.
-        tokenizer_path: As in `OnlineData`.
     """
 
     rows: list[T]
     eval_rows: list[T]
-    tokenizer_path: str
+
+    @property
+    def trained_rows(self) -> Sequence[T]:
+        """The rows."""
+        return self.rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +163,7 @@ def load_rm_data(config: RmConfig) -> RmData:
         rows=data.rows,
         eval_rows=data.eval_rows,
         reference_answers=reference_answers[: config.reference_rows],
+        tokenizer=data.tokenizer,
         tokenizer_path=tokenizer_path,
     )
 
@@ -162,6 +194,7 @@ def _load(
     return SupervisedData(
         rows=load(config.data, **settings).rows,
         eval_rows=load(held_out, **settings).rows if held_out.is_named else [],
+        tokenizer=settings["tokenizer"],
         tokenizer_path=tokenizer_path,
     )
 
@@ -180,7 +213,7 @@ def _tokenization(config: SupervisedConfig) -> tuple[dict[str, Any], str]:
 
 
 def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBase, str]:
-    """The trained model's tokenizer, and where the run keeps its own copy of it."""
+    """The trained model's tokenizer, and where the run will keep its own copy of it."""
     from rlhf_ray.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(
@@ -189,9 +222,7 @@ def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBa
         trust_remote_code=model.trust_remote_code,
         revision=model.revision,
     )
-    folder = run_dir / "tokenizer"
-    tokenizer.save_pretrained(folder)
-    return tokenizer, str(folder)
+    return tokenizer, str(run_dir / "tokenizer")
 
 
 def _check_vocabularies(

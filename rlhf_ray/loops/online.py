@@ -245,8 +245,7 @@ class OnlineLoop:
         every = self.config.checkpoint.every
         if step != self.config.total_steps and not (every and step % every == 0):
             return {}
-        with StepClock().phase("checkpoint") as timed:
-            folder = self.store.begin(step)
+        with StepClock().phase("checkpoint") as timed, self.store.writing(step) as folder:
             await self.roles.policy.save(str(folder / "policy"))
             roles = ["policy"]
             if self.roles.value is not None:

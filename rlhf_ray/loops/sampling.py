@@ -111,13 +111,13 @@ class SampleLoop:
 
     def _save(self, step: int) -> None:
         """After every step, so that nothing that was judged is lost with the run."""
-        self.store.begin(step)
         state = {
             "order": self.order.state_dict(),
             "sizes": self.files.sizes(),
             "setup": self.setup,
         }
-        self.store.commit(step, state, roles=[])
+        with self.store.writing(step):
+            self.store.commit(step, state, roles=[])
 
     def _rows(
         self,

@@ -155,8 +155,7 @@ class SupervisedLoop:
         if step != self.config.total_steps and not (every and step % every == 0):
             return {}
         role = self.config.trained_role
-        with StepClock().phase("checkpoint") as timed:
-            folder = self.store.begin(step)
+        with StepClock().phase("checkpoint") as timed, self.store.writing(step) as folder:
             await self.role.save(str(folder / role))
             state = {"order": self.order_state, "setup": self.setup}
             await in_thread(
