@@ -153,6 +153,9 @@ class OnlineLoop:
     async def _score(self, collected: Collected) -> Scored:
         """Everything that is known of the rollouts before the update, side by side."""
         roles, batch = self.roles, collected.batch
+        if not collected.kept:  # dynamic sampling left all groups out, when they were scored
+            scores = await collected.scores
+            return Scored(scores=scores, batch=batch, experience=None, metrics={})
         old, reference, values, scores = await asyncio.gather(
             roles.policy.logprobs(batch),
             _optional(roles.reference, "logprobs", batch),

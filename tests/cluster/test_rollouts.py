@@ -55,8 +55,9 @@ def rollouts_of(batch):
 
 
 def sample(roles, requests):
-    batch = asyncio.run(roles.rollout.generate(requests))
-    return rollouts_of(batch)
+    rollouts = rollouts_of(asyncio.run(roles.rollout.generate(requests)))
+    assert len(rollouts) == sum(len(request.seeds_G) for request in requests) > 0
+    return rollouts
 
 
 @pytest.fixture(scope="module")
