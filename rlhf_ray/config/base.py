@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from rlhf_ray.config.deepspeed_settings import taken_settings
+
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -147,7 +149,12 @@ class OptimConfig(Config):
 
 
 class ZeroConfig(Config):
-    """DeepSpeed's ZeRO stage and offloading; `extra` is merged into DeepSpeed's own settings."""
+    """DeepSpeed's ZeRO stage and offloading.
+
+    Attributes:
+        extra: Merged into DeepSpeed's own settings: sizes of buckets, overlap and the like. What
+            decides a gradient's value has keys of its own, or is fixed.
+    """
 
     stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
@@ -163,6 +170,12 @@ class ZeroConfig(Config):
             raise ValueError("offload_optimizer needs stage 1, 2 or 3, got stage 0")
         if "nvme" in (self.offload_optimizer, self.offload_param) and not self.nvme_path:
             raise ValueError("offloading to nvme needs nvme_path, a folder on the drive")
+        return self
+
+    @model_validator(mode="after")
+    def _extra_leaves_the_gradient_alone(self) -> ZeroConfig:
+        for problem in taken_settings(self.extra):
+            raise ValueError(f"extra must not set DeepSpeed's {problem}")
         return self
 
 

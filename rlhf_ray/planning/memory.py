@@ -90,7 +90,7 @@ def model_memory(work: ModelWork) -> Memory:
         optimizer=kept.optimizer,
         activations=passes.activation_bytes(work, largest),
         logits=passes.logits_bytes(work, largest),
-        buffers=kept.reduced + max(kept.gathered, step, 0) + bucket,
+        buffers=kept.reduced + max(kept.gathered + kept.sent, step) + bucket,
         kept_buffers=kept.reduced + bucket,
         host=kept.host,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from conftest import learner_config
 from learning import largest_gap
-from two_ranks import answer_of
+from two_ranks import MAX_GRAD_NORM, SUMMANDS, answer_of
 
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.specs import SupervisedSpec
@@ -100,3 +102,21 @@ def test_two_ranks_take_the_step_of_one(tasks, of_two, kind, stage):
         )
         assert largest_gap(two["gradients"], one["gradients"]) < 1e-5
         assert two["written"] == one["written"]
+
+
+# Stages 2 and 3 reduce a pass's gradients as they come, on all ranks alike.
+@pytest.mark.parametrize(
+    ("stage", "alone"), [(0, False), (1, False), (2, False), (3, False), (0, True), (1, True)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_micro_batches_and_ranks_are_summed_in_float32(of_two, dtype, stage, alone):
+    """`alone`: of some weights one rank has a gradient and the other has none."""
+    totals = [sum(slopes) for slopes in SUMMANDS]
+    wanted = {"first": sum(totals), "second": totals[0] if alone else sum(totals)}
+    norm = math.sqrt(33 * wanted["first"] ** 2 + 7 * wanted["second"] ** 2)
+    for answers in of_two:
+        answer = answers[f"{dtype} {stage} {alone}"]
+        assert answer["grad_norm"] == pytest.approx(norm, rel=1e-6)
+        for name, moments in answer["moments"].items():
+            clipped = wanted[name] * MAX_GRAD_NORM / norm
+            assert moments.tolist() == pytest.approx([clipped] * moments.numel(), rel=1e-5)
