@@ -12,9 +12,8 @@ from fractions import Fraction
 from typing import Any
 
 from rlhf_ray.rewards.answers import (
-    Marked,
     is_recanted,
-    last_boxed,
+    last_marked,
     last_phrase,
     without_reasoning,
 )
@@ -22,7 +21,6 @@ from rlhf_ray.rewards.batch import Messages, Scores, completion_text
 from rlhf_ray.rewards.numbers import NUMBER, value, whole_number
 from rlhf_ray.rewards.plain_text import plain_text
 
-_MARK = re.compile(r"(?<!#)####(?!#)(?P<text>(?:(?!####)[^\n])*)")
 # GSM8K's own notes of what a calculator said: 9 * 2 = <<9*2=18>>18.
 _CALCULATION = re.compile(r"<<[^<>\n]*>>")
 # In plain words the answer is at the end.
@@ -77,7 +75,7 @@ def reference_number(answer: str | int | float) -> Fraction:
         ValueError: There is none.
     """
     text = str(answer)
-    marked = _explicit(text)
+    marked = last_marked(text)
     number = whole_number(marked.text if marked else text)
     if number is None:
         raise ValueError(
@@ -87,13 +85,20 @@ def reference_number(answer: str | int | float) -> Fraction:
     return number
 
 
-def _check_row(columns: Any) -> None:
-    """What is wrong with a row is known before the run starts."""
-    if columns.get("answer") is not None:
-        reference_number(columns["answer"])
+def check_rows(answer: list[str | int | float | None], **_: Any) -> list[str | None]:
+    """What is wrong with each row's `answer`, before anything starts."""
+    return [None if reference is None else _fault(reference) for reference in answer]
 
 
-correct_answer.check_row = _check_row  # type: ignore[attr-defined]
+correct_answer.check_rows = check_rows  # type: ignore[attr-defined]
+
+
+def _fault(reference: str | int | float) -> str | None:
+    try:
+        reference_number(reference)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def final_number(text: str) -> Fraction | None:
@@ -106,7 +111,7 @@ def final_number(text: str) -> Fraction | None:
     gives none.
     """
     text = _CALCULATION.sub("", without_reasoning(text))
-    marked = _explicit(text)
+    marked = last_marked(text)
     if marked is not None:
         return None if is_recanted(text[marked.end :]) else whole_number(marked.text)
     text = _NUMBERING.sub(" ", text[-_MAX_CHARACTERS:])
@@ -116,37 +121,6 @@ def final_number(text: str) -> Fraction | None:
     if is_recanted(text[phrase.end :]):
         return _last_number(text[phrase.end :])
     return _stated(phrase.text if phrase.text.strip() else text[phrase.end :])
-
-
-def _explicit(text: str) -> Marked | None:
-    mark, box = _last_mark(text), last_boxed(text)
-    if mark is None or box is None:
-        return mark or box
-    if box.begin > mark.end:
-        return box
-    # `#### \boxed{42}` marks the same twice.
-    around = text[mark.begin : box.begin] + text[box.end : mark.end]
-    return mark if around.strip("#$*. ") else box
-
-
-def _last_mark(text: str) -> Marked | None:
-    """The last `####` with an answer: the end of the text, or nothing but a number in its line.
-
-    Any other is a heading of Markdown.
-    """
-    for match in reversed(list(_MARK.finditer(text))):
-        marked, end = match["text"].strip(), match.end()
-        if not marked:
-            marked = text[end:].lstrip("\n").partition("\n")[0]
-            end = text.index(marked, end) + len(marked)
-        is_last = not text[end:].strip()
-        if is_last or _is_bare(marked):
-            return Marked(text=marked, begin=match.start(), end=end)
-    return None
-
-
-def _is_bare(marked: str) -> bool:
-    return bool(NUMBER.fullmatch(plain_text(marked).strip().removesuffix("%").strip()))
 
 
 def _stated(text: str) -> Fraction | None:

@@ -56,6 +56,14 @@ def whole_number(text: str) -> Fraction | None:
     return _with_unit(plain[code.end() :] if code else plain)
 
 
+def bare_number(text: str) -> Fraction | None:
+    """The number that a text is without name, unit or words."""
+    written = _unwrapped(plain_text(text[: _MAX_CHARACTERS + 1]))
+    written = re.sub(r"^([-+])\s+", r"\1", written)
+    fits = len(text) <= _MAX_CHARACTERS and NUMBER.fullmatch(written)
+    return value(written) if fits else None
+
+
 def value(written: str) -> Fraction | None:
     """What a match of `NUMBER` says; `None` if it divides by 0 or is too large."""
     sign = -1 if written.startswith("-") else 1

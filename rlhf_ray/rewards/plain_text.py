@@ -40,13 +40,18 @@ _STYLED = re.compile(
 
 def plain_text(text: str) -> str:
     """The same without styles, currencies and TeX's spaces; ASCII digits and signs."""
-    text = "".join(map(_plain_character, text.translate(_MINUS | _FULL_WIDTH)))
+    text = plain_characters(text)
     before = None
     while before != text:  # styles stand inside styles
         before, text = text, _STYLED.sub(r"\1", text)
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def plain_characters(text: str) -> str:
+    """The same with ASCII digits, signs and fractions; TeX and Markdown stay."""
+    return "".join(map(_plain_character, text.translate(_MINUS | _FULL_WIDTH)))
 
 
 def _plain_character(character: str) -> str:
