@@ -15,7 +15,7 @@ from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import free_memory
 from actors.weights.held_model import HeldModel, in_reach
 from rlhf_ray.config.base import TimeoutConfig
-from rlhf_ray.config.rewards import RewardConfig, RewardModelConfig
+from rlhf_ray.config.rewards import MODEL, REMOTE, RewardConfig, RewardModelConfig
 from rlhf_ray.data.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.loops.seeds import sample_seeds
 from rlhf_ray.roles import RolloutBatch
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from rlhf_ray.rewards.batch import ScoringBatch
     from rlhf_ray.rewards.functions import RewardFunction
     from rlhf_ray.rewards.remote import RemoteScorer
-
-MODEL, REMOTE = "model", "remote"
 
 
 @ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
@@ -58,7 +56,7 @@ class RewardRank(HostingRank):
 
         reward = spec.reward
         self.timeout_s = spec.timeout_s
-        self.functions = load_functions(reward.functions)
+        self.functions = load_functions(reward.functions, taken=reward.other_names)
         self.remote = RemoteScorer(reward.remote) if reward.remote.url else None
         trained = self._trained_here(reward.model)
         self.unload()

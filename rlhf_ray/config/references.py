@@ -83,18 +83,27 @@ def function_fault(path: str) -> str | None:
     place, colon, function = path.rpartition(":")
     if not colon or not function.isidentifier():
         return f"must be package.module:function or file.py:function, got {path!r}"
-    if place.endswith(".py"):
-        source = Path(place)
-        if not source.is_file():
-            return f"no such file: {place!r}"
-    else:
-        spec = _find_module(place)
-        if spec is None:
-            return f"no module {place!r}"
-        source = Path(spec.origin or "")
-        if source.suffix != ".py":  # an extension module can only be asked by importing it
-            return None
+    source = _source(place)
+    if source is None:
+        return f"no such file: {place!r}" if place.endswith(".py") else f"no module {place!r}"
+    if source.suffix != ".py":  # an extension module can only be asked by importing it
+        return None
     return _name_fault(source, function)
+
+
+def says(path: str, word: str) -> bool:
+    """Whether the source of `package.module:function` or `file.py:function` has a word."""
+    source = _source(path.rpartition(":")[0])
+    return source is not None and source.suffix == ".py" and word in source.read_text("utf-8")
+
+
+def _source(place: str) -> Path | None:
+    """The file of a module or of `file.py`, found without running it."""
+    if place.endswith(".py"):
+        file = Path(place).expanduser()
+        return file if file.is_file() else None
+    spec = _find_module(place)
+    return None if spec is None else Path(spec.origin or "")
 
 
 def _find_module(name: str) -> ModuleSpec | None:

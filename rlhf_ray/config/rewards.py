@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import itertools
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_ray.config.base import (
     Config,
@@ -13,6 +15,8 @@ from rlhf_ray.config.base import (
     NonNegativeInt,
 )
 
+# Names of the scorers that are no functions.
+MODEL, REMOTE = "model", "remote"
 ROLES = ("policy", "reference", "reward", "value", "rollout")
 
 
@@ -21,11 +25,38 @@ class RewardFunctionConfig(Config):
 
     Called as `function(prompts, completions, **columns, **arguments) -> list[float | None]`; None
     is where it does not apply. A completion that no reward applies to is not trained.
+
+    Attributes:
+        name: Of its metric, `reward/<name>`; without one, the function's own name, with a number
+            behind it where another scorer has that name.
     """
 
     path: LocalPath
+    name: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_.-]*)?$")] = ""
     weight: float = 1.0
     arguments: dict[str, Any] = {}
+
+
+def function_names(
+    configs: Sequence[RewardFunctionConfig], taken: Collection[str] = ()
+) -> list[str]:
+    """The names of functions, all different; those that users gave stay.
+
+    Args:
+        configs: Of the functions.
+        taken: Names of other scorers.
+    """
+    used = {*taken, *(config.name for config in configs if config.name)}
+    names = []
+    for config in configs:
+        name = config.name
+        if not name:
+            own = config.path.rpartition(":")[2]
+            numbered = (f"{own}_{number}" for number in itertools.count(2))
+            name = next(name for name in itertools.chain([own], numbered) if name not in used)
+            used.add(name)
+        names.append(name)
+    return names
 
 
 class RewardModelConfig(Config):
@@ -98,4 +129,21 @@ class RewardConfig(Config):
     def _something_scores(self) -> RewardConfig:
         if not (self.functions or self.model.path or self.remote.url):
             raise ValueError("no reward: set functions, model.path or remote.url")
+        return self
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """What the scorers are called that are no functions."""
+        named = {MODEL: self.model.path, REMOTE: self.remote.url}
+        return tuple(name for name, place in named.items() if place)
+
+    @model_validator(mode="after")
+    def _every_scorer_has_a_name_of_its_own(self) -> RewardConfig:
+        names = [*self.other_names, *(each.name for each in self.functions if each.name)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"functions must have names that differ from each other and from those of the "
+                f"other scorers ({MODEL}, {REMOTE}), got {twice!r} twice"
+            )
         return self

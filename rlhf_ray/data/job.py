@@ -70,11 +70,13 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
     """Tokenizer and prompts.
 
     Raises:
-        ConfigError: Unreadable, malformed, empty, too long for the context, or another model of the
-            job has another vocabulary.
+        ConfigError: Unreadable, malformed, empty, too long for the context, not what a reward
+            function can score, or another model of the job has another vocabulary.
     """
     from rlhf_ray.data.prompts import load_prompts
+    from rlhf_ray.rewards.checks import checking_functions, usable_prompts
 
+    functions = checking_functions(config.reward)
     tokenizer, tokenizer_path = _tokenizer(config.policy.model, Path(config.run_dir))
     others: dict[str, ForwardConfig] = {}
     if config.uses_value:
@@ -90,10 +92,11 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
             f"tokens, got {config.rollout.max_new_tokens}"
         )
 
-    def prompts(data: DataConfig) -> list[Prompt]:
-        return load_prompts(data, tokenizer, context_tokens=room, seed=config.seed).rows
+    def prompts(key: str, data: DataConfig) -> list[Prompt]:
+        rows = load_prompts(data, tokenizer, context_tokens=room, seed=config.seed).rows
+        return usable_prompts(rows, functions, key=key, skip=data.on_bad_row == "skip")
 
-    held_out = prompts(config.eval.data) if config.eval.data.is_named else []
+    held_out = prompts("eval.data", config.eval.data) if config.eval.data.is_named else []
     if len(held_out) > config.eval.num_prompts:
         logger.info(
             "evaluations take the first %d of %d held-out prompts (eval.num_prompts)",
@@ -102,7 +105,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         )
     return OnlineData(
         context_tokens=context,
-        prompts=prompts(config.data),
+        prompts=prompts("data", config.data),
         eval_prompts=held_out[: config.eval.num_prompts],
         tokenizer=tokenizer,
         tokenizer_path=tokenizer_path,

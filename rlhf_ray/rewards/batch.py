@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
@@ -13,6 +13,9 @@ from rlhf_ray.types import Rollout
 
 Messages: TypeAlias = list[dict[str, str]]
 Scores: TypeAlias = list[float | None]
+
+
+_LARGEST: Any = sys.float_info.max
 
 
 class RewardError(RunError):
@@ -87,11 +90,14 @@ def check_scores(values: Any, batch: ScoringBatch, scorer: str) -> Scores:
         RewardError: Not one value a row, or a value that is neither a finite number nor `None`.
     """
     try:
-        values_B = list(values)
-    except TypeError as error:
+        # Without an order (a set), or with keys or characters in place of scores.
+        values_B = None if isinstance(values, Set | Mapping | str | bytes) else list(values)
+    except TypeError:
+        values_B = None
+    if values_B is None:
         raise RewardError(
             f"{scorer} must return a list of {len(batch)} scores, got {type(values).__name__}"
-        ) from error
+        )
     if len(values_B) != len(batch):
         raise RewardError(f"{scorer} must return {len(batch)} scores, got {len(values_B)}")
     return [
@@ -105,7 +111,7 @@ def _check_score(value: Any, prompt_id: str, scorer: str) -> float | None:
     number = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
     if number is None:
         return None
-    if not isinstance(number, Real) or not math.isfinite(number):
+    if not isinstance(number, Real) or not abs(number) <= _LARGEST:
         raise RewardError(
             f"{scorer}: the score of prompt {prompt_id!r} must be a finite number or None, "
             f"got {number!r:.80}"

@@ -8,18 +8,25 @@ configuration. A function without `**` gets what it names and no more.
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from rlhf_ray.config.rewards import RewardFunctionConfig
+from rlhf_ray.config.rewards import RewardFunctionConfig, function_names
 from rlhf_ray.deadlines import in_daemon_thread
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, RlhfRayError
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
+from rlhf_ray.rewards.files import forget_files
 from rlhf_ray.rewards.loading import load_function
+
+# What a function may have as an attribute: a function that finds what is wrong with rows.
+CHECK = "check_rows"
+_GRACE_S = 1.0
+# Most of what a batch holds; not worth a call each.
+_UNCHANGING = frozenset((str, int, float, bool, type(None)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +49,9 @@ class RewardFunction:
         """Check the arguments against the signature.
 
         Raises:
-            ConfigError: The function does not take one of them.
+            ConfigError: The function does not take one of them, or takes some by position only.
         """
-        accepted, takes_any = _keywords(self.function)
+        accepted, takes_any = self._keywords()
         for name in self.arguments:
             if not takes_any and name not in accepted:
                 nearest = get_close_matches(name, accepted, n=1)
@@ -54,30 +61,58 @@ class RewardFunction:
                 )
 
     async def score(self, batch: ScoringBatch, *, timeout_s: float) -> Scores:
-        """Call the function once for all rows; a plain one runs in a thread of its own.
+        """Call the function once for all rows, in a thread of its own.
+
+        It gets copies: what it changes, no other function sees, nor its own next call.
 
         Raises:
             RewardError: It raised, lacks an argument, took longer than `timeout_s`, or did not
                 return one finite number or `None` a row.
         """
-        keywords, subject = self._select(batch), f"reward function {self.name!r}"
+        keywords = self._select(batch)
         try:
-            async with asyncio.timeout(timeout_s) as timer:
-                values = await in_daemon_thread(
-                    lambda: self.function(**keywords), name="reward-function"
-                )
-                values = await values if inspect.isawaitable(values) else values
-        # The user's code may raise anything; an exit() in it must not end the actor.
+            async with asyncio.timeout(timeout_s):
+                values = await self._call(keywords, timeout_s)
+        except TimeoutError as error:
+            raise RewardError(
+                f"reward function {self.name!r} did not return within {timeout_s:g} s "
+                f"for {len(batch)} completions"
+            ) from error
+        return check_scores(values, batch, f"reward function {self.name!r}")
+
+    def check_rows(self, columns: Mapping[str, list[Any]]) -> list[str | None]:
+        """What the function itself finds wrong with each row of the data, by its `check_rows`.
+
+        Args:
+            columns: As in `ScoringBatch`, and `prompts`.
+
+        Raises:
+            ConfigError: The check raised, or did not return a text or None a row.
+        """
+        num_rows = len(columns["prompts"])
+        check = getattr(self.function, CHECK, None)
+        if check is None:
+            return [None] * num_rows
+        available = {**columns, **self.arguments, "prompts": columns["prompts"]}
+        try:
+            found = list(check(**_own_copy(replace(self, function=check)._named(available))))
+        except RlhfRayError as error:
+            raise ConfigError(str(error)) from error
+        # The user's code may raise anything.
         except (Exception, SystemExit) as error:
-            if timer.expired():
-                raise RewardError(
-                    f"{subject} did not return within {timeout_s:g} s for {len(batch)} completions"
-                ) from error
-            raise RewardError(f"{subject} raised {type(error).__name__}: {error}") from error
-        return check_scores(values, batch, subject)
+            raise ConfigError(
+                f"reward function {self.name!r}: its check_rows raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if len(found) != num_rows or not all(isinstance(text, str | None) for text in found):
+            raise ConfigError(
+                f"reward function {self.name!r}: its check_rows must return a text or None for "
+                f"each of {num_rows} rows, got {found!r:.80}"
+            )
+        return found
 
     def _select(self, batch: ScoringBatch) -> dict[str, Any]:
-        """The keyword arguments of a call: all there are, or those that the function names."""
+        """The keyword arguments of a call, for it alone."""
         available: dict[str, Any] = {
             **batch.columns,
             **self.arguments,
@@ -85,7 +120,15 @@ class RewardFunction:
             "completions": batch.completions_B,
             "completion_ids": batch.completion_ids_B,
         }
-        accepted, takes_any = _keywords(self.function)
+        return {name: _own_copy(value) for name, value in self._named(available).items()}
+
+    def _named(self, available: dict[str, Any]) -> dict[str, Any]:
+        """What the function takes of it: all, or what it names.
+
+        Raises:
+            RewardError: Something that it needs is not there.
+        """
+        accepted, takes_any = self._keywords()
         missing = [
             name for name, required in accepted.items() if required and name not in available
         ]
@@ -98,35 +141,81 @@ class RewardFunction:
             return available
         return {name: value for name, value in available.items() if name in accepted}
 
+    def _keywords(self) -> tuple[dict[str, bool], bool]:
+        """Name -> whether it is required, of all keyword parameters; and whether there is `**`.
 
-def load_functions(configs: Sequence[RewardFunctionConfig]) -> list[RewardFunction]:
-    """Load every configured function; the second of one name is called `name_2`.
+        Raises:
+            ConfigError: It takes something by position only, or does not say what it takes.
+        """
+        try:
+            parameters = inspect.signature(self.function).parameters.values()
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"reward function {self.name!r} has no signature: {error}") from error
+        accepted = {
+            parameter.name: parameter.default is parameter.empty
+            for parameter in parameters
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        }
+        for parameter in parameters:
+            if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+                raise ConfigError(
+                    f"reward function {self.name!r} must take {parameter.name!r} by keyword"
+                )
+        return accepted, any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+    async def _call(self, keywords: dict[str, Any], timeout_s: float) -> Any:
+        try:
+            return await in_daemon_thread(
+                lambda: _run(self.function, keywords, timeout_s), name="reward-function"
+            )
+        # The user's code may raise anything; an exit() in it must not end the actor.
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            raise RewardError(
+                f"reward function {self.name!r} raised {type(error).__name__}: {error}"
+            ) from error
+
+
+def load_functions(
+    configs: Sequence[RewardFunctionConfig], *, taken: Collection[str] = ()
+) -> list[RewardFunction]:
+    """Load every configured function, from files as they are now.
+
+    Args:
+        configs: Of the functions.
+        taken: Names of other scorers.
 
     Raises:
         ConfigError: One cannot be loaded, or does not take its arguments.
     """
-    seen: Counter[str] = Counter()
-    functions = []
-    for config in configs:
-        name = config.path.rpartition(":")[2]
-        seen[name] += 1
-        functions.append(
-            RewardFunction(
-                name=name if seen[name] == 1 else f"{name}_{seen[name]}",
-                function=load_function(config.path),
-                arguments=config.arguments,
-                weight=config.weight,
-            )
+    forget_files()
+    return [
+        RewardFunction(
+            name=name,
+            function=load_function(config.path),
+            arguments=config.arguments,
+            weight=config.weight,
         )
-    return functions
+        for name, config in zip(function_names(configs, taken), configs, strict=True)
+    ]
 
 
-def _keywords(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
-    """Name -> whether it is required, of all keyword parameters; and whether there is `**`."""
-    parameters = inspect.signature(function).parameters.values()
-    accepted = {
-        parameter.name: parameter.default is parameter.empty
-        for parameter in parameters
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
-    return accepted, any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+def _run(function: Callable[..., Any], keywords: dict[str, Any], timeout_s: float) -> Any:
+    """Call a function to its end, whatever it returns first: an awaitable or a generator."""
+    result = function(**keywords)
+    if inspect.isawaitable(result):
+        # The caller's own deadline comes first; this one ends what it gave up.
+        result = asyncio.run(asyncio.wait_for(_awaited(result), timeout_s + _GRACE_S))
+    return list(result) if isinstance(result, Iterator) else result
+
+
+async def _awaited(result: Awaitable[Any]) -> Any:
+    return await result
+
+
+def _own_copy(value: Any) -> Any:
+    """Lists and mappings anew, down to what they hold: texts and numbers cannot be changed."""
+    if isinstance(value, dict):
+        return {key: _own_copy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [item if type(item) in _UNCHANGING else _own_copy(item) for item in value]
+    return copy.deepcopy(value)

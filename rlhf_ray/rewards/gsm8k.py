@@ -1,75 +1,156 @@
 r"""Verifier of grade-school maths: does the response end in the right number?
 
 The data is GSM8K (Cobbe et al. 2021, arXiv 2110.14168), whose solutions end in `#### <number>`. A
-policy that was not trained on that form may answer in `\boxed{}` or plain words.
+policy that was not trained on that form may answer in `\boxed{}` or plain words. What cannot be
+read with certainty as one number earns nothing.
 """
 
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
-from rlhf_ray.rewards.batch import Messages, completion_text
+from rlhf_ray.rewards.answers import (
+    is_recanted,
+    last_marked,
+    last_phrase,
+    without_reasoning,
+)
+from rlhf_ray.rewards.batch import Messages, Scores, completion_text
+from rlhf_ray.rewards.numbers import NUMBER, value, whole_number
+from rlhf_ray.rewards.plain_text import plain_text
 
-# A minus counts as a sign only where nothing stands before it that it could be subtracted from.
-_NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)\]}])[-−])?\$?(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d*\.?\d+)"
+# GSM8K's own notes of what a calculator said: 9 * 2 = <<9*2=18>>18.
+_CALCULATION = re.compile(r"<<[^<>\n]*>>")
+# In plain words the answer is at the end.
+_MAX_CHARACTERS = 2000
+# Numbers of lists, steps and notes are no quantities.
+_NUMBERING = re.compile(
+    r"^#{1,6}[ \t](?!.*answer).*\n(?=\s*\S)|\[[0-9]+\]|#[0-9]+"
+    r"|^[ \t]*(?:[0-9]+[.)]|\([0-9]+\)|[-+*•])[ \t]+(?=\S)"
+    r"|\b(?:step|question|problem|part|equation|example|case|figure|table|page|line|no\.)\s*[0-9]+",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s|$)")
+_CLAUSE = re.compile(r"[^,;(\n]*?[0-9].*?(?=\s*(?:,\s|;|\(|\b(?:because|since|as|which)\b))")
+# What before a number makes it a part of something else, inexact, or one of two.
+_NOT_BEFORE = re.compile(
+    r"(?:[-+*/^_{~≈≠<>≤≥±]|[0-9][.,:]|\\[a-z]+\s*(?:\[[^\]]*\])?|n't"
+    r"|\b(?:x|not|never|than|least|most|about|approximately|around|roughly|nearly|almost|or)\s"
+    r"|[0-9][^.\n]{0,15}\bto\s|[0-9][^\w\n]*(?:\band|[,;:])\s"
+    # An equation about another quantity: 2x =, x + 1 =.
+    r"|(?:[0-9][a-z]|\b[a-z]\s*[-+*/^]\s*\w+|\w+\s*[-+*/^]\s*[a-z]\b)\s*=)\s*\Z|\w\Z",
+    re.IGNORECASE,
+)
+_NOT_BEHIND = re.compile(
+    r"[A-Za-z]?[0-9²³^_\\/{]|\s*[-+*/^=]\s*[0-9(A-Za-z]|[A-Za-z](?![A-Za-z])|!|\.\.|…|:[0-9]"
+    r"|\s*(?:or|dozen|hundred|thousand|million|billion|pi|squared)\b"
+    r"|\s+and\s+(?:a\s+)?(?:half|[0-9])"
 )
 
 
 def correct_answer(
-    completions: list[str | Messages], answer: list[str | int | float], **_: Any
-) -> list[float]:
+    completions: list[str | Messages], answer: list[str | int | float | None], **_: Any
+) -> Scores:
     """1 where a completion's final number equals the row's `answer`, else 0.
 
+    None where a row has no answer.
+
     Raises:
-        ValueError: An `answer` without a number.
+        ValueError: An `answer` that is no number.
     """
-    scores = []
-    for completion, reference in zip(completions, answer, strict=True):
-        wanted = final_number(str(reference))
-        if wanted is None:
-            raise ValueError(f"the column `answer` must end in a number, got {reference!r:.200}")
-        scores.append(float(final_number(completion_text(completion)) == wanted))
-    return scores
+    return [
+        None
+        if reference is None
+        else float(final_number(completion_text(completion)) == reference_number(reference))
+        for completion, reference in zip(completions, answer, strict=True)
+    ]
 
 
-def final_number(text: str) -> Decimal | None:
+def reference_number(answer: str | int | float) -> Fraction:
+    r"""The number of a reference: all of it, or what stands after its `####` or in `\boxed{}`.
+
+    Raises:
+        ValueError: There is none.
+    """
+    text = str(answer)
+    marked = last_marked(text)
+    number = whole_number(marked.text if marked else text)
+    if number is None:
+        raise ValueError(
+            "the column `answer` must be a number, or end in one after #### or in \\boxed{}, "
+            f"got {answer!r:.200}"
+        )
+    return number
+
+
+def check_rows(answer: list[str | int | float | None], **_: Any) -> list[str | None]:
+    """What is wrong with each row's `answer`, before anything starts."""
+    return [None if reference is None else _fault(reference) for reference in answer]
+
+
+correct_answer.check_rows = check_rows  # type: ignore[attr-defined]
+
+
+def _fault(reference: str | int | float) -> str | None:
+    try:
+        reference_number(reference)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def final_number(text: str) -> Fraction | None:
     r"""The number that a response gives as its answer, `None` without one.
 
-    It is the first number after the last `####`; without that mark the first one in the last
-    `\boxed{}`; without either, the last number of all. Thousands' commas, currency signs and units
-    do not matter, nor does 42 being written 42.00.
+    After its reasoning (`<think>`), it is all of the text behind the last `####` that is no
+    heading, or in the last `\boxed{}`, whichever comes last; without either, what follows "the
+    answer is", else the last number of all. Thousands' commas, currencies and units do not matter,
+    nor does 42 being written 42.00. A text with more than one number, a term or an approximation
+    gives none.
     """
-    _, marked, answer = text.rpartition("####")
-    if marked:
-        return _first(answer.lstrip().partition("\n")[0])
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        return _first(boxed.replace("{,}", ",").replace(r"\!", "").replace(r"\$", "$"))
-    numbers = list(_NUMBER.finditer(text))
-    return _value(numbers[-1]) if numbers else None
+    text = _CALCULATION.sub("", without_reasoning(text))
+    marked = last_marked(text)
+    if marked is not None:
+        return None if is_recanted(text[marked.end :]) else whole_number(marked.text)
+    text = _NUMBERING.sub(" ", text[-_MAX_CHARACTERS:])
+    phrase = last_phrase(text)
+    if phrase is None:
+        return _last_number(text)
+    if is_recanted(text[phrase.end :]):
+        return _last_number(text[phrase.end :])
+    return _stated(phrase.text if phrase.text.strip() else text[phrase.end :])
 
 
-def _first(text: str) -> Decimal | None:
-    match = _NUMBER.search(text)
-    return _value(match) if match else None
+def _stated(text: str) -> Fraction | None:
+    """The number of "the answer is ...": all of its sentence, its first clause, or its only one."""
+    end = _SENTENCE_END.search(text)
+    sentence = text[: end.start()] if end else text
+    if is_recanted(text[len(sentence) :]):
+        return _last_number(text)
+    number = whole_number(sentence)
+    clause = _CLAUSE.match(sentence)
+    if number is None and clause:
+        behind = sentence[clause.end() :]
+        is_list = re.match(r"\s*[,;(]?\s*(?:(?:and|or)\b|\W*[0-9])", behind)
+        number = None if is_list else whole_number(clause[0])
+    if number is None and len(NUMBER.findall(plain_text(sentence.rpartition("=")[2]))) == 1:
+        number = _last_number(sentence)
+    return number
 
 
-def _value(match: re.Match[str]) -> Decimal:
-    value = Decimal(match["digits"].replace(",", ""))
-    return -value if match["sign"] else value
-
-
-def _last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` holds, braces balanced; up to the end if it is not closed."""
-    _, marked, rest = text.rpartition(r"\boxed{")
-    if not marked:
+def _last_number(text: str) -> Fraction | None:
+    """The last number of a text, if it stands for itself there."""
+    plain = plain_text(text)
+    matches = list(NUMBER.finditer(plain))
+    if not matches:
         return None
-    depth = 1
-    for position, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return rest[:position]
-    return rest
+    last = matches[-1]
+    before, behind = plain[: last.start()], plain[last.end() :]
+    is_difference = last[0][0] in "-+" and re.search(r"[\w)\]}]\Z|[0-9)\]}]\s+\Z", before)
+    if is_difference or re.search("[0-9]", behind):
+        return None
+    if _NOT_BEFORE.search(before[-80:]) or _NOT_BEHIND.match(behind):
+        return None
+    return value(last[0])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.rewards.files import import_file
 
 
 def load_function(path: str) -> Callable[..., Any]:
@@ -44,11 +46,20 @@ def load_function(path: str) -> Callable[..., Any]:
         nearest = difflib.get_close_matches(name, functions, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"functions there: {functions}"
         raise ConfigError(f"reward function {path!r}: {source} has no function {name!r}; {hint}")
+    if inspect.isclass(function):
+        raise ConfigError(
+            f"reward function {path!r} is a class; name an instance, {name.lower()} = {name}()"
+        )
     loaded: Callable[..., Any] = function
     return loaded
 
 
 def _load_module(name: str) -> ModuleType:
+    top = name.partition(".")[0]
+    here = os.getcwd()
+    # A command that was installed does not look for modules where it is called; users expect it.
+    if here not in sys.path and top and PathFinder.find_spec(top) is None:
+        sys.path.append(here)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -65,14 +76,4 @@ def _load_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise ConfigError(f"no file {str(path)!r} for a reward function")
-    name = str(path.with_suffix("")).replace(".", "_")  # no dot: it is in no package
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up by name
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    return import_file(path)

@@ -32,7 +32,7 @@ def model_with(folder: Path, tokenizer: Any, *, num_rows: int = 0) -> str:
 
 @pytest.fixture
 def online(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> dict[str, Any]:
-    rows = "".join(json.dumps({"prompt": f"{n} + 1 ="}) + "\n" for n in range(9))
+    rows = "".join(json.dumps({"prompt": f"{n} + 1 =", "answer": n + 1}) + "\n" for n in range(9))
     (tmp_path / "prompts.jsonl").write_text(rows)
     return {
         "run_dir": str(tmp_path / "run"),

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
+import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -9,48 +10,232 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.rewards.gsm8k import correct_answer, final_number
+from rlhf_ray.rewards.gsm8k import correct_answer, final_number, reference_number
+
+# Every text with what it says; None where it may not be paid, whatever the reference.
+MARKED: list[tuple[str, str | int | None]] = [
+    ("16 - 3 = 13 eggs.\n#### 18", 18),
+    ("#### 1\nno, wait\n####2", 2),
+    ("#### 42 #### 43", 43),
+    ("#### $1,234.50 per day", "1234.50"),
+    ("#### $1,234.50 per day, 7 days", None),
+    ("#### -5", -5),
+    ("#### -$5", -5),
+    ("#### $-5", -5),
+    ("#### \u22125", -5),
+    ("#### \u20135", -5),
+    ("#### - 5", -5),
+    ("#### +42", 42),
+    ("####\n 42\nThanks! 7", 42),
+    ("#### 42.", 42),
+    ("#### 42\n", 42),
+    ("#### 42<|im_end|>", 42),
+    ("#### 42</s>", 42),
+    ("#### **42**", 42),
+    ("**#### 42**", 42),
+    ("#### `42`", 42),
+    ("> #### 42", 42),
+    ("#### 42 apples", 42),
+    ("#### 42 km/h", 42),
+    ("#### $42/hour", 42),
+    ("#### 42 a day", 42),
+    ("#### 42 months", 42),
+    ("#### 42%", 42),
+    ("#### 42 percent", 42),
+    ("#### \u20ac42", 42),
+    ("#### 42 USD", 42),
+    ("#### Rs. 42", 42),
+    ("#### x = 42", 42),
+    ("#### 6 * 7 = 42", 42),
+    ("#### The answer is 42", 42),
+    ("#### 1e3", 1000),
+    ("#### 1.5e-3", "0.0015"),
+    ("#### 10^3", 1000),
+    ("#### 1 000", 1000),
+    ("#### 1 234 567", 1234567),
+    ("#### 1\u202f000", 1000),
+    ("#### 1'000", 1000),
+    ("#### 1.234,50", "1234.5"),
+    ("#### 1.234.567", 1234567),
+    ("#### 1,00,000", 100000),
+    ("#### 2.5 million", 2500000),
+    ("#### \uff14\uff12", 42),
+    ("#### \u0664\u0662", 42),
+    ("#### 1/2", "1/2"),
+    ("#### 1 1/2", "3/2"),
+    ("#### 1\u00bd", "3/2"),
+    ("#### 007", 7),
+    ("#### -0", 0),
+    ("#### 42\n#### Explanation\nIt is 6 times 7.", 42),
+    ("#### 41\nWait, no. #### 42", 42),
+    ("<think>#### 41</think>#### 42", 42),
+    ("<think>\nso #### 42", None),
+    ("#### 41\nWait, it is 42.", None),
+    ("#### forty-two, or 42", None),
+    ("#### none", None),
+    ("####", None),
+    ("#### 42 or 43", None),
+    ("#### 42, 43", None),
+    ("#### 42 and a half", None),
+    ("#### about 42", None),
+    ("#### not 42", None),
+    ("#### ~42", None),
+    ("#### 42-43", None),
+    ("#### 42 - 1", None),
+    ("#### 42+1", None),
+    ("#### 42x", None),
+    ("#### 42k", None),
+    ("#### 42!", None),
+    ("#### 42...", None),
+    ("#### 4\u00b2", None),
+    ("#### 3 dozen", None),
+    ("#### 2 hours 30 minutes", None),
+    ("#### 12:30", None),
+    ("#### 0x2A", None),
+    ("#### 1,2345", None),
+    ("#### 3,5", None),
+    ("#### 1/0", None),
+    ("#### \u221e", None),
+    ("#### inf", None),
+    ("#### nan", None),
+    ("#### 1e999999999", None),
+    ("#### 3 is \\boxed{4}", None),
+]
+HEADINGS: list[tuple[str, str | int | None]] = [
+    ("#### Step 2: add\nThe total is 42.", 42),
+    ("#### 2. Add the numbers\nThe total is 7", 7),
+    ("#### 2 Ways\nto do it", None),
+    ("#### Step 1\n5\n#### Answer\n42", 42),
+    ("### Answer\n42", 42),
+    ("##### 42\nso 7", 7),
+    ("#### Final answer\n$\\boxed{42}$", 42),
+]
+BOXED: list[tuple[str, str | int | None]] = [
+    (r"so \boxed{42} of 50", 42),
+    (r"\boxed {42}", 42),
+    (r"\fbox{42}", 42),
+    (r"\boxed{\boxed{42}}", 42),
+    (r"\boxed{41} or rather \boxed{42}", 42),
+    (r"\boxed{\$1{,}000}", 1000),
+    (r"\boxed{1,\!000}", 1000),
+    (r"\boxed{1\,000}", 1000),
+    (r"\boxed{-3}", -3),
+    (r"\boxed{42\text{ cm}^2}", 42),
+    (r"\boxed{42\%}", 42),
+    (r"\boxed{42^\circ}", 42),
+    (r"\boxed{\text{42 apples}}", 42),
+    (r"\boxed{\mathbf{42}}", 42),
+    (r"\boxed{x_1 = 5}", 5),
+    (r"\boxed{\frac12}", "1/2"),
+    (r"\boxed{-\dfrac{1}{2}}", "-1/2"),
+    (r"\boxed{1\frac{1}{2}}", "3/2"),
+    (r"\boxed{1.5 \times 10^{3}}", 1500),
+    (r"#### $\boxed{42}$", 42),
+    (r"\boxed{41} so #### 42", 42),
+    ("#### 41\n\\boxed{42}", 42),
+    (r"<think>\boxed{41}</think>\boxed{42}", 42),
+    (r"\boxed{1} and then \boxed{\text{about } 2}", None),
+    (r"\boxed{7", None),
+    (r"\boxed{}", None),
+    (r"\boxed{x}", None),
+    (r"\boxed{x_1}", None),
+    (r"\boxed{x=5, y=7}", None),
+    (r"\boxed{y - 3 = 42}", None),
+    (r"\boxed{\sqrt{4}}", None),
+    (r"\boxed{42\pi}", None),
+    (r"\boxed{2^{10}}", None),
+    (r"\boxed{\pm 3}", None),
+    (r"\boxed{x \neq 42}", None),
+    (r"\boxed{\approx 42}", None),
+    (r"\boxed{\{42\}}", None),
+    (r"\boxed{42 \text{ or } 43}", None),
+]
+PLAIN: list[tuple[str, str | int | None]] = [
+    ("She sells 9 eggs and makes $18 a day.", 18),
+    ("She makes 9 * 2 = $<<9*2=18>>18 every day", 18),
+    ("The answer is 1,234,567.", 1234567),
+    ("The answer is 42, since 6 times 7 is 42.", 42),
+    ("The answer is 42. That is 6 times 7.", 42),
+    ("The answer is 42 apples (not 43).", 42),
+    ("The answer is that she has 42 eggs.", 42),
+    ("The answer is 6 * 7 = 42.", 42),
+    ("The answer is 41. Wait, actually it is 42.", 42),
+    ("**Answer:** 42", 42),
+    ("**Answer: 42**", 42),
+    ("Answer:\n42", 42),
+    ("Total: 42", 42),
+    ("It adds up to 42", 42),
+    ("It costs 0.50", "0.5"),
+    ("half is .5", "0.5"),
+    ("18.00 dollars", 18),
+    ("The temperature is -7 degrees", -7),
+    ("Profit: -$5", -5),
+    ("- 5 apples", 5),
+    ("20%", 20),
+    ("It is 1/2.", "1/2"),
+    (r"It is \frac{1}{2}", "1/2"),
+    ("x = 42", 42),
+    ("The total is 42.\n3. Done", 42),
+    ("3 dogs and 4 cats", 4),
+    ("The answer is 3 dogs and 4 cats", None),
+    ("The answer is 42 or 43", None),
+    ("The answer is between 41 and 43", None),
+    ("The answer is not 42", None),
+    ("So it is not 42.", None),
+    ("about 42", None),
+    ("less than 42", None),
+    ("He went from 5 to 10", None),
+    ("10-5", None),
+    ("(10)-5", None),
+    ("6 x 7", None),
+    ("So 2x = 84", None),
+    ("between 3, 4", None),
+    ("1,2345", None),
+    (r"It is \sqrt{4}", None),
+    ("x_1", None),
+    ("x^2", None),
+    ("H2O", None),
+    ("at 3:30", None),
+    ("no idea", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "number"), [*MARKED, *HEADINGS, *BOXED, *PLAIN])
+def test_the_final_number(text: str, number: str | int | None) -> None:
+    assert final_number(text) == (None if number is None else Fraction(number))
+
+
+def test_numbers_are_compared_beyond_floats() -> None:
+    great = 2**53
+    completions: list[Any] = [
+        f"#### {great + 1}",
+        f"#### {great}",
+        "#### 0.1",
+        "#### 0.10000000000000001",
+    ]
+    answers = [great, great, "0.1", "0.1"]
+    assert correct_answer(completions, answer=answers) == [0.0, 1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
+    "text",
     [
-        ("16 - 3 = 13 eggs.\n#### 18", "18"),
-        ("#### 1\nno, wait\n####2", "2"),
-        ("#### $1,234.50 per day, 7 days", "1234.50"),
-        ("#### -5", "-5"),
-        ("#### -$5", "-5"),
-        ("#### $-5", "-5"),
-        ("#### \u22125", "-5"),
-        ("####\n 42\nThanks! 7", "42"),
-        ("#### forty-two, or 42", "42"),
-        ("#### none", None),
-        (r"so \boxed{42} of 50", "42"),
-        (r"\boxed{1} and then \boxed{\text{about } 2}", "2"),
-        (r"\boxed{\$1{,}000}", "1000"),
-        (r"\boxed{1,\!000}", "1000"),
-        (r"\boxed{-3}", "-3"),
-        (r"\boxed{7", "7"),
-        (r"\boxed{x}", None),
-        ("#### 3 is \\boxed{4}", "3"),
-        ("She sells 9 eggs and makes $18 a day.", "18"),
-        ("The answer is 1,234,567.", "1234567"),
-        ("It costs 0.50", "0.5"),
-        ("half is .5", "0.5"),
-        ("18.00 dollars", "18"),
-        ("The temperature is -7 degrees", "-7"),
-        ("10-5", "5"),
-        ("(10)-5", "5"),
-        ("- 5 apples", "5"),
-        ("20%", "20"),
-        ("between 3, 4", "4"),
-        ("1,2345", "2345"),
-        ("no idea", None),
-        ("", None),
+        "1" * 20_000 + ".1.2.3",
+        r"\text{" * 3000 + "1" + "}" * 3000,
+        r"\boxed{" * 5000,
+        "#### " * 5000,
+        "The answer is " + " " * 20_000 + "x",
+        "1 1/" * 3000,
+        "*a " * 6000,
+        "a " * 9000 + "42",
     ],
 )
-def test_the_final_number(text: str, number: str | None) -> None:
-    assert final_number(text) == (None if number is None else Decimal(number))
+def test_no_text_takes_long(text: str) -> None:
+    began_s = time.monotonic()
+    for marked in (text, f"#### {text}", rf"\boxed{{{text}}}"):
+        final_number(marked)
+    assert time.monotonic() - began_s < 5
 
 
 @given(st.integers(-(10**15), 10**15), st.sampled_from(["{}", "{:,}", "{}.0", "{:,}.00"]))
@@ -73,9 +258,19 @@ def test_the_answer_is_a_solution_or_a_number(answer: Any) -> None:
     assert correct_answer(completions, answer=[answer] * 4, prompts=[]) == [1.0, 0.0, 1.0, 0.0]
 
 
-def test_an_answer_without_a_number_is_an_error() -> None:
-    with pytest.raises(ValueError, match="`answer` must end in a number, got 'none'"):
-        correct_answer(["#### 4"], answer=["none"])
+@pytest.mark.parametrize("answer", ["none", "", "3 or 4", "it is 4", "#### x", float("nan")])
+def test_an_answer_that_is_no_number_is_an_error(answer: Any) -> None:
+    with pytest.raises(ValueError, match=r"`answer` must be a number, or end in one after ####"):
+        correct_answer(["#### 4"], answer=[answer])
+
+
+def test_a_row_without_an_answer_is_left_to_other_rewards() -> None:
+    assert correct_answer(["#### 4", "#### 4"], answer=[None, 4]) == [None, 1.0]
+
+
+@pytest.mark.parametrize("answer", [r"\boxed{\frac{1}{2}}", "0.5", 0.5, "so\n#### .50", r"\frac12"])
+def test_references_may_be_marked(answer: Any) -> None:
+    assert reference_number(answer) == Fraction(1, 2)
 
 
 def test_real_answers_agree_with_themselves_and_with_no_other(shared_data: Path) -> None:

@@ -1,0 +1,152 @@
+r"""Where a response gives its answer: behind its reasoning, in `\boxed{}`, after words."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rlhf_ray.rewards.numbers import NUMBER
+from rlhf_ray.rewards.plain_text import plain_text
+
+_END_TOKEN = re.compile(r"(?:<\|[^<>|]*\|>|</s>|<eos>|<end_of_turn>)\Z")
+_REASONING = re.compile(r"<(/?)(?:think|thinking|reasoning)>")
+_MARK = re.compile(r"(?<!#)####(?!#)(?P<text>(?:(?!####)[^\n])*)")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_PHRASE = re.compile(r"\banswer\b[^\n.:=0-9]{0,40}?(?:\bis\b|:|=)(?:\s|\*)*", re.IGNORECASE)
+_TEX_BRACKETS = re.compile(r"\\[()\[\]]")
+_DOLLARS = re.compile(r"(?<!\\)\${1,2}(?![0-9][0-9.,]*(?:\s|$))")
+_SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s|$)")
+# Behind an answer these take it back.
+_RECANTS = re.compile(
+    r"\b(?:wait|actually|correction|mistake|sorry|oops|incorrect|wrong|hmm|no,)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marked:
+    """Text that a response marks as its answer.
+
+    Attributes:
+        begin: Where the mark begins in the response.
+        end: Where the marked text ends.
+    """
+
+    text: str
+    begin: int
+    end: int
+
+
+def without_reasoning(text: str) -> str:
+    """What a response says after its last block of reasoning; nothing where that is not closed.
+
+    End tokens behind it are left out as well.
+    """
+    text = text.rstrip()
+    while token := _END_TOKEN.search(text):
+        text = text[: token.start()].rstrip()
+    tags = list(_REASONING.finditer(text))
+    if not tags:
+        return text
+    return text[tags[-1].end() :] if tags[-1][1] else ""
+
+
+def last_boxed(text: str) -> Marked | None:
+    r"""The last `\boxed{...}`, braces balanced; its text is empty where it is not closed."""
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
+        return None
+    begin, start = boxes[-1].span()
+    # A box around a box is one: `\boxed{\boxed{42}}`.
+    depth = 1
+    for position in range(start, len(text)):
+        escaped = text[position - 1] == "\\"
+        depth += 0 if escaped else (text[position] == "{") - (text[position] == "}")
+        if depth == 0:
+            return Marked(text=text[start:position].strip(), begin=begin, end=position + 1)
+    return Marked(text="", begin=begin, end=len(text))
+
+
+def last_marked(text: str) -> Marked | None:
+    r"""What stands behind the last `####` that is no heading, or in the last `\boxed{}`.
+
+    Whichever comes last.
+    """
+    mark, box = _last_mark(text), last_boxed(text)
+    if mark is None or box is None:
+        return mark or box
+    if box.begin > mark.end:
+        return box
+    # `#### \boxed{42}` marks the same twice.
+    around = text[mark.begin : box.begin] + text[box.end : mark.end]
+    return mark if around.strip("#$*. ") else box
+
+
+def _last_mark(text: str) -> Marked | None:
+    """The last `####` with an answer: the end of the text, or nothing but a number in its line.
+
+    Any other is a heading of Markdown.
+    """
+    for match in reversed(list(_MARK.finditer(text))):
+        marked, end = match["text"].strip(), match.end()
+        if not marked:
+            marked = text[end:].lstrip("\n").partition("\n")[0]
+            end = text.index(marked, end) + len(marked)
+        is_last = not text[end:].strip()
+        if is_last or _is_bare(marked):
+            return Marked(text=marked, begin=match.start(), end=end)
+    return None
+
+
+def _is_bare(marked: str) -> bool:
+    return bool(NUMBER.fullmatch(plain_text(marked).strip().removesuffix("%").strip()))
+
+
+def last_phrase(text: str) -> Marked | None:
+    """The rest of the line, or the next one, after the last "answer is" or "answer:"."""
+    phrases = list(_PHRASE.finditer(text))
+    if not phrases:
+        return None
+    begin, start = phrases[-1].span()
+    line = text[start:].partition("\n")[0]
+    return Marked(text=line, begin=begin, end=start + len(line))
+
+
+def is_recanted(behind: str) -> bool:
+    """Whether what a response says behind its answer takes it back."""
+    return bool(_RECANTS.search(behind))
+
+
+def stated_answer(text: str) -> str:
+    r"""What a response gives as its answer, as it is written; empty without one.
+
+    After its reasoning, what it marks by `\boxed{}` or `####`; without either, what follows "the
+    answer is", and a response of one line is its own answer.
+    """
+    text = without_reasoning(text).strip()
+    marked = last_marked(text)
+    phrase = last_phrase(text) if marked is None else None
+    if marked is None and phrase is None:
+        return "" if "\n" in text else _formula(text)
+    given = marked or phrase
+    assert given is not None
+    if is_recanted(text[given.end :]):
+        return ""
+    if marked is not None:
+        return marked.text
+    return _formula(given.text if given.text.strip() else text[given.end :].strip())
+
+
+def _formula(text: str) -> str:
+    """The formulas of a line, if nothing but a list's words is between; else its first sentence."""
+    line = _TEX_BRACKETS.sub("$", text.partition("\n")[0])
+    begin, *pieces = _DOLLARS.split(line)
+    if len(pieces) < 2 or len(pieces) % 2 or begin.strip("*: "):
+        return _SENTENCE_END.split(line, maxsplit=1)[0].strip("* ")
+    formulas = pieces[:1]
+    for between, formula in zip(pieces[1::2], pieces[2::2], strict=False):
+        if re.sub(r"\b(?:and|or)\b|[\s,]", "", between):
+            break
+        formulas.append(formula)
+    behind = _SENTENCE_END.split(pieces[2 * len(formulas) - 1], maxsplit=1)[0].strip("* ")
+    return ", ".join(formulas) + (f" {behind}" if behind[:1].isalpha() or behind == "%" else "")

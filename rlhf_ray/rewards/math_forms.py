@@ -1,0 +1,206 @@
+r"""What kind of answer a mathematical text is, and what can be said of two without algebra.
+
+Much of what makes answers differ is lost where they become terms: units, the brackets of an
+interval, the base of a number, a word's letters (to a parser `no` is n times o). It is compared
+here, and so are plain numbers, exactly. Only what is left is a matter of algebra.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rlhf_ray.rewards.math_units import with_unit
+from rlhf_ray.rewards.numbers import bare_number
+from rlhf_ray.rewards.plain_text import plain_characters
+
+_MAX_CHARACTERS = 1000
+_DECORATION: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![A-Za-z])\.?|\\!|\\\$|\$|\*\*|`", ""),
+        (r"\\[()]|\\\[(?![0-9])|\\\](?![0-9])|\\[ ;:]|\\q?quad(?![A-Za-z])", " "),
+        (r"(?<=[0-9])\\,(?=[0-9]{3})|\{,\}", ","),
+        (r"\\,|~", " "),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:mathbf|boldsymbol|bm|mathit)\s*\{([^{}]*)\}", r"\1"),
+        (r",?\s*\\text\s*\{\s*,?\s*(?:and|or)\s*\}\s*|,?\s+(?:and|or)\s+", ", "),
+        (r"\s+", " "),
+    )
+)
+_STYLED = re.compile(r"\\(?:text|mathrm|textrm|textbf|textit|mbox|operatorname)\s*\{([^{}]*)\}")
+_FUNCTION = re.compile(
+    r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|frac|max|min|mod|det|gcd|lcm|infinity|inf|pi|"
+    r"alpha|beta|gamma|theta|lim|sum|int)\b",
+    re.IGNORECASE,
+)
+# Fewer letters than three are a product of variables, but for these.
+_WORDS = re.compile(r"(?=.*(?:[a-z]{3}|^(?:no|on|up|in)\b))[a-z][a-z'’ -]*", re.IGNORECASE)
+_CHOICE = re.compile(r"\(?\s*([A-Z])\s*\)?")
+_BASE = re.compile(r"(?P<digits>[0-9A-F]+)_\{?\s*(?:\\text\s*\{)?(?P<base>[0-9]+)\s*\}*")
+_RATIO = re.compile(r"[0-9.]+(?:\s*:\s*[0-9.]+)+")
+_EQUALS = re.compile(r"(?<![<>!:])=")
+_MEMBER = re.compile(r"([A-Za-z])\s*\\in(?![A-Za-z])\s*(.+)")
+_NAME = re.compile(r"(?!\s*[0-9(]*[0-9])(?=.*[A-Za-z])[^-+*/^<>=|!]+")
+_REPEATING = re.compile(
+    r"(?P<whole>[0-9]*)\.(?P<fixed>[0-9]*)\\overline\s*\{?(?P<period>[0-9]+)\}?"
+)
+_DEGREES = re.compile(r"([0-9.]+)\s*\^\s*\{?\s*\\circ\s*\}?")
+_OPENING = frozenset(["(", "[", "{", r"\{", r"\langle", r"\begin"])
+_CLOSING = frozenset([")", "]", "}", r"\}", r"\rangle", r"\end"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    r"""An answer, taken apart.
+
+    Example: of `x = 5 \text{ cm}` the term is `5`, the name `x`, the unit `cm` and the number 5.
+
+    Attributes:
+        text: All of it, without decoration.
+        term: What an algebra system is asked about: no name, no unit.
+        name: Of what it is the value.
+        unit: In one spelling; `%` is one.
+        number: If it is one.
+        word: If it is text or a choice like (B): small letters.
+        base: Of a number like `101_2`.
+        brackets: Around a list: `()`, `(]`, `[)`, `[]`, or `{}`, which a bare list has as well.
+        parts: Of the list, or of a ratio like `3:2`.
+    """
+
+    text: str
+    term: str
+    name: str = ""
+    unit: str = ""
+    number: Fraction | None = None
+    word: str = ""
+    base: str = ""
+    brackets: str = ""
+    parts: tuple[str, ...] = ()
+
+    @property
+    def equated(self) -> list[str]:
+        """The sides of an equation or of a chain of them; one where it is none."""
+        return [side.strip() for side in _EQUALS.split(self.term)]
+
+
+def read_form(text: str) -> Form | None:
+    """An answer's form; `None` if there is nothing to read, or far too much."""
+    text = _undecorated(text)
+    if not text or len(text) > _MAX_CHARACTERS:
+        return None
+    word = _word(text)
+    if word:
+        return Form(text=text, term=text, word=word)
+    name, term = _named(text)
+    if match := _BASE.fullmatch(term):
+        return Form(text=text, term=match["digits"], name=name, base=match["base"])
+    if _RATIO.fullmatch(term):
+        parts = tuple(part.strip() for part in term.split(":"))
+        return Form(text=text, term=term, name=name, brackets=":", parts=parts)
+    term, unit = with_unit(_REPEATING.sub(_as_fraction, term))
+    term = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", term)
+    number = bare_number(term)
+    brackets, parts = ("", ()) if number is not None else _list(term)
+    return Form(
+        text=text,
+        term=term,
+        name=name,
+        unit=unit,
+        number=number,
+        brackets=brackets,
+        parts=parts,
+    )
+
+
+def compare_forms(reference: Form, answer: Form) -> bool | None:
+    """Whether an answer is its reference, `None` where that takes algebra."""
+    if reference.word or answer.word:
+        return reference.word == answer.word
+    if reference.base or answer.base:
+        return (reference.term, reference.base) == (answer.term, answer.base)
+    if ":" in (reference.brackets, answer.brackets):
+        return reference.parts == answer.parts
+    if reference.name and answer.name and reference.name != answer.name:
+        return False
+    if reference.unit and answer.unit and reference.unit != answer.unit:
+        return False
+    if reference.number is not None and answer.number is not None:
+        return _equal_numbers(reference, answer, reference.number, answer.number)
+    return True if reference.term == answer.term else None
+
+
+def _equal_numbers(reference: Form, answer: Form, wanted: Fraction, given: Fraction) -> bool:
+    """50% is 50 where percents were asked for, and 1/2; 1% is not 1."""
+    if (reference.unit == "%") == (answer.unit == "%"):
+        return wanted == given
+    if wanted == given:
+        return wanted.denominator == 1 and (abs(wanted) > 1 or wanted == 0)
+    percent = Fraction(1, 100)
+    return wanted * (percent if reference.unit == "%" else 1) == given * (
+        percent if answer.unit == "%" else 1
+    )
+
+
+def _undecorated(text: str) -> str:
+    text = plain_characters(text)
+    for pattern, replacement in _DECORATION:
+        text = pattern.sub(replacement, text)
+    return re.sub(r"(?<!\.)[.,;]$", "", text.strip()).strip()
+
+
+def _word(text: str) -> str:
+    """Small letters of a text or choice; empty for anything else."""
+    bare = _STYLED.sub(r"\1", text).strip(" .\"'")
+    if choice := _CHOICE.fullmatch(bare):
+        return choice[1].lower()
+    is_text = _WORDS.fullmatch(bare) and not _FUNCTION.search(bare)
+    if not is_text and not (_STYLED.fullmatch(text) and re.fullmatch(r"[A-Za-z][a-z -]+", bare)):
+        return ""
+    return re.sub(r"^(?:the|an?)\s+", "", " ".join(bare.lower().split()))
+
+
+def _named(text: str) -> tuple[str, str]:
+    r"""Name and value of `x = 5` or `x \in [0, 1)`; an empty name for anything else."""
+    if match := _MEMBER.fullmatch(text):
+        return match[1], match[2]
+    sides = _EQUALS.split(text)
+    if len(sides) == 2 and _NAME.fullmatch(sides[0]) and not _FUNCTION.search(sides[0]):
+        return re.sub(r"\s|[{}]", "", _STYLED.sub(r"\1", sides[0])), sides[1].strip()
+    return "", text
+
+
+def _list(term: str) -> tuple[str, tuple[str, ...]]:
+    """Brackets and parts of a list, `{}` if it has none; nothing for what is no list."""
+    tokens = re.findall(r"\\[{}]|\\[A-Za-z]+|.", term)
+    wraps = len(tokens) > 2 and tokens[0] in _OPENING and tokens[-1] in _CLOSING
+    if wraps and _depths(tokens)[:-1].count(0) == 0:
+        brackets = (tokens[0] + tokens[-1]).replace("\\", "")
+        tokens = tokens[1:-1]
+    else:
+        brackets = "{}"
+    depths, parts = _depths(tokens), [""]
+    for token, depth in zip(tokens, depths, strict=True):
+        if token in ",;" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += token
+    return (brackets, tuple(part.strip() for part in parts)) if len(parts) > 1 else ("", ())
+
+
+def _depths(tokens: list[str]) -> list[int]:
+    """How many brackets are open behind each token."""
+    depth, depths = 0, []
+    for token in tokens:
+        depth += (token in _OPENING) - (token in _CLOSING)
+        depths.append(depth)
+    return depths
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    r"""A repeating decimal, 0.1\overline{6}, as a fraction: 15/90."""
+    before, period = (match["whole"] or "0") + match["fixed"], match["period"]
+    top = int(before + period) - int(before)
+    bottom = (10 ** len(period) - 1) * 10 ** len(match["fixed"])
+    return rf"\frac{{{top}}}{{{bottom}}}"

@@ -1,0 +1,109 @@
+r"""What number a text is, all of it: `$1{,}234.50 per day` is 1234.5, `12 or 13` is none.
+
+Exact, by fractions: 42 and 42.0 are equal, 9007199254740993 and 9007199254740992 are not.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from rlhf_ray.rewards.plain_text import plain_text
+from rlhf_ray.rewards.units import is_unit
+
+# Python takes quadratic time to read long ones, and 10^(10^9) would fill the memory.
+_MAX_CHARACTERS, _MAX_EXPONENT = 1000, 400
+_MULTIPLES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+
+# Between thousands; besides the comma all kinds of space: plain, thin, narrow, hard.
+_SEPARATORS = ", \u2009\u202f\u00a0'’_"
+_DECIMAL = "|".join(
+    (
+        *(rf"[0-9]{{1,3}}(?:{mark}[0-9]{{3}})+(?:\.[0-9]+)?(?![0-9])" for mark in _SEPARATORS),
+        r"[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?:\.[0-9]+)?(?![0-9])",  # 1,00,000 as in India
+        r"[0-9]{1,3}(?:[. ][0-9]{3})+,[0-9]{1,2}(?![0-9])",  # 1.234,50 as in Europe
+        r"[0-9]{1,3}(?:\.[0-9]{3}){2,}(?![0-9])",
+        r"[0-9]+(?:\.[0-9]+)?",
+        r"\.[0-9]+",
+    )
+)
+_FRACTION = re.compile(r"(?:([0-9]+)\s+)?([0-9]+) ?/ ?([0-9]+)")
+_SCIENTIFIC = re.compile(rf"({_DECIMAL})(?:[eE]| ?[*x] ?10 ?\^ ?)([-+]?[0-9]+)")
+_POWER = re.compile(r"10 ?\^ ?([-+]?[0-9]+)")
+_FORMS = (_FRACTION, _SCIENTIFIC, _POWER, re.compile(_DECIMAL))
+
+# Wherever one stands in a text that `plain_text` made plain.
+NUMBER = re.compile(f"[-+]?(?:{'|'.join(form.pattern for form in _FORMS)})(?![0-9]|[.,][0-9])")
+_LABEL = re.compile(r"(?:the\s+)?(?:final\s+)?(?:answer|result|total)\s*(?:is|:|=)\s*", re.I)
+_CURRENCY_CODE = re.compile(r"(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?)\s*(?=[-0-9.])", re.I)
+# A quantity's name, `x_1` or `total cost`, or sums of numbers alone.
+_LEFT_SIDE = re.compile(r"[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?|[-+*/x0-9.,() ]+")
+
+
+def whole_number(text: str) -> Fraction | None:
+    """The number that a text is, with its unit, a name and `=` before it; `None` if it is more."""
+    if len(text) > _MAX_CHARACTERS:
+        return None
+    plain = re.sub(r"(?<!\.)[.,;]\s*$", "", plain_text(text).strip()).strip()
+    plain = _LABEL.sub("", plain, count=1) if _LABEL.match(plain) else plain
+    left, equals, right = plain.rpartition("=")
+    if equals:
+        if not _LEFT_SIDE.fullmatch(left.rpartition("=")[2].strip()):
+            return None
+        plain = right
+    plain = _unwrapped(plain)
+    code = _CURRENCY_CODE.match(plain)
+    return _with_unit(plain[code.end() :] if code else plain)
+
+
+def bare_number(text: str) -> Fraction | None:
+    """The number that a text is without name, unit or words."""
+    written = _unwrapped(plain_text(text[: _MAX_CHARACTERS + 1]))
+    written = re.sub(r"^([-+])\s+", r"\1", written)
+    fits = len(text) <= _MAX_CHARACTERS and NUMBER.fullmatch(written)
+    return value(written) if fits else None
+
+
+def value(written: str) -> Fraction | None:
+    """What a match of `NUMBER` says; `None` if it divides by 0 or is too large."""
+    sign = -1 if written.startswith("-") else 1
+    digits = written.lstrip("+-").strip()
+    if match := _FRACTION.fullmatch(digits):
+        whole, top, bottom = (int(part or 0) for part in match.groups())
+        return sign * (whole + Fraction(top, bottom)) if bottom else None
+    if match := _POWER.fullmatch(digits):
+        return _scaled(Fraction(sign), int(match[1]))
+    if match := _SCIENTIFIC.fullmatch(digits):
+        return _scaled(sign * _decimal(match[1]), int(match[2]))
+    return sign * _decimal(digits)
+
+
+def _with_unit(text: str) -> Fraction | None:
+    match = NUMBER.match(re.sub(r"^([-+])\s+", r"\1", text))
+    if match is None:
+        return None
+    number, rest = value(match[0]), match.string[match.end() :]
+    if number is None:
+        return None
+    word, _, unit = rest.strip().partition(" ")
+    if word.lower() in _MULTIPLES and rest[:1].isspace():
+        return _scaled(number, _MULTIPLES[word.lower()]) if is_unit(f" {unit}") else None
+    return number if is_unit(rest) else None
+
+
+def _unwrapped(text: str) -> str:
+    """Without the brackets or quotes around all of it."""
+    text = text.strip()
+    while len(text) > 1 and text[0] + text[-1] in ("()", "{}", '""', "''", "[]"):
+        text = text[1:-1].strip()
+    return text
+
+
+def _decimal(digits: str) -> Fraction:
+    if re.fullmatch(r"[0-9]{1,3}(?:\.[0-9]{3}){2,}|[^,]*,[0-9]{1,2}", digits):
+        digits = digits.replace(".", "").replace(" ", "").replace(",", ".")
+    return Fraction(re.sub(f"[{_SEPARATORS}]", "", digits))
+
+
+def _scaled(number: Fraction, exponent: int) -> Fraction | None:
+    return number * Fraction(10) ** exponent if abs(exponent) <= _MAX_EXPONENT else None
