@@ -14,12 +14,13 @@ import numpy as np
 import ray
 
 from actors.cluster.network import use_cluster_network
+from actors.engines.ending import Ending
 from actors.engines.load import EngineLoad
 from actors.engines.metrics import engine_stat_logger
 from actors.engines.shared_memory import outlive_actor
 from actors.engines.spec import EngineSpec, engine_arguments
 from actors.weights.bucket import Bucket
-from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.data.borders import response_text
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
@@ -89,7 +90,7 @@ class RolloutReplica:
         """The first request of each kind takes seconds: not while a training step waits for it."""
         prompt = Prompt(prompt_id="warm-up", token_ids_T=(0, 0), text="")
         request = GenerationRequest(prompt=prompt, seeds_G=(0,), temperature=1.0, max_new_tokens=2)
-        await self._finished(*await self._admit(request, 0, RolloutConfig()), timeout_s=WARM_UP_S)
+        await self._finished(*await self._admit(request, 0, Ending()), timeout_s=WARM_UP_S)
         await self._score(prompt.token_ids_T, num_given=1, timeout_s=WARM_UP_S)
 
     @ray.method(concurrency_group="control")
@@ -110,7 +111,7 @@ class RolloutReplica:
         return {"peak_gb": max(of_workers), **self.load.take()}
 
     async def generate(
-        self, requests: Sequence[GenerationRequest], config: RolloutConfig, timeout_s: float
+        self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
     ) -> tuple[list[RolloutSummary], list[Rollout]]:
         """Sample all requests together.
 
@@ -119,17 +120,17 @@ class RolloutReplica:
         """
         rollouts = []
         try:
-            together = await self._admit_together(requests, config, timeout_s)
+            together = await self._admit_together(requests, ending, timeout_s)
             for request, sample, admitted in together:
                 output = await self._finished(*admitted, timeout_s=timeout_s)
-                rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
+                rollouts.append(self._rollout(request.prompt, sample, output.outputs[0], ending))
         except BaseException:
             await self.drop_requests()
             raise
         return [summarize(rollout) for rollout in rollouts], rollouts
 
     async def _admit_together(
-        self, requests: Sequence[GenerationRequest], config: RolloutConfig, timeout_s: float
+        self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
     ) -> list[tuple[GenerationRequest, int, tuple[str, Any]]]:
         """Hold the scheduler meanwhile.
 
@@ -140,7 +141,7 @@ class RolloutReplica:
             await self.engine.pause_generation(mode="keep", clear_cache=False)
             try:
                 return [
-                    (request, sample, await self._admit(request, seed, config))
+                    (request, sample, await self._admit(request, seed, ending))
                     for request in requests
                     for sample, seed in enumerate(request.seeds_G)
                 ]
@@ -148,7 +149,7 @@ class RolloutReplica:
                 await self.engine.resume_generation()
 
     async def _admit(
-        self, request: GenerationRequest, seed: int, config: RolloutConfig
+        self, request: GenerationRequest, seed: int, ending: Ending
     ) -> tuple[str, Any]:
         """The request's name, and what its output comes from."""
         from vllm import SamplingParams
@@ -163,11 +164,13 @@ class RolloutReplica:
                 seed=seed,
                 logprobs=0,
                 flat_logprobs=True,
-                stop=config.stop or None,
-                stop_token_ids=config.stop_token_ids or None,
+                stop=list(ending.stop) or None,
+                stop_token_ids=ending.token_ids or None,
                 include_stop_str_in_output=True,
-                ignore_eos=config.ignore_eos,
-                detokenize=bool(config.stop),
+                # Stop strings are looked for in the text that rewards see.
+                skip_special_tokens=False,
+                ignore_eos=ending.ignore_eos,
+                detokenize=bool(ending.stop),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
         )
@@ -196,10 +199,12 @@ class RolloutReplica:
         running, self.running = self.running, set()
         await self.engine.abort(running)
 
-    def _rollout(self, prompt: Prompt, sample: int, output: Any) -> Rollout:
+    def _rollout(self, prompt: Prompt, sample: int, output: Any, ending: Ending) -> Rollout:
         if output.finish_reason not in ("stop", "length"):
             raise RunError(f"{prompt.prompt_id}: vLLM ended the request: {output.finish_reason}")
         num_tokens = len(output.token_ids)
+        stopped = output.finish_reason == "stop"
+        ends = {*ending.end_token_ids, *self.tokenizer.all_special_ids} if stopped else ()
         logprobs = output.logprobs
         versions_T = np.full(num_tokens, self.version, dtype=np.int32)
         for span in output.weight_versions or ():
@@ -214,7 +219,7 @@ class RolloutReplica:
             versions_T=versions_T,
             own_T=np.ones(num_tokens, dtype=np.bool_),
             finish_reason=output.finish_reason,
-            text=self.tokenizer.decode(output.token_ids, skip_special_tokens=True),
+            text=response_text(self.tokenizer, prompt.token_ids_T, output.token_ids, end_ids=ends),
         )
 
     async def logprobs(

@@ -213,7 +213,7 @@ def _frame(
         opened=opened,
         context=before[len(opened) :],
         lead="" if continues or not turn.startswith(before) else turn[len(before) :],
-        text=last["content"][len(begun) :],
+        text=str(last["content"])[len(begun) :],
         end=behind if end is None else behind.removesuffix(end.rest),
     )
 
@@ -258,9 +258,9 @@ def _opened(tokenizer: PreTrainedTokenizerBase, prompt: Messages, where: str) ->
     if not context or context[-1]["role"] == "assistant":
         return begun
     frame = _frame(tokenizer, [*context, {**last, "content": ""}], context, where)
-    if frame.lead and not frame.lead_of(last["content"]):
+    if frame.lead.strip() and not frame.lead_of(last["content"]):
         # Reasoning that is begun: the template would close it before it was said.
-        return frame.opened + last["content"]
+        return frame.opened + str(last["content"])
     return begun
 
 

@@ -6,7 +6,6 @@ read `ti me`), and given both it may merge across the border.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -121,4 +120,5 @@ def response_text(
     before = decode(tokenizer, context_T)
     whole = decode(tokenizer, [*context_T, *said_T])
     # Bytes that are no character yet decode to a sign of their own, which the response replaces.
-    return whole[len(os.path.commonprefix([before, whole])) :]
+    parted = (at for at, (old, new) in enumerate(zip(before, whole, strict=False)) if old != new)
+    return whole[next(parted, len(before)) :]

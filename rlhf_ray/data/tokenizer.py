@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +65,12 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
         logger.info("tokenizer %s has no pad token: %r pads", path, tokenizer.eos_token)
     return tokenizer
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for tokenizers that mean the same by every token id."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:

@@ -79,9 +79,7 @@ def checked_turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
     return end
 
 
-def end_tokens(
-    tokenizer: PreTrainedTokenizerBase, generation_ids: Sequence[int] = ()
-) -> EndTokens:
+def end_tokens(tokenizer: PreTrainedTokenizerBase, generation_ids: Sequence[int] = ()) -> EndTokens:
     """All tokens that end a response: the tokenizer's, the model's and the chat template's.
 
     Args:
@@ -138,9 +136,7 @@ def _parted(tokenizer: PreTrainedTokenizerBase, behind: str) -> TurnEnd:
     for word in [*whole, *([mark.group()] if mark else [])]:
         if (token_id := only_token(tokenizer, word)) is not None:
             border = begin + len(word)
-            return TurnEnd(
-                text=behind[:border], rest=behind[border:], token_id=token_id, broken=""
-            )
+            return TurnEnd(text=behind[:border], rest=behind[border:], token_id=token_id, broken="")
     broken = mark.group() if mark else ""
     return TurnEnd(text=behind, rest="", token_id=None, broken=broken)
 
