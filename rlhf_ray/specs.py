@@ -59,10 +59,17 @@ class ReferenceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSpec:
-    """What scores; a function or remote scorer has `timeout_s` for a batch."""
+    """What scores.
+
+    Attributes:
+        timeout_s: What a function or remote scorer has for a batch.
+        vocabulary: Digest of the policy's: a reward model of the same one scores the tokens that
+            were sampled.
+    """
 
     reward: RewardConfig
     timeout_s: float
+    vocabulary: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,8 @@ class Rollout:
         versions_T: Version of the weights that sampled each token.
         own_T: False for tokens that the policy did not write (a tool's answer).
         finish_reason: `stop` (end token or stop string) or `length` (cut off).
-        text: The response, decoded, without special tokens.
+        text: What the response adds to the text of its prompt: both are decoded together, special
+            tokens as sampled, and cut at the border. The token that ended it is no part of it.
     """
 
     prompt: Prompt

@@ -14,12 +14,13 @@ import numpy as np
 import ray
 
 from actors.cluster.network import use_cluster_network
+from actors.engines.ending import Ending
 from actors.engines.load import EngineLoad
 from actors.engines.metrics import engine_stat_logger
 from actors.engines.shared_memory import outlive_actor
 from actors.engines.spec import EngineSpec, engine_arguments
 from actors.weights.bucket import Bucket
-from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.data.borders import response_text
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
@@ -93,7 +94,7 @@ class RolloutReplica:
         request = GenerationRequest(
             prompt=prompt, draw=0, seeds_G=(0,), temperature=1.0, max_new_tokens=2
         )
-        admitted = await self._admit(request, 0, RolloutConfig(), timeout_s=WARM_UP_S)
+        admitted = await self._admit(request, 0, Ending(), timeout_s=WARM_UP_S)
         await self._finished(*admitted, timeout_s=WARM_UP_S)
         await self._score(prompt.token_ids_T, num_given=1, timeout_s=WARM_UP_S)
 
@@ -117,7 +118,7 @@ class RolloutReplica:
         return {"peak_gb": max(of_workers), **self.load.take()}
 
     async def generate(
-        self, requests: Sequence[GenerationRequest], config: RolloutConfig, timeout_s: float
+        self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
     ) -> tuple[list[RolloutSummary], list[Rollout]]:
         """Sample all requests together.
 
@@ -126,17 +127,17 @@ class RolloutReplica:
         """
         rollouts = []
         try:
-            together = await self._admit_together(requests, config, timeout_s)
+            together = await self._admit_together(requests, ending, timeout_s)
             for request, sample, admitted in together:
                 output = await self._finished(*admitted, timeout_s=timeout_s)
-                rollouts.append(self._rollout(request, sample, output.outputs[0]))
+                rollouts.append(self._rollout(request, sample, output.outputs[0], ending))
         except BaseException:
             await self.drop_requests()
             raise
         return [summarize(rollout) for rollout in rollouts], rollouts
 
     async def _admit_together(
-        self, requests: Sequence[GenerationRequest], config: RolloutConfig, timeout_s: float
+        self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
     ) -> list[tuple[GenerationRequest, int, tuple[str, Any]]]:
         """Hold the scheduler meanwhile.
 
@@ -147,7 +148,7 @@ class RolloutReplica:
             await self._ask("pause_generation", mode="keep", clear_cache=False, timeout_s=timeout_s)
             try:
                 return [
-                    (request, sample, await self._admit(request, seed, config, timeout_s=timeout_s))
+                    (request, sample, await self._admit(request, seed, ending, timeout_s=timeout_s))
                     for request in requests
                     for sample, seed in enumerate(request.seeds_G)
                 ]
@@ -155,7 +156,7 @@ class RolloutReplica:
                 await self._ask("resume_generation", timeout_s=ANSWER_S)
 
     async def _admit(
-        self, request: GenerationRequest, seed: int, config: RolloutConfig, *, timeout_s: float
+        self, request: GenerationRequest, seed: int, ending: Ending, *, timeout_s: float
     ) -> tuple[str, Any]:
         """The request's name, and what its output comes from."""
         from vllm import SamplingParams
@@ -170,11 +171,13 @@ class RolloutReplica:
                 seed=seed,
                 logprobs=0,
                 flat_logprobs=True,
-                stop=config.stop or None,
-                stop_token_ids=config.stop_token_ids or None,
+                stop=list(ending.stop) or None,
+                stop_token_ids=ending.token_ids or None,
                 include_stop_str_in_output=True,
-                ignore_eos=config.ignore_eos,
-                detokenize=bool(config.stop),
+                # Stop strings are looked for in the text that rewards see.
+                skip_special_tokens=False,
+                ignore_eos=ending.ignore_eos,
+                detokenize=bool(ending.stop),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
             timeout_s=timeout_s,
@@ -210,11 +213,15 @@ class RolloutReplica:
         running, self.running = self.running, set()
         await self._ask("abort", running, timeout_s=ANSWER_S)
 
-    def _rollout(self, request: GenerationRequest, sample: int, output: Any) -> Rollout:
+    def _rollout(
+        self, request: GenerationRequest, sample: int, output: Any, ending: Ending
+    ) -> Rollout:
         prompt = request.prompt
         if output.finish_reason not in ("stop", "length"):
             raise RunError(f"{prompt.prompt_id}: vLLM ended the request: {output.finish_reason}")
         num_tokens = len(output.token_ids)
+        stopped = output.finish_reason == "stop"
+        ends = {*ending.end_token_ids, *self.tokenizer.all_special_ids} if stopped else ()
         logprobs = output.logprobs
         versions_T = np.full(num_tokens, self.version, dtype=np.int32)
         for span in output.weight_versions or ():
@@ -230,7 +237,7 @@ class RolloutReplica:
             versions_T=versions_T,
             own_T=np.ones(num_tokens, dtype=np.bool_),
             finish_reason=output.finish_reason,
-            text=self.tokenizer.decode(output.token_ids, skip_special_tokens=True),
+            text=response_text(self.tokenizer, prompt.token_ids_T, output.token_ids, end_ids=ends),
         )
 
     async def logprobs(

@@ -57,11 +57,11 @@ class PolicyRank(HostingRank):
         return by_row(one, [scored])
 
     def continuations(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_id: int
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_ids: Sequence[int]
     ) -> list[list[int]]:
         """What the model writes after each prompt, greedily."""
         written: list[list[int]] = self.learner.continuations(
-            prompts, max_new_tokens=max_new_tokens, end_ids=[end_id]
+            prompts, max_new_tokens=max_new_tokens, end_ids=end_ids
         )
         return written
 

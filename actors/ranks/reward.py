@@ -64,7 +64,9 @@ class RewardRank(HostingRank):
             from rlhf_ray.models.reward_scorer import RewardScorer
 
             with in_reach(held, timeout_s=self.fetch_timeout_s):
-                self.model = RewardScorer(reward.model, device=self.device, model=trained)
+                self.model = RewardScorer(
+                    reward.model, device=self.device, model=trained, vocabulary=spec.vocabulary
+                )
         free_memory()
 
     def _trained_here(self, model: RewardModelConfig) -> Any:

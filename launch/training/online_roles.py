@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 from actors.cluster.actor_set import ActorSet
+from actors.engines.ending import Ending
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
@@ -57,11 +58,11 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         value = ValueGroup(actors["value"], config.value, config.timeouts, pool.files_of("value"))
     rollout = ReplicaSet(
         actors["rollout"],
-        config.rollout,
+        Ending.of(config.rollout, data.end_token_ids),
         timeout_s=config.timeouts.call_s,
         sleeps=config.engines_sleep,
     )
-    await asyncio.gather(*_loads(config, pool))
+    await asyncio.gather(*_loads(config, data, pool))
     await reward.read_weights()
     await rollout.wake_up()  # a job without engines may have sent them to sleep
     await policy.connect(
@@ -86,9 +87,11 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     )
 
 
-def _loads(config: OnlineConfig, pool: Pool) -> Sequence[Awaitable[None]]:
+def _loads(config: OnlineConfig, data: OnlineData, pool: Pool) -> Sequence[Awaitable[None]]:
     """The loading of every role's model."""
-    scorers = RewardSpec(reward=config.reward, timeout_s=config.timeouts.reward_s)
+    scorers = RewardSpec(
+        reward=config.reward, timeout_s=config.timeouts.reward_s, vocabulary=data.vocabulary
+    )
     loads = [
         pool.load("policy", _policy_spec(config), path=config.policy.model.path),
         pool.load("reward", scorers, path=config.reward.model.path),

@@ -54,11 +54,15 @@ class OnlineData(JobData):
 
     Attributes:
         context_tokens: Prompt and response tokens together.
+        end_token_ids: Tokens that end a response: the tokenizer's, the model's, the template's.
+        vocabulary: Digest of the tokenizer's.
     """
 
     context_tokens: int
     prompts: list[Prompt]
     eval_prompts: list[Prompt]
+    end_token_ids: tuple[int, ...]
+    vocabulary: str
 
     @property
     def trained_rows(self) -> Sequence[Prompt]:
@@ -74,6 +78,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
             function can score, or another model of the job has another vocabulary.
     """
     from rlhf_ray.data.prompts import load_prompts
+    from rlhf_ray.data.tokenizer import vocabulary_digest
     from rlhf_ray.rewards.checks import checking_functions, usable_prompts
 
     functions = checking_functions(config.reward)
@@ -109,6 +114,8 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         eval_prompts=held_out[: config.eval.num_prompts],
         tokenizer=tokenizer,
         tokenizer_path=tokenizer_path,
+        end_token_ids=_end_token_ids(config.policy.model, tokenizer),
+        vocabulary=vocabulary_digest(tokenizer),
     )
 
 
@@ -131,13 +138,20 @@ class SupervisedData(JobData, Generic[T]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SftData(SupervisedData[SftExample]):
+    """The same, and the tokens that end what the model writes for an evaluation's table."""
+
+    end_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RmData(SupervisedData[Ranking]):
     """The same, and answers that shall score 0 on average, one a row."""
 
     reference_answers: list[Ranking]
 
 
-def load_sft_data(config: SftConfig) -> SupervisedData[SftExample]:
+def load_sft_data(config: SftConfig) -> SftData:
     """Tokenizer and examples.
 
     Raises:
@@ -145,7 +159,14 @@ def load_sft_data(config: SftConfig) -> SupervisedData[SftExample]:
     """
     from rlhf_ray.data.sft import load_sft
 
-    return _load(config, load_sft, *_tokenization(config))
+    settings, tokenizer_path = _tokenization(config)
+    data = _load(config, load_sft, settings, tokenizer_path)
+    return SftData(
+        rows=data.rows,
+        eval_rows=data.eval_rows,
+        tokenizer_path=tokenizer_path,
+        end_token_ids=_end_token_ids(config.policy.model, settings["tokenizer"]),
+    )
 
 
 def load_rm_data(config: RmConfig) -> RmData:
@@ -226,6 +247,19 @@ def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBa
         revision=model.revision,
     )
     return tokenizer, str(run_dir / "tokenizer")
+
+
+def _end_token_ids(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What ends a response; the log says so."""
+    from rlhf_ray.data.turn_end import end_tokens
+    from rlhf_ray.models.identity import generation_end_ids
+
+    generation_ids = generation_end_ids(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    ends = end_tokens(tokenizer, generation_ids)
+    logger.info("responses end at %s", ends.words)
+    return ends.ids
 
 
 def _check_vocabularies(

@@ -10,9 +10,9 @@ import torch
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.rewards import RewardModelConfig
-from rlhf_ray.data.answers import tokenize_answer
+from rlhf_ray.data.answers import tokenize_answer, tokenize_sampled
 from rlhf_ray.data.samples import as_chat
-from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.data.tokenizer import load_tokenizer, vocabulary_digest
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.classifier import load_classifier
 from rlhf_ray.models.reward import RewardModel
@@ -21,15 +21,24 @@ from rlhf_ray.types import IntArray, Rollout
 
 
 class RewardScorer:
-    """Writes each rollout anew in the reward model's own tokens, as in its training, and scores it.
+    """Scores each rollout behind its prompt as the reward model's own template opens it.
+
+    A response keeps its tokens where the reward model has the policy's vocabulary; else its text is
+    put there as it stands and tokenized anew. It ends with the end token of the model's training.
 
     Attributes:
+        keeps_tokens: Whether the vocabulary is the one that was sampled in.
         model: What scores.
         statistics: By which scores are centred and scaled; mean 0 and spread 1 for not at all.
     """
 
     def __init__(
-        self, config: RewardModelConfig, *, device: torch.device, model: RewardModel | None = None
+        self,
+        config: RewardModelConfig,
+        *,
+        device: torch.device,
+        model: RewardModel | None = None,
+        vocabulary: str = "",
     ) -> None:
         """Load model and tokenizer.
 
@@ -37,6 +46,7 @@ class RewardScorer:
             config: Where from.
             device: Where the model goes.
             model: The model of `config.path`, where this process holds it already.
+            vocabulary: Digest of that in which rollouts were sampled; empty for unknown.
 
         Raises:
             ConfigError: It cannot be loaded, was never trained to score, has no logit
@@ -48,6 +58,7 @@ class RewardScorer:
             chat_template=config.chat_template,
             trust_remote_code=config.trust_remote_code,
         )
+        self.keeps_tokens = vocabulary == vocabulary_digest(self.tokenizer)
         self.statistics = _statistics(config)
         self.model = model or _load(config, device)
 
@@ -66,14 +77,26 @@ class RewardScorer:
         return scores
 
     def _tokenize(self, rollout: Rollout) -> IntArray:
-        text = rollout.prompt.text
-        prompt_ids, answer_ids = tokenize_answer(
-            self.tokenizer,
-            as_chat(text, "user") if self.config.chat else text,
-            rollout.text,
-            is_ended=rollout.finish_reason == "stop",
-            where=rollout.prompt.prompt_id,
-        )
+        text, where = rollout.prompt.text, rollout.prompt.prompt_id
+        prompt = as_chat(text, "user") if self.config.chat else text
+        is_ended = rollout.finish_reason == "stop"
+        if self.keeps_tokens:
+            prompt_ids, answer_ids = tokenize_sampled(
+                self.tokenizer,
+                prompt,
+                rollout.response_ids_T.tolist(),
+                is_ended=is_ended,
+                where=where,
+            )
+        else:
+            prompt_ids, answer_ids = tokenize_answer(
+                self.tokenizer,
+                prompt,
+                rollout.text,
+                is_ended=is_ended,
+                is_sampled=True,
+                where=where,
+            )
         token_ids = [*prompt_ids, *answer_ids]
         return np.array(token_ids[: self.config.max_length or None], dtype=np.int32)
 

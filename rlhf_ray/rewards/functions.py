@@ -1,8 +1,8 @@
 """Reward functions: plain or async Python, with the signature that TRL's users know.
 
-`function(prompts, completions, completion_ids, **columns, **arguments) -> list[float | None]`, all
-by keyword. All are lists with one entry a completion, but the arguments: these come from the
-configuration. A function without `**` gets what it names and no more.
+`function(prompts, completions, prompt_ids, completion_ids, **columns, **arguments)` returns a
+`list[float | None]`. All comes by keyword, as lists with one entry a completion; but the arguments
+come from the configuration. A function without `**` gets what it names and no more.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ class RewardFunction:
             **self.arguments,
             "prompts": batch.prompts_B,
             "completions": batch.completions_B,
+            "prompt_ids": batch.prompt_token_ids_B,
             "completion_ids": batch.completion_ids_B,
         }
         return {name: _own_copy(value) for name, value in self._named(available).items()}

@@ -9,9 +9,9 @@ import pytest
 import ray
 from jobs import STOP_STRING, STOP_TOKEN
 
+from actors.engines.ending import Ending
 from actors.ranks.rank import collect
 from launch.training.online_roles import start_roles
-from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.deadlines import DeadlineError
@@ -162,7 +162,7 @@ def test_the_controller_holds_no_tokens(roles, requests):
 
 def test_requests_of_a_call_that_is_late_are_ended(roles, tokenizer):
     replica = roles.rollout.actors.actors[0]
-    endless = RolloutConfig(ignore_eos=True)
+    endless = Ending(ignore_eos=True)
     asked = [request(tokenizer, "Once upon a time", range(64), max_new_tokens=400)]
     late = r"the answer to test:Once upon a time/\d+: no answer from .*/rollout/0 after 0 s"
     with pytest.raises(DeadlineError, match=late):

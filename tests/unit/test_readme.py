@@ -265,6 +265,7 @@ def test_the_reward_functions_of_the_example_work(tmp_path):
         prompt_ids_B=["a:0", "a:1", "a:2"],
         prompts_B=["1 + 1?", [{"role": "user", "content": "2 + 2?"}], "?"],
         completions_B=["2.001", [{"role": "assistant", "content": "It is 5"}], "hm"],
+        prompt_token_ids_B=[[1], [2], [3]],
         completion_ids_B=[[1], [2, 3], []],
         columns={"answer": ["2", 4, None]},
     )
