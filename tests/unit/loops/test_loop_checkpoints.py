@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +73,25 @@ def test_a_full_disk_leaves_the_older_one_whole(store, monkeypatch, failing):
                 write(store, 3)
     assert [store.latest().step, store.latest().state] == [2, {"position": 20}]
     assert sorted(path.name for path in store.root.iterdir()) == ["step_00000001", "step_00000002"]
+
+
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(store, monkeypatch):
+    done = []
+
+    def sync(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(f"{store.root}/"))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    rename = Path.rename
+    monkeypatch.setattr(
+        Path, "rename", lambda path, to: (done.append(f"renamed {path.name}"), rename(path, to))
+    )
+    write(store, 3)
+    before, after = done[: (named := done.index("renamed .writing_00000003"))], done[named + 1 :]
+    folders = ("", "/policy", "/policy/state")
+    files = (f"/{MANIFEST}", "/policy/state/shard")
+    assert set(before) == {f".writing_00000003{path}" for path in (*folders, *files)}
+    assert after == [str(store.root)]
 
 
 def damage_missing_file(folder):
