@@ -73,9 +73,9 @@ class ReplicaSet:
     async def sleep(self) -> None:
         """Between rollouts, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call("sleep", timeout_s=self.timeout_s)
+            await self.actors.call("sleep", self.timeout_s, timeout_s=self.timeout_s)
 
     async def wake_up(self) -> None:
         """Before weights or requests come, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call("wake_up", timeout_s=self.timeout_s)
+            await self.actors.call("wake_up", self.timeout_s, timeout_s=self.timeout_s)

@@ -134,7 +134,7 @@ class PolicyGroup(TrainedGroup):
         started_s = time.monotonic()
         # The ranks have this deadline for the replicas, and name the one that is late.
         timeout_s = self.timeouts.publish_s + ANSWER_S
-        async with self.actors.turn(timeout_s=self.timeouts.publish_s):
+        async with self.actors.turn(timeout_s=timeout_s):
             sent = await self.actors.call("publish", version, timeout_s=timeout_s)
             seconds = time.monotonic() - started_s
             gap = await self._compare(version)

@@ -59,7 +59,7 @@ class Collector:
     ) -> None:
         """Draw from `prompts` in `order`."""
         self.config, self.prompts, self.order = config, prompts, order
-        self.engine, self.reward = engine, reward
+        self.rollout, self.reward = engine, reward
 
     async def collect(self, step: int, clock: StepClock) -> Collected:
         """The rollouts of one step; the clock is told what is generation and what is scoring.
@@ -124,13 +124,13 @@ class Collector:
     async def _make_room(self) -> None:
         """For a reward model on the engines' GPUs."""
         if self.config.scores_on_engines_gpus:
-            await self.engine.sleep()
+            await self.rollout.sleep()
 
     async def _generate(self, num_prompts: int) -> RolloutBatch:
-        rollout = self.config.rollout
+        sampling = self.config.rollout
         first_draw = self.order.position
         drawn = [self.prompts[row] for row in self.order.take(num_prompts)]
-        return await self.engine.generate(
+        return await self.rollout.generate(
             [
                 GenerationRequest(
                     prompt=prompt,
@@ -141,8 +141,8 @@ class Collector:
                         prompt_id=prompt.prompt_id,
                         num_samples=self.config.samples_per_prompt,
                     ),
-                    temperature=rollout.temperature,
-                    max_new_tokens=rollout.max_new_tokens,
+                    temperature=sampling.temperature,
+                    max_new_tokens=sampling.max_new_tokens,
                 )
                 for draw, prompt in enumerate(drawn, start=first_draw)
             ]

@@ -16,6 +16,7 @@ from typing import Any
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.data.packing import UpdatePlan, plan_update
+from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.batches import select, select_shards
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
@@ -152,6 +153,9 @@ class OnlineLoop:
     async def _score(self, collected: Collected) -> Scored:
         """Everything that is known of the rollouts before the update, side by side."""
         roles, batch = self.roles, collected.batch
+        if not collected.kept:  # dynamic sampling left all groups out, when they were scored
+            scores = await collected.scores
+            return Scored(scores=scores, batch=batch, experience=None, metrics={})
         old, reference, values, scores = await asyncio.gather(
             roles.policy.logprobs(batch),
             _optional(roles.reference, "logprobs", batch),
@@ -252,7 +256,12 @@ class OnlineLoop:
                 await self.roles.value.save(str(folder / "value"))
                 roles.append("value")
             # In a thread: digests of large checkpoints take minutes, and actors need answers.
-            await asyncio.to_thread(self.store.commit, step, self._state(), roles=roles)
+            await in_thread(
+                partial(self.store.commit, step, self._state(), roles=roles),
+                timeout_s=self.config.timeouts.call_s,
+                actor="the driver",
+                operation=f"committing the checkpoint of step {step}",
+            )
         return {"time/checkpoint": timed.seconds}
 
     def _state(self) -> Mapping[str, Any]:

@@ -8,9 +8,7 @@ configuration. A function without `**` gets what it names and no more.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from rlhf_ray.config.rewards import RewardFunctionConfig
+from rlhf_ray.deadlines import in_daemon_thread
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
 from rlhf_ray.rewards.loading import load_function
@@ -61,16 +60,21 @@ class RewardFunction:
             RewardError: It raised, lacks an argument, took longer than `timeout_s`, or did not
                 return one finite number or `None` a row.
         """
-        keywords = self._select(batch)
+        keywords, subject = self._select(batch), f"reward function {self.name!r}"
         try:
-            async with asyncio.timeout(timeout_s):
-                values = await self._call(keywords)
-        except TimeoutError as error:
-            raise RewardError(
-                f"reward function {self.name!r} did not return within {timeout_s:g} s "
-                f"for {len(batch)} completions"
-            ) from error
-        return check_scores(values, batch, f"reward function {self.name!r}")
+            async with asyncio.timeout(timeout_s) as timer:
+                values = await in_daemon_thread(
+                    lambda: self.function(**keywords), name="reward-function"
+                )
+                values = await values if inspect.isawaitable(values) else values
+        # The user's code may raise anything; an exit() in it must not end the actor.
+        except (Exception, SystemExit) as error:
+            if timer.expired():
+                raise RewardError(
+                    f"{subject} did not return within {timeout_s:g} s for {len(batch)} completions"
+                ) from error
+            raise RewardError(f"{subject} raised {type(error).__name__}: {error}") from error
+        return check_scores(values, batch, subject)
 
     def _select(self, batch: ScoringBatch) -> dict[str, Any]:
         """The keyword arguments of a call: all there are, or those that the function names."""
@@ -93,16 +97,6 @@ class RewardFunction:
         if takes_any:
             return available
         return {name: value for name, value in available.items() if name in accepted}
-
-    async def _call(self, keywords: dict[str, Any]) -> Any:
-        try:
-            result = await _in_daemon_thread(lambda: self.function(**keywords))
-            return await result if inspect.isawaitable(result) else result
-        # The user's code may raise anything; an exit() in it must not end the actor.
-        except (Exception, SystemExit) as error:
-            raise RewardError(
-                f"reward function {self.name!r} raised {type(error).__name__}: {error}"
-            ) from error
 
 
 def load_functions(configs: Sequence[RewardFunctionConfig]) -> list[RewardFunction]:
@@ -136,32 +130,3 @@ def _keywords(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     return accepted, any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-
-
-async def _in_daemon_thread(call: Callable[[], Any]) -> Any:
-    """Run `call` in a thread that nobody joins.
-
-    `asyncio.to_thread` would let a function that never returns block the process's exit.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-
-    def finish(result: Any, error: BaseException | None) -> None:
-        if not done.done():
-            done.set_result((result, error))
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = call()
-        except BaseException as raised:
-            error = raised
-        # After the deadline the loop may be closed: then nobody waits for the result.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(finish, result, error)
-
-    threading.Thread(target=run, daemon=True, name="reward-function").start()
-    result, error = await done
-    if error is not None:
-        raise error
-    return result

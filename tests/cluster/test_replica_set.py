@@ -25,10 +25,10 @@ def replica_class(cluster):
         def __init__(self, number):
             self.number, self.sleeps = number, False
 
-        async def sleep(self):
+        async def sleep(self, timeout_s):
             self.sleeps = True
 
-        async def wake_up(self):
+        async def wake_up(self, timeout_s):
             self.sleeps = False
 
         async def generate(self, requests, config, timeout_s):

@@ -14,6 +14,7 @@ from launch.training.online_roles import start_roles
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt
 
@@ -54,8 +55,9 @@ def rollouts_of(batch):
 
 
 def sample(roles, requests):
-    batch = asyncio.run(roles.rollout.generate(requests))
-    return rollouts_of(batch)
+    rollouts = rollouts_of(asyncio.run(roles.rollout.generate(requests)))
+    assert len(rollouts) == sum(len(request.seeds_G) for request in requests) > 0
+    return rollouts
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +164,8 @@ def test_requests_of_a_call_that_is_late_are_ended(roles, tokenizer):
     replica = roles.rollout.actors.actors[0]
     endless = RolloutConfig(ignore_eos=True)
     asked = [request(tokenizer, "Once upon a time", range(64), max_new_tokens=400)]
-    with pytest.raises(TimeoutError):
+    late = r"the answer to test:Once upon a time/\d+: no answer from .*/rollout/0 after 0 s"
+    with pytest.raises(DeadlineError, match=late):
         ray.get(replica.generate.remote(asked, endless, 0.3), timeout=60)
     running = replica.__ray_call__.remote(lambda it: len(it.engine.output_processor.request_states))
     assert ray.get(running, timeout=60) == 0

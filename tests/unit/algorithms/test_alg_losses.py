@@ -43,7 +43,9 @@ def test_absurd_log_ratios_give_finite_losses_and_are_counted(
     term.loss_T.sum().backward()
     assert term.loss_T.dtype == dtype
     assert torch.isfinite(term.loss_T).all()
-    assert all(torch.isfinite(x.grad).all() for x in batch.leaves() if x.grad is not None)
+    gradients = [x.grad for x in batch.leaves() if x.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
     shares = [share for key, share in values(term.metrics).items() if key.endswith("clamp_share")]
     has_ratio = name.startswith("policy/") or name.startswith("term/kl")
     assert shares == ([1.0] if has_ratio else [])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +41,25 @@ def test_what_was_not_committed_does_not_count(store):
     (store.begin(2) / "half").write_text("written")
     assert store.latest().step == 1
     assert not list(store.begin(2).iterdir()), "the next attempt starts empty"
+
+
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(store, monkeypatch):
+    done = []
+
+    def sync(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(f"{store.root}/"))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    rename = Path.rename
+    monkeypatch.setattr(
+        Path, "rename", lambda path, to: (done.append(f"renamed {path.name}"), rename(path, to))
+    )
+    write(store, 3)
+    before, after = done[: (named := done.index("renamed .writing_00000003"))], done[named + 1 :]
+    folders = ("", "/policy", "/policy/state")
+    files = (f"/{MANIFEST}", "/policy/state/shard")
+    assert set(before) == {f".writing_00000003{path}" for path in (*folders, *files)}
+    assert after == [str(store.root)]
 
 
 def damage_missing_file(folder):

@@ -318,6 +318,8 @@ async def test_a_step_that_nothing_is_left_of_is_passed_over_and_counted(tmp_pat
     company.scoring = none_in_steps(company, 2, 3)
     await loop_of(config, company, held_out=2, recorder=recorder).run(None)
     assert company.num_updates == 2
+    # Where scores are known before the passes of the models, there is nothing to pass.
+    assert company.calls.count("policy.logprobs") == (2 if dynamic else 4)
     assert [recorder.steps[n]["rollout/empty_steps_in_a_row"] for n in (1, 2, 3, 4)] == [0, 1, 2, 0]
     told = recorder.steps[2]
     assert told["rollout/trained_groups"] == 0
