@@ -62,7 +62,8 @@ def _kl_term(name: str, estimator: KLEstimator, *, weighted: bool = False) -> Lo
     """Makes the loss term that penalises `estimator`'s KL to the reference.
 
     Where it is `weighted`, each token counts by w = π / π_old, through which the gradient flows:
-    see `kl`. The reading of w as importance weight is for one token after its true context.
+    see `kl`. In a loss it is the KL of single tokens after contexts as they were sampled; what a
+    token does to later ones is felt by the KL in the reward alone.
     """
 
     def kl(inputs: LossTermInputs) -> TokenLoss:
