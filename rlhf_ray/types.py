@@ -132,10 +132,12 @@ class Score:
     Attributes:
         total: The weighted sum that is trained on.
         parts: Each reward function's own value by name; `None` where it did not apply.
+        is_cut: Whether the reward model saw the text's beginning alone; None without such a model.
     """
 
     total: float
     parts: Mapping[str, float | None] = field(default_factory=dict)
+    is_cut: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
