@@ -147,10 +147,12 @@ class Score:
         total: The weighted sum that is trained on; `None` where no function applied: such a rollout
             is not trained.
         parts: Each reward function's own value by name; `None` where it did not apply.
+        is_cut: Whether the reward model saw the text's beginning alone; None without such a model.
     """
 
     total: float | None
     parts: Mapping[str, float | None] = field(default_factory=dict)
+    is_cut: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.model_kind import Kind
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
 from rlhf_ray.data.report import Loaded
@@ -79,6 +80,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
     """
     from rlhf_ray.data.prompts import load_prompts
     from rlhf_ray.data.tokenizer import vocabulary_digest
+    from rlhf_ray.models.fit import check_model
     from rlhf_ray.rewards.checks import checking_functions, usable_prompts
 
     functions = checking_functions(config.reward)
@@ -89,6 +91,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
     if config.uses_reference:
         others["reference"] = config.reference
     _check_vocabularies(config.policy.model, tokenizer, others)
+    check_model("policy.model.path", config.policy.model, "causal", is_trained=True)
     context = config.rollout.max_model_len or _context(config.policy.model)
     room = context - config.rollout.max_new_tokens
     if room < 1:
@@ -108,9 +111,11 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
             config.eval.num_prompts,
             len(held_out),
         )
+    trained = prompts("data", config.data)
+    _check_online_models(config, tokenizer, [*trained, *held_out])
     return OnlineData(
         context_tokens=context,
-        prompts=prompts("data", config.data),
+        prompts=trained,
         eval_prompts=held_out[: config.eval.num_prompts],
         tokenizer=tokenizer,
         tokenizer_path=tokenizer_path,
@@ -215,9 +220,12 @@ def _load(
     tokenizer_path: str,
 ) -> SupervisedData[T]:
     held_out = config.eval.data
+    rows = load(config.data, **settings).rows
+    eval_rows = load(held_out, **settings).rows if held_out.is_named else []
+    _check_supervised_models(config, settings["tokenizer"], [*rows, *eval_rows])
     return SupervisedData(
-        rows=load(config.data, **settings).rows,
-        eval_rows=load(held_out, **settings).rows if held_out.is_named else [],
+        rows=rows,
+        eval_rows=eval_rows,
         tokenizer=settings["tokenizer"],
         tokenizer_path=tokenizer_path,
     )
@@ -225,7 +233,11 @@ def _load(
 
 def _tokenization(config: SupervisedConfig) -> tuple[dict[str, Any], str]:
     """What every loader takes beside the data's own settings, and where the tokenizer is."""
+    from rlhf_ray.models.fit import check_model
+
     model = config.learner.model
+    kind: Kind = "classifier" if isinstance(config, RmConfig) else "causal"
+    check_model(f"{config.trained_role}.model.path", model, kind, is_trained=True)
     tokenizer, tokenizer_path = _tokenizer(model, Path(config.run_dir))
     max_length = config.max_length
     if not max_length:
@@ -260,6 +272,39 @@ def _end_token_ids(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tu
     ends = end_tokens(tokenizer, generation_ids)
     logger.info("responses end at %s", ends.words)
     return ends.ids
+
+
+def _check_online_models(
+    config: OnlineConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> None:
+    """Whether every role's model takes what the job gives it."""
+    from rlhf_ray.models import fit
+
+    fit.check_tokens("policy.model.path", config.policy.model, tokenizer, prompts)
+    longest = fit.longest_sequence(prompts) + config.rollout.max_new_tokens
+    if config.uses_value and config.value.model.path:
+        fit.check_model("value.model.path", config.value.model, "critic", is_trained=True)
+        fit.check_room("value.model.path", config.value.model, longest)
+    if config.uses_reference and config.reference.model.path:
+        fit.check_model("reference.model.path", config.reference.model, "causal", is_trained=False)
+        fit.check_room("reference.model.path", config.reference.model, longest)
+    if config.reward.model.path:
+        fit.check_scorer(config.reward.model, longest)
+
+
+def _check_supervised_models(
+    config: SupervisedConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Any]
+) -> None:
+    from rlhf_ray.models import fit
+
+    key, model = f"{config.trained_role}.model.path", config.learner.model
+    longest = fit.longest_sequence(rows)
+    fit.check_tokens(key, model, tokenizer, rows)
+    fit.check_room(key, model, longest)
+    if isinstance(config, DpoConfig) and config.uses_reference_role and config.reference.model.path:
+        reference = config.reference.model
+        fit.check_model("reference.model.path", reference, "causal", is_trained=False)
+        fit.check_room("reference.model.path", reference, longest)
 
 
 def _check_vocabularies(

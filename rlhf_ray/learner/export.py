@@ -53,7 +53,10 @@ def export_description(lm: Any, folder: Path, tokenizer_path: str) -> None:
         # What is written is dequantized.
         del config.quantization_config
     if base.can_generate():
-        base.generation_config.save_pretrained(folder)
+        # Not `save_pretrained`, which refuses what it loaded, such as a temperature without
+        # do_sample: what came with the model goes with it.
+        path = folder / "generation_config.json"
+        base.generation_config.to_json_file(path, keys_to_pop=["compile_config"])
     elif is_packable(base) and tokenizer.pad_token_id != tokenizer.eos_token_id:
         # transformers reads a decoder's score at the last token that is not this one.
         config.pad_token_id = tokenizer.pad_token_id

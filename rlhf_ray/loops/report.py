@@ -110,7 +110,8 @@ def _parts(scores: Sequence[Score]) -> dict[str, float]:
         values = [value for score in scores if (value := score.parts[name]) is not None]
         if values:
             means[f"reward/{name}"] = fmean(values)
-    return means
+    cut = [score.is_cut for score in scores if score.is_cut is not None]
+    return means | ({"reward/truncated_share": fmean(cut)} if cut else {})
 
 
 def utilisation(hardware: Hardware, *, num_tokens: int, seconds: float) -> dict[str, float]:

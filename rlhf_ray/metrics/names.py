@@ -167,6 +167,9 @@ NAMES: Mapping[str, Meaning] = {
             **_OPTIMISER,
         },
     ),
+    "reward/truncated_share": Meaning(
+        text="share of texts of which the reward model saw the beginning alone"
+    ),
     **_named(
         "rm",
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,19 @@ from rlhf_ray.data.samples import as_chat
 from rlhf_ray.data.tokenizer import load_tokenizer, vocabulary_digest
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.classifier import load_classifier
+from rlhf_ray.models.decoder import base_of
+from rlhf_ray.models.limits import positions_of
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.models.reward_statistics import RewardStatistics, read_statistics
 from rlhf_ray.types import IntArray, Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelScore:
+    """A reward model's score of a text, and whether it saw the beginning alone."""
+
+    value: float
+    is_cut: bool
 
 
 class RewardScorer:
@@ -29,6 +40,7 @@ class RewardScorer:
     Attributes:
         keeps_tokens: Whether the vocabulary is the one that was sampled in.
         model: What scores.
+        max_tokens: Of a text; None for no limit.
         statistics: By which scores are centred and scaled; mean 0 and spread 1 for not at all.
     """
 
@@ -61,10 +73,16 @@ class RewardScorer:
         self.keeps_tokens = vocabulary == vocabulary_digest(self.tokenizer)
         self.statistics = _statistics(config)
         self.model = model or _load(config, device)
+        limits = (config.max_length, positions_of(base_of(self.model.lm).config))
+        self.max_tokens = min((limit for limit in limits if limit), default=None)
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """One score a rollout, in order; micro-batches by the token budget, longest first."""
-        token_ids = [self._tokenize(rollout) for rollout in rollouts]
+    def score(self, rollouts: Sequence[Rollout]) -> list[ModelScore]:
+        """One score a rollout, in order; micro-batches by the token budget, longest first.
+
+        A text that is longer than `max_length`, or than the model has positions, is cut at its end.
+        """
+        whole = [self._tokenize(rollout) for rollout in rollouts]
+        token_ids = [ids_T[: self.max_tokens] for ids_T in whole]
         order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
         scores = [0.0] * len(rollouts)
         start = 0
@@ -74,7 +92,10 @@ class RewardScorer:
             for row, score in zip(rows, self._forward([token_ids[r] for r in rows]), strict=True):
                 scores[row] = (score - self.statistics.mean) / self.statistics.std
             start += len(rows)
-        return scores
+        return [
+            ModelScore(value=score, is_cut=len(cut) < len(ids_T))
+            for score, cut, ids_T in zip(scores, token_ids, whole, strict=True)
+        ]
 
     def _tokenize(self, rollout: Rollout) -> IntArray:
         text, where = rollout.prompt.text, rollout.prompt.prompt_id
@@ -97,8 +118,7 @@ class RewardScorer:
                 is_sampled=True,
                 where=where,
             )
-        token_ids = [*prompt_ids, *answer_ids]
-        return np.array(token_ids[: self.config.max_length or None], dtype=np.int32)
+        return np.array([*prompt_ids, *answer_ids], dtype=np.int32)
 
     def _forward(self, token_ids: list[IntArray]) -> list[float]:
         was_training = self.model.training

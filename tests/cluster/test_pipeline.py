@@ -186,6 +186,7 @@ def test_the_trained_reward_model_scores_in_ppo_as_it_did_in_training(ran, pool)
         for side in ("chosen", "rejected")
     ]
     [scores] = on_ranks(pool.state.sets["reward"], lambda rank: rank.model.score(answers))
+    scores = [score.value for score in scores]
     trained = [score for outcome in ran.outcomes_B for score in outcome]
     assert np.std(trained) > 0.01
     assert scores == pytest.approx(trained, abs=1e-5)
