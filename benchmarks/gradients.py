@@ -4,15 +4,15 @@
     python -m benchmarks.gradients --learners policy reward --stages 0 3
     python -m benchmarks.gradients --offload
 
-A step of each learner (policy, value, SFT, DPO, KTO, reward) in float32 and bfloat16, under ZeRO 0 to
-3, with and without gradient checkpointing and adapters, is cut into 1, 2 and 8 micro-batches. What
-Adam is given (its first moment, with beta1 = 0) is compared with PyTorch's own gradient of the same
-loss on the whole step in one pass, by a float32 model with the same weights. Clipping is on, so that
-a wrong norm shows as well. The learning rate is too small to change a weight.
+A step of each learner (policy, value, SFT, DPO, KTO, reward) in float32 and bfloat16, under ZeRO
+0 to 3, with and without gradient checkpointing and adapters, is cut into 1, 2 and 8 micro-batches.
+What Adam is given (its first moment, with beta1 = 0) is compared with PyTorch's own gradient of the
+same loss on the whole step in one pass, by a float32 model with the same weights. Clipping is on,
+so that a wrong norm shows as well. The learning rate is too small to change a weight.
 
 Prints the worst case of each learner, dtype and stage: `relative` is the distance as a share of the
-gradient's norm, `cosine` that of the angle, `norm` the relative error of the reported gradient norm.
-Ends with status 1 where one exceeds its limit. One process without a GPU; takes minutes.
+gradient's norm, `1-cosine` that of the angle, `norm` the relative error of the norm that is
+reported. Ends with status 1 where one exceeds its limit. One process without a GPU; takes minutes.
 """
 
 from __future__ import annotations

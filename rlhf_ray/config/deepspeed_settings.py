@@ -1,7 +1,7 @@
-"""Which of DeepSpeed's own settings are not the user's to set, since they decide a gradient's value.
+"""Which of DeepSpeed's settings are not the user's to set: those that decide a gradient's value.
 
-A learner's gradient is the sum over its micro-batches and ranks, in float32, clipped by the norm that
-is reported. How DeepSpeed gets there, in which buckets and with what overlap, is open.
+A learner's gradient is the sum over its micro-batches and ranks, in float32, clipped by the norm
+that is reported. How DeepSpeed gets there, in which buckets and with what overlap, is open.
 """
 
 from __future__ import annotations

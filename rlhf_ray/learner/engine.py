@@ -70,10 +70,10 @@ def deepspeed_config(
         # gradient; DeepSpeed sends bfloat16 by default, whatever it adds up in.
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         config["communication_data_type"] = "fp32"
-        # Each gradient joins the float32 sum, and is dropped, when autograd has it. Without, stage 1
-        # adds all up after each pass and clears them before the next one's by hooks on the tensors
-        # that `forward` returned; it finds those in tuples, lists and dicts, but in no dataclass,
-        # and then adds the first micro-batch again with every later one.
+        # Each gradient joins the float32 sum, and is dropped, when autograd has it. Without,
+        # stage 1 adds all up after each pass and clears them before the next by hooks on the
+        # tensors that `forward` returned. It finds those in tuples, lists and dicts, in no
+        # dataclass, and then adds the first micro-batch again with every later one.
         config["bf16"]["immediate_grad_update"] = True
     return merged(config, zero.extra)
 
@@ -185,8 +185,8 @@ class TrainingEngine:
                 return norm, False
             self.engine.step()
             return norm, True
-        # Stage 1 in bfloat16 leaves out of the norm, and does not clip, what had no gradient on this
-        # rank, though other ranks' gradients of it have come.
+        # Stage 1 in bfloat16 leaves out of the norm, and does not clip, what had no gradient on
+        # this rank, though other ranks' gradients of it have come.
         for has_gradients in getattr(self.engine.optimizer, "fp32_groups_has_gradients", ()):
             has_gradients[:] = [True] * len(has_gradients)
         self.engine.step()

@@ -148,13 +148,15 @@ def on_ranks(actors: ActorSet, function: Any, *arguments: Any) -> list[Any]:
 
 
 def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, str]:
-    """Relative to each weight's norm, and which weight it is."""
+    """Relative to each weight's norm, and which weight it is; what is no number is the largest."""
     assert ours.keys() == theirs.keys()
-    return max(
-        (float(np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name])), name)
-        for name in theirs
-        if np.any(theirs[name])
-    )
+    names = list(theirs)
+    differences = [
+        float(np.linalg.norm(ours[name] - theirs[name]) / (np.linalg.norm(theirs[name]) or 1.0))
+        for name in names
+    ]
+    worst = int(np.argmax(differences))
+    return differences[worst], names[worst]
 
 
 class Recorder:

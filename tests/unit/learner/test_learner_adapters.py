@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from learning import logprobs_of, parameters_of, plan_of
+from learning import SMOOTH, logprobs_of, parameters_of, plan_of
 from transformers import AutoModelForCausalLM
 
 from rlhf_ray.learner.weights import named_weights, weight_infos
@@ -64,7 +64,8 @@ def test_what_is_announced_is_what_comes(trained):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointed"])
 def test_every_stage_takes_the_same_steps(make_policy, rows, stage, checkpointing):
     settings = {**LORA, "gradient_checkpointing": checkpointing}
-    learner, plain = make_policy(model=settings, zero={"stage": stage}), make_policy(model=LORA)
+    learner = make_policy(model=settings, zero={"stage": stage}, optim=SMOOTH)
+    plain = make_policy(model=LORA, optim=SMOOTH)
     before = logprobs_of(learner, rows)
     for _ in range(3):
         ours = learner.update(rows, plan_of(rows), 0.0)

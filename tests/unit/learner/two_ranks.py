@@ -33,7 +33,7 @@ class Product:
 
 
 class Scales(torch.nn.Module):
-    """Weights whose gradient is what they are called with; the second only where it is asked for."""
+    """Weights whose gradient is what they are called with; the second only where asked for."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Scales(torch.nn.Module):
 
 
 def sum_of(dtype: torch.dtype, stage: int, *, alone: bool) -> dict[str, Any]:
-    """One step on numbers that must add up exactly; `alone`, a rank has the second weights alone."""
+    """One step on numbers that must add up exactly; `alone`, one rank uses the second weights."""
     config = LearnerConfig.model_validate(
         {
             "zero": {"stage": stage},
