@@ -47,6 +47,12 @@ _REPEATING = re.compile(
     r"(?P<whole>[0-9]*)\.(?P<fixed>[0-9]*)\\overline\s*\{?(?P<period>[0-9]+)\}?"
 )
 _DEGREES = re.compile(r"([0-9.]+)\s*\^\s*\{?\s*\\circ\s*\}?")
+_UNFINISHED = re.compile(r"\\[lc]?dots|\.\.|…")
+_INFINITE = re.compile(r"[-+]?\s*\\infty")
+# What may be a set though it is no list.
+_SET = re.compile(
+    r"[<>≤≥|]|\\(?:[lg]eq?|[lg]t|[pm][mp]|cup|cap|setminus|in|emptyset|mathbb)(?![a-z])"
+)
 _OPENING = frozenset(["(", "[", "{", r"\{", r"\langle", r"\begin"])
 _CLOSING = frozenset([")", "]", "}", r"\}", r"\rangle", r"\end"])
 
@@ -122,8 +128,18 @@ def compare_forms(reference: Form, answer: Form) -> bool | None:
         return (reference.term, reference.base) == (answer.term, answer.base)
     if ":" in (reference.brackets, answer.brackets):
         return reference.parts == answer.parts
+    if _UNFINISHED.search(reference.text + answer.text):
+        return reference.text == answer.text
+    if _INFINITE.fullmatch(reference.term) or _INFINITE.fullmatch(answer.term):
+        return reference.term.lstrip("+") == answer.term.lstrip("+")
     if reference.name and answer.name and reference.name != answer.name:
         return False
+    if _differ_in_case(reference.term, answer.term):
+        return False
+    if bool(reference.brackets) != bool(answer.brackets):
+        term = answer.term if reference.brackets else reference.term
+        if not _SET.search(term):  # 5 is not 5, 5
+            return False
     if reference.unit and answer.unit and reference.unit != answer.unit:
         return False
     if reference.number is not None and answer.number is not None:
@@ -141,6 +157,16 @@ def _equal_numbers(reference: Form, answer: Form, wanted: Fraction, given: Fract
     return wanted * (percent if reference.unit == "%" else 1) == given * (
         percent if answer.unit == "%" else 1
     )
+
+
+def _differ_in_case(reference: str, answer: str) -> bool:
+    """Whether the variables are others only by their case, which a parser may not see."""
+    letters = [
+        set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", term)))
+        for term in (reference, answer)
+    ]
+    small = [{letter.lower() for letter in each} for each in letters]
+    return letters[0] != letters[1] and small[0] == small[1]
 
 
 def _undecorated(text: str) -> str:

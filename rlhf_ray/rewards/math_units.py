@@ -18,13 +18,13 @@ _SPELLINGS = {
     **dict.fromkeys(("second", "sec"), "s"),
     **dict.fromkeys(("hour", "hr"), "h"),
     **dict.fromkeys(("percent", "percentage"), "%"),
-    # These say nothing that the number does not.
-    **dict.fromkeys(("degree", "deg", "unit", "dollar"), ""),
+    **dict.fromkeys(("degree", "deg"), "°"),
+    "unit": "",
     **{"gram": "g", "kilogram": "kg", "milligram": "mg", "minute": "min", "yard": "yd"},
     **{"mile": "mi", "pound": "lb", "ounce": "oz"},
 }
 _KNOWN = "|".join(
-    sorted({*_SPELLINGS, *(unit for unit in _SPELLINGS.values() if len(unit) > 1)} - {"%"}, key=len)
+    sorted({*_SPELLINGS, *(unit for unit in _SPELLINGS.values() if len(unit) > 1)}, key=len)
 )
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*$")
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*\\?%\s*\})\s*$")
@@ -45,7 +45,7 @@ def with_unit(term: str) -> tuple[str, str]:
         return _PERCENT.sub("", term), "%"
     bare = _DEGREES.sub("", term)
     if bare != term and bare_number(bare) is not None:
-        return bare, ""
+        return bare, "°"
     for pattern in (_STYLED, _PLAIN, _WORDS):
         match = pattern.search(term)
         before = term[: match.start()].strip() if match else ""

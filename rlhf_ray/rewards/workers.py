@@ -122,6 +122,7 @@ class Workers:
         answers: list[Any] = [None] * len(questions)
         waiting = deque(range(len(questions)))
         num_workers = min(len(questions), len(os.sched_getaffinity(0)), _MAX_WORKERS)
+        repeated: set[int] = set()
         busy: dict[Connection, _Worker] = {}
         try:
             while waiting or busy:
@@ -133,7 +134,12 @@ class Workers:
                     with suppress(OSError):  # it is gone: found when it does not answer
                         worker.connection.send((questions[worker.place], timeout_s))
                 for worker in self._finished(busy):
-                    answers[worker.place] = self._answer(worker, timeout_s)
+                    answer = answers[worker.place] = self._answer(worker, timeout_s)
+                    # It may have ended for another reason: a machine without memory ends any.
+                    is_crash = isinstance(answer, Failure) and answer.kind == "crash"
+                    if is_crash and worker.place not in repeated:
+                        repeated.add(worker.place)
+                        waiting.append(worker.place)
         finally:
             for worker in busy.values():
                 worker.end()
@@ -150,7 +156,7 @@ class Workers:
         ]
 
     def _answer(self, worker: _Worker, timeout_s: float) -> Any:
-        """What a worker says; one that is silent or gone is not asked again."""
+        """What a worker says; one that is silent or gone is used no more."""
         try:
             if worker.connection.poll():
                 answer = worker.connection.recv()

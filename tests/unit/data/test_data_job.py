@@ -108,6 +108,50 @@ def test_dpos_reference_has_the_policys_words_too(online: dict[str, Any], tmp_pa
         load_dpo_data(DpoConfig.model_validate(values))
 
 
+@pytest.mark.parametrize("function", ["gsm8k:correct_answer", "math:equivalent"])
+def test_a_reference_that_no_reward_can_read_is_named_by_its_row(
+    online: dict[str, Any], caplog: pytest.LogCaptureFixture, function: str
+) -> None:
+    rows = Path(online["data"]["path"])
+    lines = rows.read_text().replace('"answer": 3', '"answer": "\\\\frac{3"').splitlines()
+    rows.write_text("\n".join(lines))
+    values = {**online, "reward": {"functions": [{"path": f"rlhf_ray.rewards.{function}"}]}}
+    with pytest.raises(ConfigError, match=r"data: rewards cannot score 1 of 9 rows: .*:2: "):
+        load(values)
+    values["data"] = {**online["data"], "on_bad_row": "skip"}
+    data = load_online_data(PpoConfig.model_validate(values))
+    assert len(data.prompts) == 8
+    assert "data.on_bad_row is skip" in caplog.text
+    values["data"] = {**online["data"], "columns": {"solution": "answer"}}
+    with pytest.raises(ConfigError, match="needs 'answer', which is neither a column"):
+        load(values)
+
+
+def test_a_users_function_may_check_rows_too(online: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def even(completions, answer, **_):\n    return [0.0 for _ in completions]\n\n"
+        "def check(answer, *, odd, **_):\n"
+        "    return [None if n % 2 == odd else f'{n} is not even' for n in answer]\n\n"
+        "even.check_rows = check\n"
+    )
+    (tmp_path / "other.py").write_text("raise AssertionError('imported where it need not be')\n")
+    functions = [
+        {"path": f"{tmp_path}/other.py:f"},
+        {"path": f"{tmp_path}/mine.py:even", "arguments": {"odd": False}},
+    ]
+    with pytest.raises(ConfigError, match=r"4 of 9 rows: .*:0: even: 1 is not even; .*; .*; .*"):
+        load({**online, "reward": {"functions": functions[1:]}})
+    for wrong in ("return []", "raise KeyError('x')"):
+        (tmp_path / "mine.py").write_text(
+            "def even(completions, answer, **_):\n    return []\n\n"
+            f"def check(**_):\n    {wrong}\n\neven.check_rows = check\n"
+        )
+        with pytest.raises(ConfigError, match=r"'even': its check_rows (must return|raised)"):
+            load({**online, "reward": {"functions": functions[1:]}})
+    (tmp_path / "mine.py").write_text("def even(**_):\n    return []\n")
+    load({**online, "reward": {"functions": functions}})
+
+
 def test_the_log_says_how_many_held_out_prompts_are_taken(
     online: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

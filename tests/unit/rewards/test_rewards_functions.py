@@ -1,21 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlhf_ray.config.rewards import RewardFunctionConfig
+from rlhf_ray.config.rewards import RewardConfig, RewardFunctionConfig, function_names
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.batch import RewardError, ScoringBatch
 from rlhf_ray.rewards.functions import RewardFunction, load_functions
 from rlhf_ray.rewards.loading import load_function
+from rlhf_ray.types import Rollout
 
 MakeBatch = Callable[..., ScoringBatch]
 
@@ -256,3 +258,188 @@ def test_a_file_that_does_not_import_is_named_with_its_cause(
     file.write_text(code)
     with pytest.raises(ConfigError, match=rf"importing {file} {message}"):
         load_function(f"{file}:f")
+
+
+def test_names_are_those_given_or_told_apart() -> None:
+    config = RewardConfig.model_validate(
+        {
+            "functions": [
+                {"path": "a.py:f"},
+                {"path": "b.py:f"},
+                {"path": "a.py:f_2"},
+                {"path": "a.py:model"},
+                {"path": "a.py:f", "name": "f_3"},
+                {"path": "a.py:remote"},
+                {"path": "a.py:f"},
+            ],
+            "model": {"path": "org/model"},
+        }
+    )
+    names = function_names(config.functions, config.other_names)
+    assert names == ["f", "f_2", "f_2_2", "model_2", "f_3", "remote", "f_4"]
+
+
+@pytest.mark.parametrize("name", ["model", "mine"])
+def test_names_that_users_give_must_differ(name: str) -> None:
+    functions = [{"path": "a.py:f", "name": "mine"}, {"path": "a.py:g", "name": name}]
+    with pytest.raises(ValueError, match=f"must have names that differ .*, got '{name}' twice"):
+        RewardConfig.model_validate({"functions": functions, "model": {"path": "org/model"}})
+    with pytest.raises(ValueError, match="should match pattern"):
+        RewardFunctionConfig(path="a.py:f", name="a/b")
+
+
+def test_what_a_function_changes_no_other_call_sees(make_rollout: Callable[..., Rollout]) -> None:
+    chat = [{"role": "user", "content": "hi"}]
+    rows = [make_rollout(n, chat, "yo", {"tags": ["a", {"deep": [1]}]}) for n in range(2)]
+    batch = ScoringBatch.from_rollouts(rows)
+    before = repr(batch)
+
+    def spoils(
+        prompts: Any, completions: Any, completion_ids: Any, tags: Any, words: Any, **_: Any
+    ) -> list[float]:
+        assert words == ["x"] and tags[0] == ["a", {"deep": [1]}]
+        prompts[0][0]["content"] = completions[0][0]["content"] = "spoiled"
+        prompts[1].clear(), completion_ids[0].clear(), completions.pop()
+        tags[0][1]["deep"].append(2), words.append("y")
+        assert tags[1] == ["a", {"deep": [1]}]
+        return [1.0, 2.0]
+
+    reward = RewardFunction(name="f", function=spoils, arguments={"words": ["x"]}, weight=1.0)
+    for _ in range(2):
+        assert asyncio.run(reward.score(batch, timeout_s=5)) == [1.0, 2.0]
+    assert repr(batch) == before and chat[0]["content"] == "hi"
+
+
+class Stateful:
+    """A function with memory."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, completions: list[str], *, scale: float = 1.0) -> list[float]:
+        self.calls += 1
+        return [scale * self.calls for _ in completions]
+
+
+class Asynchronous:
+    """A function of the same kind that waits."""
+
+    async def __call__(self, completions: list[str], **_: Any) -> list[float]:
+        await asyncio.sleep(0)
+        return [1.0 for _ in completions]
+
+
+def test_objects_partials_and_generators_are_functions_too(make_batch: MakeBatch) -> None:
+    def scaled(completions: list[str], scale: float, *, offset: float) -> list[float]:
+        return [scale + offset for _ in completions]
+
+    def one_by_one(completions: list[str]) -> Iterator[float]:
+        assert threading.current_thread().name == "reward-function"
+        yield from (float(len(text)) for text in completions)
+
+    batch, stateful = make_batch("a", "bb"), Stateful()
+    assert [score(stateful, batch, scale=2) for _ in range(2)] == [[2.0, 2.0], [4.0, 4.0]]
+    assert score(Asynchronous(), batch) == [1.0, 1.0]
+    assert score(functools.partial(scaled, scale=1.0), batch, offset=2.0) == [3.0, 3.0]
+    assert score(one_by_one, batch) == [1.0, 2.0]
+
+
+def test_a_generator_that_raises_is_named(make_batch: MakeBatch) -> None:
+    def one_by_one(completions: list[str]) -> Iterator[float]:
+        yield 1.0
+        raise KeyError("label")
+
+    with pytest.raises(RewardError, match="reward function 'mine' raised KeyError: 'label'"):
+        score(one_by_one, make_batch("a", "b"))
+
+
+def test_an_async_function_that_blocks_does_not_hold_up_the_deadline(make_batch: MakeBatch) -> None:
+    released = threading.Event()
+
+    async def blocks(**_: Any) -> list[float]:
+        released.wait(30)
+        return [1.0]
+
+    reward = RewardFunction(name="slow", function=blocks, arguments={}, weight=1.0)
+    began_s = time.monotonic()
+    with pytest.raises(RewardError, match="'slow' did not return within"):
+        asyncio.run(reward.score(make_batch("a"), timeout_s=0.1))
+    assert time.monotonic() - began_s < 10
+    released.set()
+
+
+def test_what_cannot_be_called_by_keyword_is_refused() -> None:
+    def positional(completions: list[str], /) -> list[float]:
+        return [0.0 for _ in completions]
+
+    with pytest.raises(ConfigError, match="'f' must take 'completions' by keyword"):
+        RewardFunction(name="f", function=positional, arguments={}, weight=1.0)
+
+
+def test_a_file_imports_its_own_neighbours(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        (folder / "lib").mkdir(parents=True)
+        (folder / "helpers.py").write_text(f"NAME = {name!r}\n")
+        (folder / "deeper.py").write_text("from helpers import NAME as DEEP\n")
+        (folder / "lib/__init__.py").write_text("from . import inner\n")
+        (folder / "lib/inner.py").write_text("import helpers\nINNER = helpers.NAME\n")
+        (folder / "json.py").write_text("raise AssertionError('not the standard library')\n")
+        (folder / "datasets").mkdir()  # of data, not of code
+        (folder / "rewards.py").write_text(
+            "import json, datasets, lib.inner\nfrom deeper import DEEP\n\n\n"
+            "def reward(completions):\n    import helpers\n"
+            "    assert datasets.__file__\n"
+            "    return [helpers.NAME, DEEP, lib.inner.INNER]\n"
+        )
+    one, two = (load_function(f"{tmp_path}/{name}/rewards.py:reward") for name in ("one", "two"))
+    assert one(completions=[]) == ["one"] * 3
+    assert two(completions=[]) == ["two"] * 3
+    assert "helpers" not in sys.modules and str(tmp_path / "one") not in sys.path
+
+
+def test_a_file_of_a_package_imports_from_it(tmp_path: Path) -> None:
+    (tmp_path / "mine/sub").mkdir(parents=True)
+    for folder in ("mine", "mine/sub"):
+        (tmp_path / folder / "__init__.py").touch()
+    (tmp_path / "mine/shared.py").write_text("ABOVE = 1.0\n")
+    (tmp_path / "mine/sub/side.py").write_text("BESIDE = 2.0\n")
+    (tmp_path / "mine/sub/rewards.py").write_text(
+        "from ..shared import ABOVE\nfrom .side import BESIDE\nimport mine.shared\nimport side\n"
+        "def reward(completions):\n"
+        "    return [ABOVE, BESIDE, mine.shared.ABOVE, side.BESIDE]\n"
+    )
+    reward = load_function(f"{tmp_path}/mine/sub/rewards.py:reward")
+    assert reward(completions=[]) == [1.0, 2.0, 1.0, 2.0]
+
+
+def test_files_are_read_anew_for_every_job(tmp_path: Path) -> None:
+    (tmp_path / "helpers.py").write_text("VALUE = 1.0\n")
+    (tmp_path / "rewards.py").write_text(
+        "import helpers\nseen = []\n"
+        "def one(completions):\n    seen.append(1)\n    return [helpers.VALUE]\n"
+        "def two(completions):\n    return [len(seen)]\n"
+    )
+    configs = [
+        RewardFunctionConfig(path=f"{tmp_path}/rewards.py:{name}") for name in ("one", "two")
+    ]
+    one, two = load_functions(configs)
+    assert one.function(completions=[""]) == [1.0] and two.function(completions=[""]) == [1]
+    (tmp_path / "helpers.py").write_text("VALUE = 2.0\n")
+    one, two = load_functions(configs)
+    assert one.function(completions=[""]) == [2.0] and two.function(completions=[""]) == [1]
+    assert not list(tmp_path.glob("__pycache__"))
+
+
+def test_a_module_is_found_where_the_command_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rewards_of_mine.py").write_text("def reward(completions):\n    return [1.0]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert load_function("rewards_of_mine:reward")(completions=["a"]) == [1.0]
+
+
+def test_a_class_is_no_function() -> None:
+    with pytest.raises(ConfigError, match="is a class; name an instance"):
+        load_function("rlhf_ray.rewards.batch:ScoringBatch")
