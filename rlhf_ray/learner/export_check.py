@@ -20,10 +20,13 @@ logger = logging.getLogger(__name__)
 # Up to this size a model is also loaded and asked: a second or so.
 SMALL_BYTES = 256 * 2**20
 NUM_TOKENS = 24
-# How far logits may be apart, as a share of their size. The weights are compared bit by bit, so
-# that this is about what is missing: a router's bias changes logits by their own size. Adapters and
-# quantized weights are merged in the model's dtype, which rounds.
+# How far logits may be apart, as a share of their size, in float32 and in what rounds more. The
+# weights are compared bit by bit, so that this is about what is missing: a router's bias changes
+# logits by their own size.
 FLOAT32_GAP, ROUNDED_GAP = 1e-3, 0.1
+# Merging rounds, and some models make much of that; but by no more than this share of what the
+# adapters do.
+MERGED_SHARE = 0.1
 
 
 def check_export(lm: Any, folder: Path, written: Mapping[str, Written]) -> None:
@@ -40,7 +43,7 @@ def check_export(lm: Any, folder: Path, written: Mapping[str, Written]) -> None:
     base = base_of(lm)
     lines = differences(folder, written) or _not_loaded(base, folder)
     if not lines and _is_small(written) and not _is_spread(base):
-        lines = _other_answers(base, folder)
+        lines = _other_answers(lm, folder)
     if lines:
         more = f", and {len(lines) - 10} more" if len(lines) > 10 else ""
         raise RunError(
@@ -60,18 +63,28 @@ def _not_loaded(base: Any, folder: Path) -> list[str]:
     return sorted(lines) + list(report["error_msgs"])
 
 
-def _other_answers(base: Any, folder: Path) -> list[str]:
+def _other_answers(lm: Any, folder: Path) -> list[str]:
     """How far the logits of a loaded copy are from the model's own."""
+    base = base_of(lm)
     device = next(base.parameters()).device
     loaded = _load(base, folder, attn_implementation=base.config._attn_implementation)
-    wanted, got = (_logits(model, device) for model in (base, loaded.to(device)))
-    gap = float((got - wanted).norm() / wanted.norm().clamp(min=torch.finfo(torch.float32).tiny))
+    wanted = _logits(base, device)
+    gap = _apart(_logits(loaded.to(device), device), wanted)
     exact = base.dtype is torch.float32 and not getattr(base, "is_quantized", False)
     limit = FLOAT32_GAP if exact else ROUNDED_GAP
+    if lm is not base:
+        with lm.disable_adapter():
+            limit = max(limit, MERGED_SHARE * _apart(_logits(base, device), wanted))
     logger.info("a loaded copy's logits are %.1e apart", gap)
     if gap <= limit:  # not so for nan
         return []
-    return [f"its logits are {gap:.2g} of their size apart (limit {limit:g}), with equal weights"]
+    return [f"its logits are {gap:.2g} of their size apart (limit {limit:.2g})"]
+
+
+def _apart(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """As a share of the size of what is wanted."""
+    smallest = torch.finfo(torch.float32).tiny
+    return float((got - wanted).norm() / wanted.norm().clamp(min=smallest))
 
 
 def _load(base: PreTrainedModel, folder: Path, **keywords: Any) -> Any:
@@ -89,7 +102,7 @@ def _logits(model: Any, device: torch.device) -> torch.Tensor:
     """Of one sequence, which ends as some families' must."""
     num_ids = model.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(NUM_TOKENS) * 7919 + num_ids // 3) % num_ids
-    end = model.config.get_text_config().eos_token_id
+    end = getattr(model.config.get_text_config(), "eos_token_id", None)
     if model.config.is_encoder_decoder and end is not None:
         ids = torch.where(ids == end, (ids + 1) % num_ids, ids)
         ids[-1] = end
