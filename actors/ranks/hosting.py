@@ -51,6 +51,7 @@ class HostingRank(Rank):
         self.unload()
         with in_reach(held, timeout_s=self.fetch_timeout_s):
             self.learner = _learner(spec, self.device)
+        _require_exportable(self.learner)
         free_memory()  # of reading and spreading weights
 
     def unload(self) -> None:
@@ -117,6 +118,14 @@ class HostingRank(Rank):
     def drop(self, folder: str) -> None:
         """Free what `keep` put there."""
         self.kept.pop(folder, None)
+
+
+def _require_exportable(learner: Any) -> None:
+    """Before any training; a critic stays where it is."""
+    from rlhf_ray.learner.weights import require_mergeable
+
+    if hasattr(learner, "lm"):
+        require_mergeable(learner.lm)
 
 
 def _learner(spec: Any, device: Any) -> Any:

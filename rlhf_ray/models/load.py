@@ -154,7 +154,11 @@ def without_dropout(model: torch.nn.Module) -> None:
 def with_adapter(
     model: PreTrainedModel, config: ModelConfig, *, head_names: Collection[str] = ()
 ) -> PreTrainedModel:
-    """Put low-rank adapters on the model; heads, its children by name, are trained in full."""
+    """Put low-rank adapters on the model; heads, its children by name, are trained in full.
+
+    Raises:
+        ConfigError: No adapters as configured go onto this model.
+    """
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model, prepare_model_for_kbit_training
 
@@ -164,24 +168,42 @@ def with_adapter(
         )
     elif config.gradient_checkpointing:
         model.enable_input_require_grads()
-    lora = config.lora
-    adapted = get_peft_model(
-        model,
-        PeftLoraConfig(
-            task_type=None if head_names else "CAUSAL_LM",
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            exclude_modules=rf"({'|'.join(head_names)})(\..*)?" if head_names else None,
-        ),
-        # Beside a head that keeps the model's dtype, adapters keep it too: the optimiser holds
-        # float32 copies where everything that trains is bfloat16, and of nothing else.
-        autocast_adapter_dtype=not head_names,
-    )
+    lora, left_out = config.lora, [*head_names, *_own_products(model)]
+    try:
+        adapted = get_peft_model(
+            model,
+            PeftLoraConfig(
+                task_type=None if head_names else "CAUSAL_LM",
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=lora.target_modules,
+                exclude_modules=rf"({'|'.join(left_out)})(\..*)?" if left_out else None,
+            ),
+            # Beside a head that keeps the model's dtype, adapters keep it too: the optimiser holds
+            # float32 copies where everything that trains is bfloat16, and of nothing else.
+            autocast_adapter_dtype=not head_names,
+        )
+    except ValueError as error:
+        raise ConfigError(f"model.lora does not go onto {config.path!r}: {error}") from error
     for name in head_names:
         model.get_submodule(name).requires_grad_(True)
     return adapted
+
+
+def _own_products(model: torch.nn.Module) -> list[str]:
+    """Names of matrices that the model's own code multiplies in its own way, as some routers do.
+
+    peft takes them for plain ones, whose result it may add to.
+    """
+    code = type(model).__module__
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and type(module).__module__ == code
+        and type(module).forward is not torch.nn.Linear.forward
+    ]
 
 
 def _check_quantization(config: ModelConfig, device: torch.device) -> None:
