@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # vllm/v1/attention/backends/cpu_attn.py, CPUAttentionBackend.get_supported_head_sizes, vLLM 0.32
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-# Layers that keep packed sequences apart; "attention" is the older name of the first.
-_PLAIN_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
-# Decoders with other layers, whose `config.json` need not list them.
-MIXING_TYPES = frozenset({
-    "axk2", "bamba", "deepseek_v32", "deepseek_v4", "falcon_h1", "falcon_mamba", "glm_moe_dsa",
-    "granitemoehybrid", "hy_v4", "inkling_text", "jamba", "kimi_linear", "lfm2", "lfm2_moe",
-    "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text",
-    "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya",
-})  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +19,11 @@ class ModelLimits:
         head_dim: Of one attention head.
         num_heads: Query heads of a layer.
         context_tokens: The longest sequence; None also where the model stretches its positions.
-        mixes_sequences: Whether it has layers, such as recurrent ones, that would carry one packed
-            sequence into the next.
     """
 
     head_dim: int | None
     num_heads: int | None
     context_tokens: int | None
-    mixes_sequences: bool
 
 
 def read_limits(folder: Path) -> ModelLimits | None:
@@ -56,12 +43,4 @@ def read_limits(folder: Path) -> ModelLimits | None:
         head_dim=head_dim,
         num_heads=num_heads,
         context_tokens=None if stretched else text.get("max_position_embeddings"),
-        mixes_sequences=_mixes_sequences(text),
     )
-
-
-def _mixes_sequences(text: Mapping[str, Any]) -> bool:
-    kinds = text.get("layer_types")
-    if kinds is None:
-        return text.get("model_type") in MIXING_TYPES
-    return bool(set(kinds) - _PLAIN_ATTENTION)

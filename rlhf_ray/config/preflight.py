@@ -72,14 +72,13 @@ def _holds_a_run(folder: Path) -> bool:
 def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
     role = config.trained_role
     yield from _model(f"{role}.model", config.learner.model)
-    yield from _layout(role, config.learner, config.learner.model)
     yield from _data("data", config.data)
     yield from _eval_data(config.eval.data, config.eval.every)
     match config:
         case RmConfig() if config.reference_data.is_named:
             yield from _data("reference_data", config.reference_data)
         case DpoConfig() if config.uses_reference_role:
-            yield from _scorer("reference", config.reference, config.policy.model)
+            yield from _scorer("reference", config.reference)
     limits = read_limits(Path(config.learner.model.path))
     context = limits.context_tokens if limits else None
     if context and config.max_length > context:
@@ -91,11 +90,10 @@ def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
 def _online(config: OnlineConfig) -> Iterator[Problem]:
     policy = config.policy.model
     yield from _model("policy.model", policy)
-    yield from _layout("policy", config.policy, policy)
     if config.uses_value:
-        yield from _scorer("value", config.value, policy)
+        yield from _scorer("value", config.value)
     if config.uses_reference:
-        yield from _scorer("reference", config.reference, policy)
+        yield from _scorer("reference", config.reference)
     yield from _data("data", config.data)
     yield from _eval_data(config.eval.data, config.eval.every)
     for index, function in enumerate(config.reward.functions):
@@ -160,21 +158,10 @@ def _context(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
             )
 
 
-def _scorer(role: str, config: ForwardConfig, policy: ModelConfig) -> Iterator[Problem]:
+def _scorer(role: str, config: ForwardConfig) -> Iterator[Problem]:
     """A role that takes the policy's start where it names no model."""
     if config.model.path:
         yield from _model(f"{role}.model", config.model)
-    yield from _layout(role, config, policy)
-
-
-def _layout(role: str, config: ForwardConfig, start: ModelConfig) -> Iterator[Problem]:
-    limits = read_limits(Path(config.model.or_from(start).path))
-    if limits is not None and limits.mixes_sequences and not config.padded:
-        yield _problem(
-            f"{role}.layout",
-            "must be padded, got packed: the model has layers beside attention that would mix "
-            "packed sequences",
-        )
 
 
 def _model(key: str, model: ModelConfig) -> Iterator[Problem]:
