@@ -104,7 +104,7 @@ class ModelConfig(Config):
         dtype: Of the weights in forward and backward passes; `auto` is bfloat16 on GPU, float32 on
             CPU.
         attention: `auto` is flash attention where installed, else `packed_sdpa`, which needs
-            nothing.
+            nothing; for a model that neither gets right it is transformers' own, padded.
         quantization: Base weights in 4 or 8 bit through bitsandbytes; needs `lora.rank` above 0.
     """
 
@@ -185,15 +185,16 @@ class ForwardConfig(Config):
     Attributes:
         max_tokens_per_micro_batch: Budget of one pass on one rank; a longer single sequence still
             goes alone.
-        layout: `packed` lays sequences end to end; `padded` makes a rectangle. Same numbers; models
-            with other layers than attention need `padded`.
+        layout: `packed` lays sequences end to end; `padded` makes a rectangle. Same numbers, and
+            packed needs less memory; models with other layers than attention need `padded`. `auto`
+            is packed where the loaded model shows that it keeps sequences apart, else padded.
         logits_chunk_tokens: Logits exist for at most this many tokens at a time.
     """
 
     model: ModelConfig = ModelConfig()
     zero: ZeroConfig = ZeroConfig()
     max_tokens_per_micro_batch: PositiveInt = 8192
-    layout: Literal["packed", "padded"] = "packed"
+    layout: Literal["auto", "packed", "padded"] = "auto"
     logits_chunk_tokens: PositiveInt = 1024
 
     @property

@@ -22,15 +22,6 @@ _OLDER_NAMES = {
     "n_embd": "hidden_size",
     "n_head": "num_attention_heads",
 }
-# Layers that keep packed sequences apart; "attention" is the older name of the first.
-_PLAIN_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
-# Decoders with other layers, whose `config.json` need not list them.
-MIXING_TYPES = frozenset({
-    "axk2", "bamba", "deepseek_v32", "deepseek_v4", "falcon_h1", "falcon_mamba", "glm_moe_dsa",
-    "granitemoehybrid", "hy_v4", "inkling_text", "jamba", "kimi_linear", "lfm2", "lfm2_moe",
-    "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text",
-    "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya",
-})  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +33,12 @@ class ModelLimits:
         num_heads: Query heads of a layer.
         num_kv_heads: Key and value heads of a layer.
         context_tokens: The longest sequence; None also where the model stretches its positions.
-        mixes_sequences: Whether it has layers, such as recurrent ones, that would carry one packed
-            sequence into the next.
     """
 
     head_dim: int | None
     num_heads: int | None
     num_kv_heads: int | None
     context_tokens: int | None
-    mixes_sequences: bool
 
 
 def read_limits(folder: Path) -> ModelLimits | None:
@@ -71,7 +59,6 @@ def read_limits(folder: Path) -> ModelLimits | None:
         num_heads=num_heads,
         num_kv_heads=text.get("num_key_value_heads"),
         context_tokens=None if stretched else context_of(text),
-        mixes_sequences=_mixes_sequences(text),
     )
 
 
@@ -82,10 +69,3 @@ def context_of(text: Mapping[str, Any]) -> int | None:
         padding = text.get("pad_token_id")
         return int(num_positions) - (1 if padding is None else int(padding)) - 1
     return num_positions
-
-
-def _mixes_sequences(text: Mapping[str, Any]) -> bool:
-    kinds = text.get("layer_types")
-    if kinds is None:
-        return text.get("model_type") in MIXING_TYPES
-    return bool(set(kinds) - _PLAIN_ATTENTION)

@@ -75,14 +75,13 @@ def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
     role = config.trained_role
     kind: Kind = "classifier" if isinstance(config, RmConfig) else "causal"
     yield from _trained(f"{role}.model", config.learner.model, kind)
-    yield from _layout(role, config.learner, config.learner.model)
     yield from _data("data", config.data)
     yield from _eval_data(config.eval.data, config.eval.every)
     match config:
         case RmConfig() if config.reference_data.is_named:
             yield from _data("reference_data", config.reference_data)
         case DpoConfig() if config.uses_reference_role:
-            yield from _scorer("reference", config.reference, config.policy.model)
+            yield from _scorer("reference", config.reference)
             yield from _kind("reference.model", config.reference.model.path, "causal")
     limits = read_limits(Path(config.learner.model.path))
     context = limits.context_tokens if limits else None
@@ -95,13 +94,12 @@ def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
 def _online(config: OnlineConfig) -> Iterator[Problem]:
     policy = config.policy.model
     yield from _trained("policy.model", policy, "causal")
-    yield from _layout("policy", config.policy, policy)
     if config.uses_value:
-        yield from _scorer("value", config.value, policy)
+        yield from _scorer("value", config.value)
         if config.value.model.path:
             yield from _trainable("value.model", config.value.model, "critic")
     if config.uses_reference:
-        yield from _scorer("reference", config.reference, policy)
+        yield from _scorer("reference", config.reference)
         yield from _kind("reference.model", config.reference.model.path, "causal")
     yield from _data("data", config.data)
     yield from _eval_data(config.eval.data, config.eval.every)
@@ -187,21 +185,10 @@ def _context(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
             )
 
 
-def _scorer(role: str, config: ForwardConfig, policy: ModelConfig) -> Iterator[Problem]:
+def _scorer(role: str, config: ForwardConfig) -> Iterator[Problem]:
     """A role that takes the policy's start where it names no model."""
     if config.model.path:
         yield from _model(f"{role}.model", config.model)
-    yield from _layout(role, config, policy)
-
-
-def _layout(role: str, config: ForwardConfig, start: ModelConfig) -> Iterator[Problem]:
-    limits = read_limits(Path(config.model.or_from(start).path))
-    if limits is not None and limits.mixes_sequences and not config.padded:
-        yield _problem(
-            f"{role}.layout",
-            "must be padded, got packed: the model has layers beside attention that would mix "
-            "packed sequences",
-        )
 
 
 def _trained(key: str, model: ModelConfig, kind: Kind) -> Iterator[Problem]:

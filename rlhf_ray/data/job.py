@@ -169,6 +169,7 @@ def load_sft_data(config: SftConfig) -> SftData:
     return SftData(
         rows=data.rows,
         eval_rows=data.eval_rows,
+        tokenizer=data.tokenizer,
         tokenizer_path=tokenizer_path,
         end_token_ids=_end_token_ids(config.policy.model, settings["tokenizer"]),
     )

@@ -22,8 +22,9 @@ from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.rows import flat, rollout_batch, trained_lens, trained_mask
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.models.check import settle
 from rlhf_ray.models.heads import TokenScorer
-from rlhf_ray.models.load import load_causal_lm, without_dropout
+from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience, Rollout
 
@@ -38,18 +39,14 @@ class PolicyLearner(Learner):
         config = spec.learner
         with zero3_loading(config.zero, config.model, device):
             self.lm = load_causal_lm(config.model, device=device)
-        without_dropout(self.lm)
-        self.lm.train()
-        self.engine = TrainingEngine(
-            TokenScorer(
-                self.lm,
-                temperature=spec.temperature,
-                chunk_tokens=config.logits_chunk_tokens,
-                entropy_gradient=spec.algorithm.entropy_coefficient > 0,
-            ),
-            config,
-            total_steps=spec.total_steps,
+        self.model = TokenScorer(
+            self.lm,
+            temperature=spec.temperature,
+            chunk_tokens=config.logits_chunk_tokens,
+            entropy_gradient=spec.algorithm.entropy_coefficient > 0,
         )
+        self.engine = TrainingEngine(self.model.train(), config, total_steps=spec.total_steps)
+        settle(self.model, config, device)
 
     def logprobs(
         self,
@@ -70,7 +67,7 @@ class PolicyLearner(Learner):
                 rollouts,
                 plan,
                 self.spec.learner,
-                device=self.device,
+                self.model,
             )
 
     def update(
@@ -99,7 +96,7 @@ class PolicyLearner(Learner):
         algorithm, device = self.spec.algorithm, self.device
         batch = rollout_batch(
             [row.rollout for row in rows],
-            padded=self.spec.learner.padded,
+            padded=self.model.padded,
             device=device,
         )
         scores = self.engine(batch, with_entropy=True, num_chunks=num_chunks)

@@ -18,9 +18,9 @@ from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.rows import flat, rollout_batch, trained_lens, trained_mask
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.models.check import settle
 from rlhf_ray.models.classifier import load_decoder
 from rlhf_ray.models.heads import ValueModel
-from rlhf_ray.models.load import without_dropout
 from rlhf_ray.specs import ValueSpec
 from rlhf_ray.types import Experience, Rollout
 
@@ -34,10 +34,9 @@ class ValueLearner(Learner):
         self.spec, self.device = spec, device
         with zero3_loading(spec.learner.zero, spec.learner.model, device):
             lm = load_decoder(spec.learner.model, device=device, seed=spec.seed)
-        model = ValueModel(lm, seed=spec.seed)
-        without_dropout(model)
-        model.train()
-        self.engine = TrainingEngine(model, spec.learner, total_steps=spec.total_steps)
+        self.model = ValueModel(lm, seed=spec.seed)
+        self.engine = TrainingEngine(self.model.train(), spec.learner, total_steps=spec.total_steps)
+        settle(self.model, spec.learner, device)
 
     def values(
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
@@ -52,7 +51,7 @@ class ValueLearner(Learner):
                 rollouts,
                 plan,
                 self.spec.learner,
-                device=self.device,
+                self.model,
                 with_end=True,
             )
 
@@ -74,7 +73,7 @@ class ValueLearner(Learner):
         device, algorithm = self.device, self.spec.algorithm
         batch = rollout_batch(
             [row.rollout for row in rows],
-            padded=self.spec.learner.padded,
+            padded=self.model.padded,
             device=device,
         )
         mask_T = trained_mask(rows, device)

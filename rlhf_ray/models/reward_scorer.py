@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.answers import tokenize_answer, tokenize_sampled
 from rlhf_ray.data.samples import as_chat
 from rlhf_ray.data.tokenizer import load_tokenizer, vocabulary_digest
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.check import settle
 from rlhf_ray.models.classifier import load_classifier
 from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.limits import positions_of
@@ -124,7 +125,7 @@ class RewardScorer:
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            layout = self.model.lay_out(token_ids, padded=False, device=self.device)
+            layout = self.model.lay_out(token_ids)
             scores: list[float] = self.model(layout).scores_B.tolist()
         self.model.train(was_training)
         return scores
@@ -140,7 +141,9 @@ def _load(config: RewardModelConfig, device: torch.device) -> RewardModel:
             f"reward.model.label must be below the model's {lm.config.num_labels} labels, "
             f"got {config.label}"
         )
-    return RewardModel(lm, label=config.label)
+    scorer = RewardModel(lm, label=config.label).eval()
+    settle(scorer, ForwardConfig(model=model), device)
+    return scorer
 
 
 def _statistics(config: RewardModelConfig) -> RewardStatistics:
