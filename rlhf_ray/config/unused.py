@@ -1,6 +1,6 @@
 """Settings that a configuration gives and the job does not look at: said in the log, not refused.
 
-An ablation on the command line (`--algorithm.kl.coefficient 0`) leaves other keys of the file behind.
+An ablation on the command line (`--algorithm.kl.coefficient 0`) leaves keys of the file behind.
 """
 
 from __future__ import annotations

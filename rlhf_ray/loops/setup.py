@@ -70,9 +70,10 @@ def prepare(config: C, load: Callable[[C], D]) -> PreparedJob[C, D]:
 
 
 def changes_since(config: OnlineConfig | SupervisedConfig, dumped: Mapping[str, Any]) -> list[str]:
-    """What a job does now that it did otherwise when `dump_config` wrote `dumped`; in words."""
-    before = {key: value for key, value in dumped.items() if key not in SURROUNDINGS}
-    now = without_secrets(config.model_dump(mode="json", exclude=SURROUNDINGS))
+    """What a job would train now that it did not when `dump_config` wrote `dumped`; in words."""
+    besides = {*SURROUNDINGS, "placement"}
+    before = {key: value for key, value in dumped.items() if key not in besides}
+    now = without_secrets(config.model_dump(mode="json", exclude=besides))
     return _changes(dict(_flat(before)), dict(_flat(now)))
 
 

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.model_kind import Kind, kind_fault, quantization_fault, token_id_faults
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.limits import positions_of, read_config
-from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
+from rlhf_ray.types import IntArray, LabelledAnswer, Prompt, Ranking, SftExample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,9 +41,8 @@ def check_model(key: str, model: ModelConfig, kind: Kind, *, is_trained: bool) -
     Raises:
         ConfigError: Says what it is; or it cannot be read.
     """
-    hub = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    config = read_config(model.path, **hub)
-    written, _ = type(config).get_config_dict(model.path, **hub)
+    config = _config_of(model)
+    written, _ = type(config).get_config_dict(model.path, revision=model.revision)
     generation = _generation_config(key, model) if kind == "causal" else {}
     faults = [kind_fault(written, kind), _class_fault(config, written, kind, model)]
     if is_trained:
@@ -68,8 +69,7 @@ def check_tokens(
     Raises:
         ConfigError: Names the token.
     """
-    hub = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    num_rows = int(read_config(model.path, **hub).get_text_config().vocab_size)
+    num_rows = int(_config_of(model).get_text_config().vocab_size)
     used = {"padding token": tokenizer.pad_token_id, "end token": tokenizer.eos_token_id}
     used["vocabulary"] = max(
         (index for index in _own_ids(tokenizer) if index >= num_rows), default=None
@@ -92,8 +92,7 @@ def check_room(key: str, model: ModelConfig, longest: int) -> None:
     Raises:
         ConfigError: Says both.
     """
-    hub = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    positions = positions_of(read_config(model.path, **hub))
+    positions = positions_of(_config_of(model))
     if positions is not None and positions < longest:
         raise ConfigError(
             f"{key}: {model.path!r} takes at most {positions} tokens, but the job's longest "
@@ -123,10 +122,7 @@ def check_scorer(reward: RewardModelConfig, longest: int) -> None:
         trust_remote_code=reward.trust_remote_code,
     )
     check_tokens(key, model, tokenizer)
-    config = read_config(
-        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
-    positions = positions_of(config)
+    positions = positions_of(_config_of(model))
     if positions is None:
         return
     if reward.max_length > positions:
@@ -147,17 +143,17 @@ def longest_sequence(rows: Sequence[Any]) -> int:
     return max((max(map(len, _sequences(row))) for row in rows), default=0)
 
 
-def _sequences(row: Any) -> Iterator[Sequence[int]]:
+def _sequences(row: Any) -> Iterator[IntArray]:
     match row:
         case Prompt() | SftExample():
-            yield row.token_ids_T
+            yield np.asarray(row.token_ids_T, dtype=np.int32)
         case Ranking() | LabelledAnswer():
             for answer_ids_T in row.answer_ids_K:
-                yield [*row.prompt_ids_T, *answer_ids_T]
+                yield np.concatenate([row.prompt_ids_T, answer_ids_T])
 
 
 def _largest_id(row: Any) -> int:
-    return int(max(max(sequence) for sequence in _sequences(row) if len(sequence)))
+    return max(int(ids_T.max()) for ids_T in _sequences(row) if len(ids_T))
 
 
 def _name_of(row: Any) -> str:
@@ -168,6 +164,12 @@ def _name_of(row: Any) -> str:
 def _own_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens that any text may hold."""
     return {*tokenizer.get_vocab().values()} - {*tokenizer.get_added_vocab().values()}
+
+
+def _config_of(model: ModelConfig) -> Any:
+    return read_config(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
 
 
 def _class_fault(config: Any, written: Any, kind: Kind, model: ModelConfig) -> str | None:
