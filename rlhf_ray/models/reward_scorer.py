@@ -95,6 +95,7 @@ class RewardScorer:
                 rollout.text,
                 is_ended=is_ended,
                 is_sampled=True,
+                is_foreign=True,
                 where=where,
             )
         token_ids = [*prompt_ids, *answer_ids]
