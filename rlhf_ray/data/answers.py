@@ -23,7 +23,7 @@ from rlhf_ray.data.samples import as_chat
 from rlhf_ray.data.turn_end import PLACEHOLDER, checked_turn_end, known_ends
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -109,6 +109,7 @@ def tokenize_sampled(
     prompt: Text,
     response_ids_T: Sequence[int],
     *,
+    end_ids: Collection[int],
     is_ended: bool,
     where: str = "a rollout",
 ) -> tuple[list[int], list[int]]:
@@ -117,6 +118,14 @@ def tokenize_sampled(
     Only its end may change: an answer to a chat ends as the template here ends one, and one that a
     stop string ended gets an end token.
 
+    Args:
+        tokenizer: Of the model that is shown them.
+        prompt: What was answered.
+        response_ids_T: As sampled.
+        end_ids: Tokens that end a response, by those who sampled it.
+        is_ended: Whether it came to its end.
+        where: For errors.
+
     Raises:
         DataError: As in `tokenize_answer`.
         RowError: As in `tokenize_answer`.
@@ -124,7 +133,7 @@ def tokenize_sampled(
     said_T = list(response_ids_T)
     ends = known_ends(tokenizer)
     last = said_T[-1] if said_T else None
-    if is_ended and (last in ends or last in tokenizer.all_special_ids):
+    if is_ended and (last in ends or last in end_ids):
         said_T.pop()
     if isinstance(prompt, str):
         end_T = [last] if last in ends else with_end(tokenizer, [])

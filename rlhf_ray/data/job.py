@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -31,7 +31,8 @@ class OnlineData:
     Attributes:
         context_tokens: Prompt and response tokens together.
         tokenizer_path: The run's own copy, with padding token and chat template set.
-        end_token_ids: Tokens that end a response: the tokenizer's, the model's, the template's.
+        end_token_ids: Tokens that end a response: the tokenizer's, the model's, the template's, and
+            special ones that the configuration names.
         vocabulary: Digest of the tokenizer's.
     """
 
@@ -83,7 +84,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         prompts=prompts(config.data),
         eval_prompts=held_out[: config.eval.num_prompts],
         tokenizer_path=tokenizer_path,
-        end_token_ids=_end_token_ids(config.policy.model, tokenizer),
+        end_token_ids=_end_token_ids(config.policy.model, tokenizer, config.rollout.stop_token_ids),
         vocabulary=vocabulary_digest(tokenizer),
     )
 
@@ -215,7 +216,9 @@ def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBa
     return tokenizer, str(folder)
 
 
-def _end_token_ids(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _end_token_ids(
+    model: ModelConfig, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int] = ()
+) -> tuple[int, ...]:
     """What ends a response; the log says so."""
     from rlhf_ray.data.turn_end import end_tokens
     from rlhf_ray.models.identity import generation_end_ids
@@ -223,7 +226,7 @@ def _end_token_ids(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tu
     generation_ids = generation_end_ids(
         model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
-    ends = end_tokens(tokenizer, generation_ids)
+    ends = end_tokens(tokenizer, generation_ids, stop_token_ids)
     logger.info("responses end at %s", ends.words)
     return ends.ids
 

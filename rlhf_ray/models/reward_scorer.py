@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ class RewardScorer:
         device: torch.device,
         model: RewardModel | None = None,
         vocabulary: str = "",
+        end_ids: Collection[int] = (),
     ) -> None:
         """Load model and tokenizer.
 
@@ -47,6 +48,7 @@ class RewardScorer:
             device: Where the model goes.
             model: The model of `config.path`, where this process holds it already.
             vocabulary: Digest of that in which rollouts were sampled; empty for unknown.
+            end_ids: Tokens of that vocabulary that end a response.
 
         Raises:
             ConfigError: It cannot be loaded, was never trained to score, has no logit
@@ -58,6 +60,7 @@ class RewardScorer:
             chat_template=config.chat_template,
             trust_remote_code=config.trust_remote_code,
         )
+        self.end_ids = end_ids
         self.keeps_tokens = vocabulary == vocabulary_digest(self.tokenizer)
         self.statistics = _statistics(config)
         self.model = model or _load(config, device)
@@ -85,6 +88,7 @@ class RewardScorer:
                 self.tokenizer,
                 prompt,
                 rollout.response_ids_T.tolist(),
+                end_ids=self.end_ids,
                 is_ended=is_ended,
                 where=where,
             )

@@ -63,7 +63,9 @@ def test_a_response_in_ones_own_vocabulary_keeps_its_tokens(
     said_T = tokenizer("ti")["input_ids"] + tokenizer("me" + text)["input_ids"]
     assert len(tokenizer("time")["input_ids"]) == 1
     kept_T = [*said_T, *([tokenizer.eos_token_id] if is_ended else [])]
-    prompt_ids_T, answer_ids_T = tokenize_sampled(tokenizer, ASKED, kept_T, is_ended=is_ended)
+    prompt_ids_T, answer_ids_T = tokenize_sampled(
+        tokenizer, ASKED, kept_T, end_ids=(), is_ended=is_ended
+    )
     assert prompt_ids_T == tokenize_prompt(tokenizer, ASKED)
     assert answer_ids_T[: len(said_T)] == said_T
     assert len(answer_ids_T) == len(said_T) + is_ended
@@ -88,11 +90,13 @@ def test_a_text_prompts_response_keeps_the_end_that_was_sampled(tokenizer: Any) 
     eos, end = tokenizer.convert_tokens_to_ids(["</s>", "<|im_end|>"])
     other = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     for last, kept in ((eos, eos), (end, end), (other, eos)):
-        _, answer_ids_T = tokenize_sampled(tokenizer, "q", [9, last], is_ended=True)
+        _, answer_ids_T = tokenize_sampled(
+            tokenizer, "q", [9, last], end_ids={other}, is_ended=True
+        )
         assert answer_ids_T == [9, kept]
-    assert tokenize_sampled(tokenizer, "q", [9], is_ended=True)[1] == [9, eos]
-    assert tokenize_sampled(tokenizer, "q", [9], is_ended=False)[1] == [9]
-    assert tokenize_sampled(tokenizer, "q", [eos], is_ended=True)[1] == [eos]
+    assert tokenize_sampled(tokenizer, "q", [9], end_ids=(), is_ended=True)[1] == [9, eos]
+    assert tokenize_sampled(tokenizer, "q", [9], end_ids=(), is_ended=False)[1] == [9]
+    assert tokenize_sampled(tokenizer, "q", [eos], end_ids=(), is_ended=True)[1] == [eos]
 
 
 def test_a_template_may_end_a_turn_by_text(tokenizer: Any) -> None:
@@ -102,7 +106,7 @@ def test_a_template_may_end_a_turn_by_text(tokenizer: Any) -> None:
     )
     said_T = tokenizer(" four")["input_ids"]
     prompt_ids_T, answer_ids_T = tokenize_sampled(
-        tokenizer, ASKED, [*said_T, tokenizer.eos_token_id], is_ended=True
+        tokenizer, ASKED, [*said_T, tokenizer.eos_token_id], end_ids=(), is_ended=True
     )
     assert decode(tokenizer, prompt_ids_T + answer_ids_T) == "user: q\n\nassistant: four\n\n"
 

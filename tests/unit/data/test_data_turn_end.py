@@ -85,6 +85,7 @@ def test_end_tokens_are_those_of_tokenizer_model_and_template(tokenizer: Any) ->
         "'<s>' (0: generation_config), '</s>' (1: tokenizer and generation_config), "
         "'<|im_end|>' (3: chat template)"
     )
+    assert end_tokens(tokenizer, stop_token_ids=[2, 50]).ids == (1, 2, 3)  # 50 is a letter
     tokenizer.eos_token = None
     assert end_tokens(tokenizer).ids == (3,)
     tokenizer.chat_template = None
