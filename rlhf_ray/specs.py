@@ -65,11 +65,13 @@ class RewardSpec:
         timeout_s: What a function or remote scorer has for a batch.
         vocabulary: Digest of the policy's: a reward model of the same one scores the tokens that
             were sampled.
+        end_token_ids: Of that vocabulary, those that end a response.
     """
 
     reward: RewardConfig
     timeout_s: float
     vocabulary: str
+    end_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -220,8 +220,9 @@ class RolloutReplica:
         if output.finish_reason not in ("stop", "length"):
             raise RunError(f"{prompt.prompt_id}: vLLM ended the request: {output.finish_reason}")
         num_tokens = len(output.token_ids)
-        stopped = output.finish_reason == "stop"
-        ends = {*ending.end_token_ids, *self.tokenizer.all_special_ids} if stopped else ()
+        # A stop string may end with a token that could have ended the response by itself.
+        by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
+        ends = ending.end_token_ids if by_token else ()
         logprobs = output.logprobs
         versions_T = np.full(num_tokens, self.version, dtype=np.int32)
         for span in output.weight_versions or ():

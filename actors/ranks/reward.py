@@ -67,7 +67,11 @@ class RewardRank(HostingRank):
 
             with in_reach(held, timeout_s=self.fetch_timeout_s):
                 self.model = RewardScorer(
-                    reward.model, device=self.device, model=trained, vocabulary=spec.vocabulary
+                    reward.model,
+                    device=self.device,
+                    model=trained,
+                    vocabulary=spec.vocabulary,
+                    end_ids=spec.end_token_ids,
                 )
         free_memory()
 

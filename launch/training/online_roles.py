@@ -90,7 +90,10 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
 def _loads(config: OnlineConfig, data: OnlineData, pool: Pool) -> Sequence[Awaitable[None]]:
     """The loading of every role's model."""
     scorers = RewardSpec(
-        reward=config.reward, timeout_s=config.timeouts.reward_s, vocabulary=data.vocabulary
+        reward=config.reward,
+        timeout_s=config.timeouts.reward_s,
+        vocabulary=data.vocabulary,
+        end_token_ids=data.end_token_ids,
     )
     loads = [
         pool.load("policy", _policy_spec(config), path=config.policy.model.path),

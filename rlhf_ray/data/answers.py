@@ -23,7 +23,7 @@ from rlhf_ray.data.samples import as_chat
 from rlhf_ray.data.turn_end import PLACEHOLDER, checked_turn_end, known_ends
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -60,6 +60,7 @@ def tokenize_answer(
     *,
     is_ended: bool = True,
     is_sampled: bool = False,
+    is_foreign: bool = False,
     where: str = "an answer",
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of an answer to it; together they are what a model is shown.
@@ -76,6 +77,8 @@ def tokenize_answer(
         is_ended: Whether the answer came to its end; one that was cut off gets none.
         is_sampled: Whether the answer is what a policy wrote, as one that was cut off always is:
             then the template leaves it as it is.
+        is_foreign: Whether that policy had another template: then the empty reasoning that some
+            templates write in front of an answer is there as well, where the answer has none.
         where: For errors.
 
     Raises:
@@ -87,7 +90,7 @@ def tokenize_answer(
         chat, turns = as_chat(prompt, "user"), as_chat(answer, "assistant")
         if is_sampled or not is_ended:
             frame = _frame(tokenizer, _answered(chat, turns), chat, where)
-            said = frame.written(frame.text, is_ended=is_ended)
+            said = frame.written(frame.text, is_ended=is_ended, is_foreign=is_foreign)
             opened = frame.opened
         else:
             opened, said = _rendered(tokenizer, chat, turns, where)
@@ -106,6 +109,7 @@ def tokenize_sampled(
     prompt: Text,
     response_ids_T: Sequence[int],
     *,
+    end_ids: Collection[int],
     is_ended: bool,
     where: str = "a rollout",
 ) -> tuple[list[int], list[int]]:
@@ -114,6 +118,14 @@ def tokenize_sampled(
     Only its end may change: an answer to a chat ends as the template here ends one, and one that a
     stop string ended gets an end token.
 
+    Args:
+        tokenizer: Of the model that is shown them.
+        prompt: What was answered.
+        response_ids_T: As sampled.
+        end_ids: Tokens that end a response, by those who sampled it.
+        is_ended: Whether it came to its end.
+        where: For errors.
+
     Raises:
         DataError: As in `tokenize_answer`.
         RowError: As in `tokenize_answer`.
@@ -121,25 +133,21 @@ def tokenize_sampled(
     said_T = list(response_ids_T)
     ends = known_ends(tokenizer)
     last = said_T[-1] if said_T else None
-    if is_ended and (last in ends or last in tokenizer.all_special_ids):
+    if is_ended and (last in ends or last in end_ids):
         said_T.pop()
     if isinstance(prompt, str):
         end_T = [last] if last in ends else with_end(tokenizer, [])
         return tokenize_prompt(tokenizer, prompt), said_T + end_T * is_ended
-    context = _answered(prompt, as_chat("", "assistant"))
-    frame = _frame(tokenizer, context, prompt, where)
-    prompt_ids_T = written_tokens(tokenizer, frame.opened)
-    lead = frame.lead_of(decode(tokenizer, said_T))
-    lead_T = tokens_behind(tokenizer, prompt_ids_T, frame.opened, lead) if lead else []
-    before_T = prompt_ids_T + lead_T + said_T
+    prompt_ids_T = tokenize_prompt(tokenizer, prompt, where=where)
     end = checked_turn_end(tokenizer)
     if not is_ended:
-        end_T = []
-    elif end is not None and end.token_id is not None:
-        end_T = [end.token_id]
-    else:
-        end_T = tokens_behind(tokenizer, before_T, decode(tokenizer, before_T), frame.end)
-    return prompt_ids_T, lead_T + said_T + end_T
+        return prompt_ids_T, said_T
+    if end is not None and end.token_id is not None:
+        return prompt_ids_T, [*said_T, end.token_id]
+    frame = _frame(tokenizer, _answered(prompt, as_chat("", "assistant")), prompt, where)
+    before_T = prompt_ids_T + said_T
+    end_T = tokens_behind(tokenizer, before_T, decode(tokenizer, before_T), frame.end)
+    return prompt_ids_T, said_T + end_T
 
 
 def with_end(tokenizer: PreTrainedTokenizerBase, token_ids_T: list[int]) -> list[int]:
@@ -176,20 +184,24 @@ class _Frame:
     text: str
     end: str
 
-    def written(self, text: str, *, is_ended: bool) -> str:
-        """The answer behind the opened prompt."""
-        return self.context + self.lead_of(text) + text + self.end * is_ended
+    def written(self, text: str, *, is_ended: bool, is_foreign: bool) -> str:
+        """The answer behind the opened prompt, with no space that it brings itself."""
+        lead, end = self.lead, self.end
+        if lead.strip() and (not is_foreign or self.brings_reasoning(text)):
+            lead = ""
+        if text[:1].isspace() and not lead.strip():
+            lead = ""
+        if text[-1:].isspace():
+            end = end.lstrip()
+        return self.context + lead + text + end * is_ended
 
-    def lead_of(self, text: str) -> str:
-        """The lead, as far as a sampled text has not brought its own."""
-        lead = self.lead
-        if not lead.strip():
-            return "" if text[:1].isspace() else lead
-        tags = _TAG.findall(lead)
-        # A lead that begins by closing what the prompt opened: the text goes on in there.
-        if any(tag in text for tag in tags) or lead.lstrip().startswith("</"):
-            return ""
-        return lead
+    def brings_reasoning(self, text: str) -> bool:
+        """Whether the text has the reasoning that the lead leaves empty, or goes on with it.
+
+        A lead that begins by closing it says that the prompt has opened it.
+        """
+        closes = self.lead.lstrip().startswith("</")
+        return closes or any(tag in text for tag in _TAG.findall(self.lead))
 
 
 def _frame(
@@ -258,7 +270,7 @@ def _opened(tokenizer: PreTrainedTokenizerBase, prompt: Messages, where: str) ->
     if not context or context[-1]["role"] == "assistant":
         return begun
     frame = _frame(tokenizer, [*context, {**last, "content": ""}], context, where)
-    if frame.lead.strip() and not frame.lead_of(last["content"]):
+    if frame.lead.strip() and frame.brings_reasoning(last["content"]):
         # Reasoning that is begun: the template would close it before it was said.
         return frame.opened + str(last["content"])
     return begun

@@ -55,7 +55,8 @@ class OnlineData(JobData):
 
     Attributes:
         context_tokens: Prompt and response tokens together.
-        end_token_ids: Tokens that end a response: the tokenizer's, the model's, the template's.
+        end_token_ids: Tokens that end a response: the tokenizer's, the model's, the template's, and
+            special ones that the configuration names.
         vocabulary: Digest of the tokenizer's.
     """
 
@@ -119,7 +120,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         eval_prompts=held_out[: config.eval.num_prompts],
         tokenizer=tokenizer,
         tokenizer_path=tokenizer_path,
-        end_token_ids=_end_token_ids(config.policy.model, tokenizer),
+        end_token_ids=_end_token_ids(config.policy.model, tokenizer, config.rollout.stop_token_ids),
         vocabulary=vocabulary_digest(tokenizer),
     )
 
@@ -262,7 +263,9 @@ def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBa
     return tokenizer, str(run_dir / "tokenizer")
 
 
-def _end_token_ids(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _end_token_ids(
+    model: ModelConfig, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int] = ()
+) -> tuple[int, ...]:
     """What ends a response; the log says so."""
     from rlhf_ray.data.turn_end import end_tokens
     from rlhf_ray.models.identity import generation_end_ids
@@ -270,7 +273,7 @@ def _end_token_ids(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tu
     generation_ids = generation_end_ids(
         model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
-    ends = end_tokens(tokenizer, generation_ids)
+    ends = end_tokens(tokenizer, generation_ids, stop_token_ids)
     logger.info("responses end at %s", ends.words)
     return ends.ids
 

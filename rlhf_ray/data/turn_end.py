@@ -79,18 +79,28 @@ def checked_turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
     return end
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase, generation_ids: Sequence[int] = ()) -> EndTokens:
+def end_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    generation_ids: Sequence[int] = (),
+    stop_token_ids: Sequence[int] = (),
+) -> EndTokens:
     """All tokens that end a response: the tokenizer's, the model's and the chat template's.
 
     Args:
         tokenizer: The policy's, with the chat template of the run.
         generation_ids: End tokens of the model's `generation_config`.
+        stop_token_ids: What the configuration names. Special tokens among them end a turn; others
+            (a full stop, say) are part of what is said.
     """
     sources: dict[int, list[str]] = {}
     if tokenizer.eos_token_id is not None:
         sources.setdefault(int(tokenizer.eos_token_id), []).append("tokenizer")
     for token_id in generation_ids:
         sources.setdefault(int(token_id), []).append("generation_config")
+    for token_id in stop_token_ids:
+        added = tokenizer.added_tokens_decoder.get(token_id)
+        if token_id in tokenizer.all_special_ids or (added is not None and added.special):
+            sources.setdefault(token_id, []).append("rollout.stop_token_ids")
     end = turn_end(tokenizer)
     if end is not None and end.token_id is not None:
         sources.setdefault(end.token_id, []).append("chat template")

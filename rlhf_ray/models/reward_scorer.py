@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,7 @@ class RewardScorer:
         device: torch.device,
         model: RewardModel | None = None,
         vocabulary: str = "",
+        end_ids: Collection[int] = (),
     ) -> None:
         """Load model and tokenizer.
 
@@ -60,6 +61,7 @@ class RewardScorer:
             device: Where the model goes.
             model: The model of `config.path`, where this process holds it already.
             vocabulary: Digest of that in which rollouts were sampled; empty for unknown.
+            end_ids: Tokens of that vocabulary that end a response.
 
         Raises:
             ConfigError: It cannot be loaded, was never trained to score, has no logit
@@ -71,6 +73,7 @@ class RewardScorer:
             chat_template=config.chat_template,
             trust_remote_code=config.trust_remote_code,
         )
+        self.end_ids = end_ids
         self.keeps_tokens = vocabulary == vocabulary_digest(self.tokenizer)
         self.statistics = _statistics(config)
         self.model = model or _load(config, device)
@@ -107,6 +110,7 @@ class RewardScorer:
                 self.tokenizer,
                 prompt,
                 rollout.response_ids_T.tolist(),
+                end_ids=self.end_ids,
                 is_ended=is_ended,
                 where=where,
             )
@@ -117,6 +121,7 @@ class RewardScorer:
                 rollout.text,
                 is_ended=is_ended,
                 is_sampled=True,
+                is_foreign=True,
                 where=where,
             )
         return np.array([*prompt_ids, *answer_ids], dtype=np.int32)

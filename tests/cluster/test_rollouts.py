@@ -154,6 +154,21 @@ def test_the_end_token_is_part_of_the_response(roles, tokenizer, shared_data):
     assert all(r.finish_reason == "stop" and r.text == "" for r in ended)
 
 
+def test_a_token_that_ends_a_turn_ends_a_response_and_is_not_in_its_text(roles, tokenizer):
+    replica = roles.rollout.actors.actors[0]
+    many = [request(tokenizer, "One day", range(24))]
+    ending = Ending(end_token_ids=(STOP_TOKEN,))
+    _, answered = replica.generate.options(num_returns=2).remote(many, ending, 60.0)
+    rollouts = ray.get(answered, timeout=120)
+    ended = [r for r in rollouts if r.response_ids_T[-1] == STOP_TOKEN]
+    assert ended
+    for rollout in ended:
+        assert rollout.finish_reason == "stop"
+        assert STOP_TOKEN not in rollout.response_ids_T[:-1]
+        whole = tokenizer.decode([*rollout.prompt.token_ids_T, *rollout.response_ids_T[:-1]])
+        assert whole == f"<s> One day{rollout.text}"
+
+
 def test_the_controller_holds_no_tokens(roles, requests):
     batch = asyncio.run(roles.rollout.generate(requests))
     assert all(isinstance(shard.ref, ray.ObjectRef) for shard in batch.shards)

@@ -1,4 +1,8 @@
-"""Chat templates in the style of well-known families, written for the tests."""
+"""Chat templates in the style of well-known families, and a tokenizer in SentencePiece's."""
+
+from __future__ import annotations
+
+from typing import Any
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -65,3 +69,28 @@ MARKS = (
     "<think>", "</think>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>",
     "<|user|>", "<|assistant|>", "<|end|>",
 )  # fmt: skip
+
+
+def metaspace_tokenizer(*, prepend: str = "always", marks: tuple[str, ...] = MARKS) -> Any:
+    """Pieces with `▁` for a space, as SentencePiece's; single characters but for a few words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["ti", "me", "time", "▁ti", "▁me", "▁time", "▁the", "▁a", "▁"]
+    characters = [chr(code) for code in range(33, 127)] + ["\n"]
+    specials = ["<s>", "</s>", "<unk>", *marks]
+    scores = [(word, -1.0 - 1.0 / len(word)) for word in [*words, *characters]]
+    vocabulary = [(token, 0.0) for token in specials] + scores
+    backend = Tokenizer(models.Unigram(vocabulary, unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    backend.decoder = decoders.Metaspace(prepend_scheme=prepend)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=list(marks),
+    )

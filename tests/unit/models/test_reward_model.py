@@ -19,6 +19,7 @@ from transformers import (
 
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.answers import tokenize_answer
+from rlhf_ray.data.tokenizer import vocabulary_digest
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.reward_scorer import RewardScorer
 from rlhf_ray.models.reward_statistics import write_statistics
@@ -26,6 +27,13 @@ from rlhf_ray.types import Prompt, Rollout
 
 CPU = torch.device("cpu")
 CHAT = "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+THINKS = (
+    "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}"
+    "{{ '<think>\n' + (m.content.split('</think>')[0].split('<think>')[-1] if '</think>' in "
+    "m.content else '') + '\n</think>\n\n' + m.content.split('</think>')[-1] + eos_token }}"
+    "{% else %}{{ m.content + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 # Of many lengths, so that every batch is padded; one prompt is empty, one completion as well.
 TEXTS = [
     ("Once upon a time", " there was a little dog."),
@@ -163,6 +171,51 @@ def test_a_response_that_was_cut_off_has_no_end(folder):
     tokens = [model._tokenize(rollout).tolist() for rollout in (whole, cut)]
     assert tokens[0][-1] == model.tokenizer.eos_token_id
     assert tokens[1] == tokens[0][:-1]
+
+
+def sampled(tokenizer, prompt, pieces, *, is_ended):
+    """A response of the very pieces, in the tokenizer's own vocabulary."""
+    ids = [tokenizer.convert_tokens_to_ids(piece) for piece in pieces]
+    rollout = make_rollout(prompt, tokenizer.decode(ids))
+    response_ids_T = np.array([*ids, *([tokenizer.eos_token_id] * is_ended)], dtype=np.int32)
+    finish_reason = "stop" if is_ended else "length"
+    return replace(rollout, response_ids_T=response_ids_T, finish_reason=finish_reason)
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_in_the_policys_vocabulary_the_sampled_tokens_are_scored(decoder, is_ended):
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    pieces = ["▁t", "ime"]  # which the tokenizer itself would write as one
+    assert len(tokenizer("time", add_special_tokens=False)["input_ids"]) == 1
+    rollout = sampled(tokenizer, "Once upon a", pieces, is_ended=is_ended)
+    expected = [*tokenizer("Once upon a")["input_ids"], *rollout.response_ids_T.tolist()]
+    config = RewardModelConfig(path=str(decoder))
+    own = RewardScorer(config, device=CPU, vocabulary=vocabulary_digest(tokenizer))
+    assert own._tokenize(rollout).tolist() == expected
+    assert own.score([rollout]) == pytest.approx(plain_logits(decoder, [expected], 0), abs=1e-5)
+    other = RewardScorer(config, device=CPU, vocabulary="another")
+    assert len(other._tokenize(rollout)) == len(expected) - 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_reasoning_that_was_cut_off_is_scored_as_it_was_sampled(decoder, known):
+    """A template that parses reasoning would close it, and write an empty one in front."""
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    text = "<think>\nlet me"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    rollout = replace(
+        make_rollout([{"role": "user", "content": "Why?"}], text),
+        response_ids_T=np.array(ids, dtype=np.int32),
+        finish_reason="length",
+    )
+    model = RewardScorer(
+        RewardModelConfig(path=str(decoder), chat_template=THINKS),
+        device=CPU,
+        vocabulary=vocabulary_digest(tokenizer) if known else "another",
+    )
+    shown = tokenizer.decode(model._tokenize(rollout))
+    assert shown.endswith("assistant: <think>\nlet me" if known else "assistant:<think>\nlet me")
+    assert shown.count("<think>") == 1 and "</think>" not in shown
 
 
 def test_a_text_is_cut_at_max_length(folder):

@@ -137,7 +137,8 @@ def test_a_missing_column_is_named(make_batch: MakeBatch) -> None:
     def reward(completions: list[str], answer: list[int]) -> list[float]:
         raise AssertionError("must not be called")
 
-    message = r"needs 'answer', which is neither a column .*\['completion_ids', .*'label', 'prompt_ids', 'prompts'"
+    there = r"\['completion_ids', .*'label', 'prompt_ids', 'prompts'"
+    message = rf"needs 'answer', which is neither a column .*{there}"
     with pytest.raises(RewardError, match=message):
         score(reward, make_batch("a", label=[1]))
 
