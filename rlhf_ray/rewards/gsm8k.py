@@ -36,8 +36,9 @@ _SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s|$)")
 _CLAUSE = re.compile(r"[^,;(\n]*?[0-9].*?(?=\s*(?:,\s|;|\(|\b(?:because|since|as|which)\b))")
 # What before a number makes it a part of something else, inexact, or one of two.
 _NOT_BEFORE = re.compile(
-    r"(?:[-+*/^_{~≈≠<>≤≥±]|[0-9][.,:]|\\[a-z]+\s*(?:\[[^\]]*\])?|n't"
-    r"|\b(?:x|not|never|than|least|most|about|approximately|around|roughly|nearly|almost|or)\s"
+    r"(?:[-+*/^_{~≈≠<>≤≥±]|[0-9][.,:]|\\[a-z]+\s*(?:\[[^\]]*\])?"
+    r"|(?:\b(?:not|never|cannot|neither)|n't)\s[^.,;\n0-9]{0,12}"
+    r"|\b(?:x|than|least|most|about|approximately|around|roughly|nearly|almost|or)\s"
     r"|[0-9][^.\n]{0,15}\bto\s|[0-9][^\w\n]*(?:\band|[,;:])\s"
     # An equation about another quantity: 2x =, x + 1 =.
     r"|(?:[0-9][a-z]|\b[a-z]\s*[-+*/^]\s*\w+|\w+\s*[-+*/^]\s*[a-z]\b)\s*=)\s*\Z|\w\Z",

@@ -14,7 +14,7 @@ _SHORT_WORD = re.compile(r"an?|at|he|i[nst]|o[fn]|so|we")
 # After these the number is another one, is not exact, or is not the answer.
 _CHANGING = re.compile(
     r"and|or|but|not?|nor|isn|minus|plus|times|divided|multiplied|over|to|than|by|if|unless|"
-    r"squared|cubed|factorial|pi|sqrt|root|log|ln|sin|cos|tan|mod|negative|below|remainder|"
+    r"ish|squared|cubed|factorial|pi|sqrt|root|log|ln|sin|cos|tan|mod|negative|below|remainder|"
     r"approximately|about|roughly|nearly|almost|around|maybe|perhaps|wrong|incorrect|false|"
     r"dozens?|scores?|pairs?|half|halves|quarters?|thirds?|mil|mn|bn|infinity|inf|nan|zero|one|"
     r"two|three|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|hundred|thousand|\w+illion)(?:ths?)|"
