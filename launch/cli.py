@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 
+from launch.run.folder import check_folder
 from launch.run.signals import exit_when_stopped, interrupt_when_stopped
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.help import help_text, summary_of
@@ -25,6 +26,7 @@ from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.preflight import preflight
+from rlhf_ray.config.unused import unused_settings
 from rlhf_ray.errors import (
     EXIT_CONFIG,
     EXIT_INTERRUPTED,
@@ -32,6 +34,8 @@ from rlhf_ray.errors import (
     ConfigError,
     RlhfRayError,
 )
+
+logger = logging.getLogger(__name__)
 
 # What takes a configuration file.
 CONFIGURED: Mapping[str, type[RunConfig]] = {**JOBS, "pipeline": PipelineConfig}
@@ -141,10 +145,14 @@ def run_job(job: str, config: RunConfig) -> int:
     """Check what a job's configuration points at, then import and run the job.
 
     Raises:
-        ConfigError: It points at something that is not there or does not fit.
+        ConfigError: It points at something that is not there or does not fit, or its folder is
+            another run's.
         RunError: The job failed.
     """
     preflight(config)
+    check_folder(config)
+    if unused := unused_settings(config):
+        logger.warning("settings that the job does not look at: %s", "; ".join(unused))
     run: Callable[[RunConfig], int] = _module(job).run
     return run(config)
 

@@ -18,6 +18,7 @@ from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.data.job import SupervisedData, load_dpo_data
 from rlhf_ray.loops.referenced import Row, precomputed, referenced, without_reference
+from rlhf_ray.loops.setup import PreparedJob
 from rlhf_ray.loops.supervised import Prepare
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import Evaluated
@@ -35,9 +36,9 @@ def run(config: DpoConfig) -> int:
     return run_job(config, load_dpo_data, train)
 
 
-async def train(config: DpoConfig, data: DpoData, pool: Pool) -> None:
+async def train(job: PreparedJob[DpoConfig, DpoData], pool: Pool) -> None:
     """See `supervised.train`."""
-    await supervised.train(config, data, pool, tables=_tables, reference=_reference)
+    await supervised.train(job, pool, tables=_tables, reference=_reference)
 
 
 async def _tables(

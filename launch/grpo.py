@@ -11,7 +11,7 @@ from rlhf_ray.config.online import OnlineConfig
 
 def run(config: OnlineConfig) -> int:
     """Run the job on a pool of its own; returns the exit status."""
-    return online.run(config, "grpo")
+    return online.run(config)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from launch.run.job import run_job
 from launch.training import supervised
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.data.job import RmData, load_rm_data
+from rlhf_ray.loops.setup import PreparedJob
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import Ranking
@@ -31,12 +32,12 @@ def run(config: RmConfig) -> int:
     return run_job(config, load_rm_data, train)
 
 
-async def train(config: RmConfig, data: RmData, pool: Pool) -> None:
+async def train(job: PreparedJob[RmConfig, RmData], pool: Pool) -> None:
     """See `supervised.train`; the reference answers' mean and spread go with the model."""
     from rlhf_ray.models.reward_statistics import write_statistics
 
-    reward = await supervised.train(config, data, pool, tables=_tables)
-    scores = [score for (score,) in await reward.score_answers(data.reference_answers)]
+    reward = await supervised.train(job, pool, tables=_tables)
+    scores = [score for (score,) in await reward.score_answers(job.data.reference_answers)]
     mean, std = fmean(scores), pstdev(scores)
     logger.info(
         "%d reference answers score %.4g on average, with standard deviation %.4g",
@@ -44,7 +45,7 @@ async def train(config: RmConfig, data: RmData, pool: Pool) -> None:
         mean,
         std,
     )
-    write_statistics(Path(config.run_dir) / "export", mean=mean, std=std)
+    write_statistics(Path(job.config.run_dir) / "export", mean=mean, std=std)
 
 
 async def _tables(

@@ -12,6 +12,7 @@ from launch.run.log import run_log
 from launch.training.online_roles import start_roles
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.job import OnlineData, load_online_data
+from rlhf_ray.loops.setup import PreparedJob
 
 
 def run(config: SampleConfig) -> int:
@@ -19,8 +20,8 @@ def run(config: SampleConfig) -> int:
     return run_job(config, load_online_data, train)
 
 
-async def train(config: SampleConfig, data: OnlineData, pool: Pool) -> None:
-    """Sample and judge on a pool, behind what is written already if `resume` says so.
+async def train(job: PreparedJob[SampleConfig, OnlineData], pool: Pool) -> None:
+    """Sample and judge on a pool, behind what is written already where there is a checkpoint.
 
     `pairs.jsonl` and `samples.jsonl` are then in the run's folder.
 
@@ -30,15 +31,14 @@ async def train(config: SampleConfig, data: OnlineData, pool: Pool) -> None:
     """
     from rlhf_ray.loops.evaluation import Evaluation
     from rlhf_ray.loops.sampling import SampleLoop
-    from rlhf_ray.loops.setup import checkpoint_to_resume
 
-    checkpoint = checkpoint_to_resume(config, data.prompts)
+    config, data = job.config, job.data
     roles = await start_roles(config, data, pool)
     evaluation = Evaluation(config, data.eval_prompts)
     usage = partial(pool.usage, config.groups)
-    with run_log(config, job="sample", checkpoint=checkpoint) as log:
+    with run_log(config, job="sample", checkpoint=job.checkpoint) as log:
         loop = SampleLoop(config, roles, data.prompts, evaluation, log, usage=usage)
-        await loop.run(checkpoint)
+        await loop.run(job.checkpoint)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from actors.pool.pool import Pool
@@ -12,7 +13,8 @@ from launch import cli
 from launch.run.job import run_job
 from launch.training import supervised
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.data.job import SupervisedData, load_sft_data
+from rlhf_ray.data.job import SftData, load_sft_data
+from rlhf_ray.loops.setup import PreparedJob
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import SftExample
@@ -26,12 +28,13 @@ def run(config: SftConfig) -> int:
     return run_job(config, load_sft_data, train)
 
 
-async def train(config: SftConfig, data: SupervisedData[SftExample], pool: Pool) -> None:
+async def train(job: PreparedJob[SftConfig, SftData], pool: Pool) -> None:
     """See `supervised.train`."""
-    await supervised.train(config, data, pool, tables=_tables)
+    await supervised.train(job, pool, tables=partial(_tables, job.data.end_token_ids))
 
 
 async def _tables(
+    end_ids: Sequence[int],
     config: SftConfig,
     policy: SupervisedGroup,
     tokenizer: PreTrainedTokenizerBase,
@@ -47,7 +50,7 @@ async def _tables(
     written = await policy.continuations(
         prompts_of(shown),
         max_new_tokens=config.eval.max_new_tokens,
-        end_id=tokenizer.eos_token_id,
+        end_ids=end_ids,
     )
     return [continuation_table(step, shown, written, tokenizer)]
 

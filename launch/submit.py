@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     options, overrides = parser().parse_known_args(arguments)
     variables = _variables(options.env, os.environ)
     os.environ.update(variables)
-    config = load_config(cli.CONFIGURED[options.job], options.config, overrides)
+    config = load_config(cli.CONFIGURED[options.job], options.config, overrides, elsewhere=True)
     name = options.name or Path(cli.default_run_dir(options.job, options.config)).name
     check_name("--name", name)
     values = values_of(config) | {"run_dir": _run_dir(config, name)}
@@ -110,7 +110,7 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--working-dir",
-        type=Path,
+        type=lambda text: Path(text).expanduser(),
         metavar="DIR",
         help="send this folder along, for reward functions and small data; the job runs in it",
     )

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from launch import cli
-from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.load import validate
 from rlhf_ray.config.problems import raise_for
 from rlhf_ray.config.yaml_file import YamlFile
@@ -32,12 +31,7 @@ def run(name: str) -> int:
     config, problems = validate(cli.CONFIGURED[parcel.job], file)
     raise_for(problems, source=f"submitted {parcel.job}")
     assert config is not None
-    return cli.run_job(parcel.job, _at_home(config))
-
-
-def _at_home(config: RunConfig) -> RunConfig:
-    """With the run's folder as this machine knows it."""
-    return config.model_copy(update={"run_dir": str(Path(config.run_dir).expanduser())})
+    return cli.run_job(parcel.job, config)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,17 @@ Usage: TypeAlias = Callable[[], Awaitable[Metrics]]
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """All samples of one prompt.
+    """All samples of one draw.
 
     Attributes:
         prompt: What is answered.
+        draw: Its position in the order of the data, which tells this use of it from others.
         seeds_G: One a sample: the same seed and prompt give the same sample.
         temperature: 0 is greedy.
     """
 
     prompt: Prompt
+    draw: int
     seeds_G: tuple[int, ...]
     temperature: float
     max_new_tokens: int
@@ -123,7 +125,7 @@ class Value(Protocol):
     """The critic."""
 
     async def values(self, batch: RolloutBatch) -> Sequence[Shard]:
-        """The expected return before each response token: one float array [T] a row."""
+        """The expected return before each response token and after the last: [T + 1] a row."""
         ...
 
     async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
@@ -216,7 +218,7 @@ class Assembler(Protocol):
     async def build(
         self,
         batch: RolloutBatch,
-        scores_B: Sequence[float],
+        scores_B: Sequence[Score],
         *,
         old: Sequence[Shard],
         reference: Sequence[Shard] | None,

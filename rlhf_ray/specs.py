@@ -5,6 +5,7 @@ Importing this imports no torch, so that the driver can name a role without beco
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -58,10 +59,19 @@ class ReferenceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSpec:
-    """What scores; a function or remote scorer has `timeout_s` for a batch."""
+    """What scores.
+
+    Attributes:
+        timeout_s: What a function or remote scorer has for a batch.
+        vocabulary: Digest of the policy's: a reward model of the same one scores the tokens that
+            were sampled.
+        end_token_ids: Of that vocabulary, those that end a response.
+    """
 
     reward: RewardConfig
     timeout_s: float
+    vocabulary: str
+    end_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +91,13 @@ class SupervisedSpec(Generic[Job]):
 
 @dataclass(frozen=True, kw_only=True)
 class AssemblySpec:
-    """What of the configuration decides about advantages."""
+    """What of the configuration decides about advantages.
+
+    Attributes:
+        reward_weights: Factor of each reward, by name.
+    """
 
     algorithm: AlgorithmConfig
     shaping: ShapingConfig
     max_new_tokens: int
+    reward_weights: Mapping[str, float]

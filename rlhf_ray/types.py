@@ -56,17 +56,21 @@ class Rollout:
 
     Attributes:
         prompt: What was answered.
-        sample: Index among the prompt's samples, 0 to G - 1.
+        draw: The prompt's position in the order of the data, never used twice: the same prompt
+            drawn again is another draw. All samples of a draw are a group.
+        sample: Index among the draw's samples, 0 to G - 1.
         response_ids_T: Tokens after the prompt, the end token included where the policy wrote one.
         logprobs_T: Log-probability (nats) of each response token under the engine's weights and
             temperature at the time it was sampled.
         versions_T: Version of the weights that sampled each token.
         own_T: False for tokens that the policy did not write (a tool's answer).
         finish_reason: `stop` (end token or stop string) or `length` (cut off).
-        text: The response, decoded, without special tokens.
+        text: What the response adds to the text of its prompt: both are decoded together, special
+            tokens as sampled, and cut at the border. The token that ended it is no part of it.
     """
 
     prompt: Prompt
+    draw: int
     sample: int
     response_ids_T: IntArray
     logprobs_T: FloatArray
@@ -86,10 +90,12 @@ class RolloutSummary:
     """What the controller may know of a rollout without holding its tokens.
 
     Attributes:
+        draw: Tells the group; see `Rollout`.
         version_sum: Of the versions that sampled its response's tokens.
     """
 
     prompt_id: str
+    draw: int
     sample: int
     num_prompt_tokens: int
     num_response_tokens: int
@@ -114,6 +120,7 @@ class Experience:
         advantages_T: Final advantages, normalised.
         returns_T: Targets of the critic; zeros without one.
         correction_T: Weight of each token's loss that corrects for engine and trainer disagreeing.
+        is_trained: Whether the rollout's own tokens enter the losses, or are only compared with.
     """
 
     rollout: Rollout
@@ -123,6 +130,13 @@ class Experience:
     advantages_T: FloatArray
     returns_T: FloatArray
     correction_T: FloatArray
+    is_trained: bool = True
+
+    @property
+    def trained_T(self) -> BoolArray:
+        """The tokens that enter the losses."""
+        own_T = self.rollout.own_T
+        return own_T if self.is_trained else np.zeros_like(own_T)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +144,15 @@ class Score:
     """What the reward role says of one rollout.
 
     Attributes:
-        total: The weighted sum that is trained on.
+        total: The weighted sum that is trained on; `None` where no function applied: such a rollout
+            is not trained.
         parts: Each reward function's own value by name; `None` where it did not apply.
+        is_cut: Whether the reward model saw the text's beginning alone; None without such a model.
     """
 
-    total: float
+    total: float | None
     parts: Mapping[str, float | None] = field(default_factory=dict)
+    is_cut: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

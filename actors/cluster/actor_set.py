@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from actors.cluster.busy import BusyClock
 from actors.cluster.deadline import within
+from actors.cluster.turns import Turns
+
+# In one turn: publication has two, and what frees the memory is one more.
+MOST_CALLS = 3
 
 
 class ActorSet:
@@ -16,11 +19,11 @@ class ActorSet:
 
     Attributes:
         busy: Runs while any of them is asked something.
-        gpu_lock: Held by whichever of the roles on the same GPUs computes; None where no other role
-            lives there.
+        gpu_turns: Which of the roles on the same GPUs computes; None where no other role lives
+            there.
     """
 
-    gpu_lock: asyncio.Lock | None = None
+    gpu_turns: Turns | None = None
 
     def __init__(self, role: str, names: Sequence[str], actors: Sequence[Any]) -> None:
         """Name each actor, for errors."""
@@ -36,12 +39,18 @@ class ActorSet:
         """What is inside computes; on shared GPUs only while no other role does.
 
         The memory of its passes is given back before the next one's turn: PyTorch would keep it for
-        the process that had it. The wait has no deadline of its own, but each one before has.
+        the process that had it.
+
+        Args:
+            timeout_s: Of each call inside.
+
+        Raises:
+            DeadlineError: The turns of the others did not end in time.
         """
-        if self.gpu_lock is None:
+        if self.gpu_turns is None:
             yield
             return
-        async with self.gpu_lock:
+        async with self.gpu_turns.turn(self.role, at_most_s=MOST_CALLS * timeout_s):
             yield
             await self.call("free_memory", timeout_s=timeout_s)
 

@@ -10,11 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RlhfRayError, RunError
-
-
-class DeadlineError(RunError):
-    """A wait was longer than its deadline."""
 
 
 async def within(
@@ -41,10 +38,8 @@ async def within(
     if pending:
         late = [name for name, task in zip(actors, tasks, strict=True) if task in pending]
         _cancel(pending)
-        raise DeadlineError(
-            f"{operation}: no answer from {', '.join(late)} after "
-            f"{time.monotonic() - started_s:.0f} s (deadline {timeout_s:g} s)"
-        )
+        age_s = time.monotonic() - started_s
+        raise DeadlineError.of(operation, ", ".join(late), age_s=age_s, timeout_s=timeout_s)
     return [task.result() for task in tasks]
 
 
@@ -59,9 +54,9 @@ def get(
     except GetTimeoutError as error:
         answered, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
         late = [name for name, ref in zip(actors, refs, strict=True) if ref not in answered]
-        raise DeadlineError(
-            f"{operation}: no answer from {', '.join(late)} after "
-            f"{time.monotonic() - started_s:.0f} s (deadline {timeout_s:g} s)"
+        age_s = time.monotonic() - started_s
+        raise DeadlineError.of(
+            operation, ", ".join(late), age_s=age_s, timeout_s=timeout_s
         ) from error
     except RayError as error:
         names = ", ".join(actors)

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import actors
 import rlhf_ray
+from rlhf_ray.disk import room_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +100,12 @@ def read_chunk(path: str, offset: int, num_bytes: int) -> bytes:
 @ray.remote(num_cpus=0)
 def write_chunk(path: str, offset: int, data: bytes) -> None:
     """Write a part of a file, which is made with its folder if it is not there."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-    with os.fdopen(descriptor, "wb") as file:
-        file.seek(offset)
-        file.write(data)
+    with room_for("a file of the run", Path(path)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            file.seek(offset)
+            file.write(data)
 
 
 @ray.remote(num_cpus=0)

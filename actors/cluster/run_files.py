@@ -14,12 +14,15 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.cluster import file_tasks
 from actors.cluster.deadline import within
 from actors.cluster.file_tasks import FileStamp, stamps_of, start_on
+from rlhf_ray.deadlines import in_thread
+from rlhf_ray.disk import room_for
 from rlhf_ray.errors import RunError
 
 # What driver and node hold of a file at a time.
@@ -62,7 +65,7 @@ class RunFiles:
         if not nodes:
             return
         listed = await self._ask(nodes, file_tasks.list_files, folder)
-        here = await asyncio.to_thread(stamps_of, target)
+        here = await self._stamps_here(target)
         from_node: dict[str, dict[str, FileStamp]] = {node: {} for node in nodes}
         for node, files in zip(nodes, listed, strict=True):
             for name, stamp in files.items():
@@ -91,7 +94,7 @@ class RunFiles:
         nodes = self._distant_ranks
         if not nodes:
             return
-        here = await asyncio.to_thread(stamps_of, folder)
+        here = await self._stamps_here(folder)
         listed = await self._ask(nodes, file_tasks.list_files, folder)
         await asyncio.gather(
             *(
@@ -120,7 +123,7 @@ class RunFiles:
             source, path = str(Path(folder, name)), Path(target, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             written, digest = _aside(path), hashlib.blake2b(digest_size=16)
-            with written.open("wb") as file:
+            with room_for("a file of the run", path), written.open("wb") as file:
                 for offset in range(0, stamp.num_bytes, CHUNK_BYTES):
                     arguments = (source, offset, CHUNK_BYTES)
                     [chunk] = await self._ask([node], file_tasks.read_chunk, *arguments)
@@ -143,6 +146,14 @@ class RunFiles:
             )
             if there != stamp:
                 raise RunError(f"{path} changed on its way to {self.distant[node]}")
+
+    async def _stamps_here(self, folder: str) -> Mapping[str, FileStamp]:
+        return await in_thread(
+            partial(stamps_of, folder),
+            timeout_s=self.timeout_s,
+            actor="the driver",
+            operation=f"files of the run: {folder}",
+        )
 
     async def _ask(self, nodes: Sequence[str], task: Any, *arguments: Any) -> list[Any]:
         return await within(

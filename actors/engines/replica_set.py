@@ -9,25 +9,23 @@ import numpy as np
 
 from actors.cluster.actor_set import ActorSet
 from actors.engines.dispatch import LeastLoaded
-from rlhf_ray.config.rollout import RolloutConfig
+from actors.engines.ending import Ending
 from rlhf_ray.roles import GenerationRequest, RolloutBatch, Shard
 
 
 class ReplicaSet:
     """The rollout role: replicas side by side, the least loaded one first."""
 
-    def __init__(
-        self, actors: ActorSet, config: RolloutConfig, *, timeout_s: float, sleeps: bool
-    ) -> None:
+    def __init__(self, actors: ActorSet, ending: Ending, *, timeout_s: float, sleeps: bool) -> None:
         """Wrap started replicas.
 
         Args:
             actors: The replicas.
-            config: How they sample.
+            ending: What ends a response.
             timeout_s: Deadline of one call to `generate`.
             sleeps: Whether they live on GPUs that another role needs between rollouts.
         """
-        self.actors, self.config = actors, config
+        self.actors, self.ending = actors, ending
         self.timeout_s, self.sleeps = timeout_s, sleeps
         self._load = LeastLoaded(len(actors))
 
@@ -46,7 +44,7 @@ class ReplicaSet:
             rows = [int(r) for i in mine for r in range(first_rows[i], first_rows[i + 1])]
             method = self.actors.actors[replica].generate.options(num_returns=2)
             summaries, rollouts = method.remote(
-                [requests[i] for i in mine], self.config, self.timeout_s
+                [requests[i] for i in mine], self.ending, self.timeout_s
             )
             calls.append((replica, mine, rows, summaries, rollouts))
         try:
@@ -73,9 +71,9 @@ class ReplicaSet:
     async def sleep(self) -> None:
         """Between rollouts, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call("sleep", timeout_s=self.timeout_s)
+            await self.actors.call("sleep", self.timeout_s, timeout_s=self.timeout_s)
 
     async def wake_up(self) -> None:
         """Before weights or requests come, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call("wake_up", timeout_s=self.timeout_s)
+            await self.actors.call("wake_up", self.timeout_s, timeout_s=self.timeout_s)

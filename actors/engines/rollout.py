@@ -14,12 +14,14 @@ import numpy as np
 import ray
 
 from actors.cluster.network import use_cluster_network
+from actors.engines.ending import Ending
 from actors.engines.load import EngineLoad
 from actors.engines.metrics import engine_stat_logger
 from actors.engines.shared_memory import outlive_actor
 from actors.engines.spec import EngineSpec, engine_arguments
 from actors.weights.bucket import Bucket
-from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.data.borders import response_text
+from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
@@ -57,6 +59,7 @@ class RolloutReplica:
         self.num_requests = 0
         self.running: set[str] = set()
         self.load = EngineLoad()
+        self.exchange_s = ANSWER_S
         # Held while requests are admitted, while weights are exchanged, and on the way to sleep and
         # back: whoever pauses the scheduler must be the one who resumes it.
         self.scheduler = asyncio.Lock()
@@ -88,8 +91,11 @@ class RolloutReplica:
     async def _warm_up(self) -> None:
         """The first request of each kind takes seconds: not while a training step waits for it."""
         prompt = Prompt(prompt_id="warm-up", token_ids_T=(0, 0), text="")
-        request = GenerationRequest(prompt=prompt, seeds_G=(0,), temperature=1.0, max_new_tokens=2)
-        await self._finished(*await self._admit(request, 0, RolloutConfig()), timeout_s=WARM_UP_S)
+        request = GenerationRequest(
+            prompt=prompt, draw=0, seeds_G=(0,), temperature=1.0, max_new_tokens=2
+        )
+        admitted = await self._admit(request, 0, Ending(), timeout_s=WARM_UP_S)
+        await self._finished(*admitted, timeout_s=WARM_UP_S)
         await self._score(prompt.token_ids_T, num_given=1, timeout_s=WARM_UP_S)
 
     @ray.method(concurrency_group="control")
@@ -106,11 +112,13 @@ class RolloutReplica:
     # Not in the control group: the engine only answers on the event loop that it was started on.
     async def usage(self) -> Mapping[str, float]:
         """The engine's load since the last time, and its largest worker's memory so far."""
-        of_workers = await self.engine.collective_rpc("report_peak_memory_gb", timeout=ANSWER_S)
+        of_workers = await self._ask(
+            "collective_rpc", "report_peak_memory_gb", timeout=ANSWER_S, timeout_s=ANSWER_S
+        )
         return {"peak_gb": max(of_workers), **self.load.take()}
 
     async def generate(
-        self, requests: Sequence[GenerationRequest], config: RolloutConfig, timeout_s: float
+        self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
     ) -> tuple[list[RolloutSummary], list[Rollout]]:
         """Sample all requests together.
 
@@ -119,36 +127,36 @@ class RolloutReplica:
         """
         rollouts = []
         try:
-            together = await self._admit_together(requests, config, timeout_s)
+            together = await self._admit_together(requests, ending, timeout_s)
             for request, sample, admitted in together:
                 output = await self._finished(*admitted, timeout_s=timeout_s)
-                rollouts.append(self._rollout(request.prompt, sample, output.outputs[0]))
+                rollouts.append(self._rollout(request, sample, output.outputs[0], ending))
         except BaseException:
             await self.drop_requests()
             raise
         return [summarize(rollout) for rollout in rollouts], rollouts
 
     async def _admit_together(
-        self, requests: Sequence[GenerationRequest], config: RolloutConfig, timeout_s: float
+        self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
     ) -> list[tuple[GenerationRequest, int, tuple[str, Any]]]:
         """Hold the scheduler meanwhile.
 
         Which requests share a batch decides the last bits of every logit: the same requests give
         the same bits.
         """
-        async with asyncio.timeout(timeout_s), self.scheduler:
-            await self.engine.pause_generation(mode="keep", clear_cache=False)
+        async with deadline(timeout_s, actor=self.name, operation="admission"), self.scheduler:
+            await self._ask("pause_generation", mode="keep", clear_cache=False, timeout_s=timeout_s)
             try:
                 return [
-                    (request, sample, await self._admit(request, seed, config))
+                    (request, sample, await self._admit(request, seed, ending, timeout_s=timeout_s))
                     for request in requests
                     for sample, seed in enumerate(request.seeds_G)
                 ]
             finally:
-                await self.engine.resume_generation()
+                await self._ask("resume_generation", timeout_s=ANSWER_S)
 
     async def _admit(
-        self, request: GenerationRequest, seed: int, config: RolloutConfig
+        self, request: GenerationRequest, seed: int, ending: Ending, *, timeout_s: float
     ) -> tuple[str, Any]:
         """The request's name, and what its output comes from."""
         from vllm import SamplingParams
@@ -163,17 +171,20 @@ class RolloutReplica:
                 seed=seed,
                 logprobs=0,
                 flat_logprobs=True,
-                stop=config.stop or None,
-                stop_token_ids=config.stop_token_ids or None,
+                stop=list(ending.stop) or None,
+                stop_token_ids=ending.token_ids or None,
                 include_stop_str_in_output=True,
-                ignore_eos=config.ignore_eos,
-                detokenize=bool(config.stop),
+                # Stop strings are looked for in the text that rewards see.
+                skip_special_tokens=False,
+                ignore_eos=ending.ignore_eos,
+                detokenize=bool(ending.stop),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
+            timeout_s=timeout_s,
         )
 
     async def _add(
-        self, name: str, token_ids_T: Sequence[int], params: SamplingParams
+        self, name: str, token_ids_T: Sequence[int], params: SamplingParams, *, timeout_s: float
     ) -> tuple[str, Any]:
         self.num_requests += 1
         request_id = f"{name}/{self.num_requests}"
@@ -181,10 +192,16 @@ class RolloutReplica:
         # The salt keeps a prefix that older weights cached from being taken for this version's.
         salt = f"version-{self.version}"
         prompt: Any = {"prompt_token_ids": list(token_ids_T), "cache_salt": salt}
-        return request_id, await self.engine.add_request(request_id, prompt, params)
+        adding = self._ask("add_request", request_id, prompt, params, timeout_s=timeout_s)
+        return request_id, await adding
+
+    async def _ask(self, method: str, *arguments: Any, timeout_s: float, **keywords: Any) -> Any:
+        """An answer of vLLM's engine, whose own calls wait for its processes without a deadline."""
+        async with deadline(timeout_s, actor=self.name, operation=f"the engine's {method}"):
+            return await getattr(self.engine, method)(*arguments, **keywords)
 
     async def _finished(self, request_id: str, collector: Any, *, timeout_s: float) -> Any:
-        async with asyncio.timeout(timeout_s):
+        async with deadline(timeout_s, actor=self.name, operation=f"the answer to {request_id}"):
             output = await collector.get()
             while not output.finished:
                 output = await collector.get()
@@ -194,18 +211,25 @@ class RolloutReplica:
     async def drop_requests(self) -> None:
         """End what runs for a call that failed, or for a job that is gone."""
         running, self.running = self.running, set()
-        await self.engine.abort(running)
+        await self._ask("abort", running, timeout_s=ANSWER_S)
 
-    def _rollout(self, prompt: Prompt, sample: int, output: Any) -> Rollout:
+    def _rollout(
+        self, request: GenerationRequest, sample: int, output: Any, ending: Ending
+    ) -> Rollout:
+        prompt = request.prompt
         if output.finish_reason not in ("stop", "length"):
             raise RunError(f"{prompt.prompt_id}: vLLM ended the request: {output.finish_reason}")
         num_tokens = len(output.token_ids)
+        # A stop string may end with a token that could have ended the response by itself.
+        by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
+        ends = ending.end_token_ids if by_token else ()
         logprobs = output.logprobs
         versions_T = np.full(num_tokens, self.version, dtype=np.int32)
         for span in output.weight_versions or ():
             versions_T[span.start : span.end] = int(span.version)
         return Rollout(
             prompt=prompt,
+            draw=request.draw,
             sample=sample,
             response_ids_T=np.asarray(output.token_ids, dtype=np.int32),
             logprobs_T=np.asarray(
@@ -214,7 +238,7 @@ class RolloutReplica:
             versions_T=versions_T,
             own_T=np.ones(num_tokens, dtype=np.bool_),
             finish_reason=output.finish_reason,
-            text=self.tokenizer.decode(output.token_ids, skip_special_tokens=True),
+            text=response_text(self.tokenizer, prompt.token_ids_T, output.token_ids, end_ids=ends),
         )
 
     async def logprobs(
@@ -240,7 +264,7 @@ class RolloutReplica:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        admitted = await self._add("probe", token_ids_T, params)
+        admitted = await self._add("probe", token_ids_T, params, timeout_s=timeout_s)
         output = await self._finished(*admitted, timeout_s=timeout_s)
         return np.asarray(
             [
@@ -252,21 +276,28 @@ class RolloutReplica:
             dtype=np.float32,
         )
 
-    async def init_weight_transfer(self, init_info: Mapping[str, Any]) -> None:
+    async def init_weight_transfer(self, init_info: Mapping[str, Any], timeout_s: float) -> None:
         """Connect to the trainer, where the backend needs a connection; ends the one before."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        await self.engine.shutdown_weight_transfer_engine()
-        await self.engine.init_weight_transfer_engine(
-            WeightTransferInitRequest(init_info=dict(init_info))
+        await self._ask("shutdown_weight_transfer_engine", timeout_s=timeout_s)
+        await self._ask(
+            "init_weight_transfer_engine",
+            WeightTransferInitRequest(init_info=dict(init_info)),
+            timeout_s=timeout_s,
         )
 
     async def start_weight_update(self, timeout_s: float) -> None:
-        """Freeze running requests where they are and make the model ready for new weights."""
-        async with asyncio.timeout(timeout_s):
+        """Freeze running requests where they are and make the model ready for new weights.
+
+        Args:
+            timeout_s: Of each call of this exchange, those that follow included.
+        """
+        self.exchange_s = timeout_s
+        async with deadline(timeout_s, actor=self.name, operation="the scheduler for new weights"):
             await self.scheduler.acquire()
-        await self.engine.pause_generation(mode="keep", clear_cache=True)
-        await self.engine.start_weight_update()
+        await self._ask("pause_generation", mode="keep", clear_cache=True, timeout_s=timeout_s)
+        await self._ask("start_weight_update", timeout_s=timeout_s)
 
     async def update_weights(self, update: Bucket | Mapping[str, Any]) -> None:
         """Take one bucket, or let vLLM's own backend receive what `update` describes."""
@@ -279,28 +310,30 @@ class RolloutReplica:
                 "shapes": update.shapes,
                 "data": update.data.tobytes(),
             }
-        await self.engine.update_weights(WeightTransferUpdateRequest(update_info=dict(update)))
+        request = WeightTransferUpdateRequest(update_info=dict(update))
+        await self._ask("update_weights", request, timeout_s=self.exchange_s)
 
     async def finish_weight_update(self, version: int) -> int:
         """Use the new weights and let requests go on; returns the version as acknowledgement."""
-        await self.engine.finish_weight_update(weight_version=str(version))
+        timeout_s = self.exchange_s
+        await self._ask("finish_weight_update", weight_version=str(version), timeout_s=timeout_s)
         self.version = version
-        await self.engine.resume_generation()
+        await self._ask("resume_generation", timeout_s=timeout_s)
         self.scheduler.release()
         return self.version
 
-    async def sleep(self) -> None:
+    async def sleep(self, timeout_s: float) -> None:
         """Give the GPU's memory to whoever shares it; weights wait on the host."""
-        async with self.scheduler:
-            if not await self.engine.is_sleeping():
-                await self.engine.sleep(level=1)
+        async with deadline(timeout_s, actor=self.name, operation="sleep"), self.scheduler:
+            if not await self._ask("is_sleeping", timeout_s=timeout_s):
+                await self._ask("sleep", level=1, timeout_s=timeout_s)
 
-    async def wake_up(self) -> None:
+    async def wake_up(self, timeout_s: float) -> None:
         """Take the memory back."""
         # vLLM takes a scheduler that is only paused for asleep, and would resume it.
-        async with self.scheduler:
-            if await self.engine.is_sleeping():
-                await self.engine.wake_up()
+        async with deadline(timeout_s, actor=self.name, operation="waking up"), self.scheduler:
+            if await self._ask("is_sleeping", timeout_s=timeout_s):
+                await self._ask("wake_up", timeout_s=timeout_s)
 
     def gpu_ids(self) -> list[str]:
         """GPUs of this engine, for the roles that live on them."""
@@ -330,6 +363,7 @@ def summarize(rollout: Rollout) -> RolloutSummary:
     """What the controller may know of a rollout."""
     return RolloutSummary(
         prompt_id=rollout.prompt.prompt_id,
+        draw=rollout.draw,
         sample=rollout.sample,
         num_prompt_tokens=len(rollout.prompt.token_ids_T),
         num_response_tokens=len(rollout.response_ids_T),

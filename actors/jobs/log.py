@@ -6,10 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, Protocol
 
 import aiohttp
 
+from rlhf_ray.deadlines import in_thread
 from rlhf_ray.errors import EXIT_INTERRUPTED, ConfigError, RunError
 
 logger = logging.getLogger(__name__)
@@ -94,7 +96,13 @@ async def _rest(jobs: FollowedJobs, job_id: str, num_shown: int, fault: Exceptio
     """What the log has behind what was shown; the job's end does not depend on it."""
     logger.warning("the log of %s could not be followed: %s", job_id, fault or type(fault).__name__)
     try:
-        return (await asyncio.to_thread(jobs.get_job_logs, job_id))[num_shown:]
+        log = await in_thread(
+            partial(jobs.get_job_logs, job_id),
+            timeout_s=LOST_S,
+            actor="the cluster",
+            operation=f"the log of {job_id}",
+        )
+        return log[num_shown:]
     except _BROKEN as error:
         logger.warning("the rest of the log of %s is not to be had: %s", job_id, error)
         return ""
@@ -123,7 +131,12 @@ async def _next(pieces: AsyncIterator[str]) -> str | None:
 
 async def _info(jobs: FollowedJobs, job_id: str) -> Any:
     """What is known of a job; asking waits, and the log must go on meanwhile."""
-    said = await asyncio.to_thread(jobs.info, job_id)
+    said = await in_thread(
+        partial(jobs.info, job_id),
+        timeout_s=LOST_S,
+        actor="the cluster",
+        operation=f"the state of {job_id}",
+    )
     if said is None:
         raise ConfigError(f"the cluster knows no job {job_id!r}")
     return said

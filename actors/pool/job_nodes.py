@@ -41,13 +41,8 @@ class _Need:
 
 
 @asynccontextmanager
-async def on_nodes(config: JobConfig, pool: Pool) -> AsyncIterator[None]:
-    """Place a job's roles and check their nodes; afterwards bring here what skipped steps left.
-
-    Raises:
-        ConfigError: The cluster is too small, or a node is not as the job needs it.
-    """
-    await check_nodes(config, pool)
+async def skipped_steps_fetched(config: JobConfig, pool: Pool) -> AsyncIterator[None]:
+    """However the job ends, bring here what its skipped steps left on nodes."""
     try:
         yield
     finally:

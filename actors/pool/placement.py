@@ -16,8 +16,9 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.cluster.deadline import DeadlineError, get
+from actors.cluster.deadline import get
 from actors.cluster.nodes import addresses
+from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.planning.groups import GroupPlan, describe
 
 

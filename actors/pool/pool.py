@@ -20,6 +20,7 @@ from actors.cluster.deadline import get
 from actors.cluster.exports import export
 from actors.cluster.nodes import snapshot
 from actors.cluster.run_files import RunFiles
+from actors.cluster.turns import Turns
 from actors.pool.placement import Slot, release, reserve, strategy_of
 from actors.pool.record import PoolRecord
 from actors.pool.seating import environment, seats_of, shared_host, slots_of
@@ -44,7 +45,7 @@ class Pool:
 
     Attributes:
         files: How the job's files come to nodes that do not see this machine's folders.
-        gpu_locks: Of the roles that live on the same GPUs, by the role whose GPUs they are.
+        gpu_turns: Of the roles that live on the same GPUs, by the role whose GPUs they are.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Pool:
         self.name, self.timeouts, self.record = name, timeouts, record
         self.state = PoolState() if record is None else record.state
         self.wanted: frozenset[str] = frozenset()
-        self.gpu_locks: dict[str, asyncio.Lock] = {}
+        self.gpu_turns: dict[str, Turns] = {}
         self.files = RunFiles()
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
@@ -110,7 +111,7 @@ class Pool:
             await self._finish_start(actors, self._join(actors))
         actors = self.state.sets[role]
         host = shared_host(role, self.state.groups)
-        actors.gpu_lock = self.gpu_locks.setdefault(host, asyncio.Lock()) if host else None
+        actors.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
         return actors
 
     async def _join(self, actors: ActorSet) -> None:
@@ -185,7 +186,8 @@ class Pool:
             if role in self.state.hosted:
                 await self.unload(role)
         if "rollout" in idle and "rollout" in self.state.sets:
-            await self.state.sets["rollout"].call("sleep", timeout_s=self.timeouts.call_s)
+            call_s = self.timeouts.call_s
+            await self.state.sets["rollout"].call("sleep", call_s, timeout_s=call_s)
 
     async def unload(self, role: str) -> None:
         """Have a role's ranks release what they host."""

@@ -15,7 +15,7 @@ from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard
 
 if TYPE_CHECKING:
     from rlhf_ray.specs import AssemblySpec
-    from rlhf_ray.types import Rollout
+    from rlhf_ray.types import Rollout, Score
 
 
 @ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
@@ -29,7 +29,7 @@ class ExperienceBuilder(Rank):
     def build(
         self,
         batch: RolloutBatch,
-        scores_B: Sequence[float],
+        scores_B: Sequence[Score],
         old: Sequence[Shard],
         reference: Sequence[Shard] | None,
         values: Sequence[Shard] | None,
@@ -71,7 +71,7 @@ class Assembler:
     async def build(
         self,
         batch: RolloutBatch,
-        scores_B: Sequence[float],
+        scores_B: Sequence[Score],
         *,
         old: Sequence[Shard],
         reference: Sequence[Shard] | None,

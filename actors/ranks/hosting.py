@@ -10,6 +10,7 @@ from typing import Any
 from actors.ranks.rank import Rank, free_memory
 from actors.weights.held_model import HeldModel, in_reach, put_share
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
+from rlhf_ray.disk import room_for
 from rlhf_ray.roles import Evaluated, Hardware, Metrics
 from rlhf_ray.specs import PolicySpec, ReferenceSpec, SupervisedSpec, ValueSpec
 
@@ -50,6 +51,7 @@ class HostingRank(Rank):
         self.unload()
         with in_reach(held, timeout_s=self.fetch_timeout_s):
             self.learner = _learner(spec, self.device)
+        _require_exportable(self.learner)
         free_memory()  # of reading and spreading weights
 
     def unload(self) -> None:
@@ -85,8 +87,9 @@ class HostingRank(Rank):
 
     def save(self, folder: str) -> None:
         """Write what training goes on from."""
-        Path(folder).mkdir(parents=True, exist_ok=True)  # each rank's node may have its own disk
-        self.learner.save(Path(folder))
+        with room_for("a checkpoint", Path(folder)):
+            Path(folder).mkdir(parents=True, exist_ok=True)  # a rank's node may have its own disk
+            self.learner.save(Path(folder))
 
     def restore(self, folder: str) -> None:
         """Read what `save` wrote."""
@@ -96,7 +99,8 @@ class HostingRank(Rank):
         """Write the model in the transformers layout, adapters merged."""
         from rlhf_ray.learner.export import export_model
 
-        export_model(self.learner.lm, Path(folder), tokenizer_path, write=self.rank == 0)
+        with room_for("the model", Path(folder)):
+            export_model(self.learner.lm, Path(folder), tokenizer_path, write=self.rank == 0)
 
     def describe(self, folder: str, tokenizer_path: str) -> None:
         """Write configuration and tokenizer without the weights."""
@@ -114,6 +118,14 @@ class HostingRank(Rank):
     def drop(self, folder: str) -> None:
         """Free what `keep` put there."""
         self.kept.pop(folder, None)
+
+
+def _require_exportable(learner: Any) -> None:
+    """Before any training; a critic stays where it is."""
+    from rlhf_ray.learner.weights import require_mergeable
+
+    if hasattr(learner, "lm"):
+        require_mergeable(learner.lm)
 
 
 def _learner(spec: Any, device: Any) -> Any:

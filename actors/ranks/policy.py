@@ -57,11 +57,11 @@ class PolicyRank(HostingRank):
         return by_row(one, [scored])
 
     def continuations(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_id: int
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_ids: Sequence[int]
     ) -> list[list[int]]:
         """What the model writes after each prompt, greedily."""
         written: list[list[int]] = self.learner.continuations(
-            prompts, max_new_tokens=max_new_tokens, end_ids=[end_id]
+            prompts, max_new_tokens=max_new_tokens, end_ids=end_ids
         )
         return written
 
@@ -134,7 +134,7 @@ class PolicyGroup(TrainedGroup):
         started_s = time.monotonic()
         # The ranks have this deadline for the replicas, and name the one that is late.
         timeout_s = self.timeouts.publish_s + ANSWER_S
-        async with self.actors.turn(timeout_s=self.timeouts.publish_s):
+        async with self.actors.turn(timeout_s=timeout_s):
             sent = await self.actors.call("publish", version, timeout_s=timeout_s)
             seconds = time.monotonic() - started_s
             gap = await self._compare(version)

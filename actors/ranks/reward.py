@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -23,6 +24,7 @@ from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Ranking, Score
 
 if TYPE_CHECKING:
+    from rlhf_ray.models.reward_scorer import ModelScore
     from rlhf_ray.rewards.batch import ScoringBatch
     from rlhf_ray.rewards.functions import RewardFunction
     from rlhf_ray.rewards.remote import RemoteScorer
@@ -64,7 +66,13 @@ class RewardRank(HostingRank):
             from rlhf_ray.models.reward_scorer import RewardScorer
 
             with in_reach(held, timeout_s=self.fetch_timeout_s):
-                self.model = RewardScorer(reward.model, device=self.device, model=trained)
+                self.model = RewardScorer(
+                    reward.model,
+                    device=self.device,
+                    model=trained,
+                    vocabulary=spec.vocabulary,
+                    end_ids=spec.end_token_ids,
+                )
         free_memory()
 
     def _trained_here(self, model: RewardModelConfig) -> Any:
@@ -95,10 +103,10 @@ class RewardRank(HostingRank):
         scores: list[tuple[float, ...]] = self.learner.scores(rows, plan)
         return scores
 
-    def score_with_model(self, batch: RolloutBatch, rows: Sequence[int]) -> list[float]:
+    def score_with_model(self, batch: RolloutBatch, rows: Sequence[int]) -> list[ModelScore]:
         """The model's scores of some rows."""
         rollouts = self.rows(batch)
-        scores: list[float] = self.model.score([rollouts[row] for row in rows])
+        scores: list[ModelScore] = self.model.score([rollouts[row] for row in rows])
         return scores
 
     def score_with_functions(self, batch: RolloutBatch) -> Mapping[str, Sequence[float | None]]:
@@ -131,7 +139,10 @@ def _seed_for(batch: RolloutBatch) -> None:
 
     first = batch.summaries_B[0]
     [seed] = sample_seeds(
-        seed=first.version_max, draw="reward", prompt_id=first.prompt_id, num_samples=1
+        seed=first.version_max,
+        draw=f"reward/{first.draw}",
+        prompt_id=first.prompt_id,
+        num_samples=1,
     )
     random.seed(seed)
     np.random.seed(seed)
@@ -176,12 +187,21 @@ class RewardGroup:
             0, "score_with_functions", batch, timeout_s=self.timeouts.reward_s + 30.0
         )
         modelled = await self._score_with_model(batch)
-        prompt_ids = [summary.prompt_id for summary in batch.summaries_B]
-        return combine({**values, **modelled}, self.weights, prompt_ids)
+        values = {**values, **({MODEL: [score.value for score in modelled]} if modelled else {})}
+        scores = combine(values, self.weights, num_rows=len(batch.summaries_B))
+        return (
+            [
+                replace(score, is_cut=of_model.is_cut)
+                for score, of_model in zip(scores, modelled, strict=True)
+            ]
+            if modelled
+            else scores
+        )
 
-    async def _score_with_model(self, batch: RolloutBatch) -> Mapping[str, Sequence[float | None]]:
+    async def _score_with_model(self, batch: RolloutBatch) -> Sequence[ModelScore]:
+        """One score a row; none without a reward model."""
         if not self.reward.model.path:
-            return {}
+            return []
         plan = plan_forward(
             lengths_of(batch),
             num_ranks=len(self.actors),
@@ -195,4 +215,4 @@ class RewardGroup:
                 for actor, micro_batches in zip(self.actors.actors, plan, strict=True)
             ]
             answers = await self.actors.answers(refs, "score_with_model", timeout_s=timeout_s)
-        return {MODEL: by_row(plan, answers)}
+        return by_row(plan, answers)

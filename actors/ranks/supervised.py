@@ -47,14 +47,14 @@ class SupervisedGroup(TrainedGroup):
         return answers[0]
 
     async def continuations(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: Sequence[int]
     ) -> list[list[int]]:
-        """What the model writes after each prompt, greedily, up to its end token."""
+        """What the model writes after each prompt, greedily, up to an end token."""
         written: list[list[list[int]]] = await self.actors.compute(
             "continuations",
             list(prompts),
             max_new_tokens,
-            end_id,
+            end_ids,
             timeout_s=self.timeouts.call_s,
         )
         return written[0]

@@ -28,7 +28,7 @@ class ValueGroup(TrainedGroup):
     """The value role on a group of ranks."""
 
     async def values(self, batch: RolloutBatch) -> Sequence[Shard]:
-        """The expected return before each response token: one float array [T] a row."""
+        """The expected return before each response token and after the last: [T + 1] a row."""
         return await forward(
             self.actors, "values", batch, self.config, timeout_s=self.timeouts.call_s
         )

@@ -58,6 +58,8 @@ class ObjectStoreWeightTransferEngine(
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         initialize_layerwise_reload(self.model)
+        if self.device.type == "cpu":
+            self._forget_expert_kernels()
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         """Load one bucket."""
@@ -70,6 +72,17 @@ class ObjectStoreWeightTransferEngine(
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             self._repack_tied_head()
+
+    def _forget_expert_kernels(self) -> None:
+        # vLLM packs a layer's experts for its CPU kernel only together with the kernel's making,
+        # once (`UnquantizedFusedMoEMethod._setup_kernel`): a reload would leave them unpacked, and
+        # fails where packing pads them. Without a kernel it makes one, from what has arrived.
+        from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+
+        for module in self.model.modules():
+            method = getattr(module, "quant_method", None)
+            if isinstance(method, FusedMoEMethodBase):
+                method.moe_kernel = None
 
     def _repack_tied_head(self) -> None:
         # A tied lm_head shares the embedding's tensor, which the reload replaces, but vLLM's CPU

@@ -21,6 +21,7 @@ def _as_rollout(prompt: Prompt) -> Rollout:
     first, *rest = prompt.token_ids_T
     return Rollout(
         prompt=Prompt(prompt_id=f"probe/{prompt.prompt_id}", token_ids_T=(first,), text=""),
+        draw=0,
         sample=0,
         response_ids_T=np.asarray(rest, dtype=np.int32),
         logprobs_T=np.zeros(len(rest), dtype=np.float32),

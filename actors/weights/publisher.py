@@ -58,7 +58,7 @@ class ReplicaClient:
             info = dict(init_info)
             if "rank_offset" in info:
                 info["rank_offset"] += index * self.spec.gpus_per_replica
-            refs.append(replica.init_weight_transfer.remote(info))
+            refs.append(replica.init_weight_transfer.remote(info, self.spec.timeout_s))
         get(
             refs,
             timeout_s=self.spec.timeout_s,

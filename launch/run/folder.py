@@ -3,41 +3,74 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from launch.run import status
 from launch.run.signals import told_when_stopped
-from rlhf_ray.config.base import STATUS_FILE, RunConfig
+from rlhf_ray.config.base import RunConfig
+from rlhf_ray.config.jobs import PIPELINE, job_name
 from rlhf_ray.config.load import dump_config, is_dump_of
 from rlhf_ray.config.sample import SampleConfig
+from rlhf_ray.disk import room_for
+from rlhf_ray.errors import ConfigError
 
 
 @contextmanager
 def run_folder(config: RunConfig) -> Iterator[Path]:
-    """Write `config.yaml`, and `status.json`: running, then finished, interrupted or failed."""
+    """Write `config.yaml`, and `status.json`: running, then finished, interrupted or failed.
+
+    A run enters when it begins, past all that could refuse it: what refuses a run changes nothing.
+
+    Raises:
+        ConfigError: Another process runs in the folder.
+        RunError: There is no room for the two files; they are as they were.
+    """
     folder = Path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    dump_config(config, folder / "config.yaml")
-    _write(folder, "running", "")
-    try:
-        with told_when_stopped(lambda: _write(folder, "interrupted", "")):
-            yield folder
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        _write(folder, "interrupted", "")
-        raise
-    except BaseException as error:
-        _write(folder, "failed", f"{type(error).__name__}: {error}")
-        raise
-    _write(folder, "finished", "")
+    with room_for("the run", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with status.held(folder, job=job_name(config)) as say:
+            dump_config(config, folder / "config.yaml")
+            say("running", "")
+            try:
+                with told_when_stopped(lambda: say("interrupted", "")), room_for("it", folder):
+                    yield folder
+            except (KeyboardInterrupt, asyncio.CancelledError):
+                say("interrupted", "")
+                raise
+            except BaseException as error:
+                say("failed", f"{type(error).__name__}: {error}")
+                raise
+            say("finished", "")
+
+
+def check_folder(config: RunConfig) -> None:
+    """Whether a job may have its folder; nothing is written.
+
+    Raises:
+        ConfigError: A process runs there, it holds another kind of job, or a run that has finished
+            and cannot go on otherwise, as its checkpoints are gone.
+    """
+    folder, name = Path(config.run_dir), job_name(config)
+    if status.is_in_use(folder):
+        raise ConfigError(status.in_use(folder))
+    told = status.read_status(folder)
+    if config.resume == "never" or not told:
+        return
+    if told.get("job", name) != name:
+        raise ConfigError(f"run_dir {config.run_dir!r} holds a run of {told['job']}, not of {name}")
+    has_steps = any((folder / "checkpoints").glob("step_*"))
+    if name != PIPELINE and told["state"] == "finished" and not (has_steps or is_finished(config)):
+        raise ConfigError(
+            f"run_dir {config.run_dir!r} holds a finished run without its checkpoints, which "
+            "cannot go on with other settings: take another run_dir"
+        )
 
 
 def state_of(run_dir: str) -> str:
     """What `status.json` says of a run; empty where there is none."""
-    path = Path(run_dir) / STATUS_FILE
-    return str(json.loads(path.read_text())["state"]) if path.is_file() else ""
+    return str(status.read_status(Path(run_dir)).get("state", ""))
 
 
 def is_finished(config: RunConfig) -> bool:
@@ -47,9 +80,3 @@ def is_finished(config: RunConfig) -> bool:
     folder = Path(config.run_dir)
     has_result = isinstance(config, SampleConfig) or (folder / "export").is_dir()
     return has_result and is_dump_of(config, folder / "config.yaml", besides={"resume"})
-
-
-def _write(folder: Path, state: str, reason: str) -> None:
-    temporary = folder / f".{STATUS_FILE}"
-    temporary.write_text(json.dumps({"state": state, "reason": reason, "process": os.getpid()}))
-    temporary.replace(folder / STATUS_FILE)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 from actors.cluster.actor_set import ActorSet
+from actors.engines.ending import Ending
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
@@ -38,6 +39,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         ConfigError: A model or scorer cannot be loaded.
         RunError: An actor died or missed its deadline.
     """
+    data.keep_tokenizer()
     engine = engine_spec(config, context_tokens=data.context_tokens)
     actors = await start_actors(pool, config.groups, engine=engine)
     await pool.make_room(config.groups)
@@ -56,11 +58,11 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         value = ValueGroup(actors["value"], config.value, config.timeouts, pool.files_of("value"))
     rollout = ReplicaSet(
         actors["rollout"],
-        config.rollout,
+        Ending.of(config.rollout, data.end_token_ids),
         timeout_s=config.timeouts.call_s,
         sleeps=config.engines_sleep,
     )
-    await asyncio.gather(*_loads(config, pool))
+    await asyncio.gather(*_loads(config, data, pool))
     await reward.read_weights()
     await rollout.wake_up()  # a job without engines may have sent them to sleep
     await policy.connect(
@@ -73,6 +75,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         algorithm=config.algorithm,
         shaping=config.reward.shaping,
         max_new_tokens=config.rollout.max_new_tokens,
+        reward_weights=reward.weights,
     )
     return Roles(
         rollout=rollout,
@@ -84,9 +87,14 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     )
 
 
-def _loads(config: OnlineConfig, pool: Pool) -> Sequence[Awaitable[None]]:
+def _loads(config: OnlineConfig, data: OnlineData, pool: Pool) -> Sequence[Awaitable[None]]:
     """The loading of every role's model."""
-    scorers = RewardSpec(reward=config.reward, timeout_s=config.timeouts.reward_s)
+    scorers = RewardSpec(
+        reward=config.reward,
+        timeout_s=config.timeouts.reward_s,
+        vocabulary=data.vocabulary,
+        end_token_ids=data.end_token_ids,
+    )
     loads = [
         pool.load("policy", _policy_spec(config), path=config.policy.model.path),
         pool.load("reward", scorers, path=config.reward.model.path),
@@ -106,7 +114,7 @@ def _policy_spec(config: OnlineConfig) -> PolicySpec:
         algorithm=config.algorithm,
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
-        total_steps=_optimiser_steps(config),
+        total_steps=_optimiser_steps(config, config.total_steps - config.value.warmup_steps),
         replay_folder=str(Path(config.run_dir) / "skipped" / "policy"),
         seed=config.seed,
     )
@@ -119,7 +127,7 @@ def _value_spec(config: OnlineConfig) -> ValueSpec:
         learner=learner,
         algorithm=config.algorithm,
         max_new_tokens=config.rollout.max_new_tokens,
-        total_steps=_optimiser_steps(config),
+        total_steps=_optimiser_steps(config, config.total_steps),
         replay_folder=str(Path(config.run_dir) / "skipped" / "value"),
         seed=config.seed,
     )
@@ -133,8 +141,8 @@ def _reference_spec(config: OnlineConfig) -> ReferenceSpec:
     )
 
 
-def _optimiser_steps(config: OnlineConfig) -> int:
-    return config.total_steps * config.algorithm.epochs * config.algorithm.minibatches
+def _optimiser_steps(config: OnlineConfig, num_steps: int) -> int:
+    return num_steps * config.algorithm.epochs * config.algorithm.minibatches
 
 
 def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:

@@ -13,6 +13,7 @@ from launch.run.log import run_log
 from launch.training.actor_start import RANKS, tell_of_start
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.job import SupervisedData
+from rlhf_ray.loops.setup import PreparedJob
 from rlhf_ray.loops.supervised import Prepare
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.specs import SupervisedSpec
@@ -24,14 +25,13 @@ Reference: TypeAlias = Callable[[Any, Any, Pool], Awaitable[Prepare]]
 
 
 async def train(
-    config: SupervisedConfig,
-    data: SupervisedData[Any],
+    job: PreparedJob[Any, Any],
     pool: Pool,
     *,
     tables: Tables,
     reference: Reference | None = None,
 ) -> SupervisedGroup:
-    """Run the loop on a pool, from the last checkpoint if `resume` says so, and export.
+    """Run the loop on a pool, from the job's checkpoint if it has one, and export.
 
     Returns:
         The trained role, as the pool still holds it.
@@ -41,10 +41,11 @@ async def train(
         RunError: A rank failed or the run diverged.
     """
     from rlhf_ray.data.tokenizer import load_tokenizer
-    from rlhf_ray.loops.setup import checkpoint_to_resume
     from rlhf_ray.loops.supervised import SupervisedLoop
 
-    config = config.for_rows(len(data.rows))
+    config: SupervisedConfig = job.config
+    data: SupervisedData[Any] = job.data
+    data.keep_tokenizer()
     pool.place(config.groups)
     tell_of_start(pool, config.groups)
     await pool.make_room(config.groups)
@@ -62,8 +63,7 @@ async def train(
         replay_folder=str(Path(config.run_dir) / "skipped"),
     )
     await pool.load(config.trained_role, spec, path=config.learner.model.path)
-    checkpoint = checkpoint_to_resume(config, data.rows)
-    with run_log(config, job=config.job, checkpoint=checkpoint) as log:
+    with run_log(config, job=config.job, checkpoint=job.checkpoint) as log:
         loop = SupervisedLoop(
             config,
             role,
@@ -74,6 +74,6 @@ async def train(
             show=partial(tables, config, role, load_tokenizer(data.tokenizer_path)),
             usage=partial(pool.usage, config.groups),
         )
-        await loop.run(checkpoint)
+        await loop.run(job.checkpoint)
     await pool.finish(config, config.trained_role, data.tokenizer_path)
     return role

@@ -2,19 +2,25 @@
 
 An estimator is given the whole step's sequences, those of all ranks: groups must be complete and
 means and deviations global. The group methods see one number a sequence, the sum of its token
-rewards. In each of them a group of one sample has advantage 0, and sequences without own tokens are
-not part of their group. No estimator but `reinforce++` and its variant whitens; see `whitening`.
+rewards (`gdpo`: several). In each of them a sequence whose group has no spread, so also one that is
+alone in its group, has advantage 0 exactly, and sequences without own tokens are not part of their
+group.
+
+Whitening comes last and is one for all: over the own tokens that are trained and, where there are
+groups, whose group has spread. The others have nothing to say about the scale, and the shift of the
+mean would give them an advantage that no reward is the reason of; theirs stays 0. `reinforce++` and
+its variant always whiten, the others where they are asked to.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.gae import generalized_advantages
 from rlhf_ray.algorithms.groups import Groups
-from rlhf_ray.algorithms.ragged import own
+from rlhf_ray.algorithms.ragged import num_own_tokens, own
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.algorithms.whitening import whiten
 
@@ -28,7 +34,15 @@ class AdvantageInputs:
         values_T: float[T], or None where the estimator has `needs_values` False.
         mask_T: bool[T].
         segments_T: int64[T].
-        groups_B: int64[B], the same number for the samples of one prompt.
+        groups_B: int64[B], the same number for the samples of one draw.
+        last_values_B: float[B], value of the state after each sequence's last token where its
+            return goes on from there (gae); 0, as None for all, where the sequence ended.
+        trained_T: bool[T], own tokens that enter the loss; None for all of them. The others count
+            in their group, but not in the whitening.
+        rewards_BK: float[B, K], each reward alone; None where the estimator has `needs_parts`
+            False.
+        applies_BK: bool[B, K], where a reward has a value.
+        weights_K: float[K], of the rewards.
     """
 
     token_rewards_T: Tensor
@@ -36,6 +50,11 @@ class AdvantageInputs:
     mask_T: Tensor
     segments_T: Tensor
     groups_B: Tensor
+    last_values_B: Tensor | None = None
+    trained_T: Tensor | None = None
+    rewards_BK: Tensor | None = None
+    applies_BK: Tensor | None = None
+    weights_K: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +64,9 @@ class AdvantageParams:
     Attributes:
         gamma: Discount a token, in [0, 1] (gae, reinforce++).
         lam: λ of GAE, in [0, 1].
-        std_epsilon: Added to a group's standard deviation (grpo), in units of the reward.
+        std_epsilon: Added to a standard deviation (grpo, gdpo), in units of the reward; TRL's is
+            1e-4.
+        whiten: Whether to whiten at last; `reinforce++` and its variant do in any case.
 
     Raises:
         ValueError: A value is out of range.
@@ -54,6 +75,7 @@ class AdvantageParams:
     gamma: float
     lam: float
     std_epsilon: float = 1e-6
+    whiten: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -71,10 +93,13 @@ class AdvantageOutputs:
     Attributes:
         advantages_T: float[T]; 0 in slots that are not the policy's own.
         returns_T: float[T], the critic's targets; None for estimators without a critic.
+        compared_T: bool[T], own tokens of sequences that were compared with others: all of them,
+            but for groups without spread.
     """
 
     advantages_T: Tensor
     returns_T: Tensor | None
+    compared_T: Tensor
 
 
 AdvantageFn = Callable[[AdvantageInputs, AdvantageParams], AdvantageOutputs]
@@ -85,26 +110,57 @@ class AdvantageEstimator:
     """A registered estimator; call it like its function.
 
     Attributes:
-        compute: The function.
+        compute: The function, before whitening.
         needs_values: Whether it needs a critic.
+        needs_groups: Whether it compares the samples of a draw.
+        needs_parts: Whether it needs each reward alone.
+        whitens: Whether whitening is part of it.
     """
 
     compute: AdvantageFn
     needs_values: bool
+    needs_groups: bool
+    needs_parts: bool
+    whitens: bool
 
     def __call__(self, inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
-        """Computes the advantages (ValueError if `values_T` is needed and missing)."""
+        """Computes the advantages.
+
+        Raises:
+            ValueError: `values_T` or the rewards' parts are needed and missing.
+        """
         if self.needs_values and inputs.values_T is None:
             raise ValueError("values_T must be given for an estimator that needs values, got None")
-        return self.compute(inputs, params)
+        if self.needs_parts and inputs.rewards_BK is None:
+            raise ValueError("rewards_BK must be given for an estimator that needs parts, got None")
+        outputs = self.compute(inputs, params)
+        if not (self.whitens or params.whiten):
+            return outputs
+        trained_T = outputs.compared_T if inputs.trained_T is None else inputs.trained_T
+        white_T = whiten(outputs.advantages_T, outputs.compared_T & trained_T)
+        return replace(outputs, advantages_T=white_T)
 
 
 ADVANTAGES: Registry[AdvantageEstimator] = Registry("advantage estimator")
 
 
-def _register(name: str, *, needs_values: bool = False) -> Callable[[AdvantageFn], AdvantageFn]:
+def _register(
+    name: str,
+    *,
+    needs_values: bool = False,
+    needs_groups: bool = False,
+    needs_parts: bool = False,
+    whitens: bool = False,
+) -> Callable[[AdvantageFn], AdvantageFn]:
     def add(compute: AdvantageFn) -> AdvantageFn:
-        ADVANTAGES.register(name)(AdvantageEstimator(compute=compute, needs_values=needs_values))
+        estimator = AdvantageEstimator(
+            compute=compute,
+            needs_values=needs_values,
+            needs_groups=needs_groups,
+            needs_parts=needs_parts,
+            whitens=whitens,
+        )
+        ADVANTAGES.register(name)(estimator)
         return compute
 
     return add
@@ -122,34 +178,63 @@ def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
         inputs.segments_T,
         gamma=params.gamma,
         lam=params.lam,
+        last_values_B=inputs.last_values_B,
     )
-    return AdvantageOutputs(advantages_T=advantages_T, returns_T=advantages_T + values_T)
+    return AdvantageOutputs(
+        advantages_T=advantages_T, returns_T=advantages_T + values_T, compared_T=inputs.mask_T
+    )
 
 
-@_register("grpo")
+@_register("grpo", needs_groups=True)
 def grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """(R - mean) / (std + ε) within the group, with the unbiased deviation that TRL uses.
 
-    Source: DeepSeekMath, https://arxiv.org/abs/2402.03300, section 4.1.2. A group without spread
-    has advantage 0 exactly.
+    Source: DeepSeekMath, https://arxiv.org/abs/2402.03300, section 4.1.2.
     """
     groups = _groups(inputs)
-    centered_B = groups.centered_B
-    variance_B = groups.sum(centered_B.square()) / (groups.size_B - 1).clamp(min=1)
-    advantages_B = centered_B / (variance_B.sqrt() + params.std_epsilon)
-    return _broadcast(advantages_B, inputs)
+    return _broadcast(_standardized(groups, params), groups.has_spread_B, inputs)
 
 
-@_register("dr_grpo")
+@_register("gdpo", needs_groups=True, needs_parts=True)
+def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+    """Each reward standardised within its group, then their weighted sum divided by its deviation.
+
+        A_k = (r_k - mean) / (std + ε) over the group's samples that reward k applies to, else 0
+        A = Σ w_k A_k, divided by its standard deviation over the step's sequences (+ ε)
+
+    Rewards of different scale or spread do not drown each other, and sums that tie keep apart. The
+    paper's last step also subtracts the step's mean, which is 0: that of every A_k is 0 within
+    every group. `token_rewards_T` is not looked at.
+
+    Source: GDPO, https://arxiv.org/abs/2601.05242, section 3.1, with weights as in section 3.2.
+    """
+    assert inputs.rewards_BK is not None
+    assert inputs.applies_BK is not None and inputs.weights_K is not None
+    num_sequences = len(inputs.groups_B)
+    is_member_B = num_own_tokens(inputs.mask_T, inputs.segments_T, num_sequences) > 0
+    sum_B = inputs.rewards_BK.new_zeros(num_sequences, dtype=torch.float64)
+    has_spread_B = torch.zeros_like(is_member_B)
+    for number, weight in enumerate(inputs.weights_K.tolist()):
+        applies_B = is_member_B & inputs.applies_BK[:, number]
+        groups = Groups(inputs.rewards_BK[:, number], applies_B, inputs.groups_B)
+        sum_B = sum_B + weight * _standardized(groups, params)
+        has_spread_B = has_spread_B | groups.has_spread_B
+    sums_N = sum_B[is_member_B & inputs.applies_BK.any(dim=1)]
+    std = sums_N.std() if len(sums_N) > 1 else sums_N.new_zeros(())
+    return _broadcast(sum_B / (std + params.std_epsilon), has_spread_B, inputs)
+
+
+@_register("dr_grpo", needs_groups=True)
 def dr_grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """R - mean within the group; no division by the deviation, which favours easy and hard prompts.
 
     Source: Dr. GRPO, https://arxiv.org/abs/2503.20783, section 3.2.
     """
-    return _broadcast(_groups(inputs).centered_B, inputs)
+    groups = _groups(inputs)
+    return _broadcast(groups.centered_B, groups.has_spread_B, inputs)
 
 
-@_register("rloo")
+@_register("rloo", needs_groups=True)
 def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """R minus the mean of the *other* samples, which is n / (n - 1) (R - mean).
 
@@ -157,12 +242,12 @@ def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """
     groups = _groups(inputs)
     factor_B = groups.size_B / (groups.size_B - 1).clamp(min=1)
-    return _broadcast(factor_B * groups.centered_B, inputs)
+    return _broadcast(factor_B * groups.centered_B, groups.has_spread_B, inputs)
 
 
-@_register("reinforce++")
+@_register("reinforce++", whitens=True)
 def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
-    """Discounted returns of tokens, whitened over all own tokens of the step.
+    """Discounted returns of tokens, whitened over the step.
 
     Source: REINFORCE++, https://arxiv.org/abs/2501.03262, section 3.
     """
@@ -174,29 +259,37 @@ def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> Adv
         gamma=params.gamma,
         lam=1.0,
     )
-    return AdvantageOutputs(advantages_T=whiten(returns_T, inputs.mask_T), returns_T=None)
+    return AdvantageOutputs(advantages_T=returns_T, returns_T=None, compared_T=inputs.mask_T)
 
 
-@_register("reinforce++_baseline")
+@_register("reinforce++_baseline", needs_groups=True, whitens=True)
 def reinforce_plus_plus_baseline(
     inputs: AdvantageInputs, params: AdvantageParams
 ) -> AdvantageOutputs:
-    """R - mean within the group, whitened over all own tokens of the step.
+    """R - mean within the group, whitened over the step.
 
-    Source: REINFORCE++ with baseline, https://arxiv.org/abs/2501.03262, section 3. Groups of one
-    stay out of the whitening, whose shift would give them an advantage.
+    Source: REINFORCE++ with baseline, https://arxiv.org/abs/2501.03262, section 3.
     """
-    groups = _groups(inputs)
-    centered = _broadcast(groups.centered_B, inputs)
-    in_group_T = inputs.mask_T & (groups.size_B > 1)[inputs.segments_T]
-    return AdvantageOutputs(advantages_T=whiten(centered.advantages_T, in_group_T), returns_T=None)
+    return dr_grpo(inputs, params)
 
 
 def _groups(inputs: AdvantageInputs) -> Groups:
-    return Groups(inputs.token_rewards_T, inputs.mask_T, inputs.segments_T, inputs.groups_B)
+    return Groups.of_totals(
+        inputs.token_rewards_T, inputs.mask_T, inputs.segments_T, inputs.groups_B
+    )
 
 
-def _broadcast(advantages_B: Tensor, inputs: AdvantageInputs) -> AdvantageOutputs:
+def _standardized(groups: Groups, params: AdvantageParams) -> Tensor:
+    return groups.centered_B / (groups.std_B + params.std_epsilon)
+
+
+def _broadcast(
+    advantages_B: Tensor, has_spread_B: Tensor, inputs: AdvantageInputs
+) -> AdvantageOutputs:
     """Gives every own token its sequence's advantage."""
     advantages_T = advantages_B[inputs.segments_T].to(inputs.token_rewards_T.dtype)
-    return AdvantageOutputs(advantages_T=own(advantages_T, inputs.mask_T), returns_T=None)
+    return AdvantageOutputs(
+        advantages_T=own(advantages_T, inputs.mask_T),
+        returns_T=None,
+        compared_T=inputs.mask_T & has_spread_B[inputs.segments_T],
+    )

@@ -3,6 +3,10 @@
 For the same weights, the engine's log-probabilities (behaviour) differ from the trainer's by
 kernels and precision, and by more when generation ran ahead of training. The weight of a token is
 w = π_old / π_behaviour, bounded in one of two ways; multiply the token loss of the policy with it.
+
+Its level is that of the loss (`PolicyLoss.level`), so that ratio times weight is the loss's own
+ratio to the engine, π_new / π_behaviour: of a token; or, for GSPO, of a sequence, the geometric
+mean over its own tokens, the same at each of them.
 """
 
 from collections.abc import Callable
@@ -12,24 +16,28 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.metric_sums import Metrics, effective_sample_size, max_of, mean_of
-from rlhf_ray.algorithms.ragged import own
-from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped
+from rlhf_ray.algorithms.ragged import own, segment_mean
+from rlhf_ray.algorithms.ratios import RatioLevel, clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectionInputs:
-    """Any set of tokens.
+    """Any set of whole sequences.
 
     Attributes:
         old_logprobs_T: float[T], the trainer's at the start of the step.
         behaviour_logprobs_T: float[T], the engine's at the time of sampling.
         mask_T: bool[T].
+        segments_T: int64[T].
+        num_sequences: B.
     """
 
     old_logprobs_T: Tensor
     behaviour_logprobs_T: Tensor
     mask_T: Tensor
+    segments_T: Tensor
+    num_sequences: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,7 @@ class CorrectionParams:
     Attributes:
         cap: Largest weight, at least 1 (truncated, mask).
         low: Smallest weight, in [0, 1] (mask).
+        level: Whether a weight is a token's or a sequence's.
 
     Raises:
         ValueError: A value is out of range.
@@ -46,6 +55,7 @@ class CorrectionParams:
 
     cap: float
     low: float
+    level: RatioLevel
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -63,7 +73,7 @@ class Correction:
         weights_T: float[T], without gradient; 0 in slots that are not the policy's own.
         metrics: `ess` (effective sample size as a share of the own tokens), `cut_share` (weights
             that were truncated or set to 0), `clamp_share` (log-ratios beyond ±20),
-            `logprob_abs_max` and `logprob_abs_mean` (of old - behaviour, in nats).
+            `logprob_abs_max` and `logprob_abs_mean` (of old - behaviour of tokens, in nats).
     """
 
     weights_T: Tensor
@@ -78,8 +88,9 @@ CORRECTIONS: Registry[CorrectionFn] = Registry("off-policy correction")
 @CORRECTIONS.register("none")
 def none(inputs: CorrectionInputs, params: CorrectionParams) -> Correction:
     """Weight 1: the mismatch is measured and left alone."""
-    log_ratio_T = _log_ratio(inputs)
-    return _correction(inputs, torch.ones_like(log_ratio_T), torch.zeros_like(inputs.mask_T))
+    log_ratio_T = _log_ratio(inputs, params.level)
+    cut_T = torch.zeros_like(inputs.mask_T)
+    return _correction(inputs, log_ratio_T, torch.ones_like(log_ratio_T), cut_T)
 
 
 @CORRECTIONS.register("truncated")
@@ -88,8 +99,9 @@ def truncated(inputs: CorrectionInputs, params: CorrectionParams) -> Correction:
 
     Source: Ionides 2008; for engine and trainer, https://fengyao.notion.site/off-policy-rl.
     """
-    ratio_T = clamp_log_ratio(_log_ratio(inputs)).exp()
-    return _correction(inputs, ratio_T.clamp(max=params.cap), ratio_T > params.cap)
+    log_ratio_T = _log_ratio(inputs, params.level)
+    ratio_T = clamp_log_ratio(log_ratio_T).exp()
+    return _correction(inputs, log_ratio_T, ratio_T.clamp(max=params.cap), ratio_T > params.cap)
 
 
 @CORRECTIONS.register("mask")
@@ -98,23 +110,29 @@ def mask(inputs: CorrectionInputs, params: CorrectionParams) -> Correction:
 
     Source: IcePop of Ring-1T, https://arxiv.org/abs/2510.18855.
     """
-    ratio_T = clamp_log_ratio(_log_ratio(inputs)).exp()
+    log_ratio_T = _log_ratio(inputs, params.level)
+    ratio_T = clamp_log_ratio(log_ratio_T).exp()
     is_in_T = (ratio_T >= params.low) & (ratio_T <= params.cap)
-    return _correction(inputs, own(ratio_T, is_in_T), ~is_in_T)
+    return _correction(inputs, log_ratio_T, own(ratio_T, is_in_T), ~is_in_T)
 
 
-def _log_ratio(inputs: CorrectionInputs) -> Tensor:
+def _log_ratio(inputs: CorrectionInputs, level: RatioLevel) -> Tensor:
     old_T = own(inputs.old_logprobs_T.detach(), inputs.mask_T)
-    return old_T - own(inputs.behaviour_logprobs_T.detach(), inputs.mask_T)
+    log_ratio_T = log_ratio(old_T, own(inputs.behaviour_logprobs_T.detach(), inputs.mask_T))
+    if level == "token":
+        return log_ratio_T
+    return segment_mean(log_ratio_T, inputs.mask_T, inputs.segments_T, inputs.num_sequences)
 
 
-def _correction(inputs: CorrectionInputs, weights_T: Tensor, cut_T: Tensor) -> Correction:
-    log_ratio_T = _log_ratio(inputs)
+def _correction(
+    inputs: CorrectionInputs, log_ratio_T: Tensor, weights_T: Tensor, cut_T: Tensor
+) -> Correction:
+    gap_T = _log_ratio(inputs, "token").abs()
     metrics = {
         "ess": effective_sample_size(weights_T, inputs.mask_T),
         "cut_share": mean_of(cut_T, inputs.mask_T),
         "clamp_share": mean_of(is_clamped(log_ratio_T), inputs.mask_T),
-        "logprob_abs_max": max_of(log_ratio_T.abs(), inputs.mask_T),
-        "logprob_abs_mean": mean_of(log_ratio_T.abs(), inputs.mask_T),
+        "logprob_abs_max": max_of(gap_T, inputs.mask_T),
+        "logprob_abs_mean": mean_of(gap_T, inputs.mask_T),
     }
     return Correction(weights_T=own(weights_T, inputs.mask_T), metrics=metrics)

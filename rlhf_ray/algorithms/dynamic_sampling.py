@@ -18,13 +18,13 @@ class GroupFilter:
     """Decides for one step which groups to train and how many prompts to draw.
 
     Every prompt that was asked for must be offered before the next round, so that each is accounted
-    for: `accepted` and `filtered` hold their ids in order.
+    for: `accepted` and `filtered` hold their draws in order.
 
     Example:
         >>> while num_prompts := group_filter.next_round():
-        ...     for prompt_id, scores_G in generate(draw(num_prompts)):
-        ...         if group_filter.offer(prompt_id, scores_G):
-        ...             keep(prompt_id)
+        ...     for draw_number, scores_KG in generate(draw(num_prompts)):
+        ...         if group_filter.offer(draw_number, scores_KG):
+        ...             keep(draw_number)
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class GroupFilter:
         Args:
             num_prompts: Groups that the step needs, at least 1.
             max_rounds: Rounds of generation, the first one included, at least 1.
-            on_exhausted: After the last round, raise or train with the groups there are.
+            on_exhausted: After the last round, raise or train with the groups there are,
+                which may be none.
 
         Raises:
             ValueError: A number is below 1.
@@ -52,8 +53,8 @@ class GroupFilter:
         self.max_rounds = max_rounds
         self.on_exhausted = on_exhausted
         self.num_rounds = 0
-        self.accepted: list[str] = []
-        self.filtered: list[str] = []
+        self.accepted: list[int] = []
+        self.filtered: list[int] = []
         self._num_outstanding = 0
 
     @property
@@ -65,14 +66,13 @@ class GroupFilter:
         """Starts a round and returns how many prompts to generate; 0 when the step is ready.
 
         Raises:
-            DynamicSamplingExhausted: The rounds are used up and `on_exhausted` is "error", or there
-                is no group at all.
+            DynamicSamplingExhausted: The rounds are used up and `on_exhausted` is "error".
         """
         assert self._num_outstanding == 0, f"{self._num_outstanding} groups are not accounted for"
         if self.num_missing == 0:
             return 0
         if self.num_rounds == self.max_rounds:
-            if self.on_exhausted == "partial" and self.accepted:
+            if self.on_exhausted == "partial":
                 return 0
             raise DynamicSamplingExhausted(
                 f"{len(self.accepted)} of {self.num_prompts} groups have scores that differ after "
@@ -83,16 +83,22 @@ class GroupFilter:
         self._num_outstanding = self.num_missing
         return self._num_outstanding
 
-    def offer(self, prompt_id: str, scores_G: Sequence[float]) -> bool:
+    def offer(self, draw: int, scores_KG: Sequence[Sequence[float]]) -> bool:
         """Takes a group's scores and tells whether to train it.
+
+        Args:
+            draw: Tells the group: the same prompt may be drawn more than once.
+            scores_KG: Of what is compared, the sum of the rewards or each of them, the scores of
+                the samples that have one: spread in one is enough. Fewer than two have none.
 
         Raises:
             ValueError: A score is not finite.
         """
-        if not all(math.isfinite(score) for score in scores_G):
-            raise ValueError(f"scores of prompt {prompt_id} must be finite, got {list(scores_G)}")
-        assert self._num_outstanding > 0, f"prompt {prompt_id} was not asked for in this round"
+        for scores_G in scores_KG:
+            if not all(math.isfinite(score) for score in scores_G):
+                raise ValueError(f"scores of draw {draw} must be finite, got {list(scores_G)}")
+        assert self._num_outstanding > 0, f"draw {draw} was not asked for in this round"
         self._num_outstanding -= 1
-        has_spread = len(scores_G) > 0 and max(scores_G) > min(scores_G)
-        (self.accepted if has_spread else self.filtered).append(prompt_id)
+        has_spread = any(len(set(scores_G)) > 1 for scores_G in scores_KG)
+        (self.accepted if has_spread else self.filtered).append(draw)
         return has_spread

@@ -1,4 +1,6 @@
-"""Scores of sequences, seen from the group of samples of one prompt."""
+"""Scores of sequences, seen from the group of samples of one draw."""
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -7,28 +9,44 @@ from rlhf_ray.algorithms.ragged import num_own_tokens, own, segment_sum
 
 
 class Groups:
-    """Each sequence's sum of token rewards against its group. All in float64.
-
-    Sequences without own tokens have no reward to compare and are in no group.
+    """Each sequence's score against those of its group. All in float64.
 
     Attributes:
-        size_B: How many samples the sequence's group has.
-        centered_B: Sum of rewards minus the group's mean; exactly 0 in a group without spread,
-            where the rounding of the mean could otherwise be divided by a deviation just as small.
+        size_B: How many members the sequence's group has.
+        has_spread_B: bool[B], whether the members of the sequence's group differ; the sequence
+            itself need not be one.
+        centered_B: Score minus the group's mean; exactly 0 in a group without spread, where the
+            rounding of the mean could otherwise be divided by a deviation just as small.
+        std_B: Unbiased standard deviation of the group's scores.
     """
 
-    def __init__(
-        self, token_rewards_T: Tensor, mask_T: Tensor, segments_T: Tensor, groups_B: Tensor
-    ) -> None:
-        """Compares the sequences; `groups_B` is int64[B], any numbers."""
+    def __init__(self, scores_B: Tensor, is_member_B: Tensor, groups_B: Tensor) -> None:
+        """Compares scores, float[B], of the members, bool[B]; `groups_B` is int64[B], any numbers.
+
+        What stands in the place of a score that is no member's is not looked at.
+        """
+        scores_B = own(scores_B.double(), is_member_B)
+        self._is_member_B = is_member_B
+        _, self._group_B = torch.unique(groups_B, return_inverse=True)
+        self.size_B = self.sum(torch.ones_like(scores_B))
+        mean_B = self.sum(scores_B) / self.size_B.clamp(min=1)
+        # Written so that a score that is not a number has spread, and is not hidden.
+        self.has_spread_B = (self.size_B > 1) & (self._max(scores_B) != -self._max(-scores_B))
+        self.centered_B = own(scores_B - mean_B, is_member_B & self.has_spread_B)
+        variance_B = self.sum(self.centered_B.square()) / (self.size_B - 1).clamp(min=1)
+        self.std_B = variance_B.sqrt()
+
+    @classmethod
+    def of_totals(
+        cls, token_rewards_T: Tensor, mask_T: Tensor, segments_T: Tensor, groups_B: Tensor
+    ) -> Groups:
+        """Compares each sequence's sum of token rewards.
+
+        Sequences without own tokens have no reward to compare and are in no group.
+        """
         num_sequences = len(groups_B)
         totals_B = segment_sum(own(token_rewards_T, mask_T).double(), segments_T, num_sequences)
-        self._is_member_B = num_own_tokens(mask_T, segments_T, num_sequences) > 0
-        _, self._group_B = torch.unique(groups_B, return_inverse=True)
-        self.size_B = self.sum(torch.ones_like(totals_B))
-        mean_B = self.sum(totals_B) / self.size_B.clamp(min=1)
-        has_spread_B = self._max(totals_B) > -self._max(-totals_B)
-        self.centered_B = own(totals_B - mean_B, has_spread_B)
+        return cls(totals_B, num_own_tokens(mask_T, segments_T, num_sequences) > 0, groups_B)
 
     def sum(self, values_B: Tensor) -> Tensor:
         """Sums over each sequence's group: float64[B]."""

@@ -1,10 +1,16 @@
 """Estimators of KL(policy || reference) on the policy's own samples, and control of its weight.
 
 Notation of http://joschu.net/blog/kl-approx.html with x ~ policy and r = reference(x) / policy(x).
-In a *reward* (or as a number to watch) take k1 (unbiased) or k3 (unbiased, never negative, less
-variance). As a *loss*, the gradient counts and the picture changes: that of k1 is 0 in expectation,
-that of k2 is the true gradient of KL(policy || reference), that of k3 is the one of the reverse,
-KL(reference || policy) (on-policy in all three cases). GRPO uses k3 as a loss.
+As a *number to watch*, k1 (unbiased) and k3 (unbiased, never negative, less variance) are right, k2
+is near. What counts in training is the gradient, in expectation over x:
+
+    in the reward  k1: ∇KL(policy || reference), as the score function makes it; k2, k3: biased
+    in the loss    k1: 0; k2: ∇KL(policy || reference); k3: ∇KL(reference || policy)
+
+all of it for x from the very policy that is differentiated. For x from another one, `old`, a loss
+w · k3 with w = policy(x) / old(x), differentiated through w as well, has the gradient of
+KL(policy || reference): DeepSeek-V3.2, https://arxiv.org/abs/2512.02556, "unbiased KL estimate".
+GRPO's loss is k3, https://arxiv.org/abs/2402.03300, eq. 4.
 """
 
 import math
@@ -14,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.ratios import clamp_log_ratio
+from rlhf_ray.algorithms.ratios import clamp_log_ratio, log_ratio
 from rlhf_ray.algorithms.registry import Registry
 
 KLEstimator = Callable[[Tensor, Tensor], Tensor]
@@ -26,19 +32,19 @@ KL_ESTIMATORS: Registry[KLEstimator] = Registry("KL estimator")
 @KL_ESTIMATORS.register("k1")
 def k1(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
     """-log r: unbiased, of high variance, negative for about half of the tokens. float[T]."""
-    return clamp_log_ratio(logprobs_T - reference_logprobs_T)
+    return clamp_log_ratio(log_ratio(logprobs_T, reference_logprobs_T))
 
 
 @KL_ESTIMATORS.register("k2")
 def k2(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
     """(log r)² / 2: biased, of low variance, never negative. float[T]."""
-    return 0.5 * clamp_log_ratio(reference_logprobs_T - logprobs_T).square()
+    return 0.5 * clamp_log_ratio(log_ratio(reference_logprobs_T, logprobs_T)).square()
 
 
 @KL_ESTIMATORS.register("k3")
 def k3(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
     """(r - 1) - log r: unbiased, of low variance, never negative. float[T]."""
-    log_ratio_T = clamp_log_ratio(reference_logprobs_T - logprobs_T)
+    log_ratio_T = clamp_log_ratio(log_ratio(reference_logprobs_T, logprobs_T))
     return torch.expm1(log_ratio_T) - log_ratio_T
 
 

@@ -19,7 +19,7 @@ class TokenScores:
 
     Attributes:
         logprobs_T: Log-probability (nats) of each token; float32 (float64 if the logits are)
-            whatever the dtype of the model.
+            whatever the dtype of the model. -inf where the head's logit is.
         entropy_T: Entropy (nats) of the distribution that each token was drawn from.
         top_T: int64, the likeliest token in its place.
         router_loss: Load-balancing loss of the whole pass, from a model with experts.
@@ -41,7 +41,6 @@ def token_logprobs(
     with_entropy: bool = False,
     entropy_gradient: bool = True,
     with_top: bool = False,
-    softcap: float | None = None,
     num_chunks: int | None = None,
     head_is_frozen: bool = False,
 ) -> TokenScores:
@@ -49,7 +48,7 @@ def token_logprobs(
 
     Args:
         hidden_TD: [T, D], the hidden state that predicts each target.
-        head: The language-model head, [t, D] -> [t, V]. It is called, not unpacked, so that the
+        head: Logits of hidden states, [t, D] -> [t, V]. It is called, not unpacked, so that the
             hooks of ZeRO-3 and LoRA run.
         targets_T: int64[T].
         temperature: Divides the logits; the temperature the tokens were sampled with.
@@ -57,8 +56,6 @@ def token_logprobs(
         with_entropy: Whether to compute the entropy, in nats, from the same logits.
         entropy_gradient: Whether the entropy can be differentiated; without, it keeps no graph.
         with_top: Whether to find the likeliest token in each place.
-        softcap: If given, logits are first squashed to softcap · tanh(logits / softcap) (Gemma 2,
-            https://arxiv.org/abs/2408.00118, section 2).
         num_chunks: Calls of `head`, the last ones perhaps on 0 rows; by default as few as
             `chunk_tokens` allows, at least 1. Under ZeRO-3 each call is a collective: give every
             rank the largest ceil(T / chunk_tokens) of any, or ranks wait for each other for ever.
@@ -80,7 +77,7 @@ def token_logprobs(
         raise ValueError(f"num_chunks must be at least {num_needed}, got {num_chunks}")
 
     def chunk_scores(hidden_tD: Tensor, targets_t: Tensor) -> tuple[Tensor, ...]:
-        logits_tV = _logits(head(hidden_tD), softcap=softcap, temperature=temperature)
+        logits_tV = _in_float32(head(hidden_tD)) / temperature
         scores = [_logprobs(logits_tV, targets_t)]
         if with_entropy:
             scores.append(_entropy(logits_tV if entropy_gradient else logits_tV.detach()))
@@ -103,11 +100,8 @@ def token_logprobs(
     )
 
 
-def _logits(raw_tV: Tensor, *, softcap: float | None, temperature: float) -> Tensor:
-    logits_tV = raw_tV.to(torch.promote_types(raw_tV.dtype, torch.float32))
-    if softcap is not None:
-        logits_tV = softcap * torch.tanh(logits_tV / softcap)
-    return logits_tV / temperature
+def _in_float32(raw_tV: Tensor) -> Tensor:
+    return raw_tV.to(torch.promote_types(raw_tV.dtype, torch.float32))
 
 
 def _logprobs(logits_tV: Tensor, targets_t: Tensor) -> Tensor:
@@ -116,6 +110,8 @@ def _logprobs(logits_tV: Tensor, targets_t: Tensor) -> Tensor:
 
 
 def _entropy(logits_tV: Tensor) -> Tensor:
-    # -Σ p log p = log Z - Σ p · logit
-    mean_logit_t = (torch.softmax(logits_tV, dim=-1) * logits_tV).sum(-1)
+    # -Σ p log p = log Z - Σ p · logit. A word that is masked by -inf has p = 0 and counts 0, but
+    # 0 · -inf is NaN, in the value and in the gradient.
+    finite_tV = logits_tV.masked_fill(logits_tV.isneginf(), 0.0)
+    mean_logit_t = (torch.softmax(logits_tV, dim=-1) * finite_tV).sum(-1)
     return torch.logsumexp(logits_tV, dim=-1) - mean_logit_t

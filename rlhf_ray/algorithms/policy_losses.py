@@ -13,6 +13,7 @@ Every loss reports `clip_share` (0 where nothing is clipped), `clamp_share` (log
 `ratio_mean` (of the ratio that the loss uses) and `kl_old`, the k3 estimate of KL(old || new).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
-from rlhf_ray.algorithms.ragged import num_own_tokens, own, segment_sum
-from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped
+from rlhf_ray.algorithms.ragged import own, segment_mean
+from rlhf_ray.algorithms.ratios import RatioLevel, clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.algorithms.token_loss import TokenLoss
 
@@ -52,9 +53,9 @@ class PolicyLossParams:
     """Parameters of all policy losses; each uses those that it names.
 
     Attributes:
-        clip_low: Ratios below 1 - clip_low are clipped (ppo, gspo, cispo).
-        clip_high: Ratios above 1 + clip_high are clipped. DAPO's clip-higher: 0.2 and 0.28. GSPO's
-            ratios are of another order: 3e-4 and 4e-4. CISPO wants no lower bound: 1.0, say 4.0.
+        clip_low: Ratios below 1 - clip_low are clipped (ppo, gspo, cispo); None for no bound.
+        clip_high: Ratios above 1 + clip_high are clipped; None for no bound. The configuration
+            knows each loss's own bounds.
         dual_clip: Bound c > 1 on the ratio where A < 0 (ppo, gspo); None for no bound.
         tau_pos: Gate temperature where A > 0 (sapo; the paper's value is 1.0).
         tau_neg: Gate temperature where A <= 0 (sapo; the paper's value is 1.05).
@@ -63,8 +64,8 @@ class PolicyLossParams:
         ValueError: A value is out of range.
     """
 
-    clip_low: float
-    clip_high: float
+    clip_low: float | None
+    clip_high: float | None
     dual_clip: float | None
     tau_pos: float
     tau_neg: float
@@ -72,21 +73,54 @@ class PolicyLossParams:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         for name in ("clip_low", "clip_high"):
-            if not getattr(self, name) >= 0.0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            bound = getattr(self, name)
+            if bound is not None and not bound >= 0.0:
+                raise ValueError(f"{name} must be at least 0, got {bound}")
         for name in ("tau_pos", "tau_neg"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.dual_clip is not None and not self.dual_clip > 1.0:
             raise ValueError(f"dual_clip must be above 1, got {self.dual_clip}")
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Of the ratio: from 1 - clip_low, at least 0, to 1 + clip_high."""
+        low = 0.0 if self.clip_low is None else max(1.0 - self.clip_low, 0.0)
+        return low, math.inf if self.clip_high is None else 1.0 + self.clip_high
 
-PolicyLoss = Callable[[PolicyLossInputs, PolicyLossParams], TokenLoss]
+
+PolicyLossFn = Callable[[PolicyLossInputs, PolicyLossParams], TokenLoss]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyLoss:
+    """A registered loss; call it like its function.
+
+    Attributes:
+        compute: The function.
+        level: Whose ratio the loss takes. A weight that corrects for the engine takes the same.
+    """
+
+    compute: PolicyLossFn
+    level: RatioLevel
+
+    def __call__(self, inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
+        """Computes the token losses."""
+        return self.compute(inputs, params)
+
 
 POLICY_LOSSES: Registry[PolicyLoss] = Registry("policy loss")
 
 
-@POLICY_LOSSES.register("ppo")
+def _register(name: str, *, level: RatioLevel = "token") -> Callable[[PolicyLossFn], PolicyLossFn]:
+    def add(compute: PolicyLossFn) -> PolicyLossFn:
+        POLICY_LOSSES.register(name)(PolicyLoss(compute=compute, level=level))
+        return compute
+
+    return add
+
+
+@_register("ppo")
 def ppo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """Clipped surrogate of single tokens, -min(r A, clip(r, 1 - low, 1 + high) A).
 
@@ -99,7 +133,7 @@ def ppo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     return _clipped_surrogate(own_T, own_T.log_ratio_T, inputs, params)
 
 
-@POLICY_LOSSES.register("gspo")
+@_register("gspo", level="sequence")
 def gspo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """Clipped surrogate with one ratio a sequence, s = exp(mean over own tokens of log r).
 
@@ -108,13 +142,13 @@ def gspo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     the paper's gradient (eq. 10). Sequences must be whole.
     """
     own_T = _select(inputs)
-    lens_B = num_own_tokens(inputs.mask_T, inputs.segments_T, inputs.num_sequences)
-    sums_B = segment_sum(own_T.log_ratio_T, inputs.segments_T, inputs.num_sequences)
-    log_ratio_T = (sums_B / lens_B.clamp(min=1))[inputs.segments_T]
+    log_ratio_T = segment_mean(
+        own_T.log_ratio_T, inputs.mask_T, inputs.segments_T, inputs.num_sequences
+    )
     return _clipped_surrogate(own_T, log_ratio_T, inputs, params)
 
 
-@POLICY_LOSSES.register("cispo")
+@_register("cispo")
 def cispo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """REINFORCE weighted by a clipped ratio without gradient, -stop(clip(r)) A log π.
 
@@ -122,14 +156,14 @@ def cispo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """
     own_T = _select(inputs)
     ratio_T = clamp_log_ratio(own_T.log_ratio_T).exp().detach()
-    low, high = 1.0 - params.clip_low, 1.0 + params.clip_high
+    low, high = params.bounds
     loss_T = -ratio_T.clamp(low, high) * own_T.advantages_T * own_T.logprobs_T
     clipped_T = (ratio_T < low) | (ratio_T > high)
     metrics = _metrics(own_T, own_T.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
     return TokenLoss(loss_T=loss_T, metrics=metrics)
 
 
-@POLICY_LOSSES.register("sapo")
+@_register("sapo")
 def sapo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """Soft gate in place of the clip, -(4/τ) σ(τ (r - 1)) A with τ by the sign of A.
 
@@ -146,7 +180,7 @@ def sapo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     return TokenLoss(loss_T=-gate_T * own_T.advantages_T, metrics=metrics)
 
 
-@POLICY_LOSSES.register("reinforce")
+@_register("reinforce")
 def reinforce(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """The plain policy gradient -A log π, for on-policy data; the ratio appears in metrics only.
 
@@ -172,7 +206,7 @@ def _select(inputs: PolicyLossInputs) -> _Own:
     logprobs_T = own(inputs.logprobs_T, inputs.mask_T)
     return _Own(
         logprobs_T=logprobs_T,
-        log_ratio_T=logprobs_T - own(inputs.old_logprobs_T, inputs.mask_T).detach(),
+        log_ratio_T=log_ratio(logprobs_T, own(inputs.old_logprobs_T, inputs.mask_T).detach()),
         advantages_T=own(inputs.advantages_T, inputs.mask_T).detach(),
     )
 
@@ -183,7 +217,7 @@ def _clipped_surrogate(
     """PPO's surrogate for ratios of tokens or, the same value at each token, of sequences."""
     advantages_T = own_T.advantages_T
     ratio_T = clamp_log_ratio(log_ratio_T).exp()
-    low, high = 1.0 - params.clip_low, 1.0 + params.clip_high
+    low, high = params.bounds
     surrogate_T = torch.minimum(ratio_T * advantages_T, ratio_T.clamp(low, high) * advantages_T)
     clipped_T = torch.where(advantages_T > 0.0, ratio_T > high, ratio_T < low)
     if params.dual_clip is not None:

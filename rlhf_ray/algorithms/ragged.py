@@ -37,6 +37,22 @@ def num_own_tokens(mask_T: Tensor, segments_T: Tensor, num_sequences: int) -> Te
     return segment_sum(mask_T.long(), segments_T, num_sequences)
 
 
+def segment_mean(
+    values_T: Tensor, mask_T: Tensor, segments_T: Tensor, num_sequences: int
+) -> Tensor:
+    """Gives every token the mean over its sequence's own tokens: float[T].
+
+    Args:
+        values_T: float[T], 0 in slots that are not the policy's own.
+        mask_T: bool[T].
+        segments_T: int64[T].
+        num_sequences: B.
+    """
+    lens_B = num_own_tokens(mask_T, segments_T, num_sequences)
+    sums_B = segment_sum(values_T, segments_T, num_sequences)
+    return (sums_B / lens_B.clamp(min=1))[segments_T]
+
+
 def last_own_token(mask_T: Tensor, segments_T: Tensor, num_sequences: int) -> Tensor:
     """Finds the flat index of each sequence's last own token.
 

@@ -1,10 +1,25 @@
 """Log-ratios of two policies, clamped before they meet `exp`."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+RatioLevel = Literal["token", "sequence"]
+"""Whether a ratio is a token's, or one of all a sequence's own tokens, their geometric mean."""
+
 MAX_LOG_RATIO = 20.0
 """exp(20) is 4.9e8: finite in float32 even when squared, and far beyond any useful ratio."""
+
+
+def log_ratio(logprobs_T: Tensor, others_T: Tensor) -> Tensor:
+    """Log π / π', the difference of log-probabilities; 0 where both give a token no chance.
+
+    A head that masks words gives them -inf. Two that mask the same word agree on it, where the
+    plain difference, -inf + inf, would be NaN.
+    """
+    both_T = logprobs_T.isneginf() & others_T.isneginf()
+    return logprobs_T.masked_fill(both_T, 0.0) - others_T.masked_fill(both_T, 0.0)
 
 
 def clamp_log_ratio(log_ratio_T: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS, KLEstimator
 from rlhf_ray.algorithms.metric_sums import mean_of
 from rlhf_ray.algorithms.ragged import own
-from rlhf_ray.algorithms.ratios import is_clamped
+from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.algorithms.token_loss import TokenLoss
 
@@ -25,12 +25,15 @@ class LossTermInputs:
         mask_T: bool[T].
         logprobs_T: float[T], of the policy being trained (KL terms).
         reference_logprobs_T: float[T], without gradient (KL terms).
+        old_logprobs_T: float[T], of the policy at the start of the step, without gradient
+            (kl_k3_weighted).
         entropy_T: float[T], in nats, of the policy being trained (entropy term).
     """
 
     mask_T: Tensor
     logprobs_T: Tensor | None = None
     reference_logprobs_T: Tensor | None = None
+    old_logprobs_T: Tensor | None = None
     entropy_T: Tensor | None = None
 
 
@@ -43,7 +46,8 @@ LOSS_TERMS: Registry[LossTerm] = Registry("loss term")
 def entropy(inputs: LossTermInputs) -> TokenLoss:
     """The entropy bonus: minus the entropy of the policy at each own token.
 
-    Source: Williams and Peng 1991; PPO, https://arxiv.org/abs/1707.06347, eq. 9.
+    Source: Williams and Peng 1991; PPO, https://arxiv.org/abs/1707.06347, eq. 9. It is reduced as
+    the policy's loss is; TRL takes the mean over tokens whatever the reduction.
 
     Raises:
         ValueError: `entropy_T` is missing.
@@ -54,20 +58,33 @@ def entropy(inputs: LossTermInputs) -> TokenLoss:
     return TokenLoss(loss_T=-entropy_T, metrics={"entropy": mean_of(entropy_T, inputs.mask_T)})
 
 
-def _kl_term(name: str, estimator: KLEstimator) -> LossTerm:
-    """Makes the loss term that penalises `estimator`'s KL to the reference."""
+def _kl_term(name: str, estimator: KLEstimator, *, weighted: bool = False) -> LossTerm:
+    """Makes the loss term that penalises `estimator`'s KL to the reference.
+
+    Where it is `weighted`, each token counts by w = π / π_old, through which the gradient flows:
+    see `kl`. In a loss it is the KL of single tokens after contexts as they were sampled; what a
+    token does to later ones is felt by the KL in the reward alone.
+    """
 
     def kl(inputs: LossTermInputs) -> TokenLoss:
-        if inputs.logprobs_T is None or inputs.reference_logprobs_T is None:
-            raise ValueError(
-                f"logprobs_T and reference_logprobs_T must be given for loss term {name!r}"
-            )
-        logprobs_T = own(inputs.logprobs_T, inputs.mask_T)
-        reference_logprobs_T = own(inputs.reference_logprobs_T, inputs.mask_T).detach()
-        kl_T = estimator(logprobs_T, reference_logprobs_T)
+        needed = {
+            "logprobs_T": inputs.logprobs_T,
+            "reference_logprobs_T": inputs.reference_logprobs_T,
+            **({"old_logprobs_T": inputs.old_logprobs_T} if weighted else {}),
+        }
+        given = {key: own(x, inputs.mask_T) for key, x in needed.items() if x is not None}
+        if len(given) < len(needed):
+            raise ValueError(f"{', '.join(needed)} must be given for loss term {name!r}")
+        logprobs_T, reference_T = given["logprobs_T"], given["reference_logprobs_T"].detach()
+        kl_T = estimator(logprobs_T, reference_T)
+        clamped_T = is_clamped(log_ratio(logprobs_T, reference_T))
+        if weighted:
+            to_old_T = log_ratio(logprobs_T, given["old_logprobs_T"].detach())
+            kl_T = clamp_log_ratio(to_old_T).exp() * kl_T
+            clamped_T = clamped_T | is_clamped(to_old_T)
         metrics = {
             "kl_ref": mean_of(kl_T, inputs.mask_T),
-            "kl_clamp_share": mean_of(is_clamped(logprobs_T - reference_logprobs_T), inputs.mask_T),
+            "kl_clamp_share": mean_of(clamped_T, inputs.mask_T),
         }
         return TokenLoss(loss_T=kl_T, metrics=metrics)
 
@@ -77,3 +94,6 @@ def _kl_term(name: str, estimator: KLEstimator) -> LossTerm:
 # Not k1: its expected gradient is 0.
 for _name in ("k2", "k3"):
     LOSS_TERMS.register(f"kl_{_name}")(_kl_term(f"kl_{_name}", KL_ESTIMATORS[_name]))
+LOSS_TERMS.register("kl_k3_weighted")(
+    _kl_term("kl_k3_weighted", KL_ESTIMATORS["k3"], weighted=True)
+)

@@ -24,4 +24,5 @@ def dft(logprobs_T: Tensor) -> Tensor:
 
     Source: dynamic fine-tuning, https://arxiv.org/abs/2508.05629.
     """
-    return -logprobs_T.detach().exp() * logprobs_T
+    # p log p is 0 at p = 0, where the product would be 0 · -inf.
+    return -logprobs_T.detach().exp() * logprobs_T.masked_fill(logprobs_T.isneginf(), 0.0)

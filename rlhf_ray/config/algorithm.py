@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -14,6 +14,32 @@ from rlhf_ray.config.base import (
 
 ROLES = ("policy", "reference", "reward", "value", "rollout")
 
+KlEstimator = Literal["k1", "k2", "k3"]
+PolicyLoss = Literal["ppo", "gspo", "cispo", "sapo", "reinforce"]
+# How far below and above 1 each loss lets its ratio go, where the configuration does not say; None
+# for no bound. PPO: arXiv 1707.06347, section 6.1. GSPO: 2507.18071, section 5.1. CISPO has no
+# lower bound and no published upper one (2506.13585, section 3.1); a largest ratio of 5 is what TRL
+# recommends after ScaleRL (2510.13786).
+CLIP_BOUNDS: dict[PolicyLoss, tuple[float | None, float | None]] = {
+    "ppo": (0.2, 0.2),
+    "gspo": (3e-4, 4e-4),
+    "cispo": (None, 4.0),
+    "sapo": (None, None),
+    "reinforce": (None, None),
+}
+
+
+def _clip_low(values: dict[str, Any]) -> float | None:
+    return CLIP_BOUNDS[values["policy_loss"]][0]
+
+
+def _clip_high(values: dict[str, Any]) -> float | None:
+    return CLIP_BOUNDS[values["policy_loss"]][1]
+
+
+def _estimator(values: dict[str, Any]) -> KlEstimator:
+    return "k1" if values["where"] == "reward" else "k3"
+
 
 class KlConfig(Config):
     """KL to the reference model.
@@ -21,29 +47,49 @@ class KlConfig(Config):
     Attributes:
         coefficient: 0 leaves the reference out: its role is not started.
         where: In the token rewards (Ziegler et al. 2019) or as a term of the loss (GRPO).
+        estimator: By default k1 in the reward, k3 in the loss. Others have the gradient of another
+            quantity there, or none.
+        importance_weight: For k3 in the loss: weigh each token by policy / policy at the step's
+            start, which makes the gradient that of KL(policy || reference) (DeepSeek-V3.2,
+            arXiv 2512.02556). Without, it is on average that of KL(reference || policy).
         target: For `adaptive`, nats a token; the coefficient moves towards it over `horizon`
             sequences.
     """
 
     coefficient: NonNegativeFloat = 0.0
-    estimator: Literal["k1", "k2", "k3"] = "k3"
     where: Literal["reward", "loss"] = "loss"
+    estimator: KlEstimator = Field(default_factory=_estimator)
+    importance_weight: bool = False
     controller: Literal["fixed", "adaptive"] = "fixed"
     target: PositiveFloat = 0.1
     horizon: PositiveInt = 10_000
 
     @model_validator(mode="after")
-    def _has_a_gradient(self) -> KlConfig:
+    def _has_the_gradient_of_a_kl(self) -> KlConfig:
         if self.coefficient and (self.where, self.estimator) == ("loss", "k1"):
             raise ValueError(
                 "estimator k1 has no gradient in the loss, on average: take k2 or k3 there, or "
                 "where: reward"
             )
+        if self.coefficient and self.where == "reward" and self.estimator != "k1":
+            raise ValueError(
+                f"estimator {self.estimator} in the reward has another gradient than the KL's: "
+                "take k1 there, or where: loss"
+            )
+        if self.importance_weight and (self.where, self.estimator) != ("loss", "k3"):
+            raise ValueError(
+                "importance_weight is for estimator k3 with where: loss, got "
+                f"{self.estimator} with where: {self.where}"
+            )
         return self
 
 
 class CorrectionConfig(Config):
-    """Correction for engine and trainer giving one token different probabilities."""
+    """Correction for engine and trainer giving one token different probabilities.
+
+    A weight is a token's, and a sequence's (the geometric mean of its tokens') for policy loss
+    `gspo`, whose ratio is as well.
+    """
 
     kind: Literal["none", "truncated", "mask"] = "truncated"
     cap: Annotated[float, Field(ge=1)] = 2.0
@@ -56,7 +102,7 @@ class DynamicSamplingConfig(Config):
     Attributes:
         max_rounds: Of generation, the first one included; each asks for what is still missing.
         on_exhausted: After the last round, train the groups there are (`partial`; with none at all
-            the run stops) or stop (`error`).
+            the step trains nothing) or stop (`error`).
     """
 
     enabled: bool = False
@@ -67,16 +113,29 @@ class DynamicSamplingConfig(Config):
 
 
 class AlgorithmConfig(Config):
-    """Estimators and losses by name; `rlhf_ray.algorithms` holds one small function each."""
+    """Estimators and losses by name; `rlhf_ray.algorithms` holds one small function each.
 
-    advantage: Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"]
-    policy_loss: Literal["ppo", "gspo", "cispo", "sapo", "reinforce"] = "ppo"
+    Attributes:
+        truncated: What a response that was cut off at its limit counts for. `train`: as any other.
+            `mask`: it is compared within its group and enters no loss, nor a mean's count (overlong
+            filtering of DAPO, arXiv 2503.14476, section 3.4). `bootstrap` (gae): its return goes on
+            from the critic's value of where it was cut, instead of 0 (arXiv 1712.00378).
+        clip_low: How far below 1 the ratio may go; by default the policy loss's own, null for no
+            bound.
+        clip_high: How far above 1.
+    """
+
+    advantage: Literal[
+        "gae", "grpo", "gdpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"
+    ]
+    policy_loss: PolicyLoss = "ppo"
     value_loss: Literal["clipped", "mse"] = "clipped"
     reduction: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    truncated: Literal["train", "mask", "bootstrap"] = "train"
     epochs: PositiveInt = 1
     minibatches: PositiveInt = 1
-    clip_low: NonNegativeFloat = 0.2
-    clip_high: NonNegativeFloat = 0.2
+    clip_low: NonNegativeFloat | None = Field(default_factory=_clip_low)
+    clip_high: NonNegativeFloat | None = Field(default_factory=_clip_high)
     dual_clip: NonNegativeFloat = 0.0
     sapo_temperature_positive: PositiveFloat = 1.0
     sapo_temperature_negative: PositiveFloat = 1.05
@@ -94,3 +153,25 @@ class AlgorithmConfig(Config):
         if self.dual_clip and self.dual_clip <= 1:
             raise ValueError(f"dual_clip must be above 1, or 0 for none, got {self.dual_clip}")
         return self
+
+    @model_validator(mode="after")
+    def _fits_the_advantage(self) -> AlgorithmConfig:
+        if self.truncated == "bootstrap" and self.advantage != "gae":
+            raise ValueError(
+                "truncated: bootstrap takes a critic's value, which only advantage gae has, got "
+                f"{self.advantage}"
+            )
+        if self.tells_rewards_apart and self.kl.coefficient and self.kl.where == "reward":
+            raise ValueError(
+                "kl.where must be loss for advantage gdpo, which standardises each reward by itself"
+            )
+        return self
+
+    @property
+    def tells_rewards_apart(self) -> bool:
+        """Whether each reward is compared by itself, not their sum."""
+        return self.advantage == "gdpo"
+
+    def trains(self, finish_reason: Literal["stop", "length"]) -> bool:
+        """Whether a response that ended so enters the losses."""
+        return not (self.truncated == "mask" and finish_reason == "length")

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    model_validator,
+)
+
+from rlhf_ray.config.deepspeed_settings import taken_settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+# In the context of a validation: the configuration is read here and runs on another machine.
+ELSEWHERE = "elsewhere"
+
+
+def _at_home(path: str, info: ValidationInfo) -> str:
+    return path if (info.context or {}).get(ELSEWHERE) else os.path.expanduser(path)
+
+
+# What names a file or folder: `~` is the home of whoever runs the job, on the machine that runs it.
+LocalPath = Annotated[str, AfterValidator(_at_home)]
 # Ray's label selectors: a value, several of them, or anything but those.
 LabelSelector = Annotated[str, Field(pattern=r"^!?(in\([\w.-]+(, ?[\w.-]+)*\)|[\w.-]+)$")]
 
@@ -22,7 +44,13 @@ class Config(BaseModel):
 
     A section that is given in part keeps the other defaults of the class that it stands in:
     `PpoConfig` with `algorithm: {epochs: 2}` still has PPO's advantage and KL.
+
+    Attributes:
+        alternatives: Keys of which one stands in place of the other: what is given later (a file, a
+            pipeline's `set`, the command line) counts; together they are refused.
     """
+
+    alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
@@ -35,6 +63,8 @@ class Config(BaseModel):
             return values
         completed = dict(values)
         for name, field in cls.model_fields.items():
+            if field.default_factory_takes_validated_data:
+                continue  # it follows from other keys, and is no section
             default = field.get_default(call_default_factory=True)
             if isinstance(default, BaseModel) and isinstance(values.get(name), Mapping):
                 completed[name] = laid_over(default.model_dump(exclude_unset=True), values[name])
@@ -74,13 +104,13 @@ class ModelConfig(Config):
         dtype: Of the weights in forward and backward passes; `auto` is bfloat16 on GPU, float32 on
             CPU.
         attention: `auto` is flash attention where installed, else `packed_sdpa`, which needs
-            nothing.
+            nothing; for a model that neither gets right it is transformers' own, padded.
         quantization: Base weights in 4 or 8 bit through bitsandbytes; needs `lora.rank` above 0.
     """
 
-    path: str = ""
-    tokenizer: str = ""
-    chat_template: str = ""
+    path: LocalPath = ""
+    tokenizer: LocalPath = ""
+    chat_template: LocalPath = ""
     revision: str = "main"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "packed_sdpa", "flash_attention_2"] = "auto"
@@ -119,12 +149,17 @@ class OptimConfig(Config):
 
 
 class ZeroConfig(Config):
-    """DeepSpeed's ZeRO stage and offloading; `extra` is merged into DeepSpeed's own settings."""
+    """DeepSpeed's ZeRO stage and offloading.
+
+    Attributes:
+        extra: Merged into DeepSpeed's own settings: sizes of buckets, overlap and the like. What
+            decides a gradient's value has keys of its own, or is fixed.
+    """
 
     stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     offload_param: Literal["none", "cpu", "nvme"] = "none"
-    nvme_path: str = ""
+    nvme_path: LocalPath = ""
     extra: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -137,6 +172,12 @@ class ZeroConfig(Config):
             raise ValueError("offloading to nvme needs nvme_path, a folder on the drive")
         return self
 
+    @model_validator(mode="after")
+    def _extra_leaves_the_gradient_alone(self) -> ZeroConfig:
+        for problem in taken_settings(self.extra):
+            raise ValueError(f"extra must not set DeepSpeed's {problem}")
+        return self
+
 
 class ForwardConfig(Config):
     """A role that runs a model over rollouts.
@@ -144,15 +185,16 @@ class ForwardConfig(Config):
     Attributes:
         max_tokens_per_micro_batch: Budget of one pass on one rank; a longer single sequence still
             goes alone.
-        layout: `packed` lays sequences end to end; `padded` makes a rectangle. Same numbers; models
-            with other layers than attention need `padded`.
+        layout: `packed` lays sequences end to end; `padded` makes a rectangle. Same numbers, and
+            packed needs less memory; models with other layers than attention need `padded`. `auto`
+            is packed where the loaded model shows that it keeps sequences apart, else padded.
         logits_chunk_tokens: Logits exist for at most this many tokens at a time.
     """
 
     model: ModelConfig = ModelConfig()
     zero: ZeroConfig = ZeroConfig()
     max_tokens_per_micro_batch: PositiveInt = 8192
-    layout: Literal["packed", "padded"] = "packed"
+    layout: Literal["auto", "packed", "padded"] = "auto"
     logits_chunk_tokens: PositiveInt = 1024
 
     @property
@@ -300,7 +342,7 @@ class RunConfig(Config):
     """
 
     seed: NonNegativeInt = 0
-    run_dir: str = ""
+    run_dir: LocalPath = ""
     resume: Literal["never", "auto"] = "never"
     ray: RayConfig = RayConfig()
     wandb: WandbConfig = WandbConfig()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat, model_validator
 
-from rlhf_ray.config.base import Config, NonNegativeInt
+from rlhf_ray.config.base import Config, LocalPath, NonNegativeInt
 
 DataFormat = Literal[
     "auto", "prompt", "text", "messages", "prompt_completion", "input_target", "alpaca",
@@ -27,7 +27,7 @@ class SourceConfig(Config):
         columns: What a column is called there, by the name it has here: `{prompt: question}`.
     """
 
-    path: str = ""
+    path: LocalPath = ""
     split: str = "train"
     limit: NonNegativeInt = 0
     skip: NonNegativeInt = 0
@@ -60,6 +60,8 @@ class DataConfig(SourceConfig):
         cache: Keep tokenized rows on disk, by content, and read them back the next time.
     """
 
+    alternatives = (frozenset({"path", "sources"}),)
+
     sources: list[MixedSourceConfig] = []
     mixing: Literal["until_all", "until_first"] = "until_all"
     chat: bool = False
@@ -85,6 +87,11 @@ class DataConfig(SourceConfig):
             for name in ("split", "limit", "skip", "format", "columns"):
                 if getattr(self, name) != SourceConfig.model_fields[name].default:
                     raise ValueError(f"{name} belongs to each of sources, not beside them")
+        if 0 < self.max_prompt_tokens < self.prompt_tokens:
+            raise ValueError(
+                f"prompt_tokens must be at most max_prompt_tokens ({self.max_prompt_tokens}), got "
+                f"{self.prompt_tokens}"
+            )
         for index, source in enumerate(self.sources):
             if not source.path:
                 raise ValueError(f"sources.{index}.path must name a data set")

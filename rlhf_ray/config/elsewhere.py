@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, RunConfig, laid_over
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, RunConfig
 from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.layers import lay_over
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
 from rlhf_ray.config.problems import KeyPath, Problem
 from rlhf_ray.config.references import hub_dataset
@@ -37,9 +38,10 @@ def _whole(stage: StageConfig, pipeline: PipelineConfig) -> dict[str, Any]:
     given = stage.model_dump(mode="json", exclude_unset=True)
     if not stage.config:
         return given
-    of_file = read_yaml(Path(stage.config)).values
-    shared = shared_values(pipeline, JOBS[stage.job])
-    return {**given, "config": "", "set": laid_over(laid_over(of_file, shared), stage.set)}
+    of_file = read_yaml(Path(stage.config).expanduser()).values
+    cls = JOBS[stage.job]
+    values = lay_over(cls, lay_over(cls, of_file, shared_values(pipeline, cls)), stage.set)
+    return {**given, "config": "", "set": values}
 
 
 def find_missing(values: Mapping[str, Any], shipped: Collection[str] | None) -> list[Problem]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rlhf_ray.config import schema
@@ -40,9 +41,7 @@ def _section(
     yield from ["", *_wrap(f"{prefix.rstrip('.') or 'job'}: {summary}", indent=0, width=width)]
     below: list[str] = []
     for name, field in cls.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        if defaults is not None:
-            default = getattr(defaults, name)
+        default = _default(field) if defaults is None else getattr(defaults, name)
         key, annotation = f"{prefix}{name}", schema.child(cls, name)
         if schema.is_section(field.annotation):
             section: Any = field.annotation
@@ -83,8 +82,15 @@ def _meanings(cls: type[BaseModel]) -> dict[str, str]:
     return meanings
 
 
+def _default(field: FieldInfo) -> Any:
+    """The field's own; one that follows from other keys is not known without them."""
+    if field.default_factory_takes_validated_data:
+        return "by other keys"
+    return field.get_default(call_default_factory=True)
+
+
 def _plain(value: object) -> str:
-    return "none" if value in ("", [], {}) else str(value)
+    return "none" if value in ("", [], {}, None) else str(value)
 
 
 def _wrap(text: str, *, indent: int, width: int, hang: int = 0) -> list[str]:

@@ -24,7 +24,7 @@ def load_job(path: str, job: str = "", arguments: Sequence[str] = ()) -> RunConf
     Raises:
         ConfigError: It cannot be told what it is, or it has a mistake.
     """
-    file = read_yaml(Path(path))
+    file = read_yaml(Path(path).expanduser())
     if job == "pipeline" or (not job and "stages" in file.values):
         return load_config(PipelineConfig, path, arguments)
     folder = Path(path).resolve().parent.name

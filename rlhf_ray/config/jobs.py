@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlhf_ray.config.base import JobConfig
+from rlhf_ray.config.base import JobConfig, RunConfig
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
@@ -17,3 +17,10 @@ JOBS: Mapping[str, type[JobConfig]] = {
     "grpo": GrpoConfig,
     "sample": SampleConfig,
 }
+# Of several jobs, and none of them.
+PIPELINE = "pipeline"
+
+
+def job_name(config: RunConfig) -> str:
+    """The name of a configuration's job."""
+    return next((name for name, cls in JOBS.items() if type(config) is cls), PIPELINE)

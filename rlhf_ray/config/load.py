@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rlhf_ray.config import overrides, schema
+from rlhf_ray.config.base import ELSEWHERE
 from rlhf_ray.config.problems import KeyPath, Problem, raise_for
 from rlhf_ray.config.secrets import MASK, masked_keys, without_secrets
 from rlhf_ray.config.yaml_file import YamlFile, read_yaml, write_yaml
@@ -21,24 +22,35 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def load_config(
-    cls: type[ConfigT], yaml_path: Path | str, arguments: Sequence[str] = ()
+    cls: type[ConfigT],
+    yaml_path: Path | str,
+    arguments: Sequence[str] = (),
+    *,
+    elsewhere: bool = False,
 ) -> ConfigT:
     """Read a file, lay `--key value` overrides over it and validate the result.
 
     Relative paths inside stay as they are given: they are relative to the working directory.
 
+    Args:
+        cls: Of the job.
+        yaml_path: Of the file.
+        arguments: As of the command line.
+        elsewhere: Whether the job runs on another machine, whose home `~` stands for.
+
     Raises:
         ConfigError: With every problem found: its key, what was given and what is allowed.
     """
-    file = read_yaml(Path(yaml_path))
+    file = read_yaml(Path(yaml_path).expanduser())
     given, problems = overrides.parse(cls, arguments)
     applied = [overrides.apply(cls, override, file.values) for override in given]
+    overrides.drop_replaced(cls, given, file.values)
     problems = [*file.problems, *problems, *(problem for problem in applied if problem)]
     from_command_line = {
         override.path[: depth + 1] for override in given for depth in range(len(override.path))
     } - file.lines.keys()
     from_command_line |= {override.path for override in given}
-    config, found = validate(cls, file, from_command_line)
+    config, found = validate(cls, file, from_command_line, elsewhere=elsewhere)
     known = {problem.path for problem in problems}
     raise_for(
         [*problems, *(problem for problem in found if problem.path not in known)],
@@ -49,7 +61,11 @@ def load_config(
 
 
 def validate(
-    cls: type[ConfigT], file: YamlFile, from_command_line: Collection[KeyPath] = ()
+    cls: type[ConfigT],
+    file: YamlFile,
+    from_command_line: Collection[KeyPath] = (),
+    *,
+    elsewhere: bool = False,
 ) -> tuple[ConfigT | None, list[Problem]]:
     """A file's values as a configuration, or what is wrong with them.
 
@@ -57,12 +73,13 @@ def validate(
         cls: Of the job.
         file: Its values, and the line of each key.
         from_command_line: Keys whose values do not come from the file.
+        elsewhere: As in `load_config`.
     """
     masked = [_masked(path, file.lines, from_command_line) for path in masked_keys(file.values)]
     if masked:
         return None, masked
     try:
-        return cls.model_validate(file.values), []
+        return cls.model_validate(file.values, context={ELSEWHERE: elsewhere}), []
     except ValidationError as error:
         return None, _explain_all(error.errors(), cls, file, from_command_line)
 
@@ -70,9 +87,14 @@ def validate(
 def dump_config(config: BaseModel, path: Path) -> None:
     """Write the resolved configuration, so that `load_config` gives an equal one.
 
-    Secrets are masked, and `load_config` asks for them.
+    Secrets are masked, and `load_config` asks for them. The file is whole or as it was.
     """
-    write_yaml(without_secrets(config.model_dump(mode="json")), path)
+    aside = path.with_name(f".{path.name}")
+    try:
+        write_yaml(without_secrets(config.model_dump(mode="json")), aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def is_dump_of(config: BaseModel, path: Path, *, besides: Collection[str]) -> bool:
@@ -104,6 +126,8 @@ def _explain_all(
     """One problem a key: pydantic reports a union once for every alternative."""
     problems: dict[KeyPath | str, Problem] = {}
     for error in errors:
+        if error["type"] == "default_factory_not_called":
+            continue  # the key that the default follows from has an error of its own
         path, message = _explain(error, cls, file.values)
         where = _where(path, file.lines, from_command_line)
         problems.setdefault(path or message, Problem(path=path, message=message, where=where))

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.config.model_kind import read_json, text_part
+
 # vllm/v1/attention/backends/cpu_attn.py, CPUAttentionBackend.get_supported_head_sizes, vLLM 0.32
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-# Layers that keep packed sequences apart; "attention" is the older name of the first.
-_PLAIN_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
-# Decoders with other layers, whose `config.json` need not list them.
-MIXING_TYPES = frozenset({
-    "axk2", "bamba", "deepseek_v32", "deepseek_v4", "falcon_h1", "falcon_mamba", "glm_moe_dsa",
-    "granitemoehybrid", "hy_v4", "inkling_text", "jamba", "kimi_linear", "lfm2", "lfm2_moe",
-    "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text",
-    "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya",
+# RoBERTa and its kin number positions from behind the padding token's id, which is 1 by default.
+POSITIONS_AFTER_PADDING = frozenset({
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet",
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
+# As GPT-2 and others of its time call what has another name by now.
+_OLDER_NAMES = {
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,24 +31,23 @@ class ModelLimits:
     Attributes:
         head_dim: Of one attention head.
         num_heads: Query heads of a layer.
+        num_kv_heads: Key and value heads of a layer.
         context_tokens: The longest sequence; None also where the model stretches its positions.
-        mixes_sequences: Whether it has layers, such as recurrent ones, that would carry one packed
-            sequence into the next.
     """
 
     head_dim: int | None
     num_heads: int | None
+    num_kv_heads: int | None
     context_tokens: int | None
-    mixes_sequences: bool
 
 
 def read_limits(folder: Path) -> ModelLimits | None:
     """The limits of a local model; None where `folder` holds no readable `config.json`."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    config = read_json(folder / "config.json")
+    if config is None:
         return None
-    text: dict[str, Any] = {**config, **config.get("text_config", {})}
+    text = {ours: config[older] for older, ours in _OLDER_NAMES.items() if older in config}
+    text |= text_part(config)
     num_heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
     head_dim = text.get("head_dim")
     if head_dim is None and num_heads and hidden:
@@ -55,13 +57,15 @@ def read_limits(folder: Path) -> ModelLimits | None:
     return ModelLimits(
         head_dim=head_dim,
         num_heads=num_heads,
-        context_tokens=None if stretched else text.get("max_position_embeddings"),
-        mixes_sequences=_mixes_sequences(text),
+        num_kv_heads=text.get("num_key_value_heads"),
+        context_tokens=None if stretched else context_of(text),
     )
 
 
-def _mixes_sequences(text: Mapping[str, Any]) -> bool:
-    kinds = text.get("layer_types")
-    if kinds is None:
-        return text.get("model_type") in MIXING_TYPES
-    return bool(set(kinds) - _PLAIN_ATTENTION)
+def context_of(text: Mapping[str, Any]) -> int | None:
+    """The longest sequence by a configuration's keys, where it names one."""
+    num_positions = text.get("max_position_embeddings")
+    if num_positions and text.get("model_type") in POSITIONS_AFTER_PADDING:
+        padding = text.get("pad_token_id")
+        return int(num_positions) - (1 if padding is None else int(padding)) - 1
+    return num_positions

@@ -77,14 +77,30 @@ class PlacementConfig(Placement):
     rollout: GroupConfig = GroupConfig()
 
 
+class CriticConfig(LearnerConfig):
+    """The critic.
+
+    Attributes:
+        warmup_steps: Steps at the start, of `total_steps`, in which only the critic learns: the
+            policy takes no optimiser step, so that its schedule runs over the steps after them.
+    """
+
+    warmup_steps: NonNegativeInt = 0
+
+
 class OnlineConfig(JobConfig):
-    """PPO, GRPO and their kin: rollouts, scores, advantages, updates."""
+    """PPO, GRPO and their kin: rollouts, scores, advantages, updates.
+
+    Attributes:
+        empty_steps_to_stop: Steps with nothing to train, one after the other, that stop the run:
+            rewards applied to no rollout, or dynamic sampling found no group whose scores differ.
+    """
 
     prompts_per_step: PositiveInt = 32
     samples_per_prompt: PositiveInt = 8
     data: DataConfig
     policy: LearnerConfig
-    value: LearnerConfig = LearnerConfig()
+    value: CriticConfig = CriticConfig()
     reference: ReferenceConfig = ReferenceConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig
@@ -92,6 +108,7 @@ class OnlineConfig(JobConfig):
     publication: PublicationConfig = PublicationConfig()
     placement: PlacementConfig = PlacementConfig()
     eval: EvalConfig = EvalConfig()
+    empty_steps_to_stop: PositiveInt = 10
 
     @model_validator(mode="after")
     def _policy_is_named(self) -> OnlineConfig:
@@ -103,14 +120,8 @@ class OnlineConfig(JobConfig):
 
     @model_validator(mode="after")
     def _groups_can_differ(self) -> OnlineConfig:
-        needs_groups = self.algorithm.advantage in (
-            "grpo",
-            "dr_grpo",
-            "rloo",
-            "reinforce++_baseline",
-        )
         if self.samples_per_prompt == 1 and (
-            needs_groups or self.algorithm.dynamic_sampling.enabled
+            self.smallest_group > 1 or self.algorithm.dynamic_sampling.enabled
         ):
             raise ValueError(
                 "samples_per_prompt must be at least 2 where a group is compared with itself "
@@ -125,6 +136,21 @@ class OnlineConfig(JobConfig):
         return self
 
     @model_validator(mode="after")
+    def _the_policy_learns_as_well(self) -> OnlineConfig:
+        warmup = self.value.warmup_steps
+        if warmup and not self.uses_value:
+            raise ValueError(
+                f"value.warmup_steps must be 0 without a critic (advantage "
+                f"{self.algorithm.advantage}), got {warmup}"
+            )
+        if warmup >= self.total_steps:
+            raise ValueError(
+                f"value.warmup_steps must be below total_steps ({self.total_steps}), got {warmup}: "
+                "the policy would not learn"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _shaping_fits(self) -> OnlineConfig:
         buffer = self.reward.shaping.overlong_buffer_tokens
         if buffer > self.rollout.max_new_tokens:
@@ -135,6 +161,17 @@ class OnlineConfig(JobConfig):
         kl = self.algorithm.kl
         if kl.controller == "adaptive" and not kl.coefficient:
             raise ValueError("algorithm.kl.coefficient must be above 0 to adapt from, got 0")
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_can_be_told_apart(self) -> OnlineConfig:
+        shaping = self.reward.shaping
+        changed = {"clip": shaping.clip, "whiten": shaping.whiten}
+        if self.algorithm.tells_rewards_apart and any(changed.values()):
+            raise ValueError(
+                "reward.shaping.clip and .whiten change the sum of the rewards, and advantage gdpo "
+                f"standardises each by itself: leave them out, got {changed}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -183,6 +220,12 @@ class OnlineConfig(JobConfig):
         return self.algorithm.kl.coefficient > 0
 
     @property
+    def smallest_group(self) -> int:
+        """Scored samples that a draw needs to be trained: 2 where they are compared."""
+        compared = ("grpo", "gdpo", "dr_grpo", "rloo", "reinforce++_baseline")
+        return 2 if self.algorithm.advantage in compared else 1
+
+    @property
     def uses_value(self) -> bool:
         """Whether the advantage needs a critic."""
         return self.algorithm.advantage == "gae"
@@ -203,6 +246,6 @@ class PpoConfig(OnlineConfig):
             advantage="gae",
             whiten_advantages=True,
             minibatches=4,
-            kl=KlConfig(coefficient=0.05, estimator="k1", where="reward"),
+            kl=KlConfig(coefficient=0.05, where="reward"),
         )
     )

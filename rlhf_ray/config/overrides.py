@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from rlhf_ray.config import schema
+from rlhf_ray.config import layers, schema
 from rlhf_ray.config.problems import KeyPath, Problem
 from rlhf_ray.config.yaml_file import read_value
 
@@ -62,6 +62,20 @@ def apply(cls: type[BaseModel], override: Override, values: dict[str, Any]) -> P
             _set(target, key, [] if is_list else {})
         target = _get(target, key)
     return None
+
+
+def drop_replaced(
+    cls: type[BaseModel], overrides: Sequence[Override], values: dict[str, Any]
+) -> None:
+    """Take from the file's values, in place, the keys in whose place applied overrides stand."""
+    given = {
+        override.path[: depth + 1] for override in overrides for depth in range(len(override.path))
+    }
+    for override in overrides:
+        if layers.value_at(values, override.path):  # `--epochs 0` stands in no place
+            for path in layers.replaced_by(cls, override.path):
+                if path not in given:
+                    layers.drop(values, path)
 
 
 def _get(target: dict[str, Any] | list[Any], key: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_ray.config.base import Config, RunConfig
+from rlhf_ray.config.base import Config, LocalPath, RunConfig
 from rlhf_ray.config.online import PlacementConfig
 
 
@@ -24,7 +24,7 @@ class StageConfig(Config):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]*$")]
     job: Literal["sft", "rm", "dpo", "ppo", "grpo", "sample"]
-    config: str = ""
+    config: LocalPath = ""
     set: dict[str, Any] = {}
 
 

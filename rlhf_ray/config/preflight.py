@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlhf_ray.config import references
+from rlhf_ray.config import model_kind, references
 from rlhf_ray.config.base import (
     CHAT_TEMPLATE_NAMES,
     STATUS_FILE,
@@ -16,11 +16,13 @@ from rlhf_ray.config.base import (
     RunConfig,
 )
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.model_kind import Kind
 from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.problems import Problem, raise_for
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
 from rlhf_ray.config.wandb_login import login_fault
+from rlhf_ray.config.weight_files import untied_head_fault
 
 
 def preflight(config: RunConfig) -> None:
@@ -71,15 +73,16 @@ def _holds_a_run(folder: Path) -> bool:
 
 def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
     role = config.trained_role
-    yield from _model(f"{role}.model", config.learner.model)
-    yield from _layout(role, config.learner, config.learner.model)
+    kind: Kind = "classifier" if isinstance(config, RmConfig) else "causal"
+    yield from _trained(f"{role}.model", config.learner.model, kind)
     yield from _data("data", config.data)
     yield from _eval_data(config.eval.data, config.eval.every)
     match config:
         case RmConfig() if config.reference_data.is_named:
             yield from _data("reference_data", config.reference_data)
         case DpoConfig() if config.uses_reference_role:
-            yield from _scorer("reference", config.reference, config.policy.model)
+            yield from _scorer("reference", config.reference)
+            yield from _kind("reference.model", config.reference.model.path, "causal")
     limits = read_limits(Path(config.learner.model.path))
     context = limits.context_tokens if limits else None
     if context and config.max_length > context:
@@ -90,12 +93,14 @@ def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
 
 def _online(config: OnlineConfig) -> Iterator[Problem]:
     policy = config.policy.model
-    yield from _model("policy.model", policy)
-    yield from _layout("policy", config.policy, policy)
+    yield from _trained("policy.model", policy, "causal")
     if config.uses_value:
-        yield from _scorer("value", config.value, policy)
+        yield from _scorer("value", config.value)
+        if config.value.model.path:
+            yield from _trainable("value.model", config.value.model, "critic")
     if config.uses_reference:
-        yield from _scorer("reference", config.reference, policy)
+        yield from _scorer("reference", config.reference)
+        yield from _kind("reference.model", config.reference.model.path, "causal")
     yield from _data("data", config.data)
     yield from _eval_data(config.eval.data, config.eval.every)
     for index, function in enumerate(config.reward.functions):
@@ -112,6 +117,14 @@ def _online(config: OnlineConfig) -> Iterator[Problem]:
     reward_model = config.reward.model
     if reward_model.path:
         yield from _fault("reward.model.path", references.model_fault(reward_model.path))
+        yield from _kind("reward.model", reward_model.path, "classifier")
+        scorer = read_limits(Path(reward_model.path))
+        positions = scorer.context_tokens if scorer else None
+        if positions and reward_model.max_length > positions:
+            yield _problem(
+                "reward.model.max_length",
+                f"must be at most the model's {positions}, got {reward_model.max_length}",
+            )
     if reward_model.tokenizer:
         yield from _fault(
             "reward.model.tokenizer", references.tokenizer_fault(reward_model.tokenizer)
@@ -130,10 +143,22 @@ def _engine(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
             f"vLLM on CPU takes attention heads of dimension {', '.join(map(str, CPU_HEAD_DIMS))}; "
             f"the model's have {limits.head_dim}",
         )
-    if gpus > 1 and limits.num_heads and limits.num_heads % gpus:
+    if gpus > 1:
+        yield from _parallelism(gpus, limits)
+
+
+def _parallelism(gpus: int, limits: ModelLimits) -> Iterator[Problem]:
+    """As vLLM divides heads: fewer key and value heads than GPUs are copied."""
+    key, kv_heads = "placement.rollout.gpus_per_rank", limits.num_kv_heads
+    if limits.num_heads and limits.num_heads % gpus:
         yield _problem(
-            "placement.rollout.gpus_per_rank",
-            f"tensor parallelism must divide the model's {limits.num_heads} heads, got {gpus}",
+            key, f"tensor parallelism must divide the model's {limits.num_heads} heads, got {gpus}"
+        )
+    elif kv_heads and (kv_heads % gpus if kv_heads > gpus else gpus % kv_heads):
+        yield _problem(
+            key,
+            f"tensor parallelism must divide the model's {kv_heads} key and value heads or be a "
+            f"multiple of them, got {gpus}",
         )
 
 
@@ -160,21 +185,39 @@ def _context(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
             )
 
 
-def _scorer(role: str, config: ForwardConfig, policy: ModelConfig) -> Iterator[Problem]:
+def _scorer(role: str, config: ForwardConfig) -> Iterator[Problem]:
     """A role that takes the policy's start where it names no model."""
     if config.model.path:
         yield from _model(f"{role}.model", config.model)
-    yield from _layout(role, config, policy)
 
 
-def _layout(role: str, config: ForwardConfig, start: ModelConfig) -> Iterator[Problem]:
-    limits = read_limits(Path(config.model.or_from(start).path))
-    if limits is not None and limits.mixes_sequences and not config.padded:
-        yield _problem(
-            f"{role}.layout",
-            "must be padded, got packed: the model has layers beside attention that would mix "
-            "packed sequences",
-        )
+def _trained(key: str, model: ModelConfig, kind: Kind) -> Iterator[Problem]:
+    yield from _model(key, model)
+    yield from _trainable(key, model, kind)
+
+
+def _trainable(key: str, model: ModelConfig, kind: Kind) -> Iterator[Problem]:
+    """Whether weights can be trained, and by a role that takes models of a kind."""
+    config = model_kind.read_json(Path(model.path) / "config.json") or {}
+    yield from _of_model(key, model.path, model_kind.quantization_fault(config, model))
+    yield from _kind(key, model.path, kind)
+
+
+def _kind(key: str, path: str, kind: Kind) -> Iterator[Problem]:
+    """What a model's own files say against it; nothing of a hub's name."""
+    folder = Path(path)
+    config = model_kind.read_json(folder / "config.json") if path else None
+    if config is None:
+        return
+    generation = model_kind.read_json(folder / "generation_config.json") or {}
+    yield from _of_model(key, path, model_kind.kind_fault(config, kind))
+    for fault in model_kind.token_id_faults(config, generation):
+        yield from _of_model(key, path, fault)
+    yield from _fault(f"{key}.path", untied_head_fault(folder, config))
+
+
+def _of_model(key: str, path: str, fault: str | None) -> Iterator[Problem]:
+    yield from _fault(f"{key}.path", fault and f"{path!r} {fault}")
 
 
 def _model(key: str, model: ModelConfig) -> Iterator[Problem]:

@@ -13,6 +13,8 @@ import re
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+from rlhf_ray.config.weight_files import weights_fault
+
 # With an owner, or one of the oldest, such as gpt2 and imdb, which have none, nor dots.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")
 _SUBSET = re.compile(r"[\w.-]+")
@@ -46,11 +48,9 @@ def model_fault(path: str) -> str | None:
         return None if is_hub_name(path) else f"{_NOWHERE}: {path!r}"
     if not folder.is_dir():
         return f"must be a folder in the transformers layout, got the file {path!r}"
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         return f"folder {path!r} holds no config.json"
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        return f"folder {path!r} holds no weights (*.safetensors)"
-    return None
+    return weights_fault(folder)
 
 
 def tokenizer_fault(path: str) -> str | None:

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_ray.config.base import (
     Config,
+    LocalPath,
     NonNegativeFloat,
     NonNegativeInt,
 )
@@ -22,14 +23,15 @@ ROLES = ("policy", "reference", "reward", "value", "rollout")
 class RewardFunctionConfig(Config):
     """A Python function by import path (`package.module:function` or `file.py:function`).
 
-    Called as `function(prompts, completions, **columns, **arguments) -> list[float | None]`.
+    Called as `function(prompts, completions, **columns, **arguments) -> list[float | None]`; None
+    is where it does not apply. A completion that no reward applies to is not trained.
 
     Attributes:
         name: Of its metric, `reward/<name>`; without one, the function's own name, with a number
             behind it where another scorer has that name.
     """
 
-    path: str
+    path: LocalPath
     name: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_.-]*)?$")] = ""
     weight: float = 1.0
     arguments: dict[str, Any] = {}
@@ -70,9 +72,9 @@ class RewardModelConfig(Config):
         weight: Factor of the score in the sum with other rewards.
     """
 
-    path: str = ""
-    tokenizer: str = ""
-    chat_template: str = ""
+    path: LocalPath = ""
+    tokenizer: LocalPath = ""
+    chat_template: LocalPath = ""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     label: NonNegativeInt = 0
     chat: bool = False

@@ -40,6 +40,9 @@ class RolloutConfig(EngineConfig):
     Attributes:
         temperature: Also divides the trainer's logits, so that both speak of one distribution.
         stop: Strings that end a response; the tokens that spell them stay in it.
+        stop_token_ids: Tokens that end a response, beside the end tokens of tokenizer, model and
+            chat template.
+        ignore_eos: Whether `stop` and `stop_token_ids` alone end a response.
     """
 
     max_new_tokens: PositiveInt = 256

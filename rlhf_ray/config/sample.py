@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
-from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.base import ReferenceConfig
+from rlhf_ray.config.online import CriticConfig, OnlineConfig
 from rlhf_ray.config.rewards import ShapingConfig
 
 
@@ -27,8 +27,8 @@ class SampleConfig(OnlineConfig):
         total_steps: Batches of `prompts_per_step` prompts.
         pairs: `best_worst` takes the extremes of a prompt's answers; `all` takes every two answers
             that differ in score.
-        algorithm: As it is: there is no update. Neither `value`, `reference` nor `reward.shaping`
-            can be set.
+        algorithm: As it is: there is no update. Neither `value`, `reference`, `reward.shaping`
+            nor `empty_steps_to_stop` can be set.
     """
 
     pairs: Literal["best_worst", "all"] = "best_worst"
@@ -38,8 +38,10 @@ class SampleConfig(OnlineConfig):
     def _nothing_trains(self) -> SampleConfig:
         unused = {
             "algorithm": self.algorithm != _no_training(),
-            "value": self.value != LearnerConfig(),
+            "value": self.value != CriticConfig(),
             "reference": self.reference != ReferenceConfig(),
+            "empty_steps_to_stop": self.empty_steps_to_stop
+            != OnlineConfig.model_fields["empty_steps_to_stop"].default,
             "reward.shaping": self.reward.shaping != ShapingConfig(),
         }
         if given := [key for key, is_given in unused.items() if is_given]:

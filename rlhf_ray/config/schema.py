@@ -25,6 +25,7 @@ _NAMES = {
     list: "a list",
     dict: "a mapping",
     Any: "a value",
+    type(None): "null",
 }
 
 
@@ -85,10 +86,9 @@ def describe(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
         inner, *constraints = get_args(annotation)
         return " ".join([describe(inner), *_bounds(constraints)])
-    parts = members(annotation)
-    if len(parts) > 1:
-        return " or ".join(describe(part) for part in parts)
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(part) for part in arguments)
     if origin is Literal:
         allowed = ", ".join(repr(value) for value in arguments)
         return f"one of {allowed}" if len(arguments) > 1 else allowed

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config import schema
-from rlhf_ray.config.base import GroupConfig, JobConfig, laid_over
+from rlhf_ray.config.base import GroupConfig, JobConfig
 from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.layers import lay_over, value_at
 from rlhf_ray.config.load import validate
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
@@ -127,9 +128,11 @@ def _values(given: StageConfig, pipeline: PipelineConfig, cls: type[JobConfig]) 
     }
     values = file.values
     for above in (shared_values(pipeline, cls), given.set, own):
-        values = laid_over(values, above)
+        values = lay_over(cls, values, above)
     lines = {
-        path: n for path, n in file.lines.items() if _at(values, path) == _at(file.values, path)
+        path: n
+        for path, n in file.lines.items()
+        if value_at(values, path) == value_at(file.values, path)
     }
     return YamlFile(values=values, lines=lines, problems=file.problems)
 
@@ -238,17 +241,6 @@ def _with(value: Any, path: KeyPath, new: str) -> Any:
     if isinstance(value, list):
         return [_with(v, tuple(rest), new) if str(i) == key else v for i, v in enumerate(value)]
     return {**value, key: _with(value[key], tuple(rest), new)}
-
-
-def _at(value: Any, path: KeyPath) -> Any:
-    for key in path:
-        if isinstance(value, Mapping):
-            value = value.get(key)
-        elif isinstance(value, list) and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            return None
-    return value
 
 
 def _of_stage(problem: Problem, given: StageConfig) -> Problem:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from rlhf_ray.config.base import (
     Config,
@@ -45,10 +53,12 @@ class SupervisedConfig(JobConfig):
 
     Attributes:
         batch_size: Rows of one optimiser step.
-        epochs: Passes over the data, in place of `total_steps`; 0 leaves it to that.
+        epochs: Passes over the data, in place of `total_steps`; 0 leaves it to that. The one that
+            is given later counts: a command line's `total_steps` in place of a file's `epochs`.
         max_length: Most tokens of a sequence; 0 for the model's context.
     """
 
+    alternatives = (frozenset({"total_steps", "epochs"}),)
     job: ClassVar[str]
     trained_role: ClassVar[str] = "policy"
 
@@ -57,6 +67,23 @@ class SupervisedConfig(JobConfig):
     max_length: NonNegativeInt = 0
     data: DataConfig
     eval: SupervisedEvalConfig = SupervisedEvalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("epochs") and "total_steps" in values:
+            raise ValueError(
+                f"epochs stand in place of total_steps: give one of them, got epochs "
+                f"{values['epochs']} and total_steps {values['total_steps']}"
+            )
+        return values
+
+    @model_serializer(mode="wrap")
+    def _with_one_length(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        if self.epochs:
+            values.pop("total_steps", None)
+        return values
 
     @model_validator(mode="after")
     def _data_is_named(self) -> SupervisedConfig:

@@ -29,7 +29,7 @@ def _netrc_hosts(environment: Mapping[str, str]) -> set[str]:
     """The machines whose logins `wandb login` and others have noted."""
     home = Path.home()
     named = environment.get("NETRC")
-    for path in [Path(named)] if named else [home / ".netrc", home / "_netrc"]:
+    for path in [Path(named).expanduser()] if named else [home / ".netrc", home / "_netrc"]:
         try:
             return set(netrc.netrc(path).hosts)
         except (OSError, netrc.NetrcParseError):  # W&B would find nothing in it either

@@ -1,21 +1,33 @@
 """How a prompt and an answer become tokens: the one way for training and for scoring alike.
 
-A prompt's tokens are those that a rollout starts from, whatever follows them. Where tokenizing both
-together keeps them, that is the natural sequence; where it would merge across the border, the
-answer is tokenized on its own.
+A prompt's tokens are those that a rollout starts from, whatever follows them. An answer's decode to
+the answer behind them, and end with the token that ends a response: what a template writes after
+that (ChatML a newline) belongs to no answer.
+
+An answer of a data set is what a turn says, and the template renders it. A sampled answer is what a
+policy wrote behind the opened prompt, so it goes there as it stands: a template that parses
+reasoning would close a `<think>` that was cut off, and open a second one.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlhf_ray.data.chat import render
+from rlhf_ray.data.borders import decode, text_tokens, tokens_behind, written_tokens
+from rlhf_ray.data.chat import render, render_all
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.fields import Messages, Text
 from rlhf_ray.data.samples import as_chat
+from rlhf_ray.data.turn_end import PLACEHOLDER, checked_turn_end, known_ends
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from transformers import PreTrainedTokenizerBase
+
+_TAG = re.compile(r"</?[^<>\s]+>")
 
 
 def tokenize_prompt(
@@ -23,18 +35,22 @@ def tokenize_prompt(
 ) -> list[int]:
     """Token ids that an answer is sampled after.
 
-    Text is tokenized as it stands, with the special tokens that the tokenizer adds by itself. Chat
-    messages go through the chat template, which writes all special tokens itself; if the last is
-    the assistant's, it is to be continued.
+    Text is tokenized as it stands, behind the begin token that the tokenizer adds by itself (once,
+    where the text has it already) and without the end token that some add. An encoder's tokenizer
+    also closes it with a separator. Chat messages go through the chat template, which writes all
+    special tokens itself; if the last is the assistant's, it is to be continued.
 
     Raises:
-        DataError: A chat, and no template for it.
-        RowError: The template refuses the chat.
+        DataError: A chat, and no template for it or one whose end of a turn is no token.
+        RowError: The template refuses the chat, or leaves out a message.
     """
     if isinstance(prompt, str):
-        token_ids_T: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
-        return token_ids_T
-    return _tokens_as_written(tokenizer, _opened(tokenizer, prompt, where))
+        if _separates(tokenizer):
+            token_ids_T: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
+            return token_ids_T
+        return text_tokens(tokenizer, prompt)
+    checked_turn_end(tokenizer)
+    return written_tokens(tokenizer, _opened(tokenizer, prompt, where))
 
 
 def tokenize_answer(
@@ -43,71 +59,197 @@ def tokenize_answer(
     answer: Text,
     *,
     is_ended: bool = True,
+    is_sampled: bool = False,
+    is_foreign: bool = False,
     where: str = "an answer",
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of an answer to it; together they are what a model is shown.
 
-    Text as an answer to text gets the tokenizer's end token. An encoder's tokenizer, which closes
-    every text with a separator, puts its own special tokens around both. An answer to a chat is
-    rendered with it, to the end that the template writes; where the chat ends with the assistant's
-    turn, as part of that turn. An answer that was cut off (`is_ended` is False) gets no end.
+    Text as an answer to text gets the tokenizer's end token, unless it ends with an end token
+    already. An encoder's tokenizer, which closes every text with a separator, puts its own special
+    tokens around both. An answer to a chat is rendered with it, to the end of its turn; where the
+    chat ends with the assistant's turn, as part of that turn.
+
+    Args:
+        tokenizer: Of the model that is shown them.
+        prompt: What is answered.
+        answer: A text; to a chat also messages.
+        is_ended: Whether the answer came to its end; one that was cut off gets none.
+        is_sampled: Whether the answer is what a policy wrote, as one that was cut off always is:
+            then the template leaves it as it is.
+        is_foreign: Whether that policy had another template: then the empty reasoning that some
+            templates write in front of an answer is there as well, where the answer has none.
+        where: For errors.
 
     Raises:
         DataError: No chat template, no end token, or a template whose prompts change when an answer
             follows.
-        RowError: The template refuses the chat.
+        RowError: The template refuses the chat, or leaves out a message.
     """
     if not isinstance(prompt, str) or not isinstance(answer, str):
-        return _chat_answer(tokenizer, as_chat(prompt, "user"), answer, is_ended, where)
+        chat, turns = as_chat(prompt, "user"), as_chat(answer, "assistant")
+        if is_sampled or not is_ended:
+            frame = _frame(tokenizer, _answered(chat, turns), chat, where)
+            said = frame.written(frame.text, is_ended=is_ended, is_foreign=is_foreign)
+            opened = frame.opened
+        else:
+            opened, said = _rendered(tokenizer, chat, turns, where)
+        prompt_ids_T = written_tokens(tokenizer, opened)
+        return prompt_ids_T, tokens_behind(tokenizer, prompt_ids_T, opened, said)
     prompt_ids_T = tokenize_prompt(tokenizer, prompt)
-    if _separates(tokenizer, prompt_ids_T):
+    if _separates(tokenizer):
         pair_T: list[int] = tokenizer(prompt, answer, verbose=False)["input_ids"]
         return prompt_ids_T, pair_T[len(prompt_ids_T) :]
-    whole_T: list[int] = tokenizer(prompt + answer, verbose=False)["input_ids"]
-    if whole_T[: len(prompt_ids_T)] == prompt_ids_T:
-        answer_ids_T = whole_T[len(prompt_ids_T) :]
-    else:
-        answer_ids_T = _tokens_as_written(tokenizer, answer)
+    answer_ids_T = tokens_behind(tokenizer, prompt_ids_T, prompt, answer, tokenize=text_tokens)
     return prompt_ids_T, with_end(tokenizer, answer_ids_T) if is_ended else answer_ids_T
 
 
+def tokenize_sampled(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Text,
+    response_ids_T: Sequence[int],
+    *,
+    end_ids: Collection[int],
+    is_ended: bool,
+    where: str = "a rollout",
+) -> tuple[list[int], list[int]]:
+    """The same of a response that was sampled in this very vocabulary: it keeps its tokens.
+
+    Only its end may change: an answer to a chat ends as the template here ends one, and one that a
+    stop string ended gets an end token.
+
+    Args:
+        tokenizer: Of the model that is shown them.
+        prompt: What was answered.
+        response_ids_T: As sampled.
+        end_ids: Tokens that end a response, by those who sampled it.
+        is_ended: Whether it came to its end.
+        where: For errors.
+
+    Raises:
+        DataError: As in `tokenize_answer`.
+        RowError: As in `tokenize_answer`.
+    """
+    said_T = list(response_ids_T)
+    ends = known_ends(tokenizer)
+    last = said_T[-1] if said_T else None
+    if is_ended and (last in ends or last in end_ids):
+        said_T.pop()
+    if isinstance(prompt, str):
+        end_T = [last] if last in ends else with_end(tokenizer, [])
+        return tokenize_prompt(tokenizer, prompt), said_T + end_T * is_ended
+    prompt_ids_T = tokenize_prompt(tokenizer, prompt, where=where)
+    end = checked_turn_end(tokenizer)
+    if not is_ended:
+        return prompt_ids_T, said_T
+    if end is not None and end.token_id is not None:
+        return prompt_ids_T, [*said_T, end.token_id]
+    frame = _frame(tokenizer, _answered(prompt, as_chat("", "assistant")), prompt, where)
+    before_T = prompt_ids_T + said_T
+    end_T = tokens_behind(tokenizer, before_T, decode(tokenizer, before_T), frame.end)
+    return prompt_ids_T, said_T + end_T
+
+
 def with_end(tokenizer: PreTrainedTokenizerBase, token_ids_T: list[int]) -> list[int]:
-    """The same tokens, ended by the end token.
+    """The same tokens, ended by the end token; space behind one that is there is left out.
 
     Raises:
         DataError: The tokenizer has none.
     """
     if tokenizer.eos_token_id is None:
         raise DataError(f"the tokenizer {tokenizer.name_or_path!r} has no end token")
-    if token_ids_T and token_ids_T[-1] == tokenizer.eos_token_id:
-        return token_ids_T
+    ends, length = known_ends(tokenizer), len(token_ids_T)
+    while length and not tokenizer.decode(token_ids_T[length - 1 : length]).strip():
+        length -= 1
+    if length and token_ids_T[length - 1] in ends:
+        return token_ids_T[:length]
     return [*token_ids_T, tokenizer.eos_token_id]
 
 
-def _chat_answer(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Messages,
-    answer: Text,
-    is_ended: bool,
-    where: str,
-) -> tuple[list[int], list[int]]:
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    r"""What a template puts around an answer.
+
+    Attributes:
+        opened: The prompt, up to where the policy's words begin.
+        context: What stands between it and the answer; of several messages, those before the last.
+        lead: What the template writes before the answer: a space, or reasoning that is empty.
+        text: The answer.
+        end: What ends it.
+    """
+
+    opened: str
+    context: str
+    lead: str
+    text: str
+    end: str
+
+    def written(self, text: str, *, is_ended: bool, is_foreign: bool) -> str:
+        """The answer behind the opened prompt, with no space that it brings itself."""
+        lead, end = self.lead, self.end
+        if lead.strip() and (not is_foreign or self.brings_reasoning(text)):
+            lead = ""
+        if text[:1].isspace() and not lead.strip():
+            lead = ""
+        if text[-1:].isspace():
+            end = end.lstrip()
+        return self.context + lead + text + end * is_ended
+
+    def brings_reasoning(self, text: str) -> bool:
+        """Whether the text has the reasoning that the lead leaves empty, or goes on with it.
+
+        A lead that begins by closing it says that the prompt has opened it.
+        """
+        closes = self.lead.lstrip().startswith("</")
+        return closes or any(tag in text for tag in _TAG.findall(self.lead))
+
+
+def _frame(
+    tokenizer: PreTrainedTokenizerBase, answered: Messages, prompt: Messages, where: str
+) -> _Frame:
+    """What stands around the last message of a chat whose beginning is `prompt`."""
+    *context, last = answered
     opened = _opened(tokenizer, prompt, where)
-    chat = _answered(prompt, as_chat(answer, "assistant"))
-    whole: str = (
-        render(tokenizer, chat, where, tokenize=False)
-        if is_ended
-        else _opened(tokenizer, chat, where)
+    continues = len(context) < len(prompt)
+    begun = prompt[-1]["content"] if continues else ""
+    before = opened if continues else _opened(tokenizer, context, where)
+    if not before.startswith(opened):
+        raise _changed(where)
+    held = [*context, {**last, "content": begun + PLACEHOLDER}]
+    whole = render(tokenizer, held, where)
+    turn, placeholder, behind = whole.rpartition(PLACEHOLDER)
+    if not placeholder:
+        raise _changed(where)
+    end = checked_turn_end(tokenizer)
+    return _Frame(
+        opened=opened,
+        context=before[len(opened) :],
+        lead="" if continues or not turn.startswith(before) else turn[len(before) :],
+        text=str(last["content"])[len(begun) :],
+        end=behind if end is None else behind.removesuffix(end.rest),
     )
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages, where: str
+) -> tuple[str, str]:
+    """A prompt as the template opens it, and the answer as it writes it, to the end token."""
+    end = checked_turn_end(tokenizer)
+    opened = _opened(tokenizer, prompt, where)
+    whole = render_all(tokenizer, _answered(prompt, answer), where)
     if not whole.startswith(opened):
-        raise DataError(
-            f"{where}: the chat template renders a prompt differently when an answer follows, so "
-            "that training would see other prompts than sampling: set another chat_template"
-        )
-    prompt_ids_T = _tokens_as_written(tokenizer, opened)
-    whole_T = _tokens_as_written(tokenizer, whole)
-    if whole_T[: len(prompt_ids_T)] == prompt_ids_T:
-        return prompt_ids_T, whole_T[len(prompt_ids_T) :]
-    return prompt_ids_T, _tokens_as_written(tokenizer, whole[len(opened) :])
+        raise _changed(where)
+    said = whole[len(opened) :]
+    if end is not None and said.endswith(end.text + end.rest):
+        said = said[: len(said) - len(end.rest)]
+    return opened, said
+
+
+def _changed(where: str) -> DataError:
+    return DataError(
+        f"{where}: the chat template renders a prompt differently when an answer follows, so "
+        "that training would see other prompts than sampling: set another chat_template"
+    )
 
 
 def _answered(prompt: Messages, answer: Messages) -> Messages:
@@ -121,25 +263,25 @@ def _answered(prompt: Messages, answer: Messages) -> Messages:
 
 def _opened(tokenizer: PreTrainedTokenizerBase, prompt: Messages, where: str) -> str:
     """A chat, rendered up to where the policy's own words begin."""
-    continues = prompt[-1]["role"] == "assistant"
-    text: str = render(
-        tokenizer,
-        prompt,
-        where,
-        tokenize=False,
-        add_generation_prompt=not continues,
-        continue_final_message=continues,
-    )
-    return text
+    *context, last = prompt
+    if last["role"] != "assistant":
+        return render_all(tokenizer, prompt, where, add_generation_prompt=True)
+    begun = render_all(tokenizer, prompt, where, continue_final_message=True)
+    if not context or context[-1]["role"] == "assistant":
+        return begun
+    frame = _frame(tokenizer, [*context, {**last, "content": ""}], context, where)
+    if frame.lead.strip() and frame.brings_reasoning(last["content"]):
+        # Reasoning that is begun: the template would close it before it was said.
+        return frame.opened + str(last["content"])
+    return begun
 
 
-def _tokens_as_written(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokens without any that the tokenizer would add by itself."""
-    token_ids_T: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return token_ids_T
+def _separates(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer closes a text by a separator, as those of encoders do.
 
-
-def _separates(tokenizer: PreTrainedTokenizerBase, text_ids_T: list[int]) -> bool:
-    """Whether the tokenizer closes a text by itself, as those of encoders do."""
+    A decoder's may close it with its end token, and call that a separator as well.
+    """
     separator = tokenizer.sep_token_id
-    return separator is not None and text_ids_T[-1:] == [separator]
+    if separator is None or tokenizer("a", verbose=False)["input_ids"][-1] != separator:
+        return False
+    return separator != tokenizer.eos_token_id or tokenizer.cls_token_id is not None

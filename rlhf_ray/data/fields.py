@@ -78,9 +78,9 @@ def truth(row: Row, name: str) -> bool:
     return value
 
 
-def optional_truth(row: Row, name: str) -> bool:
-    """True or false; false where the row has no such column."""
-    return row.columns.get(name) is not None and truth(row, name)
+def optional_truth(row: Row, name: str) -> bool | None:
+    """True or false; None where the row has no such column."""
+    return None if row.columns.get(name) is None else truth(row, name)
 
 
 def items(row: Row, name: str) -> list[Any]:

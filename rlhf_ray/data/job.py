@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.model_kind import Kind
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
 from rlhf_ray.data.report import Loaded
+from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
@@ -25,18 +27,49 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineData:
+class JobData:
     """What is read before anything starts.
 
     Attributes:
+        tokenizer: Of the model that is trained.
+        tokenizer_path: Where `keep_tokenizer` leaves the run's own copy of it.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_path: str
+
+    @property
+    def trained_rows(self) -> Sequence[Any]:
+        """What the job trains on."""
+        raise NotImplementedError
+
+    def keep_tokenizer(self) -> None:
+        """Write the run's copy, with padding token and chat template set."""
+        with room_for("the tokenizer", Path(self.tokenizer_path)):
+            self.tokenizer.save_pretrained(self.tokenizer_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineData(JobData):
+    """Prompts.
+
+    Attributes:
         context_tokens: Prompt and response tokens together.
-        tokenizer_path: The run's own copy, with padding token and chat template set.
+        end_token_ids: Tokens that end a response: the tokenizer's, the model's, the template's, and
+            special ones that the configuration names.
+        vocabulary: Digest of the tokenizer's.
     """
 
     context_tokens: int
     prompts: list[Prompt]
     eval_prompts: list[Prompt]
-    tokenizer_path: str
+    end_token_ids: tuple[int, ...]
+    vocabulary: str
+
+    @property
+    def trained_rows(self) -> Sequence[Prompt]:
+        """The prompts."""
+        return self.prompts
 
 
 def load_online_data(config: OnlineConfig) -> OnlineData:
@@ -47,6 +80,8 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
             function can score, or another model of the job has another vocabulary.
     """
     from rlhf_ray.data.prompts import load_prompts
+    from rlhf_ray.data.tokenizer import vocabulary_digest
+    from rlhf_ray.models.fit import check_model
     from rlhf_ray.rewards.checks import checking_functions, usable_prompts
 
     functions = checking_functions(config.reward)
@@ -57,6 +92,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
     if config.uses_reference:
         others["reference"] = config.reference
     _check_vocabularies(config.policy.model, tokenizer, others)
+    check_model("policy.model.path", config.policy.model, "causal", is_trained=True)
     context = config.rollout.max_model_len or _context(config.policy.model)
     room = context - config.rollout.max_new_tokens
     if room < 1:
@@ -76,27 +112,42 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
             config.eval.num_prompts,
             len(held_out),
         )
+    trained = prompts("data", config.data)
+    _check_online_models(config, tokenizer, [*trained, *held_out])
     return OnlineData(
         context_tokens=context,
-        prompts=prompts("data", config.data),
+        prompts=trained,
         eval_prompts=held_out[: config.eval.num_prompts],
+        tokenizer=tokenizer,
         tokenizer_path=tokenizer_path,
+        end_token_ids=_end_token_ids(config.policy.model, tokenizer, config.rollout.stop_token_ids),
+        vocabulary=vocabulary_digest(tokenizer),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisedData(Generic[T]):
-    """What is read before anything starts.
+class SupervisedData(JobData, Generic[T]):
+    """Rows.
 
     Attributes:
         rows: To train on.
         eval_rows: Held out.
-        tokenizer_path: As in `OnlineData`.
     """
 
     rows: list[T]
     eval_rows: list[T]
-    tokenizer_path: str
+
+    @property
+    def trained_rows(self) -> Sequence[T]:
+        """The rows."""
+        return self.rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftData(SupervisedData[SftExample]):
+    """The same, and the tokens that end what the model writes for an evaluation's table."""
+
+    end_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +157,7 @@ class RmData(SupervisedData[Ranking]):
     reference_answers: list[Ranking]
 
 
-def load_sft_data(config: SftConfig) -> SupervisedData[SftExample]:
+def load_sft_data(config: SftConfig) -> SftData:
     """Tokenizer and examples.
 
     Raises:
@@ -114,7 +165,15 @@ def load_sft_data(config: SftConfig) -> SupervisedData[SftExample]:
     """
     from rlhf_ray.data.sft import load_sft
 
-    return _load(config, load_sft, *_tokenization(config))
+    settings, tokenizer_path = _tokenization(config)
+    data = _load(config, load_sft, settings, tokenizer_path)
+    return SftData(
+        rows=data.rows,
+        eval_rows=data.eval_rows,
+        tokenizer=data.tokenizer,
+        tokenizer_path=tokenizer_path,
+        end_token_ids=_end_token_ids(config.policy.model, settings["tokenizer"]),
+    )
 
 
 def load_rm_data(config: RmConfig) -> RmData:
@@ -135,6 +194,7 @@ def load_rm_data(config: RmConfig) -> RmData:
         rows=data.rows,
         eval_rows=data.eval_rows,
         reference_answers=reference_answers[: config.reference_rows],
+        tokenizer=data.tokenizer,
         tokenizer_path=tokenizer_path,
     )
 
@@ -162,16 +222,24 @@ def _load(
     tokenizer_path: str,
 ) -> SupervisedData[T]:
     held_out = config.eval.data
+    rows = load(config.data, **settings).rows
+    eval_rows = load(held_out, **settings).rows if held_out.is_named else []
+    _check_supervised_models(config, settings["tokenizer"], [*rows, *eval_rows])
     return SupervisedData(
-        rows=load(config.data, **settings).rows,
-        eval_rows=load(held_out, **settings).rows if held_out.is_named else [],
+        rows=rows,
+        eval_rows=eval_rows,
+        tokenizer=settings["tokenizer"],
         tokenizer_path=tokenizer_path,
     )
 
 
 def _tokenization(config: SupervisedConfig) -> tuple[dict[str, Any], str]:
     """What every loader takes beside the data's own settings, and where the tokenizer is."""
+    from rlhf_ray.models.fit import check_model
+
     model = config.learner.model
+    kind: Kind = "classifier" if isinstance(config, RmConfig) else "causal"
+    check_model(f"{config.trained_role}.model.path", model, kind, is_trained=True)
     tokenizer, tokenizer_path = _tokenizer(model, Path(config.run_dir))
     max_length = config.max_length
     if not max_length:
@@ -183,7 +251,7 @@ def _tokenization(config: SupervisedConfig) -> tuple[dict[str, Any], str]:
 
 
 def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBase, str]:
-    """The trained model's tokenizer, and where the run keeps its own copy of it."""
+    """The trained model's tokenizer, and where the run will keep its own copy of it."""
     from rlhf_ray.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(
@@ -192,9 +260,55 @@ def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBa
         trust_remote_code=model.trust_remote_code,
         revision=model.revision,
     )
-    folder = run_dir / "tokenizer"
-    tokenizer.save_pretrained(folder)
-    return tokenizer, str(folder)
+    return tokenizer, str(run_dir / "tokenizer")
+
+
+def _end_token_ids(
+    model: ModelConfig, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """What ends a response; the log says so."""
+    from rlhf_ray.data.turn_end import end_tokens
+    from rlhf_ray.models.identity import generation_end_ids
+
+    generation_ids = generation_end_ids(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    ends = end_tokens(tokenizer, generation_ids, stop_token_ids)
+    logger.info("responses end at %s", ends.words)
+    return ends.ids
+
+
+def _check_online_models(
+    config: OnlineConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> None:
+    """Whether every role's model takes what the job gives it."""
+    from rlhf_ray.models import fit
+
+    fit.check_tokens("policy.model.path", config.policy.model, tokenizer, prompts)
+    longest = fit.longest_sequence(prompts) + config.rollout.max_new_tokens
+    if config.uses_value and config.value.model.path:
+        fit.check_model("value.model.path", config.value.model, "critic", is_trained=True)
+        fit.check_room("value.model.path", config.value.model, longest)
+    if config.uses_reference and config.reference.model.path:
+        fit.check_model("reference.model.path", config.reference.model, "causal", is_trained=False)
+        fit.check_room("reference.model.path", config.reference.model, longest)
+    if config.reward.model.path:
+        fit.check_scorer(config.reward.model, longest)
+
+
+def _check_supervised_models(
+    config: SupervisedConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Any]
+) -> None:
+    from rlhf_ray.models import fit
+
+    key, model = f"{config.trained_role}.model.path", config.learner.model
+    longest = fit.longest_sequence(rows)
+    fit.check_tokens(key, model, tokenizer, rows)
+    fit.check_room(key, model, longest)
+    if isinstance(config, DpoConfig) and config.uses_reference_role and config.reference.model.path:
+        reference = config.reference.model
+        fit.check_model("reference.model.path", reference, "causal", is_trained=False)
+        fit.check_room("reference.model.path", reference, longest)
 
 
 def _check_vocabularies(

@@ -64,12 +64,12 @@ def _in_processes(
                 yield from _finished(waiting.popleft())
         while waiting:
             yield from _finished(waiting.popleft())
-    except RunError:
+    except BaseException:  # an interrupt as well, and a reader that wants no more
         for process in multiprocessing.active_children():
-            process.kill()  # shutting down would wait for the one that hangs
+            process.kill()  # one that hangs would keep this process from ending
         raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _finished(chunk: Future[list[Outcome[Any]]]) -> list[Outcome[Any]]:

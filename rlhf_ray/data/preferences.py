@@ -179,10 +179,17 @@ def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[Int
     assert sample.prompt is not None
     job.limit.check_text(sample.num_characters, sample.where)
     prompt = as_chat(sample.prompt, "user") if job.chat else sample.prompt
-    ended_K = [not truncated for truncated in sample.truncated_K] or [True] * len(sample.answers_K)
+    truncated_K = sample.truncated_K or (None,) * len(sample.answers_K)
     tokenized_K = [
-        tokenize_answer(job.tokenizer, prompt, answer, is_ended=is_ended, where=sample.where)
-        for answer, is_ended in zip(sample.answers_K, ended_K, strict=True)
+        tokenize_answer(
+            job.tokenizer,
+            prompt,
+            answer,
+            is_ended=not truncated,
+            is_sampled=truncated is not None,
+            where=sample.where,
+        )
+        for answer, truncated in zip(sample.answers_K, truncated_K, strict=True)
     ]
     prompt_ids_T = tokenized_K[0][0]
     if not prompt_ids_T:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_prompt
-from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.borders import text_tokens, written_tokens
+from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.fields import Text
 from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
 from rlhf_ray.data.loading import load
@@ -35,7 +36,7 @@ def load_prompts(
     template. If the last message of `prompt` is the assistant's, the policy continues it.
 
     `prompt_tokens` cuts a text to its first tokens, a begin token among them; `text` is then what
-    they decode to. A truncated prompt keeps its *last* tokens; `text` stays whole then: rewards
+    they spell. A truncated prompt keeps its *last* tokens; `text` stays whole then: rewards
     judge the question that was asked.
 
     Args:
@@ -103,9 +104,20 @@ class Prompts(Tokenization[Prompt]):
         return tokenize_prompt(self.tokenizer, shown, where=sample.where), text
 
     def _cut(self, text: str) -> tuple[str, list[int]]:
-        """A text's first tokens, and what they decode to; in a chat the template begins."""
-        token_ids_T = self.tokenizer(text, add_special_tokens=not self.chat, verbose=False)[
-            "input_ids"
-        ][: self.prompt_tokens]
-        decoded: Any = self.tokenizer.decode(token_ids_T, skip_special_tokens=True)
-        return str(decoded), token_ids_T
+        """A text's beginning and its tokens; in a chat it is the template that begins."""
+        tokenize = written_tokens if self.chat else text_tokens
+        token_ids_T = tokenize(self.tokenizer, text)
+        if len(token_ids_T) <= self.prompt_tokens:
+            return text, token_ids_T
+        num_begin = len(token_ids_T) - len(written_tokens(self.tokenizer, text))
+        if not self.tokenizer.is_fast:
+            raise DataError("prompt_tokens needs a fast tokenizer, which knows where tokens stand")
+        offsets_T = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )["offset_mapping"]
+        kept = max(0, self.prompt_tokens - num_begin)
+        # A character of several tokens stays whole.
+        while kept and offsets_T[kept][0] < offsets_T[kept - 1][1]:
+            kept -= 1
+        end = offsets_T[kept - 1][1] if kept else 0
+        return text[:end], token_ids_T[: num_begin + kept]

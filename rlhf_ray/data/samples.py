@@ -26,7 +26,8 @@ class Sample:
         answers_K: The best first. Empty where the row has a prompt alone.
         levels_K: How good each answer is, the higher the better; equal ones are ties. Empty where
             their order is all that is known.
-        truncated_K: Whether each answer was cut off before its end; empty where none was.
+        truncated_K: Whether each answer was cut off before its end; None where the row does not say
+            so, which it does of answers that a policy sampled. Empty where it says so of none.
         margin: By how much the first of a pair is better, where the data says so.
         desirable: Of a single answer, whether it was found good; None where nobody judged it.
         columns: The row's other columns, for reward functions.
@@ -37,7 +38,7 @@ class Sample:
     prompt: Text | None
     answers_K: tuple[Text, ...] = ()
     levels_K: tuple[float, ...] = ()
-    truncated_K: tuple[bool, ...] = ()
+    truncated_K: tuple[bool | None, ...] = ()
     margin: float | None = None
     desirable: bool | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)

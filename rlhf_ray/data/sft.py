@@ -14,15 +14,17 @@ import numpy as np
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer, with_end
-from rlhf_ray.data.chat import render
+from rlhf_ray.data.borders import text_tokens, tokens_behind
+from rlhf_ray.data.chat import apply_template, check_all_there, render
 from rlhf_ray.data.errors import DataError, RowError, UnusableRow
-from rlhf_ray.data.fields import Messages, Text
+from rlhf_ray.data.fields import Messages
 from rlhf_ray.data.lengths import LengthLimit, longest_token
 from rlhf_ray.data.loading import load
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_formats import Kind
 from rlhf_ray.data.samples import Sample, as_chat, best_answer
 from rlhf_ray.data.tokenization import Kept, Tokenization
+from rlhf_ray.data.turn_end import checked_turn_end, turn_end
 from rlhf_ray.types import SftExample
 
 if TYPE_CHECKING:
@@ -91,30 +93,23 @@ class Examples(Tokenization[SftExample]):
                 return _tokenize_chat(whole, 0, sample.where, self.tokenizer)
             if not whole.strip():
                 raise UnusableRow(sample.where, "empty text")
-            token_ids_T = with_end(
-                self.tokenizer, self.tokenizer(whole, verbose=False)["input_ids"]
-            )
+            token_ids_T = with_end(self.tokenizer, text_tokens(self.tokenizer, whole))
             return token_ids_T, [True] * len(token_ids_T)
         prompt, answer = best_answer(sample)
-        is_ended = not any(sample.truncated_K[:1])
-        is_chat = self.chat or not (isinstance(prompt, str) and isinstance(answer, str))
-        if is_chat and is_ended:
-            return self._tokenize_turns(prompt, answer, sample.where)
+        if not isinstance(answer, str) and len(answer) > 1:
+            context = as_chat(prompt, "user")
+            return _tokenize_chat(context + answer, len(context), sample.where, self.tokenizer)
+        [truncated] = sample.truncated_K[:1] or (None,)
         prompt_ids_T, answer_ids_T = tokenize_answer(
             self.tokenizer,
-            as_chat(prompt, "user") if is_chat else prompt,
+            as_chat(prompt, "user") if self.chat else prompt,
             answer,
-            is_ended=is_ended,
+            is_ended=not truncated,
+            is_sampled=truncated is not None,
             where=sample.where,
         )
         trained_T = [False] * len(prompt_ids_T) + [True] * len(answer_ids_T)
         return prompt_ids_T + answer_ids_T, trained_T
-
-    def _tokenize_turns(
-        self, prompt: Text, answer: Text, where: str
-    ) -> tuple[list[int], list[bool]]:
-        context, turns = as_chat(prompt, "user"), as_chat(answer, "assistant")
-        return _tokenize_chat(context + turns, len(context), where, self.tokenizer)
 
 
 def _tokenize_chat(
@@ -128,22 +123,68 @@ def _tokenize_chat(
     ]
     if not turns:
         raise RowError(where, "no message of the role 'assistant' to train")
-    if num_context == 0 and _GENERATION_TAG.search(str(tokenizer.chat_template)):
-        marked = render(
-            tokenizer, messages, where, return_dict=True, return_assistant_tokens_mask=True
-        )
-        return marked["input_ids"], [bool(mark) for mark in marked["assistant_masks"]]
-
-    text: str = render(tokenizer, messages, where, tokenize=False)
-    spans = [_turn_span(text, messages, turn, where, tokenizer) for turn in turns]
+    end = checked_turn_end(tokenizer)
+    text = render(tokenizer, messages, where)
     if not tokenizer.is_fast:
         raise DataError(f"{where}: training on chats needs a fast tokenizer")
+    if num_context == 0 and _GENERATION_TAG.search(str(tokenizer.chat_template)):
+        marked = apply_template(
+            tokenizer, messages, where, return_dict=True, return_assistant_tokens_mask=True
+        )
+        trained_T = [bool(mark) for mark in marked["assistant_masks"]]
+        if end is not None and end.token_id is not None:
+            trained_T = _to_the_ends(marked["input_ids"], trained_T, end.token_id, tokenizer)
+        if any(trained_T):
+            check_all_there(messages, text, where)
+        return marked["input_ids"], trained_T
+    spans = [_turn_span(text, messages, turn, where, tokenizer) for turn in turns]
+    check_all_there(messages, text, where)
+    return _tokenize_spans(text, spans, tokenizer)
+
+
+def _to_the_ends(
+    token_ids_T: list[int],
+    trained_T: list[bool],
+    end_id: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[bool]:
+    """What a template marks, each turn up to its end token, whether or not the mark is as long.
+
+    Without it a policy would never learn to end; space behind it is the template's own.
+    """
+    kept, behind_end = list(trained_T), False
+    for index, token_id in enumerate(token_ids_T):
+        if token_id == end_id:
+            kept[index] = behind_end = index > 0 and (trained_T[index] or kept[index - 1])
+        elif behind_end and not tokenizer.decode([token_id]).strip():
+            kept[index] = False
+        else:
+            behind_end = False
+    return kept
+
+
+def _tokenize_spans(
+    text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[bool]]:
+    """Tokens of a text, and which of them are in the spans; none is across a span's border."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    trained_T = [
-        any(begin < span_end and end > span_begin for span_begin, span_end in spans)
-        for begin, end in encoded["offset_mapping"]
-    ]
-    return encoded["input_ids"], trained_T
+    offsets_T: list[tuple[int, int]] = encoded["offset_mapping"]
+    borders = {border for span in spans for border in span}
+    if not any(begin < border < end for border in borders for begin, end in offsets_T):
+        trained_T = [
+            any(begin < span_end and end > span_begin for span_begin, span_end in spans)
+            for begin, end in offsets_T
+        ]
+        return encoded["input_ids"], trained_T
+    token_ids_T: list[int] = []
+    trained_T, done = [], 0
+    for begin, end in [*spans, (len(text), len(text))]:
+        for upto, is_trained in ((begin, False), (end, True)):
+            part_T = tokens_behind(tokenizer, token_ids_T, text[:done], text[done:upto])
+            token_ids_T += part_T
+            trained_T += [is_trained] * len(part_T)
+            done = upto
+    return token_ids_T, trained_T
 
 
 def _turn_span(
@@ -152,19 +193,18 @@ def _turn_span(
     """Where in the rendered chat the assistant's turn begins and ends, in characters.
 
     It is what rendering the messages up to and with the turn adds to rendering those before it and
-    the opening of an answer. Space after the turn's end token is the template's, not the policy's.
+    the opening of an answer. What stands behind the turn's end token is the template's, not the
+    policy's.
     """
-    before: str = render(
-        tokenizer, messages[:turn], where, tokenize=False, add_generation_prompt=True
-    )
-    upto: str = render(tokenizer, messages[: turn + 1], where, tokenize=False)
+    before = render(tokenizer, messages[:turn], where, add_generation_prompt=True)
+    upto = render(tokenizer, messages[: turn + 1], where)
+    end = turn_end(tokenizer)
+    if end is not None and upto.endswith(end.text + end.rest):
+        upto = upto[: len(upto) - len(end.rest)]
     if not (upto.startswith(before) and text.startswith(upto)):
         raise DataError(
             f"{where}: the chat template renders message {turn} differently when others "
             "follow, so that its tokens cannot be told apart: put {% generation %} and "
             "{% endgeneration %} around the assistant's turn in the template"
         )
-    ended = upto.rstrip()
-    if ended.endswith(tuple(tokenizer.all_special_tokens)):
-        return len(before), len(ended)
     return len(before), len(upto)

@@ -77,6 +77,12 @@ _VICUNA = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
 )
 
+# Written by a template of this name, and of no use when spelt by several tokens.
+TEMPLATE_TOKENS = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+}
+
 CHAT_TEMPLATES = {
     "alpaca": _ALPACA,
     "chatml": _CHATML,

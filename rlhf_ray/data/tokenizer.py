@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_ray.data.templates import CHAT_TEMPLATES
+from rlhf_ray.data.templates import CHAT_TEMPLATES, TEMPLATE_TOKENS
+from rlhf_ray.data.turn_end import checked_turn_end, only_token
 from rlhf_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ def load_tokenizer(
         revision: Branch, tag or commit of a hub name.
 
     Raises:
-        ConfigError: No tokenizer there, no template there, or neither a pad nor an end token.
+        ConfigError: No tokenizer there, no template there, a template that needs tokens that the
+            vocabulary lacks, or neither a pad nor an end token.
     """
     from transformers import AutoTokenizer
 
@@ -54,13 +58,30 @@ def load_tokenizer(
         ) from error
 
     if chat_template:
-        tokenizer.chat_template = _template_text(chat_template)
+        _set_template(tokenizer, chat_template)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ConfigError(f"the tokenizer {path!r} has neither a pad token nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
         logger.info("tokenizer %s has no pad token: %r pads", path, tokenizer.eos_token)
     return tokenizer
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for tokenizers that mean the same by every token id."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
+
+
+def _set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
+    needed = [*TEMPLATE_TOKENS.get(chat_template, ())]
+    if missing := [token for token in needed if only_token(tokenizer, token) is None]:
+        raise ConfigError(
+            f"chat_template {chat_template!r} needs the tokens {', '.join(missing)}, which the "
+            f"tokenizer {tokenizer.name_or_path!r} lacks: add them to it, or set another template"
+        )
+    tokenizer.chat_template = _template_text(chat_template)
+    checked_turn_end(tokenizer)
 
 
 def _template_text(chat_template: str) -> str:

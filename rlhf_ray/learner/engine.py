@@ -48,7 +48,7 @@ class StepResult:
 def deepspeed_config(
     zero: ZeroConfig, *, bf16: bool, max_grad_norm: float, micro_batch_size: int = 1
 ) -> dict[str, Any]:
-    """DeepSpeed's own configuration; `zero.extra` is merged in last."""
+    """DeepSpeed's own configuration; `zero.extra`, which leaves all of this alone, comes last."""
     optimization: dict[str, Any] = {"stage": effective_stage(zero, bf16=bf16)}
     for name in ("optimizer", "param"):
         device = getattr(zero, f"offload_{name}")
@@ -66,8 +66,15 @@ def deepspeed_config(
         "steps_per_print": None,
     }
     if bf16:
-        # Micro-batches add up in float32, or the split of a batch would change its gradient.
+        # Micro-batches and ranks add up in float32, or the split of a batch would change its
+        # gradient; DeepSpeed sends bfloat16 by default, whatever it adds up in.
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
+        # Each gradient joins the float32 sum, and is dropped, when autograd has it. Without,
+        # stage 1 adds all up after each pass and clears them before the next by hooks on the
+        # tensors that `forward` returned. It finds those in tuples, lists and dicts, in no
+        # dataclass, and then adds the first micro-batch again with every later one.
+        config["bf16"]["immediate_grad_update"] = True
     return merged(config, zero.extra)
 
 
@@ -109,6 +116,9 @@ class TrainingEngine:
         bf16 = all(p.dtype is torch.bfloat16 for p in trained)
         stage = effective_stage(config.zero, bf16=bf16)
         self._own_clipping = stage == 0
+        # Stage 1 in float32 sends the gradients that a rank has. What no token came to on one rank,
+        # an expert say, must have one of 0 there, or ranks would wait for different sums.
+        self._reduces_what_is_there = stage == 1 and not bf16
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=adamw(module, config),
@@ -144,6 +154,10 @@ class TrainingEngine:
         if not torch.isfinite(loss):
             # Makes every gradient NaN on every rank, so that all ranks skip the step together.
             loss = loss * math.nan
+        if is_last and self._reduces_what_is_there:
+            for _, parameter in self._named_trained():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
 
@@ -171,6 +185,10 @@ class TrainingEngine:
                 return norm, False
             self.engine.step()
             return norm, True
+        # Stage 1 in bfloat16 leaves out of the norm, and does not clip, what had no gradient on
+        # this rank, though other ranks' gradients of it have come.
+        for has_gradients in getattr(self.engine.optimizer, "fp32_groups_has_gradients", ()):
+            has_gradients[:] = [True] * len(has_gradients)
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm())
         return norm, bool(self.engine.was_step_applied())

@@ -16,6 +16,7 @@ from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.models.check import settle
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.roles import Evaluated
@@ -39,7 +40,8 @@ class ExampleLearner(Learner, ABC, Generic[Job, Row]):
         """Load the model and hand it to DeepSpeed.
 
         Raises:
-            ConfigError: It cannot be loaded, or has no experts to balance.
+            ConfigError: It cannot be loaded, has no experts to balance, or does not agree with
+                itself.
         """
         torch.manual_seed(spec.job.seed)
         self.spec, self.job, self.device = spec, spec.job, device
@@ -48,6 +50,7 @@ class ExampleLearner(Learner, ABC, Generic[Job, Row]):
             self.model = self._load()
         self.lm = self.model.lm
         self.engine = TrainingEngine(self.model.train(), self.config, total_steps=spec.total_steps)
+        settle(self.model, self.config, device)
 
     def update(self, rows: Sequence[Row], plan: UpdatePlan) -> dict[str, float]:
         """One optimiser step a minibatch of the plan."""

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rlhf_ray.learner.weights import named_weights
+from rlhf_ray.learner.export_check import check_export
+from rlhf_ray.learner.weight_files import write_weights
+from rlhf_ray.learner.weights import named_weights, weight_infos
 from rlhf_ray.models.classifier import is_packable
 from rlhf_ray.models.decoder import base_of
 
@@ -19,23 +19,23 @@ def export_model(lm: Any, folder: Path, tokenizer_path: str, *, write: bool) -> 
 
     Args:
         lm: The model, perhaps with adapters or spread by ZeRO-3.
-        folder: Created if needed.
+        folder: Created if needed; what was there stays until the new export is complete.
         tokenizer_path: Where the run's tokenizer is.
         write: Whether this rank writes; the others only take part in gathering.
-    """
-    weights: dict[str, torch.Tensor] = {}
-    for name, weight in named_weights(lm):
-        if write:
-            weights[name] = weight.to("cpu", copy=True).contiguous()
-    if not write:
-        return
-    from huggingface_hub import save_torch_state_dict
 
+    Raises:
+        RunError: What was written is not the model in memory.
+    """
+    if not write:
+        for _ in named_weights(lm):
+            continue
+        return
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_torch_state_dict(weights, aside, max_shard_size="5GB")
+    written = write_weights(aside, weight_infos(lm), named_weights(lm))
     export_description(lm, aside, tokenizer_path)
+    check_export(lm, aside, written)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 
@@ -53,7 +53,10 @@ def export_description(lm: Any, folder: Path, tokenizer_path: str) -> None:
         # What is written is dequantized.
         del config.quantization_config
     if base.can_generate():
-        base.generation_config.save_pretrained(folder)
+        # Not `save_pretrained`, which refuses what it loaded, such as a temperature without
+        # do_sample: what came with the model goes with it.
+        path = folder / "generation_config.json"
+        base.generation_config.to_json_file(path, keys_to_pop=["compile_config"])
     elif is_packable(base) and tokenizer.pad_token_id != tokenizer.eos_token_id:
         # transformers reads a decoder's score at the last token that is not this one.
         config.pad_token_id = tokenizer.pad_token_id

@@ -19,11 +19,12 @@ from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
-from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
+from rlhf_ray.learner.rows import flat, rollout_batch, trained_lens, trained_mask
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.models.check import settle
 from rlhf_ray.models.heads import TokenScorer
-from rlhf_ray.models.load import load_causal_lm, without_dropout
+from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience, Rollout
 
@@ -38,18 +39,14 @@ class PolicyLearner(Learner):
         config = spec.learner
         with zero3_loading(config.zero, config.model, device):
             self.lm = load_causal_lm(config.model, device=device)
-        without_dropout(self.lm)
-        self.lm.train()
-        self.engine = TrainingEngine(
-            TokenScorer(
-                self.lm,
-                temperature=spec.temperature,
-                chunk_tokens=config.logits_chunk_tokens,
-                entropy_gradient=spec.algorithm.entropy_coefficient > 0,
-            ),
-            config,
-            total_steps=spec.total_steps,
+        self.model = TokenScorer(
+            self.lm,
+            temperature=spec.temperature,
+            chunk_tokens=config.logits_chunk_tokens,
+            entropy_gradient=spec.algorithm.entropy_coefficient > 0,
         )
+        self.engine = TrainingEngine(self.model.train(), config, total_steps=spec.total_steps)
+        settle(self.model, config, device)
 
     def logprobs(
         self,
@@ -70,7 +67,7 @@ class PolicyLearner(Learner):
                 rollouts,
                 plan,
                 self.spec.learner,
-                device=self.device,
+                self.model,
             )
 
     def update(
@@ -99,28 +96,30 @@ class PolicyLearner(Learner):
         algorithm, device = self.spec.algorithm, self.device
         batch = rollout_batch(
             [row.rollout for row in rows],
-            padded=self.spec.learner.padded,
+            padded=self.model.padded,
             device=device,
         )
         scores = self.engine(batch, with_entropy=True, num_chunks=num_chunks)
         logprobs_T = scores.logprobs_T
-        mask_T = own_mask(rows, device)
+        mask_T = trained_mask(rows, device)
         term_inputs = LossTermInputs(
             mask_T=mask_T,
             logprobs_T=logprobs_T,
             reference_logprobs_T=_floats(rows, "reference_logprobs_T", device),
+            old_logprobs_T=_floats(rows, "old_logprobs_T", device),
             entropy_T=scores.entropy_T,
         )
+        correction_T = _floats(rows, "correction_T", device)
+        policy_term = self._policy_loss(
+            rows, logprobs_T, mask_T, batch.segments_T, batch.num_sequences
+        )
         terms = [
-            (
-                1.0,
-                self._policy_loss(rows, logprobs_T, mask_T, batch.segments_T, batch.num_sequences),
-            ),
+            (1.0, _weighted(policy_term, correction_T)),
             (algorithm.entropy_coefficient, LOSS_TERMS["entropy"](term_inputs)),
         ]
         if algorithm.kl.where == "loss" and kl_coefficient:
-            terms.append((kl_coefficient, LOSS_TERMS[f"kl_{algorithm.kl.estimator}"](term_inputs)))
-        lens_B = own_lens(rows, device)
+            terms.append((kl_coefficient, self._kl(term_inputs, correction_T)))
+        lens_B = trained_lens(rows, device)
         loss = logprobs_T.new_zeros(())
         for coefficient, term in terms:
             if coefficient:
@@ -137,7 +136,7 @@ class PolicyLearner(Learner):
         num_sequences: int,
     ) -> TokenLoss:
         algorithm, device = self.spec.algorithm, self.device
-        term = POLICY_LOSSES[algorithm.policy_loss](
+        return POLICY_LOSSES[algorithm.policy_loss](
             PolicyLossInputs(
                 logprobs_T=logprobs_T,
                 old_logprobs_T=_floats(rows, "old_logprobs_T", device),
@@ -148,8 +147,17 @@ class PolicyLearner(Learner):
             ),
             policy_loss_params(algorithm),
         )
-        correction_T = _floats(rows, "correction_T", device)
-        return TokenLoss(loss_T=term.loss_T * correction_T, metrics=term.metrics)
+
+    def _kl(self, inputs: LossTermInputs, correction_T: torch.Tensor) -> TokenLoss:
+        """Where tokens are weighted, then from the engine's policy on, which sampled them."""
+        kl = self.spec.algorithm.kl
+        if not kl.importance_weight:
+            return LOSS_TERMS[f"kl_{kl.estimator}"](inputs)
+        return _weighted(LOSS_TERMS[f"kl_{kl.estimator}_weighted"](inputs), correction_T)
+
+
+def _weighted(term: TokenLoss, weights_T: torch.Tensor) -> TokenLoss:
+    return TokenLoss(loss_T=term.loss_T * weights_T, metrics=term.metrics)
 
 
 def policy_loss_params(algorithm: AlgorithmConfig) -> PolicyLossParams:

@@ -21,7 +21,7 @@ from rlhf_ray.learner.scoring import over_ranks, score_answers
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.decoder import base_of, require_experts
 from rlhf_ray.models.heads import TokenScorer
-from rlhf_ray.models.load import load_causal_lm, without_dropout
+from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import Referenced
 
@@ -37,7 +37,6 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
         balances_experts = self.job.router_aux_loss_coef > 0
         if balances_experts:
             require_experts(base_of(lm).config)
-        without_dropout(lm)
         return TokenScorer(
             lm,
             temperature=1.0,
@@ -83,7 +82,7 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
                 [row.row for row in rows],
                 plan,
                 self.config,
-                device=self.device,
+                self.model,
                 answers=answers,
             )
         width = answers.stop - answers.start
@@ -100,7 +99,7 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
         batch = answer_batch(
             [row.referenced.row for row in rows],
             answers=trained,
-            padded=self.config.padded,
+            padded=self.model.padded,
             device=self.device,
         )
         scores = self.engine(batch, num_chunks=num_chunks)

@@ -14,6 +14,7 @@ from rlhf_ray.learner.engine import deepspeed_config
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.scoring import score_answers, score_rollouts
 from rlhf_ray.models.batch import TokenBatch
+from rlhf_ray.models.check import settle
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.specs import ReferenceSpec
@@ -29,15 +30,17 @@ class FrozenReference:
         config = spec.reference
         with zero3_loading(config.zero, config.model, device):
             lm = load_causal_lm(config.model, device=device)
-        self.module: torch.nn.Module = TokenScorer(
-            lm.eval(), temperature=spec.temperature, chunk_tokens=config.logits_chunk_tokens
+        self.model = TokenScorer(
+            lm, temperature=spec.temperature, chunk_tokens=config.logits_chunk_tokens
         )
+        self.module: torch.nn.Module = self.model.eval()
         if config.zero.stage == 3:
             bf16 = next(lm.parameters()).dtype is torch.bfloat16
             settings = deepspeed_config(config.zero, bf16=bf16, max_grad_norm=0.0)
             self.module, *_ = deepspeed.initialize(
                 model=self.module, config=settings, dist_init_required=False
             )
+        settle(self.model, config, device)
 
     def close(self) -> None:
         """Release DeepSpeed's hooks, where it holds the model."""
@@ -49,9 +52,7 @@ class FrozenReference:
     ) -> list[npt.NDArray[np.float32]]:
         """Log-probabilities of this rank's rows, in the order in which the plan names them."""
         with torch.no_grad():
-            return score_rollouts(
-                self._score, rollouts, plan, self.spec.reference, device=self.device
-            )
+            return score_rollouts(self._score, rollouts, plan, self.spec.reference, self.model)
 
     def answer_logps(
         self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
@@ -61,7 +62,7 @@ class FrozenReference:
         They come in the order in which the plan names the rows.
         """
         with torch.no_grad():
-            return score_answers(self._score, rows, plan, self.spec.reference, device=self.device)
+            return score_answers(self._score, rows, plan, self.spec.reference, self.model)
 
     def _score(self, batch: TokenBatch, num_chunks: int) -> torch.Tensor:
         logprobs_T: torch.Tensor = self.module(batch, num_chunks=num_chunks).logprobs_T

@@ -23,7 +23,6 @@ from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.scoring import over_ranks, passes
 from rlhf_ray.models.classifier import freeze_score_bias, load_classifier
-from rlhf_ray.models.load import without_dropout
 from rlhf_ray.models.reward import RewardModel, Rewards
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import Ranking
@@ -37,7 +36,6 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
     def _load(self) -> RewardModel:
         """The model, with a new head where it has none."""
         lm = load_classifier(self.config.model, device=self.device, head_seed=self.job.seed)
-        without_dropout(lm)
         if not self.job.center_rewards_coefficient:
             freeze_score_bias(lm)
         return RewardModel(
@@ -83,7 +81,7 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
         sequences = [
             np.concatenate([row.prompt_ids_T, ids_T]) for row in rows for ids_T in row.answer_ids_K
         ]
-        layout = self.model.lay_out(sequences, padded=self.config.padded, device=self.device)
+        layout = self.model.lay_out(sequences)
         rewards: Rewards = self.engine(layout)
         return rewards
 

@@ -16,9 +16,9 @@ Row = TypeVar("Row")
 
 
 def rollout_batch(
-    rollouts_B: Sequence[Rollout], *, padded: bool, device: torch.device
+    rollouts_B: Sequence[Rollout], *, padded: bool, device: torch.device, with_end: bool = False
 ) -> TokenBatch:
-    """Prompts and responses, with every response token scored."""
+    """Prompts and responses, with every response token scored; `with_end` what follows as well."""
     sequences, scored = [], []
     for rollout in rollouts_B:
         num_prompt = len(rollout.prompt.token_ids_T)
@@ -27,7 +27,7 @@ def rollout_batch(
                 [np.asarray(rollout.prompt.token_ids_T, dtype=np.int32), rollout.response_ids_T]
             )
         )
-        scored.append(np.arange(num_prompt, rollout.num_tokens))
+        scored.append(np.arange(num_prompt, rollout.num_tokens + with_end))
     return build_batch(sequences, scored, padded=padded, device=device)
 
 
@@ -67,14 +67,14 @@ def flat(
     return torch.from_numpy(np.concatenate([of(row) for row in rows_B])).to(device, dtype)
 
 
-def own_mask(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
-    """True for the policy's own tokens: [T]."""
-    return flat(rows_B, lambda row: row.rollout.own_T, dtype=torch.bool, device=device)
+def trained_mask(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
+    """True for the policy's own tokens, those of rows that are not trained left out: [T]."""
+    return flat(rows_B, lambda row: row.trained_T, dtype=torch.bool, device=device)
 
 
-def own_lens(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
-    """Own tokens of each row: [B], one 0 for no rows."""
-    lens = [int(row.rollout.own_T.sum()) for row in rows_B] or [0]
+def trained_lens(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
+    """Such tokens of each row: [B], one 0 for no rows."""
+    lens = [int(row.trained_T.sum()) for row in rows_B] or [0]
     return torch.tensor(lens, device=device)
 
 

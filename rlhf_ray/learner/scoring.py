@@ -14,6 +14,7 @@ from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.rows import answer_batch, answer_sums, rollout_batch, split_rows
 from rlhf_ray.learner.update import num_chunks_of_pass
 from rlhf_ray.models.batch import TokenBatch
+from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.types import LabelledAnswer, Ranking, Rollout
 
 # Batch and calls of the vocabulary product -> [T].
@@ -25,8 +26,9 @@ def score_rollouts(
     rollouts: Sequence[Rollout],
     plan: RankedMicroBatches,
     config: ForwardConfig,
+    model: CheckedModel,
     *,
-    device: torch.device,
+    with_end: bool = False,
 ) -> list[npt.NDArray[np.float32]]:
     """One number a response token, for this rank's rows.
 
@@ -34,16 +36,22 @@ def score_rollouts(
         forward: Scores one batch.
         rollouts: All rows of the plan.
         plan: Rank -> micro-batch -> row.
-        config: Layout of micro-batches, chunks of logits.
-        device: Of the model.
+        config: Chunks of logits.
+        model: Says how its batches are laid out, and where.
+        with_end: One number more for each row, of what follows its last token.
 
     Returns:
         One array a row, in the order in which `plan` names this rank's rows.
     """
-    lens_B = [len(rollout.response_ids_T) for rollout in rollouts]
+    lens_B = [len(rollout.response_ids_T) + with_end for rollout in rollouts]
     scored: list[npt.NDArray[np.float32]] = []
     for rows, num_chunks in passes(plan, lens_B, config):
-        batch = rollout_batch([rollouts[row] for row in rows], padded=config.padded, device=device)
+        batch = rollout_batch(
+            [rollouts[row] for row in rows],
+            padded=model.padded,
+            device=model.device,
+            with_end=with_end,
+        )
         scored += split_rows(forward(batch, num_chunks), [lens_B[row] for row in rows])
     return scored
 
@@ -53,8 +61,8 @@ def score_answers(
     rows: Sequence[Ranking | LabelledAnswer],
     plan: RankedMicroBatches,
     config: ForwardConfig,
+    model: CheckedModel,
     *,
-    device: torch.device,
     answers: slice = slice(None),
 ) -> list[tuple[float, ...]]:
     """The sum of each answer's token scores, for this rank's rows.
@@ -65,7 +73,7 @@ def score_answers(
     sums: list[tuple[float, ...]] = []
     for picked, num_chunks in passes(plan, lens_B, config):
         some = [rows[row] for row in picked]
-        batch = answer_batch(some, answers=answers, padded=config.padded, device=device)
+        batch = answer_batch(some, answers=answers, padded=model.padded, device=model.device)
         sums_B = iter(answer_sums(forward(batch, num_chunks), batch).tolist())
         sums += [tuple(next(sums_B) for _ in row.answer_ids_K[answers]) for row in some]
     return sums

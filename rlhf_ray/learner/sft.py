@@ -90,7 +90,7 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
         batch = build_batch(
             [row.token_ids_T for row in rows],
             [np.flatnonzero(row.trained_T) for row in rows],
-            padded=self.config.padded,
+            padded=self.model.padded,
             device=self.device,
         )
         scores = self.engine(batch, with_entropy=True, with_top=True, num_chunks=num_chunks)
@@ -137,7 +137,7 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
         batch = build_batch(
             [np.array([*sequence, 0], dtype=np.int32) for sequence in sequences],
             [np.array([len(sequence)]) for sequence in sequences],
-            padded=self.config.padded,
+            padded=self.model.padded,
             device=self.device,
         )
         with self.engine.inference():

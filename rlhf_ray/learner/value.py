@@ -15,12 +15,12 @@ from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.loading import zero3_loading
-from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
+from rlhf_ray.learner.rows import flat, rollout_batch, trained_lens, trained_mask
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.models.check import settle
 from rlhf_ray.models.classifier import load_decoder
 from rlhf_ray.models.heads import ValueModel
-from rlhf_ray.models.load import without_dropout
 from rlhf_ray.specs import ValueSpec
 from rlhf_ray.types import Experience, Rollout
 
@@ -34,22 +34,25 @@ class ValueLearner(Learner):
         self.spec, self.device = spec, device
         with zero3_loading(spec.learner.zero, spec.learner.model, device):
             lm = load_decoder(spec.learner.model, device=device, seed=spec.seed)
-        model = ValueModel(lm, seed=spec.seed)
-        without_dropout(model)
-        model.train()
-        self.engine = TrainingEngine(model, spec.learner, total_steps=spec.total_steps)
+        self.model = ValueModel(lm, seed=spec.seed)
+        self.engine = TrainingEngine(self.model.train(), spec.learner, total_steps=spec.total_steps)
+        settle(self.model, spec.learner, device)
 
     def values(
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
     ) -> list[npt.NDArray[np.float32]]:
-        """Values of this rank's rows, in the order in which the plan names them."""
+        """Values of this rank's rows, in the order in which the plan names them: [T + 1] each.
+
+        Before every response token, and of the state after the last one.
+        """
         with self.engine.inference():
             return score_rollouts(
                 lambda batch, num_chunks: self.engine(batch),
                 rollouts,
                 plan,
                 self.spec.learner,
-                device=self.device,
+                self.model,
+                with_end=True,
             )
 
     def update(self, rows: Sequence[Experience], plan: UpdatePlan) -> dict[str, float]:
@@ -70,10 +73,10 @@ class ValueLearner(Learner):
         device, algorithm = self.device, self.spec.algorithm
         batch = rollout_batch(
             [row.rollout for row in rows],
-            padded=self.spec.learner.padded,
+            padded=self.model.padded,
             device=device,
         )
-        mask_T = own_mask(rows, device)
+        mask_T = trained_mask(rows, device)
         term = VALUE_LOSSES[algorithm.value_loss](
             ValueLossInputs(
                 values_T=self.engine(batch),
@@ -85,5 +88,5 @@ class ValueLearner(Learner):
             ),
             ValueLossParams(clip=algorithm.value_clip),
         )
-        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, own_lens(rows, device))
+        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, trained_lens(rows, device))
         return loss, term.metrics

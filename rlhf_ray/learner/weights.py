@@ -1,21 +1,25 @@
 """A model's weights under their checkpoint names, whole and merged, whatever holds them.
 
-ZeRO-3 spreads each parameter over ranks and adapters keep their change apart; the rollout engines
-and `from_pretrained` know neither. Iterating is a collective under ZeRO-3: all ranks take part.
+ZeRO-3 spreads each parameter over ranks, adapters keep their change apart, and transformers has
+names of its own; the rollout engines and `from_pretrained` know none of it. Exports, publications
+and held models all come from here. Iterating is a collective under ZeRO-3: all ranks take part.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
 import torch
+from peft.tuners.lora import ParamWrapper
 from peft.utils.integrations import dequantize_module_weight
 
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.learner.checkpoint_names import CheckpointNames, Conversion
 from rlhf_ray.models.decoder import base_of
 
 
@@ -35,74 +39,167 @@ class WeightInfo:
 
 def weight_infos(lm: Any) -> list[WeightInfo]:
     """What `named_weights` will yield, in its order, without gathering anything."""
-    return [_info(entry) for entry in _entries(lm)]
+    held, names = _held(lm), CheckpointNames(base_of(lm))
+    infos = []
+    for conversion in names.plan(held):
+        empty = {name: held[name].empty() for name, _ in conversion.sources}
+        infos += [
+            WeightInfo(name=name, dtype=weight.dtype, shape=tuple(weight.shape))
+            for name, weight in names.convert(conversion, empty).items()
+        ]
+    return infos
 
 
 def named_weights(lm: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each weight in full. The tensor is valid until the next one is asked for."""
+    """Yield each weight in full. The tensor is valid until the next one is asked for.
+
+    What the family's checkpoints hold apart and the model together (a layer's experts), or the
+    other way round, is whole at the same time; nothing else is.
+    """
+    held, names = _held(lm), CheckpointNames(base_of(lm))
     with torch.no_grad():
-        for entry in _entries(lm):
-            adapter = entry.adapter
-            spread = [entry.parameter, *(adapter.parameters() if adapter is not None else ())]
-            with _whole(spread):
-                weight = entry.parameter.detach()
-                if _is_quantized(entry.parameter):
-                    weight = dequantize_module_weight(entry.owner).to(_info(entry).dtype)
-                if adapter is not None:
-                    delta = sum(adapter.get_delta_weight(key) for key in adapter.active_adapters)
-                    weight = weight + delta.to(weight.dtype)
-                yield entry.name, weight
+        for conversion in names.plan(held):
+            yield from _converted(names, conversion, held)
+
+
+def parameter_infos(lm: Any) -> list[WeightInfo]:
+    """Each parameter under its name in memory, whole and unquantized; adapters are left out."""
+    return [
+        WeightInfo(name=name, dtype=one.dtype, shape=one.shape)
+        for name, one in _held(lm).items()
+        if isinstance(one.tensor, torch.nn.Parameter)
+    ]
+
+
+def require_mergeable(lm: Any) -> None:
+    """Refuse adapters that no plain model can stand for.
+
+    Raises:
+        ConfigError: An adapter changes one use of a weight that the model uses twice.
+    """
+    base = base_of(lm)
+    uses: dict[int, list[str]] = {}
+    for name, parameter in base.named_parameters(remove_duplicate=False):
+        uses.setdefault(id(parameter), []).append(_plain(name))
+    for target in _adapters(base):
+        for names in uses.values():
+            if target in names and len(names) > 1:
+                others = ", ".join(name for name in names if name != target)
+                raise ConfigError(
+                    f"model.lora.target_modules must leave out {target}: it is one weight with "
+                    f"{others}, and no merged model could have both"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """A weight by its checkpoint name; `owner` holds it, `adapter`, if any, changes it."""
+class _Held:
+    """A weight as the model holds it; `owner` has it, `adapter`, if any, changes it."""
 
-    name: str
-    parameter: torch.nn.Parameter
+    tensor: torch.Tensor
     owner: torch.nn.Module
     adapter: Any
-    model_dtype: torch.dtype
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def empty(self) -> torch.Tensor:
+        """Of its shape, without numbers."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def parts(self) -> list[torch.nn.Parameter]:
+        """What ZeRO-3 may have spread."""
+        mine = [self.tensor] if isinstance(self.tensor, torch.nn.Parameter) else []
+        return [*mine, *(self.adapter.parameters() if self.adapter is not None else ())]
+
+    def whole(self) -> torch.Tensor:
+        """Dequantized and merged, while its parts are gathered."""
+        weight = self.tensor.detach()
+        if _is_quantized(self.tensor):
+            weight = dequantize_module_weight(self.owner).to(self.dtype)
+        for key in self.adapter.active_adapters if self.adapter is not None else ():
+            weight = weight + self.adapter.get_delta_weight(key).to(weight.dtype)
+        return weight
 
 
-def _entries(lm: Any) -> list[_Entry]:
+def _converted(
+    names: CheckpointNames, conversion: Conversion, held: Mapping[str, _Held]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    sources = {name: held[name] for name, _ in conversion.sources}
+    with _gathered([part for one in sources.values() for part in one.parts()]):
+        whole = {name: one.whole() for name, one in sources.items()}
+        yield from names.convert(conversion, whole).items()
+
+
+def _held(lm: Any) -> dict[str, _Held]:
+    """All that a checkpoint of the model holds, by its name in memory without adapters."""
     base = base_of(lm)
-    modules = dict(base.named_modules())
-    adapters = {n: module for n, module in modules.items() if hasattr(module, "get_delta_weight")}
-    entries = []
-    for name, parameter in base.named_parameters():
-        if ".lora_" in name:
-            continue
-        owner, _, leaf = name.rpartition(".")
-        plain = owner.removesuffix(".base_layer")
-        entries.append(
-            _Entry(
-                name=f"{plain}.{leaf}",
-                parameter=parameter,
-                owner=modules[owner],
-                adapter=adapters.get(plain) if leaf == "weight" else None,
-                model_dtype=base.dtype,
-            )
+    modules, adapters = dict(base.named_modules()), _adapters(base)
+    held = {}
+    for name, tensor in _state(base).items():
+        owner = modules[name.rpartition(".")[0]]
+        plain = _plain(name)
+        quantized = _is_quantized(tensor)
+        held[plain] = _Held(
+            tensor=tensor,
+            owner=owner,
+            adapter=adapters.get(plain),
+            dtype=base.dtype if quantized else tensor.dtype,
+            shape=_shape(tensor),
         )
-    return entries
+    return held
 
 
-def _info(entry: _Entry) -> WeightInfo:
-    parameter = entry.parameter
-    if not _is_quantized(parameter):
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        return WeightInfo(name=entry.name, dtype=parameter.dtype, shape=shape)
-    state = getattr(parameter, "quant_state", None)
-    shape = tuple(parameter.shape if state is None else state.shape)
-    return WeightInfo(name=entry.name, dtype=entry.model_dtype, shape=shape)
+def _state(base: Any) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers, adapters left out, each once."""
+    named: dict[str, torch.Tensor] = dict(base.named_parameters(remove_duplicate=False))
+    for path, module in base.named_modules():
+        for leaf, buffer in module.named_buffers(recurse=False):
+            if leaf not in module._non_persistent_buffers_set:
+                named[f"{path}.{leaf}" if path else leaf] = buffer
+    # Of tied weights a checkpoint has the one that the model's code names as their source.
+    tied, ignored = base.all_tied_weights_keys, base._keys_to_ignore_on_save or ()
+    first: dict[int, str] = {}
+    for name in sorted(named, key=lambda name: _plain(name) in tied):
+        first.setdefault(id(named[name]), name)
+    kept = set(first.values())
+    return {
+        name: tensor
+        for name, tensor in named.items()
+        if name in kept and not _is_of_adapter(name) and _plain(name) not in ignored
+    }
 
 
-def _is_quantized(parameter: torch.nn.Parameter) -> bool:
+def _adapters(base: Any) -> dict[str, Any]:
+    """The adapter of each weight that has one, by the weight's name without adapters."""
+    adapters = {}
+    for name, module in base.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            # Those of a layer's experts are wrapped around each other, one a parameter.
+            leaf = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
+            adapters[_plain(f"{name}.{leaf}")] = module
+    return adapters
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "base_layer")
+
+
+def _is_of_adapter(name: str) -> bool:
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    if _is_quantized(tensor):
+        state = getattr(tensor, "quant_state", None)
+        return tuple(tensor.shape if state is None else state.shape)
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def _is_quantized(tensor: torch.Tensor) -> bool:
     """Whether bitsandbytes holds it, by the name of its class: the package need not be there."""
-    return type(parameter).__name__ in ("Params4bit", "Int8Params")
+    return type(tensor).__name__ in ("Params4bit", "Int8Params")
 
 
-def _whole(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[Any]:
+def _gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[Any]:
     partitioned = [p for p in parameters if hasattr(p, "ds_id")]
     if not partitioned:
         return nullcontext()

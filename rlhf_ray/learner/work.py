@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rlhf_ray.learner.weights import weight_infos
+from rlhf_ray.learner.weights import parameter_infos
 from rlhf_ray.metrics.flops import update_flops_per_token
 from rlhf_ray.models.decoder import base_of
 
@@ -18,7 +18,7 @@ def flops_per_token(lm: Any) -> float:
     base = base_of(lm)
     share = _share_of_experts(base.config.get_text_config())
     num_active = sum(
-        math.prod(info.shape) * _visited(info.name, share) for info in weight_infos(lm)
+        math.prod(info.shape) * _visited(info.name, share) for info in parameter_infos(lm)
     )
     num_trained = 0.0
     for name, parameter in base.named_parameters():

@@ -6,7 +6,7 @@ Pure, and over the whole batch at once: groups are complete and means are those 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +14,22 @@ import torch
 
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
-from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
+from rlhf_ray.algorithms.correction import (
+    CORRECTIONS,
+    Correction,
+    CorrectionInputs,
+    CorrectionParams,
+)
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
+from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
 from rlhf_ray.algorithms.ragged import own
-from rlhf_ray.algorithms.ratios import is_clamped
+from rlhf_ray.algorithms.ratios import is_clamped, log_ratio
 from rlhf_ray.algorithms.token_rewards import token_rewards
-from rlhf_ray.algorithms.whitening import whiten
+from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.loops.reward_parts import reward_parts
 from rlhf_ray.loops.shaped_scores import shape_scores
 from rlhf_ray.specs import AssemblySpec
-from rlhf_ray.types import Experience, Rollout
+from rlhf_ray.types import Experience, Rollout, Score
 
 Arrays = Sequence[npt.NDArray[np.float32]]
 
@@ -47,6 +54,7 @@ class _Flat:
     old_T: torch.Tensor
     reference_T: torch.Tensor
     values_T: torch.Tensor
+    last_values_B: torch.Tensor
     behaviour_T: torch.Tensor
     mask_T: torch.Tensor
     segments_T: torch.Tensor
@@ -55,7 +63,7 @@ class _Flat:
 
 def assemble(
     rollouts_B: Sequence[Rollout],
-    scores_B: Sequence[float],
+    scores_B: Sequence[Score],
     *,
     old_logprobs_B: Arrays,
     reference_logprobs_B: Arrays | None,
@@ -67,55 +75,130 @@ def assemble(
 
     Args:
         rollouts_B: The step's rollouts.
-        scores_B: Their scores, before shaping.
+        scores_B: Their scores, before shaping, each with a total; their parts count where rewards
+            are told apart.
         old_logprobs_B: Of the trainer's policy before the update; float [T] each.
         reference_logprobs_B: Of the reference; None where the job has none.
-        values_B: Of the critic; None where the job has none.
+        values_B: Of the critic, the state after the last token included, float [T + 1] each; None
+            where the job has none.
         kl_coefficient: Current weight of the KL to the reference.
         spec: Estimators and their parameters.
     """
     flat = _flatten(rollouts_B, old_logprobs_B, reference_logprobs_B, values_B)
-    algorithm = spec.algorithm
-    kl_T = KL_ESTIMATORS[algorithm.kl.estimator](flat.old_T, flat.reference_T)
-    in_reward = reference_logprobs_B is not None and algorithm.kl.where == "reward"
-    rewards_T = token_rewards(
-        shape_scores(scores_B, rollouts_B, spec.shaping, max_new_tokens=spec.max_new_tokens),
-        kl_T if in_reward else None,
-        kl_coefficient=kl_coefficient,
-        mask_T=flat.mask_T,
-        segments_T=flat.segments_T,
-    )
-    outputs = ADVANTAGES[algorithm.advantage](
-        AdvantageInputs(
-            token_rewards_T=rewards_T,
-            values_T=flat.values_T if values_B is not None else None,
-            mask_T=flat.mask_T,
-            segments_T=flat.segments_T,
-            groups_B=flat.groups_B,
+    kl_T = KL_ESTIMATORS[spec.algorithm.kl.estimator](flat.old_T, flat.reference_T)
+    in_reward = reference_logprobs_B is not None and spec.algorithm.kl.where == "reward"
+    outputs = ADVANTAGES[spec.algorithm.advantage](
+        _compared(
+            rollouts_B,
+            scores_B,
+            flat,
+            kl_T=kl_T if in_reward else None,
+            kl_coefficient=kl_coefficient,
+            has_values=values_B is not None,
+            spec=spec,
         ),
-        AdvantageParams(gamma=algorithm.gamma, lam=algorithm.lam),
-    )
-    advantages_T = outputs.advantages_T
-    if algorithm.whiten_advantages:
-        advantages_T = whiten(advantages_T, flat.mask_T)
-    correction = CORRECTIONS[algorithm.correction.kind](
-        CorrectionInputs(
-            old_logprobs_T=flat.old_T, behaviour_logprobs_T=flat.behaviour_T, mask_T=flat.mask_T
+        AdvantageParams(
+            gamma=spec.algorithm.gamma,
+            lam=spec.algorithm.lam,
+            whiten=spec.algorithm.whiten_advantages,
         ),
-        CorrectionParams(cap=algorithm.correction.cap, low=algorithm.correction.low),
     )
+    correction = _correction(flat, spec.algorithm)
     metrics = {f"mismatch/{k}": v for k, v in metric_sums.values(correction.metrics).items()}
     if reference_logprobs_B is not None:
-        clamped_T = is_clamped(flat.old_T - flat.reference_T)
+        clamped_T = is_clamped(log_ratio(flat.old_T, flat.reference_T))
         to_reference = {
             "policy/kl_ref": metric_sums.mean_of(kl_T, flat.mask_T),
             "policy/kl_clamp_share": metric_sums.mean_of(clamped_T, flat.mask_T),
         }
         metrics |= metric_sums.values(to_reference)
-    returns_T = outputs.returns_T if outputs.returns_T is not None else torch.zeros_like(rewards_T)
+    advantages_T, returns_T = outputs.advantages_T, outputs.returns_T
+    if returns_T is None:
+        returns_T = torch.zeros_like(advantages_T)
     return Assembly(
-        experience_B=_split(rollouts_B, flat, advantages_T, returns_T, correction.weights_T),
+        experience_B=_split(
+            rollouts_B, flat, advantages_T, returns_T, correction.weights_T, spec.algorithm
+        ),
         metrics=metrics,
+    )
+
+
+def _compared(
+    rollouts_B: Sequence[Rollout],
+    scores_B: Sequence[Score],
+    flat: _Flat,
+    *,
+    kl_T: torch.Tensor | None,
+    kl_coefficient: float,
+    has_values: bool,
+    spec: AssemblySpec,
+) -> AdvantageInputs:
+    """What an estimator looks at; `kl_T` is that of the reward."""
+    shaped_B = shape_scores(
+        _totals(scores_B),
+        rollouts_B,
+        spec.shaping,
+        max_new_tokens=spec.max_new_tokens,
+    )
+    algorithm = spec.algorithm
+    is_trained_B = torch.tensor([algorithm.trains(r.finish_reason) for r in rollouts_B])
+    inputs = AdvantageInputs(
+        token_rewards_T=token_rewards(
+            shaped_B,
+            kl_T,
+            kl_coefficient=kl_coefficient,
+            mask_T=flat.mask_T,
+            segments_T=flat.segments_T,
+        ),
+        values_T=flat.values_T if has_values else None,
+        last_values_B=_last_values(rollouts_B, flat, algorithm),
+        mask_T=flat.mask_T,
+        trained_T=flat.mask_T & is_trained_B[flat.segments_T],
+        segments_T=flat.segments_T,
+        groups_B=flat.groups_B,
+    )
+    if not ADVANTAGES[algorithm.advantage].needs_parts:
+        return inputs
+    parts = reward_parts(rollouts_B, scores_B, spec)
+    return replace(
+        inputs,
+        rewards_BK=parts.rewards_BK,
+        applies_BK=parts.applies_BK,
+        weights_K=parts.weights_K,
+    )
+
+
+def _totals(scores_B: Sequence[Score]) -> list[float]:
+    totals = [score.total for score in scores_B if score.total is not None]
+    if len(totals) < len(scores_B):
+        raise ValueError(f"{len(scores_B) - len(totals)} of {len(scores_B)} rows have no score")
+    return totals
+
+
+def _last_values(
+    rollouts_B: Sequence[Rollout], flat: _Flat, algorithm: AlgorithmConfig
+) -> torch.Tensor | None:
+    """The critic's word on where responses were cut; 0 for those that ended."""
+    if algorithm.truncated != "bootstrap":
+        return None
+    is_cut_B = torch.tensor([rollout.finish_reason == "length" for rollout in rollouts_B])
+    return own(flat.last_values_B, is_cut_B)
+
+
+def _correction(flat: _Flat, algorithm: AlgorithmConfig) -> Correction:
+    return CORRECTIONS[algorithm.correction.kind](
+        CorrectionInputs(
+            old_logprobs_T=flat.old_T,
+            behaviour_logprobs_T=flat.behaviour_T,
+            mask_T=flat.mask_T,
+            segments_T=flat.segments_T,
+            num_sequences=len(flat.groups_B),
+        ),
+        CorrectionParams(
+            cap=algorithm.correction.cap,
+            low=algorithm.correction.low,
+            level=POLICY_LOSSES[algorithm.policy_loss].level,
+        ),
     )
 
 
@@ -132,15 +215,19 @@ def _flatten(
     def joined(arrays: Arrays) -> torch.Tensor:
         return own(torch.from_numpy(np.concatenate(list(arrays))), mask_T)
 
-    prompt_numbers = {r.prompt.prompt_id: n for n, r in enumerate(rollouts_B)}
     return _Flat(
         old_T=joined(old_logprobs_B),
         reference_T=joined(reference_logprobs_B if reference_logprobs_B is not None else zeros),
-        values_T=joined(values_B if values_B is not None else zeros),
+        values_T=joined([values[:-1] for values in values_B] if values_B is not None else zeros),
+        last_values_B=torch.tensor(
+            [float(values[-1]) for values in values_B]
+            if values_B is not None
+            else [0.0] * len(lens)
+        ),
         behaviour_T=joined([rollout.logprobs_T for rollout in rollouts_B]),
         mask_T=mask_T,
         segments_T=torch.repeat_interleave(torch.arange(len(lens)), torch.tensor(lens)),
-        groups_B=torch.tensor([prompt_numbers[r.prompt.prompt_id] for r in rollouts_B]),
+        groups_B=torch.tensor([rollout.draw for rollout in rollouts_B]),
     )
 
 
@@ -150,6 +237,7 @@ def _split(
     advantages_T: torch.Tensor,
     returns_T: torch.Tensor,
     correction_T: torch.Tensor,
+    algorithm: AlgorithmConfig,
 ) -> list[Experience]:
     ends = np.cumsum([len(rollout.response_ids_T) for rollout in rollouts_B])[:-1]
     columns = [
@@ -167,6 +255,7 @@ def _split(
             advantages_T=advantages,
             returns_T=returns,
             correction_T=correction,
+            is_trained=algorithm.trains(rollout.finish_reason),
         )
         for rollout, old, reference, values, advantages, returns, correction in zip(
             rollouts_B, *columns, strict=True

@@ -10,13 +10,18 @@ from rlhf_ray.types import RolloutSummary
 
 def select(batch: RolloutBatch, rows: Sequence[int]) -> RolloutBatch:
     """The given rows, in the given order."""
-    new_row = {row: index for index, row in enumerate(rows)}
     return RolloutBatch(
         summaries_B=tuple(batch.summaries_B[row] for row in rows),
-        shards=tuple(
-            Shard(ref=shard.ref, rows=tuple(new_row.get(row, -1) for row in shard.rows))
-            for shard in batch.shards
-        ),
+        shards=select_shards(batch.shards, rows),
+    )
+
+
+def select_shards(shards: Iterable[Shard], rows: Sequence[int]) -> tuple[Shard, ...]:
+    """The same of what a role said of a batch's rows."""
+    new_row = {row: index for index, row in enumerate(rows)}
+    return tuple(
+        Shard(ref=shard.ref, rows=tuple(new_row.get(row, -1) for row in shard.rows))
+        for shard in shards
     )
 
 

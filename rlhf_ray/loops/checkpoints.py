@@ -7,12 +7,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError, RunError
 
 logger = logging.getLogger(__name__)
@@ -44,27 +46,37 @@ class CheckpointStore:
         """Use `run_dir/checkpoints`, keeping the newest `keep`."""
         self.root, self.keep = run_dir / "checkpoints", keep
 
-    def begin(self, step: int) -> Path:
-        """An empty folder to write into; it does not count as a checkpoint yet."""
-        folder = self.root / f".writing_{step:08d}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        return folder
+    @contextmanager
+    def writing(self, step: int) -> Iterator[Path]:
+        """An empty folder to write into and `commit`; gone again if that does not come to its end.
+
+        Raises:
+            RunError: The disk is full.
+        """
+        folder = self._unfinished(step)
+        for left in self.root.glob(".writing_*"):  # by a run that was killed
+            shutil.rmtree(left)
+        try:
+            with room_for("a checkpoint", folder):
+                folder.mkdir(parents=True)
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def commit(self, step: int, state: Mapping[str, Any], *, roles: Sequence[str]) -> Path:
-        """Seal what was written since `begin`: state, digests, fsync, rename; then prune.
+        """Seal what was written in `writing`: state, digests, fsync, rename; then prune.
 
         What is there of later steps goes as well: this run passed it over, and goes another way.
 
         Args:
-            step: As given to `begin`.
+            step: As given to `writing`.
             state: The controllers' state, as JSON can hold it.
             roles: Folders that must be there.
 
         Raises:
             RunError: A role's folder is empty: its ranks wrote somewhere else.
         """
-        folder = self.root / f".writing_{step:08d}"
+        folder = self._unfinished(step)
         for role in roles:
             if not any((folder / role).glob("*")):
                 raise RunError(
@@ -82,7 +94,12 @@ class CheckpointStore:
         replaced = self.root / f".replaced_{step:08d}"
         if final.exists():
             final.rename(replaced)
-        folder.rename(final)
+        try:
+            folder.rename(final)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(final)
+            raise
         _sync(self.root)
         shutil.rmtree(replaced, ignore_errors=True)
         folders = self._folders()
@@ -113,6 +130,9 @@ class CheckpointStore:
                 "why): bring one back from a copy, or start anew in another run_dir"
             )
         return None
+
+    def _unfinished(self, step: int) -> Path:
+        return self.root / f".writing_{step:08d}"
 
     def _folder(self, step: int) -> Path:
         return self.root / f"step_{step:08d}"

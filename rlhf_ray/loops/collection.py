@@ -14,6 +14,7 @@ from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.batches import join, select
 from rlhf_ray.loops.clock import StepClock
+from rlhf_ray.loops.groups import compared_scores, rows_by_draw, scored_rows
 from rlhf_ray.loops.seeds import sample_seeds
 from rlhf_ray.roles import GenerationRequest, Reward, RolloutBatch, RolloutEngine
 from rlhf_ray.types import Prompt, Score
@@ -26,22 +27,21 @@ class Collected:
     """A step's rollouts.
 
     Attributes:
-        sampled: All of them; groups one after the other, G rows each.
+        sampled: All of them; groups one after the other.
         scores: Of all rows, perhaps still being computed.
-        kept: Rows to train on: all, unless dynamic sampling left groups out.
-        num_groups: Groups that are trained.
+        kept: Rows to train on if a reward applies to them: all, unless dynamic sampling left some
+            out.
         num_refilled: Groups that dynamic sampling sampled in place of others.
     """
 
     sampled: RolloutBatch
     scores: asyncio.Future[Sequence[Score]]
     kept: Sequence[int]
-    num_groups: int
     num_refilled: int
 
     @cached_property
     def batch(self) -> RolloutBatch:
-        """What is trained."""
+        """The rows that are kept."""
         return select(self.sampled, self.kept)
 
 
@@ -59,27 +59,25 @@ class Collector:
     ) -> None:
         """Draw from `prompts` in `order`."""
         self.config, self.prompts, self.order = config, prompts, order
-        self.engine, self.reward = engine, reward
+        self.rollout, self.reward = engine, reward
 
     async def collect(self, step: int, clock: StepClock) -> Collected:
         """The rollouts of one step; the clock is told what is generation and what is scoring.
 
         Raises:
-            RunError: Dynamic sampling found no group with spread in all its rounds, or fewer than
-                the step needs where that is to be an error.
+            RunError: Dynamic sampling found fewer groups with spread than the step needs, where
+                that is to be an error.
         """
         if self.config.algorithm.dynamic_sampling.enabled:
             return await self._collect_with_spread(step, clock)
-        num_groups = self.config.prompts_per_step
         with clock.phase("generate"):
-            sampled = await self._generate(step, num_groups)
+            sampled = await self._generate(self.config.prompts_per_step)
             await self._make_room()
         return Collected(
             sampled=sampled,
             # Scoring goes on beside the model passes that follow.
             scores=asyncio.ensure_future(self.reward.score(sampled)),
             kept=range(len(sampled.summaries_B)),
-            num_groups=num_groups,
             num_refilled=0,
         )
 
@@ -96,11 +94,13 @@ class Collector:
         try:
             while num_prompts := groups.next_round():
                 with clock.phase("generate"):
-                    batch = await self._generate(step, num_prompts)
+                    batch = await self._generate(num_prompts)
                     await self._make_room()
                 with clock.phase("score"):
                     scored = await self.reward.score(batch)
-                rows = _rows_with_spread(batch, scored, groups, self.config.samples_per_prompt)
+                rows = _rows_with_spread(
+                    batch, scored, groups, apart=self.config.algorithm.tells_rewards_apart
+                )
                 kept += [len(scores) + row for row in rows]
                 batches.append(batch)
                 scores += scored
@@ -118,31 +118,31 @@ class Collector:
             sampled=join(batches),
             scores=done,
             kept=kept,
-            num_groups=len(groups.accepted),
             num_refilled=num_sampled - groups.num_prompts,
         )
 
     async def _make_room(self) -> None:
         """For a reward model on the engines' GPUs."""
         if self.config.scores_on_engines_gpus:
-            await self.engine.sleep()
+            await self.rollout.sleep()
 
-    async def _generate(self, step: int, num_prompts: int) -> RolloutBatch:
-        rollout = self.config.rollout
+    async def _generate(self, num_prompts: int) -> RolloutBatch:
+        sampling = self.config.rollout
         first_draw = self.order.position
         drawn = [self.prompts[row] for row in self.order.take(num_prompts)]
-        return await self.engine.generate(
+        return await self.rollout.generate(
             [
                 GenerationRequest(
                     prompt=prompt,
+                    draw=draw,
                     seeds_G=sample_seeds(
                         seed=self.config.seed,
                         draw=draw,
                         prompt_id=prompt.prompt_id,
                         num_samples=self.config.samples_per_prompt,
                     ),
-                    temperature=rollout.temperature,
-                    max_new_tokens=rollout.max_new_tokens,
+                    temperature=sampling.temperature,
+                    max_new_tokens=sampling.max_new_tokens,
                 )
                 for draw, prompt in enumerate(drawn, start=first_draw)
             ]
@@ -150,12 +150,12 @@ class Collector:
 
 
 def _rows_with_spread(
-    batch: RolloutBatch, scores: Sequence[Score], groups: GroupFilter, num_samples: int
+    batch: RolloutBatch, scores: Sequence[Score], groups: GroupFilter, *, apart: bool
 ) -> list[int]:
     kept: list[int] = []
-    for first in range(0, len(scores), num_samples):
-        rows = range(first, first + num_samples)
-        prompt_id = batch.summaries_B[first].prompt_id
-        if groups.offer(prompt_id, [scores[row].total for row in rows]):
+    for group in rows_by_draw(batch.summaries_B):
+        rows = scored_rows(scores, group)
+        compared = compared_scores([scores[row] for row in rows], apart=apart)
+        if groups.offer(batch.summaries_B[group[0]].draw, compared):
             kept += rows
     return kept

@@ -1,8 +1,9 @@
-"""When a run has diverged: its loss or gradient is not finite step after step."""
+"""When a run is stopped: its losses are not finite step after step, or it trains nothing."""
 
 from __future__ import annotations
 
 from rlhf_ray.config.base import JobConfig
+from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import Metrics
 
@@ -22,3 +23,17 @@ def stop_if_diverged(step: int, metrics: Metrics, config: JobConfig) -> None:
                 f"steps in a row ({role}; nonfinite_steps_to_stop is {limit}); what they were to "
                 f"learn from is in {config.run_dir}/skipped"
             )
+
+
+def stop_if_empty(step: int, num_in_a_row: int, config: OnlineConfig) -> None:
+    """Look at how many steps in a row had nothing to train.
+
+    Raises:
+        RunError: As many as the job allows, or more.
+    """
+    if num_in_a_row >= config.empty_steps_to_stop:
+        raise RunError(
+            f"step {step}: nothing was left to train in {num_in_a_row} steps in a row "
+            f"(empty_steps_to_stop is {config.empty_steps_to_stop}): rewards gave None for too "
+            "many rollouts, or dynamic sampling found no group whose scores differ"
+        )

@@ -8,10 +8,11 @@ from statistics import fmean
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.loops.clock import StepClock
+from rlhf_ray.loops.groups import rows_by_draw, scored_rows
 from rlhf_ray.loops.seeds import sample_seeds
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import GenerationRequest, Roles
-from rlhf_ray.types import Prompt, Rollout
+from rlhf_ray.types import Prompt, Rollout, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +38,17 @@ class Evaluation:
         self.requests = [
             GenerationRequest(
                 prompt=prompt,
+                draw=draw,
                 seeds_G=sample_seeds(
                     seed=config.seed,
-                    draw="eval",
+                    draw=f"eval/{draw}",
                     prompt_id=prompt.prompt_id,
                     num_samples=self.num_samples,
                 ),
                 temperature=config.eval.temperature,
                 max_new_tokens=config.rollout.max_new_tokens,
             )
-            for prompt in prompts
+            for draw, prompt in enumerate(prompts)
         ]
         self.table_rows = config.eval.table_rows
 
@@ -64,37 +66,48 @@ class Evaluation:
         if self.makes_room:
             await roles.rollout.sleep()
         scores = await roles.reward.score(batch)
+        groups = rows_by_draw(batch.summaries_B)
         # The first sample of each prompt.
-        rows = range(0, len(scores), self.num_samples)[: self.table_rows]
+        rows = [group[0] for group in groups[: self.table_rows]]
         rollouts = await roles.assembler.texts(batch, rows)
         metrics = {
-            "eval/reward_mean": fmean(score.total for score in scores),
+            **_rewards(groups, scores),
             "eval/response_tokens_mean": fmean(s.num_response_tokens for s in batch.summaries_B),
             "eval/truncated_share": fmean(s.finish_reason == "length" for s in batch.summaries_B),
         }
-        if self.num_samples > 1:
-            metrics["eval/best_of_k"] = _best_of_k([s.total for s in scores], self.num_samples)
-        for name in scores[0].parts:
-            values = [score.parts[name] for score in scores]
-            applicable = [value for value in values if value is not None]
-            if applicable:
-                metrics[f"eval/reward/{name}"] = fmean(applicable)
         table = Table(
             step=step,
             name="samples",
             columns=("prompt", "response", "reward"),
             rows=[
-                (_text(rollout), rollout.text, round(scores[row].total, 4))
+                (_text(rollout), rollout.text, _rounded(scores[row].total))
                 for row, rollout in zip(rows, rollouts, strict=True)
             ],
         )
         return EvaluationResult(metrics=metrics, table=table)
 
 
-def _best_of_k(scores_B: Sequence[float], num_samples: int) -> float:
-    """Mean over prompts of the best of each one's samples, which stand side by side."""
-    firsts = range(0, len(scores_B), num_samples)
-    return fmean(max(scores_B[first : first + num_samples]) for first in firsts)
+def _rewards(groups: Sequence[Sequence[int]], scores: Sequence[Score]) -> dict[str, float]:
+    """Means over the rows that a reward applies to, and of each prompt's best of several."""
+    by_group = [
+        [total for row in scored_rows(scores, rows) if (total := scores[row].total) is not None]
+        for rows in groups
+    ]
+    totals = [total for group in by_group for total in group]
+    metrics = {"eval/unscored": float(len(scores) - len(totals))}
+    if totals:
+        metrics["eval/reward_mean"] = fmean(totals)
+        if len(groups[0]) > 1:
+            metrics["eval/best_of_k"] = fmean(max(group) for group in by_group if group)
+    for name in scores[0].parts:
+        values = [value for score in scores if (value := score.parts[name]) is not None]
+        if values:
+            metrics[f"eval/reward/{name}"] = fmean(values)
+    return metrics
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 4)
 
 
 def _text(rollout: Rollout) -> str:

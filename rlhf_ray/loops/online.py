@@ -6,18 +6,24 @@ The controller holds ids, lengths, scores and references; tokens go from actor t
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.data.packing import UpdatePlan, plan_update
+from rlhf_ray.deadlines import in_thread
+from rlhf_ray.loops.batches import select, select_shards
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collected, Collector
-from rlhf_ray.loops.divergence import stop_if_diverged
+from rlhf_ray.loops.divergence import stop_if_diverged, stop_if_empty
 from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.loops.groups import trainable_rows
 from rlhf_ray.loops.kl_control import kl_controller
 from rlhf_ray.loops.report import rollout_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
@@ -25,11 +31,34 @@ from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Metrics, Ref, Roles, RolloutBatch, Usage, unknown_usage
 from rlhf_ray.types import Prompt, Score
 
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What is known of a step's rollouts before the update.
+
+    Attributes:
+        scores: Of all that was sampled.
+        batch: What is trained. It has no rows where no reward applied to any, or where no group
+            has enough of them to be compared.
+        experience: Of `batch`; None where that has no rows.
+        metrics: Of `batch`.
+    """
+
+    scores: Sequence[Score]
+    batch: RolloutBatch
+    experience: Ref | None
+    metrics: Metrics
+
 
 class OnlineLoop:
     """Trains a policy on its own rollouts.
 
     The version of the weights is the number of steps done; so is the step number of a checkpoint.
+    That holds for steps in which the policy stays as it is, too: while the critic learns alone
+    (`value.warmup_steps`), and where nothing is left to train. They end with a publication as well,
+    so that the engines begin each step alike, resumed or not.
     """
 
     def __init__(
@@ -54,13 +83,15 @@ class OnlineLoop:
         )
         self.setup = setup_of(config, prompts)
         self.kl = kl_controller(config.algorithm.kl)
+        self.num_empty_in_a_row = 0
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
 
     async def run(self, checkpoint: Checkpoint | None) -> None:
         """Train from the start or from a checkpoint to the last step.
 
         Raises:
-            RunError: A role failed, hung, disagrees with another, or diverged.
+            RunError: A role failed, hung, disagrees with another, or diverged, or too many steps in
+                a row had nothing to train.
         """
         first = 1 if checkpoint is None else checkpoint.step + 1
         if checkpoint is not None:
@@ -78,6 +109,7 @@ class OnlineLoop:
             metrics = {**await self._step(step, clock), **saved}
             self.log.log(step, metrics)
             stop_if_diverged(step, metrics, self.config)
+            stop_if_empty(step, self.num_empty_in_a_row, self.config)
             clock = StepClock()  # the checkpoint's time is the next step's
             saved = await self._save(step)
 
@@ -86,72 +118,114 @@ class OnlineLoop:
         collected = await self.collector.collect(step, clock)
         with clock.phase("generate"):
             await self.roles.rollout.sleep()
-        batch = collected.batch
         with clock.phase("score"):
-            experience, scores, assembled = await self._score(collected)
+            scored = await self._score(collected)
+        self._count_empty(step, scored)
         with clock.phase("update"):
-            updated = await self._update(experience, batch, step, kl_coefficient)
+            updated = await self._update(scored, step, kl_coefficient)
         with clock.phase("publish"):
             await self.roles.rollout.wake_up()
             publication = await self.roles.policy.publish(step)
-        if "policy/kl_ref" in assembled:
-            self.kl.update(assembled["policy/kl_ref"], num_sequences=len(collected.kept))
+        if "policy/kl_ref" in scored.metrics and self._policy_learns(step):
+            self.kl.update(
+                scored.metrics["policy/kl_ref"], num_sequences=len(scored.batch.summaries_B)
+            )
         evaluated, used = await self._evaluate(step), await self.usage()
         return {
             **updated,
-            **assembled,
+            **scored.metrics,
             **evaluated,
             **used,
-            **rollout_metrics(collected, scores, used, clock, version=step - 1),
-            **utilisation(
-                self.hardware,
-                num_tokens=self.config.algorithm.epochs * batch.num_tokens,
-                seconds=clock.seconds["update"],
+            **rollout_metrics(
+                collected, scored.scores, scored.batch, used, clock, version=step - 1
             ),
+            **self._utilisation(scored.batch, step, clock),
+            "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
             "mismatch/logprob_abs_max": max(
-                assembled["mismatch/logprob_abs_max"], publication.logprob_abs_max
+                scored.metrics.get("mismatch/logprob_abs_max", 0.0), publication.logprob_abs_max
             ),
             "sync/seconds": publication.seconds,
             "sync/bytes": float(publication.num_bytes),
             "data/epoch": self.order.position / self.order.num_rows,
         }
 
-    async def _score(self, collected: Collected) -> tuple[Ref, Sequence[Score], Metrics]:
+    async def _score(self, collected: Collected) -> Scored:
         """Everything that is known of the rollouts before the update, side by side."""
         roles, batch = self.roles, collected.batch
-        old, reference, values, scored = await asyncio.gather(
+        if not collected.kept:  # dynamic sampling left all groups out, when they were scored
+            scores = await collected.scores
+            return Scored(scores=scores, batch=batch, experience=None, metrics={})
+        old, reference, values, scores = await asyncio.gather(
             roles.policy.logprobs(batch),
             _optional(roles.reference, "logprobs", batch),
             _optional(roles.value, "values", batch),
             collected.scores,
         )
+        scores_B = [scores[row] for row in collected.kept]
+        rows = trainable_rows(
+            batch.summaries_B, scores_B, smallest_group=self.config.smallest_group
+        )
+        trained = select(batch, rows)
+        if not rows:
+            return Scored(scores=scores, batch=trained, experience=None, metrics={})
         experience, metrics = await roles.assembler.build(
-            batch,
-            [scored[row].total for row in collected.kept],
-            old=old,
-            reference=reference,
-            values=values,
+            trained,
+            [scores_B[row] for row in rows],
+            old=select_shards(old, rows),
+            reference=None if reference is None else select_shards(reference, rows),
+            values=None if values is None else select_shards(values, rows),
             kl_coefficient=self.kl.coefficient,
         )
-        return experience, scored, metrics
+        return Scored(scores=scores, batch=trained, experience=experience, metrics=metrics)
 
-    async def _update(
-        self, experience: Ref, batch: RolloutBatch, step: int, kl_coefficient: float
-    ) -> dict[str, float]:
+    def _count_empty(self, step: int, scored: Scored) -> None:
+        if scored.experience is not None:
+            self.num_empty_in_a_row = 0
+            return
+        self.num_empty_in_a_row += 1
+        logger.warning(
+            "step %d trains nothing: of %d rollouts none is left that has a score and a group",
+            step, len(scored.scores),
+        )  # fmt: skip
+
+    def _policy_learns(self, step: int) -> bool:
+        """Not while the critic learns alone."""
+        return step > self.config.value.warmup_steps
+
+    async def _update(self, scored: Scored, step: int, kl_coefficient: float) -> dict[str, float]:
         """Policy and critic side by side, each on its own group."""
+        if scored.experience is None:
+            return {}
+        experience, plan = scored.experience, partial(self._plan, scored.batch, step)
         policy, value = await asyncio.gather(
-            self.roles.policy.update(experience, self._plan(batch, step, "policy"), kl_coefficient),
-            _optional(self.roles.value, "update", experience, self._plan(batch, step, "value")),
-        )
-        named = {f"policy/{name}": number for name, number in policy.items()}
+            _optional(
+                self.roles.policy if self._policy_learns(step) else None,
+                "update", experience, plan("policy"), kl_coefficient,
+            ),
+            _optional(self.roles.value, "update", experience, plan("value")),
+        )  # fmt: skip
+        named = {f"policy/{name}": number for name, number in (policy or {}).items()}
         return named | {f"value/{name}": number for name, number in (value or {}).items()}
+
+    def _utilisation(self, batch: RolloutBatch, step: int, clock: StepClock) -> Metrics:
+        """Of the policy's update, where there was one."""
+        if not batch.summaries_B or not self._policy_learns(step):
+            return {}
+        return utilisation(
+            self.hardware,
+            num_tokens=self.config.algorithm.epochs * batch.num_tokens,
+            seconds=clock.seconds["update"],
+        )
 
     def _plan(self, batch: RolloutBatch, step: int, role: str) -> UpdatePlan:
         learner = self.config.policy if role == "policy" else self.config.value
         return plan_update(
             [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B],
-            [s.num_own_tokens for s in batch.summaries_B],
+            [
+                s.num_own_tokens if self.config.algorithm.trains(s.finish_reason) else 0
+                for s in batch.summaries_B
+            ],
             num_ranks=self.num_policy_ranks if role == "policy" else self.num_value_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=self.config.algorithm.minibatches,
@@ -174,32 +248,38 @@ class OnlineLoop:
         every = self.config.checkpoint.every
         if step != self.config.total_steps and not (every and step % every == 0):
             return {}
-        with StepClock().phase("checkpoint") as timed:
-            folder = self.store.begin(step)
+        with StepClock().phase("checkpoint") as timed, self.store.writing(step) as folder:
             await self.roles.policy.save(str(folder / "policy"))
             roles = ["policy"]
             if self.roles.value is not None:
                 await self.roles.value.save(str(folder / "value"))
                 roles.append("value")
             # In a thread: digests of large checkpoints take minutes, and actors need answers.
-            await asyncio.to_thread(self.store.commit, step, self._state(), roles=roles)
+            await in_thread(
+                partial(self.store.commit, step, self._state(), roles=roles),
+                timeout_s=self.config.timeouts.call_s,
+                actor="the driver",
+                operation=f"committing the checkpoint of step {step}",
+            )
         return {"time/checkpoint": timed.seconds}
 
     def _state(self) -> Mapping[str, Any]:
         return {
             "order": self.order.state_dict(),
             "kl": self.kl.state_dict(),
+            "num_empty_in_a_row": self.num_empty_in_a_row,
             "setup": self.setup,
         }
 
     async def _restore(self, checkpoint: Checkpoint) -> None:
         self.order.load_state_dict(checkpoint.state["order"])
         self.kl.load_state_dict(checkpoint.state["kl"])
+        self.num_empty_in_a_row = checkpoint.state["num_empty_in_a_row"]
         await self.roles.policy.restore(str(checkpoint.folder / "policy"))
         if self.roles.value is not None:
             await self.roles.value.restore(str(checkpoint.folder / "value"))
 
 
 async def _optional(role: Any, method: str, *arguments: Any) -> Any:
-    """A role's answer, or None where the job has no such role."""
+    """A role's answer, or None where the job, or the step, has no such role."""
     return None if role is None else await getattr(role, method)(*arguments)

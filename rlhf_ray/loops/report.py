@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collected
+from rlhf_ray.loops.groups import rows_by_draw, scored_rows
 from rlhf_ray.metrics.flops import peak_flops, update_mfu
 from rlhf_ray.roles import Hardware, Metrics, RolloutBatch
 from rlhf_ray.types import Score
@@ -17,16 +17,13 @@ def sample_metrics(
     batch: RolloutBatch, scores: Sequence[Score], clock: StepClock
 ) -> dict[str, float]:
     """`rollout/*`, `reward/*`, `time/*` and `share/*` of sampled and scored rollouts."""
-    totals = [score.total for score in scores]
     summaries = batch.summaries_B
     num_generated = sum(s.num_response_tokens for s in summaries)
     return {
-        "rollout/reward_mean": fmean(totals),
-        "rollout/reward_std": pstdev(totals),
+        **_rewards(batch, scores),
         "rollout/response_tokens_mean": num_generated / len(summaries),
         "rollout/truncated_share": fmean(s.finish_reason == "length" for s in summaries),
         "rollout/tokens_per_s": num_generated / clock.seconds["generate"],
-        "rollout/zero_spread_share": _zero_spread_share(batch, totals),
         **_parts(scores),
         **time_metrics(clock, num_samples=len(summaries)),
     }
@@ -46,6 +43,7 @@ def time_metrics(clock: StepClock, *, num_samples: int) -> dict[str, float]:
 def rollout_metrics(
     collected: Collected,
     scores: Sequence[Score],
+    trained: RolloutBatch,
     used: Metrics,
     clock: StepClock,
     *,
@@ -56,24 +54,28 @@ def rollout_metrics(
     Args:
         collected: The step's rollouts.
         scores: Of all that was sampled.
+        trained: What is left of it for the update, perhaps nothing.
         used: What the processes needed in the step.
         clock: Of the step, which is over.
         version: Of the weights when the step began.
     """
-    batch, seconds = collected.batch, clock.seconds
+    seconds = clock.seconds
+    num_groups = len(rows_by_draw(trained.summaries_B))
+    num_kept = len(rows_by_draw(collected.batch.summaries_B))
     told = sample_metrics(collected.sampled, scores, clock)
     if "wait/policy" in used:
         told["perf/bubble_share"] = used["wait/policy"] / told["time/step"]
     return {
         **told,
-        "rollout/trained_groups": float(collected.num_groups),
+        "rollout/trained_groups": float(num_groups),
+        "rollout/left_out_groups": float(num_kept - num_groups),
         "rollout/refilled_groups": float(collected.num_refilled),
-        **_staleness(batch, version),
+        **(_staleness(trained, version) if num_groups else {}),
         "time/wait_rollout": seconds["generate"],
         "time/wait_update": seconds["score"] + seconds["update"],
-        "perf/tokens_per_s": batch.num_tokens / told["time/step"],
-        "perf/score_tokens_per_s": batch.num_tokens / seconds["score"],
-        "perf/update_tokens_per_s": batch.num_tokens / seconds["update"],
+        "perf/tokens_per_s": trained.num_tokens / told["time/step"],
+        "perf/score_tokens_per_s": trained.num_tokens / seconds["score"],
+        "perf/update_tokens_per_s": trained.num_tokens / seconds["update"],
     }
 
 
@@ -86,11 +88,20 @@ def _staleness(batch: RolloutBatch, version: int) -> dict[str, float]:
     }
 
 
-def _zero_spread_share(batch: RolloutBatch, totals: Sequence[float]) -> float:
-    by_prompt = defaultdict(list)
-    for summary, total in zip(batch.summaries_B, totals, strict=True):
-        by_prompt[summary.prompt_id].append(total)
-    return fmean(max(group) == min(group) for group in by_prompt.values())
+def _rewards(batch: RolloutBatch, scores: Sequence[Score]) -> dict[str, float]:
+    """Of the rows that have a score; those that have none are counted."""
+    totals = [score.total for score in scores if score.total is not None]
+    told = {"rollout/unscored": float(len(scores) - len(totals))}
+    if not totals:
+        return told
+    groups = [scored_rows(scores, rows) for rows in rows_by_draw(batch.summaries_B)]
+    return told | {
+        "rollout/reward_mean": fmean(totals),
+        "rollout/reward_std": pstdev(totals),
+        "rollout/zero_spread_share": fmean(
+            len({scores[row].total for row in rows}) == 1 for rows in groups if rows
+        ),
+    }
 
 
 def _parts(scores: Sequence[Score]) -> dict[str, float]:
@@ -99,7 +110,8 @@ def _parts(scores: Sequence[Score]) -> dict[str, float]:
         values = [value for score in scores if (value := score.parts[name]) is not None]
         if values:
             means[f"reward/{name}"] = fmean(values)
-    return means
+    cut = [score.is_cut for score in scores if score.is_cut is not None]
+    return means | ({"reward/truncated_share": fmean(cut)} if cut else {})
 
 
 def utilisation(hardware: Hardware, *, num_tokens: int, seconds: float) -> dict[str, float]:

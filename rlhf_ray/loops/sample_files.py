@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError
 
 SAMPLES, PAIRS = "samples.jsonl", "pairs.jsonl"
@@ -18,8 +19,21 @@ class SampleFiles:
 
     def __init__(self, run_dir: Path) -> None:
         """Below `run_dir`; call `rewind` before the first row is appended."""
-        run_dir.mkdir(parents=True, exist_ok=True)
         self._paths = {name: run_dir / name for name in (SAMPLES, PAIRS)}
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        """Whether what was written until `sizes` was told is still there.
+
+        Raises:
+            ConfigError: A file is shorter: somebody changed it.
+        """
+        for name, path in self._paths.items():
+            size, found = sizes.get(name, 0), path.stat().st_size if path.exists() else 0
+            if found < size:
+                raise ConfigError(
+                    f"{path} must have at least the {size} bytes that the checkpoint knows of, "
+                    f"got {found}: without them the run cannot be resumed"
+                )
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
         """Take back what came after `sizes` was told, half a line that a crash left included.
@@ -28,24 +42,20 @@ class SampleFiles:
             sizes: As `sizes` told them; a file that is not named there begins anew.
 
         Raises:
-            ConfigError: A file is shorter: somebody changed it.
+            ConfigError: As in `check`.
         """
+        self.check(sizes)
         for name, path in self._paths.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-            size, found = sizes.get(name, 0), path.stat().st_size
-            if found < size:
-                raise ConfigError(
-                    f"{path} must have at least the {size} bytes that the checkpoint knows of, "
-                    f"got {found}: without them the run cannot be resumed"
-                )
-            os.truncate(path, size)
+            os.truncate(path, sizes.get(name, 0))
 
     def append(
         self, samples: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]
     ) -> None:
         """Write a step's rows; they are on the disk when this returns."""
         for path, rows in zip(self._paths.values(), (samples, pairs), strict=True):
-            with path.open("a", encoding="utf-8") as file:
+            with room_for("samples", path), path.open("a", encoding="utf-8") as file:
                 # `str` for what JSON lacks: parquet files have dates and decimals.
                 file.writelines(
                     json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows

@@ -15,6 +15,7 @@ from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
 from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.loops.groups import rows_by_draw
 from rlhf_ray.loops.report import sample_metrics
 from rlhf_ray.loops.sample_files import PAIRS, SampleFiles
 from rlhf_ray.loops.setup import setup_of
@@ -34,10 +35,10 @@ OF_OTHER_ANSWERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """An answer with its score; `truncated` where it was cut off at `max_new_tokens`."""
+    """An answer with its score, None where no reward applied; `truncated` where it was cut off."""
 
     text: str
-    score: float
+    score: float | None
     truncated: bool
 
 
@@ -103,22 +104,26 @@ class SampleLoop:
         with clock.phase("score"):
             scores = await collected.scores
         rollouts = await self.roles.assembler.texts(collected.sampled, range(len(scores)))
-        self.files.append(*self._rows(rollouts, scores))
+        groups = rows_by_draw(collected.sampled.summaries_B)
+        self.files.append(*self._rows(groups, rollouts, scores))
         used = await self.usage()
         return {**sample_metrics(collected.sampled, scores, clock), **used}
 
     def _save(self, step: int) -> None:
         """After every step, so that nothing that was judged is lost with the run."""
-        self.store.begin(step)
         state = {
             "order": self.order.state_dict(),
             "sizes": self.files.sizes(),
             "setup": self.setup,
         }
-        self.store.commit(step, state, roles=[])
+        with self.store.writing(step):
+            self.store.commit(step, state, roles=[])
 
     def _rows(
-        self, rollouts: Sequence[Rollout], scores: Sequence[Score]
+        self,
+        groups: Sequence[Sequence[int]],
+        rollouts: Sequence[Rollout],
+        scores: Sequence[Score],
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """What comes of a step: a row an answer, and a row a pair."""
         samples: list[dict[str, Any]] = []
@@ -127,11 +132,11 @@ class SampleLoop:
             Judged(text=r.text, score=score.total, truncated=r.finish_reason == "length")
             for r, score in zip(rollouts, scores, strict=True)
         ]
-        for first in range(0, len(judged), self.config.samples_per_prompt):
-            answers = judged[first : first + self.config.samples_per_prompt]
-            prompt = rollouts[first].prompt
+        for group in groups:
+            answers = [judged[row] for row in group]
+            prompt, draw = rollouts[group[0]].prompt, rollouts[group[0]].draw
             kept = {k: v for k, v in prompt.columns.items() if k not in OF_OTHER_ANSWERS}
-            row = {**kept, "prompt": prompt.text}
+            row = {**kept, "prompt": prompt.text, "draw": draw}
             samples += [
                 {**row, "completion": a.text, "score": a.score, "truncated": a.truncated}
                 for a in answers
@@ -143,17 +148,21 @@ class SampleLoop:
 def pairs_of(
     answers: Sequence[Judged], kind: Literal["best_worst", "all"]
 ) -> Iterator[dict[str, Any]]:
-    """Pairs of two answers that differ in score, each once, as columns of a preference row."""
-    by_text = {answer.text: answer for answer in answers}
-    best_first = sorted(by_text.values(), key=lambda answer: -answer.score)
-    several = [(best_first[0], best_first[-1])] if kind == "best_worst" else None
-    for chosen, rejected in several or itertools.combinations(best_first, 2):
-        if chosen.score > rejected.score:
+    """Pairs of two answers that differ in score, each once, as columns of a preference row.
+
+    An answer without a score is in none.
+    """
+    by_text = {answer.text: (s, answer) for answer in answers if (s := answer.score) is not None}
+    best_first = sorted(by_text.values(), key=lambda scored: -scored[0])
+    if kind == "best_worst":
+        best_first = [best_first[0], best_first[-1]] if best_first else []
+    for (better, chosen), (worse, rejected) in itertools.combinations(best_first, 2):
+        if better > worse:
             yield {
                 "chosen": chosen.text,
                 "rejected": rejected.text,
-                "score_chosen": chosen.score,
-                "score_rejected": rejected.score,
+                "score_chosen": better,
+                "score_rejected": worse,
                 "truncated_chosen": chosen.truncated,
                 "truncated_rejected": rejected.truncated,
             }

@@ -15,7 +15,8 @@ def sample_seeds(
 
     Args:
         seed: Of the run.
-        draw: Tells one use of a prompt from another: its position among all draws, or `eval`.
+        draw: Tells one use of a prompt from another: its position in the order of the data. What is
+            no part of training says so in words before it.
         prompt_id: Of the prompt.
         num_samples: G.
     """

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.jobs import job_name
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
+from rlhf_ray.data.job import JobData
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
+from rlhf_ray.loops.sample_files import SampleFiles
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,52 @@ logger = logging.getLogger(__name__)
 SURROUNDINGS = {"run_dir", "resume", "ray", "wandb", "tensorboard", "timeouts", "checkpoint"}
 # How a model computes, not what.
 MANNER = {"attention", "gradient_checkpointing", "trust_remote_code"}
+
+
+C = TypeVar("C", bound="OnlineConfig | SupervisedConfig")
+D = TypeVar("D", bound=JobData)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedJob(Generic[C, D]):
+    """A job that nothing in its configuration, its data or its folder refuses.
+
+    Nothing is written so far.
+
+    Attributes:
+        config: Of the job, its steps counted.
+        data: What it trains on.
+        checkpoint: What it goes on from; None for a start.
+    """
+
+    config: C
+    data: D
+    checkpoint: Checkpoint | None
+
+
+def prepare(config: C, load: Callable[[C], D]) -> PreparedJob[C, D]:
+    """Read a job's data and look for a checkpoint that it may go on from.
+
+    Args:
+        config: Of the job.
+        load: Reads the data.
+
+    Raises:
+        ConfigError: The data cannot be used, or the job cannot go on in its folder.
+    """
+    data = load(config)
+    if isinstance(config, SupervisedConfig):
+        config = config.for_rows(len(data.trained_rows))
+    checkpoint = checkpoint_to_resume(config, data.trained_rows)
+    return PreparedJob(config=config, data=data, checkpoint=checkpoint)
+
+
+def changes_since(config: OnlineConfig | SupervisedConfig, dumped: Mapping[str, Any]) -> list[str]:
+    """What a job would train now that it did not when `dump_config` wrote `dumped`; in words."""
+    besides = {*SURROUNDINGS, "placement"}
+    before = {key: value for key, value in dumped.items() if key not in besides}
+    now = without_secrets(config.model_dump(mode="json", exclude=besides))
+    return _changes(dict(_flat(before)), dict(_flat(now)))
 
 
 def setup_of(config: OnlineConfig | SupervisedConfig, rows: Sequence[Any]) -> dict[str, Any]:
@@ -54,14 +103,21 @@ def checkpoint_to_resume(
     Other changes of the configuration are logged.
 
     Raises:
-        ConfigError: It was made with another setup (names every key that differs), or there are
-            checkpoints and none is whole.
+        ConfigError: It was made with another setup (names every key that differs), is behind the
+            last step, its samples are gone, or there are checkpoints and none is whole.
     """
     if config.resume == "never":
         return None
     found = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep).latest()
     if found is not None:
         _compare(config.run_dir, found.state["setup"], setup_of(config, rows))
+        if found.step > config.total_steps:
+            raise ConfigError(
+                f"total_steps must be at least the {found.step} steps that the run in "
+                f"{config.run_dir} has done, got {config.total_steps}"
+            )
+    if found is not None and isinstance(config, SampleConfig):
+        SampleFiles(Path(config.run_dir)).check(found.state["sizes"])
     return found
 
 
@@ -81,7 +137,7 @@ def _changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _fixed(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
-    fixed: dict[str, Any] = {"seed": config.seed, **_data(config.data)}
+    fixed: dict[str, Any] = {"job": job_name(config), "seed": config.seed, **_data(config.data)}
     if isinstance(config, OnlineConfig):
         fixed |= _role("policy", config.policy, config.placement.policy.ranks)
         fixed["algorithm.kl.controller"] = config.algorithm.kl.controller

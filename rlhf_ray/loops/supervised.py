@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.data.packing import plan_update
+from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.divergence import stop_if_diverged
@@ -153,11 +155,15 @@ class SupervisedLoop:
         if step != self.config.total_steps and not (every and step % every == 0):
             return {}
         role = self.config.trained_role
-        with StepClock().phase("checkpoint") as timed:
-            folder = self.store.begin(step)
+        with StepClock().phase("checkpoint") as timed, self.store.writing(step) as folder:
             await self.role.save(str(folder / role))
             state = {"order": self.order_state, "setup": self.setup}
-            await asyncio.to_thread(self.store.commit, step, state, roles=[role])
+            await in_thread(
+                partial(self.store.commit, step, state, roles=[role]),
+                timeout_s=self.config.timeouts.call_s,
+                actor="the driver",
+                operation=f"committing the checkpoint of step {step}",
+            )
         return {"time/checkpoint": timed.seconds}
 
 

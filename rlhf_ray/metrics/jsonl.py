@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
+from rlhf_ray.disk import room_for
 from rlhf_ray.metrics.log import Cell, Record, Table
 
 
@@ -21,19 +22,21 @@ class JsonlSink:
     def __init__(self, run_dir: Path) -> None:
         """Open `run_dir/metrics.jsonl`; call `rewind` before where the run goes on."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._samples = run_dir / "samples"
-        self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._samples, self._path = run_dir / "samples", run_dir / "metrics.jsonl"
+        self._file = self._path.open("a", encoding="utf-8")
 
     def log(self, record: Record) -> None:
         """Write one line."""
         row = {"step": record.step, "time_s": round(record.time_s, 3), **record.metrics}
-        self._file.write(_line(row))
-        _sync(self._file)
+        with room_for("metrics", self._path):
+            self._file.write(_line(row))
+            _sync(self._file)
 
     def table(self, table: Table) -> None:
         """Append to the step's file; the table's name stands in every row."""
         self._samples.mkdir(exist_ok=True)
-        with _samples_file(self._samples, table.step).open("a", encoding="utf-8") as file:
+        path = _samples_file(self._samples, table.step)
+        with room_for("samples", path), path.open("a", encoding="utf-8") as file:
             for row in table.rows:
                 cells = dict(zip(table.columns, row, strict=True))
                 file.write(_line({"step": table.step, "table": table.name, **cells}))

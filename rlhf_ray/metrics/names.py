@@ -41,14 +41,18 @@ NAMES: Mapping[str, Meaning] = {
         {
             "reward_mean": (
                 "",
-                "mean score of all that was sampled in the step, weighted over reward functions",
+                "mean score of all that was sampled in the step and that a reward applied to, "
+                "weighted over reward functions",
             ),
             "reward_std": ("", "standard deviation of the scores"),
             "response_tokens_mean": ("tokens", "mean length of a response"),
             "truncated_share": ("", "share of responses cut off at max_new_tokens"),
             "tokens_per_s": ("tokens/s", "generated tokens over the time of generation"),
             "zero_spread_share": ("", "share of groups whose samples all scored alike"),
+            "unscored": ("", "responses that no reward applied to: they are not trained"),
             "trained_groups": ("", "groups that the step trains"),
+            "left_out_groups": ("", "groups with too few scored responses to be compared"),
+            "empty_steps_in_a_row": ("", "steps, this one included, that had nothing to train"),
             "refilled_groups": ("", "groups that dynamic sampling sampled in place of others"),
         },
     ),
@@ -163,6 +167,9 @@ NAMES: Mapping[str, Meaning] = {
             **_OPTIMISER,
         },
     ),
+    "reward/truncated_share": Meaning(
+        text="share of texts of which the reward model saw the beginning alone"
+    ),
     **_named(
         "rm",
         {
@@ -209,6 +216,7 @@ PREFIXES: Mapping[str, Meaning] = {
     "reward/": Meaning(text="mean of one reward function, by its name"),
     "eval/": Meaning(
         text="on held-out data: any of the names above, such as `eval/reward_mean`; "
+        "`eval/unscored`: responses that no reward applied to; "
         "`eval/best_of_k`: mean over prompts of the best of `eval.samples_per_prompt` samples"
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 from pathlib import Path
@@ -10,11 +11,21 @@ from rlhf_ray.config.base import WandbConfig
 
 
 def wandb_run_id(run_dir: Path) -> str:
-    """Kept in the run directory, so that a resumed job finds it."""
+    """The folder's, or one that `keep_wandb_run_id` will leave there once the run has begun."""
     path = run_dir / "wandb_run_id"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4), encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
+    return path.read_text(encoding="utf-8").strip() if path.exists() else _new_id(run_dir)
+
+
+def keep_wandb_run_id(run_dir: Path) -> str:
+    """Leave the id in the run directory, so that a resumed job finds it."""
+    run_id = wandb_run_id(run_dir)
+    (run_dir / "wandb_run_id").write_text(run_id, encoding="utf-8")
+    return run_id
+
+
+@functools.cache
+def _new_id(run_dir: Path) -> str:
+    return secrets.token_hex(4)
 
 
 def wandb_url(config: WandbConfig, run_dir: Path) -> str:

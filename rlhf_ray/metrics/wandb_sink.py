@@ -13,7 +13,7 @@ from rlhf_ray.config.base import JobConfig
 from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.log import Record, Table
-from rlhf_ray.metrics.wandb_run import wandb_run_id
+from rlhf_ray.metrics.wandb_run import keep_wandb_run_id
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class WandbSink:
                     name=config.wandb.name or run_dir.name,
                     entity=config.wandb.entity or None,
                     tags=[job, *config.wandb.tags],
-                    id=wandb_run_id(run_dir),
+                    id=keep_wandb_run_id(run_dir),
                     resume="allow" if config.wandb.mode == "online" else None,
                     dir=str(run_dir),
                     config=_queryable(without_secrets(config.model_dump(mode="json"))),

@@ -7,6 +7,7 @@ alone keeps it from every real token, so no mask is built and PyTorch's fast ker
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,15 @@ import torch.nn.functional as F
 from rlhf_ray.models.batch import Packing
 
 NAME = "packed_sdpa"
+MASKED_NAME = "masked_sdpa"
+
+# Of the keywords that models hand to attention functions, those that leave the scores alone.
+_KNOWN = frozenset({
+    "cu_seq_lens_k", "cu_seq_lens_q", "dropout", "is_causal", "labels", "logits_to_keep",
+    "max_length_k", "max_length_q", "output_attentions", "output_hidden_states",
+    "output_router_logits", "packing", "position_ids", "return_dict", "scaling", "sliding_window",
+    "use_cache",
+})  # fmt: skip
 
 
 def packed_sdpa(
@@ -28,7 +38,7 @@ def packed_sdpa(
     scaling: float | None = None,
     sliding_window: int | None = None,
     packing: Packing | None = None,
-    **unused: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within each sequence.
 
@@ -42,16 +52,17 @@ def packed_sdpa(
         scaling: Of the scores.
         sliding_window: Tokens that each token sees, itself included.
         packing: Where the sequences lie; None for a padded rectangle.
-        unused: What other attention functions take.
+        others: What other attention functions take.
 
     Returns:
         [B, T, heads, head size], and no weights.
 
     Raises:
-        ValueError: With a mask or a soft cap on the scores, which this function cannot honour.
+        ValueError: With a mask, or with what would change the scores (soft caps, sinks, biases).
     """
-    if attention_mask is not None or unused.get("softcap") is not None:
-        raise ValueError(f"{NAME} takes no attention mask and no softcap on attention scores")
+    if attention_mask is not None:
+        raise ValueError(f"{NAME} takes no attention mask")
+    _refuse_unknown(NAME, others)
     if packing is not None:
         query, key, value = (_pad(states, packing) for states in (query, key, value))
     num_tokens = query.shape[2]
@@ -80,8 +91,39 @@ def _pad(states: torch.Tensor, packing: Packing) -> torch.Tensor:
     return states[0].transpose(0, 1)[packing.to_padded].transpose(1, 2)
 
 
+def masked_sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' `sdpa`, which does without a word what it does not know.
+
+    Raises:
+        ValueError: With what would change the scores (soft caps, sinks, biases).
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    _refuse_unknown(MASKED_NAME, others)
+    output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, **others
+    )
+    return output
+
+
+def _refuse_unknown(name: str, keywords: Mapping[str, Any]) -> None:
+    unknown = [key for key, value in keywords.items() if value is not None and key not in _KNOWN]
+    if unknown:
+        raise ValueError(f"{name} knows nothing of {', '.join(sorted(unknown))}")
+
+
 def register() -> None:
-    """Make `attn_implementation="packed_sdpa"` known to transformers."""
-    from transformers import AttentionInterface
+    """Make both known to transformers by their names."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, packed_sdpa)
+    AttentionInterface.register(MASKED_NAME, masked_sdpa)
+    AttentionMaskInterface.register(MASKED_NAME, sdpa_mask)

@@ -7,7 +7,8 @@ the padding stands on the right, where causal attention never looks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,8 @@ class Layout:
 
     Attributes:
         input_ids: int64, [1, N] packed or [B, Tmax] padded.
-        position_ids: int64, the same shape, counted from 0 in each sequence.
+        position_ids: int64, the same shape, counted from 0 in each sequence; padding has that of
+            the last token.
         packing: Of the packed layout; None for the padded one.
         starts_B: int64 [B], flat position of each sequence's first token.
         lens_B: int64 [B], tokens of each sequence.
@@ -80,6 +82,9 @@ class TokenBatch(Layout):
     num_sequences: int
 
 
+LaidOut = TypeVar("LaidOut", bound=Layout)
+
+
 def lay_out(
     sequences_B: Sequence[npt.NDArray[np.int32]],
     *,
@@ -103,7 +108,8 @@ def lay_out(
         input_ids = np.full((len(lens_B), max_len), pad_id, dtype=np.int64)
         for row, sequence in enumerate(sequences_B):
             input_ids[row, : len(sequence)] = sequence
-        position_ids = np.tile(np.arange(max_len), (len(lens_B), 1))
+        # Padding counts no further: some rotary embeddings look at the highest position.
+        position_ids = np.minimum(np.arange(max_len)[None, :], lens_B[:, None] - 1)
         starts_B = np.arange(len(lens_B)) * max_len
     else:
         input_ids = np.concatenate(sequences_B).astype(np.int64)[None]
@@ -129,7 +135,8 @@ def build_batch(
 
     Args:
         sequences_B: Token ids of each sequence.
-        scored_B: Indices (at least 1) of each sequence's tokens whose log-probability is wanted.
+        scored_B: Indices (at least 1) of each sequence's tokens whose log-probability is wanted. An
+            index one past the end asks what a critic makes of the whole sequence; its target is 0.
         padded: Rectangle instead of end to end.
         device: Of the tensors.
 
@@ -139,7 +146,10 @@ def build_batch(
     """
     layout = lay_out(sequences_B, padded=padded, device=device)
     nothing = np.zeros(0, dtype=np.int64)
-    targets = [sequence[scored] for sequence, scored in zip(sequences_B, scored_B, strict=True)]
+    targets = [
+        np.append(sequence, 0)[scored]
+        for sequence, scored in zip(sequences_B, scored_B, strict=True)
+    ]
     num_scored_B = np.array([len(scored) for scored in scored_B], dtype=np.int64)
     segments_T = _tensor(np.repeat(np.arange(len(scored_B)), num_scored_B), device)
     scored_T = _tensor(np.concatenate([nothing, *scored_B]), device)
@@ -150,6 +160,13 @@ def build_batch(
         segments_T=segments_T,
         num_sequences=len(layout.lens_B),
     )
+
+
+def moved(layout: LaidOut, distance: int) -> LaidOut:
+    """The same with its last sequence at positions further on, as if it belonged to a long text."""
+    positions = layout.position_ids.clone()
+    positions.view(-1)[layout.starts_B[-1] :] += distance
+    return replace(layout, position_ids=positions)
 
 
 def _tensor(array: npt.NDArray[np.integer], device: torch.device) -> torch.Tensor:

@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.decoder import base_of
+from rlhf_ray.models.decoder import base_of, decoder_name
 from rlhf_ray.models.heads import new_head
-from rlhf_ray.models.load import load_causal_lm, load_pretrained, resolve_attention, with_adapter
+from rlhf_ray.models.load import load_causal_lm, load_pretrained, with_adapter
 
 
 def load_classifier(
@@ -45,15 +45,13 @@ def load_classifier(
         raise ConfigError(
             f"{config.path!r} is no reward model: it lacks the weights {', '.join(sorted(missing))}"
         )
-    if is_packable(model):
-        model.set_attn_implementation(resolve_attention(config, device))
-        if head_seed is not None and missing:
-            model.score = new_head(
-                model.config.get_text_config().hidden_size,
-                like=model.score.weight,
-                bias=model.score.bias is not None,
-                seed=head_seed,
-            )
+    if is_packable(model) and head_seed is not None and missing:
+        model.score = new_head(
+            model.config.get_text_config().hidden_size,
+            like=model.score.weight,
+            bias=model.score.bias is not None,
+            seed=head_seed,
+        )
     if config.lora.rank:
         model = with_adapter(model, config, head_names=head_names)
     return model
@@ -79,10 +77,11 @@ def load_decoder(config: ModelConfig, *, device: torch.device, seed: int) -> Pre
 
 def heads_of(model: Any) -> list[str]:
     """Names of the children that stand beside the base model and have weights."""
+    body = decoder_name(model)
     return [
         name
         for name, child in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in child.parameters())
+        if name != body and any(True for _ in child.parameters())
     ]
 
 
@@ -106,8 +105,5 @@ def is_packable(model: Any) -> bool:
 
     What is not, takes its own way from tokens to logits, in padded rectangles.
     """
-    return (
-        isinstance(getattr(model, "score", None), nn.Linear)
-        and bool(model._supports_attention_backend)
-        and not model.config.is_encoder_decoder
-    )
+    is_plain = isinstance(getattr(model, "score", None), nn.Linear)
+    return is_plain and not model.config.is_encoder_decoder

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.batch import Layout
+from rlhf_ray.models.modes import ForwardMode
+from rlhf_ray.models.rope import rope_by_sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,37 +36,46 @@ def base_of(lm: Any) -> Any:
     return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
 
-# Layers that know where the sequences of a packed row lie.
-_PLAIN_ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-
-
-def mixing_layers(decoder: Any) -> str:
-    """What kind of layers would carry one packed sequence into the next; empty for none.
-
-    State spaces, convolutions and linear attention run along the row, whatever lies in it.
-    """
-    kinds = set(getattr(decoder.config.get_text_config(), "layer_types", None) or ())
-    if others := sorted(kinds - _PLAIN_ATTENTION):
-        return ", ".join(others)
-    return "recurrence" if getattr(decoder, "_is_stateful", False) else ""
-
-
-def decode(decoder: nn.Module, layout: Layout, *, with_router_loss: bool = False) -> Decoded:
-    """Run `decoder`, a transformers model without its head.
+def decoder_of(lm: Any) -> Any:
+    """The part of a model that makes hidden states of tokens.
 
     Raises:
-        ConfigError: A packed layout, and layers that would mix its sequences.
+        ConfigError: It has no such part.
     """
+    base = base_of(lm)
+    return base.get_submodule(decoder_name(base))
+
+
+def decoder_name(base: Any) -> str:
+    """What a model calls the part of it that makes hidden states of tokens.
+
+    Raises:
+        ConfigError: It has no such part.
+    """
+    children: dict[str, nn.Module] = dict(base.named_children())
+    if base.base_model_prefix in children:
+        return str(base.base_model_prefix)
+    # Of families that say otherwise (Llama 4: `language_model`, for its `model`).
+    models = [name for name, child in children.items() if isinstance(child, PreTrainedModel)]
+    if len(models) != 1:
+        raise ConfigError(
+            f"{type(base).__name__} cannot be run: it has no decoder apart from its head"
+        )
+    return models[0]
+
+
+def decode(
+    decoder: nn.Module, layout: Layout, mode: ForwardMode, *, with_router_loss: bool = False
+) -> Decoded:
+    """Run `decoder`, a transformers model without its head, as `mode` says."""
     packing = layout.packing
-    keywords: dict[str, Any] = {}
+    keywords: dict[str, Any] = {"use_cache": False}
+    if mode.with_mask:
+        keywords["attention_mask"] = layout.attention_mask
+    else:
+        keywords["position_ids"] = layout.position_ids
     if packing is not None:
-        if mixing := mixing_layers(decoder):
-            config: Any = decoder.config
-            raise ConfigError(
-                f"layout must be padded for {config.model_type}, whose layers "
-                f"({mixing}) would mix packed sequences, got packed"
-            )
-        keywords = {
+        keywords |= {
             "packing": packing,
             "cu_seq_lens_q": packing.cu_lens,
             "cu_seq_lens_k": packing.cu_lens,
@@ -69,15 +84,21 @@ def decode(decoder: nn.Module, layout: Layout, *, with_router_loss: bool = False
         }
     if with_router_loss:
         keywords["output_router_logits"] = True
-    output = decoder(
-        input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, **keywords
-    )
+    with rope_by_sequence(decoder, layout) if mode.rope_alone else nullcontext():
+        output = decoder(input_ids=layout.input_ids, **_accepted(decoder, keywords))
     return Decoded(
         hidden_ND=output.last_hidden_state.flatten(0, 1),
         router_loss=_router_loss(decoder.config, output.router_logits, layout)
         if with_router_loss
         else None,
     )
+
+
+def _accepted(decoder: nn.Module, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """What `forward` takes: older families know nothing of positions or of packing."""
+    parameters = inspect.signature(decoder.forward).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in keywords.items() if takes_all or name in parameters}
 
 
 def require_experts(config: Any) -> None:

@@ -5,20 +5,26 @@ Both take a `TokenBatch` and speak of its scored tokens only; neither ever holds
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_ray.algorithms.logprobs import TokenScores, token_logprobs
-from rlhf_ray.models.batch import TokenBatch
-from rlhf_ray.models.decoder import base_of, decode
+from rlhf_ray.models.batch import TokenBatch, build_batch, moved
+from rlhf_ray.models.checked import CheckedModel
+from rlhf_ray.models.decoder import base_of, decode, decoder_of
+from rlhf_ray.models.logits import logits_of, trains_head
+from rlhf_ray.types import IntArray
 
 
-class TokenScorer(nn.Module):
+class TokenScorer(CheckedModel):
     """A causal language model that gives the log-probabilities of a batch's scored tokens.
 
     Attributes:
@@ -28,6 +34,8 @@ class TokenScorer(nn.Module):
         entropy_gradient: Whether the entropy is trained on; without, it costs no graph.
         with_router_loss: Whether to give the load-balancing loss of a model with experts.
     """
+
+    outcome = "log-probabilities (nats)"
 
     def __init__(
         self,
@@ -64,37 +72,52 @@ class TokenScorer(nn.Module):
             num_chunks: Of the vocabulary product; ranks that work in step must agree on it.
             temperature: In place of the model's own.
         """
-        base = base_of(self.lm)
-        scale = _logit_scale(base.config)
-        head = base.get_output_embeddings()
-        decoded = decode(base.base_model, batch, with_router_loss=self.with_router_loss)
+        decoded = decode(
+            decoder_of(self.lm), batch, self.mode, with_router_loss=self.with_router_loss
+        )
         scores = token_logprobs(
             decoded.hidden_ND[batch.predict],
-            head if scale == 1.0 else lambda hidden_tD: head(hidden_tD) * scale,
+            partial(logits_of, self.lm),
             batch.targets_T,
             temperature=self.temperature if temperature is None else temperature,
             chunk_tokens=self.chunk_tokens,
             with_entropy=with_entropy,
             entropy_gradient=self.entropy_gradient,
             with_top=with_top,
-            softcap=getattr(base.config, "final_logit_softcapping", None),
             num_chunks=num_chunks,
-            head_is_frozen=not any(p.requires_grad for p in head.parameters()),
+            head_is_frozen=not trains_head(self.lm),
         )
         return replace(scores, router_loss=decoded.router_loss)
 
+    def transformer(self) -> Any:
+        """The model whose attention is chosen."""
+        return base_of(self.lm)
 
-class ValueModel(nn.Module):
+    def outcomes(self, sequences_B: Sequence[IntArray], *, far: int = 0) -> list[torch.Tensor]:
+        """Log-probabilities of each sequence's tokens but the first."""
+        batch = _all_tokens(sequences_B, self, far)
+        return list(self(batch, temperature=1.0).logprobs_T.split(_lens(sequences_B)))
+
+    def own_outcome(self, input_ids_1T: torch.Tensor) -> torch.Tensor:
+        """The same of one sequence, by the model's own `forward`."""
+        logits_TV = base_of(self.lm)(input_ids=input_ids_1T, use_cache=False).logits[0, :-1]
+        logprobs_TV: torch.Tensor = logits_TV.float().log_softmax(-1)
+        return logprobs_TV.gather(-1, input_ids_1T[0, 1:, None]).squeeze(-1)
+
+
+class ValueModel(CheckedModel):
     """A decoder with a scalar head: the expected return before each scored token.
 
     The head is new, or that of the reward model whose decoder is taken; it works in float32.
     """
 
+    outcome = "values"
+
     def __init__(self, lm: PreTrainedModel, *, seed: int) -> None:
         """Take the decoder of `lm`; its language-model head is dropped."""
         super().__init__()
         base = base_of(lm)
-        self.decoder = base.base_model
+        self.decoder = decoder_of(lm)
         trained = next(p for p in self.decoder.parameters() if p.requires_grad)
         self.value_head = in_float32(
             getattr(base, "score", None)
@@ -105,9 +128,37 @@ class ValueModel(nn.Module):
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Values, float32 [T]."""
-        hidden_TD = decode(self.decoder, batch).hidden_ND[batch.predict]
+        hidden_TD = decode(self.decoder, batch, self.mode).hidden_ND[batch.predict]
         values: torch.Tensor = self.value_head(hidden_TD)
         return values.squeeze(-1)
+
+    def transformer(self) -> Any:
+        """The model whose attention is chosen."""
+        return self.decoder
+
+    def outcomes(self, sequences_B: Sequence[IntArray], *, far: int = 0) -> list[torch.Tensor]:
+        """Values before each sequence's tokens but the first."""
+        return list(self(_all_tokens(sequences_B, self, far)).split(_lens(sequences_B)))
+
+    def own_outcome(self, input_ids_1T: torch.Tensor) -> torch.Tensor:
+        """The same of one sequence, by the decoder's own `forward`."""
+        output = self.decoder(input_ids=input_ids_1T, use_cache=False)
+        values_T: torch.Tensor = self.value_head(output.last_hidden_state[0, :-1]).squeeze(-1)
+        return values_T
+
+
+def _all_tokens(sequences_B: Sequence[IntArray], model: CheckedModel, far: int) -> TokenBatch:
+    batch = build_batch(
+        sequences_B,
+        [np.arange(1, len(sequence)) for sequence in sequences_B],
+        padded=model.padded,
+        device=model.device,
+    )
+    return moved(batch, far)
+
+
+def _lens(sequences_B: Sequence[IntArray]) -> list[int]:
+    return [len(sequence) - 1 for sequence in sequences_B]
 
 
 class Float32Linear(nn.Linear):
@@ -150,10 +201,3 @@ def new_head(size: int, *, like: torch.Tensor, bias: bool, seed: int) -> nn.Line
         if bias:
             head.bias.zero_()
     return head
-
-
-def _logit_scale(config: Any) -> float:
-    """What some families multiply (Cohere) or divide (Granite) their logits by."""
-    return float(getattr(config, "logit_scale", None) or 1.0) / float(
-        getattr(config, "logits_scaling", None) or 1.0
-    )

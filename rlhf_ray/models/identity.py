@@ -34,13 +34,31 @@ def engine_identity(
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read model and tokenizer of {path!r}: {error}") from error
     architecture = {k: v for k, v in config.to_dict().items() if k not in _VOLATILE}
+    # vLLM ends responses by the model's end tokens without being asked.
     parts = [architecture, _end_tokens(path, config, revision), _words(tokenizer)]
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def generation_end_ids(path: str, *, revision: str, trust_remote_code: bool) -> tuple[int, ...]:
+    """Tokens that end a response by the model's `generation_config`, or else its configuration.
+
+    Raises:
+        ConfigError: No readable model there.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the configuration of model {path!r}: {error}") from error
+    ends = _end_tokens(path, config, revision)
+    return () if ends is None else tuple(ends) if isinstance(ends, list) else (int(ends),)
+
+
 def _end_tokens(path: str, config: Any, revision: str) -> Any:
-    """What ends a response: vLLM reads it from the generation settings, where there are any."""
     from transformers import GenerationConfig
 
     try:

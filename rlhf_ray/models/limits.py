@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+from typing import Any
+
+from rlhf_ray.config.model_limits import POSITIONS_AFTER_PADDING
 from rlhf_ray.errors import ConfigError
 
-# RoBERTa and its kin number positions from behind the padding token's id.
-_POSITIONS_AFTER_PADDING = ("camembert", "roberta", "xlm-roberta", "xlm-roberta-xl")
+
+def read_config(path: str, *, revision: str, trust_remote_code: bool) -> Any:
+    """A model's configuration, of a folder or a hub's name.
+
+    Raises:
+        ConfigError: None is there, it has a mistake, or this transformers does not know the model.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).partition("\n\n")[0].split())
+        raise ConfigError(
+            f"cannot read the configuration of model {path!r}: {reason} (transformers "
+            f"{importlib.metadata.version('transformers')})"
+        ) from error
 
 
 def context_length(path: str, *, revision: str, trust_remote_code: bool) -> int:
     """Most tokens that the model can take.
 
     Raises:
-        ConfigError: No readable configuration there.
+        ConfigError: No readable configuration there, or it names no limit.
     """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code
+    config = read_config(path, revision=revision, trust_remote_code=trust_remote_code)
+    length = positions_of(config)
+    if length is None:
+        raise ConfigError(
+            f"the configuration of model {path!r} names no longest sequence: set "
+            "rollout.max_model_len, or max_length in sft, rm and dpo"
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the configuration of model {path!r}: {error}") from error
-    num_positions = int(config.get_text_config().max_position_embeddings)
-    if config.model_type in _POSITIONS_AFTER_PADDING:
-        return num_positions - int(config.pad_token_id) - 1
-    return num_positions
+    return length
+
+
+def positions_of(config: Any) -> int | None:
+    """The same of a configuration that transformers has read; None where it names no limit."""
+    text = config.get_text_config()
+    num_positions = getattr(text, "max_position_embeddings", None) or getattr(
+        text, "max_seq_len", None
+    )
+    if num_positions is None:
+        return None
+    if config.model_type in POSITIONS_AFTER_PADDING:
+        return int(num_positions) - int(config.pad_token_id) - 1
+    return int(num_positions)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models import attention, memory
+from rlhf_ray.models.dropout import checkpoint_layers
 
 
 def resolve_dtype(
@@ -57,13 +58,7 @@ def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedMo
         ConfigError: Unreadable model, weights that it lacks, or bitsandbytes missing for a
             quantized one.
     """
-    loaded = load_pretrained(
-        AutoModelForCausalLM,
-        "causal language model",
-        config,
-        device=device,
-        attn_implementation=resolve_attention(config, device),
-    )
+    loaded = load_pretrained(AutoModelForCausalLM, "causal language model", config, device=device)
     if loaded.missing:
         raise ConfigError(
             f"{config.path!r} is no causal language model: it lacks the weights "
@@ -89,7 +84,6 @@ def load_pretrained(
     *,
     device: torch.device,
     overrides: Mapping[str, Any] | None = None,
-    **keywords: Any,
 ) -> Loaded:
     """A model of any kind, from memory where it is held there, else from its folder or hub name.
 
@@ -99,14 +93,14 @@ def load_pretrained(
         config: Where from and how; adapters are not put on here.
         device: As in `load_causal_lm`.
         overrides: Laid over the model's own configuration.
-        keywords: Of `from_pretrained`.
 
     Raises:
         ConfigError: Unreadable, or held weights of another model.
     """
     attention.register()
+    resolve_attention(config, device)  # what is not there is found before minutes of loading
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    keywords |= {"dtype": resolve_dtype(config.dtype, device), **hub}
+    keywords: dict[str, Any] = {"dtype": resolve_dtype(config.dtype, device), **hub}
     if config.quantization != "none":
         _check_quantization(config, device)
         keywords["quantization_config"] = _quantization(config, keywords["dtype"])
@@ -135,53 +129,61 @@ def load_pretrained(
         model = model.to(device)
     if config.gradient_checkpointing:
         # Frozen weights under ZeRO-3 need the reentrant kind: see `token_logprobs`.
-        model.gradient_checkpointing_enable({"use_reentrant": config.lora.rank > 0})
+        checkpoint_layers(model, use_reentrant=config.lora.rank > 0)
     return Loaded(model=model, missing=frozenset(report["missing_keys"]))
-
-
-def without_dropout(model: torch.nn.Module) -> None:
-    """Switch dropout off where a policy must give a token the same probability every time.
-
-    Else the ratio of new to old probability would be noise before the first update.
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def with_adapter(
     model: PreTrainedModel, config: ModelConfig, *, head_names: Collection[str] = ()
 ) -> PreTrainedModel:
-    """Put low-rank adapters on the model; heads, its children by name, are trained in full."""
+    """Put low-rank adapters on the model; heads, its children by name, are trained in full.
+
+    Raises:
+        ConfigError: No adapters as configured go onto this model.
+    """
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if config.quantization != "none":
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=config.gradient_checkpointing
-        )
-    elif config.gradient_checkpointing:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if config.gradient_checkpointing:
         model.enable_input_require_grads()
-    lora = config.lora
-    adapted = get_peft_model(
-        model,
-        PeftLoraConfig(
-            task_type=None if head_names else "CAUSAL_LM",
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            exclude_modules=rf"({'|'.join(head_names)})(\..*)?" if head_names else None,
-        ),
-        # Beside a head that keeps the model's dtype, adapters keep it too: the optimiser holds
-        # float32 copies where everything that trains is bfloat16, and of nothing else.
-        autocast_adapter_dtype=not head_names,
-    )
+    lora, left_out = config.lora, [*head_names, *_own_products(model)]
+    try:
+        adapted = get_peft_model(
+            model,
+            PeftLoraConfig(
+                task_type=None if head_names else "CAUSAL_LM",
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=lora.target_modules,
+                exclude_modules=rf"({'|'.join(left_out)})(\..*)?" if left_out else None,
+            ),
+            # Beside a head that keeps the model's dtype, adapters keep it too: the optimiser holds
+            # float32 copies where everything that trains is bfloat16, and of nothing else.
+            autocast_adapter_dtype=not head_names,
+        )
+    except ValueError as error:
+        raise ConfigError(f"model.lora does not go onto {config.path!r}: {error}") from error
     for name in head_names:
         model.get_submodule(name).requires_grad_(True)
     return adapted
+
+
+def _own_products(model: torch.nn.Module) -> list[str]:
+    """Names of matrices that the model's own code multiplies in its own way, as some routers do.
+
+    peft takes them for plain ones, whose result it may add to.
+    """
+    code = type(model).__module__
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and type(module).__module__ == code
+        and type(module).forward is not torch.nn.Linear.forward
+    ]
 
 
 def _check_quantization(config: ModelConfig, device: torch.device) -> None:

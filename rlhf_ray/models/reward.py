@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf_ray.models.batch import Layout, lay_out
+from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.models.batch import Layout, lay_out, moved
+from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.models.classifier import heads_of, is_packable
-from rlhf_ray.models.decoder import base_of, decode, mixing_layers, require_experts
+from rlhf_ray.models.decoder import base_of, decode, decoder_of, require_experts
 from rlhf_ray.models.heads import in_float32
+from rlhf_ray.models.modes import ForwardMode, Layouts
 from rlhf_ray.types import IntArray
 
 
@@ -29,12 +32,11 @@ class Rewards:
     router_loss: torch.Tensor | None = None
 
 
-class RewardModel(nn.Module):
+class RewardModel(CheckedModel):
     """Scores sequences by one logit of a classifier.
 
-    A decoder runs packed, unless its layers would mix sequences, and its score is read at each
-    sequence's last token. What is no decoder runs on a padded rectangle with an attention mask,
-    through its own head.
+    A decoder's score is read at each sequence's last token. What is no decoder runs on a padded
+    rectangle with an attention mask, through its own head.
 
     Attributes:
         lm: The classifier, perhaps with adapters.
@@ -42,6 +44,8 @@ class RewardModel(nn.Module):
         with_router_loss: Whether to give the load-balancing loss of a model with experts.
         is_packable: Whether it is a decoder.
     """
+
+    outcome = "scores"
 
     def __init__(
         self,
@@ -62,31 +66,58 @@ class RewardModel(nn.Module):
         self.is_packable = is_packable(base)
         if with_router_loss:
             require_experts(base.config)
+        self._own_mode = ForwardMode(
+            packed=False,
+            attention=base.config._attn_implementation,
+            with_mask=True,
+            own_head=True,
+        )
+        if not self.is_packable:
+            self.mode = self._own_mode
         if float32_head:
             for name in heads_of(base):
                 base.set_submodule(name, in_float32(base.get_submodule(name)))
 
-    def lay_out(
-        self, sequences_B: Sequence[IntArray], *, padded: bool, device: torch.device
-    ) -> Layout:
+    def lay_out(self, sequences_B: Sequence[IntArray]) -> Layout:
         """What `forward` takes, from token ids."""
-        base = base_of(self.lm)
-        pad_id = base.config.get_text_config().pad_token_id
+        pad_id = base_of(self.lm).config.get_text_config().pad_token_id
         return lay_out(
             sequences_B,
-            padded=padded or not self.is_packable or bool(mixing_layers(base)),
-            device=device,
+            padded=self.padded,
+            device=self.device,
             pad_id=0 if pad_id is None else pad_id,
         )
 
     def forward(self, layout: Layout) -> Rewards:
         """Score each sequence."""
         base = base_of(self.lm)
-        if self.is_packable:
-            decoded = decode(base.base_model, layout, with_router_loss=self.with_router_loss)
+        if not self.mode.own_head:
+            decoded = decode(
+                decoder_of(self.lm), layout, self.mode, with_router_loss=self.with_router_loss
+            )
             logits_BL = base.score(decoded.hidden_ND[layout.last_B])
             return Rewards(
                 scores_B=logits_BL[:, self.label].float(), router_loss=decoded.router_loss
             )
         output = base(input_ids=layout.input_ids, attention_mask=layout.attention_mask)
         return Rewards(scores_B=output.logits[:, self.label].float())
+
+    def transformer(self) -> Any:
+        """The model whose attention is chosen."""
+        return base_of(self.lm)
+
+    def modes(self, config: ModelConfig, layout: Layouts) -> Sequence[ForwardMode]:
+        """The ways that the configuration allows; one alone for what is no decoder."""
+        if not self.is_packable:
+            return [self._own_mode]
+        more = [self._own_mode] if layout != "packed" and config.attention == "auto" else []
+        return [*super().modes(config, layout), *more]
+
+    def outcomes(self, sequences_B: Sequence[IntArray], *, far: int = 0) -> list[torch.Tensor]:
+        """The score of each sequence."""
+        return list(self(moved(self.lay_out(sequences_B), far)).scores_B.split(1))
+
+    def own_outcome(self, input_ids_1T: torch.Tensor) -> torch.Tensor:
+        """The same of one sequence, by the model's own `forward`."""
+        scores_1: torch.Tensor = base_of(self.lm)(input_ids=input_ids_1T).logits[:, self.label]
+        return scores_1

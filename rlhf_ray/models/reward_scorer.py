@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.rewards import RewardModelConfig
-from rlhf_ray.data.answers import tokenize_answer
+from rlhf_ray.data.answers import tokenize_answer, tokenize_sampled
 from rlhf_ray.data.samples import as_chat
-from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.data.tokenizer import load_tokenizer, vocabulary_digest
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.check import settle
 from rlhf_ray.models.classifier import load_classifier
+from rlhf_ray.models.decoder import base_of
+from rlhf_ray.models.limits import positions_of
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.models.reward_statistics import RewardStatistics, read_statistics
 from rlhf_ray.types import IntArray, Rollout
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelScore:
+    """A reward model's score of a text, and whether it saw the beginning alone."""
+
+    value: float
+    is_cut: bool
+
+
 class RewardScorer:
-    """Writes each rollout anew in the reward model's own tokens, as in its training, and scores it.
+    """Scores each rollout behind its prompt as the reward model's own template opens it.
+
+    A response keeps its tokens where the reward model has the policy's vocabulary; else its text is
+    put there as it stands and tokenized anew. It ends with the end token of the model's training.
 
     Attributes:
+        keeps_tokens: Whether the vocabulary is the one that was sampled in.
         model: What scores.
+        max_tokens: Of a text; None for no limit.
         statistics: By which scores are centred and scaled; mean 0 and spread 1 for not at all.
     """
 
     def __init__(
-        self, config: RewardModelConfig, *, device: torch.device, model: RewardModel | None = None
+        self,
+        config: RewardModelConfig,
+        *,
+        device: torch.device,
+        model: RewardModel | None = None,
+        vocabulary: str = "",
+        end_ids: Collection[int] = (),
     ) -> None:
         """Load model and tokenizer.
 
@@ -37,6 +60,8 @@ class RewardScorer:
             config: Where from.
             device: Where the model goes.
             model: The model of `config.path`, where this process holds it already.
+            vocabulary: Digest of that in which rollouts were sampled; empty for unknown.
+            end_ids: Tokens of that vocabulary that end a response.
 
         Raises:
             ConfigError: It cannot be loaded, was never trained to score, has no logit
@@ -48,12 +73,20 @@ class RewardScorer:
             chat_template=config.chat_template,
             trust_remote_code=config.trust_remote_code,
         )
+        self.end_ids = end_ids
+        self.keeps_tokens = vocabulary == vocabulary_digest(self.tokenizer)
         self.statistics = _statistics(config)
         self.model = model or _load(config, device)
+        limits = (config.max_length, positions_of(base_of(self.model.lm).config))
+        self.max_tokens = min((limit for limit in limits if limit), default=None)
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """One score a rollout, in order; micro-batches by the token budget, longest first."""
-        token_ids = [self._tokenize(rollout) for rollout in rollouts]
+    def score(self, rollouts: Sequence[Rollout]) -> list[ModelScore]:
+        """One score a rollout, in order; micro-batches by the token budget, longest first.
+
+        A text that is longer than `max_length`, or than the model has positions, is cut at its end.
+        """
+        whole = [self._tokenize(rollout) for rollout in rollouts]
+        token_ids = [ids_T[: self.max_tokens] for ids_T in whole]
         order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
         scores = [0.0] * len(rollouts)
         start = 0
@@ -63,25 +96,41 @@ class RewardScorer:
             for row, score in zip(rows, self._forward([token_ids[r] for r in rows]), strict=True):
                 scores[row] = (score - self.statistics.mean) / self.statistics.std
             start += len(rows)
-        return scores
+        return [
+            ModelScore(value=score, is_cut=len(cut) < len(ids_T))
+            for score, cut, ids_T in zip(scores, token_ids, whole, strict=True)
+        ]
 
     def _tokenize(self, rollout: Rollout) -> IntArray:
-        text = rollout.prompt.text
-        prompt_ids, answer_ids = tokenize_answer(
-            self.tokenizer,
-            as_chat(text, "user") if self.config.chat else text,
-            rollout.text,
-            is_ended=rollout.finish_reason == "stop",
-            where=rollout.prompt.prompt_id,
-        )
-        token_ids = [*prompt_ids, *answer_ids]
-        return np.array(token_ids[: self.config.max_length or None], dtype=np.int32)
+        text, where = rollout.prompt.text, rollout.prompt.prompt_id
+        prompt = as_chat(text, "user") if self.config.chat else text
+        is_ended = rollout.finish_reason == "stop"
+        if self.keeps_tokens:
+            prompt_ids, answer_ids = tokenize_sampled(
+                self.tokenizer,
+                prompt,
+                rollout.response_ids_T.tolist(),
+                end_ids=self.end_ids,
+                is_ended=is_ended,
+                where=where,
+            )
+        else:
+            prompt_ids, answer_ids = tokenize_answer(
+                self.tokenizer,
+                prompt,
+                rollout.text,
+                is_ended=is_ended,
+                is_sampled=True,
+                is_foreign=True,
+                where=where,
+            )
+        return np.array([*prompt_ids, *answer_ids], dtype=np.int32)
 
     def _forward(self, token_ids: list[IntArray]) -> list[float]:
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            layout = self.model.lay_out(token_ids, padded=False, device=self.device)
+            layout = self.model.lay_out(token_ids)
             scores: list[float] = self.model(layout).scores_B.tolist()
         self.model.train(was_training)
         return scores
@@ -97,7 +146,9 @@ def _load(config: RewardModelConfig, device: torch.device) -> RewardModel:
             f"reward.model.label must be below the model's {lm.config.num_labels} labels, "
             f"got {config.label}"
         )
-    return RewardModel(lm, label=config.label)
+    scorer = RewardModel(lm, label=config.label).eval()
+    settle(scorer, ForwardConfig(model=model), device)
+    return scorer
 
 
 def _statistics(config: RewardModelConfig) -> RewardStatistics:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.limits import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,9 +37,10 @@ def check_vocabularies(
     for key, model in others.items():
         if not model.path or (model.path, model.revision) == (policy.path, policy.revision):
             continue
+        # A tokenizer may know more than its own model, which never writes that.
         num_ids = max(tokenizer.get_vocab().values()) + 1
         num_rows = _num_rows(key, model)
-        if num_rows < num_ids:
+        if num_rows < min(num_ids, _num_rows("policy.model.path", policy)):
             raise _another(key, model, f"has {num_rows} tokens, the policy's tokenizer {num_ids}")
         own = _tokenizer(model)
         if own is not None:
@@ -57,16 +59,12 @@ def _another(key: str, model: ModelConfig, how: str) -> ConfigError:
 
 def _num_rows(key: str, model: ModelConfig) -> int:
     """Of the embedding, padding included."""
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(
+        config = read_config(
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{key}: cannot read the configuration of {model.path!r}: {error}"
-        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
     return int(config.get_text_config().vocab_size)
 
 

@@ -88,7 +88,12 @@ def _shape(traits: Traits, config: Config) -> ModelShape:
     num_norm = traits.norm_size * (traits.norms * hidden + qk_norm)
     feed_forward = _feed_forward(traits, config, hidden, size)
     layers = tuple(
-        Layer(linears=(*attention, *part.linears), num_other=num_norm + part.num_other)
+        Layer(
+            linears=(*attention, *part.linears),
+            num_other=num_norm + part.num_other,
+            num_fused=part.num_fused,
+            experts=part.experts,
+        )
         for part in feed_forward
     )
     embedding = size("word_embed_proj_dim", hidden)
@@ -137,6 +142,8 @@ class _FeedForward:
     linears: tuple[Linear, ...]
     num_other: int
     ffn: int
+    num_fused: int = 0
+    experts: tuple[Linear, ...] = ()
 
 
 def _feed_forward(
@@ -163,12 +170,36 @@ def _feed_forward(
         linears=linears,
         num_other=num_other,
         ffn=shared + expert * int(config.get("num_experts_per_tok", 2)),
+        num_fused=2 * num_experts * hidden * expert,
+        experts=_expert_linears(str(config["model_type"]), num_experts, hidden, expert),
     )
     step, dense_layers = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
     return [
         dense if layer in dense_layers or (layer + 1) % step else sparse
         for layer in range(num_layers)
     ]
+
+
+# What a target is called that peft takes for the router, for gates (with what they are multiplied
+# with), and for the products back, where it knows a family's experts.
+_EXPERT_TARGETS = {
+    "mixtral": ("gate", "w1", "w2"),
+    "qwen3_moe": ("gate", "gate_proj", "down_proj"),
+}
+
+
+def _expert_linears(
+    model_type: str, num_experts: int, hidden: int, width: int
+) -> tuple[Linear, ...]:
+    """What adapters on experts come to: peft gives the fused gate and up twice the rank."""
+    if model_type not in _EXPERT_TARGETS:
+        return ()
+    router, gate, down = _EXPERT_TARGETS[model_type]
+    return (
+        Linear(inputs=hidden, outputs=num_experts, name=router),
+        *(Linear(inputs=hidden, outputs=2 * width, name=gate),) * (2 * num_experts),
+        *(Linear(inputs=width, outputs=hidden, name=down),) * num_experts,
+    )
 
 
 def mlp_linears(hidden: int, width: int, *, gated: bool, bias: bool) -> tuple[Linear, ...]:

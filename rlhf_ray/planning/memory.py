@@ -63,14 +63,16 @@ class Memory:
 def publication_bytes(work: ModelWork) -> int:
     """What publishing takes of a GPU while its engine is awake.
 
-    A bucket on both sides, at least as large as any weight; then a pass over the probe, for which
-    ZeRO-3 gathers.
+    A bucket on both sides, at least as large as any weight, and a layer's experts once more, as
+    their family's checkpoints have them one by one; then a pass over the probe, for which ZeRO-3
+    gathers.
     """
     if work.probe is None or not work.on_gpu:
         return 0
     bucket = max(work.publishes_mb * MIB, work.shape.num_embedding * work.bytes_each)
     probe = passes.activation_bytes(work, work.probe) + passes.logits_bytes(work, work.probe)
-    return 2 * bucket + probe + states.states_of(work).gathered
+    experts = work.shape.num_fused * work.bytes_each
+    return 2 * bucket + max(experts, probe) + states.states_of(work).gathered
 
 
 def model_memory(work: ModelWork) -> Memory:
@@ -90,7 +92,7 @@ def model_memory(work: ModelWork) -> Memory:
         optimizer=kept.optimizer,
         activations=passes.activation_bytes(work, largest),
         logits=passes.logits_bytes(work, largest),
-        buffers=kept.reduced + max(kept.gathered, step, 0) + bucket,
+        buffers=kept.reduced + max(kept.gathered + kept.sent, step) + bucket,
         kept_buffers=kept.reduced + bucket,
         host=kept.host,
     )

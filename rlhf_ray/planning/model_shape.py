@@ -40,12 +40,16 @@ class Layer:
 
     Attributes:
         linears: Its matrices. Experts are none: transformers keeps those of a layer in one tensor,
-            which neither adapters nor bitsandbytes touch.
+            which bitsandbytes does not touch.
         num_other: Norms, and the experts.
+        num_fused: Weights of the largest tensor that holds all experts' matrices of a kind.
+        experts: What peft puts adapters on beside the linears, as plain matrices.
     """
 
     linears: tuple[Linear, ...]
     num_other: int
+    num_fused: int = 0
+    experts: tuple[Linear, ...] = ()
 
     @property
     def num_parameters(self) -> int:
@@ -100,10 +104,17 @@ class ModelShape:
 
         All of them where a target's name is not known here: rather too many than too few.
         """
+        experts = tuple(linear for layer in self.layers for linear in layer.experts)
+        every = (*self.linears, *experts)
         names = {target.rpartition(".")[2] for target in targets}
-        if targets == "all-linear" or not names <= {linear.name for linear in self.linears}:
-            return self.linears
-        return tuple(linear for linear in self.linears if linear.name in names)
+        if targets == "all-linear" or not names <= {linear.name for linear in every}:
+            return every
+        return tuple(linear for linear in every if linear.name in names)
+
+    @cached_property
+    def num_fused(self) -> int:
+        """Of the largest tensor of experts; 0 without any."""
+        return max((layer.num_fused for layer in self.layers), default=0)
 
     @cached_property
     def num_body(self) -> int:

@@ -37,6 +37,7 @@ def _given_files(given: Sequence[str], wanted: set[str]) -> Mapping[str, Path]:
     files = {}
     for one in given:
         path, equals, file = one.rpartition("=")
+        path = os.path.expanduser(path)
         if equals and path not in wanted:
             raise ConfigError(
                 f"--model-config names {path!r}, which is not loaded; "
@@ -48,7 +49,7 @@ def _given_files(given: Sequence[str], wanted: set[str]) -> Mapping[str, Path]:
                 f"--model-config {file} could be of {' or '.join(absent)}: "
                 f"write --model-config {absent[0]}={file}, and the same for each other"
             )
-        files[path if equals else (absent or sorted(wanted))[0]] = Path(file)
+        files[path if equals else (absent or sorted(wanted))[0]] = Path(file).expanduser()
     return files
 
 
@@ -78,5 +79,5 @@ def _found(path: str) -> Path | None:
 
 def _cache() -> Path:
     """As huggingface_hub finds it."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()

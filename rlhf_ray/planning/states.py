@@ -25,6 +25,7 @@ class States:
 
     Attributes:
         reduced: Gradients on their way.
+        sent: Their copies in float32 while ranks exchange them, where they are bfloat16.
         gathered: Weights of ZeRO-3, whole for a pass.
         host: What is offloaded to the memory of the node.
     """
@@ -33,6 +34,7 @@ class States:
     gradients: int
     optimizer: int
     reduced: int
+    sent: int
     gathered: int
     host: int
 
@@ -68,11 +70,13 @@ def states_of(work: ModelWork) -> States:
     if _leaves(work, work.zero.offload_param):
         host += weights if work.zero.offload_param == "cpu" else 0
         weights = 0
+    reduced = _reduced_bytes(work, trained, stage)
     return States(
         weights=weights,
         gradients=gradients,
         optimizer=0 if offloads else optimizer,
-        reduced=_reduced_bytes(work, trained, stage),
+        reduced=reduced,
+        sent=2 * reduced if work.trains and trained.bytes_each == 2 else 0,
         gathered=_gathered_bytes(work, stage),
         host=host,
     )
@@ -187,8 +191,9 @@ def _gradient_bytes(trained: Trained, stage: int, ranks: int, offloads: bool) ->
         case 0:
             return whole, 0
         case 1 if trained.bytes_each == 2:
-            # Each pass's own, and their sum in float32, both whole.
-            return whole + 4 * trained.num, summed if offloads else 0
+            if offloads:  # each pass's own, and their sum in float32, both whole
+                return whole + 4 * trained.num, summed
+            return 4 * trained.num, 0  # the sum: what a pass adds to it is dropped as it comes
         case 1:
             return (whole, summed) if offloads else (whole + summed, 0)
         case 2:

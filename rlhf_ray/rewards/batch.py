@@ -30,13 +30,15 @@ class ScoringBatch:
         prompt_ids_B: Names the rows in errors.
         prompts_B: Each a string, or a list of chat messages.
         completions_B: To a string prompt a string, to a chat a list of one assistant's message.
-        completion_ids_B: The responses' token ids.
+        prompt_token_ids_B: What was answered, chat template and all.
+        completion_ids_B: The responses' token ids, the end token included.
         columns: The data set's other columns: name -> one value a row, `None` where a row has none.
     """
 
     prompt_ids_B: list[str]
     prompts_B: list[str | Messages]
     completions_B: list[str | Messages]
+    prompt_token_ids_B: list[list[int]]
     completion_ids_B: list[list[int]]
     columns: dict[str, list[Any]]
 
@@ -54,6 +56,7 @@ class ScoringBatch:
                 else [{"role": "assistant", "content": rollout.text}]
                 for rollout in rollouts_B
             ],
+            prompt_token_ids_B=[list(prompt.token_ids_T) for prompt in prompts_B],
             completion_ids_B=[rollout.response_ids_T.tolist() for rollout in rollouts_B],
             columns={name: [prompt.columns.get(name) for prompt in prompts_B] for name in names},
         )
@@ -68,6 +71,7 @@ class ScoringBatch:
             prompt_ids_B=self.prompt_ids_B[begin:end],
             prompts_B=self.prompts_B[begin:end],
             completions_B=self.completions_B[begin:end],
+            prompt_token_ids_B=self.prompt_token_ids_B[begin:end],
             completion_ids_B=self.completion_ids_B[begin:end],
             columns={name: values[begin:end] for name, values in self.columns.items()},
         )

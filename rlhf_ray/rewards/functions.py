@@ -1,23 +1,22 @@
 """Reward functions: plain or async Python, with the signature that TRL's users know.
 
-`function(prompts, completions, completion_ids, **columns, **arguments) -> list[float | None]`, all
-by keyword. All are lists with one entry a completion, but the arguments: these come from the
-configuration. A function without `**` gets what it names and no more.
+`function(prompts, completions, prompt_ids, completion_ids, **columns, **arguments)` returns a
+`list[float | None]`. All comes by keyword, as lists with one entry a completion; but the arguments
+come from the configuration. A function without `**` gets what it names and no more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import inspect
-import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 from rlhf_ray.config.rewards import RewardFunctionConfig, function_names
+from rlhf_ray.deadlines import in_daemon_thread
 from rlhf_ray.errors import ConfigError, RlhfRayError
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
 from rlhf_ray.rewards.files import forget_files
@@ -119,6 +118,7 @@ class RewardFunction:
             **self.arguments,
             "prompts": batch.prompts_B,
             "completions": batch.completions_B,
+            "prompt_ids": batch.prompt_token_ids_B,
             "completion_ids": batch.completion_ids_B,
         }
         return {name: _own_copy(value) for name, value in self._named(available).items()}
@@ -166,7 +166,9 @@ class RewardFunction:
 
     async def _call(self, keywords: dict[str, Any], timeout_s: float) -> Any:
         try:
-            return await _in_daemon_thread(lambda: _run(self.function, keywords, timeout_s))
+            return await in_daemon_thread(
+                lambda: _run(self.function, keywords, timeout_s), name="reward-function"
+            )
         # The user's code may raise anything; an exit() in it must not end the actor.
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             raise RewardError(
@@ -218,32 +220,3 @@ def _own_copy(value: Any) -> Any:
     if isinstance(value, list):
         return [item if type(item) in _UNCHANGING else _own_copy(item) for item in value]
     return copy.deepcopy(value)
-
-
-async def _in_daemon_thread(call: Callable[[], Any]) -> Any:
-    """Run `call` in a thread that nobody joins.
-
-    `asyncio.to_thread` would let a function that never returns block the process's exit.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-
-    def finish(result: Any, error: BaseException | None) -> None:
-        if not done.done():
-            done.set_result((result, error))
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = call()
-        except BaseException as raised:
-            error = raised
-        # After the deadline the loop may be closed: then nobody waits for the result.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(finish, result, error)
-
-    threading.Thread(target=run, daemon=True, name="reward-function").start()
-    result, error = await done
-    if error is not None:
-        raise error
-    return result

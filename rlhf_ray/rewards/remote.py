@@ -54,24 +54,26 @@ class RemoteScorer:
             RewardError: A request failed for good, or was answered with something other than one
                 finite number or null a row.
         """
-        in_flight = asyncio.Semaphore(_MAX_REQUESTS_IN_FLIGHT)
+        scores_B: Scores = [None] * len(batch)
+        size = self._config.batch_size
+        begins = iter(range(0, len(batch), size))
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         async with aiohttp.ClientSession(headers=headers) as session:
 
-            async def score_part(begin: int) -> Scores:
-                async with in_flight:
-                    part = batch.part(begin, begin + self._config.batch_size)
-                    return await self._score_part(session, part)
+            async def score_parts() -> None:
+                for begin in begins:  # which the tasks share
+                    part = batch.part(begin, begin + size)
+                    scores_B[begin : begin + size] = await self._score_part(session, part)
 
-            begins = range(0, len(batch), self._config.batch_size)
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(score_part(begin)) for begin in begins]
+                    for _ in range(_MAX_REQUESTS_IN_FLIGHT):
+                        group.create_task(score_parts())
             except* RewardError as failures:
                 # The others were cancelled: one failure is all there is to say.
                 failure = failures.exceptions[0]
             else:
-                return [score for task in tasks for score in task.result()]
+                return scores_B
         raise failure
 
     async def _score_part(self, session: aiohttp.ClientSession, part: ScoringBatch) -> Scores:

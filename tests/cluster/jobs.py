@@ -19,6 +19,7 @@ from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
+from rlhf_ray.loops.setup import prepare
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Record, Table
 from rlhf_ray.roles import Roles
@@ -87,8 +88,9 @@ def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def train(config: PpoConfig, pool: Pool) -> Path:
     """The whole job on a pool that is there; returns its folder."""
+    job = prepare(config, load_online_data)
     with run_folder(config) as folder:
-        asyncio.run(online.train(config, load_online_data(config), pool, "ppo"))
+        asyncio.run(online.train(job, pool))
     return folder
 
 
@@ -146,13 +148,15 @@ def on_ranks(actors: ActorSet, function: Any, *arguments: Any) -> list[Any]:
 
 
 def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, str]:
-    """Relative to each weight's norm, and which weight it is."""
+    """Relative to each weight's norm, and which weight it is; what is no number is the largest."""
     assert ours.keys() == theirs.keys()
-    return max(
-        (float(np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name])), name)
-        for name in theirs
-        if np.any(theirs[name])
-    )
+    names = list(theirs)
+    differences = [
+        float(np.linalg.norm(ours[name] - theirs[name]) / (np.linalg.norm(theirs[name]) or 1.0))
+        for name in names
+    ]
+    worst = int(np.argmax(differences))
+    return differences[worst], names[worst]
 
 
 class Recorder:

@@ -9,12 +9,13 @@ import pytest
 import ray
 
 from actors.cluster.actor_set import ActorSet
-from actors.cluster.deadline import DeadlineError, get
+from actors.cluster.deadline import get
 from actors.pool.pool import Pool
 from actors.ranks.reward import RewardRank
 from actors.weights.publisher import ReplicaClient
 from actors.weights.sync_spec import SyncSpec
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ConfigError, RunError
 
 

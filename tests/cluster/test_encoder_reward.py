@@ -14,6 +14,7 @@ from launch import rm
 from launch.run.folder import run_folder
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.data.job import load_rm_data
+from rlhf_ray.loops.setup import prepare
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,9 @@ def test_an_encoder_is_trained_and_then_scores(pool, encoder, make_config, share
             "timeouts": ppo.timeouts.model_dump(),
         }
     )
+    job = prepare(config, load_rm_data)
     with run_folder(config) as folder:
-        asyncio.run(rm.train(config, load_rm_data(config), pool))
+        asyncio.run(rm.train(job, pool))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["eval/loss"] > 0.6
     assert lines[-1]["eval/loss"] < 0.2

@@ -8,9 +8,9 @@ import pytest
 import ray
 
 from actors.cluster.actor_set import ActorSet
+from actors.engines.ending import Ending
 from actors.engines.replica_set import ReplicaSet
 from actors.ranks.rank import collect
-from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt, RolloutSummary
@@ -25,15 +25,15 @@ def replica_class(cluster):
         def __init__(self, number):
             self.number, self.sleeps = number, False
 
-        async def sleep(self):
+        async def sleep(self, timeout_s):
             self.sleeps = True
 
-        async def wake_up(self):
+        async def wake_up(self, timeout_s):
             self.sleeps = False
 
-        async def generate(self, requests, config, timeout_s):
+        async def generate(self, requests, ending, timeout_s):
             assert not self.sleeps
-            assert (config.stop, timeout_s) == (["."], 60.0)
+            assert (ending.stop, timeout_s) == ((".",), 60.0)
             if any(request.prompt.prompt_id == "bad" for request in requests):
                 raise LookupError("no such prompt")
             await asyncio.sleep(0.5 * (1 - self.number))
@@ -45,6 +45,7 @@ def replica_class(cluster):
             summaries = [
                 RolloutSummary(
                     prompt_id=prompt_id,
+                    draw=0,
                     sample=sample,
                     num_prompt_tokens=1,
                     num_response_tokens=1,
@@ -65,14 +66,14 @@ def replica_class(cluster):
 def replicas(replica_class):
     actors = [replica_class.remote(number) for number in range(2)]
     names = [f"job/rollout/{number}" for number in range(2)]
-    config = RolloutConfig(stop=["."])
-    yield ReplicaSet(ActorSet("rollout", names, actors), config, timeout_s=60.0, sleeps=False)
+    ending = Ending(stop=(".",))
+    yield ReplicaSet(ActorSet("rollout", names, actors), ending, timeout_s=60.0, sleeps=False)
     for actor in actors:
         ray.kill(actor)
 
 
 async def test_requests_wake_replicas_that_sleep_on_a_shared_gpu(replicas):
-    shared = ReplicaSet(replicas.actors, replicas.config, timeout_s=60.0, sleeps=True)
+    shared = ReplicaSet(replicas.actors, replicas.ending, timeout_s=60.0, sleeps=True)
     await shared.sleep()
     batch = await shared.generate([request("a", 1, [1, 2]), request("b", 1, [3])])
     assert [summary.prompt_id for summary in batch.summaries_B] == ["a", "a", "b"]
@@ -81,7 +82,7 @@ async def test_requests_wake_replicas_that_sleep_on_a_shared_gpu(replicas):
 def request(prompt_id, num_tokens, seeds):
     prompt = Prompt(prompt_id=prompt_id, token_ids_T=(1,) * num_tokens, text="")
     return GenerationRequest(
-        prompt=prompt, seeds_G=tuple(seeds), temperature=1.0, max_new_tokens=10
+        prompt=prompt, draw=0, seeds_G=tuple(seeds), temperature=1.0, max_new_tokens=10
     )
 
 

@@ -9,11 +9,12 @@ import pytest
 import ray
 from jobs import STOP_STRING, STOP_TOKEN
 
+from actors.engines.ending import Ending
 from actors.ranks.rank import collect
 from launch.training.online_roles import start_roles
-from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt
 
@@ -42,6 +43,7 @@ def request(tokenizer, text, seeds, *, temperature=1.0, max_new_tokens=24):
     token_ids = tokenizer(text)["input_ids"]
     return GenerationRequest(
         prompt=Prompt(prompt_id=f"test:{text}", token_ids_T=tuple(token_ids), text=text),
+        draw=0,
         seeds_G=tuple(seeds),
         temperature=temperature,
         max_new_tokens=max_new_tokens,
@@ -53,8 +55,9 @@ def rollouts_of(batch):
 
 
 def sample(roles, requests):
-    batch = asyncio.run(roles.rollout.generate(requests))
-    return rollouts_of(batch)
+    rollouts = rollouts_of(asyncio.run(roles.rollout.generate(requests)))
+    assert len(rollouts) == sum(len(request.seeds_G) for request in requests) > 0
+    return rollouts
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +154,21 @@ def test_the_end_token_is_part_of_the_response(roles, tokenizer, shared_data):
     assert all(r.finish_reason == "stop" and r.text == "" for r in ended)
 
 
+def test_a_token_that_ends_a_turn_ends_a_response_and_is_not_in_its_text(roles, tokenizer):
+    replica = roles.rollout.actors.actors[0]
+    many = [request(tokenizer, "One day", range(24))]
+    ending = Ending(end_token_ids=(STOP_TOKEN,))
+    _, answered = replica.generate.options(num_returns=2).remote(many, ending, 60.0)
+    rollouts = ray.get(answered, timeout=120)
+    ended = [r for r in rollouts if r.response_ids_T[-1] == STOP_TOKEN]
+    assert ended
+    for rollout in ended:
+        assert rollout.finish_reason == "stop"
+        assert STOP_TOKEN not in rollout.response_ids_T[:-1]
+        whole = tokenizer.decode([*rollout.prompt.token_ids_T, *rollout.response_ids_T[:-1]])
+        assert whole == f"<s> One day{rollout.text}"
+
+
 def test_the_controller_holds_no_tokens(roles, requests):
     batch = asyncio.run(roles.rollout.generate(requests))
     assert all(isinstance(shard.ref, ray.ObjectRef) for shard in batch.shards)
@@ -159,9 +177,10 @@ def test_the_controller_holds_no_tokens(roles, requests):
 
 def test_requests_of_a_call_that_is_late_are_ended(roles, tokenizer):
     replica = roles.rollout.actors.actors[0]
-    endless = RolloutConfig(ignore_eos=True)
+    endless = Ending(ignore_eos=True)
     asked = [request(tokenizer, "Once upon a time", range(64), max_new_tokens=400)]
-    with pytest.raises(TimeoutError):
+    late = r"the answer to test:Once upon a time/\d+: no answer from .*/rollout/0 after 0 s"
+    with pytest.raises(DeadlineError, match=late):
         ray.get(replica.generate.remote(asked, endless, 0.3), timeout=60)
     running = replica.__ray_call__.remote(lambda it: len(it.engine.output_processor.request_states))
     assert ray.get(running, timeout=60) == 0

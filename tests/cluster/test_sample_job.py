@@ -16,6 +16,7 @@ from launch.run.folder import run_folder
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import RunError
+from rlhf_ray.loops.setup import prepare
 
 
 @pytest.fixture
@@ -36,8 +37,9 @@ def sample_config(make_config):
 
 def run(config: SampleConfig, pool: Pool) -> list[dict[str, Any]]:
     """The job; returns its metrics."""
+    job = prepare(config, load_online_data)
     with run_folder(config) as folder:
-        asyncio.run(sample.train(config, load_online_data(config), pool))
+        asyncio.run(sample.train(job, pool))
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -19,16 +19,17 @@ import ray
 from ray.util import list_named_actors, placement_group_table
 
 from actors.cluster.nodes import addresses
-from actors.pool.job_nodes import check_nodes, on_nodes
+from actors.pool.job_nodes import check_nodes
 from actors.pool.pool import Pool
 from actors.ranks.reference import ReferenceRank
 from launch.run.cluster import connect
-from launch.run.folder import run_folder
+from launch.run.job import run_on
 from launch.training import online
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.loops.setup import prepare
 
 PATIENCE_S = 20.0
 NUM_NODES = 3
@@ -58,13 +59,10 @@ def wait_for_nodes() -> None:
 async def jobs(config: PpoConfig) -> tuple[dict[str, str], list[int]]:
     """The first step; then the rest from its checkpoint, on the same pool."""
     pool = Pool(Path(config.run_dir).name, config.timeouts)
-    data = load_online_data(config)
     first = config.model_copy(update={"total_steps": 1})
     try:
         for job in (first, config.model_copy(update={"resume": "auto"})):
-            with run_folder(job):
-                async with on_nodes(job, pool):
-                    await online.train(job, data, pool, "ppo")
+            await run_on(pool, prepare(job, load_online_data), online.train)
         process_of = pool.process_ids()
         nodes = {name: await address_of(name) for name in process_of}
     finally:

@@ -51,6 +51,16 @@ REGISTRIES = (
 CODE = set(re.findall(r"`([^`\n]+)`", TEXT))
 
 
+def between(begin, end):
+    """The part of the page from one text to the next of another; both must be there."""
+    assert TEXT.count(begin) == 1, f"{begin!r} must be there once, got {TEXT.count(begin)}"
+    rest = TEXT.partition(begin)[2]
+    assert end in rest, f"nothing ends the part that begins with {begin!r}: {end!r} is gone"
+    found = rest.partition(end)[0]
+    assert found.strip(), f"nothing stands between {begin!r} and {end!r}"
+    return found
+
+
 def bodies(language, kind=None):
     found = [b for b in BLOCKS if b["language"] == language and (not kind or b["kind"] == kind)]
     assert found, f"no {language} block ({kind})"
@@ -158,6 +168,9 @@ def test_every_pytest_command_names_what_is_there():
         if words[1].startswith("benchmarks/"):
             assert (ROOT / words[1]).is_file(), " ".join(words)
             continue
+        if words[1] == "-m" and words[2].startswith("benchmarks."):
+            assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), " ".join(words)
+            continue
         assert words[1:3] == ["-m", "pytest"]
         for word in words[3:]:
             assert "/" not in word or (ROOT / word).exists(), " ".join(words)
@@ -185,14 +198,22 @@ def test_every_link_leads_somewhere():
             assert (ROOT / target).exists(), target
 
 
-def test_folders_of_the_layout_exist():
-    section = TEXT.split("## Layout of the repository")[1].split("**To add")[0]
-    for folder in re.findall(r"`([\w/]+/)`", section):
-        assert (ROOT / folder).is_dir(), folder
+def test_the_layout_names_every_package_and_nothing_else():
+    section = between("\n## Layout of the repository\n", "\n## ")
+    folders = set(re.findall(r"`([\w/]+/)`", section))
+    packages = {
+        f"{file.parent.relative_to(ROOT)}/"
+        for top in ("rlhf_ray", "actors", "launch")
+        for file in (ROOT / top).rglob("__init__.py")
+    }
+    assert packages - {"actors/"} <= folders, "all of `actors` is in its parts"
+    assert {folder for folder in folders if not (ROOT / folder).is_dir()} == set()
+    files = set(re.findall(r"`(?:rlhf_ray/)?(\w+\.py)`", section))
+    assert files == {file.name for file in (ROOT / "rlhf_ray").glob("*.py")} - {"__init__.py"}
 
 
 def test_files_told_in_one_step_exist():
-    section = TEXT.split("### One step of PPO")[1].split("## Jobs")[0]
+    section = between("\n### One step of PPO\n", "\n## Jobs\n")
     files = re.findall(r"`([\w/]+\.py)`", section)
     assert len(files) > 8
     for file in files:
@@ -218,7 +239,7 @@ def test_every_choice_of_an_algorithm_is_there():
 
 
 def test_every_metric_is_in_its_group():
-    section = TEXT.split("## Monitoring")[1].split("\n## ")[0]
+    section = between("\n## Monitoring\n", "\n## ")
     rows = dict(re.findall(r"^\| `(\w+/)` \| (.+) \|$", section, re.MULTILINE))
     assert rows.keys() == {f"{name.partition('/')[0]}/" for name in NAMES} | PREFIXES.keys()
     for name in NAMES:
@@ -228,10 +249,9 @@ def test_every_metric_is_in_its_group():
 
 def test_metrics_named_elsewhere_exist():
     groups = {name.partition("/")[0] for name in NAMES}
-    for code in CODE:
-        group, slash, leaf = code.partition("/")
-        if slash and leaf and group in groups and re.fullmatch(r"\w+/\w+", code):
-            assert code in NAMES, code
+    named = {code for code in CODE if re.fullmatch(rf"({'|'.join(groups)})/\w+", code)}
+    assert len(named) > 10
+    assert named <= set(NAMES)
 
 
 def test_the_reward_functions_of_the_example_work(tmp_path):
@@ -248,6 +268,7 @@ def test_the_reward_functions_of_the_example_work(tmp_path):
         prompt_ids_B=["a:0", "a:1", "a:2"],
         prompts_B=["1 + 1?", [{"role": "user", "content": "2 + 2?"}], "?"],
         completions_B=["2.001", [{"role": "assistant", "content": "It is 5"}], "hm"],
+        prompt_token_ids_B=[[1], [2], [3]],
         completion_ids_B=[[1], [2, 3], []],
         columns={"answer": ["2", 4, None]},
     )
@@ -256,7 +277,7 @@ def test_the_reward_functions_of_the_example_work(tmp_path):
 
 
 def test_every_format_has_an_example_that_is_recognised():
-    section = TEXT.split("## Your own data")[1].split("\n## ")[0]
+    section = between("\n## Your own data\n", "\n## ")
     examples = dict(re.findall(r"^\| `(\w+)` \| `(\{.+?\})` \|", section, re.MULTILINE))
     assert set(examples) == set(get_args(DataFormat)) - {"auto"}
     for name, example in examples.items():
@@ -273,9 +294,13 @@ def test_the_remote_protocol_has_one_score_a_row():
 
 
 def test_every_figure_has_its_row():
-    figures = TEXT.split("<!-- measured: begin -->")[1].split("<!-- measured: end -->")[0]
+    figures = between("<!-- measured: begin -->", "<!-- measured: end -->")
     numbers = re.findall(r"^\| (\d+) \|", figures, re.MULTILINE)
+    assert len(numbers) > 10
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
-    told = re.findall(r"^# \((\w)\)(?: to \((\w)\))?", TEXT.split("measured: end")[1], re.MULTILINE)
+    told = re.findall(
+        r"^# \((\w)\)(?: to \((\w)\))?", between("measured: end -->", "\n## "), re.MULTILINE
+    )
     letters = [chr(c) for a, b in told for c in range(ord(a), ord(b or a) + 1)]
+    assert letters
     assert re.findall(r"\| \((\w)\) \|", figures) == letters

@@ -10,7 +10,7 @@ import pytest
 from actors.cluster.file_tasks import NodeReport, code_of_package
 from actors.cluster.run_files import RunFiles
 from actors.pool import job_nodes
-from actors.pool.job_nodes import check_nodes, on_nodes
+from actors.pool.job_nodes import check_nodes, skipped_steps_fetched
 from actors.pool.placement import Slot
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.errors import ConfigError, RunError
@@ -145,7 +145,7 @@ async def test_what_skipped_steps_left_is_fetched_after_a_failure_too(
 
     monkeypatch.setattr(RunFiles, "fetch", fetch)
     with caplog.at_level(logging.WARNING), pytest.raises(RunError, match="three in a row"):
-        async with on_nodes(config, PlacedPool()):
+        async with skipped_steps_fetched(config, PlacedPool()):
             raise RunError("three in a row")
     assert fetched == [f"{config.run_dir}/skipped"]
     assert "the node is gone" in caplog.text

@@ -25,6 +25,14 @@ def test_nobody_else_gets_a_held_port(held):
         other.bind((HOST, held.port))
 
 
+def test_a_released_port_is_anybodys(held):
+    port = held.port
+    held.release()
+    with socket.socket() as other:
+        other.bind((HOST, port))
+        assert other.getsockname() == (HOST, port)
+
+
 def test_vllms_rendezvous_opens_on_a_held_port(held):
     from vllm.distributed.utils import StatelessProcessGroup
 

@@ -68,9 +68,10 @@ async def test_what_a_job_does_not_use_leaves_its_gpus(pool, asked):
     await pool.load("reference", "spec", path="base")
     asked.clear()
     await pool.make_room(["policy"])
-    assert asked == [("reward", "unload"), ("rollout", "sleep")]
+    asleep = ("rollout", "sleep", pool.timeouts.call_s)
+    assert asked == [("reward", "unload"), asleep]
     await pool.make_room(["policy"])
-    assert asked[2:] == [("rollout", "sleep")], "a role without a model has nothing to release"
+    assert asked[2:] == [asleep], "a role without a model has nothing to release"
 
 
 async def test_nobody_has_to_leave_a_group_of_its_own(pool, asked):
@@ -84,16 +85,16 @@ async def test_roles_compute_in_turn_where_they_live_on_the_same_gpus(pool):
     policy, reward, reference = [
         await pool.rank_group(role, None) for role in ("policy", "reward", "reference")
     ]
-    assert policy.gpu_lock is reward.gpu_lock is not None
-    assert reference.gpu_lock is None
+    assert policy.gpu_turns is reward.gpu_turns is not None
+    assert reference.gpu_turns is None
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
 async def test_a_guest_on_a_cpu_takes_no_turns(pool, gpus):
     shared = GroupConfig(share="policy")
     pool.state.groups = {"policy": GroupConfig(gpus_per_rank=gpus), "reward": shared}
-    assert (await pool.rank_group("policy", None)).gpu_lock is None
-    assert (await pool.rank_group("reward", None)).gpu_lock is None
+    assert (await pool.rank_group("policy", None)).gpu_turns is None
+    assert (await pool.rank_group("reward", None)).gpu_turns is None
 
 
 async def test_a_result_that_nobody_wants_is_only_written(pool, asked):

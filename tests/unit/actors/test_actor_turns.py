@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from actors.cluster.actor_set import ActorSet
+from actors.cluster.turns import Turns
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
@@ -15,6 +16,7 @@ from actors.ranks.value import ValueGroup
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.packing import UpdatePlan
+from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import RolloutBatch
 
@@ -157,8 +159,8 @@ async def test_whatever_passes_a_model_does_so_in_its_turn(work, turn):
     answers = {"publish": 7, "update": {}, "score_with_functions": {}, "logprobs_of": []}
     answers["score_with_model"] = []
     ranks = ActorSet("role", ["job/role/0"], [RecordingRank(asked, answers)])
-    ranks.gpu_lock = lock = asyncio.Lock()
-    async with lock:  # another role's turn
+    ranks.gpu_turns = turns = Turns()
+    async with turns.turn("another role", at_most_s=5.0):
         waiting = asyncio.ensure_future(work(ranks))
         await asyncio.sleep(PASS_S)
         assert not set(turn) & set(asked)
@@ -167,6 +169,31 @@ async def test_whatever_passes_a_model_does_so_in_its_turn(work, turn):
 
 
 def share(roles: list[ActorSet]) -> None:
-    lock = asyncio.Lock()
+    turns = Turns()
     for role in roles:
-        role.gpu_lock = lock
+        role.gpu_turns = turns
+
+
+async def test_a_turn_that_does_not_end_is_named_by_who_waits_for_the_next(monkeypatch):
+    monkeypatch.setattr("actors.cluster.turns.SLACK_S", 0.05)
+    turns = Turns()
+    async with turns.turn("policy", at_most_s=0.1):
+        # Two wait: the second has the deadlines of both before it.
+        started_s = asyncio.get_running_loop().time()
+        second = asyncio.ensure_future(take(turns, "value", at_most_s=0.2))
+        await asyncio.sleep(0)
+        third = asyncio.ensure_future(take(turns, "reward", at_most_s=0.1))
+        message = r"value's turn on the GPUs it shares: no answer from policy after 0 s .*0\.15 s"
+        with pytest.raises(DeadlineError, match=message):
+            await second
+        with pytest.raises(DeadlineError, match=r"reward's turn .* from policy .*0\.35 s"):
+            await third
+        assert asyncio.get_running_loop().time() - started_s >= 0.35
+    # Whoever gave up leaves nothing behind.
+    await take(turns, "value", at_most_s=0.1)
+    assert turns.holder == ""
+
+
+async def take(turns: Turns, role: str, *, at_most_s: float) -> None:
+    async with turns.turn(role, at_most_s=at_most_s):
+        assert turns.holder == role

@@ -128,6 +128,7 @@ def _term_case(name: str) -> LossCase:
             mask_T=b.mask_T,
             logprobs_T=b.logprobs_T,
             reference_logprobs_T=b.reference_logprobs_T,
+            old_logprobs_T=b.old_logprobs_T,
             entropy_T=b.entropy_T,
         )
         return LOSS_TERMS[name](inputs)

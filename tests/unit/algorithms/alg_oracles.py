@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Sequences = list[Array]
 LossOracle = Callable[[dict[str, Array], Array], tuple[Array, Array]]
 
 CLIP_LOW, CLIP_HIGH, DUAL_CLIP, TAU_POS, TAU_NEG, VALUE_CLIP = 0.2, 0.28, 3.0, 1.0, 1.05, 0.3
@@ -99,6 +100,13 @@ def kl_k3(x: dict[str, Array], w: Array) -> tuple[Array, Array]:
     return (r - 1) - np.log(r), w * (1 - r)
 
 
+def kl_k3_weighted(x: dict[str, Array], w: Array) -> tuple[Array, Array]:
+    ratio = np.exp(x["logprobs"]) / np.exp(x["old_logprobs"])
+    r = np.exp(x["reference_logprobs"]) / np.exp(x["logprobs"])
+    k3 = (r - 1) - np.log(r)
+    return ratio * k3, w * (ratio * k3 + ratio * (1 - r))  # the product rule
+
+
 # name in LOSS_CASES -> (oracle, the argument that is differentiated)
 LOSSES: dict[str, tuple[LossOracle, str]] = {
     "policy/ppo": (ppo, "logprobs"),
@@ -111,24 +119,39 @@ LOSSES: dict[str, tuple[LossOracle, str]] = {
     "term/entropy": (entropy, "entropy"),
     "term/kl_k2": (kl_k2, "logprobs"),
     "term/kl_k3": (kl_k3, "logprobs"),
+    "term/kl_k3_weighted": (kl_k3_weighted, "logprobs"),
 }
 
 KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
-# Corrections: (old, behaviour) log-probabilities of own tokens -> weights.
+# Corrections: ratios of own tokens to the engine, a list a sequence -> weights.
 
 
-def correct_none(old: Array, behaviour: Array, cap: float, low: float) -> Array:
-    return np.ones_like(old)
+def token_ratios(old: Sequences, behaviour: Sequences) -> Sequences:
+    return [np.exp(o) / np.exp(b) for o, b in zip(old, behaviour, strict=True)]
 
 
-def correct_truncated(old: Array, behaviour: Array, cap: float, low: float) -> Array:
-    return np.array([min(np.exp(o - b), cap) for o, b in zip(old, behaviour, strict=True)])
+def sequence_ratios(old: Sequences, behaviour: Sequences) -> Sequences:
+    """The geometric mean of a sequence's token ratios, at each of its tokens."""
+    return [
+        np.full(len(ratio), np.prod(ratio) ** (1.0 / max(len(ratio), 1)))
+        for ratio in token_ratios(old, behaviour)
+    ]
 
 
-def correct_mask(old: Array, behaviour: Array, cap: float, low: float) -> Array:
-    ratio = np.exp(old) / np.exp(behaviour)
+RATIOS = {"token": token_ratios, "sequence": sequence_ratios}
+
+
+def correct_none(ratio: Array, cap: float, low: float) -> Array:
+    return np.ones_like(ratio)
+
+
+def correct_truncated(ratio: Array, cap: float, low: float) -> Array:
+    return np.array([min(k, cap) for k in ratio])
+
+
+def correct_mask(ratio: Array, cap: float, low: float) -> Array:
     return np.array([k if low <= k <= cap else 0.0 for k in ratio])
 
 
@@ -136,8 +159,6 @@ CORRECTIONS = {"none": correct_none, "truncated": correct_truncated, "mask": cor
 
 
 # Advantages: lists (a sequence each) of own tokens' rewards and values, and groups -> advantages.
-
-Sequences = list[Array]
 
 
 def gae(rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float):
@@ -190,12 +211,20 @@ def rloo(rewards: Sequences, values: Sequences, groups: list[int], gamma: float,
     return _per_sequence(rewards, groups, fn)
 
 
-def _whiten(sequences: Sequences, keep: list[bool]) -> Sequences:
-    tokens = np.concatenate([s for s, k in zip(sequences, keep, strict=True) if k])
-    mean, std = tokens.mean(), np.sqrt(tokens.var(ddof=1) + 1e-8)
+def whiten(sequences: Sequences, keep: list[bool]) -> Sequences:
+    """To mean 0 and variance 1 over the tokens of the sequences to keep; 0 for the others."""
+    kept = [s for s, k in zip(sequences, keep, strict=True) if k and len(s)]
+    tokens = np.concatenate(kept) if kept else np.zeros(1)
+    mean = tokens.mean()
+    std = np.sqrt((tokens.var(ddof=1) if len(tokens) > 1 else 0.0) + 1e-8)
     return [
         (s - mean) / std if k else np.zeros_like(s) for s, k in zip(sequences, keep, strict=True)
     ]
+
+
+def with_spread(rewards: Sequences, groups: list[int]) -> list[bool]:
+    """Whether the totals of each sequence's group differ."""
+    return [len(set(_group_totals(rewards, groups, i))) > 1 for i in range(len(groups))]
 
 
 def reinforce_pp(
@@ -205,20 +234,44 @@ def reinforce_pp(
         np.array([sum(gamma ** (k - t) * r[k] for k in range(t, len(r))) for t in range(len(r))])
         for r in rewards
     ]
-    return _whiten(returns, [True] * len(returns))
+    return whiten(returns, [True] * len(returns))
 
 
 def reinforce_pp_baseline(
     rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float
 ):
     centered = dr_grpo(rewards, values, groups, gamma, lam)
-    sizes = [len(_group_totals(rewards, groups, i)) for i in range(len(groups))]
-    return _whiten(centered, [size > 1 for size in sizes])
+    return whiten(centered, with_spread(rewards, groups))
 
 
+def gdpo(
+    parts: list[list[float | None]], weights: list[float], groups: list[int], has_own: list[bool]
+) -> list[float]:
+    """One number a sequence from its K rewards (None: does not apply)."""
+    sums = [0.0] * len(groups)
+    for k, weight in enumerate(weights):
+        for i, group in enumerate(groups):
+            peers = [
+                parts[j][k]
+                for j in range(len(groups))
+                if groups[j] == group and has_own[j] and parts[j][k] is not None
+            ]
+            if has_own[i] and parts[i][k] is not None and len(set(peers)) > 1:
+                sums[i] += weight * (parts[i][k] - np.mean(peers)) / (np.std(peers, ddof=1) + 1e-6)
+    scored = [
+        s
+        for s, row, own in zip(sums, parts, has_own, strict=True)
+        if own and any(v is not None for v in row)
+    ]
+    assert abs(np.mean(scored)) < 1e-12, "the paper's shift by the mean is one by 0"
+    return [(s - np.mean(scored)) / (np.std(scored, ddof=1) + 1e-6) if s else 0.0 for s in sums]
+
+
+# `gdpo` has arguments of its own.
 ADVANTAGES = {
     "gae": gae,
     "grpo": grpo,
+    "gdpo": gdpo,
     "dr_grpo": dr_grpo,
     "rloo": rloo,
     "reinforce++": reinforce_pp,

@@ -1,5 +1,7 @@
 """What holds for advantages beyond the formulas: groups, transparent tokens, whitening, scores."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from rlhf_ray.algorithms.token_rewards import token_rewards
 from rlhf_ray.algorithms.whitening import whiten
 
 PARAMS = AdvantageParams(gamma=0.97, lam=0.9)
-GROUP_METHODS = ["grpo", "dr_grpo", "rloo", "reinforce++_baseline"]
+GROUP_METHODS = [name for name in ADVANTAGES if ADVANTAGES[name].needs_groups]
 
 
 def estimate(
@@ -22,24 +24,44 @@ def estimate(
     masks: list[list[bool]],
     groups: list[int],
     values_T: Tensor | None = None,
+    params: AdvantageParams = PARAMS,
+    trained_T: Tensor | None = None,
 ) -> Tensor:
+    """Where rewards are told apart, there are two: a sequence's total, and its square."""
     structure = make_batch(masks, seed=0)
+    own_T = torch.where(structure.mask_T, rewards_T, 0.0)
+    totals_B = own_T.new_zeros(len(masks)).index_add(0, structure.segments_T, own_T)
     return ADVANTAGES[name](
         AdvantageInputs(
             token_rewards_T=rewards_T,
             values_T=values_T,
             mask_T=structure.mask_T,
+            trained_T=trained_T,
             segments_T=structure.segments_T,
             groups_B=torch.tensor(groups, dtype=torch.int64),
+            rewards_BK=torch.stack([totals_B, totals_B.square()], dim=1),
+            applies_BK=torch.ones(len(masks), 2, dtype=torch.bool),
+            weights_K=torch.ones(2),
         ),
-        PARAMS,
+        params,
     ).advantages_T
 
 
-def test_only_gae_needs_a_critic() -> None:
+def test_only_gae_needs_a_critic_and_only_gdpo_each_reward() -> None:
     assert [name for name in ADVANTAGES if ADVANTAGES[name].needs_values] == ["gae"]
     with pytest.raises(ValueError, match="values_T must be given"):
         estimate("gae", torch.zeros(2), [[True, True]], [0])
+    assert [name for name in ADVANTAGES if ADVANTAGES[name].needs_parts] == ["gdpo"]
+    one = torch.zeros(1, dtype=torch.int64)
+    sums_alone = AdvantageInputs(
+        token_rewards_T=torch.zeros(1),
+        values_T=None,
+        mask_T=torch.ones(1, dtype=torch.bool),
+        segments_T=one,
+        groups_B=one,
+    )
+    with pytest.raises(ValueError, match="rewards_BK must be given"):
+        ADVANTAGES["gdpo"](sums_alone, PARAMS)
 
 
 @pytest.mark.parametrize("name", GROUP_METHODS)
@@ -53,17 +75,93 @@ def test_a_group_of_one_sample_has_advantage_zero(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("score", [0.1, 1 / 3, -7.7, 1e6 + 0.1])
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+@pytest.mark.parametrize("whitened", [False, True])
+@pytest.mark.parametrize("name", GROUP_METHODS)
 def test_a_group_without_spread_has_advantage_exactly_zero(
-    name: str, score: float, dtype: torch.dtype
+    name: str, whitened: bool, score: float, dtype: torch.dtype
 ) -> None:
+    params = replace(PARAMS, whiten=whitened)
     for size in (2, 3, 7):
         rewards = torch.full((size,), score, dtype=dtype)
-        assert not estimate(name, rewards, [[True]] * size, [0] * size).any()
+        assert not estimate(name, rewards, [[True]] * size, [0] * size, params=params).any()
         # Nor does a sequence without own tokens bring any spread.
         rewards = torch.full((size + 1,), score, dtype=dtype)
         masks = [[True]] * size + [[False]]
         assert not estimate(name, rewards, masks, [0] * (size + 1)).any()
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+@pytest.mark.parametrize("name", GROUP_METHODS)
+def test_groups_without_spread_say_nothing_when_the_step_is_whitened(
+    name: str, whitened: bool
+) -> None:
+    """A long bad answer and a short good one: the mean over tokens is not 0."""
+    masks = [[True] * 5, [True], [True] * 3, [True] * 2, [True]]
+    rewards = torch.zeros(12)
+    rewards[4], rewards[5] = -1.0, 2.0
+    rewards[[8, 10]] = 0.7  # two that score alike, and after them one alone
+    params = replace(PARAMS, whiten=whitened)
+    advantages = estimate(name, rewards, masks, [0, 0, 1, 1, 2], params=params)
+    assert not advantages[6:].any()
+    assert advantages[:6].all()
+    alone = estimate(name, rewards[:6], masks[:2], [0, 0], params=params)
+    if whitened or name != "gdpo":  # whose own deviation is that of the whole step
+        torch.testing.assert_close(advantages[:6], alone)
+    if whitened or ADVANTAGES[name].whitens:
+        assert advantages[:6].mean().item() == pytest.approx(0.0, abs=1e-6)
+        assert advantages[:6].var().item() == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_whitening_looks_at_the_tokens_that_are_trained(name: str) -> None:
+    """A masked sequence counts in its group, not in the scale of the others' advantages."""
+    masks = [[True] * 4, [True] * 2, [True] * 3, [True] * 5]
+    batch = make_batch(masks, seed=4, dtype=torch.float64)
+    arguments = (name, batch.returns_T, masks, [0, 0, 1, 1], batch.values_T)
+    trained_T = batch.segments_T != 1
+    raw = estimate(*arguments)
+    white = estimate(*arguments, params=replace(PARAMS, whiten=True), trained_T=trained_T)
+    assert not white[~trained_T].any()
+    assert white[trained_T].mean().item() == pytest.approx(0.0, abs=1e-9)
+    assert white[trained_T].var().item() == pytest.approx(1.0, rel=1e-5)
+    if not ADVANTAGES[name].whitens:
+        kept = raw[trained_T]
+        torch.testing.assert_close(
+            white[trained_T], (kept - kept.mean()) / (kept.var() + 1e-8).sqrt()
+        )
+        # What it was compared with counts all the same.
+        assert torch.equal(estimate(*arguments, trained_T=trained_T), raw)
+
+
+@pytest.mark.parametrize("name", GROUP_METHODS)
+def test_a_reward_that_is_not_a_number_is_not_hidden(name: str) -> None:
+    rewards = torch.tensor([1.0, float("nan"), 0.0])
+    assert estimate(name, rewards, [[True]] * 3, [0, 0, 0]).isnan().any()
+
+
+def test_rewards_that_tie_in_their_sum_are_told_apart() -> None:
+    """(1, 0) and (0, 1) sum to the same; a reward of a hundred does not drown one of 1."""
+    parts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+
+    def advantages(rewards_BK: Tensor, weights: list[float]) -> Tensor:
+        return ADVANTAGES["gdpo"](
+            AdvantageInputs(
+                token_rewards_T=rewards_BK.sum(1),
+                values_T=None,
+                mask_T=torch.ones(4, dtype=torch.bool),
+                segments_T=torch.arange(4),
+                groups_B=torch.zeros(4, dtype=torch.int64),
+                rewards_BK=rewards_BK,
+                applies_BK=torch.ones(4, 2, dtype=torch.bool),
+                weights_K=torch.tensor(weights),
+            ),
+            PARAMS,
+        ).advantages_T
+
+    uneven = advantages(parts, [2.0, 1.0])
+    assert uneven[0] > 0 > uneven[1]
+    scaled = advantages(parts * torch.tensor([1.0, 100.0]), [1.0, 1.0])
+    torch.testing.assert_close(scaled, advantages(parts, [1.0, 1.0]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", GROUP_METHODS)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rlhf_ray.algorithms.dynamic_sampling import DynamicSamplingExhausted, GroupFilter
 
-SPREAD, EQUAL = [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]
+SPREAD, EQUAL = [[0.0, 1.0, 0.0]], [[1.0, 1.0, 1.0]]
 
 
 @given(
@@ -23,18 +23,18 @@ def test_every_prompt_is_asked_for_accounted_for_and_never_more_than_needed(
     group_filter = GroupFilter(
         num_prompts=num_prompts, max_rounds=max_rounds, on_exhausted=on_exhausted
     )
-    drawn: dict[str, list[str]] = {"spread": [], "equal": []}
+    drawn: dict[str, list[int]] = {"spread": [], "equal": []}
     num_drawn = 0
     is_error = False
     try:
         while num_asked := group_filter.next_round():
             assert num_asked == num_prompts - len(drawn["spread"])
             for _ in range(num_asked):
-                prompt_id, outcome = f"p{num_drawn}", outcomes[num_drawn]
+                draw, outcome = num_drawn, outcomes[num_drawn]
                 num_drawn += 1
-                drawn[outcome].append(prompt_id)
+                drawn[outcome].append(draw)
                 scores = SPREAD if outcome == "spread" else EQUAL
-                assert group_filter.offer(prompt_id, scores) == (outcome == "spread")
+                assert group_filter.offer(draw, scores) == (outcome == "spread")
     except DynamicSamplingExhausted:
         is_error = True
 
@@ -43,47 +43,47 @@ def test_every_prompt_is_asked_for_accounted_for_and_never_more_than_needed(
     assert len(group_filter.accepted) <= num_prompts
     is_full = group_filter.num_missing == 0
     assert is_full or group_filter.num_rounds == max_rounds
-    assert is_error == (not is_full and (on_exhausted == "error" or not group_filter.accepted))
+    assert is_error == (not is_full and on_exhausted == "error")
 
 
 def test_the_error_says_what_happened() -> None:
     group_filter = GroupFilter(num_prompts=3, max_rounds=1, on_exhausted="error")
     assert group_filter.next_round() == 3
-    group_filter.offer("a", SPREAD)
-    group_filter.offer("b", EQUAL)
-    group_filter.offer("c", EQUAL)
+    group_filter.offer(0, SPREAD)
+    group_filter.offer(1, EQUAL)
+    group_filter.offer(2, EQUAL)
     with pytest.raises(DynamicSamplingExhausted, match=r"1 of 3 groups .* 1 rounds \(2 filtered\)"):
         group_filter.next_round()
 
 
 def test_nothing_is_lost_and_nothing_is_surplus() -> None:
     group_filter = GroupFilter(num_prompts=2, max_rounds=3, on_exhausted="error")
-    with pytest.raises(AssertionError, match="prompt early was not asked for"):
-        group_filter.offer("early", SPREAD)
+    with pytest.raises(AssertionError, match="draw 7 was not asked for"):
+        group_filter.offer(7, SPREAD)
     group_filter.next_round()
-    group_filter.offer("a", SPREAD)
+    group_filter.offer(8, SPREAD)
     with pytest.raises(AssertionError, match="1 groups are not accounted for"):
         group_filter.next_round()
-    group_filter.offer("b", SPREAD)
-    with pytest.raises(AssertionError, match="prompt c was not asked for"):
-        group_filter.offer("c", SPREAD)
+    group_filter.offer(9, SPREAD)
+    with pytest.raises(AssertionError, match="draw 10 was not asked for"):
+        group_filter.offer(10, SPREAD)
     assert group_filter.next_round() == 0
 
 
 def test_a_group_of_one_or_none_has_no_spread() -> None:
     group_filter = GroupFilter(num_prompts=2, max_rounds=1, on_exhausted="partial")
     group_filter.next_round()
-    assert not group_filter.offer("one", [1.0])
-    assert not group_filter.offer("none", [])
+    assert not group_filter.offer(0, [[1.0]])
+    assert not group_filter.offer(1, [[]])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_score_that_is_not_finite_is_refused(bad: float) -> None:
     group_filter = GroupFilter(num_prompts=1, max_rounds=1, on_exhausted="error")
     group_filter.next_round()
-    with pytest.raises(ValueError, match="scores of prompt a must be finite"):
-        group_filter.offer("a", [0.0, bad])
-    assert group_filter.offer("a", SPREAD), "the refused offer did not count"
+    with pytest.raises(ValueError, match="scores of draw 3 must be finite"):
+        group_filter.offer(3, [[0.0, bad]])
+    assert group_filter.offer(3, SPREAD), "the refused offer did not count"
 
 
 def test_bad_arguments() -> None:
@@ -91,3 +91,10 @@ def test_bad_arguments() -> None:
         GroupFilter(num_prompts=0, max_rounds=1, on_exhausted="error")
     with pytest.raises(ValueError, match="max_rounds must be at least 1, got 0"):
         GroupFilter(num_prompts=1, max_rounds=0, on_exhausted="error")
+
+
+def test_spread_in_one_of_several_rewards_is_enough() -> None:
+    group_filter = GroupFilter(num_prompts=2, max_rounds=1, on_exhausted="partial")
+    group_filter.next_round()
+    assert group_filter.offer(0, [[1.0, 1.0], [0.0, 1.0]])
+    assert not group_filter.offer(1, [[1.0, 1.0], [0.5, 0.5]])

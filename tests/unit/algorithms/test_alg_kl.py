@@ -1,13 +1,16 @@
 """KL estimators as estimators, and the controllers of the penalty's weight."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS, AdaptiveKLController, FixedKLController
+from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 
 
 def distributions() -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,24 +28,93 @@ def test_unbiased_estimators_have_the_kl_as_their_mean(name: str) -> None:
     torch.testing.assert_close(mean, true_kl)
 
 
-def test_as_losses_they_have_the_gradients_that_the_module_says() -> None:
+def gradients_of_the_kl() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits, reference, and the exact gradients of KL(policy || reference) and the other way."""
     policy, reference = distributions()
     logits = policy.clone().requires_grad_()
-
-    def sampled_gradient(name: str) -> torch.Tensor:
-        log_p = torch.log_softmax(logits, dim=-1)
-        loss = (log_p.exp().detach() * KL_ESTIMATORS[name](log_p, reference)).sum()
-        return torch.autograd.grad(loss, logits)[0]
-
     log_p = torch.log_softmax(logits, dim=-1)
-    forward_kl = (log_p.exp() * (log_p - reference)).sum()
-    reverse_kl = (reference.exp() * (reference - log_p)).sum()
-    zero = torch.zeros_like(logits)
-    torch.testing.assert_close(sampled_gradient("k1"), zero)
-    torch.testing.assert_close(
-        sampled_gradient("k2"), torch.autograd.grad(forward_kl, logits, retain_graph=True)[0]
-    )
-    torch.testing.assert_close(sampled_gradient("k3"), torch.autograd.grad(reverse_kl, logits)[0])
+    to_reference = (log_p.exp() * (log_p - reference)).sum()
+    from_reference = (reference.exp() * (reference - log_p)).sum()
+    [one] = torch.autograd.grad(to_reference, logits, retain_graph=True)
+    [other] = torch.autograd.grad(from_reference, logits)
+    return logits, reference, one, other
+
+
+def sampled_gradient(logits: Tensor, sampler: Tensor, loss_of: Callable[[Tensor], Tensor]):
+    """Of the loss in expectation over tokens that `sampler` draws, by enumeration of them all."""
+    loss = (sampler.exp().detach() * loss_of(torch.log_softmax(logits, dim=-1))).sum()
+    return torch.autograd.grad(loss, logits)[0]
+
+
+def test_as_losses_they_have_the_gradients_that_the_module_says() -> None:
+    logits, reference, to_reference, from_reference = gradients_of_the_kl()
+    on_policy = torch.log_softmax(logits, dim=-1)
+
+    def gradient(name: str) -> Tensor:
+        return sampled_gradient(
+            logits, on_policy, lambda log_p: KL_ESTIMATORS[name](log_p, reference)
+        )
+
+    torch.testing.assert_close(gradient("k1"), torch.zeros_like(logits))
+    torch.testing.assert_close(gradient("k2"), to_reference)
+    torch.testing.assert_close(gradient("k3"), from_reference)
+
+
+def test_as_rewards_only_k1_has_the_gradient_of_the_kl() -> None:
+    """A penalty -k on the reward is the loss k log π, k held."""
+    logits, reference, to_reference, _ = gradients_of_the_kl()
+    on_policy = torch.log_softmax(logits, dim=-1)
+
+    def gradient(name: str) -> Tensor:
+        return sampled_gradient(
+            logits,
+            on_policy,
+            lambda log_p: KL_ESTIMATORS[name](log_p, reference).detach() * log_p,
+        )
+
+    torch.testing.assert_close(gradient("k1"), to_reference)
+    for name in ("k2", "k3"):
+        error = (gradient(name) - to_reference).norm() / to_reference.norm()
+        assert error > 0.3, f"{name} is {error:.0%} off"
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.3, 1.5])
+def test_weighted_k3_has_the_gradient_of_the_kl_whoever_sampled(distance: float) -> None:
+    logits, reference, to_reference, _ = gradients_of_the_kl()
+    generator = torch.Generator().manual_seed(1)
+    away = distance * torch.randn(len(logits), generator=generator, dtype=torch.float64)
+    sampler = torch.log_softmax(logits.detach() + away, dim=-1)
+
+    def gradient(name: str) -> Tensor:
+        return sampled_gradient(
+            logits,
+            sampler,
+            lambda log_p: (
+                LOSS_TERMS[name](
+                    LossTermInputs(
+                        mask_T=torch.ones(len(logits), dtype=torch.bool),
+                        logprobs_T=log_p,
+                        reference_logprobs_T=reference,
+                        old_logprobs_T=sampler,
+                    )
+                ).loss_T
+            ),
+        )
+
+    torch.testing.assert_close(gradient("kl_k3_weighted"), to_reference, rtol=1e-12, atol=1e-14)
+    assert (gradient("kl_k3") - to_reference).norm() > 0.1 * to_reference.norm()
+
+
+@pytest.mark.parametrize("name", sorted(KL_ESTIMATORS))
+def test_tokens_that_a_model_masks_have_a_finite_kl(name: str) -> None:
+    never, likely = -math.inf, -0.1
+    logprobs = torch.tensor([never, likely, never, likely]).requires_grad_()
+    reference = torch.tensor([likely, never, never, likely])
+    kl = KL_ESTIMATORS[name](logprobs, reference)
+    assert torch.isfinite(kl).all()
+    assert kl[2:].tolist() == [0.0, 0.0], "two that mask the same word agree"
+    kl.sum().backward()
+    assert logprobs.grad is not None and torch.isfinite(logprobs.grad).all()
 
 
 @pytest.mark.parametrize("name", sorted(KL_ESTIMATORS))

@@ -1,11 +1,15 @@
 """Chunked log-probabilities: the values and gradients of the plain formula, in bounded memory."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_ray.algorithms.logprobs import token_logprobs
+from rlhf_ray.algorithms.ratios import clamp_log_ratio, log_ratio
+from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 
 T, D, V = 13, 8, 101
 
@@ -84,6 +88,81 @@ def test_the_number_of_chunks_does_not_change_a_bit_of_the_values(chunk_tokens: 
     one = token_logprobs(hidden, RowwiseHead(), targets, chunk_tokens=T).logprobs_T
     many = token_logprobs(hidden, RowwiseHead(), targets, chunk_tokens=chunk_tokens).logprobs_T
     assert torch.equal(one, many)
+
+
+def out_of_top_k(logits: Tensor) -> Tensor:
+    return logits < logits.topk(7, dim=-1).values[:, -1:]
+
+
+def all_but_one(logits: Tensor) -> Tensor:
+    return (torch.arange(V) != 5).expand(logits.shape)
+
+
+def padding_of_the_vocabulary(logits: Tensor) -> Tensor:
+    return (torch.arange(V) >= V - 9).expand(logits.shape)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("chunk_tokens", [4, 100])
+@pytest.mark.parametrize("is_out", [out_of_top_k, all_but_one, padding_of_the_vocabulary])
+def test_words_without_a_chance_count_nothing(
+    is_out: Callable[[Tensor], Tensor], chunk_tokens: int, softcap: float | None
+) -> None:
+    """Values and gradients are those of a softmax over the words that are left."""
+    weights = torch.linspace(-1.0, 2.0, T, dtype=torch.float64)
+    results = []
+    for masked in (True, False):
+        hidden, _ = inputs()
+        head = RecordingHead()
+        out = is_out(head(hidden)).detach()
+        targets = (~out).int().argmax(-1)
+        if masked:
+            scores = token_logprobs(
+                hidden,
+                # With a cap, -inf becomes the lowest logit that there is, and has a chance.
+                lambda rows, head=head: head(rows).masked_fill(is_out(head(rows)), -torch.inf),
+                targets,
+                temperature=0.6,
+                chunk_tokens=chunk_tokens,
+                with_entropy=True,
+                softcap=softcap,
+            )
+            logprobs, entropy = scores.logprobs_T, scores.entropy_T
+            assert entropy is not None
+        elif softcap is not None:
+            logits = softcap * torch.tanh(head(hidden) / softcap)
+            log_p = torch.log_softmax(logits.masked_fill(out, -softcap) / 0.6, dim=-1)
+            logprobs = log_p.gather(-1, targets[:, None]).squeeze(-1)
+            entropy = -(log_p.exp() * log_p).sum(-1)
+        else:
+            left = [row[~no] / 0.6 for row, no in zip(head(hidden), out, strict=True)]
+            log_p = [torch.log_softmax(row, dim=-1) for row in left]
+            logprobs = torch.stack([row[0] for row in log_p])  # argmax takes the first one left
+            entropy = torch.stack([-(row.exp() * row).sum() for row in log_p])
+        ((logprobs * weights).sum() + 0.3 * (entropy * weights).sum()).backward()
+        results.append((logprobs, entropy, hidden.grad, head.weight.grad))
+    for got, want in zip(*results, strict=True):
+        assert torch.isfinite(got).all()
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
+def test_a_token_without_a_chance_has_no_probability_and_spoils_no_gradient() -> None:
+    hidden, _ = inputs()
+    head = RecordingHead()
+    targets = torch.full((T,), V - 1)
+    scores = token_logprobs(
+        hidden,
+        lambda rows: head(rows).masked_fill(padding_of_the_vocabulary(head(rows)), -torch.inf),
+        targets,
+        with_entropy=True,
+    )
+    assert scores.logprobs_T.isneginf().all()
+    assert scores.entropy_T is not None
+    ratio = clamp_log_ratio(log_ratio(scores.logprobs_T, torch.full((T,), -2.0))).exp()
+    (ratio.sum() + scores.entropy_T.sum()).backward()
+    assert hidden.grad is not None and torch.isfinite(hidden.grad).all()
+    weighted = SFT_LOSSES["dft"](scores.logprobs_T.detach())
+    assert weighted.tolist() == [0.0] * T
 
 
 def test_no_entropy_unless_asked() -> None:

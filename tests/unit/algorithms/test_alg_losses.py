@@ -1,6 +1,7 @@
 """Bounds, metrics and refusals of losses, corrections and reductions that no formula shows."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from alg_batches import (
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.metric_sums import values
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
+from rlhf_ray.algorithms.ratios import RatioLevel
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.algorithms.value_losses import ValueLossParams
@@ -41,20 +43,29 @@ def test_absurd_log_ratios_give_finite_losses_and_are_counted(
     term.loss_T.sum().backward()
     assert term.loss_T.dtype == dtype
     assert torch.isfinite(term.loss_T).all()
-    assert all(torch.isfinite(x.grad).all() for x in batch.leaves() if x.grad is not None)
+    gradients = [x.grad for x in batch.leaves() if x.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
     shares = [share for key, share in values(term.metrics).items() if key.endswith("clamp_share")]
     has_ratio = name.startswith("policy/") or name.startswith("term/kl")
     assert shares == ([1.0] if has_ratio else [])
 
 
+@pytest.mark.parametrize("level", get_args(RatioLevel))
 @pytest.mark.parametrize("name", sorted(CORRECTIONS))
-def test_corrections_count_clamped_ratios(name: str) -> None:
+def test_corrections_count_clamped_ratios(name: str, level: RatioLevel) -> None:
     old = torch.tensor([0.0, -30.0, 0.0, -30.0])
     behaviour = torch.tensor([-30.0, 0.0, 0.0, -30.0])
     everything = torch.ones(4, dtype=torch.bool)
     correction = CORRECTIONS[name](
-        CorrectionInputs(old_logprobs_T=old, behaviour_logprobs_T=behaviour, mask_T=everything),
-        CorrectionParams(cap=2.0, low=0.5),
+        CorrectionInputs(
+            old_logprobs_T=old,
+            behaviour_logprobs_T=behaviour,
+            mask_T=everything,
+            segments_T=torch.arange(4),
+            num_sequences=4,
+        ),
+        CorrectionParams(cap=2.0, low=0.5, level=level),
     )
     assert values(correction.metrics)["clamp_share"] == 0.5
     assert not correction.weights_T.requires_grad
@@ -140,9 +151,9 @@ def test_other_bad_parameters() -> None:
     with pytest.raises(ValueError, match=r"clip must be positive, got 0\.0"):
         ValueLossParams(clip=0.0)
     with pytest.raises(ValueError, match=r"cap must be at least 1, got 0\.5"):
-        CorrectionParams(cap=0.5, low=0.5)
+        CorrectionParams(cap=0.5, low=0.5, level="token")
     with pytest.raises(ValueError, match=r"low must be in \[0, 1\], got 1\.5"):
-        CorrectionParams(cap=2.0, low=1.5)
+        CorrectionParams(cap=2.0, low=1.5, level="token")
     for length in (None, 0):
         totals = totals_of([1], constant_length=length)
         with pytest.raises(ValueError, match=f"constant_length must be positive .* got {length}"):

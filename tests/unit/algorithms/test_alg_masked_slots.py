@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from alg_batches import FLOAT_FIELDS, LOSS_CASES, make_batch, random_masks, tota
 from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.metric_sums import values
+from rlhf_ray.algorithms.ratios import RatioLevel
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.token_rewards import token_rewards
 from rlhf_ray.algorithms.whitening import whiten
@@ -58,16 +60,19 @@ def test_reduction_of_losses_that_are_garbage_themselves(garbage: float) -> None
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("level", get_args(RatioLevel))
 @pytest.mark.parametrize("name", sorted(CORRECTIONS))
-def test_corrections(name: str, garbage: float) -> None:
+def test_corrections(name: str, level: RatioLevel, garbage: float) -> None:
     clean, dirty = (
         CORRECTIONS[name](
             CorrectionInputs(
                 old_logprobs_T=batch.logprobs_T,
                 behaviour_logprobs_T=batch.old_logprobs_T,
                 mask_T=batch.mask_T,
+                segments_T=batch.segments_T,
+                num_sequences=len(batch.lens_B),
             ),
-            CorrectionParams(cap=2.0, low=0.5),
+            CorrectionParams(cap=2.0, low=0.5, level=level),
         )
         for batch in clean_and_dirty(garbage)
     )
@@ -76,8 +81,11 @@ def test_corrections(name: str, garbage: float) -> None:
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("whitened", [False, True])
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
-def test_advantages(name: str, garbage: float) -> None:
+def test_advantages(name: str, whitened: bool, garbage: float) -> None:
+    rewards_BK = torch.arange(14.0).view(7, 2)
+    applies_BK = torch.tensor([[True, False]] * 3 + [[True, True]] * 4)
     clean, dirty = (
         ADVANTAGES[name](
             AdvantageInputs(
@@ -86,10 +94,13 @@ def test_advantages(name: str, garbage: float) -> None:
                 mask_T=batch.mask_T,
                 segments_T=batch.segments_T,
                 groups_B=torch.tensor([0, 0, 0, 0, 1, 1, 1]),
+                rewards_BK=torch.where(applies_BK, rewards_BK, garbage if dirty_parts else 0.0),
+                applies_BK=applies_BK,
+                weights_K=torch.ones(2),
             ),
-            AdvantageParams(gamma=0.97, lam=0.9),
+            AdvantageParams(gamma=0.97, lam=0.9, whiten=whitened),
         )
-        for batch in clean_and_dirty(garbage)
+        for dirty_parts, batch in enumerate(clean_and_dirty(garbage))
     )
     assert torch.equal(clean.advantages_T, dirty.advantages_T)
     assert clean.returns_T is None or torch.equal(clean.returns_T, dirty.returns_T)

@@ -20,10 +20,16 @@ from alg_batches import (
 )
 
 import rlhf_ray.algorithms
-from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
+from rlhf_ray.algorithms.advantages import (
+    ADVANTAGES,
+    AdvantageInputs,
+    AdvantageOutputs,
+    AdvantageParams,
+)
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.metric_sums import values
+from rlhf_ray.algorithms.ratios import RatioLevel
 from rlhf_ray.algorithms.reduction import Reduction, ReductionKind
 from rlhf_ray.algorithms.registry import Registry
 
@@ -123,63 +129,137 @@ def test_kl_estimator(name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("level", get_args(RatioLevel))
 @pytest.mark.parametrize("name", sorted(CORRECTIONS))
-def test_correction(name: str, seed: int) -> None:
+def test_correction(name: str, level: RatioLevel, seed: int) -> None:
     batch = make_batch(random_masks(seed), seed, torch.float64, scale=2.0)
     inputs = CorrectionInputs(
         old_logprobs_T=batch.logprobs_T,
         behaviour_logprobs_T=batch.old_logprobs_T,
         mask_T=batch.mask_T,
+        segments_T=batch.segments_T,
+        num_sequences=len(batch.lens_B),
     )
-    correction = CORRECTIONS[name](inputs, CorrectionParams(cap=2.0, low=0.5))
-    old = batch.logprobs_T[batch.mask_T].numpy()
-    behaviour = batch.old_logprobs_T[batch.mask_T].numpy()
-    expected = oracles.CORRECTIONS[name](old, behaviour, 2.0, 0.5)
+    cap, low = (2.0, 0.5) if level == "token" else (1.4, 0.8)
+    correction = CORRECTIONS[name](inputs, CorrectionParams(cap=cap, low=low, level=level))
+    old = sequences(batch.logprobs_T, batch)
+    behaviour = sequences(batch.old_logprobs_T, batch)
+    ratio = np.concatenate(oracles.RATIOS[level](old, behaviour))
+    expected = oracles.CORRECTIONS[name](ratio, cap, low)
     np.testing.assert_allclose(correction.weights_T[batch.mask_T].numpy(), expected, **F64)
     assert not correction.weights_T[~batch.mask_T].any()
 
-    ratio = np.exp(old - behaviour)
     metrics = values(correction.metrics)
     assert metrics["ess"] == pytest.approx(
         expected.sum() ** 2 / (len(expected) * (expected**2).sum()), rel=1e-12
     )
-    cut = {"none": ratio < 0, "truncated": ratio > 2.0, "mask": (ratio > 2.0) | (ratio < 0.5)}
+    cut = {"none": ratio < 0, "truncated": ratio > cap, "mask": (ratio > cap) | (ratio < low)}
     assert metrics["cut_share"] == pytest.approx(cut[name].mean())
-    assert metrics["logprob_abs_max"] == pytest.approx(np.abs(old - behaviour).max(), rel=1e-12)
-    assert metrics["logprob_abs_mean"] == pytest.approx(np.abs(old - behaviour).mean(), rel=1e-12)
+    gaps = np.abs(np.concatenate(old) - np.concatenate(behaviour))
+    assert metrics["logprob_abs_max"] == pytest.approx(gaps.max(), rel=1e-12)
+    assert metrics["logprob_abs_mean"] == pytest.approx(gaps.mean(), rel=1e-12)
     assert metrics["clamp_share"] == 0.0
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", sorted(ADVANTAGES))
-def test_advantages(name: str, seed: int) -> None:
-    batch = make_batch(random_masks(seed, num_sequences=9), seed, torch.float64)
-    groups = [7, 7, 7, 3, 3, 5, 7, 3, 5]
-    rewards_T, values_T = batch.returns_T, batch.values_T
-    outputs = ADVANTAGES[name](
+GROUPS = [7, 7, 7, 3, 3, 5, 7, 3, 5]
+
+
+def estimate(name: str, batch: Batch, **params: bool) -> AdvantageOutputs:
+    estimator = ADVANTAGES[name]
+    return estimator(
         AdvantageInputs(
-            token_rewards_T=rewards_T,
-            values_T=values_T if ADVANTAGES[name].needs_values else None,
+            token_rewards_T=batch.returns_T,
+            values_T=batch.values_T if estimator.needs_values else None,
             mask_T=batch.mask_T,
             segments_T=batch.segments_T,
-            groups_B=torch.tensor(groups),
+            groups_B=torch.tensor(GROUPS),
         ),
-        AdvantageParams(gamma=0.97, lam=0.9),
+        AdvantageParams(gamma=0.97, lam=0.9, **params),
     )
-    expected = oracles.ADVANTAGES[name](
-        sequences(rewards_T, batch), sequences(values_T, batch), groups, 0.97, 0.9
-    )
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", sorted(set(ADVANTAGES) - {"gdpo"}))
+def test_advantages(name: str, seed: int, whitened: bool) -> None:
+    batch = make_batch(random_masks(seed, num_sequences=9), seed, torch.float64)
+    outputs = estimate(name, batch, whiten=whitened)
+    rewards, values_B = sequences(batch.returns_T, batch), sequences(batch.values_T, batch)
+    raw = oracles.ADVANTAGES[name](rewards, values_B, GROUPS, 0.97, 0.9)
+    expected = raw
+    if whitened and not ADVANTAGES[name].whitens:
+        in_groups = oracles.with_spread(rewards, GROUPS)
+        expected = oracles.whiten(raw, in_groups if ADVANTAGES[name].needs_groups else [True] * 9)
     for got, want in zip(sequences(outputs.advantages_T, batch), expected, strict=True):
         np.testing.assert_allclose(got, want, **F64)
     assert not outputs.advantages_T[~batch.mask_T].any()
     if ADVANTAGES[name].needs_values:
         assert outputs.returns_T is not None
-        pairs = zip(expected, sequences(values_T, batch), strict=True)
-        want_returns = [a + v for a, v in pairs]
+        want_returns = [a + v for a, v in zip(raw, values_B, strict=True)]
         for got, want in zip(sequences(outputs.returns_T, batch), want_returns, strict=True):
             np.testing.assert_allclose(got, want, **F64)
     else:
         assert outputs.returns_T is None
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_advantages_of_rewards_standardised_one_by_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    batch = make_batch(random_masks(seed, num_sequences=9), seed, torch.float64)
+    # Of a few values, so that some groups have no spread in one reward or in all; some are None.
+    rewards = rng.choice([0.0, 1.0, 0.25], size=(9, 3))
+    applies = rng.random((9, 3)) < 0.8
+    weights = [1.0, 0.5, 2.0]
+    outputs = ADVANTAGES["gdpo"](
+        AdvantageInputs(
+            token_rewards_T=torch.full_like(batch.returns_T, torch.nan),
+            values_T=None,
+            mask_T=batch.mask_T,
+            segments_T=batch.segments_T,
+            groups_B=torch.tensor(GROUPS),
+            rewards_BK=torch.tensor(np.where(applies, rewards, np.nan)),
+            applies_BK=torch.tensor(applies),
+            weights_K=torch.tensor(weights),
+        ),
+        AdvantageParams(gamma=1.0, lam=1.0),
+    )
+    parts = [
+        [value if does else None for value, does in zip(*row, strict=True)]
+        for row in zip(rewards.tolist(), applies.tolist(), strict=True)
+    ]
+    expected = oracles.gdpo(parts, weights, GROUPS, [n > 0 for n in batch.lens_B.tolist()])
+    for got, want in zip(sequences(outputs.advantages_T, batch), expected, strict=True):
+        np.testing.assert_allclose(got, np.full(len(got), want), **F64)
+    assert outputs.advantages_T.any() and not outputs.advantages_T[~batch.mask_T].any()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_gae_goes_on_from_the_value_where_a_sequence_was_cut(seed: int) -> None:
+    batch = make_batch(random_masks(seed), seed, torch.float64)
+    last = np.random.default_rng(seed).normal(size=len(batch.lens_B))
+    outputs = ADVANTAGES["gae"](
+        AdvantageInputs(
+            token_rewards_T=batch.returns_T,
+            values_T=batch.values_T,
+            last_values_B=torch.tensor(last),
+            mask_T=batch.mask_T,
+            segments_T=batch.segments_T,
+            groups_B=torch.zeros(len(batch.lens_B), dtype=torch.int64),
+        ),
+        AdvantageParams(gamma=0.97, lam=0.9),
+    )
+    rewards, values_B = sequences(batch.returns_T, batch), sequences(batch.values_T, batch)
+    # Its value is a reward, discounted once more, for reaching the place where it was cut.
+    for reward, value in zip(rewards, last, strict=True):
+        reward[-1:] += 0.97 * value
+    expected = oracles.gae(rewards, values_B, [], 0.97, 0.9)
+    for got, want in zip(sequences(outputs.advantages_T, batch), expected, strict=True):
+        np.testing.assert_allclose(got, want, **F64)
+    assert outputs.returns_T is not None
+    for got, want, value in zip(
+        sequences(outputs.returns_T, batch), expected, values_B, strict=True
+    ):
+        np.testing.assert_allclose(got, want + value, **F64)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -73,6 +73,7 @@ def trl_loss(
     epsilon_high: float = 0.28,
     delta: float | None = None,
     tau_neg: float = 1.05,
+    bias_correction: bool = False,
     weights_T: Tensor | None = None,
 ) -> Tensor:
     """Runs TRL's real `_compute_loss` on the batch."""
@@ -88,7 +89,7 @@ def trl_loss(
         epsilon_high=epsilon_high,
         args=SimpleNamespace(
             delta=delta,
-            use_bias_correction_kl=False,
+            use_bias_correction_kl=bias_correction,
             sapo_temperature_pos=1.0,
             sapo_temperature_neg=tau_neg,
             steps_per_generation=1,
@@ -194,18 +195,23 @@ def test_policy_losses(
     )
 
 
-def test_kl_in_the_loss_is_k3() -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kl_in_the_loss_is_k3(weighted: bool) -> None:
+    name = "kl_k3_weighted" if weighted else "kl_k3"
     batch = make_batch(MASKS, 0, torch.float64)
     reduce = reducer("sequence_mean", batch)
 
     def ours(x: Tensor) -> Tensor:
         inputs = LossTermInputs(
-            mask_T=batch.mask_T, logprobs_T=x, reference_logprobs_T=batch.reference_logprobs_T
+            mask_T=batch.mask_T,
+            logprobs_T=x,
+            reference_logprobs_T=batch.reference_logprobs_T,
+            old_logprobs_T=batch.old_logprobs_T,
         )
-        return 0.3 * reduce(LOSS_TERMS["kl_k3"](inputs).loss_T)
+        return 0.3 * reduce(LOSS_TERMS[name](inputs).loss_T)
 
     def theirs(x: Tensor) -> Tensor:
-        with_kl = trl_loss("grpo", x, batch.entropy_T, batch, beta=0.3)
+        with_kl = trl_loss("grpo", x, batch.entropy_T, batch, beta=0.3, bias_correction=weighted)
         return with_kl - trl_loss("grpo", x, batch.entropy_T, batch)
 
     assert_same(ours, theirs, batch.logprobs_T)
@@ -277,8 +283,10 @@ def test_corrections_and_their_place_in_the_loss(name: str, mode: str, low: floa
             old_logprobs_T=batch.old_logprobs_T,
             behaviour_logprobs_T=sampling_T,
             mask_T=batch.mask_T,
+            segments_T=batch.segments_T,
+            num_sequences=len(batch.lens_B),
         ),
-        CorrectionParams(cap=2.0, low=0.5),
+        CorrectionParams(cap=2.0, low=0.5, level="token"),
     ).weights_T
     theirs = trl_weights(mode, batch.old_logprobs_T, sampling_T, batch.mask_T, low)
     own = padded(batch.mask_T.long()).bool()
@@ -291,6 +299,35 @@ def test_corrections_and_their_place_in_the_loss(name: str, mode: str, low: floa
         lambda x: trl_loss("dapo", x, batch.entropy_T, batch, weights_T=weights_T),
         batch.logprobs_T,
     )
+
+
+def test_the_weight_of_a_sequence_is_the_geometric_mean_of_its_tokens() -> None:
+    """TRL's is their product, for whatever loss; GSPO's own ratio is the mean on both sides."""
+    batch = make_batch(MASKS, 0, torch.float64, scale=0.1)
+    sampling_T = batch.reference_logprobs_T
+    weights_T = CORRECTIONS["truncated"](
+        CorrectionInputs(
+            old_logprobs_T=batch.old_logprobs_T,
+            behaviour_logprobs_T=sampling_T,
+            mask_T=batch.mask_T,
+            segments_T=batch.segments_T,
+            num_sequences=len(batch.lens_B),
+        ),
+        CorrectionParams(cap=2.0, low=0.5, level="sequence"),
+    ).weights_T
+    products_B1 = trl_weights(
+        "sequence_truncate", batch.old_logprobs_T, sampling_T, batch.mask_T, None
+    )
+    assert products_B1.max() < 2.0, "nothing is truncated"
+    means_T = (products_B1[:, 0] ** (1.0 / batch.lens_B.double()))[batch.segments_T]
+    own = batch.mask_T
+    torch.testing.assert_close(weights_T[own], means_T[own], **CLOSE)
+
+    # With it the first step's ratio is the one that GSPO has to the engine.
+    case = policy_case("gspo", dual_clip=None, clip_low=None, clip_high=None)
+    weighted_T = weights_T * case(batch).loss_T
+    to_engine_T = case(replace(batch, old_logprobs_T=sampling_T)).loss_T
+    torch.testing.assert_close(weighted_T[own], to_engine_T[own], **CLOSE)
 
 
 # Four groups of three: two ordinary, one without spread, one of ties.
@@ -339,6 +376,46 @@ def test_grpo_advantages(name: str, scale_rewards: str) -> None:
     exec(code, vars(grpo_trainer), scope)
     # TRL's epsilon is 1e-4.
     torch.testing.assert_close(our_advantages(name, 1e-4), scope["advantages"], **CLOSE)
+
+
+def test_gdpo_advantages() -> None:
+    rng = torch.Generator().manual_seed(0)
+    parts = torch.stack([REWARDS, torch.rand(12, generator=rng, dtype=torch.float64).round()], 1)
+    parts[[1, 7], [1, 0]] = torch.nan  # these do not apply
+    weights = torch.tensor([1.0, 0.3], dtype=torch.float64)
+    code = trl_statements(
+        grpo_trainer.GRPOTrainer,
+        "_generate_and_score_completions",
+        lambda s: s.startswith("if self.multi_objective_aggregation == 'sum_then_normalize'"),
+        2,
+    )
+    scope = {
+        "self": SimpleNamespace(
+            multi_objective_aggregation="normalize_then_sum",
+            reward_weights=weights,
+            reward_funcs=[None, None],
+        ),
+        "rewards_per_func": parts,
+        "unscorable_mask": parts.isnan().all(dim=1),
+        "num_generations": 3,
+        "device": "cpu",
+    }
+    exec(code, vars(grpo_trainer), scope)
+    ours = ADVANTAGES["gdpo"](
+        AdvantageInputs(
+            token_rewards_T=REWARDS,
+            values_T=None,
+            mask_T=torch.ones(12, dtype=torch.bool),
+            segments_T=torch.arange(12),
+            groups_B=torch.arange(12) // 3,
+            rewards_BK=parts,
+            applies_BK=~parts.isnan(),
+            weights_K=weights,
+        ),
+        AdvantageParams(gamma=1.0, lam=1.0, std_epsilon=1e-4),
+    ).advantages_T
+    # TRL's correction of the deviation for n - 1 is a float32.
+    torch.testing.assert_close(ours, scope["advantages"], rtol=1e-7, atol=1e-12)
 
 
 def test_rloo_advantages() -> None:

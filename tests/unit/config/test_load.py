@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_ray.config.algorithm import CLIP_BOUNDS, KlConfig, PolicyLoss
 from rlhf_ray.config.load import dump_config, load_config
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.supervised import SftConfig
@@ -156,8 +158,49 @@ def test_an_unset_variable_is_named_with_its_line(tmp_path, monkeypatch):
         ("", ["--resume", "auto"], r"resume 'auto' needs run_dir"),
         (
             "",
-            ["--algorithm.kl.where", "loss"],
+            ["--algorithm.kl.where", "loss", "--algorithm.kl.estimator", "k1"],
             r"algorithm\.kl .*k1 has no gradient in the loss, on average: take k2 or k3",
+        ),
+        (
+            "",
+            ["--algorithm.kl.estimator", "k3"],
+            r"algorithm\.kl .*k3 in the reward has another gradient than the KL's: take k1 there",
+        ),
+        (
+            "",
+            ["--algorithm.kl.importance_weight", "true"],
+            r"importance_weight is for estimator k3 with where: loss, got k1 with where: reward",
+        ),
+        (
+            "",
+            ["--algorithm.truncated", "bootstrap", "--algorithm.advantage", "rloo"],
+            r"bootstrap takes a critic's value, which only advantage gae has, got rloo",
+        ),
+        (
+            "",
+            ["--algorithm.advantage", "gdpo"],
+            r"algorithm .*kl\.where must be loss for advantage gdpo",
+        ),
+        (
+            "algorithm: {advantage: gdpo, kl: {where: loss}}",
+            ["--reward.shaping.clip", "3"],
+            r"shaping\.clip and \.whiten .* advantage gdpo .*'clip': 3\.0, 'whiten': False",
+        ),
+        ("", ["--algorithm.clip_low", "-1"], r"a number of at least 0 or null, got -1"),
+        (
+            "",
+            ["--algorithm.policy_loss", "gsp"],
+            r"^[^\n]*1 problem.*\n.*policy_loss .*must be one of 'ppo', 'gspo'[^\n]*$",
+        ),
+        (
+            "total_steps: 5",
+            ["--value.warmup_steps", "5"],
+            r"value\.warmup_steps must be below total_steps \(5\), got 5",
+        ),
+        (
+            "",
+            ["--value.warmup_steps", "5", "--algorithm.advantage", "grpo"],
+            r"value\.warmup_steps must be 0 without a critic \(advantage grpo\), got 5",
         ),
     ],
 )
@@ -220,3 +263,29 @@ def test_yaml_round_trip(tmp_path_factory, values):
     path: Path = tmp_path_factory.mktemp("yaml") / "x.yaml"
     write_yaml(values, path)
     assert read_yaml(path).values == values
+
+
+@pytest.mark.parametrize("name", get_args(PolicyLoss))
+def test_clip_bounds_are_those_of_the_loss_unless_given(tmp_path, name):
+    """Also where a job's defaults, a file and the command line are laid over each other."""
+    file = tmp_path / "job.yaml"
+    file.write_text(MINIMAL)
+    ours = ["--algorithm.policy_loss", name]
+    bounds = CLIP_BOUNDS[name]
+    plain = load_config(PpoConfig, file, ours).algorithm
+    assert (plain.clip_low, plain.clip_high) == bounds
+    # The resolved configuration shows them, and loads as an equal one.
+    dump_config(load_config(PpoConfig, file, ours), tmp_path / "resolved.yaml")
+    written = read_yaml(tmp_path / "resolved.yaml").values["algorithm"]
+    assert (written["clip_low"], written["clip_high"]) == bounds
+    assert load_config(PpoConfig, tmp_path / "resolved.yaml").algorithm == plain
+    given = load_config(PpoConfig, file, [*ours, "--algorithm.clip_high", "0.28"]).algorithm
+    assert (given.clip_low, given.clip_high) == (bounds[0], 0.28)
+    free = load_config(PpoConfig, file, [*ours, "--algorithm.clip_low", "null"]).algorithm
+    assert (free.clip_low, free.clip_high) == (None, bounds[1])
+
+
+@pytest.mark.parametrize(("where", "estimator"), [("reward", "k1"), ("loss", "k3")])
+def test_the_estimator_of_the_kl_is_that_of_its_place_unless_given(where, estimator):
+    assert KlConfig.model_validate({"where": where}).estimator == estimator
+    assert KlConfig.model_validate({"where": "loss", "estimator": "k2"}).estimator == "k2"

@@ -1,53 +1,13 @@
 """What is refused before Ray starts."""
 
-import json
-
 import pytest
+from model_folders import refused, write_model
 
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.preflight import preflight
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files import local_path
-from rlhf_ray.errors import ConfigError
-
-REWARD = """
-def score(prompts, completions):
-    return [0.0 for _ in completions]
-"""
-
-
-@pytest.fixture
-def good(tmp_path):
-    """A configuration that passes, as a mapping that a test may spoil."""
-    write_model(tmp_path / "model")
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hello"}\n')
-    (tmp_path / "rewards.py").write_text(REWARD)
-    return {
-        "data": {"path": str(tmp_path / "prompts.jsonl")},
-        "policy": {"model": {"path": str(tmp_path / "model")}},
-        "reward": {"functions": [{"path": f"{tmp_path}/rewards.py:score"}]},
-        "rollout": {"max_new_tokens": 64},
-    }
-
-
-def write_model(folder, **changes):
-    folder.mkdir(exist_ok=True)
-    config = {
-        "hidden_size": 64,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 128,
-        **changes,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").write_bytes(b"x")
-    (folder / "tokenizer.json").write_text("{}")
-
-
-def refused(values, cls=GrpoConfig):
-    with pytest.raises(ConfigError) as caught:
-        preflight(cls.model_validate(values))
-    return str(caught.value)
 
 
 def test_a_good_configuration_passes(good):

@@ -15,9 +15,25 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# What other templates than ChatML write.
+MORE = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<think>", "</think>")
 
-def byte_tokenizer(*, bos: bool = False, merges: tuple[tuple[str, str], ...] = ()) -> Any:
-    """One token a byte; `bos` makes it put <s> in front by itself, as Llama's does."""
+
+def byte_tokenizer(
+    *,
+    bos: bool = False,
+    eos: bool = False,
+    merges: tuple[tuple[str, str], ...] = (),
+    more: tuple[str, ...] = (),
+) -> Any:
+    """One token a byte.
+
+    Args:
+        bos: Whether it puts <s> in front by itself, as Llama's does.
+        eos: Whether it puts </s> behind, as one with `add_eos_token` does.
+        merges: Of bytes to longer tokens.
+        more: Further special tokens.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -29,15 +45,16 @@ def byte_tokenizer(*, bos: bool = False, merges: tuple[tuple[str, str], ...] = (
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    if bos:
+    if bos or eos:
         backend.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 0)]
+            single=f"{'<s>' if bos else ''} $A {'</s>' if eos else ''}".strip(),
+            special_tokens=[("<s>", 0), ("</s>", 1)],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
         eos_token="</s>",
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        additional_special_tokens=["<|im_start|>", "<|im_end|>", *more],
     )
 
 
@@ -53,6 +70,6 @@ def make_tokenizer() -> Callable[..., Any]:
 
 @pytest.fixture
 def chat_tokenizer() -> Any:
-    tokenizer = byte_tokenizer(bos=True)
+    tokenizer = byte_tokenizer(bos=True, more=MORE)
     tokenizer.chat_template = CHATML
     return tokenizer

@@ -15,6 +15,10 @@ from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.templates import CHAT_TEMPLATES
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+CHAT_TEMPLATE_ENDS = dict.fromkeys(CHAT_TEMPLATE_NAMES, "</s>") | {
+    "chatml": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+}
 SAID = TEXT.filter(str.strip)
 
 
@@ -47,9 +51,12 @@ def test_a_named_template_keeps_a_prompts_tokens_when_an_answer_follows(
         prompt, add_generation_prompt=True, return_dict=False
     )
     whole = [*prompt, {"role": "assistant", "content": answer}]
-    assert prompt_ids_T + answer_ids_T == chat_tokenizer.apply_chat_template(
-        whole, return_dict=False
-    )
+    # But for the space that some templates write behind an end token.
+    end = CHAT_TEMPLATE_ENDS[name]
+    rendered = chat_tokenizer.apply_chat_template(whole, tokenize=False)
+    assert rendered.rstrip("\n").endswith(end)
+    ended = chat_tokenizer(rendered.rstrip("\n"), add_special_tokens=False)["input_ids"]
+    assert prompt_ids_T + answer_ids_T == ended
     begins = prompt_ids_T.count(chat_tokenizer.bos_token_id)
     text = "".join(message["content"] for message in whole)
     assert begins <= 1 + text.count("<s>")
@@ -62,7 +69,7 @@ def test_a_named_template_keeps_a_prompts_tokens_when_an_answer_follows(
             "chatml",
             "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
             "<|im_start|>assistant\n",
-            "a<|im_end|>\n",
+            "a<|im_end|>",
         ),
         (
             "llama3",
@@ -71,9 +78,9 @@ def test_a_named_template_keeps_a_prompts_tokens_when_an_answer_follows(
             "<|start_header_id|>assistant<|end_header_id|>\n\n",
             "a<|eot_id|>",
         ),
-        ("zephyr", "<|system|>\ns</s>\n<|user|>\nq</s>\n<|assistant|>\n", "a</s>\n"),
+        ("zephyr", "<|system|>\ns</s>\n<|user|>\nq</s>\n<|assistant|>\n", "a</s>"),
         ("mistral", "<s>[INST] s\n\nq [/INST]", " a</s>"),
-        ("alpaca", "<s>s\n\n### Instruction:\nq\n\n### Response:\n", "a</s>\n\n"),
+        ("alpaca", "<s>s\n\n### Instruction:\nq\n\n### Response:\n", "a</s>"),
         ("vicuna", "<s>s USER: q ASSISTANT: ", "a</s>"),
     ],
 )

@@ -217,5 +217,7 @@ def test_real_sets_have_the_rows_that_their_index_says(shared_data: Path) -> Non
 def test_real_json_rows_begin_in_the_lines_that_they_name(shared_data: Path) -> None:
     path = shared_data / "preference/llamafactory_dpo_en_demo.json"
     lines = path.read_text().splitlines()
-    for row in rows_of(str(path)):
+    rows = rows_of(str(path))
+    assert len(rows) == 300
+    for row in rows:
         assert lines[int(row.where.rpartition(":")[2]) - 1].strip() == "{"

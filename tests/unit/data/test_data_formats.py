@@ -167,7 +167,7 @@ def test_a_transcript_becomes_turns_with_chat(tmp_path: Path, chat_tokenizer: An
     assert chat_tokenizer.decode(chat.prompt_ids_T) == (
         "<s><|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert chat_tokenizer.decode(chat.answer_ids_K[1]) == "bad<|im_end|>\n"
+    assert chat_tokenizer.decode(chat.answer_ids_K[1]) == "bad<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_strings_and_messages_mix(
         assert (shown, said) == (f"<s>{prompt}", [" day</s>", " dog</s>"])
     else:
         assert shown == f"<s><|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-        assert said == [f"{answer}<|im_end|>\n" for answer in answers]
+        assert said == [f"{answer}<|im_end|>" for answer in answers]
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -200,7 +200,7 @@ def test_an_answer_that_was_cut_off_gets_no_end(
 ) -> None:
     flags = {"truncated_chosen": cut[0], "truncated_rejected": cut[1]}
     data = config(tmp_path, {**ROWS["preference"], **flags}, chat=chat)
-    end = "<|im_end|>\n" if chat else "</s>"
+    end = "<|im_end|>" if chat else "</s>"
     texts = [
         f" {said}{'' if is_cut else end}" for said, is_cut in zip(("good", "bad"), cut, strict=True)
     ]
@@ -213,7 +213,7 @@ def test_an_answer_that_was_cut_off_gets_no_end(
     assert [labelled[0] for labelled in read(load_labelled)] == texts
     assert read(load_answers) == [texts[:1]]
     [example] = load_sft(data, chat_tokenizer, max_length=99).rows
-    assert chat_tokenizer.decode(example.token_ids_T[example.trained_T]) == texts[0].rstrip("\n")
+    assert chat_tokenizer.decode(example.token_ids_T[example.trained_T]) == texts[0]
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -226,10 +226,10 @@ def test_a_completion_that_was_cut_off_gets_no_end(
     text = "good" if is_cut else "good<|im_end|>" if chat else "good</s>"
     [example] = load_sft(data, chat_tokenizer, max_length=99).rows
     assert chat_tokenizer.decode(example.token_ids_T[example.trained_T]) == text
-    assert chat_tokenizer.decode(example.token_ids_T).rstrip("\n").endswith(text)
+    assert chat_tokenizer.decode(example.token_ids_T).endswith(text)
     labelled = config(tmp_path, {**row, "label": False}, chat=chat)
     [answer] = load_labelled(labelled, chat_tokenizer, max_length=99).rows
-    assert chat_tokenizer.decode(answer.answer_ids_K[0]).rstrip("\n") == text
+    assert chat_tokenizer.decode(answer.answer_ids_K[0]) == text
 
 
 def test_scores_order_answers(tmp_path: Path, chat_tokenizer: Any) -> None:
@@ -356,5 +356,5 @@ def test_a_tree_gives_a_ranking_for_every_ranked_set_of_siblings(
     loaded = load_rankings(config(tmp_path, {"prompt": tree}), chat_tokenizer, max_length=999)
     assert [len(row.answer_ids_K) for row in loaded.rows] == [2, 2]
     assert "bad<|im_end|>" in chat_tokenizer.decode(loaded.rows[1].prompt_ids_T)
-    assert chat_tokenizer.decode(loaded.rows[1].answer_ids_K[0]) == "x<|im_end|>\n"
+    assert chat_tokenizer.decode(loaded.rows[1].answer_ids_K[0]) == "x<|im_end|>"
     assert reasons(loaded) == {"unranked replies": 1}

@@ -235,3 +235,15 @@ def test_stories_are_cut_to_their_first_24_tokens(shared_data: Path) -> None:
         assert len(prompt.token_ids_T) == 24
         begin = str(prompt.text).rstrip("\ufffd")  # a character may be cut in two
         assert story.columns["text"].startswith(begin)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "text"), [(2, " "), (3, " a"), (4, " a"), (5, " aé"), (6, " aéb"), (9, " aéb")]
+)
+def test_a_cut_text_is_its_own_beginning_to_a_whole_character(
+    tmp_path: Path, make_tokenizer: Callable[..., Any], num_tokens: int, text: str
+) -> None:
+    tokenizer = make_tokenizer(bos=True, eos=True)
+    [prompt] = load(tmp_path, [{"prompt": " aéb"}], tokenizer, prompt_tokens=num_tokens)
+    assert prompt.text == text
+    assert tokenizer.decode(prompt.token_ids_T) == f"<s>{text}"

@@ -125,7 +125,7 @@ def test_what_a_reward_model_job_loads(shared_data: Path, tmp_path: Path) -> Non
 def test_what_a_dpo_job_loads(shared_data: Path, tmp_path: Path) -> None:
     settings = {
         "policy": {
-            "model": {"path": str(shared_data / "models/stories260K"), "chat_template": "chatml"}
+            "model": {"path": str(shared_data / "models/stories260K"), "chat_template": "vicuna"}
         },
         "run_dir": str(tmp_path),
         "data": {"sources": [{"path": str(shared_data / name), "limit": 20} for name in (EN, ZH)],

@@ -130,7 +130,7 @@ def test_chat_makes_turns_of_strings(tmp_path: Path, chat_tokenizer: Any) -> Non
     rows = [{"prompt": "2+2?", "completion": "four"}]
     [example] = load(tmp_path, rows, chat_tokenizer, chat=True)
     text = chat_tokenizer.decode(example.token_ids_T)
-    assert text == chat_tokenizer.apply_chat_template(TURNS[:2], tokenize=False)
+    assert text + "\n" == chat_tokenizer.apply_chat_template(TURNS[:2], tokenize=False)
     assert trained(chat_tokenizer, example) == "four<|im_end|>"
 
 

@@ -6,6 +6,7 @@ from actors.pool.seating import FORWARDED, environment
 from launch.run.metadata import metadata_of
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.metrics.wandb_run import keep_wandb_run_id
 
 
 def config(run_dir, **wandb):
@@ -40,7 +41,10 @@ def test_the_page_at_wandb_where_it_is_known(tmp_path, monkeypatch):
 
 def test_a_new_run_keeps_the_number_that_its_page_has(tmp_path):
     page = metadata_of(config(tmp_path, mode="online", entity="team"))["wandb"]
-    assert page.endswith(f"/runs/{(tmp_path / 'wandb_run_id').read_text()}")
+    assert not (tmp_path / "wandb_run_id").exists(), "the run has not begun"
+    run_id = keep_wandb_run_id(tmp_path)
+    assert page.endswith(f"/runs/{run_id}")
+    assert (tmp_path / "wandb_run_id").read_text() == run_id
 
 
 def test_actors_get_the_variables_that_are_handed_on(monkeypatch):

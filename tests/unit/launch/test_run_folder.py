@@ -35,7 +35,7 @@ def test_only_the_same_run_that_came_to_its_end_is_finished(config):
     (folder / "export").mkdir()
     assert is_finished(config)
     assert not is_finished(config.model_copy(update={"resume": "never"}))
-    assert not is_finished(config.model_copy(update={"total_steps": 10_001}))
+    assert not is_finished(config.model_copy(update={"seed": 10_001}))
 
 
 def test_nothing_is_started_for_a_finished_run(config, monkeypatch, caplog):

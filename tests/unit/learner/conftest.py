@@ -71,6 +71,7 @@ def rows() -> list[Experience]:
                 token_ids_T=tuple(generator.integers(3, 61, size=num_prompt).tolist()),
                 text="",
             ),
+            draw=number,
             sample=0,
             response_ids_T=generator.integers(3, 61, size=num_response).astype(np.int32),
             logprobs_T=floats(-4),
@@ -199,10 +200,10 @@ def make_value(
 ) -> Callable[..., Any]:
     """As `make_policy`, for the critic."""
 
-    def make(**settings: Any) -> ValueLearner:
+    def make(*, algorithm: dict[str, Any] | None = None, **settings: Any) -> ValueLearner:
         spec = ValueSpec(
             learner=learner_config(make_model("llama"), settings),
-            algorithm=AlgorithmConfig(advantage="gae"),
+            algorithm=AlgorithmConfig.model_validate({"advantage": "gae", **(algorithm or {})}),
             max_new_tokens=24,
             total_steps=10,
             replay_folder=str(tmp_path / "skipped"),

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_optimizer_state
 
+from benchmarks.gradients import first_moments
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward, plan_update
+
+# Adam's division with a gradient's own size in it: without, rounding of a gradient near 0 becomes a
+# whole step, and two ways of computing the same part on one processor or another.
+SMOOTH = {"eps": 1e-2}
 
 
 def plan_of(rows: Sequence[Any], *, minibatches: int = 2, padded: bool = False) -> UpdatePlan:
@@ -54,22 +58,10 @@ def plan_evaluation(
 
 def gradients_of(learner: Any) -> dict[str, torch.Tensor]:
     """The gradient of the first optimiser step, from Adam's first moment: it was not clipped."""
-    beta1, engine = learner.engine.config.optim.betas[0], learner.engine.engine
-    is_spread = learner.engine.config.zero.stage > 0
-    if learner.engine.config.zero.stage in (1, 2):
-        # DeepSpeed does this after the step of the first group, when the others have no state yet.
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def moment(parameter: torch.nn.Parameter) -> torch.Tensor:
-        if is_spread:
-            return safe_get_full_optimizer_state(parameter, "exp_avg").view(-1)
-        return engine.optimizer.state[parameter]["exp_avg"].view(-1)
-
+    beta1 = learner.engine.config.optim.betas[0]
     return {
-        name: moment(parameter) / (1 - beta1)
-        for name, parameter in learner.engine.module.named_parameters()
-        if parameter.requires_grad
+        name: moment.view(-1) / (1 - beta1)
+        for name, moment in first_moments(learner.engine).items()
     }
 
 

@@ -27,6 +27,9 @@ from rlhf_ray.specs import ReferenceSpec  # noqa: E402
 from rlhf_ray.types import Ranking, Referenced, SftExample  # noqa: E402
 
 STEPS, BATCH = 30, 8
+# About a gradient's size: with less, rounding of one near 0 becomes a whole step of Adam's, on one
+# processor or another.
+EPS = 1e-3
 LR = {"sft": 5e-4, "rm": 1e-3, "dpo": 3e-4}
 
 
@@ -62,6 +65,7 @@ def make_learner(make_supervised, stories):
             "lr": LR[name],
             "schedule": "linear",
             "betas": (0.9, 0.98),
+            "eps": EPS,
             "max_grad_norm": 0.5,
             "weight_decay": weight_decay,
         }
@@ -83,7 +87,7 @@ def their_settings(tmp_path):
         "lr_scheduler_type": "linear",
         "adam_beta1": 0.9,
         "adam_beta2": 0.98,
-        "adam_epsilon": 1e-8,
+        "adam_epsilon": EPS,
         "max_grad_norm": 0.5,
         "optim": "adamw_torch",
         "gradient_checkpointing": False,
@@ -130,32 +134,39 @@ def their_run(trainer_class, model, args, rows, tokenizer, **keywords):
 
 
 def our_run(learner, rows):
-    losses = []
+    """Losses, weights after the run, and how far each has gone."""
+    start, losses = weights_of(learner), []
     for step in range(STEPS):
         some = rows[step * BATCH : (step + 1) * BATCH]
         plan = plan_rows([getattr(row, "row", row) for row in some], budget=150)
         assert len(plan.minibatches[0].micro_batches_by_rank[0]) > 1
         losses.append(learner.update(some, plan)["loss"])
-    return losses, {name: weight.clone() for name, weight in named_weights(learner.lm)}
+    weights = weights_of(learner)
+    return losses, weights, {name: (weights[name] - start[name]).norm() for name in start}
+
+
+def weights_of(learner):
+    return {name: weight.clone() for name, weight in named_weights(learner.lm)}
 
 
 def check(what, ours, theirs, capsys):
-    (our_losses, our_weights), (their_losses, their_weights) = ours, theirs
+    (our_losses, our_weights, moved), (their_losses, their_weights) = ours, theirs
     assert len(our_losses) == len(their_losses) == STEPS
     gaps = [abs(a - b) for a, b in zip(our_losses, their_losses, strict=True)]
     distances = {
-        name: float((our_weights[name] - weight.detach()).norm() / weight.detach().norm())
+        name: float((our_weights[name] - weight.detach()).norm() / moved[name])
         for name, weight in their_weights.items()
     }
     assert our_weights.keys() == their_weights.keys()
-    worst = max(distances, key=distances.__getitem__)
+    gap = np.max(gaps)  # no number stays none, unlike in Python's max
+    worst = [*distances][np.argmax([*distances.values()])]
     with capsys.disabled():
         print(
             f"\n{what}: loss {our_losses[0]:.4f} -> {our_losses[-1]:.4f}, largest gap of a step "
-            f"{max(gaps):.1e}; weights differ most in {worst}, by {distances[worst]:.1e} of it"
+            f"{gap:.1e}; weights differ most in {worst}, by {distances[worst]:.1e} of its way"
         )
-    assert max(gaps) < 1e-4
-    assert distances[worst] < 1e-4
+    assert gap < 1e-5
+    assert distances[worst] < 1e-3
 
 
 @pytest.mark.parametrize(("loss_type", "weight_decay"), [("nll", 0.0), ("nll", 0.1), ("dft", 0.0)])

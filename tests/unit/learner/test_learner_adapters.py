@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from learning import logprobs_of, parameters_of, plan_of
-from transformers import AutoModelForCausalLM
+from learning import SMOOTH, logprobs_of, parameters_of, plan_of
+from transformers import AutoConfig, AutoModelForCausalLM, MixtralForCausalLM
 
 from rlhf_ray.learner.weights import named_weights, weight_infos
 
@@ -64,7 +64,8 @@ def test_what_is_announced_is_what_comes(trained):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointed"])
 def test_every_stage_takes_the_same_steps(make_policy, rows, stage, checkpointing):
     settings = {**LORA, "gradient_checkpointing": checkpointing}
-    learner, plain = make_policy(model=settings, zero={"stage": stage}), make_policy(model=LORA)
+    learner = make_policy(model=settings, zero={"stage": stage}, optim=SMOOTH)
+    plain = make_policy(model=LORA, optim=SMOOTH)
     before = logprobs_of(learner, rows)
     for _ in range(3):
         ours = learner.update(rows, plan_of(rows), 0.0)
@@ -73,6 +74,29 @@ def test_every_stage_takes_the_same_steps(make_policy, rows, stage, checkpointin
     after = np.concatenate(logprobs_of(learner, rows))
     np.testing.assert_allclose(after, np.concatenate(logprobs_of(plain, rows)), atol=1e-4)
     assert np.abs(after - np.concatenate(before)).max() > 1e-2
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_adapters_on_experts_train_and_merge(make_model, make_policy, rows, stage):
+    path = make_model("mixtral", num_local_experts=4)
+    learner = make_policy(path=path, model=LORA, zero={"stage": stage})
+    before = {name: weight.clone() for name, weight in named_weights(learner.lm)}
+    for _ in range(3):
+        learner.update(rows, plan_of(rows), 0.0)
+    merged = {name: weight.clone() for name, weight in named_weights(learner.lm)}
+    of_experts = "model.layers.1.block_sparse_moe.experts.3.w{}.weight"
+    changed = ["model.layers.0.block_sparse_moe.gate.weight", *map(of_experts.format, (1, 2, 3))]
+    for name in changed:
+        assert (merged[name] - before[name]).norm() > 1e-3 * before[name].norm(), name
+    plain = MixtralForCausalLM.from_pretrained(
+        None, config=AutoConfig.from_pretrained(path), state_dict=merged
+    )
+    for row, ours in zip(rows, logprobs_of(learner, rows), strict=True):
+        token_ids = [*row.rollout.prompt.token_ids_T, *row.rollout.response_ids_T.tolist()]
+        with torch.no_grad():
+            logprobs_TV = plain(torch.tensor([token_ids])).logits[0, :-1].log_softmax(-1)
+        theirs = logprobs_TV.gather(-1, torch.tensor(token_ids[1:])[:, None]).squeeze(-1)
+        np.testing.assert_allclose(ours, theirs[-len(ours) :].numpy(), atol=2e-5)
 
 
 def test_a_saved_adapter_is_restored_without_its_base(make_policy, rows, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from learning import (
+    SMOOTH,
     gradients_of,
     largest_gap,
     parameters_of,
@@ -170,7 +171,8 @@ def test_without_its_adapter_the_policy_is_the_reference(
 ):
     rows = labelled if name == "kto" else pairs
     job = {"loss_type": [name], "reference_kind": "adapter_off"}
-    settings = {"model": {"lora": {"rank": 3, "alpha": 12.0}}, "zero": {"stage": stage}}
+    lora = {"lora": {"rank": 3, "alpha": 12.0}}
+    settings = {"model": lora, "zero": {"stage": stage}, "optim": SMOOTH}
     itself = make_supervised("dpo", job=job, **settings)
     reference = FrozenReference(
         ReferenceSpec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from conftest import learner_config
 from learning import largest_gap
-from two_ranks import answer_of
+from two_ranks import MAX_GRAD_NORM, SUMMANDS, answer_of
 
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.specs import SupervisedSpec
@@ -27,7 +29,11 @@ KINDS = {
     "adapter off": (DpoConfig, {"reference_kind": "adapter_off"}),
     "kto": (DpoConfig, {"loss_type": ["kto"]}),
 }
-CASES = [(kind, stage) for kind in KINDS for stage in (0, 2, 3)]
+# With one row, the second rank has a micro-batch without any.
+CASES = [
+    *((kind, stage, "all") for kind in KINDS for stage in (0, 2, 3)),
+    *((kind, stage, "one") for kind in ("sft", "reward", "sigmoid", "kto") for stage in (0, 1, 3)),
+]
 
 
 def task_of(kind, stage, path, rows):
@@ -53,10 +59,11 @@ def tasks(make_model, rankings, pairs, labelled):
             SftExample(example_id=row.example_id, token_ids_T=token_ids_T, trained_T=trained_T)
         )
     rows = {"sft": examples, "reward": rankings, "kto": labelled}
-    return {
-        f"{kind} {stage}": task_of(kind, stage, make_model("llama"), rows.get(kind, pairs))
-        for kind, stage in CASES
-    }
+    tasks = {}
+    for kind, stage, num in CASES:
+        some = rows.get(kind, pairs)[: None if num == "all" else 1]
+        tasks[f"{kind} {stage} {num}"] = task_of(kind, stage, make_model("llama"), some)
+    return tasks
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +91,9 @@ def of_two(tasks, tmp_path_factory):
     return [pickle.loads((folder / f"rank{rank}.pkl").read_bytes()) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize(("kind", "stage"), CASES)
-def test_two_ranks_take_the_step_of_one(tasks, of_two, kind, stage):
-    name = f"{kind} {stage}"
+@pytest.mark.parametrize(("kind", "stage", "num"), CASES)
+def test_two_ranks_take_the_step_of_one(tasks, of_two, kind, stage, num):
+    name = f"{kind} {stage} {num}"
     one = answer_of(tasks[name], num_ranks=1)
     for two in (of_two[0][name], of_two[1][name]):
         assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
@@ -100,3 +107,21 @@ def test_two_ranks_take_the_step_of_one(tasks, of_two, kind, stage):
         )
         assert largest_gap(two["gradients"], one["gradients"]) < 1e-5
         assert two["written"] == one["written"]
+
+
+# Stages 2 and 3 reduce a pass's gradients as they come, on all ranks alike.
+@pytest.mark.parametrize(
+    ("stage", "alone"), [(0, False), (1, False), (2, False), (3, False), (0, True), (1, True)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_micro_batches_and_ranks_are_summed_in_float32(of_two, dtype, stage, alone):
+    """`alone`: of some weights one rank has a gradient and the other has none."""
+    totals = [sum(slopes) for slopes in SUMMANDS]
+    wanted = {"first": sum(totals), "second": totals[0] if alone else sum(totals)}
+    norm = math.sqrt(33 * wanted["first"] ** 2 + 7 * wanted["second"] ** 2)
+    for answers in of_two:
+        answer = answers[f"{dtype} {stage} {alone}"]
+        assert answer["grad_norm"] == pytest.approx(norm, rel=1e-6)
+        for name, moments in answer["moments"].items():
+            clipped = wanted[name] * MAX_GRAD_NORM / norm
+            assert moments.tolist() == pytest.approx([clipped] * moments.numel(), rel=1e-5)

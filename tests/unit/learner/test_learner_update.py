@@ -9,11 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from learning import logprobs_of, parameters_of, plan_of
+from learning import gradients_of, largest_gap, logprobs_of, parameters_of, plan_of
 
+from rlhf_ray.data.packing import plan_forward, plan_update
 from rlhf_ray.errors import RunError
 
 STAGES = (0, 1, 2, 3)
+UNCLIPPED = {"max_grad_norm": 1e9}
 
 
 def spoiled(rows, value=math.nan):
@@ -23,31 +25,34 @@ def spoiled(rows, value=math.nan):
     return [replace(rows[0], advantages_T=advantages_T), *rows[1:]]
 
 
-def test_packed_and_padded_take_the_same_steps(make_policy, make_value, rows):
+def gradients(learner, rows, *arguments, padded=False):
+    """Of one step over all rows, in several micro-batches."""
+    plan = plan_of(rows, minibatches=1, padded=padded)
+    assert len(plan.minibatches[0].micro_batches_by_rank[0]) > 2
+    assert learner.update(rows, plan, *arguments)["skipped_steps"] == 0
+    return gradients_of(learner)
+
+
+def test_packed_and_padded_have_the_same_gradient(make_policy, make_value, rows):
     for make, arguments in ((make_policy, (0.1,)), (make_value, ())):
-        trained = []
-        for layout in ("packed", "padded"):
-            learner = make(layout=layout)
-            before = parameters_of(learner)
-            for _ in range(3):
-                plan = plan_of(rows, padded=layout == "padded")
-                metrics = learner.update(rows, plan, *arguments)
-                assert metrics["skipped_steps"] == 0
-            trained.append(parameters_of(learner))
-            assert all(not torch.equal(trained[-1][name], before[name]) for name in before)
-        for name, weight in trained[0].items():
-            torch.testing.assert_close(trained[1][name], weight, atol=1e-5, rtol=1e-4)
+        packed, padded = (
+            gradients(
+                make(layout=layout, optim=UNCLIPPED), rows, *arguments, padded=layout == "padded"
+            )
+            for layout in ("packed", "padded")
+        )
+        assert largest_gap(padded, packed) < 1e-5
+        assert all(gradient.any() for gradient in packed.values())
 
 
-def test_gradient_checkpointing_takes_the_same_steps(make_policy, rows):
-    trained = []
-    for checkpointing in (False, True):
-        learner = make_policy(model={"gradient_checkpointing": checkpointing})
-        for _ in range(2):
-            learner.update(rows, plan_of(rows), 0.0)
-        trained.append(parameters_of(learner))
-    for name, weight in trained[0].items():
-        torch.testing.assert_close(trained[1][name], weight, atol=1e-6, rtol=1e-4)
+def test_gradient_checkpointing_has_the_same_gradient(make_policy, rows):
+    whole, checkpointed = (
+        gradients(
+            make_policy(model={"gradient_checkpointing": checkpointing}, optim=UNCLIPPED), rows, 0.0
+        )
+        for checkpointing in (False, True)
+    )
+    assert largest_gap(checkpointed, whole) < 1e-6
 
 
 def test_an_update_raises_what_had_an_advantage(make_policy, rows):
@@ -205,6 +210,31 @@ def test_a_restored_learner_goes_on_bit_for_bit(make_policy, rows, tmp_path):
         assert torch.equal(weight, wanted[name]), name
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_learner_that_was_saved_before_its_first_step_starts_from_there(
+    make_policy, rows, tmp_path, stage, dtype
+):
+    """While the critic warms up, checkpoints hold a policy that took no step."""
+    settings = {"optim": {"warmup_steps": 3}, "zero": {"stage": stage}, "model": {"dtype": dtype}}
+    learner = make_policy(**settings)
+    start = learner_weights(learner)
+    learner.save(tmp_path / "saved")
+    rate = learner.update(rows, plan_of(rows), 0.1)["lr"]
+    wanted = learner_weights(learner)
+
+    other = make_policy(**settings)
+    other.update(rows, plan_of(rows), 0.1)  # what it knows now must go
+    other.load(tmp_path / "saved")
+    assert other.engine.num_steps == 0
+    for name, weight in learner_weights(other).items():
+        assert torch.equal(weight, start[name]), name
+    assert other.update(rows, plan_of(rows), 0.1)["lr"] == rate
+    for name, weight in learner_weights(other).items():
+        assert torch.equal(weight, wanted[name]), name
+        assert not torch.equal(weight, start[name]), name
+
+
 def test_a_folder_without_a_checkpoint_is_said(make_policy, tmp_path):
     with pytest.raises(ValueError, match="no DeepSpeed checkpoint in"):
         make_policy().load(tmp_path / "nothing")
@@ -216,3 +246,89 @@ def test_log_probabilities_can_be_asked_for_at_another_temperature(make_policy, 
     hot = np.concatenate(logprobs_of(learner, rows, temperature=2.0))
     np.testing.assert_array_equal(usual, again)
     assert np.abs(hot - usual).max() > 0.1
+
+
+def masked(rows):
+    """Every third row is compared only; what stands in it must not matter."""
+    return [
+        replace(row, is_trained=False, advantages_T=np.full_like(row.advantages_T, 1e3))
+        if number % 3 == 1
+        else row
+        for number, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "constant"])
+@pytest.mark.parametrize("budget", [25, 60, 400])
+def test_masked_rows_have_no_part_in_loss_gradient_or_denominator(
+    make_policy, make_value, rows, reduction, budget
+):
+    with_masked = masked(rows)
+    left = [row for row in with_masked if row.is_trained]
+    algorithm = {
+        "reduction": reduction,
+        "entropy_coefficient": 0.1,
+        "kl": {"coefficient": 0.1, "importance_weight": True},
+    }
+    for make, arguments in ((make_policy, (0.1,)), (make_value, ())):
+        results = []
+        for trained in (with_masked, left):
+            learner = make(algorithm=algorithm, optim={"max_grad_norm": 1e6})
+            plan = plan_update(
+                [row.rollout.num_tokens for row in trained],
+                [int(row.trained_T.sum()) for row in trained],
+                num_ranks=1, max_tokens_per_micro_batch=budget, num_minibatches=1,
+                num_epochs=1, seed=0, padded=False,
+            )  # fmt: skip
+            metrics = learner.update(trained, plan, *arguments)
+            share = metrics.pop("loss")
+            results.append((gradients_of(learner), metrics, share))
+        (gradients, metrics, _), (wanted, wanted_metrics, _) = results
+        assert largest_gap(gradients, wanted) < 1e-5
+        assert metrics == pytest.approx(wanted_metrics, rel=1e-4, abs=1e-6)
+
+
+def test_the_weighted_kl_starts_from_the_engines_policy(make_policy, rows):
+    """Its weight is that of the correction times the ratio to the step's start."""
+    rows = [
+        replace(
+            row, advantages_T=np.zeros_like(row.advantages_T), correction_T=2 * row.correction_T
+        )
+        for row in rows
+    ]
+    halves = [replace(row, correction_T=row.correction_T / 2) for row in rows]
+    settings = {"coefficient": 0.1, "importance_weight": True}
+    gradients = []
+    for given in (rows, halves):
+        learner = make_policy(algorithm={"kl": settings}, optim={"max_grad_norm": 1e6})
+        learner.update(given, plan_of(given, minibatches=1), 0.1)
+        gradients.append(gradients_of(learner))
+    doubled = {name: 2 * gradient for name, gradient in gradients[1].items()}
+    assert largest_gap(gradients[0], doubled) < 1e-5
+
+
+def test_the_critic_also_values_the_state_after_the_last_token(make_value, rows):
+    """What it says there is what it says before a token that follows."""
+    learner = make_value()
+    rollouts = [row.rollout for row in rows]
+    longer = [
+        replace(
+            rollout,
+            response_ids_T=np.append(rollout.response_ids_T, np.int32(5)),
+            logprobs_T=np.append(rollout.logprobs_T, np.float32(0)),
+            versions_T=np.append(rollout.versions_T, np.int32(0)),
+            own_T=np.append(rollout.own_T, True),
+        )
+        for rollout in rollouts
+    ]
+
+    def values_of(rollouts):
+        lens = [rollout.num_tokens for rollout in rollouts]
+        plan = plan_forward(lens, num_ranks=1, max_tokens_per_micro_batch=60, padded=False)
+        order = [row for micro_batch in plan[0] for row in micro_batch]
+        return dict(zip(order, learner.values(rollouts, plan), strict=True))
+
+    values, of_longer = values_of(rollouts), values_of(longer)
+    for row, rollout in enumerate(rollouts):
+        assert len(values[row]) == len(rollout.response_ids_T) + 1
+        np.testing.assert_allclose(values[row], of_longer[row][:-1], atol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,68 @@ import torch
 import torch.distributed as dist
 from learning import gradients_of, plan_evaluation, plan_rows
 
+from benchmarks.gradients import first_moments
+from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.supervised import supervised_learner
+
+# Micro-batches' gradients of each rank: numbers of one bit each, whose sum needs twelve. bfloat16
+# keeps eight, so a sum that is rounded anywhere on its way is another number.
+SUMMANDS = ((1.0, 2.0**-9, 2.0**-11), (2.0**-10, 0.0, 2.0**-8))
+MAX_GRAD_NORM = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """What a module may answer: DeepSpeed does not look into a dataclass for tensors."""
+
+    sum: torch.Tensor
+
+
+class Scales(torch.nn.Module):
+    """Weights whose gradient is what they are called with; the second only where asked for."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.ones(33, dtype=dtype))
+        self.second = torch.nn.Parameter(torch.ones(7, dtype=dtype))
+
+    def forward(self, slope: float, *, with_second: bool) -> Product:
+        total = (self.first * slope).sum()
+        if with_second:
+            total = total + (self.second * slope).sum()
+        return Product(sum=total)
+
+
+def sum_of(dtype: torch.dtype, stage: int, *, alone: bool) -> dict[str, Any]:
+    """One step on numbers that must add up exactly; `alone`, one rank uses the second weights."""
+    config = LearnerConfig.model_validate(
+        {
+            "zero": {"stage": stage},
+            "optim": {"lr": 1e-12, "betas": (0.0, 0.95), "max_grad_norm": MAX_GRAD_NORM},
+        }
+    )
+    engine = TrainingEngine(Scales(dtype), config, total_steps=10)
+    try:
+        slopes = SUMMANDS[dist.get_rank()]
+        for number, slope in enumerate(slopes):
+            product = engine(slope, with_second=not alone or dist.get_rank() == 0)
+            engine.backward(product.sum.float(), is_last=number == len(slopes) - 1)
+        result = engine.step()
+        return {"grad_norm": result.grad_norm, "moments": first_moments(engine)}
+    finally:
+        engine.close()
+
+
+def sums() -> dict[str, Any]:
+    """By dtype and stage, and whether one rank has weights alone: stages 2 and 3 cannot."""
+    return {
+        f"{dtype} {stage} {alone}": sum_of(dtype, stage, alone=alone)
+        for dtype in (torch.float32, torch.bfloat16)
+        for stage in range(4)
+        for alone in (False, True)
+        if not alone or stage < 2
+    }
 
 
 def answer_of(task: dict[str, Any], num_ranks: int) -> dict[str, Any]:
@@ -47,6 +109,7 @@ def main(rank: int, port: int, folder: Path) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=deadline)
     tasks = pickle.loads((folder / "tasks.pkl").read_bytes())
     answers = {name: answer_of(task, num_ranks=2) for name, task in tasks.items()}
+    answers |= sums()
     (folder / f"rank{rank}.pkl").write_bytes(pickle.dumps(answers))
     dist.barrier()
     dist.destroy_process_group()

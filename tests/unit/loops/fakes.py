@@ -21,7 +21,7 @@ from rlhf_ray.roles import (
 )
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
-Scoring = Callable[[str, int], float]
+Scoring = Callable[[str, int], float | None]
 
 
 def make_config(run_dir: Path, **settings: Any) -> PpoConfig:
@@ -46,9 +46,12 @@ def make_prompts(count: int) -> list[Prompt]:
     ]
 
 
-def make_rollout(prompt: Prompt, sample: int, num_tokens: int = 5, version: int = 0) -> Rollout:
+def make_rollout(
+    prompt: Prompt, sample: int, num_tokens: int = 5, version: int = 0, *, draw: int = 0
+) -> Rollout:
     return Rollout(
         prompt=prompt,
+        draw=draw,
         sample=sample,
         response_ids_T=np.arange(num_tokens, dtype=np.int32),
         logprobs_T=np.full(num_tokens, -1.0, dtype=np.float32),
@@ -64,6 +67,7 @@ def batch_of(rollouts: Sequence[Rollout]) -> RolloutBatch:
     summaries = tuple(
         RolloutSummary(
             prompt_id=rollout.prompt.prompt_id,
+            draw=rollout.draw,
             sample=rollout.sample,
             num_prompt_tokens=len(rollout.prompt.token_ids_T),
             num_response_tokens=len(rollout.response_ids_T),
@@ -124,7 +128,7 @@ class Company:
         self.requests += requests
         return batch_of(
             [
-                make_rollout(request.prompt, sample, 3 + seed % 4, self.version)
+                make_rollout(request.prompt, sample, 3 + seed % 4, self.version, draw=request.draw)
                 for request in requests
                 for sample, seed in enumerate(request.seeds_G)
             ]

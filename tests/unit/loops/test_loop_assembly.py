@@ -12,6 +12,7 @@ from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.rewards import ShapingConfig
 from rlhf_ray.loops.assembly import assemble
 from rlhf_ray.specs import AssemblySpec
+from rlhf_ray.types import Score
 
 MAX_NEW_TOKENS = 8
 COLUMNS = (
@@ -29,7 +30,10 @@ def rollouts():
     """Three prompts, two samples each, of many lengths; groups do not stand together."""
     prompts = make_prompts(3)
     drawn = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
-    return [make_rollout(prompts[p], g, num_tokens=2 + (3 * p + 2 * g) % 7) for p, g in drawn]
+    return [
+        make_rollout(prompts[p], g, num_tokens=2 + (3 * p + 2 * g) % 7, draw=10 + p)
+        for p, g in drawn
+    ]
 
 
 SCORES = [1.0, -3.0, 0.5, 2.0, 4.0, 0.5]
@@ -41,6 +45,11 @@ def floats(rollouts, seed, mean=-1.0):
     return [generator.normal(mean, 0.3, size=n).astype(np.float32) for n in lens]
 
 
+def with_last(values, last=7.0):
+    """The critic's values with that of the state after the last token."""
+    return [np.append(values_T, np.float32(last)) for values_T in values]
+
+
 def assembled(
     rollouts,
     scores,
@@ -50,19 +59,21 @@ def assembled(
     values=None,
     coefficient=0.0,
     shaping=None,
+    weights=None,
     **algorithm,
 ):
     return assemble(
         rollouts,
-        scores,
+        [score if isinstance(score, Score) else Score(total=score) for score in scores],
         old_logprobs_B=old or [rollout.logprobs_T for rollout in rollouts],
         reference_logprobs_B=reference,
-        values_B=values,
+        values_B=None if values is None else with_last(values),
         kl_coefficient=coefficient,
         spec=AssemblySpec(
             algorithm=AlgorithmConfig.model_validate(algorithm),
             shaping=ShapingConfig.model_validate(shaping or {}),
             max_new_tokens=MAX_NEW_TOKENS,
+            reward_weights=weights or {},
         ),
     )
 
@@ -117,14 +128,13 @@ def test_an_advantage_compares_a_score_with_its_group(rollouts):
         assert not row.reference_logprobs_T.any()
 
 
-def test_a_prompt_that_was_drawn_twice_is_one_larger_group(rollouts):
+def test_a_prompt_that_was_drawn_twice_makes_two_groups(rollouts):
     # Four prompts a step from a data set of three: one comes again, with samples 0 and 1 again.
-    again = [rollout for rollout in rollouts if rollout.prompt.prompt_id == "p0"]
-    scores = [*SCORES, 6.0, 7.0]
+    again = [replace(r, draw=13) for r in rollouts if r.prompt.prompt_id == "p0"]
+    scores = [*SCORES, 6.0, 8.0]
     advantages = advantages_of(assembled([*rollouts, *again], scores, advantage="dr_grpo"))
-    mean_of_p0 = (1.0 + 2.0 + 6.0 + 7.0) / 4
-    expected = [score - mean_of_p0 for score in (1.0, 2.0, 6.0, 7.0)]
-    assert [advantages[row] for row in (0, 3, 6, 7)] == pytest.approx(expected)
+    assert [advantages[row] for row in (0, 3)] == pytest.approx([-0.5, 0.5])
+    assert [advantages[row] for row in (6, 7)] == pytest.approx([-1.0, 1.0])
     assert [advantages[row] for row in (1, 4)] == pytest.approx([-3.5, 3.5])
 
 
@@ -306,3 +316,109 @@ def test_scores_are_shaped_before_they_are_compared(rollouts, shaping, shaped):
     expected = (by_group - by_group.mean(axis=0)).ravel()
     assembly = assembled(rollouts, SCORES, shaping=shaping, advantage="dr_grpo")
     assert advantages_of(assembly) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def cut_off(rollouts, *rows):
+    return [
+        replace(rollout, finish_reason="length") if row in rows else rollout
+        for row, rollout in enumerate(rollouts)
+    ]
+
+
+def test_a_cut_response_goes_on_from_the_critics_value(rollouts):
+    values = floats(rollouts, 3)
+    settings = {"values": values, "advantage": "gae", "gamma": 0.9, "lam": 0.7}
+    cut = cut_off(rollouts, 1, 4)
+    plain = assembled(cut, SCORES, **settings)
+    bootstrapped = assembled(cut, SCORES, truncated="bootstrap", **settings)
+    for row, (one, other) in enumerate(
+        zip(plain.experience_B, bootstrapped.experience_B, strict=True)
+    ):
+        rewards_T = np.zeros(len(values[row]))
+        rewards_T[-1] = SCORES[row] + (0.9 * 7.0 if row in (1, 4) else 0.0)
+        expected_T = backwards(rewards_T, values[row], 0.9, 0.7)
+        np.testing.assert_allclose(other.advantages_T, expected_T, atol=1e-5)
+        np.testing.assert_allclose(other.returns_T, expected_T + values[row], atol=1e-5)
+        assert np.array_equal(one.returns_T, other.returns_T) == (row not in (1, 4))
+        assert other.is_trained
+
+
+@pytest.mark.parametrize("advantage", ["gae", "grpo", "reinforce++", "reinforce++_baseline"])
+def test_a_masked_response_is_compared_and_not_trained(rollouts, advantage):
+    values = floats(rollouts, 3) if advantage == "gae" else None
+    settings = {"values": values, "advantage": advantage, "whiten_advantages": True}
+    cut = cut_off(rollouts, 1, 2)
+    masked = assembled(cut, SCORES, truncated="mask", **settings).experience_B
+    assert [row.is_trained for row in masked] == [True, False, False, True, True, True]
+    assert not masked[1].trained_T.any() and masked[1].rollout.own_T.all()
+    trained_T = np.concatenate([row.advantages_T for row in masked if row.is_trained])
+    spread_T = trained_T[trained_T != 0]  # the last group scored alike
+    assert spread_T.mean() == pytest.approx(0, abs=1e-6)
+    assert spread_T.std(ddof=1) == pytest.approx(1, rel=1e-5)
+    # Row 4 shares its prompt with row 1, whose -3 is what makes its 4 a good answer.
+    without = [row for row in range(6) if row not in (1, 2)]
+    alone = assembled(
+        [cut[row] for row in without],
+        [SCORES[row] for row in without],
+        **{**settings, "values": values and [values[row] for row in without]},
+    ).experience_B
+    if advantage.endswith("baseline") or advantage == "grpo":
+        assert not alone[2].advantages_T.any() and masked[4].advantages_T.all()
+
+
+def parts(*values):
+    return [
+        Score(total=sum(v for v in row if v is not None), parts=dict(zip("ab", row, strict=True)))
+        for row in zip(*values, strict=True)
+    ]
+
+
+def test_rewards_are_told_apart_by_name_and_weight(rollouts):
+    """Groups are rows 0 and 3, 1 and 4, 2 and 5; each of two has deviation |difference| / √2."""
+    scores = parts([100.0, 0.0, 5.0, 0.0, 0.0, 5.0], [0.0, 1.0, 2.0, 1.0, 0.0, None])
+    advantages = advantages_of(
+        assembled(rollouts, scores, advantage="gdpo", weights={"a": 1.0, "b": 0.5})
+    )
+    half = 0.5**0.5
+    # a favours row 0 over row 3, b the other way round at half its weight; rows 1 and 4 differ in
+    # b alone; rows 2 and 5 tie in a, and b says nothing of one that has nobody to compare with.
+    sums = np.array([half - 0.5 * half, 0.5 * half, 0, 0.5 * half - half, -0.5 * half, 0])
+    assert advantages == pytest.approx((sums / sums.std(ddof=1)).tolist(), abs=1e-4)
+    assert advantages[2] == advantages[5] == 0
+
+
+def test_penalties_of_shaping_are_one_reward_more(rollouts):
+    cut = cut_off(rollouts, 2)
+    scores = parts([1.0, 0.0, 5.0, 0.0, 1.0, 5.0], [0.0] * 6)
+    settings = {"advantage": "gdpo", "weights": {"a": 1.0, "b": 1.0}}
+    plain = advantages_of(assembled(cut, scores, **settings))
+    penalised = advantages_of(
+        assembled(cut, scores, shaping={"missing_end_penalty": 1e-3}, **settings)
+    )
+    assert plain[2] == plain[5] == 0
+    assert penalised[2] == -penalised[5] < -0.5
+
+
+def test_a_score_without_a_reward_that_has_a_weight_is_an_error(rollouts):
+    scores = parts(SCORES, SCORES)
+    with pytest.raises(ValueError, match="row 0 has no value of reward 'c'"):
+        assembled(rollouts, scores, advantage="gdpo", weights={"a": 1.0, "c": 1.0})
+    with pytest.raises(ValueError, match="1 of 6 rows have no score"):
+        assembled(rollouts, [*SCORES[:5], Score(total=None)], advantage="grpo")
+
+
+@pytest.mark.parametrize("kind", ["none", "truncated", "mask"])
+def test_the_weights_of_gspo_are_those_of_sequences(rollouts, kind):
+    old = [rollout.logprobs_T + 0.1 * gap for gap, rollout in enumerate(rollouts)]
+    old[5][0] += 0.3  # one token apart from its sequence's others
+    settings = {"old": old, "advantage": "grpo", "correction": {"kind": kind}}
+    weights = [
+        row.correction_T
+        for row in assembled(rollouts, SCORES, policy_loss="gspo", **settings).experience_B
+    ]
+    for row, weights_T in enumerate(weights):
+        mean = (old[row] - rollouts[row].logprobs_T).mean()
+        expected = 1.0 if kind == "none" else np.exp(mean)
+        np.testing.assert_allclose(weights_T, np.full(len(weights_T), expected), rtol=1e-5)
+    by_token = assembled(rollouts, SCORES, **settings).experience_B[5].correction_T
+    assert (np.ptp(by_token) > 0) == (kind != "none")

@@ -6,7 +6,8 @@ from fakes import batch_of, make_prompts, make_rollout, resolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.loops.batches import join, select
+from rlhf_ray.loops.batches import join, select, select_shards
+from rlhf_ray.roles import RolloutBatch
 
 ROLLOUTS = [make_rollout(prompt, sample) for prompt in make_prompts(5) for sample in range(2)]
 PICKS = st.lists(st.integers(0, 9), unique=True, min_size=1)
@@ -35,3 +36,13 @@ def test_data_is_not_copied():
     batch = batch_of(ROLLOUTS)
     assert [s.ref for s in select(batch, [3, 1]).shards] == [s.ref for s in batch.shards]
     assert select(batch, [3, 1]).shards[0].ref is batch.shards[0].ref
+
+
+@given(rows=PICKS)
+def test_what_was_said_of_rows_is_selected_like_the_rows(rows):
+    batch = batch_of(ROLLOUTS)
+    picked = RolloutBatch(
+        summaries_B=tuple(batch.summaries_B[row] for row in rows),
+        shards=select_shards(batch.shards, rows),
+    )
+    assert resolve(picked) == [ROLLOUTS[row] for row in rows]

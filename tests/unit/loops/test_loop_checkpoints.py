@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +16,10 @@ from rlhf_ray.loops.checkpoints import MANIFEST, CheckpointStore
 
 
 def write(store, step, text="weights"):
-    folder = store.begin(step)
-    (folder / "policy/state").mkdir(parents=True)
-    (folder / "policy/state/shard").write_text(f"{text} of {step}")
-    return store.commit(step, {"position": step * 10}, roles=["policy"])
+    with store.writing(step) as folder:
+        (folder / "policy/state").mkdir(parents=True)
+        (folder / "policy/state/shard").write_text(f"{text} of {step}")
+        return store.commit(step, {"position": step * 10}, roles=["policy"])
 
 
 @pytest.fixture
@@ -34,11 +37,61 @@ def test_the_newest_is_found_with_its_state(store):
     assert latest.folder.name == "step_00000010"
 
 
-def test_what_was_not_committed_does_not_count(store):
+def test_what_did_not_come_to_its_end_does_not_count_and_takes_no_room(store):
     write(store, 1)
-    (store.begin(2) / "half").write_text("written")
-    assert store.latest().step == 1
-    assert not list(store.begin(2).iterdir()), "the next attempt starts empty"
+    with pytest.raises(LookupError), store.writing(2) as folder:
+        (folder / "half").write_text("written")
+        assert store.latest().step == 1
+        raise LookupError
+    assert [path.name for path in store.root.iterdir()] == ["step_00000001"]
+
+
+def test_what_a_killed_run_left_half_written_goes_before_the_next(store):
+    left = store.root / ".writing_00000003"
+    left.mkdir(parents=True)
+    (left / "half").write_text("written")
+    with store.writing(4) as folder:
+        assert not left.exists()
+        assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("failing", ["write_text", "rename"])
+def test_a_full_disk_leaves_the_older_one_whole(store, monkeypatch, failing):
+    for step in (1, 2):
+        write(store, step)
+
+    def fail(path, *arguments, **keywords):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store.root), failing, fail)
+        with pytest.raises(RunError, match=r"the disk is full: no room for a checkpoint in \S+"):
+            if failing == "rename":
+                with store.writing(2):
+                    store.commit(2, {}, roles=[])
+            else:
+                write(store, 3)
+    assert [store.latest().step, store.latest().state] == [2, {"position": 20}]
+    assert sorted(path.name for path in store.root.iterdir()) == ["step_00000001", "step_00000002"]
+
+
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(store, monkeypatch):
+    done = []
+
+    def sync(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(f"{store.root}/"))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    rename = Path.rename
+    monkeypatch.setattr(
+        Path, "rename", lambda path, to: (done.append(f"renamed {path.name}"), rename(path, to))
+    )
+    write(store, 3)
+    before, after = done[: (named := done.index("renamed .writing_00000003"))], done[named + 1 :]
+    folders = ("", "/policy", "/policy/state")
+    files = (f"/{MANIFEST}", "/policy/state/shard")
+    assert set(before) == {f".writing_00000003{path}" for path in (*folders, *files)}
+    assert after == [str(store.root)]
 
 
 def damage_missing_file(folder):
@@ -112,11 +165,11 @@ def test_files_are_digested_side_by_side(store, monkeypatch):
         return digest(file, digestmod)
 
     monkeypatch.setattr(hashlib, "file_digest", digest_beside_another)
-    folder = store.begin(1)
-    for role in ("policy", "value"):
-        (folder / role).mkdir()
-        (folder / role / "shard").write_text(role)
-    store.commit(1, {}, roles=["policy", "value"])
+    with store.writing(1) as folder:
+        for role in ("policy", "value"):
+            (folder / role).mkdir()
+            (folder / role / "shard").write_text(role)
+        store.commit(1, {}, roles=["policy", "value"])
     assert store.latest().step == 1
 
 
@@ -134,10 +187,10 @@ def test_a_step_can_be_written_again(store):
 
 
 def test_a_role_that_wrote_elsewhere_is_an_error(store):
-    folder = store.begin(1)
-    (folder / "policy").mkdir()
-    with pytest.raises(RunError, match="the checkpoint of policy is not in"):
-        store.commit(1, {}, roles=["policy"])
+    with store.writing(1) as folder:
+        (folder / "policy").mkdir()
+        with pytest.raises(RunError, match="the checkpoint of policy is not in"):
+            store.commit(1, {}, roles=["policy"])
     assert store.latest() is None
 
 

@@ -11,6 +11,7 @@ from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
+from rlhf_ray.types import Score
 
 DYNAMIC = {"dynamic_sampling": {"enabled": True, "max_rounds": 3}}
 
@@ -84,7 +85,7 @@ async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):
     assert [r.sample for r in rollouts] == [0, 1] * 4
     scores = await collected.scores
     assert [scores[row].total for row in collected.kept] == [0.0, 1.0] * 4
-    assert (collected.num_groups, collected.num_refilled) == (4, 3)
+    assert collected.num_refilled == 3
     # What was left out is still known, in the order of sampling.
     sampled = resolve(collected.sampled)
     assert [r.prompt.prompt_id for r in sampled[::2]] == [f"p{n}" for n in range(7)]
@@ -119,7 +120,7 @@ async def test_after_the_last_round_the_step_goes_on_with_what_there_is(tmp_path
     draws, _, order = collector(tmp_path, only_p2, **DYNAMIC)
     collected = await draws.collect(1, StepClock())
     assert {r.prompt.prompt_id for r in resolve(collected.batch)} == {"p2"}
-    assert (collected.num_groups, collected.num_refilled) == (1, 6)
+    assert collected.num_refilled == 6
     assert order.position == 4 + 3 + 3
     assert "step 1 trains 1 of 4 groups" in caplog.text
 
@@ -131,7 +132,69 @@ async def test_a_step_that_lacks_groups_can_be_an_error(tmp_path):
         await draws.collect(7, StepClock())
 
 
-async def test_no_group_with_spread_at_all_stops_the_run(tmp_path):
-    draws, _, _ = collector(tmp_path, lambda prompt_id, sample: 1.0, **DYNAMIC)
-    with pytest.raises(RunError, match="step 7: "):
-        await draws.collect(7, StepClock())
+async def test_no_group_with_spread_at_all_leaves_a_step_without_rows(tmp_path, caplog):
+    draws, _, order = collector(tmp_path, lambda prompt_id, sample: 1.0, **DYNAMIC)
+    collected = await draws.collect(7, StepClock())
+    assert (list(collected.kept), collected.batch.summaries_B) == ([], ())
+    assert len(collected.sampled.summaries_B) == len(await collected.scores) == 3 * 4 * 2
+    assert order.position == 12
+    assert "step 7 trains 0 of 4 groups" in caplog.text
+
+
+async def test_a_prompt_that_is_drawn_again_in_a_step_is_judged_by_itself(tmp_path):
+    """Three rounds of four draws from a data set of two prompts: p1 has spread, p0 never."""
+    config = make_config(
+        tmp_path, data={"path": "x", "shuffle": False}, algorithm=DYNAMIC, prompts_per_step=4
+    )
+    company = Company(config, lambda prompt_id, sample: sample * (prompt_id == "p1"))
+    order = ResumableOrder(2, seed=0, shuffle=False)
+    draws = Collector(config, make_prompts(2), order, engine=company, reward=company)
+    collected = await draws.collect(1, StepClock())
+    # Draws 0 to 3, then 4 and 5 for 0 and 2, then 6 for 4.
+    rollouts = resolve(collected.batch)
+    assert [(r.draw, r.prompt.prompt_id) for r in rollouts[::2]] == [
+        (1, "p1"), (3, "p1"), (5, "p1"),
+    ]  # fmt: skip
+    seeds = [seed for request in company.requests for seed in request.seeds_G]
+    assert [request.draw for request in company.requests] == list(range(7))
+    assert len(set(seeds)) == len(seeds) == 14
+
+
+async def test_rows_without_a_score_leave_their_group_before_its_spread_is_looked_at(tmp_path):
+    # Of p0 and p2 one sample alone has a score, of p1 none: no spread. Of p3 two of three differ.
+    scores = {"p0": [1, None, None], "p1": [None] * 3, "p2": [None, None, 0], "p3": [2, None, 3]}
+    draws, _, _ = collector(
+        tmp_path,
+        lambda prompt_id, sample: scores.get(prompt_id, [0, 1, 2])[sample],
+        settings={"samples_per_prompt": 3},
+        **DYNAMIC,
+    )
+    collected = await draws.collect(1, StepClock())
+    assert [(r.prompt.prompt_id, r.sample) for r in resolve(collected.batch)] == [
+        ("p3", 0), ("p3", 2), *((f"p{n}", sample) for n in (4, 5, 6) for sample in range(3))
+    ]  # fmt: skip
+    assert collected.num_refilled == 3
+
+
+@pytest.mark.parametrize(("advantage", "kept"), [("grpo", []), ("gdpo", ["p0"])])
+async def test_groups_whose_rewards_tie_in_their_sum_are_kept_where_they_are_told_apart(
+    tmp_path, advantage, kept
+):
+    """p0's two rewards add up to 1 in both samples; the other prompts' are all alike."""
+    draws, company, _ = collector(
+        tmp_path,
+        lambda prompt_id, sample: 1.0,
+        advantage=advantage,
+        kl={"coefficient": 0},
+        dynamic_sampling={"enabled": True, "max_rounds": 1},
+    )
+
+    async def score(batch):
+        return [
+            Score(total=1.0, parts={"a": a, "b": 1.0 - a})
+            for a in (float(s.prompt_id == "p0" and s.sample == 1) for s in batch.summaries_B)
+        ]
+
+    company.score = score
+    collected = await draws.collect(1, StepClock())
+    assert [r.prompt.prompt_id for r in resolve(collected.batch)] == [*kept, *kept]

@@ -12,7 +12,7 @@ from rlhf_ray.loops.evaluation import Evaluation
 SCORES = {("p0", 0): 0.0, ("p0", 1): 1.0, ("p0", 2): 0.0, ("p2", 2): 1.0}
 
 
-async def evaluated(*, sections=None, **settings):
+async def evaluated(*, sections=None, scoring=None, prompts=None, **settings):
     config = GrpoConfig.model_validate(
         {
             "data": {"path": "prompts.jsonl"},
@@ -22,8 +22,9 @@ async def evaluated(*, sections=None, **settings):
             **(sections or {}),
         }
     )
-    company = Company(config, lambda prompt, sample: SCORES.get((prompt, sample), 0.0))
-    return company, await Evaluation(config, make_prompts(4)).run(company.roles(), 0)
+    scoring = scoring or (lambda prompt, sample: SCORES.get((prompt, sample), 0.0))
+    company = Company(config, scoring)
+    return company, await Evaluation(config, prompts or make_prompts(4)).run(company.roles(), 0)
 
 
 async def test_of_several_samples_there_is_a_mean_and_the_best():
@@ -50,6 +51,33 @@ async def test_of_one_sample_there_is_no_best():
     assert [len(request.seeds_G) for request in company.requests] == [1] * 4
     assert "eval/best_of_k" not in result.metrics
     assert len(result.table.rows) == 4
+
+
+async def test_a_prompt_that_is_held_out_twice_is_two_prompts():
+    [prompt] = make_prompts(1)
+    company, result = await evaluated(
+        samples_per_prompt=2, temperature=1.0, prompts=[prompt, prompt], table_rows=9
+    )
+    seeds = [seed for request in company.requests for seed in request.seeds_G]
+    assert len(set(seeds)) == 4
+    assert len(result.table.rows) == 2
+
+
+async def test_means_are_of_the_rows_that_a_reward_applies_to():
+    scores = {("p0", 0): 0.0, ("p0", 1): 1.0, ("p1", 1): 4.0}
+    _, result = await evaluated(
+        samples_per_prompt=2, temperature=1.0, scoring=lambda *row: scores.get(row)
+    )
+    assert result.metrics["eval/unscored"] == 5
+    assert result.metrics["eval/reward_mean"] == pytest.approx(5 / 3)
+    assert result.metrics["eval/best_of_k"] == 2.5, "of the two prompts that have scores"
+    assert [row[2] for row in result.table.rows] == [0.0, None, None, None]
+
+
+async def test_without_any_score_there_is_no_mean():
+    _, result = await evaluated(scoring=lambda prompt, sample: None)
+    assert result.metrics["eval/unscored"] == 4
+    assert not {"eval/reward_mean", "eval/best_of_k"} & result.metrics.keys()
 
 
 def test_greedy_samples_would_all_be_the_same():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 from fakes import (
@@ -14,6 +16,7 @@ from fakes import (
     make_config,
     make_prompts,
     make_rollout,
+    resolve,
 )
 
 from rlhf_ray.errors import RunError
@@ -24,6 +27,7 @@ from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.report import rollout_metrics
 from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.roles import RolloutBatch
 from rlhf_ray.types import Score
 
 KEEP_ALL = {"every": 1, "keep": 10}
@@ -132,12 +136,11 @@ async def test_staleness_is_counted_over_tokens():
         sampled=batch_of([fresh, stale]),
         scores=asyncio.get_running_loop().create_future(),
         kept=(0, 1),
-        num_groups=1,
         num_refilled=0,
     )
     clock = StepClock()
     clock.seconds = dict.fromkeys(("generate", "score", "update"), 1.0)
-    told = rollout_metrics(collected, SCORES, {}, clock, version=4)
+    told = rollout_metrics(collected, SCORES, collected.batch, {}, clock, version=4)
     assert (told["async/staleness_mean"], told["async/staleness_max"]) == (4 / 8, 4)
     assert "perf/bubble_share" not in told, "nobody measured it"
 
@@ -244,3 +247,170 @@ async def test_policy_and_critic_are_counted_apart(tmp_path):
     loop.roles = roles
     await loop.run(None)
     assert company.num_updates == 3
+
+
+UNSCORED = {("p0", 0), ("p1", 0), ("p1", 1), ("p2", 1)}
+
+
+def sometimes(prompt_id, sample):
+    return None if (prompt_id, sample) in UNSCORED else float(sample)
+
+
+class ReadableCompany(Company):
+    """Passes hand back the rows themselves, so that the assembler sees what it is given."""
+
+    async def logprobs(self, batch):
+        return list(batch.shards)
+
+    async def build(self, batch, scores_B, *, old, reference, values, kl_coefficient):
+        rollouts = resolve(batch)
+        assert resolve(RolloutBatch(summaries_B=batch.summaries_B, shards=tuple(old))) == rollouts
+        self.built = [(r.prompt.prompt_id, r.sample) for r in rollouts]
+        assert [score.total for score in scores_B] == [self.scoring(*row) for row in self.built]
+        return await super().build(
+            batch, scores_B, old=old, reference=reference, values=values,
+            kl_coefficient=kl_coefficient,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("advantage", "left", "groups"),
+    [
+        # Of a group that is compared with itself two must be left.
+        ("grpo", [("p3", 0), ("p3", 1)], (1, 3)),
+        ("gae", [("p0", 1), ("p2", 0), ("p3", 0), ("p3", 1)], (3, 1)),
+    ],
+)
+async def test_rows_that_no_reward_applies_to_leave_their_group(tmp_path, advantage, left, groups):
+    config = make_config(
+        tmp_path,
+        total_steps=1,
+        data={"path": "x", "shuffle": False},
+        algorithm={"advantage": advantage, "minibatches": 4},
+    )
+    company, recorder = ReadableCompany(config, sometimes), Recorder()
+    await loop_of(config, company, value=advantage == "gae", recorder=recorder).run(None)
+    told = recorder.steps[1]
+    assert company.built == left
+    assert company.num_updates == 1
+    assert told["rollout/unscored"] == 4
+    assert (told["rollout/trained_groups"], told["rollout/left_out_groups"]) == groups
+    # p0, p2 and p3 have scores: 1; 0; 0 and 1.
+    assert told["rollout/reward_mean"] == 0.5
+    assert told["rollout/zero_spread_share"] == pytest.approx(2 / 3)
+    assert told["rollout/empty_steps_in_a_row"] == 0
+
+
+def none_in_steps(company, *steps):
+    return lambda prompt_id, sample: None if company.version + 1 in steps else float(sample)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+async def test_a_step_that_nothing_is_left_of_is_passed_over_and_counted(tmp_path, dynamic, caplog):
+    adaptive = {"coefficient": 0.1, "controller": "adaptive", "target": 0.01}
+    config = make_config(
+        tmp_path,
+        total_steps=4,
+        algorithm={"kl": adaptive, "dynamic_sampling": {"enabled": dynamic, "max_rounds": 2}},
+        eval={"every": 1, "data": {"path": "x"}},
+    )
+    company, recorder = Company(config, spread), Recorder()
+    company.scoring = none_in_steps(company, 2, 3)
+    await loop_of(config, company, held_out=2, recorder=recorder).run(None)
+    assert company.num_updates == 2
+    # Where scores are known before the passes of the models, there is nothing to pass.
+    assert company.calls.count("policy.logprobs") == (2 if dynamic else 4)
+    assert [recorder.steps[n]["rollout/empty_steps_in_a_row"] for n in (1, 2, 3, 4)] == [0, 1, 2, 0]
+    told = recorder.steps[2]
+    assert told["rollout/trained_groups"] == 0
+    assert told["rollout/unscored"] == 8 * (1 + dynamic)
+    assert "rollout/reward_mean" not in told
+    assert "policy/loss" not in told
+    assert told["perf/update_tokens_per_s"] == 0
+    # The controller hears of steps 1 and 4 alone; the fake's rate is the coefficient.
+    coefficients = [recorder.steps[n]["policy/kl_coefficient"] for n in (1, 2, 3, 4)]
+    assert coefficients[0] < coefficients[1] == coefficients[2] == coefficients[3]
+    # Its evaluation, with the weights of step 1 still, has no scores either.
+    assert recorder.steps[1]["eval/unscored"] == 2
+    assert "eval/reward_mean" not in recorder.steps[1]
+    assert [call for call in company.calls if "publish" in call][-1] == "policy.publish@4"
+    assert "step 3 trains nothing" in caplog.text
+
+
+async def test_too_many_steps_in_a_row_with_nothing_to_train_stop_the_run(tmp_path):
+    config = make_config(tmp_path, total_steps=9, empty_steps_to_stop=3, checkpoint=KEEP_ALL)
+    company = Company(config, spread)
+    company.scoring = none_in_steps(company, 1, 3, 4, 5, 6)
+    with pytest.raises(RunError, match=r"step 5: nothing was left to train in 3 steps in a row"):
+        await loop_of(config, company).run(None)
+    # The count is in the checkpoint: a run that goes on from step 4 does not begin to count anew.
+    company = Company(config, spread)
+    company.scoring = none_in_steps(company, 5)
+    with pytest.raises(RunError, match=r"step 5: nothing was left to train in 3 steps in a row"):
+        await loop_of(config, company).run(CheckpointStore(tmp_path, keep=10).latest())
+
+
+async def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path):
+    adaptive = {"coefficient": 0.1, "controller": "adaptive", "target": 0.01}
+    config = make_config(
+        tmp_path,
+        total_steps=4,
+        value={"warmup_steps": 2},
+        algorithm={"kl": adaptive},
+        checkpoint=KEEP_ALL,
+    )
+    company, recorder = Company(config, spread), Recorder()
+    await loop_of(config, company, recorder=recorder).run(None)
+    assert company.calls.count("value.update") == 4
+    assert company.num_updates == 2
+    trained = [recorder.steps[n].keys() & {"policy/loss", "value/loss"} for n in (1, 2, 3, 4)]
+    assert trained == [{"value/loss"}] * 2 + [{"policy/loss", "value/loss"}] * 2
+    coefficients = [recorder.steps[n]["policy/kl_coefficient"] for n in (1, 2, 3, 4)]
+    assert coefficients[0] == coefficients[1] == coefficients[2] == 0.1 < coefficients[3]
+    assert [recorder.steps[n]["async/staleness_max"] for n in (1, 2, 3, 4)] == [0, 0, 0, 0]
+
+    store = CheckpointStore(tmp_path, keep=10)
+    for later in (2, 3, 4):
+        shutil.rmtree(store.root / f"step_{later:08d}")
+    resumed, again = Company(config, spread), Recorder()
+    await loop_of(config, resumed, recorder=again).run(store.latest())
+    assert resumed.requests == company.requests[4:]
+    assert (resumed.calls.count("value.update"), resumed.num_updates) == (3, 2)
+    for step in (2, 3, 4):
+        for name in ("policy/kl_coefficient", "rollout/reward_mean"):
+            assert again.steps[step][name] == recorder.steps[step][name]
+
+
+class CutCompany(Company):
+    """Half of its rollouts are cut off; it keeps the plans of the updates."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.plans = []
+
+    async def generate(self, requests):
+        rollouts = resolve(await super().generate(requests))
+        self.lens = [len(rollout.response_ids_T) for rollout in rollouts]
+        return batch_of(
+            [
+                replace(rollout, finish_reason="length" if row % 2 else "stop")
+                for row, rollout in enumerate(rollouts)
+            ]
+        )
+
+    async def update(self, experience, plan, kl_coefficient):
+        self.plans.append(plan)
+        return await super().update(experience, plan, kl_coefficient)
+
+
+@pytest.mark.parametrize("truncated", ["train", "mask", "bootstrap"])
+async def test_a_masked_response_is_in_no_denominator(tmp_path, truncated):
+    config = make_config(
+        tmp_path, total_steps=1, algorithm={"minibatches": 1, "truncated": truncated}
+    )
+    company = CutCompany(config, spread)
+    await loop_of(config, company).run(None)
+    [minibatch] = company.plans[0].minibatches
+    counted = company.lens[::2] if truncated == "mask" else company.lens
+    assert minibatch.num_tokens == sum(counted)
+    assert minibatch.num_sequences == len(counted)

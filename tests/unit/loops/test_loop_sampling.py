@@ -66,6 +66,7 @@ def scores_of(pairs):
         ({"algorithm": {"advantage": "gae"}}, "algorithm"),
         ({"algorithm": {"dynamic_sampling": {"enabled": True}}}, "algorithm"),
         ({"value": {"model": {"path": "critic"}}}, "value"),
+        ({"empty_steps_to_stop": 3}, "empty_steps_to_stop"),
         ({"reference": {"model": {"path": "reference"}}}, "reference"),
         (
             {"reward": {"functions": [{"path": "scorers:score"}], "shaping": {"clip": 1.0}}},
@@ -116,7 +117,7 @@ async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
 
     samples = written(tmp_path, "samples")
     assert [row["prompt"] for row in samples] == [f"prompt {n // 2}" for n in range(12)]
-    answer = {"completion": "answer 1 to p0", "score": 1, "truncated": False}
+    answer = {"draw": 0, "completion": "answer 1 to p0", "score": 1, "truncated": False}
     assert samples[1] == {"prompt": "prompt 0", **answer}
     pairs = written(tmp_path, "pairs")
     assert [pair["prompt"] for pair in pairs] == [f"prompt {n}" for n in (0, 1, 2, 4, 5)]
@@ -128,6 +129,37 @@ async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
     assert recorder.steps[2]["rollout/zero_spread_share"] == 0.5
     # What was asked first was the usage of starting, which belongs to no step.
     assert [recorder.steps[step]["wait/policy"] for step in (1, 2, 3)] == [2.0, 3.0, 4.0]
+
+
+async def test_answers_without_a_score_are_written_and_in_no_pair(tmp_path):
+    config = sample_config(tmp_path, total_steps=1, samples_per_prompt=3)
+    scores = {("p0", 0): 0.5, ("p0", 2): 0.0, ("p1", 1): 9.0}
+    recorder = Recorder()
+    company = Company(config, lambda *row: scores.get(row))
+    await loop_of(config, company, recorder=recorder).run(None)
+    found = [row["score"] for row in written(tmp_path, "samples")]
+    assert found == [0.5, None, 0.0, None, 9.0, None]
+    [pair] = written(tmp_path, "pairs")
+    assert (pair["score_chosen"], pair["score_rejected"]) == (0.5, 0.0)
+    assert recorder.steps[1]["rollout/unscored"] == 3
+
+
+async def test_a_prompt_that_is_drawn_twice_makes_pairs_of_each_draw_alone(tmp_path):
+    config = sample_config(tmp_path, total_steps=1)
+
+    def score(prompt, sample):
+        score.calls += 1
+        return float(score.calls)
+
+    score.calls = 0
+    await loop_of(config, Company(config, score), prompts=make_prompts(1)).run(None)
+    assert [(row["draw"], row["score"]) for row in written(tmp_path, "samples")] == [
+        (0, 1.0), (0, 2.0), (1, 3.0), (1, 4.0)
+    ]  # fmt: skip
+    assert scores_of(written(tmp_path, "pairs")) == [
+        ("answer 1 to p0", "answer 0 to p0", 2.0, 1.0),
+        ("answer 1 to p0", "answer 0 to p0", 4.0, 3.0),
+    ]
 
 
 class Hurried(Company):

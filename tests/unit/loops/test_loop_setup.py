@@ -22,9 +22,10 @@ def saved(tmp_path):
     """The configuration that a checkpoint of step 2 was made with."""
     config = make_config(tmp_path)
     store = CheckpointStore(tmp_path, keep=1)
-    (store.begin(2) / "policy").mkdir()
-    (store.root / ".writing_00000002/policy/weights").write_text("w")
-    store.commit(2, {"setup": setup_of(config, ROWS)}, roles=["policy"])
+    with store.writing(2) as folder:
+        (folder / "policy").mkdir()
+        (folder / "policy/weights").write_text("w")
+        store.commit(2, {"setup": setup_of(config, ROWS)}, roles=["policy"])
     return config
 
 

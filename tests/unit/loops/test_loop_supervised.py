@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fakes import CountedUsage, Recorder
 
+from rlhf_ray.config.layers import lay_over
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
@@ -288,4 +289,6 @@ async def test_held_out_rows_are_completed_once_and_shown_after_each_evaluation(
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0, 5), (1, 3), (2, 5), (0.5, 2), (4, 10)])
 def test_epochs_become_steps(tmp_path, epochs, steps):
-    assert make_config(tmp_path, epochs=epochs).for_rows(NUM_EXAMPLES).total_steps == steps
+    values = make_config(tmp_path).model_dump(exclude_unset=True)
+    config = SftConfig.model_validate(lay_over(SftConfig, values, {"epochs": epochs}))
+    assert config.for_rows(NUM_EXAMPLES).total_steps == steps

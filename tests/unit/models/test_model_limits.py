@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_ray.config.model_limits import POSITIONS_AFTER_PADDING, read_limits
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.limits import context_length
 
 
@@ -16,3 +18,44 @@ def test_positions_before_the_first_token_are_not_context(
     config = AutoConfig.for_model(kind, max_position_embeddings=64, pad_token_id=1)
     config.save_pretrained(tmp_path)
     assert context_length(str(tmp_path), revision="main", trust_remote_code=False) == length
+    limits = read_limits(tmp_path)
+    assert limits is not None
+    assert limits.context_tokens == length
+
+
+def test_who_numbers_positions_from_behind_the_padding_token() -> None:
+    """As transformers' own code does it, in the models that classify texts."""
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
+    )
+
+    models = Path(transformers.__file__).parent / "models"
+    found = set()
+    for kind in CLASSIFIERS:
+        name = kind.replace("-", "_")
+        source = models / {"data2vec_text": "data2vec"}.get(name, name) / f"modeling_{name}.py"
+        text = source.read_text() if source.is_file() else ""
+        if "def create_position_ids_from_input_ids" in text:
+            found.add(kind)
+    assert found - {"layoutlmv3", "m2m_100", "nllb_moe"} <= POSITIONS_AFTER_PADDING
+    assert found | {"roberta", "camembert", "luke", "markuplm"} >= POSITIONS_AFTER_PADDING
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"model_type": "zzz"}', r"has model type `zzz` but .* \(transformers \d"),
+        ("{}", "Should have a `model_type` key"),
+        ("{", "is not a valid JSON file"),
+        ('{"model_type": "llama", "hidden_size": "x"}', "'hidden_size'"),
+        ('{"model_type": "llama", "hidden_size": 65, "num_attention_heads": 2}', "multiple"),
+        ('{"model_type": "mamba"}', "names no longest sequence: set rollout.max_model_len"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_said_in_words(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        context_length(str(tmp_path), revision="main", trust_remote_code=False)

@@ -19,6 +19,7 @@ from transformers import (
 
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.answers import tokenize_answer
+from rlhf_ray.data.tokenizer import vocabulary_digest
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.reward_scorer import RewardScorer
 from rlhf_ray.models.reward_statistics import write_statistics
@@ -26,6 +27,13 @@ from rlhf_ray.types import Prompt, Rollout
 
 CPU = torch.device("cpu")
 CHAT = "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+THINKS = (
+    "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}"
+    "{{ '<think>\n' + (m.content.split('</think>')[0].split('<think>')[-1] if '</think>' in "
+    "m.content else '') + '\n</think>\n\n' + m.content.split('</think>')[-1] + eos_token }}"
+    "{% else %}{{ m.content + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 # Of many lengths, so that every batch is padded; one prompt is empty, one completion as well.
 TEXTS = [
     ("Once upon a time", " there was a little dog."),
@@ -72,6 +80,7 @@ def make_rollout(prompt, completion):
     """Its token ids are another tokenizer's: the reward model must go by the text."""
     return Rollout(
         prompt=Prompt(prompt_id="p", token_ids_T=(1, 2, 3), text=prompt),
+        draw=0,
         sample=0,
         response_ids_T=np.array([7, 7], dtype=np.int32),
         logprobs_T=np.zeros(2, dtype=np.float32),
@@ -87,6 +96,10 @@ ROLLOUTS = [make_rollout(prompt, completion) for prompt, completion in TEXTS]
 
 def reward_model(folder, **settings):
     return RewardScorer(RewardModelConfig(path=str(folder), **settings), device=CPU)
+
+
+def values(scores):
+    return [score.value for score in scores]
 
 
 def tokens_of(prompt, completion, tokenizer):
@@ -117,14 +130,14 @@ def test_a_score_is_transformers_logit(folder, budget, label):
     expected = plain_scores(folder, label)
     assert np.ptp(expected) > 0.1, "texts must differ or nothing is tested"
     model = reward_model(folder, label=label, max_tokens_per_micro_batch=budget)
-    assert model.score(ROLLOUTS) == pytest.approx(expected, abs=1e-5)
+    assert values(model.score(ROLLOUTS)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_scores_follow_their_rows_in_any_order_and_company(folder):
     expected = plain_scores(folder)
     model = reward_model(folder, max_tokens_per_micro_batch=150)
     for rows in ([5, 3, 1, 0, 4, 2], [2], [4, 4, 0], []):
-        scores = model.score([ROLLOUTS[row] for row in rows])
+        scores = values(model.score([ROLLOUTS[row] for row in rows]))
         assert scores == pytest.approx([expected[row] for row in rows], abs=1e-5)
 
 
@@ -138,15 +151,16 @@ def test_a_chat_is_written_with_the_models_own_template(folder):
     [expected] = plain_logits(folder, [token_ids], 0)
     model = reward_model(folder, chat_template=CHAT)
     rollouts = [make_rollout(messages, "Good day"), ROLLOUTS[3]]
-    assert model.score(rollouts)[0] == pytest.approx(expected, abs=1e-5)
+    assert values(model.score(rollouts))[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_string_prompt_is_a_users_turn_where_training_had_it_so(folder):
     text, chat = "Why?", [{"role": "user", "content": "Why?"}]
     model = reward_model(folder, chat=True, chat_template=CHAT)
-    as_text, as_chat = model.score([make_rollout(text, "So."), make_rollout(chat, "So.")])
+    rollouts = [make_rollout(text, "So."), make_rollout(chat, "So.")]
+    as_text, as_chat = values(model.score(rollouts))
     assert as_text == pytest.approx(as_chat, abs=1e-6)
-    [plain] = reward_model(folder).score([make_rollout(text, "So.")])
+    [plain] = values(reward_model(folder).score([make_rollout(text, "So.")]))
     assert abs(plain - as_text) > 1e-6
 
 
@@ -159,19 +173,79 @@ def test_a_response_that_was_cut_off_has_no_end(folder):
     assert tokens[1] == tokens[0][:-1]
 
 
+def sampled(tokenizer, prompt, pieces, *, is_ended):
+    """A response of the very pieces, in the tokenizer's own vocabulary."""
+    ids = [tokenizer.convert_tokens_to_ids(piece) for piece in pieces]
+    rollout = make_rollout(prompt, tokenizer.decode(ids))
+    response_ids_T = np.array([*ids, *([tokenizer.eos_token_id] * is_ended)], dtype=np.int32)
+    finish_reason = "stop" if is_ended else "length"
+    return replace(rollout, response_ids_T=response_ids_T, finish_reason=finish_reason)
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_in_the_policys_vocabulary_the_sampled_tokens_are_scored(decoder, is_ended):
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    pieces = ["▁t", "ime"]  # which the tokenizer itself would write as one
+    assert len(tokenizer("time", add_special_tokens=False)["input_ids"]) == 1
+    rollout = sampled(tokenizer, "Once upon a", pieces, is_ended=is_ended)
+    expected = [*tokenizer("Once upon a")["input_ids"], *rollout.response_ids_T.tolist()]
+    config = RewardModelConfig(path=str(decoder))
+    own = RewardScorer(config, device=CPU, vocabulary=vocabulary_digest(tokenizer))
+    assert own._tokenize(rollout).tolist() == expected
+    assert own.score([rollout]) == pytest.approx(plain_logits(decoder, [expected], 0), abs=1e-5)
+    other = RewardScorer(config, device=CPU, vocabulary="another")
+    assert len(other._tokenize(rollout)) == len(expected) - 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_reasoning_that_was_cut_off_is_scored_as_it_was_sampled(decoder, known):
+    """A template that parses reasoning would close it, and write an empty one in front."""
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    text = "<think>\nlet me"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    rollout = replace(
+        make_rollout([{"role": "user", "content": "Why?"}], text),
+        response_ids_T=np.array(ids, dtype=np.int32),
+        finish_reason="length",
+    )
+    model = RewardScorer(
+        RewardModelConfig(path=str(decoder), chat_template=THINKS),
+        device=CPU,
+        vocabulary=vocabulary_digest(tokenizer) if known else "another",
+    )
+    shown = tokenizer.decode(model._tokenize(rollout))
+    assert shown.endswith("assistant: <think>\nlet me" if known else "assistant:<think>\nlet me")
+    assert shown.count("<think>") == 1 and "</think>" not in shown
+
+
 def test_a_text_is_cut_at_max_length(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     token_ids = tokens_of(*TEXTS[3], tokenizer)
     assert len(token_ids) > 10
     [expected] = plain_logits(folder, [token_ids[:10]], 0)
     [score] = reward_model(folder, max_length=10).score([ROLLOUTS[3]])
-    assert score == pytest.approx(expected, abs=1e-5)
+    assert score.value == pytest.approx(expected, abs=1e-5)
+    assert score.is_cut
+    [whole] = reward_model(folder, max_length=len(token_ids)).score([ROLLOUTS[3]])
+    assert not whole.is_cut
+
+
+def test_a_text_is_cut_where_the_model_has_no_more_positions(make_encoder):
+    """RoBERTa's begin behind the padding token: 14 of them hold 12 tokens."""
+    folder = make_encoder(separates=False, max_position_embeddings=14, **SMALL)
+    token_ids = tokens_of(*TEXTS[3], AutoTokenizer.from_pretrained(folder))
+    assert len(token_ids) > 12
+    for settings in ({}, {"max_length": 13}):
+        [score] = reward_model(folder, **settings).score([ROLLOUTS[3]])
+        [expected] = plain_logits(folder, [token_ids[:12]], 0)
+        assert score.value == pytest.approx(expected, abs=1e-5)
+        assert score.is_cut
 
 
 def test_a_tokenizer_may_come_from_elsewhere(encoder, tmp_path):
     RobertaForSequenceClassification.from_pretrained(encoder).save_pretrained(tmp_path)
     model = reward_model(tmp_path, tokenizer=str(encoder))
-    assert model.score(ROLLOUTS) == pytest.approx(plain_scores(encoder), abs=1e-5)
+    assert values(model.score(ROLLOUTS)) == pytest.approx(plain_scores(encoder), abs=1e-5)
 
 
 def test_a_label_that_the_model_lacks_is_named(folder):
@@ -206,15 +280,15 @@ def test_a_model_that_never_learned_to_score_is_refused(decoder, tmp_path):
 
 def test_scores_are_centred_and_scaled_by_what_training_stored(folder, tmp_path):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    raw = reward_model(tmp_path).score(ROLLOUTS)
+    raw = values(reward_model(tmp_path).score(ROLLOUTS))
     with pytest.raises(ConfigError, match=r"reward\.model\.normalize needs .*set normalize: none"):
         reward_model(tmp_path, normalize="center")
     write_statistics(tmp_path, mean=0.25, std=0.5)
-    centred = reward_model(tmp_path, normalize="center").score(ROLLOUTS)
+    centred = values(reward_model(tmp_path, normalize="center").score(ROLLOUTS))
     assert centred == pytest.approx([score - 0.25 for score in raw])
-    scaled = reward_model(tmp_path, normalize="standardize").score(ROLLOUTS)
+    scaled = values(reward_model(tmp_path, normalize="standardize").score(ROLLOUTS))
     assert scaled == pytest.approx([(score - 0.25) / 0.5 for score in raw])
-    assert reward_model(tmp_path).score(ROLLOUTS) == raw
+    assert values(reward_model(tmp_path).score(ROLLOUTS)) == raw
     write_statistics(tmp_path, mean=0.25, std=0.0)
     with pytest.raises(ConfigError, match="needs a spread above 0"):
         reward_model(tmp_path, normalize="standardize")
@@ -223,5 +297,5 @@ def test_scores_are_centred_and_scaled_by_what_training_stored(folder, tmp_path)
 def test_a_model_that_is_there_already_is_not_loaded_again(decoder, tmp_path):
     model = reward_model(decoder).model.train()
     scorer = RewardScorer(RewardModelConfig(path=str(decoder)), device=CPU, model=model)
-    assert scorer.score(ROLLOUTS) == pytest.approx(plain_scores(decoder), abs=1e-5)
+    assert values(scorer.score(ROLLOUTS)) == pytest.approx(plain_scores(decoder), abs=1e-5)
     assert model.training

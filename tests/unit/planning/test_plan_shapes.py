@@ -126,6 +126,31 @@ def counted(auto, config):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+ADAPTED = [
+    ("llama", GROUPED),
+    ("mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 28}),
+    ("qwen3_moe", EXPERTS),
+]
+
+
+@pytest.mark.parametrize("case", ADAPTED, ids=ids)
+def test_adapters_are_counted_as_peft_puts_them_on(case):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from rlhf_ray.config.base import ModelConfig
+    from rlhf_ray.models.load import with_adapter
+
+    name, settings = case
+    config = AutoConfig.for_model(name, **settings)
+    model = AutoModelForCausalLM.from_config(config)
+    model = with_adapter(model, ModelConfig.model_validate({"path": name, "lora": {"rank": 3}}))
+    adapted = shape_of(config.to_dict()).adapted("all-linear")
+    assert sum(3 * (linear.inputs + linear.outputs) for linear in adapted) == sum(
+        parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+    )
+
+
 @pytest.mark.parametrize("written", ["whole", "diff"])
 @pytest.mark.parametrize("case", CAUSAL, ids=ids)
 def test_a_causal_model_has_as_many_parameters(case, written, tmp_path):

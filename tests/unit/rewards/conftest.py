@@ -18,6 +18,7 @@ def rollout(number: int, prompt: Any, completion: str, columns: dict[str, Any]) 
         prompt=Prompt(
             prompt_id=f"train:{number}", token_ids_T=(1, 2), text=prompt, columns=columns
         ),
+        draw=number,
         sample=0,
         response_ids_T=ids_T,
         logprobs_T=np.zeros(len(ids_T), dtype=np.float32),

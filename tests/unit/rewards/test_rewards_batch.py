@@ -20,6 +20,7 @@ def test_a_batch_has_the_form_that_trl_gives_its_reward_functions(
     assert batch.prompt_ids_B == ["train:0", "train:1"]
     assert batch.prompts_B == ["Once", chat]
     assert batch.completions_B == [" upon", [{"role": "assistant", "content": "yo"}]]
+    assert batch.prompt_token_ids_B == [[1, 2], [1, 2]]
     assert batch.completion_ids_B == [[0, 1, 2, 3, 4], [0, 1]]
     assert batch.columns == {"answer": [1, None], "n": [None, [2]]}
     assert [completion_text(completion) for completion in batch.completions_B] == [" upon", "yo"]
@@ -31,6 +32,7 @@ def test_a_part_holds_the_rows_asked_for(make_batch: Callable[..., ScoringBatch]
         prompt_ids_B=["train:1", "train:2"],
         prompts_B=["p1", "p2"],
         completions_B=["b", "c"],
+        prompt_token_ids_B=[[1, 2], [1, 2]],
         completion_ids_B=[[0], [0]],
         columns={"n": [2, 3]},
     )

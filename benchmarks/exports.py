@@ -1,0 +1,210 @@
+"""Does the export of every family load again, in transformers and in vLLM, as the same model?
+
+    python -m benchmarks.exports                     # all families: 15 minutes on 2 cores
+    python -m benchmarks.exports mixtral qwen3_moe   # some
+
+Of each family a tiny model, every weight and buffer of it random, is exported as it is and with
+adapters on all its linear layers. Printed is what is not as it should be: names other than those
+that `save_pretrained` gives, logits of a loaded copy other than the model's own, and names that
+vLLM's loader does not take or that leave a parameter of its model without values. The exit code
+says whether anything was printed as wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.tiny_models import VOCAB_SIZE, family_names, tiny
+from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.learner.export import export_model
+from rlhf_ray.learner.weights import require_mergeable
+from rlhf_ray.models.load import with_adapter
+
+RANK = 4
+TOKENS = torch.arange(3, 27)[None]
+# Of logits, as a share of their size: adapters are merged before they are multiplied, which rounds,
+# and a random mixture of experts makes much of that.
+GAP = 2e-3
+# What the configurations on the hub say, transformers' own default does not, and vLLM asks for.
+OWN_SETTINGS = {"deepseek_v3": {"topk_method": "noaux_tc"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of one export.
+
+    Attributes:
+        wrong: What is not as it should be, in words; empty where all is right.
+        refused: Why there is no export at all; empty where there is one.
+    """
+
+    wrong: str = ""
+    refused: str = ""
+
+
+def exported(model_type: str, folder: Path, *, rank: int) -> Outcome:
+    """Export a tiny model of a family, adapters of the given rank on it or 0 for none.
+
+    Args:
+        model_type: One of `family_names()`.
+        folder: Gets the folders `family`, as `save_pretrained` writes it, and `export`.
+        rank: Of the adapters.
+    """
+    made, _ = tiny(model_type, **OWN_SETTINGS.get(model_type, {}))
+    made.save_pretrained(folder / "family")
+    tokenizer(folder / "tokenizer")
+    lm = type(made).from_pretrained(folder / "family").eval()
+    if rank:
+        config = ModelConfig.model_validate({"path": model_type, "lora": {"rank": rank}})
+        try:
+            lm = with_adapter(lm, config).eval()
+            require_mergeable(lm)
+        except (ConfigError, ValueError) as error:
+            return Outcome(refused=f"{type(error).__name__}: {error}")
+        randomize_adapters(lm)
+        if still := without_gradient(lm):
+            return Outcome(refused=f"training stops, as these do not move: {', '.join(still[:2])}")
+    wanted = logits_of(lm)
+    export_model(lm, folder / "export", str(folder / "tokenizer"), write=True)
+    if names := names_in(folder / "family") ^ names_in(folder / "export"):
+        return Outcome(wrong=f"names {', '.join(sorted(names)[:4])}")
+    loaded = type(made).from_pretrained(folder / "export").eval()
+    gap = float((logits_of(loaded) - wanted).norm() / wanted.norm())
+    return Outcome() if gap <= GAP else Outcome(wrong=f"logits {gap:.1e} apart")
+
+
+def randomize_adapters(lm: Any) -> None:
+    """Give adapters numbers that matter: peft makes their product 0."""
+    torch.manual_seed(1)
+    for name, parameter in lm.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3 * parameter.shape[-1] ** -0.5)
+
+
+def without_gradient(lm: Any) -> list[str]:
+    """Adapters whose matrix the model's code reads without calling it."""
+    lm(input_ids=TOKENS, use_cache=False).logits.square().sum().backward()
+    return [n for n, p in lm.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@torch.no_grad()
+def logits_of(lm: Any) -> torch.Tensor:
+    """Of one sequence."""
+    logits: torch.Tensor = lm(input_ids=TOKENS, use_cache=False).logits
+    return logits
+
+
+def names_in(folder: Path) -> set[str]:
+    """Of the weights."""
+    names: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            names |= set(tensors.offset_keys())
+    return names
+
+
+def tokenizer(folder: Path) -> None:
+    """Write one of as many words as the tiny models have."""
+    from tokenizers import Tokenizer, models
+
+    words = {f"<{index}>": index for index in range(VOCAB_SIZE)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<0>"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<0>", bos_token="<1>", eos_token="<2>"
+    ).save_pretrained(folder)
+
+
+def taken_by_vllm(folder: Path) -> Outcome:
+    """Build vLLM's model of an export without an engine, and have it load the weights.
+
+    Every parameter is NaN beforehand, so that one which got no values shows.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.model_executor.model_loader.weight_utils import safetensors_weights_iterator
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    try:
+        config = EngineArgs(
+            model=str(folder), dtype="float32", enforce_eager=True, max_model_len=64
+        ).create_engine_config()
+        with set_default_torch_dtype(torch.float32):
+            model = initialize_model(config)
+    # Whatever vLLM raises says that it does not serve such a model, which is not ours to mend.
+    except Exception as error:
+        return Outcome(refused=f"vLLM builds none: {type(error).__name__}: {first_line(error)}")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.fill_(torch.nan)
+    files = sorted(str(file) for file in folder.glob("*.safetensors"))
+    try:
+        model.load_weights(safetensors_weights_iterator(files, use_tqdm_on_load=False))
+    except Exception as error:
+        return Outcome(wrong=f"vLLM's loader: {type(error).__name__}: {first_line(error)}")
+    empty = [name for name, parameter in model.named_parameters() if parameter.isnan().any()]
+    return Outcome(wrong=f"vLLM got no {', '.join(empty[:4])}" if empty else "")
+
+
+def start_vllm() -> None:
+    """A process group of one, which vLLM's layers ask for their share."""
+    os.environ["VLLM_LOGGING_LEVEL"] = "CRITICAL"
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+
+    store = f"file://{tempfile.mkdtemp()}/store"
+    with set_current_vllm_config(VllmConfig()):
+        init_distributed_environment(1, 0, store, 0, "gloo")
+        initialize_model_parallel()
+
+
+def first_line(error: Exception) -> str:
+    """Of what it says."""
+    return (str(error).strip().splitlines() or [""])[0][:160]
+
+
+def main() -> int:
+    """Walk the families."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("families", nargs="*", default=family_names())
+    parser.add_argument("--no-vllm", action="store_true", help="transformers alone")
+    options = parser.parse_args()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if not options.no_vllm:
+        start_vllm()
+    num_wrong = 0
+    for family in options.families:
+        outcomes: dict[str, Outcome] = {}
+        for rank in (0, RANK):
+            with tempfile.TemporaryDirectory() as name:
+                what = "adapters" if rank else "export"
+                try:
+                    outcomes[what] = exported(family, Path(name), rank=rank)
+                except Exception as error:  # the next family is not to suffer from it
+                    outcomes[what] = Outcome(wrong=f"{type(error).__name__}: {first_line(error)}")
+                if not rank and not options.no_vllm and not outcomes[what].wrong:
+                    outcomes["vllm"] = taken_by_vllm(Path(name) / "export")
+        num_wrong += sum(bool(outcome.wrong) for outcome in outcomes.values())
+        cells = [
+            f"{what}: {'WRONG ' if one.wrong else ''}{one.wrong or one.refused or 'right'}"
+            for what, one in outcomes.items()
+        ]
+        print(f"{family:24} {' | '.join(cells)}", flush=True)
+    return int(num_wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Settings that a configuration gives and the job does not look at: said in the log, not refused.
+
+An ablation on the command line (`--algorithm.kl.coefficient 0`) leaves keys of the file behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rlhf_ray.config.base import GroupConfig, LoraConfig, ModelConfig, OptimConfig, RunConfig
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
+
+
+def unused_settings(config: RunConfig) -> list[str]:
+    """Each key that is set to another value than its default in vain, and why."""
+    match config:
+        case OnlineConfig():
+            return [*_online(config)]
+        case SupervisedConfig():
+            return [*_supervised(config)]
+    return []
+
+
+def _online(config: OnlineConfig) -> Iterator[str]:
+    algorithm = config.algorithm
+    yield from _learner("policy", config.policy.model, config.policy.optim)
+    if config.uses_value:
+        yield from _learner("value", config.value.model, config.value.optim)
+    elif config.value.model.path:
+        yield f"value.model.path (advantage {algorithm.advantage} has no critic)"
+    if not config.uses_reference and config.reference.model.path:
+        yield "reference.model.path (algorithm.kl.coefficient is 0)"
+    steps = config.total_steps * algorithm.epochs * algorithm.minibatches
+    yield from _warmup("policy", config.policy.optim, steps)
+    yield from _guests(dict(config.placement))
+
+
+def _supervised(config: SupervisedConfig) -> Iterator[str]:
+    role, learner = config.trained_role, config.learner
+    yield from _learner(role, learner.model, learner.optim)
+    if not config.epochs:  # else the rows decide
+        yield from _warmup(role, learner.optim, config.total_steps)
+    if isinstance(config, DpoConfig) and not config.uses_reference_role:
+        if config.reference.model.path:
+            yield "reference.model.path (the losses take no reference of its own)"
+        if config.reference_kind == "precomputed":
+            yield "reference_kind precomputed (the losses take no reference)"
+    placement: Any = getattr(config, "placement", None)
+    yield from _guests(dict(placement))
+
+
+def _learner(role: str, model: ModelConfig, optim: OptimConfig) -> Iterator[str]:
+    if optim.schedule == "constant" and optim.min_lr_share:
+        yield f"{role}.optim.min_lr_share (schedule is constant)"
+    if not model.lora.rank and model.lora != LoraConfig():
+        yield f"{role}.model.lora (its rank is 0: all weights are trained)"
+
+
+def _warmup(role: str, optim: OptimConfig, num_steps: int) -> Iterator[str]:
+    if optim.warmup_steps >= num_steps:
+        yield (
+            f"{role}.optim.schedule (its {optim.warmup_steps} warmup_steps are not over in the "
+            f"job's {num_steps} optimiser steps)"
+        )
+
+
+def _guests(groups: Mapping[str, GroupConfig]) -> Iterator[str]:
+    for role, group in groups.items():
+        if group.share and group.strategy != "PACK":
+            yield f"placement.{role}.strategy (it lives with {group.share})"

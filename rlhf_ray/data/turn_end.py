@@ -1,0 +1,160 @@
+"""What ends an answer: the chat template's end of a turn, found by rendering, and all end tokens.
+
+A template's own text says nothing certain about it; what stands behind a rendered answer does.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rlhf_ray.data.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Stands for an answer in a rendering. No template trims, splits or parses a plain word.
+PLACEHOLDER = "Rlhfrayanswer"
+# What is meant as a token of its own: `<|im_end|>`, `<end_of_turn>`, `</s>`, DeepSeek's wide bars.
+_MARK = re.compile(r"<\|[^|<>]+\|>|<｜[^｜<>]+｜>|</s>|<\w*(?:end|eo[tsm])\w*>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnEnd:
+    r"""How a chat template ends an assistant's turn.
+
+    Example: ChatML's is `TurnEnd(text="<|im_end|>", rest="\n", token_id=7, broken="")`.
+
+    Attributes:
+        text: What follows an answer, up to and with the end token; all of it where no single token
+            ends a turn, as in templates of plain text.
+        rest: What the template writes behind that. It belongs to no answer.
+        token_id: The end token; None where there is none.
+        broken: A mark such as `<|im_end|>` that the template ends turns with and the vocabulary
+            lacks: it would be spelt by several ordinary tokens. Empty where there is none.
+    """
+
+    text: str
+    rest: str
+    token_id: int | None
+    broken: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndTokens:
+    """Tokens that end a response.
+
+    Attributes:
+        ids: In rising order, each once.
+        words: The same for the log, and where each comes from.
+    """
+
+    ids: tuple[int, ...]
+    words: str
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
+    """How the tokenizer's template ends an answer; None without a template for a plain answer."""
+    if not tokenizer.chat_template:
+        return None
+    return _turn_end(tokenizer, str(tokenizer.chat_template), str(tokenizer.eos_token))
+
+
+def checked_turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
+    """The same, where chats are rendered.
+
+    Raises:
+        DataError: The template's end is a mark that the vocabulary lacks.
+    """
+    end = turn_end(tokenizer)
+    if end is not None and end.broken:
+        raise DataError(
+            f"the chat template ends a turn with {end.broken!r}, which is no token of "
+            f"{tokenizer.name_or_path!r} but would be spelt by several: nothing could end an "
+            "answer; add it to the tokenizer, or set another chat_template"
+        )
+    return end
+
+
+def end_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    generation_ids: Sequence[int] = (),
+    stop_token_ids: Sequence[int] = (),
+) -> EndTokens:
+    """All tokens that end a response: the tokenizer's, the model's and the chat template's.
+
+    Args:
+        tokenizer: The policy's, with the chat template of the run.
+        generation_ids: End tokens of the model's `generation_config`.
+        stop_token_ids: What the configuration names. Special tokens among them end a turn; others
+            (a full stop, say) are part of what is said.
+    """
+    sources: dict[int, list[str]] = {}
+    if tokenizer.eos_token_id is not None:
+        sources.setdefault(int(tokenizer.eos_token_id), []).append("tokenizer")
+    for token_id in generation_ids:
+        sources.setdefault(int(token_id), []).append("generation_config")
+    for token_id in stop_token_ids:
+        added = tokenizer.added_tokens_decoder.get(token_id)
+        if token_id in tokenizer.all_special_ids or (added is not None and added.special):
+            sources.setdefault(token_id, []).append("rollout.stop_token_ids")
+    end = turn_end(tokenizer)
+    if end is not None and end.token_id is not None:
+        sources.setdefault(end.token_id, []).append("chat template")
+    words = ", ".join(
+        f"{tokenizer.convert_ids_to_tokens(token_id)!r} ({token_id}: {' and '.join(names)})"
+        for token_id, names in sorted(sources.items())
+    )
+    if end is not None and end.token_id is None:
+        words += f"; the chat template's own end {(end.broken or end.text)!r} is no single token"
+    return EndTokens(ids=tuple(sorted(sources)), words=words or "no token at all")
+
+
+def known_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokenizer's end token and its template's, as far as there are any."""
+    end = turn_end(tokenizer)
+    return {tokenizer.eos_token_id, None if end is None else end.token_id} - {None}
+
+
+@functools.lru_cache(maxsize=16)
+def _turn_end(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str, eos_token: str
+) -> TurnEnd | None:
+    """The key holds all that a caller may change of a tokenizer."""
+    import jinja2
+
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": PLACEHOLDER}]
+    try:
+        rendered = str(tokenizer.apply_chat_template(chat, tokenize=False))
+    except (jinja2.TemplateError, TypeError, ValueError):
+        return None  # `render` says so, once a chat is to be rendered
+    _, placeholder, behind = rendered.rpartition(PLACEHOLDER)
+    if not placeholder:
+        return None
+    return _parted(tokenizer, behind)
+
+
+def _parted(tokenizer: PreTrainedTokenizerBase, behind: str) -> TurnEnd:
+    """What stands behind an answer, parted at the first end token that only space precedes."""
+    begin = len(behind) - len(behind.lstrip())
+    mark = _MARK.match(behind, begin)
+    words = sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}, key=len)
+    whole = [word for word in words if word and behind.startswith(word, begin)][-1:]
+    for word in [*whole, *([mark.group()] if mark else [])]:
+        if (token_id := only_token(tokenizer, word)) is not None:
+            border = begin + len(word)
+            return TurnEnd(text=behind[:border], rest=behind[border:], token_id=token_id, broken="")
+    broken = mark.group() if mark else ""
+    return TurnEnd(text=behind, rest="", token_id=None, broken=broken)
+
+
+def only_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int | None:
+    """The token that a word is, wherever it stands; None where it is spelt by several."""
+    token_id = tokenizer.get_vocab().get(word)
+    if token_id is None:
+        return None
+    behind_text: list[int] = tokenizer(f"a{word}", add_special_tokens=False)["input_ids"]
+    return token_id if behind_text[-1:] == [token_id] else None

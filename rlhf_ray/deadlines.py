@@ -1,0 +1,84 @@
+"""Waits that end: by what was waited for, or by an error that says who was late and with what."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from rlhf_ray.errors import RunError
+
+T = TypeVar("T")
+
+
+class DeadlineError(RunError):
+    """A wait was longer than its deadline."""
+
+    @classmethod
+    def of(cls, operation: str, actors: str, *, age_s: float, timeout_s: float) -> DeadlineError:
+        """Who has not answered, when asked for what, and for how long."""
+        return cls(
+            f"{operation}: no answer from {actors} after {age_s:.0f} s (deadline {timeout_s:g} s)"
+        )
+
+
+@asynccontextmanager
+async def deadline(timeout_s: float, *, actor: str, operation: str) -> AsyncIterator[None]:
+    """What is inside is waited for until the deadline, and then cancelled.
+
+    Raises:
+        DeadlineError: It was not done in time; names actor, operation and age.
+    """
+    started_s = time.monotonic()
+    try:
+        async with asyncio.timeout(timeout_s) as timer:
+            yield
+    except TimeoutError as error:
+        if not timer.expired():
+            raise  # of something inside
+        age_s = time.monotonic() - started_s
+        raise DeadlineError.of(operation, actor, age_s=age_s, timeout_s=timeout_s) from error
+
+
+async def in_thread(call: Callable[[], T], *, timeout_s: float, actor: str, operation: str) -> T:
+    """What `call` returns, which runs beside the event loop.
+
+    Raises:
+        DeadlineError: It did not return in time. Its thread goes on, and ends with the process.
+    """
+    async with deadline(timeout_s, actor=actor, operation=operation):
+        return await in_daemon_thread(call, name=operation)
+
+
+async def in_daemon_thread(call: Callable[[], T], *, name: str) -> T:
+    """Run `call` in a thread of that name that nobody joins; the caller has the deadline.
+
+    `asyncio.to_thread` would let a function that never returns block the process's exit.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def finish() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+        # After the deadline the loop may be closed: then nobody waits for the result.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(finish)
+
+    threading.Thread(target=run, daemon=True, name=name).start()
+    await done
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,202 @@
+"""A model is compared with itself when it is loaded, and runs the first way that is right.
+
+What a family does between tokens and scores is its own code's business: how it keeps sequences
+apart, numbers positions, scales logits, is random in training. Here nobody has to know: a few
+random sequences go through the model in the layout, kernel and mode that the role will use, and
+must come out as from the family's own `forward`, one sequence a call, eager attention.
+
+How much two right ways may differ is measured on the model: its own `forward` once more, with the
+outputs of all layers rounded another way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.checked import CheckedModel
+from rlhf_ray.models.dropout import adapter_dropouts
+from rlhf_ray.models.modes import ForwardMode
+from rlhf_ray.types import IntArray
+
+logger = logging.getLogger(__name__)
+
+# Short ones before and behind a longer one: what flows along a packed row reaches the last.
+LENGTHS = (5, 23, 9)
+# Differences that two right ways may have: so many times what rounding does (root mean squares),
+# and a share of the outcomes themselves, which are computed in float32.
+NOISE_FACTOR = 6.0
+FLOAT32_SHARE = 64 * torch.finfo(torch.float32).eps
+# A weight in 8 or 4 bit: its layer rounds what goes in to 8 bit.
+QUANTIZED_EPS = 2.0**-6
+
+_REFUSALS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def settle(module: CheckedModel, config: ForwardConfig, device: torch.device) -> None:
+    """Make `module` run the first way in which it is right.
+
+    Every rank of a group calls it. Random state and training mode stay as they were.
+
+    Args:
+        module: The loaded model; behind DeepSpeed's start where that spreads its weights.
+        config: Which ways the role may take.
+        device: Where batches go.
+
+    Raises:
+        ConfigError: It is right in none: says what differs, by how much, and what would work.
+    """
+    was_training, module.device = module.training, device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        try:
+            _settle(module, config)
+        finally:
+            module.train(was_training)
+
+
+def _settle(module: CheckedModel, config: ForwardConfig) -> None:
+    allowed = module.modes(config.model, config.layout)
+    truth = _truth(module)
+    faults: list[str] = []
+    for mode in allowed:
+        faults.append(_fault(module, mode, truth))
+        if not faults[-1]:
+            if len(faults) > 1:
+                logger.warning("%s runs with %s: %s", _name(module), mode, faults[0])
+            return
+    free = config.model.model_copy(update={"attention": "auto"})
+    others = (mode for mode in module.modes(free, "auto") if mode not in allowed)
+    works = next((mode for mode in others if not _fault(module, mode, truth)), None)
+    raise ConfigError(
+        f"{_name(module)} cannot be run with {allowed[0]}: {faults[0]}; "
+        + (f"it is right with {works}" if works else "it is right in no other layout either")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Truth:
+    """What sequences are worth by the model's own `forward`, and how exactly that is known."""
+
+    sequences_B: Sequence[IntArray]
+    own_B: Sequence[Tensor]
+    tolerance: float
+    far: int | None
+
+
+def _truth(module: CheckedModel) -> _Truth:
+    transformer = module.transformer()
+    text = transformer.config.get_text_config()
+    sequences_B = _sequences(text)
+    module.eval()
+    transformer.set_attn_implementation("eager")
+
+    def own_outcomes() -> list[Tensor]:
+        rows = (torch.from_numpy(ids_T.astype(np.int64))[None] for ids_T in sequences_B)
+        return [module.own_outcome(row.to(module.device)).float() for row in rows]
+
+    try:
+        own_B = own_outcomes()
+    # Whatever a family says that wants more than tokens.
+    except Exception as error:
+        raise ConfigError(
+            f"{_name(module)} cannot be run: its own forward takes no tokens alone: {error}"
+        ) from error
+    with _rounded_otherwise(module):
+        noise = _difference(own_outcomes(), own_B)
+    size = torch.cat(own_B).square().mean().sqrt().item()
+    context = getattr(text, "max_position_embeddings", None)
+    return _Truth(
+        sequences_B=sequences_B,
+        own_B=own_B,
+        tolerance=NOISE_FACTOR * noise + FLOAT32_SHARE * size,
+        far=context - LENGTHS[-1] if isinstance(context, int) and context > sum(LENGTHS) else None,
+    )
+
+
+def _fault(module: CheckedModel, mode: ForwardMode, truth: _Truth) -> str:
+    """What is wrong with running like this; empty for nothing."""
+    try:
+        module.use(mode)
+        return next(_faults(module, mode, truth), "")
+    # Attention functions refuse what they cannot honour; families choke on a mask that is None.
+    except _REFUSALS as error:
+        return f"it fails: {error}"
+
+
+def _faults(module: CheckedModel, mode: ForwardMode, truth: _Truth) -> Iterator[str]:
+    def differing(outcomes_B: Sequence[Tensor], where: str) -> Iterator[str]:
+        difference = _difference(outcomes_B, truth.own_B[: len(outcomes_B)])
+        if not difference <= truth.tolerance:
+            yield (
+                f"its {module.outcome} {where} differ from its own forward's by "
+                f"{difference:.2g}, where rounding explains {truth.tolerance:.2g}"
+            )
+
+    module.eval()
+    longest_T = truth.sequences_B[1]
+    alone = module.outcomes([truth.sequences_B[0]]), module.outcomes([longest_T])
+    yield from differing([*alone[0], *alone[1]], "for a sequence alone")
+    yield from differing(module.outcomes(truth.sequences_B), "for sequences of one batch")
+    if truth.far is not None and not mode.with_mask:
+        outcomes_B = module.outcomes(truth.sequences_B, far=truth.far)[:-1]
+        yield from differing(outcomes_B, "beside a sequence at far positions")
+    module.train()
+    for dropout in adapter_dropouts(module):
+        dropout.eval()
+    for _ in range(2):
+        yield from differing(module.outcomes(truth.sequences_B), "in training mode")
+
+
+def _difference(ours_B: Sequence[Tensor], theirs_B: Sequence[Tensor]) -> float:
+    """Root mean square over all tokens; the largest of all ranks, so that they agree."""
+    gaps = [ours - theirs for ours, theirs in zip(ours_B, theirs_B, strict=True)]
+    difference = torch.cat(gaps).float().square().mean().sqrt().nan_to_num(nan=torch.inf)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(difference, op=dist.ReduceOp.MAX)
+    return difference.item()
+
+
+def _sequences(text: Any) -> list[IntArray]:
+    """Random tokens, but none that a family takes for an image or padding."""
+    named = {v for k, v in text.to_dict().items() if k.endswith("token_id") and isinstance(v, int)}
+    generator = np.random.default_rng(0)
+    plain = np.setdiff1d(generator.integers(text.vocab_size, size=sum(LENGTHS) * 4), list(named))
+    generator.shuffle(plain)
+    ids_T = np.resize(plain, sum(LENGTHS)).astype(np.int32)
+    return np.split(ids_T, np.cumsum(LENGTHS)[:-1])
+
+
+@contextmanager
+def _rounded_otherwise(module: nn.Module) -> Iterator[None]:
+    """While this is open, what each layer gives is off by up to half a unit in the last place."""
+
+    def rounded(layer: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        weight = getattr(layer, "weight", None)
+        quantized = isinstance(weight, Tensor) and not weight.is_floating_point()
+        eps = QUANTIZED_EPS if quantized else torch.finfo(output.dtype).eps
+        return output * (1 + eps * (torch.rand_like(output) - 0.5))
+
+    leaves = [m for m in module.modules() if not any(True for _ in m.children())]
+    handles = [leaf.register_forward_hook(rounded) for leaf in leaves]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _name(module: CheckedModel) -> str:
+    return type(module.transformer()).__name__

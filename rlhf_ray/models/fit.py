@@ -1,0 +1,211 @@
+"""Do a job's models fit their roles, its tokens and its texts? Asked before anything starts.
+
+Of models in folders `rlhf_ray.config.preflight` has asked the first already; here hub names and the
+results of other stages are as well, and what only tokenizer and data tell.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.model_kind import Kind, kind_fault, quantization_fault, token_id_faults
+from rlhf_ray.config.rewards import RewardModelConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.limits import positions_of, read_config
+from rlhf_ray.types import IntArray, LabelledAnswer, Prompt, Ranking, SftExample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CLASSES = {
+    "causal": ("MODEL_FOR_CAUSAL_LM_MAPPING", "causal language model"),
+    "classifier": ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", "sequence classifier"),
+}
+
+
+def check_model(key: str, model: ModelConfig, kind: Kind, *, is_trained: bool) -> None:
+    """Refuse a model that is no use in its role.
+
+    Args:
+        key: Where the configuration names it, such as `policy.model.path`.
+        model: The model.
+        kind: That the role takes.
+        is_trained: Or only computed with.
+
+    Raises:
+        ConfigError: Says what it is; or it cannot be read.
+    """
+    config = _config_of(model)
+    written, _ = type(config).get_config_dict(model.path, revision=model.revision)
+    generation = _generation_config(key, model) if kind == "causal" else {}
+    faults = [kind_fault(written, kind), _class_fault(config, written, kind, model)]
+    if is_trained:
+        faults.append(quantization_fault(written, model))
+    faults += token_id_faults(written, generation)
+    found = [fault for fault in faults if fault]
+    if found:
+        raise ConfigError("\n".join(f"{key}: {model.path!r} {fault}" for fault in found))
+
+
+def check_tokens(
+    key: str, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Any] = ()
+) -> None:
+    """Refuse a tokenizer that gives a model tokens which it has no embedding of.
+
+    What it knows beyond the embedding and the job does not use (Gemma's picture tokens) is no harm.
+
+    Args:
+        key: Where the configuration names the model.
+        model: The model.
+        tokenizer: Whose tokens the job gives it.
+        rows: The job's, tokenized.
+
+    Raises:
+        ConfigError: Names the token.
+    """
+    num_rows = int(_config_of(model).get_text_config().vocab_size)
+    used = {"padding token": tokenizer.pad_token_id, "end token": tokenizer.eos_token_id}
+    used["vocabulary"] = max(
+        (index for index in _own_ids(tokenizer) if index >= num_rows), default=None
+    )
+    largest = max(((_largest_id(row), row) for row in rows), key=lambda at: at[0], default=None)
+    if largest is not None and largest[0] >= num_rows:
+        used[f"row {_name_of(largest[1])}"] = largest[0]
+    for what, token_id in used.items():
+        if token_id is not None and token_id >= num_rows:
+            raise ConfigError(
+                f"{key}: the {what} of the tokenizer has {tokenizer.decode([token_id])!r} as token "
+                f"{token_id}, but {model.path!r} has embeddings of the tokens 0 to {num_rows - 1} "
+                "alone: take another tokenizer or token, or resize the model's embeddings"
+            )
+
+
+def check_room(key: str, model: ModelConfig, longest: int) -> None:
+    """Refuse a model with fewer positions than the job's longest sequence has tokens.
+
+    Raises:
+        ConfigError: Says both.
+    """
+    positions = positions_of(_config_of(model))
+    if positions is not None and positions < longest:
+        raise ConfigError(
+            f"{key}: {model.path!r} takes at most {positions} tokens, but the job's longest "
+            f"sequence may have {longest}: lower the data's lengths or the new tokens"
+        )
+
+
+def check_scorer(reward: RewardModelConfig, longest: int) -> None:
+    """Refuse a reward model that cannot score the job's texts.
+
+    Args:
+        reward: Where it comes from.
+        longest: Tokens of the longest text, in the policy's tokens: the model's own may be more or
+            fewer, and what is longer in them is cut and counted.
+
+    Raises:
+        ConfigError: It is of no use as a scorer, or its positions are fewer than its texts need.
+    """
+    from rlhf_ray.data.tokenizer import load_tokenizer
+
+    key = "reward.model.path"
+    model = ModelConfig(path=reward.path, trust_remote_code=reward.trust_remote_code)
+    check_model(key, model, "classifier", is_trained=False)
+    tokenizer = load_tokenizer(
+        reward.tokenizer or reward.path,
+        chat_template=reward.chat_template,
+        trust_remote_code=reward.trust_remote_code,
+    )
+    check_tokens(key, model, tokenizer)
+    positions = positions_of(_config_of(model))
+    if positions is None:
+        return
+    if reward.max_length > positions:
+        raise ConfigError(
+            f"reward.model.max_length must be at most the model's {positions}, got "
+            f"{reward.max_length}"
+        )
+    if not reward.max_length and positions < longest:
+        raise ConfigError(
+            f"{key}: {reward.path!r} takes at most {positions} tokens, but texts may have "
+            f"{longest}: set reward.model.max_length to at most {positions}, and longer ones are "
+            "cut there and counted (reward/truncated_share)"
+        )
+
+
+def longest_sequence(rows: Sequence[Any]) -> int:
+    """Tokens of the longest sequence of tokenized rows; of a ranking, of a prompt and an answer."""
+    return max((max(map(len, _sequences(row))) for row in rows), default=0)
+
+
+def _sequences(row: Any) -> Iterator[IntArray]:
+    match row:
+        case Prompt() | SftExample():
+            yield np.asarray(row.token_ids_T, dtype=np.int32)
+        case Ranking() | LabelledAnswer():
+            for answer_ids_T in row.answer_ids_K:
+                yield np.concatenate([row.prompt_ids_T, answer_ids_T])
+
+
+def _largest_id(row: Any) -> int:
+    return max(int(ids_T.max()) for ids_T in _sequences(row) if len(ids_T))
+
+
+def _name_of(row: Any) -> str:
+    name: str = row.prompt_id if isinstance(row, Prompt) else row.example_id
+    return name
+
+
+def _own_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that any text may hold."""
+    return {*tokenizer.get_vocab().values()} - {*tokenizer.get_added_vocab().values()}
+
+
+def _config_of(model: ModelConfig) -> Any:
+    return read_config(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+
+
+def _class_fault(config: Any, written: Any, kind: Kind, model: ModelConfig) -> str | None:
+    """Whether transformers has no class of the kind for a model."""
+    import transformers
+
+    if model.trust_remote_code and written.get("auto_map"):
+        return None
+    wanted = [_CLASSES[name] for name in ("causal", "classifier") if kind in (name, "critic")]
+    if any(type(config) in getattr(transformers, mapping) for mapping, _ in wanted):
+        return None
+    return (
+        f"is of type {config.model_type}, of which transformers "
+        f"{importlib.metadata.version('transformers')} has no {' or '.join(n for _, n in wanted)}"
+    )
+
+
+def _generation_config(key: str, model: ModelConfig) -> dict[str, Any]:
+    """What `generation_config.json` says; nothing where there is none.
+
+    Raises:
+        ConfigError: transformers would not load the model for what stands there.
+    """
+    from transformers import GenerationConfig
+
+    folder = Path(model.path)
+    if folder.is_dir() and not (folder / "generation_config.json").is_file():
+        return {}
+    try:
+        found = GenerationConfig.from_pretrained(model.path, revision=model.revision)
+    except OSError as error:
+        if folder.is_dir():
+            raise ConfigError(f"{key}: {model.path!r}: generation_config.json: {error}") from error
+        return {}
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{key}: {model.path!r}: generation_config.json: {reason}") from error
+    told: dict[str, Any] = found.to_dict()
+    return told

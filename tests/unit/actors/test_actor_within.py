@@ -1,0 +1,64 @@
+"""Waiting for several answers: what is left when one is late or fails."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from actors.cluster.deadline import within
+from rlhf_ray.deadlines import DeadlineError
+from rlhf_ray.errors import ConfigError, RunError
+
+
+class Answer:
+    """An awaitable that comes after a while, and notes when nobody waits for it any more."""
+
+    def __init__(self, result: object = None, *, after_s: float = 0.0) -> None:
+        self.result, self.after_s, self.given_up = result, after_s, False
+
+    def __await__(self):
+        return self._wait().__await__()
+
+    async def _wait(self) -> object:
+        try:
+            await asyncio.sleep(self.after_s)
+        except asyncio.CancelledError:
+            self.given_up = True
+            raise
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+def asked(answers: list[Answer], *, timeout_s: float = 5.0):
+    names = [f"job/policy/{n}" for n in range(len(answers))]
+    return within(answers, timeout_s=timeout_s, actors=names, operation="policy.update")
+
+
+async def test_answers_come_in_the_order_of_actors():
+    assert await asked([Answer("a", after_s=0.05), Answer("b")]) == ["a", "b"]
+
+
+async def test_who_is_late_is_named_and_not_waited_for_any_more():
+    late = Answer(after_s=60)
+    message = r"policy.update: no answer from job/policy/1 after 0 s \(deadline 0.05 s\)"
+    with pytest.raises(DeadlineError, match=message):
+        await asked([Answer(), late], timeout_s=0.05)
+    await asyncio.sleep(0)
+    assert late.given_up
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (LookupError("no such row"), r"job/policy/0 failed after 0 s: LookupError: no such row"),
+        (ConfigError("policy.model.path names nothing"), r"job/policy/0: policy.model.path names"),
+    ],
+)
+async def test_the_first_failure_ends_the_wait_for_the_others(error, said):
+    other = Answer(after_s=60)
+    with pytest.raises(RunError, match=f"^policy.update: {said}"):
+        await asked([Answer(error), other])
+    await asyncio.sleep(0)
+    assert other.given_up

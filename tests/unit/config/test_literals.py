@@ -1,0 +1,102 @@
+"""What a configuration allows and what there is: neither has a name that the other lacks."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from rlhf_ray.algorithms.advantages import ADVANTAGES
+from rlhf_ray.algorithms.correction import CORRECTIONS
+from rlhf_ray.algorithms.divergences import Divergence
+from rlhf_ray.algorithms.kl import KL_ESTIMATORS
+from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
+from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES
+from rlhf_ray.algorithms.reduction import ReductionKind
+from rlhf_ray.algorithms.regularizers import LOSS_TERMS
+from rlhf_ray.algorithms.reward_losses import REWARD_LOSSES
+from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
+from rlhf_ray.algorithms.value_losses import VALUE_LOSSES
+from rlhf_ray.config import supervised
+from rlhf_ray.config.algorithm import CLIP_BOUNDS, AlgorithmConfig, CorrectionConfig, KlConfig
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
+from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.data.row_formats import ROW_FORMATS
+from rlhf_ray.data.templates import CHAT_TEMPLATES
+
+# (class, field) -> the names that there are
+NAMES: dict[tuple[type[Any], str], set[str]] = {
+    (AlgorithmConfig, "advantage"): set(ADVANTAGES),
+    (AlgorithmConfig, "policy_loss"): set(POLICY_LOSSES),
+    (AlgorithmConfig, "value_loss"): set(VALUE_LOSSES),
+    (AlgorithmConfig, "reduction"): set(get_args(ReductionKind)),
+    (KlConfig, "estimator"): set(KL_ESTIMATORS),
+    (CorrectionConfig, "kind"): set(CORRECTIONS),
+    (SftConfig, "loss_type"): set(SFT_LOSSES),
+    (RmConfig, "loss_type"): set(REWARD_LOSSES),
+    (DpoConfig, "loss_type"): {*PAIR_LOSSES, "kto"},
+    (DpoConfig, "f_divergence_type"): set(get_args(Divergence)),
+    (DataConfig, "format"): {"auto", *ROW_FORMATS},
+}
+
+
+def literals(annotation: Any) -> set[str]:
+    """Every text that a `Literal` anywhere inside the annotation allows."""
+    parts = get_args(annotation)
+    texts = {part for part in parts if isinstance(part, str)}
+    return texts.union(*(literals(part) for part in parts if not isinstance(part, str)))
+
+
+@pytest.mark.parametrize(("place", "names"), NAMES.items(), ids=lambda value: str(value)[:60])
+def test_a_configuration_allows_what_there_is(
+    place: tuple[type[Any], str], names: set[str]
+) -> None:
+    cls, field = place
+    assert literals(cls.model_fields[field].annotation) == names
+
+
+def test_chat_templates_are_those_that_there_are() -> None:
+    assert set(CHAT_TEMPLATE_NAMES) == set(CHAT_TEMPLATES)
+
+
+def test_every_policy_loss_has_bounds() -> None:
+    assert set(CLIP_BOUNDS) == set(POLICY_LOSSES)
+
+
+def test_every_loss_term_can_be_reached() -> None:
+    """By the estimators that are allowed in the loss, weighted where that is, and the entropy."""
+    reached = {"entropy"}
+    for estimator in KL_ESTIMATORS:
+        for weighted in (False, True):
+            try:
+                KlConfig(coefficient=1.0, estimator=estimator, importance_weight=weighted)
+            except ValueError:
+                continue
+            reached.add(f"kl_{estimator}{'_weighted' * weighted}")
+    assert reached == set(LOSS_TERMS)
+
+
+def test_what_the_schema_says_of_losses_and_estimators_is_of_names_that_there_are() -> None:
+    for losses in ("REFERENCE_FREE_LOSSES", "SCORED_LOSSES", "SMOOTHED_LOSSES"):
+        assert getattr(supervised, losses) <= set(PAIR_LOSSES), losses
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_the_schema_knows_what_an_advantage_needs(name: str) -> None:
+    estimator = ADVANTAGES[name]
+    algorithm = AlgorithmConfig.model_validate({"advantage": name})
+    assert algorithm.tells_rewards_apart == estimator.needs_parts
+    config = OnlineConfig.model_validate(
+        {
+            "run_dir": "run",
+            "total_steps": 1,
+            "data": {"path": "prompts"},
+            "policy": {"model": {"path": "model"}},
+            "reward": {"functions": [{"path": "scorers:score"}]},
+            "algorithm": algorithm,
+        }
+    )
+    assert config.uses_value == estimator.needs_values
+    assert config.smallest_group == (2 if estimator.needs_groups else 1)

@@ -1,0 +1,63 @@
+"""What is set in vain is said before the job starts."""
+
+import pytest
+
+from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.load import load_config
+from rlhf_ray.config.unused import unused_settings
+
+DATA = {"data": {"path": "org/rows"}}
+POLICY = {"policy": {"model": {"path": "org/model"}}}
+ONLINE = {**DATA, **POLICY, "reward": {"functions": [{"path": "m:f"}]}}
+
+
+def unused(job, **values):
+    needed = ONLINE if job in ("ppo", "grpo") else {**DATA, **POLICY}
+    return unused_settings(JOBS[job].model_validate({**needed, **values}))
+
+
+def policy(**settings):
+    return {"model": {"path": "org/model", **settings.pop("model", {})}, **settings}
+
+
+@pytest.mark.parametrize(
+    ("job", "values", "said"),
+    [
+        ("grpo", {"reference": {"model": {"path": "x/y"}}}, "reference.model.path (algorithm.kl"),
+        ("grpo", {"value": {"model": {"path": "x/y"}}}, "value.model.path (advantage grpo has no"),
+        ("sft", {"policy": policy(optim={"min_lr_share": 0.1})}, "policy.optim.min_lr_share (sch"),
+        ("sft", {"policy": policy(model={"lora": {"alpha": 4}})}, "policy.model.lora (its rank is"),
+        ("sft", {"policy": policy(optim={"warmup_steps": 100})}, "policy.optim.schedule (its 100"),
+        ("grpo", {"total_steps": 2, "policy": policy(optim={"warmup_steps": 2})}, "2 optimiser"),
+        ("dpo", {"loss_type": ["simpo"], "reference": {"model": {"path": "x/y"}}}, "reference.mo"),
+        ("dpo", {"loss_type": ["orpo"], "reference_kind": "precomputed"}, "reference_kind precom"),
+        (
+            "grpo",
+            {"placement": {"rollout": {"share": "policy", "strategy": "SPREAD"}}},
+            "placement.rollout.strategy (it lives with policy)",
+        ),
+    ],
+)
+def test_it_is_named_with_the_reason(job, values, said):
+    [told] = unused(job, **values)
+    assert said in told
+
+
+@pytest.mark.parametrize(
+    ("job", "values"),
+    [
+        ("grpo", {}),
+        ("ppo", {"reference": {"model": {"path": "x/y"}}, "value": {"model": {"path": "x/y"}}}),
+        ("sft", {"policy": policy(optim={"min_lr_share": 0.1, "schedule": "cosine"})}),
+        ("sft", {"policy": policy(model={"lora": {"alpha": 4, "rank": 2}})}),
+        ("sft", {"policy": policy(optim={"warmup_steps": 99})}),
+        ("sft", {"epochs": 1, "policy": policy(optim={"warmup_steps": 500})}),
+    ],
+)
+def test_what_is_looked_at_is_not(job, values):
+    assert unused(job, **values) == []
+
+
+@pytest.mark.parametrize("job", ["sft", "dpo", "rm", "grpo", "ppo", "sample"])
+def test_shipped_configurations_set_nothing_in_vain(job):
+    assert unused_settings(load_config(JOBS[job], f"configs/{job}/tiny-cpu.yaml")) == []

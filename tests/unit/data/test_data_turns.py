@@ -1,0 +1,159 @@
+"""Of a chat with several turns the assistant's are trained, each to its end token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import families
+import pytest
+
+from rlhf_ray.config.data import DataConfig
+from rlhf_ray.data.borders import decode
+from rlhf_ray.data.errors import DataError
+from rlhf_ray.data.preferences import load_answers
+from rlhf_ray.data.sft import load_sft
+from rlhf_ray.types import SftExample
+
+TURNS = [
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "four"},
+    {"role": "user", "content": "3+3?"},
+    {"role": "assistant", "content": "six"},
+]
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}BLOCK{% else %}{{ m.content }}<|im_end|>\n{% endif %}"
+    "{% endfor %}"
+)
+
+
+@pytest.fixture
+def tokenizer(make_tokenizer: Callable[..., Any]) -> Any:
+    return make_tokenizer(more=families.MARKS)
+
+
+def load(tmp_path: Path, tokenizer: Any, *rows: dict[str, Any], **config: Any) -> list[SftExample]:
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_sft(DataConfig(path=str(path), **config), tokenizer, max_length=400).rows
+
+
+def trained(tokenizer: Any, example: SftExample) -> str:
+    return decode(tokenizer, example.token_ids_T[example.trained_T].tolist())
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (families.CHATML, "four<|im_end|>six<|im_end|>"),
+        (families.LLAMA3, "four<|eot_id|>six<|eot_id|>"),
+        (families.LLAMA2, " four </s> six </s>"),
+        (families.GEMMA, "four<end_of_turn>six<end_of_turn>"),
+        (families.PHI3, "four<|end|>six<|end|>"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bytes", "always", "first"])
+def test_every_family_trains_what_was_said_and_its_end(
+    tmp_path: Path, tokenizer: Any, template: str, said: str, kind: str
+) -> None:
+    marks = (*families.MARKS, "<|im_start|>", "<|im_end|>")
+    if kind != "bytes":
+        tokenizer = families.metaspace_tokenizer(prepend=kind, marks=marks)
+    tokenizer.chat_template = template
+    [example] = load(tmp_path, tokenizer, {"messages": TURNS})
+    assert trained(tokenizer, example) == said
+    rendered = tokenizer.apply_chat_template(TURNS, return_dict=False)
+    assert example.token_ids_T.tolist() == rendered
+
+
+@pytest.mark.parametrize("name", ["QWEN3", "DEEPSEEK", "SINGLE_TURN"])
+def test_a_template_that_renders_earlier_turns_differently_is_refused(
+    tmp_path: Path, tokenizer: Any, name: str
+) -> None:
+    tokenizer.chat_template = getattr(families, name)
+    with pytest.raises(DataError, match=r"train\.jsonl:1: .*(message 1 differently|leaves out)"):
+        load(tmp_path, tokenizer, {"messages": TURNS})
+    if name == "DEEPSEEK":
+        return
+    [example] = load(tmp_path, tokenizer, {"messages": TURNS[:2]})
+    assert trained(tokenizer, example).endswith(("four<|im_end|>", "four</s>"))
+
+
+def test_an_end_token_that_is_not_special_ends_a_turn_as_well(
+    tmp_path: Path, make_tokenizer: Callable[..., Any]
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|done|>"])
+    tokenizer.chat_template = families.CHATML.replace("<|im_end|>", "<|done|>")
+    [example] = load(tmp_path, tokenizer, {"messages": TURNS})
+    assert trained(tokenizer, example) == "four<|done|>six<|done|>"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n",
+        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n",
+        "{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}",
+    ],
+)
+def test_a_templates_own_marks_reach_to_the_end_token(
+    tmp_path: Path, tokenizer: Any, block: str
+) -> None:
+    tokenizer.chat_template = MARKED.replace("BLOCK", block)
+    [example] = load(tmp_path, tokenizer, {"messages": TURNS})
+    assert trained(tokenizer, example) == "four<|im_end|>six<|im_end|>"
+
+
+def test_no_token_is_across_the_border_of_a_turn(
+    tmp_path: Path, make_tokenizer: Callable[..., Any]
+) -> None:
+    tokenizer = make_tokenizer(more=families.MARKS, merges=(("Ċ", "Ċ"),))
+    tokenizer.chat_template = families.CHATML
+    turns = [{**turn, "content": "\n" + turn["content"]} for turn in TURNS]
+    opened = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    [example] = load(tmp_path, tokenizer, {"messages": turns})
+    assert example.token_ids_T[: len(opened)].tolist() == opened
+    assert trained(tokenizer, example) == "\nfour<|im_end|>\nsix<|im_end|>"
+    whole = decode(tokenizer, example.token_ids_T.tolist())
+    assert whole == tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": TURNS[:3], "completion": "six"},
+        {"prompt": TURNS[:3], "completion": TURNS[3:]},
+        {"prompt": [*TURNS[:3], {"role": "assistant", "content": "si"}], "completion": "x"},
+    ],
+)
+def test_an_answer_has_the_same_tokens_in_every_job(
+    tmp_path: Path, tokenizer: Any, row: dict[str, Any]
+) -> None:
+    tokenizer.chat_template = families.CHATML
+    [example] = load(tmp_path, tokenizer, row)
+    data = DataConfig(path=str(tmp_path / "train.jsonl"))
+    [answer] = load_answers(data, tokenizer, max_length=400).rows
+    assert example.token_ids_T.tolist() == [*answer.prompt_ids_T, *answer.answer_ids_K[0]]
+    assert trained(tokenizer, example) == decode(tokenizer, answer.answer_ids_K[0].tolist())
+    assert trained(tokenizer, example).endswith("x<|im_end|>")
+
+
+def test_of_several_turns_behind_a_prompt_the_assistants_are_trained(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    tokenizer.chat_template = families.CHATML
+    [example] = load(tmp_path, tokenizer, {"prompt": TURNS[:1], "completion": TURNS[1:]})
+    assert trained(tokenizer, example) == "four<|im_end|>six<|im_end|>"
+
+
+@pytest.mark.parametrize("text", ["a", "<s>a", "<s>a</s>", "a</s>\n"])
+def test_a_text_begins_and_ends_once(
+    tmp_path: Path, make_tokenizer: Callable[..., Any], text: str
+) -> None:
+    tokenizer = make_tokenizer(bos=True, eos=True)
+    [example] = load(tmp_path, tokenizer, {"text": text})
+    assert decode(tokenizer, example.token_ids_T.tolist()) == "<s>a</s>"

@@ -1,0 +1,357 @@
+"""A job that is refused leaves its folder as it was, to the byte and to the time of each file."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch import cli, pipeline
+from launch.run import job
+from launch.run.folder import check_folder, run_folder, state_of
+from rlhf_ray.config.online import GrpoConfig
+from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.sample import SampleConfig
+from rlhf_ray.config.supervised import RmConfig, SftConfig
+from rlhf_ray.data.job import OnlineData, SupervisedData
+from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.loops.checkpoints import CheckpointStore
+from rlhf_ray.loops.setup import setup_of
+from rlhf_ray.types import Prompt, SftExample
+
+
+def row(*ids):
+    ids_T = np.array(ids, dtype=np.int32)
+    return SftExample(example_id="r", token_ids_T=ids_T, trained_T=np.ones(len(ids), dtype=bool))
+
+
+ROWS = [row(1, 2), row(3, 4)]
+
+
+def make_config(folder, cls=SftConfig, **settings):
+    role = "reward" if cls is RmConfig else "policy"
+    values = {
+        "run_dir": str(folder),
+        "total_steps": 4,
+        "batch_size": 2,
+        "data": {"path": "org/rows"},
+        role: {"model": {"path": "org/model"}},
+    }
+    return cls.model_validate({**values, **settings})
+
+
+def loading(rows):
+    def load(config):
+        return SupervisedData(rows=rows, eval_rows=[], tokenizer=None, tokenizer_path="t")
+
+    return load
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A run that came to its end, with two checkpoints."""
+    config = make_config(tmp_path / "run")
+    with run_folder(config) as folder:
+        write_checkpoints(config, {"setup": setup_of(config, ROWS)})
+        (folder / "metrics.jsonl").write_text('{"step": 4}\n')
+        (folder / "export").mkdir()
+        (folder / "export/model.safetensors").write_text("weights")
+    return config
+
+
+def write_checkpoints(config, state):
+    store = CheckpointStore(Path(config.run_dir), keep=2)
+    for step in (2, 4):
+        with store.writing(step) as folder:
+            (folder / "policy").mkdir()
+            (folder / "policy/weights").write_text(f"weights of {step}")
+            store.commit(step, state, roles=["policy"])
+
+
+def everything_in(folder):
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+async def no_training(prepared, pool):
+    raise AssertionError("the job must have been refused")
+
+
+def refused(config, *, rows=ROWS, match):
+    """Refusal before anything starts; the folder stays as it is."""
+    before = everything_in(Path(config.run_dir))
+
+    def start(*arguments):
+        raise AssertionError("nothing may be started")
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(ConfigError, match=match):
+        patched.setattr(job, "connected", start)
+        check_folder(config)
+        job.run_job(config, loading(rows), no_training)
+    assert everything_in(Path(config.run_dir)) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"placement": {"policy": {"ranks": 2}}}, "placement.policy.ranks was 1, is 2"),
+        ({"policy": {"model": {"path": "org/other"}}}, "policy.model.path was 'org/model'"),
+        ({"batch_size": 1}, "batch_size was 2, is 1"),
+        ({"seed": 3}, "seed was 0, is 3"),
+        ({"total_steps": 3}, "total_steps must be at least the 4 steps that the run in"),
+    ],
+)
+def test_other_settings(done, settings, match):
+    changed = make_config(done.run_dir, resume="auto", **settings)
+    refused(changed, match=match)
+    assert state_of(done.run_dir) == "finished"
+
+
+def test_other_data(done):
+    changed = make_config(done.run_dir, resume="auto", total_steps=6)
+    refused(changed, rows=ROWS[:1], match="the data's rows")
+
+
+def test_an_epoch_smaller_than_a_batch(done):
+    values = done.model_dump(exclude={"total_steps"})
+    changed = SftConfig.model_validate({**values, "epochs": 1, "batch_size": 3, "resume": "auto"})
+    refused(changed, match="batch_size must be at most the data's 2 rows")
+
+
+def test_data_that_cannot_be_read(done):
+    def load(config):
+        raise ConfigError("rows.jsonl:3: no answer")
+
+    before = everything_in(Path(done.run_dir))
+    with pytest.raises(ConfigError, match=r"rows.jsonl:3"):
+        job.run_job(make_config(done.run_dir, resume="auto", seed=1), load, no_training)
+    assert everything_in(Path(done.run_dir)) == before
+
+
+def test_no_checkpoint_that_is_whole(done):
+    for shard in Path(done.run_dir).glob("checkpoints/*/policy/weights"):
+        shard.write_text("torn")
+    changed = make_config(done.run_dir, resume="auto", total_steps=6)
+    refused(changed, match="none of the 2 checkpoints in .* is whole")
+
+
+def test_another_kind_of_job(done):
+    refused(
+        make_config(done.run_dir, RmConfig, resume="auto"), match="holds a run of sft, not of rm"
+    )
+    stages = [{"name": "one", "job": "sft"}]
+    whole = {"run_dir": done.run_dir, "resume": "auto", "stages": stages}
+    with pytest.raises(ConfigError, match="holds a run of sft, not of pipeline"):
+        check_folder(PipelineConfig.model_validate(whole))
+
+
+def test_a_finished_run_without_its_checkpoints(done):
+    for path in sorted(Path(done.run_dir).glob("checkpoints/**/*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    changed = make_config(done.run_dir, resume="auto", total_steps=6)
+    refused(changed, match="holds a finished run without its checkpoints")
+    check_folder(done.model_copy(update={"resume": "auto"}))  # nothing is left to do there
+
+
+HOLD = """
+import sys
+from launch.run.folder import run_folder
+from rlhf_ray.config.load import load_config
+from rlhf_ray.config.supervised import SftConfig
+
+with run_folder(load_config(SftConfig, sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_in_which_a_process_runs(done, tmp_path):
+    command = [sys.executable, "-c", HOLD, f"{done.run_dir}/config.yaml"]
+    running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert running.stdout.readline() == "held\n"
+        changed = make_config(done.run_dir, resume="auto", total_steps=6)
+        refused(changed, match=rf"is in use: process {running.pid} on \S+ runs a job there")
+        before = everything_in(Path(done.run_dir))
+        # Both may have found it free when they began.
+        with pytest.raises(ConfigError, match="is in use"), run_folder(changed):
+            pass
+        assert everything_in(Path(done.run_dir)) == before
+    finally:
+        running.kill()
+        running.communicate()
+    assert state_of(done.run_dir) == "running"
+    check_folder(changed)  # a lock ends with its process
+
+
+async def refuse_nodes(config, pool):
+    raise ConfigError("the cluster is too small: ...")
+
+
+@asynccontextmanager
+async def fake_pool(config):
+    yield None
+
+
+def test_a_cluster_that_is_too_small(done, monkeypatch):
+    monkeypatch.setattr(job, "connected", lambda *arguments: nullcontext())
+    monkeypatch.setattr(job, "open_pool", fake_pool)
+    monkeypatch.setattr(job, "check_nodes", refuse_nodes)
+    before = everything_in(Path(done.run_dir))
+    changed = make_config(done.run_dir, resume="auto", total_steps=6)
+    with pytest.raises(ConfigError, match="too small"):
+        job.run_job(changed, loading(ROWS), no_training)
+    assert everything_in(Path(done.run_dir)) == before
+
+
+def test_a_job_that_is_not_refused_is_written_and_told_of_its_checkpoint(done, monkeypatch):
+    monkeypatch.setattr(job, "connected", lambda *arguments: nullcontext())
+    monkeypatch.setattr(job, "open_pool", fake_pool)
+
+    async def fine(config, pool):
+        pass
+
+    monkeypatch.setattr(job, "check_nodes", fine)
+    seen = []
+
+    async def train(prepared, pool):
+        seen.append((prepared.checkpoint.step, state_of(done.run_dir)))
+
+    monkeypatch.setattr(job, "skipped_steps_fetched", lambda config, pool: fake_pool(config))
+    longer = make_config(done.run_dir, resume="auto", total_steps=6)
+    assert job.run_job(longer, loading(ROWS), train) == 0
+    assert seen == [(4, "running")]
+    assert "total_steps: 6" in (Path(done.run_dir) / "config.yaml").read_text()
+
+
+def test_samples_that_somebody_cut(tmp_path):
+    values = {
+        "run_dir": str(tmp_path / "run"),
+        "data": {"path": "org/rows"},
+        "policy": {"model": {"path": "org/model"}},
+        "reward": {"functions": [{"path": "m:f"}]},
+    }
+    config = SampleConfig.model_validate(values)
+    prompts = [Prompt(prompt_id="a", token_ids_T=(1,), text="a")]
+
+    def load(config):
+        return OnlineData(
+            prompts=prompts, eval_prompts=[], context_tokens=8, tokenizer=None, tokenizer_path="t"
+        )
+
+    with pytest.raises(RunError), run_folder(config) as folder:
+        state = {"setup": setup_of(config, prompts), "sizes": {"samples.jsonl": 9}}
+        write_checkpoints(config, state)
+        (folder / "samples.jsonl").write_text("{}\n")
+        raise RunError("stopped")
+    before = everything_in(folder)
+    again = SampleConfig.model_validate({**values, "resume": "auto"})
+    with pytest.raises(ConfigError, match=r"samples.jsonl must have at least the 9 bytes"):
+        job.run_job(again, load, no_training)
+    assert everything_in(folder) == before
+
+
+# ---------------------------------------------------------------------------- pipelines
+
+
+@pytest.fixture
+def stages(tmp_path, monkeypatch):
+    """A pipeline whose first stage is finished and whose second was left after two steps."""
+    monkeypatch.setattr(pipeline, "connected", lambda *arguments: pytest.fail("it was started"))
+    monkeypatch.setattr(
+        "rlhf_ray.data.job.load_sft_data", lambda config: loading(ROWS)(config), raising=True
+    )
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    write_weights(model / "model.safetensors")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+
+    def make(**settings):
+        stage = {"total_steps": 4, "batch_size": 2, "data": {"path": f"{tmp_path}/rows.jsonl"}}
+        first = {**stage, "policy": {"model": {"path": str(model)}}}
+        second = {**stage, "policy": {"model": {"path": "stage:one"}}}
+        values = {
+            "run_dir": str(tmp_path / "run"),
+            "resume": "auto",
+            "stages": [
+                {"name": "one", "job": "sft", "set": {**first, **settings.get("one", {})}},
+                {"name": "two", "job": "sft", "set": {**second, **settings.get("two", {})}},
+            ],
+        }
+        return PipelineConfig.model_validate(values)
+
+    whole = make()
+    one, two = pipeline.resolve_stages(whole)
+    with pytest.raises(RunError), run_folder(whole):
+        with run_folder(one.config) as folder:
+            (folder / "export").mkdir()
+            (folder / "export/config.json").write_text("{}")
+            write_weights(folder / "export/model.safetensors")
+        with run_folder(two.config):
+            write_checkpoints(two.config, {"setup": setup_of(two.config, ROWS)})
+            raise RunError("stopped")
+    return make
+
+
+def write_weights(path):
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"two": {"seed": 1}}, "seed was 0, is 1"),
+        ({"two": {"batch_size": 1}}, "batch_size was 2, is 1"),
+        ({"one": {"seed": 1}}, "stage one is finished with other settings: seed was 0, is 1"),
+    ],
+)
+def test_a_stage_of_a_pipeline(stages, tmp_path, changes, match):
+    before = everything_in(tmp_path / "run")
+    with pytest.raises(ConfigError, match=match):
+        pipeline.run(stages(**changes))
+    assert everything_in(tmp_path / "run") == before
+
+
+def test_the_command_refuses_too(tmp_path, done, monkeypatch, capsys):
+    """All the way from the command line: exit status 2."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    write_weights(model / "model.safetensors")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    values = {"data": {"path": f"{tmp_path}/rows.jsonl"}, "reward": {"model": {"path": str(model)}}}
+    (tmp_path / "rm.yaml").write_text(json.dumps(values))
+    before = everything_in(Path(done.run_dir))
+    arguments = ["--run-dir", done.run_dir, "--resume", "auto"]
+    assert cli.main(["rm", str(tmp_path / "rm.yaml"), *arguments]) == 2
+    assert "holds a run of sft, not of rm" in capsys.readouterr().err.replace("\n", " ")
+    assert everything_in(Path(done.run_dir)) == before
+
+
+def test_a_started_run_is_marked(tmp_path):
+    config = GrpoConfig.model_validate(
+        {
+            "run_dir": str(tmp_path / "run"),
+            "data": {"path": "org/rows"},
+            "policy": {"model": {"path": "org/model"}},
+            "reward": {"functions": [{"path": "m:f"}]},
+        }
+    )
+
+    async def stop():
+        with run_folder(config):
+            asyncio.current_task().cancel()
+            await asyncio.sleep(1)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(stop())
+    told = json.loads((tmp_path / "run/status.json").read_text())
+    assert (told["state"], told["job"]) == ("interrupted", "grpo")
