@@ -37,7 +37,7 @@ NUMBER = re.compile(f"[-+]?(?:{'|'.join(form.pattern for form in _FORMS)})(?![0-
 _LABEL = re.compile(r"(?:the\s+)?(?:final\s+)?(?:answer|result|total)\s*(?:is|:|=)\s*", re.I)
 _CURRENCY_CODE = re.compile(r"(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?)\s*(?=[-0-9.])", re.I)
 # A quantity's name, `x_1` or `total cost`, or sums of numbers alone.
-_LEFT_SIDE = re.compile(r"[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?|[-+*/x0-9.,() ]+")
+_LEFT_SIDE = re.compile(r"(?!.*\bnot\b)[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?|[-+*/x0-9.,() ]+")
 
 
 def whole_number(text: str) -> Fraction | None:
@@ -48,7 +48,9 @@ def whole_number(text: str) -> Fraction | None:
     plain = _LABEL.sub("", plain, count=1) if _LABEL.match(plain) else plain
     left, equals, right = plain.rpartition("=")
     if equals:
-        if not _LEFT_SIDE.fullmatch(left.rpartition("=")[2].strip()):
+        left = left.rpartition("=")[2].strip()
+        other = bare_number(left)
+        if not _LEFT_SIDE.fullmatch(left) or other not in (None, bare_number(right)):
             return None
         plain = right
     plain = _unwrapped(plain)

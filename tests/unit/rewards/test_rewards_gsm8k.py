@@ -84,6 +84,8 @@ MARKED: list[tuple[str, str | int | None]] = [
     ("#### 42 - 1", None),
     ("#### 42+1", None),
     ("#### 42+", None),
+    ("#### 41 = 42", None),
+    ("#### x is not = 42", None),
     ("#### at least 42", None),
     ("#### 42 or more", None),
     ("#### 42ish", None),
