@@ -186,22 +186,19 @@ class RewardGroup:
         values = await self.actors.call_one(
             0, "score_with_functions", batch, timeout_s=self.timeouts.reward_s + 30.0
         )
+        num_rows = len(batch.summaries_B)
+        if not self.reward.model.path:
+            return combine(values, self.weights, num_rows=num_rows)
         modelled = await self._score_with_model(batch)
-        values = {**values, **({MODEL: [score.value for score in modelled]} if modelled else {})}
-        scores = combine(values, self.weights, num_rows=len(batch.summaries_B))
-        return (
-            [
-                replace(score, is_cut=of_model.is_cut)
-                for score, of_model in zip(scores, modelled, strict=True)
-            ]
-            if modelled
-            else scores
-        )
+        values = {**values, MODEL: [score.value for score in modelled]}
+        return [
+            replace(score, is_cut=by_model.is_cut)
+            for score, by_model in zip(
+                combine(values, self.weights, num_rows=num_rows), modelled, strict=True
+            )
+        ]
 
     async def _score_with_model(self, batch: RolloutBatch) -> Sequence[ModelScore]:
-        """One score a row; none without a reward model."""
-        if not self.reward.model.path:
-            return []
         plan = plan_forward(
             lengths_of(batch),
             num_ranks=len(self.actors),

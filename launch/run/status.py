@@ -69,11 +69,18 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether a process runs in the folder; nothing is written."""
+    """Whether a process runs in the folder; nothing is written.
+
+    Raises:
+        ConfigError: It is another user's.
+    """
     path = folder / STATUS_FILE
     if not path.is_file():
         return False
-    descriptor = os.open(path, os.O_RDWR)
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except PermissionError as error:
+        raise ConfigError(f"run_dir {str(folder)!r} cannot be written: {error}") from error
     try:
         return not _lock(descriptor)
     finally:

@@ -52,14 +52,18 @@ def read_limits(folder: Path) -> ModelLimits | None:
     head_dim = text.get("head_dim")
     if head_dim is None and num_heads and hidden:
         head_dim = hidden // num_heads
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    stretched = rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3")
     return ModelLimits(
         head_dim=head_dim,
         num_heads=num_heads,
         num_kv_heads=text.get("num_key_value_heads"),
-        context_tokens=None if stretched else context_of(text),
+        context_tokens=None if is_stretched(text) else context_of(text),
     )
+
+
+def is_stretched(text: Mapping[str, Any]) -> bool:
+    """Whether a model reaches further than the positions that it names, as by YaRN."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    return rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3")
 
 
 def context_of(text: Mapping[str, Any]) -> int | None:

@@ -17,7 +17,7 @@ from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.model_kind import Kind, kind_fault, quantization_fault, token_id_faults
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.limits import positions_of, read_config
+from rlhf_ray.models.limits import most_tokens, read_config
 from rlhf_ray.types import IntArray, LabelledAnswer, Prompt, Ranking, SftExample
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def check_room(key: str, model: ModelConfig, longest: int) -> None:
     Raises:
         ConfigError: Says both.
     """
-    positions = positions_of(_config_of(model))
+    positions = most_tokens(_config_of(model))
     if positions is not None and positions < longest:
         raise ConfigError(
             f"{key}: {model.path!r} takes at most {positions} tokens, but the job's longest "
@@ -122,7 +122,7 @@ def check_scorer(reward: RewardModelConfig, longest: int) -> None:
         trust_remote_code=reward.trust_remote_code,
     )
     check_tokens(key, model, tokenizer)
-    positions = positions_of(_config_of(model))
+    positions = most_tokens(_config_of(model))
     if positions is None:
         return
     if reward.max_length > positions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from rlhf_ray.config.model_limits import POSITIONS_AFTER_PADDING
+from rlhf_ray.config.model_limits import POSITIONS_AFTER_PADDING, is_stretched
 from rlhf_ray.errors import ConfigError
 
 
@@ -44,6 +44,12 @@ def context_length(path: str, *, revision: str, trust_remote_code: bool) -> int:
             "rollout.max_model_len, or max_length in sft, rm and dpo"
         )
     return length
+
+
+def most_tokens(config: Any) -> int | None:
+    """Tokens beyond which a model fails or says nothing; None for no limit, or one it stretches."""
+    stretched = is_stretched(config.get_text_config().to_dict())
+    return None if stretched else positions_of(config)
 
 
 def positions_of(config: Any) -> int | None:

@@ -18,7 +18,7 @@ from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.classifier import load_classifier
 from rlhf_ray.models.decoder import base_of
-from rlhf_ray.models.limits import positions_of
+from rlhf_ray.models.limits import most_tokens
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.models.reward_statistics import RewardStatistics, read_statistics
 from rlhf_ray.types import IntArray, Rollout
@@ -77,7 +77,7 @@ class RewardScorer:
         self.keeps_tokens = vocabulary == vocabulary_digest(self.tokenizer)
         self.statistics = _statistics(config)
         self.model = model or _load(config, device)
-        limits = (config.max_length, positions_of(base_of(self.model.lm).config))
+        limits = (config.max_length, most_tokens(base_of(self.model.lm).config))
         self.max_tokens = min((limit for limit in limits if limit), default=None)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ModelScore]:

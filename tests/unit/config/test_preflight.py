@@ -173,7 +173,7 @@ def test_a_used_run_directory_is_refused_unless_resumed(good, tmp_path):
     run_dir.mkdir()
     good["run_dir"] = str(run_dir)
     preflight(GrpoConfig.model_validate(good))
-    (run_dir / "config.yaml").write_text("")  # as a job leaves it that found its data malformed
+    (run_dir / "config.yaml").write_text("")  # as a job leaves it that failed before its first step
     preflight(GrpoConfig.model_validate(good))
     (run_dir / "metrics.jsonl").write_text("")
     assert "is not empty" in refused(good)

@@ -163,6 +163,15 @@ def test_other_roles_have_room_for_the_longest_sequence(
         load(online, **{role: short})
 
 
+def test_positions_that_a_model_stretches_are_no_limit(
+    online: dict[str, Any], make: Callable[..., str]
+) -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+    rope["original_max_position_embeddings"] = 8
+    short = {"max_position_embeddings": 15, "rope_parameters": rope}
+    load(online, value={"model": {"path": make("stretched", **short)}})
+
+
 def test_dpos_reference_has_room_too(
     online: dict[str, Any], pairs: dict[str, Any], make: Callable[..., str]
 ) -> None:
