@@ -11,23 +11,19 @@ reasoning would close a `<think>` that was cut off, and open a second one.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlhf_ray.data.borders import decode, text_tokens, tokens_behind, written_tokens
-from rlhf_ray.data.chat import render, render_all
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.fields import Messages, Text
+from rlhf_ray.data.fields import Text
+from rlhf_ray.data.frames import answered, frame_of, opened, rendered
 from rlhf_ray.data.samples import as_chat
-from rlhf_ray.data.turn_end import PLACEHOLDER, checked_turn_end, known_ends
+from rlhf_ray.data.turn_end import checked_turn_end, known_ends
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from transformers import PreTrainedTokenizerBase
-
-_TAG = re.compile(r"</?[^<>\s]+>")
 
 
 def tokenize_prompt(
@@ -50,7 +46,7 @@ def tokenize_prompt(
             return token_ids_T
         return text_tokens(tokenizer, prompt)
     checked_turn_end(tokenizer)
-    return written_tokens(tokenizer, _opened(tokenizer, prompt, where))
+    return written_tokens(tokenizer, opened(tokenizer, prompt, where))
 
 
 def tokenize_answer(
@@ -65,10 +61,11 @@ def tokenize_answer(
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of an answer to it; together they are what a model is shown.
 
-    Text as an answer to text gets the tokenizer's end token, unless it ends with an end token
-    already. An encoder's tokenizer, which closes every text with a separator, puts its own special
-    tokens around both. An answer to a chat is rendered with it, to the end of its turn; where the
-    chat ends with the assistant's turn, as part of that turn.
+    Text as an answer to text gets the tokenizer's end token (that of the template's turns, where
+    the prompt has such turns), unless it ends with an end token already. An encoder's tokenizer,
+    which closes every text with a separator, puts its own special tokens around both. An answer to
+    a chat is rendered with it, to the end of its turn; where the chat ends with the assistant's
+    turn, as part of that turn.
 
     Args:
         tokenizer: Of the model that is shown them.
@@ -89,19 +86,21 @@ def tokenize_answer(
     if not isinstance(prompt, str) or not isinstance(answer, str):
         chat, turns = as_chat(prompt, "user"), as_chat(answer, "assistant")
         if is_sampled or not is_ended:
-            frame = _frame(tokenizer, _answered(chat, turns), chat, where)
+            frame = frame_of(tokenizer, answered(chat, turns), chat, where)
             said = frame.written(frame.text, is_ended=is_ended, is_foreign=is_foreign)
-            opened = frame.opened
+            shown = frame.opened
         else:
-            opened, said = _rendered(tokenizer, chat, turns, where)
-        prompt_ids_T = written_tokens(tokenizer, opened)
-        return prompt_ids_T, tokens_behind(tokenizer, prompt_ids_T, opened, said)
+            shown, said = rendered(tokenizer, chat, turns, where)
+        prompt_ids_T = written_tokens(tokenizer, shown)
+        return prompt_ids_T, tokens_behind(tokenizer, prompt_ids_T, shown, said)
     prompt_ids_T = tokenize_prompt(tokenizer, prompt)
     if _separates(tokenizer):
         pair_T: list[int] = tokenizer(prompt, answer, verbose=False)["input_ids"]
         return prompt_ids_T, pair_T[len(prompt_ids_T) :]
     answer_ids_T = tokens_behind(tokenizer, prompt_ids_T, prompt, answer, tokenize=text_tokens)
-    return prompt_ids_T, with_end(tokenizer, answer_ids_T) if is_ended else answer_ids_T
+    if is_ended:
+        answer_ids_T = with_end(tokenizer, answer_ids_T, prompt_ids_T)
+    return prompt_ids_T, answer_ids_T
 
 
 def tokenize_sampled(
@@ -136,22 +135,30 @@ def tokenize_sampled(
     if is_ended and (last in ends or last in end_ids):
         said_T.pop()
     if isinstance(prompt, str):
-        end_T = [last] if last in ends else with_end(tokenizer, [])
-        return tokenize_prompt(tokenizer, prompt), said_T + end_T * is_ended
+        prompt_ids_T = tokenize_prompt(tokenizer, prompt)
+        end_T = [last] if last in ends else with_end(tokenizer, [], prompt_ids_T)
+        return prompt_ids_T, said_T + end_T * is_ended
     prompt_ids_T = tokenize_prompt(tokenizer, prompt, where=where)
     end = checked_turn_end(tokenizer)
     if not is_ended:
         return prompt_ids_T, said_T
     if end is not None and end.token_id is not None:
         return prompt_ids_T, [*said_T, end.token_id]
-    frame = _frame(tokenizer, _answered(prompt, as_chat("", "assistant")), prompt, where)
+    frame = frame_of(tokenizer, answered(prompt, as_chat("", "assistant")), prompt, where)
     before_T = prompt_ids_T + said_T
     end_T = tokens_behind(tokenizer, before_T, decode(tokenizer, before_T), frame.end)
     return prompt_ids_T, said_T + end_T
 
 
-def with_end(tokenizer: PreTrainedTokenizerBase, token_ids_T: list[int]) -> list[int]:
+def with_end(
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids_T: list[int],
+    prompt_ids_T: Collection[int] = (),
+) -> list[int]:
     """The same tokens, ended by the end token; space behind one that is there is left out.
+
+    Behind a prompt that was rendered before, turns of which end by the template's token, that is
+    the end as well.
 
     Raises:
         DataError: The tokenizer has none.
@@ -163,117 +170,9 @@ def with_end(tokenizer: PreTrainedTokenizerBase, token_ids_T: list[int]) -> list
         length -= 1
     if length and token_ids_T[length - 1] in ends:
         return token_ids_T[:length]
-    return [*token_ids_T, tokenizer.eos_token_id]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Frame:
-    r"""What a template puts around an answer.
-
-    Attributes:
-        opened: The prompt, up to where the policy's words begin.
-        context: What stands between it and the answer; of several messages, those before the last.
-        lead: What the template writes before the answer: a space, or reasoning that is empty.
-        text: The answer.
-        end: What ends it.
-    """
-
-    opened: str
-    context: str
-    lead: str
-    text: str
-    end: str
-
-    def written(self, text: str, *, is_ended: bool, is_foreign: bool) -> str:
-        """The answer behind the opened prompt, with no space that it brings itself."""
-        lead, end = self.lead, self.end
-        if lead.strip() and (not is_foreign or self.brings_reasoning(text)):
-            lead = ""
-        if text[:1].isspace() and not lead.strip():
-            lead = ""
-        if text[-1:].isspace():
-            end = end.lstrip()
-        return self.context + lead + text + end * is_ended
-
-    def brings_reasoning(self, text: str) -> bool:
-        """Whether the text has the reasoning that the lead leaves empty, or goes on with it.
-
-        A lead that begins by closing it says that the prompt has opened it.
-        """
-        closes = self.lead.lstrip().startswith("</")
-        return closes or any(tag in text for tag in _TAG.findall(self.lead))
-
-
-def _frame(
-    tokenizer: PreTrainedTokenizerBase, answered: Messages, prompt: Messages, where: str
-) -> _Frame:
-    """What stands around the last message of a chat whose beginning is `prompt`."""
-    *context, last = answered
-    opened = _opened(tokenizer, prompt, where)
-    continues = len(context) < len(prompt)
-    begun = prompt[-1]["content"] if continues else ""
-    before = opened if continues else _opened(tokenizer, context, where)
-    if not before.startswith(opened):
-        raise _changed(where)
-    held = [*context, {**last, "content": begun + PLACEHOLDER}]
-    whole = render(tokenizer, held, where)
-    turn, placeholder, behind = whole.rpartition(PLACEHOLDER)
-    if not placeholder:
-        raise _changed(where)
-    end = checked_turn_end(tokenizer)
-    return _Frame(
-        opened=opened,
-        context=before[len(opened) :],
-        lead="" if continues or not turn.startswith(before) else turn[len(before) :],
-        text=str(last["content"])[len(begun) :],
-        end=behind if end is None else behind.removesuffix(end.rest),
-    )
-
-
-def _rendered(
-    tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages, where: str
-) -> tuple[str, str]:
-    """A prompt as the template opens it, and the answer as it writes it, to the end token."""
-    end = checked_turn_end(tokenizer)
-    opened = _opened(tokenizer, prompt, where)
-    whole = render_all(tokenizer, _answered(prompt, answer), where)
-    if not whole.startswith(opened):
-        raise _changed(where)
-    said = whole[len(opened) :]
-    if end is not None and said.endswith(end.text + end.rest):
-        said = said[: len(said) - len(end.rest)]
-    return opened, said
-
-
-def _changed(where: str) -> DataError:
-    return DataError(
-        f"{where}: the chat template renders a prompt differently when an answer follows, so "
-        "that training would see other prompts than sampling: set another chat_template"
-    )
-
-
-def _answered(prompt: Messages, answer: Messages) -> Messages:
-    """The chat with its answer, which goes on with the assistant's turn where that is begun."""
-    begun = prompt[-1]
-    if begun["role"] != "assistant":
-        return [*prompt, *answer]
-    said, *later = answer
-    return [*prompt[:-1], {**begun, "content": begun["content"] + said["content"]}, *later]
-
-
-def _opened(tokenizer: PreTrainedTokenizerBase, prompt: Messages, where: str) -> str:
-    """A chat, rendered up to where the policy's own words begin."""
-    *context, last = prompt
-    if last["role"] != "assistant":
-        return render_all(tokenizer, prompt, where, add_generation_prompt=True)
-    begun = render_all(tokenizer, prompt, where, continue_final_message=True)
-    if not context or context[-1]["role"] == "assistant":
-        return begun
-    frame = _frame(tokenizer, [*context, {**last, "content": ""}], context, where)
-    if frame.lead.strip() and frame.brings_reasoning(last["content"]):
-        # Reasoning that is begun: the template would close it before it was said.
-        return frame.opened + str(last["content"])
-    return begun
+    [of_turns] = ends - {tokenizer.eos_token_id} or {tokenizer.eos_token_id}
+    has_turns = of_turns in prompt_ids_T
+    return [*token_ids_T, of_turns if has_turns else tokenizer.eos_token_id]
 
 
 def _separates(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.data.answers import tokenize_answer, tokenize_prompt
+from rlhf_ray.data.answers import tokenize_answer, tokenize_prompt, tokenize_sampled
 from rlhf_ray.data.borders import decode, response_text
 from rlhf_ray.data.tokenizer import load_tokenizer
 
@@ -117,3 +117,16 @@ def test_a_rendered_text_ends_where_its_last_turn_does(make_tokenizer: Callable[
         assert decode(tokenizer, answer_ids_T) == answer.rstrip()
     _, answer_ids_T = tokenize_answer(tokenizer, "<s>q", "a\n")
     assert decode(tokenizer, answer_ids_T) == "a\n</s>"
+
+
+def test_behind_a_rendered_prompt_an_answer_ends_as_its_turns_do(
+    make_tokenizer: Callable[..., Any],
+) -> None:
+    tokenizer = make_tokenizer(bos=True, more=families.MARKS)
+    tokenizer.chat_template = families.CHATML
+    rendered = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for prompt, wanted in ((rendered, end), ("q", tokenizer.eos_token_id)):
+        assert tokenize_answer(tokenizer, prompt, "a")[1][-1] == wanted
+        _, said_T = tokenize_sampled(tokenizer, prompt, [9, 0], end_ids={0}, is_ended=True)
+        assert said_T == [9, wanted]

@@ -176,7 +176,7 @@ def test_a_response_that_was_cut_off_has_no_end(folder):
 def sampled(tokenizer, prompt, pieces, *, is_ended):
     """A response of the very pieces, in the tokenizer's own vocabulary."""
     ids = [tokenizer.convert_tokens_to_ids(piece) for piece in pieces]
-    rollout = make_rollout(prompt, tokenizer.decode(ids))
+    rollout = make_rollout(prompt, "".join(pieces).replace("▁", " "))
     response_ids_T = np.array([*ids, *([tokenizer.eos_token_id] * is_ended)], dtype=np.int32)
     finish_reason = "stop" if is_ended else "length"
     return replace(rollout, response_ids_T=response_ids_T, finish_reason=finish_reason)
