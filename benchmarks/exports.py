@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -127,9 +128,19 @@ def tokenizer(folder: Path) -> None:
 
 
 def taken_by_vllm(folder: Path) -> Outcome:
-    """Build vLLM's model of an export without an engine, and have it load the weights.
+    """Whether vLLM takes an export, if it takes what `save_pretrained` wrote of the same model."""
+    if not (wrong := vllm_says_of(folder / "export")):
+        return Outcome()
+    if own := vllm_says_of(folder / "family"):
+        return Outcome(refused=f"nor the family's own: {own}")
+    return Outcome(wrong=wrong)
 
-    Every parameter is NaN beforehand, so that one which got no values shows.
+
+def vllm_says_of(folder: Path) -> str:
+    """Build vLLM's model of a folder without an engine, and have it load the weights.
+
+    Every parameter is NaN beforehand, so that one which got no values shows. Empty where all is
+    right.
     """
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.model_loader.utils import initialize_model
@@ -144,7 +155,7 @@ def taken_by_vllm(folder: Path) -> Outcome:
             model = initialize_model(config)
     # Whatever vLLM raises says that it does not serve such a model, which is not ours to mend.
     except Exception as error:
-        return Outcome(refused=f"vLLM builds none: {type(error).__name__}: {first_line(error)}")
+        return f"builds none: {type(error).__name__}: {first_line(error)}"
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
@@ -153,9 +164,9 @@ def taken_by_vllm(folder: Path) -> Outcome:
     try:
         model.load_weights(safetensors_weights_iterator(files, use_tqdm_on_load=False))
     except Exception as error:
-        return Outcome(wrong=f"vLLM's loader: {type(error).__name__}: {first_line(error)}")
+        return f"its loader: {type(error).__name__}: {first_line(error)}"
     empty = [name for name, parameter in model.named_parameters() if parameter.isnan().any()]
-    return Outcome(wrong=f"vLLM got no {', '.join(empty[:4])}" if empty else "")
+    return f"got no {', '.join(empty[:4])}" if empty else ""
 
 
 def start_vllm() -> None:
@@ -175,6 +186,18 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:160]
 
 
+def outcomes_of(family: str, folder: Path) -> dict[str, Outcome]:
+    """In transformers, as it is and with adapters."""
+    outcomes = {}
+    for what, rank in (("adapters", RANK), ("export", 0)):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            outcomes[what] = exported(family, folder, rank=rank)
+        except Exception as error:  # the next family is not to suffer from it
+            outcomes[what] = Outcome(wrong=f"{type(error).__name__}: {first_line(error)}")
+    return outcomes
+
+
 def main() -> int:
     """Walk the families."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -183,27 +206,28 @@ def main() -> int:
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if not options.no_vllm:
-        start_vllm()
     num_wrong = 0
-    for family in options.families:
-        outcomes: dict[str, Outcome] = {}
-        for rank in (0, RANK):
-            with tempfile.TemporaryDirectory() as name:
-                what = "adapters" if rank else "export"
-                try:
-                    outcomes[what] = exported(family, Path(name), rank=rank)
-                except Exception as error:  # the next family is not to suffer from it
-                    outcomes[what] = Outcome(wrong=f"{type(error).__name__}: {first_line(error)}")
-                if not rank and not options.no_vllm and not outcomes[what].wrong:
-                    outcomes["vllm"] = taken_by_vllm(Path(name) / "export")
-        num_wrong += sum(bool(outcome.wrong) for outcome in outcomes.values())
-        cells = [
-            f"{what}: {'WRONG ' if one.wrong else ''}{one.wrong or one.refused or 'right'}"
-            for what, one in outcomes.items()
-        ]
-        print(f"{family:24} {' | '.join(cells)}", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folders = {family: Path(name) / family for family in options.families}
+        for family, folder in folders.items():
+            num_wrong += printed(family, outcomes_of(family, folder))
+        if options.no_vllm:
+            return int(num_wrong > 0)
+        start_vllm()  # after all else: it lays its own classes over those of transformers
+        for family, folder in folders.items():
+            if (folder / "export").is_dir():
+                num_wrong += printed(family, {"vLLM": taken_by_vllm(folder)})
     return int(num_wrong > 0)
+
+
+def printed(family: str, outcomes: dict[str, Outcome]) -> int:
+    """How many are wrong."""
+    cells = [
+        f"{what}: {f'WRONG {one.wrong}' if one.wrong else one.refused or 'right'}"
+        for what, one in outcomes.items()
+    ]
+    print(f"{family:24} {' | '.join(cells)}", flush=True)
+    return sum(bool(one.wrong) for one in outcomes.values())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    ConversionOps,
     PrefixChange,
     WeightConverter,
     WeightRenaming,
@@ -84,11 +85,17 @@ class CheckpointNames:
         return next(one for one in self._converters if pattern in one.source_patterns)
 
 
+def _has_way_back(conversion: Any) -> bool:
+    """Not so what makes bitsandbytes' weights of their files: they leave as plain ones."""
+    operations = getattr(conversion, "operations", ())
+    return all(type(one).reverse_op is not ConversionOps.reverse_op for one in operations)
+
+
 def _conversions(model: Any) -> list[Any]:
     """Those that changed a name when the model was loaded; else its family's."""
     # Under ZeRO-3 transformers remembers also those that did not.
     used = [one for one in getattr(model, "_weight_conversions", None) or () if one.was_used()]
-    if used:
+    if used := [one for one in used if _has_way_back(one)]:
         return used
     # Made from a configuration, or of a checkpoint with the names in memory. Whether the family's
     # checkpoints have the prefix that may be there or not, only a checkpoint could tell.

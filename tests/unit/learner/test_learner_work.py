@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.tiny_models import tiny
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.learner.work import flops_per_token
 from rlhf_ray.metrics.flops import update_mfu
@@ -40,6 +41,16 @@ def test_of_experts_those_count_that_a_token_visits(make_model):
     others = sum(sizes(model).values()) - of_experts
     assert of_experts > 0
     assert flops_per_token(model) == pytest.approx(6 * (others + of_experts / 4))
+
+
+@pytest.mark.parametrize("family", ["granitemoe", "jetmoe", "deepseek_v3", "qwen2_moe"])
+def test_experts_count_alike_whatever_a_family_calls_them(family):
+    model, _ = tiny(family)
+    assert model.config.num_experts_per_tok == 2
+    stacks = [p.numel() for p in model.parameters() if p.ndim == 3 and p.shape[0] == 4]
+    assert sum(stacks) > 0
+    others = sum(sizes(model).values()) - sum(stacks)
+    assert flops_per_token(model) == pytest.approx(6 * (others + sum(stacks) / 2))
 
 
 def test_utilisation_is_the_share_of_all_devices_peak():
