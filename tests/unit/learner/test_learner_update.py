@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from learning import logprobs_of, parameters_of, plan_of
+from learning import gradients_of, largest_gap, logprobs_of, parameters_of, plan_of
 
 from rlhf_ray.errors import RunError
 
@@ -25,18 +25,16 @@ def spoiled(rows, value=math.nan):
 
 def test_packed_and_padded_take_the_same_steps(make_policy, make_value, rows):
     for make, arguments in ((make_policy, (0.1,)), (make_value, ())):
-        trained = []
+        gradients = []
         for layout in ("packed", "padded"):
-            learner = make(layout=layout)
+            learner = make(layout=layout, optim={"max_grad_norm": 1e9})
             before = parameters_of(learner)
-            for _ in range(3):
-                plan = plan_of(rows, padded=layout == "padded")
-                metrics = learner.update(rows, plan, *arguments)
-                assert metrics["skipped_steps"] == 0
-            trained.append(parameters_of(learner))
-            assert all(not torch.equal(trained[-1][name], before[name]) for name in before)
-        for name, weight in trained[0].items():
-            torch.testing.assert_close(trained[1][name], weight, atol=1e-5, rtol=1e-4)
+            plan = plan_of(rows, minibatches=1, padded=layout == "padded")
+            assert learner.update(rows, plan, *arguments)["skipped_steps"] == 0
+            gradients.append(gradients_of(learner))
+            after = parameters_of(learner)
+            assert all(not torch.equal(after[name], before[name]) for name in before)
+        assert largest_gap(*gradients) < 1e-5
 
 
 def test_gradient_checkpointing_takes_the_same_steps(make_policy, rows):
