@@ -101,27 +101,46 @@ def _truth(module: CheckedModel) -> _Truth:
     module.eval()
     transformer.set_attn_implementation("eager")
 
-    def own_outcomes() -> list[Tensor]:
-        rows = (torch.from_numpy(ids_T.astype(np.int64))[None] for ids_T in sequences_B)
-        return [module.own_outcome(row.to(module.device)).float() for row in rows]
-
+    rows_B = [
+        torch.from_numpy(ids_T.astype(np.int64))[None].to(module.device) for ids_T in sequences_B
+    ]
     try:
-        own_B = own_outcomes()
+        own_B = [_own_outcome(module, row_1T) for row_1T in rows_B]
     # Whatever a family says that wants more than tokens.
     except Exception as error:
         raise ConfigError(
             f"{_name(module)} cannot be run: its own forward takes no tokens alone: {error}"
         ) from error
     with _rounded_otherwise(module):
-        noise = _difference(own_outcomes(), own_B)
+        noise = _difference([_own_outcome(module, rows_B[1])], own_B[1:2])
     size = torch.cat(own_B).square().mean().sqrt().item()
-    context = getattr(text, "max_position_embeddings", None)
     return _Truth(
         sequences_B=sequences_B,
         own_B=own_B,
         tolerance=NOISE_FACTOR * noise + FLOAT32_SHARE * size,
-        far=context - LENGTHS[-1] if isinstance(context, int) and context > sum(LENGTHS) else None,
+        far=_far(text),
     )
+
+
+def _far(text: Any) -> int | None:
+    """A distance that no position of the sequences reaches: past what the family was made for."""
+    context = getattr(text, "max_position_embeddings", None)
+    if not isinstance(context, int):
+        return None
+    if getattr(text, "rope_parameters", None):
+        return 2 * context  # dynamic NTK changes its frequencies beyond the context only
+    return context - LENGTHS[-1] if context > sum(LENGTHS) else None  # a table ends there
+
+
+def _own_outcome(module: CheckedModel, input_ids_1T: Tensor) -> Tensor:
+    """By a call of the module: ZeRO-3 counts passes by calls of what it was given."""
+    torch.manual_seed(0)  # what is random is so alike whenever it is asked: not rounding's doing
+    module.forward = module.own_outcome
+    try:
+        outcome: Tensor = module(input_ids_1T)
+    finally:
+        del module.forward
+    return outcome.float()
 
 
 def _fault(module: CheckedModel, mode: ForwardMode, truth: _Truth) -> str:
@@ -144,10 +163,9 @@ def _faults(module: CheckedModel, mode: ForwardMode, truth: _Truth) -> Iterator[
             )
 
     module.eval()
-    longest_T = truth.sequences_B[1]
-    alone = module.outcomes([truth.sequences_B[0]]), module.outcomes([longest_T])
-    yield from differing([*alone[0], *alone[1]], "for a sequence alone")
-    yield from differing(module.outcomes(truth.sequences_B), "for sequences of one batch")
+    if any(differing(together := module.outcomes(truth.sequences_B), "")):
+        yield from differing(module.outcomes(truth.sequences_B[:1]), "for a sequence alone")
+        yield from differing(together, "for sequences of one batch")
     if truth.far is not None and not mode.with_mask:
         outcomes_B = module.outcomes(truth.sequences_B, far=truth.far)[:-1]
         yield from differing(outcomes_B, "beside a sequence at far positions")
@@ -181,13 +199,17 @@ def _sequences(text: Any) -> list[IntArray]:
 def _rounded_otherwise(module: nn.Module) -> Iterator[None]:
     """While this is open, what each layer gives is off by up to half a unit in the last place."""
 
+    generators: dict[torch.device, torch.Generator] = {}
+
     def rounded(layer: nn.Module, inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         weight = getattr(layer, "weight", None)
         quantized = isinstance(weight, Tensor) and not weight.is_floating_point()
         eps = QUANTIZED_EPS if quantized else torch.finfo(output.dtype).eps
-        return output * (1 + eps * (torch.rand_like(output) - 0.5))
+        generator = generators.setdefault(output.device, torch.Generator(output.device))
+        noise = torch.rand(output.shape, generator=generator, device=output.device) - 0.5
+        return output * (1 + eps * noise).to(output.dtype)
 
     leaves = [m for m in module.modules() if not any(True for _ in m.children())]
     handles = [leaf.register_forward_hook(rounded) for leaf in leaves]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_ray.models.decoder import base_of, decoder_name
@@ -19,7 +20,7 @@ def logits_of(lm: Any, hidden_tD: Tensor) -> Tensor:
     base = base_of(lm)
     num_tokens, name = len(hidden_tD), decoder_name(base)
     # A rank without work takes part with one row, which some heads cannot do without.
-    rows_tD = hidden_tD if num_tokens else hidden_tD.new_zeros(1, hidden_tD.shape[-1])
+    rows_tD = hidden_tD if num_tokens else F.pad(hidden_tD, (0, 0, 0, 1))
     input_ids = torch.zeros(1, len(rows_tD), dtype=torch.long, device=hidden_tD.device)
     decoder = base._modules[name]
     base._modules[name] = _Answering(decoder, rows_tD.unsqueeze(0))
@@ -28,7 +29,7 @@ def logits_of(lm: Any, hidden_tD: Tensor) -> Tensor:
     finally:
         base._modules[name] = decoder
     logits_tV: Tensor = output.logits.flatten(0, -2)[:num_tokens]
-    return logits_tV if num_tokens else logits_tV + hidden_tD.sum()
+    return logits_tV
 
 
 def trains_head(lm: Any) -> bool:

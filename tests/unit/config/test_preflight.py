@@ -118,43 +118,6 @@ def test_head_dimensions_that_the_cpu_engine_refuses(good, tmp_path, changes, pa
         preflight(GrpoConfig.model_validate(good))
 
 
-MIXING = {"layer_types": ["linear_attention", "full_attention"]}
-
-
-@pytest.mark.parametrize(
-    ("changes", "role", "settings"),
-    [
-        (MIXING, "policy", {}),
-        ({"model_type": "falcon_h1"}, "policy", {}),
-        ({"model_type": "falcon_h1"}, "reference", {"algorithm": {"kl": {"coefficient": 0.1}}}),
-        (MIXING, "value", {"algorithm": {"advantage": "gae"}}),
-    ],
-)
-def test_layers_that_would_mix_packed_sequences_need_padding(
-    good, tmp_path, changes, role, settings
-):
-    write_model(tmp_path / "model", **changes)
-    values = {**good, **settings}
-    assert f"{role}.layout: must be padded, got packed" in refused(values)
-    for role in ("policy", "value", "reference"):
-        values[role] = {**values.get(role, {}), "layout": "padded"}
-    preflight(GrpoConfig.model_validate(values))
-
-
-def test_the_trained_models_layers_count_in_every_job(good, tmp_path):
-    write_model(tmp_path / "model", **MIXING)
-    rows = {"data": good["data"], "policy": good["policy"]}
-    assert "policy.layout: must be padded" in refused(rows, cls=SftConfig)
-    assert "reference.layout: must be padded" in refused(rows, cls=DpoConfig)
-    rows["reward"] = rows.pop("policy")
-    assert "reward.layout: must be padded" in refused(rows, cls=RmConfig)
-
-
-def test_attention_of_several_kinds_may_be_packed(good, tmp_path):
-    write_model(tmp_path / "model", layer_types=["sliding_attention", "full_attention"])
-    preflight(GrpoConfig.model_validate(good))
-
-
 def test_the_head_dimensions_are_vllms():
     cpu_attn = pytest.importorskip("vllm.v1.attention.backends.cpu_attn")
     from rlhf_ray.config.model_limits import CPU_HEAD_DIMS

@@ -170,9 +170,7 @@ def test_dropout_is_off_in_training(make_supervised, encoder, rankings):
     """RoBERTa's configuration drops a tenth of everything."""
     learner = make_supervised("rm", path=encoder)
     assert learner.engine.module.training
-    layout = learner.model.lay_out(
-        [row.answer_ids_K[0] for row in rankings], padded=True, device=learner.device
-    )
+    layout = learner.model.lay_out([row.answer_ids_K[0] for row in rankings])
     with torch.no_grad():
         assert torch.equal(learner.engine(layout).scores_B, learner.engine(layout).scores_B)
 

@@ -60,7 +60,7 @@ def held(tmp_path):
 def scores_of(lm, **settings):
     model = RewardModel(lm, **settings).eval()
     with torch.no_grad():
-        layout = model.lay_out(SEQUENCES, padded=False, device=CPU)
+        layout = model.lay_out(SEQUENCES)
         return model(layout).scores_B
 
 
@@ -121,7 +121,7 @@ def test_a_critic_may_start_from_a_reward_model(make_model, scorer):
     )
     model = RewardModel(load_classifier(model_config(scorer), device=CPU)).eval()
     with torch.no_grad():
-        wanted = model(model.lay_out(sequences, padded=False, device=CPU)).scores_B
+        wanted = model(model.lay_out(sequences)).scores_B
         torch.testing.assert_close(values(batch), wanted, atol=1e-6, rtol=0)
     fresh = ValueModel(load_decoder(model_config(make_model("llama")), device=CPU, seed=0), seed=0)
     assert fresh.value_head.bias is not None

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.models.attention import packed_sdpa
+from rlhf_ray.models.attention import masked_sdpa, packed_sdpa
 from rlhf_ray.models.batch import build_batch
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
@@ -73,9 +73,11 @@ def test_each_sequence_is_attended_to_alone(lengths, window, scaling, seed):
     torch.testing.assert_close(output[0], torch.cat(alone), atol=1e-12, rtol=0)
 
 
-def test_a_mask_or_a_softcap_is_refused():
+def test_what_changes_scores_otherwise_is_refused():
     (query, key, value), packing = packed([3], 0)
-    with pytest.raises(ValueError, match="takes no attention mask and no softcap"):
+    with pytest.raises(ValueError, match="takes no attention mask"):
         packed_sdpa(torch.nn.Identity(), query, key, value, torch.ones(3, 3), packing=packing)
-    with pytest.raises(ValueError, match="takes no attention mask and no softcap"):
-        packed_sdpa(torch.nn.Identity(), query, key, value, None, packing=packing, softcap=30.0)
+    for function in (packed_sdpa, masked_sdpa):
+        for given in ({"softcap": 30.0}, {"s_aux": torch.zeros(2)}, {"position_bias": query}):
+            with pytest.raises(ValueError, match=f"knows nothing of {next(iter(given))}"):
+                function(torch.nn.Identity(), query, key, value, None, **given)

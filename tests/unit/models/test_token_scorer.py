@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.batch import build_batch
+from rlhf_ray.models.check import settle
 from rlhf_ray.models.heads import TokenScorer, ValueModel
 from rlhf_ray.models.load import load_causal_lm
 
@@ -155,12 +156,18 @@ def test_values_of_a_bfloat16_model_come_from_a_float32_product(make_model, sequ
         assert model(batch).dtype is torch.float32
 
 
-def test_a_capped_attention_is_refused_in_words(make_model, sequences):
-    folder = make_model("gemma2", head_dim=8, attn_logit_softcapping=50.0)
+def test_a_capped_attention_is_transformers_own(make_model, sequences):
+    folder = make_model("gemma2", head_dim=8, attn_logit_softcapping=0.2)
+    config = ForwardConfig(model=ModelConfig(path=str(folder), dtype="float32"))
     scorer = TokenScorer(load(folder), temperature=1.0, chunk_tokens=16)
-    batch = build_batch(sequences, scored_from(sequences), padded=False, device=CPU)
-    with pytest.raises(ValueError, match="no softcap"):
-        scorer(batch)
+    settle(scorer, config, CPU)
+    batch = build_batch(sequences, scored_from(sequences), padded=scorer.padded, device=CPU)
+    with torch.no_grad():
+        logprobs_T = scorer(batch).logprobs_T
+    wanted_T, _ = plain(folder, sequences)
+    torch.testing.assert_close(logprobs_T.double(), wanted_T, atol=1e-5, rtol=0)
+    with pytest.raises(ConfigError, match="packed_sdpa knows nothing of softcap"):
+        settle(scorer, config.model_copy(update={"layout": "packed"}), CPU)
 
 
 def test_an_unreadable_model_is_an_error_for_the_user(tmp_path):
