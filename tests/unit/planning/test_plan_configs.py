@@ -72,6 +72,17 @@ def test_70b_weights_leave_an_engine_no_cache():
     ] == {"placement.rollout.gpus_per_rank": 4}
 
 
+def test_ranks_on_more_nodes_are_advised_behind_what_fits_here():
+    learner = {"zero": {"stage": 3}, "model": {"gradient_checkpointing": True}}
+    config = job("sft", policy=learner, placement={"policy": {"gpus_per_rank": 1}})
+    ways = advised(config, planned(config, node(gpus=1, nodes=1)))
+    assert [(way.change, way.plan.cluster.nodes) for way in ways] == [
+        ({"policy.zero.offload_optimizer": "cpu"}, 1),
+        ({"placement.policy.ranks": 4}, 4),
+    ]
+    assert all(way.plan.fits for way in ways)
+
+
 def test_what_is_advised_fits():
     config = job(
         "grpo",
