@@ -69,6 +69,7 @@ def test_the_reward_scores(tmp_path):
         prompt_ids_B=["a:0", "a:1"],
         prompts_B=["Once", [{"role": "user", "content": "2 + 2?"}]],
         completions_B=["upon a time. ", [{"role": "assistant", "content": "4"}]],
+        prompt_token_ids_B=[[3], [4]],
         completion_ids_B=[[1], [2]],
         columns={},
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import families
+import chat_families as families
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,10 +21,8 @@ TEXT = st.text(st.sampled_from("time a\n.<"), min_size=1, max_size=12)
 
 @pytest.fixture(scope="module")
 def tokenizers(shared_data: Path) -> dict[str, Any]:
-    from conftest import byte_tokenizer
-
     return {
-        "bytes": byte_tokenizer(bos=True, merges=(("t", "i"), ("m", "e"), ("ti", "me"))),
+        "bytes": families.byte_tokenizer(bos=True, merges=(("t", "i"), ("m", "e"), ("ti", "me"))),
         "always": families.metaspace_tokenizer(),
         "first": families.metaspace_tokenizer(prepend="first"),
         "stories260K": load_tokenizer(str(shared_data / "models/stories260K")),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import families
+import chat_families as families
 import pytest
 
 from rlhf_ray.config.data import DataConfig

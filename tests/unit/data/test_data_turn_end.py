@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import families
+import chat_families as families
 import pytest
 from test_data_job import model_with
 

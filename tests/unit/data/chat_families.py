@@ -71,6 +71,49 @@ MARKS = (
 )  # fmt: skip
 
 
+# What other templates than ChatML write.
+MORE = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<think>", "</think>")
+
+
+def byte_tokenizer(
+    *,
+    bos: bool = False,
+    eos: bool = False,
+    merges: tuple[tuple[str, str], ...] = (),
+    more: tuple[str, ...] = (),
+) -> Any:
+    """One token a byte.
+
+    Args:
+        bos: Whether it puts <s> in front by itself, as Llama's does.
+        eos: Whether it puts </s> behind, as one with `add_eos_token` does.
+        merges: Of bytes to longer tokens.
+        more: Further special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(specials + symbols)}
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    if bos or eos:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{'<s>' if bos else ''} $A {'</s>' if eos else ''}".strip(),
+            special_tokens=[("<s>", 0), ("</s>", 1)],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>", *more],
+    )
+
+
 def metaspace_tokenizer(*, prepend: str = "always", marks: tuple[str, ...] = MARKS) -> Any:
     """Pieces with `▁` for a space, as SentencePiece's; single characters but for a few words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
