@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
+
 from rlhf_ray.learner.export_check import check_export
 from rlhf_ray.learner.weight_files import write_weights
 from rlhf_ray.learner.weights import named_weights, weight_infos
@@ -62,3 +64,21 @@ def export_description(lm: Any, folder: Path, tokenizer_path: str) -> None:
         config.pad_token_id = tokenizer.pad_token_id
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if config.get_text_config() is not config:
+        _copy_processor(base.config, folder)
+
+
+def _copy_processor(config: Any, folder: Path) -> None:
+    """Take along how images and sounds are read: vLLM serves no model that knows them without."""
+    from transformers.utils import cached_file
+
+    for name in (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME):
+        found = cached_file(
+            config._name_or_path,
+            name,
+            revision=getattr(config, "_commit_hash", None),
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if found is not None:
+            shutil.copy(found, folder / name)

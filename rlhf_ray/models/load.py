@@ -183,7 +183,22 @@ def _own_products(model: torch.nn.Module) -> list[str]:
         if isinstance(module, torch.nn.Linear)
         and type(module).__module__ == code
         and type(module).forward is not torch.nn.Linear.forward
+        and not _is_plain_product(module)
     ]
+
+
+def _is_plain_product(module: torch.nn.Linear) -> bool:
+    """Whether its own pass gives one tensor of the width that its matrix says, as Falcon's does."""
+    weights = {
+        name: torch.empty(getattr(p, "ds_shape", p.shape), dtype=p.dtype, device="meta")
+        for name, p in module.named_parameters()
+    }
+    hidden_BTD = torch.empty(1, 2, module.in_features, dtype=weights["weight"].dtype, device="meta")
+    try:
+        output = torch.func.functional_call(module, weights, (hidden_BTD,))
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False  # it takes other things than one tensor of that width
+    return isinstance(output, torch.Tensor) and output.shape == (1, 2, module.out_features)
 
 
 def _check_quantization(config: ModelConfig, device: torch.device) -> None:

@@ -171,6 +171,15 @@ def test_an_export_says_how_far_a_loaded_copy_is(tmp_path, bias_model, caplog):
     assert "a loaded copy's logits are 0.0e+00 apart" in caplog.text
 
 
+def test_how_images_are_read_goes_along(tmp_path, bias_model):
+    made, _ = tiny("gemma3")
+    made.save_pretrained(tmp_path / "family")
+    (tmp_path / "family/preprocessor_config.json").write_text('{"size": 32}')
+    export_to(tmp_path, type(made).from_pretrained(tmp_path / "family"))
+    assert (tmp_path / "export/preprocessor_config.json").read_text() == '{"size": 32}'
+    assert not (tmp_path / "export/processor_config.json").exists()
+
+
 def test_an_adapter_on_one_use_of_a_tied_weight_is_refused():
     tied, _ = tiny("llama", tie_word_embeddings=True)
     lm = adapted(tied, target_modules=["embed_tokens", "q_proj"])
@@ -178,6 +187,24 @@ def test_an_adapter_on_one_use_of_a_tied_weight_is_refused():
         require_mergeable(lm)
     untied, _ = tiny("llama", tie_word_embeddings=False)
     require_mergeable(adapted(untied, target_modules=["embed_tokens", "q_proj"]))
+
+
+@pytest.mark.parametrize(
+    ("family", "taken", "left_out"),
+    [
+        ("falcon", {"query_key_value", "dense_h_to_4h"}, set()),
+        ("llama4_text", {"q_proj"}, {"router"}),
+    ],
+)
+def test_matrices_that_are_no_plain_products_get_no_adapter(family, taken, left_out):
+    lm = adapted(tiny(family)[0])
+    with_one = {
+        name.split(".lora_")[0].split(".")[-1]
+        for name, _ in lm.named_parameters()
+        if "lora_" in name
+    }
+    assert taken <= with_one
+    assert not left_out & with_one
 
 
 def test_dropout_of_adapters_on_experts_is_refused_in_words():
