@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.preflight import preflight
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files import local_path
 from rlhf_ray.errors import ConfigError
