@@ -5,7 +5,7 @@ from model_folders import refused, write_model
 
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.preflight import preflight
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files import local_path
 

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.tiny_models import tiny
-from rlhf_ray.config.base import ForwardConfig, LoraConfig, ModelConfig
+from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models import attention
 from rlhf_ray.models.check import settle
-from rlhf_ray.models.heads import TokenScorer, ValueModel
-from rlhf_ray.models.load import with_adapter
+from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.reward import RewardModel
 
 CPU = torch.device("cpu")

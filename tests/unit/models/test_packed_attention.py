@@ -78,6 +78,6 @@ def test_what_changes_scores_otherwise_is_refused():
     with pytest.raises(ValueError, match="takes no attention mask"):
         packed_sdpa(torch.nn.Identity(), query, key, value, torch.ones(3, 3), packing=packing)
     for function in (packed_sdpa, masked_sdpa):
-        for given in ({"softcap": 30.0}, {"s_aux": torch.zeros(2)}, {"position_bias": query}):
-            with pytest.raises(ValueError, match=f"knows nothing of {next(iter(given))}"):
-                function(torch.nn.Identity(), query, key, value, None, **given)
+        for keyword in ({"softcap": 30.0}, {"s_aux": torch.zeros(2)}, {"position_bias": query}):
+            with pytest.raises(ValueError, match=f"knows nothing of {next(iter(keyword))}"):
+                function(torch.nn.Identity(), query, key, value, None, **keyword)
