@@ -221,6 +221,7 @@ def _experiences(
             prompt=Prompt(
                 prompt_id=f"p{number}", token_ids_T=tuple(_ids(generator, 1, 9).tolist()), text=""
             ),
+            draw=number,
             sample=0,
             response_ids_T=response_T,
             logprobs_T=zeros_T,

@@ -198,7 +198,6 @@ def _sequences(text: Any) -> list[IntArray]:
 @contextmanager
 def _rounded_otherwise(module: nn.Module) -> Iterator[None]:
     """While this is open, what each layer gives is off by up to half a unit in the last place."""
-
     generators: dict[torch.device, torch.Generator] = {}
 
     def rounded(layer: nn.Module, inputs: Any, output: Any) -> Any:

@@ -94,11 +94,10 @@ def padding_of_the_vocabulary(logits: Tensor) -> Tensor:
     return (torch.arange(V) >= V - 9).expand(logits.shape)
 
 
-@pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("chunk_tokens", [4, 100])
 @pytest.mark.parametrize("is_out", [out_of_top_k, all_but_one, padding_of_the_vocabulary])
 def test_words_without_a_chance_count_nothing(
-    is_out: Callable[[Tensor], Tensor], chunk_tokens: int, softcap: float | None
+    is_out: Callable[[Tensor], Tensor], chunk_tokens: int
 ) -> None:
     """Values and gradients are those of a softmax over the words that are left."""
     weights = torch.linspace(-1.0, 2.0, T, dtype=torch.float64)
@@ -111,21 +110,14 @@ def test_words_without_a_chance_count_nothing(
         if masked:
             scores = token_logprobs(
                 hidden,
-                # With a cap, -inf becomes the lowest logit that there is, and has a chance.
                 lambda rows, head=head: head(rows).masked_fill(is_out(head(rows)), -torch.inf),
                 targets,
                 temperature=0.6,
                 chunk_tokens=chunk_tokens,
                 with_entropy=True,
-                softcap=softcap,
             )
             logprobs, entropy = scores.logprobs_T, scores.entropy_T
             assert entropy is not None
-        elif softcap is not None:
-            logits = softcap * torch.tanh(head(hidden) / softcap)
-            log_p = torch.log_softmax(logits.masked_fill(out, -softcap) / 0.6, dim=-1)
-            logprobs = log_p.gather(-1, targets[:, None]).squeeze(-1)
-            entropy = -(log_p.exp() * log_p).sum(-1)
         else:
             left = [row[~no] / 0.6 for row, no in zip(head(hidden), out, strict=True)]
             log_p = [torch.log_softmax(row, dim=-1) for row in left]
