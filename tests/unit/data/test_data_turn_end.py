@@ -98,7 +98,8 @@ def test_a_job_says_once_where_its_responses_end(
     tokenizer.chat_template = families.CHATML
     folder = Path(model_with(tmp_path / "model", tokenizer))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 0]}))
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "q", "completion": "a"}) + "\n")
+    row = {"prompt": "q", "completion": "a", "answer": "4"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     values = {
         "run_dir": str(tmp_path / "run"),
         "data": {"path": str(tmp_path / "rows.jsonl")},

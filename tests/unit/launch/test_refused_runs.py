@@ -242,7 +242,13 @@ def test_samples_that_somebody_cut(tmp_path):
 
     def load(config):
         return OnlineData(
-            prompts=prompts, eval_prompts=[], context_tokens=8, tokenizer=None, tokenizer_path="t"
+            prompts=prompts,
+            eval_prompts=[],
+            context_tokens=8,
+            end_token_ids=(),
+            vocabulary="",
+            tokenizer=None,
+            tokenizer_path="t",
         )
 
     with pytest.raises(RunError), run_folder(config) as folder:
