@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 LENGTHS = (5, 23, 9)
 # Differences that two right ways may have: so many times what rounding does (root mean squares),
 # and a share of the outcomes themselves, which are computed in float32.
-NOISE_FACTOR = 6.0
+NOISE_FACTOR = 4.0
 FLOAT32_SHARE = 64 * torch.finfo(torch.float32).eps
 # A weight in 8 or 4 bit: its layer rounds what goes in to 8 bit.
 QUANTIZED_EPS = 2.0**-6
@@ -198,7 +198,6 @@ def _sequences(text: Any) -> list[IntArray]:
 @contextmanager
 def _rounded_otherwise(module: nn.Module) -> Iterator[None]:
     """While this is open, what each layer gives is off by up to half a unit in the last place."""
-
     generators: dict[torch.device, torch.Generator] = {}
 
     def rounded(layer: nn.Module, inputs: Any, output: Any) -> Any:
