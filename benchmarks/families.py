@@ -68,6 +68,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*")
     parser.add_argument("--each", action="store_true")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -77,7 +78,7 @@ def main() -> int:
         for role in ROLES:
             if role == "reward model" and family not in CLASSIFIERS:
                 continue
-            for layout in LAYOUTS:
+            for layout in arguments.layouts:
                 outcome = outcomes[family, role, layout] = outcome_of(family, role, layout)
                 if arguments.each or not outcome.is_right:
                     print(f"{family}, {role}, {layout}: {outcome}", flush=True)
@@ -100,6 +101,8 @@ def outcome_of(family: str, role: str, layout: str) -> Outcome:
         settle(module, ForwardConfig.model_validate({"layout": layout}), torch.device("cpu"))
     except ConfigError as error:
         return Outcome(refusal=str(error))
+    except Exception as error:  # of one family, which must not end the walk
+        return Outcome(way=f"crashed: {type(error).__name__}: {error}", error=float("inf"))
     with torch.random.fork_rng(), torch.no_grad():
         return Outcome(way=str(module.mode), error=_error(module))
 

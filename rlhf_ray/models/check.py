@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 LENGTHS = (5, 23, 9)
 # Differences that two right ways may have: so many times what rounding does (root mean squares),
 # and a share of the outcomes themselves, which are computed in float32.
-NOISE_FACTOR = 6.0
+NOISE_FACTOR = 4.0
 FLOAT32_SHARE = 64 * torch.finfo(torch.float32).eps
 # A weight in 8 or 4 bit: its layer rounds what goes in to 8 bit.
 QUANTIZED_EPS = 2.0**-6

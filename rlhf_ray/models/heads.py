@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_ray.algorithms.logprobs import TokenScores, token_logprobs
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.batch import TokenBatch, build_batch, moved
 from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.models.decoder import base_of, decode, decoder_of
@@ -114,16 +115,18 @@ class ValueModel(CheckedModel):
     outcome = "values"
 
     def __init__(self, lm: PreTrainedModel, *, seed: int) -> None:
-        """Take the decoder of `lm`; its language-model head is dropped."""
+        """Take the decoder of `lm`; its language-model head is dropped.
+
+        Raises:
+            ConfigError: Nothing says how wide its hidden states are.
+        """
         super().__init__()
         base = base_of(lm)
         self.decoder = decoder_of(lm)
         trained = next(p for p in self.decoder.parameters() if p.requires_grad)
         self.value_head = in_float32(
             getattr(base, "score", None)
-            or new_head(
-                base.config.get_text_config().hidden_size, like=trained, bias=True, seed=seed
-            )
+            or new_head(_hidden_size(base), like=trained, bias=True, seed=seed)
         )
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
@@ -145,6 +148,13 @@ class ValueModel(CheckedModel):
         output = self.decoder(input_ids=input_ids_1T, use_cache=False)
         values_T: torch.Tensor = self.value_head(output.last_hidden_state[0, :-1]).squeeze(-1)
         return values_T
+
+
+def _hidden_size(base: Any) -> int:
+    size = getattr(base.config.get_text_config(), "hidden_size", None)
+    if not isinstance(size, int):
+        raise ConfigError(f"{type(base).__name__} can be no critic: it names no hidden_size")
+    return size
 
 
 def _all_tokens(sequences_B: Sequence[IntArray], model: CheckedModel, far: int) -> TokenBatch:
