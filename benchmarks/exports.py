@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.tiny_models import VOCAB_SIZE, family_names, tiny
@@ -129,6 +129,9 @@ def tokenizer(folder: Path) -> None:
 
 def taken_by_vllm(folder: Path) -> Outcome:
     """Whether vLLM takes an export, if it takes what `save_pretrained` wrote of the same model."""
+    config = AutoConfig.from_pretrained(folder / "export")
+    if config.get_text_config() is not config:
+        return Outcome(refused="asks how images or sounds are read, which no tiny model says")
     if not (wrong := vllm_says_of(folder / "export")):
         return Outcome()
     if own := vllm_says_of(folder / "family"):
