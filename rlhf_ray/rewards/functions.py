@@ -69,15 +69,7 @@ class RewardFunction:
             RewardError: It raised, lacks an argument, took longer than `timeout_s`, or did not
                 return one finite number or `None` a row.
         """
-        keywords = self._select(batch)
-        try:
-            async with asyncio.timeout(timeout_s):
-                values = await self._call(keywords, timeout_s)
-        except TimeoutError as error:
-            raise RewardError(
-                f"reward function {self.name!r} did not return within {timeout_s:g} s "
-                f"for {len(batch)} completions"
-            ) from error
+        values = await self._call(self._select(batch), timeout_s, num_rows=len(batch))
         return check_scores(values, batch, f"reward function {self.name!r}")
 
     def check_rows(self, columns: Mapping[str, list[Any]]) -> list[str | None]:
@@ -164,13 +156,19 @@ class RewardFunction:
                 )
         return accepted, any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
-    async def _call(self, keywords: dict[str, Any], timeout_s: float) -> Any:
+    async def _call(self, keywords: dict[str, Any], timeout_s: float, *, num_rows: int) -> Any:
         try:
-            return await in_daemon_thread(
-                lambda: _run(self.function, keywords, timeout_s), name="reward-function"
-            )
+            async with asyncio.timeout(timeout_s) as timer:
+                return await in_daemon_thread(
+                    lambda: _run(self.function, keywords, timeout_s), name="reward-function"
+                )
         # The user's code may raise anything; an exit() in it must not end the actor.
         except (Exception, SystemExit, KeyboardInterrupt) as error:
+            if isinstance(error, TimeoutError) and timer.expired():
+                raise RewardError(
+                    f"reward function {self.name!r} did not return within {timeout_s:g} s "
+                    f"for {num_rows} completions"
+                ) from error
             raise RewardError(
                 f"reward function {self.name!r} raised {type(error).__name__}: {error}"
             ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -31,6 +32,8 @@ _START_S = 120.0
 _WALL_TIMES, _WALL_S = 2.0, 5.0
 _MEMORY_BYTES = 4 * 2**30
 _MAX_WORKERS = 8
+# Between two questions; a closed connection wakes it at once.
+_IDLE_S = 60.0
 
 FailureKind = Literal["timeout", "memory", "crash", "error"]
 
@@ -159,7 +162,7 @@ class Workers:
         """What a worker says; one that is silent or gone is used no more."""
         try:
             if worker.connection.poll():
-                answer = worker.connection.recv()
+                answer = _receive(worker.connection)
                 self._idle.append(worker)
                 return answer
         except (EOFError, OSError):
@@ -179,7 +182,7 @@ class Workers:
         worker = _Worker.start(self.function)
         try:
             if worker.connection.poll(_START_S):
-                fault = worker.connection.recv()
+                fault = _receive(worker.connection)
             else:
                 fault = f"it was not ready within {_START_S:g} s"
         except (EOFError, OSError):
@@ -194,6 +197,11 @@ class Workers:
             return self._idle.pop()
         except IndexError:
             return None
+
+
+def _receive(connection: Connection) -> Any:
+    """A message that is there: `poll` said so, and one so small comes whole."""
+    return pickle.loads(connection.recv_bytes())
 
 
 def serve(descriptor: int, function: str) -> None:
@@ -211,7 +219,9 @@ def serve(descriptor: int, function: str) -> None:
     connection.send("")
     while True:
         try:
-            question, timeout_s = connection.recv()
+            while not connection.poll(_IDLE_S):
+                pass
+            question, timeout_s = _receive(connection)
         except (EOFError, OSError):
             return
         connection.send(_answer_within(answer, question, timeout_s))

@@ -139,7 +139,7 @@ def test_a_users_function_may_check_rows_too(online: dict[str, Any], tmp_path: P
         {"path": f"{tmp_path}/other.py:f"},
         {"path": f"{tmp_path}/mine.py:even", "arguments": {"odd": False}},
     ]
-    with pytest.raises(ConfigError, match=r"4 of 9 rows: .*:0: even: 1 is not even; .*; .*; .*"):
+    with pytest.raises(ConfigError, match=r"5 of 9 rows: .*:0: even: 1 is not even; .*; .*"):
         load({**online, "reward": {"functions": functions[1:]}})
     for wrong in ("return []", "raise KeyError('x')"):
         (tmp_path / "mine.py").write_text(
