@@ -261,7 +261,12 @@ def _policy_rows(generator: np.random.Generator, plain: Any) -> list[Experience]
 
 
 def _value_rows(generator: np.random.Generator, plain: Any) -> list[Experience]:
-    return _experiences(generator, plain, lambda some: plain.values(some, _one_pass(some)))
+    return _experiences(
+        generator,
+        plain,
+        # Without the state after the last token.
+        lambda some: [values_T[:-1] for values_T in plain.values(some, _one_pass(some))],
+    )
 
 
 def _examples(generator: np.random.Generator, plain: Any) -> list[SftExample]:
