@@ -75,7 +75,11 @@ def exported(model_type: str, folder: Path, *, rank: int) -> Outcome:
         except (ConfigError, ValueError) as error:
             return Outcome(refused=f"{type(error).__name__}: {error}")
         randomize_adapters(lm)
-        if still := without_gradient(lm):
+        try:
+            still = without_gradient(lm)
+        except RuntimeError as error:
+            return Outcome(refused=f"no gradients: {first_line(error)}")
+        if still:
             return Outcome(refused=f"training stops, as these do not move: {', '.join(still[:2])}")
     wanted = logits_of(lm)
     export_model(lm, folder / "export", str(folder / "tokenizer"), write=True)

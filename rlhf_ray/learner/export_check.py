@@ -109,7 +109,8 @@ def _logits(model: Any, device: torch.device) -> torch.Tensor:
     was_training = model.training
     model.eval()
     try:
-        logits: torch.Tensor = model(input_ids=ids[None].to(device)).logits
+        without_cache = {"use_cache": False} if model.can_generate() else {}
+        logits: torch.Tensor = model(input_ids=ids[None].to(device), **without_cache).logits
     finally:
         model.train(was_training)
     return logits.float()
