@@ -40,7 +40,7 @@ _SHAPES = {
     " num_decoder_layers num_encoder_layers num_layers_per_stack depth"
     " num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads"
     " encoder_attention_heads num_decoder_attention_heads num_encoder_attention_heads"
-    " swa_num_attention_heads index_n_heads num_query_groups linear_num_value_heads"
+    " swa_num_attention_heads num_query_groups linear_num_value_heads"
     " linear_num_heads num_experts_per_tok num_experts_per_token moe_topk moe_k zero_expert_num"
     " n_mamba_heads",
     # Heads of keys; shared experts, groups of experts, layers without any.
@@ -60,8 +60,9 @@ _SHAPES = {
     " ffn_hidden_size intermediate_size_mlp feed_forward_size dense_intermediate_size mlp_dim",
     48: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size"
     " moe_shared_expert_intermediate_size shared_intermediate_size router_hidden_size",
-    # Sizes of states and low ranks; how far windows, chunks and indices reach.
-    8: "state_size ssm_state_size mamba_d_state mamba_dt_rank time_step_rank"
+    # Sizes of states and low ranks; how far windows, chunks and indices reach. With few heads that
+    # choose keys (DeepSeek 3.2) most scores are exactly 0, and which of them win is arbitrary.
+    8: "index_n_heads state_size ssm_state_size mamba_d_state mamba_dt_rank time_step_rank"
     " hidden_size_per_layer_input laurel_rank adapter_rank hc_lowrank sliding_window"
     " sliding_window_size attention_window_size window_size local_attention attention_chunk_size"
     " chunk_size mamba_chunk_size index_topk",

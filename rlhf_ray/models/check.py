@@ -78,8 +78,11 @@ def _settle(module: CheckedModel, config: ForwardConfig) -> None:
     free = config.model.model_copy(update={"attention": "auto"})
     others = (mode for mode in module.modes(free, "auto") if mode not in allowed)
     works = next((mode for mode in others if not _fault(module, mode, truth)), None)
+    if not allowed:
+        faults.append("some of its layers need an attention mask")
+    wanted = next(iter(allowed), f"layout {config.layout}, attention {config.model.attention}")
     raise ConfigError(
-        f"{_name(module)} cannot be run with {allowed[0]}: {faults[0]}; "
+        f"{_name(module)} cannot be run with {wanted}: {faults[0]}; "
         + (f"it is right with {works}" if works else "it is right in no other layout either")
     )
 

@@ -49,5 +49,11 @@ def test_who_asks_for_the_wrong_layout_hears_the_right_one(family):
     assert f"it is right with {TELLING[family]}" in refusal
 
 
+def test_layers_that_need_a_mask_are_refused_in_words():
+    refusal = outcome_of("llama4", "policy", "packed").refusal
+    assert "some of its layers need an attention mask" in refusal
+    assert f"it is right with {TELLING['llama4']}" in refusal
+
+
 def test_a_family_that_no_layout_suits_is_refused():
     assert "it is right in no other layout either" in outcome_of("cpmant", "policy", "auto").refusal
