@@ -113,7 +113,9 @@ class TrainingEngine:
         self.config, self.total_steps = config, total_steps
         self.num_steps = self.num_skipped_in_a_row = 0
         trained = [p for p in module.parameters() if p.requires_grad]
-        bf16 = all(p.dtype is torch.bfloat16 for p in trained)
+        # One is enough: families with experts keep a router in float32 beside weights in bfloat16,
+        # and these need the optimiser's float32 copies.
+        bf16 = any(p.dtype is torch.bfloat16 for p in trained)
         stage = effective_stage(config.zero, bf16=bf16)
         self._own_clipping = stage == 0
         # Stage 1 in float32 sends the gradients that a rank has. What no token came to on one rank,
