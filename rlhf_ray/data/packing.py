@@ -125,6 +125,26 @@ def plan_forward(
     return _spread(rows, lengths_B, num_ranks, max_tokens_per_micro_batch, padded)
 
 
+def cut_to_rectangles(
+    plan: RankedMicroBatches, lengths_B: Sequence[int], *, max_tokens_per_micro_batch: int
+) -> RankedMicroBatches:
+    """Cut micro-batches whose rectangle, padding included, is above the budget.
+
+    For a plan that was made for packed rows, and a model that turned out to need padded ones. Each
+    rank keeps its rows in their order, and all ranks keep as many micro-batches as one another.
+    """
+    cut: list[list[Rows]] = [[] for _ in plan]
+    for of_ranks in zip(*plan, strict=True):
+        pieces_by_rank = [
+            _pack(rows, lengths_B, max_tokens_per_micro_batch, padded=True) for rows in of_ranks
+        ]
+        num_pieces = max(1, *(len(pieces) for pieces in pieces_by_rank))
+        for micro_batches, pieces in zip(cut, pieces_by_rank, strict=True):
+            empty: list[list[int]] = [[]] * (num_pieces - len(pieces))
+            micro_batches += [tuple(piece) for piece in pieces + empty]
+    return tuple(tuple(micro_batches) for micro_batches in cut)
+
+
 def cost_of(rows: Sequence[int], lengths_B: Sequence[int], *, padded: bool) -> int:
     """Tokens that one micro-batch computes, padding included."""
     lengths = [int(lengths_B[row]) for row in rows]

@@ -14,6 +14,7 @@ from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.data.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.learner.fitting import fitted_update
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.check import settle
@@ -21,8 +22,9 @@ from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.specs import Job, SupervisedSpec
+from rlhf_ray.types import Ranking, Referenced, SftExample
 
-Row = TypeVar("Row")
+Row = TypeVar("Row", bound=SftExample | Ranking | Referenced)
 
 
 class ExampleLearner(Learner, ABC, Generic[Job, Row]):
@@ -58,7 +60,7 @@ class ExampleLearner(Learner, ABC, Generic[Job, Row]):
             self.engine,
             rows,
             [self._num_scored(row) for row in rows],
-            plan,
+            fitted_update(plan, [row.num_tokens for row in rows], self.config, self.model),
             self._loss,
             UpdateSettings.of_examples(self.spec),
             prepare=partial(self._prepare, rows),

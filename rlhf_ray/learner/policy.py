@@ -18,6 +18,7 @@ from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.learner.fitting import fitted_update
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.rows import flat, rollout_batch, trained_lens, trained_mask
 from rlhf_ray.learner.scoring import score_rollouts
@@ -79,7 +80,7 @@ class PolicyLearner(Learner):
             self.engine,
             rows,
             [len(row.rollout.response_ids_T) for row in rows],
-            plan,
+            fitted_update(plan, [row.rollout.num_tokens for row in rows], spec.learner, self.model),
             lambda picked, reduction, num_chunks: self._loss(
                 picked, reduction, num_chunks, kl_coefficient
             ),

@@ -21,6 +21,7 @@ from rlhf_ray.algorithms.router_loss import with_router_loss
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.examples import ExampleLearner
+from rlhf_ray.learner.fitting import fitted
 from rlhf_ray.learner.scoring import over_ranks, passes
 from rlhf_ray.models.classifier import freeze_score_bias, load_classifier
 from rlhf_ray.models.reward import RewardModel, Rewards
@@ -88,6 +89,7 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
     def scores(self, rows: Sequence[Ranking], plan: RankedMicroBatches) -> list[tuple[float, ...]]:
         """Scores of each row's answers, of all rows on every rank."""
         mine: list[tuple[float, ...]] = []
+        plan = fitted(plan, [row.num_tokens for row in rows], self.config, self.model)
         with self.engine.inference():
             for picked, _ in passes(plan, [0] * len(rows), self.config):
                 some = [rows[row] for row in picked]

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.data.packing import RankedMicroBatches
+from rlhf_ray.learner.fitting import fitted
 from rlhf_ray.learner.rows import answer_batch, answer_sums, rollout_batch, split_rows
 from rlhf_ray.learner.update import num_chunks_of_pass
 from rlhf_ray.models.batch import TokenBatch
@@ -36,7 +37,7 @@ def score_rollouts(
         forward: Scores one batch.
         rollouts: All rows of the plan.
         plan: Rank -> micro-batch -> row.
-        config: Chunks of logits.
+        config: What the plan was made by; chunks of logits.
         model: Says how its batches are laid out, and where.
         with_end: One number more for each row, of what follows its last token.
 
@@ -45,6 +46,7 @@ def score_rollouts(
     """
     lens_B = [len(rollout.response_ids_T) + with_end for rollout in rollouts]
     scored: list[npt.NDArray[np.float32]] = []
+    plan = fitted(plan, [rollout.num_tokens for rollout in rollouts], config, model)
     for rows, num_chunks in passes(plan, lens_B, config):
         batch = rollout_batch(
             [rollouts[row] for row in rows],
@@ -71,6 +73,7 @@ def score_answers(
     """
     lens_B = [sum(len(answer) for answer in row.answer_ids_K[answers]) for row in rows]
     sums: list[tuple[float, ...]] = []
+    plan = fitted(plan, [row.num_tokens for row in rows], config, model)
     for picked, num_chunks in passes(plan, lens_B, config):
         some = [rows[row] for row in picked]
         batch = answer_batch(some, answers=answers, padded=model.padded, device=model.device)

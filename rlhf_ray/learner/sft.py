@@ -15,6 +15,7 @@ from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.examples import ExampleLearner
+from rlhf_ray.learner.fitting import fitted
 from rlhf_ray.learner.rows import answer_sums
 from rlhf_ray.learner.scoring import over_ranks, passes
 from rlhf_ray.models.batch import TokenBatch, build_batch
@@ -57,6 +58,7 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
         """Means over the trained tokens of all rows; an outcome is an example's mean loss."""
         num_trained_B = [row.num_trained_tokens for row in rows]
         sums: list[tuple[float, ...]] = []
+        plan = fitted(plan, [row.num_tokens for row in rows], self.config, self.model)
         with self.engine.inference():
             for picked, num_chunks in passes(plan, num_trained_B, self.config):
                 sums += self._sums([rows[row] for row in picked], num_chunks)

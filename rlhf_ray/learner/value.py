@@ -14,6 +14,7 @@ from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, Valu
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.learner.fitting import fitted_update
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.rows import flat, rollout_batch, trained_lens, trained_mask
 from rlhf_ray.learner.scoring import score_rollouts
@@ -62,7 +63,7 @@ class ValueLearner(Learner):
             self.engine,
             rows,
             [len(row.rollout.response_ids_T) for row in rows],
-            plan,
+            fitted_update(plan, [row.rollout.num_tokens for row in rows], spec.learner, self.model),
             self._loss,
             UpdateSettings.of_rollouts(spec),
         )

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.data.packing import MinibatchPlan, cost_of, plan_forward, plan_update
+from rlhf_ray.data.packing import (
+    MinibatchPlan,
+    cost_of,
+    cut_to_rectangles,
+    plan_forward,
+    plan_update,
+)
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 layout = st.fixed_dictionaries(
@@ -136,6 +142,21 @@ def test_packing_wastes_less_than_half_the_budget(lengths_B: list[int]) -> None:
     )
     costs = [cost_of(batch, lengths_B, padded=False) for batch in micro_batches]
     assert sum(cost <= 100 for cost in costs) <= 1
+
+
+@given(lengths, layout)
+def test_a_packed_plan_is_cut_to_rectangles_within_the_budget(
+    lengths_B: list[int], layout: dict[str, Any]
+) -> None:
+    budget = layout["max_tokens_per_micro_batch"]
+    packed = plan_forward(lengths_B, **{**layout, "padded": False})
+    cut = cut_to_rectangles(packed, lengths_B, max_tokens_per_micro_batch=budget)
+    assert len({len(rank) for rank in cut}) == 1
+    for before, after in zip(packed, cut, strict=True):
+        assert [row for batch in before for row in batch] == [r for b in after for r in b]
+        for batch in after:
+            assert len(batch) <= 1 or cost_of(batch, lengths_B, padded=True) <= budget
+    assert cut_to_rectangles(cut, lengths_B, max_tokens_per_micro_batch=budget) == cut
 
 
 def test_padded_rows_meet_rows_of_like_length() -> None:

@@ -45,6 +45,21 @@ def test_packed_and_padded_have_the_same_gradient(make_policy, make_value, rows)
         assert all(gradient.any() for gradient in packed.values())
 
 
+def test_a_model_that_needs_rectangles_keeps_the_budget_of_a_packed_plan(make_policy, rows):
+    learner = make_policy(layout="auto", optim=UNCLIPPED)
+    packed = gradients(learner, rows, 0.1)
+    learner = make_policy(layout="auto", optim=UNCLIPPED)
+    learner.model.mode = replace(learner.model.mode, packed=False)
+    num_positions = []
+    learner.model.register_forward_pre_hook(
+        lambda _, inputs: num_positions.append(inputs[0].input_ids.numel())
+    )
+    rectangles = gradients(learner, rows, 0.1)
+    longest = max(row.rollout.num_tokens for row in rows)
+    assert max(num_positions) <= max(learner.spec.learner.max_tokens_per_micro_batch, longest)
+    assert largest_gap(rectangles, packed) < 1e-5
+
+
 def test_gradient_checkpointing_has_the_same_gradient(make_policy, rows):
     whole, checkpointed = (
         gradients(
