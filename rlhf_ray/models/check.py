@@ -26,6 +26,7 @@ from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.models.dropout import adapter_dropouts
+from rlhf_ray.models.limits import positions_of
 from rlhf_ray.models.modes import ForwardMode
 from rlhf_ray.types import IntArray
 
@@ -100,7 +101,7 @@ class _Truth:
 def _truth(module: CheckedModel) -> _Truth:
     transformer = module.transformer()
     text = transformer.config.get_text_config()
-    sequences_B = _sequences(text)
+    sequences_B = _sequences(transformer.config)
     module.eval()
     transformer.set_attn_implementation("eager")
 
@@ -188,14 +189,16 @@ def _difference(ours_B: Sequence[Tensor], theirs_B: Sequence[Tensor]) -> float:
     return difference.item()
 
 
-def _sequences(text: Any) -> list[IntArray]:
+def _sequences(config: Any) -> list[IntArray]:
     """Random tokens, but none that a family takes for an image or padding."""
+    text, num_positions = config.get_text_config(), positions_of(config)
+    lens = [min(length, num_positions or length) for length in LENGTHS]
     named = {v for k, v in text.to_dict().items() if k.endswith("token_id") and isinstance(v, int)}
     generator = np.random.default_rng(0)
-    plain = np.setdiff1d(generator.integers(text.vocab_size, size=sum(LENGTHS) * 4), list(named))
+    plain = np.setdiff1d(generator.integers(text.vocab_size, size=sum(lens) * 4), list(named))
     generator.shuffle(plain)
-    ids_T = np.resize(plain, sum(LENGTHS)).astype(np.int32)
-    return np.split(ids_T, np.cumsum(LENGTHS)[:-1])
+    ids_T = np.resize(plain, sum(lens)).astype(np.int32)
+    return np.split(ids_T, np.cumsum(lens)[:-1])
 
 
 @contextmanager

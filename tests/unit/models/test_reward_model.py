@@ -192,7 +192,9 @@ def test_in_the_policys_vocabulary_the_sampled_tokens_are_scored(decoder, is_end
     config = RewardModelConfig(path=str(decoder))
     own = RewardScorer(config, device=CPU, vocabulary=vocabulary_digest(tokenizer))
     assert own._tokenize(rollout).tolist() == expected
-    assert own.score([rollout]) == pytest.approx(plain_logits(decoder, [expected], 0), abs=1e-5)
+    assert values(own.score([rollout])) == pytest.approx(
+        plain_logits(decoder, [expected], 0), abs=1e-5
+    )
     other = RewardScorer(config, device=CPU, vocabulary="another")
     assert len(other._tokenize(rollout)) == len(expected) - 1
 
