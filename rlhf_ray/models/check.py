@@ -96,7 +96,7 @@ class _Truth:
     sequences_B: Sequence[IntArray]
     own_B: Sequence[Tensor]
     tolerance: float
-    context: float
+    widest: float
     far: int | None
 
 
@@ -125,9 +125,16 @@ def _truth(module: CheckedModel) -> _Truth:
         sequences_B=sequences_B,
         own_B=own_B,
         tolerance=NOISE_FACTOR * noise + FLOAT32_SHARE * size,
-        context=context if isinstance(context, int) else math.inf,
+        widest=_widest(text, context),
         far=_far(text, context) if isinstance(context, int) else None,
     )
+
+
+def _widest(text: Any, context: Any) -> float:
+    """A window of so many tokens or more hides nothing that a layer would see without it."""
+    if {*(getattr(text, "layer_types", None) or ())} == {"full_attention"}:
+        return 0  # masks with windows are made in some families whether a layer takes them or not
+    return context if isinstance(context, int) else math.inf
 
 
 def _far(text: Any, context: int) -> int | None:
@@ -171,7 +178,7 @@ def _faults(module: CheckedModel, mode: ForwardMode, truth: _Truth) -> Iterator[
     with nullcontext(set()) if mode.with_mask else lost_windows(mode.attention) as windows:
         together = module.outcomes(truth.sequences_B)
     # Longer than the sequences, or it would show below.
-    if not mode.with_mask and (felt := [size for size in windows if size < truth.context]):
+    if not mode.with_mask and (felt := [size for size in windows if size < truth.widest]):
         yield f"its attention is not told of its window of {min(felt)} tokens"
     if any(differing(together, "")):
         yield from differing(module.outcomes(truth.sequences_B[:1]), "for a sequence alone")
