@@ -152,17 +152,11 @@ def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:
         ConfigError: Model or tokenizer cannot be read.
     """
     model = config.policy.model
-    tokenizer_path = model.tokenizer or model.path
     return EngineSpec(
         model_path=model.path,
-        tokenizer_path=tokenizer_path,
+        tokenizer_path=model.tokenizer or model.path,
         revision=model.revision,
-        identity=engine_identity(
-            model.path,
-            tokenizer_path,
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-        ),
+        identity=engine_identity(model),
         trust_remote_code=model.trust_remote_code,
         engine=config.rollout.of_engine,
         max_model_len=context_tokens,

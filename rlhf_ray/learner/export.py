@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
+from rlhf_ray.data.turn_end import turn_end
 from rlhf_ray.learner.export_check import check_export
 from rlhf_ray.learner.weight_files import write_weights
 from rlhf_ray.learner.weights import named_weights, weight_infos
@@ -58,7 +59,7 @@ def export_description(lm: Any, folder: Path, tokenizer_path: str) -> None:
         # Not `save_pretrained`, which refuses what it loaded, such as a temperature without
         # do_sample: what came with the model goes with it.
         path = folder / "generation_config.json"
-        base.generation_config.to_json_file(path, keys_to_pop=["compile_config"])
+        _generation_config(base, tokenizer).to_json_file(path, keys_to_pop=["compile_config"])
     elif is_packable(base) and tokenizer.pad_token_id != tokenizer.eos_token_id:
         # transformers reads a decoder's score at the last token that is not this one.
         config.pad_token_id = tokenizer.pad_token_id
@@ -66,6 +67,21 @@ def export_description(lm: Any, folder: Path, tokenizer_path: str) -> None:
     tokenizer.save_pretrained(folder)
     if config.get_text_config() is not config:
         _copy_processor(base.config, folder)
+
+
+def _generation_config(base: Any, tokenizer: Any) -> Any:
+    """The model's own, which also ends where its chat template ends a turn.
+
+    Servers take end tokens from here: one that answers in ChatML would write both sides' turns.
+    """
+    end = turn_end(tokenizer)
+    own = base.generation_config.eos_token_id
+    known = own if isinstance(own, list) else [] if own is None else [own]
+    if end is None or end.token_id is None or end.token_id in known:
+        return base.generation_config
+    generation = copy.deepcopy(base.generation_config)
+    generation.eos_token_id = [*known, end.token_id]
+    return generation
 
 
 def _copy_processor(config: Any, folder: Path) -> None:

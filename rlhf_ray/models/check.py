@@ -12,8 +12,9 @@ outputs of all layers rounded another way.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.attention import lost_windows
 from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.models.dropout import adapter_dropouts
 from rlhf_ray.models.limits import positions_of
@@ -74,7 +76,7 @@ def _settle(module: CheckedModel, config: ForwardConfig) -> None:
         faults.append(_fault(module, mode, truth))
         if not faults[-1]:
             if len(faults) > 1:
-                logger.warning("%s runs with %s: %s", _name(module), mode, faults[0])
+                logger.warning("%s runs with %s: %s", _name(module), module.mode, faults[0])
             return
     free = config.model.model_copy(update={"attention": "auto"})
     others = (mode for mode in module.modes(free, "auto") if mode not in allowed)
@@ -95,6 +97,7 @@ class _Truth:
     sequences_B: Sequence[IntArray]
     own_B: Sequence[Tensor]
     tolerance: float
+    widest: float
     far: int | None
 
 
@@ -117,20 +120,26 @@ def _truth(module: CheckedModel) -> _Truth:
         ) from error
     with _rounded_otherwise(module):
         noise = _difference([_own_outcome(module, rows_B[1])], own_B[1:2])
+    context = getattr(text, "max_position_embeddings", None)
     size = torch.cat(own_B).square().mean().sqrt().item()
     return _Truth(
         sequences_B=sequences_B,
         own_B=own_B,
         tolerance=NOISE_FACTOR * noise + FLOAT32_SHARE * size,
-        far=_far(text),
+        widest=_widest(text, context),
+        far=_far(text, context) if isinstance(context, int) else None,
     )
 
 
-def _far(text: Any) -> int | None:
+def _widest(text: Any, context: Any) -> float:
+    """A window of so many tokens or more hides nothing that a layer would see without it."""
+    if {*(getattr(text, "layer_types", None) or ())} == {"full_attention"}:
+        return 0  # masks with windows are made in some families whether a layer takes them or not
+    return context if isinstance(context, int) else math.inf
+
+
+def _far(text: Any, context: int) -> int | None:
     """A distance that no position of the sequences reaches: past what the family was made for."""
-    context = getattr(text, "max_position_embeddings", None)
-    if not isinstance(context, int):
-        return None
     if getattr(text, "rope_parameters", None):
         return 2 * context  # dynamic NTK changes its frequencies beyond the context only
     return context - LENGTHS[-1] if context > sum(LENGTHS) else None  # a table ends there
@@ -167,7 +176,12 @@ def _faults(module: CheckedModel, mode: ForwardMode, truth: _Truth) -> Iterator[
             )
 
     module.eval()
-    if any(differing(together := module.outcomes(truth.sequences_B), "")):
+    with nullcontext(set()) if mode.with_mask else lost_windows(mode.attention) as windows:
+        together = module.outcomes(truth.sequences_B)
+    # Longer than the sequences, or it would show below.
+    if not mode.with_mask and (felt := [size for size in windows if size < truth.widest]):
+        yield f"its attention is not told of its window of {min(felt)} tokens"
+    if any(differing(together, "")):
         yield from differing(module.outcomes(truth.sequences_B[:1]), "for a sequence alone")
         yield from differing(together, "for sequences of one batch")
     if truth.far is not None and not mode.with_mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,13 +43,18 @@ class CheckedModel(WithoutDropout):
         ]
 
     def use(self, mode: ForwardMode) -> None:
-        """Run like this from now on.
+        """Run like this from now on; a family whose code has attention of its own keeps that.
 
         Raises:
-            ValueError: transformers has no such attention for the model.
+            ValueError: transformers has no such attention for the model, or the model keeps its own
+                where sequences are packed, which that would attend to as to one.
         """
-        self.transformer().set_attn_implementation(mode.attention)
-        self.mode = mode
+        transformer = self.transformer()
+        transformer.set_attn_implementation(mode.attention)
+        taken = transformer.config.get_text_config()._attn_implementation
+        if mode.packed and taken != mode.attention:
+            raise ValueError(f"its code has attention of its own ({taken})")
+        self.mode = replace(mode, attention=taken)
 
     def transformer(self) -> Any:
         """The transformers model in it whose attention is chosen."""

@@ -6,7 +6,10 @@ import hashlib
 import json
 from typing import Any
 
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.data.turn_end import turn_end
+from rlhf_ray.models.limits import read_config
 
 # Of a configuration: they change whenever a model is loaded and saved, its function does not.
 _VOLATILE = {
@@ -15,9 +18,7 @@ _VOLATILE = {
 }  # fmt: skip
 
 
-def engine_identity(
-    path: str, tokenizer_path: str, *, revision: str, trust_remote_code: bool
-) -> str:
+def engine_identity(model: ModelConfig) -> str:
     """Equal for two models that differ by their weights alone.
 
     Compared is what transformers makes of the files, not the files: a saved copy has other bytes.
@@ -25,17 +26,21 @@ def engine_identity(
     Raises:
         ConfigError: No readable model or tokenizer there.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    keywords: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(path, **keywords)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, **keywords)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read model and tokenizer of {path!r}: {error}") from error
+    config = read_config(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    tokenizer = load_tokenizer(
+        model.tokenizer or model.path,
+        chat_template=model.chat_template,
+        trust_remote_code=model.trust_remote_code,
+        revision=model.revision,
+    )
     architecture = {k: v for k, v in config.to_dict().items() if k not in _VOLATILE}
-    # vLLM ends responses by the model's end tokens without being asked.
-    parts = [architecture, _end_tokens(path, config, revision), _words(tokenizer)]
+    # vLLM ends responses by the model's end tokens without being asked, and always is asked to by
+    # the chat template's, which an export names among the model's.
+    end = turn_end(tokenizer)
+    ends = {*_end_ids(model.path, config, model.revision), end and end.token_id} - {None}
+    parts = [architecture, sorted(ends), _words(tokenizer)]
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -46,25 +51,18 @@ def generation_end_ids(path: str, *, revision: str, trust_remote_code: bool) -> 
     Raises:
         ConfigError: No readable model there.
     """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the configuration of model {path!r}: {error}") from error
-    ends = _end_tokens(path, config, revision)
-    return () if ends is None else tuple(ends) if isinstance(ends, list) else (int(ends),)
+    config = read_config(path, revision=revision, trust_remote_code=trust_remote_code)
+    return _end_ids(path, config, revision)
 
 
-def _end_tokens(path: str, config: Any, revision: str) -> Any:
+def _end_ids(path: str, config: Any, revision: str) -> tuple[int, ...]:
     from transformers import GenerationConfig
 
     try:
-        return GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
+        ends = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
     except OSError:
-        return GenerationConfig.from_model_config(config).eos_token_id
+        ends = GenerationConfig.from_model_config(config).eos_token_id
+    return () if ends is None else tuple(ends) if isinstance(ends, list) else (int(ends),)
 
 
 def _words(tokenizer: Any) -> Any:

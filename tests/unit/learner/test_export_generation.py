@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rlhf_ray.learner.export import export_model
 
@@ -46,3 +46,20 @@ def test_what_stands_in_config_json_goes_too(stories, tmp_path, given):
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     for key, value in given.items():
         assert getattr(exported.generation_config, key) == value
+
+
+@pytest.mark.parametrize("own", [2, [2], None])
+def test_a_servers_answers_end_where_the_template_ends_a_turn(stories, tmp_path, own):
+    """Of a base model whose own end is that of a document, trained on chats."""
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    turn_end = next(i for i in (*tokenizer.all_special_ids, 9) if i not in (2, None))
+    end = tokenizer.convert_ids_to_tokens(turn_end)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}" + end + "\n{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    model = AutoModelForCausalLM.from_pretrained(stories)
+    model.generation_config.eos_token_id = own
+    for source, target in (("tokenizer", "export"), ("export", "again")):
+        export_model(model, tmp_path / target, str(tmp_path / source), write=True)
+        loaded = GenerationConfig.from_pretrained(tmp_path / target)
+        assert loaded.eos_token_id == [*([2] if own else []), turn_end]
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / target)

@@ -189,3 +189,37 @@ def test_rotation_that_goes_by_the_longest_sees_one_sequence_at_a_time(
         for row, outcome in zip(rows, ours, strict=True):
             fresh.lm.model.rotary_emb = type(fresh.lm.model.rotary_emb)(fresh.lm.config)
             torch.testing.assert_close(outcome, fresh.own_outcome(row[None]), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("phimoe", {}),
+        (
+            "qwen2_moe",
+            {
+                "use_sliding_window": True,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+        ),
+        ("mistral", {}),
+    ],
+)
+def test_windows_beyond_the_checks_sequences_reach_attention(model_type, settings):
+    module = scorer(model_type, sliding_window=48, **settings)
+    settle(module, config(), CPU)
+    assert module.mode.packed is (model_type == "mistral")
+    ids_T = torch.randint(3, 160, (120,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (ours,) = module.eval().outcomes([ids_T.numpy()])
+        module.transformer().set_attn_implementation("eager")
+        torch.testing.assert_close(ours, module.own_outcome(ids_T[None]), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neo", "gptj", "codegen"])
+def test_a_family_that_keeps_its_own_attention_is_not_packed(model_type):
+    module = scorer(model_type)
+    settle(module, config(), CPU)
+    assert str(module.mode) == "layout padded, attention eager"
+    with pytest.raises(ConfigError, match="attention of its own"):
+        settle(module, config(layout="packed"), CPU)

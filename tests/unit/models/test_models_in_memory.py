@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.learner.export import export_description
 from rlhf_ray.models import memory
 from rlhf_ray.models.identity import engine_identity
 from rlhf_ray.models.load import load_causal_lm
@@ -30,8 +31,8 @@ def described(stories, tmp_path):
     memory.forget(str(tmp_path))
 
 
-def identity(path):
-    return engine_identity(str(path), str(path), revision="main", trust_remote_code=False)
+def identity(path, **settings):
+    return engine_identity(ModelConfig(path=str(path), **settings))
 
 
 def test_what_is_held_is_loaded_with_its_end_tokens(described, stories):
@@ -55,6 +56,21 @@ def test_a_saved_copy_needs_no_engine_of_its_own(described, stories):
     assert identity(described[0]) == identity(stories)
 
 
+def test_an_export_that_names_its_templates_end_needs_none_either(stories, tmp_path):
+    """As a stage exports it that was given the template by the configuration."""
+    template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    tokenizer.add_tokens("<|end|>", special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "before")
+    lm = AutoModelForCausalLM.from_pretrained(stories)
+    lm.save_pretrained(tmp_path / "before")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path / "run")
+    export_description(lm, tmp_path / "export", str(tmp_path / "run"))
+    assert identity(tmp_path / "before") != identity(tmp_path / "export")
+    assert identity(tmp_path / "before", chat_template=template) == identity(tmp_path / "export")
+
+
 @pytest.mark.parametrize(
     ("file", "key", "value"),
     [
@@ -73,5 +89,5 @@ def test_another_architecture_or_tokenizer_does(described, tmp_path_factory, fil
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="cannot read model and tokenizer"):
+    with pytest.raises(ConfigError, match="cannot read the configuration of model"):
         identity(tmp_path)
