@@ -34,12 +34,20 @@ _NUMBERING = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s|$)")
 _CLAUSE = re.compile(r"[^,;(\n]*?[0-9].*?(?=\s*(?:,\s|;|\(|\b(?:because|since|as|which)\b))")
+# The answer is 15 (10 + 5).
+_EXPLAINED = re.compile(r"^\s*\([0-9.$ ]+(?:[+*/x×=][0-9.$ ]+)+\)")
+_ADDS = "".join(rf"(?<!\b{verb} )" for verb in ("add", "adds", "come", "comes", "sums", "works"))
 # What before a number makes it a part of something else, inexact, or one of two.
 _NOT_BEFORE = re.compile(
-    r"(?:[-+*/^_{~≈≠<>≤≥±]|[0-9][.,:]|\\[a-z]+\s*(?:\[[^\]]*\])?"
+    r"(?:[-+*/÷^_{~≈≠<>≤≥±]|[0-9][.,:'’′]|\\[a-z]+\s*(?:\[[^\]]*\])?"
     r"|(?:\b(?:not|never|cannot|neither)|n't)\s[^.,;\n0-9]{0,12}"
-    r"|\b(?:x|than|least|most|about|approximately|around|roughly|nearly|almost|or)\s"
-    r"|[0-9][^.\n]{0,15}\bto\s|[0-9][^\w\n]*(?:\band|[,;:])\s"
+    r"|\b(?:wrong|incorrect)\s[^.,;\n0-9]{0,30}"
+    r"|\b(?:half|hal[fv]es|thirds?|quarters?|(?:four|fif|six|seven|eigh|nin|ten)ths?|root|square|cube"
+    r"|multiples?|factors?|logarithm|percent|out|short)\sof\s(?:an?\s|the\s)?"
+    r"|\b(?:x|than|least|most|about|approximately|around|roughly|nearly|almost|circa|some|or"
+    r"|plus|minus|negative|times|(?:divided|multiplied)\sby|over|above|under|below|beyond|until"
+    rf"|{_ADDS}up\sto|twice|double|triple|maybe|perhaps|possibly|probably|likely)\s"
+    r"|[0-9][^.\n]{0,15}\bto\s|[0-9][^\w\n]*(?:\band|[,;:&])\s"
     # An equation about another quantity: 2x =, x + 1 =.
     r"|(?:[0-9][a-z]|\b[a-z]\s*[-+*/^]\s*\w+|\w+\s*[-+*/^]\s*[a-z]\b)\s*=)\s*\Z|\w\Z",
     re.IGNORECASE,
@@ -47,7 +55,7 @@ _NOT_BEFORE = re.compile(
 _NOT_BEHIND = re.compile(
     r"[A-Za-z]?[0-9²³^_\\/{]|\s*[-+*/^=]\s*[0-9(A-Za-z]|[A-Za-z](?![A-Za-z])|!|\.\.|…|:[0-9]"
     r"|\s*(?:or|dozen|hundred|thousand|million|billion|pi|squared)\b"
-    r"|\s+and\s+(?:a\s+)?(?:half|[0-9])"
+    r"|\s+and\s+(?:a\s+)?(?:half|[0-9])|[^.\n]*\?"
 )
 
 
@@ -129,11 +137,11 @@ def _stated(text: str) -> Fraction | None:
     end = _SENTENCE_END.search(text)
     sentence = text[: end.start()] if end else text
     if is_recanted(text[len(sentence) :]):
-        return _last_number(text)
+        return _last_number(text[len(sentence) :])
     number = whole_number(sentence)
     clause = _CLAUSE.match(sentence)
     if number is None and clause:
-        behind = sentence[clause.end() :]
+        behind = _EXPLAINED.sub("", sentence[clause.end() :], count=1)
         is_list = re.match(r"\s*[,;(]?\s*(?:(?:and|or)\b|\W*[0-9])", behind)
         number = None if is_list else whole_number(clause[0])
     if number is None and len(NUMBER.findall(plain_text(sentence.rpartition("=")[2]))) == 1:
