@@ -28,7 +28,7 @@ _JOINS = re.compile(
 )
 _PHRASE = re.compile(
     r"(?P<doubt>\b(?:if|wrong|incorrect|suppose|assum(?:e|ing)|whether)\b[^\n.,:;]{0,40})?"
-    r"\banswer\b[^\n.:=0-9]{0,40}?(?:\bis\b|:|=)(?:\s|\*)*",
+    r"\banswer\b[^\n.:=0-9]{0,40}?(?:\bis\b\s*:?|:|=)(?:\s|\*)*",
     re.IGNORECASE,
 )
 _TEX_BRACKETS = re.compile(r"\\[()\[\]]")
