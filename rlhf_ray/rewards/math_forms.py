@@ -16,11 +16,27 @@ from rlhf_ray.rewards.numbers import bare_number
 from rlhf_ray.rewards.plain_text import plain_characters
 
 _MAX_CHARACTERS = 1000
+_UNICODE = (
+    (re.compile(r"√\s*([0-9]+(?:\.[0-9]+)?|[A-Za-z])"), r"\\sqrt{\1}"),
+    (re.compile(r"√\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    *(
+        (re.compile(character), rf"\\{name} ")
+        for character, name in {
+            **{"∞": "infty", "∪": "cup", "∩": "cap", "≤": "le", "≥": "ge", "∈": "in", "≠": "ne"},
+            **{"±": "pm", "×": "times", "·": "cdot", "÷": "div", "∅": "emptyset", "π": "pi"},
+        }.items()
+    ),
+    (re.compile("ℝ"), r"\\mathbb{R}"),
+)
 _DECORATION: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"(?<=[\w)}\]])\*\*(?=[\w({-])", "^"),  # Python's power, no bold text
+        (r",\\!\s*", ","),
+        (r"\\varnothing", r"\\emptyset"),
+        (r"\\text\s*\{\s*([-+]?[0-9][^{}]*)\}", r"\1"),
         (r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![A-Za-z])\.?|\\!|\\\$|\$|\*\*|`", ""),
-        (r"\\[()]|\\\[(?![0-9])|\\\](?![0-9])|\\[ ;:]|\\q?quad(?![A-Za-z])", " "),
+        (r"(?<!\\)\\(?:[() ;:]|\[(?![0-9])|\](?![0-9]))|\\q?quad(?![A-Za-z])", " "),
         (r"(?<=[0-9])\\,(?=[0-9]{3})|\{,\}", ","),
         (r"\\,|~", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -152,7 +168,8 @@ def _equal_numbers(reference: Form, answer: Form, wanted: Fraction, given: Fract
     if (reference.unit == "%") == (answer.unit == "%"):
         return wanted == given
     if wanted == given:
-        return wanted.denominator == 1 and (abs(wanted) > 1 or wanted == 0)
+        is_clear = abs(wanted) > 1 or wanted == 0
+        return is_clear and (reference.unit == "%" or wanted.denominator == 1)
     percent = Fraction(1, 100)
     return wanted * (percent if reference.unit == "%" else 1) == given * (
         percent if answer.unit == "%" else 1
@@ -171,7 +188,7 @@ def _differ_in_case(reference: str, answer: str) -> bool:
 
 def _undecorated(text: str) -> str:
     text = plain_characters(text)
-    for pattern, replacement in _DECORATION:
+    for pattern, replacement in (*_UNICODE, *_DECORATION):
         text = pattern.sub(replacement, text)
     return re.sub(r"(?<!\.)[.,;]$", "", text.strip()).strip()
 

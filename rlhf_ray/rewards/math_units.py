@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from rlhf_ray.rewards.numbers import bare_number
+from rlhf_ray.rewards.units import is_unit
 
 _SPELLINGS = {
     **dict.fromkeys(("centimeter", "centimetre"), "cm"),
@@ -50,6 +51,8 @@ def with_unit(term: str) -> tuple[str, str]:
         match = pattern.search(term)
         before = term[: match.start()].strip() if match else ""
         if match is None or not before or before[-1] in ",;=+-*/^_\\":
+            continue
+        if pattern is not _PLAIN and not is_unit(f" {match['name'].strip()}"):
             continue
         if pattern is not _WORDS or bare_number(before) is not None:
             power = re.sub("[^23]", "", match["power"] or "")

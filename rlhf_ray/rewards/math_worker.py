@@ -64,7 +64,7 @@ def _same(reference: Form, answer: Form) -> bool:
             return False
         return _same_parts(parts, given, ordered=reference.brackets != "{}")
     *before, last = answer.equated
-    if before and (reference.name or len(reference.equated) > 1):
+    if (before and reference.name) or (len(reference.equated) > 1 and (before or answer.name)):
         return _equal(reference.text, answer.text)
     if before:
         # The right side of an equation is an answer only where the left side is no other claim.

@@ -37,7 +37,9 @@ NUMBER = re.compile(f"[-+]?(?:{'|'.join(form.pattern for form in _FORMS)})(?![0-
 _LABEL = re.compile(r"(?:the\s+)?(?:final\s+)?(?:answer|result|total)\s*(?:is|:|=)\s*", re.I)
 _CURRENCY_CODE = re.compile(r"(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?)\s*(?=[-0-9.])", re.I)
 # A quantity's name, `x_1` or `total cost`, or sums of numbers alone.
-_LEFT_SIDE = re.compile(r"(?!.*\bnot\b)[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?|[-+*/x0-9.,() ]+")
+_LEFT_SIDE = re.compile(
+    r"(?!.*\bnot\b)[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?|(?:[-+*/0-9.,() ]|(?<=[0-9) ])x(?=\s*[0-9(]))+"
+)
 
 
 def whole_number(text: str) -> Fraction | None:

@@ -16,7 +16,7 @@ _CHANGING = re.compile(
     r"and|or|but|not?|nor|isn|minus|plus|times|divided|multiplied|over|to|than|by|if|unless|"
     r"ish|squared|cubed|factorial|pi|sqrt|root|log|ln|sin|cos|tan|mod|negative|below|remainder|"
     r"approximately|about|roughly|nearly|almost|around|maybe|perhaps|wrong|incorrect|false|"
-    r"dozens?|scores?|pairs?|half|halves|quarters?|thirds?|mil|mn|bn|infinity|inf|nan|zero|one|"
+    r"least|most|minimum|maximum|dozens?|scores?|gross|lakhs?|crores?|pairs?|half|halves|quarters?|thirds?|mil|mn|bn|infinity|inf|nan|zero|one|"
     r"two|three|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|hundred|thousand|\w+illion)(?:ths?)|"
     r"(?:four|five|six|seven|eight|nine|ten|eleven|twelve|hundred|thousand|\w+illion)s?|\w+teen|"
     r"(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)\w*",
@@ -25,14 +25,16 @@ _CHANGING = re.compile(
 _WORD = re.compile(r"[^\W\d_]+")
 _UNIT = re.compile(
     r"(?P<percent>\s*%)?"
-    r"(?P<words>(?:\s*[^\W\d_]+(?:[²³]|\^[23](?![0-9]))?)?"
-    r"(?:[\s/]+\(?[^\W\d_]+(?:[²³]|\^[23](?![0-9]))?\)?(?:['’-][^\W\d_]+)?[.,]?)*)\s*"
+    r"(?P<words>(?:\s*[^\W\d_]+(?:\^[23](?![0-9]))?)?"
+    r"(?:[\s/]+\(?[^\W\d_]+(?:\^[23](?![0-9]))?\)?(?:['’-][^\W\d_]+)?[.,]?)*)\s*"
 )
 
 
 def is_unit(text: str) -> bool:
     """Whether all of `text`, which stands behind a number, is a unit or words that leave it be."""
     if not _UNIT.fullmatch(text):
+        return False
+    if re.search(r"\bM\b", text):  # million
         return False
     words = [word.lower() for word in _WORD.findall(text)]
     if len(words) > _MAX_WORDS or any(_CHANGING.fullmatch(word) for word in words):

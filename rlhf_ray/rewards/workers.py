@@ -2,7 +2,7 @@
 
 A thread cannot be stopped, and a fork of a process with threads (Ray's, torch's) may deadlock; so
 these are new interpreters. They start with the first question, stay for the next ones, and end with
-the process that started them: their connection closes with it.
+the process that started them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -34,6 +35,8 @@ _MEMORY_BYTES = 4 * 2**30
 _MAX_WORKERS = 8
 # Between two questions; a closed connection wakes it at once.
 _IDLE_S = 60.0
+# Between two looks at whether the process that asks is still there.
+_WATCH_S = 1.0
 
 FailureKind = Literal["timeout", "memory", "crash", "error"]
 
@@ -207,6 +210,7 @@ def _receive(connection: Connection) -> Any:
 def serve(descriptor: int, function: str) -> None:
     """Answer questions until the other end is closed; runs in a worker's process."""
     connection = Connection(descriptor)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     module, _, name = function.partition(":")
     try:
         answer: Callable[[Any], Any] = getattr(import_module(module), name)
@@ -225,6 +229,16 @@ def serve(descriptor: int, function: str) -> None:
         except (EOFError, OSError):
             return
         connection.send(_answer_within(answer, question, timeout_s))
+
+
+def _end_with(parent: int) -> None:
+    """End this process with the one that asks, also in the midst of an answer.
+
+    Not by the kernel's PR_SET_PDEATHSIG: that looks at the parent's thread, which ends before.
+    """
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os._exit(1)
 
 
 def _answer_within(answer: Callable[[Any], Any], question: Any, timeout_s: float) -> Any:

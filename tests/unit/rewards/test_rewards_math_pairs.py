@@ -152,6 +152,18 @@ RIGHT = [
     (r"x=\pm 2", "x=2, x=-2"),
     (r"\pm 2", "-2, 2"),
     (r"\pm\sqrt3", r"\sqrt{3},-\sqrt{3}"),
+    (r"2\sqrt{3}", "2√3"),
+    ("x^{10}", "x¹⁰"),
+    (r"(-\infty,3]", "(-∞, 3]"),
+    (r"x\le3", "x ≤ 3"),
+    (r"(-\infty,1)\cup(2,\infty)", "(-∞,1) ∪ (2,∞)"),
+    ("x^2", "x**2"),
+    (r"\begin{pmatrix}1\\-2\end{pmatrix}", r"\begin{bmatrix} 1 \\ -2 \end{bmatrix}"),
+    (r"11,\! 111,\! 111", "11111111"),
+    ("6", r"\text{6 units}"),
+    ("3x-y=1", "y=3x-1"),
+    (r"2.5\%", "2.5"),
+    (r"\emptyset", r"\varnothing"),
 ]
 # References, each with an answer that is another.
 WRONG = [
@@ -363,6 +375,12 @@ WRONG = [
     (r"\overline{AB}", "AB"),
     (r"\triangle ABC", "ABC"),
     ("x=1,y=2", "y=1,x=2"),
+    ("2x", "x**2"),
+    ("6", "6 dozen"),
+    ("6", "6 million"),
+    ("6", r"6\text{ million}"),
+    ("1.5", r"1.5\%"),
+    ("3x-y=1", "y=3x"),
 ]
 
 

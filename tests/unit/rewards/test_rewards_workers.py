@@ -79,14 +79,15 @@ def test_a_function_that_is_not_there_is_an_error() -> None:
         Workers(function="nope:f").ask(["a"], timeout_s=1.0)
 
 
-@pytest.mark.parametrize("question", ["a", "power"])
-def test_no_process_outlives_the_one_that_asks(question: str) -> None:
+@pytest.mark.parametrize(("question", "timeout_s"), [("a", 1.0), ("power", 1.0), ("loop", 300.0)])
+def test_no_process_outlives_the_one_that_asks(question: str, timeout_s: float) -> None:
     code = f"""
 import os, threading, time
 from rlhf_ray.rewards.workers import Workers
 workers = Workers(function={FUNCTION!r})
 print(*workers.ask(["process"], timeout_s=5.0), flush=True)
-threading.Thread(target=workers.ask, args=([{question!r}],), kwargs=dict(timeout_s=1.0)).start()
+asked, limit = [{question!r}], dict(timeout_s={timeout_s})
+threading.Thread(target=workers.ask, args=(asked,), kwargs=limit).start()
 time.sleep(0.3)
 os.kill(os.getpid(), 9)
 """
