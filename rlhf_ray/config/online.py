@@ -93,7 +93,8 @@ class OnlineConfig(JobConfig):
 
     Attributes:
         empty_steps_to_stop: Steps with nothing to train, one after the other, that stop the run:
-            rewards applied to no rollout, or dynamic sampling found no group whose scores differ.
+            rewards applied to no rollout, dynamic sampling found no group whose scores differ, or
+            all were cut off and `algorithm.truncated` is `mask`.
     """
 
     prompts_per_step: PositiveInt = 32
