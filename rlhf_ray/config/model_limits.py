@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.model_kind import read_json, text_part
+from rlhf_ray.config.model_kind import read_json, section, text_part
 
 # vllm/v1/attention/backends/cpu_attn.py, CPUAttentionBackend.get_supported_head_sizes, vLLM 0.32
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -62,7 +62,7 @@ def read_limits(folder: Path) -> ModelLimits | None:
 
 def is_stretched(text: Mapping[str, Any]) -> bool:
     """Whether a model reaches further than the positions that it names, as by YaRN."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = section(text, "rope_parameters") or section(text, "rope_scaling")
     return rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3")
 
 

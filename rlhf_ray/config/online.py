@@ -216,6 +216,19 @@ class OnlineConfig(JobConfig):
         return groups
 
     @property
+    def policy_updates(self) -> int:
+        """Optimiser steps of the policy in the whole run."""
+        return self._updates(self.total_steps - self.value.warmup_steps)
+
+    @property
+    def value_updates(self) -> int:
+        """Optimiser steps of the critic in the whole run."""
+        return self._updates(self.total_steps)
+
+    def _updates(self, num_steps: int) -> int:
+        return num_steps * self.algorithm.epochs * self.algorithm.minibatches
+
+    @property
     def uses_reference(self) -> bool:
         """Whether the KL to a reference model is part of training."""
         return self.algorithm.kl.coefficient > 0

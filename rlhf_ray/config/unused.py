@@ -28,12 +28,12 @@ def _online(config: OnlineConfig) -> Iterator[str]:
     yield from _learner("policy", config.policy.model, config.policy.optim)
     if config.uses_value:
         yield from _learner("value", config.value.model, config.value.optim)
+        yield from _warmup("value", config.value.optim, config.value_updates)
     elif config.value.model.path:
         yield f"value.model.path (advantage {algorithm.advantage} has no critic)"
     if not config.uses_reference and config.reference.model.path:
         yield "reference.model.path (algorithm.kl.coefficient is 0)"
-    steps = config.total_steps * algorithm.epochs * algorithm.minibatches
-    yield from _warmup("policy", config.policy.optim, steps)
+    yield from _warmup("policy", config.policy.optim, config.policy_updates)
     yield from _guests(dict(config.placement))
 
 

@@ -29,6 +29,16 @@ def policy(**settings):
         ("sft", {"policy": policy(model={"lora": {"alpha": 4}})}, "policy.model.lora (its rank is"),
         ("sft", {"policy": policy(optim={"warmup_steps": 100})}, "policy.optim.schedule (its 100"),
         ("grpo", {"total_steps": 2, "policy": policy(optim={"warmup_steps": 2})}, "2 optimiser"),
+        (
+            "ppo",  # 12 optimiser steps of the critic, of which the policy takes part in 8
+            {
+                "total_steps": 3,
+                "value": {"warmup_steps": 1},
+                "policy": policy(optim={"warmup_steps": 8}),
+            },
+            "policy.optim.schedule (its 8 warmup_steps are not over in the job's 8",
+        ),
+        ("ppo", {"total_steps": 1, "value": {"optim": {"warmup_steps": 4}}}, "value.optim.sched"),
         ("dpo", {"loss_type": ["simpo"], "reference": {"model": {"path": "x/y"}}}, "reference.mo"),
         ("dpo", {"loss_type": ["orpo"], "reference_kind": "precomputed"}, "reference_kind precom"),
         (
