@@ -123,7 +123,7 @@ class AlgorithmConfig(Config):
             cut, instead of 0 (arXiv 1712.00378).
         clip_low: How far below 1 the ratio may go; by default the policy loss's own, null for no
             bound.
-        clip_high: How far above 1.
+        clip_high: How far above 1, likewise.
     """
 
     advantage: Literal[

@@ -69,7 +69,13 @@ def is_stretched(text: Mapping[str, Any]) -> bool:
 def context_of(text: Mapping[str, Any]) -> int | None:
     """The longest sequence by a configuration's keys, where it names one."""
     num_positions = text.get("max_position_embeddings")
-    if num_positions and text.get("model_type") in POSITIONS_AFTER_PADDING:
-        padding = text.get("pad_token_id")
-        return int(num_positions) - (1 if padding is None else int(padding)) - 1
-    return num_positions
+    if not num_positions:
+        return None
+    return usable_positions(num_positions, text.get("model_type"), text.get("pad_token_id"))
+
+
+def usable_positions(num_positions: int, model_type: str | None, padding: int | None) -> int:
+    """Those of a model's positions that tokens can have."""
+    if model_type not in POSITIONS_AFTER_PADDING:
+        return int(num_positions)
+    return int(num_positions) - (1 if padding is None else int(padding)) - 1
