@@ -32,7 +32,7 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
         RunError: There is no room for the two files; they are as they were.
     """
     folder = Path(config.run_dir)
-    before = _Before.of(folder)
+    before = _Snapshot.of(folder)
     with room_for("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
         with status.held(folder, job=job_name(config)) as say:
@@ -45,7 +45,7 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
                 say("interrupted", "")
                 raise
             except ConfigError as error:
-                if not before.is_put_back():
+                if not before.restore():
                     say("failed", f"{type(error).__name__}: {error}")
                 raise
             except BaseException as error:
@@ -55,7 +55,7 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Before:
+class _Snapshot:
     """What a run finds in its folder, which is a pipeline's or a job's."""
 
     folder: Path
@@ -63,7 +63,7 @@ class _Before:
     steps: Collection[Path]
 
     @classmethod
-    def of(cls, folder: Path) -> _Before:
+    def of(cls, folder: Path) -> _Snapshot:
         files = {
             name: (folder / name).read_bytes()
             for name in (CONFIG_FILE, STATUS_FILE)
@@ -73,12 +73,15 @@ class _Before:
         steps = {path for place in places for path in folder.glob(place)}
         return cls(folder=folder, files=files, steps=steps)
 
-    def is_put_back(self) -> bool:
-        """Put the files back, unless there was no run to go on with or a step was saved since."""
-        if not self.steps or _Before.of(self.folder).steps != self.steps:
+    def restore(self) -> bool:
+        """Put the files back; False where there was no run to go on with, or it has gone on."""
+        if not self.steps or _Snapshot.of(self.folder).steps != self.steps:
             return False
         for name, content in self.files.items():
-            (self.folder / name).write_bytes(content)  # in place: the status is locked
+            # In place: the status is locked, and its room is needed on a full disk.
+            with (self.folder / name).open("r+b") as file:
+                file.write(content)
+                file.truncate()
         return True
 
 
