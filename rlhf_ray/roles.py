@@ -225,7 +225,7 @@ class Assembler(Protocol):
         values: Sequence[Shard] | None,
         kl_coefficient: float,
     ) -> tuple[Ref, Metrics]:
-        """A reference to one `Experience` a row, and metrics."""
+        """A reference to one `Experience` a row that is trained, and metrics."""
         ...
 
     async def texts(self, batch: RolloutBatch, rows: Sequence[int]) -> Sequence[Rollout]:

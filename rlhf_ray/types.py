@@ -120,7 +120,6 @@ class Experience:
         advantages_T: Final advantages, normalised.
         returns_T: Targets of the critic; zeros without one.
         correction_T: Weight of each token's loss that corrects for engine and trainer disagreeing.
-        is_trained: Whether the rollout's own tokens enter the losses, or are only compared with.
     """
 
     rollout: Rollout
@@ -130,13 +129,6 @@ class Experience:
     advantages_T: FloatArray
     returns_T: FloatArray
     correction_T: FloatArray
-    is_trained: bool = True
-
-    @property
-    def trained_T(self) -> BoolArray:
-        """The tokens that enter the losses."""
-        own_T = self.rollout.own_T
-        return own_T if self.is_trained else np.zeros_like(own_T)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch.run import status
 from launch.run.signals import told_when_stopped
-from rlhf_ray.config.base import RunConfig
+from rlhf_ray.config.base import STATUS_FILE, RunConfig
 from rlhf_ray.config.jobs import PIPELINE, job_name
 from rlhf_ray.config.load import dump_config, is_dump_of
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError
 
+CONFIG_FILE = "config.yaml"
+
 
 @contextmanager
 def run_folder(config: RunConfig) -> Iterator[Path]:
     """Write `config.yaml`, and `status.json`: running, then finished, interrupted or failed.
 
-    A run enters when it begins, past all that could refuse it: what refuses a run changes nothing.
+    A run enters when it begins, past what can refuse it before its roles are there. Where one of
+    these refuses a run that was to go on, both files are again as they were.
 
     Raises:
         ConfigError: Another process runs in the folder.
         RunError: There is no room for the two files; they are as they were.
     """
     folder = Path(config.run_dir)
+    before = _Snapshot.of(folder)
     with room_for("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
         with status.held(folder, job=job_name(config)) as say:
-            dump_config(config, folder / "config.yaml")
+            dump_config(config, folder / CONFIG_FILE)
             say("running", "")
             try:
                 with told_when_stopped(lambda: say("interrupted", "")), room_for("it", folder):
@@ -39,10 +44,45 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
             except (KeyboardInterrupt, asyncio.CancelledError):
                 say("interrupted", "")
                 raise
+            except ConfigError as error:
+                if not before.restore():
+                    say("failed", f"{type(error).__name__}: {error}")
+                raise
             except BaseException as error:
                 say("failed", f"{type(error).__name__}: {error}")
                 raise
             say("finished", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Snapshot:
+    """What a run finds in its folder, which is a pipeline's or a job's."""
+
+    folder: Path
+    files: Mapping[str, bytes]
+    steps: Collection[Path]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Snapshot:
+        files = {
+            name: (folder / name).read_bytes()
+            for name in (CONFIG_FILE, STATUS_FILE)
+            if (folder / name).is_file()
+        }
+        places = ("checkpoints/step_*", "*/checkpoints/step_*")
+        steps = {path for place in places for path in folder.glob(place)}
+        return cls(folder=folder, files=files, steps=steps)
+
+    def restore(self) -> bool:
+        """Put the files back; False where there was no run to go on with, or it has gone on."""
+        if not self.steps or _Snapshot.of(self.folder).steps != self.steps:
+            return False
+        for name, content in self.files.items():
+            # In place: the status is locked, and its room is needed on a full disk.
+            with (self.folder / name).open("r+b") as file:
+                file.write(content)
+                file.truncate()
+        return True
 
 
 def check_folder(config: RunConfig) -> None:
@@ -79,4 +119,4 @@ def is_finished(config: RunConfig) -> bool:
         return False
     folder = Path(config.run_dir)
     has_result = isinstance(config, SampleConfig) or (folder / "export").is_dir()
-    return has_result and is_dump_of(config, folder / "config.yaml", besides={"resume"})
+    return has_result and is_dump_of(config, folder / CONFIG_FILE, besides={"resume"})

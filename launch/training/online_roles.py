@@ -114,7 +114,7 @@ def _policy_spec(config: OnlineConfig) -> PolicySpec:
         algorithm=config.algorithm,
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
-        total_steps=_optimiser_steps(config, config.total_steps - config.value.warmup_steps),
+        total_steps=config.policy_updates,
         replay_folder=str(Path(config.run_dir) / "skipped" / "policy"),
         seed=config.seed,
     )
@@ -127,7 +127,7 @@ def _value_spec(config: OnlineConfig) -> ValueSpec:
         learner=learner,
         algorithm=config.algorithm,
         max_new_tokens=config.rollout.max_new_tokens,
-        total_steps=_optimiser_steps(config, config.total_steps),
+        total_steps=config.value_updates,
         replay_folder=str(Path(config.run_dir) / "skipped" / "value"),
         seed=config.seed,
     )
@@ -139,10 +139,6 @@ def _reference_spec(config: OnlineConfig) -> ReferenceSpec:
         reference=config.reference.model_copy(update={"model": model}),
         temperature=config.rollout.temperature,
     )
-
-
-def _optimiser_steps(config: OnlineConfig, num_steps: int) -> int:
-    return num_steps * config.algorithm.epochs * config.algorithm.minibatches
 
 
 def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:

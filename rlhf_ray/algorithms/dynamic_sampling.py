@@ -14,6 +14,11 @@ class DynamicSamplingExhausted(RuntimeError):
     """Too few groups with spread after the last round."""
 
 
+def has_spread(scores_KG: Sequence[Sequence[float]]) -> bool:
+    """Whether a group's scores differ, in any one of what is compared."""
+    return any(len(set(scores_G)) > 1 for scores_G in scores_KG)
+
+
 class GroupFilter:
     """Decides for one step which groups to train and how many prompts to draw.
 
@@ -99,6 +104,6 @@ class GroupFilter:
                 raise ValueError(f"scores of draw {draw} must be finite, got {list(scores_G)}")
         assert self._num_outstanding > 0, f"draw {draw} was not asked for in this round"
         self._num_outstanding -= 1
-        has_spread = any(len(set(scores_G)) > 1 for scores_G in scores_KG)
-        (self.accepted if has_spread else self.filtered).append(draw)
-        return has_spread
+        is_accepted = has_spread(scores_KG)
+        (self.accepted if is_accepted else self.filtered).append(draw)
+        return is_accepted

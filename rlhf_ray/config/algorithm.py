@@ -118,11 +118,12 @@ class AlgorithmConfig(Config):
     Attributes:
         truncated: What a response that was cut off at its limit counts for. `train`: as any other.
             `mask`: it is compared within its group and enters no loss, nor a mean's count (overlong
-            filtering of DAPO, arXiv 2503.14476, section 3.4). `bootstrap` (gae): its return goes on
-            from the critic's value of where it was cut, instead of 0 (arXiv 1712.00378).
+            filtering of DAPO, arXiv 2503.14476, section 3.4); a step of nothing else trains
+            nothing. `bootstrap` (gae): its return goes on from the critic's value of where it was
+            cut, instead of 0 (arXiv 1712.00378).
         clip_low: How far below 1 the ratio may go; by default the policy loss's own, null for no
             bound.
-        clip_high: How far above 1.
+        clip_high: How far above 1, likewise.
     """
 
     advantage: Literal[

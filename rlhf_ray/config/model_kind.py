@@ -32,7 +32,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a model of text, which others keep in a section."""
-    return {**config, **(config.get("text_config") or {})}
+    return {**config, **section(config, "text_config")}
+
+
+def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping below a key; an empty one where something else is there."""
+    found = config.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def kind_fault(config: Mapping[str, Any], kind: Kind) -> str | None:
@@ -61,10 +67,9 @@ def quantization_fault(config: Mapping[str, Any], model: ModelConfig) -> str | N
         config: As in `config.json`.
         model: How the role holds it.
     """
-    given = config.get("quantization_config")
-    if not given:
+    if not config.get("quantization_config"):
         return None
-    method = given.get("quant_method") or "bitsandbytes"
+    method = section(config, "quantization_config").get("quant_method") or "bitsandbytes"
     if method == "bitsandbytes" and model.lora.rank:
         return None
     return (

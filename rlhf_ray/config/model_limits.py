@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.model_kind import read_json, text_part
+from rlhf_ray.config.model_kind import read_json, section, text_part
 
 # vllm/v1/attention/backends/cpu_attn.py, CPUAttentionBackend.get_supported_head_sizes, vLLM 0.32
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -62,14 +62,20 @@ def read_limits(folder: Path) -> ModelLimits | None:
 
 def is_stretched(text: Mapping[str, Any]) -> bool:
     """Whether a model reaches further than the positions that it names, as by YaRN."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = section(text, "rope_parameters") or section(text, "rope_scaling")
     return rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3")
 
 
 def context_of(text: Mapping[str, Any]) -> int | None:
     """The longest sequence by a configuration's keys, where it names one."""
     num_positions = text.get("max_position_embeddings")
-    if num_positions and text.get("model_type") in POSITIONS_AFTER_PADDING:
-        padding = text.get("pad_token_id")
-        return int(num_positions) - (1 if padding is None else int(padding)) - 1
-    return num_positions
+    if not num_positions:
+        return None
+    return usable_positions(num_positions, text.get("model_type"), text.get("pad_token_id"))
+
+
+def usable_positions(num_positions: int, model_type: str | None, padding: int | None) -> int:
+    """Those of a model's positions that tokens can have."""
+    if model_type not in POSITIONS_AFTER_PADDING:
+        return int(num_positions)
+    return int(num_positions) - (1 if padding is None else int(padding)) - 1

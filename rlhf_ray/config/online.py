@@ -93,7 +93,8 @@ class OnlineConfig(JobConfig):
 
     Attributes:
         empty_steps_to_stop: Steps with nothing to train, one after the other, that stop the run:
-            rewards applied to no rollout, or dynamic sampling found no group whose scores differ.
+            rewards applied to no rollout, dynamic sampling found no group whose scores differ, or
+            all were cut off and `algorithm.truncated` is `mask`.
     """
 
     prompts_per_step: PositiveInt = 32
@@ -213,6 +214,19 @@ class OnlineConfig(JobConfig):
         if self.uses_value:
             groups["value"] = placement.value
         return groups
+
+    @property
+    def policy_updates(self) -> int:
+        """Optimiser steps of the policy in the whole run."""
+        return self._updates(self.total_steps - self.value.warmup_steps)
+
+    @property
+    def value_updates(self) -> int:
+        """Optimiser steps of the critic in the whole run."""
+        return self._updates(self.total_steps)
+
+    def _updates(self, num_steps: int) -> int:
+        return num_steps * self.algorithm.epochs * self.algorithm.minibatches
 
     @property
     def uses_reference(self) -> bool:

@@ -120,7 +120,7 @@ def _missing(stage: Stage, earlier: Sequence[Stage]) -> list[Problem]:
 def _values(given: StageConfig, pipeline: PipelineConfig, cls: type[JobConfig]) -> YamlFile:
     """The stage's file, what the pipeline has for all stages, and `set`, laid over each other."""
     empty = YamlFile(values={}, lines={}, problems=())
-    file = read_yaml(Path(given.config)) if given.config else empty
+    file = read_yaml(Path(given.config).expanduser()) if given.config else empty
     own = {
         "run_dir": str(Path(pipeline.run_dir) / given.name),
         "resume": pipeline.resume,

@@ -6,11 +6,15 @@ An ablation on the command line (`--algorithm.kl.coefficient 0`) leaves keys of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
+from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import GroupConfig, LoraConfig, ModelConfig, OptimConfig, RunConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
+
+_SAPO = ("sapo_temperature_positive", "sapo_temperature_negative")
 
 
 def unused_settings(config: RunConfig) -> list[str]:
@@ -25,16 +29,37 @@ def unused_settings(config: RunConfig) -> list[str]:
 
 def _online(config: OnlineConfig) -> Iterator[str]:
     algorithm = config.algorithm
+    yield from _algorithm(algorithm, uses_value=config.uses_value)
     yield from _learner("policy", config.policy.model, config.policy.optim)
     if config.uses_value:
         yield from _learner("value", config.value.model, config.value.optim)
+        yield from _warmup("value", config.value.optim, config.value_updates)
     elif config.value.model.path:
         yield f"value.model.path (advantage {algorithm.advantage} has no critic)"
     if not config.uses_reference and config.reference.model.path:
         yield "reference.model.path (algorithm.kl.coefficient is 0)"
-    steps = config.total_steps * algorithm.epochs * algorithm.minibatches
-    yield from _warmup("policy", config.policy.optim, steps)
+    yield from _warmup("policy", config.policy.optim, config.policy_updates)
     yield from _guests(dict(config.placement))
+
+
+def _algorithm(algorithm: AlgorithmConfig, *, uses_value: bool) -> Iterator[str]:
+    advantage, loss = algorithm.advantage, algorithm.policy_loss
+    correction = algorithm.correction.kind
+    default = AlgorithmConfig(advantage=advantage, policy_loss=loss)
+    looked_at = [  # whether, why not, and the keys
+        (loss in ("ppo", "gspo", "cispo"), f"policy_loss {loss}", ("clip_low", "clip_high")),
+        (loss in ("ppo", "gspo"), f"policy_loss {loss}", ("dual_clip",)),
+        (loss == "sapo", f"policy_loss {loss}", _SAPO),
+        (uses_value, f"advantage {advantage} has no critic", ("value_loss", "value_clip", "lam")),
+        (advantage in ("gae", "reinforce++"), f"advantage {advantage}", ("gamma",)),
+        (correction != "none", f"correction.kind {correction}", ("correction.cap",)),
+        (correction == "mask", f"correction.kind {correction}", ("correction.low",)),
+        (algorithm.kl.controller != "fixed", "kl.controller fixed", ("kl.target", "kl.horizon")),
+    ]
+    for is_used, reason, keys in looked_at:
+        for key in () if is_used else keys:
+            if attrgetter(key)(algorithm) != attrgetter(key)(default):
+                yield f"algorithm.{key} ({reason})"
 
 
 def _supervised(config: SupervisedConfig) -> Iterator[str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rlhf_ray.config.model_kind import read_json
+
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 # How Git LFS begins what stands for a file that was not fetched.
 _POINTER = b"version https://git-lfs"
@@ -20,7 +22,7 @@ def weights_fault(folder: Path) -> str | None:
     """What is wrong with the weights of a folder in the transformers layout; None for nothing."""
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        base = _json(adapter).get("base_model_name_or_path") or "its base model"
+        base = (read_json(adapter) or {}).get("base_model_name_or_path") or "its base model"
         return (
             f"folder {str(folder)!r} holds an adapter: merge it into {base} (peft's "
             "merge_and_unload) and name the folder with the result"
@@ -54,7 +56,7 @@ def untied_head_fault(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _shards_fault(index: Path) -> str | None:
-    names = set(_json(index).get("weight_map", {}).values())
+    names = set((read_json(index) or {}).get("weight_map", {}).values())
     if not names:
         return f"{str(index)!r} names no files"
     missing = sorted(name for name in names if not (index.parent / name).is_file())
@@ -100,7 +102,7 @@ def _files(folder: Path) -> list[Path]:
     whole, index = folder / SAFETENSORS, folder / f"{SAFETENSORS}.index.json"
     if whole.is_file():
         return [whole]
-    return [folder / name for name in set(_json(index).get("weight_map", {}).values())]
+    return [folder / name for name in set((read_json(index) or {}).get("weight_map", {}).values())]
 
 
 def _spans(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -120,11 +122,3 @@ def _samples(path: Path, span: tuple[int, int]) -> tuple[int, list[bytes]]:
             file.seek(place)
             samples.append(file.read(min(_SAMPLE_BYTES, end - place)))
     return end - first, samples
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}

@@ -286,6 +286,7 @@ def _check_online_models(
 
     fit.check_tokens("policy.model.path", config.policy.model, tokenizer, prompts)
     longest = fit.longest_sequence(prompts) + config.rollout.max_new_tokens
+    fit.check_room("policy.model.path", config.policy.model, longest)
     if config.uses_value and config.value.model.path:
         fit.check_model("value.model.path", config.value.model, "critic", is_trained=True)
         fit.check_room("value.model.path", config.value.model, longest)

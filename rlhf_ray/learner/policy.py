@@ -20,7 +20,7 @@ from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.fitting import fitted_update
 from rlhf_ray.learner.loading import zero3_loading
-from rlhf_ray.learner.rows import flat, rollout_batch, trained_lens, trained_mask
+from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.check import settle
@@ -102,7 +102,7 @@ class PolicyLearner(Learner):
         )
         scores = self.engine(batch, with_entropy=True, num_chunks=num_chunks)
         logprobs_T = scores.logprobs_T
-        mask_T = trained_mask(rows, device)
+        mask_T = own_mask(rows, device)
         term_inputs = LossTermInputs(
             mask_T=mask_T,
             logprobs_T=logprobs_T,
@@ -120,7 +120,7 @@ class PolicyLearner(Learner):
         ]
         if algorithm.kl.where == "loss" and kl_coefficient:
             terms.append((kl_coefficient, self._kl(term_inputs, correction_T)))
-        lens_B = trained_lens(rows, device)
+        lens_B = own_lens(rows, device)
         loss = logprobs_T.new_zeros(())
         for coefficient, term in terms:
             if coefficient:

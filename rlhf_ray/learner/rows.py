@@ -67,14 +67,14 @@ def flat(
     return torch.from_numpy(np.concatenate([of(row) for row in rows_B])).to(device, dtype)
 
 
-def trained_mask(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
-    """True for the policy's own tokens, those of rows that are not trained left out: [T]."""
-    return flat(rows_B, lambda row: row.trained_T, dtype=torch.bool, device=device)
+def own_mask(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
+    """True for the policy's own tokens: [T]."""
+    return flat(rows_B, lambda row: row.rollout.own_T, dtype=torch.bool, device=device)
 
 
-def trained_lens(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
-    """Such tokens of each row: [B], one 0 for no rows."""
-    lens = [int(row.trained_T.sum()) for row in rows_B] or [0]
+def own_lens(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
+    """Own tokens of each row: [B], one 0 for no rows."""
+    lens = [int(row.rollout.own_T.sum()) for row in rows_B] or [0]
     return torch.tensor(lens, device=device)
 
 

@@ -16,7 +16,7 @@ from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.fitting import fitted_update
 from rlhf_ray.learner.loading import zero3_loading
-from rlhf_ray.learner.rows import flat, rollout_batch, trained_lens, trained_mask
+from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.check import settle
@@ -77,7 +77,7 @@ class ValueLearner(Learner):
             padded=self.model.padded,
             device=device,
         )
-        mask_T = trained_mask(rows, device)
+        mask_T = own_mask(rows, device)
         term = VALUE_LOSSES[algorithm.value_loss](
             ValueLossInputs(
                 values_T=self.engine(batch),
@@ -89,5 +89,5 @@ class ValueLearner(Learner):
             ),
             ValueLossParams(clip=algorithm.value_clip),
         )
-        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, trained_lens(rows, device))
+        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, own_lens(rows, device))
         return loss, term.metrics

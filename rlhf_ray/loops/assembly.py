@@ -39,7 +39,7 @@ class Assembly:
     """A step's experience.
 
     Attributes:
-        experience_B: In the order of the rollouts.
+        experience_B: Of the rollouts that are trained (`AlgorithmConfig.trains`), in their order.
         metrics: `mismatch/*` and `policy/kl_ref`.
     """
 
@@ -255,9 +255,9 @@ def _split(
             advantages_T=advantages,
             returns_T=returns,
             correction_T=correction,
-            is_trained=algorithm.trains(rollout.finish_reason),
         )
         for rollout, old, reference, values, advantages, returns, correction in zip(
             rollouts_B, *columns, strict=True
         )
+        if algorithm.trains(rollout.finish_reason)
     ]

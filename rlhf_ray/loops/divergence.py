@@ -35,5 +35,6 @@ def stop_if_empty(step: int, num_in_a_row: int, config: OnlineConfig) -> None:
         raise RunError(
             f"step {step}: nothing was left to train in {num_in_a_row} steps in a row "
             f"(empty_steps_to_stop is {config.empty_steps_to_stop}): rewards gave None for too "
-            "many rollouts, or dynamic sampling found no group whose scores differ"
+            "many rollouts, dynamic sampling found no group whose scores differ, or all were cut "
+            "off (algorithm.truncated: mask)"
         )

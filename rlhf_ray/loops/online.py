@@ -40,8 +40,8 @@ class Scored:
 
     Attributes:
         scores: Of all that was sampled.
-        batch: What is trained. It has no rows where no reward applied to any, or where no group
-            has enough of them to be compared.
+        batch: What is trained. It has no rows where no reward applied to any, where no group has
+            enough of them to be compared, or where all were cut off and those are masked.
         experience: Of `batch`; None where that has no rows.
         metrics: Of `batch`.
     """
@@ -137,7 +137,13 @@ class OnlineLoop:
             **evaluated,
             **used,
             **rollout_metrics(
-                collected, scored.scores, scored.batch, used, clock, version=step - 1
+                collected,
+                scored.scores,
+                scored.batch,
+                used,
+                clock,
+                version=step - 1,
+                apart=self.config.algorithm.tells_rewards_apart,
             ),
             **self._utilisation(scored.batch, step, clock),
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
@@ -166,11 +172,12 @@ class OnlineLoop:
         rows = trainable_rows(
             batch.summaries_B, scores_B, smallest_group=self.config.smallest_group
         )
-        trained = select(batch, rows)
-        if not rows:
+        compared = select(batch, rows)
+        trained = self._trained(compared)
+        if not trained.summaries_B:
             return Scored(scores=scores, batch=trained, experience=None, metrics={})
         experience, metrics = await roles.assembler.build(
-            trained,
+            compared,
             [scores_B[row] for row in rows],
             old=select_shards(old, rows),
             reference=None if reference is None else select_shards(reference, rows),
@@ -179,14 +186,23 @@ class OnlineLoop:
         )
         return Scored(scores=scores, batch=trained, experience=experience, metrics=metrics)
 
+    def _trained(self, compared: RolloutBatch) -> RolloutBatch:
+        """Those that enter the losses, as the experience holds them."""
+        trains = self.config.algorithm.trains
+        summaries_B = compared.summaries_B
+        return select(
+            compared, [row for row, s in enumerate(summaries_B) if trains(s.finish_reason)]
+        )
+
     def _count_empty(self, step: int, scored: Scored) -> None:
         if scored.experience is not None:
             self.num_empty_in_a_row = 0
             return
         self.num_empty_in_a_row += 1
         logger.warning(
-            "step %d trains nothing: of %d rollouts none is left that has a score and a group",
+            "step %d trains nothing: of %d rollouts none is left that has a score and a group%s",
             step, len(scored.scores),
+            " and is not cut off" if self.config.algorithm.truncated == "mask" else "",
         )  # fmt: skip
 
     def _policy_learns(self, step: int) -> bool:
@@ -222,10 +238,7 @@ class OnlineLoop:
         learner = self.config.policy if role == "policy" else self.config.value
         return plan_update(
             [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B],
-            [
-                s.num_own_tokens if self.config.algorithm.trains(s.finish_reason) else 0
-                for s in batch.summaries_B
-            ],
+            [s.num_own_tokens for s in batch.summaries_B],
             num_ranks=self.num_policy_ranks if role == "policy" else self.num_value_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=self.config.algorithm.minibatches,

@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
+from rlhf_ray.algorithms.dynamic_sampling import has_spread
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collected
-from rlhf_ray.loops.groups import rows_by_draw, scored_rows
+from rlhf_ray.loops.groups import compared_scores, rows_by_draw, scored_rows
 from rlhf_ray.metrics.flops import peak_flops, update_mfu
 from rlhf_ray.roles import Hardware, Metrics, RolloutBatch
 from rlhf_ray.types import Score
 
 
 def sample_metrics(
-    batch: RolloutBatch, scores: Sequence[Score], clock: StepClock
+    batch: RolloutBatch, scores: Sequence[Score], clock: StepClock, *, apart: bool = False
 ) -> dict[str, float]:
-    """`rollout/*`, `reward/*`, `time/*` and `share/*` of sampled and scored rollouts."""
+    """`rollout/*`, `reward/*`, `time/*` and `share/*` of sampled and scored rollouts.
+
+    Args:
+        batch: All of them.
+        scores: Theirs.
+        clock: Of the step.
+        apart: Whether each reward is compared by itself, not their sum.
+    """
     summaries = batch.summaries_B
     num_generated = sum(s.num_response_tokens for s in summaries)
     return {
-        **_rewards(batch, scores),
+        **_rewards(batch, scores, apart=apart),
         "rollout/response_tokens_mean": num_generated / len(summaries),
         "rollout/truncated_share": fmean(s.finish_reason == "length" for s in summaries),
         "rollout/tokens_per_s": num_generated / clock.seconds["generate"],
@@ -48,6 +56,7 @@ def rollout_metrics(
     clock: StepClock,
     *,
     version: int,
+    apart: bool,
 ) -> dict[str, float]:
     """`rollout/*`, `reward/*`, `async/*`, `time/*`, `share/*` and `perf/*` of one step.
 
@@ -58,11 +67,12 @@ def rollout_metrics(
         used: What the processes needed in the step.
         clock: Of the step, which is over.
         version: Of the weights when the step began.
+        apart: As in `sample_metrics`.
     """
     seconds = clock.seconds
     num_groups = len(rows_by_draw(trained.summaries_B))
     num_kept = len(rows_by_draw(collected.batch.summaries_B))
-    told = sample_metrics(collected.sampled, scores, clock)
+    told = sample_metrics(collected.sampled, scores, clock, apart=apart)
     if "wait/policy" in used:
         told["perf/bubble_share"] = used["wait/policy"] / told["time/step"]
     return {
@@ -88,7 +98,7 @@ def _staleness(batch: RolloutBatch, version: int) -> dict[str, float]:
     }
 
 
-def _rewards(batch: RolloutBatch, scores: Sequence[Score]) -> dict[str, float]:
+def _rewards(batch: RolloutBatch, scores: Sequence[Score], *, apart: bool) -> dict[str, float]:
     """Of the rows that have a score; those that have none are counted."""
     totals = [score.total for score in scores if score.total is not None]
     told = {"rollout/unscored": float(len(scores) - len(totals))}
@@ -99,7 +109,9 @@ def _rewards(batch: RolloutBatch, scores: Sequence[Score]) -> dict[str, float]:
         "rollout/reward_mean": fmean(totals),
         "rollout/reward_std": pstdev(totals),
         "rollout/zero_spread_share": fmean(
-            len({scores[row].total for row in rows}) == 1 for rows in groups if rows
+            not has_spread(compared_scores([scores[row] for row in rows], apart=apart))
+            for rows in groups
+            if rows
         ),
     }
 

@@ -48,10 +48,16 @@ NAMES: Mapping[str, Meaning] = {
             "response_tokens_mean": ("tokens", "mean length of a response"),
             "truncated_share": ("", "share of responses cut off at max_new_tokens"),
             "tokens_per_s": ("tokens/s", "generated tokens over the time of generation"),
-            "zero_spread_share": ("", "share of groups whose samples all scored alike"),
+            "zero_spread_share": (
+                "",
+                "share of groups whose samples all scored alike; under gdpo in every reward",
+            ),
             "unscored": ("", "responses that no reward applied to: they are not trained"),
             "trained_groups": ("", "groups that the step trains"),
-            "left_out_groups": ("", "groups with too few scored responses to be compared"),
+            "left_out_groups": (
+                "",
+                "groups with too few scored responses to be compared, or masked ones alone",
+            ),
             "empty_steps_in_a_row": ("", "steps, this one included, that had nothing to train"),
             "refilled_groups": ("", "groups that dynamic sampling sampled in place of others"),
         },

@@ -204,7 +204,7 @@ def _generation_config(key: str, model: ModelConfig) -> dict[str, Any]:
         if folder.is_dir():
             raise ConfigError(f"{key}: {model.path!r}: generation_config.json: {error}") from error
         return {}
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{key}: {model.path!r}: generation_config.json: {reason}") from error
     told: dict[str, Any] = found.to_dict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from rlhf_ray.config.model_limits import POSITIONS_AFTER_PADDING, is_stretched
+from rlhf_ray.config.model_limits import is_stretched, usable_positions
 from rlhf_ray.errors import ConfigError
 
 
@@ -60,6 +60,5 @@ def positions_of(config: Any) -> int | None:
     )
     if num_positions is None:
         return None
-    if config.model_type in POSITIONS_AFTER_PADDING:
-        return int(num_positions) - int(config.pad_token_id) - 1
-    return int(num_positions)
+    padding = getattr(config, "pad_token_id", None)
+    return usable_positions(num_positions, config.model_type, padding)

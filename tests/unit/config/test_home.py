@@ -9,7 +9,7 @@ from pydantic import AfterValidator
 
 from launch import cli
 from rlhf_ray.config import schema
-from rlhf_ray.config.base import LocalPath
+from rlhf_ray.config.base import ELSEWHERE, LocalPath
 from rlhf_ray.config.elsewhere import _PATH_KEYS, values_of
 from rlhf_ray.config.job_file import load_job
 from rlhf_ray.config.load import load_config
@@ -108,6 +108,11 @@ def test_a_pipelines_files_and_values(home):
     assert one.config.run_dir == f"{home}/runs/one"
     assert one.config.policy.model.path == f"{home}/model"
     assert two.config.policy.model.path == f"{home}/other"
+
+    there = {"run_dir": "~/runs", "stages": [stage, other]}
+    elsewhere = PipelineConfig.model_validate(there, context={ELSEWHERE: True})
+    values = values_of(elsewhere)
+    assert values["stages"][0]["set"]["policy"]["model"]["path"] == "~/model"
 
 
 def test_files_there_are_found_before_the_start(home):

@@ -86,6 +86,16 @@ def test_weights_that_are_not_there(good, tmp_path, spoil, said):
     assert said in refused(good)
 
 
+@pytest.mark.parametrize("key", ["text_config", "rope_scaling", "quantization_config"])
+@pytest.mark.parametrize("value", ["x", ["x"], 3])
+def test_a_section_that_is_none_is_left_to_transformers(good, tmp_path, key, value):
+    write_model(tmp_path / "model", **{key: value})
+    if key == "quantization_config":
+        assert "cannot be trained" in refused(good)
+    else:
+        preflight(GrpoConfig.model_validate(good))
+
+
 def test_weights_in_parts_pass(good, tmp_path):
     spoil_part_of_an_index(tmp_path / "model")
     write_weights(tmp_path / "model/model-2-of-2.safetensors")

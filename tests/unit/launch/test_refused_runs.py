@@ -13,6 +13,7 @@ import pytest
 from launch import cli, pipeline
 from launch.run import job
 from launch.run.folder import check_folder, run_folder, state_of
+from launch.run.status import read_status
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.sample import SampleConfig
@@ -63,9 +64,9 @@ def done(tmp_path):
     return config
 
 
-def write_checkpoints(config, state):
+def write_checkpoints(config, state, steps=(2, 4)):
     store = CheckpointStore(Path(config.run_dir), keep=2)
-    for step in (2, 4):
+    for step in steps:
         with store.writing(step) as folder:
             (folder / "policy").mkdir()
             (folder / "policy/weights").write_text(f"weights of {step}")
@@ -208,6 +209,33 @@ def test_a_cluster_that_is_too_small(done, monkeypatch):
     with pytest.raises(ConfigError, match="too small"):
         job.run_job(changed, loading(ROWS), no_training)
     assert everything_in(Path(done.run_dir)) == before
+
+
+def test_a_model_that_cannot_be_loaded(done):
+    """Roles are asked when the run has begun: then its files are put back."""
+    config = make_config(done.run_dir, resume="auto", policy={"model": {
+        "path": "org/model", "attention": "flash_attention_2"}})  # fmt: skip
+    files = [Path(done.run_dir) / name for name in ("config.yaml", "status.json")]
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(ConfigError, match="no such kernel"), run_folder(config):
+        assert state_of(done.run_dir) == "running"
+        raise ConfigError("no such kernel")
+    assert [file.read_bytes() for file in files] == before
+    with pytest.raises(RunError), run_folder(config):
+        raise RunError("a rank died")
+    assert state_of(done.run_dir) == "failed"
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(ConfigError, match="too late"), run_folder(config):
+        write_checkpoints(config, {}, steps=(6,))
+        raise ConfigError("too late")
+    assert "too late" in read_status(Path(done.run_dir))["reason"]
+
+
+def test_a_new_run_whose_model_cannot_be_loaded_has_failed(tmp_path):
+    config = make_config(tmp_path / "run")
+    with pytest.raises(ConfigError), run_folder(config):
+        raise ConfigError("no such kernel")
+    assert state_of(config.run_dir) == "failed"
 
 
 def test_a_job_that_is_not_refused_is_written_and_told_of_its_checkpoint(done, monkeypatch):

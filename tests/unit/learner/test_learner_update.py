@@ -11,7 +11,7 @@ import pytest
 import torch
 from learning import gradients_of, largest_gap, logprobs_of, parameters_of, plan_of
 
-from rlhf_ray.data.packing import plan_forward, plan_update
+from rlhf_ray.data.packing import plan_forward
 from rlhf_ray.errors import RunError
 
 STAGES = (0, 1, 2, 3)
@@ -261,46 +261,6 @@ def test_log_probabilities_can_be_asked_for_at_another_temperature(make_policy, 
     hot = np.concatenate(logprobs_of(learner, rows, temperature=2.0))
     np.testing.assert_array_equal(usual, again)
     assert np.abs(hot - usual).max() > 0.1
-
-
-def masked(rows):
-    """Every third row is compared only; what stands in it must not matter."""
-    return [
-        replace(row, is_trained=False, advantages_T=np.full_like(row.advantages_T, 1e3))
-        if number % 3 == 1
-        else row
-        for number, row in enumerate(rows)
-    ]
-
-
-@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "constant"])
-@pytest.mark.parametrize("budget", [25, 60, 400])
-def test_masked_rows_have_no_part_in_loss_gradient_or_denominator(
-    make_policy, make_value, rows, reduction, budget
-):
-    with_masked = masked(rows)
-    left = [row for row in with_masked if row.is_trained]
-    algorithm = {
-        "reduction": reduction,
-        "entropy_coefficient": 0.1,
-        "kl": {"coefficient": 0.1, "importance_weight": True},
-    }
-    for make, arguments in ((make_policy, (0.1,)), (make_value, ())):
-        results = []
-        for trained in (with_masked, left):
-            learner = make(algorithm=algorithm, optim={"max_grad_norm": 1e6})
-            plan = plan_update(
-                [row.rollout.num_tokens for row in trained],
-                [int(row.trained_T.sum()) for row in trained],
-                num_ranks=1, max_tokens_per_micro_batch=budget, num_minibatches=1,
-                num_epochs=1, seed=0, padded=False,
-            )  # fmt: skip
-            metrics = learner.update(trained, plan, *arguments)
-            share = metrics.pop("loss")
-            results.append((gradients_of(learner), metrics, share))
-        (gradients, metrics, _), (wanted, wanted_metrics, _) = results
-        assert largest_gap(gradients, wanted) < 1e-5
-        assert metrics == pytest.approx(wanted_metrics, rel=1e-4, abs=1e-6)
 
 
 def test_the_weighted_kl_starts_from_the_engines_policy(make_policy, rows):

@@ -158,7 +158,8 @@ class Company:
     async def build(self, batch, scores_B, *, old, reference, values, kl_coefficient):
         self.said("assembler.build")
         assert len(scores_B) == len(resolve(batch))
-        self.num_built = len(scores_B)
+        trains = self.config.algorithm.trains
+        self.num_built = sum(trains(s.finish_reason) for s in batch.summaries_B)
         metrics = {"mismatch/logprob_abs_max": 0.0, "policy/kl_ref": 0.2}
         return "experience", metrics
 

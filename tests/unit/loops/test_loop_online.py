@@ -25,7 +25,7 @@ from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collected
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
-from rlhf_ray.loops.report import rollout_metrics
+from rlhf_ray.loops.report import rollout_metrics, sample_metrics
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import RolloutBatch
 from rlhf_ray.types import Score
@@ -140,7 +140,7 @@ async def test_staleness_is_counted_over_tokens():
     )
     clock = StepClock()
     clock.seconds = dict.fromkeys(("generate", "score", "update"), 1.0)
-    told = rollout_metrics(collected, SCORES, collected.batch, {}, clock, version=4)
+    told = rollout_metrics(collected, SCORES, collected.batch, {}, clock, version=4, apart=False)
     assert (told["async/staleness_mean"], told["async/staleness_max"]) == (4 / 8, 4)
     assert "perf/bubble_share" not in told, "nobody measured it"
 
@@ -382,18 +382,20 @@ async def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path):
 
 
 class CutCompany(Company):
-    """Half of its rollouts are cut off; it keeps the plans of the updates."""
+    """Every other of its rollouts is cut off, in some steps all; it keeps the updates' plans."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, all_in_steps=()):
         super().__init__(*arguments)
         self.plans = []
+        self.all_in_steps = all_in_steps
 
     async def generate(self, requests):
         rollouts = resolve(await super().generate(requests))
         self.lens = [len(rollout.response_ids_T) for rollout in rollouts]
+        cuts_all = self.version + 1 in self.all_in_steps
         return batch_of(
             [
-                replace(rollout, finish_reason="length" if row % 2 else "stop")
+                replace(rollout, finish_reason="length" if row % 2 or cuts_all else "stop")
                 for row, rollout in enumerate(rollouts)
             ]
         )
@@ -414,3 +416,38 @@ async def test_a_masked_response_is_in_no_denominator(tmp_path, truncated):
     counted = company.lens[::2] if truncated == "mask" else company.lens
     assert minibatch.num_tokens == sum(counted)
     assert minibatch.num_sequences == len(counted)
+
+
+@pytest.mark.parametrize("truncated", ["train", "mask"])
+async def test_a_step_of_masked_responses_alone_moves_no_weights(tmp_path, truncated, caplog):
+    """An optimiser step with a gradient of 0 would, by momentum and weight decay."""
+    config = make_config(
+        tmp_path, total_steps=3, empty_steps_to_stop=2, algorithm={"truncated": truncated}
+    )
+    company, recorder = CutCompany(config, spread, all_in_steps=(2,)), Recorder()
+    await loop_of(config, company, recorder=recorder).run(None)
+    masks = truncated == "mask"
+    assert company.num_updates == company.calls.count("value.update") == 3 - masks
+    told = recorder.steps[2]
+    assert told["rollout/empty_steps_in_a_row"] == masks
+    assert told["rollout/trained_groups"] == (0 if masks else 4)
+    assert ("step 2 trains nothing" in caplog.text) == masks
+    if masks:
+        company = CutCompany(config, spread, all_in_steps=(1, 2, 3))
+        with pytest.raises(RunError, match=r"step 2: nothing was left to train in 2 .* were cut"):
+            await loop_of(config, company).run(None)
+
+
+def test_rewards_that_are_told_apart_spread_apart():
+    """Two that add up to the same total teach all the same, and are no groups without spread."""
+    sampled = batch_of(
+        [make_rollout(p, sample, draw=draw) for draw, p in enumerate(make_prompts(2))
+         for sample in (0, 1)]
+    )  # fmt: skip
+    parts = [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 0.0}]
+    scores = [Score(total=1.0, parts=part) for part in parts]
+    clock = StepClock()
+    with clock.phase("generate"):
+        pass
+    told = [sample_metrics(sampled, scores, clock, apart=apart) for apart in (False, True)]
+    assert [metrics["rollout/zero_spread_share"] for metrics in told] == [1.0, 0.5]
