@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.learner.reach import freeze_unreached, require_reached
+from rlhf_ray.models.check import settle
+from rlhf_ray.models.checked import CheckedModel
 
 
 class Learner:
@@ -15,6 +21,28 @@ class Learner:
     """
 
     engine: TrainingEngine
+
+    def _start(
+        self,
+        model: CheckedModel,
+        config: LearnerConfig,
+        *,
+        total_steps: int,
+        device: torch.device,
+    ) -> None:
+        """Hand a loaded model to DeepSpeed, and let it run as it is right.
+
+        Raises:
+            ConfigError: It does not agree with itself, or what should train cannot.
+        """
+        model.device = device
+        is_whole = config.zero.stage != 3
+        if is_whole:
+            freeze_unreached(model)
+        self.engine = TrainingEngine(model.train(), config, total_steps=total_steps)
+        if not is_whole:
+            require_reached(model)
+        settle(model, config, device)
 
     def save(self, folder: Path) -> None:
         """Write everything that training goes on from."""

@@ -13,11 +13,9 @@ from rlhf_ray.algorithms.metric_sums import Metrics
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.data.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
-from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.fitting import fitted_update
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.update import UpdateSettings, run_update
-from rlhf_ray.models.check import settle
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.roles import Evaluated
@@ -51,8 +49,7 @@ class ExampleLearner(Learner, ABC, Generic[Job, Row]):
         with zero3_loading(self.config.zero, self.config.model, device):
             self.model = self._load()
         self.lm = self.model.lm
-        self.engine = TrainingEngine(self.model.train(), self.config, total_steps=spec.total_steps)
-        settle(self.model, self.config, device)
+        self._start(self.model, self.config, total_steps=spec.total_steps, device=device)
 
     def update(self, rows: Sequence[Row], plan: UpdatePlan) -> dict[str, float]:
         """One optimiser step a minibatch of the plan."""

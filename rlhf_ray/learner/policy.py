@@ -17,13 +17,11 @@ from rlhf_ray.algorithms.token_loss import TokenLoss
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
-from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.fitting import fitted_update
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
-from rlhf_ray.models.check import settle
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.specs import PolicySpec
@@ -46,8 +44,7 @@ class PolicyLearner(Learner):
             chunk_tokens=config.logits_chunk_tokens,
             entropy_gradient=spec.algorithm.entropy_coefficient > 0,
         )
-        self.engine = TrainingEngine(self.model.train(), config, total_steps=spec.total_steps)
-        settle(self.model, config, device)
+        self._start(self.model, config, total_steps=spec.total_steps, device=device)
 
     def logprobs(
         self,

@@ -13,13 +13,11 @@ from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
-from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.learner.fitting import fitted_update
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
-from rlhf_ray.models.check import settle
 from rlhf_ray.models.classifier import load_decoder
 from rlhf_ray.models.heads import ValueModel
 from rlhf_ray.specs import ValueSpec
@@ -36,8 +34,7 @@ class ValueLearner(Learner):
         with zero3_loading(spec.learner.zero, spec.learner.model, device):
             lm = load_decoder(spec.learner.model, device=device, seed=spec.seed)
         self.model = ValueModel(lm, seed=spec.seed)
-        self.engine = TrainingEngine(self.model.train(), spec.learner, total_steps=spec.total_steps)
-        settle(self.model, spec.learner, device)
+        self._start(self.model, spec.learner, total_steps=spec.total_steps, device=device)
 
     def values(
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,18 +108,16 @@ def _truth(module: CheckedModel) -> _Truth:
     module.eval()
     transformer.set_attn_implementation("eager")
 
-    rows_B = [
-        torch.from_numpy(ids_T.astype(np.int64))[None].to(module.device) for ids_T in sequences_B
-    ]
+    rows_B = [_row(ids_T, module) for ids_T in sequences_B]
     try:
-        own_B = [_own_outcome(module, row_1T) for row_1T in rows_B]
+        own_B = [own_outcome(module, row_1T) for row_1T in rows_B]
     # Whatever a family says that wants more than tokens.
     except Exception as error:
         raise ConfigError(
             f"{_name(module)} cannot be run: its own forward takes no tokens alone: {error}"
         ) from error
     with _rounded_otherwise(module):
-        noise = _difference([_own_outcome(module, rows_B[1])], own_B[1:2])
+        noise = _difference([own_outcome(module, rows_B[1])], own_B[1:2])
     context = getattr(text, "max_position_embeddings", None)
     size = torch.cat(own_B).square().mean().sqrt().item()
     return _Truth(
@@ -145,8 +143,11 @@ def _far(text: Any, context: int) -> int | None:
     return context - LENGTHS[-1] if context > sum(LENGTHS) else None  # a table ends there
 
 
-def _own_outcome(module: CheckedModel, input_ids_1T: Tensor) -> Tensor:
-    """By a call of the module: ZeRO-3 counts passes by calls of what it was given."""
+def own_outcome(module: CheckedModel, input_ids_1T: Tensor) -> Tensor:
+    """What the role reads of one sequence, by the model's own `forward`.
+
+    By a call of the module: ZeRO-3 counts passes by calls of what it was given.
+    """
     torch.manual_seed(0)  # what is random is so alike whenever it is asked: not rounding's doing
     module.forward = module.own_outcome
     try:
@@ -176,7 +177,7 @@ def _faults(module: CheckedModel, mode: ForwardMode, truth: _Truth) -> Iterator[
             )
 
     module.eval()
-    with nullcontext(set()) if mode.with_mask else lost_windows(mode.attention) as windows:
+    with lost_windows(mode.attention) as windows:
         together = module.outcomes(truth.sequences_B)
     # Longer than the sequences, or it would show below.
     if not mode.with_mask and (felt := [size for size in windows if size < truth.widest]):
@@ -192,6 +193,16 @@ def _faults(module: CheckedModel, mode: ForwardMode, truth: _Truth) -> Iterator[
         dropout.eval()
     for _ in range(2):
         yield from differing(module.outcomes(truth.sequences_B), "in training mode")
+
+
+def sample_row(module: CheckedModel) -> Tensor:
+    """One sequence that the model can take: [1, T]."""
+    text = module.transformer().config.get_text_config()
+    return _row(max(_sequences(text), key=len), module)
+
+
+def _row(ids_T: IntArray, module: CheckedModel) -> Tensor:
+    return torch.from_numpy(ids_T.astype(np.int64))[None].to(module.device)
 
 
 def _difference(ours_B: Sequence[Tensor], theirs_B: Sequence[Tensor]) -> float:

@@ -39,7 +39,9 @@ def engine_identity(model: ModelConfig) -> str:
     # vLLM ends responses by the model's end tokens without being asked, and always is asked to by
     # the chat template's, which an export names among the model's.
     end = turn_end(tokenizer)
-    ends = {*_end_ids(model.path, config, model.revision), end and end.token_id} - {None}
+    ends = {*_end_ids(model.path, config, model.revision)}
+    if end is not None and end.token_id is not None:
+        ends.add(end.token_id)
     parts = [architecture, sorted(ends), _words(tokenizer)]
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
