@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rlhf_ray.data.reasoning import behind_reasoning
 from rlhf_ray.rewards.numbers import NUMBER
 from rlhf_ray.rewards.plain_text import plain_text
 
 _END_TOKEN = re.compile(r"(?:<[|｜][^<>|｜]*[|｜]>|</s>|<eos>|<end_of_turn>)\Z")
-_REASONING = re.compile(r"<(/?)(?:think|thinking|reasoning)>")
 _MARK = re.compile(r"(?<!#)####(?!#)(?P<text>(?:(?!####)[^\n])*)")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # What makes a box a part of a term, and what stands between two of one list.
@@ -57,18 +57,17 @@ class Marked:
     end: int
 
 
-def without_reasoning(text: str) -> str:
-    """What a response says after its last block of reasoning; nothing where that is not closed.
+def answer_part(text: str, *, is_opened: bool = False) -> str:
+    """What a response says after its reasoning, without end tokens; nothing if it is still in it.
 
-    End tokens behind it are left out as well.
+    Args:
+        text: The response.
+        is_opened: Whether it begins inside of reasoning, which the prompt has opened.
     """
     text = text.rstrip()
     while token := _END_TOKEN.search(text):
         text = text[: token.start()].rstrip()
-    tags = list(_REASONING.finditer(text))
-    if not tags:
-        return text
-    return text[tags[-1].end() :] if tags[-1][1] else ""
+    return behind_reasoning(text, is_opened=is_opened)
 
 
 def last_boxed(text: str) -> Marked | None:
@@ -156,13 +155,13 @@ def is_recanted(behind: str) -> bool:
     return bool(_RECANTS.search(behind))
 
 
-def stated_answer(text: str) -> str:
+def stated_answer(text: str, *, is_opened: bool = False) -> str:
     r"""What a response gives as its answer, as it is written; empty without one.
 
     After its reasoning, what it marks by `\boxed{}` or `####`; without either, what follows "the
-    answer is", and a response of one line is its own answer.
+    answer is", and a response of one line is its own answer. `is_opened` as in `answer_part`.
     """
-    text = without_reasoning(text).strip()
+    text = answer_part(text, is_opened=is_opened).strip()
     marked = last_marked(text)
     phrase = last_phrase(text) if marked is None else None
     if marked is None and phrase is None:
