@@ -14,7 +14,7 @@ _MARK = re.compile(r"(?<!#)####(?!#)(?P<text>(?:(?!####)[^\n])*)")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # What makes a box a part of a term, and what stands between two of one list.
 _IS_PART_BEFORE = re.compile(
-    r"(?:[0-9^_]|(?<![-+/])[-+/]|\\(?:times|cdot|div|pm|sqrt)\s*\{?|\}\s*\{|(?:\bnot|n't)\s+\$*)\Z"
+    r"(?:[0-9^_]|(?<![-+/])[-+/]|\\(?:times|cdot|div|pm|sqrt|frac)\s*\{?|[}^_]\s*\{|(?:\bnot|n't)\s+\$*)\Z"
 )
 _IS_PART_BEHIND = re.compile(
     r"\s*[\^_!]|[0-9]|\([0-9]|[A-Za-z](?![A-Za-z])|[.,][0-9]"
@@ -33,7 +33,8 @@ _PHRASE = re.compile(
 )
 _TEX_BRACKETS = re.compile(r"\\[()\[\]]")
 _DOLLARS = re.compile(r"(?<!\\)\${1,2}(?![0-9][0-9.,]*(?:\s|$))")
-_SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s|$)")
+SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s|$)")
+_REASON = re.compile(r",?\s+(?:because|since)\b.*")
 # Behind an answer these take it back.
 _RECANTS = re.compile(
     r"\b(?:wait|actually|correction|mistake|sorry|oops|incorrect|wrong|false|hmm|alternatively"
@@ -176,15 +177,21 @@ def stated_answer(text: str, *, is_opened: bool = False) -> str:
 
 
 def _formula(text: str) -> str:
-    """The formulas of a line, if nothing but a list's words is between; else its first sentence."""
+    """The formulas of a line, if nothing but a list's words is between; else its first sentence.
+
+    Nothing where the sentence asks, or the next one takes it back.
+    """
     line = _TEX_BRACKETS.sub("$", text.partition("\n")[0])
+    end = SENTENCE_END.search(line)
+    if end and (end[0] == "?" or is_recanted(line[end.end() :])):
+        return ""
     begin, *pieces = _DOLLARS.split(line)
     if len(pieces) < 2 or len(pieces) % 2 or begin.strip("*: "):
-        return _SENTENCE_END.split(line, maxsplit=1)[0].strip("* ")
+        return _REASON.sub("", SENTENCE_END.split(line, maxsplit=1)[0]).strip("* ")
     formulas = pieces[:1]
     for between, formula in zip(pieces[1::2], pieces[2::2], strict=False):
         if re.sub(r"\b(?:and|or)\b|[\s,]", "", between):
             break
         formulas.append(formula)
-    behind = _SENTENCE_END.split(pieces[2 * len(formulas) - 1], maxsplit=1)[0].strip("* ")
+    behind = SENTENCE_END.split(pieces[2 * len(formulas) - 1], maxsplit=1)[0].strip("* ")
     return ", ".join(formulas) + (f" {behind}" if behind[:1].isalpha() or behind == "%" else "")

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from rlhf_ray.rewards.answers import (
+    SENTENCE_END,
     answer_part,
     is_recanted,
     last_marked,
@@ -32,7 +33,6 @@ _NUMBERING = re.compile(
     r"|\b(?:step|question|problem|part|equation|example|case|figure|table|page|line|no\.)\s*[0-9]+",
     re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s|$)")
 _CLAUSE = re.compile(r"[^,;(\n]*?[0-9].*?(?=\s*(?:,\s|;|\(|\b(?:because|since|as|which)\b))")
 # The answer is 15 (10 + 5).
 _EXPLAINED = re.compile(r"^\s*\([0-9.$ ]+(?:[+*/x×=][0-9.$ ]+)+\)")
@@ -159,7 +159,7 @@ def final_number(text: str, *, is_opened: bool = False) -> Fraction | None:
 
 def _stated(text: str) -> Fraction | None:
     """The number of "the answer is ...": all of its sentence, its first clause, or its only one."""
-    end = _SENTENCE_END.search(text)
+    end = SENTENCE_END.search(text)
     sentence = text[: end.start()] if end else text
     if end and end[0] == "?":
         return None
@@ -192,6 +192,6 @@ def _last_number(text: str) -> Fraction | None:
     if _NOT_BEFORE.search(before[-80:]) or _NOT_BEHIND.match(behind):
         return None
     begun = re.split(r"\n|[.?!:]\s", before[-200:])[-1]
-    if _DOUBT.search(begun + _SENTENCE_END.split(behind.partition("\n")[0], maxsplit=1)[0]):
+    if _DOUBT.search(begun + SENTENCE_END.split(behind.partition("\n")[0], maxsplit=1)[0]):
         return None
     return value(last[0])
