@@ -42,12 +42,15 @@ class Prompt:
         token_ids_T: What the engine is given, chat template and all.
         text: The user's own prompt (a string, or chat messages), as reward functions get it.
         columns: The row's other columns, handed to reward functions by name.
+        opens_reasoning: Whether it ends inside of a block of reasoning, as templates do that write
+            `<think>` themselves.
     """
 
     prompt_id: str
     token_ids_T: tuple[int, ...]
     text: str | list[dict[str, str]]
     columns: Mapping[str, Any] = field(default_factory=dict)
+    opens_reasoning: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.fields import Text
 from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
 from rlhf_ray.data.loading import load
+from rlhf_ray.data.reasoning import opens_reasoning
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_formats import Kind
 from rlhf_ray.data.samples import Sample, as_chat, num_characters, prompt_of
@@ -87,6 +88,7 @@ class Prompts(Tokenization[Prompt]):
             token_ids_T=tuple(token_ids_T),
             text=text,
             columns=sample.columns,
+            opens_reasoning=opens_reasoning(self.tokenizer, token_ids_T, text),
         )
         return Kept(row=prompt, truncated=not fits)
 

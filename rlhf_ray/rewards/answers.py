@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rlhf_ray.data.reasoning import behind_reasoning
 from rlhf_ray.rewards.numbers import NUMBER
 from rlhf_ray.rewards.plain_text import plain_text
 
 _END_TOKEN = re.compile(r"(?:<[|｜][^<>|｜]*[|｜]>|</s>|<eos>|<end_of_turn>)\Z")
-_REASONING = re.compile(r"<(/?)(?:think|thinking|reasoning)>")
 _MARK = re.compile(r"(?<!#)####(?!#)(?P<text>(?:(?!####)[^\n])*)")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # What makes a box a part of a term, and what stands between two of one list.
 _IS_PART_BEFORE = re.compile(
-    r"(?:[0-9^_]|(?<![-+/])[-+/]|\\(?:times|cdot|div|pm|sqrt)\s*\{?|\}\s*\{|(?:\bnot|n't)\s+\$*)\Z"
+    r"(?:[0-9^_]|(?<![-+/])[-+/]|\\(?:times|cdot|div|pm|sqrt|frac)\s*\{?|[}^_]\s*\{|(?:\bnot|n't)\s+\$*)\Z"
 )
 _IS_PART_BEHIND = re.compile(
     r"\s*[\^_!]|[0-9]|\([0-9]|[A-Za-z](?![A-Za-z])|[.,][0-9]"
@@ -33,7 +33,8 @@ _PHRASE = re.compile(
 )
 _TEX_BRACKETS = re.compile(r"\\[()\[\]]")
 _DOLLARS = re.compile(r"(?<!\\)\${1,2}(?![0-9][0-9.,]*(?:\s|$))")
-_SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s|$)")
+SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s|$)")
+_REASON = re.compile(r",?\s+(?:because|since)\b.*")
 # Behind an answer these take it back.
 _RECANTS = re.compile(
     r"\b(?:wait|actually|correction|mistake|sorry|oops|incorrect|wrong|false|hmm|alternatively"
@@ -57,18 +58,17 @@ class Marked:
     end: int
 
 
-def without_reasoning(text: str) -> str:
-    """What a response says after its last block of reasoning; nothing where that is not closed.
+def answer_part(text: str, *, is_opened: bool = False) -> str:
+    """What a response says after its reasoning, without end tokens; nothing if it is still in it.
 
-    End tokens behind it are left out as well.
+    Args:
+        text: The response.
+        is_opened: Whether it begins inside of reasoning, which the prompt has opened.
     """
     text = text.rstrip()
     while token := _END_TOKEN.search(text):
         text = text[: token.start()].rstrip()
-    tags = list(_REASONING.finditer(text))
-    if not tags:
-        return text
-    return text[tags[-1].end() :] if tags[-1][1] else ""
+    return behind_reasoning(text, is_opened=is_opened)
 
 
 def last_boxed(text: str) -> Marked | None:
@@ -156,13 +156,13 @@ def is_recanted(behind: str) -> bool:
     return bool(_RECANTS.search(behind))
 
 
-def stated_answer(text: str) -> str:
+def stated_answer(text: str, *, is_opened: bool = False) -> str:
     r"""What a response gives as its answer, as it is written; empty without one.
 
     After its reasoning, what it marks by `\boxed{}` or `####`; without either, what follows "the
-    answer is", and a response of one line is its own answer.
+    answer is", and a response of one line is its own answer. `is_opened` as in `answer_part`.
     """
-    text = without_reasoning(text).strip()
+    text = answer_part(text, is_opened=is_opened).strip()
     marked = last_marked(text)
     phrase = last_phrase(text) if marked is None else None
     if marked is None and phrase is None:
@@ -177,15 +177,21 @@ def stated_answer(text: str) -> str:
 
 
 def _formula(text: str) -> str:
-    """The formulas of a line, if nothing but a list's words is between; else its first sentence."""
+    """The formulas of a line, if nothing but a list's words is between; else its first sentence.
+
+    Nothing where the sentence asks, or the next one takes it back.
+    """
     line = _TEX_BRACKETS.sub("$", text.partition("\n")[0])
+    end = SENTENCE_END.search(line)
+    if end and (end[0] == "?" or is_recanted(line[end.end() :])):
+        return ""
     begin, *pieces = _DOLLARS.split(line)
     if len(pieces) < 2 or len(pieces) % 2 or begin.strip("*: "):
-        return _SENTENCE_END.split(line, maxsplit=1)[0].strip("* ")
+        return _REASON.sub("", SENTENCE_END.split(line, maxsplit=1)[0]).strip("* ")
     formulas = pieces[:1]
     for between, formula in zip(pieces[1::2], pieces[2::2], strict=False):
         if re.sub(r"\b(?:and|or)\b|[\s,]", "", between):
             break
         formulas.append(formula)
-    behind = _SENTENCE_END.split(pieces[2 * len(formulas) - 1], maxsplit=1)[0].strip("* ")
+    behind = SENTENCE_END.split(pieces[2 * len(formulas) - 1], maxsplit=1)[0].strip("* ")
     return ", ".join(formulas) + (f" {behind}" if behind[:1].isalpha() or behind == "%" else "")

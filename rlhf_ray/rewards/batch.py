@@ -32,6 +32,7 @@ class ScoringBatch:
         completions_B: To a string prompt a string, to a chat a list of one assistant's message.
         prompt_token_ids_B: What was answered, chat template and all.
         completion_ids_B: The responses' token ids, the end token included.
+        opens_reasoning_B: Whether the prompt ends inside of a block of reasoning (`<think>`).
         columns: The data set's other columns: name -> one value a row, `None` where a row has none.
     """
 
@@ -40,6 +41,7 @@ class ScoringBatch:
     completions_B: list[str | Messages]
     prompt_token_ids_B: list[list[int]]
     completion_ids_B: list[list[int]]
+    opens_reasoning_B: list[bool]
     columns: dict[str, list[Any]]
 
     @classmethod
@@ -58,6 +60,7 @@ class ScoringBatch:
             ],
             prompt_token_ids_B=[list(prompt.token_ids_T) for prompt in prompts_B],
             completion_ids_B=[rollout.response_ids_T.tolist() for rollout in rollouts_B],
+            opens_reasoning_B=[prompt.opens_reasoning for prompt in prompts_B],
             columns={name: [prompt.columns.get(name) for prompt in prompts_B] for name in names},
         )
 
@@ -73,6 +76,7 @@ class ScoringBatch:
             completions_B=self.completions_B[begin:end],
             prompt_token_ids_B=self.prompt_token_ids_B[begin:end],
             completion_ids_B=self.completion_ids_B[begin:end],
+            opens_reasoning_B=self.opens_reasoning_B[begin:end],
             columns={name: values[begin:end] for name, values in self.columns.items()},
         )
 

@@ -1,8 +1,9 @@
 """Reward functions: plain or async Python, with the signature that TRL's users know.
 
-`function(prompts, completions, prompt_ids, completion_ids, **columns, **arguments)` returns a
-`list[float | None]`. All comes by keyword, as lists with one entry a completion; but the arguments
-come from the configuration. A function without `**` gets what it names and no more.
+`function(prompts, completions, prompt_ids, completion_ids, opens_reasoning, **columns,
+**arguments)` returns a `list[float | None]`. All comes by keyword, as lists with one entry a
+completion; but the arguments come from the configuration. A function without `**` gets what it
+names and no more.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ class RewardFunction:
             "completions": batch.completions_B,
             "prompt_ids": batch.prompt_token_ids_B,
             "completion_ids": batch.completion_ids_B,
+            "opens_reasoning": batch.opens_reasoning_B,
         }
         return {name: _own_copy(value) for name, value in self._named(available).items()}
 

@@ -12,10 +12,11 @@ from fractions import Fraction
 from typing import Any
 
 from rlhf_ray.rewards.answers import (
+    SENTENCE_END,
+    answer_part,
     is_recanted,
     last_marked,
     last_phrase,
-    without_reasoning,
 )
 from rlhf_ray.rewards.batch import Messages, Scores, completion_text
 from rlhf_ray.rewards.numbers import NUMBER, value, whole_number
@@ -32,7 +33,6 @@ _NUMBERING = re.compile(
     r"|\b(?:step|question|problem|part|equation|example|case|figure|table|page|line|no\.)\s*[0-9]+",
     re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s|$)")
 _CLAUSE = re.compile(r"[^,;(\n]*?[0-9].*?(?=\s*(?:,\s|;|\(|\b(?:because|since|as|which)\b))")
 # The answer is 15 (10 + 5).
 _EXPLAINED = re.compile(r"^\s*\([0-9.$ ]+(?:[+*/x×=][0-9.$ ]+)+\)")
@@ -76,7 +76,11 @@ _POWER = re.compile(r"(?<=[a-z][a-z])\^[23](?![0-9])")
 
 
 def correct_answer(
-    completions: list[str | Messages], answer: list[str | int | float | None], **_: Any
+    completions: list[str | Messages],
+    answer: list[str | int | float | None],
+    *,
+    opens_reasoning: list[bool] | None = None,
+    **_: Any,
 ) -> Scores:
     """1 where a completion's final number equals the row's `answer`, else 0.
 
@@ -88,8 +92,13 @@ def correct_answer(
     return [
         None
         if reference is None
-        else float(final_number(completion_text(completion)) == reference_number(reference))
-        for completion, reference in zip(completions, answer, strict=True)
+        else float(
+            final_number(completion_text(completion), is_opened=is_opened)
+            == reference_number(reference)
+        )
+        for completion, reference, is_opened in zip(
+            completions, answer, opens_reasoning or [False] * len(answer), strict=True
+        )
     ]
 
 
@@ -126,16 +135,16 @@ def _fault(reference: str | int | float) -> str | None:
     return None
 
 
-def final_number(text: str) -> Fraction | None:
+def final_number(text: str, *, is_opened: bool = False) -> Fraction | None:
     r"""The number that a response gives as its answer, `None` without one.
 
     After its reasoning (`<think>`), it is all of the text behind the last `####` that is no
     heading, or in the last `\boxed{}`, whichever comes last; without either, what follows "the
     answer is", else the last number of all. Thousands' commas, currencies and units do not matter,
     nor does 42 being written 42.00. A text with more than one number, a term or an approximation
-    gives none.
+    gives none. `is_opened` as in `answer_part`.
     """
-    text = _CALCULATION.sub("", without_reasoning(text))
+    text = _CALCULATION.sub("", answer_part(text, is_opened=is_opened))
     marked = last_marked(text)
     if marked is not None:
         return None if is_recanted(text[marked.end :]) else whole_number(marked.text)
@@ -150,7 +159,7 @@ def final_number(text: str) -> Fraction | None:
 
 def _stated(text: str) -> Fraction | None:
     """The number of "the answer is ...": all of its sentence, its first clause, or its only one."""
-    end = _SENTENCE_END.search(text)
+    end = SENTENCE_END.search(text)
     sentence = text[: end.start()] if end else text
     if end and end[0] == "?":
         return None
@@ -183,6 +192,6 @@ def _last_number(text: str) -> Fraction | None:
     if _NOT_BEFORE.search(before[-80:]) or _NOT_BEHIND.match(behind):
         return None
     begun = re.split(r"\n|[.?!:]\s", before[-200:])[-1]
-    if _DOUBT.search(begun + _SENTENCE_END.split(behind.partition("\n")[0], maxsplit=1)[0]):
+    if _DOUBT.search(begun + SENTENCE_END.split(behind.partition("\n")[0], maxsplit=1)[0]):
         return None
     return value(last[0])

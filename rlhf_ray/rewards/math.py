@@ -27,6 +27,7 @@ def equivalent(
     completions: list[str | Messages],
     answer: list[str | int | float | None],
     *,
+    opens_reasoning: list[bool] | None = None,
     timeout_s: float = 5.0,
     **_: Any,
 ) -> Scores:
@@ -41,8 +42,12 @@ def equivalent(
         RunError: The processes cannot start.
     """
     pairs = [
-        None if reference is None else (_reference(reference), stated_answer(completion_text(text)))
-        for reference, text in zip(answer, completions, strict=True)
+        None
+        if reference is None
+        else (_reference(reference), stated_answer(completion_text(text), is_opened=is_opened))
+        for reference, text, is_opened in zip(
+            answer, completions, opens_reasoning or [False] * len(answer), strict=True
+        )
     ]
     known = {pair: _known(*pair) for pair in pairs if pair is not None}
     open_pairs = [pair for pair, is_same in known.items() if is_same is None]

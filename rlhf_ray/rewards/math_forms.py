@@ -150,6 +150,8 @@ def compare_forms(reference: Form, answer: Form) -> bool | None:
         return reference.term.lstrip("+") == answer.term.lstrip("+")
     if reference.name and answer.name and reference.name != answer.name:
         return False
+    if _primes(reference.text) != _primes(answer.text):  # which math-verify leaves out
+        return False
     if _differ_in_case(reference.term, answer.term):
         return False
     if bool(reference.brackets) != bool(answer.brackets):
@@ -184,6 +186,10 @@ def _differ_in_case(reference: str, answer: str) -> bool:
     ]
     small = [{letter.lower() for letter in each} for each in letters]
     return letters[0] != letters[1] and small[0] == small[1]
+
+
+def _primes(text: str) -> int:
+    return len(re.findall(r"['’′]|\\prime(?![a-z])", text))
 
 
 def _undecorated(text: str) -> str:

@@ -71,6 +71,7 @@ def test_the_reward_scores(tmp_path):
         completions_B=["upon a time. ", [{"role": "assistant", "content": "4"}]],
         prompt_token_ids_B=[[3], [4]],
         completion_ids_B=[[1], [2]],
+        opens_reasoning_B=[False] * 2,
         columns={},
     )
     assert asyncio.run(ends_well.score(batch, timeout_s=10)) == [1.0, 0.0]

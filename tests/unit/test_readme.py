@@ -270,6 +270,7 @@ def test_the_reward_functions_of_the_example_work(tmp_path):
         completions_B=["2.001", [{"role": "assistant", "content": "It is 5"}], "hm"],
         prompt_token_ids_B=[[1], [2], [3]],
         completion_ids_B=[[1], [2, 3], []],
+        opens_reasoning_B=[False] * 3,
         columns={"answer": ["2", 4, None]},
     )
     assert asyncio.run(near.score(batch, timeout_s=10)) == [1.0, 0.0, None]

@@ -74,6 +74,29 @@ def test_an_answer_that_was_begun_is_continued(tmp_path: Path, chat_tokenizer: A
     assert chat_tokenizer.decode(prompt.token_ids_T).endswith("assistant\nThe answer is")
 
 
+@pytest.mark.parametrize(
+    ("template_end", "said", "is_open"),
+    [
+        ("", None, False),
+        ("<think>\n", None, True),
+        ("<think>\n\n</think>\n\n", None, False),
+        ("", "<think>\nlet me", True),
+        ("", "<think>2+2</think>It is", False),
+        ("", "It is", False),
+    ],
+)
+def test_a_prompt_says_whether_it_ends_inside_of_reasoning(
+    tmp_path: Path, chat_tokenizer: Any, template_end: str, said: str | None, is_open: bool
+) -> None:
+    begun = [] if said is None else [{"role": "assistant", "content": said}]
+    chat_tokenizer.chat_template += (
+        "{% if add_generation_prompt %}{{ '" + template_end + "' }}{% endif %}"
+    )
+    asked = [{"role": "user", "content": "what is a <think>?"}]
+    [prompt] = load(tmp_path, [{"prompt": asked + begun}], chat_tokenizer)
+    assert prompt.opens_reasoning == is_open
+
+
 def test_texts_are_cut_to_their_first_tokens(
     tmp_path: Path, make_tokenizer: Callable[..., Any]
 ) -> None:

@@ -34,6 +34,7 @@ def test_a_part_holds_the_rows_asked_for(make_batch: Callable[..., ScoringBatch]
         completions_B=["b", "c"],
         prompt_token_ids_B=[[1, 2], [1, 2]],
         completion_ids_B=[[0], [0]],
+        opens_reasoning_B=[False, False],
         columns={"n": [2, 3]},
     )
     assert len(part) == 2

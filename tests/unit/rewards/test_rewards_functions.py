@@ -39,6 +39,7 @@ def test_a_function_gets_prompts_completions_columns_and_arguments(make_batch: M
         "completions": ["a", "bb"],
         "prompt_ids": [[1, 2], [1, 2]],
         "completion_ids": [[0], [0, 1]],
+        "opens_reasoning": [False, False],
         "answer": [3, 4],
         "scale": 2,
     }
@@ -135,7 +136,7 @@ def test_a_missing_column_is_named(make_batch: MakeBatch) -> None:
     def reward(completions: list[str], answer: list[int]) -> list[float]:
         raise AssertionError("must not be called")
 
-    there = r"\['completion_ids', .*'label', 'prompt_ids', 'prompts'"
+    there = r"\['completion_ids', .*'label', .*'prompt_ids', 'prompts'"
     message = rf"needs 'answer', which is neither a column .*{there}"
     with pytest.raises(RewardError, match=message):
         score(reward, make_batch("a", label=[1]))
@@ -169,7 +170,8 @@ from rlhf_ray.rewards.batch import ScoringBatch
 from rlhf_ray.rewards.functions import RewardFunction
 batch = ScoringBatch(
     prompt_ids_B=["a:0"], prompts_B=["p"], completions_B=["c"],
-    prompt_token_ids_B=[[2]], completion_ids_B=[[1]], columns={}
+    prompt_token_ids_B=[[2]], completion_ids_B=[[1]], opens_reasoning_B=[False],
+    columns={}
 )
 reward = RewardFunction(name="f", function=lambda **_: time.sleep(600), arguments={}, weight=1.0)
 try:

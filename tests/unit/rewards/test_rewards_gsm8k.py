@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_ray.config.rewards import RewardFunctionConfig
+from rlhf_ray.rewards.batch import ScoringBatch
+from rlhf_ray.rewards.functions import load_functions
 from rlhf_ray.rewards.gsm8k import correct_answer, final_number, reference_number
 
 # Every text with what it says; None where it may not be paid, whatever the reference.
@@ -356,6 +362,17 @@ def test_an_answer_that_is_no_number_is_an_error(answer: Any) -> None:
 
 def test_a_row_without_an_answer_is_left_to_other_rewards() -> None:
     assert correct_answer(["#### 4", "#### 4"], answer=[None, 4]) == [None, 1.0]
+
+
+@pytest.mark.parametrize("path", ["gsm8k:correct_answer", "math:equivalent"])
+def test_reasoning_that_the_prompt_has_opened_is_no_answer(
+    make_batch: Callable[..., ScoringBatch], path: str
+) -> None:
+    [function] = load_functions([RewardFunctionConfig(path=f"rlhf_ray.rewards.{path}")])
+    batch = make_batch("so #### 42", "6 * 7 </think> #### 42", "#### 42", answer=[42] * 3)
+    assert asyncio.run(function.score(batch, timeout_s=60)) == [1.0, 1.0, 1.0]
+    opened = replace(batch, opens_reasoning_B=[True] * 3)
+    assert asyncio.run(function.score(opened, timeout_s=60)) == [0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("answer", [r"\boxed{\frac{1}{2}}", "0.5", 0.5, "so\n#### .50", r"\frac12"])

@@ -376,6 +376,8 @@ WRONG = [
     (r"\triangle ABC", "ABC"),
     ("x=1,y=2", "y=1,x=2"),
     ("2x", "x**2"),
+    ("f'(x)", "f(x)"),
+    ("x", "x'"),
     ("6", "6 dozen"),
     ("6", "6 million"),
     ("6", r"6\text{ million}"),
