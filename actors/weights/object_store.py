@@ -7,7 +7,9 @@ The lifecycle is vLLM's own: start, one update a bucket, finish.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -16,6 +18,9 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from actors.weights.bucket import unpack
+
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 
 BACKEND = "object_store"
 
@@ -66,23 +71,41 @@ class ObjectStoreWeightTransferEngine(
         self.model.load_weights(unpack(update_info))
 
     def finish_weight_update(self) -> None:
-        """Repack what arrived into the layout that vLLM's kernels want."""
+        """Repack what arrived into the layout that vLLM's kernels want.
+
+        Raises:
+            RuntimeError: vLLM's own loader of the model does not take part in reloads.
+        """
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
+            self._require_expert_kernels()
             self._repack_tied_head()
 
     def _forget_expert_kernels(self) -> None:
         # vLLM packs a layer's experts for its CPU kernel only together with the kernel's making,
         # once (`UnquantizedFusedMoEMethod._setup_kernel`): a reload would leave them unpacked, and
         # fails where packing pads them. Without a kernel it makes one, from what has arrived.
+        for _, method in self._expert_methods():
+            method.moe_kernel = None
+
+    def _require_expert_kernels(self) -> None:
+        # Some loaders (gpt-oss) copy experts into place themselves. The reload, which listens to
+        # each weight's loader, then takes the layer for one that got nothing and keeps its old one.
+        if old := [name for name, method in self._expert_methods() if method.moe_kernel is None]:
+            raise RuntimeError(
+                f"vLLM's loader of {type(self.model).__name__} leaves the old experts in {old[0]} "
+                "when weights are reloaded: no engine on a CPU can follow this model's training"
+            )
+
+    def _expert_methods(self) -> Iterator[tuple[str, FusedMoEMethodBase]]:
         from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 
-        for module in self.model.modules():
+        for name, module in self.model.named_modules():
             method = getattr(module, "quant_method", None)
             if isinstance(method, FusedMoEMethodBase):
-                method.moe_kernel = None
+                yield name, method
 
     def _repack_tied_head(self) -> None:
         # A tied lm_head shares the embedding's tensor, which the reload replaces, but vLLM's CPU
