@@ -174,4 +174,5 @@ def lost_windows(name: str) -> Iterator[set[int]]:
             del masks[name]
         else:
             AttentionMaskInterface.register(name, make_mask)
-        lost.update(size for size in asked - given if size is not None)
+        if given:  # else no layer attends
+            lost.update(size for size in asked - given if size is not None)

@@ -80,7 +80,7 @@ def _settle(module: CheckedModel, config: ForwardConfig) -> None:
             return
     free = config.model.model_copy(update={"attention": "auto"})
     others = (mode for mode in module.modes(free, "auto") if mode not in allowed)
-    works = next((mode for mode in others if not _fault(module, mode, truth)), None)
+    works = next((module.mode for mode in others if not _fault(module, mode, truth)), None)
     if not allowed:
         faults.append("some of its layers need an attention mask")
     wanted = next(iter(allowed), f"layout {config.layout}, attention {config.model.attention}")

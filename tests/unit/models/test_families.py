@@ -24,7 +24,7 @@ TELLING = {
     "qwen3_next": PADDED,
     "stablelm": PADDED,
     "nemotron": PADDED,
-    "bloom": PADDED,
+    "bloom": "layout padded, attention eager",
     "llama4": "layout padded, attention masked_sdpa, with an attention mask",
     "gemma2": OWN,
     "gpt_oss": OWN,
