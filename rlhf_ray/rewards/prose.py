@@ -33,7 +33,7 @@ _DOUBT = re.compile(
 )
 # Before a number they make it a part of something else, inexact, or one of two.
 _SIGN_BEFORE = (
-    r"[-+*/÷⁄^_{~≈≠<≤≥±√]|(?<![=-])>|[!<>]=|[0-9]\s*—|[0-9][.,:'’′]?|[0-9)][^\S\n]"
+    r"[-+*/÷⁄^_{~≈≠<≤≥±√]|(?<![=-])>|[!<>]=|[0-9](?:\s*—|;|\s*%\s)|[0-9][.,:'’′]?|[0-9)][^\S\n]"
     r"|[\w)]\(|[-+*/÷^)]\s*\(|\\[a-z]+\s*(?:\[[^\]]*\])?"
 )
 _DENIAL_BEFORE = (
@@ -42,7 +42,7 @@ _DENIAL_BEFORE = (
 )
 _PART_OF = (
     r"\b(?:half|hal[fv]es|thirds?|quarters?|(?:four|fif|six|seven|eigh|nin|ten)ths?|root|square|cube"
-    r"|multiples?|factors?|logarithm|percent|out|short|instead)\sof\s(?:an?\s|the\s)?"
+    r"|multiples?|factors?|logarithm|percent|out|short|instead)\sof\s(?:an?\s|the\s|every\s)?|%\s*of\s"
 )
 # "adds up to 18" is 18, "up to 18" is not.
 _ADDS = "".join(rf"(?<!\b{verb} )" for verb in ("add", "adds", "come", "comes", "sums", "works"))
@@ -50,7 +50,7 @@ _WORD_BEFORE = (
     r"\b(?:x|than|least|most|minimum|maximum|min|max|about|around|nearly|almost|near|close\sto"
     r"|(?:many|much|few|little)\sas|circa|some|or|else|versus|vs\.?|except|without|like|unlike"
     r"|plus|minus|negative|times|(?:divided|multiplied|[0-9])\sby|over|above|under|below|beyond"
-    rf"|until|{_ADDS}up\sto|twice|double|triple|probably|likely|sqrt|log|ln|sin|cos|tan)\s"
+    rf"|until|{_ADDS}up\sto|twice|double|triple|probably|likely|sqrt|log|ln|sin|cos|tan|base|remainder)\s"
 )
 _LIST_BEFORE = (
     r"[0-9][^.\n]{0,15}\bto\s|[0-9][^\w\n]*(?:\band|[,;:&])\s|[0-9]\W*\bor\s[^.\n0-9]{0,12}"
@@ -70,7 +70,8 @@ _NOT_BEFORE = re.compile(
 )
 _NOT_BEHIND = re.compile(
     r"[A-Za-z]?[0-9^_\\/{]|\s*[-+*/^=]\s*[0-9(A-Za-z]|\s*[+π]|[A-Za-z](?![A-Za-z])|!|\.\.|…|:[0-9]"
-    r"|\s*(?:dozen|hundred|thousand|million|billion|pi|squared|plus|minus|divided|or)\b"
+    r"|\s*(?:dozen|hundred|thousand|million|billion|pi|squared|cubed|factorial|plus|minus|divided|or|-?ish)\b"
+    r"|[^.\n]{0,12}\bbelow\b"
     r"|\s+and\s+(?:(?:a\s+)?(?:half|[0-9])|up\b|more\b|above\b)"
     r"|\s*(?:(?:is|was|are|can|could|would|should)(?:\s|(?=n)))?(?:not|n't|never|cannot)\b"
     r"|[^.\n]*(?:\?|\b(?:wrong|incorrect|false)\b)",
