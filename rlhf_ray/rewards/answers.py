@@ -3,29 +3,14 @@ r"""Where a response gives its answer: behind its reasoning, in `\boxed{}`, afte
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from rlhf_ray.data.reasoning import behind_reasoning
+from rlhf_ray.rewards.boxes import Marked, last_boxed
 from rlhf_ray.rewards.numbers import NUMBER
 from rlhf_ray.rewards.plain_text import plain_text
 
 _END_TOKEN = re.compile(r"(?:<[|｜][^<>|｜]*[|｜]>|</s>|<eos>|<end_of_turn>)\Z")
 _MARK = re.compile(r"(?<!#)####(?!#)(?P<text>(?:(?!####)[^\n])*)")
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-# What makes a box a part of a term, and what stands between two of one list.
-_IS_PART_BEFORE = re.compile(
-    r"(?:[0-9^_]|(?<![-+/])[-+/]|\\(?:times|cdot|div|pm|sqrt|frac)\s*\{?|[}^_]\s*\{|(?:\bnot|n't)\s+\$*)\Z"
-)
-_IS_PART_BEHIND = re.compile(
-    r"\s*[\^_!]|[0-9]|\([0-9]|[A-Za-z](?![A-Za-z])|[.,][0-9]"
-    r"|\s*(?:[-+*/]\s*[0-9]|\\(?:times|cdot|div|pm|sqrt|frac|pi)(?![a-z]))"
-    r"|\s*\$*\s*(?:dozen|hundred|thousand|[mbtr]+illion)s?\b"
-)
-_JOINS = re.compile(
-    r"(?=.*(?:[,;&]|and|or))[\s$]*(?:\\[)\]])?\s*[,;&]?\s*(?:\\text\s*\{\s*)?(?:and|or)?"
-    r"\s*\}?[\s$]*(?:\\[(\[])?\s*",
-    re.DOTALL,
-)
 _PHRASE = re.compile(
     r"(?P<doubt>\b(?:if|wrong|incorrect|suppose|assum(?:e|ing)|whether)\b[^\n.,:;]{0,40})?"
     r"\banswer\b[^\n.:=0-9]{0,40}?(?:\bis\b\s*:?|:|=)(?:\s|\*)*",
@@ -34,7 +19,7 @@ _PHRASE = re.compile(
 _TEX_BRACKETS = re.compile(r"\\[()\[\]]")
 _DOLLARS = re.compile(r"(?<!\\)\${1,2}(?![0-9][0-9.,]*(?:\s|$))")
 SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s|$)")
-_REASON = re.compile(r",?\s+(?:because|since)\b.*")
+_REASON = re.compile(r",?\s(?:because|since)\b.*")
 # Behind an answer these take it back.
 _RECANTS = re.compile(
     r"\b(?:wait|actually|correction|mistake|sorry|oops|incorrect|wrong|false|hmm|alternatively"
@@ -42,20 +27,6 @@ _RECANTS = re.compile(
     r"|(?:it|that|this)(?:['’]s| is| was)? ?n(?:o|['’])t\b(?! [$0-9]))",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Marked:
-    """Text that a response marks as its answer.
-
-    Attributes:
-        begin: Where the mark begins in the response.
-        end: Where the marked text ends.
-    """
-
-    text: str
-    begin: int
-    end: int
 
 
 def answer_part(text: str, *, is_opened: bool = False) -> str:
@@ -69,39 +40,6 @@ def answer_part(text: str, *, is_opened: bool = False) -> str:
     while token := _END_TOKEN.search(text):
         text = text[: token.start()].rstrip()
     return behind_reasoning(text, is_opened=is_opened)
-
-
-def last_boxed(text: str) -> Marked | None:
-    r"""The last `\boxed{...}`, braces balanced; of a list in boxes, `\boxed{3} and \boxed{4}`, all.
-
-    Its text is empty where it is not closed, or is a part of a term: `2\boxed{3}^2`.
-    """
-    boxes = list(_BOX.finditer(text))
-    if not boxes:
-        return None
-    # A box around a box is one: `\boxed{\boxed{42}}`.
-    last = _boxed(text, boxes.pop())
-    before = text[max(0, last.begin - 40) : last.begin]
-    if _IS_PART_BEFORE.search(before) or _IS_PART_BEHIND.match(text, last.end):
-        return Marked(text="", begin=last.begin, end=last.end)
-    while boxes:
-        other = _boxed(text, boxes.pop())
-        if other.end > last.begin or not _JOINS.fullmatch(text, other.end, last.begin):
-            break
-        both = last.text if other.text == last.text else f"{other.text}, {last.text}"
-        last = Marked(text=both, begin=other.begin, end=last.end)
-    return last
-
-
-def _boxed(text: str, box: re.Match[str]) -> Marked:
-    begin, start = box.span()
-    depth = 1
-    for position in range(start, len(text)):
-        escaped = text[position - 1] == "\\"
-        depth += 0 if escaped else (text[position] == "{") - (text[position] == "}")
-        if depth == 0:
-            return Marked(text=text[start:position].strip(), begin=begin, end=position + 1)
-    return Marked(text="", begin=begin, end=len(text))
 
 
 def last_marked(text: str) -> Marked | None:

@@ -164,8 +164,12 @@ class RewardFunction:
                 return await in_daemon_thread(
                     lambda: _run(self.function, keywords, timeout_s), name="reward-function"
                 )
-        # The user's code may raise anything; an exit() in it must not end the actor.
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
+        # The user's code may raise anything; an exit() in it must not end the actor, nor a task
+        # of its own that was cancelled look like an end of this one.
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                raise
             if isinstance(error, TimeoutError) and timer.expired():
                 raise RewardError(
                     f"reward function {self.name!r} did not return within {timeout_s:g} s "

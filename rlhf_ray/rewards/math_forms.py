@@ -16,21 +16,16 @@ from rlhf_ray.rewards.numbers import bare_number
 from rlhf_ray.rewards.plain_text import plain_characters
 
 _MAX_CHARACTERS = 1000
-_UNICODE = (
-    (re.compile(r"√\s*([0-9]+(?:\.[0-9]+)?|[A-Za-z])"), r"\\sqrt{\1}"),
-    (re.compile(r"√\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
-    *(
-        (re.compile(character), rf"\\{name} ")
-        for character, name in {
-            **{"∞": "infty", "∪": "cup", "∩": "cap", "≤": "le", "≥": "ge", "∈": "in", "≠": "ne"},
-            **{"±": "pm", "×": "times", "·": "cdot", "÷": "div", "∅": "emptyset", "π": "pi"},
-        }.items()
-    ),
-    (re.compile("ℝ"), r"\\mathbb{R}"),
-)
+_NAMES = {
+    "∞": "infty", "∪": "cup", "∩": "cap", "≤": "le", "≥": "ge", "≠": "ne", "∈": "in",
+    "±": "pm", "×": "times", "·": "cdot", "÷": "div", "π": "pi", "∅": "emptyset",
+    "ℝ": "mathbb{R}", "ℤ": "mathbb{Z}", "ℕ": "mathbb{N}", "ℚ": "mathbb{Q}",
+}  # fmt: skip
+_TEX_NAMES = {ord(character): rf"\{name} " for character, name in _NAMES.items()}
 _DECORATION: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"√\s*(?:([0-9]+(?:\.[0-9]+)?|[A-Za-z])|\(([^()]*)\))", r"\\sqrt{\1\2}"),
         (r"(?<=[\w)}\]])\*\*(?=[\w({-])", "^"),  # Python's power, no bold text
         (r",\\!\s*", ","),
         (r"\\varnothing", r"\\emptyset"),
@@ -193,8 +188,8 @@ def _primes(text: str) -> int:
 
 
 def _undecorated(text: str) -> str:
-    text = plain_characters(text)
-    for pattern, replacement in (*_UNICODE, *_DECORATION):
+    text = plain_characters(text).translate(_TEX_NAMES)
+    for pattern, replacement in _DECORATION:
         text = pattern.sub(replacement, text)
     return re.sub(r"(?<!\.)[.,;]$", "", text.strip()).strip()
 

@@ -13,10 +13,10 @@ _SHORT_UNIT = re.compile(
 _SHORT_WORD = re.compile(r"an?|at|he|i[nst]|o[fn]|so|we")
 # After these the number is another one, is not exact, or is not the answer.
 _CHANGING = re.compile(
-    r"and|or|but|not?|nor|isn|minus|plus|times|divided|multiplied|over|to|than|by|if|unless|"
+    r"and|or|but|not?|nor|isn|minus|plus|divided|multiplied|over|to|than|by|if|unless|"
     r"ish|squared|cubed|factorial|pi|sqrt|root|log|ln|sin|cos|tan|mod|negative|below|remainder|"
     r"approximately|about|roughly|nearly|almost|around|maybe|perhaps|wrong|incorrect|false|"
-    r"least|most|minimum|maximum|dozens?|scores?|gross|lakhs?|crores?|pairs?|half|halves|quarters?|thirds?|mil|mn|bn|infinity|inf|nan|zero|one|"
+    r"least|most|minimum|maximum|dozens?|scores?|gross|lakhs?|crores?|pairs?|half|halves|quarters?|thirds?|mil|mio|mn|bn|infinity|inf|nan|zero|one|"
     r"two|three|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|hundred|thousand|\w+illion)(?:ths?)|"
     r"(?:four|five|six|seven|eight|nine|ten|eleven|twelve|hundred|thousand|\w+illion)s?|\w+teen|"
     r"(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)\w*",

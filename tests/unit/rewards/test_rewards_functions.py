@@ -114,10 +114,14 @@ def test_what_a_function_raises_is_named_with_its_cause(make_batch: MakeBatch) -
     def stops(**_: Any) -> list[float]:
         raise StopIteration
 
+    async def gives_up(**_: Any) -> list[float]:
+        raise asyncio.CancelledError
+
     for function, message in (
         (plain, "reward function 'mine' raised KeyError: 'label'"),
         (asynchronous, "reward function 'mine' raised TimeoutError: the judge sleeps"),
         (leaves, "reward function 'mine' raised SystemExit: 3"),
+        (gives_up, "reward function 'mine' raised CancelledError"),
         (stops, "reward function 'mine' raised RuntimeError: .* StopIteration"),
     ):
         with pytest.raises(RewardError, match=message) as caught:

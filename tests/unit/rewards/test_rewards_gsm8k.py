@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.config.rewards import RewardFunctionConfig
+from rlhf_ray.rewards.answers import stated_answer
 from rlhf_ray.rewards.batch import ScoringBatch
 from rlhf_ray.rewards.functions import load_functions
 from rlhf_ray.rewards.gsm8k import correct_answer, final_number, reference_number
@@ -188,6 +189,14 @@ BOXED: list[tuple[str, str | int | None]] = [
     (r"\boxed{42} million", None),
     (r"\frac{1}{\boxed{42}}", None),
     (r"\sqrt{\boxed{42}}", None),
+    ("> \\boxed{42}", 42),
+    (r"\approx\boxed{42}", None),
+    (r"x < \boxed{42}", None),
+    (r"about $\boxed{42}$", None),
+    (r"\boxed{42} or 43", None),
+    (r"\boxed{42} and a half", None),
+    (r"\boxed{5} hours and \boxed{30} minutes", None),
+    (r"\boxed{5} hours 30 minutes", None),
 ]
 PLAIN: list[tuple[str, str | int | None]] = [
     ("She sells 9 eggs and makes $18 a day.", 18),
@@ -272,6 +281,9 @@ PLAIN: list[tuple[str, str | int | None]] = [
     ("close to 18", None),
     ("instead of 18", None),
     ("2**18", None),
+    ("5 with remainder 18", None),
+    ("18 degrees below zero", None),
+    ("5% of 18", None),
     ("2(18)", None),
     ("f(18)", None),
     ("2 + (18)", None),
@@ -325,12 +337,17 @@ def test_numbers_are_compared_beyond_floats() -> None:
         "1 1/" * 3000,
         "*a " * 6000,
         "a " * 9000 + "42",
+        r"\boxed{4}" + " " * 20_000 + r"\boxed{2}",
+        r"\boxed{42}" + " $" * 10_000,
+        "42" + " " * 20_000,
+        "The answer is 42 (" + "1 + " * 5000,
     ],
 )
 def test_no_text_takes_long(text: str) -> None:
     began_s = time.monotonic()
     for marked in (text, f"#### {text}", rf"\boxed{{{text}}}"):
         final_number(marked)
+        stated_answer(marked)
     assert time.monotonic() - began_s < 5
 
 
