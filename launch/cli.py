@@ -26,7 +26,7 @@ from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.preflight import preflight
-from rlhf_ray.config.unused import unused_settings
+from rlhf_ray.config.unused import tell_unused
 from rlhf_ray.errors import (
     EXIT_CONFIG,
     EXIT_INTERRUPTED,
@@ -34,8 +34,6 @@ from rlhf_ray.errors import (
     ConfigError,
     RlhfRayError,
 )
-
-logger = logging.getLogger(__name__)
 
 # What takes a configuration file.
 CONFIGURED: Mapping[str, type[RunConfig]] = {**JOBS, "pipeline": PipelineConfig}
@@ -151,8 +149,7 @@ def run_job(job: str, config: RunConfig) -> int:
     """
     preflight(config)
     check_folder(config)
-    if unused := unused_settings(config):
-        logger.warning("settings that the job does not look at: %s", "; ".join(unused))
+    tell_unused(config, "the job")
     run: Callable[[RunConfig], int] = _module(job).run
     return run(config)
 

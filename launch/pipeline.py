@@ -29,6 +29,7 @@ from launch.training.online_roles import engine_ahead
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.stages import Stage, groups_of, resolve_stages
+from rlhf_ray.config.unused import tell_unused
 from rlhf_ray.config.yaml_file import read_yaml
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.setup import PreparedJob, changes_since, prepare
@@ -46,6 +47,8 @@ def run(config: PipelineConfig) -> int:
         RunError: A stage failed.
     """
     stages = resolve_stages(config)
+    for stage in stages:
+        tell_unused(stage.config, f"stage {stage.name}")
     left = _left(stages)
     _check_folders(stages, left)
     # A stage that was begun is prepared ahead of those before it, as it may be refused.

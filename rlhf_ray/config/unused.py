@@ -5,6 +5,7 @@ An ablation on the command line (`--algorithm.kl.coefficient 0`) leaves keys of 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any
@@ -14,7 +15,15 @@ from rlhf_ray.config.base import GroupConfig, LoraConfig, ModelConfig, OptimConf
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
 
+logger = logging.getLogger(__name__)
+
 _SAPO = ("sapo_temperature_positive", "sapo_temperature_negative")
+
+
+def tell_unused(config: RunConfig, who: str) -> None:
+    """Name them in the log, if there are any; `who` does not look at them."""
+    if unused := unused_settings(config):
+        logger.warning("settings that %s does not look at: %s", who, "; ".join(unused))
 
 
 def unused_settings(config: RunConfig) -> list[str]:

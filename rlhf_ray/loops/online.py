@@ -43,7 +43,7 @@ class Scored:
         batch: What is trained. It has no rows where no reward applied to any, where no group has
             enough of them to be compared, or where all were cut off and those are masked.
         experience: Of `batch`; None where that has no rows.
-        metrics: Of `batch`.
+        metrics: Of all that was compared.
     """
 
     scores: Sequence[Score]

@@ -354,6 +354,13 @@ def test_a_stage_of_a_pipeline(stages, tmp_path, changes, match):
     assert everything_in(tmp_path / "run") == before
 
 
+def test_what_a_stage_does_not_look_at_is_said(stages, caplog):
+    model = {"path": "stage:one", "lora": {"alpha": 4}}
+    with pytest.raises(ConfigError):
+        pipeline.run(stages(two={"seed": 1, "policy": {"model": model}}))
+    assert "settings that stage two does not look at: policy.model.lora (its rank" in caplog.text
+
+
 def test_the_command_refuses_too(tmp_path, done, monkeypatch, capsys):
     """All the way from the command line: exit status 2."""
     model = tmp_path / "model"
