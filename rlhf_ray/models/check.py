@@ -37,8 +37,9 @@ logger = logging.getLogger(__name__)
 # Short ones before and behind a longer one: what flows along a packed row reaches the last.
 LENGTHS = (5, 23, 9)
 # Differences that two right ways may have: so many times what rounding does (root mean squares),
-# and a share of the outcomes themselves, which are computed in float32.
+# over so many outcomes at least, and a share of the outcomes themselves, computed in float32.
 NOISE_FACTOR = 4.0
+NUM_ROUNDED = 12
 FLOAT32_SHARE = 64 * torch.finfo(torch.float32).eps
 # A weight in 8 or 4 bit: its layer rounds what goes in to 8 bit.
 QUANTIZED_EPS = 2.0**-6
@@ -116,8 +117,7 @@ def _truth(module: CheckedModel) -> _Truth:
         raise ConfigError(
             f"{_name(module)} cannot be run: its own forward takes no tokens alone: {error}"
         ) from error
-    with _rounded_otherwise(module):
-        noise = _difference([own_outcome(module, rows_B[1])], own_B[1:2])
+    noise = _noise(module, rows_B, own_B)
     context = getattr(text, "max_position_embeddings", None)
     size = torch.cat(own_B).square().mean().sqrt().item()
     return _Truth(
@@ -127,6 +127,14 @@ def _truth(module: CheckedModel) -> _Truth:
         widest=_widest(text, context),
         far=_far(text, context) if isinstance(context, int) else None,
     )
+
+
+def _noise(module: CheckedModel, rows_B: Sequence[Tensor], own_B: Sequence[Tensor]) -> float:
+    """What rounding does to outcomes, over enough of them: a reward model has one a sequence."""
+    times = -(-NUM_ROUNDED // sum(map(len, own_B)))
+    with _rounded_otherwise(module):
+        otherwise = [own_outcome(module, row_1T) for _ in range(times) for row_1T in rows_B]
+    return _difference(otherwise, [*own_B] * times)
 
 
 def _widest(text: Any, context: Any) -> float:

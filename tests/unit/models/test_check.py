@@ -223,3 +223,10 @@ def test_a_family_that_keeps_its_own_attention_is_not_packed(model_type):
     assert str(module.mode) == "layout padded, attention eager"
     with pytest.raises(ConfigError, match="attention of its own"):
         settle(module, config(layout="packed"), CPU)
+
+
+@pytest.mark.parametrize(("model_type", "seed"), [("llama", 0), ("llama", 9), ("qwen3_moe", 2)])
+def test_rounding_of_a_single_score_is_no_fault(model_type, seed):
+    module = rewarder(model_type, seed=seed)
+    module.bfloat16()
+    settle(module, config(layout="packed"), CPU)
