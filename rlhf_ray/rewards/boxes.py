@@ -14,7 +14,8 @@ _UNIT = r"(?!(?:of|in|at|on|is|as|for|from|after|since|because|then|so|but|not)\
 _NOT_BEFORE = re.compile(
     r"(?:[0-9^]|(?<![-+/])[-+/]|\\(?:times|cdot|div|sqrt|frac)\s*\{?|[}^_]\s*\{"
     r"|(?:\\(?:approx|sim|pm|ne|neq|le|leq|ge|geq|lt|gt)(?![a-z])|[≈≠≤≥~±]|[^\n=-][<>])\s*"
-    r"|(?:\b(?:not|or|than|least|most|about|approximately|roughly|around|nearly|almost)|n't)\s+\$*)\Z",
+    r"|(?:\b(?:not|or|than|least|most|about|approximately|roughly|around|nearly"
+    r"|almost)|n't)\s+\$*)\Z",
     re.IGNORECASE,
 )
 _NOT_BEHIND = re.compile(

@@ -28,7 +28,9 @@ _EXPLAINED = re.compile(r"^\s*\([0-9.$ ]+(?:[+*/x×=][0-9.$ ]+)+\)")
 # In the sentence of a number they leave it uncertain.
 _DOUBT = re.compile(
     r"\b(?:either|maybe|perhaps|possibly|might|may be|could|guess|unknown|unclear|approx\w*"
-    r"|roughly|give or take|thereabouts|no way|anything but|no idea|not sure|unsure)\b",
+    r"|roughly|estimat\w+|assume|suppose|unless|whether|let['’]s say|neighbou?rhood|order of"
+    r"|more or less|if it (?:is|was|were)|give or take|thereabouts"
+    r"|no way|anything but|no idea|not sure|unsure)\b",
     re.IGNORECASE,
 )
 # Before a number they make it a part of something else, inexact, or one of two.
@@ -42,15 +44,18 @@ _DENIAL_BEFORE = (
 )
 _PART_OF = (
     r"\b(?:half|hal[fv]es|thirds?|quarters?|(?:four|fif|six|seven|eigh|nin|ten)ths?|root|square|cube"
-    r"|multiples?|factors?|logarithm|percent|out|short|instead)\sof\s(?:an?\s|the\s|every\s)?|%\s*of\s"
+    r"|multiples?|factors?|logarithm|percent|out|short|instead)\sof\s(?:an?\s|the\s|every\s)?"
+    r"|%\s*of\s"
 )
 # "adds up to 18" is 18, "up to 18" is not.
 _ADDS = "".join(rf"(?<!\b{verb} )" for verb in ("add", "adds", "come", "comes", "sums", "works"))
 _WORD_BEFORE = (
     r"\b(?:x|than|least|most|minimum|maximum|min|max|about|around|nearly|almost|near|close\sto"
-    r"|(?:many|much|few|little)\sas|circa|some|or|else|versus|vs\.?|except|without|like|unlike"
+    r"|(?:many|much|few|little)\sas|approx\.?|circa|some|or(?:\sequal\sto)?|else|versus|vs\.?"
+    r"|except|without|like|unlike"
     r"|plus|minus|negative|times|(?:divided|multiplied|[0-9])\sby|over|above|under|below|beyond"
-    rf"|until|{_ADDS}up\sto|twice|double|triple|probably|likely|sqrt|log|ln|sin|cos|tan|base|remainder)\s"
+    rf"|until|{_ADDS}up\sto|twice|double|triple|probably|likely|sqrt|log|ln|sin|cos|tan"
+    r"|base|remainder)\s"
 )
 _LIST_BEFORE = (
     r"[0-9][^.\n]{0,15}\bto\s|[0-9][^\w\n]*(?:\band|[,;:&])\s|[0-9]\W*\bor\s[^.\n0-9]{0,12}"
@@ -70,14 +75,15 @@ _NOT_BEFORE = re.compile(
 )
 _NOT_BEHIND = re.compile(
     r"[A-Za-z]?[0-9^_\\/{]|\s*[-+*/^=]\s*[0-9(A-Za-z]|\s*[+π]|[A-Za-z](?![A-Za-z])|!|\.\.|…|:[0-9]"
-    r"|\s*(?:dozen|hundred|thousand|million|billion|pi|squared|cubed|factorial|plus|minus|divided|or|-?ish)\b"
-    r"|[^.\n]{0,12}\bbelow\b"
+    r"|\s*(?:dozen|hundred|thousand|million|billion|pi|squared|cubed|factorial|plus|minus"
+    r"|divided|or|-?ish)\b"
+    r"|\s+(?:if|at\s+(?:most|least))\b|[^.\n]{0,12}\bbelow\b"
     r"|\s+and\s+(?:(?:a\s+)?(?:half|[0-9])|up\b|more\b|above\b)"
     r"|\s*(?:(?:is|was|are|can|could|would|should)(?:\s|(?=n)))?(?:not|n't|never|cannot)\b"
     r"|[^.\n]*(?:\?|\b(?:wrong|incorrect|false)\b)",
     re.IGNORECASE,
 )
-_POWER = re.compile(r"(?<=[a-z][a-z])\^[23](?![0-9])")
+_POWER = re.compile(r"(?:(?<=[a-z][a-z])|(?<=[0-9 ]m))\^[23](?![0-9])")
 
 
 def number_in_words(text: str) -> Fraction | None:
