@@ -120,9 +120,8 @@ def learner_of(name: str, settings: dict[str, Any], *, plain: bool = False) -> A
     with ExitStack() as stack:
         random_adapters = partial(peft.LoraConfig, init_lora_weights=False)
         stack.enter_context(mock.patch("peft.LoraConfig", random_adapters))
-        for module in ("policy", "value", "examples") if plain else ():
-            path = f"rlhf_ray.learner.{module}.TrainingEngine"
-            stack.enter_context(mock.patch(path, PlainEngine))
+        if plain:
+            stack.enter_context(mock.patch("rlhf_ray.learner.base.TrainingEngine", PlainEngine))
         if name == "policy":
             kl = {"where": "loss", "coefficient": KL_COEFFICIENT}
             algorithm = {"advantage": "gae", "entropy_coefficient": 0.01, "kl": kl}
