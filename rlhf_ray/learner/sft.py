@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from rlhf_ray.learner.scoring import over_ranks, passes
 from rlhf_ray.models.batch import TokenBatch, build_batch
 from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.heads import TokenScorer
+from rlhf_ray.models.limits import most_tokens
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import SftExample
@@ -117,7 +119,7 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
         Returns:
             Token ids without the prompts', the same on every rank.
         """
-        context = base_of(self.lm).config.get_text_config().max_position_embeddings
+        context = most_tokens(base_of(self.lm).config) or math.inf
         answers: list[list[int]] = [[] for _ in prompts]
         open_rows = list(range(len(prompts)))
         for _ in range(max_new_tokens):

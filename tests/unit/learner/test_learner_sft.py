@@ -8,6 +8,7 @@ import torch
 from learning import parameters_of, plan_evaluation, plan_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.tiny_models import tiny
 from rlhf_ray.types import SftExample
 
 
@@ -159,3 +160,9 @@ def test_continuations_are_what_transformers_writes_greedily(make_learner, stori
     long = [5] * 508  # of a context of 512
     assert len(learner.continuations([long], max_new_tokens=12, end_ids=set())[0]) == 4
     assert learner.continuations([], max_new_tokens=12, end_ids={end}) == []
+
+
+def test_a_model_without_a_longest_sequence_continues_as_well(make_supervised, tmp_path):
+    tiny("bloom")[0].save_pretrained(tmp_path)
+    learner = make_supervised("sft", path=tmp_path)
+    assert len(learner.continuations([[5, 6]], max_new_tokens=3, end_ids=())[0]) == 3
