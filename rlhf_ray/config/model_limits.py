@@ -69,13 +69,15 @@ def is_stretched(text: Mapping[str, Any]) -> bool:
 def context_of(text: Mapping[str, Any]) -> int | None:
     """The longest sequence by a configuration's keys, where it names one."""
     num_positions = text.get("max_position_embeddings")
-    if not num_positions:
-        return None
     return usable_positions(num_positions, text.get("model_type"), text.get("pad_token_id"))
 
 
-def usable_positions(num_positions: int, model_type: str | None, padding: int | None) -> int:
-    """Those of a model's positions that tokens can have."""
+def usable_positions(
+    num_positions: int | None, model_type: str | None, padding: int | None
+) -> int | None:
+    """Those of a model's positions that tokens can have; None for any number of them."""
+    if num_positions is None or num_positions < 1:  # XLNet says -1
+        return None
     if model_type not in POSITIONS_AFTER_PADDING:
         return int(num_positions)
     return int(num_positions) - (1 if padding is None else int(padding)) - 1

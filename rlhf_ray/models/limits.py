@@ -58,7 +58,5 @@ def positions_of(config: Any) -> int | None:
     num_positions = getattr(text, "max_position_embeddings", None) or getattr(
         text, "max_seq_len", None
     )
-    if num_positions is None:
-        return None
     padding = getattr(config, "pad_token_id", None)
     return usable_positions(num_positions, config.model_type, padding)

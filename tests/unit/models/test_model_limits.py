@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_ray.config.model_limits import POSITIONS_AFTER_PADDING, read_limits
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.limits import context_length
+from rlhf_ray.models.limits import context_length, positions_of
 
 
 @pytest.mark.parametrize(("kind", "length"), [("roberta", 62), ("bert", 64), ("llama", 64)])
@@ -21,6 +21,16 @@ def test_positions_before_the_first_token_are_not_context(
     limits = read_limits(tmp_path)
     assert limits is not None
     assert limits.context_tokens == length
+
+
+def test_a_model_without_a_longest_sequence_has_none_below_zero_either(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("xlnet", max_position_embeddings=-1)
+    assert positions_of(config) is None
+    (tmp_path / "config.json").write_text('{"model_type": "xlnet", "max_position_embeddings": -1}')
+    limits = read_limits(tmp_path)
+    assert limits is not None and limits.context_tokens is None
 
 
 def test_who_numbers_positions_from_behind_the_padding_token() -> None:
