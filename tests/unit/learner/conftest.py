@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from learning import learner_config
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.policy import PolicyLearner
@@ -231,10 +231,3 @@ def make_supervised(
         return closed_later(supervised_learner(spec, device=CPU))
 
     return make
-
-
-def learner_config(path: Path, settings: dict[str, Any]) -> LearnerConfig:
-    model = {"path": str(path), "dtype": "float32", **settings.pop("model", {})}
-    optim = {"lr": 1e-2, **settings.pop("optim", {})}
-    budget = {"max_tokens_per_micro_batch": 60, "logits_chunk_tokens": 16}
-    return LearnerConfig.model_validate({"model": model, "optim": optim, **budget, **settings})

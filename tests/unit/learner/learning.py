@@ -1,18 +1,27 @@
-"""Plans, weights and gradients for the tests of learners."""
+"""Configurations, plans, weights and gradients for the tests of learners."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.gradients import first_moments
+from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward, plan_update
 
 # Adam's division with a gradient's own size in it: without, rounding of a gradient near 0 becomes a
 # whole step, and two ways of computing the same part on one processor or another.
 SMOOTH = {"eps": 1e-2}
+
+
+def learner_config(path: Path, settings: dict[str, Any]) -> LearnerConfig:
+    model = {"path": str(path), "dtype": "float32", **settings.pop("model", {})}
+    optim = {"lr": 1e-2, **settings.pop("optim", {})}
+    budget = {"max_tokens_per_micro_batch": 60, "logits_chunk_tokens": 16}
+    return LearnerConfig.model_validate({"model": model, "optim": optim, **budget, **settings})
 
 
 def plan_of(rows: Sequence[Any], *, minibatches: int = 2, padded: bool = False) -> UpdatePlan:

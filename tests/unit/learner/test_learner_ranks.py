@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import learner_config
-from learning import largest_gap
+from learning import largest_gap, learner_config
 from two_ranks import MAX_GRAD_NORM, SUMMANDS, answer_of
 
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
