@@ -75,7 +75,8 @@ def of_two(tasks, tmp_path_factory):
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), str(rank), str(store.port), str(folder)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # The root, for benchmarks/; pytest's own setting of it ends with this process.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[3])},
             stderr=(folder / f"rank{rank}.err").open("wb"),
         )
         for rank in (0, 1)
