@@ -82,7 +82,7 @@ def of_two(tasks, tmp_path_factory):
         for rank in (0, 1)
     ]
     try:
-        codes = [rank.wait(timeout=270) for rank in ranks]
+        codes = [rank.wait(timeout=150) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
