@@ -11,8 +11,6 @@ from rlhf_ray.planning.work import EngineWork, dtype_bytes
 # Resident memory of vLLM 0.32's worker process on the CPU before its model is there, and of the
 # two processes beside it, measured.
 WORKER_BYTES, HELPERS_BYTES = 670 * MIB, 1300 * MIB
-# Prompt tokens of one engine step: actors/engines/spec.py on the CPU, vLLM's default on a GPU.
-PREFILL_TOKENS = 8192
 # CUDA graphs, context and NCCL, which vLLM counts into its share; what sleep leaves behind.
 GPU_OVERHEAD_BYTES, ASLEEP_BYTES = 1 * GIB, 1 * GIB
 # Log-probabilities of the sampled tokens: logits in float32, scaled, and normalized.
@@ -50,7 +48,7 @@ def _on_gpu(work: EngineWork, gpu_bytes: int) -> EngineMemory:
     shape, gpus = work.shape, work.group.gpus_per_rank
     each = dtype_bytes(work.rollout.dtype, on_gpu=True)
     weights = shape.num_parameters("lm") * each // gpus
-    activations = _prefill(shape, PREFILL_TOKENS, each) // gpus
+    activations = _prefill(shape, work.rollout.max_num_batched_tokens, each) // gpus
     logits = _logits(work) // gpus
     share = int(work.rollout.gpu_memory_share * gpu_bytes)
     cache = share - weights - activations - logits - GPU_OVERHEAD_BYTES
@@ -76,11 +74,13 @@ def _on_cpu(work: EngineWork) -> EngineMemory:
     tied = shape.num_embedding * each if shape.lm_head is None else 0
     cache = int(work.rollout.kv_cache_gb * GIB)
     bucket = min(work.bucket_mb * MIB, weights)
+    # Prompts are prefilled whole.
+    prefilled = max(work.rollout.max_num_batched_tokens, work.max_model_len)
     memory = Memory(
         process=WORKER_BYTES,
         weights=weights + tied,
         kv_cache=cache,
-        activations=_prefill(shape, max(PREFILL_TOKENS, work.max_model_len), each),
+        activations=_prefill(shape, prefilled, each),
         logits=_logits(work),
         buffers=BUCKET_COPIES * bucket,
     )
