@@ -292,3 +292,15 @@ def test_processes_on_a_cpu_take_what_was_measured(name, sections, role, measure
     # What a process has before a model is there does not count in its favour.
     above = measured - memory.process / MIB
     assert (memory.total - memory.process) / MIB == pytest.approx(above, rel=0.2)
+
+
+def test_gpus_of_one_engine_share_its_inner_width_and_all_have_its_logits():
+    def memory(gpus):
+        config = job("grpo", placement={"rollout": {"gpus_per_rank": gpus}})
+        return memory_of(planned(config), "rollout")
+
+    one, two = memory(1), memory(2)
+    shape = SHAPES[EIGHT_B]
+    assert one.activations - two.activations == 8192 * 2 * 3 * shape.ffn // 2
+    assert one.logits == two.logits
+    assert two.weights == one.weights // 2
