@@ -154,7 +154,8 @@ def test_a_bucket_of_gradients_stays_under_stage_3():
 
 
 def test_an_engine_fills_its_share():
-    config = job("grpo", placement={"rollout": {"gpus_per_rank": 2}})
+    groups = {"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": 2}}
+    config = job("grpo", placement=groups)
     memory = memory_of(planned(config), "rollout")
     assert memory.total == pytest.approx(0.85 * 80 * GIB, rel=1e-6)
     assert memory.weights == NUM
