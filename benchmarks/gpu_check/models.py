@@ -11,20 +11,25 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.gpu_check.scale import Shape
+from benchmarks.gpu_check.scale import Scale, Shape
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 
 
+def device_of(scale: Scale) -> torch.device:
+    """The first card that the process sees, or the CPU."""
+    return torch.device("cuda", 0) if scale.on_gpu else torch.device("cpu")
+
+
 def make_model(
-    folder: Path, shape: Shape, *, device: str, dtype: torch.dtype, **settings: Any
+    folder: Path, shape: Shape, *, device: torch.device, dtype: torch.dtype, **settings: Any
 ) -> Path:
     """Write a model of a shape, `settings` laid over it; one that is there stays as it is."""
     if (folder / "config.json").is_file():
         return folder
     torch.manual_seed(0)
     config = AutoConfig.for_model(shape.family, **{**shape.settings, **settings})
-    with torch.device(device):
+    with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     _tokenizer(config.vocab_size).save_pretrained(folder)
     model.save_pretrained(folder)

@@ -76,8 +76,8 @@ CARD = Scale(
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
             "tie_word_embeddings": False,
-            # Twice what keeps the size of hidden states: some tokens are much likelier than others.
-            "initializer_range": 0.09,
+            # Some tokens are likelier than others, and rounding in bfloat16 moves them by 0.02 nats.
+            "initializer_range": 0.03,
         },
     ),
     large=HALF_BILLION,
