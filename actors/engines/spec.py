@@ -7,9 +7,6 @@ from typing import Any
 
 from rlhf_ray.config.rollout import EngineConfig
 
-# Prompt tokens that one engine step on CPU may prefill.
-PREFILL_TOKENS = 8192
-
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
@@ -55,6 +52,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "trust_remote_code": spec.trust_remote_code,
         "dtype": dtype,
         "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
         "max_model_len": spec.max_model_len,
         "tensor_parallel_size": max(1, spec.num_gpus),
         "enforce_eager": engine.enforce_eager,
@@ -78,5 +76,5 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         # A seeded request whose prompt is prefilled in chunks makes vLLM's CPU backend fail ("CPU
         # Generator does not use offset"), so prompts are prefilled whole, many at a time.
         arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(PREFILL_TOKENS, spec.max_model_len)
+        arguments["max_num_batched_tokens"] = max(engine.max_num_batched_tokens, spec.max_model_len)
     return arguments | engine.engine

@@ -17,7 +17,7 @@ from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
 from actors.ranks.value import ValueGroup
 from actors.weights.probe import probe_sequences
-from actors.weights.sync_spec import SyncSpec, backend_of
+from actors.weights.sync_spec import SyncSpec
 from launch.training.actor_start import start_actors
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
@@ -157,7 +157,7 @@ def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:
         engine=config.rollout.of_engine,
         max_model_len=context_tokens,
         num_gpus=config.placement.rollout.gpus_per_rank,
-        weight_backend=_backend(config),
+        weight_backend=config.weight_backend,
         sleeps=config.engines_sleep,
     )
 
@@ -173,17 +173,13 @@ def engine_ahead(config: OnlineConfig) -> EngineSpec:
 
 def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
     return SyncSpec(
-        backend=_backend(config),
+        backend=config.weight_backend,
         replicas=tuple(replicas.actors),
         names=tuple(replicas.names),
         gpus_per_replica=config.placement.rollout.gpus_per_rank,
         bucket_bytes=config.publication.bucket_mb * 2**20,
         timeout_s=config.timeouts.publish_s,
     )
-
-
-def _backend(config: OnlineConfig) -> str:
-    return backend_of(config.publication, config.placement)
 
 
 def _max_gap(config: OnlineConfig) -> float:

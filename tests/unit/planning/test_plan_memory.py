@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from plan_jobs import EIGHT_B, SHAPES, job, memory_of, planned
 
-from rlhf_ray.planning import engines
 from rlhf_ray.planning.memory import GIB, MIB
 from rlhf_ray.planning.states import PREFETCH_BUCKET, REDUCE_BUCKET
 
@@ -148,22 +147,38 @@ def test_what_is_scored_ahead_or_held_out_fills_micro_batches():
 
 def test_a_bucket_of_gradients_stays_under_stage_3():
     memory = learner(8, zero={"stage": 3})
-    assert memory.resident == memory.total - memory.activations - memory.logits - (
+    assert memory.at_rest.buffers == 2 * REDUCE_BUCKET < memory.buffers
+    assert memory.at_rest.total == memory.total - memory.activations - memory.logits - (
         memory.buffers - 2 * REDUCE_BUCKET
     )
 
 
 def test_an_engine_fills_its_share():
-    config = job("grpo", placement={"rollout": {"gpus_per_rank": 2}})
+    groups = {"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": 2}}
+    config = job("grpo", placement=groups)
     memory = memory_of(planned(config), "rollout")
     assert memory.total == pytest.approx(0.85 * 80 * GIB, rel=1e-6)
     assert memory.weights == NUM
 
 
-def test_an_engine_on_the_cpu_prefills_as_it_is_told_to():
-    from actors.engines.spec import PREFILL_TOKENS
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_an_engine_has_room_for_the_tokens_of_its_largest_step(gpus):
+    def memory(tokens):
+        config = job(
+            "grpo",
+            rollout={"max_num_batched_tokens": tokens},
+            placement={"rollout": {"gpus_per_rank": gpus}},
+        )
+        return memory_of(planned(config), "rollout")
 
-    assert engines.PREFILL_TOKENS == PREFILL_TOKENS
+    assert memory(16384).activations == 2 * memory(8192).activations
+
+
+def test_an_engine_on_the_cpu_prefills_its_longest_prompt_whole():
+    def activations(longest):
+        return memory_of(planned(job("grpo", rollout={"max_model_len": longest})), "rollout")
+
+    assert activations(32768).activations == 4 * activations(2048).activations
 
 
 # Peak resident memory (VmHWM, MiB) by benchmarks/planned_memory.py: 2 cores, torch 2.13 for CPUs,
