@@ -60,7 +60,8 @@ def test_adapters_alone_have_gradients_and_states():
     linears = SHAPES[EIGHT_B].linears
     adapters = 16 * sum(linear.inputs + linear.outputs for linear in linears)
     memory = learner(model={"lora": {"rank": 16}})
-    assert states(memory) == (2 * NUM + 4 * adapters, 4 * adapters, 8 * adapters)
+    # As bfloat16 weights are trained: with sums and copies in float32, and Adam's two.
+    assert states(memory) == (2 * NUM + 2 * adapters, 4 * adapters, 12 * adapters)
     quantized = learner(model={"lora": {"rank": 16}, "quantization": "4bit"})
     assert quantized.weights < memory.weights / 2
 
@@ -68,7 +69,7 @@ def test_adapters_alone_have_gradients_and_states():
 def test_adapters_are_where_the_configuration_puts_them():
     two = learner(model={"lora": {"rank": 16, "target_modules": ["q_proj", "v_proj"]}})
     # A layer of 8 B parameters: queries from 4,096 to 4,096, values to 1,024.
-    assert two.optimizer == 8 * 32 * 16 * (4096 + 4096 + 4096 + 1024)
+    assert two.optimizer == 12 * 32 * 16 * (4096 + 4096 + 4096 + 1024)
     every = learner(model={"lora": {"rank": 16}})
     unknown = learner(model={"lora": {"rank": 16, "target_modules": ["q_proj", "attn.c_proj"]}})
     assert unknown.optimizer == every.optimizer
