@@ -66,12 +66,20 @@ class RolloutBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """What one publication of weights moved, and how far engine and trainer then differed."""
+    """What one publication of weights moved, and how far engine and trainer then differed.
+
+    Attributes:
+        logprob_abs_max: On the probe's worst token, in nats.
+        logprob_abs_p99: On the worst but for one in a hundred.
+        logprob_abs_mean: In the mean.
+    """
 
     version: int
     seconds: float
     num_bytes: int
     logprob_abs_max: float
+    logprob_abs_p99: float
+    logprob_abs_mean: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,14 +32,22 @@ class PublicationConfig(Config):
         backend: `auto` is `object_store` where engines run on CPUs, `ipc` where policy and rollout
             share GPUs, else `nccl`.
         bucket_mb: Weights travel in buckets of about this size.
-        max_logprob_gap: The run stops where engine and trainer differ by more, in nats, on a probe
-            token; 0 takes 1e-3 for float32 and 0.5 for bfloat16.
+        probe_sequences: Prompts that engine and trainer score after each publication. For a 99th
+            percentile a hundred tokens are few; 16 prompts of 100 tokens are 1,600.
+        max_logprob_gap: The run stops where engine and trainer differ by more on a probe token, in
+            nats; 0 takes 1e-3 where both compute in float32, else none: there single tokens of
+            healthy pairs are half a nat apart.
+        max_logprob_gap_mean: The same for the mean of all tokens; 0 takes 0.15 where
+            `max_logprob_gap` takes none.
+        max_logprob_gap_p99: The same for the 99th percentile; 0 takes 1.0 there.
     """
 
     backend: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
     bucket_mb: PositiveInt = 256
-    probe_sequences: PositiveInt = 4
+    probe_sequences: PositiveInt = 16
     max_logprob_gap: NonNegativeFloat = 0.0
+    max_logprob_gap_mean: NonNegativeFloat = 0.0
+    max_logprob_gap_p99: NonNegativeFloat = 0.0
 
 
 class EvalConfig(Config):

@@ -151,6 +151,8 @@ class OnlineLoop:
             "mismatch/logprob_abs_max": max(
                 scored.metrics.get("mismatch/logprob_abs_max", 0.0), publication.logprob_abs_max
             ),
+            "mismatch/probe_abs_mean": publication.logprob_abs_mean,
+            "mismatch/probe_abs_p99": publication.logprob_abs_p99,
             "sync/seconds": publication.seconds,
             "sync/bytes": float(publication.num_bytes),
             "data/epoch": self.order.position / self.order.num_rows,

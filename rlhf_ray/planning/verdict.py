@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlhf_ray.planning.layout import Cluster
@@ -71,10 +71,23 @@ def _engine_problems(needs: Sequence[RoleNeed]) -> list[Problem]:
     for need in needs:
         if need.engine is None or not isinstance(need.work, EngineWork):
             continue
+        problems += _split_problems(need.work)
         tokens, longest = need.engine.cache_tokens, need.work.max_model_len
         if tokens < longest:
             problems.append(_cache_problem(need.memory, tokens, longest))
     return problems
+
+
+def _split_problems(work: EngineWork) -> Iterator[Problem]:
+    """As vLLM divides heads: fewer key and value heads than GPUs are copied."""
+    gpus, kv_heads = max(1, work.group.gpus_per_rank), work.shape.num_kv_heads
+    divides = kv_heads % gpus == 0 or (kv_heads < gpus and gpus % kv_heads == 0)
+    if work.shape.num_heads % gpus or not divides:
+        message = (
+            f"rollout: {PART_NAMES['weights']} with {work.shape.num_heads} heads for queries and "
+            f"{kv_heads} for keys and values cannot be split over {gpus} GPUs"
+        )
+        yield Problem(role="rollout", part="weights", message=message)
 
 
 def _cache_problem(memory: Memory, tokens: int, longest: int) -> Problem:

@@ -184,7 +184,14 @@ class Company:
         assert not self.asleep, "an engine that sleeps takes no weights"
         self.said(f"policy.publish@{version}")
         self.version = version
-        return Publication(version=version, seconds=0.1, num_bytes=10, logprob_abs_max=1e-6)
+        return Publication(
+            version=version,
+            seconds=0.1,
+            num_bytes=10,
+            logprob_abs_max=1e-6,
+            logprob_abs_p99=1e-6,
+            logprob_abs_mean=1e-7,
+        )
 
     async def save(self, folder: str) -> None:
         self.said("policy.save")

@@ -81,6 +81,18 @@ def test_checkpointing_keeps_a_layers_input_alone():
     assert checkpointed.activations > kept
 
 
+def test_in_half_precision_on_a_gpu_attention_copies_nothing_into_rectangles():
+    def activations(**model):
+        return learner(model=model).activations
+
+    laid_out = activations(attention="packed_sdpa")
+    # Of each layer of 8 B parameters the result of attention is kept once, not twice.
+    assert laid_out - activations() == 32 * 2 * 4096 * 8192
+    assert activations(attention="varlen_attn") == activations()
+    in_float32 = activations(dtype="float32")
+    assert activations(dtype="float32", attention="packed_sdpa") == in_float32
+
+
 def test_logits_exist_for_a_chunk_of_tokens():
     assert learner(logits_chunk_tokens=512).logits * 2 == learner().logits
     assert learner(max_tokens_per_micro_batch=2048, logits_chunk_tokens=4096).logits == (
