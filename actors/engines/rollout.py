@@ -112,10 +112,15 @@ class RolloutReplica:
     # Not in the control group: the engine only answers on the event loop that it was started on.
     async def usage(self) -> Mapping[str, float]:
         """The engine's load since the last time, and its largest worker's memory so far."""
-        of_workers = await self._ask(
-            "collective_rpc", "report_peak_memory_gb", timeout=ANSWER_S, timeout_s=ANSWER_S
+        peaks_gb = await self.ask_workers("report_peak_memory_gb")
+        return {"peak_gb": max(peaks_gb), **self.load.take()}
+
+    async def ask_workers(self, method: str) -> list[Any]:
+        """What each of vLLM's workers, or our extension of them, answers to a method."""
+        asked: list[Any] = await self._ask(
+            "collective_rpc", method, timeout=ANSWER_S, timeout_s=ANSWER_S
         )
-        return {"peak_gb": max(of_workers), **self.load.take()}
+        return asked
 
     async def generate(
         self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float

@@ -14,7 +14,7 @@ from actors.cluster.network import HeldPort
 from actors.ranks.forward import by_row, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
-from actors.weights.probe import largest_gap
+from actors.weights.probe import Gap, GapLimits, gap_of
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import Metrics, Publication, Ref, RolloutBatch, Shard
@@ -109,7 +109,7 @@ class PolicyGroup(TrainedGroup):
         return metrics[0]
 
     async def connect(
-        self, replicas: ActorSet, spec: SyncSpec, *, probe: Sequence[Rollout], max_gap: float
+        self, replicas: ActorSet, spec: SyncSpec, *, probe: Sequence[Rollout], limits: GapLimits
     ) -> None:
         """Open the way to the engines.
 
@@ -117,9 +117,9 @@ class PolicyGroup(TrainedGroup):
             replicas: The rollout actors.
             spec: How weights travel.
             probe: Sequences that both sides score after each publication.
-            max_gap: Largest difference of log-probabilities that is let pass, in nats.
+            limits: Differences of log-probabilities that are let pass.
         """
-        self.replicas, self.probe, self.max_gap = replicas, list(probe), max_gap
+        self.replicas, self.probe, self.limits = replicas, list(probe), limits
         start_s = self.timeouts.start_s
         host, port = await self.actors.call_one(0, "rendezvous", timeout_s=start_s)
         await self.actors.call("connect", spec, host, port, timeout_s=start_s)
@@ -139,10 +139,16 @@ class PolicyGroup(TrainedGroup):
             seconds = time.monotonic() - started_s
             gap = await self._compare(version)
         return Publication(
-            version=version, seconds=seconds, num_bytes=sum(sent), logprob_abs_max=gap
+            version=version,
+            seconds=seconds,
+            num_bytes=sum(sent),
+            logprob_abs_max=gap.largest,
+            logprob_abs_p99=gap.p99,
+            logprob_abs_mean=gap.mean,
         )
 
-    async def _compare(self, version: int) -> float:
+    async def _compare(self, version: int) -> Gap:
+        """The gap of the engine that is farthest from the trainer."""
         timeout_s = self.timeouts.publish_s
         ours, theirs = await asyncio.gather(
             self.actors.call("logprobs_of", self.probe, timeout_s=timeout_s),
@@ -151,13 +157,11 @@ class PolicyGroup(TrainedGroup):
         tokens = [rollout.response_ids_T for rollout in self.probe]
         gaps = []
         for name, engine in zip(self.replicas.names, theirs, strict=True):
-            gap, worst = largest_gap(ours[0], engine, tokens)
-            # Written so that a gap that is not a number stops the run as well.
-            if not gap <= self.max_gap:
+            gap = gap_of(ours[0], engine, tokens)
+            if exceeded := self.limits.exceeded_by(gap):
                 raise RunError(
                     f"after publishing version {version}, {name} and the trainer differ by "
-                    f"{gap:.3g} nats a token (limit {self.max_gap:g}); worst tokens: "
-                    + "; ".join(str(token) for token in worst)
+                    + exceeded
                 )
             gaps.append(gap)
-        return max(gaps, default=0.0)
+        return max(gaps, key=lambda gap: gap.mean, default=Gap())

@@ -16,8 +16,8 @@ from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
 from actors.ranks.value import ValueGroup
-from actors.weights.probe import probe_sequences
-from actors.weights.sync_spec import SyncSpec, backend_of
+from actors.weights.probe import EXACT, ROUNDED, GapLimits, probe_sequences
+from actors.weights.sync_spec import SyncSpec
 from launch.training.actor_start import start_actors
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
@@ -26,10 +26,6 @@ from rlhf_ray.models.identity import engine_identity
 from rlhf_ray.models.limits import context_length
 from rlhf_ray.roles import Roles
 from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, RewardSpec, ValueSpec
-
-# Largest gap of engine and trainer on a probe token that is let pass, in nats. bfloat16 keeps 8
-# bits of each activation, and kernels round in another order.
-MAX_GAP_FLOAT32, MAX_GAP_BFLOAT16 = 1e-3, 0.5
 
 
 async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Roles:
@@ -69,7 +65,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         actors["rollout"],
         _sync_spec(config, actors["rollout"]),
         probe=probe_sequences(data.prompts, config.publication.probe_sequences),
-        max_gap=_max_gap(config),
+        limits=gap_limits(config),
     )
     spec = AssemblySpec(
         algorithm=config.algorithm,
@@ -157,7 +153,7 @@ def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:
         engine=config.rollout.of_engine,
         max_model_len=context_tokens,
         num_gpus=config.placement.rollout.gpus_per_rank,
-        weight_backend=_backend(config),
+        weight_backend=config.weight_backend,
         sleeps=config.engines_sleep,
     )
 
@@ -173,7 +169,7 @@ def engine_ahead(config: OnlineConfig) -> EngineSpec:
 
 def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
     return SyncSpec(
-        backend=_backend(config),
+        backend=config.weight_backend,
         replicas=tuple(replicas.actors),
         names=tuple(replicas.names),
         gpus_per_replica=config.placement.rollout.gpus_per_rank,
@@ -182,16 +178,17 @@ def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
     )
 
 
-def _backend(config: OnlineConfig) -> str:
-    return backend_of(config.publication, config.placement)
-
-
-def _max_gap(config: OnlineConfig) -> float:
-    if config.publication.max_logprob_gap:
-        return config.publication.max_logprob_gap
+def gap_limits(config: OnlineConfig) -> GapLimits:
+    """What the probe lets pass: as configured, else by what both sides compute in."""
+    publication = config.publication
     dtypes = {config.policy.model.dtype, config.rollout.dtype}
     on_cpu = not config.placement.rollout.gpus_per_rank
     exact = dtypes == {"float32"} or (on_cpu and "bfloat16" not in dtypes)
     # A quantized trainer computes with rounded activations, the engine with whole ones.
     exact = exact and config.policy.model.quantization == "none"
-    return MAX_GAP_FLOAT32 if exact else MAX_GAP_BFLOAT16
+    default = EXACT if exact else ROUNDED
+    return GapLimits(
+        largest=publication.max_logprob_gap or default.largest,
+        mean=publication.max_logprob_gap_mean or default.mean,
+        p99=publication.max_logprob_gap_p99 or default.p99,
+    )

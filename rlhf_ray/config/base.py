@@ -103,8 +103,9 @@ class ModelConfig(Config):
             tokenizer's own.
         dtype: Of the weights in forward and backward passes; `auto` is bfloat16 on GPU, float32 on
             CPU.
-        attention: `auto` is flash attention where installed, else `packed_sdpa`, which needs
-            nothing; for a model that neither gets right it is transformers' own, padded.
+        attention: `auto` is `varlen_attn`, PyTorch's own FlashAttention kernel, in bfloat16 on a
+            GPU of compute capability 8.0 or above; there `packed_sdpa` for a model that it does not
+            suit, and everywhere else. `flash_attention_2` needs the package flash-attn.
         quantization: Base weights in 4 or 8 bit through bitsandbytes; needs `lora.rank` above 0.
     """
 
@@ -113,7 +114,7 @@ class ModelConfig(Config):
     chat_template: LocalPath = ""
     revision: str = "main"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    attention: Literal["auto", "packed_sdpa", "flash_attention_2"] = "auto"
+    attention: Literal["auto", "varlen_attn", "packed_sdpa", "flash_attention_2"] = "auto"
     gradient_checkpointing: bool = False
     quantization: Literal["none", "4bit", "8bit"] = "none"
     trust_remote_code: bool = False

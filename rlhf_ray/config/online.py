@@ -18,6 +18,7 @@ from rlhf_ray.config.base import (
     ReferenceConfig,
 )
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.publication import Backend, backend_of
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 
@@ -28,17 +29,25 @@ class PublicationConfig(Config):
     """Weights to the engines, and the probe that follows.
 
     Attributes:
-        backend: `auto` is `object_store` on CPU, `ipc` where policy and rollout share GPUs, else
-            `nccl`.
+        backend: `auto` is `object_store` where engines run on CPUs, `ipc` where policy and rollout
+            share GPUs, else `nccl`.
         bucket_mb: Weights travel in buckets of about this size.
-        max_logprob_gap: The run stops where engine and trainer differ by more, in nats, on a probe
-            token; 0 takes 1e-3 for float32 and 0.5 for bfloat16.
+        probe_sequences: Prompts that engine and trainer score after each publication. For a 99th
+            percentile a hundred tokens are few; 16 prompts of 100 tokens are 1,600.
+        max_logprob_gap: The run stops where engine and trainer differ by more on a probe token, in
+            nats; 0 takes 1e-3 where both compute in float32, else none: there single tokens of
+            healthy pairs are half a nat apart.
+        max_logprob_gap_mean: The same for the mean of all tokens; 0 takes 0.15 where
+            `max_logprob_gap` takes none.
+        max_logprob_gap_p99: The same for the 99th percentile; 0 takes 1.0 there.
     """
 
     backend: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
     bucket_mb: PositiveInt = 256
-    probe_sequences: PositiveInt = 4
+    probe_sequences: PositiveInt = 16
     max_logprob_gap: NonNegativeFloat = 0.0
+    max_logprob_gap_mean: NonNegativeFloat = 0.0
+    max_logprob_gap_p99: NonNegativeFloat = 0.0
 
 
 class EvalConfig(Config):
@@ -185,6 +194,19 @@ class OnlineConfig(JobConfig):
                     "same probability before and in the update"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _weights_reach_the_engines(self) -> OnlineConfig:
+        _ = self.weight_backend
+        return self
+
+    @property
+    def weight_backend(self) -> Backend:
+        """How weights travel to the engines: `publication.backend`, resolved."""
+        placement = self.placement
+        return backend_of(
+            self.publication.backend, policy=placement.policy, rollout=placement.rollout
+        )
 
     @property
     def engines_sleep(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.learner.loading import declare_borrowed
 from rlhf_ray.learner.reach import freeze_unreached, require_reached
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.checked import CheckedModel
@@ -39,6 +40,8 @@ class Learner:
         is_whole = config.zero.stage != 3
         if is_whole:
             freeze_unreached(model)
+        else:
+            declare_borrowed(model)
         self.engine = TrainingEngine(model.train(), config, total_steps=total_steps)
         if not is_whole:
             require_reached(model)

@@ -11,7 +11,7 @@ import torch
 
 from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.engine import deepspeed_config
-from rlhf_ray.learner.loading import zero3_loading
+from rlhf_ray.learner.loading import declare_borrowed, zero3_loading
 from rlhf_ray.learner.scoring import score_answers, score_rollouts
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.check import settle
@@ -35,6 +35,7 @@ class FrozenReference:
         )
         self.module: torch.nn.Module = self.model.eval()
         if config.zero.stage == 3:
+            declare_borrowed(self.model)
             bf16 = next(lm.parameters()).dtype is torch.bfloat16
             settings = deepspeed_config(config.zero, bf16=bf16, max_grad_norm=0.0)
             self.module, *_ = deepspeed.initialize(
@@ -64,6 +65,6 @@ class FrozenReference:
         with torch.no_grad():
             return score_answers(self._score, rows, plan, self.spec.reference, self.model)
 
-    def _score(self, batch: TokenBatch, num_chunks: int) -> torch.Tensor:
-        logprobs_T: torch.Tensor = self.module(batch, num_chunks=num_chunks).logprobs_T
+    def _score(self, batch: TokenBatch) -> torch.Tensor:
+        logprobs_T: torch.Tensor = self.module(batch).logprobs_T
         return logprobs_T

@@ -151,6 +151,8 @@ class OnlineLoop:
             "mismatch/logprob_abs_max": max(
                 scored.metrics.get("mismatch/logprob_abs_max", 0.0), publication.logprob_abs_max
             ),
+            "mismatch/probe_abs_mean": publication.logprob_abs_mean,
+            "mismatch/probe_abs_p99": publication.logprob_abs_p99,
             "sync/seconds": publication.seconds,
             "sync/bytes": float(publication.num_bytes),
             "data/epoch": self.order.position / self.order.num_rows,
@@ -228,9 +230,10 @@ class OnlineLoop:
         """Of the policy's update, where there was one."""
         if not batch.summaries_B or not self._policy_learns(step):
             return {}
+        num_flops = self.hardware.flops.of(batch.lengths_B, num_scored=batch.num_response_tokens)
         return utilisation(
             self.hardware,
-            num_tokens=self.config.algorithm.epochs * batch.num_tokens,
+            num_flops=self.config.algorithm.epochs * num_flops,
             seconds=clock.seconds["update"],
         )
 

@@ -90,7 +90,9 @@ NAMES: Mapping[str, Meaning] = {
         "mismatch",
         {
             "logprob_abs_max": ("nats", "largest gap of engine and trainer on one token"),
-            "logprob_abs_mean": ("nats", "mean gap of engine and trainer"),
+            "logprob_abs_mean": ("nats", "mean gap of engine and trainer on the rollouts"),
+            "probe_abs_mean": ("nats", "mean gap on the probe after the publication"),
+            "probe_abs_p99": ("nats", "99th percentile of the gaps on the probe"),
             "ess": ("", "effective sample size of the correction's weights, as a share"),
             "cut_share": ("", "share of tokens whose weight was capped or masked"),
             "clamp_share": ("", "share of tokens whose log-ratio was clamped to ±20"),

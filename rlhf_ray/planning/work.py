@@ -78,6 +78,12 @@ class ModelWork:
         """Of a weight that is not quantized, and of an activation."""
         return dtype_bytes(self.model.dtype, on_gpu=self.on_gpu)
 
+    @property
+    def in_rectangles(self) -> bool:
+        """Whether attention works on copies of its states: `packed_sdpa`, by name or for want."""
+        in_half_on_gpu = self.on_gpu and self.bytes_each == 2
+        return self.model.attention == "packed_sdpa" or not in_half_on_gpu
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineWork:

@@ -212,6 +212,14 @@ def test_an_unset_variable_is_named_with_its_line(tmp_path, monkeypatch):
             ["--value.warmup_steps", "5", "--algorithm.advantage", "grpo"],
             r"value\.warmup_steps must be 0 without a critic \(advantage grpo\), got 5",
         ),
+        (
+            "placement: {rollout: {ranks: 8, gpus_per_rank: 1}}",
+            [
+                *("--placement.policy.share", "rollout", "--placement.policy.ranks", "4"),
+                *("--placement.policy.gpus_per_rank", "1"),
+            ],
+            r"set placement\.policy\.ranks to 8 or placement\.rollout\.ranks to 4",
+        ),
     ],
 )
 def test_an_error_says_where_what_and_what_is_allowed(tmp_path, more, arguments, expected):

@@ -7,12 +7,14 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from gathers import HeadTask, step_of
 from learning import largest_gap, learner_config
 from two_ranks import MAX_GRAD_NORM, SUMMANDS, answer_of
 
@@ -27,6 +29,13 @@ KINDS = {
     "aot": (DpoConfig, {"loss_type": ["aot"]}),
     "adapter off": (DpoConfig, {"reference_kind": "adapter_off"}),
     "kto": (DpoConfig, {"loss_type": ["kto"]}),
+}
+# What makes logits: the model's settings, and whether it is the embedding.
+HEADS = {
+    "trained": ({}, False),
+    "tied": ({}, True),
+    "frozen": ({"lora": {"rank": 3}, "gradient_checkpointing": True}, False),
+    "adapted": ({"lora": {"rank": 3, "target_modules": ["q_proj", "lm_head"]}}, False),
 }
 # With one row, the second rank has a micro-batch without any.
 CASES = [
@@ -62,6 +71,9 @@ def tasks(make_model, rankings, pairs, labelled):
     for kind, stage, num in CASES:
         some = rows.get(kind, pairs)[: None if num == "all" else 1]
         tasks[f"{kind} {stage} {num}"] = task_of(kind, stage, make_model("llama"), some)
+    for head, (model, tied) in HEADS.items():
+        path = make_model("llama", tie_word_embeddings=tied)
+        tasks[f"head {head}"] = HeadTask(path=path, model=model)
     return tasks
 
 
@@ -125,3 +137,19 @@ def test_gradients_of_micro_batches_and_ranks_are_summed_in_float32(of_two, dtyp
         for name, moments in answer["moments"].items():
             clipped = wanted[name] * MAX_GRAD_NORM / norm
             assert moments.tolist() == pytest.approx([clipped] * moments.numel(), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_is_gathered_once_forward_and_once_backward(tasks, of_two, head, num_ranks):
+    """However many chunks of logits a pass has, and each rank other ones."""
+    name = f"head {head}"
+    ranks = [of_two[0][name], of_two[1][name]] if num_ranks == 2 else [step_of(tasks[name], 1)]
+    plain, _ = step_of(replace(tasks[name], zero={"stage": 0}), 1)
+    for gradients, gathers in ranks:
+        assert largest_gap(gradients, plain) < 1e-6
+        # Before the order is known, an embedding has a gather of its own.
+        known = slice(3 if head == "tied" else 0, None)
+        assert max(gathers.forward[known]) == max(gathers.backward[known]) == 1
+        # Loading looks at the model by its own forward, once; later passes follow the first one's.
+        assert gathers.invalidated == [1]

@@ -134,7 +134,10 @@ def test_70b_does_not_fit_one_gpu_for_its_optimiser_states():
 
 def test_70b_weights_leave_an_engine_no_cache():
     config = job(
-        "grpo", policy={"model": {"path": SEVENTY_B}}, placement={"rollout": {"gpus_per_rank": 1}}
+        "grpo",
+        policy={"model": {"path": SEVENTY_B}},
+        placement={"rollout": {"gpus_per_rank": 1}},
+        publication={"backend": "object_store"},  # from a policy on CPUs
     )
     plan = planned(config)
     assert ("rollout", "weights") in {(problem.role, problem.part) for problem in plan.problems}

@@ -184,7 +184,7 @@ def test_ranks_without_a_place_are_named(drawn, data):
     if name in ONLINE:
         shared = {"share": "policy", "ranks": 1, "gpus_per_rank": 8}
         faults["guest"] = (
-            {"placement": {"rollout": shared}},
+            {"placement": {"rollout": shared}, "publication": {"backend": "object_store"}},
             {"nodes": 8},
             "placement.rollout shares the ",
         )
