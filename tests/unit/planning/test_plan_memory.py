@@ -180,7 +180,10 @@ def test_an_engine_has_room_for_the_tokens_of_its_largest_step(gpus):
         config = job(
             "grpo",
             rollout={"max_num_batched_tokens": tokens},
-            placement={"rollout": {"gpus_per_rank": gpus}},
+            placement={
+                "policy": {"gpus_per_rank": min(1, gpus)},
+                "rollout": {"gpus_per_rank": gpus},
+            },
         )
         return memory_of(planned(config), "rollout")
 
@@ -310,7 +313,8 @@ def test_processes_on_a_cpu_take_what_was_measured(name, sections, role, measure
 
 def test_gpus_of_one_engine_share_its_inner_width_and_all_have_its_logits():
     def memory(gpus):
-        config = job("grpo", placement={"rollout": {"gpus_per_rank": gpus}})
+        placement = {"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": gpus}}
+        config = job("grpo", placement=placement)
         return memory_of(planned(config), "rollout")
 
     one, two = memory(1), memory(2)
