@@ -180,7 +180,10 @@ def test_an_engine_has_room_for_the_tokens_of_its_largest_step(gpus):
         config = job(
             "grpo",
             rollout={"max_num_batched_tokens": tokens},
-            placement={"rollout": {"gpus_per_rank": gpus}},
+            placement={
+                "policy": {"gpus_per_rank": min(1, gpus)},
+                "rollout": {"gpus_per_rank": gpus},
+            },
         )
         return memory_of(planned(config), "rollout")
 
@@ -306,3 +309,16 @@ def test_processes_on_a_cpu_take_what_was_measured(name, sections, role, measure
     # What a process has before a model is there does not count in its favour.
     above = measured - memory.process / MIB
     assert (memory.total - memory.process) / MIB == pytest.approx(above, rel=0.2)
+
+
+def test_gpus_of_one_engine_share_its_inner_width_and_all_have_its_logits():
+    def memory(gpus):
+        placement = {"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": gpus}}
+        config = job("grpo", placement=placement)
+        return memory_of(planned(config), "rollout")
+
+    one, two = memory(1), memory(2)
+    shape = SHAPES[EIGHT_B]
+    assert one.activations - two.activations == 8192 * 2 * 3 * shape.ffn // 2
+    assert one.logits == two.logits
+    assert two.weights == one.weights // 2
