@@ -14,7 +14,7 @@ import torch
 from actors.pool.pool import Pool
 from actors.ranks.policy import PolicyRank
 from benchmarks.gpu_check.machine import used_gb
-from benchmarks.gpu_check.models import device_of, make_model, random_ids, write_prompts
+from benchmarks.gpu_check.models import TOKENIZER, device_of, make_model, random_ids, write_prompts
 from benchmarks.gpu_check.scale import Shape
 from benchmarks.gpu_check.setting import Setting
 from launch.run.cluster import connected
@@ -103,7 +103,10 @@ def online_config(
         "prompts_per_step": 8,
         "samples_per_prompt": 2,
         "data": {"path": str(prompts)},
-        "policy": {"model": {"path": str(model), "dtype": dtype}, "optim": {"lr": 1e-4}},
+        "policy": {
+            "model": {"path": str(model), "tokenizer": str(model / TOKENIZER), "dtype": dtype},
+            "optim": {"lr": 1e-4},
+        },
         "rollout": {
             "dtype": dtype,
             "max_new_tokens": NEW_TOKENS,
