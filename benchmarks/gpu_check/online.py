@@ -28,6 +28,8 @@ from rlhf_ray.types import Prompt, Rollout
 T = TypeVar("T")
 
 DEADLINES = {"place_s": 60, "start_s": 240, "call_s": 120, "publish_s": 60, "reward_s": 30}
+# Also where there are fewer: a later job on the same pool may have more roles, by turns.
+LOGICAL_CPUS = 16
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 48, 64
 # Where the roles live, by name; on the CPU none has a card.
 ON_ONE_CARD = {
@@ -123,6 +125,7 @@ def online_config(
         },
         "placement": placement if scale.on_gpu else {},
         "timeouts": DEADLINES,
+        "ray": {"num_cpus": LOGICAL_CPUS},
     }
     return kind.model_validate(laid_over(values, sections))
 
