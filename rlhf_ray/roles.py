@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from rlhf_ray.data.packing import UpdatePlan
+from rlhf_ray.metrics.flops import UpdateFlops
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
 # Opaque to the loops: Ray's ObjectRef in a cluster, the value itself in a fake.
@@ -59,9 +60,19 @@ class RolloutBatch:
     shards: tuple[Shard, ...]
 
     @property
+    def lengths_B(self) -> tuple[int, ...]:
+        """Tokens of each row, its prompt included."""
+        return tuple(s.num_prompt_tokens + s.num_response_tokens for s in self.summaries_B)
+
+    @property
     def num_tokens(self) -> int:
         """Of all rows, prompts included."""
-        return sum(s.num_prompt_tokens + s.num_response_tokens for s in self.summaries_B)
+        return sum(self.lengths_B)
+
+    @property
+    def num_response_tokens(self) -> int:
+        """Of all rows."""
+        return sum(s.num_response_tokens for s in self.summaries_B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +98,12 @@ class Hardware:
     """What a group's utilisation is counted from.
 
     Attributes:
-        flops_per_token: Of an update of its model, forward and backward.
+        flops: Of an update of its model.
         device_name: As the vendor calls it; `cpu` where there is no GPU.
         num_devices: Of the group.
     """
 
-    flops_per_token: float
+    flops: UpdateFlops
     device_name: str
     num_devices: int
 

@@ -76,11 +76,11 @@ class HostingRank(Rank):
         """What the utilisation of this rank's device is counted from."""
         import torch
 
-        from rlhf_ray.learner.work import flops_per_token
+        from rlhf_ray.learner.work import update_flops
 
         on_gpu = self.device.type == "cuda"
         return Hardware(
-            flops_per_token=flops_per_token(self.learner.lm),
+            flops=update_flops(self.learner.lm),
             device_name=torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
             num_devices=self.num_ranks,
         )

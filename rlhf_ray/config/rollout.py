@@ -35,6 +35,8 @@ class EngineConfig(Config):
             prefill prompts faster and take more memory.
         max_model_len: Prompt and response tokens together; 0 for the model's own limit.
         kv_cache_gb: Of one engine on CPU; on GPU `gpu_memory_share` decides.
+        gpu_memory_share: What an engine may hold of each of its GPUs while it generates: weights,
+            what a step needs, and in all the rest the cache.
         engine: Further arguments of vLLM's engine by their own names.
     """
 

@@ -117,6 +117,9 @@ class TrainingEngine:
         # and these need the optimiser's float32 copies.
         bf16 = any(p.dtype is torch.bfloat16 for p in trained)
         stage = effective_stage(config.zero, bf16=bf16)
+        # DeepSpeed makes all weights bfloat16; frozen ones, a router say, stay as they were loaded.
+        frozen = [p for p in module.parameters() if not p.requires_grad]
+        exact = [(p, p.data) for p in frozen if p.dtype is torch.float32 and stage < 3]
         self._own_clipping = stage == 0
         # Stage 1 in float32 sends the gradients that a rank has. What no token came to on one rank,
         # an expert say, must have one of 0 there, or ranks would wait for different sums.
@@ -131,6 +134,8 @@ class TrainingEngine:
             ),
             dist_init_required=False,
         )
+        for parameter, value in exact:
+            parameter.data = value
         self.module = module
         self._movement = MovementCheck(self._named_trained(), partitioned=stage > 0)
 

@@ -230,9 +230,10 @@ class OnlineLoop:
         """Of the policy's update, where there was one."""
         if not batch.summaries_B or not self._policy_learns(step):
             return {}
+        num_flops = self.hardware.flops.of(batch.lengths_B, num_scored=batch.num_response_tokens)
         return utilisation(
             self.hardware,
-            num_tokens=self.config.algorithm.epochs * batch.num_tokens,
+            num_flops=self.config.algorithm.epochs * num_flops,
             seconds=clock.seconds["update"],
         )
 

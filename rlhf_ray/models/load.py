@@ -148,14 +148,16 @@ def with_adapter(
 ) -> PreTrainedModel:
     """Put low-rank adapters on the model; heads, its children by name, are trained in full.
 
+    All weights but quantized ones keep the dtype that passes run in; of what trains the optimiser
+    holds float32 copies. peft would make adapters float32, and beside quantized weights embeddings,
+    norms and heads too, so that attention and head compute in float32.
+
     Raises:
         ConfigError: No adapters as configured go onto this model.
     """
     from peft import LoraConfig as PeftLoraConfig
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model
 
-    if config.quantization != "none":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
     lora, left_out = config.lora, [*head_names, *_own_products(model)]
@@ -170,12 +172,15 @@ def with_adapter(
                 target_modules=lora.target_modules,
                 exclude_modules=rf"({'|'.join(left_out)})(\..*)?" if left_out else None,
             ),
-            # Beside a head that keeps the model's dtype, adapters keep it too: the optimiser holds
-            # float32 copies where everything that trains is bfloat16, and of nothing else.
-            autocast_adapter_dtype=not head_names,
+            autocast_adapter_dtype=False,
         )
     except ValueError as error:
         raise ConfigError(f"model.lora does not go onto {config.path!r}: {error}") from error
+    if config.quantization != "none":
+        # Adapters take the dtype of the weight below; of numbers in 4 bit there is none to take.
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(model.dtype)
     for name in head_names:
         model.get_submodule(name).requires_grad_(True)
     return adapted

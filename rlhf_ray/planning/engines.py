@@ -51,8 +51,8 @@ def _on_gpu(work: EngineWork, gpu_bytes: int) -> EngineMemory:
     shape, gpus = work.shape, work.group.gpus_per_rank
     each = dtype_bytes(work.rollout.dtype, on_gpu=True)
     weights = shape.num_parameters("lm") * each // gpus
-    activations = _prefill(shape, work.rollout.max_num_batched_tokens, each) // gpus
-    logits = _logits(work) // gpus
+    activations = _prefill(shape, work.rollout.max_num_batched_tokens, each, gpus=gpus)
+    logits = _logits(work)
     share = int(work.rollout.gpu_memory_share * gpu_bytes)
     process = WORKER_GPU_BYTES + (PARALLEL_GPU_BYTES if gpus > 1 else 0)
     cache = share - weights - activations - logits - process
@@ -101,12 +101,14 @@ def _on_cpu(work: EngineWork) -> EngineMemory:
     )
 
 
-def _prefill(shape: ModelShape, tokens: int, each: int) -> int:
-    """Hidden states, and the inner width with what is gated."""
-    return tokens * each * (3 * shape.hidden + (3 if shape.is_gated else 2) * shape.ffn)
+def _prefill(shape: ModelShape, tokens: int, each: int, *, gpus: int = 1) -> int:
+    """Hidden states, whole on each GPU, and its share of the inner width with what is gated."""
+    inner = (3 if shape.is_gated else 2) * shape.ffn // gpus
+    return tokens * each * (3 * shape.hidden + inner)
 
 
 def _logits(work: EngineWork) -> int:
+    """Gathered on every GPU of an engine: each samples."""
     return LOGITS_COPIES * 4 * work.rollout.max_num_seqs * work.shape.vocabulary
 
 

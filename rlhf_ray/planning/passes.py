@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlhf_ray.planning.heap import RETURNED_BLOCK_BYTES, heap_factor
-from rlhf_ray.planning.model_shape import Linear, ModelShape
+from rlhf_ray.planning.model_shape import ModelShape
 from rlhf_ray.planning.work import ModelWork, Pass
 
 # Bytes of a pass's tensor by its width, and by bytes a number where those are not the model's own.
@@ -53,8 +53,7 @@ def activation_bytes(work: ModelWork, one: Pass) -> int:
     rooms = (len(shape.layers) if apart else 1) * room
     if not one.backward:
         return int(rooms + 4 * held(shape.hidden))
-    casts = work.model.lora.rank and work.bytes_each == 2
-    layer = _layer(work, shape.layers[0].linears if casts else (), held)
+    layer = _layer(work, held)
     if not work.model.gradient_checkpointing:
         kept = len(shape.layers) * layer
     else:  # one layer is whole while it is computed again, in the room of its first computation
@@ -63,7 +62,7 @@ def activation_bytes(work: ModelWork, one: Pass) -> int:
     return int(kept + 4 * held(shape.hidden))
 
 
-def _layer(work: ModelWork, adapted: tuple[Linear, ...], held: Held) -> float:
+def _layer(work: ModelWork, held: Held) -> float:
     """What one layer saves for its backward pass."""
     shape = work.shape
     query, key = _attention_widths(shape)
@@ -74,9 +73,7 @@ def _layer(work: ModelWork, adapted: tuple[Linear, ...], held: Held) -> float:
     # A gated product keeps both factors, the one before its activation, and the result; without a
     # gate most families spell out GELU's formula, which keeps five.
     inner = (4 if shape.is_gated else 5) * held(shape.ffn)
-    # An adapter casts its input to its own float32.
-    casts = sum(held(linear.inputs, 4) for linear in adapted)
-    return 2 * norm + attention + inner + casts
+    return 2 * norm + attention + inner
 
 
 def _room(work: ModelWork, held: Held) -> float:

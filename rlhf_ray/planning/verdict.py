@@ -67,7 +67,7 @@ def stage_problems(
 
 
 def _engine_problems(needs: Sequence[RoleNeed]) -> list[Problem]:
-    problems = []
+    problems: list[Problem] = []
     for need in needs:
         if need.engine is None or not isinstance(need.work, EngineWork):
             continue
@@ -113,7 +113,7 @@ def _gpu_problems(gpus: Sequence[GpuNeed], cluster: Cluster) -> list[Problem]:
         busy = gpu.moment.role
         if too_full and gpu.total > (worst[busy].total if busy in worst else 0):
             worst[busy] = gpu
-    problems = []
+    problems: list[Problem] = []
     for gpu in worst.values():
         moment = gpu.moment
         role, memory = max(moment.memories.items(), key=lambda one: one[1].total)

@@ -6,51 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.model_sizes import LLAMA, QWEN
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 
 ROOT = Path(__file__).parents[3]
 # As CUDA shows an H100 of 80 GB and an A10G of 24 GB.
 H100_BYTES, A10G_BYTES = 84_930_000_000, 23_680_000_000
-# Published sizes of the families' configurations.
-_LLAMA = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-}
-SIZES = {
-    "llama3-8b": {
-        **_LLAMA,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
-    "llama3-70b": {
-        **_LLAMA,
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-    },
-    "qwen2.5-0.5b": {
-        "model_type": "qwen2",
-        "architectures": ["Qwen2ForCausalLM"],
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-        "tie_word_embeddings": True,
-    },
-}
 CONFIGS = sorted(
     path for job in ("grpo", "ppo") for path in (ROOT / "configs" / job).glob("*gpu.yaml")
 )
@@ -60,16 +26,20 @@ def key_of(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
+def sizes_of(path: Path) -> dict[str, Any]:
+    """Of the model that a configuration names."""
+    return {**LLAMA, **QWEN}[load_config(JOBS[path.parent.name], path).policy.model.path]
+
+
 @pytest.fixture(scope="module")
 def resolved(tmp_path_factory, stories):
     """By configuration: what vLLM resolves. One process for all, vLLM's import takes long."""
     asked = {}
     for path in CONFIGS:
-        model, _, hardware = path.stem.rpartition("-")
-        folder = tmp_path_factory.mktemp(model)
-        (folder / "config.json").write_text(json.dumps(SIZES[model]))
+        folder = tmp_path_factory.mktemp("model")
+        (folder / "config.json").write_text(json.dumps(sizes_of(path)))
         overrides = ["--policy.model.path", str(folder), "--policy.model.tokenizer", str(stories)]
-        memory_bytes = A10G_BYTES if hardware == "1gpu" else H100_BYTES
+        memory_bytes = A10G_BYTES if path.stem.endswith("1gpu") else H100_BYTES
         asked[key_of(path)] = [path.parent.name, str(path), overrides, memory_bytes]
         asked[f"{key_of(path)} in float32"] = [
             path.parent.name,
@@ -118,7 +88,7 @@ def test_a_shipped_configuration_makes_an_engine(resolved, path):
 @pytest.mark.parametrize("path", CONFIGS, ids=key_of)
 def test_tensor_parallelism_divides_all_heads(resolved, path):
     engine = resolved[key_of(path)]
-    sizes = SIZES[path.stem.rpartition("-")[0]]
+    sizes = sizes_of(path)
     assert engine["heads_a_gpu"] * engine["gpus"] == sizes["num_attention_heads"]
     assert engine["kv_heads_a_gpu"] * engine["gpus"] == sizes["num_key_value_heads"]
 

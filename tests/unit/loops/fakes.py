@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_ray.config.online import PpoConfig
+from rlhf_ray.metrics.flops import UpdateFlops
 from rlhf_ray.metrics.log import Record, Table
 from rlhf_ray.roles import (
     GenerationRequest,
@@ -21,6 +22,7 @@ from rlhf_ray.roles import (
 )
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
+COSTS = UpdateFlops(per_token=6e9, per_scored_token=2e9, per_pair={None: 3e8, 2: 1e8})
 Scoring = Callable[[str, int], float | None]
 
 
@@ -149,7 +151,7 @@ class Company:
         ]
 
     async def hardware(self) -> Hardware:
-        return Hardware(flops_per_token=60.0, device_name="cpu", num_devices=1)
+        return Hardware(flops=COSTS, device_name="cpu", num_devices=1)
 
     async def logprobs(self, batch: RolloutBatch) -> list[Shard]:
         self.said("policy.logprobs")

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from fakes import (
+    COSTS,
     Company,
     CountedUsage,
     Recorder,
@@ -27,7 +28,7 @@ from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.report import rollout_metrics, sample_metrics
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.roles import RolloutBatch
+from rlhf_ray.roles import Hardware, RolloutBatch
 from rlhf_ray.types import Score
 
 KEEP_ALL = {"every": 1, "keep": 10}
@@ -86,6 +87,28 @@ async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
         # The first report, of how long roles waited until all of them were there, is no step's.
         assert told["wait/policy"] == step + 1
     assert "wait/policy" not in recorder.steps[0]
+
+
+async def test_utilisation_counts_every_epoch_and_no_prompt_as_scored(tmp_path):
+    config, recorder = make_config(tmp_path, algorithm={"epochs": 2}), Recorder()
+    company = Company(config, spread)
+    generate, batches = company.generate, []
+
+    async def generate_and_keep(requests):
+        batches.append(await generate(requests))
+        return batches[-1]
+
+    async def hardware():
+        return Hardware(flops=COSTS, device_name="NVIDIA H100 80GB", num_devices=2)
+
+    company.generate, company.hardware = generate_and_keep, hardware
+    await loop_of(config, company, recorder=recorder).run(None)
+    told, summaries = recorder.steps[3], batches[2].summaries_B
+    num_flops = COSTS.of(
+        [s.num_prompt_tokens + s.num_response_tokens for s in summaries],
+        num_scored=sum(s.num_response_tokens for s in summaries),
+    )
+    assert told["perf/mfu"] == pytest.approx(2 * num_flops / (told["time/update"] * 2 * 989e12))
 
 
 async def test_a_step_lasts_from_log_to_log(tmp_path):

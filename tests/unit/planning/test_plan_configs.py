@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from plan_jobs import EIGHT_B, ROOT, SEVENTY_B, SHAPES, advised, job, node, planned
 
+from benchmarks import largest_models
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import ROLES, OnlineConfig
@@ -197,3 +198,8 @@ def test_on_fewer_nodes_70b_is_told_what_would_make_room(nodes):
 def test_there_is_no_room_for_70b_on_one_gpu():
     config, shapes = shipped(ROOT / "configs/grpo/llama3-70b-4x8gpu.yaml")
     assert advise_placement([PlannedJob(config=config)], shapes, node(gpus=1)) == []
+
+
+@pytest.mark.parametrize("num_gpus", [1, 8, 32])
+def test_the_readme_names_the_largest_model_that_fits(num_gpus):
+    assert f"\n{largest_models.row(num_gpus)}\n" in (ROOT / "README.md").read_text()

@@ -137,9 +137,9 @@ def test_an_engine_without_room_for_its_cache_is_named(drawn, fault):
 
 @pytest.mark.parametrize(("gpus", "divides"), [(1, True), (2, True), (4, False), (8, False)])
 def test_an_engine_over_whose_gpus_heads_cannot_be_split_is_named(gpus, divides):
-    placement = {"rollout": {"gpus_per_rank": gpus}}
+    placement = {"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": gpus}}
     config = job("grpo", policy={"model": {"path": SMALL}}, placement=placement)
-    problems = plan_job(config, SHAPES, node()).problems
+    problems = plan_job(config, SHAPES, node(nodes=2)).problems
     assert [problem.message for problem in problems] == [
         "rollout: weights with 14 heads for queries and 2 for keys and values cannot be split over "
         f"{gpus} GPUs"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import pytest
-from plan_jobs import EIGHT_B, SEVENTY_B, SHAPES, job, node, planned
+from plan_jobs import EIGHT_B, JOBS, ROOT, SEVENTY_B, SHAPES, advised, job, node, planned
 
+from rlhf_ray.config.load import load_config
 from rlhf_ray.planning.memory import GIB, MIB, Memory
 from rlhf_ray.planning.moments import Moment, moments_of
 from rlhf_ray.planning.plan import Plan
@@ -186,3 +189,30 @@ def test_a_moment_that_does_not_fit_is_named():
     [problem] = [one for one in plan.problems if one.role == "policy"]
     assert problem.part == "activations"
     assert "GB while policy updates (policy " in problem.message
+
+
+def test_an_engine_that_lives_with_the_policy_is_split_where_its_weights_leave_no_cache():
+    config = job(
+        "grpo",
+        policy=CHECKPOINTED,
+        rollout={"gpu_memory_share": 0.2},
+        placement={
+            "policy": {"gpus_per_rank": 1, "ranks": 8},
+            "rollout": {**HERE, "ranks": 8},
+        },
+    )
+    plan = planned(config, node(nodes=1))
+    assert [problem.part for problem in plan.problems] == ["weights"]
+    changes = [advice.change for advice in advised(config, plan)]
+    split = {"placement.rollout.gpus_per_rank": 2, "placement.rollout.ranks": 4}
+    assert split in changes
+
+
+def test_what_is_advised_together_leaves_no_key_as_it_is():
+    config = load_config(JOBS["grpo"], ROOT / "configs/grpo/llama3-8b-8gpu.yaml")
+    plan = planned(config, node(nodes=1, gpu_gb=22))
+    [advice] = advised(config, plan)
+    values = config.model_dump()
+    assert len(advice.change) > 1
+    for key, value in advice.change.items():
+        assert value != reduce(getitem, key.split("."), values)
