@@ -106,4 +106,28 @@ CHECKS = (
         memory_gb=36.0,
         on_cpu=True,
     ),
+    Check(
+        name="4-bit",
+        holds="what trains on a base in 4 bits is what is published",
+        function=f"{_SUBJECTS}.quantized:check_4bit",
+        process="4-bit",
+        budget_s=90.0,
+        packages=("bitsandbytes",),
+    ),
+    Check(
+        name="ppo",
+        holds="two steps of PPO with every role on one card, under each ZeRO stage",
+        function=f"{_SUBJECTS}.training:check_ppo",
+        process="one-card",
+        budget_s=180.0,
+        on_cpu=True,
+    ),
+    Check(
+        name="engine",
+        holds="an engine is as fast as vLLM alone, and its cache as large as planned",
+        function=f"{_SUBJECTS}.engine_speed:check_engine",
+        process="engine",
+        budget_s=300.0,
+        on_cpu=True,
+    ),
 )

@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from benchmarks.gpu_check.scale import Scale, Shape
 
+# Below the folder of a model.
+TOKENIZER = "tokenizer"
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 
 
@@ -31,7 +33,8 @@ def make_model(
     config = AutoConfig.for_model(shape.family, **{**shape.settings, **settings})
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    _tokenizer(config.vocab_size).save_pretrained(folder)
+    # In a folder of its own: beside the configuration, transformers would take the family's class.
+    _tokenizer(config.vocab_size).save_pretrained(folder / TOKENIZER)
     model.save_pretrained(folder)
     return folder
 

@@ -14,7 +14,7 @@ import torch
 from actors.pool.pool import Pool
 from actors.ranks.policy import PolicyRank
 from benchmarks.gpu_check.machine import used_gb
-from benchmarks.gpu_check.models import device_of, make_model, random_ids, write_prompts
+from benchmarks.gpu_check.models import TOKENIZER, device_of, make_model, random_ids, write_prompts
 from benchmarks.gpu_check.scale import Shape
 from benchmarks.gpu_check.setting import Setting
 from launch.run.cluster import connected
@@ -28,6 +28,8 @@ from rlhf_ray.types import Prompt, Rollout
 T = TypeVar("T")
 
 DEADLINES = {"place_s": 60, "start_s": 240, "call_s": 120, "publish_s": 60, "reward_s": 30}
+# Also where there are fewer: a later job on the same pool may have more roles, by turns.
+LOGICAL_CPUS = 16
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 48, 64
 # Where the roles live, by name; on the CPU none has a card.
 ON_ONE_CARD = {
@@ -103,7 +105,10 @@ def online_config(
         "prompts_per_step": 8,
         "samples_per_prompt": 2,
         "data": {"path": str(prompts)},
-        "policy": {"model": {"path": str(model), "dtype": dtype}, "optim": {"lr": 1e-4}},
+        "policy": {
+            "model": {"path": str(model), "tokenizer": str(model / TOKENIZER), "dtype": dtype},
+            "optim": {"lr": 1e-4},
+        },
         "rollout": {
             "dtype": dtype,
             "max_new_tokens": NEW_TOKENS,
@@ -120,6 +125,7 @@ def online_config(
         },
         "placement": placement if scale.on_gpu else {},
         "timeouts": DEADLINES,
+        "ray": {"num_cpus": LOGICAL_CPUS},
     }
     return kind.model_validate(laid_over(values, sections))
 

@@ -16,7 +16,7 @@ import torch
 from benchmarks.gpu_check.learners import experience, plan_of, policy_learner
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
-from rlhf_ray.learner.work import flops_per_token
+from rlhf_ray.learner.work import update_flops
 from rlhf_ray.loops.report import utilisation
 from rlhf_ray.metrics.flops import update_mfu
 from rlhf_ray.roles import Hardware
@@ -47,28 +47,27 @@ def check_utilisation(setting: Setting, name: str) -> Iterator[Measurement]:
             skipped += learner.update(rows, plan, 0.0)["skipped_steps"]
         _synchronize(scale.on_gpu)
         seconds = time.monotonic() - began_s
-        flops = flops_per_token(learner.lm)
+        flops = update_flops(learner.lm)
         attention = learner.model.mode.attention
     yield Measurement(name="skipped steps", value=skipped, at_most=0)
-    num_tokens = STEPS * num_rows * length
+    num_flops = STEPS * flops.of([length] * num_rows, num_scored=num_rows * (length - 1))
     hardware = Hardware(
-        flops_per_token=flops,
+        flops=flops,
         device_name=torch.cuda.get_device_name() if scale.on_gpu else "cpu",
         num_devices=1,
     )
-    for share in utilisation(hardware, num_tokens=num_tokens, seconds=seconds).values():
+    for share in utilisation(hardware, num_flops=num_flops, seconds=seconds).values():
         published = f"; prime-rl: {PRIME_RL[name]:.3f}" if name in PRIME_RL else ""
         yield Measurement(
             name="mfu", value=share, at_least=LEAST_MFU, note=f"{attention}{published}"
         )
     yield Measurement(
         name="arithmetic",
-        value=update_mfu(
-            flops_per_token=flops, num_tokens=num_tokens, seconds=seconds, num_devices=1, peak=1e12
-        ),
+        value=update_mfu(num_flops=num_flops, seconds=seconds, num_devices=1, peak=1e12),
         unit="TFLOP/s",
     )
-    yield Measurement(name="learner", value=num_tokens / seconds, unit="tokens/s")
+    rate = STEPS * num_rows * length / seconds
+    yield Measurement(name="learner", value=rate, unit="tokens/s")
     if scale.on_gpu:
         peak_gb = torch.cuda.max_memory_allocated() / 2**30
         yield Measurement(name="memory of tensors, at most", value=peak_gb, unit="GB")
