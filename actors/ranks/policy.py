@@ -14,7 +14,7 @@ from actors.cluster.network import HeldPort
 from actors.ranks.forward import by_row, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
-from actors.weights.probe import Gap, GapLimits, gap_of
+from actors.weights.probe import Gap, GapLimits, gap_of, largest_of
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import Metrics, Publication, Ref, RolloutBatch, Shard
@@ -148,7 +148,7 @@ class PolicyGroup(TrainedGroup):
         )
 
     async def _compare(self, version: int) -> Gap:
-        """The gap of the engine that is farthest from the trainer."""
+        """Each measure of the gap on the engine where it is largest."""
         timeout_s = self.timeouts.publish_s
         ours, theirs = await asyncio.gather(
             self.actors.call("logprobs_of", self.probe, timeout_s=timeout_s),
@@ -164,4 +164,4 @@ class PolicyGroup(TrainedGroup):
                     + exceeded
                 )
             gaps.append(gap)
-        return max(gaps, key=lambda gap: gap.mean, default=Gap())
+        return largest_of(gaps)

@@ -173,6 +173,7 @@ class VllmPublisher:
         # this one; then vLLM raises what the replicas' call raised.
         group = getattr(self.engine, "model_update_group", None)
         if group is not None:
+            group.broadcast = lambda *_, **__: None  # vLLM's own would use what is freed below
             group.destroy()
 
     def close(self) -> None:

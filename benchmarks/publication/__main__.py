@@ -1,6 +1,6 @@
 """Does every weight reach an engine of two GPUs over vLLM's own engines, bit for bit?
 
-    python -m benchmarks.publication                  # all families: 5 minutes on 2 cores
+    python -m benchmarks.publication                  # all families: 10 minutes on 2 cores
     python -m benchmarks.publication mixtral --each   # one, with a line a case
 
 Two ranks of a policy, each a process with the real learner, publish to two workers of an engine

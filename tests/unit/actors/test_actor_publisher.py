@@ -25,6 +25,8 @@ class WaitingCommunicator:
         self.waits, self.ended = threading.Event(), threading.Event()
 
     def broadcast(self, tensor, src):
+        if self.ended.is_set():
+            raise AssertionError("NCCL's memory is gone")
         self.waits.set()
         if not self.ended.wait(PATIENCE_S):
             raise AssertionError("it waits for a peer that is gone")
