@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from rlhf_ray.config import references
 from rlhf_ray.config.data import SourceConfig
+from rlhf_ray.data.columns import check_names, named
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.parsing import Columns, is_data_file, parse
 from rlhf_ray.data.splits import parse_split
@@ -60,7 +61,7 @@ def read_rows(
         separator: Between two texts of a `.txt` file; the space around a text is not part of it.
 
     Raises:
-        DataError: Nothing there, or nothing in it.
+        DataError: Nothing there, nothing in it, or no column that `columns` of the source names.
     """
     if (local := local_path(source.path)) is not None:
         name = local.name.split(".")[0] if local.is_file() else local.resolve().name
@@ -71,13 +72,15 @@ def read_rows(
 
     stop = source.skip + source.limit if source.limit else None
     empty = True
-    for number, (where, columns) in itertools.islice(located, source.skip, stop):
+    wanted = check_names(itertools.islice(located, source.skip, stop), source.columns)
+    for number, (where, columns) in wanted:
         empty = False
+        if not isinstance(columns, RowError):
+            columns = named(columns, source.columns, where)
         if isinstance(columns, RowError):
             yield columns
         else:
-            renamed = _renamed(columns, source.columns)
-            yield Row(row_id=f"{name}:{number}", where=where, columns=renamed)
+            yield Row(row_id=f"{name}:{number}", where=where, columns=columns)
     if empty:
         after = f" after the first {source.skip}" if source.skip else ""
         raise DataError(f"no rows in {source.path!r}{after} (split {source.split!r})")
@@ -160,10 +163,3 @@ def _all_rows(path: Path, separator: str) -> Iterator[Located]:
     for file in data_files(path):
         for line, columns in parse(file, separator=separator):
             yield f"{file}:{line}", columns
-
-
-def _renamed(columns: Columns, names: dict[str, str]) -> Columns:
-    """Columns by our names; `names` has theirs by ours. One that is not there stays missing."""
-    taken = set(names.values()) | set(names)
-    renamed = {name: value for name, value in columns.items() if name not in taken}
-    return renamed | {ours: columns[theirs] for ours, theirs in names.items() if theirs in columns}
