@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, TypeAlias
 
-from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.files import Row
+from rlhf_ray.data.nearest import listed
 
 Messages: TypeAlias = list[dict[str, Any]]
 Text: TypeAlias = str | Messages
@@ -19,7 +21,10 @@ _SHAREGPT_ROLES = {
     "function_call": "assistant",
 }
 _ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
-_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+_TRUTHS = {
+    **dict.fromkeys(("true", "1", "1.0", "yes"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no"), False),
+}
 
 
 def column(row: Row, name: str) -> Any:
@@ -29,7 +34,7 @@ def column(row: Row, name: str) -> Any:
         RowError: The row has no such column, or nothing in it.
     """
     if row.columns.get(name) is None:
-        there = f"columns there: {sorted(row.columns)}"
+        there = f"columns there: {listed(row.columns, name)}"
         raise RowError(row.where, f"no column {name!r}", there if name not in row.columns else "")
     return row.columns[name]
 
@@ -67,7 +72,7 @@ def numbers(row: Row, name: str) -> list[float]:
 
 
 def truth(row: Row, name: str) -> bool:
-    """True or false, also as 1 and 0, or as text.
+    """True or false, also as 1 and 0, yes and no, or as the text of either.
 
     Raises:
         RowError: Anything else.
@@ -76,6 +81,11 @@ def truth(row: Row, name: str) -> bool:
     if value is None:
         raise _wrong(row, name, "true or false", row.columns[name])
     return value
+
+
+def is_truth(value: Any) -> bool:
+    """Whether `truth` takes a value."""
+    return str(value).lower() in _TRUTHS
 
 
 def optional_truth(row: Row, name: str) -> bool | None:
@@ -123,6 +133,25 @@ def texts(row: Row, name: str) -> list[Text]:
         RowError: Anything else.
     """
     return [_text(row, name, value) for value in items(row, name)]
+
+
+def written(row: Row, name: str) -> str:
+    """A column that holds text, or a number as JSON writes it.
+
+    Raises:
+        RowError: Neither.
+    """
+    value = column(row, name)
+    return json.dumps(value) if _is_number(value) else checked_text(row, name, value)
+
+
+def answer(row: Row, name: str) -> Text:
+    """A column that holds an answer: text, a chat, or a number as JSON writes it.
+
+    Raises:
+        RowError: None of them.
+    """
+    return written(row, name) if _is_number(column(row, name)) else text(row, name)
 
 
 def checked_text(row: Row, name: str, value: Any) -> str:
@@ -185,13 +214,8 @@ def _message(row: Row, name: str, index: int, message: Any) -> dict[str, Any]:
     return {**rest, "role": role, "content": checked_text(row, name, content)}
 
 
-def short(value: Any) -> str:
-    """A value as an error shows it, however long or deep it is."""
-    if isinstance(value, str):
-        return repr(value[:60]) + ("..." if len(value) > 60 else "")
-    if isinstance(value, list | dict) and value:
-        return f"{type(value).__name__} of {len(value)}"
-    return repr(value)[:80]
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _number(row: Row, name: str, value: Any) -> float:

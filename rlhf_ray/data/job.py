@@ -83,6 +83,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
     from rlhf_ray.data.tokenizer import vocabulary_digest
     from rlhf_ray.models.fit import check_model
     from rlhf_ray.rewards.checks import checking_functions, usable_prompts
+    from rlhf_ray.rewards.columns import check_columns
 
     functions = checking_functions(config.reward)
     tokenizer, tokenizer_path = _tokenizer(config.policy.model, Path(config.run_dir))
@@ -103,6 +104,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
 
     def prompts(key: str, data: DataConfig) -> list[Prompt]:
         rows = load_prompts(data, tokenizer, context_tokens=room, seed=config.seed).rows
+        check_columns(config.reward, rows, key=key)
         return usable_prompts(rows, functions, key=key, skip=data.on_bad_row == "skip")
 
     held_out = prompts("eval.data", config.eval.data) if config.eval.data.is_named else []
@@ -205,13 +207,15 @@ def load_dpo_data(config: DpoConfig) -> SupervisedData[Ranking] | SupervisedData
     Raises:
         ConfigError: As in `load_online_data`.
     """
-    from rlhf_ray.data.preferences import load_labelled, load_pairs
+    from rlhf_ray.data.preferences import check_labels, load_labelled, load_pairs
 
     settings, tokenizer_path = _tokenization(config)
     others = {"reference": config.reference} if config.uses_reference_role else {}
     _check_vocabularies(config.policy.model, settings["tokenizer"], others)
     if "kto" in config.loss_type:
-        return _load(config, load_labelled, settings, tokenizer_path)
+        labelled = _load(config, load_labelled, settings, tokenizer_path)
+        check_labels(labelled.rows)
+        return labelled
     return _load(config, load_pairs, settings, tokenizer_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from rlhf_ray.data import fields
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.fields import Messages, Text, check_turns
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.samples import Sample, as_chat
+from rlhf_ray.data.samples import Sample, as_chat, best_answer
 
 
 def read_prompt(row: Row) -> Iterator[Sample]:
@@ -25,7 +26,7 @@ def read_text(row: Row) -> Iterator[Sample]:
 
 def read_prompt_completion(row: Row) -> Iterator[Sample]:
     """`prompt` and `completion`, each text or messages; `truncated` where it was cut off."""
-    prompt, completion = aligned(row, _prompt(row), fields.text(row, "completion"))
+    prompt, completion = aligned(row, _prompt(row), fields.answer(row, "completion"))
     yield Sample(
         sample_id=row.row_id,
         where=row.where,
@@ -43,18 +44,46 @@ def read_unpaired(row: Row) -> Iterator[Sample]:
 
 
 def read_input_target(row: Row) -> Iterator[Sample]:
-    """`input` and `target`, both text."""
+    """`input` and `target`, both text; a target may be a number."""
     yield Sample(
         sample_id=row.row_id,
         where=row.where,
         prompt=fields.string(row, "input"),
-        answers_K=(fields.string(row, "target"),),
+        answers_K=(fields.written(row, "target"),),
     )
 
 
 def read_messages(row: Row) -> Iterator[Sample]:
     """`messages`: a chat with `role` and `content`."""
     yield _chat(row, fields.messages(row, "messages"))
+
+
+def read_labelled_messages(row: Row) -> Iterator[Sample]:
+    """`messages`, and a `label` that says whether what the assistant says last is good."""
+    desirable = fields.truth(row, "label")
+    for whole in read_messages(row):
+        prompt, answer = best_answer(whole)
+        yield replace(whole, prompt=prompt, answers_K=(answer,), desirable=desirable)
+
+
+def read_turns(row: Row) -> Iterator[Sample]:
+    """`turns`: texts of user and assistant by turns, the user's first (LIMA, UltraChat)."""
+    texts = [fields.checked_text(row, "turns", text) for text in fields.items(row, "turns")]
+    roles = itertools.cycle(("user", "assistant"))
+    chat = zip(roles, texts, strict=False)
+    yield _chat(row, [{"role": role, "content": text} for role, text in chat])
+
+
+def read_exchanges(row: Row) -> Iterator[Sample]:
+    """`conversation`: a list of what was asked and answered, `input` and `output` (Capybara)."""
+    chat: Messages = []
+    for number, exchange in enumerate(fields.items(row, "conversation")):
+        if not isinstance(exchange, dict):
+            raise RowError(row.where, "wrong type", f"exchange {number} must be an object")
+        for role, key in (("user", "input"), ("assistant", "output")):
+            content = fields.checked_text(row, "conversation", exchange.get(key))
+            chat.append({"role": role, "content": content})
+    yield _chat(row, chat)
 
 
 def read_sharegpt(row: Row) -> Iterator[Sample]:
@@ -64,7 +93,7 @@ def read_sharegpt(row: Row) -> Iterator[Sample]:
 
 def read_alpaca(row: Row) -> Iterator[Sample]:
     """`instruction` and `output`, with `input`, `system` and `history` where there are any."""
-    answer = as_chat(fields.string(row, "output"), "assistant")
+    answer = as_chat(fields.written(row, "output"), "assistant")
     yield _chat(row, alpaca_prompt(row) + answer)
 
 

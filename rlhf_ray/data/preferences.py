@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer
-from rlhf_ray.data.errors import RowError, UnusableRow
+from rlhf_ray.data.errors import DataError, RowError, UnusableRow
 from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
 from rlhf_ray.data.loading import load
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.row_formats import Kind
+from rlhf_ray.data.row_format import Kind
 from rlhf_ray.data.samples import Sample, as_chat, best_answer, labelled, pairs, ranked
 from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.types import IntArray, LabelledAnswer, Ranking
@@ -64,6 +64,25 @@ def load_answers(
 ) -> Loaded[Ranking]:
     """The best answer of each row, a ranking of one."""
     return load(config, Answers(**_settings(config, tokenizer, max_length)), seed=seed)
+
+
+def check_labels(rows: Iterable[LabelledAnswer]) -> None:
+    """Refuse answers of one label alone, from which nothing tells good from bad.
+
+    Raises:
+        DataError: All are good, or all are bad.
+    """
+    labels: set[bool] = set()
+    for row in rows:
+        labels.add(row.desirable)
+        if len(labels) == 2:
+            return
+    for label in labels:
+        word, other = ("good", "false") if label else ("bad", "true")
+        raise DataError(
+            f"every answer is labelled {word}: kto compares good answers with bad ones; give rows "
+            f"with label {other} as well, or name the right column by data.columns: {{label: ...}}"
+        )
 
 
 def best_of(ranking: Ranking) -> Ranking:

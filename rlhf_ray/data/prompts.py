@@ -14,7 +14,7 @@ from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
 from rlhf_ray.data.loading import load
 from rlhf_ray.data.reasoning import opens_reasoning
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.row_formats import Kind
+from rlhf_ray.data.row_format import Kind
 from rlhf_ray.data.samples import Sample, as_chat, num_characters, prompt_of
 from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.types import Prompt

@@ -61,12 +61,14 @@ def ranked(sample: Sample) -> Sample:
     """The same sample, if its answers are a ranking.
 
     Raises:
-        RowError: Fewer than two answers.
-        UnusableRow: Two are equal, equally good, or one is empty.
+        RowError: Nothing to rank.
+        UnusableRow: There is one answer alone, two are equal, equally good, or one is empty.
     """
-    if sample.prompt is None or len(sample.answers_K) < 2:
-        got = "none" if sample.prompt is None else len(sample.answers_K)
-        raise RowError(sample.where, "too few answers", f"wanted at least 2, got {got}")
+    if sample.prompt is None or not sample.answers_K:
+        raise RowError(sample.where, "too few answers", "wanted at least 2, got none")
+    if len(sample.answers_K) == 1:
+        detail = "no other answer to its prompt; rows of one prompt must follow one another"
+        raise UnusableRow(sample.where, "a single answer", detail)
     if any(_is_empty(answer) for answer in sample.answers_K):
         raise UnusableRow(sample.where, "empty answer")
     if any(one == other for one, other in itertools.combinations(sample.answers_K, 2)):

@@ -21,7 +21,7 @@ from rlhf_ray.data.fields import Messages
 from rlhf_ray.data.lengths import LengthLimit, longest_token
 from rlhf_ray.data.loading import load
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.row_formats import Kind
+from rlhf_ray.data.row_format import Kind
 from rlhf_ray.data.samples import Sample, as_chat, best_answer
 from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.data.turn_end import checked_turn_end, turn_end

@@ -187,7 +187,7 @@ def test_truncating_to_one_token_keeps_the_last(
 @pytest.mark.parametrize(
     ("row", "config", "message"),
     [
-        ({"question": "?", "n": 1}, {}, r"no column 'prompt': columns there: \['n', 'question'\]"),
+        ({"question": "?", "n": 1}, {}, r"no column 'prompt': columns there: 'question', 'n'"),
         ({"prompt": None}, {}, "no column 'prompt'"),
         (
             {"prompt": 7},
