@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from rlhf_ray.data.packing import UpdatePlan
 from rlhf_ray.metrics.flops import UpdateFlops
@@ -19,6 +19,10 @@ Ref: TypeAlias = Any
 Metrics: TypeAlias = Mapping[str, float]
 # What the job's processes needed since the last time that it was called: `wait/*`, `memory/*`, ...
 Usage: TypeAlias = Callable[[], Awaitable[Metrics]]
+# What of an engine leaves its GPUs, and how, in vLLM's words.
+EnginePart: TypeAlias = Literal["weights", "kv_cache"]
+ENGINE_PARTS: tuple[EnginePart, ...] = ("weights", "kv_cache")
+SleepLevel: TypeAlias = Literal[1, 2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +119,29 @@ class RolloutEngine(Protocol):
         """Sample every request, after waking up; rows come by requests, then samples."""
         ...
 
-    async def sleep(self) -> None:
-        """Leave shared GPUs to another role; nothing where they are not shared."""
+    async def sleep(self, level: SleepLevel) -> None:
+        """Leave shared GPUs to other roles; nothing where they are not shared.
+
+        Args:
+            level: 1 keeps the weights on the host; 2 drops them, where a publication comes before
+                the next rollout.
+        """
         ...
 
-    async def wake_up(self) -> None:
-        """Take shared GPUs back."""
+    async def wake_up(self, part: EnginePart | None = None) -> None:
+        """Take shared GPUs back: for weights to come, for the cache, or for both."""
         ...
 
 
-class Reference(Protocol):
+class Offloads(Protocol):
+    """A role whose model may live on the engines' GPUs."""
+
+    async def offload(self) -> None:
+        """Leave these for the host; nothing elsewhere. What the role does next brings it back."""
+        ...
+
+
+class Reference(Offloads, Protocol):
     """The frozen model."""
 
     async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
@@ -132,7 +149,7 @@ class Reference(Protocol):
         ...
 
 
-class Reward(Protocol):
+class Reward(Offloads, Protocol):
     """Functions, a model or a service that scores."""
 
     async def score(self, batch: RolloutBatch) -> Sequence[Score]:
@@ -140,7 +157,7 @@ class Reward(Protocol):
         ...
 
 
-class Value(Protocol):
+class Value(Offloads, Protocol):
     """The critic."""
 
     async def values(self, batch: RolloutBatch) -> Sequence[Shard]:
@@ -160,7 +177,7 @@ class Value(Protocol):
         ...
 
 
-class Policy(Protocol):
+class Policy(Offloads, Protocol):
     """The model that is trained to act."""
 
     async def hardware(self) -> Hardware:
@@ -175,8 +192,16 @@ class Policy(Protocol):
         """Epochs times minibatches of the policy loss."""
         ...
 
-    async def publish(self, version: int) -> Publication:
-        """Bring the weights to every engine as `version` and compare log-probabilities."""
+    async def publish(self, version: int) -> None:
+        """Bring the weights to every engine as `version`, and score the probe with them."""
+        ...
+
+    async def compare(self) -> Publication:
+        """Have the engines score the probe; what came of the publication.
+
+        Raises:
+            RunError: They differ from the policy by more than is let pass.
+        """
         ...
 
     async def save(self, folder: str) -> None:

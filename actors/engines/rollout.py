@@ -18,12 +18,13 @@ from actors.engines.ending import Ending
 from actors.engines.load import EngineLoad
 from actors.engines.metrics import engine_stat_logger
 from actors.engines.shared_memory import outlive_actor
+from actors.engines.sleep import EngineSleep
 from actors.engines.spec import EngineSpec, engine_arguments, engine_environment
 from actors.weights.bucket import Bucket
 from rlhf_ray.data.borders import response_text
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles import EnginePart, GenerationRequest, SleepLevel
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class RolloutReplica:
         self.num_requests = 0
         self.running: set[str] = set()
         self.load = EngineLoad()
+        self.sleeping = EngineSleep(name, self._ask)
         self.exchange_s = ANSWER_S
         # Held while requests are admitted, while weights are exchanged, and on the way to sleep and
         # back: whoever pauses the scheduler must be the one who resumes it.
@@ -124,6 +126,9 @@ class RolloutReplica:
 
         Returns:
             Summaries for the controller and the rollouts themselves, as two objects.
+
+        Raises:
+            RunError: The engine has no model, or vLLM ended a request.
         """
         rollouts = []
         try:
@@ -145,6 +150,7 @@ class RolloutReplica:
         the same bits.
         """
         async with deadline(timeout_s, actor=self.name, operation="admission"), self.scheduler:
+            self.sleeping.require_model("asked to sample")
             await self._ask("pause_generation", mode="keep", clear_cache=False, timeout_s=timeout_s)
             try:
                 return [
@@ -248,6 +254,7 @@ class RolloutReplica:
 
         At temperature 1, whatever is sampled at: vLLM never divides the logits of a prompt.
         """
+        self.sleeping.require_model("asked for log-probabilities")
         scores = [
             self._score(
                 (*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()),
@@ -297,6 +304,7 @@ class RolloutReplica:
         async with deadline(timeout_s, actor=self.name, operation="the scheduler for new weights"):
             await self.scheduler.acquire()
         await self._ask("pause_generation", mode="keep", clear_cache=True, timeout_s=timeout_s)
+        self.sleeping.has_model = False
         await self._ask("start_weight_update", timeout_s=timeout_s)
 
     async def update_weights(self, update: Bucket | Mapping[str, Any]) -> None:
@@ -317,23 +325,21 @@ class RolloutReplica:
         """Use the new weights and let requests go on; returns the version as acknowledgement."""
         timeout_s = self.exchange_s
         await self._ask("finish_weight_update", weight_version=str(version), timeout_s=timeout_s)
-        self.version = version
-        await self._ask("resume_generation", timeout_s=timeout_s)
+        self.version, self.sleeping.has_model = version, True
+        if not self.sleeping.asleep:  # else waking the cache resumes
+            await self._ask("resume_generation", timeout_s=timeout_s)
         self.scheduler.release()
         return self.version
 
-    async def sleep(self, timeout_s: float) -> None:
-        """Give the GPU's memory to whoever shares it; weights wait on the host."""
+    async def sleep(self, level: SleepLevel, timeout_s: float) -> None:
+        """Give the GPU's memory to whoever shares it; see `EngineSleep`."""
         async with deadline(timeout_s, actor=self.name, operation="sleep"), self.scheduler:
-            if not await self._ask("is_sleeping", timeout_s=timeout_s):
-                await self._ask("sleep", level=1, timeout_s=timeout_s)
+            await self.sleeping.sleep(level, timeout_s=timeout_s)
 
-    async def wake_up(self, timeout_s: float) -> None:
-        """Take the memory back."""
-        # vLLM takes a scheduler that is only paused for asleep, and would resume it.
+    async def wake_up(self, part: EnginePart | None, timeout_s: float) -> None:
+        """Take the memory back, or that of one part."""
         async with deadline(timeout_s, actor=self.name, operation="waking up"), self.scheduler:
-            if await self._ask("is_sleeping", timeout_s=timeout_s):
-                await self._ask("wake_up", timeout_s=timeout_s)
+            await self.sleeping.wake_up(part, timeout_s=timeout_s)
 
     def gpu_ids(self) -> list[str]:
         """GPUs of this engine, for the roles that live on them."""

@@ -41,6 +41,10 @@ class Rank:
     @ray.method(concurrency_group="control")
     def usage(self) -> Mapping[str, float]:
         """What this rank needed so far; answers also while it computes."""
+        return self.needed()
+
+    def needed(self) -> dict[str, float]:
+        """The same, by the names that `usage_of` knows."""
         return {"peak_gb": peak_memory_gb()}
 
     def free_memory(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
+from typing import Any
 
 from actors.cluster.actor_set import ActorSet
 from actors.engines.ending import Ending
@@ -39,28 +40,40 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     engine = engine_spec(config, context_tokens=data.context_tokens)
     actors = await start_actors(pool, config.groups, engine=engine)
     await pool.make_room(config.groups)
+    leaving = config.on_engines_gpus
     policy = PolicyGroup(
         actors["policy"],
         config.policy,
         config.timeouts,
         pool.files_of("policy"),
         exports_with=data.tokenizer_path if config.checkpoint.export == "each" else "",
+        leaves="policy" in leaving,
     )
-    reward = RewardGroup(actors["reward"], config.reward, config.timeouts)
+    reward = RewardGroup(
+        actors["reward"], config.reward, config.timeouts, leaves="reward" in leaving
+    )
     reference = value = None
     if config.uses_reference:
-        reference = ReferenceGroup(actors["reference"], config.reference, config.timeouts)
+        reference = ReferenceGroup(
+            actors["reference"], config.reference, config.timeouts, leaves="reference" in leaving
+        )
     if config.uses_value:
-        value = ValueGroup(actors["value"], config.value, config.timeouts, pool.files_of("value"))
+        value = ValueGroup(
+            actors["value"],
+            config.value,
+            config.timeouts,
+            pool.files_of("value"),
+            leaves="value" in leaving,
+        )
     rollout = ReplicaSet(
         actors["rollout"],
         Ending.of(config.rollout, data.end_token_ids),
         timeout_s=config.timeouts.call_s,
         sleeps=config.engines_sleep,
     )
+    await rollout.sleep(level=2)  # the job begins with a publication
     await asyncio.gather(*_loads(config, data, pool))
     await reward.read_weights()
-    await rollout.wake_up()  # a job without engines may have sent them to sleep
     await policy.connect(
         actors["rollout"],
         _sync_spec(config, actors["rollout"]),
@@ -91,17 +104,21 @@ def _loads(config: OnlineConfig, data: OnlineData, pool: Pool) -> Sequence[Await
         vocabulary=data.vocabulary,
         end_token_ids=data.end_token_ids,
     )
-    loads = [
-        pool.load("policy", _policy_spec(config), path=config.policy.model.path),
-        pool.load("reward", scorers, path=config.reward.model.path),
-    ]
+    specs: dict[str, tuple[Any, str]] = {
+        "policy": (_policy_spec(config), config.policy.model.path),
+        "reward": (scorers, config.reward.model.path),
+    }
     if config.uses_reference:
         reference = _reference_spec(config)
-        loads.append(pool.load("reference", reference, path=reference.reference.model.path))
+        specs["reference"] = (reference, reference.reference.model.path)
     if config.uses_value:
         value = _value_spec(config)
-        loads.append(pool.load("value", value, path=value.learner.model.path))
-    return loads
+        specs["value"] = (value, value.learner.model.path)
+    leaving = config.on_engines_gpus
+    return [
+        pool.load(role, spec, path=path, leaves=role in leaving)
+        for role, (spec, path) in specs.items()
+    ]
 
 
 def _policy_spec(config: OnlineConfig) -> PolicySpec:

@@ -105,7 +105,8 @@ class ModelConfig(Config):
             CPU.
         attention: `auto` is `varlen_attn`, PyTorch's own FlashAttention kernel, in bfloat16 on a
             GPU of compute capability 8.0 or above; there `packed_sdpa` for a model that it does not
-            suit, and everywhere else. `flash_attention_2` needs the package flash-attn.
+            suit, and everywhere else. `flash_attention_2` needs the package flash-attn. Two equal
+            updates are bit-equal with `packed_sdpa` on a CPU alone.
         quantization: Base weights in 4 or 8 bit through bitsandbytes; needs `lora.rank` above 0.
     """
 

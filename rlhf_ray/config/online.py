@@ -211,16 +211,25 @@ class OnlineConfig(JobConfig):
     @property
     def engines_sleep(self) -> bool:
         """Whether the engines' GPUs serve another role between rollouts."""
-        rollout = self.placement.rollout
-        guests = [g for g in self.groups.values() if g.share == "rollout" and g.gpus_per_rank]
-        return bool(rollout.gpus_per_rank and (rollout.share or guests))
+        return bool(self.on_engines_gpus)
+
+    @property
+    def on_engines_gpus(self) -> frozenset[str]:
+        """The other roles that live on the engines' GPUs, and leave them while engines sample."""
+        engines = self.placement.rollout
+        if not engines.gpus_per_rank:
+            return frozenset()
+        host = engines.host_of("rollout")
+        return frozenset(
+            role
+            for role, group in self.groups.items()
+            if role != "rollout" and group.gpus_per_rank and group.host_of(role) == host
+        )
 
     @property
     def scores_on_engines_gpus(self) -> bool:
         """Whether a reward model computes where the engines do, which have to leave first."""
-        reward, rollout = self.placement.reward, self.placement.rollout
-        together = reward.host_of("reward") == rollout.host_of("rollout")
-        return bool(together and reward.gpus_per_rank and self.reward.model.path)
+        return "reward" in self.on_engines_gpus and bool(self.reward.model.path)
 
     @property
     def groups(self) -> dict[str, GroupConfig]:

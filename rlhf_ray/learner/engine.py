@@ -137,7 +137,7 @@ class TrainingEngine:
         for parameter, value in exact:
             parameter.data = value
         self.module = module
-        self._movement = MovementCheck(self._named_trained(), partitioned=stage > 0)
+        self._movement = MovementCheck(self._named_trained())
 
     def _named_trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]

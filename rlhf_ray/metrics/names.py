@@ -119,6 +119,8 @@ NAMES: Mapping[str, Meaning] = {
             "score": ("s", "rewards, values and log-probabilities"),
             "update": ("s", "optimiser steps of policy and value"),
             "publish": ("s", "weights to the engines, and the probe"),
+            "offload": ("s", "models' way from GPUs that engines share to the host, in all phases"),
+            "reload": ("s", "their way back, in all phases"),
             "evaluate": ("s", "evaluation"),
             "checkpoint": ("s", "writing the checkpoint after the step before"),
             "step": ("s", "since the step before was logged: evaluation and checkpoint included"),

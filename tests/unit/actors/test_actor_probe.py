@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from actors.weights.probe import EXACT, ROUNDED, Gap, GapLimits, gap_of, probe_sequences
+from actors.weights.probe import EXACT, ROUNDED, Gap, GapLimits, gap_of, largest_of, probe_sequences
 from rlhf_ray.types import Prompt
 
 
@@ -65,4 +65,9 @@ def test_what_exceeds_a_limit_is_said_with_the_worst_tokens():
 
 
 def test_nothing_to_compare_is_no_gap():
-    assert gap_of([], [], []) == Gap()
+    assert gap_of([], [], []) == largest_of([]) == Gap()
+
+
+def test_of_several_engines_each_measure_is_the_largest():
+    one, other = Gap(mean=0.1, p99=0.2, largest=0.9), Gap(mean=0.2, p99=0.3, largest=0.4)
+    assert largest_of([one, other]) == Gap(mean=0.2, p99=0.3, largest=0.9)

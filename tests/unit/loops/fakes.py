@@ -136,13 +136,16 @@ class Company:
             ]
         )
 
-    async def sleep(self) -> None:
-        self.said("rollout.sleep")
+    async def sleep(self, level: int) -> None:
+        self.said(f"rollout.sleep@{level}")
         self.asleep = True
 
-    async def wake_up(self) -> None:
-        self.said("rollout.wake_up")
+    async def wake_up(self, part: str | None = None) -> None:
+        self.said(f"rollout.wake_up({part})")
         self.asleep = False
+
+    async def offload(self) -> None:
+        pass
 
     async def score(self, batch: RolloutBatch) -> list[Score]:
         self.said("reward.score")
@@ -182,12 +185,15 @@ class Company:
         skipped = self.skipped.pop(0) if self.skipped else 0.0
         return {"loss": 0.5, "skipped_in_a_row": skipped, "lr": kl_coefficient}
 
-    async def publish(self, version: int) -> Publication:
+    async def publish(self, version: int) -> None:
         assert not self.asleep, "an engine that sleeps takes no weights"
         self.said(f"policy.publish@{version}")
         self.version = version
+
+    async def compare(self) -> Publication:
+        self.said("policy.compare")
         return Publication(
-            version=version,
+            version=self.version,
             seconds=0.1,
             num_bytes=10,
             logprob_abs_max=1e-6,
@@ -224,6 +230,9 @@ class FakeReference:
         self.company.said("reference.logprobs")
         return []
 
+    async def offload(self) -> None:
+        pass
+
 
 class FakeValue:
     def __init__(self, company: Company) -> None:
@@ -237,6 +246,9 @@ class FakeValue:
         self.company.said("value.update")
         await asyncio.sleep(0)
         return {"loss": 0.1, "skipped_in_a_row": 0.0}
+
+    async def offload(self) -> None:
+        pass
 
     async def save(self, folder: str) -> None:
         self.company.said("value.save")

@@ -57,16 +57,23 @@ async def test_a_step_is_told_as_the_design_tells_it(tmp_path):
     company = Company(config, spread)
     await loop_of(config, company).run(None)
     calls = company.calls
-    assert calls[:4] == [
-        "rollout.wake_up", "policy.publish@0", "rollout.generate@0", "rollout.sleep"
-    ]  # fmt: skip
-    scored = calls[4:8]
+
+    def publication(version):
+        return [
+            "rollout.wake_up(weights)", f"policy.publish@{version}",
+            "rollout.wake_up(kv_cache)", "policy.compare",
+        ]  # fmt: skip
+
+    assert calls[:6] == [*publication(0), "rollout.generate@0", "rollout.sleep@2"]
+    scored = calls[6:10]
     assert set(scored) == {
         "policy.logprobs", "reference.logprobs", "value.values", "reward.score"
     }  # fmt: skip
-    assert calls[8] == "assembler.build"
-    assert set(calls[9:11]) == {"policy.update", "value.update"}
-    assert calls[11:] == ["rollout.wake_up", "policy.publish@1", "policy.save", "value.save"]
+    assert calls[10] == "assembler.build"
+    assert set(calls[11:13]) == {"policy.update", "value.update"}
+    assert calls[13:] == [
+        *publication(1), "rollout.sleep@1", "policy.save", "value.save", "rollout.sleep@2"
+    ]  # fmt: skip
 
 
 async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
@@ -172,7 +179,7 @@ async def test_every_step_samples_from_the_weights_of_the_one_before(tmp_path):
     config = make_config(tmp_path)
     company, recorder = Company(config, spread), Recorder()
     await loop_of(config, company, recorder=recorder).run(None)
-    versions = [call for call in company.calls if "@" in call]
+    versions = [call for call in company.calls if "@" in call and "sleep" not in call]
     assert versions == [
         "policy.publish@0",
         *(f"{call}@{n + i}" for n in range(3) for i, call in enumerate(GENERATE_THEN_PUBLISH)),
@@ -222,7 +229,7 @@ async def test_a_resumed_loop_goes_on_as_if_nothing_had_been(tmp_path):
     resumed, again = Company(config, spread), Recorder()
     await loop_of(config, resumed, recorder=again).run(checkpoint)
     assert resumed.calls[:4] == [
-        "policy.restore", "value.restore", "rollout.wake_up", "policy.publish@3"
+        "policy.restore", "value.restore", "rollout.wake_up(weights)", "policy.publish@3"
     ]  # fmt: skip
     assert list(again.steps) == [4, 5]
     assert resumed.requests == whole.requests[-8:]

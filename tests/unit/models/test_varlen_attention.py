@@ -207,6 +207,12 @@ def test_critics_and_reward_models_take_the_same_kernel(kernel):
         ("llama", {"head_dim": 264}, "layout packed, attention packed_sdpa"),
         ("stablelm", {}, "layout padded, attention varlen_attn"),
         ("llama4", {}, "layout padded, attention masked_sdpa, with an attention mask"),
+        # A window beyond the check's sequences, of which attention is not told.
+        (
+            "phimoe",
+            {"sliding_window": 30},
+            "layout padded, attention masked_sdpa, with an attention mask",
+        ),
         ("gemma2", {}, "layout padded, attention eager, with an attention mask"),
         ("gpt_oss", {}, "layout padded, attention eager, with an attention mask"),
     ],
