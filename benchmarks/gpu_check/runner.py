@@ -76,7 +76,7 @@ class Runner:
 
     def _run_side_by_side(self, checks: Sequence[Check]) -> None:
         groups = deque(_processes(checks))
-        lanes = [(card,) for card in self.machine.cards] or [()]
+        lanes: list[tuple[Card, ...]] = [(card,) for card in self.machine.cards] or [()]
 
         def run_lane(cards: tuple[Card, ...]) -> None:
             while True:
