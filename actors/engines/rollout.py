@@ -19,7 +19,7 @@ from actors.engines.load import EngineLoad
 from actors.engines.metrics import engine_stat_logger
 from actors.engines.shared_memory import outlive_actor
 from actors.engines.sleep import EngineSleep
-from actors.engines.spec import EngineSpec, engine_arguments
+from actors.engines.spec import EngineSpec, engine_arguments, engine_environment
 from actors.weights.bucket import Bucket
 from rlhf_ray.data.borders import response_text
 from rlhf_ray.deadlines import deadline
@@ -48,12 +48,7 @@ class RolloutReplica:
         use_cluster_network()
         if "VLLM_PLUGINS" in os.environ:
             os.environ["VLLM_PLUGINS"] += ",rlhf_ray"
-        if spec.weight_backend == "ipc":
-            # CUDA handles are no plain data; they only pass from this process to its own children.
-            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-        if not spec.num_gpus:
-            # Two engines on one machine would otherwise bind their threads to the same cores.
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ.update(engine_environment(spec))
         logging.basicConfig(level=logging.INFO)
         self.spec, self.name = spec, name
         self.version = -1
