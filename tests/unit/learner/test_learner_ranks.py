@@ -125,3 +125,14 @@ def test_gradients_of_micro_batches_and_ranks_are_summed_in_float32(of_two, dtyp
         for name, moments in answer["moments"].items():
             clipped = wanted[name] * MAX_GRAD_NORM / norm
             assert moments.tolist() == pytest.approx([clipped] * moments.numel(), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_ranks_that_leave_their_devices_take_the_same_steps(of_two, dtype, stage):
+    for answers in of_two:
+        stayed, moved = (answers["steps"][f"{dtype} {stage} {moves}"] for moves in (False, True))
+        assert stayed.keys() == moved.keys()
+        for name, tensor in stayed.items():
+            assert torch.equal(moved[name], tensor), name
+        assert not torch.equal(stayed["first"], torch.ones_like(stayed["first"]))
