@@ -217,13 +217,15 @@ class TrainingEngine:
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, on as many ranks; the optimiser's settings stay the own ones.
 
+        Its states may have been kept on the device and now be offloaded, or the other way round.
+
         Raises:
             ValueError: Nothing was saved there.
         """
         if not (folder / TAG).is_dir():
             raise ValueError(f"no DeepSpeed checkpoint in {folder}")
         settings = [
-            {key: group[key] for key in ("betas", "eps", "weight_decay")}
+            {key: value for key, value in group.items() if key != "params"}
             for group in self.engine.optimizer.param_groups
         ]
         _, client_state = self.engine.load_checkpoint(
