@@ -39,8 +39,8 @@ def backend_of(
     if asked == "auto":
         if cpu_side:
             raise ValueError(
-                f"{cpu_side} while placement.rollout has GPUs: set it to 1; a policy that trains on "
-                "a CPU all the same needs publication.backend object_store by name"
+                f"{cpu_side} while placement.rollout has GPUs: set it to 1; a policy that trains "
+                "on a CPU all the same needs publication.backend object_store by name"
             )
         asked = "ipc" if _together(policy, rollout) else "nccl"
     elif cpu_side:
