@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from actors.ranks.rank import Rank, free_memory
 from actors.weights.held_model import HeldModel, in_reach, put_share
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
@@ -21,12 +23,14 @@ class HostingRank(Rank):
     Attributes:
         learner: What is hosted; None before the first `load`.
         learner_path: Where other roles find the learner's result, once it was kept.
+        drive: The folder that it offloads to; None where it offloads to none.
         kept: References to what this rank put into the object store, by the models' paths. They
             are held here as well, because whoever asked for them may die.
     """
 
     learner: Any = None
     learner_path: str = ""
+    drive: Any = None
 
     def __init__(self, *arguments: Any) -> None:
         """As any rank."""
@@ -48,7 +52,10 @@ class HostingRank(Rank):
         Raises:
             ConfigError: The model cannot be loaded as configured.
         """
+        from rlhf_ray.learner.nvme import in_own_folder
+
         self.unload()
+        spec, self.drive = in_own_folder(spec)
         with in_reach(held, timeout_s=self.fetch_timeout_s):
             self.learner = _learner(spec, self.device)
         _require_exportable(self.learner)
@@ -59,7 +66,18 @@ class HostingRank(Rank):
         if self.learner is not None:
             self.learner.close()
         self.learner, self.learner_path = None, ""
+        self._leave_drive()
         free_memory()
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Leave nothing behind; the process is ended next."""
+        self._leave_drive()
+
+    def _leave_drive(self) -> None:
+        if self.drive is not None:
+            self.drive.close()
+        self.drive = None
 
     def update(self, rows: Sequence[Any], plan: UpdatePlan, *coefficients: float) -> Metrics:
         """Every optimiser step of a plan."""
