@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from actors.cluster.gpus import require_engine
 from actors.cluster.network import use_cluster_network
 from actors.engines.ending import Ending
 from actors.engines.load import EngineLoad
@@ -65,8 +66,10 @@ class RolloutReplica:
         """Load the model and start vLLM's processes.
 
         Raises:
+            ConfigError: The installed vLLM, or this node, has no engines of the kind asked for.
             RunError: With what vLLM says of a model that it cannot run.
         """
+        require_engine(self.name, num_gpus=self.spec.num_gpus)
         outlive_actor()
         from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs

@@ -41,7 +41,8 @@ class Residency:
     Between two calls of a learner there is nothing else of it on the device. Its numbers are the
     same ones after a way out and back, except for gradients and the buffers that they are summed
     in: between optimizer steps these hold nothing, and come back as zeros. No rank waits for others
-    here.
+    here, but all must leave between the same two passes: what ZeRO-3 has gathered is released, and
+    ranks that still had it would not take part in gathering it anew.
 
     Attributes:
         has_weights: Whether they are on the device.
