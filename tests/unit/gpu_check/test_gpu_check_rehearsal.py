@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import math
+
+import numpy as np
 import pytest
-import torch
 from transformers import AttentionInterface
 
 from benchmarks.gpu_check.checks import CHECKS
-from benchmarks.gpu_check.learners import alone, policy_learner
 from benchmarks.gpu_check.machine import Machine
 from benchmarks.gpu_check.records import overall
 from benchmarks.gpu_check.runner import Runner
 from benchmarks.gpu_check.scale import REHEARSAL, SCALES
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects import kernels
+from benchmarks.gpu_check.subjects.agreement import agreement
 
 CHEAP = ("kernels", "mfu-4k", "mfu-64k")
 
@@ -72,8 +75,6 @@ def test_a_kernel_that_ignores_what_it_is_told_is_seen(setting, monkeypatch, bro
 
 
 def test_every_check_is_there_and_those_of_a_process_stand_for_one_kind_of_machine():
-    import importlib
-
     assert len({check.name for check in CHECKS}) == len(CHECKS)
     for check in CHECKS:
         module, _, name = check.function.partition(":")
@@ -83,11 +84,10 @@ def test_every_check_is_there_and_those_of_a_process_stand_for_one_kind_of_machi
     assert set(SCALES) == {"card", "rehearsal"}
 
 
-def test_a_learner_of_the_check_is_closed_with_its_group(tmp_path):
-    setting = Setting(scale=REHEARSAL, cards=(), folder=tmp_path)
-    with policy_learner(setting, REHEARSAL.small) as learner:
-        assert setting.shared(alone)
-        assert learner.device == torch.device("cpu")
-    assert torch.distributed.is_initialized()
-    setting.close()
-    assert not torch.distributed.is_initialized()
+@pytest.mark.parametrize("theirs", [0.2, math.nan])
+def test_engines_that_say_something_else_or_no_number_do_not_agree(theirs):
+    ours = [np.zeros(8, dtype=np.float32)]
+    assert all(one.is_within for one in agreement(ours, ours, "bfloat16"))
+    found = list(agreement(ours, [np.full(8, theirs, dtype=np.float32)], "bfloat16"))
+    assert not found[0].is_within
+    assert found[0].name == "engine and trainer in bfloat16 differ by, mean"
