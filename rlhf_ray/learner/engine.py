@@ -20,6 +20,7 @@ import torch.distributed as dist
 from rlhf_ray.config.base import LearnerConfig, ZeroConfig
 from rlhf_ray.learner.adamw import adamw
 from rlhf_ray.learner.movement import MovementCheck
+from rlhf_ray.learner.nvme_states import load_states, save_states
 from rlhf_ray.learner.schedule import learning_rate
 
 TAG = "state"
@@ -121,6 +122,7 @@ class TrainingEngine:
         frozen = [p for p in module.parameters() if not p.requires_grad]
         exact = [(p, p.data) for p in frozen if p.dtype is torch.float32 and stage < 3]
         self._own_clipping = stage == 0
+        self._states_on_drive = config.zero.offload_optimizer == "nvme"
         # Stage 1 sends the gradients that a rank has, but in bfloat16 on the device. What no token
         # came to on one rank, an expert say, must have one of 0 there, or ranks would wait for
         # different sums.
@@ -209,16 +211,20 @@ class TrainingEngine:
 
     def save(self, folder: Path) -> None:
         """Write weights, optimiser and random state; every rank calls it."""
-        self.engine.save_checkpoint(
-            str(folder),
-            tag=TAG,
-            save_latest=False,
-            client_state={
-                "num_steps": self.num_steps,
-                "num_skipped_in_a_row": self.num_skipped_in_a_row,
-            },
-            exclude_frozen_parameters=True,
-        )
+        counters = {
+            "num_steps": self.num_steps,
+            "num_skipped_in_a_row": self.num_skipped_in_a_row,
+        }
+        if self._states_on_drive:
+            save_states(self.engine.optimizer, folder / TAG, counters)
+        else:
+            self.engine.save_checkpoint(
+                str(folder),
+                tag=TAG,
+                save_latest=False,
+                client_state=counters,
+                exclude_frozen_parameters=True,
+            )
         torch.save(_random_state(), folder / f"random_rank{dist.get_rank()}.pt")
 
     def load(self, folder: Path) -> None:
@@ -235,13 +241,16 @@ class TrainingEngine:
             {key: value for key, value in group.items() if key != "params"}
             for group in self.engine.optimizer.param_groups
         ]
-        _, client_state = self.engine.load_checkpoint(
-            str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=False
-        )
+        if self._states_on_drive:
+            counters = load_states(self.engine.optimizer, folder / TAG)
+        else:
+            _, counters = self.engine.load_checkpoint(
+                str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=False
+            )
         for group, own in zip(self.engine.optimizer.param_groups, settings, strict=True):
             group.update(own)
-        self.num_steps = int(client_state["num_steps"])
-        self.num_skipped_in_a_row = int(client_state["num_skipped_in_a_row"])
+        self.num_steps = int(counters["num_steps"])
+        self.num_skipped_in_a_row = int(counters["num_skipped_in_a_row"])
         _set_random_state(
             torch.load(folder / f"random_rank{dist.get_rank()}.pt", weights_only=True)
         )

@@ -16,6 +16,7 @@ from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.groups import rows_by_draw
+from rlhf_ray.loops.publication import publish
 from rlhf_ray.loops.report import sample_metrics
 from rlhf_ray.loops.sample_files import PAIRS, SampleFiles
 from rlhf_ray.loops.setup import setup_of
@@ -60,7 +61,7 @@ class SampleLoop:
         self.usage = usage
         self.order = ResumableOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.collector = Collector(
-            config, prompts, self.order, engine=roles.rollout, reward=roles.reward
+            config, prompts, self.order, engine=roles.rollout, reward=roles.reward, publishes=False
         )
         self.setup = setup_of(config, prompts)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
@@ -78,8 +79,7 @@ class SampleLoop:
         if checkpoint is not None:
             self.order.load_state_dict(checkpoint.state["order"])
         self.files.rewind({} if checkpoint is None else checkpoint.state["sizes"])
-        await self.roles.rollout.wake_up()
-        await self.roles.policy.publish(0)
+        await publish(self.roles, 0)
         if checkpoint is None:
             self.log.log(0, await self._judge())
         await self.usage()  # starting is no part of the first step
@@ -103,6 +103,7 @@ class SampleLoop:
         collected = await self.collector.collect(step, clock)
         with clock.phase("score"):
             scores = await collected.scores
+            await self.roles.reward.offload()
         rollouts = await self.roles.assembler.texts(collected.sampled, range(len(scores)))
         groups = rows_by_draw(collected.sampled.summaries_B)
         self.files.append(*self._rows(groups, rollouts, scores))

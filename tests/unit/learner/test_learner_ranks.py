@@ -154,3 +154,14 @@ def test_a_head_is_gathered_once_forward_and_once_backward(tasks, of_two, head, 
         assert max(gathers.forward[known]) == max(gathers.backward[known]) == 1
         # Loading looks at the model by its own forward, once; later passes follow the first one's.
         assert gathers.invalidated == [1]
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_ranks_that_leave_their_devices_take_the_same_steps(of_two, dtype, stage):
+    for answers in of_two:
+        stayed, moved = (answers["steps"][f"{dtype} {stage} {moves}"] for moves in (False, True))
+        assert stayed.keys() == moved.keys()
+        for name, tensor in stayed.items():
+            assert torch.equal(moved[name], tensor), name
+        assert not torch.equal(stayed["first"], torch.ones_like(stayed["first"]))

@@ -8,8 +8,10 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from gathers import HeadTask, step_of
@@ -18,6 +20,7 @@ from learning import gradients_of, plan_evaluation, plan_rows
 from benchmarks.gradients import first_moments
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.learner.residency import Residency
 from rlhf_ray.learner.supervised import supervised_learner
 
 # Micro-batches' gradients of each rank: numbers of one bit each, whose sum needs twelve. bfloat16
@@ -85,6 +88,41 @@ def sums() -> dict[str, Any]:
     }
 
 
+def steps_of(dtype: torch.dtype, stage: int, *, moves: bool) -> dict[str, torch.Tensor]:
+    """Weights and moments after some steps; with `moves`, ranks leave and come back before each."""
+    config = LearnerConfig.model_validate({"zero": {"stage": stage}, "optim": {"lr": 1e-2}})
+    engine = TrainingEngine(Scales(dtype), config, total_steps=10)
+    holder = SimpleNamespace(model=engine.module, engine=engine)
+    residency = Residency(holder, torch.device("cpu"), deepspeed=engine.engine)
+    try:
+        for number in range(4):
+            if moves:
+                residency.offload(keep_weights=True)
+                residency.offload()
+                residency.reload(weights_only=True)
+                residency.reload()
+            product = engine(SUMMANDS[dist.get_rank()][number % 3], with_second=True)
+            engine.backward(product.sum.float(), is_last=True)
+            engine.step()
+        weights = dict(engine.module.named_parameters())
+        with deepspeed.zero.GatheredParameters(list(weights.values())):
+            whole = {name: weight.detach().clone() for name, weight in weights.items()}
+        moments = first_moments(engine)
+        return whole | {f"moment of {name}": moment.clone() for name, moment in moments.items()}
+    finally:
+        engine.close()
+
+
+def steps() -> dict[str, Any]:
+    """By dtype and stage, and whether ranks moved."""
+    return {
+        f"{dtype} {stage} {moves}": steps_of(dtype, stage, moves=moves)
+        for dtype in (torch.float32, torch.bfloat16)
+        for stage in range(4)
+        for moves in (False, True)
+    }
+
+
 def answer_of(task: dict[str, Any], num_ranks: int) -> dict[str, Any]:
     """One step and one evaluation."""
     rows, settings = task["rows"], {"num_ranks": num_ranks}
@@ -120,6 +158,7 @@ def main(rank: int, port: int, folder: Path) -> None:
         for name, task in tasks.items()
     }
     answers |= sums()
+    answers["steps"] = steps()
     (folder / f"rank{rank}.pkl").write_bytes(pickle.dumps(answers))
     dist.barrier()
     dist.destroy_process_group()
