@@ -123,9 +123,11 @@ class TrainingEngine:
         exact = [(p, p.data) for p in frozen if p.dtype is torch.float32 and stage < 3]
         self._own_clipping = stage == 0
         self._states_on_drive = config.zero.offload_optimizer == "nvme"
-        # Stage 1 in float32 sends the gradients that a rank has. What no token came to on one rank,
-        # an expert say, must have one of 0 there, or ranks would wait for different sums.
-        self._reduces_what_is_there = stage == 1 and not bf16
+        # Stage 1 sends the gradients that a rank has, but in bfloat16 on the device. What no token
+        # came to on one rank, an expert say, must have one of 0 there, or ranks would wait for
+        # different sums.
+        offloads = config.zero.offload_optimizer != "none"
+        self._reduces_what_is_there = stage == 1 and (offloads or not bf16)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=adamw(module, config),
@@ -164,11 +166,16 @@ class TrainingEngine:
             # Makes every gradient NaN on every rank, so that all ranks skip the step together.
             loss = loss * math.nan
         if is_last and self._reduces_what_is_there:
-            for _, parameter in self._named_trained():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+            self._fill_gradients()
         self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
+
+    def _fill_gradients(self) -> None:
+        in_float32 = getattr(self.optimizer, "use_grad_accum_attribute", False)
+        name, dtype = ("grad_accum", torch.float32) if in_float32 else ("grad", None)
+        for _, parameter in self._named_trained():
+            if getattr(parameter, name, None) is None:
+                setattr(parameter, name, torch.zeros_like(parameter, dtype=dtype))
 
     def step(self) -> StepResult:
         """Clip, update, check that parameters move; skipped where the gradient is not finite."""

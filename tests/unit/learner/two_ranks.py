@@ -27,6 +27,14 @@ from rlhf_ray.learner.supervised import supervised_learner
 # keeps eight, so a sum that is rounded anywhere on its way is another number.
 SUMMANDS = ((1.0, 2.0**-9, 2.0**-11), (2.0**-10, 0.0, 2.0**-8))
 MAX_GRAD_NORM = 0.25
+# Stages, whether one rank has weights alone, where states are. Stages 2 and 3 reduce a pass's
+# gradients as they come, on all ranks alike; at stage 0 nothing is offloaded.
+SUMS = (
+    *((stage, False, "none") for stage in range(4)),
+    *((stage, True, "none") for stage in range(2)),
+    *((stage, False, "cpu") for stage in range(1, 4)),
+    (1, True, "cpu"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +59,11 @@ class Scales(torch.nn.Module):
         return Product(sum=total)
 
 
-def sum_of(dtype: torch.dtype, stage: int, *, alone: bool) -> dict[str, Any]:
+def sum_of(dtype: torch.dtype, stage: int, *, alone: bool, offload: str) -> dict[str, Any]:
     """One step on numbers that must add up exactly; `alone`, one rank uses the second weights."""
     config = LearnerConfig.model_validate(
         {
-            "zero": {"stage": stage},
+            "zero": {"stage": stage, "offload_optimizer": offload},
             "optim": {"lr": 1e-12, "betas": (0.0, 0.95), "max_grad_norm": MAX_GRAD_NORM},
         }
     )
@@ -72,13 +80,11 @@ def sum_of(dtype: torch.dtype, stage: int, *, alone: bool) -> dict[str, Any]:
 
 
 def sums() -> dict[str, Any]:
-    """By dtype and stage, and whether one rank has weights alone: stages 2 and 3 cannot."""
+    """By dtype, stage and offloading, and whether one rank has weights alone."""
     return {
-        f"{dtype} {stage} {alone}": sum_of(dtype, stage, alone=alone)
+        f"{dtype} {stage} {alone} {offload}": sum_of(dtype, stage, alone=alone, offload=offload)
         for dtype in (torch.float32, torch.bfloat16)
-        for stage in range(4)
-        for alone in (False, True)
-        if not alone or stage < 2
+        for stage, alone, offload in SUMS
     }
 
 
