@@ -125,13 +125,19 @@ def cuda_fault(torch: TorchBuild, driver: Driver | None) -> str | None:
         )
     if not driver.cards:
         return f"the NVIDIA driver {driver.version} shows no GPU"
-    for card in driver.cards:
-        if card.capability < LEAST_CAPABILITY:
-            return (
-                f"{card.name} has compute capability {_dotted(card.capability)}: bfloat16 and the "
-                f"attention kernels need {_dotted(LEAST_CAPABILITY)} (A100, A10) or newer"
-            )
-    return None
+    faults = [card_fault(card) for card in driver.cards]
+    # Of several kinds the roles may be given the newer ones; a rank looks at its own.
+    return faults[0] if all(faults) else None
+
+
+def card_fault(card: Card) -> str | None:
+    """Why a card is none to train or generate on; None where it is."""
+    if card.capability >= LEAST_CAPABILITY:
+        return None
+    return (
+        f"{card.name} has compute capability {_dotted(card.capability)}: bfloat16 and the "
+        f"attention kernels need {_dotted(LEAST_CAPABILITY)} (A100, A10) or newer"
+    )
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -6,7 +6,7 @@ import os
 
 from rlhf_ray.config.installed import ENGINES, engine_fault, installed_versions
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.gpus import cuda_fault, read_driver, torch_build
+from rlhf_ray.gpus import Card, card_fault, cuda_fault, read_driver, torch_build
 
 
 def require_gpus(name: str, *, num_gpus: int) -> None:
@@ -21,7 +21,7 @@ def require_gpus(name: str, *, num_gpus: int) -> None:
     """
     import torch
 
-    # Looks at devices without starting CUDA, as the processes that vLLM forks need it.
+    # Counting makes no CUDA context, which would hold memory beside an engine's processes.
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen >= num_gpus:
         return
@@ -38,6 +38,20 @@ def require_gpus(name: str, *, num_gpus: int) -> None:
         f"{name}: {num_gpus} GPU promised, torch sees {seen} on {os.uname().nodename}: {reason} "
         f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r})"
     )
+
+
+def require_capable_gpu(name: str) -> None:
+    """Make sure that the GPU which this process computes on is new enough.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    card = Card(name=properties.name, capability=(properties.major, properties.minor))
+    if fault := card_fault(card):
+        raise ConfigError(f"{name} on {os.uname().nodename}: {fault}")
 
 
 def require_engine(name: str, *, num_gpus: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster.gpus import require_gpus
+from actors.cluster.gpus import require_capable_gpu, require_gpus
 from actors.cluster.network import use_cluster_network
 from rlhf_ray.metrics.memory import peak_memory_gb
 from rlhf_ray.roles import RolloutBatch, Shard
@@ -72,7 +72,7 @@ class Rank:
         """Join the process group: NCCL on GPUs, gloo on CPUs, whatever else this node has.
 
         Raises:
-            ConfigError: The group was given GPUs, and torch sees none here.
+            ConfigError: The group was given GPUs, and torch sees none here, or one that is too old.
         """
         import torch
         import torch.distributed as dist
@@ -90,6 +90,7 @@ class Rank:
         )  # fmt: skip
         if on_gpu:
             torch.cuda.set_device(0)
+            require_capable_gpu(self.name)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=self.store,

@@ -18,6 +18,7 @@ from rlhf_ray.gpus import (
 )
 
 H100 = Card(name="NVIDIA H100 80GB HBM3", capability=(9, 0))
+T4 = Card(name="Tesla T4", capability=(7, 5))
 CUDA13 = TorchBuild(version="2.13.0", cuda=(13, 0))
 
 
@@ -39,10 +40,11 @@ def driver(*, version="580.95.05", cuda=(13, 0), cards=(H100,)):
         (CUDA13, driver(cards=()), "580.95.05 shows no GPU"),
         (
             CUDA13,
-            driver(cards=(H100, Card(name="Tesla T4", capability=(7, 5)))),
+            driver(cards=(T4, T4)),
             "Tesla T4 has compute capability 7.5: bfloat16 and the attention kernels need 8.0",
         ),
         (CUDA13, driver(), None),
+        (CUDA13, driver(cards=(T4, H100)), None),
         # Any driver of a major version serves any build of it, and newer ones serve older builds.
         (TorchBuild(version="2.14.0", cuda=(13, 2)), driver(cuda=(13, 0)), None),
         (TorchBuild(version="2.9.0", cuda=(12, 8)), driver(cuda=(13, 1)), None),

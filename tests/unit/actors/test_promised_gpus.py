@@ -27,7 +27,9 @@ OLD = Driver(version="550.54.14", cuda=(12, 4), cards=(Card(name="H100", capabil
 def machine(monkeypatch):
     """`machine(seen=..., cuda=..., driver=...)`: what torch and the driver say here."""
 
-    def make(*, seen, cuda="13.0", driver=OLD):
+    def make(*, seen, cuda="13.0", driver=OLD, capability=(9, 0)):
+        properties = SimpleNamespace(name="card", major=capability[0], minor=capability[1])
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: seen > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
@@ -64,6 +66,14 @@ def test_a_rank_that_was_promised_a_gpu_joins_no_group_without(machine, joined):
     assert "run/policy/0: 1 GPU promised, torch sees 0" in str(raised.value)
     assert "driver 550.54.14 knows CUDA up to 12.4" in str(raised.value)
     assert "built for CUDA 13.0" in str(raised.value)
+    assert backends == []
+
+
+def test_a_rank_refuses_a_gpu_that_is_too_old(machine, joined):
+    machine(seen=1, capability=(7, 5))
+    join, backends = joined
+    with pytest.raises(ConfigError, match="card has compute capability"):
+        join(on_gpu=True)
     assert backends == []
 
 

@@ -107,6 +107,7 @@ def test_a_rank_removes_its_folder_with_its_model(tmp_path, monkeypatch):
         def __init__(self, spec):
             self.path = Path(zero_of(spec).nvme_path)
             (self.path / "states").write_bytes(bytes(10))
+            self.residency = None
 
         def close(self):
             assert self.path.is_dir(), "DeepSpeed still has it"
