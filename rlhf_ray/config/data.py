@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import PositiveFloat, model_validator
@@ -54,7 +55,9 @@ class DataConfig(SourceConfig):
         prompt_tokens: Cut every text to its first tokens to make a prompt of it; 0 for all.
         max_prompt_tokens: Longer prompts are treated as `over_length` says; 0 for the most that the
             context allows.
-        over_length: What becomes of sequences that are too long; those dropped are counted.
+        over_length: What becomes of sequences that are too long: an `error`, `drop` or `truncate`,
+            both counted. `sft` cuts plain texts into pieces under `auto`, which is an error
+            otherwise, and under `split`, which truncates whatever else is too long.
         on_bad_row: A malformed row stops the job, or is counted by its reason and left out.
         workers: Processes that tokenize; 0 for one a core, but none for small data.
         cache: Keep tokenized rows on disk, by content, and read them back the next time.
@@ -68,7 +71,7 @@ class DataConfig(SourceConfig):
     separator: str = "<|endoftext|>"
     prompt_tokens: NonNegativeInt = 0
     max_prompt_tokens: NonNegativeInt = 0
-    over_length: Literal["error", "drop", "truncate"] = "error"
+    over_length: Literal["auto", "error", "drop", "truncate", "split"] = "auto"
     on_bad_row: Literal["error", "skip"] = "error"
     workers: NonNegativeInt = 0
     cache: bool = True
@@ -96,3 +99,14 @@ class DataConfig(SourceConfig):
             if not source.path:
                 raise ValueError(f"sources.{index}.path must name a data set")
         return self
+
+
+def refuse_pieces(data_by_key: Mapping[str, DataConfig]) -> None:
+    """Of jobs that train no plain texts.
+
+    Raises:
+        ValueError: One is to be cut into pieces.
+    """
+    for key, data in data_by_key.items():
+        if data.over_length == "split":
+            raise ValueError(f"{key}.over_length split cuts the texts of sft: take truncate")

@@ -25,7 +25,7 @@ from rlhf_ray.config.base import (
     Placement,
     ReferenceConfig,
 )
-from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.data import DataConfig, refuse_pieces
 from rlhf_ray.errors import ConfigError
 
 PairLoss = Literal[
@@ -89,6 +89,12 @@ class SupervisedConfig(JobConfig):
     def _data_is_named(self) -> SupervisedConfig:
         if not self.data.is_named:
             raise ValueError("data.path must name a data set")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_are_cut_for_sft(self) -> SupervisedConfig:
+        if self.job != "sft":
+            refuse_pieces({"data": self.data, "eval.data": self.eval.data})
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from rlhf_ray.config.model_kind import Kind
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
 from rlhf_ray.data.report import Loaded
+from rlhf_ray.data.rows import Rows
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
@@ -61,8 +62,8 @@ class OnlineData(JobData):
     """
 
     context_tokens: int
-    prompts: list[Prompt]
-    eval_prompts: list[Prompt]
+    prompts: Sequence[Prompt]
+    eval_prompts: Sequence[Prompt]
     end_token_ids: tuple[int, ...]
     vocabulary: str
 
@@ -101,23 +102,23 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
             f"tokens, got {config.rollout.max_new_tokens}"
         )
 
-    def prompts(key: str, data: DataConfig) -> list[Prompt]:
+    def prompts(key: str, data: DataConfig) -> Rows[Prompt]:
         rows = load_prompts(data, tokenizer, context_tokens=room, seed=config.seed).rows
         return usable_prompts(rows, functions, key=key, skip=data.on_bad_row == "skip")
 
-    held_out = prompts("eval.data", config.eval.data) if config.eval.data.is_named else []
-    if len(held_out) > config.eval.num_prompts:
+    held_out = prompts("eval.data", config.eval.data) if config.eval.data.is_named else None
+    if held_out is not None and len(held_out) > config.eval.num_prompts:
         logger.info(
             "evaluations take the first %d of %d held-out prompts (eval.num_prompts)",
             config.eval.num_prompts,
             len(held_out),
         )
     trained = prompts("data", config.data)
-    _check_online_models(config, tokenizer, [*trained, *held_out])
+    _check_online_models(config, tokenizer, [trained, *([held_out] if held_out else [])])
     return OnlineData(
         context_tokens=context,
         prompts=trained,
-        eval_prompts=held_out[: config.eval.num_prompts],
+        eval_prompts=held_out[: config.eval.num_prompts] if held_out else [],
         tokenizer=tokenizer,
         tokenizer_path=tokenizer_path,
         end_token_ids=_end_token_ids(config.policy.model, tokenizer, config.rollout.stop_token_ids),
@@ -134,8 +135,8 @@ class SupervisedData(JobData, Generic[T]):
         eval_rows: Held out.
     """
 
-    rows: list[T]
-    eval_rows: list[T]
+    rows: Sequence[T]
+    eval_rows: Sequence[T]
 
     @property
     def trained_rows(self) -> Sequence[T]:
@@ -154,7 +155,7 @@ class SftData(SupervisedData[SftExample]):
 class RmData(SupervisedData[Ranking]):
     """The same, and answers that shall score 0 on average, one a row."""
 
-    reference_answers: list[Ranking]
+    reference_answers: Sequence[Ranking]
 
 
 def load_sft_data(config: SftConfig) -> SftData:
@@ -186,14 +187,15 @@ def load_rm_data(config: RmConfig) -> RmData:
 
     settings, tokenizer_path = _tokenization(config)
     data = _load(config, load_rankings, settings, tokenizer_path)
+    num_answers = config.reference_rows
     if config.reference_data.is_named:
-        reference_answers = load_answers(config.reference_data, **settings).rows
+        answers = list(load_answers(config.reference_data, **settings).rows[:num_answers])
     else:
-        reference_answers = [best_of(ranking) for ranking in data.eval_rows or data.rows]
+        answers = [best_of(ranking) for ranking in (data.eval_rows or data.rows)[:num_answers]]
     return RmData(
         rows=data.rows,
         eval_rows=data.eval_rows,
-        reference_answers=reference_answers[: config.reference_rows],
+        reference_answers=answers,
         tokenizer=data.tokenizer,
         tokenizer_path=tokenizer_path,
     )
@@ -223,11 +225,13 @@ def _load(
 ) -> SupervisedData[T]:
     held_out = config.eval.data
     rows = load(config.data, **settings).rows
-    eval_rows = load(held_out, **settings).rows if held_out.is_named else []
-    _check_supervised_models(config, settings["tokenizer"], [*rows, *eval_rows])
+    eval_rows = load(held_out, **settings).rows if held_out.is_named else None
+    _check_supervised_models(
+        config, settings["tokenizer"], [rows, *([eval_rows] if eval_rows else [])]
+    )
     return SupervisedData(
         rows=rows,
-        eval_rows=eval_rows,
+        eval_rows=eval_rows or [],
         tokenizer=settings["tokenizer"],
         tokenizer_path=tokenizer_path,
     )
@@ -279,13 +283,14 @@ def _end_token_ids(
 
 
 def _check_online_models(
-    config: OnlineConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+    config: OnlineConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[Rows[Prompt]]
 ) -> None:
     """Whether every role's model takes what the job gives it."""
     from rlhf_ray.models import fit
 
-    fit.check_tokens("policy.model.path", config.policy.model, tokenizer, prompts)
-    longest = fit.longest_sequence(prompts) + config.rollout.max_new_tokens
+    for prompts in data:
+        fit.check_tokens("policy.model.path", config.policy.model, tokenizer, prompts)
+    longest = max(map(fit.longest_sequence, data)) + config.rollout.max_new_tokens
     fit.check_room("policy.model.path", config.policy.model, longest)
     if config.uses_value and config.value.model.path:
         fit.check_model("value.model.path", config.value.model, "critic", is_trained=True)
@@ -298,13 +303,14 @@ def _check_online_models(
 
 
 def _check_supervised_models(
-    config: SupervisedConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Any]
+    config: SupervisedConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[Rows[Any]]
 ) -> None:
     from rlhf_ray.models import fit
 
     key, model = f"{config.trained_role}.model.path", config.learner.model
-    longest = fit.longest_sequence(rows)
-    fit.check_tokens(key, model, tokenizer, rows)
+    longest = max(map(fit.longest_sequence, data))
+    for rows in data:
+        fit.check_tokens(key, model, tokenizer, rows)
     fit.check_room(key, model, longest)
     if isinstance(config, DpoConfig) and config.uses_reference_role and config.reference.model.path:
         reference = config.reference.model

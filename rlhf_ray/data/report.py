@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from rlhf_ray.data.errors import DataError, RowError, UnusableRow
+from rlhf_ray.data.rows import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class RowReport:
     Attributes:
         data: The data set, for messages.
         format: Its format and columns.
+        num_pieces: Of those kept, how many are pieces of longer texts.
         left_out: By reason.
     """
 
@@ -40,6 +42,7 @@ class RowReport:
     num_read: int = 0
     num_kept: int = 0
     num_truncated: int = 0
+    num_pieces: int = 0
     left_out: dict[str, LeftOut] = field(default_factory=dict)
 
     @property
@@ -47,11 +50,12 @@ class RowReport:
         """For any reason."""
         return sum(reason.count for reason in self.left_out.values())
 
-    def keep(self, *, truncated: bool) -> None:
-        """Count an example."""
-        self.num_read += 1
-        self.num_kept += 1
-        self.num_truncated += truncated
+    def keep(self, num_rows: int, *, num_truncated: int = 0, num_pieces: int = 0) -> None:
+        """Count examples."""
+        self.num_read += num_rows
+        self.num_kept += num_rows
+        self.num_truncated += num_truncated
+        self.num_pieces += num_pieces
 
     def leave_out(self, error: RowError, *, skip: bool) -> None:
         """Count what cannot be used; without `skip` a malformed row is an error.
@@ -79,6 +83,8 @@ class RowReport:
             counts = f"{self.num_read} read{note}, {self.num_kept} kept"
         if self.num_truncated:
             counts += f", {self.num_truncated} truncated"
+        if self.num_pieces:
+            counts += f", {self.num_pieces} pieces of longer texts"
         level = logging.WARNING if self.left_out or self.num_truncated else logging.INFO
         logger.log(level, "%s: %s, %s%s", self.data, self.format, counts, self._reasons())
 
@@ -96,7 +102,7 @@ class RowReport:
 class Loaded(Generic[T]):
     """Rows that are ready for a job, and what became of those that were read for them."""
 
-    rows: list[T]
+    rows: Rows[T]
     report: RowReport
 
 
@@ -107,6 +113,7 @@ def merged(reports: Sequence[RowReport], data: str) -> RowReport:
         whole.num_read += report.num_read
         whole.num_kept += report.num_kept
         whole.num_truncated += report.num_truncated
+        whole.num_pieces += report.num_pieces
         for name, reason in report.left_out.items():
             total = whole.left_out.setdefault(name, LeftOut())
             total.count += reason.count

@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.lengths import LengthLimit
+from rlhf_ray.data.records import RecordKind
 from rlhf_ray.data.row_formats import ROW_FORMATS, Kind
+from rlhf_ray.data.rows import Rows
 from rlhf_ray.data.samples import Sample
 
 T = TypeVar("T")
@@ -19,10 +21,11 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, kw_only=True)
 class Kept(Generic[T]):
-    """One example for the job."""
+    """One example for the job; `is_piece` where it is one of several that a long text gave."""
 
     row: T
     truncated: bool = False
+    is_piece: bool = False
 
 
 Outcome: TypeAlias = Kept[T] | RowError
@@ -35,13 +38,13 @@ class Tokenization(ABC, Generic[T]):
     Attributes:
         what: What the job takes, for messages.
         kinds: Kinds of formats that it can take.
-        id_field: Where its examples keep their id.
+        kind: Of its examples, as records.
         chat: As in `DataConfig`.
     """
 
     what: ClassVar[str]
     kinds: ClassVar[frozenset[Kind]]
-    id_field: ClassVar[str] = "example_id"
+    kind: ClassVar[RecordKind[Any]]
 
     tokenizer: Any
     chat: bool
@@ -55,6 +58,15 @@ class Tokenization(ABC, Generic[T]):
         """
         yield sample
 
+    def examples(self, sample: Sample) -> Iterator[Kept[T]]:
+        """What becomes of one part: one example, or several where a text may be cut into pieces.
+
+        Raises:
+            RowError: As in `tokenize`.
+            DataError: As in `tokenize`.
+        """
+        yield self.tokenize(sample)
+
     @abstractmethod
     def tokenize(self, sample: Sample) -> Kept[T]:
         """The example of one part.
@@ -65,7 +77,7 @@ class Tokenization(ABC, Generic[T]):
                 an error.
         """
 
-    def link(self, rows: list[T]) -> list[T]:
+    def link(self, rows: Rows[T]) -> Rows[T]:
         """The examples of a data set, once all are known."""
         return rows
 
@@ -83,7 +95,7 @@ class RowWork(Generic[T]):
             outcome
             for sample in _outcomes(self._samples, row)
             for part in _outcomes(self.job.parts, sample)
-            for outcome in _outcomes(self._tokenize, part)
+            for outcome in _outcomes(self.job.examples, part)
         ]
 
     def _samples(self, row: Row) -> Iterator[Sample | RowError]:
@@ -92,9 +104,6 @@ class RowWork(Generic[T]):
         columns = {name: value for name, value in row.columns.items() if name in others}
         for sample in format_.reader(chat=self.job.chat)(row):
             yield sample if isinstance(sample, RowError) else replace(sample, columns=columns)
-
-    def _tokenize(self, sample: Sample) -> Iterable[Kept[T]]:
-        yield self.job.tokenize(sample)
 
 
 def _outcomes(

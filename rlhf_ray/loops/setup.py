@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-
-import numpy as np
 
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.data import DataConfig
@@ -19,6 +16,7 @@ from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
 from rlhf_ray.data.job import JobData
+from rlhf_ray.data.rows import digest_of_rows
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.sample_files import SampleFiles
@@ -90,7 +88,7 @@ def setup_of(config: OnlineConfig | SupervisedConfig, rows: Sequence[Any]) -> di
     """
     given = config.model_dump(mode="json", exclude=SURROUNDINGS)
     return {
-        "fixed": {**_fixed(config), "the data's rows (digest)": _digest(rows)},
+        "fixed": {**_fixed(config), "the data's rows (digest)": digest_of_rows(rows)},
         "settings": dict(_flat(without_secrets(given))),
     }
 
@@ -174,23 +172,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _digest(rows: Sequence[Any]) -> str:
-    """Of everything that the rows say, in their order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        for field in fields(row):
-            for part in _parts(getattr(row, field.name)):
-                digest.update(part)
-    return digest.hexdigest()
-
-
-def _parts(value: Any) -> Iterator[bytes]:
-    if isinstance(value, np.ndarray):
-        yield repr((value.dtype.str, value.shape)).encode() + value.tobytes()
-    elif isinstance(value, tuple) and value and isinstance(value[0], np.ndarray):
-        for inner in value:
-            yield from _parts(inner)
-    else:
-        yield repr(value).encode()

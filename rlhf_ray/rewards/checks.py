@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_ray.config.references import says
 from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.data.rows import Rows, SelectedRows
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.functions import CHECK, RewardFunction, load_functions
 from rlhf_ray.types import Prompt
@@ -15,6 +16,7 @@ from rlhf_ray.types import Prompt
 logger = logging.getLogger(__name__)
 
 _SHOWN = 3
+_CHECKED_ROWS = 8192  # at a time
 
 
 def checking_functions(reward: RewardConfig) -> list[RewardFunction]:
@@ -27,9 +29,11 @@ def checking_functions(reward: RewardConfig) -> list[RewardFunction]:
 
 
 def usable_prompts(
-    prompts: Sequence[Prompt], functions: Sequence[RewardFunction], *, key: str, skip: bool
-) -> list[Prompt]:
+    prompts: Rows[Prompt], functions: Sequence[RewardFunction], *, key: str, skip: bool
+) -> Rows[Prompt]:
     """The prompts that every function can score.
+
+    A function checks some thousands of rows at a time.
 
     Args:
         prompts: With their columns.
@@ -40,24 +44,27 @@ def usable_prompts(
     Raises:
         ConfigError: A function finds something wrong with a row, or with all of them.
     """
-    columns = _columns(prompts)
     faults: dict[int, str] = {}
-    for function in functions:
-        for row, fault in enumerate(function.check_rows(columns)):
-            if fault is not None:
-                faults.setdefault(row, f"{prompts[row].prompt_id}: {function.name}: {fault}")
+    names = sorted({name for prompt in prompts for name in prompt.columns}) if functions else []
+    for start in range(0, len(prompts), _CHECKED_ROWS) if functions else ():
+        checked = list(prompts[start : start + _CHECKED_ROWS])
+        columns = _columns(checked, names)
+        for function in functions:
+            for row, fault in enumerate(function.check_rows(columns)):
+                if fault is not None:
+                    found = f"{checked[row].prompt_id}: {function.name}: {fault}"
+                    faults.setdefault(start + row, found)
     if not faults:
-        return list(prompts)
+        return prompts
     first = "; ".join(list(faults.values())[:_SHOWN])
     message = f"{key}: rewards cannot score {len(faults)} of {len(prompts)} rows: {first}"
     if not skip or len(faults) == len(prompts):
         raise ConfigError(message)
     logger.warning("%s; left out (%s.on_bad_row is skip)", message, key)
-    return [prompt for row, prompt in enumerate(prompts) if row not in faults]
+    return SelectedRows(prompts, [row for row in range(len(prompts)) if row not in faults])
 
 
-def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
-    names = sorted({name for prompt in prompts for name in prompt.columns})
+def _columns(prompts: Sequence[Prompt], names: Sequence[str]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {
         name: [prompt.columns.get(name) for prompt in prompts] for name in names
     }
