@@ -17,6 +17,7 @@ from launch.training import supervised
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.data.job import SupervisedData, load_dpo_data
+from rlhf_ray.data.streaming import RowStream
 from rlhf_ray.loops.referenced import Row, precomputed, referenced, without_reference
 from rlhf_ray.loops.setup import PreparedJob
 from rlhf_ray.loops.supervised import Prepare
@@ -74,6 +75,7 @@ async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
     reference = ReferenceGroup(actors, settings, config.timeouts)
     if config.reference_kind == "role":
         return partial(referenced, answer_logps=reference.answer_logps)
+    assert not isinstance(data.rows, RowStream), "the configuration refuses it"
     known = await precomputed(
         [data.rows, data.eval_rows],
         reference.answer_logps,

@@ -21,6 +21,7 @@ from actors.weights.sync_spec import SyncSpec, backend_of
 from launch.training.actor_start import start_actors
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.data.feed import first_of
 from rlhf_ray.data.job import OnlineData
 from rlhf_ray.models.identity import engine_identity
 from rlhf_ray.models.limits import context_length
@@ -30,6 +31,8 @@ from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, RewardSpec, 
 # Largest gap of engine and trainer on a probe token that is let pass, in nats. bfloat16 keeps 8
 # bits of each activation, and kernels round in another order.
 MAX_GAP_FLOAT32, MAX_GAP_BFLOAT16 = 1e-3, 0.5
+# Among which the probe looks for prompts of more than one token.
+SEARCHED_PROMPTS = 1024
 
 
 async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Roles:
@@ -68,7 +71,9 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     await policy.connect(
         actors["rollout"],
         _sync_spec(config, actors["rollout"]),
-        probe=probe_sequences(data.prompts, config.publication.probe_sequences),
+        probe=probe_sequences(
+            first_of(data.prompts, SEARCHED_PROMPTS), config.publication.probe_sequences
+        ),
         max_gap=_max_gap(config),
     )
     spec = AssemblySpec(

@@ -52,7 +52,7 @@ def cache_folder(source: SourceConfig, config: DataConfig, job: Tokenization[T])
     digest = hashlib.sha256(_code())
     settings = source.model_dump_json(include=set(SourceConfig.model_fields))
     policy = f"{config.separator!r} {config.on_bad_row}"
-    for part in (settings, policy, *_described(job)):
+    for part in (settings, policy, *described(job)):
         digest.update(part.encode())
         digest.update(b"\0")
     if local is None:
@@ -116,7 +116,7 @@ def _code() -> bytes:
     return digest.digest()
 
 
-def _described(job: Tokenization[Any]) -> Iterator[str]:
+def described(job: Tokenization[Any]) -> Iterator[str]:
     """Everything about a job that decides what becomes of a row."""
     yield type(job).__name__
     for name, value in vars(job).items():

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.model_kind import Kind
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
-from rlhf_ray.data.report import Loaded
+from rlhf_ray.data.feed import TrainedRows, first_of
+from rlhf_ray.data.loading import load
 from rlhf_ray.data.rows import Rows
+from rlhf_ray.data.stream_sources import open_stream
+from rlhf_ray.data.streaming import RowStream
+from rlhf_ray.data.tokenization import Tokenization
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+AnyRows: TypeAlias = Rows[Any] | RowStream[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class JobData:
     tokenizer_path: str
 
     @property
-    def trained_rows(self) -> Sequence[Any]:
+    def trained_rows(self) -> TrainedRows[Any]:
         """What the job trains on."""
         raise NotImplementedError
 
@@ -62,13 +68,13 @@ class OnlineData(JobData):
     """
 
     context_tokens: int
-    prompts: Sequence[Prompt]
+    prompts: TrainedRows[Prompt]
     eval_prompts: Sequence[Prompt]
     end_token_ids: tuple[int, ...]
     vocabulary: str
 
     @property
-    def trained_rows(self) -> Sequence[Prompt]:
+    def trained_rows(self) -> TrainedRows[Prompt]:
         """The prompts."""
         return self.prompts
 
@@ -80,10 +86,10 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         ConfigError: Unreadable, malformed, empty, too long for the context, not what a reward
             function can score, or another model of the job has another vocabulary.
     """
-    from rlhf_ray.data.prompts import load_prompts
+    from rlhf_ray.data.prompts import Prompts, load_prompts
     from rlhf_ray.data.tokenizer import vocabulary_digest
     from rlhf_ray.models.fit import check_model
-    from rlhf_ray.rewards.checks import checking_functions, usable_prompts
+    from rlhf_ray.rewards.checks import checking_functions, prompt_faults, usable_prompts
 
     functions = checking_functions(config.reward)
     tokenizer, tokenizer_path = _tokenizer(config.policy.model, Path(config.run_dir))
@@ -113,7 +119,16 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
             config.eval.num_prompts,
             len(held_out),
         )
-    trained = prompts("data", config.data)
+    trained: Rows[Prompt] | RowStream[Prompt]
+    if config.data.streaming:
+        trained = open_stream(
+            config.data,
+            Prompts.of(config.data, tokenizer, max_length=room),
+            seed=config.seed,
+            check=partial(prompt_faults, functions=functions) if functions else None,
+        )
+    else:
+        trained = prompts("data", config.data)
     _check_online_models(config, tokenizer, [trained, *([held_out] if held_out else [])])
     return OnlineData(
         context_tokens=context,
@@ -135,11 +150,11 @@ class SupervisedData(JobData, Generic[T]):
         eval_rows: Held out.
     """
 
-    rows: Sequence[T]
+    rows: TrainedRows[T]
     eval_rows: Sequence[T]
 
     @property
-    def trained_rows(self) -> Sequence[T]:
+    def trained_rows(self) -> TrainedRows[T]:
         """The rows."""
         return self.rows
 
@@ -164,10 +179,10 @@ def load_sft_data(config: SftConfig) -> SftData:
     Raises:
         ConfigError: Unreadable, malformed, empty, or too long for the context.
     """
-    from rlhf_ray.data.sft import load_sft
+    from rlhf_ray.data.sft import Examples
 
     settings, tokenizer_path = _tokenization(config)
-    data = _load(config, load_sft, settings, tokenizer_path)
+    data = _load(config, Examples, settings, tokenizer_path)
     return SftData(
         rows=data.rows,
         eval_rows=data.eval_rows,
@@ -183,15 +198,17 @@ def load_rm_data(config: RmConfig) -> RmData:
     Raises:
         ConfigError: As in `load_sft_data`.
     """
-    from rlhf_ray.data.preferences import best_of, load_answers, load_rankings
+    from rlhf_ray.data.preferences import Rankings, best_of, load_answers
 
     settings, tokenizer_path = _tokenization(config)
-    data = _load(config, load_rankings, settings, tokenizer_path)
+    data = _load(config, Rankings, settings, tokenizer_path)
     num_answers = config.reference_rows
     if config.reference_data.is_named:
         answers = list(load_answers(config.reference_data, **settings).rows[:num_answers])
     else:
-        answers = [best_of(ranking) for ranking in (data.eval_rows or data.rows)[:num_answers]]
+        answers = [
+            best_of(ranking) for ranking in first_of(data.eval_rows or data.rows, num_answers)
+        ]
     return RmData(
         rows=data.rows,
         eval_rows=data.eval_rows,
@@ -207,25 +224,34 @@ def load_dpo_data(config: DpoConfig) -> SupervisedData[Ranking] | SupervisedData
     Raises:
         ConfigError: As in `load_online_data`.
     """
-    from rlhf_ray.data.preferences import load_labelled, load_pairs
+    from rlhf_ray.data.preferences import LabelledAnswers, Pairs
 
     settings, tokenizer_path = _tokenization(config)
     others = {"reference": config.reference} if config.uses_reference_role else {}
     _check_vocabularies(config.policy.model, settings["tokenizer"], others)
     if "kto" in config.loss_type:
-        return _load(config, load_labelled, settings, tokenizer_path)
-    return _load(config, load_pairs, settings, tokenizer_path)
+        return _load(config, LabelledAnswers, settings, tokenizer_path)
+    return _load(config, Pairs, settings, tokenizer_path)
 
 
 def _load(
     config: SupervisedConfig,
-    load: Callable[..., Loaded[T]],
+    kind: type[Tokenization[T]],
     settings: Mapping[str, Any],
     tokenizer_path: str,
 ) -> SupervisedData[T]:
-    held_out = config.eval.data
-    rows = load(config.data, **settings).rows
-    eval_rows = load(held_out, **settings).rows if held_out.is_named else None
+    trained, held_out = (
+        kind.of(data, settings["tokenizer"], max_length=settings["max_length"])
+        for data in (config.data, config.eval.data)
+    )
+    rows: Rows[T] | RowStream[T]
+    if config.data.streaming:
+        rows = open_stream(config.data, trained, seed=config.seed)
+    else:
+        rows = load(config.data, trained, seed=config.seed).rows
+    eval_rows = None
+    if config.eval.data.is_named:
+        eval_rows = load(config.eval.data, held_out, seed=config.seed).rows
     _check_supervised_models(
         config, settings["tokenizer"], [rows, *([eval_rows] if eval_rows else [])]
     )
@@ -283,7 +309,7 @@ def _end_token_ids(
 
 
 def _check_online_models(
-    config: OnlineConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[Rows[Prompt]]
+    config: OnlineConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[AnyRows]
 ) -> None:
     """Whether every role's model takes what the job gives it."""
     from rlhf_ray.models import fit
@@ -303,7 +329,7 @@ def _check_online_models(
 
 
 def _check_supervised_models(
-    config: SupervisedConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[Rows[Any]]
+    config: SupervisedConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[AnyRows]
 ) -> None:
     from rlhf_ray.models import fit
 

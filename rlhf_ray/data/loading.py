@@ -67,22 +67,18 @@ def _tokenize(
     report = RowReport(data=source.path)
     skip = config.on_bad_row == "skip"
     rows = read_rows(source, separator=config.separator)
-    format_, rows = _recognised(rows, source, report, job, skip=skip)
+    format_, rows = recognised(rows, source, report, job, skip=skip)
     work = RowWork(format_name=format_.name, job=job)
     converted = convert(rows, work, num_workers=config.workers)
     what = f"tokenizing {Path(source.path).name}"
     for part in shown(converted, what, count=lambda part: part.num_rows):
-        for error in part.errors:
-            report.leave_out(error, skip=skip)
-        if part.end is not None:
-            raise part.end
-        report.keep(len(part.table), num_truncated=part.num_truncated, num_pieces=part.num_pieces)
+        report.count(part, skip=skip)
         store.add(part.table)
     report.close()
     return report
 
 
-def _recognised(
+def recognised(
     rows: Iterator[Row | RowError],
     source: SourceConfig,
     report: RowReport,

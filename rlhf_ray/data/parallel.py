@@ -14,13 +14,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from typing import Any
-
-import pyarrow as pa
 
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row
+from rlhf_ray.data.report import Converted
 from rlhf_ray.data.tokenization import RowWork
 from rlhf_ray.errors import RunError
 
@@ -31,27 +29,6 @@ _CHUNK_S = 600.0
 _CHUNKS_AHEAD = 4  # a process; bounds the rows held at a time
 
 _work: RowWork[Any]  # of a worker process, for its life
-
-
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What became of some rows that follow one another.
-
-    Attributes:
-        num_rows: How many they were.
-        table: Records of those that are kept.
-        num_truncated: Of these.
-        num_pieces: Of these, how many are pieces of longer texts.
-        errors: What is wrong with the others, in their order.
-        end: What ends the data set here, behind all of these; None where nothing does.
-    """
-
-    num_rows: int
-    table: pa.Table
-    num_truncated: int = 0
-    num_pieces: int = 0
-    errors: list[RowError] = field(default_factory=list)
-    end: DataError | None = None
 
 
 def convert(
@@ -98,7 +75,7 @@ def _in_processes(
         while waiting:
             yield _finished(waiting.popleft())
     except BaseException:  # an interrupt as well, and a reader that wants no more
-        for process in multiprocessing.active_children():
+        for process in [*(pool._processes or {}).values()]:
             process.kill()  # one that hangs would keep this process from ending
         raise
     finally:

@@ -13,7 +13,7 @@ from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer
 from rlhf_ray.data.errors import RowError, UnusableRow
 from rlhf_ray.data.fields import Text
-from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
+from rlhf_ray.data.lengths import keep_last
 from rlhf_ray.data.linked import LinkedRows
 from rlhf_ray.data.loading import load
 from rlhf_ray.data.records import LABELLED, RANKINGS, RecordKind
@@ -47,28 +47,28 @@ def load_rankings(
     Raises:
         DataError: See `load`.
     """
-    return load(config, Rankings(**_settings(config, tokenizer, max_length)), seed=seed)
+    return load(config, Rankings.of(config, tokenizer, max_length=max_length), seed=seed)
 
 
 def load_pairs(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
 ) -> Loaded[Ranking]:
     """The same with every ranking taken apart into all its pairs."""
-    return load(config, Pairs(**_settings(config, tokenizer, max_length)), seed=seed)
+    return load(config, Pairs.of(config, tokenizer, max_length=max_length), seed=seed)
 
 
 def load_labelled(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
 ) -> Loaded[LabelledAnswer]:
     """Answers with a label; of a ranking the best is good and all others are bad."""
-    return load(config, LabelledAnswers(**_settings(config, tokenizer, max_length)), seed=seed)
+    return load(config, LabelledAnswers.of(config, tokenizer, max_length=max_length), seed=seed)
 
 
 def load_answers(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
 ) -> Loaded[Ranking]:
     """The best answer of each row, a ranking of one."""
-    return load(config, Answers(**_settings(config, tokenizer, max_length)), seed=seed)
+    return load(config, Answers.of(config, tokenizer, max_length=max_length), seed=seed)
 
 
 def best_of(ranking: Ranking) -> Ranking:
@@ -159,18 +159,6 @@ class Answers(Tokenization[Ranking]):
             example_id=sample.sample_id, prompt_ids_T=prompt_ids_T, answer_ids_K=answer_ids_K
         )
         return Kept(row=ranking, truncated=truncated)
-
-
-def _settings(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, Any]:
-    limit = LengthLimit(
-        num_tokens=max_length,
-        name="max_length",
-        over_length=config.over_length,
-        longest_token=longest_token(tokenizer),
-    )
-    return {"tokenizer": tokenizer, "chat": config.chat, "limit": limit}
 
 
 def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[IntArray, ...], bool]:

@@ -52,16 +52,7 @@ def load_prompts(
     Raises:
         DataError: See `load`.
     """
-    by_setting = 0 < config.max_prompt_tokens <= context_tokens
-    limit = LengthLimit(
-        num_tokens=config.max_prompt_tokens if by_setting else context_tokens,
-        name="max_prompt_tokens" if by_setting else "the context",
-        over_length=config.over_length,
-        longest_token=longest_token(tokenizer),
-    )
-    job = Prompts(
-        tokenizer=tokenizer, chat=config.chat, limit=limit, prompt_tokens=config.prompt_tokens
-    )
+    job = Prompts.of(config, tokenizer, max_length=context_tokens)
     return load(config, job, seed=seed)
 
 
@@ -76,6 +67,22 @@ class Prompts(Tokenization[Prompt]):
     kind: ClassVar[RecordKind[Prompt]] = PROMPTS
 
     prompt_tokens: int
+
+    @classmethod
+    def of(
+        cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int
+    ) -> Prompts:
+        """With what the context leaves as `max_length`, which `max_prompt_tokens` can lower."""
+        by_setting = 0 < config.max_prompt_tokens <= max_length
+        limit = LengthLimit(
+            num_tokens=config.max_prompt_tokens if by_setting else max_length,
+            name="max_prompt_tokens" if by_setting else "the context",
+            over_length=config.over_length,
+            longest_token=longest_token(tokenizer),
+        )
+        return cls(
+            tokenizer=tokenizer, chat=config.chat, limit=limit, prompt_tokens=config.prompt_tokens
+        )
 
     def tokenize(self, sample: Sample) -> Kept[Prompt]:
         """Token ids of the prompt, and the prompt as reward functions get it."""

@@ -7,12 +7,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import pyarrow as pa
+
 from rlhf_ray.data.errors import DataError, RowError, UnusableRow
 from rlhf_ray.data.rows import Rows
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What became of some rows that follow one another.
+
+    Attributes:
+        num_rows: How many they were.
+        table: Records of those that are kept.
+        num_truncated: Of these.
+        num_pieces: Of these, how many are pieces of longer texts.
+        errors: What is wrong with the others, in their order.
+        end: What ends the data set here, behind all of these; None where nothing does.
+    """
+
+    num_rows: int
+    table: pa.Table
+    num_truncated: int = 0
+    num_pieces: int = 0
+    errors: list[RowError] = field(default_factory=list)
+    end: DataError | None = None
 
 
 @dataclass(kw_only=True)
@@ -50,12 +73,20 @@ class RowReport:
         """For any reason."""
         return sum(reason.count for reason in self.left_out.values())
 
-    def keep(self, num_rows: int, *, num_truncated: int = 0, num_pieces: int = 0) -> None:
-        """Count examples."""
-        self.num_read += num_rows
-        self.num_kept += num_rows
-        self.num_truncated += num_truncated
-        self.num_pieces += num_pieces
+    def count(self, part: Converted, *, skip: bool) -> None:
+        """Count what became of some rows; without `skip` a malformed one is an error.
+
+        Raises:
+            DataError: A row is malformed and not to be skipped, or ends the data set.
+        """
+        for error in part.errors:
+            self.leave_out(error, skip=skip)
+        if part.end is not None:
+            raise part.end
+        self.num_read += len(part.table)
+        self.num_kept += len(part.table)
+        self.num_truncated += part.num_truncated
+        self.num_pieces += part.num_pieces
 
     def leave_out(self, error: RowError, *, skip: bool) -> None:
         """Count what cannot be used; without `skip` a malformed row is an error.
@@ -78,6 +109,10 @@ class RowReport:
         """
         if not self.num_kept:
             raise DataError(f"{self.data}: no row of {self.num_read} is left{self._reasons()}")
+        self.tell(note)
+
+    def tell(self, note: str = "") -> None:
+        """Say in one line what was read so far."""
         counts = f"{self.num_read} rows{note}"
         if self.left_out:
             counts = f"{self.num_read} read{note}, {self.num_kept} kept"

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from rlhf_ray.data.records import RecordKind, digest_of
+from rlhf_ray.data.records import RecordKind
 
 T = TypeVar("T")
 Numbers = npt.NDArray[Any]
@@ -52,7 +52,7 @@ class Rows(Sequence[T], ABC):
     @cached_property
     def digest(self) -> str:
         """Of everything that the rows say, in their order."""
-        return _combined(self.numbers("digest"))
+        return combined(self.numbers("digest"))
 
 
 class StoredRows(Rows[T]):
@@ -148,17 +148,11 @@ class MixedRows(Rows[T], Generic[T]):
     @cached_property
     def digest(self) -> str:
         """With each row's source and turn."""
-        return _combined(self.numbers("digest"), self.source_of, self.taken)
+        return combined(self.numbers("digest"), self.source_of, self.taken)
 
 
-def digest_of_rows(rows: Sequence[Any]) -> str:
-    """The same for records at hand as for `Rows` of them."""
-    if isinstance(rows, Rows):
-        return rows.digest
-    return _combined(np.array([digest_of(row) for row in rows], dtype=np.uint64))
-
-
-def _combined(*numbers: Numbers) -> str:
+def combined(*numbers: Numbers) -> str:
+    """A digest of columns of numbers."""
     digest = hashlib.blake2b(digest_size=16)
     for column in numbers:
         digest.update(np.ascontiguousarray(column).astype("<u8").tobytes())

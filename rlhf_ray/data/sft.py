@@ -20,7 +20,6 @@ from rlhf_ray.data.borders import tokens_behind
 from rlhf_ray.data.chat import apply_template, check_all_there, render
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.fields import Messages
-from rlhf_ray.data.lengths import LengthLimit, longest_token
 from rlhf_ray.data.loading import load
 from rlhf_ray.data.pieces import is_plain_text, pieces, whole_text_tokens
 from rlhf_ray.data.records import EXAMPLES, RecordKind
@@ -58,13 +57,7 @@ def load_sft(
     Raises:
         DataError: See `load`.
     """
-    limit = LengthLimit(
-        num_tokens=max_length,
-        name="max_length",
-        over_length=config.over_length,
-        longest_token=longest_token(tokenizer),
-    )
-    return load(config, Examples(tokenizer=tokenizer, chat=config.chat, limit=limit), seed=seed)
+    return load(config, Examples.of(config, tokenizer, max_length=max_length), seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,13 +34,12 @@ class RowStore:
             kept_in: The folder that the rows shall be kept in: its parent is where they are
                 written, and its name begins the file's. None for rows that are not kept.
         """
-        self.schema, self.file = schema, None
+        self.schema = schema
+        self.file: RowFile | None = None
         self._tables: list[pa.Table] = []
         self._most_bytes: float = _MEMORY_BYTES
         if kept_in is not None:
             self._to_file(kept_in.parent, kept_in.name[:16])
-
-    file: RowFile | None
 
     def __enter__(self) -> RowStore:
         return self

@@ -5,15 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.lengths import LengthLimit
+from rlhf_ray.data.lengths import LengthLimit, longest_token
 from rlhf_ray.data.records import RecordKind
 from rlhf_ray.data.row_formats import ROW_FORMATS, Kind
 from rlhf_ray.data.rows import Rows
 from rlhf_ray.data.samples import Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -49,6 +53,23 @@ class Tokenization(ABC, Generic[T]):
     tokenizer: Any
     chat: bool
     limit: LengthLimit
+
+    @classmethod
+    def of(cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Self:
+        """What the configuration asks for.
+
+        Args:
+            config: Of the data.
+            tokenizer: Of the model that is trained.
+            max_length: Most tokens of a sequence.
+        """
+        limit = LengthLimit(
+            num_tokens=max_length,
+            name="max_length",
+            over_length=config.over_length,
+            longest_token=longest_token(tokenizer),
+        )
+        return cls(tokenizer=tokenizer, chat=config.chat, limit=limit)
 
     def parts(self, sample: Sample) -> Iterator[Sample]:
         """The samples that become one example each.

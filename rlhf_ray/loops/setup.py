@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,8 +15,9 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
+from rlhf_ray.data.feed import TrainedRows, digest_of_rows
 from rlhf_ray.data.job import JobData
-from rlhf_ray.data.rows import digest_of_rows
+from rlhf_ray.data.streaming import RowStream
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.sample_files import SampleFiles
@@ -61,9 +62,10 @@ def prepare(config: C, load: Callable[[C], D]) -> PreparedJob[C, D]:
         ConfigError: The data cannot be used, or the job cannot go on in its folder.
     """
     data = load(config)
-    if isinstance(config, SupervisedConfig):
-        config = config.for_rows(len(data.trained_rows))
-    checkpoint = checkpoint_to_resume(config, data.trained_rows)
+    rows = data.trained_rows
+    if isinstance(config, SupervisedConfig) and not isinstance(rows, RowStream):
+        config = config.for_rows(len(rows))
+    checkpoint = checkpoint_to_resume(config, rows)
     return PreparedJob(config=config, data=data, checkpoint=checkpoint)
 
 
@@ -75,7 +77,7 @@ def changes_since(config: OnlineConfig | SupervisedConfig, dumped: Mapping[str, 
     return _changes(dict(_flat(before)), dict(_flat(now)))
 
 
-def setup_of(config: OnlineConfig | SupervisedConfig, rows: Sequence[Any]) -> dict[str, Any]:
+def setup_of(config: OnlineConfig | SupervisedConfig, rows: TrainedRows[Any]) -> dict[str, Any]:
     """What a checkpoint holds of the job.
 
     Args:
@@ -94,7 +96,7 @@ def setup_of(config: OnlineConfig | SupervisedConfig, rows: Sequence[Any]) -> di
 
 
 def checkpoint_to_resume(
-    config: OnlineConfig | SupervisedConfig, rows: Sequence[Any]
+    config: OnlineConfig | SupervisedConfig, rows: TrainedRows[Any]
 ) -> Checkpoint | None:
     """The newest whole checkpoint of `run_dir` where `resume` is `auto` and there is one.
 

@@ -14,6 +14,7 @@ from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.model_kind import Kind, kind_fault, quantization_fault, token_id_faults
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.rows import Rows
+from rlhf_ray.data.streaming import RowStream
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.limits import most_tokens, read_config
 from rlhf_ray.types import Prompt
@@ -55,7 +56,7 @@ def check_tokens(
     key: str,
     model: ModelConfig,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Rows[Any] | None = None,
+    rows: Rows[Any] | RowStream[Any] | None = None,
 ) -> None:
     """Refuse a tokenizer that gives a model tokens which it has no embedding of.
 
@@ -65,7 +66,7 @@ def check_tokens(
         key: Where the configuration names the model.
         model: The model.
         tokenizer: Whose tokens the job gives it.
-        rows: The job's, tokenized.
+        rows: The job's, tokenized; of a stream they are looked at as they come.
 
     Raises:
         ConfigError: Names the token.
@@ -75,7 +76,9 @@ def check_tokens(
     used["vocabulary"] = max(
         (index for index in _own_ids(tokenizer) if index >= num_rows), default=None
     )
-    if rows is not None:
+    if isinstance(rows, RowStream):
+        rows.refuse_tokens_from(num_rows)
+    elif rows is not None:
         largest_ids = rows.numbers("largest_id")
         at = int(largest_ids.argmax())
         if largest_ids[at] >= num_rows:
@@ -141,8 +144,13 @@ def check_scorer(reward: RewardModelConfig, longest: int) -> None:
         )
 
 
-def longest_sequence(rows: Rows[Any]) -> int:
-    """Tokens of the longest sequence of tokenized rows; of a ranking, of a prompt and an answer."""
+def longest_sequence(rows: Rows[Any] | RowStream[Any]) -> int:
+    """Tokens of the longest sequence of tokenized rows; of a ranking, of a prompt and an answer.
+
+    Of a stream, as many as it may have.
+    """
+    if isinstance(rows, RowStream):
+        return rows.longest
     return int(rows.numbers("length").max())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rlhf_ray.config.references import says
@@ -44,16 +44,15 @@ def usable_prompts(
     Raises:
         ConfigError: A function finds something wrong with a row, or with all of them.
     """
+    if not functions:
+        return prompts
     faults: dict[int, str] = {}
-    names = sorted({name for prompt in prompts for name in prompt.columns}) if functions else []
-    for start in range(0, len(prompts), _CHECKED_ROWS) if functions else ():
+    names = {name for prompt in prompts for name in prompt.columns}
+    for start in range(0, len(prompts), _CHECKED_ROWS):
         checked = list(prompts[start : start + _CHECKED_ROWS])
-        columns = _columns(checked, names)
-        for function in functions:
-            for row, fault in enumerate(function.check_rows(columns)):
-                if fault is not None:
-                    found = f"{checked[row].prompt_id}: {function.name}: {fault}"
-                    faults.setdefault(start + row, found)
+        for row, fault in enumerate(prompt_faults(checked, functions, names)):
+            if fault is not None:
+                faults[start + row] = f"{checked[row].prompt_id}: {fault}"
     if not faults:
         return prompts
     first = "; ".join(list(faults.values())[:_SHOWN])
@@ -64,8 +63,29 @@ def usable_prompts(
     return SelectedRows(prompts, [row for row in range(len(prompts)) if row not in faults])
 
 
-def _columns(prompts: Sequence[Prompt], names: Sequence[str]) -> dict[str, list[Any]]:
+def prompt_faults(
+    prompts: Sequence[Prompt],
+    functions: Sequence[RewardFunction],
+    names: Collection[str] = (),
+) -> list[str | None]:
+    """What the first function says that finds something wrong with a prompt; None where none does.
+
+    Args:
+        prompts: With their columns.
+        functions: With checks or without.
+        names: Of all columns, where others of the data set have more of them.
+
+    Raises:
+        ConfigError: A function finds something wrong with all of them.
+    """
+    named = sorted({*names, *(name for prompt in prompts for name in prompt.columns)})
     columns: dict[str, list[Any]] = {
-        name: [prompt.columns.get(name) for prompt in prompts] for name in names
+        name: [prompt.columns.get(name) for prompt in prompts] for name in named
     }
-    return {**columns, "prompts": [prompt.text for prompt in prompts]}
+    columns["prompts"] = [prompt.text for prompt in prompts]
+    faults: list[str | None] = [None] * len(prompts)
+    for function in functions:
+        for row, fault in enumerate(function.check_rows(columns)):
+            if fault is not None and faults[row] is None:
+                faults[row] = f"{function.name}: {fault}"
+    return faults

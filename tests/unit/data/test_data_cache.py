@@ -26,10 +26,10 @@ import pytest
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data import cache, file_digests, store
 from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.feed import digest_of_rows
 from rlhf_ray.data.preferences import load_labelled, load_pairs
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.row_file import RowFile
-from rlhf_ray.data.rows import digest_of_rows
 from rlhf_ray.data.sft import load_sft
 from rlhf_ray.types import SftExample
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from fakes import Company, make_config, make_prompts, resolve
 
+from rlhf_ray.data.feed import OrderedFeed
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.clock import StepClock
@@ -30,7 +31,7 @@ def collector(tmp_path, scoring, *, settings=None, **algorithm):
     company = Company(config, scoring)
     order = ResumableOrder(10, seed=0, shuffle=False)
     return (
-        Collector(config, make_prompts(10), order, engine=company, reward=company),
+        Collector(config, OrderedFeed(make_prompts(10), order), engine=company, reward=company),
         company,
         order,
     )
@@ -148,7 +149,7 @@ async def test_a_prompt_that_is_drawn_again_in_a_step_is_judged_by_itself(tmp_pa
     )
     company = Company(config, lambda prompt_id, sample: sample * (prompt_id == "p1"))
     order = ResumableOrder(2, seed=0, shuffle=False)
-    draws = Collector(config, make_prompts(2), order, engine=company, reward=company)
+    draws = Collector(config, OrderedFeed(make_prompts(2), order), engine=company, reward=company)
     collected = await draws.collect(1, StepClock())
     # Draws 0 to 3, then 4 and 5 for 0 and 2, then 6 for 4.
     rollouts = resolve(collected.batch)
