@@ -101,9 +101,11 @@ class SourceStream(Generic[T]):
         self._go_to(0, 0, 0)
 
     @property
-    def number_of_pass(self) -> int:
-        """From 0."""
-        return self._block.number_of_pass
+    def num_passes(self) -> int:
+        """Those that are over, as far as that is known before more is read."""
+        block = self._block
+        is_last = block.is_whole and block.end_row is None
+        return block.number_of_pass + (is_last and self._taken == block.num_examples)
 
     def take(self) -> T:
         """The next example.
@@ -208,7 +210,7 @@ class RowStream(Generic[T]):
     @property
     def epochs(self) -> float:
         """Passes that every source has completed."""
-        return float(min(source.number_of_pass for source in self.sources))
+        return float(min(source.num_passes for source in self.sources))
 
     def take(self, num_rows: int) -> list[T]:
         """The next examples.

@@ -150,7 +150,7 @@ class SupervisedLoop:
             return {}
         with StepClock().phase("evaluate") as timed:
             if self._prepared_eval_rows is None:
-                self._prepared_eval_rows = await self.prepare(self.eval_rows)
+                self._prepared_eval_rows = await self.prepare(list(self.eval_rows))
             evaluated = await self.role.evaluate(self._prepared_eval_rows)
             if self.show is not None:
                 for table in await self.show(step, self.eval_rows, evaluated):

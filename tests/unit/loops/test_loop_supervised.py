@@ -220,7 +220,7 @@ async def test_a_stream_is_resumed_behind_the_last_batch_that_was_trained(tmp_pa
 
     whole, first, rest, recorder = FakePolicy(), FakePolicy(), FakePolicy(), Recorder()
     await looping(whole, tmp_path / "whole", 5, recorder).run(None)
-    assert recorder.steps[5]["data/epoch"] == 1.0
+    assert recorder.steps[5]["data/epoch"] == 2.0
     taken = Counter(example for batch in whole.batches for example in batch)
     assert set(taken.values()) == {2}
     await looping(first, tmp_path / "cut", last).run(None)
