@@ -47,7 +47,11 @@ class Row:
 
 
 def read_rows(
-    source: SourceConfig, *, separator: str = "<|endoftext|>"
+    source: SourceConfig,
+    *,
+    separator: str = "<|endoftext|>",
+    start: int = 0,
+    streaming: bool = False,
 ) -> Iterator[Row | RowError]:
     """Read a data set row by row, what is wrong with a row in its place.
 
@@ -58,20 +62,25 @@ def read_rows(
     Args:
         source: Where the rows are, and which of them are wanted.
         separator: Between two texts of a `.txt` file; the space around a text is not part of it.
+        start: Of the rows wanted, how many are passed over: they were read before.
+        streaming: Whether rows of the hub come over the network, and are not kept on this machine.
 
     Raises:
         DataError: Nothing there, or nothing in it.
     """
+    located: Iterator[tuple[int, Located]]
     if (local := local_path(source.path)) is not None:
         name = local.name.split(".")[0] if local.is_file() else local.resolve().name
-        located = _local_rows(local, source.split, separator)
+        located = itertools.islice(
+            _local_rows(local, source.split, separator), source.skip + start, None
+        )
     else:
         name = f"{source.path}/{source.split}"
-        located = enumerate(_hub_rows(source))
+        located = _hub_rows(source, source.skip + start, streaming=streaming)
 
-    stop = source.skip + source.limit if source.limit else None
-    empty = True
-    for number, (where, columns) in itertools.islice(located, source.skip, stop):
+    num_rows = max(0, source.limit - start) if source.limit else None
+    empty = not start
+    for number, (where, columns) in itertools.islice(located, num_rows):
         empty = False
         if isinstance(columns, RowError):
             yield columns
@@ -119,8 +128,8 @@ def data_files(path: Path) -> list[Path]:
     return files
 
 
-def hub_dataset(source: SourceConfig) -> Any:
-    """The split of a data set on the hub, as `datasets` keeps it.
+def hub_dataset(source: SourceConfig, *, streaming: bool = False) -> Any:
+    """The split of a data set on the hub, as `datasets` keeps it, or as it streams it.
 
     Raises:
         DataError: The hub has no such thing, or does not answer.
@@ -130,7 +139,8 @@ def hub_dataset(source: SourceConfig) -> Any:
     named = references.hub_dataset(source.path)
     assert named is not None
     try:
-        return datasets.load_dataset(*named, split=source.split)
+        options = {"streaming": True} if streaming else {}
+        return datasets.load_dataset(*named, split=source.split, **options)
     # The hub's client raises many unrelated types; whichever it is, the user has one question.
     except Exception as error:
         raise DataError(
@@ -139,9 +149,14 @@ def hub_dataset(source: SourceConfig) -> Any:
         ) from error
 
 
-def _hub_rows(source: SourceConfig) -> Iterator[Located]:
-    for number, columns in enumerate(hub_dataset(source)):
-        yield f"{source.path}/{source.split} row {number}", dict(columns)
+def _hub_rows(
+    source: SourceConfig, first: int, *, streaming: bool
+) -> Iterator[tuple[int, Located]]:
+    dataset = hub_dataset(source, streaming=streaming)
+    # A stream passes over whole files where it can.
+    rows = dataset.skip(first) if streaming else itertools.islice(dataset, first, None)
+    for number, columns in enumerate(rows, start=first):
+        yield number, (f"{source.path}/{source.split} row {number}", dict(columns))
 
 
 def _local_rows(path: Path, split: str, separator: str) -> Iterator[tuple[int, Located]]:

@@ -13,9 +13,11 @@ from rlhf_ray.data.fields import Text
 from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
 from rlhf_ray.data.loading import load
 from rlhf_ray.data.reasoning import opens_reasoning
+from rlhf_ray.data.records import PROMPTS, RecordKind
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_formats import Kind
 from rlhf_ray.data.samples import Sample, as_chat, num_characters, prompt_of
+from rlhf_ray.data.shortening import beginning, ending
 from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.types import Prompt
 
@@ -50,16 +52,7 @@ def load_prompts(
     Raises:
         DataError: See `load`.
     """
-    by_setting = 0 < config.max_prompt_tokens <= context_tokens
-    limit = LengthLimit(
-        num_tokens=config.max_prompt_tokens if by_setting else context_tokens,
-        name="max_prompt_tokens" if by_setting else "the context",
-        over_length=config.over_length,
-        longest_token=longest_token(tokenizer),
-    )
-    job = Prompts(
-        tokenizer=tokenizer, chat=config.chat, limit=limit, prompt_tokens=config.prompt_tokens
-    )
+    job = Prompts.of(config, tokenizer, max_length=context_tokens)
     return load(config, job, seed=seed)
 
 
@@ -71,9 +64,25 @@ class Prompts(Tokenization[Prompt]):
     kinds: ClassVar[frozenset[Kind]] = frozenset(
         {"prompts", "texts", "examples", "labels", "preferences"}
     )
-    id_field: ClassVar[str] = "prompt_id"
+    kind: ClassVar[RecordKind[Prompt]] = PROMPTS
 
     prompt_tokens: int
+
+    @classmethod
+    def of(
+        cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int
+    ) -> Prompts:
+        """With what the context leaves as `max_length`, which `max_prompt_tokens` can lower."""
+        by_setting = 0 < config.max_prompt_tokens <= max_length
+        limit = LengthLimit(
+            num_tokens=config.max_prompt_tokens if by_setting else max_length,
+            name="max_prompt_tokens" if by_setting else "the context",
+            over_length=config.over_length,
+            longest_token=longest_token(tokenizer),
+        )
+        return cls(
+            tokenizer=tokenizer, chat=config.chat, limit=limit, prompt_tokens=config.prompt_tokens
+        )
 
     def tokenize(self, sample: Sample) -> Kept[Prompt]:
         """Token ids of the prompt, and the prompt as reward functions get it."""
@@ -103,10 +112,13 @@ class Prompts(Tokenization[Prompt]):
                 return token_ids_T, text
         self.limit.check_text(num_characters(text), sample.where)
         shown = as_chat(text, "user") if self.chat else text
+        if self.limit.truncates:
+            shown = ending(shown, self.limit.num_tokens, self.tokenizer)
         return tokenize_prompt(self.tokenizer, shown, where=sample.where), text
 
     def _cut(self, text: str) -> tuple[str, list[int]]:
         """A text's beginning and its tokens; in a chat it is the template that begins."""
+        text = str(beginning(text, self.prompt_tokens, self.tokenizer))
         tokenize = written_tokens if self.chat else text_tokens
         token_ids_T = tokenize(self.tokenizer, text)
         if len(token_ids_T) <= self.prompt_tokens:

@@ -18,6 +18,11 @@ _TAG = re.compile(r"<(/?)(?:think|thinking|reasoning)>")
 _TAIL_TOKENS = 16
 
 
+def has_tags(text: str, start: int, stop: int) -> bool:
+    """Whether a block of reasoning begins or ends between two places of a text."""
+    return _TAG.search(text, start, stop) is not None
+
+
 def behind_reasoning(text: str, *, is_opened: bool = False) -> str:
     """What a text says after its last block of reasoning; nothing where that is not closed.
 

@@ -1,28 +1,32 @@
 """From rows to SFT examples: token ids, and which of them are trained.
 
 A completion is trained, all assistant's turns of a chat, the best answer of a preference, or the
-whole of a text. The first token of a sequence is never trained: nothing predicts it.
+whole of a text, a long one in pieces. The first token of a sequence is never trained: nothing
+predicts it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data.answers import tokenize_answer, with_end
-from rlhf_ray.data.borders import text_tokens, tokens_behind
+from rlhf_ray.data.answers import tokenize_answer
+from rlhf_ray.data.borders import tokens_behind
 from rlhf_ray.data.chat import apply_template, check_all_there, render
-from rlhf_ray.data.errors import DataError, RowError, UnusableRow
+from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.fields import Messages
-from rlhf_ray.data.lengths import LengthLimit, longest_token
 from rlhf_ray.data.loading import load
+from rlhf_ray.data.pieces import is_plain_text, pieces, whole_text_tokens
+from rlhf_ray.data.records import EXAMPLES, RecordKind
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_formats import Kind
 from rlhf_ray.data.samples import Sample, as_chat, best_answer
+from rlhf_ray.data.shortening import beginning_of_sample
 from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.data.turn_end import checked_turn_end, turn_end
 from rlhf_ray.types import SftExample
@@ -41,7 +45,8 @@ def load_sft(
     Completions and texts get the tokenizer's end token; a chat ends as its template writes it. With
     `chat`, string prompts and completions go through the template as turns of user and assistant.
     An answer that was cut off gets no end.
-    A truncated example keeps its *first* tokens, and is left out if none of them is trained.
+    A truncated example keeps its *first* tokens, and is left out if none of them is trained. A
+    plain text is cut into pieces instead, unless `over_length` says what else becomes of it.
 
     Args:
         config: Where the rows are and what becomes of them.
@@ -52,13 +57,7 @@ def load_sft(
     Raises:
         DataError: See `load`.
     """
-    limit = LengthLimit(
-        num_tokens=max_length,
-        name="max_length",
-        over_length=config.over_length,
-        longest_token=longest_token(tokenizer),
-    )
-    return load(config, Examples(tokenizer=tokenizer, chat=config.chat, limit=limit), seed=seed)
+    return load(config, Examples.of(config, tokenizer, max_length=max_length), seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +66,20 @@ class Examples(Tokenization[SftExample]):
 
     what: ClassVar[str] = "examples"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"examples", "texts", "preferences"})
+    kind: ClassVar[RecordKind[SftExample]] = EXAMPLES
+
+    def examples(self, sample: Sample) -> Iterator[Kept[SftExample]]:
+        """A plain text in pieces where that is the setting, anything else as one example."""
+        if self.limit.over_length in ("auto", "split") and is_plain_text(sample):
+            yield from pieces(sample, self.limit.num_tokens, self.tokenizer)
+        else:
+            yield self.tokenize(sample)
 
     def tokenize(self, sample: Sample) -> Kept[SftExample]:
         """Token ids, and what of them is trained."""
         self.limit.check_text(sample.num_characters, sample.where)
+        if self.limit.truncates:
+            sample = beginning_of_sample(sample, self.limit.num_tokens, self.tokenizer)
         token_ids_T, trained_T = self._tokens(sample)
         trained_T[:1] = [False] * len(trained_T[:1])
         if not any(trained_T):
@@ -91,9 +100,7 @@ class Examples(Tokenization[SftExample]):
             [whole] = sample.answers_K
             if not isinstance(whole, str):
                 return _tokenize_chat(whole, 0, sample.where, self.tokenizer)
-            if not whole.strip():
-                raise UnusableRow(sample.where, "empty text")
-            token_ids_T = with_end(self.tokenizer, text_tokens(self.tokenizer, whole))
+            token_ids_T = whole_text_tokens(whole, self.tokenizer, sample.where).tolist()
             return token_ids_T, [True] * len(token_ids_T)
         prompt, answer = best_answer(sample)
         if not isinstance(answer, str) and len(answer) > 1:

@@ -169,7 +169,7 @@ def test_an_example_over_the_limit_is_dropped_or_an_error(
 ) -> None:
     rows = [{"text": "abc"}, {"text": "abcd"}]
     with pytest.raises(DataError, match=r"train\.jsonl:2: 5 tokens, but max_length allows 4"):
-        load(tmp_path, rows, make_tokenizer(), 4)
+        load(tmp_path, rows, make_tokenizer(), 4, over_length="error")
     examples = load(tmp_path, rows, make_tokenizer(), 4, over_length="drop")
     assert [example.example_id for example in examples] == ["train:0"]
     with pytest.raises(DataError, match="no row of 2 is left; left out: 2 too long"):
