@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer
+from rlhf_ray.data.chat import template_options
 from rlhf_ray.data.errors import RowError, UnusableRow
 from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
 from rlhf_ray.data.loading import load
@@ -179,6 +180,8 @@ def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[Int
     assert sample.prompt is not None
     job.limit.check_text(sample.num_characters, sample.where)
     prompt = as_chat(sample.prompt, "user") if job.chat else sample.prompt
+    is_chat = any(not isinstance(text, str) for text in (prompt, *sample.answers_K))
+    options = template_options(sample.columns, sample.where) if is_chat else {}
     truncated_K = sample.truncated_K or (None,) * len(sample.answers_K)
     tokenized_K = [
         tokenize_answer(
@@ -187,6 +190,7 @@ def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[Int
             answer,
             is_ended=not truncated,
             is_sampled=truncated is not None,
+            options=options,
             where=sample.where,
         )
         for answer, truncated in zip(sample.answers_K, truncated_K, strict=True)

@@ -12,6 +12,7 @@ import torch
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.answers import tokenize_answer, tokenize_sampled
+from rlhf_ray.data.chat import template_options
 from rlhf_ray.data.samples import as_chat
 from rlhf_ray.data.tokenizer import load_tokenizer, vocabulary_digest
 from rlhf_ray.errors import ConfigError
@@ -105,6 +106,8 @@ class RewardScorer:
         text, where = rollout.prompt.text, rollout.prompt.prompt_id
         prompt = as_chat(text, "user") if self.config.chat else text
         is_ended = rollout.finish_reason == "stop"
+        is_chat = not isinstance(prompt, str)
+        options = template_options(rollout.prompt.columns, where) if is_chat else {}
         if self.keeps_tokens:
             prompt_ids, answer_ids = tokenize_sampled(
                 self.tokenizer,
@@ -112,6 +115,7 @@ class RewardScorer:
                 rollout.response_ids_T.tolist(),
                 end_ids=self.end_ids,
                 is_ended=is_ended,
+                options=options,
                 where=where,
             )
         else:
@@ -122,6 +126,7 @@ class RewardScorer:
                 is_ended=is_ended,
                 is_sampled=True,
                 is_foreign=True,
+                options=options,
                 where=where,
             )
         return np.array([*prompt_ids, *answer_ids], dtype=np.int32)
