@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.data.errors import DataError, RowError, short
 from rlhf_ray.data.messages import Messages, json_value
-from rlhf_ray.data.tool_calls import adapted
+from rlhf_ray.data.tool_calls import adapted, shows_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,6 +77,12 @@ class ChatTemplate:
                 "text or a file"
             )
         shown = adapted(tokenizer, messages, self.where)
+        if "tools" in self.options and not shows_tools(tokenizer, str(tokenizer.chat_template)):
+            detail = (
+                "set a chat_template that has, or write them into the system's text and leave the "
+                "column 'tools' empty"
+            )
+            raise RowError(self.where, "the chat template has no place for tools", detail)
         try:
             return tokenizer.apply_chat_template(shown, **self.options, **how)
         except (jinja2.TemplateError, TypeError, ValueError) as error:

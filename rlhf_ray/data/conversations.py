@@ -50,19 +50,21 @@ def with_system(row: Row, chat: Messages) -> Messages:
 def read_prompt_column(row: Row) -> Text:
     """The column `prompt`: text, or a chat where anything in the row is one.
 
-    Where a conversation stands beside a text, the prompt is that conversation up to the text.
+    Where a conversation stands beside it that holds it, it is that conversation up to there.
 
     Raises:
         RowError: It is neither, or the systems of prompt and row differ.
     """
     prompt = fields.text(row, "prompt")
-    if isinstance(prompt, str):
-        whole = _conversation(row)
-        if whole and (num_asked := _num_asked(prompt, whole)):
-            return with_system(row, whole[:num_asked])
-        if not whole and not system_turn(row) and not _has_tools(row):
-            return prompt
-    return with_system(row, as_chat(prompt, "user"))
+    whole = _conversation(row)
+    if isinstance(prompt, str) and not (whole or system_turn(row) or _has_tools(row)):
+        return prompt
+    chat = as_chat(prompt, "user")
+    if num_held := _num_held(chat, whole):
+        begin = len(whole) - len(_without_system(whole))
+        lead = _joined_systems(row, chat[: len(chat) - len(_without_system(chat))], whole[:begin])
+        chat = [*lead, *whole[begin : begin + num_held]]
+    return with_system(row, chat)
 
 
 def split(row: Row, prompt: Messages, conversation: Messages) -> tuple[Messages, Messages]:
@@ -76,11 +78,8 @@ def split(row: Row, prompt: Messages, conversation: Messages) -> tuple[Messages,
     lead = _joined_systems(row, prompt[: len(prompt) - len(asked)], conversation[:begin])
     if not said:
         return [*lead, *asked], []
-    if _alike(asked, said[: len(asked)]):
-        num_asked = len(asked) or _num_before_answer(said)
-        return [*lead, *said[:num_asked]], said[num_asked:]
-    if len(asked) == 1 and (num_asked := _num_asked(asked[0]["content"], said)):
-        return [*lead, *said[:num_asked]], said[num_asked:]
+    if num_held := _num_held(prompt, conversation):
+        return [*lead, *said[:num_held]], said[num_held:]
     num_again = _num_before_answer(said)
     if _alike(asked[-num_again:], said[:num_again]):
         return [*lead, *asked], said[num_again:]
@@ -135,16 +134,15 @@ def _alike(one: Messages, other: Messages) -> bool:
     ]
 
 
-def _num_asked(prompt: str, chat: Messages) -> int:
-    """Messages up to the first of a user that says just this; 0 where none does."""
-    return next(
-        (
-            index + 1
-            for index, turn in enumerate(chat)
-            if turn["role"] == "user" and turn["content"].strip() == prompt.strip()
-        ),
-        0,
-    )
+def _num_held(prompt: Messages, conversation: Messages) -> int:
+    """Messages behind the system's up to the end of a prompt; 0 where it is not among them."""
+    asked, said = _without_system(prompt), _without_system(conversation)
+    if not said or said[0]["role"] == "assistant":
+        return 0
+    if _alike(asked, said[: len(asked)]):
+        return len(asked) or _num_before_answer(said)
+    ends = (index + 1 for index, turn in enumerate(said) if _alike(asked, [turn]))
+    return next(ends, 0)
 
 
 def _num_before_answer(chat: Messages) -> int:

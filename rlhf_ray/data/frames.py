@@ -72,7 +72,7 @@ def frame_of(template: ChatTemplate, chat: Messages, prompt: Messages) -> Frame:
         context=before[len(shown) :],
         lead="" if continues or not turn.startswith(before) else turn[len(before) :],
         text=str(last["content"])[len(begun) :],
-        end=behind if end is None else behind.removesuffix(end.rest),
+        end=behind if end is None else end.of(behind),
     )
 
 
@@ -97,9 +97,7 @@ def _continued(template: ChatTemplate, prompt: Messages, answer: Messages) -> tu
     if not whole.startswith(shown):
         raise _changed(template.where)
     said = whole[len(shown) :]
-    if end is not None and said.endswith(end.text + end.rest):
-        said = said[: len(said) - len(end.rest)]
-    return shown, said
+    return shown, said if end is None else end.of(said)
 
 
 def _changed(where: str) -> DataError:

@@ -119,7 +119,7 @@ def parse_message(message: Any, where: str, place: str) -> dict[str, Any]:
     said = message.get("content", message.get("value"))
     if role == "tool" and not isinstance(said, str) and not _is_parts(said):
         said = None if said is None else json.dumps(said, ensure_ascii=False)
-    content, calls, reasoning = _parts(said, where, f"{place} ({role})")
+    content, calls, reasoning = _parts(None if said == [] else said, where, f"{place} ({role})")
     calls += _listed(message.get("tool_calls"), where, place)
     calls += _listed(message.get("function_call"), where, place)
     if named in _CALLING and not calls:

@@ -179,6 +179,9 @@ def _marked(template: ChatTemplate, chat: Messages) -> tuple[list[int], list[boo
     tokenizer = template.tokenizer
     end = checked_turn_end(tokenizer)
     _check_fast(tokenizer, template.where)
+    if end is not None and not end.is_written:
+        detail = f"{template.where}: the chat template marks answers and writes no end behind them"
+        raise DataError(f"{detail}: put {{{{ eos_token }}}} before {{% endgeneration %}}")
     marked = template.apply(chat, return_dict=True, return_assistant_tokens_mask=True)
     token_ids_T = marked["input_ids"]
     trained_T = [bool(mark) for mark in marked["assistant_masks"]]

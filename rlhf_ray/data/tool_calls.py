@@ -58,7 +58,7 @@ class CallForm:
 _FORMS = [
     CallForm(content=content, has_content=has_content, as_text=as_text)
     for (content, has_content), as_text in itertools.product(
-        [(None, True), ("", True), (None, False)], [False, True]
+        [("", True), (None, True), (None, False)], [False, True]
     )
 ]
 
@@ -86,6 +86,29 @@ def adapted(
             message = form.of(message)
         shown.append(message)
     return shown
+
+
+@functools.lru_cache(maxsize=16)
+def shows_tools(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a template tells of the tools that stand beside a chat.
+
+    Args:
+        tokenizer: Whose template it is.
+        template: Its text; both are the key under which the answer is kept.
+    """
+    import jinja2
+
+    schema = {"type": "object", "properties": {}}
+    probe = {"name": PLACEHOLDER, "description": "Probes.", "parameters": schema}
+    chat = [{"role": "user", "content": "Why?"}]
+    tools: list[Any] = [{"type": "function", "function": probe}]
+    try:
+        shown = tokenizer.apply_chat_template(
+            chat, tools=tools, tokenize=False, add_generation_prompt=True
+        )
+    except (jinja2.TemplateError, TypeError, ValueError):
+        return True  # the row's own chat will say what is wrong
+    return PLACEHOLDER in str(shown)
 
 
 @functools.lru_cache(maxsize=16)

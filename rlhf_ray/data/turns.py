@@ -19,10 +19,9 @@ from rlhf_ray.data.messages import Messages
 from rlhf_ray.data.reasoning import ends_open, reasoning_of, within_block
 from rlhf_ray.data.turn_end import PLACEHOLDER, checked_turn_end
 
+_TAG = "(?:think|thinking|reasoning)"
 # Reasoning that is closed at once, or was opened elsewhere.
-_EMPTY_BLOCK = re.compile(
-    r"(?:<(?:think|thinking|reasoning)>\s*)?</(?:think|thinking|reasoning)>\s*$"
-)
+_EMPTY_BLOCK = re.compile(rf"(?:<{_TAG}>\s*)?</{_TAG}>\s*$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +88,8 @@ def _turn(
     )
     if said is None:
         raise _not_there(template, opened, index)
-    said = _to_the_end(template, said)
+    end = checked_turn_end(template.tokenizer)
+    said = said if end is None else end.of(said)
     _check_ended(template, said, index)
     _check_reasoning(template, said, turn, index)
     return opened, said
@@ -142,14 +142,6 @@ def _behind_generation_prompt(
     return said + end
 
 
-def _to_the_end(template: ChatTemplate, said: str) -> str:
-    """A turn without what the template writes behind its end."""
-    end = checked_turn_end(template.tokenizer)
-    if end is not None and said.endswith(end.text + end.rest):
-        return said[: len(said) - len(end.rest)]
-    return said
-
-
 def _check_ended(template: ChatTemplate, said: str, index: int) -> None:
     """Refuse a turn without an end token where the template has one: it would never end."""
     end = checked_turn_end(template.tokenizer)
@@ -166,9 +158,10 @@ def _check_reasoning(template: ChatTemplate, said: str, turn: dict[str, Any], in
     """Refuse a turn that is rendered without its reasoning: it would not be trained."""
     thought = "".join((turn.get("reasoning_content") or reasoning_of(turn["content"])).split())
     if thought not in "".join(said.split()):
+        within = "write it into `content` as <think>...</think>, " * ("reasoning_content" in turn)
         detail = (
-            f"that of message {index}: write it into `content` as <think>...</think>, take it "
-            "away, or set another chat_template"
+            f"that of message {index}: {within}take it away, set another chat_template, or have "
+            "this one show it (a column chat_template_kwargs: {enable_thinking: true})"
         )
         raise RowError(template.where, "the chat template leaves out the reasoning", detail)
 
