@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.data.errors import DataError, RowError, short
-from rlhf_ray.data.messages import Messages, json_value
+from rlhf_ray.data.messages import Messages, json_value, without_nulls
 from rlhf_ray.data.tool_calls import adapted, shows_tools
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def tool_schemas(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]
         RowError: The column holds anything but JSON schemas.
     """
     tools = columns.get("tools") or []
+    is_text = isinstance(tools, str) or all(isinstance(tool, str) for tool in tools)
     if isinstance(tools, str):
         tools = json_value(tools, where, "column 'tools'", "a list of JSON schemas")
     tools = [json_value(t, where, "'tools'", "schemas") if isinstance(t, str) else t for t in tools]
@@ -134,7 +135,7 @@ def tool_schemas(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]
         raise RowError(where, "wrong type", detail)
     return [
         tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool}
-        for tool in tools
+        for tool in (tools if is_text else without_nulls(tools))
     ]
 
 

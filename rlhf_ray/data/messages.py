@@ -198,11 +198,23 @@ def _call(call: Any, where: str, place: str) -> dict[str, Any]:
         arguments = json_value(
             arguments or "{}", where, f"`arguments` of a tool call of {place}", "an object"
         )
+    else:
+        arguments = without_nulls(arguments)
     if not isinstance(arguments, dict | None):
         raise RowError(where, "wrong type", f"{wanted}, these an object, got {short(arguments)}")
     named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     said = {"name": function["name"], "arguments": arguments or {}}
     return {**named, "type": "function", "function": said}
+
+
+def without_nulls(value: Any) -> Any:
+    """A value without keys that hold nothing: Arrow gives every object of a column the same keys.
+
+    A null that is meant survives in JSON text alone.
+    """
+    if isinstance(value, dict):
+        return {key: without_nulls(held) for key, held in value.items() if held is not None}
+    return [without_nulls(held) for held in value] if isinstance(value, list) else value
 
 
 def _is_trained(message: Mapping[str, Any], role: str, where: str, place: str) -> bool:

@@ -17,7 +17,15 @@ from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
 from rlhf_ray.data.loading import load
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_formats import Kind
-from rlhf_ray.data.samples import Sample, as_chat, best_answer, labelled, pairs, ranked
+from rlhf_ray.data.samples import (
+    Sample,
+    as_chat,
+    best_answer,
+    labelled,
+    of_assistant_alone,
+    pairs,
+    ranked,
+)
 from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.types import IntArray, LabelledAnswer, Ranking
 
@@ -97,13 +105,13 @@ class Rankings(Tokenization[Ranking]):
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(Rankings):
-    """Rankings of two: a longer one gives all its pairs."""
+    """Rankings of two: a longer one gives all its pairs. All tokens of an answer are trained."""
 
     what: ClassVar[str] = "pairs"
 
     def parts(self, sample: Sample) -> Iterator[Sample]:
         """Every pair of answers, the better first."""
-        return pairs(sample)
+        return pairs(of_assistant_alone(sample))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +123,7 @@ class LabelledAnswers(Tokenization[LabelledAnswer]):
 
     def parts(self, sample: Sample) -> Iterator[Sample]:
         """Every answer with its label."""
-        return labelled(sample)
+        return labelled(of_assistant_alone(sample))
 
     def tokenize(self, sample: Sample) -> Kept[LabelledAnswer]:
         """Token ids of prompt and answer; the answer to another prompt comes by `link`."""

@@ -110,6 +110,23 @@ def pairs(sample: Sample) -> Iterator[Sample]:
         )
 
 
+def of_assistant_alone(sample: Sample) -> Sample:
+    """The same sample, if nobody but the assistant speaks in its answers.
+
+    Raises:
+        RowError: Somebody does, and every token of an answer would be trained.
+    """
+    for answer in sample.answers_K:
+        others = [] if isinstance(answer, str) else [t["role"] for t in answer]
+        if other := next((role for role in others if role != "assistant"), ""):
+            detail = (
+                f"one has a turn of the {other}'s, whose tokens would be trained as the "
+                "assistant's: let the chats part at their last turn"
+            )
+            raise RowError(sample.where, "answers that others speak in", detail)
+    return sample
+
+
 def labelled(sample: Sample) -> Iterator[Sample]:
     """Answers with a label: their own, or the best of a ranking as good and the others as bad.
 

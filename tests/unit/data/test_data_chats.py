@@ -473,3 +473,38 @@ def test_a_turn_that_a_template_does_not_end_is_refused(tmp_path: Path, tokenize
     )
     words = refusal(tmp_path, tokenizer, {"messages": [USER, CALL, RESULT, ANSWER]})
     assert words.startswith("the chat template does not end this turn: message 1 ends with")
+
+
+def test_what_arrow_fills_in_is_left_out_again(tmp_path: Path, tokenizer: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    named = [CALL["tool_calls"][0]["function"], {"name": "sub", "arguments": {"y": [2]}}]
+    calls = [{**CALL, "content": "a", "tool_calls": [{"function": said}]} for said in named]
+    rows = [{"messages": [USER, call, RESULT, ANSWER]} for call in calls]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    data = DataConfig(path=str(tmp_path / "train.parquet"))
+    loaded = load_sft(data, tokenizer, max_length=999).rows
+    assert [parts(tokenizer, example)[1] for example in loaded] == [
+        'a<call>add {"x": 1}</call><|im_end|>',
+        'a<call>sub {"y": [2]}</call><|im_end|>',
+    ]
+    meant = {"name": "add", "arguments": '{"x": null}'}
+    row = {"messages": [USER, {**CALL, "tool_calls": [{"function": meant}]}]}
+    [example] = examples(tmp_path, tokenizer, row)
+    assert parts(tokenizer, example)[1] == '<call>add {"x": null}</call><|im_end|>'
+
+
+def test_answers_that_others_speak_in_are_scored_and_not_trained(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    row = {"prompt": "q", "chosen": [CALL, RESULT, ANSWER], "rejected": "b"}
+    words = refusal(tmp_path, tokenizer, row, load_pairs)
+    assert words.startswith("answers that others speak in: one has a turn of the tool's")
+    [ranking] = load_rankings(config(tmp_path, row), tokenizer, max_length=999).rows
+    assert decode(tokenizer, ranking.answer_ids_K[0].tolist()) == (
+        '<call>add {"x": 1}</call><|im_end|>\n<|im_start|>tool\n2<|im_end|>\n'
+        "<|im_start|>assistant\na<|im_end|>"
+    )
+    turns = {"prompt": "q", "chosen": [CALL, ANSWER], "rejected": "b"}
+    assert pair_of(tmp_path, tokenizer, turns).answer_ids_K
