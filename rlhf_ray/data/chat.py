@@ -125,18 +125,19 @@ def tool_schemas(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]
         RowError: The column holds anything but JSON schemas.
     """
     tools = columns.get("tools") or []
-    is_text = isinstance(tools, str) or all(isinstance(tool, str) for tool in tools)
     if isinstance(tools, str):
         tools = json_value(tools, where, "column 'tools'", "a list of JSON schemas")
-    tools = [json_value(t, where, "'tools'", "schemas") if isinstance(t, str) else t for t in tools]
-    if not all(isinstance(tool, dict) for tool in tools):
-        other = next(tool for tool in tools if not isinstance(tool, dict))
-        detail = f"column 'tools' must be a list of JSON schemas of functions, got {short(other)}"
-        raise RowError(where, "wrong type", detail)
-    return [
-        tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool}
-        for tool in (tools if is_text else without_nulls(tools))
-    ]
+    else:
+        tools = without_nulls(tools)
+    schemas = []
+    for tool in tools if isinstance(tools, list) else [tools]:
+        schema = json_value(tool, where, "'tools'", "schemas") if isinstance(tool, str) else tool
+        if not isinstance(schema, dict):
+            detail = "column 'tools' must be a list of JSON schemas of functions, got "
+            raise RowError(where, "wrong type", detail + short(schema))
+        is_bare = "function" not in schema and "name" in schema
+        schemas.append({"type": "function", "function": schema} if is_bare else schema)
+    return schemas
 
 
 def _reserved() -> set[str]:

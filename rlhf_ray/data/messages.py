@@ -109,14 +109,14 @@ def parse_message(message: Any, where: str, place: str) -> dict[str, Any]:
     wanted = "must have `role` and `content`, or `from` and `value`"
     if not isinstance(message, dict):
         wrong("wrong type", f"{wanted}, got {short(message)}")
-    named = message.get("role", message.get("from"))
+    named = _either(message, "role", "from")
     if not isinstance(named, str):
         wrong("wrong type", f"{wanted}, got {_keys(message)}")
     named = named.lower()
     if named not in _ROLES:
         wrong("unknown role", f"has the role {short(named)}; known: {', '.join(sorted(_ROLES))}")
     role = _ROLES[named] or named
-    said = message.get("content", message.get("value"))
+    said = _either(message, "content", "value")
     if role == "tool" and not isinstance(said, str) and not _is_parts(said):
         said = None if said is None else json.dumps(said, ensure_ascii=False)
     content, calls, reasoning = _parts(None if said == [] else said, where, f"{place} ({role})")
@@ -144,6 +144,10 @@ def parse_message(message: Any, where: str, place: str) -> dict[str, Any]:
         parsed["weight"] = 0
     _check_encodable(parsed, where, place)
     return parsed
+
+
+def _either(message: Mapping[str, Any], name: str, other: str) -> Any:
+    return message.get(other) if message.get(name) is None else message[name]
 
 
 def _parts(content: Any, where: str, place: str) -> tuple[str | None, list[Any], str]:

@@ -231,7 +231,7 @@ def _turns(row: Row, transcript: str) -> Messages:
 
 
 def _tree_message(row: Row, node: Any) -> dict[str, str]:
-    if not isinstance(node, dict) or node.get("role") not in _TREE_ROLES:
+    if not isinstance(node, dict) or str(node.get("role")) not in _TREE_ROLES:
         wanted = "a node of a tree must be an object with `role` prompter or assistant"
         raise RowError(row.where, "wrong type", wanted)
     content = fields.checked_text(row, "text", node.get("text"))

@@ -79,8 +79,9 @@ def _turn(
     if context:
         opened = template.render(context, add_generation_prompt=True)
     else:
-        # Nothing can be opened that is not begun: what stands before the assistant's first words.
-        opened = template.render([{**turn, "content": PLACEHOLDER}]).rpartition(PLACEHOLDER)[0]
+        # An empty chat cannot be opened: what stands before the assistant's first words is taken.
+        held = template.render([{**turn, "content": PLACEHOLDER}])
+        opened = held.rpartition(PLACEHOLDER)[0] if PLACEHOLDER in held else held
     said = (
         _behind(opened, whole)
         or _behind_last_message(template, context, turn)
@@ -157,7 +158,7 @@ def _check_ended(template: ChatTemplate, said: str, index: int) -> None:
 def _check_reasoning(template: ChatTemplate, said: str, turn: dict[str, Any], index: int) -> None:
     """Refuse a turn that is rendered without its reasoning: it would not be trained."""
     thought = "".join((turn.get("reasoning_content") or reasoning_of(turn["content"])).split())
-    if thought not in "".join(said.split()):
+    if thought and thought not in "".join(said.split()):
         within = "write it into `content` as <think>...</think>, " * ("reasoning_content" in turn)
         detail = (
             f"that of message {index}: {within}take it away, set another chat_template, or have "

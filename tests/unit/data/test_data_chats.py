@@ -90,7 +90,9 @@ def refusal(tmp_path: Path, tokenizer: Any, row: dict[str, Any], load: Any = loa
     return words.removeprefix(f"{tmp_path}/train.jsonl:1: ")
 
 
-@pytest.mark.parametrize("tools", [[ADD], json.dumps([ADD]), [json.dumps(ADD)], [ADD["function"]]])
+@pytest.mark.parametrize(
+    "tools", [[ADD], ADD, json.dumps([ADD]), [json.dumps(ADD)], [ADD["function"]]]
+)
 @pytest.mark.parametrize("options", [{"short": True}, '{"short": true}'])
 def test_tools_and_options_beside_a_chat_reach_the_template_in_every_job(
     tmp_path: Path, tokenizer: Any, tools: Any, options: Any
@@ -123,6 +125,8 @@ def test_no_tools_are_no_tools(tmp_path: Path, tokenizer: Any) -> None:
         ({"tools": ["add"]}, "'tools' must be schemas, or its JSON text, got 'add'"),
         ({"tools": "add"}, "column 'tools' must be a list of JSON schemas, or its JSON text"),
         ({"tools": [7]}, "column 'tools' must be a list of JSON schemas of functions, got 7"),
+        ({"tools": 7}, "column 'tools' must be a list of JSON schemas of functions, got 7"),
+        ({"tools": "7"}, "column 'tools' must be a list of JSON schemas of functions, got 7"),
         ({"chat_template_kwargs": 3}, "column 'chat_template_kwargs' must be an object, got 3"),
         ({"chat_template_kwargs": {"tokenize": True}}, r"variables of the template, not \['token"),
     ],
@@ -337,6 +341,8 @@ def test_chats_may_be_written_as_json_and_in_parts(tmp_path: Path, tokenizer: An
             )
         },
         {"prompt": json.dumps([USER]), "completion": "a"},
+        {"messages": [{"from": None, "value": None, **turn} for turn in (USER, ANSWER)]},
+        {"messages": [{"role": None, "content": None, "from": "human", "value": "q"}, ANSWER]},
         {"prompt": asked, "completion": json.dumps([ANSWER])},
     ]
     for row in shown:
