@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.data.conversations import refuse_media
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.lengths import LengthLimit, longest_token
@@ -120,6 +121,7 @@ class RowWork(Generic[T]):
         ]
 
     def _samples(self, row: Row) -> Iterator[Sample | RowError]:
+        refuse_media(row)
         format_ = ROW_FORMATS[self.format_name]
         others = row.columns.keys() - set(format_.prompt_columns)
         columns = {name: value for name, value in row.columns.items() if name in others}

@@ -142,7 +142,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(
         "{{ m.content if loop.last or m.role == 'user' else '...' }};{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    with pytest.raises(DataError, match=r"train\.jsonl:1: .* message 1 differently .*generation"):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: .*leaves out .*: message 1, .*'four'"):
         load(tmp_path, [{"messages": TURNS}], chat_tokenizer)
     [example] = load(tmp_path, [{"messages": TURNS[:2]}], chat_tokenizer)
     assert trained(chat_tokenizer, example) == "four;"
