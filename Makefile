@@ -18,10 +18,10 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_ARGS = $$($(BIN)/pip config list | grep -qE 'index-url|find-links' || echo --extra-index-url $(TORCH_CPU_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check gpu-check lock clean
+.PHONY: help setup demo test check gpu-check lock lock-check clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.11     the interpreter of .venv'
 	@echo '  PIP_ARGS=...          further arguments of every pip install (--index-url, --proxy, ...)'
@@ -59,6 +59,9 @@ gpu-check: ## try every GPU path on this machine's cards, in ten minutes at most
 lock: $(STAMP) ## write requirements/cpu.lock from what .venv holds now
 	@{ grep '^#' $(LOCK); $(BIN)/pip freeze --all --exclude-editable --exclude pip \
 		| sed 's/^\(torch==[^+]*\)+cpu$$/\1/'; } > $(LOCK).new && mv $(LOCK).new $(LOCK)
+
+lock-check: $(STAMP) ## ask the package index whether requirements/gpu.lock holds and the gpu extra resolves
+	$(BIN)/python -m requirements.check
 
 clean: ## remove .venv, caches and build outputs; keep runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

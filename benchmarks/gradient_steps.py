@@ -52,8 +52,11 @@ class PlainEngine:
     """Stands in for `TrainingEngine`, with nothing but PyTorch: the oracle's.
 
     Attributes:
+        engine: DeepSpeed's: there is none.
         gradients: Of the last step, by the names of the parameters.
     """
+
+    engine = None
 
     def __init__(self, module: torch.nn.Module, config: LearnerConfig, *, total_steps: int) -> None:
         """Take the module as it is."""

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from actors.cluster.gpus import require_engine
 from actors.cluster.network import use_cluster_network
 from actors.engines.ending import Ending
 from actors.engines.load import EngineLoad
 from actors.engines.metrics import engine_stat_logger
 from actors.engines.shared_memory import outlive_actor
 from actors.engines.sleep import EngineSleep
-from actors.engines.spec import EngineSpec, engine_arguments
+from actors.engines.spec import EngineSpec, engine_arguments, engine_environment
 from actors.weights.bucket import Bucket
 from rlhf_ray.data.borders import response_text
 from rlhf_ray.deadlines import deadline
@@ -48,12 +49,7 @@ class RolloutReplica:
         use_cluster_network()
         if "VLLM_PLUGINS" in os.environ:
             os.environ["VLLM_PLUGINS"] += ",rlhf_ray"
-        if spec.weight_backend == "ipc":
-            # CUDA handles are no plain data; they only pass from this process to its own children.
-            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-        if not spec.num_gpus:
-            # Two engines on one machine would otherwise bind their threads to the same cores.
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ.update(engine_environment(spec))
         logging.basicConfig(level=logging.INFO)
         self.spec, self.name = spec, name
         self.version = -1
@@ -70,8 +66,10 @@ class RolloutReplica:
         """Load the model and start vLLM's processes.
 
         Raises:
+            ConfigError: The installed vLLM, or this node, has no engines of the kind asked for.
             RunError: With what vLLM says of a model that it cannot run.
         """
+        require_engine(self.name, num_gpus=self.spec.num_gpus)
         outlive_actor()
         from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs

@@ -78,3 +78,19 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         arguments["enable_chunked_prefill"] = False
         arguments["max_num_batched_tokens"] = max(engine.max_num_batched_tokens, spec.max_model_len)
     return arguments | engine.engine
+
+
+def engine_environment(spec: EngineSpec) -> dict[str, str]:
+    """What vLLM's processes of one replica read from their environment."""
+    environment = {}
+    if spec.weight_backend == "ipc":
+        # CUDA handles are no plain data; they only pass from this process to its own children.
+        environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    if not spec.num_gpus:
+        # Two engines on one machine would otherwise bind their threads to the same cores.
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    elif spec.engine.dtype == "float32":
+        # FlashAttention takes no float32, and vLLM's own kernel in Triton leaves the products'
+        # precision to Triton, which rounds factors to TF32's 10 bits unless it is told otherwise.
+        environment["TRITON_F32_DEFAULT"] = "ieee"
+    return environment

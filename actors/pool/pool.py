@@ -115,10 +115,11 @@ class Pool:
         return actors
 
     async def _join(self, actors: ActorSet) -> None:
-        start_s = self.timeouts.start_s
+        start_s, call_s = self.timeouts.start_s, self.timeouts.call_s
+        on_gpu = self.state.groups[actors.role].gpus_per_rank > 0
         host, port = await actors.call_one(0, "open_store", start_s, timeout_s=start_s)
         refs = [
-            actor.join.remote(rank, len(actors), host, port, self.timeouts.call_s)
+            actor.join.remote(rank, len(actors), host, port, call_s, on_gpu)
             for rank, actor in enumerate(actors.actors)
         ]
         await actors.answers(refs, "join", timeout_s=start_s)

@@ -110,6 +110,8 @@ def environment(cpus: float, gpus: Sequence[str] | None) -> dict[str, str]:
     variables = _forwarded() | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     if gpus is not None:  # Ray leaves all GPUs visible to an actor that asked for none
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    # DeepSpeed would decide by what it finds, and a role is where its configuration puts it.
+    variables["DS_ACCELERATOR"] = "cpu" if gpus is not None and not gpus else "cuda"
     return variables
 
 

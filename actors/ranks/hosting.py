@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from actors.ranks.rank import Rank, free_memory
 from actors.weights.held_model import HeldModel, in_reach, put_share
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
@@ -31,6 +33,7 @@ class HostingRank(Rank):
         learner: What is hosted; None before the first `load`.
         residency: Where it is.
         learner_path: Where other roles find the learner's result, once it was kept.
+        drive: The folder that it offloads to; None where it offloads to none.
         kept: References to what this rank put into the object store, by the models' paths. They
             are held here as well, because whoever asked for them may die.
     """
@@ -38,6 +41,7 @@ class HostingRank(Rank):
     learner: Any = None
     residency: Residency | None = None
     learner_path: str = ""
+    drive: Any = None
 
     def __init__(self, *arguments: Any) -> None:
         """As any rank."""
@@ -60,7 +64,10 @@ class HostingRank(Rank):
         Raises:
             ConfigError: The model cannot be loaded as configured.
         """
+        from rlhf_ray.learner.nvme import in_own_folder
+
         self.unload()
+        spec, self.drive = in_own_folder(spec)
         with in_reach(held, timeout_s=self.fetch_timeout_s):
             self.learner = _learner(spec, self.device)
         self.residency = self.learner.residency
@@ -72,6 +79,7 @@ class HostingRank(Rank):
         if self.learner is not None:
             self.learner.close()
         self.learner, self.learner_path, self.residency = None, "", None
+        self._leave_drive()
         free_memory()
 
     def offload(self, *, keep_weights: bool = False) -> None:
@@ -105,6 +113,16 @@ class HostingRank(Rank):
         """As any rank; and since the last time `offload_s` and `reload_s`, where it moved."""
         moved_s, self._moved_s = self._moved_s, defaultdict(float)
         return {**super().needed(), **moved_s}
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Leave nothing behind; the process is ended next."""
+        self._leave_drive()
+
+    def _leave_drive(self) -> None:
+        if self.drive is not None:
+            self.drive.close()
+        self.drive = None
 
     def update(self, rows: Sequence[Any], plan: UpdatePlan, *coefficients: float) -> Metrics:
         """Every optimiser step of a plan."""

@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=None, help="default: runs/gpu-check.json")
     parser.add_argument("--total-s", type=float, default=TOTAL_S, help="for all together")
     options = parser.parse_args(arguments)
+    interrupt_when_stopped()
     scale = "rehearsal" if options.rehearse else "card"
     default = Path("runs", "gpu-check.json" if scale == "card" else "gpu-check-rehearsal.json")
     checks = [check for check in CHECKS if check.name in options.only]
@@ -48,7 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(checks: Sequence[Check], *, scale: str, file: Path, total_s: float) -> int:
     """Run checks, write the file after each, show a table at the end; returns the exit status."""
-    interrupt_when_stopped()
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     machine = Machine.here()
     started, started_s = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()

@@ -22,7 +22,7 @@ from rlhf_ray.types import Experience, Prompt, Rollout
 
 
 def alone(setting: Setting) -> AbstractContextManager[bool]:
-    """A process group of this process, for all checks in it."""
+    """A process group of this process, one for all checks in it: DeepSpeed keeps what it found."""
 
     @contextmanager
     def opened() -> Iterator[bool]:

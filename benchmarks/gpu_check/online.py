@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from actors.cluster.actor_set import ActorSet
 from actors.pool.pool import Pool
 from actors.ranks.policy import PolicyRank
 from benchmarks.gpu_check.machine import used_gb
@@ -18,7 +20,8 @@ from benchmarks.gpu_check.models import TOKENIZER, device_of, make_model, random
 from benchmarks.gpu_check.scale import Shape
 from benchmarks.gpu_check.setting import Setting
 from launch.run.cluster import connected
-from launch.training.online_roles import start_roles
+from launch.training.actor_start import start_actors
+from launch.training.online_roles import engine_spec, start_roles
 from rlhf_ray.config.base import laid_over
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig
 from rlhf_ray.data.job import load_online_data
@@ -28,6 +31,8 @@ from rlhf_ray.types import Prompt, Rollout
 T = TypeVar("T")
 
 DEADLINES = {"place_s": 60, "start_s": 240, "call_s": 120, "publish_s": 60, "reward_s": 30}
+# Of no bytes: vLLM's CPU kernels keep weights in a form of their own, beside an empty parameter.
+EMPTY = hashlib.sha256().hexdigest()
 # Also where there are fewer: a later job on the same pool may have more roles, by turns.
 LOGICAL_CPUS = 16
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 48, 64
@@ -51,15 +56,17 @@ class Online:
     """A policy that is connected to its engines; the process' own loop drives them.
 
     Attributes:
-        used_gb: Of the first card, by the moment it was looked at: `before`, with the policy's
-            `process` alone, and once all is `loaded`.
+        loaded: Digests of the engines' weights as vLLM's own loader read them.
+        process_gb: Used of the first card while the policy's process was alone there, without a
+            model.
     """
 
     config: OnlineConfig
     pool: Pool
     roles: Roles
     loop: asyncio.Runner
-    used_gb: Mapping[str, float]
+    loaded: Mapping[str, str]
+    process_gb: float
 
     def run(self, work: Awaitable[T]) -> T:
         """Do it on the loop that the actors were started on."""
@@ -133,23 +140,49 @@ def online_config(
 @contextmanager
 def opened(setting: Setting, config: OnlineConfig) -> Iterator[Online]:
     """Ray on this machine, the roles on it, the policy's weights not yet published."""
-    looked: dict[str, float] = {}
-
-    def look(moment: str) -> None:
-        looked[moment] = used_gb(setting.cards[0]) if setting.cards else 0.0
-
     with connected(config, config.groups), asyncio.Runner() as loop:
         pool = Pool("gpu-check", config.timeouts)
+        data = load_online_data(config)
+        spec = engine_spec(config, context_tokens=data.context_tokens)
         try:
-            look("before")
             pool.place(config.groups)
             loop.run(pool.rank_group("policy", PolicyRank))
-            look("process")
-            roles = loop.run(start_roles(config, load_online_data(config), pool))
-            look("loaded")
-            yield Online(config=config, pool=pool, roles=roles, loop=loop, used_gb=looked)
+            process_gb = used_gb(setting.cards[0]) if setting.cards else 0.0
+            actors = loop.run(start_actors(pool, config.groups, engine=spec))
+            loaded = loop.run(digests_of(actors["rollout"], config.timeouts.call_s))
+            yield Online(
+                config=config,
+                pool=pool,
+                roles=loop.run(start_roles(config, data, pool)),
+                loop=loop,
+                loaded=loaded,
+                process_gb=process_gb,
+            )
         finally:
             loop.run(pool.close())
+
+
+async def digests_of(engines: ActorSet, timeout_s: float) -> dict[str, str]:
+    """Of each weight as each worker of each engine holds it."""
+    told = await engines.call("ask_workers", "compute_weight_checksums", timeout_s=timeout_s)
+    return {
+        f"{engine}:{name}": digest
+        for engine, workers in enumerate(told)
+        for worker in workers
+        for name, digest in worker.items()
+        if digest != EMPTY
+    }
+
+
+def cache_tokens_of(online: Online) -> int:
+    """That the first engine's cache has room for."""
+    [first, *_] = online.on_engines("__ray_call__", _cache_tokens)
+    return int(first)
+
+
+def _cache_tokens(replica: Any) -> int:
+    cache = replica.engine.vllm_config.cache_config
+    return cache.num_gpu_blocks * cache.block_size
 
 
 def on_one_card(setting: Setting) -> AbstractContextManager[Online]:

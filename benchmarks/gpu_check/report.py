@@ -66,7 +66,7 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
 
 def line_of(outcomes: Sequence[Outcome], *, machine: Machine, scale: str, seconds: float) -> str:
     """All that a bug report needs, in one line."""
-    counts = Counter(outcome.verdict for outcome in outcomes)
+    counts: Counter[str] = Counter(outcome.verdict for outcome in outcomes)
     failed = ", ".join(one.check for one in outcomes if one.verdict == "failed")
     told = [f"{counts[verdict]} {verdict}" for verdict in STYLES if counts[verdict]]
     cards = Counter(card.name for card in machine.cards)

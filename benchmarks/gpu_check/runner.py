@@ -5,17 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks.gpu_check.machine import Card, Machine, used_gb
+from benchmarks.gpu_check.machine import Card, Machine, used_gb, wait_until_free
 from benchmarks.gpu_check.process import CheckProcess
 from benchmarks.gpu_check.records import Check, Outcome
 
-# What a killed process held of a card is free again within seconds.
-FREE_S, FREE_SLACK_GB = 20.0, 0.5
 # Side by side, as far as there are cards: each process needs some cores for itself.
 MOST_LANES = 4
 
@@ -78,7 +76,7 @@ class Runner:
 
     def _run_side_by_side(self, checks: Sequence[Check]) -> None:
         groups = deque(_processes(checks))
-        lanes = [(card,) for card in self.machine.cards] or [()]
+        lanes: list[tuple[Card, ...]] = [(card,) for card in self.machine.cards] or [()]
 
         def run_lane(cards: tuple[Card, ...]) -> None:
             while True:
@@ -107,7 +105,7 @@ class Runner:
                 folder = self.folder / f"{self._num_processes:02d}-{left[0].name}"
             process = CheckProcess(left, cards=cards, scale=self.scale, folder=folder)
             left = process.watch(self._done, deadline_s=self._deadline_s, stopped=self._stopped)
-            _wait_until_free(before_gb)
+            wait_until_free(before_gb)
 
     def _is_over(self) -> bool:
         return self._stopped.is_set() or time.monotonic() > self._deadline_s
@@ -123,11 +121,3 @@ def _processes(checks: Sequence[Check]) -> list[list[Check]]:
     order = {name: n for n, name in enumerate(dict.fromkeys(c.process for c in checks))}
     together = sorted(checks, key=lambda check: order[check.process])
     return [list(group) for _, group in groupby(together, key=lambda check: check.process)]
-
-
-def _wait_until_free(before_gb: Mapping[Card, float]) -> None:
-    deadline_s = time.monotonic() + FREE_S
-    while time.monotonic() < deadline_s:
-        if all(used_gb(card) <= before + FREE_SLACK_GB for card, before in before_gb.items()):
-            return
-        time.sleep(1.0)

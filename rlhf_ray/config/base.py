@@ -154,6 +154,7 @@ class ZeroConfig(Config):
     """DeepSpeed's ZeRO stage and offloading.
 
     Attributes:
+        nvme_path: Folder on a drive of each node; every rank has one of its own below it.
         extra: Merged into DeepSpeed's own settings: sizes of buckets, overlap and the like. What
             decides a gradient's value has keys of its own, or is fixed.
     """
@@ -170,9 +171,17 @@ class ZeroConfig(Config):
             raise ValueError(f"offload_param needs stage 3, got stage {self.stage}")
         if self.offload_optimizer != "none" and self.stage == 0:
             raise ValueError("offload_optimizer needs stage 1, 2 or 3, got stage 0")
-        if "nvme" in (self.offload_optimizer, self.offload_param) and not self.nvme_path:
+        if self.offloads_to_nvme and self.stage != 3:
+            # DeepSpeed's stages 1 and 2 take "nvme" and leave everything where it is.
+            raise ValueError(f"offloading to nvme needs stage 3, got stage {self.stage}")
+        if self.offloads_to_nvme and not self.nvme_path:
             raise ValueError("offloading to nvme needs nvme_path, a folder on the drive")
         return self
+
+    @property
+    def offloads_to_nvme(self) -> bool:
+        """Whether anything lies on a drive."""
+        return "nvme" in (self.offload_optimizer, self.offload_param)
 
     @model_validator(mode="after")
     def _extra_leaves_the_gradient_alone(self) -> ZeroConfig:

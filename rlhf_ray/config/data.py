@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Literal, TypeAlias
 
 from pydantic import (
     PositiveFloat,
+    PositiveInt,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -129,10 +131,16 @@ class DataConfig(SourceConfig):
         prompt_tokens: Cut every text to its first tokens to make a prompt of it; 0 for all.
         max_prompt_tokens: Longer prompts are treated as `over_length` says; 0 for the most that the
             context allows.
-        over_length: What becomes of sequences that are too long; those dropped are counted.
+        over_length: What becomes of sequences that are too long: an `error`, `drop` or `truncate`,
+            both counted. `sft` cuts plain texts into pieces under `auto`, which is an error
+            otherwise, and under `split`, which truncates whatever else is too long.
         on_bad_row: A malformed row stops the job, or is counted by its reason and left out.
         workers: Processes that tokenize; 0 for one a core, but none for small data.
-        cache: Keep tokenized rows on disk, by content, and read them back the next time.
+        cache: Keep tokenized rows on disk, by content, and map them from there the next time.
+        streaming: Read and tokenize rows as they are needed, and keep none; for data that no disk
+            holds. Nothing that needs all rows goes with it.
+        shuffle: Train rows in an order of its own in each epoch.
+        shuffle_buffer: Examples of a stream that are shuffled among themselves.
     """
 
     alternatives = (frozenset({"path", "sources"}),)
@@ -143,11 +151,13 @@ class DataConfig(SourceConfig):
     separator: str = "<|endoftext|>"
     prompt_tokens: NonNegativeInt = 0
     max_prompt_tokens: NonNegativeInt = 0
-    over_length: Literal["error", "drop", "truncate"] = "error"
+    over_length: Literal["auto", "error", "drop", "truncate", "split"] = "auto"
     on_bad_row: Literal["error", "skip"] = "error"
     workers: NonNegativeInt = 0
     cache: bool = True
+    streaming: bool = False
     shuffle: bool = True
+    shuffle_buffer: PositiveInt = 10_000
 
     @property
     def is_named(self) -> bool:
@@ -167,7 +177,31 @@ class DataConfig(SourceConfig):
                 f"prompt_tokens must be at most max_prompt_tokens ({self.max_prompt_tokens}), got "
                 f"{self.prompt_tokens}"
             )
+        if self.streaming and self.mixing != "until_all":
+            raise ValueError(f"a stream has no end: leave mixing out, got {self.mixing!r}")
         for index, source in enumerate(self.sources):
             if not source.path:
                 raise ValueError(f"sources.{index}.path must name a data set")
         return self
+
+
+def refuse_pieces(data_by_key: Mapping[str, DataConfig]) -> None:
+    """Of jobs that train no plain texts.
+
+    Raises:
+        ValueError: One is to be cut into pieces.
+    """
+    for key, data in data_by_key.items():
+        if data.over_length == "split":
+            raise ValueError(f"{key}.over_length split cuts the texts of sft: take truncate")
+
+
+def refuse_streams(data_by_key: Mapping[str, DataConfig]) -> None:
+    """Of data that are read whole.
+
+    Raises:
+        ValueError: One is a stream.
+    """
+    for key, data in data_by_key.items():
+        if data.streaming:
+            raise ValueError(f"{key}.streaming must be false: held-out rows are read whole")

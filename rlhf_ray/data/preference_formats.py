@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_ray.data import fields
+from rlhf_ray.data.conversations import read_prompt_column, split, with_system
 from rlhf_ray.data.errors import RowError, UnusableRow, short
-from rlhf_ray.data.fields import Messages, Text, check_turns
 from rlhf_ray.data.files import Row
+from rlhf_ray.data.messages import Messages, Text
 from rlhf_ray.data.nearest import listed
-from rlhf_ray.data.plain_formats import aligned, alpaca_prompt, system_turn
+from rlhf_ray.data.plain_formats import aligned, alpaca_prompt
 from rlhf_ray.data.samples import Sample, as_chat
 from rlhf_ray.data.transcripts import turns_of
 
@@ -39,13 +40,15 @@ _TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 def read_preference(row: Row) -> Iterator[Sample]:
     """`prompt`, `chosen` and `rejected`, each text or messages.
 
-    Answers that are whole conversations bring their prompt with them.
+    Answers that are whole conversations have the prompt in them as well.
     """
     chosen, rejected = _sides(row)
     if _is_conversation(chosen) and _is_conversation(rejected):
-        yield from read_implicit_prompt(row)
+        shared, better, worse = _without_shared(row, chosen, rejected)
+        prompt, later = split(row, as_chat(fields.text(row, "prompt"), "user"), shared)
+        yield _pair(row, with_system(row, prompt + later), better, worse)
     else:
-        yield _pair(row, fields.text(row, "prompt"), chosen, rejected)
+        yield _pair(row, read_prompt_column(row), chosen, rejected)
 
 
 def begins_a_conversation(value: Any) -> bool:
@@ -65,17 +68,8 @@ def read_implicit_prompt(row: Row) -> Iterator[Sample]:
 
     Texts must have turns: the prompt ends where the last of the assistant's begins that both have.
     """
-    chosen, rejected = _sides(row)
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        openings = _OPENING.finditer(chosen[: _num_alike(chosen, rejected)])
-        num_shared = max((opening.end() for opening in openings), default=0)
-    elif isinstance(chosen, list) and isinstance(rejected, list):
-        num_shared = _num_shared_messages(chosen, rejected)
-    else:
-        raise RowError(row.where, "wrong type", "'chosen' and 'rejected' must be of one kind")
-    if not num_shared:
-        raise RowError(row.where, "no common prompt", "'chosen' and 'rejected' begin differently")
-    yield _pair(row, chosen[:num_shared], chosen[num_shared:], rejected[num_shared:])
+    shared, better, worse = _without_shared(row, *_sides(row))
+    yield _pair(row, shared if isinstance(shared, str) else with_system(row, shared), better, worse)
 
 
 def read_common_beginning(row: Row) -> Iterator[Sample]:
@@ -115,7 +109,7 @@ def read_hh_chat(row: Row) -> Iterator[Sample]:
 def read_sharegpt_pairs(row: Row) -> Iterator[Sample]:
     """`conversations` as the prompt, `chosen` and `rejected` as one message each."""
     chosen, rejected = _sides(row)
-    prompt = system_turn(row) + fields.messages(row, "conversations")
+    prompt = with_system(row, fields.messages(row, "conversations"))
     yield _pair(row, prompt, chosen, rejected)
 
 
@@ -151,7 +145,7 @@ def read_ranking(row: Row) -> Iterator[Sample]:
         wanted = f"{len(answers)} answers need as many ranks or scores, got {len(levels)}"
         raise RowError(row.where, "wrong number of ranks", wanted)
     order = sorted(range(len(levels)), key=lambda index: -levels[index]) or range(len(answers))
-    kept = [aligned(row, fields.text(row, "prompt"), answers[index]) for index in order]
+    kept = [aligned(row, read_prompt_column(row), answers[index]) for index in order]
     yield Sample(
         sample_id=row.row_id,
         where=row.where,
@@ -187,7 +181,7 @@ def read_oasst_tree(row: Row) -> Iterator[Sample | RowError]:
             yield Sample(
                 sample_id=f"{row.row_id}/{num_siblings}",
                 where=row.where,
-                prompt=check_turns(row, path),
+                prompt=path,
                 answers_K=tuple([_tree_message(row, reply)] for reply in ranked),
                 levels_K=tuple(-float(reply["rank"]) for reply in ranked),
             )
@@ -214,12 +208,29 @@ def _with_own_levels(row: Row) -> Row:
     return replace(row, columns=columns)
 
 
+def _without_shared(row: Row, chosen: Text, rejected: Text) -> tuple[Any, Any, Any]:
+    """What two texts with turns or two conversations begin with alike, and how each goes on."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        openings = _OPENING.finditer(chosen[: _num_alike(chosen, rejected)])
+        num_shared = max((opening.end() for opening in openings), default=0)
+    elif isinstance(chosen, list) and isinstance(rejected, list):
+        num_shared = _num_shared_messages(chosen, rejected)
+    else:
+        raise RowError(row.where, "wrong type", "'chosen' and 'rejected' must be of one kind")
+    if not num_shared:
+        raise RowError(row.where, "no common prompt", "'chosen' and 'rejected' begin differently")
+    return chosen[:num_shared], chosen[num_shared:], rejected[num_shared:]
+
+
 def _pair(row: Row, prompt: Text, chosen: Text, rejected: Text) -> Sample:
     prompt_text, better = aligned(row, prompt, chosen)
     same_prompt, worse = aligned(row, prompt, rejected)
     if isinstance(prompt_text, str) != isinstance(same_prompt, str):  # one side is a chat
         prompt_text = as_chat(prompt_text, "user")
         better, worse = as_chat(better, "assistant"), as_chat(worse, "assistant")
+        same_prompt = as_chat(same_prompt, "user")
+    if prompt_text != same_prompt:
+        raise RowError(row.where, "no common prompt", "'chosen' and 'rejected' begin differently")
     names = [f"score_{side}" for side in _SIDES]
     if all(row.columns.get(name) is None for name in names):
         names = []
@@ -253,8 +264,11 @@ def _num_alike(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 
 def _num_shared_messages(chosen: Messages, rejected: Messages) -> int:
-    """Messages before the first that differs; of equal chats all but the last."""
-    return min(_num_alike(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+    """Messages before the first that differs, those of the assistant at their end left out."""
+    num_shared = min(_num_alike(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+    while num_shared and chosen[num_shared - 1]["role"] == "assistant":
+        num_shared -= 1
+    return num_shared
 
 
 def _num_shared_characters(chosen: str, rejected: str) -> int:
@@ -266,7 +280,7 @@ def _num_shared_characters(chosen: str, rejected: str) -> int:
 
 
 def _tree_message(row: Row, node: Any) -> dict[str, str]:
-    if not isinstance(node, dict) or node.get("role") not in _TREE_ROLES:
+    if not isinstance(node, dict) or str(node.get("role")) not in _TREE_ROLES:
         wanted = "a node of a tree must be an object with `role` prompter or assistant"
         raise RowError(row.where, "wrong type", wanted)
     content = fields.checked_text(row, "text", node.get("text"))

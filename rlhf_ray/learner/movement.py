@@ -91,20 +91,20 @@ class MovementCheck:
             )
 
 
-def _own_part(parameter: torch.nn.Parameter) -> Tensor:
+def _own_part(parameter: Any) -> Tensor:
     """What this rank's optimiser steps on, where that is kept; nothing, if it is all of others."""
+    part: Tensor
     if hasattr(parameter, "ds_id"):
         # DeepSpeed's public way copies what is offloaded to the device, whole.
-        optimizer: Any = parameter._z3_optimizer
-        part: Tensor = optimizer._get_fp32_opt_state_partition(
+        part, _ = parameter._z3_optimizer._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=True
-        )[0]
-        return part.detach()
-    if hasattr(parameter, "_hp_mapping"):
-        mapping: Any = parameter._hp_mapping
-        held: Tensor = torch.empty(0) if mapping is None else mapping.hp_fragment
-        return held.detach()
-    return parameter.detach().flatten()
+        )
+    elif hasattr(parameter, "_hp_mapping"):
+        mapping = parameter._hp_mapping
+        part = torch.empty(0) if mapping is None else mapping.hp_fragment
+    else:
+        part = parameter.flatten()
+    return part.detach()
 
 
 def _sums(values: Tensor) -> _Sums:

@@ -7,7 +7,6 @@ learner holds is found by looking through it, at every stage alike, quantized or
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -41,7 +40,8 @@ class Residency:
     Between two calls of a learner there is nothing else of it on the device. Its numbers are the
     same ones after a way out and back, except for gradients and the buffers that they are summed
     in: between optimizer steps these hold nothing, and come back as zeros. No rank waits for others
-    here.
+    here, but all must leave between the same two passes: what ZeRO-3 has gathered is released, and
+    ranks that still had it would not take part in gathering it anew.
 
     Attributes:
         has_weights: Whether they are on the device.
@@ -75,8 +75,11 @@ class Residency:
         """
         if self.has_states:
             self._release_gathered()
-            everything, weights = self._find_all(), self._find_weights()
-            scratch = {key: everything[key] for key in self._find_scratch() if key in everything}
+            everything, weights, scratch = (
+                self._find_all(),
+                self._find_weights(),
+                self._find_scratch(),
+            )
             kept = [s for key, s in everything.items() if key not in weights and key not in scratch]
             self._states.offload(kept, scratch=scratch.values())
             self.has_states = False
@@ -100,11 +103,14 @@ class Residency:
     def _find_weights(self) -> Storages:
         return storages_of(self.holder.model, self.device, stop=_OF_OPTIMIZERS, gradients=False)
 
-    def _find_scratch(self) -> Iterator[int]:
+    def _find_scratch(self) -> Storages:
         """What DeepSpeed sums and sends gradients in, by the names that its optimizers have."""
         optimizer = getattr(self.deepspeed, "optimizer", None)
-        for name in ("ipg_buckets", "grad_partitions_flat_buffer", "fp32_groups_gradients_flat"):
-            yield from storages_of(getattr(optimizer, name, None), self.device)
+        # Their other fields may name parameters.
+        buckets = [bucket.buffer for bucket in getattr(optimizer, "ipg_buckets", {}).values()]
+        names = ("grad_partitions_flat_buffer", "fp32_groups_gradients_flat")
+        sums = [getattr(optimizer, name, None) for name in names]
+        return storages_of([buckets, sums], self.device, gradients=False)
 
     def _release_gathered(self) -> None:
         """ZeRO-3 keeps weights of other ranks that a pass has gathered."""

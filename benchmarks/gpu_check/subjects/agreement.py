@@ -20,6 +20,7 @@ from benchmarks.gpu_check.online import (
 )
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
+from rlhf_ray.loops.publication import publish
 
 # Nats a token; see `launch.training.online_roles`.
 LIMITS = {
@@ -60,10 +61,9 @@ def _check(setting: Setting, online: Online, dtype: str) -> Iterator[Measurement
 async def _sampled(online: Online, asked: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Log-probabilities of sampled tokens: the trainer's, and those that the engine sampled by."""
     roles, timeout_s = online.roles, online.config.timeouts.call_s
-    await roles.rollout.wake_up()
-    await roles.policy.publish(0)
+    await publish(roles, 0)
     batch = await roles.rollout.generate(asked)
-    await roles.rollout.sleep()
+    await roles.rollout.sleep(level=2)
     shards = await roles.policy.logprobs(batch)
     rollouts = collect(batch.shards, len(asked), timeout_s)
     ours = collect(shards, len(asked), timeout_s)

@@ -8,14 +8,22 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from actors.engines.spec import EngineSpec, engine_arguments
-from benchmarks.gpu_check.online import ON_ONE_CARD, Online, online_config, opened, requests
+from benchmarks.gpu_check.machine import used_gb, wait_until_free
+from benchmarks.gpu_check.online import (
+    ON_ONE_CARD,
+    Online,
+    cache_tokens_of,
+    online_config,
+    opened,
+    requests,
+)
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects.memory import needs_of
 from launch.training.online_roles import engine_ahead
+from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles import GenerationRequest
 
 # Of vLLM's own rate: an actor sends requests and brings answers, and reads texts out of tokens.
@@ -56,9 +64,11 @@ def check_engine(setting: Setting) -> Iterator[Measurement]:
     asked = requests(
         scale.large, num=scale.requests, new_tokens=scale.new_tokens, num_tokens=PROMPT_TOKENS
     )
+    before_gb = {card: used_gb(card) for card in setting.cards}
     with opened(setting, config) as online:
         ours = online.run(_rate(online, asked))
-        [cache_tokens] = online.on_engines("__ray_call__", _cache_tokens)
+        cache_tokens = cache_tokens_of(online)
+    wait_until_free(before_gb)
     raw = _raw(setting, engine_ahead(config), asked)
     yield Measurement(name="engine", value=ours, unit="tokens/s")
     yield Measurement(name="vLLM alone", value=raw, unit="tokens/s")
@@ -82,18 +92,12 @@ def check_engine(setting: Setting) -> Iterator[Measurement]:
 async def _rate(online: Online, asked: Sequence[GenerationRequest]) -> float:
     """Tokens a second of the rollout role."""
     rollout = online.roles.rollout
-    await rollout.wake_up()
-    await online.roles.policy.publish(0)
+    await publish(online.roles, 0)
     await rollout.generate(asked[:WARM_UP])
     began_s = time.monotonic()
     batch = await rollout.generate(asked)
     seconds = time.monotonic() - began_s
     return sum(summary.num_response_tokens for summary in batch.summaries_B) / seconds
-
-
-def _cache_tokens(replica: Any) -> int:
-    cache = replica.engine.vllm_config.cache_config
-    return int(cache.num_gpu_blocks * cache.block_size)
 
 
 def _raw(setting: Setting, spec: EngineSpec, asked: Sequence[GenerationRequest]) -> float:

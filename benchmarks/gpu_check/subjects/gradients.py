@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu_check.learners import alone
 from benchmarks.gpu_check.models import device_of
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.scale import SCALES, Scale
@@ -57,8 +58,8 @@ def _of_one_rank(cases: Sequence[Case], setting: Setting) -> Iterator[Measuremen
     device = device_of(setting.scale)
     path = save_model(setting.folder / "gradients")
     some = cases if setting.scale.on_gpu else cases[:REHEARSED]
-    with process_group(device):
-        found = [(case, list(found_in(case, path, device))) for case in some]
+    setting.shared(alone)
+    found = [(case, list(found_in(case, path, device))) for case in some]
     yield from _measurements(found)
 
 

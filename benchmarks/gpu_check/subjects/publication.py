@@ -7,13 +7,13 @@ and one of the first weights again must bring back the very same bits.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.gpu_check.online import (
     Online,
     apart,
+    digests_of,
     gaps,
     on_one_card,
     probes,
@@ -23,9 +23,8 @@ from benchmarks.gpu_check.online import (
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects.agreement import agreement, dtype_of
+from rlhf_ray.loops.publication import publish
 
-# Of no bytes: vLLM's CPU kernels keep weights in a form of their own, beside an empty parameter.
-EMPTY = hashlib.sha256().hexdigest()
 # Every weight of the policy is multiplied by it.
 FACTOR = 1.25
 # Nats by which that moves tokens on average: ten times what rounding may.
@@ -34,34 +33,33 @@ LEAST_MOVE = 0.5
 
 def check_ipc(setting: Setting) -> Iterator[Measurement]:
     """Over CUDA IPC to an engine on the policy's card."""
-    return _check(setting, setting.shared(on_one_card))
+    return check_arrival(setting, setting.shared(on_one_card))
 
 
 def check_nccl(setting: Setting) -> Iterator[Measurement]:
     """Over NCCL to an engine on another card."""
-    return _check(setting, setting.shared(apart))
+    return check_arrival(setting, setting.shared(apart))
 
 
 def check_tensor_parallel(setting: Setting) -> Iterator[Measurement]:
     """Over CUDA IPC, from two ranks to both workers of an engine."""
-    return _check(setting, setting.shared(tensor_parallel))
+    return check_arrival(setting, setting.shared(tensor_parallel))
 
 
 def check_nccl_to_tensor_parallel(setting: Setting) -> Iterator[Measurement]:
     """Over NCCL to both workers of an engine."""
-    return _check(setting, setting.shared(tensor_parallel_apart))
+    return check_arrival(setting, setting.shared(tensor_parallel_apart))
 
 
-def _check(setting: Setting, online: Online) -> Iterator[Measurement]:
-    scored = probes(setting.scale.small)
-    online.run(online.roles.rollout.wake_up())
-    loaded = digests(online)
-    sent = online.run(online.roles.policy.publish(0))
-    yield _changed("weights that differ from what vLLM loads itself", loaded, online)
+def check_arrival(setting: Setting, online: Online) -> Iterator[Measurement]:
+    """Of the first weights, of changed ones, and of the first ones again."""
+    scored, loaded = probes(setting.scale.small), online.loaded
+    sent = online.run(publish(online.roles, 0))
+    yield changed("weights that differ from what vLLM loads itself", loaded, online)
     before, _ = scores(online, scored)
     online.on_ranks("__ray_call__", scale_weights, FACTOR)
-    online.run(online.roles.policy.publish(1))
-    yield _changed("weights that are as before once all are changed", loaded, online, same=True)
+    online.run(publish(online.roles, 1))
+    yield changed("weights that are as before once all are changed", loaded, online, same=True)
     ours, theirs = scores(online, scored)
     yield Measurement(
         name="the change moves log-probabilities by",
@@ -71,8 +69,8 @@ def _check(setting: Setting, online: Online) -> Iterator[Measurement]:
     )
     yield from agreement(ours, theirs, dtype_of(setting))
     online.on_ranks("__ray_call__", scale_weights, 1.0)
-    online.run(online.roles.policy.publish(2))
-    yield _changed("weights that differ once they are changed back", loaded, online)
+    online.run(publish(online.roles, 2))
+    yield changed("weights that differ once they are changed back", loaded, online)
     yield Measurement(name="publication", value=sent.num_bytes / sent.seconds / 2**30, unit="GB/s")
 
 
@@ -86,21 +84,15 @@ def scores(online: Online, scored: list[Any]) -> tuple[list[Any], list[Any]]:
 
 def digests(online: Online) -> dict[str, str]:
     """Of each weight as each worker of each engine holds it."""
-    told = online.on_engines("ask_workers", "compute_weight_checksums")
-    return {
-        f"{engine}:{name}": digest
-        for engine, workers in enumerate(told)
-        for worker in workers
-        for name, digest in worker.items()
-        if digest != EMPTY
-    }
+    return online.run(digests_of(online.roles.rollout.actors, online.config.timeouts.call_s))
 
 
-def _changed(
-    name: str, loaded: dict[str, str], online: Online, *, same: bool = False
+def changed(
+    name: str, loaded: Mapping[str, str], online: Online, *, same: bool = False
 ) -> Measurement:
+    """How many weights of the engines are others than before, or the `same`."""
     now = digests(online)
-    found = [key for key in loaded | now if (loaded.get(key) == now.get(key)) is same]
+    found = [key for key in {**loaded, **now} if (loaded.get(key) == now.get(key)) is same]
     return Measurement(
         name=f"{name}, of {len(loaded)}",
         value=len(found),
@@ -112,6 +104,8 @@ def _changed(
 def scale_weights(rank: Any, factor: float) -> None:
     """Make every weight of a rank `factor` times what it was at first, its own shares as well."""
     import torch
+
+    rank.residency.reload()
 
     def parts() -> Iterator[torch.Tensor]:
         for parameter in rank.learner.lm.parameters():

@@ -24,8 +24,8 @@ MEAN_LIMIT, LARGEST_LIMIT = 0.05, 0.5
 LEAST_MOVE = 0.01
 STEPS = 3
 MODEL = {"quantization": "4bit", "lora": {"rank": 8, "alpha": 32.0}}
-# Four numbers a byte would be 2 bits; bitsandbytes keeps a scale for each 64 numbers beside.
-BYTES_A_WEIGHT = 0.6
+# Two a byte.
+BYTES_A_WEIGHT = 0.5
 
 
 def check_4bit(setting: Setting) -> Iterator[Measurement]:

@@ -84,7 +84,7 @@ def test_a_prompt_stands_in_every_format(name: str, tmp_path: Path, chat_tokeniz
     [prompt] = load_prompts(config(tmp_path, row), chat_tokenizer, context_tokens=999).rows
     text = prompt.text if isinstance(prompt.text, str) else prompt.text[-1]["content"]
     assert text.strip() in ("q", "do\nit", "do", "Human: q\n\nAssistant:")
-    assert set(prompt.columns) <= set(row)
+    assert set(prompt.columns) <= {*row, "answer"}
     own = set(prompt.columns) - set(ROW_FORMATS[name].prompt_columns)
     assert own == set(prompt.columns)
 

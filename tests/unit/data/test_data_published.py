@@ -25,12 +25,13 @@ from published_rows import (
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.preferences import load_labelled, load_pairs, load_rankings
+from rlhf_ray.data.preferences import Pairs, load_labelled, load_pairs, load_rankings
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.recognition import recognise
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_formats import ROW_FORMATS
 from rlhf_ray.data.sft import load_sft
+from rlhf_ray.data.stream_sources import open_stream
 from rlhf_ray.types import Ranking
 
 CHATML = "<s><|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -98,7 +99,8 @@ def test_other_jobs_take_published_pairs_as_well(
     labelled = load_labelled(data, chat_tokenizer, max_length=999).rows
     assert [row.desirable for row in labelled] == [True, False]
     [prompt] = load_prompts(data, chat_tokenizer, context_tokens=999).rows
-    assert prompt.text in ("q", [USER], [{**USER, "loss_weight": 0.0}])
+    text = prompt.text if isinstance(prompt.text, str) else prompt.text[-1]["content"]
+    assert text == "q"
 
 
 def test_which_of_two_labels_counts_is_said(
@@ -133,12 +135,15 @@ def test_an_arenas_later_turns_are_part_of_what_is_compared(
         "conversation_b": [USER, GOOD, *more, GOOD],
         "winner": "model_b",
     }
-    [pair] = load_pairs(config(tmp_path, row), chat_tokenizer, max_length=999).rows
+    data = config(tmp_path, row)
+    [pair] = load_rankings(data, chat_tokenizer, max_length=999).rows
     prompt, answers = texts(chat_tokenizer, pair)
     assert prompt == CHATML.format("q")
     assert answers[0] == (
         "good<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\ngood"
     )
+    with pytest.raises(RowError, match=r"others speak in: .* data\.on_bad_row: skip"):
+        load_pairs(data, chat_tokenizer, max_length=999)
 
 
 def test_an_answers_own_rank_or_score_orders_it(tmp_path: Path, chat_tokenizer: Any) -> None:
@@ -198,6 +203,13 @@ def test_neighbouring_rows_of_one_prompt_are_a_ranking(tmp_path: Path, chat_toke
         turns,
     ]
     assert prompts[0].columns["response"] == ["bad", "good"]
+
+
+def test_a_stream_refuses_rows_that_belong_together(tmp_path: Path, chat_tokenizer: Any) -> None:
+    data = config(tmp_path, *PUBLISHED["helpsteer"], streaming=True)
+    job = Pairs.of(data, chat_tokenizer, max_length=99)
+    with pytest.raises(DataError, match=r"has helpsteer rows, .* set data\.streaming: false"):
+        open_stream(data, job, seed=0)
 
 
 def test_flat_messages_become_the_trees_that_they_are(tmp_path: Path, chat_tokenizer: Any) -> None:

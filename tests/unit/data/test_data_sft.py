@@ -142,7 +142,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(
         "{{ m.content if loop.last or m.role == 'user' else '...' }};{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    with pytest.raises(DataError, match=r"train\.jsonl:1: .* message 1 differently .*generation"):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: .*leaves out .*: message 1, .*'four'"):
         load(tmp_path, [{"messages": TURNS}], chat_tokenizer)
     [example] = load(tmp_path, [{"messages": TURNS[:2]}], chat_tokenizer)
     assert trained(chat_tokenizer, example) == "four;"
@@ -169,7 +169,7 @@ def test_an_example_over_the_limit_is_dropped_or_an_error(
 ) -> None:
     rows = [{"text": "abc"}, {"text": "abcd"}]
     with pytest.raises(DataError, match=r"train\.jsonl:2: 5 tokens, but max_length allows 4"):
-        load(tmp_path, rows, make_tokenizer(), 4)
+        load(tmp_path, rows, make_tokenizer(), 4, over_length="error")
     examples = load(tmp_path, rows, make_tokenizer(), 4, over_length="drop")
     assert [example.example_id for example in examples] == ["train:0"]
     with pytest.raises(DataError, match="no row of 2 is left; left out: 2 too long"):

@@ -185,6 +185,8 @@ import sys
 from pathlib import Path
 from gpu_check_fakes import check
 from benchmarks.gpu_check.__main__ import run
+from launch.run.signals import interrupt_when_stopped
+interrupt_when_stopped()
 checks = [check("passes"), check("hangs"), check("sees", process="other")]
 sys.exit(run(checks, scale="rehearsal", file=Path(sys.argv[1]), total_s=60.0))
 """

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_ray.learner import movement
 
+pytestmark = pytest.mark.timeout(900)  # CPUAdam is compiled at its first use on a machine
 PIECE = 100
 LARGEST_WEIGHT = 61 * 32
 SETTINGS = [
