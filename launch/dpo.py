@@ -17,13 +17,14 @@ from launch.training import supervised
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.data.job import SupervisedData, load_dpo_data
+from rlhf_ray.data.streaming import RowStream
 from rlhf_ray.loops.referenced import Row, precomputed, referenced, without_reference
 from rlhf_ray.loops.setup import PreparedJob
 from rlhf_ray.loops.supervised import Prepare
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.specs import ReferenceSpec
-from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
+from rlhf_ray.types import LabelledAnswer, Ranking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,20 +75,15 @@ async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
     reference = ReferenceGroup(actors, settings, config.timeouts)
     if config.reference_kind == "role":
         return partial(referenced, answer_logps=reference.answer_logps)
-    rows = [*data.rows, *data.eval_rows]
+    assert not isinstance(data.rows, RowStream), "the configuration refuses it"
     known = await precomputed(
-        rows,
+        [data.rows, data.eval_rows],
         reference.answer_logps,
         Path(config.run_dir) / "reference",
         model=f"{model.model_dump_json()} {_stamps(model)}",
     )
     await pool.unload("reference")
-    by_row = {id(row): found for row, found in zip(rows, known, strict=True)}
-
-    async def look_up(wanted: Sequence[Row]) -> list[Referenced]:
-        return [by_row[id(row)] for row in wanted]
-
-    return look_up
+    return known
 
 
 def _reference_model(config: DpoConfig) -> ModelConfig:

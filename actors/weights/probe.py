@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +61,10 @@ EXACT = GapLimits(largest=1e-3)
 ROUNDED = GapLimits(mean=0.15, p99=1.0)
 
 
-def probe_sequences(prompts: Sequence[Prompt], num_sequences: int) -> list[Rollout]:
+def probe_sequences(prompts: Iterable[Prompt], num_sequences: int) -> list[Rollout]:
     """The first prompts as sequences to score: all their tokens but the first are the response."""
-    chosen = [prompt for prompt in prompts if len(prompt.token_ids_T) > 1][:num_sequences]
-    return [_as_rollout(prompt) for prompt in chosen]
+    chosen = (prompt for prompt in prompts if len(prompt.token_ids_T) > 1)
+    return [_as_rollout(prompt) for prompt in itertools.islice(chosen, num_sequences)]
 
 
 def _as_rollout(prompt: Prompt) -> Rollout:

@@ -22,11 +22,15 @@ from actors.weights.sync_spec import SyncSpec
 from launch.training.actor_start import start_actors
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.data.feed import first_of
 from rlhf_ray.data.job import OnlineData
 from rlhf_ray.models.identity import engine_identity
 from rlhf_ray.models.limits import context_length
 from rlhf_ray.roles import Roles
 from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, RewardSpec, ValueSpec
+
+# Among which the probe looks for prompts of more than one token.
+SEARCHED_PROMPTS = 1024
 
 
 async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Roles:
@@ -77,7 +81,9 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     await policy.connect(
         actors["rollout"],
         _sync_spec(config, actors["rollout"]),
-        probe=probe_sequences(data.prompts, config.publication.probe_sequences),
+        probe=probe_sequences(
+            first_of(data.prompts, SEARCHED_PROMPTS), config.publication.probe_sequences
+        ),
         limits=gap_limits(config),
     )
     spec = AssemblySpec(

@@ -17,7 +17,7 @@ from rlhf_ray.config.base import (
     Placement,
     ReferenceConfig,
 )
-from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.data import DataConfig, refuse_pieces, refuse_streams
 from rlhf_ray.config.publication import Backend, backend_of
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
@@ -126,6 +126,8 @@ class OnlineConfig(JobConfig):
             raise ValueError("policy.model.path must name a model")
         if not self.data.is_named:
             raise ValueError("data.path must name a data set of prompts")
+        refuse_pieces({"data": self.data, "eval.data": self.eval.data})
+        refuse_streams({"eval.data": self.eval.data})
         return self
 
     @model_validator(mode="after")

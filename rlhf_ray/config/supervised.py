@@ -25,7 +25,7 @@ from rlhf_ray.config.base import (
     Placement,
     ReferenceConfig,
 )
-from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.data import DataConfig, refuse_pieces, refuse_streams
 from rlhf_ray.errors import ConfigError
 
 PairLoss = Literal[
@@ -89,6 +89,22 @@ class SupervisedConfig(JobConfig):
     def _data_is_named(self) -> SupervisedConfig:
         if not self.data.is_named:
             raise ValueError("data.path must name a data set")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_are_cut_for_sft(self) -> SupervisedConfig:
+        if self.job != "sft":
+            refuse_pieces({"data": self.data, "eval.data": self.eval.data})
+        return self
+
+    @model_validator(mode="after")
+    def _a_stream_has_no_epochs(self) -> SupervisedConfig:
+        refuse_streams({"eval.data": self.eval.data})
+        if self.data.streaming and self.epochs:
+            raise ValueError(
+                f"epochs need the number of rows, which nobody knows of a stream: give total_steps "
+                f"in place of epochs {self.epochs:g}, or leave data.streaming out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -198,6 +214,11 @@ class RmConfig(SupervisedConfig):
     reward: LearnerConfig
     placement: RmPlacementConfig = RmPlacementConfig()
 
+    @model_validator(mode="after")
+    def _references_are_at_hand(self) -> RmConfig:
+        refuse_streams({"reference_data": self.reference_data})
+        return self
+
     @property
     def groups(self) -> dict[str, GroupConfig]:
         """The reward role alone."""
@@ -287,6 +308,20 @@ class DpoConfig(SupervisedConfig):
             )
         if "exo_pair" in names and not self.label_smoothing:
             raise ValueError("exo_pair needs label_smoothing above 0: its target has the log of it")
+        return self
+
+    @model_validator(mode="after")
+    def _a_stream_fits(self) -> DpoConfig:
+        if self.data.streaming and "kto" in self.loss_type:
+            raise ValueError(
+                "kto takes the answer to another row's prompt from all rows: leave data.streaming "
+                "out"
+            )
+        if self.data.streaming and self.reference_kind == "precomputed":
+            raise ValueError(
+                "reference_kind precomputed scores all rows before it begins: with data.streaming "
+                "take role or adapter_off"
+            )
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ read `ti me`), and given both it may merge across the border.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ _ANCHORS = ("\n", "0", ".", "a")
 # The last tokens of a prompt that can change how a response's first character is decoded: four
 # bytes spell a character at most, and decoders treat the first piece of a text in its own way.
 _CONTEXT_TOKENS = 16
+_WORD_BORDER = re.compile(r"(?<=\n)(?=[^\W_])|(?<=\S)(?= [^\W_])")
+_BORDER_CHARACTERS = 4096
 
 
 def written_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -84,6 +87,23 @@ def _behind_anchors(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[l
         if whole_T[: len(anchor_T)] == anchor_T:
             yield whole_T[len(anchor_T) :]
     yield written_tokens(tokenizer, text)
+
+
+def word_border(text: str, at: int) -> int:
+    """A place near before `at` where tokens begin whatever the tokenizer; `at` if there is none.
+
+    It is where a line begins with a letter or digit, or before one space and such. Behind space a
+    tokenizer may count on, and some join a line's end to the full stop before it.
+    """
+    window_start = max(0, at - _BORDER_CHARACTERS)
+    borders = list(_WORD_BORDER.finditer(text, window_start, min(at + 2, len(text))))
+    places = [border.start() for border in borders if border.start() <= at]
+    return places[-1] if places else at
+
+
+def tokens_going_on(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokens of a text that goes on from another, as those behind the other would be."""
+    return next(_behind_anchors(tokenizer, text))
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids_T: Sequence[int]) -> str:

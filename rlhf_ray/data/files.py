@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from rlhf_ray.config import references
 from rlhf_ray.config.data import SourceConfig
+from rlhf_ray.data.columns import check_names, named
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.parsing import Columns, is_data_file, parse
 from rlhf_ray.data.splits import parse_split
@@ -47,7 +48,11 @@ class Row:
 
 
 def read_rows(
-    source: SourceConfig, *, separator: str = "<|endoftext|>"
+    source: SourceConfig,
+    *,
+    separator: str = "<|endoftext|>",
+    start: int = 0,
+    streaming: bool = False,
 ) -> Iterator[Row | RowError]:
     """Read a data set row by row, what is wrong with a row in its place.
 
@@ -58,26 +63,35 @@ def read_rows(
     Args:
         source: Where the rows are, and which of them are wanted.
         separator: Between two texts of a `.txt` file; the space around a text is not part of it.
+        start: Of the rows wanted, how many are passed over: they were read before.
+        streaming: Whether rows of the hub come over the network, and are not kept on this machine.
 
     Raises:
-        DataError: Nothing there, or nothing in it.
+        DataError: Nothing there, nothing in it, or no column that `columns` of the source names.
     """
+    located: Iterator[tuple[int, Located]]
     if (local := local_path(source.path)) is not None:
         name = local.name.split(".")[0] if local.is_file() else local.resolve().name
-        located = _local_rows(local, source.split, separator)
+        located = itertools.islice(
+            _local_rows(local, source.split, separator), source.skip + start, None
+        )
     else:
         name = f"{source.path}/{source.split}"
-        located = enumerate(_hub_rows(source))
+        located = _hub_rows(source, source.skip + start, streaming=streaming)
 
-    stop = source.skip + source.limit if source.limit else None
-    empty = True
-    for number, (where, columns) in itertools.islice(located, source.skip, stop):
+    num_rows = max(0, source.limit - start) if source.limit else None
+    empty = not start
+    wanted: Iterator[tuple[int, Located]] = itertools.islice(located, num_rows)
+    if not start:
+        wanted = check_names(wanted, source.columns)
+    for number, (where, columns) in wanted:
         empty = False
+        if not isinstance(columns, RowError):
+            columns = named(columns, source.columns, where)
         if isinstance(columns, RowError):
             yield columns
         else:
-            renamed = _renamed(columns, source.columns)
-            yield Row(row_id=f"{name}:{number}", where=where, columns=renamed)
+            yield Row(row_id=f"{name}:{number}", where=where, columns=columns)
     if empty:
         after = f" after the first {source.skip}" if source.skip else ""
         raise DataError(f"no rows in {source.path!r}{after} (split {source.split!r})")
@@ -119,8 +133,8 @@ def data_files(path: Path) -> list[Path]:
     return files
 
 
-def hub_dataset(source: SourceConfig) -> Any:
-    """The split of a data set on the hub, as `datasets` keeps it.
+def hub_dataset(source: SourceConfig, *, streaming: bool = False) -> Any:
+    """The split of a data set on the hub, as `datasets` keeps it, or as it streams it.
 
     Raises:
         DataError: The hub has no such thing, or does not answer.
@@ -130,7 +144,8 @@ def hub_dataset(source: SourceConfig) -> Any:
     named = references.hub_dataset(source.path)
     assert named is not None
     try:
-        return datasets.load_dataset(*named, split=source.split)
+        options = {"streaming": True} if streaming else {}
+        return datasets.load_dataset(*named, split=source.split, **options)
     # The hub's client raises many unrelated types; whichever it is, the user has one question.
     except Exception as error:
         raise DataError(
@@ -139,9 +154,14 @@ def hub_dataset(source: SourceConfig) -> Any:
         ) from error
 
 
-def _hub_rows(source: SourceConfig) -> Iterator[Located]:
-    for number, columns in enumerate(hub_dataset(source)):
-        yield f"{source.path}/{source.split} row {number}", dict(columns)
+def _hub_rows(
+    source: SourceConfig, first: int, *, streaming: bool
+) -> Iterator[tuple[int, Located]]:
+    dataset = hub_dataset(source, streaming=streaming)
+    # A stream passes over whole files where it can.
+    rows = dataset.skip(first) if streaming else itertools.islice(dataset, first, None)
+    for number, columns in enumerate(rows, start=first):
+        yield number, (f"{source.path}/{source.split} row {number}", dict(columns))
 
 
 def _local_rows(path: Path, split: str, separator: str) -> Iterator[tuple[int, Located]]:
@@ -160,10 +180,3 @@ def _all_rows(path: Path, separator: str) -> Iterator[Located]:
     for file in data_files(path):
         for line, columns in parse(file, separator=separator):
             yield f"{file}:{line}", columns
-
-
-def _renamed(columns: Columns, names: dict[str, str]) -> Columns:
-    """Columns by our names; `names` has theirs by ours. One that is not there stays missing."""
-    taken = set(names.values()) | set(names)
-    renamed = {name: value for name, value in columns.items() if name not in taken}
-    return renamed | {ours: columns[theirs] for ours, theirs in names.items() if theirs in columns}

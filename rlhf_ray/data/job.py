@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.model_kind import Kind
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
-from rlhf_ray.data.report import Loaded
+from rlhf_ray.data.feed import TrainedRows, first_of
+from rlhf_ray.data.loading import load
+from rlhf_ray.data.rows import Rows
+from rlhf_ray.data.stream_sources import open_stream
+from rlhf_ray.data.streaming import RowStream
+from rlhf_ray.data.tokenization import Tokenization
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
@@ -23,7 +29,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ROWS_WITH_ALL_COLUMNS = 100  # of a stream, whose other rows are not looked at
+
 T = TypeVar("T")
+AnyRows: TypeAlias = Rows[Any] | RowStream[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +48,7 @@ class JobData:
     tokenizer_path: str
 
     @property
-    def trained_rows(self) -> Sequence[Any]:
+    def trained_rows(self) -> TrainedRows[Any]:
         """What the job trains on."""
         raise NotImplementedError
 
@@ -61,13 +70,13 @@ class OnlineData(JobData):
     """
 
     context_tokens: int
-    prompts: list[Prompt]
-    eval_prompts: list[Prompt]
+    prompts: TrainedRows[Prompt]
+    eval_prompts: Sequence[Prompt]
     end_token_ids: tuple[int, ...]
     vocabulary: str
 
     @property
-    def trained_rows(self) -> Sequence[Prompt]:
+    def trained_rows(self) -> TrainedRows[Prompt]:
         """The prompts."""
         return self.prompts
 
@@ -79,10 +88,11 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         ConfigError: Unreadable, malformed, empty, too long for the context, not what a reward
             function can score, or another model of the job has another vocabulary.
     """
-    from rlhf_ray.data.prompts import load_prompts
+    from rlhf_ray.data.prompts import Prompts, load_prompts
     from rlhf_ray.data.tokenizer import vocabulary_digest
     from rlhf_ray.models.fit import check_model
-    from rlhf_ray.rewards.checks import checking_functions, usable_prompts
+    from rlhf_ray.rewards.checks import checking_functions, prompt_faults, usable_prompts
+    from rlhf_ray.rewards.columns import check_columns
 
     functions = checking_functions(config.reward)
     tokenizer, tokenizer_path = _tokenizer(config.policy.model, Path(config.run_dir))
@@ -101,23 +111,34 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
             f"tokens, got {config.rollout.max_new_tokens}"
         )
 
-    def prompts(key: str, data: DataConfig) -> list[Prompt]:
+    def prompts(key: str, data: DataConfig) -> Rows[Prompt]:
         rows = load_prompts(data, tokenizer, context_tokens=room, seed=config.seed).rows
+        check_columns(config.reward, rows, key=key)
         return usable_prompts(rows, functions, key=key, skip=data.on_bad_row == "skip")
 
-    held_out = prompts("eval.data", config.eval.data) if config.eval.data.is_named else []
-    if len(held_out) > config.eval.num_prompts:
+    held_out = prompts("eval.data", config.eval.data) if config.eval.data.is_named else None
+    if held_out is not None and len(held_out) > config.eval.num_prompts:
         logger.info(
             "evaluations take the first %d of %d held-out prompts (eval.num_prompts)",
             config.eval.num_prompts,
             len(held_out),
         )
-    trained = prompts("data", config.data)
-    _check_online_models(config, tokenizer, [*trained, *held_out])
+    trained: Rows[Prompt] | RowStream[Prompt]
+    if config.data.streaming:
+        trained = open_stream(
+            config.data,
+            Prompts.of(config.data, tokenizer, max_length=room),
+            seed=config.seed,
+            check=partial(prompt_faults, functions=functions) if functions else None,
+        )
+        check_columns(config.reward, first_of(trained, _ROWS_WITH_ALL_COLUMNS), key="data")
+    else:
+        trained = prompts("data", config.data)
+    _check_online_models(config, tokenizer, [trained, *([held_out] if held_out else [])])
     return OnlineData(
         context_tokens=context,
         prompts=trained,
-        eval_prompts=held_out[: config.eval.num_prompts],
+        eval_prompts=held_out[: config.eval.num_prompts] if held_out else [],
         tokenizer=tokenizer,
         tokenizer_path=tokenizer_path,
         end_token_ids=_end_token_ids(config.policy.model, tokenizer, config.rollout.stop_token_ids),
@@ -134,11 +155,11 @@ class SupervisedData(JobData, Generic[T]):
         eval_rows: Held out.
     """
 
-    rows: list[T]
-    eval_rows: list[T]
+    rows: TrainedRows[T]
+    eval_rows: Sequence[T]
 
     @property
-    def trained_rows(self) -> Sequence[T]:
+    def trained_rows(self) -> TrainedRows[T]:
         """The rows."""
         return self.rows
 
@@ -154,7 +175,7 @@ class SftData(SupervisedData[SftExample]):
 class RmData(SupervisedData[Ranking]):
     """The same, and answers that shall score 0 on average, one a row."""
 
-    reference_answers: list[Ranking]
+    reference_answers: Sequence[Ranking]
 
 
 def load_sft_data(config: SftConfig) -> SftData:
@@ -163,10 +184,10 @@ def load_sft_data(config: SftConfig) -> SftData:
     Raises:
         ConfigError: Unreadable, malformed, empty, or too long for the context.
     """
-    from rlhf_ray.data.sft import load_sft
+    from rlhf_ray.data.sft import Examples
 
     settings, tokenizer_path = _tokenization(config)
-    data = _load(config, load_sft, settings, tokenizer_path)
+    data = _load(config, Examples, settings, tokenizer_path)
     return SftData(
         rows=data.rows,
         eval_rows=data.eval_rows,
@@ -182,18 +203,21 @@ def load_rm_data(config: RmConfig) -> RmData:
     Raises:
         ConfigError: As in `load_sft_data`.
     """
-    from rlhf_ray.data.preferences import best_of, load_answers, load_rankings
+    from rlhf_ray.data.preferences import Rankings, best_of, load_answers
 
     settings, tokenizer_path = _tokenization(config)
-    data = _load(config, load_rankings, settings, tokenizer_path)
+    data = _load(config, Rankings, settings, tokenizer_path)
+    num_answers = config.reference_rows
     if config.reference_data.is_named:
-        reference_answers = load_answers(config.reference_data, **settings).rows
+        answers = list(load_answers(config.reference_data, **settings).rows[:num_answers])
     else:
-        reference_answers = [best_of(ranking) for ranking in data.eval_rows or data.rows]
+        answers = [
+            best_of(ranking) for ranking in first_of(data.eval_rows or data.rows, num_answers)
+        ]
     return RmData(
         rows=data.rows,
         eval_rows=data.eval_rows,
-        reference_answers=reference_answers[: config.reference_rows],
+        reference_answers=answers,
         tokenizer=data.tokenizer,
         tokenizer_path=tokenizer_path,
     )
@@ -205,29 +229,43 @@ def load_dpo_data(config: DpoConfig) -> SupervisedData[Ranking] | SupervisedData
     Raises:
         ConfigError: As in `load_online_data`.
     """
-    from rlhf_ray.data.preferences import load_labelled, load_pairs
+    from rlhf_ray.data.preferences import LabelledAnswers, Pairs, check_labels
 
     settings, tokenizer_path = _tokenization(config)
     others = {"reference": config.reference} if config.uses_reference_role else {}
     _check_vocabularies(config.policy.model, settings["tokenizer"], others)
     if "kto" in config.loss_type:
-        return _load(config, load_labelled, settings, tokenizer_path)
-    return _load(config, load_pairs, settings, tokenizer_path)
+        labelled = _load(config, LabelledAnswers, settings, tokenizer_path)
+        if not isinstance(labelled.rows, RowStream):
+            check_labels(labelled.rows)
+        return labelled
+    return _load(config, Pairs, settings, tokenizer_path)
 
 
 def _load(
     config: SupervisedConfig,
-    load: Callable[..., Loaded[T]],
+    kind: type[Tokenization[T]],
     settings: Mapping[str, Any],
     tokenizer_path: str,
 ) -> SupervisedData[T]:
-    held_out = config.eval.data
-    rows = load(config.data, **settings).rows
-    eval_rows = load(held_out, **settings).rows if held_out.is_named else []
-    _check_supervised_models(config, settings["tokenizer"], [*rows, *eval_rows])
+    trained, held_out = (
+        kind.of(data, settings["tokenizer"], max_length=settings["max_length"])
+        for data in (config.data, config.eval.data)
+    )
+    rows: Rows[T] | RowStream[T]
+    if config.data.streaming:
+        rows = open_stream(config.data, trained, seed=config.seed)
+    else:
+        rows = load(config.data, trained, seed=config.seed).rows
+    eval_rows = None
+    if config.eval.data.is_named:
+        eval_rows = load(config.eval.data, held_out, seed=config.seed).rows
+    _check_supervised_models(
+        config, settings["tokenizer"], [rows, *([eval_rows] if eval_rows else [])]
+    )
     return SupervisedData(
         rows=rows,
-        eval_rows=eval_rows,
+        eval_rows=eval_rows or [],
         tokenizer=settings["tokenizer"],
         tokenizer_path=tokenizer_path,
     )
@@ -279,13 +317,14 @@ def _end_token_ids(
 
 
 def _check_online_models(
-    config: OnlineConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+    config: OnlineConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[AnyRows]
 ) -> None:
     """Whether every role's model takes what the job gives it."""
     from rlhf_ray.models import fit
 
-    fit.check_tokens("policy.model.path", config.policy.model, tokenizer, prompts)
-    longest = fit.longest_sequence(prompts) + config.rollout.max_new_tokens
+    for prompts in data:
+        fit.check_tokens("policy.model.path", config.policy.model, tokenizer, prompts)
+    longest = max(map(fit.longest_sequence, data)) + config.rollout.max_new_tokens
     fit.check_room("policy.model.path", config.policy.model, longest)
     if config.uses_value and config.value.model.path:
         fit.check_model("value.model.path", config.value.model, "critic", is_trained=True)
@@ -298,13 +337,14 @@ def _check_online_models(
 
 
 def _check_supervised_models(
-    config: SupervisedConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Any]
+    config: SupervisedConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[AnyRows]
 ) -> None:
     from rlhf_ray.models import fit
 
     key, model = f"{config.trained_role}.model.path", config.learner.model
-    longest = fit.longest_sequence(rows)
-    fit.check_tokens(key, model, tokenizer, rows)
+    longest = max(map(fit.longest_sequence, data))
+    for rows in data:
+        fit.check_tokens(key, model, tokenizer, rows)
     fit.check_room(key, model, longest)
     if isinstance(config, DpoConfig) and config.uses_reference_role and config.reference.model.path:
         reference = config.reference.model

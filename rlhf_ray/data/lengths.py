@@ -10,7 +10,7 @@ from rlhf_ray.data.errors import DataError, UnusableRow
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OverLength = Literal["error", "drop", "truncate"]
+OverLength = Literal["auto", "error", "drop", "truncate", "split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,11 @@ class LengthLimit:
         if self.num_tokens < 1:
             raise ValueError(f"{self.name} must leave at least 1 token, got {self.num_tokens}")
 
+    @property
+    def truncates(self) -> bool:
+        """Whether a sequence that is too long is cut."""
+        return self.over_length in ("truncate", "split")
+
     def check_text(self, num_characters: int, where: str) -> None:
         """Refuse a text that cannot fit, unless it is to be truncated.
 
@@ -46,7 +51,7 @@ class LengthLimit:
             UnusableRow: It is too long and to be dropped.
             DataError: It is too long and the policy is `error`.
         """
-        if num_characters > self.num_tokens * self.longest_token and self.over_length != "truncate":
+        if num_characters > self.num_tokens * self.longest_token and not self.truncates:
             self._refuse(f"{num_characters} characters", where)
 
     def fits(self, num_tokens: int, where: str) -> bool:
@@ -56,7 +61,7 @@ class LengthLimit:
             UnusableRow: It is too long and to be dropped.
             DataError: It is too long and the policy is `error`.
         """
-        if num_tokens > self.num_tokens and self.over_length != "truncate":
+        if num_tokens > self.num_tokens and not self.truncates:
             self._refuse(f"{num_tokens} tokens", where)
         return num_tokens <= self.num_tokens
 
@@ -66,7 +71,7 @@ class LengthLimit:
 
     def _refuse(self, length: str, where: str) -> None:
         detail = f"{length}, but {self.name} allows {self.num_tokens} tokens"
-        if self.over_length == "error":
+        if self.over_length != "drop":
             raise DataError(f"{where}: {detail}; set over_length to drop or truncate")
         raise UnusableRow(where, "too long", detail)
 

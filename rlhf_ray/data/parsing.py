@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
-from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.errors import DataError, RowError, short
 
 Columns: TypeAlias = dict[str, Any]
 NumberedRows: TypeAlias = Iterator[tuple[int, Columns | RowError]]
@@ -96,8 +96,24 @@ def _decoded(decode: Callable[[], Any], where: str) -> Any | RowError:
         return RowError(where, "not JSON", f"{error.msg} at column {error.colno}")
     except RecursionError:
         return RowError(where, "nested too deeply")
+    except _TwiceError as error:
+        return RowError(where, "a key appears twice", str(error))
     except ValueError as error:  # a number of more digits than Python converts
         return RowError(where, "not JSON", str(error))
+
+
+class _TwiceError(Exception):
+    """A JSON object has two values for one key."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Columns:
+    """An object whose keys say one thing each: which of two values is meant nobody can tell."""
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
+        for key, value in pairs:
+            if value is not columns[key] and value != columns[key]:
+                raise _TwiceError(f"{short(key)} is {short(value)}, and {short(columns[key])}")
+    return columns
 
 
 def _object(value: Any, where: str) -> Columns | RowError:
@@ -112,7 +128,7 @@ def _json_lines(path: Path) -> NumberedRows:
             continue
         where = f"{path}:{line}"
         fault = _utf8_fault(content, where)
-        yield line, fault or _object(_decoded(partial(json.loads, content), where), where)
+        yield line, fault or _object(_decoded(partial(_DECODER.decode, content), where), where)
 
 
 def _json(path: Path) -> NumberedRows:
@@ -125,14 +141,13 @@ def _json(path: Path) -> NumberedRows:
     if not text.startswith("[", position):
         yield from _json_lines(path)
         return
-    decoder = json.JSONDecoder()
     line, counted = 1, 0
     position = _skip_space(text, position + 1)
     closed = text.startswith("]", position)
     while not closed:
         line, counted = line + text.count("\n", counted, position), position
         where = f"{path}:{line}"
-        decoded = _decoded(partial(decoder.raw_decode, text, position), where)
+        decoded = _decoded(partial(_DECODER.raw_decode, text, position), where)
         if isinstance(decoded, RowError):
             yield line, decoded
             return
@@ -176,7 +191,8 @@ def _csv(path: Path) -> NumberedRows:
         if not header:
             header = fields
             if len(set(header)) < len(header):
-                fault = RowError(where, "a column's name appears twice", str(header))
+                twice = next(name for name in header if header.count(name) > 1)
+                fault = RowError(where, "a column's name appears twice", short(twice))
             if fault:
                 yield line, fault
                 return
@@ -219,6 +235,7 @@ def _texts(path: Path, separator: str) -> NumberedRows:
         line += piece.count("\n") + separator.count("\n")
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 _PARSERS: dict[str, Callable[[Path], NumberedRows]] = {
     ".json": _json,
     ".jsonl": _json_lines,

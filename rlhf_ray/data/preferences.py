@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,12 +11,26 @@ import numpy as np
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer
-from rlhf_ray.data.errors import RowError, UnusableRow
-from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
+from rlhf_ray.data.chat import template_options
+from rlhf_ray.data.errors import DataError, RowError, UnusableRow
+from rlhf_ray.data.lengths import keep_last
+from rlhf_ray.data.linked import LinkedRows
 from rlhf_ray.data.loading import load
+from rlhf_ray.data.messages import Text
+from rlhf_ray.data.records import LABELLED, RANKINGS, RecordKind
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.row_formats import Kind
-from rlhf_ray.data.samples import Sample, as_chat, best_answer, labelled, pairs, ranked
+from rlhf_ray.data.row_format import Kind
+from rlhf_ray.data.rows import Rows
+from rlhf_ray.data.samples import (
+    Sample,
+    as_chat,
+    best_answer,
+    labelled,
+    of_assistant_alone,
+    pairs,
+    ranked,
+)
+from rlhf_ray.data.shortening import beginning, ending
 from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.types import IntArray, LabelledAnswer, Ranking
 
@@ -42,28 +56,47 @@ def load_rankings(
     Raises:
         DataError: See `load`.
     """
-    return load(config, Rankings(**_settings(config, tokenizer, max_length)), seed=seed)
+    return load(config, Rankings.of(config, tokenizer, max_length=max_length), seed=seed)
 
 
 def load_pairs(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
 ) -> Loaded[Ranking]:
     """The same with every ranking taken apart into all its pairs."""
-    return load(config, Pairs(**_settings(config, tokenizer, max_length)), seed=seed)
+    return load(config, Pairs.of(config, tokenizer, max_length=max_length), seed=seed)
 
 
 def load_labelled(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
 ) -> Loaded[LabelledAnswer]:
     """Answers with a label; of a ranking the best is good and all others are bad."""
-    return load(config, LabelledAnswers(**_settings(config, tokenizer, max_length)), seed=seed)
+    return load(config, LabelledAnswers.of(config, tokenizer, max_length=max_length), seed=seed)
 
 
 def load_answers(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
 ) -> Loaded[Ranking]:
     """The best answer of each row, a ranking of one."""
-    return load(config, Answers(**_settings(config, tokenizer, max_length)), seed=seed)
+    return load(config, Answers.of(config, tokenizer, max_length=max_length), seed=seed)
+
+
+def check_labels(rows: Iterable[LabelledAnswer]) -> None:
+    """Refuse answers of one label alone, from which nothing tells good from bad.
+
+    Raises:
+        DataError: All are good, or all are bad.
+    """
+    labels: set[bool] = set()
+    for row in rows:
+        labels.add(row.desirable)
+        if len(labels) == 2:
+            return
+    for label in labels:
+        word, other = ("good", "false") if label else ("bad", "true")
+        raise DataError(
+            f"every answer is labelled {word}: kto compares good answers with bad ones; give rows "
+            f"with label {other} as well, or name the right column by data.columns: {{label: ...}}"
+        )
 
 
 def best_of(ranking: Ranking) -> Ranking:
@@ -77,6 +110,7 @@ class Rankings(Tokenization[Ranking]):
 
     what: ClassVar[str] = "rankings"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"preferences"})
+    kind: ClassVar[RecordKind[Ranking]] = RANKINGS
 
     def tokenize(self, sample: Sample) -> Kept[Ranking]:
         """Token ids of the prompt and of every answer."""
@@ -96,13 +130,13 @@ class Rankings(Tokenization[Ranking]):
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(Rankings):
-    """Rankings of two: a longer one gives all its pairs."""
+    """Rankings of two: a longer one gives all its pairs. All tokens of an answer are trained."""
 
     what: ClassVar[str] = "pairs"
 
     def parts(self, sample: Sample) -> Iterator[Sample]:
         """Every pair of answers, the better first."""
-        return pairs(sample)
+        return pairs(of_assistant_alone(sample))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +145,11 @@ class LabelledAnswers(Tokenization[LabelledAnswer]):
 
     what: ClassVar[str] = "labelled answers"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"labels", "preferences"})
+    kind: ClassVar[RecordKind[LabelledAnswer]] = LABELLED
 
     def parts(self, sample: Sample) -> Iterator[Sample]:
         """Every answer with its label."""
-        return labelled(sample)
+        return labelled(of_assistant_alone(sample))
 
     def tokenize(self, sample: Sample) -> Kept[LabelledAnswer]:
         """Token ids of prompt and answer; the answer to another prompt comes by `link`."""
@@ -128,18 +163,9 @@ class LabelledAnswers(Tokenization[LabelledAnswer]):
         )
         return Kept(row=row, truncated=truncated)
 
-    def link(self, rows: list[LabelledAnswer]) -> list[LabelledAnswer]:
-        """Give each row the answer of the next row that has another prompt, around the end.
-
-        It is cut where prompt and answer would be longer than `max_length`. Where all rows have one
-        prompt, a row keeps its own answer.
-        """
-        linked = []
-        for row, other in zip(rows, _next_prompts(rows), strict=True):
-            room = self.limit.num_tokens - len(row.prompt_ids_T)
-            answers_K = (row.answer_ids_K[0], rows[other].answer_ids_K[0][:room])
-            linked.append(replace(row, answer_ids_K=answers_K))
-        return linked
+    def link(self, rows: Rows[LabelledAnswer]) -> Rows[LabelledAnswer]:
+        """Give each row the answer of another."""
+        return LinkedRows(rows, max_length=self.limit.num_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +174,7 @@ class Answers(Tokenization[Ranking]):
 
     what: ClassVar[str] = "answers"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"examples", "preferences"})
+    kind: ClassVar[RecordKind[Ranking]] = RANKINGS
 
     def tokenize(self, sample: Sample) -> Kept[Ranking]:
         """Token ids of the prompt and of its answer."""
@@ -162,23 +189,19 @@ class Answers(Tokenization[Ranking]):
         return Kept(row=ranking, truncated=truncated)
 
 
-def _settings(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, Any]:
-    limit = LengthLimit(
-        num_tokens=max_length,
-        name="max_length",
-        over_length=config.over_length,
-        longest_token=longest_token(tokenizer),
-    )
-    return {"tokenizer": tokenizer, "chat": config.chat, "limit": limit}
-
-
 def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[IntArray, ...], bool]:
     """Token ids of prompt and answers, and whether any had to be cut."""
     assert sample.prompt is not None
     job.limit.check_text(sample.num_characters, sample.where)
-    prompt = as_chat(sample.prompt, "user") if job.chat else sample.prompt
+    prompt: Text = as_chat(sample.prompt, "user") if job.chat else sample.prompt
+    answers_K = sample.answers_K
+    is_chat = any(not isinstance(text, str) for text in (prompt, *answers_K))
+    options = template_options(sample.columns, sample.where) if is_chat else {}
+    if job.limit.truncates:
+        prompt = ending(prompt, job.limit.num_tokens, job.tokenizer)
+        answers_K = tuple(
+            beginning(answer, job.limit.num_tokens, job.tokenizer) for answer in answers_K
+        )
     truncated_K = sample.truncated_K or (None,) * len(sample.answers_K)
     tokenized_K = [
         tokenize_answer(
@@ -187,9 +210,10 @@ def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[Int
             answer,
             is_ended=not truncated,
             is_sampled=truncated is not None,
+            options=options,
             where=sample.where,
         )
-        for answer, truncated in zip(sample.answers_K, truncated_K, strict=True)
+        for answer, truncated in zip(answers_K, truncated_K, strict=True)
     ]
     prompt_ids_T = tokenized_K[0][0]
     if not prompt_ids_T:
@@ -203,16 +227,3 @@ def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[Int
     room = limit - len(prompt_ids_T)
     answer_ids_K = tuple(np.array(answer[:room], dtype=np.int32) for _, answer in tokenized_K)
     return np.array(prompt_ids_T, dtype=np.int32), answer_ids_K, not fits
-
-
-def _next_prompts(rows: list[LabelledAnswer]) -> list[int]:
-    """For each row the next one, around the end, whose prompt is another; itself where none is."""
-    num_rows = len(rows)
-    following = list(range(num_rows))
-    # Twice from the end, so that the last rows know of the first.
-    for index in [*reversed(range(num_rows))] * 2:
-        after = (index + 1) % num_rows
-        same = np.array_equal(rows[index].prompt_ids_T, rows[after].prompt_ids_T)
-        following[index] = following[after] if same else after
-    alone = all(np.array_equal(row.prompt_ids_T, rows[0].prompt_ids_T) for row in rows)
-    return list(range(num_rows)) if alone else following

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -12,8 +12,14 @@ T = TypeVar("T")
 _QUIET_S = 2.0
 
 
-def shown(items: Iterable[T], what: str) -> Iterator[T]:
-    """The same items; once they take more than two seconds, a terminal shows how many came."""
+def shown(items: Iterable[T], what: str, *, count: Callable[[T], int]) -> Iterator[T]:
+    """The same items; once they take more than two seconds, a terminal shows how many came.
+
+    Args:
+        items: What takes a while.
+        what: It is, in words.
+        count: How many an item stands for.
+    """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -30,7 +36,7 @@ def shown(items: Iterable[T], what: str) -> Iterator[T]:
             if not running and time.monotonic() - began > _QUIET_S:
                 progress.start()
                 running = True
-            progress.advance(task)
+            progress.advance(task, count(item))
             yield item
     finally:
         progress.stop()

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
+from rlhf_ray.config.data import DataConfig
+from rlhf_ray.data.conversations import refuse_media
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.lengths import LengthLimit
-from rlhf_ray.data.row_formats import ROW_FORMATS, Kind
+from rlhf_ray.data.lengths import LengthLimit, longest_token
+from rlhf_ray.data.records import RecordKind
+from rlhf_ray.data.row_format import Kind
+from rlhf_ray.data.row_formats import ROW_FORMATS
+from rlhf_ray.data.rows import Rows
 from rlhf_ray.data.samples import Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -19,10 +27,11 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, kw_only=True)
 class Kept(Generic[T]):
-    """One example for the job."""
+    """One example for the job; `is_piece` where it is one of several that a long text gave."""
 
     row: T
     truncated: bool = False
+    is_piece: bool = False
 
 
 Outcome: TypeAlias = Kept[T] | RowError
@@ -35,17 +44,34 @@ class Tokenization(ABC, Generic[T]):
     Attributes:
         what: What the job takes, for messages.
         kinds: Kinds of formats that it can take.
-        id_field: Where its examples keep their id.
+        kind: Of its examples, as records.
         chat: As in `DataConfig`.
     """
 
     what: ClassVar[str]
     kinds: ClassVar[frozenset[Kind]]
-    id_field: ClassVar[str] = "example_id"
+    kind: ClassVar[RecordKind[Any]]
 
     tokenizer: Any
     chat: bool
     limit: LengthLimit
+
+    @classmethod
+    def of(cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Self:
+        """What the configuration asks for.
+
+        Args:
+            config: Of the data.
+            tokenizer: Of the model that is trained.
+            max_length: Most tokens of a sequence.
+        """
+        limit = LengthLimit(
+            num_tokens=max_length,
+            name="max_length",
+            over_length=config.over_length,
+            longest_token=longest_token(tokenizer),
+        )
+        return cls(tokenizer=tokenizer, chat=config.chat, limit=limit)
 
     def parts(self, sample: Sample) -> Iterator[Sample]:
         """The samples that become one example each.
@@ -54,6 +80,15 @@ class Tokenization(ABC, Generic[T]):
             RowError: There are none.
         """
         yield sample
+
+    def examples(self, sample: Sample) -> Iterator[Kept[T]]:
+        """What becomes of one part: one example, or several where a text may be cut into pieces.
+
+        Raises:
+            RowError: As in `tokenize`.
+            DataError: As in `tokenize`.
+        """
+        yield self.tokenize(sample)
 
     @abstractmethod
     def tokenize(self, sample: Sample) -> Kept[T]:
@@ -65,7 +100,7 @@ class Tokenization(ABC, Generic[T]):
                 an error.
         """
 
-    def link(self, rows: list[T]) -> list[T]:
+    def link(self, rows: Rows[T]) -> Rows[T]:
         """The examples of a data set, once all are known."""
         return rows
 
@@ -83,18 +118,12 @@ class RowWork(Generic[T]):
             outcome
             for sample in _outcomes(self._samples, row)
             for part in _outcomes(self.job.parts, sample)
-            for outcome in _outcomes(self._tokenize, part)
+            for outcome in _outcomes(self.job.examples, part)
         ]
 
     def _samples(self, row: Row) -> Iterator[Sample | RowError]:
-        format_ = ROW_FORMATS[self.format_name]
-        others = row.columns.keys() - set(format_.prompt_columns)
-        columns = {name: value for name, value in row.columns.items() if name in others}
-        for sample in format_.reader(chat=self.job.chat)(row):
-            yield sample if isinstance(sample, RowError) else replace(sample, columns=columns)
-
-    def _tokenize(self, sample: Sample) -> Iterable[Kept[T]]:
-        yield self.job.tokenize(sample)
+        refuse_media(row)
+        yield from ROW_FORMATS[self.format_name].samples(row, chat=self.job.chat)
 
 
 def _outcomes(

@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from rlhf_ray.algorithms.dynamic_sampling import DynamicSamplingExhausted, GroupFilter
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.data.loader import ResumableOrder
+from rlhf_ray.data.feed import Feed
+from rlhf_ray.deadlines import in_thread
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.batches import join, select
 from rlhf_ray.loops.clock import StepClock
@@ -51,15 +52,14 @@ class Collector:
     def __init__(
         self,
         config: OnlineConfig,
-        prompts: Sequence[Prompt],
-        order: ResumableOrder,
+        feed: Feed[Prompt],
         *,
         engine: RolloutEngine,
         reward: Reward,
         publishes: bool,
     ) -> None:
-        """Draw from `prompts` in `order`; `publishes` says whether each step ends with that."""
-        self.config, self.prompts, self.order = config, prompts, order
+        """Draw what `feed` gives; `publishes` says whether each step ends with that."""
+        self.config, self.feed = config, feed
         self.rollout, self.reward, self.publishes = engine, reward, publishes
 
     async def collect(self, step: int, clock: StepClock) -> Collected:
@@ -130,8 +130,13 @@ class Collector:
 
     async def _generate(self, num_prompts: int) -> RolloutBatch:
         sampling = self.config.rollout
-        first_draw = self.order.position
-        drawn = [self.prompts[row] for row in self.order.take(num_prompts)]
+        first_draw = self.feed.position
+        drawn = await in_thread(
+            partial(self.feed.take, num_prompts),
+            timeout_s=self.config.timeouts.call_s,
+            actor="the driver",
+            operation="reading prompts",
+        )
         return await self.rollout.generate(
             [
                 GenerationRequest(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.data.loader import ResumableOrder
+from rlhf_ray.data.feed import TrainedRows, feed_of
 from rlhf_ray.data.packing import UpdatePlan, plan_update
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.batches import select, select_shards
@@ -66,7 +66,7 @@ class OnlineLoop:
         self,
         config: OnlineConfig,
         roles: Roles,
-        prompts: Sequence[Prompt],
+        prompts: TrainedRows[Prompt],
         evaluation: Evaluation,
         log: MetricsLog,
         *,
@@ -78,9 +78,9 @@ class OnlineLoop:
         self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
         self.usage = usage
         self.num_policy_ranks, self.num_value_ranks = num_policy_ranks, num_value_ranks
-        self.order = ResumableOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
+        self.feed = feed_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
         self.collector = Collector(
-            config, prompts, self.order, engine=roles.rollout, reward=roles.reward, publishes=True
+            config, self.feed, engine=roles.rollout, reward=roles.reward, publishes=True
         )
         self.setup = setup_of(config, prompts)
         self.kl = kl_controller(config.algorithm.kl)
@@ -156,7 +156,7 @@ class OnlineLoop:
             "mismatch/probe_abs_p99": published.logprob_abs_p99,
             "sync/seconds": published.seconds,
             "sync/bytes": float(published.num_bytes),
-            "data/epoch": self.order.position / self.order.num_rows,
+            "data/epoch": self.feed.epochs,
         }
 
     async def _score(self, collected: Collected) -> Scored:
@@ -283,14 +283,14 @@ class OnlineLoop:
 
     def _state(self) -> Mapping[str, Any]:
         return {
-            "order": self.order.state_dict(),
+            "order": self.feed.state_dict(),
             "kl": self.kl.state_dict(),
             "num_empty_in_a_row": self.num_empty_in_a_row,
             "setup": self.setup,
         }
 
     async def _restore(self, checkpoint: Checkpoint) -> None:
-        self.order.load_state_dict(checkpoint.state["order"])
+        self.feed.load_state_dict(checkpoint.state["order"])
         self.kl.load_state_dict(checkpoint.state["kl"])
         self.num_empty_in_a_row = checkpoint.state["num_empty_in_a_row"]
         await self.roles.policy.restore(str(checkpoint.folder / "policy"))

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
+from rlhf_ray.data.records import digest_of
 from rlhf_ray.errors import RunError
 from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
 
 logger = logging.getLogger(__name__)
 
 Row: TypeAlias = Ranking | LabelledAnswer
+Digests: TypeAlias = npt.NDArray[np.uint64]
+Counts: TypeAlias = npt.NDArray[np.int64]
+Logps: TypeAlias = npt.NDArray[np.float64]
 # Rows -> log-probabilities of each row's answers, in nats, in the order of rows.
 AnswerLogps: TypeAlias = Callable[[Sequence[Row]], Awaitable[Sequence[tuple[float, ...]]]]
 
@@ -36,13 +43,40 @@ async def referenced(rows: Sequence[Row], answer_logps: AnswerLogps) -> list[Ref
     ]
 
 
+class KnownReference:
+    """What the reference said of all rows of a job; a row is known by everything that it says."""
+
+    def __init__(self, keys_B: Digests, counts_B: Counts, logps: Logps) -> None:
+        """Keep answers.
+
+        Args:
+            keys_B: `digest_of` each row.
+            counts_B: Answers of each row.
+            logps: Of all answers, row after row, in nats.
+        """
+        order_B = np.argsort(keys_B, kind="stable")
+        self._keys_B = keys_B[order_B]
+        self._ends_B = np.cumsum(counts_B)[order_B]
+        self._logps = logps
+
+    async def __call__(self, rows: Sequence[Row]) -> list[Referenced]:
+        """The same rows with what is known of them."""
+        return [Referenced(row=row, reference_logps_K=self._of(row)) for row in rows]
+
+    def _of(self, row: Row) -> tuple[float, ...]:
+        at = np.searchsorted(self._keys_B, np.uint64(digest_of(row)))
+        end = self._ends_B[at]
+        logps_K: list[float] = self._logps[end - len(row.answer_ids_K) : end].tolist()
+        return tuple(logps_K)
+
+
 async def precomputed(
-    rows: Sequence[Row], answer_logps: AnswerLogps, folder: Path, *, model: str
-) -> list[Referenced]:
+    parts: Sequence[Sequence[Row]], answer_logps: AnswerLogps, folder: Path, *, model: str
+) -> KnownReference:
     """Ask for all rows once, and read the answer back the next time.
 
     Args:
-        rows: Of the whole job.
+        parts: All rows of the job: those to train on, and those held out.
         answer_logps: The reference.
         folder: Where answers are kept, a file for each model and content of the rows.
         model: What tells this reference model from others.
@@ -50,51 +84,54 @@ async def precomputed(
     Raises:
         RunError: A log-probability is not finite.
     """
-    path = folder / f"{_digest(rows, model)}.npy"
-    counts = [len(row.answer_ids_K) for row in rows]
-    flat = _read(path, sum(counts))
-    if flat is None:
-        logps: list[tuple[float, ...]] = []
-        for start in range(0, len(rows), ROWS_A_CALL):
-            logps += await answer_logps(rows[start : start + ROWS_A_CALL])
-            logger.info("reference: %d of %d rows are scored", len(logps), len(rows))
-        flat = np.asarray([logp for of_row in logps for logp in of_row], dtype=np.float64)
-        if not np.isfinite(flat).all():
-            wrong = int((~np.isfinite(flat)).sum())
-            raise RunError(f"the reference gave {wrong} log-probabilities that are not finite")
-        _write(path, flat)
-    by_row = np.split(flat, np.cumsum(counts)[:-1])
-    return [
-        Referenced(row=row, reference_logps_K=tuple(part.tolist()))
-        for row, part in zip(rows, by_row, strict=True)
-    ]
-
-
-def _digest(rows: Sequence[Row], model: str) -> str:
     digest = hashlib.blake2b(model.encode(), digest_size=16)
-    for row in rows:
-        for tokens in (row.prompt_ids_T, *row.answer_ids_K):
-            digest.update(len(tokens).to_bytes(8, "little"))
-            digest.update(np.ascontiguousarray(tokens, dtype=np.int32).tobytes())
-    return digest.hexdigest()
+    keys, counts = array("Q"), array("q")
+    for row in itertools.chain(*parts):
+        keys.append(digest_of(row))
+        counts.append(len(row.answer_ids_K))
+    keys_B, counts_B = np.asarray(keys), np.asarray(counts)
+    digest.update(keys_B.tobytes())
+    path = folder / f"{digest.hexdigest()}.npy"
+    logps = _read(path, int(counts_B.sum()))
+    if logps is None:
+        logps = await _asked(parts, answer_logps, len(keys_B))
+        _write(path, logps)
+    return KnownReference(keys_B, counts_B, logps)
 
 
-def _read(path: Path, count: int) -> np.ndarray | None:
+async def _asked(parts: Sequence[Sequence[Row]], answer_logps: AnswerLogps, num_rows: int) -> Logps:
+    found: list[Logps] = []
+    num_asked = 0
+    for rows in parts:
+        for start in range(0, len(rows), ROWS_A_CALL):
+            asked = list(rows[start : start + ROWS_A_CALL])
+            logps = await answer_logps(asked)
+            found.append(np.asarray([logp for of_row in logps for logp in of_row], np.float64))
+            num_asked += len(asked)
+            logger.info("reference: %d of %d rows are scored", num_asked, num_rows)
+    flat = np.concatenate(found)
+    if not np.isfinite(flat).all():
+        wrong = int((~np.isfinite(flat)).sum())
+        raise RunError(f"the reference gave {wrong} log-probabilities that are not finite")
+    return flat
+
+
+def _read(path: Path, count: int) -> Logps | None:
     if not path.exists():
         return None
     try:
-        flat: np.ndarray = np.load(path)
+        flat: Logps = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         logger.warning("%s is not usable, scoring again: %s", path, error)
         return None
     if flat.shape != (count,):
         logger.warning("%s holds %s numbers, wanted %d: scoring again", path, flat.shape, count)
         return None
-    logger.info("reference: %d rows were scored before, in %s", count, path)
+    logger.info("reference: %d answers were scored before, in %s", count, path)
     return flat
 
 
-def _write(path: Path, flat: np.ndarray) -> None:
+def _write(path: Path, flat: Logps) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".writing.npy")
     np.save(aside, flat)

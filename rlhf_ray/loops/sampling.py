@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.data.loader import ResumableOrder
+from rlhf_ray.data.feed import TrainedRows, feed_of
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
@@ -50,7 +50,7 @@ class SampleLoop:
         self,
         config: SampleConfig,
         roles: Roles,
-        prompts: Sequence[Prompt],
+        prompts: TrainedRows[Prompt],
         evaluation: Evaluation,
         log: MetricsLog,
         *,
@@ -59,9 +59,9 @@ class SampleLoop:
         """Put the parts together; `run` starts them."""
         self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
         self.usage = usage
-        self.order = ResumableOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
+        self.feed = feed_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
         self.collector = Collector(
-            config, prompts, self.order, engine=roles.rollout, reward=roles.reward, publishes=False
+            config, self.feed, engine=roles.rollout, reward=roles.reward, publishes=False
         )
         self.setup = setup_of(config, prompts)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
@@ -77,7 +77,7 @@ class SampleLoop:
             RunError: A role failed or hung.
         """
         if checkpoint is not None:
-            self.order.load_state_dict(checkpoint.state["order"])
+            self.feed.load_state_dict(checkpoint.state["order"])
         self.files.rewind({} if checkpoint is None else checkpoint.state["sizes"])
         await publish(self.roles, 0)
         if checkpoint is None:
@@ -113,7 +113,7 @@ class SampleLoop:
     def _save(self, step: int) -> None:
         """After every step, so that nothing that was judged is lost with the run."""
         state = {
-            "order": self.order.state_dict(),
+            "order": self.feed.state_dict(),
             "sizes": self.files.sizes(),
             "setup": self.setup,
         }

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-
-import numpy as np
 
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.data import DataConfig
@@ -18,7 +15,9 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
+from rlhf_ray.data.feed import TrainedRows, digest_of_rows
 from rlhf_ray.data.job import JobData
+from rlhf_ray.data.streaming import RowStream
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.sample_files import SampleFiles
@@ -63,9 +62,10 @@ def prepare(config: C, load: Callable[[C], D]) -> PreparedJob[C, D]:
         ConfigError: The data cannot be used, or the job cannot go on in its folder.
     """
     data = load(config)
-    if isinstance(config, SupervisedConfig):
-        config = config.for_rows(len(data.trained_rows))
-    checkpoint = checkpoint_to_resume(config, data.trained_rows)
+    rows = data.trained_rows
+    if isinstance(config, SupervisedConfig) and not isinstance(rows, RowStream):
+        config = config.for_rows(len(rows))
+    checkpoint = checkpoint_to_resume(config, rows)
     return PreparedJob(config=config, data=data, checkpoint=checkpoint)
 
 
@@ -77,7 +77,7 @@ def changes_since(config: OnlineConfig | SupervisedConfig, dumped: Mapping[str, 
     return _changes(dict(_flat(before)), dict(_flat(now)))
 
 
-def setup_of(config: OnlineConfig | SupervisedConfig, rows: Sequence[Any]) -> dict[str, Any]:
+def setup_of(config: OnlineConfig | SupervisedConfig, rows: TrainedRows[Any]) -> dict[str, Any]:
     """What a checkpoint holds of the job.
 
     Args:
@@ -90,13 +90,13 @@ def setup_of(config: OnlineConfig | SupervisedConfig, rows: Sequence[Any]) -> di
     """
     given = config.model_dump(mode="json", exclude=SURROUNDINGS)
     return {
-        "fixed": {**_fixed(config), "the data's rows (digest)": _digest(rows)},
+        "fixed": {**_fixed(config), "the data's rows (digest)": digest_of_rows(rows)},
         "settings": dict(_flat(without_secrets(given))),
     }
 
 
 def checkpoint_to_resume(
-    config: OnlineConfig | SupervisedConfig, rows: Sequence[Any]
+    config: OnlineConfig | SupervisedConfig, rows: TrainedRows[Any]
 ) -> Checkpoint | None:
     """The newest whole checkpoint of `run_dir` where `resume` is `auto` and there is one.
 
@@ -174,23 +174,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _digest(rows: Sequence[Any]) -> str:
-    """Of everything that the rows say, in their order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        for field in fields(row):
-            for part in _parts(getattr(row, field.name)):
-                digest.update(part)
-    return digest.hexdigest()
-
-
-def _parts(value: Any) -> Iterator[bytes]:
-    if isinstance(value, np.ndarray):
-        yield repr((value.dtype.str, value.shape)).encode() + value.tobytes()
-    elif isinstance(value, tuple) and value and isinstance(value[0], np.ndarray):
-        for inner in value:
-            yield from _parts(inner)
-    else:
-        yield repr(value).encode()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlhf_ray.config.supervised import SupervisedConfig
-from rlhf_ray.data.loader import ResumableOrder
+from rlhf_ray.data.feed import Feed, TrainedRows, feed_of
 from rlhf_ray.data.packing import plan_update
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
@@ -35,7 +35,7 @@ class SupervisedLoop:
         self,
         config: SupervisedConfig,
         role: Supervised,
-        rows: Rows,
+        rows: TrainedRows[Any],
         eval_rows: Rows,
         log: MetricsLog,
         *,
@@ -57,10 +57,11 @@ class SupervisedLoop:
             usage: Says what the processes needed in a step.
         """
         self.config, self.role, self.log, self.usage = config, role, log, usage
-        self.rows, self.eval_rows = rows, eval_rows
+        self.eval_rows = eval_rows
         self.prepare, self.show = prepare or _as_they_are, show
-        self.order = ResumableOrder(len(rows), seed=config.seed, shuffle=config.data.shuffle)
-        self.order_state = self.order.state_dict()
+        self.feed: Feed[Any] = feed_of(rows, seed=config.seed, shuffle=config.data.shuffle)
+        self.order_state = self.feed.state_dict()
+        self.epochs = 0.0
         self.setup = setup_of(config, rows)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self._ahead: asyncio.Future[Rows] | None = None
@@ -77,7 +78,7 @@ class SupervisedLoop:
             self.log.log(0, await self._evaluate(0))
         else:
             first = checkpoint.step + 1
-            self.order.load_state_dict(checkpoint.state["order"])
+            self.feed.load_state_dict(checkpoint.state["order"])
             await self.role.restore(str(checkpoint.folder / self.config.trained_role))
         self.hardware = await self.role.hardware()
         await self.usage()  # starting is no part of the first step
@@ -117,7 +118,7 @@ class SupervisedLoop:
             **_prefixed(self.config.job, updated),
             **evaluated,
             **used,
-            "data/epoch": self.order_state["position"] / self.order_state["num_rows"],
+            "data/epoch": self.epochs,
             **timed,
             "perf/tokens_per_s": sum(lengths) / timed["time/step"],
             "perf/update_tokens_per_s": sum(lengths) / timed["time/update"],
@@ -133,13 +134,21 @@ class SupervisedLoop:
 
     async def _batch(self, step: int) -> Rows:
         rows = await (self._ahead or self._start_preparing())
-        self.order_state = self.order.state_dict()
+        self.order_state, self.epochs = self.feed.state_dict(), self.feed.epochs
         self._ahead = self._start_preparing() if step < self.config.total_steps else None
         return rows
 
     def _start_preparing(self) -> asyncio.Future[Rows]:
-        rows = [self.rows[row] for row in self.order.take(self.config.batch_size)]
-        return asyncio.ensure_future(self.prepare(rows))
+        return asyncio.ensure_future(self._prepared())
+
+    async def _prepared(self) -> Rows:
+        rows = await in_thread(
+            partial(self.feed.take, self.config.batch_size),
+            timeout_s=self.config.timeouts.call_s,
+            actor="the driver",
+            operation="reading the rows of a batch",
+        )
+        return await self.prepare(rows)
 
     async def _evaluate(self, step: int) -> dict[str, float]:
         every, last = self.config.eval.every, self.config.total_steps
@@ -148,7 +157,7 @@ class SupervisedLoop:
             return {}
         with StepClock().phase("evaluate") as timed:
             if self._prepared_eval_rows is None:
-                self._prepared_eval_rows = await self.prepare(self.eval_rows)
+                self._prepared_eval_rows = await self.prepare(list(self.eval_rows))
             evaluated = await self.role.evaluate(self._prepared_eval_rows)
             if self.show is not None:
                 for table in await self.show(step, self.eval_rows, evaluated):

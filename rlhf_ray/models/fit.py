@@ -7,18 +7,17 @@ results of other stages are as well, and what only tokenizer and data tell.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.model_kind import Kind, kind_fault, quantization_fault, token_id_faults
 from rlhf_ray.config.rewards import RewardModelConfig
+from rlhf_ray.data.rows import Rows
+from rlhf_ray.data.streaming import RowStream
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.limits import most_tokens, read_config
-from rlhf_ray.types import IntArray, LabelledAnswer, Prompt, Ranking, SftExample
+from rlhf_ray.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +53,10 @@ def check_model(key: str, model: ModelConfig, kind: Kind, *, is_trained: bool) -
 
 
 def check_tokens(
-    key: str, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Any] = ()
+    key: str,
+    model: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows[Any] | RowStream[Any] | None = None,
 ) -> None:
     """Refuse a tokenizer that gives a model tokens which it has no embedding of.
 
@@ -64,7 +66,7 @@ def check_tokens(
         key: Where the configuration names the model.
         model: The model.
         tokenizer: Whose tokens the job gives it.
-        rows: The job's, tokenized.
+        rows: The job's, tokenized; of a stream they are looked at as they come.
 
     Raises:
         ConfigError: Names the token.
@@ -74,9 +76,13 @@ def check_tokens(
     used["vocabulary"] = max(
         (index for index in _own_ids(tokenizer) if index >= num_rows), default=None
     )
-    largest = max(((_largest_id(row), row) for row in rows), key=lambda at: at[0], default=None)
-    if largest is not None and largest[0] >= num_rows:
-        used[f"row {_name_of(largest[1])}"] = largest[0]
+    if isinstance(rows, RowStream):
+        rows.refuse_tokens_from(num_rows)
+    elif rows is not None:
+        largest_ids = rows.numbers("largest_id")
+        at = int(largest_ids.argmax())
+        if largest_ids[at] >= num_rows:
+            used[f"row {_name_of(rows[at])}"] = int(largest_ids[at])
     for what, token_id in used.items():
         if token_id is not None and token_id >= num_rows:
             raise ConfigError(
@@ -138,22 +144,14 @@ def check_scorer(reward: RewardModelConfig, longest: int) -> None:
         )
 
 
-def longest_sequence(rows: Sequence[Any]) -> int:
-    """Tokens of the longest sequence of tokenized rows; of a ranking, of a prompt and an answer."""
-    return max((max(map(len, _sequences(row))) for row in rows), default=0)
+def longest_sequence(rows: Rows[Any] | RowStream[Any]) -> int:
+    """Tokens of the longest sequence of tokenized rows; of a ranking, of a prompt and an answer.
 
-
-def _sequences(row: Any) -> Iterator[IntArray]:
-    match row:
-        case Prompt() | SftExample():
-            yield np.asarray(row.token_ids_T, dtype=np.int32)
-        case Ranking() | LabelledAnswer():
-            for answer_ids_T in row.answer_ids_K:
-                yield np.concatenate([row.prompt_ids_T, answer_ids_T])
-
-
-def _largest_id(row: Any) -> int:
-    return max(int(ids_T.max()) for ids_T in _sequences(row) if len(ids_T))
+    Of a stream, as many as it may have.
+    """
+    if isinstance(rows, RowStream):
+        return rows.longest
+    return int(rows.numbers("length").max())
 
 
 def _name_of(row: Any) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rlhf_ray.config.references import says
 from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.data.rows import Rows, SelectedRows
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.functions import CHECK, RewardFunction, load_functions
 from rlhf_ray.types import Prompt
@@ -15,6 +16,7 @@ from rlhf_ray.types import Prompt
 logger = logging.getLogger(__name__)
 
 _SHOWN = 3
+_CHECKED_ROWS = 8192  # at a time
 
 
 def checking_functions(reward: RewardConfig) -> list[RewardFunction]:
@@ -27,9 +29,11 @@ def checking_functions(reward: RewardConfig) -> list[RewardFunction]:
 
 
 def usable_prompts(
-    prompts: Sequence[Prompt], functions: Sequence[RewardFunction], *, key: str, skip: bool
-) -> list[Prompt]:
+    prompts: Rows[Prompt], functions: Sequence[RewardFunction], *, key: str, skip: bool
+) -> Rows[Prompt]:
     """The prompts that every function can score.
+
+    A function checks some thousands of rows at a time.
 
     Args:
         prompts: With their columns.
@@ -40,25 +44,48 @@ def usable_prompts(
     Raises:
         ConfigError: A function finds something wrong with a row, or with all of them.
     """
-    columns = _columns(prompts)
+    if not functions:
+        return prompts
     faults: dict[int, str] = {}
-    for function in functions:
-        for row, fault in enumerate(function.check_rows(columns)):
+    names = {name for prompt in prompts for name in prompt.columns}
+    for start in range(0, len(prompts), _CHECKED_ROWS):
+        checked = list(prompts[start : start + _CHECKED_ROWS])
+        for row, fault in enumerate(prompt_faults(checked, functions, names)):
             if fault is not None:
-                faults.setdefault(row, f"{prompts[row].prompt_id}: {function.name}: {fault}")
+                faults[start + row] = f"{checked[row].prompt_id}: {fault}"
     if not faults:
-        return list(prompts)
+        return prompts
     first = "; ".join(list(faults.values())[:_SHOWN])
     message = f"{key}: rewards cannot score {len(faults)} of {len(prompts)} rows: {first}"
     if not skip or len(faults) == len(prompts):
         raise ConfigError(message)
     logger.warning("%s; left out (%s.on_bad_row is skip)", message, key)
-    return [prompt for row, prompt in enumerate(prompts) if row not in faults]
+    return SelectedRows(prompts, [row for row in range(len(prompts)) if row not in faults])
 
 
-def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
-    names = sorted({name for prompt in prompts for name in prompt.columns})
+def prompt_faults(
+    prompts: Sequence[Prompt],
+    functions: Sequence[RewardFunction],
+    names: Collection[str] = (),
+) -> list[str | None]:
+    """What the first function says that finds something wrong with a prompt; None where none does.
+
+    Args:
+        prompts: With their columns.
+        functions: With checks or without.
+        names: Of all columns, where others of the data set have more of them.
+
+    Raises:
+        ConfigError: A function finds something wrong with all of them.
+    """
+    named = sorted({*names, *(name for prompt in prompts for name in prompt.columns)})
     columns: dict[str, list[Any]] = {
-        name: [prompt.columns.get(name) for prompt in prompts] for name in names
+        name: [prompt.columns.get(name) for prompt in prompts] for name in named
     }
-    return {**columns, "prompts": [prompt.text for prompt in prompts]}
+    columns["prompts"] = [prompt.text for prompt in prompts]
+    faults: list[str | None] = [None] * len(prompts)
+    for function in functions:
+        for row, fault in enumerate(function.check_rows(columns)):
+            if fault is not None and faults[row] is None:
+                faults[row] = f"{function.name}: {fault}"
+    return faults

@@ -119,7 +119,7 @@ async def run_all(stages: list[Stage], pool: Pool, pairs: list[dict[str, str]]) 
         await run_stage(stage, pool)
         process_ids.append(pool.process_ids())
         if stage.job == "rm":
-            rankings = load_rm_data(stage.config).rows
+            rankings = list(load_rm_data(stage.config).rows)
             plan = ((tuple(range(len(rankings))),),)
             [evaluated] = await actors["reward"].call("evaluate", rankings, plan, timeout_s=60)
             outcomes_B = list(evaluated.outcomes_B)

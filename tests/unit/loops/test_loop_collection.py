@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from fakes import Company, make_config, make_prompts, resolve
 
+from rlhf_ray.data.feed import OrderedFeed
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.clock import StepClock
@@ -31,7 +32,11 @@ def collector(tmp_path, scoring, *, settings=None, publishes=True, **algorithm):
     order = ResumableOrder(10, seed=0, shuffle=False)
     return (
         Collector(
-            config, make_prompts(10), order, engine=company, reward=company, publishes=publishes
+            config,
+            OrderedFeed(make_prompts(10), order),
+            engine=company,
+            reward=company,
+            publishes=publishes,
         ),
         company,
         order,
@@ -158,7 +163,7 @@ async def test_a_prompt_that_is_drawn_again_in_a_step_is_judged_by_itself(tmp_pa
     company = Company(config, lambda prompt_id, sample: sample * (prompt_id == "p1"))
     order = ResumableOrder(2, seed=0, shuffle=False)
     draws = Collector(
-        config, make_prompts(2), order, engine=company, reward=company, publishes=True
+        config, OrderedFeed(make_prompts(2), order), engine=company, reward=company, publishes=True
     )
     collected = await draws.collect(1, StepClock())
     # Draws 0 to 3, then 4 and 5 for 0 and 2, then 6 for 4.

@@ -56,9 +56,9 @@ async def test_each_row_gets_its_own_answers(tmp_path):
 async def test_all_rows_are_asked_for_once_and_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROWS_A_CALL", 4)
     rows, asked = make_rows(), Asked()
-    first = await precomputed(rows, asked, tmp_path, model="m")
-    again = await precomputed(rows, asked, tmp_path, model="m")
-    assert asked.num_rows == [4, 2]
+    first = await (await precomputed([rows[:1], rows[1:]], asked, tmp_path, model="m"))(rows)
+    again = await (await precomputed([rows[:1], rows[1:]], asked, tmp_path, model="m"))(rows)
+    assert asked.num_rows == [1, 4, 1]
     expected = [f.reference_logps_K for f in await referenced(rows, Asked())]
     assert [f.reference_logps_K for f in first] == expected
     assert [f.reference_logps_K for f in again] == expected
@@ -67,7 +67,7 @@ async def test_all_rows_are_asked_for_once_and_read_back(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["model", "row", "border"])
 async def test_what_was_kept_for_others_is_not_taken(tmp_path, change):
     rows, asked = make_rows(), Asked()
-    await precomputed(rows, asked, tmp_path, model="m")
+    await precomputed([rows], asked, tmp_path, model="m")
     if change == "row":
         rows[1] = make_rows(9)[7]
     if change == "border":  # the same tokens, cut elsewhere
@@ -76,16 +76,16 @@ async def test_what_was_kept_for_others_is_not_taken(tmp_path, change):
             prompt_ids_T=tokens(1),
             answer_ids_K=(tokens(0, 5, 0), tokens(6)),
         )
-    await precomputed(rows, asked, tmp_path, model="other" if change == "model" else "m")
+    await precomputed([rows], asked, tmp_path, model="other" if change == "model" else "m")
     assert asked.num_rows == [6, 6]
 
 
 async def test_a_torn_file_is_scored_again(tmp_path, caplog):
     rows, asked = make_rows(), Asked()
-    first = await precomputed(rows, asked, tmp_path, model="m")
+    first = await precomputed([rows], asked, tmp_path, model="m")
     [file] = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-9])
-    again = await precomputed(rows, asked, tmp_path, model="m")
+    again = await precomputed([rows], asked, tmp_path, model="m")
     assert asked.num_rows == [6, 6]
-    assert again == first
+    assert await again(rows) == await first(rows)
     assert "scoring again" in caplog.text

@@ -12,6 +12,9 @@ from fakes import COSTS, CountedUsage, Recorder
 
 from rlhf_ray.config.layers import lay_over
 from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.data.records import EXAMPLES
+from rlhf_ray.data.report import Converted
+from rlhf_ray.data.streaming import RowStream, SourceStream, StreamSettings
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.supervised import SupervisedLoop
@@ -199,6 +202,37 @@ async def test_a_job_without_held_out_examples_evaluates_nothing(tmp_path):
     assert policy.calls == ["update"] * 5 + ["save"]
 
 
+def stream_of(examples):
+    """The same as a stream, read four at a time and shuffled by six."""
+
+    def read(start):
+        for at in range(start, len(examples), 4):
+            table = EXAMPLES.table(examples[at : at + 4])
+            yield Converted(num_rows=len(table), table=table)
+
+    settings = StreamSettings(seed=0, shuffle=True, block_rows=6)
+    source = SourceStream(read, EXAMPLES, settings)
+    return RowStream([source], [1.0], settings, digest="d", longest=9)
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 4])
+async def test_a_stream_is_resumed_behind_the_last_batch_that_was_trained(tmp_path, last):
+    def looping(policy, folder, steps, recorder=None):
+        config = make_config(folder, total_steps=steps, checkpoint=KEEP_ALL)
+        log = MetricsLog([recorder or Recorder()])
+        return SupervisedLoop(config, policy, stream_of(make_examples(NUM_EXAMPLES)), [], log)
+
+    whole, first, rest, recorder = FakePolicy(), FakePolicy(), FakePolicy(), Recorder()
+    await looping(whole, tmp_path / "whole", 5, recorder).run(None)
+    assert recorder.steps[5]["data/epoch"] == 2.0
+    taken = Counter(example for batch in whole.batches for example in batch)
+    assert set(taken.values()) == {2}
+    await looping(first, tmp_path / "cut", last).run(None)
+    checkpoint = CheckpointStore(tmp_path / "cut", keep=10).latest()
+    await looping(rest, tmp_path / "cut", 5).run(checkpoint)
+    assert first.batches + rest.batches == whole.batches
+
+
 async def test_a_resumed_loop_trains_the_rows_that_were_left(tmp_path):
     whole = FakePolicy()
     await loop_of(make_config(tmp_path / "whole"), whole).run(None)
@@ -249,9 +283,21 @@ class Reference:
         return rows
 
 
+class SlowPolicy(FakePolicy):
+    """Whose update takes as long as the next batch does, where that is asked for meanwhile."""
+
+    async def update(self, rows, plan):
+        num_asked = len(self.reference.asked)
+        for _ in range(200):
+            if num_asked == 5 or len(self.reference.asked) > num_asked:
+                break
+            await asyncio.sleep(0.005)
+        return await super().update(rows, plan)
+
+
 async def test_a_batch_is_completed_while_the_one_before_trains(tmp_path):
-    policy = FakePolicy()
-    reference = Reference(policy)
+    policy = SlowPolicy()
+    reference = policy.reference = Reference(policy)
     await loop_of(make_config(tmp_path), policy, prepare=reference).run(None)
     assert [rows for _, rows in reference.asked] == policy.batches
     # Asked for before the update of the step before was over, and not once too often.

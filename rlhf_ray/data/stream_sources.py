@@ -1,0 +1,161 @@
+"""From a configuration to a stream: what one pass over a data set reads, counts and tokenizes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from rlhf_ray.config.data import DataConfig, SourceConfig
+from rlhf_ray.data.cache import described
+from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.files import data_files, local_path, read_rows
+from rlhf_ray.data.loading import recognised
+from rlhf_ray.data.parallel import convert
+from rlhf_ray.data.report import Converted, RowReport
+from rlhf_ray.data.splits import parse_split
+from rlhf_ray.data.streaming import RowStream, SourceStream, StreamSettings
+from rlhf_ray.data.tokenization import RowWork, Tokenization
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# Examples -> what is wrong with each, None where nothing is.
+Check = Callable[[Sequence[T]], Sequence[str | None]]
+
+
+def open_stream(
+    config: DataConfig, job: Tokenization[T], *, seed: int, check: Check[T] | None = None
+) -> RowStream[T]:
+    """The examples of a job's data as they are needed.
+
+    Args:
+        config: Of the data; `streaming` is set.
+        job: What becomes of a row.
+        seed: Of shuffling and mixing.
+        check: What else may be wrong with an example; as a malformed row it is an error, or counted
+            and left out.
+
+    Raises:
+        DataError: No such data, or a first row that the job cannot take.
+    """
+    settings = StreamSettings(
+        seed=seed, shuffle=config.shuffle, block_rows=config.shuffle_buffer if config.shuffle else 1
+    )
+    named: Sequence[SourceConfig] = config.sources or [config]
+    digest = hashlib.blake2b(digest_size=16)
+    sources = []
+    for number, source in enumerate(named):
+        passes = Passes(source=source, config=config, job=job, check=check)
+        _ = passes.work  # what the first row shows is wrong before anything starts
+        for part in _known_by(source, job):
+            digest.update(part.encode() + b"\0")
+        sources.append(SourceStream(passes.read, job.kind, settings, source=number))
+    shares = [source.probability for source in config.sources] or [1.0]
+    return RowStream(
+        sources, shares, settings, digest=digest.hexdigest(), longest=job.limit.num_tokens
+    )
+
+
+@dataclass(frozen=True)
+class Passes(Generic[T]):
+    """Passes over one data set."""
+
+    source: SourceConfig
+    config: DataConfig
+    job: Tokenization[T]
+    check: Check[T] | None
+
+    @cached_property
+    def work(self) -> RowWork[T]:
+        """What happens to each row, by the format that the first rows show.
+
+        Raises:
+            DataError: There are no rows, the job cannot take them, or their number would have to be
+                known.
+        """
+        _check_split(self.source)
+        rows = read_rows(
+            self.source, separator=self.config.separator, streaming=self.config.streaming
+        )
+        report = RowReport(data=self.source.path)
+        format_, _ = recognised(rows, self.source, report, self.job, skip=self._skips)
+        if format_.group is not None:
+            raise DataError(
+                f"{self.source.path!r} has {format_.name} rows, several of which are one example: "
+                "a stream takes rows one by one; set data.streaming: false"
+            )
+        return RowWork(format_name=format_.name, job=self.job)
+
+    def read(self, start: int) -> Iterator[Converted]:
+        """The rows of one pass from a number on; counts go to the log when it ends.
+
+        Raises:
+            DataError: A malformed row that is not to be skipped, or nothing is left of all rows.
+        """
+        report = RowReport(data=self.source.path, format=self.work.format_name)
+        rows = read_rows(
+            self.source,
+            separator=self.config.separator,
+            start=start,
+            streaming=self.config.streaming,
+        )
+        # Processes only where they are asked for: a step takes few rows.
+        converted = convert(rows, self.work, num_workers=self.config.workers or 1)
+        told_at = 1_000
+        for part in map(self._checked, converted):
+            report.count(part, skip=self._skips)
+            if report.num_read >= told_at:
+                report.tell(" so far")
+                told_at *= 10
+            yield part
+        if start == 0:
+            report.close(" in this pass")
+        else:
+            report.tell(f" in the rest of this pass, from row {start} on")
+
+    @property
+    def _skips(self) -> bool:
+        return self.config.on_bad_row == "skip"
+
+    def _checked(self, part: Converted) -> Converted:
+        """The same without examples in which the check finds something wrong."""
+        if self.check is None or not len(part.table):
+            return part
+        kind = self.job.kind
+        examples = [kind.record(part.table.slice(row, 1)) for row in range(len(part.table))]
+        faults = self.check(examples)
+        errors = [
+            RowError(str(getattr(example, kind.id_name)), "rewards cannot score it", fault)
+            for example, fault in zip(examples, faults, strict=True)
+            if fault is not None
+        ]
+        fine = pa.array([fault is None for fault in faults])
+        return replace(part, table=part.table.filter(fine), errors=[*part.errors, *errors])
+
+
+def _check_split(source: SourceConfig) -> None:
+    """Refuse what takes the number of all rows to tell."""
+    if local_path(source.path) is None:
+        is_known = "[" not in source.split
+    else:
+        is_known = not any(range_.needs_count for range_ in parse_split(source.split))
+    if not is_known:
+        raise DataError(
+            f"a stream has no shares and no end to count from, got the split {source.split!r} of "
+            f"{source.path!r}: take skip and limit"
+        )
+
+
+def _known_by(source: SourceConfig, job: Tokenization[Any]) -> Iterator[str]:
+    """What decides which examples a source gives; of files names and sizes, for they are large."""
+    yield source.model_dump_json(include=set(SourceConfig.model_fields))
+    yield from described(job)
+    local = local_path(source.path)
+    for file in [] if local is None else data_files(local):
+        yield f"{file.name} {file.stat().st_size}"
