@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.row_formats import recognise
+from rlhf_ray.data.recognition import recognise
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.sampling import Judged, SampleLoop, pairs_of
@@ -196,7 +196,7 @@ async def test_the_prompts_own_answers_do_not_go_with_it(tmp_path):
         assert not row.get("truncated")
         assert not row.get("truncated_chosen")
         read = Row(row_id="x:0", where="x:1", columns=row)
-        assert recognise(read, for_prompts=False).name == expected
+        assert recognise(read, kinds={"examples", "preferences"}).name == expected
 
 
 def spread(prompt, sample):
