@@ -7,7 +7,7 @@ from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.preflight import preflight
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.files import local_path
+from rlhf_ray.data.local_data import local_data
 
 
 def test_a_good_configuration_passes(good):
@@ -69,7 +69,7 @@ def test_a_hub_name_is_taken_at_its_word(good, name):
 def test_a_hub_data_set_is_taken_at_its_word(good, name):
     good["data"] = {"path": name}
     preflight(GrpoConfig.model_validate(good))
-    assert local_path(name) is None
+    assert local_data(name) is None
 
 
 @pytest.mark.parametrize("name", ["imdb.json", "imdb.v2", "a/b/c", "org/data:", "data/", "./imdb"])
@@ -77,7 +77,7 @@ def test_what_only_a_file_can_be_called_is_no_hub_data_set(good, name):
     good["data"] = {"path": name}
     assert f"data.path: no such file or folder: {name!r}" in refused(good)
     with pytest.raises(DataError, match="no data at"):
-        local_path(name)
+        local_data(name)
 
 
 def test_a_mistyped_local_folder_is_no_hub_name(good, tmp_path, monkeypatch):

@@ -1,0 +1,103 @@
+"""What a file is by its first bytes, whatever its name says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+HEAD_BYTES = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileKind:
+    """A kind of file that is no text of a data set.
+
+    Attributes:
+        what: In words.
+        remedy: What to do, `{path}` being the file.
+        suffix: That such a file has among data; empty where such files are not served.
+        reason: Under which such a file is counted.
+    """
+
+    what: str
+    remedy: str
+    suffix: str = ""
+    reason: str = "another kind of file"
+
+    def advice(self, path: Path) -> str:
+        """What it is and what to do, in one line."""
+        return f"this is {self.what}: {self.remedy.format(path=path.name)}"
+
+
+def _served(what: str, suffix: str) -> FileKind:
+    remedy = f"call it by its name, {{path}}{suffix}" if suffix else "call it by its name"
+    return FileKind(what=what, remedy=remedy, suffix=suffix)
+
+
+def _archive(what: str) -> FileKind:
+    return FileKind(what=what, remedy="unpack it, and name the folder")
+
+
+def _utf(bits: int) -> FileKind:
+    return FileKind(
+        what=f"text in UTF-{bits}",
+        reason="not UTF-8",
+        remedy=f"`iconv -f utf-{bits} -t utf-8 {{path}} > utf8_{{path}}` writes it as UTF-8",
+    )
+
+
+_UNSERVED = "convert it to one that is served, such as JSON lines or parquet"
+_LINKED = FileKind(
+    what="a pointer of Git LFS, not the file it stands for",
+    remedy="`git lfs pull` in its repository fetches that",
+)
+_PAGE = FileKind(what="a web page", remedy="the download failed; fetch the file itself")
+_TAR = _archive("a tar archive")
+
+_MAGIC = (
+    (b"\x1f\x8b", _served("compressed by gzip", ".gz")),
+    (b"BZh", _served("compressed by bzip2", ".bz2")),
+    (b"\xfd7zXZ\x00", _served("compressed by xz", ".xz")),
+    (b"\x28\xb5\x2f\xfd", _served("compressed by zstd", ".zst")),
+    (b"PAR1", _served("a parquet file", ".parquet")),
+    (b"ARROW1", _served("an Arrow file", ".arrow")),
+    (b"\xff\xff\xff\xff", _served("an Arrow stream", ".arrow")),
+    (b"PK\x03\x04", _archive("a zip archive")),
+    (b"7z\xbc\xaf\x27\x1c", _archive("a 7z archive")),
+    (b"Rar!\x1a\x07", _archive("a rar archive")),
+    (b"\xff\xfe\x00\x00", _utf(32)),
+    (b"\x00\x00\xfe\xff", _utf(32)),
+    (b"\xff\xfe", _utf(16)),
+    (b"\xfe\xff", _utf(16)),
+    (b"version https://git-lfs", _LINKED),
+    (b"SQLite format 3\x00", FileKind(what="an SQLite database", remedy=_UNSERVED)),
+    (b"\x89HDF", FileKind(what="an HDF5 file", remedy=_UNSERVED)),
+    (b"Obj\x01", FileKind(what="an Avro file", remedy=_UNSERVED)),
+    (b"FEA1", FileKind(what="a feather file of the first version", remedy=_UNSERVED)),
+    (b"%PDF-", FileKind(what="a PDF document", remedy=_UNSERVED)),
+    (b"\x89PNG", FileKind(what="a PNG image", remedy=_UNSERVED)),
+    (b"\xff\xd8\xff", FileKind(what="a JPEG image", remedy=_UNSERVED)),
+    (b"\x80\x04\x95", FileKind(what="a Python pickle", remedy=_UNSERVED)),
+)
+_PAGE_BEGINNINGS = (b"<!doctype html", b"<html", b"<?xml", b"<head")
+
+
+def kind_of(head: bytes) -> FileKind | None:
+    """The kind of file that begins with these bytes, `HEAD_BYTES` of them; None for text."""
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    if head[257:262] == b"ustar":
+        return _TAR
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower().startswith(_PAGE_BEGINNINGS):
+        return _PAGE
+    return None
+
+
+def kind_of_file(path: Path) -> FileKind | None:
+    """The kind of a file that is there; None for text, and for what cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return kind_of(file.read(HEAD_BYTES))
+    except OSError:
+        return None
