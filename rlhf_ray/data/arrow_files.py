@@ -18,6 +18,7 @@ NumberedRows: TypeAlias = Iterator[tuple[int, dict[str, Any] | RowError]]
 _HELD_ROWS = 1024  # at a time, as Python objects
 _HELD_BYTES = 16 << 20
 _READ_BYTES = 1 << 20
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 # What a value raises that is no Python object: bytes that are no text, times beyond `datetime`,
 # structs with two fields of one name, nesting. Arrow's own are ValueErrors as well.
 _ROW_ERRORS = (ValueError, OverflowError, RecursionError)
@@ -34,8 +35,9 @@ def read_arrow(path: Path) -> NumberedRows:
 
 
 def _numbered(
-    path: Path, batches_of: Callable[[Path], Iterator[pa.RecordBatch]], reason: str
+    path: Path, batches_of: Callable[[Path], Iterator[pa.RecordBatch | int]], reason: str
 ) -> NumberedRows:
+    """Rows of batches; a number stands for so many rows that are too long to read."""
     import pyarrow as pa
 
     row = 0
@@ -46,15 +48,20 @@ def _numbered(
                 yield row, columns
     except pa.ArrowException as error:
         [said, *_] = str(error).splitlines() or [type(error).__name__]
-        yield row + 1, RowError(f"{path}:{row + 1}", reason, said[:200])
+        fault = RowError(f"{path}:{row + 1}", "cannot be read" if row else reason, said[:200])
+        yield row + 1, fault
 
 
-def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch | int]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
+            # To see which of them it is, a value would have to be read whole, several times.
+            if group.total_byte_size > MAX_ROW_BYTES * group.num_rows:
+                yield group.num_rows
+                continue
             num_rows = _rows_to_hold(group.num_rows, group.total_byte_size)
             yield from file.iter_batches(num_rows, row_groups=[number])
 
@@ -67,12 +74,14 @@ def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
         file.seek(0)
         if is_stream:
             with pa.ipc.open_stream(file) as reader:
-                batches = iter(reader)
-                yield from _in_parts(batches)
+                yield from _in_parts(iter(reader))
+            # A stream that was cut between two of its parts has an end like any other to a reader.
+            file.seek(max(0, file.size() - len(_END_OF_STREAM)))
+            if file.read() != _END_OF_STREAM:
+                raise pa.ArrowInvalid("it has no end: it was cut, or is still written")
         else:
             with pa.ipc.open_file(file) as reader:
-                batches = map(reader.get_batch, range(reader.num_record_batches))
-                yield from _in_parts(batches)
+                yield from _in_parts(map(reader.get_batch, range(reader.num_record_batches)))
 
 
 def _in_parts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -87,8 +96,10 @@ def _rows_to_hold(num_rows: int, num_bytes: int) -> int:
     return max(1, min(_HELD_ROWS, _HELD_BYTES * num_rows // max(1, num_bytes)))
 
 
-def _rows(batch: pa.RecordBatch, path: Path, before: int) -> list[dict[str, Any] | RowError]:
+def _rows(batch: pa.RecordBatch | int, path: Path, before: int) -> list[dict[str, Any] | RowError]:
     """Rows of a batch; where one has a fault they are taken one by one."""
+    if isinstance(batch, int):
+        return [too_long(f"{path}:{before + number}") for number in range(1, batch + 1)]
     names = batch.schema.names
     if twice := [name for name in names if names.count(name) > 1]:
         fault = RowError(f"{path}:1", "a column's name appears twice", repr(twice[0]))

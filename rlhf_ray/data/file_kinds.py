@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_ray.config.references import COMPRESSIONS
+
 HEAD_BYTES = 1024
 
 
@@ -14,7 +16,7 @@ class FileKind:
 
     Attributes:
         what: In words.
-        remedy: What to do, `{path}` being the file.
+        remedy: What to do, `{path}` being the file and `{named}` its right name.
         suffix: That such a file has among data; empty where such files are not served.
         reason: Under which such a file is counted.
     """
@@ -26,23 +28,24 @@ class FileKind:
 
     def advice(self, path: Path) -> str:
         """What it is and what to do, in one line."""
-        return f"this is {self.what}: {self.remedy.format(path=path.name)}"
+        keeps_suffix = self.suffix in COMPRESSIONS and path.suffix.lower() not in COMPRESSIONS
+        named = (path.name if keeps_suffix else path.stem) + self.suffix
+        return f"this is {self.what}: {self.remedy.format(path=path.name, named=named)}"
 
 
 def _served(what: str, suffix: str) -> FileKind:
-    remedy = f"call it by its name, {{path}}{suffix}" if suffix else "call it by its name"
-    return FileKind(what=what, remedy=remedy, suffix=suffix)
+    return FileKind(what=what, remedy="call it {named}", suffix=suffix)
 
 
 def _archive(what: str) -> FileKind:
     return FileKind(what=what, remedy="unpack it, and name the folder")
 
 
-def _utf(bits: int) -> FileKind:
+def _utf(encoding: str) -> FileKind:
     return FileKind(
-        what=f"text in UTF-{bits}",
+        what=f"text in {encoding}",
         reason="not UTF-8",
-        remedy=f"`iconv -f utf-{bits} -t utf-8 {{path}} > utf8_{{path}}` writes it as UTF-8",
+        remedy=f"`iconv -f {encoding} -t UTF-8 {{path}} > utf8_{{path}}` writes it as UTF-8",
     )
 
 
@@ -65,10 +68,10 @@ _MAGIC = (
     (b"PK\x03\x04", _archive("a zip archive")),
     (b"7z\xbc\xaf\x27\x1c", _archive("a 7z archive")),
     (b"Rar!\x1a\x07", _archive("a rar archive")),
-    (b"\xff\xfe\x00\x00", _utf(32)),
-    (b"\x00\x00\xfe\xff", _utf(32)),
-    (b"\xff\xfe", _utf(16)),
-    (b"\xfe\xff", _utf(16)),
+    (b"\xff\xfe\x00\x00", _utf("UTF-32")),
+    (b"\x00\x00\xfe\xff", _utf("UTF-32")),
+    (b"\xff\xfe", _utf("UTF-16")),
+    (b"\xfe\xff", _utf("UTF-16")),
     (b"version https://git-lfs", _LINKED),
     (b"SQLite format 3\x00", FileKind(what="an SQLite database", remedy=_UNSERVED)),
     (b"\x89HDF", FileKind(what="an HDF5 file", remedy=_UNSERVED)),
@@ -89,6 +92,10 @@ def kind_of(head: bytes) -> FileKind | None:
             return kind
     if head[257:262] == b"ustar":
         return _TAR
+    # The first two characters of any text that is data are of one byte each.
+    for first, encoding in ((0, "UTF-16LE"), (1, "UTF-16BE")):
+        if head[1 - first : 4 : 2] == b"\0\0" and b"\0" not in head[first:4:2]:
+            return _utf(encoding)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower().startswith(_PAGE_BEGINNINGS):
         return _PAGE
     return None

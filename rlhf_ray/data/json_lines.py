@@ -51,7 +51,7 @@ def _ends_within(error: json.JSONDecodeError) -> bool:
 
 def _row(raw: bytes, where: str) -> dict[str, Any] | RowError:
     try:
-        value = DECODER.decode(raw.decode("utf-8"))
+        value = DECODER.decode(raw.rstrip().decode("utf-8"))
     except UnicodeDecodeError as error:
         return not_utf8(raw[error.start], where)
     except json.JSONDecodeError as error:

@@ -41,6 +41,9 @@ class JsonWindow:
 
     def peek(self) -> str:
         """The next character that is no space; empty at the end."""
+        following = self._text[self._at : self._at + 1]
+        if following and following not in " \t\r\n":  # the usual case, of which there are many
+            return following
         while True:
             space = _SPACE.match(self._text, self._at)
             assert space is not None
@@ -54,7 +57,7 @@ class JsonWindow:
         """Pass over a character, if it is the next."""
         if self.peek() != character:
             return False
-        self._go_to(self._at + 1)
+        self._at += 1
         return True
 
     def wrong(self, wanted: str) -> RowError:
