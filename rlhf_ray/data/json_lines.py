@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.file_bytes import lines, not_utf8, too_long
-from rlhf_ray.data.json_values import DECODER, checked_object, fault_of
+from rlhf_ray.data.json_values import DECODER, checked_object, depth_fault, fault_of
 
 _UNFINISHED = "the row does not end in this line; `jq -c . FILE` writes one row a line"
 
@@ -51,7 +51,8 @@ def _ends_within(error: json.JSONDecodeError) -> bool:
 
 def _row(raw: bytes, where: str) -> dict[str, Any] | RowError:
     try:
-        value = DECODER.decode(raw.rstrip().decode("utf-8"))
+        text = raw.rstrip().decode("utf-8")
+        value = DECODER.decode(text)
     except UnicodeDecodeError as error:
         return not_utf8(raw[error.start], where)
     except json.JSONDecodeError as error:
@@ -59,4 +60,4 @@ def _row(raw: bytes, where: str) -> dict[str, Any] | RowError:
         return RowError(where, "not JSON", f"{error.msg} at column {error.colno}{more}")
     except (ValueError, RecursionError) as error:
         return fault_of(error, where)
-    return checked_object(value, where)
+    return depth_fault(value, text, where) or checked_object(value, where)

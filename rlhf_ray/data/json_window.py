@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.file_bytes import MAX_ROW_BYTES, too_long, utf8_fault
-from rlhf_ray.data.json_values import DECODER, LENIENT_DECODER, fault_of
+from rlhf_ray.data.json_values import DECODER, LENIENT_DECODER, depth_fault, fault_of
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _READ_BYTES = 1 << 20
@@ -84,9 +84,9 @@ class JsonWindow:
                 continue
             if end < len(self._text) or not self._read_more():
                 break
-        fault = refused or utf8_fault(self._text[self._at : end], where)
+        text = self._text[self._at : end]
         self._go_to(end)
-        return fault or value
+        return refused or utf8_fault(text, where) or depth_fault(value, text, where) or value
 
     def _broken(self, fault: RowError) -> RowError:
         self.is_broken = True

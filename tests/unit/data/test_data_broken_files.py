@@ -17,7 +17,7 @@ from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data import file_bytes, json_window, text_files
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row, read_rows
-from rlhf_ray.data.sft import load_sft
+from rlhf_ray.data.prompts import load_prompts
 
 DEADLINE_S = 10.0
 MAX_RSS_BYTES = 2 << 30
@@ -75,14 +75,21 @@ def test_files_behind_a_broken_one_are_read(tmp_path: Path, broken: Broken) -> N
     assert rows[-1].columns == {"text": "good"}
 
 
-@pytest.mark.parametrize("depth", [100, 900])
-def test_a_column_that_nobody_needs_may_be_deep(
-    tmp_path: Path, chat_tokenizer: Any, depth: int
+@pytest.mark.parametrize(("name", "wrap"), [("a.jsonl", b"%b"), ("a.json", b"[%b]")])
+def test_rows_may_be_nested_as_deeply_as_whatever_keeps_them_bears(
+    tmp_path: Path, chat_tokenizer: Any, name: str, wrap: bytes
 ) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"text": "t", "x": ' + b"[" * depth + b"]" * depth + b"}\n" + GOOD)
-    loaded = load_sft(DataConfig(path=str(path)), chat_tokenizer, max_length=99)
-    assert len(loaded.rows) == 2
+    path = tmp_path / name
+    for depth, says in ((199, ""), (200, "nested too deeply: more than 200"), (900, "nested too")):
+        row = b'{"text": "t", "x": ' + b"[" * depth + b"]" * depth + b"}"
+        path.write_bytes(wrap % row)
+        config = DataConfig(path=str(path))
+        if says:
+            with pytest.raises(RowError, match=rf"{name}:1: {says}"):
+                load_prompts(config, chat_tokenizer, context_tokens=99)
+        else:
+            loaded = load_prompts(config, chat_tokenizer, context_tokens=99)
+            assert str(loaded.rows[0].columns["x"]) == "[" * depth + "]" * depth
 
 
 @pytest.mark.parametrize(
