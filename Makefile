@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 PIP_ARGS ?=
 TESTS ?= tests
 TEST_ARGS ?=
+CHECK_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,16 +18,17 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_ARGS = $$($(BIN)/pip config list | grep -qE 'index-url|find-links' || echo --extra-index-url $(TORCH_CPU_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test check gpu-check lock lock-check clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.11     the interpreter of .venv'
 	@echo '  PIP_ARGS=...          further arguments of every pip install (--index-url, --proxy, ...)'
 	@echo '  TORCH_CPU_INDEX=URL   where the CPU build of torch is; unused where pip.conf names a place'
 	@echo '  TEST_ARGS=...         further arguments of pytest (-k gae, ...)'
 	@echo '  TESTS=tests           what to test (tests/unit, ...)'
+	@echo '  CHECK_ARGS=...        arguments of gpu-check (--only ipc nccl, --rehearse, ...)'
 
 setup: $(STAMP) ## make .venv and install everything for a CPU machine
 
@@ -50,9 +52,16 @@ check: $(STAMP) ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The environment is the GPU machine's own: .venv where there is one, else whatever is active.
+gpu-check: ## try every GPU path on this machine's cards, in ten minutes at most
+	$(or $(wildcard $(BIN)/python),python) -m benchmarks.gpu_check $(CHECK_ARGS)
+
 lock: $(STAMP) ## write requirements/cpu.lock from what .venv holds now
 	@{ grep '^#' $(LOCK); $(BIN)/pip freeze --all --exclude-editable --exclude pip \
 		| sed 's/^\(torch==[^+]*\)+cpu$$/\1/'; } > $(LOCK).new && mv $(LOCK).new $(LOCK)
+
+lock-check: $(STAMP) ## ask the package index whether requirements/gpu.lock holds and the gpu extra resolves
+	$(BIN)/python -m requirements.check
 
 clean: ## remove .venv, caches and build outputs; keep runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -84,12 +84,13 @@ def prepare_job(folder: Path, workers: int) -> None:
     setup_of(job.config, rows)
     order = ResumableOrder(len(rows), seed=config.seed)
     batch = [rows[row] for row in order.take(BATCH_SIZE)]
-    done_s = time.monotonic()
+    done_s, processor_s = time.monotonic(), time.process_time()
     num_tokens = sum(row.num_tokens for row in batch) / len(batch)
     print(
         f"  {done_s - began_s:,.1f} s to the first batch, {done_s - imported_s:,.1f} s of them "
-        f"after imports; {len(rows):,} rows, {num_tokens:.0f} tokens a row; peak "
-        f"{_status_mb('VmHWM'):,.0f} MB, now {_status_mb('RssAnon'):,.0f} MB of its own and "
+        f"after imports, {processor_s:,.1f} s of the driver's processor\n  {len(rows):,} rows of "
+        f"{num_tokens:.0f} tokens; peak {_status_mb('VmHWM'):,.0f} MB, now "
+        f"{_status_mb('RssAnon'):,.0f} MB of its own and "
         f"{_status_mb('RssFile'):,.0f} MB of mapped files"
     )
     for _ in range(200):

@@ -14,6 +14,7 @@ import deepspeed
 import numpy as np
 import peft
 import torch
+import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
@@ -51,8 +52,11 @@ class PlainEngine:
     """Stands in for `TrainingEngine`, with nothing but PyTorch: the oracle's.
 
     Attributes:
+        engine: DeepSpeed's: there is none.
         gradients: Of the last step, by the names of the parameters.
     """
+
+    engine = None
 
     def __init__(self, module: torch.nn.Module, config: LearnerConfig, *, total_steps: int) -> None:
         """Take the module as it is."""
@@ -108,7 +112,9 @@ def save_model(folder: Path) -> Path:
     return folder
 
 
-def learner_of(name: str, settings: dict[str, Any], *, plain: bool = False) -> Any:
+def learner_of(
+    name: str, settings: dict[str, Any], *, plain: bool = False, device: torch.device = CPU
+) -> Any:
     """A learner, by DeepSpeed or, `plain`, by PyTorch alone.
 
     Adapters start with two random factors: as a rule one is 0, and hides the other's gradient.
@@ -131,17 +137,17 @@ def learner_of(name: str, settings: dict[str, Any], *, plain: bool = False) -> A
                 temperature=0.9,
                 max_new_tokens=24,
             )
-            return PolicyLearner(spec, device=CPU)
+            return PolicyLearner(spec, device=device)
         if name == "value":
             algorithm_config = AlgorithmConfig(advantage="gae")
             return ValueLearner(
-                ValueSpec(**common, algorithm=algorithm_config, max_new_tokens=24), device=CPU
+                ValueSpec(**common, algorithm=algorithm_config, max_new_tokens=24), device=device
             )
         kind, job = JOBS[name]
         role = "reward" if kind is RmConfig else "policy"
         made = kind.model_validate({"data": {"path": "unused"}, role: config, **job})
         return supervised_learner(
-            SupervisedSpec(job=made, total_steps=100, replay_folder=""), device=CPU
+            SupervisedSpec(job=made, total_steps=100, replay_folder=""), device=device
         )
 
 
@@ -157,21 +163,28 @@ class Step:
     rows: Sequence[Any]
     num_tokens_B: Sequence[int]
 
-    def plan(self, num_micro_batches: int) -> UpdatePlan:
-        """All rows in one step, cut evenly."""
-        parts = np.array_split(np.arange(len(self.rows)), num_micro_batches)
+    def plan(self, num_micro_batches: int, *, by_rank: bool = False) -> UpdatePlan:
+        """All rows in one step, cut evenly: `by_rank` among the ranks, else each takes all."""
+        num_ranks = dist.get_world_size()
+        shares = num_ranks if by_rank else 1
+        parts = np.array_split(np.arange(len(self.rows)), num_micro_batches * shares)
+        cut = [
+            tuple(tuple(part.tolist()) for part in parts[rank::shares]) for rank in range(shares)
+        ]
         minibatch = MinibatchPlan(
-            micro_batches_by_rank=(tuple(tuple(part.tolist()) for part in parts),),
+            micro_batches_by_rank=tuple(cut * (num_ranks // shares)),
             num_tokens=sum(self.num_tokens_B),
             num_sequences=sum(num > 0 for num in self.num_tokens_B),
         )
         return UpdatePlan(minibatches=(minibatch,))
 
-    def update(self, learner: Any, num_micro_batches: int) -> dict[str, float]:
+    def update(
+        self, learner: Any, num_micro_batches: int, *, by_rank: bool = False
+    ) -> dict[str, float]:
         """Take the step."""
         arguments = (KL_COEFFICIENT,) if isinstance(learner, PolicyLearner) else ()
         metrics: dict[str, float] = learner.update(
-            self.rows, self.plan(num_micro_batches), *arguments
+            self.rows, self.plan(num_micro_batches, by_rank=by_rank), *arguments
         )
         return metrics
 
@@ -252,7 +265,7 @@ def _experiences(
 
 
 def _one_pass(rollouts: Sequence[Rollout]) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    return ((tuple(range(len(rollouts))),),)
+    return ((tuple(range(len(rollouts))),),) * dist.get_world_size()
 
 
 def _policy_rows(generator: np.random.Generator, plain: Any) -> list[Experience]:

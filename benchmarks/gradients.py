@@ -37,7 +37,14 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_optimizer_state
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.gradient_steps import LEARNERS, learner_of, save_model, step_of, whole_weights
+from benchmarks.gradient_steps import (
+    CPU,
+    LEARNERS,
+    learner_of,
+    save_model,
+    step_of,
+    whole_weights,
+)
 
 SPLITS = (1, 2, 8)
 MAX_GRAD_NORM = 1e-3  # below every norm here
@@ -90,9 +97,14 @@ class Agreement:
 
     def is_within(self, dtype: str) -> bool:
         """Whether rounding explains the difference."""
-        distance, cosine = LIMITS[dtype]
-        relative, angle, norm = self.figures
-        return relative <= distance and norm <= distance and angle <= 1.0 - cosine
+        limits = limits_of(dtype)
+        return all(figure <= limit for figure, limit in zip(self.figures, limits, strict=True))
+
+
+def limits_of(dtype: str) -> tuple[float, float, float]:
+    """Of an agreement's figures, in their order."""
+    distance, cosine = LIMITS[dtype]
+    return distance, 1.0 - cosine, distance
 
 
 def main() -> int:
@@ -137,13 +149,26 @@ def main() -> int:
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
-    """Of this process alone."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+def process_group(
+    device: torch.device = CPU, *, rank: int = 0, num_ranks: int = 1, port: int = 0
+) -> Iterator[None]:
+    """Of this process, and of as many as there are ranks; rank 0 keeps the store at `port`."""
+    deadline = timedelta(seconds=60)
+    store = dist.TCPStore(
+        "127.0.0.1", port, is_master=rank == 0, wait_for_workers=False, timeout=deadline
+    )
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", **address})
+    os.environ.update(
+        {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(num_ranks), **address}
+    )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group(
-        "gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=60)
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=num_ranks,
+        timeout=deadline,
     )
     try:
         yield
@@ -152,13 +177,24 @@ def process_group() -> Iterator[None]:
 
 
 def agreements(
-    case: Case, path: Path, num_micro_batches: Sequence[int] = SPLITS
+    case: Case,
+    path: Path,
+    num_micro_batches: Sequence[int] = SPLITS,
+    *,
+    device: torch.device = CPU,
 ) -> dict[int, Agreement]:
-    """One step for each number of micro-batches, each against the oracle's."""
+    """One step for each number of micro-batches of each rank, each against the oracle's.
+
+    Args:
+        case: The learner.
+        path: Of its model.
+        num_micro_batches: Into which a rank's share is cut.
+        device: Of learner and oracle; of this process alone.
+    """
     settings = case.settings
-    oracle = learner_of(case.learner, _plain(settings, path), plain=True)
+    oracle = learner_of(case.learner, _plain(settings, path), plain=True, device=device)
     settings["model"]["path"] = str(path)
-    learner = learner_of(case.learner, settings)
+    learner = learner_of(case.learner, settings, device=device)
     try:
         with torch.no_grad():
             weights = whole_weights(learner)
@@ -170,7 +206,7 @@ def agreements(
         wanted = {name: clipped * g for name, g in oracle.engine.gradients.items()}
         found = {}
         for num in num_micro_batches:
-            reported = step.update(learner, num)["grad_norm"]
+            reported = step.update(learner, num, by_rank=True)["grad_norm"]
             found[num] = _agreement(first_moments(learner.engine), wanted, abs(reported / norm - 1))
         return found
     finally:
@@ -216,7 +252,7 @@ def _agreement(
     assert ours.keys() == wanted.keys()
 
     def flat(of: dict[str, torch.Tensor]) -> torch.Tensor:
-        return torch.cat([of[name].double().view(-1) for name in wanted])
+        return torch.cat([of[name].double().cpu().view(-1) for name in wanted])
 
     a, b = flat(ours), flat(wanted)
     return Agreement(

@@ -19,13 +19,14 @@ from actors.engines.spec import EngineSpec
 from actors.pool.job_nodes import check_nodes
 from actors.pool.pool import Pool
 from launch import cli
-from launch.run.cluster import connected
+from launch.run.cluster import connected, runs_here
 from launch.run.folder import check_folder, run_folder, state_of
 from launch.run.job import run_on
 from launch.run.open_pool import open_pool
 from launch.tables.stages import print_table
 from launch.training.actor_start import import_libraries, start_actors
 from launch.training.online_roles import engine_ahead
+from rlhf_ray.config.machine import require_machine
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.stages import Stage, groups_of, resolve_stages
@@ -47,6 +48,7 @@ def run(config: PipelineConfig) -> int:
         RunError: A stage failed.
     """
     stages = resolve_stages(config)
+    require_machine([stage.config for stage in stages], is_here=runs_here(config.ray))
     for stage in stages:
         tell_unused(stage.config, f"stage {stage.name}")
     left = _left(stages)

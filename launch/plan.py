@@ -17,6 +17,7 @@ from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.stages import resolve_stages
 from rlhf_ray.errors import EXIT_CONFIG, ConfigError
 from rlhf_ray.planning.advice import advise, advise_placement
+from rlhf_ray.planning.cards import shown_bytes
 from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.memory import GIB
 from rlhf_ray.planning.plan import Plan, plan_jobs
@@ -99,7 +100,12 @@ def parser() -> ArgumentParser:
         help=f"default: {GPUS_OF_A_NODE}, or none where the job asks for none",
     )
     parser.add_argument(
-        "--gpu-memory", type=_gigabytes, default=80.0, metavar="GB", help="of one GPU (default 80)"
+        "--gpu-memory",
+        type=_gigabytes,
+        default=80.0,
+        metavar="GB",
+        help="of one GPU: as it is sold, such as 24 or 80 (default), of which CUDA shows less, or "
+        "what it shows",
     )
     parser.add_argument(
         "--node-memory",
@@ -140,7 +146,7 @@ def _cluster(options: Namespace, groups: Mapping[str, GroupConfig]) -> Cluster:
     cluster = Cluster(
         nodes=options.nodes or 1,
         gpus_per_node=options.gpus_per_node or (GPUS_OF_A_NODE if on_gpu else 0),
-        gpu_bytes=int(options.gpu_memory * GIB),
+        gpu_bytes=shown_bytes(options.gpu_memory),
         node_bytes=int(options.node_memory * GIB),
     )
     return cluster if options.nodes else smallest_cluster(groups, cluster)

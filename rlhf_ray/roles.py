@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from rlhf_ray.data.packing import UpdatePlan
+from rlhf_ray.metrics.flops import UpdateFlops
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
 # Opaque to the loops: Ray's ObjectRef in a cluster, the value itself in a fake.
@@ -18,6 +19,10 @@ Ref: TypeAlias = Any
 Metrics: TypeAlias = Mapping[str, float]
 # What the job's processes needed since the last time that it was called: `wait/*`, `memory/*`, ...
 Usage: TypeAlias = Callable[[], Awaitable[Metrics]]
+# What of an engine leaves its GPUs, and how, in vLLM's words.
+EnginePart: TypeAlias = Literal["weights", "kv_cache"]
+ENGINE_PARTS: tuple[EnginePart, ...] = ("weights", "kv_cache")
+SleepLevel: TypeAlias = Literal[1, 2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +64,37 @@ class RolloutBatch:
     shards: tuple[Shard, ...]
 
     @property
+    def lengths_B(self) -> tuple[int, ...]:
+        """Tokens of each row, its prompt included."""
+        return tuple(s.num_prompt_tokens + s.num_response_tokens for s in self.summaries_B)
+
+    @property
     def num_tokens(self) -> int:
         """Of all rows, prompts included."""
-        return sum(s.num_prompt_tokens + s.num_response_tokens for s in self.summaries_B)
+        return sum(self.lengths_B)
+
+    @property
+    def num_response_tokens(self) -> int:
+        """Of all rows."""
+        return sum(s.num_response_tokens for s in self.summaries_B)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """What one publication of weights moved, and how far engine and trainer then differed."""
+    """What one publication of weights moved, and how far engine and trainer then differed.
+
+    Attributes:
+        logprob_abs_max: On the probe's worst token, in nats.
+        logprob_abs_p99: On the worst but for one in a hundred.
+        logprob_abs_mean: In the mean.
+    """
 
     version: int
     seconds: float
     num_bytes: int
     logprob_abs_max: float
+    logprob_abs_p99: float
+    logprob_abs_mean: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +102,12 @@ class Hardware:
     """What a group's utilisation is counted from.
 
     Attributes:
-        flops_per_token: Of an update of its model, forward and backward.
+        flops: Of an update of its model.
         device_name: As the vendor calls it; `cpu` where there is no GPU.
         num_devices: Of the group.
     """
 
-    flops_per_token: float
+    flops: UpdateFlops
     device_name: str
     num_devices: int
 
@@ -96,16 +119,29 @@ class RolloutEngine(Protocol):
         """Sample every request, after waking up; rows come by requests, then samples."""
         ...
 
-    async def sleep(self) -> None:
-        """Leave shared GPUs to another role; nothing where they are not shared."""
+    async def sleep(self, level: SleepLevel) -> None:
+        """Leave shared GPUs to other roles; nothing where they are not shared.
+
+        Args:
+            level: 1 keeps the weights on the host; 2 drops them, where a publication comes before
+                the next rollout.
+        """
         ...
 
-    async def wake_up(self) -> None:
-        """Take shared GPUs back."""
+    async def wake_up(self, part: EnginePart | None = None) -> None:
+        """Take shared GPUs back: for weights to come, for the cache, or for both."""
         ...
 
 
-class Reference(Protocol):
+class Offloads(Protocol):
+    """A role whose model may live on the engines' GPUs."""
+
+    async def offload(self) -> None:
+        """Leave these for the host; nothing elsewhere. What the role does next brings it back."""
+        ...
+
+
+class Reference(Offloads, Protocol):
     """The frozen model."""
 
     async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
@@ -113,7 +149,7 @@ class Reference(Protocol):
         ...
 
 
-class Reward(Protocol):
+class Reward(Offloads, Protocol):
     """Functions, a model or a service that scores."""
 
     async def score(self, batch: RolloutBatch) -> Sequence[Score]:
@@ -121,7 +157,7 @@ class Reward(Protocol):
         ...
 
 
-class Value(Protocol):
+class Value(Offloads, Protocol):
     """The critic."""
 
     async def values(self, batch: RolloutBatch) -> Sequence[Shard]:
@@ -141,7 +177,7 @@ class Value(Protocol):
         ...
 
 
-class Policy(Protocol):
+class Policy(Offloads, Protocol):
     """The model that is trained to act."""
 
     async def hardware(self) -> Hardware:
@@ -156,8 +192,16 @@ class Policy(Protocol):
         """Epochs times minibatches of the policy loss."""
         ...
 
-    async def publish(self, version: int) -> Publication:
-        """Bring the weights to every engine as `version` and compare log-probabilities."""
+    async def publish(self, version: int) -> None:
+        """Bring the weights to every engine as `version`, and score the probe with them."""
+        ...
+
+    async def compare(self) -> Publication:
+        """Have the engines score the probe; what came of the publication.
+
+        Raises:
+            RunError: They differ from the policy by more than is let pass.
+        """
         ...
 
     async def save(self, folder: str) -> None:

@@ -170,6 +170,11 @@ class SftExample:
         return len(self.token_ids_T)
 
     @property
+    def lengths_K(self) -> tuple[int, ...]:
+        """Tokens of the one sequence."""
+        return (self.num_tokens,)
+
+    @property
     def num_trained_tokens(self) -> int:
         """Tokens whose prediction is in the loss."""
         return int(self.trained_T.sum())
@@ -196,9 +201,14 @@ class Ranking:
     margin: float = 0.0
 
     @property
+    def lengths_K(self) -> tuple[int, ...]:
+        """Tokens of each sequence: an answer comes with a prompt of its own."""
+        return tuple(len(self.prompt_ids_T) + len(answer) for answer in self.answer_ids_K)
+
+    @property
     def num_tokens(self) -> int:
-        """Of all sequences; each answer comes with a prompt of its own."""
-        return sum(len(self.prompt_ids_T) + len(answer) for answer in self.answer_ids_K)
+        """Of all sequences."""
+        return sum(self.lengths_K)
 
     @property
     def num_trained_tokens(self) -> int:
@@ -224,9 +234,14 @@ class LabelledAnswer:
     desirable: bool
 
     @property
+    def lengths_K(self) -> tuple[int, ...]:
+        """Tokens of each sequence: an answer comes with a prompt of its own."""
+        return tuple(len(self.prompt_ids_T) + len(answer) for answer in self.answer_ids_K)
+
+    @property
     def num_tokens(self) -> int:
-        """Of both sequences."""
-        return sum(len(self.prompt_ids_T) + len(answer) for answer in self.answer_ids_K)
+        """Of all sequences."""
+        return sum(self.lengths_K)
 
     @property
     def num_trained_tokens(self) -> int:
@@ -246,6 +261,11 @@ class Referenced:
 
     row: Ranking | LabelledAnswer
     reference_logps_K: tuple[float, ...]
+
+    @property
+    def lengths_K(self) -> tuple[int, ...]:
+        """Tokens of each sequence."""
+        return self.row.lengths_K
 
     @property
     def num_tokens(self) -> int:

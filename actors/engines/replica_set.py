@@ -10,7 +10,7 @@ import numpy as np
 from actors.cluster.actor_set import ActorSet
 from actors.engines.dispatch import LeastLoaded
 from actors.engines.ending import Ending
-from rlhf_ray.roles import GenerationRequest, RolloutBatch, Shard
+from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutBatch, Shard, SleepLevel
 
 
 class ReplicaSet:
@@ -68,12 +68,12 @@ class ReplicaSet:
             ),
         )
 
-    async def sleep(self) -> None:
+    async def sleep(self, level: SleepLevel) -> None:
         """Between rollouts, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call("sleep", self.timeout_s, timeout_s=self.timeout_s)
+            await self.actors.call("sleep", level, self.timeout_s, timeout_s=self.timeout_s)
 
-    async def wake_up(self) -> None:
+    async def wake_up(self, part: EnginePart | None = None) -> None:
         """Before weights or requests come, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call("wake_up", self.timeout_s, timeout_s=self.timeout_s)
+            await self.actors.call("wake_up", part, self.timeout_s, timeout_s=self.timeout_s)

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from actors.cluster.gpus import require_engine
 from actors.cluster.network import use_cluster_network
 from actors.engines.ending import Ending
 from actors.engines.load import EngineLoad
 from actors.engines.metrics import engine_stat_logger
 from actors.engines.shared_memory import outlive_actor
-from actors.engines.spec import EngineSpec, engine_arguments
+from actors.engines.sleep import EngineSleep
+from actors.engines.spec import EngineSpec, engine_arguments, engine_environment
 from actors.weights.bucket import Bucket
 from rlhf_ray.data.borders import response_text
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles import EnginePart, GenerationRequest, SleepLevel
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
 
 if TYPE_CHECKING:
@@ -47,18 +49,14 @@ class RolloutReplica:
         use_cluster_network()
         if "VLLM_PLUGINS" in os.environ:
             os.environ["VLLM_PLUGINS"] += ",rlhf_ray"
-        if spec.weight_backend == "ipc":
-            # CUDA handles are no plain data; they only pass from this process to its own children.
-            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-        if not spec.num_gpus:
-            # Two engines on one machine would otherwise bind their threads to the same cores.
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ.update(engine_environment(spec))
         logging.basicConfig(level=logging.INFO)
         self.spec, self.name = spec, name
         self.version = -1
         self.num_requests = 0
         self.running: set[str] = set()
         self.load = EngineLoad()
+        self.sleeping = EngineSleep(name, self._ask)
         self.exchange_s = ANSWER_S
         # Held while requests are admitted, while weights are exchanged, and on the way to sleep and
         # back: whoever pauses the scheduler must be the one who resumes it.
@@ -68,8 +66,10 @@ class RolloutReplica:
         """Load the model and start vLLM's processes.
 
         Raises:
+            ConfigError: The installed vLLM, or this node, has no engines of the kind asked for.
             RunError: With what vLLM says of a model that it cannot run.
         """
+        require_engine(self.name, num_gpus=self.spec.num_gpus)
         outlive_actor()
         from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs
@@ -112,10 +112,15 @@ class RolloutReplica:
     # Not in the control group: the engine only answers on the event loop that it was started on.
     async def usage(self) -> Mapping[str, float]:
         """The engine's load since the last time, and its largest worker's memory so far."""
-        of_workers = await self._ask(
-            "collective_rpc", "report_peak_memory_gb", timeout=ANSWER_S, timeout_s=ANSWER_S
+        peaks_gb = await self.ask_workers("report_peak_memory_gb")
+        return {"peak_gb": max(peaks_gb), **self.load.take()}
+
+    async def ask_workers(self, method: str) -> list[Any]:
+        """What each of vLLM's workers, or our extension of them, answers to a method."""
+        asked: list[Any] = await self._ask(
+            "collective_rpc", method, timeout=ANSWER_S, timeout_s=ANSWER_S
         )
-        return {"peak_gb": max(of_workers), **self.load.take()}
+        return asked
 
     async def generate(
         self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
@@ -124,6 +129,9 @@ class RolloutReplica:
 
         Returns:
             Summaries for the controller and the rollouts themselves, as two objects.
+
+        Raises:
+            RunError: The engine has no model, or vLLM ended a request.
         """
         rollouts = []
         try:
@@ -145,6 +153,7 @@ class RolloutReplica:
         the same bits.
         """
         async with deadline(timeout_s, actor=self.name, operation="admission"), self.scheduler:
+            self.sleeping.require_model("asked to sample")
             await self._ask("pause_generation", mode="keep", clear_cache=False, timeout_s=timeout_s)
             try:
                 return [
@@ -248,6 +257,7 @@ class RolloutReplica:
 
         At temperature 1, whatever is sampled at: vLLM never divides the logits of a prompt.
         """
+        self.sleeping.require_model("asked for log-probabilities")
         scores = [
             self._score(
                 (*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()),
@@ -297,6 +307,7 @@ class RolloutReplica:
         async with deadline(timeout_s, actor=self.name, operation="the scheduler for new weights"):
             await self.scheduler.acquire()
         await self._ask("pause_generation", mode="keep", clear_cache=True, timeout_s=timeout_s)
+        self.sleeping.has_model = False
         await self._ask("start_weight_update", timeout_s=timeout_s)
 
     async def update_weights(self, update: Bucket | Mapping[str, Any]) -> None:
@@ -317,23 +328,21 @@ class RolloutReplica:
         """Use the new weights and let requests go on; returns the version as acknowledgement."""
         timeout_s = self.exchange_s
         await self._ask("finish_weight_update", weight_version=str(version), timeout_s=timeout_s)
-        self.version = version
-        await self._ask("resume_generation", timeout_s=timeout_s)
+        self.version, self.sleeping.has_model = version, True
+        if not self.sleeping.asleep:  # else waking the cache resumes
+            await self._ask("resume_generation", timeout_s=timeout_s)
         self.scheduler.release()
         return self.version
 
-    async def sleep(self, timeout_s: float) -> None:
-        """Give the GPU's memory to whoever shares it; weights wait on the host."""
+    async def sleep(self, level: SleepLevel, timeout_s: float) -> None:
+        """Give the GPU's memory to whoever shares it; see `EngineSleep`."""
         async with deadline(timeout_s, actor=self.name, operation="sleep"), self.scheduler:
-            if not await self._ask("is_sleeping", timeout_s=timeout_s):
-                await self._ask("sleep", level=1, timeout_s=timeout_s)
+            await self.sleeping.sleep(level, timeout_s=timeout_s)
 
-    async def wake_up(self, timeout_s: float) -> None:
-        """Take the memory back."""
-        # vLLM takes a scheduler that is only paused for asleep, and would resume it.
+    async def wake_up(self, part: EnginePart | None, timeout_s: float) -> None:
+        """Take the memory back, or that of one part."""
         async with deadline(timeout_s, actor=self.name, operation="waking up"), self.scheduler:
-            if await self._ask("is_sleeping", timeout_s=timeout_s):
-                await self._ask("wake_up", timeout_s=timeout_s)
+            await self.sleeping.wake_up(part, timeout_s=timeout_s)
 
     def gpu_ids(self) -> list[str]:
         """GPUs of this engine, for the roles that live on them."""

@@ -7,9 +7,6 @@ from typing import Any
 
 from rlhf_ray.config.rollout import EngineConfig
 
-# Prompt tokens that one engine step on CPU may prefill.
-PREFILL_TOKENS = 8192
-
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
@@ -55,6 +52,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "trust_remote_code": spec.trust_remote_code,
         "dtype": dtype,
         "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
         "max_model_len": spec.max_model_len,
         "tensor_parallel_size": max(1, spec.num_gpus),
         "enforce_eager": engine.enforce_eager,
@@ -78,5 +76,21 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         # A seeded request whose prompt is prefilled in chunks makes vLLM's CPU backend fail ("CPU
         # Generator does not use offset"), so prompts are prefilled whole, many at a time.
         arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(PREFILL_TOKENS, spec.max_model_len)
+        arguments["max_num_batched_tokens"] = max(engine.max_num_batched_tokens, spec.max_model_len)
     return arguments | engine.engine
+
+
+def engine_environment(spec: EngineSpec) -> dict[str, str]:
+    """What vLLM's processes of one replica read from their environment."""
+    environment = {}
+    if spec.weight_backend == "ipc":
+        # CUDA handles are no plain data; they only pass from this process to its own children.
+        environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    if not spec.num_gpus:
+        # Two engines on one machine would otherwise bind their threads to the same cores.
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    elif spec.engine.dtype == "float32":
+        # FlashAttention takes no float32, and vLLM's own kernel in Triton leaves the products'
+        # precision to Triton, which rounds factors to TF32's 10 bits unless it is told otherwise.
+        environment["TRITON_F32_DEFAULT"] = "ieee"
+    return environment

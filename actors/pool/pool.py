@@ -115,10 +115,11 @@ class Pool:
         return actors
 
     async def _join(self, actors: ActorSet) -> None:
-        start_s = self.timeouts.start_s
+        start_s, call_s = self.timeouts.start_s, self.timeouts.call_s
+        on_gpu = self.state.groups[actors.role].gpus_per_rank > 0
         host, port = await actors.call_one(0, "open_store", start_s, timeout_s=start_s)
         refs = [
-            actor.join.remote(rank, len(actors), host, port, self.timeouts.call_s)
+            actor.join.remote(rank, len(actors), host, port, call_s, on_gpu)
             for rank, actor in enumerate(actors.actors)
         ]
         await actors.answers(refs, "join", timeout_s=start_s)
@@ -129,10 +130,22 @@ class Pool:
             if self.state.specs[role] == spec:
                 return self.state.sets[role]
             await self.end(role)
+        await self._offload_beside(role)
         actors = self._start(role, actor_class, spec)
         self.state.specs[role] = spec
         await self._finish_start(actors, actors.call("start", timeout_s=self.timeouts.start_s))
         return actors
+
+    async def _offload_beside(self, role: str) -> None:
+        """Have models leave the GPUs of a role for the host; whatever needs them brings them back.
+
+        An engine takes its share of a GPU when it starts, and fails where that is not free.
+        """
+        host = shared_host(role, self.state.groups)
+        for other in self.state.hosted:
+            if host and shared_host(other, self.state.groups) == host:
+                call_s = self.timeouts.call_s
+                await self.state.sets[other].call("offload", timeout_s=call_s)
 
     async def _finish_start(self, actors: ActorSet, slow_part: Awaitable[Any]) -> None:
         """A role that did not come up is ended, so that the next job can start it anew."""
@@ -155,13 +168,15 @@ class Pool:
             self._remember()
         return self.state.sets[role]
 
-    async def load(self, role: str, spec: Any, *, path: str) -> None:
+    async def load(self, role: str, spec: Any, *, path: str, leaves: bool = False) -> None:
         """Have a role's ranks host what `spec` describes, in place of what they host.
 
         Args:
             role: A started rank group.
             spec: What it is made from.
             path: Of its model: where a job left that one in memory, it is taken from there.
+            leaves: Whether it goes on to the host, to be brought back by what needs it: other
+                roles' models are loaded there, or engines sample.
 
         Raises:
             ConfigError: The model cannot be loaded as configured.
@@ -169,7 +184,11 @@ class Pool:
         held = [model for model in [self.state.models.get(path)] if model]
         actors = self.state.sets[role]
         self.state.hosted.pop(role, None)  # gone, also if the next one cannot be loaded
-        await actors.compute("load", spec, held, timeout_s=self.timeouts.start_s)
+        start_s = self.timeouts.start_s
+        async with actors.turn(timeout_s=start_s):
+            await actors.call("load", spec, held, timeout_s=start_s)
+            if leaves:
+                await actors.call("offload", timeout_s=start_s)
         if path:
             self.state.hosted[role] = Hosted(path=path, since_s=time.time())
         self._remember()
@@ -177,7 +196,8 @@ class Pool:
     async def make_room(self, roles: Collection[str]) -> None:
         """Have what a job does not use leave the GPUs of the roles that it uses.
 
-        Engines sleep, models are released; results that later jobs start from stay in memory.
+        Engines sleep, without their weights: a job with rollouts begins with a publication. Models
+        are released; results that later jobs start from stay in memory.
         """
         groups = self.state.groups
         busy = {groups[role].host_of(role) for role in roles if groups[role].gpus_per_rank}
@@ -187,7 +207,7 @@ class Pool:
                 await self.unload(role)
         if "rollout" in idle and "rollout" in self.state.sets:
             call_s = self.timeouts.call_s
-            await self.state.sets["rollout"].call("sleep", call_s, timeout_s=call_s)
+            await self.state.sets["rollout"].call("sleep", 2, call_s, timeout_s=call_s)
 
     async def unload(self, role: str) -> None:
         """Have a role's ranks release what they host."""

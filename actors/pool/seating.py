@@ -58,19 +58,31 @@ def seats_of(role: str, state: PoolState, *, timeout_s: float) -> list[Seat]:
     if not group.share or not group.gpus_per_rank:
         own = None if group.gpus_per_rank else ()
         return [Seat(slot=slot, gpus=own) for slot in slots_of(role, state)]
-    host, slots = state.groups[group.share], state.slots[group.share]
-    flat = [
-        (slot, gpu)
-        for slot, gpus in zip(slots, _gpus_of(group.share, state, timeout_s), strict=True)
-        for gpu in gpus
-    ]
+    gpus = _gpus_of(group.share, state, timeout_s)
+    return guest_seats(role, group, list(zip(state.slots[group.share], gpus, strict=True)))
+
+
+def guest_seats(
+    role: str, group: GroupConfig, host: Sequence[tuple[Slot, Sequence[str]]]
+) -> list[Seat]:
+    """A seat for each rank of a role that lives on another's GPUs, from the first of them on.
+
+    Args:
+        role: For errors.
+        group: Of the guest.
+        host: Slot and GPUs of each of the host's ranks.
+
+    Raises:
+        ConfigError: A rank's GPUs would lie on several nodes.
+    """
+    flat = [(slot, gpu) for slot, gpus in host for gpu in gpus]
     seats = []
     for index in range(group.ranks):
         mine = flat[index * group.gpus_per_rank : (index + 1) * group.gpus_per_rank]
         if len({slot.node_id for slot, _ in mine}) > 1:
             raise ConfigError(
                 f"{role} rank {index} needs {group.gpus_per_rank} GPUs of one node, but those "
-                f"of {group.share} ({host.ranks} x {host.gpus_per_rank}) lie on several"
+                f"of {group.share} ({len(host)} x {len(host[0][1])}) lie on several"
             )
         seats.append(Seat(slot=mine[0][0], gpus=tuple(gpu for _, gpu in mine)))
     return seats
@@ -98,6 +110,8 @@ def environment(cpus: float, gpus: Sequence[str] | None) -> dict[str, str]:
     variables = _forwarded() | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     if gpus is not None:  # Ray leaves all GPUs visible to an actor that asked for none
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    # DeepSpeed would decide by what it finds, and a role is where its configuration puts it.
+    variables["DS_ACCELERATOR"] = "cpu" if gpus is not None and not gpus else "cuda"
     return variables
 
 

@@ -9,6 +9,9 @@ from statistics import fmean
 from actors.cluster.actor_set import ActorSet
 from rlhf_ray.roles import Metrics
 
+# How ranks name the time that they moved models in, and how a step does.
+MOVES = {"offload_s": "time/offload", "reload_s": "time/reload"}
+
 
 async def usage_of(sets: Mapping[str, ActorSet], *, timeout_s: float) -> Metrics:
     """Ask every actor once.
@@ -19,7 +22,8 @@ async def usage_of(sets: Mapping[str, ActorSet], *, timeout_s: float) -> Metrics
 
     Returns:
         `wait/<role>`, since the last time that this was asked; `memory/<role>_peak_gb`, of the
-        rank that took most; `engine/*` where a role has engines.
+        rank that took most; `time/offload` and `time/reload` where models moved, of each role's
+        slowest rank, over all roles; `engine/*` where a role has engines.
     """
     waited = {f"wait/{role}": actors.busy.take_idle_s() for role, actors in sets.items()}
     answers = await asyncio.gather(
@@ -28,7 +32,10 @@ async def usage_of(sets: Mapping[str, ActorSet], *, timeout_s: float) -> Metrics
     metrics = dict(waited)
     for role, of_ranks in zip(sets, answers, strict=True):
         metrics[f"memory/{role}_peak_gb"] = max(said["peak_gb"] for said in of_ranks)
-        engine_keys = of_ranks[0].keys() - {"peak_gb"}
+        for key in of_ranks[0].keys() & MOVES.keys():
+            slowest_s = max(said.get(key, 0.0) for said in of_ranks)
+            metrics[MOVES[key]] = metrics.get(MOVES[key], 0.0) + slowest_s
+        engine_keys = of_ranks[0].keys() - {"peak_gb", *MOVES}
         metrics |= {f"engine/{key}": _merged(key, of_ranks) for key in engine_keys}
     return metrics
 

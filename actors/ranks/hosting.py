@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import ray
 
 from actors.ranks.rank import Rank, free_memory
 from actors.weights.held_model import HeldModel, in_reach, put_share
@@ -14,24 +19,35 @@ from rlhf_ray.disk import room_for
 from rlhf_ray.roles import Evaluated, Hardware, Metrics
 from rlhf_ray.specs import PolicySpec, ReferenceSpec, SupervisedSpec, ValueSpec
 
+if TYPE_CHECKING:
+    from rlhf_ray.learner.residency import Residency
+
 
 class HostingRank(Rank):
     """Base of the rank actors that hold a model: any of them hosts any learner.
 
+    What is hosted may be on the host instead of the rank's device (`offload`). Whatever needs it
+    brings it back, as far as it needs it: weights to read, all of it to train.
+
     Attributes:
         learner: What is hosted; None before the first `load`.
+        residency: Where it is.
         learner_path: Where other roles find the learner's result, once it was kept.
+        drive: The folder that it offloads to; None where it offloads to none.
         kept: References to what this rank put into the object store, by the models' paths. They
             are held here as well, because whoever asked for them may die.
     """
 
     learner: Any = None
+    residency: Residency | None = None
     learner_path: str = ""
+    drive: Any = None
 
     def __init__(self, *arguments: Any) -> None:
         """As any rank."""
         super().__init__(*arguments)
         self.kept: dict[str, list[Any]] = {}
+        self._moved_s: defaultdict[str, float] = defaultdict(float)
 
     def import_libraries(self) -> None:
         """What a learner needs, before there is one: 10 seconds and more on a small machine."""
@@ -48,9 +64,13 @@ class HostingRank(Rank):
         Raises:
             ConfigError: The model cannot be loaded as configured.
         """
+        from rlhf_ray.learner.nvme import in_own_folder
+
         self.unload()
+        spec, self.drive = in_own_folder(spec)
         with in_reach(held, timeout_s=self.fetch_timeout_s):
             self.learner = _learner(spec, self.device)
+        self.residency = self.learner.residency
         _require_exportable(self.learner)
         free_memory()  # of reading and spreading weights
 
@@ -58,17 +78,60 @@ class HostingRank(Rank):
         """Release the model that is held, before another takes its memory."""
         if self.learner is not None:
             self.learner.close()
-        self.learner, self.learner_path = None, ""
+        self.learner, self.learner_path, self.residency = None, "", None
+        self._leave_drive()
         free_memory()
+
+    def offload(self, *, keep_weights: bool = False) -> None:
+        """Leave the device to others; with `keep_weights` only what training needs leaves."""
+        if self.residency is not None:
+            with self._timed("offload_s"):
+                self.residency.offload(keep_weights=keep_weights)
+                free_memory()
+
+    def _to_read(self) -> Any:
+        """The learner, with its weights on the device."""
+        if self.residency is not None and not self.residency.has_weights:
+            with self._timed("reload_s"):
+                self.residency.reload(weights_only=True)
+        return self.learner
+
+    def _to_train(self) -> Any:
+        """The learner, with all that it has on the device."""
+        if self.residency is not None and not self.residency.has_states:
+            with self._timed("reload_s"):
+                self.residency.reload()
+        return self.learner
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started_s = time.monotonic()
+        yield
+        self._moved_s[name] += time.monotonic() - started_s
+
+    def needed(self) -> dict[str, float]:
+        """As any rank; and since the last time `offload_s` and `reload_s`, where it moved."""
+        moved_s, self._moved_s = self._moved_s, defaultdict(float)
+        return {**super().needed(), **moved_s}
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Leave nothing behind; the process is ended next."""
+        self._leave_drive()
+
+    def _leave_drive(self) -> None:
+        if self.drive is not None:
+            self.drive.close()
+        self.drive = None
 
     def update(self, rows: Sequence[Any], plan: UpdatePlan, *coefficients: float) -> Metrics:
         """Every optimiser step of a plan."""
-        metrics: Metrics = self.learner.update(rows, plan, *coefficients)
+        metrics: Metrics = self._to_train().update(rows, plan, *coefficients)
         return metrics
 
     def evaluate(self, rows: Sequence[Any], plan: RankedMicroBatches) -> Evaluated | None:
         """What held-out rows show; all ranks know, the first one says it."""
-        evaluated: Evaluated = self.learner.evaluate(rows, plan)
+        evaluated: Evaluated = self._to_read().evaluate(rows, plan)
         free_memory()  # its passes are other than those of training, which cannot reuse their room
         return evaluated if self.rank == 0 else None
 
@@ -76,11 +139,11 @@ class HostingRank(Rank):
         """What the utilisation of this rank's device is counted from."""
         import torch
 
-        from rlhf_ray.learner.work import flops_per_token
+        from rlhf_ray.learner.work import update_flops
 
         on_gpu = self.device.type == "cuda"
         return Hardware(
-            flops_per_token=flops_per_token(self.learner.lm),
+            flops=update_flops(self.learner.lm),
             device_name=torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
             num_devices=self.num_ranks,
         )
@@ -89,18 +152,19 @@ class HostingRank(Rank):
         """Write what training goes on from."""
         with room_for("a checkpoint", Path(folder)):
             Path(folder).mkdir(parents=True, exist_ok=True)  # a rank's node may have its own disk
-            self.learner.save(Path(folder))
+            self._to_train().save(Path(folder))
 
     def restore(self, folder: str) -> None:
         """Read what `save` wrote."""
-        self.learner.load(Path(folder))
+        self._to_train().load(Path(folder))
 
     def export(self, folder: str, tokenizer_path: str) -> None:
         """Write the model in the transformers layout, adapters merged."""
         from rlhf_ray.learner.export import export_model
 
         with room_for("the model", Path(folder)):
-            export_model(self.learner.lm, Path(folder), tokenizer_path, write=self.rank == 0)
+            lm = self._to_read().lm
+            export_model(lm, Path(folder), tokenizer_path, write=self.rank == 0)
 
     def describe(self, folder: str, tokenizer_path: str) -> None:
         """Write configuration and tokenizer without the weights."""
@@ -111,7 +175,8 @@ class HostingRank(Rank):
 
     def keep(self, folder: str) -> list[Any]:
         """Leave the weights in the object store, for whoever loads a model from `folder`."""
-        self.kept[folder] = put_share(self.learner.lm, rank=self.rank, num_ranks=self.num_ranks)
+        lm = self._to_read().lm
+        self.kept[folder] = put_share(lm, rank=self.rank, num_ranks=self.num_ranks)
         self.learner_path = folder
         return self.kept[folder]
 

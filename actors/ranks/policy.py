@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from actors.cluster.network import HeldPort
 from actors.ranks.forward import by_row, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
-from actors.weights.probe import largest_gap
+from actors.weights.probe import GapLimits, gap_of, largest_of
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import Metrics, Publication, Ref, RolloutBatch, Shard
@@ -41,7 +40,7 @@ class PolicyRank(HostingRank):
 
     def logprobs(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
         """How many rows, and this rank's rows in the order in which the plan names them."""
-        scored = self.learner.logprobs(self.rows(batch), plan)
+        scored = self._to_read().logprobs(self.rows(batch), plan)
         return len(scored), scored
 
     def logprobs_of(self, rollouts: Sequence[Rollout]) -> Any:
@@ -53,14 +52,14 @@ class PolicyRank(HostingRank):
             max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
             padded=config.padded,
         )
-        scored = self.learner.logprobs(rollouts, one * self.num_ranks, temperature=1.0)
+        scored = self._to_read().logprobs(rollouts, one * self.num_ranks, temperature=1.0)
         return by_row(one, [scored])
 
     def continuations(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_ids: Sequence[int]
     ) -> list[list[int]]:
         """What the model writes after each prompt, greedily."""
-        written: list[list[int]] = self.learner.continuations(
+        written: list[list[int]] = self._to_read().continuations(
             prompts, max_new_tokens=max_new_tokens, end_ids=end_ids
         )
         return written
@@ -89,6 +88,7 @@ class PolicyRank(HostingRank):
         """Send the weights; returns the bytes that this rank sent."""
         if self.publisher is None:
             raise RunError(f"{self.name} is asked to publish before it is connected to engines")
+        self._to_read()
         return self.publisher.publish(version)
 
 
@@ -103,13 +103,10 @@ class PolicyGroup(TrainedGroup):
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
         """Epochs times minibatches of the policy loss."""
-        metrics: list[Metrics] = await self.actors.compute(
-            "update", experience, plan, kl_coefficient, timeout_s=self.timeouts.call_s
-        )
-        return metrics[0]
+        return await self._update(experience, plan, kl_coefficient)
 
     async def connect(
-        self, replicas: ActorSet, spec: SyncSpec, *, probe: Sequence[Rollout], max_gap: float
+        self, replicas: ActorSet, spec: SyncSpec, *, probe: Sequence[Rollout], limits: GapLimits
     ) -> None:
         """Open the way to the engines.
 
@@ -117,18 +114,17 @@ class PolicyGroup(TrainedGroup):
             replicas: The rollout actors.
             spec: How weights travel.
             probe: Sequences that both sides score after each publication.
-            max_gap: Largest difference of log-probabilities that is let pass, in nats.
+            limits: Differences of log-probabilities that are let pass.
         """
-        self.replicas, self.probe, self.max_gap = replicas, list(probe), max_gap
+        self.replicas, self.probe, self.limits = replicas, list(probe), limits
         start_s = self.timeouts.start_s
         host, port = await self.actors.call_one(0, "rendezvous", timeout_s=start_s)
         await self.actors.call("connect", spec, host, port, timeout_s=start_s)
 
-    async def publish(self, version: int) -> Publication:
-        """Bring the weights to every engine as `version` and compare log-probabilities.
+    async def publish(self, version: int) -> None:
+        """Bring the weights to every engine as `version`, and score the probe with them.
 
         Raises:
-            RunError: Engine and trainer disagree by more than the limit; names the worst tokens.
             DeadlineError: A replica did not acknowledge in time.
         """
         started_s = time.monotonic()
@@ -137,27 +133,34 @@ class PolicyGroup(TrainedGroup):
         async with self.actors.turn(timeout_s=timeout_s):
             sent = await self.actors.call("publish", version, timeout_s=timeout_s)
             seconds = time.monotonic() - started_s
-            gap = await self._compare(version)
-        return Publication(
-            version=version, seconds=seconds, num_bytes=sum(sent), logprob_abs_max=gap
-        )
+            ours = await self.actors.call("logprobs_of", self.probe, timeout_s=timeout_s)
+        self.sent = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}
+        self.probe_logprobs = ours[0]
 
-    async def _compare(self, version: int) -> float:
+    async def compare(self) -> Publication:
+        """Have the engines score the probe as the ranks did; what came of the publication.
+
+        Each measure of the gap is that of the engine where it is largest.
+
+        Raises:
+            RunError: Engine and trainer disagree by more than the limits; names the worst tokens.
+        """
         timeout_s = self.timeouts.publish_s
-        ours, theirs = await asyncio.gather(
-            self.actors.call("logprobs_of", self.probe, timeout_s=timeout_s),
-            self.replicas.call("logprobs", self.probe, timeout_s, timeout_s=timeout_s),
-        )
+        theirs = await self.replicas.call("logprobs", self.probe, timeout_s, timeout_s=timeout_s)
         tokens = [rollout.response_ids_T for rollout in self.probe]
         gaps = []
         for name, engine in zip(self.replicas.names, theirs, strict=True):
-            gap, worst = largest_gap(ours[0], engine, tokens)
-            # Written so that a gap that is not a number stops the run as well.
-            if not gap <= self.max_gap:
+            gap = gap_of(self.probe_logprobs, engine, tokens)
+            if exceeded := self.limits.exceeded_by(gap):
                 raise RunError(
-                    f"after publishing version {version}, {name} and the trainer differ by "
-                    f"{gap:.3g} nats a token (limit {self.max_gap:g}); worst tokens: "
-                    + "; ".join(str(token) for token in worst)
+                    f"after publishing version {self.sent['version']}, {name} and the trainer "
+                    f"differ by {exceeded}"
                 )
             gaps.append(gap)
-        return max(gaps, default=0.0)
+        gap = largest_of(gaps)
+        return Publication(
+            **self.sent,
+            logprob_abs_max=gap.largest,
+            logprob_abs_p99=gap.p99,
+            logprob_abs_mean=gap.mean,
+        )

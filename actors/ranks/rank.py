@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from actors.cluster.gpus import require_capable_gpu, require_gpus
 from actors.cluster.network import use_cluster_network
 from rlhf_ray.metrics.memory import peak_memory_gb
 from rlhf_ray.roles import RolloutBatch, Shard
@@ -41,6 +42,10 @@ class Rank:
     @ray.method(concurrency_group="control")
     def usage(self) -> Mapping[str, float]:
         """What this rank needed so far; answers also while it computes."""
+        return self.needed()
+
+    def needed(self) -> dict[str, float]:
+        """The same, by the names that `usage_of` knows."""
         return {"peak_gb": peak_memory_gb()}
 
     def free_memory(self) -> None:
@@ -61,12 +66,20 @@ class Rank:
         )
         return host, self.store.port
 
-    def join(self, rank: int, num_ranks: int, host: str, port: int, timeout_s: float) -> None:
-        """Join the process group: NCCL on GPUs, gloo on CPUs."""
+    def join(
+        self, rank: int, num_ranks: int, host: str, port: int, timeout_s: float, on_gpu: bool
+    ) -> None:
+        """Join the process group: NCCL on GPUs, gloo on CPUs, whatever else this node has.
+
+        Raises:
+            ConfigError: The group was given GPUs, and torch sees none here, or one that is too old.
+        """
         import torch
         import torch.distributed as dist
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+        if on_gpu:
+            require_gpus(self.name, num_gpus=1)
         timeout = timedelta(seconds=timeout_s)
         if rank:
             self.store = TCPStore(host, port, is_master=False, timeout=timeout)
@@ -75,18 +88,18 @@ class Rank:
             RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(num_ranks),
             MASTER_ADDR=host, MASTER_PORT=str(port),
         )  # fmt: skip
-        cuda = torch.cuda.is_available()
-        if cuda:
+        if on_gpu:
             torch.cuda.set_device(0)
+            require_capable_gpu(self.name)
         dist.init_process_group(
-            "nccl" if cuda else "gloo",
+            "nccl" if on_gpu else "gloo",
             store=self.store,
             rank=rank,
             world_size=num_ranks,
             timeout=timeout,
         )
         self.rank, self.num_ranks = rank, num_ranks
-        self.device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+        self.device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
     def rows(self, batch: RolloutBatch) -> list[Any]:
         """All rollouts of a batch, in its order."""

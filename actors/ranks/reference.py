@@ -9,6 +9,7 @@ import ray
 
 from actors.cluster.actor_set import ActorSet
 from actors.ranks.forward import by_row, forward
+from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.base import ReferenceConfig, TimeoutConfig
 from rlhf_ray.data.packing import RankedMicroBatches, plan_forward
@@ -22,25 +23,31 @@ class ReferenceRank(HostingRank):
 
     def logprobs(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
         """How many rows, and this rank's rows in the order in which the plan names them."""
-        scored = self.learner.logprobs(self.rows(batch), plan)
+        scored = self._to_read().logprobs(self.rows(batch), plan)
         return len(scored), scored
 
     def answer_logps(
         self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
     ) -> list[tuple[float, ...]]:
         """The same order: the log-probability of each of a row's answers."""
-        logps: list[tuple[float, ...]] = self.learner.answer_logps(rows, plan)
+        logps: list[tuple[float, ...]] = self._to_read().answer_logps(rows, plan)
         return logps
 
 
-class ReferenceGroup:
+class ReferenceGroup(RankGroup):
     """The reference role on a group of ranks."""
 
     def __init__(
-        self, actors: ActorSet, reference: ReferenceConfig, timeouts: TimeoutConfig
+        self,
+        actors: ActorSet,
+        reference: ReferenceConfig,
+        timeouts: TimeoutConfig,
+        *,
+        leaves: bool = False,
     ) -> None:
-        """Wrap started ranks with a loaded model."""
-        self.actors, self.config, self.timeouts = actors, reference, timeouts
+        """Wrap started ranks with a loaded model; `leaves` as in any `RankGroup`."""
+        super().__init__(actors, timeouts, leaves=leaves)
+        self.config = reference
 
     async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
         """Log-probabilities of the response tokens: one float array [T] a row."""

@@ -12,6 +12,7 @@ import ray
 
 from actors.cluster.actor_set import ActorSet
 from actors.ranks.forward import by_row, lengths_of, rows_of
+from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import free_memory
 from actors.weights.held_model import HeldModel, in_reach
@@ -63,6 +64,7 @@ class RewardRank(HostingRank):
         trained = self._trained_here(reward.model)
         self.unload()
         if reward.model.path:
+            from rlhf_ray.learner.residency import Residency
             from rlhf_ray.models.reward_scorer import RewardScorer
 
             with in_reach(held, timeout_s=self.fetch_timeout_s):
@@ -73,6 +75,7 @@ class RewardRank(HostingRank):
                     vocabulary=spec.vocabulary,
                     end_ids=spec.end_token_ids,
                 )
+            self.residency = Residency(self.model, self.device)
         free_memory()
 
     def _trained_here(self, model: RewardModelConfig) -> Any:
@@ -89,7 +92,10 @@ class RewardRank(HostingRank):
             and resolve_dtype(model.dtype, self.device)
             is resolve_dtype(job.reward.model.dtype, self.device)
         )
-        return trained if same else None
+        if not same:
+            return None
+        self._to_read()
+        return trained
 
     def unload(self) -> None:
         """Release what trains and what scores."""
@@ -100,12 +106,13 @@ class RewardRank(HostingRank):
         self, rows: Sequence[Ranking], plan: RankedMicroBatches
     ) -> list[tuple[float, ...]]:
         """Scores by the model in training, of all rows' answers on every rank."""
-        scores: list[tuple[float, ...]] = self.learner.scores(rows, plan)
+        scores: list[tuple[float, ...]] = self._to_read().scores(rows, plan)
         return scores
 
     def score_with_model(self, batch: RolloutBatch, rows: Sequence[int]) -> list[ModelScore]:
         """The model's scores of some rows."""
         rollouts = self.rows(batch)
+        self._to_read()
         scores: list[ModelScore] = self.model.score([rollouts[row] for row in rows])
         return scores
 
@@ -161,12 +168,20 @@ async def _scores_of(
     return dict(zip(calls, await asyncio.gather(*calls.values()), strict=True))
 
 
-class RewardGroup:
+class RewardGroup(RankGroup):
     """The reward role on a group of ranks."""
 
-    def __init__(self, actors: ActorSet, reward: RewardConfig, timeouts: TimeoutConfig) -> None:
-        """Wrap started ranks with loaded scorers."""
-        self.actors, self.reward, self.timeouts = actors, reward, timeouts
+    def __init__(
+        self,
+        actors: ActorSet,
+        reward: RewardConfig,
+        timeouts: TimeoutConfig,
+        *,
+        leaves: bool = False,
+    ) -> None:
+        """Wrap started ranks with loaded scorers; `leaves` as in any `RankGroup`."""
+        super().__init__(actors, timeouts, leaves=leaves)
+        self.reward = reward
 
     async def read_weights(self) -> None:
         """Ask for the factor of each scorer; once they are loaded."""

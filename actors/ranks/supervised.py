@@ -18,10 +18,7 @@ class SupervisedGroup(TrainedGroup):
 
     async def update(self, rows: Sequence[Any], plan: UpdatePlan) -> Metrics:
         """One optimiser step a minibatch of the plan."""
-        metrics: list[Metrics] = await self.actors.compute(
-            "update", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
-        )
-        return metrics[0]
+        return await self._update(ray.put(list(rows)), plan)
 
     async def evaluate(self, rows: Sequence[Any]) -> Evaluated:
         """Metrics and outcomes of held-out rows."""

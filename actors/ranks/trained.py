@@ -1,19 +1,21 @@
-"""What every trained role's group does beside its own work: tell, save, restore, export."""
+"""What every trained role's group does beside its own work: update, tell, save, restore, export."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from actors.cluster.actor_set import ActorSet
 from actors.cluster.exports import export
 from actors.cluster.run_files import RunFiles
+from actors.ranks.group import RankGroup
 from rlhf_ray.config.base import LearnerConfig, TimeoutConfig
-from rlhf_ray.roles import Hardware
+from rlhf_ray.roles import Hardware, Metrics
 
 SHARED = RunFiles()
 
 
-class TrainedGroup:
+class TrainedGroup(RankGroup):
     """A rank group whose ranks hold a learner."""
 
     def __init__(
@@ -24,6 +26,7 @@ class TrainedGroup:
         files: RunFiles = SHARED,
         *,
         exports_with: str = "",
+        leaves: bool = False,
     ) -> None:
         """Wrap started ranks with a loaded learner.
 
@@ -33,9 +36,22 @@ class TrainedGroup:
             timeouts: Of every call.
             files: How what they write comes to the driver, where its folders are not theirs.
             exports_with: The tokenizer of the model that `save` exports as well; else empty.
+            leaves: Whether they live on the engines' GPUs.
         """
-        self.actors, self.config, self.timeouts, self.files = actors, learner, timeouts, files
-        self.exports_with = exports_with
+        super().__init__(actors, timeouts, leaves=leaves)
+        self.config, self.files, self.exports_with = learner, files, exports_with
+
+    async def _update(self, *arguments: Any) -> Metrics:
+        """Every optimiser step of a plan; what only training needs leaves shared GPUs with it.
+
+        Another role that trains there has no room for its own beside.
+        """
+        call_s = self.timeouts.call_s
+        async with self.actors.turn(timeout_s=call_s):
+            metrics: list[Metrics] = await self.actors.call("update", *arguments, timeout_s=call_s)
+            if self.leaves:
+                await self.actors.call("offload", keep_weights=True, timeout_s=call_s)
+        return metrics[0]
 
     async def hardware(self) -> Hardware:
         """What the role's utilisation is counted from."""
@@ -56,9 +72,11 @@ class TrainedGroup:
             beside = str(Path(folder).with_name("export"))
             await export(self.actors, self.files, beside, self.exports_with, timeout_s=call_s)
             await self.files.clear(beside)
+        await self.offload()
 
     async def restore(self, folder: str) -> None:
         """Read what `save` wrote."""
         await self.files.send(folder)
         await self.actors.compute("restore", folder, timeout_s=self.timeouts.call_s)
+        await self.offload()
         await self.files.clear(folder)

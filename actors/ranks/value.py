@@ -20,7 +20,7 @@ class ValueRank(HostingRank):
 
     def values(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
         """How many rows, and this rank's rows in the order in which the plan names them."""
-        scored = self.learner.values(self.rows(batch), plan)
+        scored = self._to_read().values(self.rows(batch), plan)
         return len(scored), scored
 
 
@@ -35,7 +35,4 @@ class ValueGroup(TrainedGroup):
 
     async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
         """Epochs times minibatches of the value loss."""
-        metrics: list[Metrics] = await self.actors.compute(
-            "update", experience, plan, timeout_s=self.timeouts.call_s
-        )
-        return metrics[0]
+        return await self._update(experience, plan)

@@ -7,9 +7,11 @@ Three ways, one interface. `object_store` carries buckets through Ray and works 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import ray
+import torch
 
 from actors.cluster.deadline import get
 from actors.weights.bucket import pack
@@ -31,11 +33,16 @@ class Publisher(Protocol):
 
 
 class ReplicaClient:
-    """Calls every replica under one deadline; has the shape that vLLM's engines drive."""
+    """Calls every replica under one deadline; has the shape that vLLM's engines drive.
+
+    Attributes:
+        on_failure: Called where replicas do not receive weights, before the error is raised.
+    """
 
     def __init__(self, spec: SyncSpec) -> None:
         """Nothing is called yet."""
         self.spec = spec
+        self.on_failure: Callable[[], None] = lambda: None
         self.begin(-1)
 
     def begin(self, version: int) -> None:
@@ -72,7 +79,11 @@ class ReplicaClient:
 
     def update_weights(self, update: Any) -> None:
         """One bucket, or what a backend needs to receive one."""
-        self.call("update_weights", update)
+        try:
+            self.call("update_weights", update)
+        except BaseException:
+            self.on_failure()
+            raise
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Switch over, and check that every replica now has this version.
@@ -137,16 +148,33 @@ class VllmPublisher:
                 master_port=port,
                 world_size=1 + len(spec.replicas) * spec.gpus_per_replica,
                 packed_buffer_size_bytes=spec.bucket_bytes,
+                # With two, vLLM's worker receives on two streams in turn. A layer whose weights
+                # lie in two buckets is put together on the second's, which nothing orders after
+                # the first's: torn weights. vLLM's trainer tells its worker the same number.
+                packed_num_buffers=1,
             )
         self.engine = WeightTransferTrainerFactory.trainer_init(
             info, client=self.client, source=_weight_source(lm)
         )
+        self.client.on_failure = self._leave_replicas
 
     def publish(self, version: int) -> int:
         """Send all weights as `version`; returns the bytes sent by this rank."""
         self.client.begin(version)
+        # vLLM packs on streams of its own, which do not wait for the optimiser's.
+        torch.cuda.synchronize()
         self.engine.send_weights()
         return self.num_bytes
+
+    def _leave_replicas(self) -> None:
+        # vLLM calls the replicas from a thread of its own, while this rank waits in NCCL for all of
+        # them, without a deadline: for good, where one has died. The communicator's end lets it go
+        # on. What is left goes nowhere, but is gathered, so that the other ranks do not wait for
+        # this one; then vLLM raises what the replicas' call raised.
+        group = getattr(self.engine, "model_update_group", None)
+        if group is not None:
+            group.broadcast = lambda *_, **__: None  # vLLM's own would use what is freed below
+            group.destroy()
 
     def close(self) -> None:
         """Give the connection's memory back."""

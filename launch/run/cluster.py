@@ -64,6 +64,11 @@ def _leave_when_gone(closed: threading.Event) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
+def runs_here(config: RayConfig) -> bool:
+    """Whether a job runs on this machine alone, and on no cluster that is there already."""
+    return not (config.address or config.pool or is_submitted())
+
+
 def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> None:
     """Join the cluster at `ray.address` or of a standing pool, or start Ray on this machine.
 

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias, TypeVar
 
 from actors.pool.job_nodes import check_nodes, skipped_steps_fetched
 from actors.pool.pool import Pool
-from launch.run.cluster import connected
+from launch.run.cluster import connected, runs_here
 from launch.run.folder import is_finished, run_folder
 from launch.run.open_pool import open_pool
+from rlhf_ray.config.machine import require_machine
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.job import JobData
@@ -39,6 +40,7 @@ def run_job(config: C, load: Callable[[C], D], train: Train[C, D]) -> int:
     if is_finished(config):
         logger.info("%s is finished: nothing is left to do", config.run_dir)
         return 0
+    require_machine([config], is_here=runs_here(config.ray))
     job = prepare(config, load)
     with connected(config, config.groups):
         asyncio.run(_on_own_pool(job, train))

@@ -13,8 +13,10 @@ from launch.tables.placement import placement
 from rlhf_ray.planning.advice import Advice
 from rlhf_ray.planning.batches import Batches
 from rlhf_ray.planning.memory import GIB
-from rlhf_ray.planning.needs import GpuNeed, RoleNeed
+from rlhf_ray.planning.moments import RoleNeed
+from rlhf_ray.planning.needs import GpuNeed
 from rlhf_ray.planning.plan import Plan
+from rlhf_ray.planning.verdict import happening
 from rlhf_ray.planning.work import EngineWork, ModelWork
 
 # What the parts of memory are called in the heading.
@@ -112,7 +114,7 @@ def _notes(need: RoleNeed) -> Iterator[str]:
 
 
 def _gpus(plan: Plan) -> RenderableType:
-    grid = table("node", "GPU", "at work", "holds", "", "GB", "", left=4)
+    grid = table("node", "GPU", "when", "holds", "", "GB", "", left=4)
     grid.columns[3].no_wrap = False
     for gpus in _alike(plan.gpus):
         first = gpus[0]
@@ -123,8 +125,8 @@ def _gpus(plan: Plan) -> RenderableType:
         grid.add_row(
             span(sorted({gpu.node for gpu in gpus})),
             span(sorted({gpu.gpu for gpu in gpus})),
-            f"{first.busy} in {first.stage}" if first.stage else first.busy,
-            ", ".join(f"{role} {size(held)}" for role, held in first.held.items()),
+            happening(first.moment) + (f" in {first.stage}" if first.stage else ""),
+            ", ".join(f"{role} {size(held)}" for role, held in first.moment.held.items()),
             bar,
             f"{first.total / GIB:.1f}",
             f"of {plan.cluster.gpu_bytes / GIB:g}",
@@ -136,7 +138,8 @@ def _alike(gpus: Sequence[GpuNeed]) -> list[list[GpuNeed]]:
     """GPUs that hold the same, on nodes where the same numbers do."""
     on_node: dict[tuple[object, ...], list[GpuNeed]] = {}
     for gpu in gpus:
-        holds = (gpu.stage, gpu.busy, *gpu.held.items())
+        moment = gpu.moment
+        holds = (gpu.stage, moment.role, moment.turn, *moment.held.items())
         on_node.setdefault((gpu.node, *holds), []).append(gpu)
     alike: dict[tuple[object, ...], list[GpuNeed]] = {}
     for (_, *same), some in on_node.items():

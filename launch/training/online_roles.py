@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
+from typing import Any
 
 from actors.cluster.actor_set import ActorSet
 from actors.engines.ending import Ending
@@ -16,8 +17,8 @@ from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
 from actors.ranks.value import ValueGroup
-from actors.weights.probe import probe_sequences
-from actors.weights.sync_spec import SyncSpec, backend_of
+from actors.weights.probe import EXACT, ROUNDED, GapLimits, probe_sequences
+from actors.weights.sync_spec import SyncSpec
 from launch.training.actor_start import start_actors
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
@@ -28,9 +29,6 @@ from rlhf_ray.models.limits import context_length
 from rlhf_ray.roles import Roles
 from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, RewardSpec, ValueSpec
 
-# Largest gap of engine and trainer on a probe token that is let pass, in nats. bfloat16 keeps 8
-# bits of each activation, and kernels round in another order.
-MAX_GAP_FLOAT32, MAX_GAP_BFLOAT16 = 1e-3, 0.5
 # Among which the probe looks for prompts of more than one token.
 SEARCHED_PROMPTS = 1024
 
@@ -46,35 +44,47 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     engine = engine_spec(config, context_tokens=data.context_tokens)
     actors = await start_actors(pool, config.groups, engine=engine)
     await pool.make_room(config.groups)
+    leaving = config.on_engines_gpus
     policy = PolicyGroup(
         actors["policy"],
         config.policy,
         config.timeouts,
         pool.files_of("policy"),
         exports_with=data.tokenizer_path if config.checkpoint.export == "each" else "",
+        leaves="policy" in leaving,
     )
-    reward = RewardGroup(actors["reward"], config.reward, config.timeouts)
+    reward = RewardGroup(
+        actors["reward"], config.reward, config.timeouts, leaves="reward" in leaving
+    )
     reference = value = None
     if config.uses_reference:
-        reference = ReferenceGroup(actors["reference"], config.reference, config.timeouts)
+        reference = ReferenceGroup(
+            actors["reference"], config.reference, config.timeouts, leaves="reference" in leaving
+        )
     if config.uses_value:
-        value = ValueGroup(actors["value"], config.value, config.timeouts, pool.files_of("value"))
+        value = ValueGroup(
+            actors["value"],
+            config.value,
+            config.timeouts,
+            pool.files_of("value"),
+            leaves="value" in leaving,
+        )
     rollout = ReplicaSet(
         actors["rollout"],
         Ending.of(config.rollout, data.end_token_ids),
         timeout_s=config.timeouts.call_s,
         sleeps=config.engines_sleep,
     )
+    await rollout.sleep(level=2)  # the job begins with a publication
     await asyncio.gather(*_loads(config, data, pool))
     await reward.read_weights()
-    await rollout.wake_up()  # a job without engines may have sent them to sleep
     await policy.connect(
         actors["rollout"],
         _sync_spec(config, actors["rollout"]),
         probe=probe_sequences(
             first_of(data.prompts, SEARCHED_PROMPTS), config.publication.probe_sequences
         ),
-        max_gap=_max_gap(config),
+        limits=gap_limits(config),
     )
     spec = AssemblySpec(
         algorithm=config.algorithm,
@@ -100,17 +110,21 @@ def _loads(config: OnlineConfig, data: OnlineData, pool: Pool) -> Sequence[Await
         vocabulary=data.vocabulary,
         end_token_ids=data.end_token_ids,
     )
-    loads = [
-        pool.load("policy", _policy_spec(config), path=config.policy.model.path),
-        pool.load("reward", scorers, path=config.reward.model.path),
-    ]
+    specs: dict[str, tuple[Any, str]] = {
+        "policy": (_policy_spec(config), config.policy.model.path),
+        "reward": (scorers, config.reward.model.path),
+    }
     if config.uses_reference:
         reference = _reference_spec(config)
-        loads.append(pool.load("reference", reference, path=reference.reference.model.path))
+        specs["reference"] = (reference, reference.reference.model.path)
     if config.uses_value:
         value = _value_spec(config)
-        loads.append(pool.load("value", value, path=value.learner.model.path))
-    return loads
+        specs["value"] = (value, value.learner.model.path)
+    leaving = config.on_engines_gpus
+    return [
+        pool.load(role, spec, path=path, leaves=role in leaving)
+        for role, (spec, path) in specs.items()
+    ]
 
 
 def _policy_spec(config: OnlineConfig) -> PolicySpec:
@@ -162,7 +176,7 @@ def engine_spec(config: OnlineConfig, *, context_tokens: int) -> EngineSpec:
         engine=config.rollout.of_engine,
         max_model_len=context_tokens,
         num_gpus=config.placement.rollout.gpus_per_rank,
-        weight_backend=_backend(config),
+        weight_backend=config.weight_backend,
         sleeps=config.engines_sleep,
     )
 
@@ -178,7 +192,7 @@ def engine_ahead(config: OnlineConfig) -> EngineSpec:
 
 def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
     return SyncSpec(
-        backend=_backend(config),
+        backend=config.weight_backend,
         replicas=tuple(replicas.actors),
         names=tuple(replicas.names),
         gpus_per_replica=config.placement.rollout.gpus_per_rank,
@@ -187,16 +201,17 @@ def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
     )
 
 
-def _backend(config: OnlineConfig) -> str:
-    return backend_of(config.publication, config.placement)
-
-
-def _max_gap(config: OnlineConfig) -> float:
-    if config.publication.max_logprob_gap:
-        return config.publication.max_logprob_gap
+def gap_limits(config: OnlineConfig) -> GapLimits:
+    """What the probe lets pass: as configured, else by what both sides compute in."""
+    publication = config.publication
     dtypes = {config.policy.model.dtype, config.rollout.dtype}
     on_cpu = not config.placement.rollout.gpus_per_rank
     exact = dtypes == {"float32"} or (on_cpu and "bfloat16" not in dtypes)
     # A quantized trainer computes with rounded activations, the engine with whole ones.
     exact = exact and config.policy.model.quantization == "none"
-    return MAX_GAP_FLOAT32 if exact else MAX_GAP_BFLOAT16
+    default = EXACT if exact else ROUNDED
+    return GapLimits(
+        largest=publication.max_logprob_gap or default.largest,
+        mean=publication.max_logprob_gap_mean or default.mean,
+        p99=publication.max_logprob_gap_p99 or default.p99,
+    )

@@ -41,26 +41,18 @@ def token_logprobs(
     with_entropy: bool = False,
     entropy_gradient: bool = True,
     with_top: bool = False,
-    num_chunks: int | None = None,
-    head_is_frozen: bool = False,
 ) -> TokenScores:
     """Computes log p(target) and, if asked, what else the same logits say.
 
     Args:
         hidden_TD: [T, D], the hidden state that predicts each target.
-        head: Logits of hidden states, [t, D] -> [t, V]. It is called, not unpacked, so that the
-            hooks of ZeRO-3 and LoRA run.
+        head: Logits of hidden states, [t, D] -> [t, V]; called at least once, without tokens too.
         targets_T: int64[T].
         temperature: Divides the logits; the temperature the tokens were sampled with.
         chunk_tokens: Most rows of logits that exist at once, forward and backward.
         with_entropy: Whether to compute the entropy, in nats, from the same logits.
         entropy_gradient: Whether the entropy can be differentiated; without, it keeps no graph.
         with_top: Whether to find the likeliest token in each place.
-        num_chunks: Calls of `head`, the last ones perhaps on 0 rows; by default as few as
-            `chunk_tokens` allows, at least 1. Under ZeRO-3 each call is a collective: give every
-            rank the largest ceil(T / chunk_tokens) of any, or ranks wait for each other for ever.
-        head_is_frozen: Whether no weight of the head is trained. ZeRO-3 empties a frozen weight
-            after a chunk is computed again, unless that happens in a backward pass of its own.
 
     Raises:
         ValueError: An argument is out of range.
@@ -69,12 +61,6 @@ def token_logprobs(
         raise ValueError(f"temperature must be positive, got {temperature}")
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-    num_tokens = len(targets_T)
-    num_needed = max(-(-num_tokens // chunk_tokens), 1)
-    if num_chunks is None:
-        num_chunks = num_needed
-    elif num_chunks < num_needed:
-        raise ValueError(f"num_chunks must be at least {num_needed}, got {num_chunks}")
 
     def chunk_scores(hidden_tD: Tensor, targets_t: Tensor) -> tuple[Tensor, ...]:
         logits_tV = _in_float32(head(hidden_tD)) / temperature
@@ -85,12 +71,11 @@ def token_logprobs(
             scores.append(logits_tV.detach().argmax(-1))
         return tuple(scores)
 
-    # Empty slices past the end keep the number of calls, forward and backward, as asked.
-    slices = [slice(i * chunk_tokens, (i + 1) * chunk_tokens) for i in range(num_chunks)]
-    reentrant = head_is_frozen and hidden_TD.requires_grad
     chunks = [
-        checkpoint(chunk_scores, hidden_TD[s], targets_T[s], use_reentrant=reentrant)
-        for s in slices
+        checkpoint(chunk_scores, hidden_tD, targets_t, use_reentrant=False)
+        for hidden_tD, targets_t in zip(
+            hidden_TD.split(chunk_tokens), targets_T.split(chunk_tokens), strict=True
+        )
     ]
     logprobs_T, *others = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     return TokenScores(

@@ -103,8 +103,10 @@ class ModelConfig(Config):
             tokenizer's own.
         dtype: Of the weights in forward and backward passes; `auto` is bfloat16 on GPU, float32 on
             CPU.
-        attention: `auto` is flash attention where installed, else `packed_sdpa`, which needs
-            nothing; for a model that neither gets right it is transformers' own, padded.
+        attention: `auto` is `varlen_attn`, PyTorch's own FlashAttention kernel, in bfloat16 on a
+            GPU of compute capability 8.0 or above; there `packed_sdpa` for a model that it does not
+            suit, and everywhere else. `flash_attention_2` needs the package flash-attn. Two equal
+            updates are bit-equal with `packed_sdpa` on a CPU alone.
         quantization: Base weights in 4 or 8 bit through bitsandbytes; needs `lora.rank` above 0.
     """
 
@@ -113,7 +115,7 @@ class ModelConfig(Config):
     chat_template: LocalPath = ""
     revision: str = "main"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    attention: Literal["auto", "packed_sdpa", "flash_attention_2"] = "auto"
+    attention: Literal["auto", "varlen_attn", "packed_sdpa", "flash_attention_2"] = "auto"
     gradient_checkpointing: bool = False
     quantization: Literal["none", "4bit", "8bit"] = "none"
     trust_remote_code: bool = False
@@ -152,6 +154,7 @@ class ZeroConfig(Config):
     """DeepSpeed's ZeRO stage and offloading.
 
     Attributes:
+        nvme_path: Folder on a drive of each node; every rank has one of its own below it.
         extra: Merged into DeepSpeed's own settings: sizes of buckets, overlap and the like. What
             decides a gradient's value has keys of its own, or is fixed.
     """
@@ -168,9 +171,17 @@ class ZeroConfig(Config):
             raise ValueError(f"offload_param needs stage 3, got stage {self.stage}")
         if self.offload_optimizer != "none" and self.stage == 0:
             raise ValueError("offload_optimizer needs stage 1, 2 or 3, got stage 0")
-        if "nvme" in (self.offload_optimizer, self.offload_param) and not self.nvme_path:
+        if self.offloads_to_nvme and self.stage != 3:
+            # DeepSpeed's stages 1 and 2 take "nvme" and leave everything where it is.
+            raise ValueError(f"offloading to nvme needs stage 3, got stage {self.stage}")
+        if self.offloads_to_nvme and not self.nvme_path:
             raise ValueError("offloading to nvme needs nvme_path, a folder on the drive")
         return self
+
+    @property
+    def offloads_to_nvme(self) -> bool:
+        """Whether anything lies on a drive."""
+        return "nvme" in (self.offload_optimizer, self.offload_param)
 
     @model_validator(mode="after")
     def _extra_leaves_the_gradient_alone(self) -> ZeroConfig:

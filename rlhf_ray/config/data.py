@@ -3,17 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from functools import cached_property
+from typing import Literal, TypeAlias
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    PositiveFloat,
+    PositiveInt,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from rlhf_ray.config.base import Config, LocalPath, NonNegativeInt
 
 DataFormat = Literal[
-    "auto", "prompt", "text", "messages", "prompt_completion", "input_target", "alpaca",
-    "self_instruct", "sharegpt", "preference", "implicit_prompt", "hh", "sharegpt_pairs",
-    "alpaca_pairs", "alpaca_outputs", "ranking", "oasst_tree", "unpaired",
+    "auto", "prompt", "prompt_text", "text", "messages", "prompt_completion", "input_target",
+    "alpaca", "self_instruct", "sharegpt", "lima", "ultrachat", "capybara", "preference",
+    "implicit_prompt", "common_beginning", "hh", "sharegpt_pairs", "message_pairs", "alpaca_pairs",
+    "alpaca_outputs", "openai_preference", "choice", "scored_choice", "pku_saferlhf", "shp",
+    "helpsteer3", "helpsteer2_preference", "webgpt", "summarize_feedback", "arena", "alpaca_farm",
+    "llmbar", "pandalm", "ranking", "ultrafeedback", "helpsteer", "oasst_tree", "oasst_flat",
+    "unpaired", "labelled_messages", "labelled_sharegpt", "stepwise",
 ]  # fmt: skip
+Label: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
+
+
+class BetterConfig(Config):
+    """Which of the answers `a` and `b` is better, as a label says.
+
+    Attributes:
+        column: It holds the label; of several, what most of them say counts.
+        a: The label, or labels, that call `a` the better one.
+        b: Those that call `b` the better one.
+        tie: Those that call neither; such pairs are counted and left out.
+    """
+
+    column: str | list[str]
+    a: Label | list[Label]
+    b: Label | list[Label]
+    tie: Label | list[Label] = []
+
+    @property
+    def columns(self) -> list[str]:
+        """The names, of one column or several."""
+        return [self.column] if isinstance(self.column, str) else self.column
+
+    @cached_property
+    def sides(self) -> dict[str, str]:
+        """`a`, `b` or `tie` by the label in plain form."""
+        return {
+            plain_label(label): side for side in ("a", "b", "tie") for label in self.labels(side)
+        }
+
+    def labels(self, side: str) -> list[Label]:
+        """All labels of `a`, `b` or `tie`."""
+        labels: Label | list[Label] = getattr(self, side)
+        return labels if isinstance(labels, list) else [labels]
+
+    @model_validator(mode="after")
+    def _a_label_says_one_thing(self) -> BetterConfig:
+        labels = [plain_label(label) for side in ("a", "b", "tie") for label in self.labels(side)]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise ValueError(f"a, b and tie must have labels of their own, got {twice!r} twice")
+        if not (self.columns and self.labels("a") and self.labels("b")):
+            raise ValueError("column, a and b must each name something")
+        return self
+
+
+def plain_label(label: object) -> str:
+    """A label as it is compared: `1`, `1.0` and `"1"` are one, and case does not count."""
+    text = str(label).strip().lower()
+    try:
+        return str(float(text))
+    except ValueError:
+        return text
 
 
 class SourceConfig(Config):
@@ -27,7 +93,10 @@ class SourceConfig(Config):
         limit: Use only the first rows; 0 for all.
         skip: Leave out the first rows (held-out ones, say).
         format: `auto` recognises it from the columns of the first row.
-        columns: What a column is called there, by the name it has here: `{prompt: question}`.
+        columns: What a column is called there, by the name it has here: `{prompt: question}`. What
+            stands inside of a column is named by a path: `{answer: reward_model.ground_truth}`,
+            `{prompt: turns.0.content}`. `better` may be a label, as `BetterConfig` says: `{a:
+            reply_0, b: reply_1, better: {column: winner, a: 0, b: 1, tie: [both, neither]}}`.
     """
 
     path: LocalPath = ""
@@ -35,7 +104,14 @@ class SourceConfig(Config):
     limit: NonNegativeInt = 0
     skip: NonNegativeInt = 0
     format: DataFormat = "auto"
-    columns: dict[str, str] = {}
+    columns: dict[str, str | BetterConfig] = {}
+
+    @model_validator(mode="after")
+    def _a_label_says_which_is_better(self) -> SourceConfig:
+        for ours, theirs in self.columns.items():
+            if isinstance(theirs, BetterConfig) and ours != "better":
+                raise ValueError(f"columns.{ours} must be a column's name: only better has labels")
+        return self
 
 
 class MixedSourceConfig(SourceConfig):

@@ -18,6 +18,7 @@ from rlhf_ray.config.base import (
     ReferenceConfig,
 )
 from rlhf_ray.config.data import DataConfig, refuse_pieces, refuse_streams
+from rlhf_ray.config.publication import Backend, backend_of
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 
@@ -28,17 +29,25 @@ class PublicationConfig(Config):
     """Weights to the engines, and the probe that follows.
 
     Attributes:
-        backend: `auto` is `object_store` on CPU, `ipc` where policy and rollout share GPUs, else
-            `nccl`.
+        backend: `auto` is `object_store` where engines run on CPUs, `ipc` where policy and rollout
+            share GPUs, else `nccl`.
         bucket_mb: Weights travel in buckets of about this size.
-        max_logprob_gap: The run stops where engine and trainer differ by more, in nats, on a probe
-            token; 0 takes 1e-3 for float32 and 0.5 for bfloat16.
+        probe_sequences: Prompts that engine and trainer score after each publication. For a 99th
+            percentile a hundred tokens are few; 16 prompts of 100 tokens are 1,600.
+        max_logprob_gap: The run stops where engine and trainer differ by more on a probe token, in
+            nats; 0 takes 1e-3 where both compute in float32, else none: there single tokens of
+            healthy pairs are half a nat apart.
+        max_logprob_gap_mean: The same for the mean of all tokens; 0 takes 0.15 where
+            `max_logprob_gap` takes none.
+        max_logprob_gap_p99: The same for the 99th percentile; 0 takes 1.0 there.
     """
 
     backend: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
     bucket_mb: PositiveInt = 256
-    probe_sequences: PositiveInt = 4
+    probe_sequences: PositiveInt = 16
     max_logprob_gap: NonNegativeFloat = 0.0
+    max_logprob_gap_mean: NonNegativeFloat = 0.0
+    max_logprob_gap_p99: NonNegativeFloat = 0.0
 
 
 class EvalConfig(Config):
@@ -188,19 +197,41 @@ class OnlineConfig(JobConfig):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _weights_reach_the_engines(self) -> OnlineConfig:
+        _ = self.weight_backend
+        return self
+
+    @property
+    def weight_backend(self) -> Backend:
+        """How weights travel to the engines: `publication.backend`, resolved."""
+        placement = self.placement
+        return backend_of(
+            self.publication.backend, policy=placement.policy, rollout=placement.rollout
+        )
+
     @property
     def engines_sleep(self) -> bool:
         """Whether the engines' GPUs serve another role between rollouts."""
-        rollout = self.placement.rollout
-        guests = [g for g in self.groups.values() if g.share == "rollout" and g.gpus_per_rank]
-        return bool(rollout.gpus_per_rank and (rollout.share or guests))
+        return bool(self.on_engines_gpus)
+
+    @property
+    def on_engines_gpus(self) -> frozenset[str]:
+        """The other roles that live on the engines' GPUs, and leave them while engines sample."""
+        engines = self.placement.rollout
+        if not engines.gpus_per_rank:
+            return frozenset()
+        host = engines.host_of("rollout")
+        return frozenset(
+            role
+            for role, group in self.groups.items()
+            if role != "rollout" and group.gpus_per_rank and group.host_of(role) == host
+        )
 
     @property
     def scores_on_engines_gpus(self) -> bool:
         """Whether a reward model computes where the engines do, which have to leave first."""
-        reward, rollout = self.placement.reward, self.placement.rollout
-        together = reward.host_of("reward") == rollout.host_of("rollout")
-        return bool(together and reward.gpus_per_rank and self.reward.model.path)
+        return "reward" in self.on_engines_gpus and bool(self.reward.model.path)
 
     @property
     def groups(self) -> dict[str, GroupConfig]:

@@ -127,6 +127,28 @@ def says(path: str, word: str) -> bool:
     return source is not None and source.suffix == ".py" and word in source.read_text("utf-8")
 
 
+def required_arguments(path: str) -> list[str]:
+    """What `package.module:function` or `file.py:function` must be given, found without running it.
+
+    None of it where the source does not tell: a class, a decorated function, one from elsewhere.
+    """
+    place, _, name = path.rpartition(":")
+    source = _source(place)
+    if source is None or source.suffix != ".py":
+        return []
+    for statement in ast.parse(source.read_text(encoding="utf-8")).body:
+        if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if statement.name == name and not statement.decorator_list:
+            taken = statement.args
+            anywhere = [*taken.posonlyargs, *taken.args]
+            required = anywhere[: len(anywhere) - len(taken.defaults)]
+            by_keyword = zip(taken.kwonlyargs, taken.kw_defaults, strict=True)
+            required += [each for each, default in by_keyword if default is None]
+            return [each.arg for each in required]
+    return []
+
+
 def _source(place: str) -> Path | None:
     """The file of a module or of `file.py`, found without running it."""
     if place.endswith(".py"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from rlhf_ray.config.base import (
     Config,
@@ -13,6 +13,17 @@ from rlhf_ray.config.base import (
 )
 
 ROLES = ("policy", "reference", "reward", "value", "rollout")
+# vLLM's arguments that follow from keys of the configuration, which the memory plan reads.
+OWN_KEYS = {
+    "dtype": "rollout.dtype",
+    "enforce_eager": "rollout.enforce_eager",
+    "gpu_memory_utilization": "rollout.gpu_memory_share",
+    "kv_cache_memory_bytes": "rollout.kv_cache_gb",
+    "max_model_len": "rollout.max_model_len",
+    "max_num_batched_tokens": "rollout.max_num_batched_tokens",
+    "max_num_seqs": "rollout.max_num_seqs",
+    "tensor_parallel_size": "placement.rollout.gpus_per_rank",
+}
 
 
 class EngineConfig(Config):
@@ -20,18 +31,39 @@ class EngineConfig(Config):
 
     Attributes:
         max_num_seqs: Sequences that one engine runs at a time; matters most for throughput.
+        max_num_batched_tokens: Tokens of one engine step, prompts and new ones together: more
+            prefill prompts faster and take more memory.
         max_model_len: Prompt and response tokens together; 0 for the model's own limit.
         kv_cache_gb: Of one engine on CPU; on GPU `gpu_memory_share` decides.
+        gpu_memory_share: What an engine may hold of each of its GPUs while it generates: weights,
+            what a step needs, and in all the rest the cache.
         engine: Further arguments of vLLM's engine by their own names.
     """
 
     max_num_seqs: PositiveInt = 256
+    # vLLM's own default for an async engine is 2,048, which prefills many prompts in small pieces.
+    max_num_batched_tokens: PositiveInt = 8192
     max_model_len: NonNegativeInt = 0
     kv_cache_gb: PositiveFloat = 1.0
     gpu_memory_share: Share = 0.85
     enforce_eager: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     engine: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _engine_leaves_own_keys_alone(self) -> EngineConfig:
+        for argument in OWN_KEYS.keys() & self.engine.keys():
+            raise ValueError(f"engine must not set {argument}: {OWN_KEYS[argument]} does")
+        return self
+
+    @model_validator(mode="after")
+    def _a_step_has_a_token_of_each_sequence(self) -> EngineConfig:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens must be at least max_num_seqs ({self.max_num_seqs}), got "
+                f"{self.max_num_batched_tokens}"
+            )
+        return self
 
 
 class RolloutConfig(EngineConfig):

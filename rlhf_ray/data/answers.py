@@ -11,23 +11,28 @@ reasoning would close a `<think>` that was cut off, and open a second one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.data.borders import decode, text_tokens, tokens_behind, written_tokens
+from rlhf_ray.data.chat import ChatTemplate
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.fields import Text
 from rlhf_ray.data.frames import answered, frame_of, opened, rendered
+from rlhf_ray.data.messages import Text
 from rlhf_ray.data.samples import as_chat
 from rlhf_ray.data.turn_end import checked_turn_end, known_ends
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
 
 def tokenize_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: Text, *, where: str = "a prompt"
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Text,
+    *,
+    options: Mapping[str, Any] | None = None,
+    where: str = "a prompt",
 ) -> list[int]:
     """Token ids that an answer is sampled after.
 
@@ -35,6 +40,12 @@ def tokenize_prompt(
     where the text has it already) and without the end token that some add. An encoder's tokenizer
     also closes it with a separator. Chat messages go through the chat template, which writes all
     special tokens itself; if the last is the assistant's, it is to be continued.
+
+    Args:
+        tokenizer: Of the model that is shown it.
+        prompt: What an answer follows.
+        options: What the chat template gets beside the messages (see `template_options`).
+        where: For errors.
 
     Raises:
         DataError: A chat, and no template for it or one whose end of a turn is no token.
@@ -46,7 +57,8 @@ def tokenize_prompt(
             return token_ids_T
         return text_tokens(tokenizer, prompt)
     checked_turn_end(tokenizer)
-    return written_tokens(tokenizer, opened(tokenizer, prompt, where))
+    template = ChatTemplate(tokenizer=tokenizer, where=where, options=options or {})
+    return written_tokens(tokenizer, opened(template, prompt))
 
 
 def tokenize_answer(
@@ -57,6 +69,7 @@ def tokenize_answer(
     is_ended: bool = True,
     is_sampled: bool = False,
     is_foreign: bool = False,
+    options: Mapping[str, Any] | None = None,
     where: str = "an answer",
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of an answer to it; together they are what a model is shown.
@@ -76,6 +89,7 @@ def tokenize_answer(
             then the template leaves it as it is.
         is_foreign: Whether that policy had another template: then the empty reasoning that some
             templates write in front of an answer is there as well, where the answer has none.
+        options: As in `tokenize_prompt`.
         where: For errors.
 
     Raises:
@@ -85,12 +99,13 @@ def tokenize_answer(
     """
     if not isinstance(prompt, str) or not isinstance(answer, str):
         chat, turns = as_chat(prompt, "user"), as_chat(answer, "assistant")
+        template = ChatTemplate(tokenizer=tokenizer, where=where, options=options or {})
         if is_sampled or not is_ended:
-            frame = frame_of(tokenizer, answered(chat, turns), chat, where)
+            frame = frame_of(template, answered(chat, turns), chat)
             said = frame.written(frame.text, is_ended=is_ended, is_foreign=is_foreign)
             shown = frame.opened
         else:
-            shown, said = rendered(tokenizer, chat, turns, where)
+            shown, said = rendered(template, chat, turns)
         prompt_ids_T = written_tokens(tokenizer, shown)
         return prompt_ids_T, tokens_behind(tokenizer, prompt_ids_T, shown, said)
     prompt_ids_T = tokenize_prompt(tokenizer, prompt)
@@ -110,6 +125,7 @@ def tokenize_sampled(
     *,
     end_ids: Collection[int],
     is_ended: bool,
+    options: Mapping[str, Any] | None = None,
     where: str = "a rollout",
 ) -> tuple[list[int], list[int]]:
     """The same of a response that was sampled in this very vocabulary: it keeps its tokens.
@@ -123,6 +139,7 @@ def tokenize_sampled(
         response_ids_T: As sampled.
         end_ids: Tokens that end a response, by those who sampled it.
         is_ended: Whether it came to its end.
+        options: As in `tokenize_prompt`.
         where: For errors.
 
     Raises:
@@ -138,13 +155,14 @@ def tokenize_sampled(
         prompt_ids_T = tokenize_prompt(tokenizer, prompt)
         end_T = [last] if last in ends else with_end(tokenizer, [], prompt_ids_T)
         return prompt_ids_T, said_T + end_T * is_ended
-    prompt_ids_T = tokenize_prompt(tokenizer, prompt, where=where)
+    prompt_ids_T = tokenize_prompt(tokenizer, prompt, options=options, where=where)
     end = checked_turn_end(tokenizer)
     if not is_ended:
         return prompt_ids_T, said_T
     if end is not None and end.token_id is not None:
         return prompt_ids_T, [*said_T, end.token_id]
-    frame = frame_of(tokenizer, answered(prompt, as_chat("", "assistant")), prompt, where)
+    template = ChatTemplate(tokenizer=tokenizer, where=where, options=options or {})
+    frame = frame_of(template, answered(prompt, as_chat("", "assistant")), prompt)
     before_T = prompt_ids_T + said_T
     end_T = tokens_behind(tokenizer, before_T, decode(tokenizer, before_T), frame.end)
     return prompt_ids_T, said_T + end_T

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.file_bytes import MAX_ROW_BYTES, too_long
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _rows(batch: pa.RecordBatch | int, path: Path, before: int) -> list[dict[str
         return [too_long(f"{path}:{before + number}") for number in range(1, batch + 1)]
     names = batch.schema.names
     if twice := [name for name in names if names.count(name) > 1]:
-        fault = RowError(f"{path}:1", "a column's name appears twice", repr(twice[0]))
+        fault = RowError(f"{path}:1", "a column's name appears twice", short(twice[0]))
         return [fault] if not before else []
     if batch.nbytes <= MAX_ROW_BYTES:
         with contextlib.suppress(*_ROW_ERRORS):

@@ -2,101 +2,179 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.errors import DataError, RowError, short
+from rlhf_ray.data.messages import Messages, json_value, without_nulls
+from rlhf_ray.data.tool_calls import adapted, shows_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[dict[str, Any]],
-    where: str,
-    **options: bool,
-) -> str:
-    """The text of a chat; `options` are those of `apply_chat_template`.
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplate:
+    """A tokenizer's chat template, for the chat of one row.
+
+    Attributes:
+        tokenizer: Whose template it is.
+        where: File and line, for errors.
+        options: What the template gets beside the messages: `tools`, `enable_thinking`, ...
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    where: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def render(self, messages: Messages, **how: bool) -> str:
+        """The text of a chat; `how` as `apply_chat_template` has it.
+
+        Raises:
+            DataError: The tokenizer has no chat template.
+            RowError: The template refuses these messages.
+        """
+        return str(self.apply(messages, tokenize=False, **how))
+
+    def render_all(self, messages: Messages, **how: bool) -> str:
+        """The same, of a chat all of whose messages must be there.
+
+        Raises:
+            DataError: The tokenizer has no chat template.
+            RowError: The template refuses these messages, or leaves one out.
+        """
+        text = self.render(messages, **how)
+        self.check_all_there(messages, text)
+        return text
+
+    def check_all_there(self, messages: Messages, text: str) -> None:
+        """Refuse a rendering without one of its messages, as templates for a single turn give.
+
+        Raises:
+            RowError: It lacks one.
+        """
+        if missing := _left_out(messages, text):
+            reason = "the chat template leaves out a message of this chat"
+            raise RowError(self.where, reason, f"{missing}; set another chat_template")
+
+    def apply(self, messages: Messages, **how: bool) -> Any:
+        """`apply_chat_template` with errors that name the row; what it returns depends on `how`.
+
+        Raises:
+            DataError: The tokenizer has no chat template.
+            RowError: The template refuses these messages (roles that it does not know, say).
+        """
+        import jinja2
+
+        tokenizer = self.tokenizer
+        if not tokenizer.chat_template:
+            raise DataError(
+                f"{self.where}: a chat, but the tokenizer {tokenizer.name_or_path!r} has no chat "
+                "template: set the model's chat_template to a name (chatml, alpaca, ...), Jinja "
+                "text or a file"
+            )
+        shown = adapted(tokenizer, messages, self.where)
+        if "tools" in self.options and not shows_tools(tokenizer, str(tokenizer.chat_template)):
+            detail = (
+                "set a chat_template that has, or write them into the system's text and leave the "
+                "column 'tools' empty"
+            )
+            raise RowError(self.where, "the chat template has no place for tools", detail)
+        try:
+            return tokenizer.apply_chat_template(shown, **self.options, **how)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join(message["role"] for message in messages[:12])
+            detail = f"{str(error)[:300]} (the roles: {roles}{', ...' * (len(messages) > 12)})"
+            raise RowError(self.where, "the chat template refuses this chat", detail) from error
+
+
+def template_options(columns: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a row has for the chat template beside its messages.
+
+    Args:
+        columns: The row's. `tools` holds JSON schemas of functions, as a list or its JSON text;
+            `chat_template_kwargs` variables of the template by name, as TRL has them.
+        where: File and line, for errors.
 
     Raises:
-        DataError: The tokenizer has no chat template.
-        RowError: The template refuses these messages.
+        RowError: They hold anything else.
     """
-    return str(apply_template(tokenizer, messages, where, tokenize=False, **options))
+    options: dict[str, Any] = {}
+    if named := columns.get("chat_template_kwargs"):
+        if isinstance(named, str):
+            named = json_value(named, where, "column 'chat_template_kwargs'", "an object")
+        if not isinstance(named, dict):
+            detail = f"column 'chat_template_kwargs' must be an object, got {short(named)}"
+            raise RowError(where, "wrong type", detail)
+        if reserved := sorted(_reserved() & set(named)):
+            detail = f"'chat_template_kwargs' may hold variables of the template, not {reserved}"
+            raise RowError(where, "wrong type", detail)
+        options |= {name: value for name, value in named.items() if value is not None}
+    if tools := tool_schemas(columns, where):
+        options["tools"] = tools
+    return options
 
 
-def render_all(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[dict[str, Any]],
-    where: str,
-    **options: bool,
-) -> str:
-    """The same, of a chat all of whose messages must be there.
+def tool_schemas(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The tools that stand beside a chat; none where there is no such column.
 
     Raises:
-        DataError: The tokenizer has no chat template.
-        RowError: The template refuses these messages, or leaves one out.
+        RowError: The column holds anything but JSON schemas.
     """
-    text = render(tokenizer, messages, where, **options)
-    check_all_there(messages, text, where)
-    return text
+    tools = columns.get("tools") or []
+    if isinstance(tools, str):
+        tools = json_value(tools, where, "column 'tools'", "a list of JSON schemas")
+    else:
+        tools = without_nulls(tools)
+    schemas = []
+    for tool in tools if isinstance(tools, list) else [tools]:
+        schema = json_value(tool, where, "'tools'", "schemas") if isinstance(tool, str) else tool
+        if not isinstance(schema, dict):
+            detail = "column 'tools' must be a list of JSON schemas of functions, got "
+            raise RowError(where, "wrong type", detail + short(schema))
+        is_bare = "function" not in schema and "name" in schema
+        schemas.append({"type": "function", "function": schema} if is_bare else schema)
+    return schemas
 
 
-def check_all_there(messages: Sequence[dict[str, Any]], text: str, where: str) -> None:
-    """Refuse a rendering without one of its messages, as templates for a single turn give.
+def _reserved() -> set[str]:
+    """Arguments of `apply_chat_template` that are none of a template's own variables."""
+    from transformers import PreTrainedTokenizerBase
 
-    Raises:
-        RowError: It lacks one.
-    """
-    if missing := _left_out(messages, text):
-        raise RowError(where, "the chat template leaves out a message of this chat", missing)
-
-
-def apply_template(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[dict[str, Any]],
-    where: str,
-    **options: bool,
-) -> Any:
-    """`apply_chat_template` with errors that name the row; what it returns depends on `options`.
-
-    Raises:
-        DataError: The tokenizer has no chat template.
-        RowError: The template refuses these messages (roles that it does not know, say).
-    """
-    import jinja2
-
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"{where}: a chat, but the tokenizer {tokenizer.name_or_path!r} has no chat template: "
-            "set the model's chat_template to a name (chatml, alpaca, ...), Jinja text or a file"
-        )
-    try:
-        return tokenizer.apply_chat_template(list(messages), **options)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise RowError(where, "the chat template refuses this chat", str(error)) from error
+    named = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+    return (named | {"messages"}) - {"kwargs", "documents"}
 
 
 def _left_out(messages: Sequence[dict[str, Any]], text: str) -> str:
     """The first message that a rendering lacks, in words; empty where all are there.
 
-    Templates may change space, put the system's message elsewhere, and leave out an assistant's
-    reasoning; what was asked and answered stands in its order.
+    Templates may change space, put the system's message elsewhere, write a tool's answer as JSON,
+    and leave out an assistant's reasoning; what was asked and answered stands in its order.
     """
     text, place = _dense(text), 0
     for index, message in enumerate(messages):
-        said = _dense(str(message["content"]).rpartition("</think>")[2])
-        if message["role"] == "system":
-            found = said in text
-        elif message["role"] in ("user", "assistant"):
-            at = text.find(said, place)
-            found, place = at >= 0, at + len(said)
-        else:
-            continue
-        if not found:
-            return f"message {index}, of the role {message['role']!r}"
+        is_anywhere = message["role"] in ("system", "developer")
+        calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
+        for said in (message["content"].rpartition("</think>")[2], *calls):
+            end = _end_of(said, text, 0 if is_anywhere else place)
+            if end < 0:
+                what = f"its call of {said!r}" if said in calls else short(said)
+                return f"message {index}, of the role {message['role']!r}: {what}"
+            place = place if is_anywhere else end
     return ""
+
+
+def _end_of(said: str, text: str, place: int) -> int:
+    """Where a saying ends in a text without space; -1 where it is not there."""
+    dense = _dense(said)
+    if (at := text.find(dense, place)) >= 0:
+        return at + len(dense)
+    written = _dense(json.dumps(said, ensure_ascii=False)[1:-1])
+    at = text.find(written, place)
+    return at + len(written) if at >= 0 else -1
 
 
 def _dense(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlhf_ray.errors import ConfigError
 
 
@@ -30,3 +32,12 @@ class RowError(DataError):
 
 class UnusableRow(RowError):
     """One row is as it should be, but nothing can be learnt from it: counted, never an error."""
+
+
+def short(value: Any) -> str:
+    """A value as an error shows it, however long or deep it is."""
+    if isinstance(value, str):
+        return repr(value[:60]) + ("..." if len(value) > 60 else "")
+    if isinstance(value, list | dict) and value:
+        return f"{type(value).__name__} of {len(value)}"
+    return repr(value)[:80]

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any, TypeAlias
+from typing import Any
 
-from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.files import Row
+from rlhf_ray.data.messages import (
+    Messages,
+    Text,
+    check_encodable,
+    is_written_chat,
+    parse_message,
+    parse_messages,
+)
+from rlhf_ray.data.nearest import listed
 
-Messages: TypeAlias = list[dict[str, Any]]
-Text: TypeAlias = str | Messages
-
-# ShareGPT's names of those who speak; others stand for themselves.
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "observation": "tool",
-    "function_call": "assistant",
+_TRUTHS = {
+    **dict.fromkeys(("true", "1", "1.0", "yes"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no"), False),
 }
-_ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
-_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def column(row: Row, name: str) -> Any:
@@ -29,7 +31,7 @@ def column(row: Row, name: str) -> Any:
         RowError: The row has no such column, or nothing in it.
     """
     if row.columns.get(name) is None:
-        there = f"columns there: {sorted(row.columns)}"
+        there = f"columns there: {listed(row.columns, name)}"
         raise RowError(row.where, f"no column {name!r}", there if name not in row.columns else "")
     return row.columns[name]
 
@@ -67,7 +69,7 @@ def numbers(row: Row, name: str) -> list[float]:
 
 
 def truth(row: Row, name: str) -> bool:
-    """True or false, also as 1 and 0, or as text.
+    """True or false, also as 1 and 0, yes and no, or as the text of either.
 
     Raises:
         RowError: Anything else.
@@ -76,6 +78,11 @@ def truth(row: Row, name: str) -> bool:
     if value is None:
         raise _wrong(row, name, "true or false", row.columns[name])
     return value
+
+
+def is_truth(value: Any) -> bool:
+    """Whether `truth` takes a value."""
+    return str(value).lower() in _TRUTHS
 
 
 def optional_truth(row: Row, name: str) -> bool | None:
@@ -101,10 +108,7 @@ def messages(row: Row, name: str) -> Messages:
     Raises:
         RowError: Not a list of messages, each with `role` and `content` (or `from` and `value`).
     """
-    value = column(row, name)
-    if not isinstance(value, list) or not value:
-        raise _wrong(row, name, "a list of chat messages that is not empty", value)
-    return [_message(row, name, index, message) for index, message in enumerate(value)]
+    return parse_messages(column(row, name), row.where, name)
 
 
 def text(row: Row, name: str) -> Text:
@@ -125,6 +129,25 @@ def texts(row: Row, name: str) -> list[Text]:
     return [_text(row, name, value) for value in items(row, name)]
 
 
+def written(row: Row, name: str) -> str:
+    """A column that holds text, or a number as JSON writes it.
+
+    Raises:
+        RowError: Neither.
+    """
+    value = column(row, name)
+    return json.dumps(value) if _is_number(value) else checked_text(row, name, value)
+
+
+def answer(row: Row, name: str) -> Text:
+    """A column that holds an answer: text, a chat, or a number as JSON writes it.
+
+    Raises:
+        RowError: None of them.
+    """
+    return written(row, name) if _is_number(column(row, name)) else text(row, name)
+
+
 def checked_text(row: Row, name: str, value: Any) -> str:
     """A value as text that every tokenizer can encode.
 
@@ -133,65 +156,22 @@ def checked_text(row: Row, name: str, value: Any) -> str:
     """
     if not isinstance(value, str):
         raise _wrong(row, name, "a string", value)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = f"column {name!r} has half a character, U+{ord(value[error.start]):04X}"
-        raise RowError(row.where, "lone surrogate", half) from error
+    check_encodable(value, row.where, f"column {name!r}")
     return value
 
 
-def check_turns(row: Row, chat: Messages) -> Messages:
-    """The same chat, if user and assistant take turns and only the first message is the system's.
-
-    Raises:
-        RowError: They do not.
-    """
-    before = ""
-    for index, message in enumerate(chat):
-        role = message["role"]
-        if (role == "system" and index) or (role == before and role in ("user", "assistant")):
-            follows = f"message {index} is the {role}'s and follows one of the {before}'s"
-            raise RowError(row.where, "roles out of order", follows)
-        before = role
-    return chat
-
-
 def _text(row: Row, name: str, value: Any) -> Text:
-    if isinstance(value, str):
+    if isinstance(value, str) and not is_written_chat(value):
         return checked_text(row, name, value)
     if isinstance(value, dict):
-        return [_message(row, name, 0, value)]
-    if not isinstance(value, list) or not value:
+        return [parse_message(value, row.where, f"message 0 of column {name!r}")]
+    if not isinstance(value, str | list) or not value:
         raise _wrong(row, name, "a string or a list of chat messages that is not empty", value)
-    return [_message(row, name, index, message) for index, message in enumerate(value)]
+    return parse_messages(value, row.where, name)
 
 
-def _message(row: Row, name: str, index: int, message: Any) -> dict[str, Any]:
-    wanted = f"message {index} of column {name!r} must have `role` and `content`, both strings"
-    if not isinstance(message, dict):
-        raise RowError(row.where, "wrong type", f"{wanted}, got {short(message)}")
-    if "from" in message and "value" in message:
-        role, content, rest = message["from"], message["value"], {}
-        role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
-    else:
-        role, content = message.get("role"), message.get("content")
-        rest = {key: value for key, value in message.items() if value is not None}
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise RowError(row.where, "wrong type", f"{wanted}, got {short(message)}")
-    if role not in _ROLES:
-        known = ", ".join(sorted(_ROLES | set(_SHAREGPT_ROLES)))
-        raise RowError(row.where, "unknown role", f"{short(role)} in {name!r}; known: {known}")
-    return {**rest, "role": role, "content": checked_text(row, name, content)}
-
-
-def short(value: Any) -> str:
-    """A value as an error shows it, however long or deep it is."""
-    if isinstance(value, str):
-        return repr(value[:60]) + ("..." if len(value) > 60 else "")
-    if isinstance(value, list | dict) and value:
-        return f"{type(value).__name__} of {len(value)}"
-    return repr(value)[:80]
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _number(row: Row, name: str, value: Any) -> float:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from rlhf_ray.config import references
 from rlhf_ray.config.data import SourceConfig
+from rlhf_ray.data.columns import check_names, named
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.local_data import ACCEPTED, DataFile, LocalData, local_data
 from rlhf_ray.data.parsing import Columns, parse
@@ -22,8 +23,8 @@ from rlhf_ray.data.splits import parse_split
 
 logger = logging.getLogger(__name__)
 
-# The row's id, its place, and what stands there.
-Located: TypeAlias = tuple[str, str, Columns | RowError]
+# The row's id, and its place with what stands there.
+Located: TypeAlias = tuple[str, tuple[str, Columns | RowError]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def read_rows(
         streaming: Whether rows of the hub come over the network, and are not kept on this machine.
 
     Raises:
-        DataError: Nothing there, or nothing in it.
+        DataError: Nothing there, nothing in it, or no column that `columns` of the source names.
     """
     first = source.skip + start
     located: Iterator[Located]
@@ -77,13 +78,17 @@ def read_rows(
 
     num_rows = max(0, source.limit - start) if source.limit else None
     empty = not start
-    for row_id, where, columns in itertools.islice(located, num_rows):
+    wanted: Iterator[Located] = itertools.islice(located, num_rows)
+    if not start:
+        wanted = check_names(wanted, source.columns)
+    for row_id, (where, columns) in wanted:
         empty = False
+        if not isinstance(columns, RowError):
+            columns = named(columns, source.columns, where)
         if isinstance(columns, RowError):
             yield columns
         else:
-            renamed = _renamed(columns, source.columns)
-            yield Row(row_id=row_id, where=where, columns=renamed)
+            yield Row(row_id=row_id, where=where, columns=columns)
     if empty:
         after = f" after the first {source.skip}" if source.skip else ""
         raise DataError(f"no rows in {source.path!r}{after} (split {source.split!r})")
@@ -123,7 +128,7 @@ def _hub_rows(source: SourceConfig, first: int, *, streaming: bool) -> Iterator[
     # A stream passes over whole files where it can.
     rows = dataset.skip(first) if streaming else itertools.islice(dataset, first, None)
     for number, columns in enumerate(rows, start=first):
-        yield f"{name}:{number}", f"{name} row {number}", dict(columns)
+        yield f"{name}:{number}", (f"{name} row {number}", dict(columns))
 
 
 def _local_rows(data: LocalData, split: str, separator: str) -> Iterator[Located]:
@@ -136,18 +141,11 @@ def _local_rows(data: LocalData, split: str, separator: str) -> Iterator[Located
             num_rows = sum(1 for _ in _rows_of(files, separator))
         start, stop = range_.resolve(num_rows)
         rows = enumerate(_rows_of(files, separator))
-        for number, (where, columns) in itertools.islice(rows, start, max(start, stop)):
-            yield f"{name}:{number}", where, columns
+        for number, located in itertools.islice(rows, start, max(start, stop)):
+            yield f"{name}:{number}", located
 
 
 def _rows_of(files: Sequence[DataFile], separator: str) -> Iterator[tuple[str, Columns | RowError]]:
     for file in files:
         for line, columns in parse(file.path, separator=separator, key=file.key):
             yield f"{file.path}:{line}", columns
-
-
-def _renamed(columns: Columns, names: dict[str, str]) -> Columns:
-    """Columns by our names; `names` has theirs by ours. One that is not there stays missing."""
-    taken = set(names.values()) | set(names)
-    renamed = {name: value for name, value in columns.items() if name not in taken}
-    return renamed | {ours: columns[theirs] for ours, theirs in names.items() if theirs in columns}

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from rlhf_ray.data.chat import render, render_all
-from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.fields import Messages
+from rlhf_ray.data.chat import ChatTemplate
+from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.messages import Messages
 from rlhf_ray.data.turn_end import PLACEHOLDER, checked_turn_end
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rlhf_ray.data.turns import renderings
 
 _TAG = re.compile(r"</?[^<>\s]+>")
 
@@ -55,45 +52,52 @@ class Frame:
         return closes or any(tag in text for tag in _TAG.findall(self.lead))
 
 
-def frame_of(
-    tokenizer: PreTrainedTokenizerBase, chat: Messages, prompt: Messages, where: str
-) -> Frame:
+def frame_of(template: ChatTemplate, chat: Messages, prompt: Messages) -> Frame:
     """What stands around the last message of a chat whose beginning is `prompt`."""
     *context, last = chat
-    shown = opened(tokenizer, prompt, where)
+    shown = opened(template, prompt)
     continues = len(context) < len(prompt)
     begun = prompt[-1]["content"] if continues else ""
-    before = shown if continues else opened(tokenizer, context, where)
+    before = shown if continues else opened(template, context)
     if not before.startswith(shown):
-        raise _changed(where)
+        raise _changed(template.where)
     held = [*context, {**last, "content": begun + PLACEHOLDER}]
-    whole = render(tokenizer, held, where)
+    whole = template.render(held)
     turn, placeholder, behind = whole.rpartition(PLACEHOLDER)
     if not placeholder:
-        raise _changed(where)
-    end = checked_turn_end(tokenizer)
+        raise _changed(template.where)
+    end = checked_turn_end(template.tokenizer)
     return Frame(
         opened=shown,
         context=before[len(shown) :],
         lead="" if continues or not turn.startswith(before) else turn[len(before) :],
         text=str(last["content"])[len(begun) :],
-        end=behind if end is None else behind.removesuffix(end.rest),
+        end=behind if end is None else end.of(behind),
     )
 
 
-def rendered(
-    tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages, where: str
-) -> tuple[str, str]:
+def rendered(template: ChatTemplate, prompt: Messages, answer: Messages) -> tuple[str, str]:
     """A prompt as the template opens it, and the answer as it writes it, to the end token."""
-    end = checked_turn_end(tokenizer)
-    shown = opened(tokenizer, prompt, where)
-    whole = render_all(tokenizer, answered(prompt, answer), where)
+    if prompt[-1]["role"] == "assistant":
+        return _continued(template, prompt, answer)
+    chat = prompt + answer
+    turns = [turn for turn in range(len(prompt), len(chat)) if chat[turn]["role"] == "assistant"]
+    whole, *others = renderings(template, chat, turns)
+    if others:
+        raise _changed(template.where)
+    shown = whole.text[: whole.spans[0][0]]
+    return shown, whole.text[len(shown) : whole.spans[-1][1]]
+
+
+def _continued(template: ChatTemplate, prompt: Messages, answer: Messages) -> tuple[str, str]:
+    """The same, where the answer goes on with the assistant's turn."""
+    end = checked_turn_end(template.tokenizer)
+    shown = opened(template, prompt)
+    whole = template.render_all(answered(prompt, answer))
     if not whole.startswith(shown):
-        raise _changed(where)
+        raise _changed(template.where)
     said = whole[len(shown) :]
-    if end is not None and said.endswith(end.text + end.rest):
-        said = said[: len(said) - len(end.rest)]
-    return shown, said
+    return shown, said if end is None else end.of(said)
 
 
 def _changed(where: str) -> DataError:
@@ -112,15 +116,18 @@ def answered(prompt: Messages, answer: Messages) -> Messages:
     return [*prompt[:-1], {**begun, "content": begun["content"] + said["content"]}, *later]
 
 
-def opened(tokenizer: PreTrainedTokenizerBase, prompt: Messages, where: str) -> str:
+def opened(template: ChatTemplate, prompt: Messages) -> str:
     """A chat, rendered up to where the policy's own words begin."""
     *context, last = prompt
     if last["role"] != "assistant":
-        return render_all(tokenizer, prompt, where, add_generation_prompt=True)
-    begun = render_all(tokenizer, prompt, where, continue_final_message=True)
+        return template.render_all(prompt, add_generation_prompt=True)
+    if "tool_calls" in last:
+        detail = "a prompt ends with the assistant's tool calls; a turn of the tool must follow"
+        raise RowError(template.where, "roles out of order", detail)
+    begun = template.render_all(prompt, continue_final_message=True)
     if not context or context[-1]["role"] == "assistant":
         return begun
-    frame = frame_of(tokenizer, [*context, {**last, "content": ""}], context, where)
+    frame = frame_of(template, [*context, {**last, "content": ""}], context)
     if frame.lead.strip() and frame.brings_reasoning(last["content"]):
         # Reasoning that is begun: the template would close it before it was said.
         return frame.opened + str(last["content"])

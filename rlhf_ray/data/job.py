@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ROWS_WITH_ALL_COLUMNS = 100  # of a stream, whose other rows are not looked at
+
 T = TypeVar("T")
 AnyRows: TypeAlias = Rows[Any] | RowStream[Any]
 
@@ -90,6 +92,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
     from rlhf_ray.data.tokenizer import vocabulary_digest
     from rlhf_ray.models.fit import check_model
     from rlhf_ray.rewards.checks import checking_functions, prompt_faults, usable_prompts
+    from rlhf_ray.rewards.columns import check_columns
 
     functions = checking_functions(config.reward)
     tokenizer, tokenizer_path = _tokenizer(config.policy.model, Path(config.run_dir))
@@ -110,6 +113,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
 
     def prompts(key: str, data: DataConfig) -> Rows[Prompt]:
         rows = load_prompts(data, tokenizer, context_tokens=room, seed=config.seed).rows
+        check_columns(config.reward, rows, key=key)
         return usable_prompts(rows, functions, key=key, skip=data.on_bad_row == "skip")
 
     held_out = prompts("eval.data", config.eval.data) if config.eval.data.is_named else None
@@ -127,6 +131,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
             seed=config.seed,
             check=partial(prompt_faults, functions=functions) if functions else None,
         )
+        check_columns(config.reward, first_of(trained, _ROWS_WITH_ALL_COLUMNS), key="data")
     else:
         trained = prompts("data", config.data)
     _check_online_models(config, tokenizer, [trained, *([held_out] if held_out else [])])
@@ -224,13 +229,16 @@ def load_dpo_data(config: DpoConfig) -> SupervisedData[Ranking] | SupervisedData
     Raises:
         ConfigError: As in `load_online_data`.
     """
-    from rlhf_ray.data.preferences import LabelledAnswers, Pairs
+    from rlhf_ray.data.preferences import LabelledAnswers, Pairs, check_labels
 
     settings, tokenizer_path = _tokenization(config)
     others = {"reference": config.reference} if config.uses_reference_role else {}
     _check_vocabularies(config.policy.model, settings["tokenizer"], others)
     if "kto" in config.loss_type:
-        return _load(config, LabelledAnswers, settings, tokenizer_path)
+        labelled = _load(config, LabelledAnswers, settings, tokenizer_path)
+        if not isinstance(labelled.rows, RowStream):
+            check_labels(labelled.rows)
+        return labelled
     return _load(config, Pairs, settings, tokenizer_path)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from rlhf_ray.data import json_lines
-from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.file_bytes import open_bytes
 from rlhf_ray.data.json_values import checked_object
 from rlhf_ray.data.json_window import JsonWindow
@@ -130,7 +130,7 @@ def _walk(window: JsonWindow, kinds: dict[str, Any]) -> RowError | None:
             return key
         if key in kinds:
             window.is_broken = True
-            return RowError(window.where, "a key stands twice in an object", repr(key[:60]))
+            return RowError(window.where, "a key appears twice", short(key))
         is_list = window.peek() == "["
         values = _elements(window) if is_list else iter([(window.line, window.value())])
         _, value = next(values, (0, None))

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.errors import RowError, short
 
 
-class _RepeatedKey(ValueError):
-    """An object has two values under one key: whichever is taken may be the wrong one."""
+class _TwiceError(ValueError):
+    """A JSON object has two values for one key."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _RepeatedKey(f"{key[:60]!r}")
-            seen.add(key)
-    return made
+    """An object whose keys say one thing each: which of two values is meant nobody can tell."""
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
+        for key, value in pairs:
+            if value is not columns[key] and value != columns[key]:
+                raise _TwiceError(f"{short(key)} is {short(value)}, and {short(columns[key])}")
+    return columns
 
 
 # Of lists and objects within one another; what follows a row, by recursion, bears as many.
@@ -35,8 +34,8 @@ def fault_of(error: ValueError | RecursionError, where: str) -> RowError:
     """What `DECODER` says is wrong, other than syntax."""
     if isinstance(error, RecursionError):
         return _too_deep(where)
-    if isinstance(error, _RepeatedKey):
-        return RowError(where, "a key stands twice in an object", str(error))
+    if isinstance(error, _TwiceError):
+        return RowError(where, "a key appears twice", str(error))
     return RowError(where, "not JSON", str(error))  # a number of more digits than Python converts
 
 
@@ -45,13 +44,11 @@ def depth_fault(value: Any, text: str, where: str) -> RowError | None:
     if text.count("[") + text.count("{") <= _MAX_DEPTH:
         return None
     level = [value]
-    for _ in range(_MAX_DEPTH + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, list | dict)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
+    for _ in range(_MAX_DEPTH):
+        inner = [
+            item for each in level for item in (each.values() if isinstance(each, dict) else each)
         ]
+        level = [item for item in inner if isinstance(item, list | dict)]
     return _too_deep(where) if level else None
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data import cache
-from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row, read_rows, tell_files
 from rlhf_ray.data.mixing import mix
 from rlhf_ray.data.parallel import convert
 from rlhf_ray.data.progress import shown
+from rlhf_ray.data.recognition import recognise, refusal
 from rlhf_ray.data.report import Loaded, RowReport, merged
-from rlhf_ray.data.row_formats import ROW_FORMATS, RowFormat, recognise
+from rlhf_ray.data.row_format import RowFormat
+from rlhf_ray.data.row_formats import ROW_FORMATS
 from rlhf_ray.data.rows import MixedRows, StoredRows
 from rlhf_ray.data.store import RowStore
 from rlhf_ray.data.tokenization import RowWork, T, Tokenization
+
+logger = logging.getLogger(__name__)
 
 
 def load(config: DataConfig, job: Tokenization[T], *, seed: int) -> Loaded[T]:
@@ -97,7 +102,7 @@ def recognised(
             if isinstance(row, RowError):
                 raise row
             if source.format == "auto":
-                format_ = recognise(row, for_prompts="prompts" in job.kinds)
+                format_ = recognise(row, kinds=job.kinds, what=job.what)
             else:
                 format_ = ROW_FORMATS[source.format]
         except RowError as error:
@@ -106,14 +111,10 @@ def recognised(
         used = {*format_.columns, *format_.prompt_columns}
         report.format = f"{format_.name} ({', '.join(c for c in row.columns if c in used)})"
         if format_.kind not in job.kinds:
-            raise DataError(
-                f"{row.where}: {job.what} cannot be made of {report.format}; "
-                f"wanted one of {', '.join(_accepted(job))}"
-            )
-        return format_, itertools.chain([row], rows)
+            raise refusal(row, format_, job.kinds, job.what)
+        if format_.note:
+            logger.warning("%s: %s", source.path, format_.note)
+        rows = itertools.chain([row], rows)
+        return format_, format_.group(rows) if format_.group else rows
     report.close()
     raise AssertionError("a report without a row kept does not close")
-
-
-def _accepted(job: Tokenization[Any]) -> list[str]:
-    return [name for name, format_ in ROW_FORMATS.items() if format_.kind in job.kinds]

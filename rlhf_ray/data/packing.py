@@ -193,7 +193,7 @@ def _pack(
     """Fill one micro-batch after the other.
 
     Rows come longest first, so those of a micro-batch are of like length: little is padded, also
-    inside attention, which works on a rectangle whatever the layout.
+    inside `packed_sdpa`, which works on a rectangle whatever the layout.
     """
     micro_batches: list[list[int]] = []
     cost = 0

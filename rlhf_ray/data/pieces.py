@@ -23,7 +23,7 @@ _SECTION_CHARACTERS = 1 << 20
 
 def is_plain_text(sample: Sample) -> bool:
     """Whether it is one text, all of which is trained."""
-    return sample.prompt is None and isinstance(sample.answers_K[0], str)
+    return sample.prompt is None and any(isinstance(text, str) for text in sample.answers_K)
 
 
 def pieces(

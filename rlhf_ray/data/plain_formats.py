@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
 from rlhf_ray.data import fields
+from rlhf_ray.data.conversations import read_prompt_column, split, system_turn, with_system
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.fields import Messages, Text, check_turns
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.samples import Sample, as_chat
+from rlhf_ray.data.messages import Messages, Text
+from rlhf_ray.data.samples import Sample, as_chat, best_answer
 
 
 def read_prompt(row: Row) -> Iterator[Sample]:
     """`prompt`: text, or a chat that the policy answers or goes on with."""
-    yield Sample(sample_id=row.row_id, where=row.where, prompt=_prompt(row))
+    yield Sample(sample_id=row.row_id, where=row.where, prompt=read_prompt_column(row))
 
 
 def read_text(row: Row) -> Iterator[Sample]:
@@ -25,7 +27,7 @@ def read_text(row: Row) -> Iterator[Sample]:
 
 def read_prompt_completion(row: Row) -> Iterator[Sample]:
     """`prompt` and `completion`, each text or messages; `truncated` where it was cut off."""
-    prompt, completion = aligned(row, _prompt(row), fields.text(row, "completion"))
+    prompt, completion = aligned(row, read_prompt_column(row), fields.answer(row, "completion"))
     yield Sample(
         sample_id=row.row_id,
         where=row.where,
@@ -43,28 +45,56 @@ def read_unpaired(row: Row) -> Iterator[Sample]:
 
 
 def read_input_target(row: Row) -> Iterator[Sample]:
-    """`input` and `target`, both text."""
+    """`input` and `target`, both text; a target may be a number."""
     yield Sample(
         sample_id=row.row_id,
         where=row.where,
         prompt=fields.string(row, "input"),
-        answers_K=(fields.string(row, "target"),),
+        answers_K=(fields.written(row, "target"),),
     )
 
 
 def read_messages(row: Row) -> Iterator[Sample]:
-    """`messages`: a chat with `role` and `content`."""
+    """`messages`: a chat with `role` and `content`; a `system` text may stand beside it."""
     yield _chat(row, fields.messages(row, "messages"))
+
+
+def read_labelled_messages(row: Row) -> Iterator[Sample]:
+    """`messages`, and a `label` that says whether what the assistant says last is good."""
+    desirable = fields.truth(row, "label")
+    for whole in read_messages(row):
+        prompt, answer = best_answer(whole)
+        yield replace(whole, prompt=prompt, answers_K=(answer,), desirable=desirable)
+
+
+def read_turns(row: Row) -> Iterator[Sample]:
+    """`turns`: texts of user and assistant by turns, the user's first (LIMA, UltraChat)."""
+    texts = [fields.checked_text(row, "turns", text) for text in fields.items(row, "turns")]
+    roles = itertools.cycle(("user", "assistant"))
+    chat = zip(roles, texts, strict=False)
+    yield _chat(row, [{"role": role, "content": text} for role, text in chat])
+
+
+def read_exchanges(row: Row) -> Iterator[Sample]:
+    """`conversation`: a list of what was asked and answered, `input` and `output` (Capybara)."""
+    chat: Messages = []
+    for number, exchange in enumerate(fields.items(row, "conversation")):
+        if not isinstance(exchange, dict):
+            raise RowError(row.where, "wrong type", f"exchange {number} must be an object")
+        for role, key in (("user", "input"), ("assistant", "output")):
+            content = fields.checked_text(row, "conversation", exchange.get(key))
+            chat.append({"role": role, "content": content})
+    yield _chat(row, chat)
 
 
 def read_sharegpt(row: Row) -> Iterator[Sample]:
     """`conversations`: a chat with `from` and `value`; a `system` text may stand beside it."""
-    yield _chat(row, system_turn(row) + fields.messages(row, "conversations"))
+    yield _chat(row, fields.messages(row, "conversations"))
 
 
 def read_alpaca(row: Row) -> Iterator[Sample]:
     """`instruction` and `output`, with `input`, `system` and `history` where there are any."""
-    answer = as_chat(fields.string(row, "output"), "assistant")
+    answer = as_chat(fields.written(row, "output"), "assistant")
     yield _chat(row, alpaca_prompt(row) + answer)
 
 
@@ -101,33 +131,29 @@ def alpaca_prompt(row: Row) -> Messages:
     return [*chat, {"role": "user", "content": asked}]
 
 
-def system_turn(row: Row) -> Messages:
-    """The column `system` as the first message of a chat; none where there is no such column."""
-    system = fields.optional_string(row, "system")
-    return [{"role": "system", "content": system}] if system else []
-
-
 def aligned(row: Row, prompt: Text, answer: Text) -> tuple[Text, Text]:
-    """Prompt and answer both as text, or both as messages whose roles take turns.
+    """Prompt and answer both as text, or both as messages.
+
+    An answer that is a whole conversation has the prompt in it as well. A text goes on with a turn
+    of the assistant that the prompt has begun.
 
     Raises:
-        RowError: Roles are out of order, or the answer is not the assistant's.
+        RowError: The answer is not the assistant's, or prompt and conversation differ.
     """
     if isinstance(prompt, str) and isinstance(answer, str):
         return prompt, answer
-    prompt, answer = as_chat(prompt, "user"), as_chat(answer, "assistant")
-    if answer[0]["role"] != "assistant":
-        role = answer[0]["role"]
-        raise RowError(row.where, "roles out of order", f"an answer begins with the {role}'s turn")
-    check_turns(row, prompt + answer)
-    return prompt, answer
-
-
-def _prompt(row: Row) -> Text:
-    prompt = fields.text(row, "prompt")
-    return prompt if isinstance(prompt, str) else check_turns(row, prompt)
+    chat, turns = as_chat(prompt, "user"), as_chat(answer, "assistant")
+    if turns[0]["role"] != "assistant":
+        chat, turns = split(row, chat, turns)
+    elif chat[-1]["role"] == "assistant" and not isinstance(answer, str):
+        detail = "prompt and answer are two turns of the assistant; to go on with one, give a text"
+        raise RowError(row.where, "roles out of order", detail)
+    if not turns or turns[-1]["role"] != "assistant":
+        detail = f"an answer ends with the {(turns or chat)[-1]['role']}'s turn"
+        raise RowError(row.where, "roles out of order", f"{detail}, not with the assistant's")
+    return chat, turns
 
 
 def _chat(row: Row, chat: Messages) -> Sample:
-    check_turns(row, chat)
-    return Sample(sample_id=row.row_id, where=row.where, prompt=None, answers_K=(chat,))
+    whole = with_system(row, chat)
+    return Sample(sample_id=row.row_id, where=row.where, prompt=None, answers_K=(whole,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,16 +11,25 @@ import numpy as np
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer
-from rlhf_ray.data.errors import RowError, UnusableRow
-from rlhf_ray.data.fields import Text
+from rlhf_ray.data.chat import template_options
+from rlhf_ray.data.errors import DataError, RowError, UnusableRow
 from rlhf_ray.data.lengths import keep_last
 from rlhf_ray.data.linked import LinkedRows
 from rlhf_ray.data.loading import load
+from rlhf_ray.data.messages import Text
 from rlhf_ray.data.records import LABELLED, RANKINGS, RecordKind
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.row_formats import Kind
+from rlhf_ray.data.row_format import Kind
 from rlhf_ray.data.rows import Rows
-from rlhf_ray.data.samples import Sample, as_chat, best_answer, labelled, pairs, ranked
+from rlhf_ray.data.samples import (
+    Sample,
+    as_chat,
+    best_answer,
+    labelled,
+    of_assistant_alone,
+    pairs,
+    ranked,
+)
 from rlhf_ray.data.shortening import beginning, ending
 from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.types import IntArray, LabelledAnswer, Ranking
@@ -71,6 +80,25 @@ def load_answers(
     return load(config, Answers.of(config, tokenizer, max_length=max_length), seed=seed)
 
 
+def check_labels(rows: Iterable[LabelledAnswer]) -> None:
+    """Refuse answers of one label alone, from which nothing tells good from bad.
+
+    Raises:
+        DataError: All are good, or all are bad.
+    """
+    labels: set[bool] = set()
+    for row in rows:
+        labels.add(row.desirable)
+        if len(labels) == 2:
+            return
+    for label in labels:
+        word, other = ("good", "false") if label else ("bad", "true")
+        raise DataError(
+            f"every answer is labelled {word}: kto compares good answers with bad ones; give rows "
+            f"with label {other} as well, or name the right column by data.columns: {{label: ...}}"
+        )
+
+
 def best_of(ranking: Ranking) -> Ranking:
     """A ranking's best answer, as `load_answers` gives it."""
     return replace(ranking, answer_ids_K=ranking.answer_ids_K[:1])
@@ -102,13 +130,13 @@ class Rankings(Tokenization[Ranking]):
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(Rankings):
-    """Rankings of two: a longer one gives all its pairs."""
+    """Rankings of two: a longer one gives all its pairs. All tokens of an answer are trained."""
 
     what: ClassVar[str] = "pairs"
 
     def parts(self, sample: Sample) -> Iterator[Sample]:
         """Every pair of answers, the better first."""
-        return pairs(sample)
+        return pairs(of_assistant_alone(sample))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +149,7 @@ class LabelledAnswers(Tokenization[LabelledAnswer]):
 
     def parts(self, sample: Sample) -> Iterator[Sample]:
         """Every answer with its label."""
-        return labelled(sample)
+        return labelled(of_assistant_alone(sample))
 
     def tokenize(self, sample: Sample) -> Kept[LabelledAnswer]:
         """Token ids of prompt and answer; the answer to another prompt comes by `link`."""
@@ -167,6 +195,8 @@ def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[Int
     job.limit.check_text(sample.num_characters, sample.where)
     prompt: Text = as_chat(sample.prompt, "user") if job.chat else sample.prompt
     answers_K = sample.answers_K
+    is_chat = any(not isinstance(text, str) for text in (prompt, *answers_K))
+    options = template_options(sample.columns, sample.where) if is_chat else {}
     if job.limit.truncates:
         prompt = ending(prompt, job.limit.num_tokens, job.tokenizer)
         answers_K = tuple(
@@ -180,6 +210,7 @@ def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[Int
             answer,
             is_ended=not truncated,
             is_sampled=truncated is not None,
+            options=options,
             where=sample.where,
         )
         for answer, truncated in zip(answers_K, truncated_K, strict=True)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, ClassVar
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_prompt
 from rlhf_ray.data.borders import text_tokens, written_tokens
+from rlhf_ray.data.chat import template_options
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.fields import Text
 from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
 from rlhf_ray.data.loading import load
+from rlhf_ray.data.messages import Text
 from rlhf_ray.data.reasoning import opens_reasoning
 from rlhf_ray.data.records import PROMPTS, RecordKind
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.row_formats import Kind
-from rlhf_ray.data.samples import Sample, as_chat, num_characters, prompt_of
+from rlhf_ray.data.row_format import Kind
+from rlhf_ray.data.samples import Sample, as_chat, num_characters, prompt_of, reference_answer
 from rlhf_ray.data.shortening import beginning, ending
 from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.types import Prompt
@@ -36,7 +37,9 @@ def load_prompts(
 
     A column `prompt` is the prompt as it stands; of other formats it is what the answers follow,
     and of a text all of it. Chat messages, and with `chat` also strings, go through the chat
-    template. If the last message of `prompt` is the assistant's, the policy continues it.
+    template. If the last message of `prompt` is the assistant's, the policy continues it; of a
+    whole chat that ends so, it is the reference that reward functions get as `answer`, unless the
+    row has a column of that name.
 
     `prompt_tokens` cuts a text to its first tokens, a begin token among them; `text` is then what
     they spell. A truncated prompt keeps its *last* tokens; `text` stays whole then: rewards
@@ -92,11 +95,14 @@ class Prompts(Tokenization[Prompt]):
         fits = self.limit.fits(len(token_ids_T), sample.where)
         if not fits:
             token_ids_T = keep_last(token_ids_T, self.limit.num_tokens, self.tokenizer)
+        columns, answer = sample.columns, reference_answer(sample)
+        if answer and answer not in sample.columns.values():
+            columns = {"answer": answer, **columns}
         prompt = Prompt(
             prompt_id=sample.sample_id,
             token_ids_T=tuple(token_ids_T),
             text=text,
-            columns=sample.columns,
+            columns=columns,
             opens_reasoning=opens_reasoning(self.tokenizer, token_ids_T, text),
         )
         return Kept(row=prompt, truncated=not fits)
@@ -114,7 +120,9 @@ class Prompts(Tokenization[Prompt]):
         shown = as_chat(text, "user") if self.chat else text
         if self.limit.truncates:
             shown = ending(shown, self.limit.num_tokens, self.tokenizer)
-        return tokenize_prompt(self.tokenizer, shown, where=sample.where), text
+        options = {} if isinstance(shown, str) else template_options(sample.columns, sample.where)
+        ids_T = tokenize_prompt(self.tokenizer, shown, options=options, where=sample.where)
+        return ids_T, text
 
     def _cut(self, text: str) -> tuple[str, list[int]]:
         """A text's beginning and its tokens; in a chat it is the template that begins."""

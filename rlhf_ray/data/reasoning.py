@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from rlhf_ray.data.borders import decode
-from rlhf_ray.data.fields import Text
+from rlhf_ray.data.messages import Text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +51,31 @@ def opens_reasoning(
     """
     if not isinstance(text, str) and text[-1]["role"] == "assistant":
         return not behind_reasoning(f"{text[-1]['content']}.")
-    tail = decode(tokenizer, token_ids_T[-_TAIL_TOKENS:]).rstrip()
+    return ends_open(decode(tokenizer, token_ids_T[-_TAIL_TOKENS:]))
+
+
+def ends_open(text: str) -> bool:
+    """Whether a text ends with a tag that opens a block of reasoning."""
+    tail = text.rstrip()
     tags = list(_TAG.finditer(tail))
     return bool(tags) and not tags[-1][1] and tags[-1].end() == len(tail)
+
+
+def within_block(text: str) -> str:
+    """What a text that opens a block of reasoning first says behind the tag that opens it.
+
+    A text without that tag which closes a block is within it from its beginning; any other has no
+    reasoning, and nothing is returned.
+    """
+    tags = list(_TAG.finditer(text))
+    if not any(tag[1] for tag in tags):
+        return ""
+    opens = not tags[0][1] and not text[: tags[0].start()].strip()
+    return text[tags[0].end() :] if opens else text
+
+
+def reasoning_of(text: str) -> str:
+    """What stands in the first block of reasoning of a text that closes it."""
+    tags = _TAG.finditer(within_block(text))
+    closing = next((tag for tag in tags if tag[1]), None)
+    return within_block(text)[: closing.start()] if closing else ""

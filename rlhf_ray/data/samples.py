@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf_ray.data.errors import RowError, UnusableRow
-from rlhf_ray.data.fields import Messages, Text
+from rlhf_ray.data.messages import Messages, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,19 @@ class Sample:
         return num_characters(self.prompt or "") + longest
 
 
+def check_prompt(where: str, prompt: Text) -> None:
+    """Refuse a prompt that asks nothing.
+
+    Raises:
+        UnusableRow: It says nothing but what the system does.
+    """
+    asked = prompt
+    if not isinstance(prompt, str):
+        asked = "".join(turn["content"] for turn in prompt if turn["role"] != "system")
+    if not str(asked).strip() and (isinstance(prompt, str) or all(map(is_silent, prompt))):
+        raise UnusableRow(where, "empty prompt")
+
+
 def num_characters(text: Text) -> int:
     """Of a text, or of a chat's messages."""
     if isinstance(text, str):
@@ -61,12 +75,16 @@ def ranked(sample: Sample) -> Sample:
     """The same sample, if its answers are a ranking.
 
     Raises:
-        RowError: Fewer than two answers.
-        UnusableRow: Two are equal, equally good, or one is empty.
+        RowError: Nothing to rank.
+        UnusableRow: There is one answer alone, two are equal, equally good, or one is empty, as the
+            prompt may be.
     """
-    if sample.prompt is None or len(sample.answers_K) < 2:
-        got = "none" if sample.prompt is None else len(sample.answers_K)
-        raise RowError(sample.where, "too few answers", f"wanted at least 2, got {got}")
+    if sample.prompt is None or not sample.answers_K:
+        raise RowError(sample.where, "too few answers", "wanted at least 2, got none")
+    _asked(sample.where, sample.prompt)
+    if len(sample.answers_K) == 1:
+        detail = "no other answer to its prompt; rows of one prompt must follow one another"
+        raise UnusableRow(sample.where, "a single answer", detail)
     if any(_is_empty(answer) for answer in sample.answers_K):
         raise UnusableRow(sample.where, "empty answer")
     if any(one == other for one, other in itertools.combinations(sample.answers_K, 2)):
@@ -95,6 +113,24 @@ def pairs(sample: Sample) -> Iterator[Sample]:
         )
 
 
+def of_assistant_alone(sample: Sample) -> Sample:
+    """The same sample, if nobody but the assistant speaks in its answers.
+
+    Raises:
+        RowError: Somebody does, and every token of an answer would be trained.
+    """
+    for answer in sample.answers_K:
+        others = [] if isinstance(answer, str) else [t["role"] for t in answer]
+        if other := next((role for role in others if role != "assistant"), ""):
+            detail = (
+                f"one has a turn of the {other}'s, whose tokens would be trained as the "
+                "assistant's: let the chats part at their last turn, or leave such rows out by "
+                "data.on_bad_row: skip"
+            )
+            raise RowError(sample.where, "answers that others speak in", detail)
+    return sample
+
+
 def labelled(sample: Sample) -> Iterator[Sample]:
     """Answers with a label: their own, or the best of a ranking as good and the others as bad.
 
@@ -118,37 +154,79 @@ def labelled(sample: Sample) -> Iterator[Sample]:
 
 
 def best_answer(sample: Sample) -> tuple[Text, Text]:
-    """Prompt and best answer; of a whole chat, its last turn and all before it.
+    """Prompt and best answer; of a whole chat, what the assistant says last and all before it.
 
     Raises:
         RowError: There is no answer.
-        UnusableRow: It is empty.
+        UnusableRow: It is empty, or the prompt is.
     """
     prompt, answer = sample.prompt, sample.answers_K[0] if sample.answers_K else ""
     if prompt is None:
-        if isinstance(answer, str) or answer[-1]["role"] != "assistant" or len(answer) < 2:
+        prompt, answer = ("", answer) if isinstance(answer, str) else _parted(answer)
+        if not prompt or not answer:
             raise RowError(sample.where, "no prompt", "wanted an answer and what it follows")
-        prompt, answer = answer[:-1], answer[-1:]
     if _is_empty(answer):
         raise UnusableRow(sample.where, "empty answer")
-    return prompt, answer
+    return _asked(sample.where, prompt), answer
 
 
 def prompt_of(sample: Sample) -> Text:
-    """What a policy shall answer: of a whole chat, all before the assistant's last turn.
+    """What a policy shall answer: of a whole chat, all before what the assistant says last.
 
     Raises:
         RowError: The chat has nothing but an answer.
+        UnusableRow: It is empty.
     """
-    if sample.prompt is not None:
-        return sample.prompt
-    [whole] = sample.answers_K
-    if isinstance(whole, str):
-        return whole
-    prompt = whole[:-1] if whole[-1]["role"] == "assistant" else whole
-    if not prompt:
-        raise RowError(sample.where, "no prompt", "the chat has nothing but an answer")
+    prompt = sample.prompt
+    if prompt is None:
+        [whole] = sample.answers_K
+        prompt = whole if isinstance(whole, str) else _parted(whole)[0]
+        if not prompt:
+            raise RowError(sample.where, "no prompt", "the chat has nothing but an answer")
+    return _asked(sample.where, prompt)
+
+
+def reference_answer(sample: Sample) -> str:
+    """What the assistant says at the end of a whole chat; empty where it has not the last word.
+
+    A tool call is written as JSON.
+    """
+    whole = sample.answers_K[0] if sample.prompt is None else ""
+    if isinstance(whole, str) or whole[-1]["role"] != "assistant":
+        return ""
+    said = str(whole[-1]["content"])
+    calls = [call["function"] for call in whole[-1].get("tool_calls", ())]
+    return said or json.dumps(calls if len(calls) > 1 else calls[0], ensure_ascii=False)
+
+
+def is_trained(message: Mapping[str, Any]) -> bool:
+    """Whether a turn of the assistant is to be trained."""
+    return bool(message.get("weight", 1))
+
+
+def is_silent(message: Mapping[str, Any]) -> bool:
+    """Whether a message says nothing and calls nothing."""
+    return not message["content"].strip() and "tool_calls" not in message
+
+
+def _asked(where: str, prompt: Text) -> Text:
+    """The same prompt, if it asks something.
+
+    Raises:
+        UnusableRow: It does not.
+    """
+    last = as_chat(prompt, "user")[-1]
+    if last["role"] != "assistant" and is_silent(last):
+        raise UnusableRow(where, "empty prompt")
     return prompt
+
+
+def _parted(chat: Messages) -> tuple[Messages, Messages]:
+    """A chat, and the assistant's turns at its end."""
+    num_last = sum(
+        1 for _ in itertools.takewhile(lambda turn: turn["role"] == "assistant", reversed(chat))
+    )
+    return chat[: len(chat) - num_last], chat[len(chat) - num_last :]
 
 
 def as_chat(text: Text, role: str) -> Messages:
@@ -157,5 +235,6 @@ def as_chat(text: Text, role: str) -> Messages:
 
 
 def _is_empty(answer: Text) -> bool:
-    last = answer if isinstance(answer, str) else answer[-1]["content"]
-    return not last.strip()
+    if isinstance(answer, str):
+        return not answer.strip()
+    return any(turn["role"] == "assistant" and is_silent(turn) for turn in answer)

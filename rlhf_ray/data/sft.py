@@ -2,14 +2,15 @@
 
 A completion is trained, all assistant's turns of a chat, the best answer of a preference, or the
 whole of a text, a long one in pieces. The first token of a sequence is never trained: nothing
-predicts it.
+predicts it. A chat is one example where its template renders a turn's context alike whatever
+follows, and several otherwise.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -17,18 +18,19 @@ import numpy as np
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer
 from rlhf_ray.data.borders import tokens_behind
-from rlhf_ray.data.chat import apply_template, check_all_there, render
-from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.fields import Messages
+from rlhf_ray.data.chat import ChatTemplate, template_options
+from rlhf_ray.data.errors import DataError, RowError, UnusableRow
 from rlhf_ray.data.loading import load
+from rlhf_ray.data.messages import Messages, Text
 from rlhf_ray.data.pieces import is_plain_text, pieces, whole_text_tokens
 from rlhf_ray.data.records import EXAMPLES, RecordKind
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.row_formats import Kind
-from rlhf_ray.data.samples import Sample, as_chat, best_answer
-from rlhf_ray.data.shortening import beginning_of_sample
+from rlhf_ray.data.row_format import Kind
+from rlhf_ray.data.samples import Sample, as_chat, best_answer, is_silent, is_trained
+from rlhf_ray.data.shortening import beginning_of_sample, enough_characters
 from rlhf_ray.data.tokenization import Kept, Tokenization
-from rlhf_ray.data.turn_end import checked_turn_end, turn_end
+from rlhf_ray.data.turn_end import checked_turn_end
+from rlhf_ray.data.turns import Rendering, renderings
 from rlhf_ray.types import SftExample
 
 if TYPE_CHECKING:
@@ -61,6 +63,13 @@ def load_sft(
 
 
 @dataclass(frozen=True, kw_only=True)
+class RenderedChat(Sample):
+    """A chat, or its beginning, as the template renders it."""
+
+    rendering: Rendering
+
+
+@dataclass(frozen=True, kw_only=True)
 class Examples(Tokenization[SftExample]):
     """Sequences with the tokens that are trained."""
 
@@ -75,11 +84,24 @@ class Examples(Tokenization[SftExample]):
         else:
             yield self.tokenize(sample)
 
+    def parts(self, sample: Sample) -> Iterator[Sample]:
+        """A chat as few texts in which all its turns stand; anything else as it is."""
+        chat, turns = _trained_turns(sample)
+        is_whole = sample.prompt is None
+        if not turns or (is_whole and _marks_itself(self.tokenizer)):
+            yield sample
+            return
+        self.limit.check_text(sample.num_characters, sample.where)
+        rendered = list(renderings(self._template(sample), chat, turns))
+        for number, rendering in enumerate(rendered):
+            id_ = f"{sample.sample_id}/{number}" if len(rendered) > 1 else sample.sample_id
+            yield RenderedChat(sample_id=id_, where=sample.where, prompt=None, rendering=rendering)
+
     def tokenize(self, sample: Sample) -> Kept[SftExample]:
         """Token ids, and what of them is trained."""
         self.limit.check_text(sample.num_characters, sample.where)
         if self.limit.truncates:
-            sample = beginning_of_sample(sample, self.limit.num_tokens, self.tokenizer)
+            sample = self._shortened(sample)
         token_ids_T, trained_T = self._tokens(sample)
         trained_T[:1] = [False] * len(trained_T[:1])
         if not any(trained_T):
@@ -95,58 +117,104 @@ class Examples(Tokenization[SftExample]):
         )
         return Kept(row=example, truncated=not fits)
 
+    def _shortened(self, sample: Sample) -> Sample:
+        """What holds the tokens that are kept, so that no more of it is tokenized."""
+        num_tokens = self.limit.num_tokens
+        if not isinstance(sample, RenderedChat):
+            return beginning_of_sample(sample, num_tokens, self.tokenizer)
+        end = enough_characters(sample.rendering.text, num_tokens, self.tokenizer)
+        return replace(sample, rendering=sample.rendering.up_to(end))
+
     def _tokens(self, sample: Sample) -> tuple[list[int], list[bool]]:
+        if isinstance(sample, RenderedChat):
+            return _tokenize_spans(sample.rendering, sample.where, self.tokenizer)
         if sample.prompt is None:
             [whole] = sample.answers_K
             if not isinstance(whole, str):
-                return _tokenize_chat(whole, 0, sample.where, self.tokenizer)
+                return _marked(self._template(sample), whole)
             token_ids_T = whole_text_tokens(whole, self.tokenizer, sample.where).tolist()
             return token_ids_T, [True] * len(token_ids_T)
         prompt, answer = best_answer(sample)
-        if not isinstance(answer, str) and len(answer) > 1:
-            context = as_chat(prompt, "user")
-            return _tokenize_chat(context + answer, len(context), sample.where, self.tokenizer)
         [truncated] = sample.truncated_K[:1] or (None,)
+        is_chat = self.chat or not (isinstance(prompt, str) and isinstance(answer, str))
         prompt_ids_T, answer_ids_T = tokenize_answer(
             self.tokenizer,
             as_chat(prompt, "user") if self.chat else prompt,
             answer,
             is_ended=not truncated,
             is_sampled=truncated is not None,
+            options=template_options(sample.columns, sample.where) if is_chat else {},
             where=sample.where,
         )
         trained_T = [False] * len(prompt_ids_T) + [True] * len(answer_ids_T)
         return prompt_ids_T + answer_ids_T, trained_T
 
+    def _template(self, sample: Sample) -> ChatTemplate:
+        options = template_options(sample.columns, sample.where)
+        return ChatTemplate(tokenizer=self.tokenizer, where=sample.where, options=options)
 
-def _tokenize_chat(
-    messages: Messages, num_context: int, where: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[bool]]:
-    """Tokens of a chat; the assistant's turns after `num_context` messages are trained."""
-    turns = [
-        index
-        for index, message in enumerate(messages)
-        if message["role"] == "assistant" and index >= num_context
-    ]
+
+def _trained_turns(sample: Sample) -> tuple[Messages, list[int]]:
+    """A chat of which turns are trained, and which; no turns where there is none such.
+
+    Raises:
+        RowError: Nothing of the chat is the assistant's.
+        UnusableRow: None of its turns is to be trained, or one of them says nothing.
+    """
+    if sample.prompt is None:
+        [whole] = sample.answers_K
+        context: Text = []
+    else:
+        context, whole = best_answer(sample)
+    if isinstance(whole, str):
+        return [], []
+    num_context = len(as_chat(context, "user"))
+    turns = [index for index, message in enumerate(whole) if message["role"] == "assistant"]
     if not turns:
-        raise RowError(where, "no message of the role 'assistant' to train")
+        raise RowError(sample.where, "no message of the role 'assistant' to train")
+    turns = [index for index in turns if is_trained(whole[index])]
+    if not turns:
+        raise UnusableRow(sample.where, "no turn of the assistant is to be trained")
+    for index in turns:
+        if is_silent(whole[index]):
+            raise UnusableRow(sample.where, "empty answer", f"message {num_context + index}")
+    if sample.prompt is not None and len(whole) == 1:
+        return [], []  # an answer to a prompt
+    chat = as_chat(context, "user") + whole
+    return chat, [num_context + index for index in turns]
+
+
+def _marks_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a chat template says itself what is trained."""
+    return bool(_GENERATION_TAG.search(str(tokenizer.chat_template)))
+
+
+def _marked(template: ChatTemplate, chat: Messages) -> tuple[list[int], list[bool]]:
+    """Tokens of a chat; what its template marks is trained, but for turns that are not to be."""
+    tokenizer = template.tokenizer
     end = checked_turn_end(tokenizer)
-    text = render(tokenizer, messages, where)
-    if not tokenizer.is_fast:
-        raise DataError(f"{where}: training on chats needs a fast tokenizer")
-    if num_context == 0 and _GENERATION_TAG.search(str(tokenizer.chat_template)):
-        marked = apply_template(
-            tokenizer, messages, where, return_dict=True, return_assistant_tokens_mask=True
-        )
-        trained_T = [bool(mark) for mark in marked["assistant_masks"]]
-        if end is not None and end.token_id is not None:
-            trained_T = _to_the_ends(marked["input_ids"], trained_T, end.token_id, tokenizer)
-        if any(trained_T):
-            check_all_there(messages, text, where)
-        return marked["input_ids"], trained_T
-    spans = [_turn_span(text, messages, turn, where, tokenizer) for turn in turns]
-    check_all_there(messages, text, where)
-    return _tokenize_spans(text, spans, tokenizer)
+    _check_fast(tokenizer, template.where)
+    if end is not None and not end.is_written:
+        detail = f"{template.where}: the chat template marks answers and writes no end behind them"
+        raise DataError(f"{detail}: put {{{{ eos_token }}}} before {{% endgeneration %}}")
+    marked = template.apply(chat, return_dict=True, return_assistant_tokens_mask=True)
+    token_ids_T = marked["input_ids"]
+    trained_T = [bool(mark) for mark in marked["assistant_masks"]]
+    if end is not None and end.token_id is not None:
+        trained_T = _to_the_ends(token_ids_T, trained_T, end.token_id, tokenizer)
+    text = template.render(chat)
+    if any(trained_T):
+        template.check_all_there(chat, text)
+    turns = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
+    kept = [index for index in turns if is_trained(chat[index])]
+    if len(kept) == len(turns):
+        return token_ids_T, trained_T
+    found, *others = renderings(template, chat, kept)
+    ids_T, inside_T = _tokenize_spans(found, template.where, tokenizer)
+    if others or ids_T != token_ids_T:
+        detail = "the chat template marks what is trained, and renders earlier turns differently"
+        raise RowError(template.where, "turns of weight 0 cannot be told apart", detail)
+    return ids_T, [mark and inside for mark, inside in zip(trained_T, inside_T, strict=True)]
 
 
 def _to_the_ends(
@@ -171,9 +239,11 @@ def _to_the_ends(
 
 
 def _tokenize_spans(
-    text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
+    rendering: Rendering, where: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[bool]]:
     """Tokens of a text, and which of them are in the spans; none is across a span's border."""
+    _check_fast(tokenizer, where)
+    text, spans = rendering.text, rendering.spans
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets_T: list[tuple[int, int]] = encoded["offset_mapping"]
     borders = {border for span in spans for border in span}
@@ -186,32 +256,14 @@ def _tokenize_spans(
     token_ids_T: list[int] = []
     trained_T, done = [], 0
     for begin, end in [*spans, (len(text), len(text))]:
-        for upto, is_trained in ((begin, False), (end, True)):
+        for upto, is_inside in ((begin, False), (end, True)):
             part_T = tokens_behind(tokenizer, token_ids_T, text[:done], text[done:upto])
             token_ids_T += part_T
-            trained_T += [is_trained] * len(part_T)
+            trained_T += [is_inside] * len(part_T)
             done = upto
     return token_ids_T, trained_T
 
 
-def _turn_span(
-    text: str, messages: Messages, turn: int, where: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, int]:
-    """Where in the rendered chat the assistant's turn begins and ends, in characters.
-
-    It is what rendering the messages up to and with the turn adds to rendering those before it and
-    the opening of an answer. What stands behind the turn's end token is the template's, not the
-    policy's.
-    """
-    before = render(tokenizer, messages[:turn], where, add_generation_prompt=True)
-    upto = render(tokenizer, messages[: turn + 1], where)
-    end = turn_end(tokenizer)
-    if end is not None and upto.endswith(end.text + end.rest):
-        upto = upto[: len(upto) - len(end.rest)]
-    if not (upto.startswith(before) and text.startswith(upto)):
-        raise DataError(
-            f"{where}: the chat template renders message {turn} differently when others "
-            "follow, so that its tokens cannot be told apart: put {% generation %} and "
-            "{% endgeneration %} around the assistant's turn in the template"
-        )
-    return len(before), len(upto)
+def _check_fast(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    if not tokenizer.is_fast:
+        raise DataError(f"{where}: training on chats needs a fast tokenizer")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rlhf_ray.data.borders import word_border, written_tokens
-from rlhf_ray.data.fields import Text
+from rlhf_ray.data.messages import Text
 from rlhf_ray.data.reasoning import has_tags
 from rlhf_ray.data.samples import Sample
 
@@ -70,6 +70,11 @@ def ending(text: Text, num_tokens: int, tokenizer: PreTrainedTokenizerBase) -> T
             content, room = _last_characters(content, room), room - len(content)
         kept.append({**message, "content": content})
     return kept[::-1]
+
+
+def enough_characters(text: str, num_tokens: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many characters at the beginning of a text surely hold its first tokens."""
+    return _enough(text, num_tokens, 1, tokenizer, at_end=False)
 
 
 def _enough(

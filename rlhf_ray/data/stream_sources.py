@@ -87,6 +87,11 @@ class Passes(Generic[T]):
         )
         report = RowReport(data=self.source.path)
         format_, _ = recognised(rows, self.source, report, self.job, skip=self._skips)
+        if format_.group is not None:
+            raise DataError(
+                f"{self.source.path!r} has {format_.name} rows, several of which are one example: "
+                "a stream takes rows one by one; set data.streaming: false"
+            )
         return RowWork(format_name=format_.name, job=self.job)
 
     def read(self, start: int) -> Iterator[Converted]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.errors import DataError, RowError, short
 from rlhf_ray.data.file_bytes import (
     MAX_ROW_BYTES,
     decode,
@@ -96,7 +96,7 @@ def _fault(fields: list[str], header: list[str], where: str) -> RowError | None:
         return fault
     if not header:
         twice = [name for name in fields if fields.count(name) > 1][:1]
-        return RowError(where, "a column's name appears twice", repr(twice[0])) if twice else None
+        return RowError(where, "a column's name appears twice", short(twice[0])) if twice else None
     if len(fields) != len(header):
         detail = f"a row must have {len(header)}, got {len(fields)}"
         return RowError(where, "wrong number of fields", detail)

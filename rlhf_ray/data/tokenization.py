@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.data.conversations import refuse_media
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.lengths import LengthLimit, longest_token
 from rlhf_ray.data.records import RecordKind
-from rlhf_ray.data.row_formats import ROW_FORMATS, Kind
+from rlhf_ray.data.row_format import Kind
+from rlhf_ray.data.row_formats import ROW_FORMATS
 from rlhf_ray.data.rows import Rows
 from rlhf_ray.data.samples import Sample
 
@@ -120,11 +122,8 @@ class RowWork(Generic[T]):
         ]
 
     def _samples(self, row: Row) -> Iterator[Sample | RowError]:
-        format_ = ROW_FORMATS[self.format_name]
-        others = row.columns.keys() - set(format_.prompt_columns)
-        columns = {name: value for name, value in row.columns.items() if name in others}
-        for sample in format_.reader(chat=self.job.chat)(row):
-            yield sample if isinstance(sample, RowError) else replace(sample, columns=columns)
+        refuse_media(row)
+        yield from ROW_FORMATS[self.format_name].samples(row, chat=self.job.chat)
 
 
 def _outcomes(

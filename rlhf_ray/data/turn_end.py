@@ -6,6 +6,7 @@ A template's own text says nothing certain about it; what stands behind a render
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from rlhf_ray.data.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 # Stands for an answer in a rendering. No template trims, splits or parses a plain word.
 PLACEHOLDER = "Rlhfrayanswer"
 # What is meant as a token of its own: `<|im_end|>`, `<end_of_turn>`, `</s>`, DeepSeek's wide bars.
-_MARK = re.compile(r"<\|[^|<>]+\|>|<｜[^｜<>]+｜>|</s>|<\w*(?:end|eo[tsm])\w*>")
+_MARK = re.compile(r"<\|[^|<>]+\|>|<｜[^｜<>]+｜>|</s>|<\w*(?:end|eo[tsm])\w*>|<\w+\|>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +33,26 @@ class TurnEnd:
 
     Attributes:
         text: What follows an answer, up to and with the end token; all of it where no single token
-            ends a turn, as in templates of plain text.
+            ends a turn, as in templates of plain text; the tokenizer's end token where nothing
+            follows.
         rest: What the template writes behind that. It belongs to no answer.
         token_id: The end token; None where there is none.
         broken: A mark such as `<|im_end|>` that the template ends turns with and the vocabulary
             lacks: it would be spelt by several ordinary tokens. Empty where there is none.
+        is_written: Whether the template writes it; else it is put behind an answer all the same.
     """
 
     text: str
     rest: str
     token_id: int | None
     broken: str
+    is_written: bool = True
+
+    def of(self, said: str) -> str:
+        """An answer as the template writes it, up to its end."""
+        if not self.is_written:
+            return said + self.text
+        return said.removesuffix(self.rest) if said.endswith(self.text + self.rest) else said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +146,22 @@ def _turn_end(
     _, placeholder, behind = rendered.rpartition(PLACEHOLDER)
     if not placeholder:
         return None
+    spelt = {mark for mark in _MARK.findall(rendered) if only_token(tokenizer, mark) is None}
+    if spelt:
+        logger.warning(
+            "the chat template writes %s, which the vocabulary of %r lacks: each is spelt by "
+            "several tokens; add them to the tokenizer, or set another chat_template",
+            ", ".join(sorted(spelt)),
+            tokenizer.name_or_path,
+        )
     return _parted(tokenizer, behind)
 
 
 def _parted(tokenizer: PreTrainedTokenizerBase, behind: str) -> TurnEnd:
     """What stands behind an answer, parted at the first end token that only space precedes."""
+    if not behind and tokenizer.eos_token_id is not None:
+        eos, eos_id = str(tokenizer.eos_token), int(tokenizer.eos_token_id)
+        return TurnEnd(text=eos, rest="", token_id=eos_id, broken="", is_written=False)
     begin = len(behind) - len(behind.lstrip())
     mark = _MARK.match(behind, begin)
     words = sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}, key=len)
@@ -148,6 +171,12 @@ def _parted(tokenizer: PreTrainedTokenizerBase, behind: str) -> TurnEnd:
             border = begin + len(word)
             return TurnEnd(text=behind[:border], rest=behind[border:], token_id=token_id, broken="")
     broken = mark.group() if mark else ""
+    if not broken:
+        logger.warning(
+            "the chat template ends a turn with %r, which is no token that ends a response: a "
+            "policy does not learn from it where to stop; put {{ eos_token }} there",
+            behind,
+        )
     return TurnEnd(text=behind, rest="", token_id=None, broken=broken)
 
 

@@ -8,7 +8,9 @@ import torch
 
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.learner.loading import declare_borrowed
 from rlhf_ray.learner.reach import freeze_unreached, require_reached
+from rlhf_ray.learner.residency import Residency
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.checked import CheckedModel
 
@@ -18,9 +20,13 @@ class Learner:
 
     Attributes:
         engine: Set by the role's own constructor.
+        model: Likewise: what the engine trains.
+        residency: Where all of it is.
     """
 
     engine: TrainingEngine
+    model: CheckedModel
+    residency: Residency
 
     def _start(
         self,
@@ -39,10 +45,13 @@ class Learner:
         is_whole = config.zero.stage != 3
         if is_whole:
             freeze_unreached(model)
+        else:
+            declare_borrowed(model)
         self.engine = TrainingEngine(model.train(), config, total_steps=total_steps)
         if not is_whole:
             require_reached(model)
         settle(model, config, device)
+        self.residency = Residency(self, device, deepspeed=self.engine.engine)
 
     def save(self, folder: Path) -> None:
         """Write everything that training goes on from."""

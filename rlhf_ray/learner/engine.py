@@ -20,6 +20,7 @@ import torch.distributed as dist
 from rlhf_ray.config.base import LearnerConfig, ZeroConfig
 from rlhf_ray.learner.adamw import adamw
 from rlhf_ray.learner.movement import MovementCheck
+from rlhf_ray.learner.nvme_states import load_states, save_states
 from rlhf_ray.learner.schedule import learning_rate
 
 TAG = "state"
@@ -117,10 +118,16 @@ class TrainingEngine:
         # and these need the optimiser's float32 copies.
         bf16 = any(p.dtype is torch.bfloat16 for p in trained)
         stage = effective_stage(config.zero, bf16=bf16)
+        # DeepSpeed makes all weights bfloat16; frozen ones, a router say, stay as they were loaded.
+        frozen = [p for p in module.parameters() if not p.requires_grad]
+        exact = [(p, p.data) for p in frozen if p.dtype is torch.float32 and stage < 3]
         self._own_clipping = stage == 0
-        # Stage 1 in float32 sends the gradients that a rank has. What no token came to on one rank,
-        # an expert say, must have one of 0 there, or ranks would wait for different sums.
-        self._reduces_what_is_there = stage == 1 and not bf16
+        self._states_on_drive = config.zero.offload_optimizer == "nvme"
+        # Stage 1 sends the gradients that a rank has, but in bfloat16 on the device. What no token
+        # came to on one rank, an expert say, must have one of 0 there, or ranks would wait for
+        # different sums.
+        offloads = config.zero.offload_optimizer != "none"
+        self._reduces_what_is_there = stage == 1 and (offloads or not bf16)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=adamw(module, config),
@@ -131,8 +138,10 @@ class TrainingEngine:
             ),
             dist_init_required=False,
         )
+        for parameter, value in exact:
+            parameter.data = value
         self.module = module
-        self._movement = MovementCheck(self._named_trained(), partitioned=stage > 0)
+        self._movement = MovementCheck(self._named_trained())
 
     def _named_trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
@@ -157,11 +166,16 @@ class TrainingEngine:
             # Makes every gradient NaN on every rank, so that all ranks skip the step together.
             loss = loss * math.nan
         if is_last and self._reduces_what_is_there:
-            for _, parameter in self._named_trained():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+            self._fill_gradients()
         self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
+
+    def _fill_gradients(self) -> None:
+        in_float32 = getattr(self.optimizer, "use_grad_accum_attribute", False)
+        name, dtype = ("grad_accum", torch.float32) if in_float32 else ("grad", None)
+        for _, parameter in self._named_trained():
+            if getattr(parameter, name, None) is None:
+                setattr(parameter, name, torch.zeros_like(parameter, dtype=dtype))
 
     def step(self) -> StepResult:
         """Clip, update, check that parameters move; skipped where the gradient is not finite."""
@@ -197,20 +211,26 @@ class TrainingEngine:
 
     def save(self, folder: Path) -> None:
         """Write weights, optimiser and random state; every rank calls it."""
-        self.engine.save_checkpoint(
-            str(folder),
-            tag=TAG,
-            save_latest=False,
-            client_state={
-                "num_steps": self.num_steps,
-                "num_skipped_in_a_row": self.num_skipped_in_a_row,
-            },
-            exclude_frozen_parameters=True,
-        )
+        counters = {
+            "num_steps": self.num_steps,
+            "num_skipped_in_a_row": self.num_skipped_in_a_row,
+        }
+        if self._states_on_drive:
+            save_states(self.engine.optimizer, folder / TAG, counters)
+        else:
+            self.engine.save_checkpoint(
+                str(folder),
+                tag=TAG,
+                save_latest=False,
+                client_state=counters,
+                exclude_frozen_parameters=True,
+            )
         torch.save(_random_state(), folder / f"random_rank{dist.get_rank()}.pt")
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, on as many ranks; the optimiser's settings stay the own ones.
+
+        Its states may have been kept on the device and now be offloaded, or the other way round.
 
         Raises:
             ValueError: Nothing was saved there.
@@ -218,16 +238,19 @@ class TrainingEngine:
         if not (folder / TAG).is_dir():
             raise ValueError(f"no DeepSpeed checkpoint in {folder}")
         settings = [
-            {key: group[key] for key in ("betas", "eps", "weight_decay")}
+            {key: value for key, value in group.items() if key != "params"}
             for group in self.engine.optimizer.param_groups
         ]
-        _, client_state = self.engine.load_checkpoint(
-            str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=False
-        )
+        if self._states_on_drive:
+            counters = load_states(self.engine.optimizer, folder / TAG)
+        else:
+            _, counters = self.engine.load_checkpoint(
+                str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=False
+            )
         for group, own in zip(self.engine.optimizer.param_groups, settings, strict=True):
             group.update(own)
-        self.num_steps = int(client_state["num_steps"])
-        self.num_skipped_in_a_row = int(client_state["num_skipped_in_a_row"])
+        self.num_steps = int(counters["num_steps"])
+        self.num_skipped_in_a_row = int(counters["num_skipped_in_a_row"])
         _set_random_state(
             torch.load(folder / f"random_rank{dist.get_rank()}.pt", weights_only=True)
         )

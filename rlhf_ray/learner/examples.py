@@ -56,7 +56,6 @@ class ExampleLearner(Learner, ABC, Generic[Job, Row]):
         return run_update(
             self.engine,
             rows,
-            [self._num_scored(row) for row in rows],
             fitted_update(plan, [row.num_tokens for row in rows], self.config, self.model),
             self._loss,
             UpdateSettings.of_examples(self.spec),
@@ -72,13 +71,7 @@ class ExampleLearner(Learner, ABC, Generic[Job, Row]):
         """The model as the configuration has it."""
 
     @abstractmethod
-    def _num_scored(self, row: Row) -> int:
-        """How many of a row's tokens pass through the vocabulary product."""
-
-    @abstractmethod
-    def _loss(
-        self, rows: Sequence[Any], reduction: Reduction, num_chunks: int
-    ) -> tuple[torch.Tensor, Metrics]:
+    def _loss(self, rows: Sequence[Any], reduction: Reduction) -> tuple[torch.Tensor, Metrics]:
         """Of one micro-batch; see `run_update`."""
 
     def _prepare(

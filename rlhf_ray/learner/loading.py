@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import deepspeed
 import torch
 
 from rlhf_ray.config.base import ModelConfig, ZeroConfig
 from rlhf_ray.learner.engine import deepspeed_config
 from rlhf_ray.models.load import resolve_dtype
+from rlhf_ray.models.logits import LogprobsHead
 
 
 @contextmanager
@@ -28,3 +30,14 @@ def zero3_loading(zero: ZeroConfig, model: ModelConfig, device: torch.device) ->
         yield
     finally:
         del active
+
+
+def declare_borrowed(model: torch.nn.Module) -> None:
+    """Tell ZeRO-3, before its start, what modules read that belongs to others.
+
+    It would find out at the first read, with an order of gathers on record in which that is not.
+    """
+    for module in model.modules():
+        if isinstance(module, LogprobsHead):
+            for parameter in module.borrowed():
+                deepspeed.zero.register_external_parameter(module, parameter)

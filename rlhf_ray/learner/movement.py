@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
 
 from rlhf_ray.errors import RunError
 
@@ -15,6 +17,17 @@ from rlhf_ray.errors import RunError
 STEPS_TO_MOVE = 3
 # A change of less than this share of a float32 number may be lost when it is added.
 FLOAT32_STEP = torch.finfo(torch.float32).eps
+# Values that are looked at together: they and their squares take 64 MiB in float64, where those of
+# a whole head of 8 B would take 8 GiB.
+PIECE = 2**22
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """Of this rank's part of a parameter."""
+
+    values: float
+    squares: float
 
 
 @dataclass(kw_only=True)
@@ -22,13 +35,14 @@ class _Still:
     """A parameter that has not moved yet.
 
     Attributes:
-        size: Root mean square of its values.
+        start: Of the values that it began with.
+        size: Root mean square of its values, on all ranks.
         num_steps: Steps that should have moved it.
     """
 
     name: str
     parameter: torch.nn.Parameter
-    fingerprint: tuple[float, float]
+    start: _Sums
     size: float
     num_steps: int = 0
 
@@ -36,6 +50,7 @@ class _Still:
 class MovementCheck:
     """Compares each parameter's float32 master copy with its start over the first steps.
 
+    Each rank looks at the part whose optimiser it holds, piece by piece; no weight is gathered.
     A step counts for a parameter only where its rate could change values of the parameter's usual
     size: Adam moves a value by about the rate, and 1.0 + 1e-8 is 1.0 in float32.
 
@@ -44,16 +59,28 @@ class MovementCheck:
             them.
     """
 
-    def __init__(
-        self, named: Sequence[tuple[str, torch.nn.Parameter]], *, partitioned: bool
-    ) -> None:
-        """Take the fingerprints; under ZeRO that is a collective."""
-        self._partitioned = partitioned
-        self._still = [self._first_look(name, parameter) for name, parameter in named]
+    def __init__(self, named: Sequence[tuple[str, torch.nn.Parameter]]) -> None:
+        """Take the sums; all ranks call it alike."""
+        parts = [_own_part(parameter) for _, parameter in named]
+        starts = [_sums(part) for part in parts]
+        squares, counts = _over_ranks(
+            [[start.squares for start in starts], [part.numel() for part in parts]],
+            dist.ReduceOp.SUM,
+        )
+        self._still = [
+            _Still(name=name, parameter=parameter, start=start, size=(square / count) ** 0.5)
+            for (name, parameter), start, square, count in zip(
+                named, starts, squares, counts, strict=True
+            )
+        ]
 
     def after_step(self, lr: float) -> None:
-        """Look again, after a step of rate `lr` whose gradient was not zero."""
-        self._still = [s for s in self._still if self._fingerprint(s.parameter) == s.fingerprint]
+        """Look again, after a step of rate `lr` whose gradient was not zero; all ranks alike."""
+        if not self._still:
+            return
+        changed = [_sums(_own_part(still.parameter)) != still.start for still in self._still]
+        [moved] = _over_ranks([changed], dist.ReduceOp.MAX)
+        self._still = [still for still, has in zip(self._still, moved, strict=True) if not has]
         for still in self._still:
             still.num_steps += lr >= FLOAT32_STEP * still.size
         names = [still.name for still in self._still if still.num_steps >= STEPS_TO_MOVE]
@@ -63,14 +90,35 @@ class MovementCheck:
                 f"optimiser steps: {', '.join(names[:10])}"
             )
 
-    def _first_look(self, name: str, parameter: torch.nn.Parameter) -> _Still:
-        fingerprint = self._fingerprint(parameter)
-        num_values = getattr(parameter, "ds_numel", parameter.numel())
-        size = fingerprint[1] / math.sqrt(num_values)
-        return _Still(name=name, parameter=parameter, fingerprint=fingerprint, size=size)
 
-    def _fingerprint(self, parameter: torch.nn.Parameter) -> tuple[float, float]:
-        """Sum and norm."""
-        value = safe_get_full_fp32_param(parameter) if self._partitioned else parameter.detach()
-        norm = torch.linalg.vector_norm(value, dtype=torch.float64)
-        return float(value.sum(dtype=torch.float64)), float(norm)
+def _own_part(parameter: Any) -> Tensor:
+    """What this rank's optimiser steps on, where that is kept; nothing, if it is all of others."""
+    part: Tensor
+    if hasattr(parameter, "ds_id"):
+        # DeepSpeed's public way copies what is offloaded to the device, whole.
+        part, _ = parameter._z3_optimizer._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=True
+        )
+    elif hasattr(parameter, "_hp_mapping"):
+        mapping = parameter._hp_mapping
+        part = torch.empty(0) if mapping is None else mapping.hp_fragment
+    else:
+        part = parameter.flatten()
+    return part.detach()
+
+
+def _sums(values: Tensor) -> _Sums:
+    total = torch.zeros(2, dtype=torch.float64, device=values.device)
+    for piece in values.split(PIECE):
+        exact = piece.double()
+        total += torch.stack([exact.sum(), exact.square().sum()])
+    summed, squares = total.tolist()
+    return _Sums(values=summed, squares=squares)
+
+
+def _over_ranks(rows: Sequence[Sequence[float]], operation: Any) -> list[list[float]]:
+    device = torch.device(get_accelerator().current_device_name())
+    table = torch.tensor(rows, dtype=torch.float64, device=device)
+    dist.all_reduce(table, op=operation)
+    reduced: list[list[float]] = table.tolist()
+    return reduced

@@ -59,9 +59,7 @@ class PolicyLearner(Learner):
         """
         with self.engine.inference():
             return score_rollouts(
-                lambda batch, num_chunks: (
-                    self.engine(batch, num_chunks=num_chunks, temperature=temperature).logprobs_T
-                ),
+                lambda batch: self.engine(batch, temperature=temperature).logprobs_T,
                 rollouts,
                 plan,
                 self.spec.learner,
@@ -76,20 +74,13 @@ class PolicyLearner(Learner):
         return run_update(
             self.engine,
             rows,
-            [len(row.rollout.response_ids_T) for row in rows],
             fitted_update(plan, [row.rollout.num_tokens for row in rows], spec.learner, self.model),
-            lambda picked, reduction, num_chunks: self._loss(
-                picked, reduction, num_chunks, kl_coefficient
-            ),
+            lambda picked, reduction: self._loss(picked, reduction, kl_coefficient),
             UpdateSettings.of_rollouts(spec),
         )
 
     def _loss(
-        self,
-        rows: Sequence[Experience],
-        reduction: Reduction,
-        num_chunks: int,
-        kl_coefficient: float,
+        self, rows: Sequence[Experience], reduction: Reduction, kl_coefficient: float
     ) -> tuple[torch.Tensor, Metrics]:
         algorithm, device = self.spec.algorithm, self.device
         batch = rollout_batch(
@@ -97,7 +88,7 @@ class PolicyLearner(Learner):
             padded=self.model.padded,
             device=device,
         )
-        scores = self.engine(batch, with_entropy=True, num_chunks=num_chunks)
+        scores = self.engine(batch, with_entropy=True)
         logprobs_T = scores.logprobs_T
         mask_T = own_mask(rows, device)
         term_inputs = LossTermInputs(

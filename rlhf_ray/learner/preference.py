@@ -44,9 +44,6 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
             with_router_loss=balances_experts,
         )
 
-    def _num_scored(self, row: Referenced) -> int:
-        return sum(len(ids_T) for ids_T in row.row.answer_ids_K[self.objective.trained])
-
     def _prepare(self, rows: Sequence[Referenced], minibatch: MinibatchPlan) -> dict[int, StepRow]:
         """The rows of one optimiser step, by their number in `rows`."""
         plan = minibatch.micro_batches_by_rank
@@ -88,13 +85,11 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
         width = answers.stop - answers.start
         return over_ranks(sums, plan, num_rows=len(rows), width=width, device=self.device)
 
-    def _logprobs(self, batch: TokenBatch, num_chunks: int) -> torch.Tensor:
-        logprobs_T: torch.Tensor = self.engine(batch, num_chunks=num_chunks).logprobs_T
+    def _logprobs(self, batch: TokenBatch) -> torch.Tensor:
+        logprobs_T: torch.Tensor = self.engine(batch).logprobs_T
         return logprobs_T
 
-    def _loss(
-        self, rows: Sequence[StepRow], reduction: Reduction, num_chunks: int
-    ) -> tuple[torch.Tensor, Metrics]:
+    def _loss(self, rows: Sequence[StepRow], reduction: Reduction) -> tuple[torch.Tensor, Metrics]:
         trained = self.objective.trained
         batch = answer_batch(
             [row.referenced.row for row in rows],
@@ -102,7 +97,7 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
             padded=self.model.padded,
             device=self.device,
         )
-        scores = self.engine(batch, num_chunks=num_chunks)
+        scores = self.engine(batch)
         sums_B = answer_sums(scores.logprobs_T, batch)
         logps_BK = sums_B[: len(rows) * trained.stop].view(len(rows), trained.stop)
         loss, metrics = self.objective.loss(rows, logps_BK)

@@ -11,7 +11,8 @@ import torch
 
 from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.engine import deepspeed_config
-from rlhf_ray.learner.loading import zero3_loading
+from rlhf_ray.learner.loading import declare_borrowed, zero3_loading
+from rlhf_ray.learner.residency import Residency
 from rlhf_ray.learner.scoring import score_answers, score_rollouts
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.check import settle
@@ -22,7 +23,11 @@ from rlhf_ray.types import LabelledAnswer, Ranking, Rollout
 
 
 class FrozenReference:
-    """Scores and never changes."""
+    """Scores and never changes.
+
+    Attributes:
+        residency: Where the model is.
+    """
 
     def __init__(self, spec: ReferenceSpec, *, device: torch.device) -> None:
         """Load the model."""
@@ -35,17 +40,23 @@ class FrozenReference:
         )
         self.module: torch.nn.Module = self.model.eval()
         if config.zero.stage == 3:
+            declare_borrowed(self.model)
             bf16 = next(lm.parameters()).dtype is torch.bfloat16
             settings = deepspeed_config(config.zero, bf16=bf16, max_grad_norm=0.0)
             self.module, *_ = deepspeed.initialize(
                 model=self.module, config=settings, dist_init_required=False
             )
         settle(self.model, config, device)
+        self.residency = Residency(self, device, deepspeed=self._deepspeed)
+
+    @property
+    def _deepspeed(self) -> deepspeed.DeepSpeedEngine | None:
+        return self.module if isinstance(self.module, deepspeed.DeepSpeedEngine) else None
 
     def close(self) -> None:
         """Release DeepSpeed's hooks, where it holds the model."""
-        if isinstance(self.module, deepspeed.DeepSpeedEngine):
-            self.module.destroy()
+        if self._deepspeed is not None:
+            self._deepspeed.destroy()
 
     def logprobs(
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
@@ -64,6 +75,6 @@ class FrozenReference:
         with torch.no_grad():
             return score_answers(self._score, rows, plan, self.spec.reference, self.model)
 
-    def _score(self, batch: TokenBatch, num_chunks: int) -> torch.Tensor:
-        logprobs_T: torch.Tensor = self.module(batch, num_chunks=num_chunks).logprobs_T
+    def _score(self, batch: TokenBatch) -> torch.Tensor:
+        logprobs_T: torch.Tensor = self.module(batch).logprobs_T
         return logprobs_T

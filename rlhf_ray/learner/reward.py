@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.calibration import expected_calibration_error, ranking_calibration
@@ -22,7 +23,7 @@ from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.fitting import fitted
-from rlhf_ray.learner.scoring import over_ranks, passes
+from rlhf_ray.learner.scoring import over_ranks
 from rlhf_ray.models.classifier import freeze_score_bias, load_classifier
 from rlhf_ray.models.reward import RewardModel, Rewards
 from rlhf_ray.roles import Evaluated
@@ -45,12 +46,7 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
             with_router_loss=self.job.router_aux_loss_coef > 0,
         )
 
-    def _num_scored(self, row: Ranking) -> int:
-        return 0
-
-    def _loss(
-        self, rows: Sequence[Ranking], reduction: Reduction, num_chunks: int
-    ) -> tuple[torch.Tensor, Metrics]:
+    def _loss(self, rows: Sequence[Ranking], reduction: Reduction) -> tuple[torch.Tensor, Metrics]:
         rewards, totals = self._forward(rows), reduction.totals
         places_BK, mask_BK = _places(rows, self.device)
         inputs = self._inputs(rows, rewards.scores_B[places_BK], mask_BK)
@@ -91,7 +87,7 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
         mine: list[tuple[float, ...]] = []
         plan = fitted(plan, [row.num_tokens for row in rows], self.config, self.model)
         with self.engine.inference():
-            for picked, _ in passes(plan, [0] * len(rows), self.config):
+            for picked in plan[dist.get_rank()]:
                 some = [rows[row] for row in picked]
                 flat = iter(self._forward(some).scores_B.tolist())
                 mine += [tuple(next(flat) for _ in row.answer_ids_K) for row in some]

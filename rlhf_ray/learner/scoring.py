@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,12 @@ from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.fitting import fitted
 from rlhf_ray.learner.rows import answer_batch, answer_sums, rollout_batch, split_rows
-from rlhf_ray.learner.update import num_chunks_of_pass
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.types import LabelledAnswer, Ranking, Rollout
 
-# Batch and calls of the vocabulary product -> [T].
-Forward = Callable[[TokenBatch, int], torch.Tensor]
+# Batch -> [T].
+Forward = Callable[[TokenBatch], torch.Tensor]
 
 
 def score_rollouts(
@@ -37,7 +36,7 @@ def score_rollouts(
         forward: Scores one batch.
         rollouts: All rows of the plan.
         plan: Rank -> micro-batch -> row.
-        config: What the plan was made by; chunks of logits.
+        config: What the plan was made by.
         model: Says how its batches are laid out, and where.
         with_end: One number more for each row, of what follows its last token.
 
@@ -47,14 +46,14 @@ def score_rollouts(
     lens_B = [len(rollout.response_ids_T) + with_end for rollout in rollouts]
     scored: list[npt.NDArray[np.float32]] = []
     plan = fitted(plan, [rollout.num_tokens for rollout in rollouts], config, model)
-    for rows, num_chunks in passes(plan, lens_B, config):
+    for rows in plan[dist.get_rank()]:
         batch = rollout_batch(
             [rollouts[row] for row in rows],
             padded=model.padded,
             device=model.device,
             with_end=with_end,
         )
-        scored += split_rows(forward(batch, num_chunks), [lens_B[row] for row in rows])
+        scored += split_rows(forward(batch), [lens_B[row] for row in rows])
     return scored
 
 
@@ -71,23 +70,14 @@ def score_answers(
 
     Arguments and order as in `score_rollouts`; `answers` picks some of each row's.
     """
-    lens_B = [sum(len(answer) for answer in row.answer_ids_K[answers]) for row in rows]
     sums: list[tuple[float, ...]] = []
     plan = fitted(plan, [row.num_tokens for row in rows], config, model)
-    for picked, num_chunks in passes(plan, lens_B, config):
+    for picked in plan[dist.get_rank()]:
         some = [rows[row] for row in picked]
         batch = answer_batch(some, answers=answers, padded=model.padded, device=model.device)
-        sums_B = iter(answer_sums(forward(batch, num_chunks), batch).tolist())
+        sums_B = iter(answer_sums(forward(batch), batch).tolist())
         sums += [tuple(next(sums_B) for _ in row.answer_ids_K[answers]) for row in some]
     return sums
-
-
-def passes(
-    plan: RankedMicroBatches, scored_tokens_B: Sequence[int], config: ForwardConfig
-) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Rows of each of this rank's micro-batches, and the calls of the vocabulary product."""
-    for index, rows in enumerate(plan[dist.get_rank()]):
-        yield rows, num_chunks_of_pass(plan, index, scored_tokens_B, config.logits_chunk_tokens)
 
 
 def over_ranks(

@@ -18,7 +18,7 @@ from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.fitting import fitted
 from rlhf_ray.learner.rows import answer_sums
-from rlhf_ray.learner.scoring import over_ranks, passes
+from rlhf_ray.learner.scoring import over_ranks
 from rlhf_ray.models.batch import TokenBatch, build_batch
 from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.heads import TokenScorer
@@ -37,13 +37,10 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
         lm = load_causal_lm(self.config.model, device=self.device)
         return TokenScorer(lm, temperature=1.0, chunk_tokens=self.config.logits_chunk_tokens)
 
-    def _num_scored(self, row: SftExample) -> int:
-        return row.num_trained_tokens
-
     def _loss(
-        self, rows: Sequence[SftExample], reduction: Reduction, num_chunks: int
+        self, rows: Sequence[SftExample], reduction: Reduction
     ) -> tuple[torch.Tensor, Metrics]:
-        batch, scores = self._forward(rows, num_chunks)
+        batch, scores = self._forward(rows)
         mask_T = torch.ones_like(batch.targets_T, dtype=torch.bool)
         lens_B = torch.bincount(batch.segments_T, minlength=batch.num_sequences)
         loss_T = SFT_LOSSES[self.job.loss_type](scores.logprobs_T)
@@ -62,8 +59,8 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
         sums: list[tuple[float, ...]] = []
         plan = fitted(plan, [row.num_tokens for row in rows], self.config, self.model)
         with self.engine.inference():
-            for picked, num_chunks in passes(plan, num_trained_B, self.config):
-                sums += self._sums([rows[row] for row in picked], num_chunks)
+            for picked in plan[dist.get_rank()]:
+                sums += self._sums([rows[row] for row in picked])
         table_BK = over_ranks(
             sums, plan, num_rows=len(rows), width=len(METRICS), device=self.device
         ).cpu()
@@ -75,9 +72,9 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
             outcomes_B=[(loss,) for loss in losses_B.tolist()],
         )
 
-    def _sums(self, rows: Sequence[SftExample], num_chunks: int) -> list[tuple[float, ...]]:
+    def _sums(self, rows: Sequence[SftExample]) -> list[tuple[float, ...]]:
         """Each row's sums over its trained tokens, in the order of `METRICS`."""
-        batch, scores = self._forward(rows, num_chunks)
+        batch, scores = self._forward(rows)
         assert scores.entropy_T is not None and scores.top_T is not None
         values = (
             SFT_LOSSES[self.job.loss_type](scores.logprobs_T),
@@ -88,16 +85,14 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
         columns = [answer_sums(values_T, batch)[: len(rows)].tolist() for values_T in values]
         return list(zip(*columns, strict=True))
 
-    def _forward(
-        self, rows: Sequence[SftExample], num_chunks: int
-    ) -> tuple[TokenBatch, TokenScores]:
+    def _forward(self, rows: Sequence[SftExample]) -> tuple[TokenBatch, TokenScores]:
         batch = build_batch(
             [row.token_ids_T for row in rows],
             [np.flatnonzero(row.trained_T) for row in rows],
             padded=self.model.padded,
             device=self.device,
         )
-        scores = self.engine(batch, with_entropy=True, with_top=True, num_chunks=num_chunks)
+        scores = self.engine(batch, with_entropy=True, with_top=True)
         return batch, scores
 
     def continuations(

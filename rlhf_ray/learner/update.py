@@ -15,14 +15,14 @@ import torch.distributed as dist
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.metric_sums import Metric, Metrics
 from rlhf_ray.algorithms.reduction import Reduction, ReductionKind, ReductionTotals
-from rlhf_ray.data.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
+from rlhf_ray.data.packing import MinibatchPlan, UpdatePlan
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
 
 Row = TypeVar("Row")
-# Rows of one micro-batch, the reduction of its optimiser step, and the calls of the vocabulary
-# product that all ranks make -> loss (this micro-batch's share of the step's) and metrics.
-MicroBatchLoss = Callable[[Sequence[Any], Reduction, int], tuple[torch.Tensor, Metrics]]
+# Rows of one micro-batch and the reduction of its optimiser step -> loss (this micro-batch's share
+# of the step's) and metrics.
+MicroBatchLoss = Callable[[Sequence[Any], Reduction], tuple[torch.Tensor, Metrics]]
 # One optimiser step -> the rows that its micro-batches train on, for losses in which a row's share
 # depends on the step's other rows: by their number in the plan.
 Preparation = Callable[[MinibatchPlan], Sequence[Any] | Mapping[int, Any]]
@@ -35,13 +35,11 @@ class UpdateSettings:
     Attributes:
         reduction: Of token losses.
         constant_length: For reduction `constant`.
-        chunk_tokens: Logits exist for at most this many tokens at a time.
         replay_folder: Where rows go whose step was skipped; empty for nowhere.
     """
 
     reduction: ReductionKind
     constant_length: int
-    chunk_tokens: int
     replay_folder: str
 
     @classmethod
@@ -50,7 +48,6 @@ class UpdateSettings:
         return cls(
             reduction=spec.algorithm.reduction,
             constant_length=spec.max_new_tokens,
-            chunk_tokens=spec.learner.logits_chunk_tokens,
             replay_folder=spec.replay_folder,
         )
 
@@ -60,7 +57,6 @@ class UpdateSettings:
         return cls(
             reduction="token_mean",
             constant_length=1,
-            chunk_tokens=spec.job.learner.logits_chunk_tokens,
             replay_folder=spec.replay_folder,
         )
 
@@ -68,7 +64,6 @@ class UpdateSettings:
 def run_update(
     engine: TrainingEngine,
     rows: Sequence[Row],
-    scored_tokens_B: Sequence[int],
     plan: UpdatePlan,
     loss_of: MicroBatchLoss,
     settings: UpdateSettings,
@@ -80,7 +75,6 @@ def run_update(
     Args:
         engine: What is trained.
         rows: All rows of the plan, those of other ranks included.
-        scored_tokens_B: Tokens of each row that pass through the vocabulary product.
         plan: Which rows go where.
         loss_of: Loss of one micro-batch.
         settings: Reduction and the like.
@@ -100,10 +94,7 @@ def run_update(
         parts: list[Metrics] = []
         step_rows: Any = rows if prepare is None else prepare(minibatch)
         for index, micro_batch in enumerate(micro_batches):
-            num_chunks = num_chunks_of_pass(
-                minibatch.micro_batches_by_rank, index, scored_tokens_B, settings.chunk_tokens
-            )
-            loss, metrics = loss_of([step_rows[row] for row in micro_batch], reduction, num_chunks)
+            loss, metrics = loss_of([step_rows[row] for row in micro_batch], reduction)
             engine.backward(loss, is_last=index == len(micro_batches) - 1)
             share = 1.0 / (len(micro_batches) * dist.get_world_size())
             parts.append({**metrics, "loss": _share_of_mean(loss, share)})
@@ -122,17 +113,6 @@ def run_update(
         "skipped_steps": float(sum(not result.applied for result in results)),
         "skipped_in_a_row": float(most_skipped_in_a_row),
     }
-
-
-def num_chunks_of_pass(
-    plan: RankedMicroBatches, index: int, scored_tokens_B: Sequence[int], chunk_tokens: int
-) -> int:
-    """Calls of the vocabulary product in micro-batch `index`: the most that any rank needs.
-
-    Under ZeRO-3 each call gathers weights from all ranks, so all must make as many.
-    """
-    most = max(sum(scored_tokens_B[row] for row in ranks[index]) for ranks in plan)
-    return max(1, -(-most // chunk_tokens))
 
 
 def _reduction(minibatch: MinibatchPlan, settings: UpdateSettings) -> Reduction:

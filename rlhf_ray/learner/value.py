@@ -45,7 +45,7 @@ class ValueLearner(Learner):
         """
         with self.engine.inference():
             return score_rollouts(
-                lambda batch, num_chunks: self.engine(batch),
+                self.engine,
                 rollouts,
                 plan,
                 self.spec.learner,
@@ -59,14 +59,13 @@ class ValueLearner(Learner):
         return run_update(
             self.engine,
             rows,
-            [len(row.rollout.response_ids_T) for row in rows],
             fitted_update(plan, [row.rollout.num_tokens for row in rows], spec.learner, self.model),
             self._loss,
             UpdateSettings.of_rollouts(spec),
         )
 
     def _loss(
-        self, rows: Sequence[Experience], reduction: Reduction, num_chunks: int
+        self, rows: Sequence[Experience], reduction: Reduction
     ) -> tuple[torch.Tensor, Metrics]:
         device, algorithm = self.device, self.spec.algorithm
         batch = rollout_batch(

@@ -1,35 +1,92 @@
-"""How much arithmetic a token costs in an update of a model, as it is held and trained here."""
+"""How much arithmetic an update of a model costs, as it is held and trained here."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from rlhf_ray.learner.weights import parameter_infos
-from rlhf_ray.metrics.flops import update_flops_per_token
+from rlhf_ray.metrics.flops import UpdateFlops, matrix_flops
 from rlhf_ray.models.decoder import base_of
 
 # An expert by itself, as code outside transformers has them; adapters on a stack of them.
 _ONE_OR_ADAPTER = re.compile(r"\.experts\.(\d+|base_layer|lora_)")
 
 
-def flops_per_token(lm: Any) -> float:
+def update_flops(lm: Any) -> UpdateFlops:
     """Of an optimiser step, forward and backward.
 
-    Experts count as far as a token visits them; frozen weights have no gradient of their own.
+    Experts count as far as a token visits them; frozen weights have no gradient of their own; a
+    table that is looked up costs nothing, unless it is the head as well.
     """
     base = base_of(lm)
-    experts = _Experts.of(base.config.get_text_config())
-    num_active = sum(experts.visited(info.name, info.shape) for info in parameter_infos(lm))
-    num_trained = 0.0
-    for name, parameter in base.named_parameters():
-        size = experts.visited(name, getattr(parameter, "ds_shape", parameter.shape))
-        num_trained += size * parameter.requires_grad
-        num_active += size * (".lora_" in name)
-    return update_flops_per_token(num_active=num_active, num_trained=num_trained)
+    config = base.config.get_text_config()
+    experts, heads = _Experts.of(config), _head_names(base)
+    others = _table_names(base) | heads
+    return UpdateFlops(
+        per_token=_matrix_flops(lm, experts, lambda name: name not in others),
+        per_scored_token=_matrix_flops(lm, experts, lambda name: name in heads),
+        per_pair=_attention_flops(config),
+    )
+
+
+def _matrix_flops(lm: Any, experts: _Experts, counts: Callable[[str], bool]) -> float:
+    """Of one token through the matrices whose names count; vectors are only added."""
+    num_active = num_trained = 0.0
+    for info in parameter_infos(lm):
+        if len(info.shape) > 1 and counts(info.name):
+            num_active += experts.visited(info.name, info.shape)
+    for name, parameter in base_of(lm).named_parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        if len(shape) > 1 and counts(name):
+            size = experts.visited(name, shape)
+            num_active += size * (".lora_" in name)
+            num_trained += size * parameter.requires_grad
+    return matrix_flops(num_active=num_active, num_trained=num_trained)
+
+
+def _head_names(base: Any) -> set[str]:
+    """What the vocabulary product's matrix is called; a tied one has more names than one."""
+    head = base.get_output_embeddings()
+    named = base.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if head is not None and parameter is head.weight}
+
+
+def _table_names(base: Any) -> set[str]:
+    modules = base.named_modules()
+    return {f"{name}.weight" for name, module in modules if isinstance(module, nn.Embedding)}
+
+
+def _attention_flops(config: Any) -> Mapping[int | None, float]:
+    """By window: a pair's product of query and key and its part of the sum of values, in each head.
+
+    Twice 2 a number forward, and as much again for each factor's gradient. Layers that are no
+    attention have none; nor has a family that has other names for its heads.
+    """
+    num_heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(num_heads, int):
+        return {}
+    key_size = value_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    if getattr(config, "qk_nope_head_dim", None):  # DeepSeek's latent attention
+        key_size = config.qk_nope_head_dim + config.qk_rope_head_dim
+        value_size = config.v_head_dim
+    window = getattr(config, "sliding_window", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    windows = {"full_attention": None, "sliding_attention": window, "chunked_attention": chunk}
+    per_pair: dict[int | None, float] = {}
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["sliding_attention"] * config.num_hidden_layers
+    for kind in kinds:
+        if kind in windows:
+            flops = 6.0 * num_heads * (key_size + value_size)
+            per_pair[windows[kind]] = per_pair.get(windows[kind], 0.0) + flops
+    return per_pair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from rlhf_ray.loops.batches import join, select
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.groups import compared_scores, rows_by_draw, scored_rows
 from rlhf_ray.loops.seeds import sample_seeds
-from rlhf_ray.roles import GenerationRequest, Reward, RolloutBatch, RolloutEngine
+from rlhf_ray.roles import GenerationRequest, Reward, RolloutBatch, RolloutEngine, SleepLevel
 from rlhf_ray.types import Prompt, Score
 
 logger = logging.getLogger(__name__)
@@ -56,10 +56,11 @@ class Collector:
         *,
         engine: RolloutEngine,
         reward: Reward,
+        publishes: bool,
     ) -> None:
-        """Draw what `feed` gives."""
+        """Draw what `feed` gives; `publishes` says whether each step ends with that."""
         self.config, self.feed = config, feed
-        self.rollout, self.reward = engine, reward
+        self.rollout, self.reward, self.publishes = engine, reward, publishes
 
     async def collect(self, step: int, clock: StepClock) -> Collected:
         """The rollouts of one step; the clock is told what is generation and what is scoring.
@@ -72,7 +73,7 @@ class Collector:
             return await self._collect_with_spread(step, clock)
         with clock.phase("generate"):
             sampled = await self._generate(self.config.prompts_per_step)
-            await self._make_room()
+            await self._make_room(level=2 if self.publishes else 1)
         return Collected(
             sampled=sampled,
             # Scoring goes on beside the model passes that follow.
@@ -95,9 +96,10 @@ class Collector:
             while num_prompts := groups.next_round():
                 with clock.phase("generate"):
                     batch = await self._generate(num_prompts)
-                    await self._make_room()
+                    await self._make_room(level=1)  # another round may follow
                 with clock.phase("score"):
                     scored = await self.reward.score(batch)
+                    await self.reward.offload()
                 rows = _rows_with_spread(
                     batch, scored, groups, apart=self.config.algorithm.tells_rewards_apart
                 )
@@ -121,10 +123,10 @@ class Collector:
             num_refilled=num_sampled - groups.num_prompts,
         )
 
-    async def _make_room(self) -> None:
+    async def _make_room(self, level: SleepLevel) -> None:
         """For a reward model on the engines' GPUs."""
         if self.config.scores_on_engines_gpus:
-            await self.rollout.sleep()
+            await self.rollout.sleep(level)
 
     async def _generate(self, num_prompts: int) -> RolloutBatch:
         sampling = self.config.rollout

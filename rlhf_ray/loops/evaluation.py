@@ -64,8 +64,9 @@ class Evaluation:
     async def _run(self, roles: Roles, step: int) -> EvaluationResult:
         batch = await roles.rollout.generate(self.requests)
         if self.makes_room:
-            await roles.rollout.sleep()
+            await roles.rollout.sleep(level=1)
         scores = await roles.reward.score(batch)
+        await roles.reward.offload()
         groups = rows_by_draw(batch.summaries_B)
         # The first sample of each prompt.
         rows = [group[0] for group in groups[: self.table_rows]]

@@ -25,6 +25,7 @@ from rlhf_ray.loops.divergence import stop_if_diverged, stop_if_empty
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.groups import trainable_rows
 from rlhf_ray.loops.kl_control import kl_controller
+from rlhf_ray.loops.publication import offload, publish
 from rlhf_ray.loops.report import rollout_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
@@ -78,7 +79,9 @@ class OnlineLoop:
         self.usage = usage
         self.num_policy_ranks, self.num_value_ranks = num_policy_ranks, num_value_ranks
         self.feed = feed_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
-        self.collector = Collector(config, self.feed, engine=roles.rollout, reward=roles.reward)
+        self.collector = Collector(
+            config, self.feed, engine=roles.rollout, reward=roles.reward, publishes=True
+        )
         self.setup = setup_of(config, prompts)
         self.kl = kl_controller(config.algorithm.kl)
         self.num_empty_in_a_row = 0
@@ -95,8 +98,7 @@ class OnlineLoop:
         if checkpoint is not None:
             await self._restore(checkpoint)
         self.hardware = await self.roles.policy.hardware()
-        await self.roles.rollout.wake_up()
-        await self.roles.policy.publish(first - 1)
+        await publish(self.roles, first - 1)
         if checkpoint is None:
             self.log.log(0, await self._evaluate(0))
         await self.usage()  # starting is no part of the first step
@@ -110,20 +112,21 @@ class OnlineLoop:
             stop_if_empty(step, self.num_empty_in_a_row, self.config)
             clock = StepClock()  # the checkpoint's time is the next step's
             saved = await self._save(step)
+        await self.roles.rollout.sleep(level=2)  # the result is exported next
 
     async def _step(self, step: int, clock: StepClock) -> Metrics:
         kl_coefficient = self.kl.coefficient
         collected = await self.collector.collect(step, clock)
         with clock.phase("generate"):
-            await self.roles.rollout.sleep()
+            await self.roles.rollout.sleep(level=2)
         with clock.phase("score"):
             scored = await self._score(collected)
+            await offload(self.roles.reference, self.roles.reward)
         self._count_empty(step, scored)
         with clock.phase("update"):
             updated = await self._update(scored, step, kl_coefficient)
         with clock.phase("publish"):
-            await self.roles.rollout.wake_up()
-            publication = await self.roles.policy.publish(step)
+            published = await publish(self.roles, step)
         if "policy/kl_ref" in scored.metrics and self._policy_learns(step):
             self.kl.update(
                 scored.metrics["policy/kl_ref"], num_sequences=len(scored.batch.summaries_B)
@@ -147,10 +150,12 @@ class OnlineLoop:
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
             "mismatch/logprob_abs_max": max(
-                scored.metrics.get("mismatch/logprob_abs_max", 0.0), publication.logprob_abs_max
+                scored.metrics.get("mismatch/logprob_abs_max", 0.0), published.logprob_abs_max
             ),
-            "sync/seconds": publication.seconds,
-            "sync/bytes": float(publication.num_bytes),
+            "mismatch/probe_abs_mean": published.logprob_abs_mean,
+            "mismatch/probe_abs_p99": published.logprob_abs_p99,
+            "sync/seconds": published.seconds,
+            "sync/bytes": float(published.num_bytes),
             "data/epoch": self.feed.epochs,
         }
 
@@ -226,9 +231,10 @@ class OnlineLoop:
         """Of the policy's update, where there was one."""
         if not batch.summaries_B or not self._policy_learns(step):
             return {}
+        num_flops = self.hardware.flops.of(batch.lengths_B, num_scored=batch.num_response_tokens)
         return utilisation(
             self.hardware,
-            num_tokens=self.config.algorithm.epochs * batch.num_tokens,
+            num_flops=self.config.algorithm.epochs * num_flops,
             seconds=clock.seconds["update"],
         )
 
@@ -260,6 +266,7 @@ class OnlineLoop:
         if step != self.config.total_steps and not (every and step % every == 0):
             return {}
         with StepClock().phase("checkpoint") as timed, self.store.writing(step) as folder:
+            await self.roles.rollout.sleep(level=1)  # the states of training need their room
             await self.roles.policy.save(str(folder / "policy"))
             roles = ["policy"]
             if self.roles.value is not None:

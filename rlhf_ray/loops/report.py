@@ -26,7 +26,7 @@ def sample_metrics(
         apart: Whether each reward is compared by itself, not their sum.
     """
     summaries = batch.summaries_B
-    num_generated = sum(s.num_response_tokens for s in summaries)
+    num_generated = batch.num_response_tokens
     return {
         **_rewards(batch, scores, apart=apart),
         "rollout/response_tokens_mean": num_generated / len(summaries),
@@ -126,16 +126,12 @@ def _parts(scores: Sequence[Score]) -> dict[str, float]:
     return means | ({"reward/truncated_share": fmean(cut)} if cut else {})
 
 
-def utilisation(hardware: Hardware, *, num_tokens: int, seconds: float) -> dict[str, float]:
+def utilisation(hardware: Hardware, *, num_flops: float, seconds: float) -> dict[str, float]:
     """`perf/mfu` of an update, where the device's peak is known."""
     peak = peak_flops(hardware.device_name)
     if peak is None:
         return {}
     share = update_mfu(
-        flops_per_token=hardware.flops_per_token,
-        num_tokens=num_tokens,
-        seconds=seconds,
-        num_devices=hardware.num_devices,
-        peak=peak,
+        num_flops=num_flops, seconds=seconds, num_devices=hardware.num_devices, peak=peak
     )
     return {"perf/mfu": share}

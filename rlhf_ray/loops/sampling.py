@@ -16,6 +16,7 @@ from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.groups import rows_by_draw
+from rlhf_ray.loops.publication import publish
 from rlhf_ray.loops.report import sample_metrics
 from rlhf_ray.loops.sample_files import PAIRS, SampleFiles
 from rlhf_ray.loops.setup import setup_of
@@ -59,7 +60,9 @@ class SampleLoop:
         self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
         self.usage = usage
         self.feed = feed_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
-        self.collector = Collector(config, self.feed, engine=roles.rollout, reward=roles.reward)
+        self.collector = Collector(
+            config, self.feed, engine=roles.rollout, reward=roles.reward, publishes=False
+        )
         self.setup = setup_of(config, prompts)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self.files = SampleFiles(Path(config.run_dir))
@@ -76,8 +79,7 @@ class SampleLoop:
         if checkpoint is not None:
             self.feed.load_state_dict(checkpoint.state["order"])
         self.files.rewind({} if checkpoint is None else checkpoint.state["sizes"])
-        await self.roles.rollout.wake_up()
-        await self.roles.policy.publish(0)
+        await publish(self.roles, 0)
         if checkpoint is None:
             self.log.log(0, await self._judge())
         await self.usage()  # starting is no part of the first step
@@ -101,6 +103,7 @@ class SampleLoop:
         collected = await self.collector.collect(step, clock)
         with clock.phase("score"):
             scores = await collected.scores
+            await self.roles.reward.offload()
         rollouts = await self.roles.assembler.texts(collected.sampled, range(len(scores)))
         groups = rows_by_draw(collected.sampled.summaries_B)
         self.files.append(*self._rows(groups, rollouts, scores))

@@ -122,7 +122,14 @@ class SupervisedLoop:
             **timed,
             "perf/tokens_per_s": sum(lengths) / timed["time/step"],
             "perf/update_tokens_per_s": sum(lengths) / timed["time/update"],
-            **utilisation(self.hardware, num_tokens=sum(lengths), seconds=timed["time/update"]),
+            **utilisation(
+                self.hardware,
+                num_flops=self.hardware.flops.of(
+                    [length for row in rows for length in row.lengths_K],
+                    num_scored=sum(row.num_trained_tokens for row in rows),
+                ),
+                seconds=timed["time/update"],
+            ),
         }
 
     async def _batch(self, step: int) -> Rows:

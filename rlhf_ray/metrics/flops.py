@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 # Dense bfloat16 peaks by the vendors' datasheets, in FLOP/s, by a part of the device's name.
 PEAK_FLOPS: Mapping[str, float] = {
     "H200": 989e12,
     "H100": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
     "H20": 148e12,
     "H800": 989e12,
     "A100": 312e12,
@@ -24,29 +27,65 @@ def peak_flops(device_name: str) -> float | None:
     return next((PEAK_FLOPS[name] for name in names if name in device_name), None)
 
 
-def update_flops_per_token(*, num_active: float, num_trained: float) -> float:
+@dataclass(frozen=True, kw_only=True)
+class UpdateFlops:
+    """FLOPs of an update of a model, forward and backward.
+
+    What is computed twice to save memory is not counted, nor what causality and windows hide.
+    Source: PaLM, https://arxiv.org/abs/2204.02311, appendix B; its term for attention takes all
+    pairs of tokens, about twice as many.
+
+    Attributes:
+        per_token: Of the matrices that each token passes through.
+        per_scored_token: Of the vocabulary product, which is made for scored tokens alone.
+        per_pair: Of a token that attends to one token, itself included, in all layers with a
+            window of so many tokens; None for no window.
+    """
+
+    per_token: float
+    per_scored_token: float
+    per_pair: Mapping[int | None, float]
+
+    def of(self, lengths_B: Sequence[int], *, num_scored: int) -> float:
+        """Of sequences of these tokens, `num_scored` of them scored."""
+        return (
+            self.per_token * sum(lengths_B)
+            + self.per_scored_token * num_scored
+            + sum(
+                flops * sum(attended_pairs(length, window) for length in lengths_B)
+                for window, flops in self.per_pair.items()
+            )
+        )
+
+
+def attended_pairs(length: int, window: int | None) -> int:
+    """How many tokens the tokens of a sequence attend to, all together.
+
+    Example: `attended_pairs(4, None) == 1 + 2 + 3 + 4`, `attended_pairs(4, 2) == 1 + 2 + 2 + 2`.
+    """
+    width = length if window is None else min(window, length)
+    return width * (width + 1) // 2 + (length - width) * width
+
+
+def matrix_flops(*, num_active: float, num_trained: float) -> float:
     """FLOPs of one token in an update, forward and backward.
 
-    2 a parameter forward, 2 for the gradient of its input, 2 for its own gradient. Source: PaLM,
-    https://arxiv.org/abs/2204.02311, appendix B, without the attention term.
+    2 a parameter forward, 2 for the gradient of its input, 2 for its own gradient.
 
     Args:
-        num_active: Parameters that a token meets, the frozen ones included.
+        num_active: Parameters of matrices that a token meets, the frozen ones included.
         num_trained: Of those, the ones with a gradient of their own.
     """
     return 4.0 * num_active + 2.0 * num_trained
 
 
-def update_mfu(
-    *, flops_per_token: float, num_tokens: int, seconds: float, num_devices: int, peak: float
-) -> float:
+def update_mfu(*, num_flops: float, seconds: float, num_devices: int, peak: float) -> float:
     """Share of the peak that an update reaches.
 
     Args:
-        flops_per_token: See `update_flops_per_token`.
-        num_tokens: That went forward and backward, prompts included, epochs counted.
+        num_flops: See `UpdateFlops`; of all epochs.
         seconds: Of the update.
         num_devices: Of the policy's group.
         peak: Of one device, in FLOP/s.
     """
-    return flops_per_token * num_tokens / (seconds * num_devices * peak)
+    return num_flops / (seconds * num_devices * peak)

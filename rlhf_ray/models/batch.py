@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -22,14 +23,31 @@ class Packing:
     Attributes:
         cu_lens: int32 [B + 1], start of each sequence, then the end of the last.
         max_len: Longest sequence.
-        to_padded: int64 [B, max_len], position in the packed row; padding points at position 0.
-        to_packed: int64 [N], position of each packed token in the flattened rectangle.
+        num_tokens: N, of all sequences.
     """
 
     cu_lens: torch.Tensor
     max_len: int
-    to_padded: torch.Tensor
-    to_packed: torch.Tensor
+    num_tokens: int
+
+    @cached_property
+    def to_padded(self) -> torch.Tensor:
+        """int64 [B, max_len], position in the packed row; padding points at position 0."""
+        positions = self.cu_lens[:-1, None] + self._offsets
+        return torch.where(self._is_real, positions, 0).long()
+
+    @cached_property
+    def to_packed(self) -> torch.Tensor:
+        """int64 [N], position of each packed token in the flattened rectangle."""
+        return self._is_real.flatten().nonzero().squeeze(1)
+
+    @property
+    def _offsets(self) -> torch.Tensor:
+        return torch.arange(self.max_len, device=self.cu_lens.device)
+
+    @property
+    def _is_real(self) -> torch.Tensor:
+        return self._offsets < self.cu_lens.diff()[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,12 +194,8 @@ def _tensor(array: npt.NDArray[np.integer], device: torch.device) -> torch.Tenso
 def _packing(lens_B: npt.NDArray[np.int64], device: torch.device) -> Packing:
     max_len = int(lens_B.max())
     cu_lens = np.concatenate([[0], np.cumsum(lens_B)])
-    offsets = np.arange(max_len)[None, :]
-    real = offsets < lens_B[:, None]
-    to_padded = np.where(real, cu_lens[:-1, None] + offsets, 0)
     return Packing(
         cu_lens=torch.from_numpy(cu_lens.astype(np.int32)).to(device),
         max_len=max_len,
-        to_padded=torch.from_numpy(to_padded).to(device),
-        to_packed=torch.from_numpy(np.flatnonzero(real)).to(device),
+        num_tokens=int(cu_lens[-1]),
     )

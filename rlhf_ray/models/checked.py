@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlhf_ray.config.base import ModelConfig
-from rlhf_ray.models import attention
+from rlhf_ray.models import sdpa
 from rlhf_ray.models.dropout import WithoutDropout
 from rlhf_ray.models.modes import ForwardMode, Layouts, forward_modes, needs_mask
 from rlhf_ray.types import IntArray
@@ -24,7 +24,7 @@ class CheckedModel(WithoutDropout):
         outcome: What is read of a sequence, in words with a unit.
     """
 
-    mode = ForwardMode(packed=True, attention=attention.NAME)
+    mode = ForwardMode(packed=True, attention=sdpa.NAME)
     device = torch.device("cpu")
     outcome = ""
 

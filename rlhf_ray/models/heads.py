@@ -6,8 +6,6 @@ Both take a `TokenBatch` and speak of its scored tokens only; neither ever holds
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf_ray.algorithms.logprobs import TokenScores, token_logprobs
+from rlhf_ray.algorithms.logprobs import TokenScores
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.batch import TokenBatch, build_batch, moved
 from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.models.decoder import base_of, decode, decoder_of
-from rlhf_ray.models.logits import logits_of, trains_head
+from rlhf_ray.models.logits import LogprobsHead
 from rlhf_ray.types import IntArray
 
 
@@ -50,6 +48,7 @@ class TokenScorer(CheckedModel):
         """Wrap `lm`."""
         super().__init__()
         self.lm = lm
+        self.head = LogprobsHead(lm)
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
         self.entropy_gradient = entropy_gradient
@@ -61,7 +60,6 @@ class TokenScorer(CheckedModel):
         *,
         with_entropy: bool = False,
         with_top: bool = False,
-        num_chunks: int | None = None,
         temperature: float | None = None,
     ) -> TokenScores:
         """Score.
@@ -70,25 +68,26 @@ class TokenScorer(CheckedModel):
             batch: What to score.
             with_entropy: Also the entropy (nats) of the distribution each token was drawn from.
             with_top: Also the likeliest token in each place.
-            num_chunks: Of the vocabulary product; ranks that work in step must agree on it.
             temperature: In place of the model's own.
         """
         decoded = decode(
             decoder_of(self.lm), batch, self.mode, with_router_loss=self.with_router_loss
         )
-        scores = token_logprobs(
+        logprobs_T, entropy_T, top_T = self.head(
             decoded.hidden_ND[batch.predict],
-            partial(logits_of, self.lm),
             batch.targets_T,
             temperature=self.temperature if temperature is None else temperature,
             chunk_tokens=self.chunk_tokens,
             with_entropy=with_entropy,
             entropy_gradient=self.entropy_gradient,
             with_top=with_top,
-            num_chunks=num_chunks,
-            head_is_frozen=not trains_head(self.lm),
         )
-        return replace(scores, router_loss=decoded.router_loss)
+        return TokenScores(
+            logprobs_T=logprobs_T,
+            entropy_T=entropy_T,
+            top_T=top_T,
+            router_loss=decoded.router_loss,
+        )
 
     def transformer(self) -> Any:
         """The model whose attention is chosen."""

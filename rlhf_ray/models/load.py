@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models import attention, memory
+from rlhf_ray.models import attention, memory, sdpa, varlen
 from rlhf_ray.models.dropout import checkpoint_layers
 
 
@@ -26,24 +27,33 @@ def resolve_dtype(
     return torch.float32 if name == "float32" else torch.bfloat16
 
 
-def resolve_attention(config: ModelConfig, device: torch.device) -> str:
-    """Flash attention where it is installed and can run, else our own packed attention.
+def attention_functions(config: ModelConfig, device: torch.device) -> tuple[str, ...]:
+    """Those that need no mask and run on the device, the one to prefer first.
 
     Raises:
-        ConfigError: Flash attention was asked for by name and is not there.
+        ConfigError: The one that was asked for by name does not run here.
     """
-    installed = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
-    if config.attention == "flash_attention_2" and not installed:
+    flash = "flash_attention_2"  # of the package flash-attn, through transformers
+    runs_flash = (
+        device.type == "cuda"
+        and resolve_dtype(config.dtype, device) is torch.bfloat16
+        and torch.cuda.get_device_capability(device) >= varlen.CAPABILITY
+    )
+    if config.attention == "auto":
+        return (varlen.NAME, sdpa.NAME) if runs_flash else (sdpa.NAME,)
+    if config.attention != sdpa.NAME and not runs_flash:
         raise ConfigError(
-            "model.attention is flash_attention_2, which needs a GPU and the package flash-attn; "
-            "set packed_sdpa or auto"
+            f"model.attention is {config.attention}, which needs a GPU of compute capability "
+            f"{'.'.join(map(str, varlen.CAPABILITY))} or above and dtype bfloat16; set "
+            f"{sdpa.NAME} or auto"
         )
-    half = resolve_dtype(config.dtype, device) is torch.bfloat16
-    if config.attention == "flash_attention_2" or (
-        config.attention == "auto" and installed and half
-    ):
-        return "flash_attention_2"
-    return attention.NAME
+    # The package's name alone does not say that it is version 2.
+    if config.attention == flash and not is_flash_attn_2_available():
+        raise ConfigError(
+            f"model.attention is {flash}, which needs the package flash-attn, version 2; set "
+            f"{varlen.NAME}, which needs none, or auto"
+        )
+    return (config.attention,)
 
 
 def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedModel:
@@ -98,7 +108,7 @@ def load_pretrained(
         ConfigError: Unreadable, or held weights of another model.
     """
     attention.register()
-    resolve_attention(config, device)  # what is not there is found before minutes of loading
+    attention_functions(config, device)  # what is not there is found before minutes of loading
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     keywords: dict[str, Any] = {"dtype": resolve_dtype(config.dtype, device), **hub}
     if config.quantization != "none":
@@ -138,14 +148,16 @@ def with_adapter(
 ) -> PreTrainedModel:
     """Put low-rank adapters on the model; heads, its children by name, are trained in full.
 
+    All weights but quantized ones keep the dtype that passes run in; of what trains the optimiser
+    holds float32 copies. peft would make adapters float32, and beside quantized weights embeddings,
+    norms and heads too, so that attention and head compute in float32.
+
     Raises:
         ConfigError: No adapters as configured go onto this model.
     """
     from peft import LoraConfig as PeftLoraConfig
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model
 
-    if config.quantization != "none":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
     lora, left_out = config.lora, [*head_names, *_own_products(model)]
@@ -160,12 +172,15 @@ def with_adapter(
                 target_modules=lora.target_modules,
                 exclude_modules=rf"({'|'.join(left_out)})(\..*)?" if left_out else None,
             ),
-            # Beside a head that keeps the model's dtype, adapters keep it too: the optimiser holds
-            # float32 copies where everything that trains is bfloat16, and of nothing else.
-            autocast_adapter_dtype=not head_names,
+            autocast_adapter_dtype=False,
         )
     except ValueError as error:
         raise ConfigError(f"model.lora does not go onto {config.path!r}: {error}") from error
+    if config.quantization != "none":
+        # Adapters take the dtype of the weight below; of numbers in 4 bit there is none to take.
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(model.dtype)
     for name in head_names:
         model.get_submodule(name).requires_grad_(True)
     return adapted

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from rlhf_ray.config.base import ModelConfig
-from rlhf_ray.models.attention import MASKED_NAME
-from rlhf_ray.models.load import resolve_attention
+from rlhf_ray.models import sdpa
+from rlhf_ray.models.load import attention_functions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +50,19 @@ def forward_modes(
     """Those that the configuration allows, the one to prefer first."""
     return tuple(
         mode
-        for mode in all_modes(resolve_attention(config, device))
+        for mode in all_modes(attention_functions(config, device))
         if layout in ("auto", "packed" if mode.packed else "padded")
         and (config.attention == "auto" or mode.attention == config.attention)
     )
 
 
-def all_modes(kernel: str) -> Iterator[ForwardMode]:
-    """Every one; `kernel` is the attention function that needs no mask."""
-    for packed in (True, False):
-        for rope_alone in (False, True):
-            yield ForwardMode(packed=packed, attention=kernel, rope_alone=rope_alone)
-    for attention in (MASKED_NAME, "eager"):
+def all_modes(functions: Sequence[str]) -> Iterator[ForwardMode]:
+    """Every one; `functions` are the attention functions that need no mask, the best first."""
+    for attention in functions:
+        for packed in (True, False):
+            for rope_alone in (False, True):
+                yield ForwardMode(packed=packed, attention=attention, rope_alone=rope_alone)
+    for attention in (sdpa.MASKED_NAME, "eager"):
         yield ForwardMode(packed=False, attention=attention, with_mask=True)
 
 

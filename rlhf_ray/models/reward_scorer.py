@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ import torch
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.answers import tokenize_answer, tokenize_sampled
+from rlhf_ray.data.chat import template_options
 from rlhf_ray.data.samples import as_chat
 from rlhf_ray.data.tokenizer import load_tokenizer, vocabulary_digest
+from rlhf_ray.data.tool_calls import shows_tools
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.classifier import load_classifier
@@ -21,7 +24,7 @@ from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.limits import most_tokens
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.models.reward_statistics import RewardStatistics, read_statistics
-from rlhf_ray.types import IntArray, Rollout
+from rlhf_ray.types import IntArray, Prompt, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,7 @@ class RewardScorer:
         text, where = rollout.prompt.text, rollout.prompt.prompt_id
         prompt = as_chat(text, "user") if self.config.chat else text
         is_ended = rollout.finish_reason == "stop"
+        options = {} if isinstance(prompt, str) else self._options(rollout.prompt)
         if self.keeps_tokens:
             prompt_ids, answer_ids = tokenize_sampled(
                 self.tokenizer,
@@ -112,6 +116,7 @@ class RewardScorer:
                 rollout.response_ids_T.tolist(),
                 end_ids=self.end_ids,
                 is_ended=is_ended,
+                options=options,
                 where=where,
             )
         else:
@@ -122,9 +127,17 @@ class RewardScorer:
                 is_ended=is_ended,
                 is_sampled=True,
                 is_foreign=True,
+                options=options,
                 where=where,
             )
         return np.array([*prompt_ids, *answer_ids], dtype=np.int32)
+
+    def _options(self, prompt: Prompt) -> dict[str, Any]:
+        """What the prompt's row has for a chat template, but for tools that this one would hide."""
+        options = template_options(prompt.columns, prompt.prompt_id)
+        if not shows_tools(self.tokenizer, str(self.tokenizer.chat_template)):
+            options.pop("tools", None)
+        return options
 
     def _forward(self, token_ids: list[IntArray]) -> list[float]:
         was_training = self.model.training

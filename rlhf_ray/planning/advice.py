@@ -101,7 +101,7 @@ class _Search:
             ]
             best = min(tried, key=lambda attempt: attempt.excess, default=now)
             if best.plan is not None and best.plan.fits:
-                return [Advice(change=best.change, plan=best.plan)]
+                return [Advice(change=self._effective(best.change), plan=best.plan)]
             if best.excess >= now.excess:
                 break
             now = best
@@ -123,6 +123,14 @@ class _Search:
             return None
         larger = replace(self.cluster, nodes=max(needed.nodes, self.cluster.nodes))
         return self._attempt(change, jobs, larger)
+
+    def _effective(self, change: Change) -> Change:
+        """Without what was set on the way, and set back."""
+        return {
+            key: value
+            for key, value in change.items()
+            if self._changed({key: value}) != list(self.jobs)
+        }
 
     def _changed(self, change: Change) -> Sequence[PlannedJob] | None:
         try:

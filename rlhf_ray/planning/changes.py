@@ -143,7 +143,9 @@ def _of_engine(config: OnlineConfig) -> Iterator[Change]:
     for wanted in (0.9, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
         if wanted != share:
             yield {"rollout.gpu_memory_share": wanted}
-    if not group.share:
-        for gpus in (2, 4, 8):
-            if gpus > group.gpus_per_rank:
-                yield {f"{PLACEMENT}.rollout.gpus_per_rank": gpus}
+    there = group.ranks * group.gpus_per_rank
+    for gpus in (2, 4, 8):
+        if gpus > group.gpus_per_rank and not (group.share and there % gpus):
+            # On another role's GPUs there are fewer engines then.
+            fewer = {f"{PLACEMENT}.rollout.ranks": there // gpus} if group.share else {}
+            yield {f"{PLACEMENT}.rollout.gpus_per_rank": gpus, **fewer}

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rlhf_ray.planning.memory import GIB, MIB, Memory
+from rlhf_ray.planning.memory import GIB, MIB, Memory, bucket_bytes
 from rlhf_ray.planning.model_shape import ModelShape
 from rlhf_ray.planning.work import EngineWork, dtype_bytes
 
 # Resident memory of vLLM 0.32's worker process on the CPU before its model is there, and of the
 # two processes beside it, measured.
 WORKER_BYTES, HELPERS_BYTES = 670 * MIB, 1300 * MIB
-# Prompt tokens of one engine step: actors/engines/spec.py on the CPU, vLLM's default on a GPU.
-PREFILL_TOKENS = 8192
-# CUDA graphs, context and NCCL, which vLLM counts into its share; what sleep leaves behind.
-GPU_OVERHEAD_BYTES, ASLEEP_BYTES = 1 * GIB, 1 * GIB
+# Context, kernels and CUDA graphs of a worker, and what the GPUs of one engine exchange through:
+# vLLM counts them into its share, and sleep leaves them where they are.
+WORKER_GPU_BYTES, PARALLEL_GPU_BYTES = 1536 * MIB, 2 * GIB
 # Log-probabilities of the sampled tokens: logits in float32, scaled, and normalized.
 LOGITS_COPIES = 3
 # A published bucket exists as a message, as bytes, and as loaded weights.
@@ -26,15 +25,17 @@ class EngineMemory:
     """One GPU of an engine, or its worker process on the CPU.
 
     Attributes:
-        memory: Of the device.
+        memory: Of the device, generating.
         asleep: What stays on it while other roles use it.
+        receiving: While new weights come.
         cache_tokens: That the key-value cache of one engine holds; negative where weights and
             activations alone exceed the share.
         host: Of its node: the sleeping weights, the processes beside the worker.
     """
 
     memory: Memory
-    asleep: int
+    asleep: Memory
+    receiving: Memory
     cache_tokens: int
     host: int
 
@@ -50,20 +51,25 @@ def _on_gpu(work: EngineWork, gpu_bytes: int) -> EngineMemory:
     shape, gpus = work.shape, work.group.gpus_per_rank
     each = dtype_bytes(work.rollout.dtype, on_gpu=True)
     weights = shape.num_parameters("lm") * each // gpus
-    activations = _prefill(shape, PREFILL_TOKENS, each) // gpus
-    logits = _logits(work) // gpus
+    activations = _prefill(shape, work.rollout.max_num_batched_tokens, each, gpus=gpus)
+    logits = _logits(work)
     share = int(work.rollout.gpu_memory_share * gpu_bytes)
-    cache = share - weights - activations - logits - GPU_OVERHEAD_BYTES
+    process = WORKER_GPU_BYTES + (PARALLEL_GPU_BYTES if gpus > 1 else 0)
+    cache = share - weights - activations - logits - process
     per_token = _cache_bytes_per_token(shape, gpus, each)
+    memory = Memory(
+        process=process,
+        weights=weights,
+        kv_cache=max(0, cache),
+        activations=activations,
+        logits=logits,
+    )
+    bucket = bucket_bytes(work.bucket_mb, shape, each)
     return EngineMemory(
-        memory=Memory(
-            process=GPU_OVERHEAD_BYTES,
-            weights=weights,
-            kv_cache=max(0, cache),
-            activations=activations,
-            logits=logits,
-        ),
-        asleep=ASLEEP_BYTES,
+        memory=memory,
+        asleep=memory.bare if work.sleeps else memory,
+        # One that shares its GPU has no cache yet; one that does not stops with its own full.
+        receiving=replace(memory.loaded if work.sleeps else memory.at_rest, buffers=bucket),
         cache_tokens=cache // per_token,
         host=weights * gpus if work.sleeps else 0,
     )
@@ -76,28 +82,33 @@ def _on_cpu(work: EngineWork) -> EngineMemory:
     tied = shape.num_embedding * each if shape.lm_head is None else 0
     cache = int(work.rollout.kv_cache_gb * GIB)
     bucket = min(work.bucket_mb * MIB, weights)
+    # Prompts are prefilled whole.
+    prefilled = max(work.rollout.max_num_batched_tokens, work.max_model_len)
     memory = Memory(
         process=WORKER_BYTES,
         weights=weights + tied,
         kv_cache=cache,
-        activations=_prefill(shape, max(PREFILL_TOKENS, work.max_model_len), each),
+        activations=_prefill(shape, prefilled, each),
         logits=_logits(work),
         buffers=BUCKET_COPIES * bucket,
     )
     return EngineMemory(
         memory=memory,
-        asleep=memory.total,
+        asleep=memory,
+        receiving=memory,
         cache_tokens=cache // _cache_bytes_per_token(shape, 1, each),
         host=HELPERS_BYTES + BUCKET_COPIES * bucket,
     )
 
 
-def _prefill(shape: ModelShape, tokens: int, each: int) -> int:
-    """Hidden states, and the inner width with what is gated."""
-    return tokens * each * (3 * shape.hidden + (3 if shape.is_gated else 2) * shape.ffn)
+def _prefill(shape: ModelShape, tokens: int, each: int, *, gpus: int = 1) -> int:
+    """Hidden states, whole on each GPU, and its share of the inner width with what is gated."""
+    inner = (3 if shape.is_gated else 2) * shape.ffn // gpus
+    return tokens * each * (3 * shape.hidden + inner)
 
 
 def _logits(work: EngineWork) -> int:
+    """Gathered on every GPU of an engine: each samples."""
     return LOGITS_COPIES * 4 * work.rollout.max_num_seqs * work.shape.vocabulary
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlhf_ray.planning.needs import RoleNeed
+from rlhf_ray.planning.moments import RoleNeed
 from rlhf_ray.planning.planned_job import PlannedJob
 from rlhf_ray.planning.work import ModelWork
 

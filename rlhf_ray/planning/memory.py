@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 
 from rlhf_ray.planning import passes, states
-from rlhf_ray.planning.work import ModelWork
+from rlhf_ray.planning.model_shape import ModelShape
+from rlhf_ray.planning.work import ModelWork, Work
 
 MIB, GIB = 2**20, 2**30
 
 # A process' own share of a GPU: CUDA's context, cuBLAS workspaces, loaded kernels.
 GPU_CONTEXT_BYTES = 512 * MIB
+# Channels of NCCL to the other ranks of a group; they stay for as long as the group lives.
+NCCL_BYTES = 1 * GIB
 # Resident memory on the CPU before a model is there, measured with torch 2.13, transformers 5.19
 # and DeepSpeed 0.19: a rank with nothing to load, one with a model, one that hands it to DeepSpeed.
 BARE_RANK_BYTES, MODEL_RANK_BYTES, LEARNER_BYTES = 325 * MIB, 530 * MIB, 560 * MIB
@@ -50,9 +54,19 @@ class Memory:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in within}
 
     @property
-    def resident(self) -> int:
+    def at_rest(self) -> Memory:
         """What stays between passes."""
-        return self.total - self.activations - self.logits - self.buffers + self.kept_buffers
+        return replace(self, activations=0, logits=0, buffers=self.kept_buffers)
+
+    @property
+    def loaded(self) -> Memory:
+        """The process with its weights, without what training adds."""
+        return Memory(process=self.process, weights=self.weights)
+
+    @property
+    def bare(self) -> Memory:
+        """The process without its model."""
+        return Memory(process=self.process)
 
     @property
     def total(self) -> int:
@@ -60,39 +74,75 @@ class Memory:
         return sum(self.parts.values())
 
 
-def publication_bytes(work: ModelWork) -> int:
-    """What publishing takes of a GPU while its engine is awake.
+def largest(memories: Iterable[Memory]) -> Memory:
+    """The one with the largest sum."""
+    return max(memories, key=lambda memory: memory.total)
 
-    A bucket on both sides, at least as large as any weight, and a layer's experts once more, as
-    their family's checkpoints have them one by one; then a pass over the probe, for which ZeRO-3
-    gathers.
-    """
-    if work.probe is None or not work.on_gpu:
-        return 0
-    bucket = max(work.publishes_mb * MIB, work.shape.num_embedding * work.bytes_each)
-    probe = passes.activation_bytes(work, work.probe) + passes.logits_bytes(work, work.probe)
-    experts = work.shape.num_fused * work.bytes_each
-    return 2 * bucket + max(experts, probe) + states.states_of(work).gathered
+
+def process_bytes(work: Work) -> int:
+    """What a rank's process takes of its GPU."""
+    return GPU_CONTEXT_BYTES + (NCCL_BYTES if work.group.ranks > 1 else 0)
 
 
 def model_memory(work: ModelWork) -> Memory:
-    """One rank of a role with a model."""
-    on_gpu = bool(work.group.gpus_per_rank)
+    """One rank of a role with a model, which it keeps where it is."""
     kept = states.states_of(work)
-    largest = passes.largest_pass(work)
+    one = passes.largest_pass(work)
     # Passes and the optimiser's step take turns, so that only what exceeds a pass counts.
-    step = states.step_bytes(work) - passes.returned_bytes(work, largest)
+    step = states.step_bytes(work) - passes.returned_bytes(work, one)
     process = MODEL_RANK_BYTES if work.use == "read" else LEARNER_BYTES
     # A published bucket stays mapped in the object store's shared memory.
-    bucket = 0 if on_gpu else min(work.publishes_mb * MIB, kept.weights)
+    bucket = 0 if work.on_gpu else min(work.publishes_mb * MIB, kept.weights)
     return Memory(
-        process=GPU_CONTEXT_BYTES if on_gpu else process,
+        process=process_bytes(work) if work.on_gpu else process,
         weights=kept.weights,
         gradients=kept.gradients,
         optimizer=kept.optimizer,
-        activations=passes.activation_bytes(work, largest),
-        logits=passes.logits_bytes(work, largest),
+        activations=passes.activation_bytes(work, one),
+        logits=passes.logits_bytes(work, one),
         buffers=kept.reduced + max(kept.gathered + kept.sent, step) + bucket,
         kept_buffers=kept.reduced + bucket,
         host=kept.host,
     )
+
+
+def scoring_memory(work: ModelWork) -> Memory:
+    """A pass without gradients, on a GPU to which weights alone have come."""
+    assert work.reading is not None
+    kept = states.states_of(work)
+    return Memory(
+        process=process_bytes(work),
+        weights=kept.weights,
+        activations=passes.activation_bytes(work, work.reading),
+        logits=passes.logits_bytes(work, work.reading),
+        buffers=kept.gathered,
+    )
+
+
+def updating_memory(work: ModelWork) -> Memory:
+    """The optimiser's steps by themselves."""
+    return model_memory(replace(work, reading=None, probe=None))
+
+
+def publishing_memory(work: ModelWork, *, at_rest: Memory) -> Memory:
+    """Weights on their way to the engines, beside what the rank holds of its GPU `at_rest`.
+
+    A bucket, at least as large as any weight, and a layer's experts once more, as their family's
+    checkpoints have them one by one; then a pass over the probe, for which ZeRO-3 gathers.
+    """
+    assert work.probe is not None
+    probe = passes.activation_bytes(work, work.probe)
+    logits = passes.logits_bytes(work, work.probe)
+    experts = max(0, work.shape.num_fused * work.bytes_each - probe - logits)
+    bucket = bucket_bytes(work.publishes_mb, work.shape, work.bytes_each)
+    return replace(
+        at_rest,
+        activations=probe,
+        logits=logits,
+        buffers=at_rest.kept_buffers + bucket + experts + states.states_of(work).gathered,
+    )
+
+
+def bucket_bytes(bucket_mb: int, shape: ModelShape, bytes_each: int) -> int:
+    """A published bucket, which holds at least the largest weight: the embedding."""
+    return max(bucket_mb * MIB, shape.num_embedding * bytes_each)

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rlhf_ray.planning.engines import EngineMemory, engine_memory
 from rlhf_ray.planning.layout import Cluster, Place
-from rlhf_ray.planning.memory import (
-    BARE_RANK_BYTES,
-    GIB,
-    GPU_CONTEXT_BYTES,
-    MIB,
-    Memory,
-    model_memory,
-    publication_bytes,
-)
-from rlhf_ray.planning.work import EngineWork, ModelWork, Work
+from rlhf_ray.planning.memory import GIB, GPU_CONTEXT_BYTES, MIB, Memory
+from rlhf_ray.planning.moments import Moment, RoleNeed, moments_of
 
 # Beside the ranks: the driver, and the actor that assembles experience.
 DRIVER_BYTES = 850 * MIB
@@ -28,83 +19,31 @@ GPU_PROCESS_BYTES = 2 * GIB
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoleNeed:
-    """What one rank of a role needs on its device, and of its node beside that.
-
-    Attributes:
-        memory: On each GPU, or of the process on the CPU.
-        asleep: What stays on the GPU while another role works there.
-        publishing: What it takes beside that while the GPU's engine is awake.
-        engine: Of a rollout engine.
-    """
-
-    work: Work
-    memory: Memory
-    asleep: int
-    host: int
-    publishing: int = 0
-    engine: EngineMemory | None = None
-
-    @property
-    def role(self) -> str:
-        """Its name."""
-        return self.work.role
-
-
-@dataclass(frozen=True, kw_only=True)
 class GpuNeed:
     """The worst moment of one GPU in a job.
 
     Attributes:
         stage: The job, where it is one of several.
-        busy: The role whose turn it is.
-        held: Bytes of each role at that moment.
     """
 
     node: int
     gpu: int
     stage: str
-    busy: str
-    held: dict[str, int]
+    moment: Moment
 
     @property
     def total(self) -> int:
-        """Of all roles."""
-        return sum(self.held.values())
+        """Bytes of all roles."""
+        return self.moment.total
 
 
-def role_need(work: Work, cluster: Cluster) -> RoleNeed:
-    """One rank's, or one engine's."""
-    match work:
-        case ModelWork():
-            memory = model_memory(work)
-            asleep = memory.process if work.leaves else memory.resident
-            return RoleNeed(
-                work=work,
-                memory=memory,
-                asleep=asleep,
-                host=memory.host,
-                publishing=publication_bytes(work),
-            )
-        case EngineWork():
-            engine = engine_memory(work, cluster.gpu_bytes)
-            return RoleNeed(
-                work=work,
-                memory=engine.memory,
-                asleep=engine.asleep if work.sleeps else engine.memory.total,
-                host=engine.host,
-                engine=engine,
-            )
-    process = GPU_CONTEXT_BYTES if work.group.gpus_per_rank else BARE_RANK_BYTES
-    return RoleNeed(work=work, memory=Memory(process=process), asleep=process, host=0)
-
-
-def idle_bytes(needs: Sequence[RoleNeed]) -> dict[str, int]:
+def idle_memory(needs: Sequence[RoleNeed]) -> dict[str, Memory]:
     """What each role leaves on a GPU while a job that does not use it works there."""
-    idle: dict[str, int] = {}
+    idle: dict[str, Memory] = {}
     for need in needs:
-        process = GPU_CONTEXT_BYTES if need.engine is None else need.asleep
-        idle[need.role] = min(process, idle.get(need.role, process))
+        left = Memory(process=GPU_CONTEXT_BYTES) if need.engine is None else need.waiting
+        before = idle.get(need.role, left)
+        idle[need.role] = min(left, before, key=lambda memory: memory.total)
     return idle
 
 
@@ -112,10 +51,10 @@ def gpu_needs(
     needs: Sequence[RoleNeed],
     places: Sequence[Place],
     *,
-    idle: Mapping[str, int],
+    idle: Mapping[str, Memory],
     stage: str,
 ) -> tuple[GpuNeed, ...]:
-    """Roles of one GPU take turns: each time one is busy, the others hold what stays.
+    """Each GPU that the job uses, at its worst moment.
 
     Args:
         needs: Of the roles that the job uses.
@@ -128,35 +67,25 @@ def gpu_needs(
     for place in places:
         for gpu in place.gpus:
             on_gpu.setdefault((place.node, gpu), []).append(place.role)
+    worst: dict[tuple[str, ...], Moment | None] = {}
     found = []
     for (node, gpu), there in sorted(on_gpu.items()):
-        moments = [
-            GpuNeed(
-                node=node,
-                gpu=gpu,
-                stage=stage,
-                busy=busy,
-                held={
-                    role: _held(by_role[role], by_role[busy]) if role in by_role else idle[role]
-                    for role in there
-                },
-            )
-            for busy in there
-            if busy in by_role
-        ]
-        if moments:
-            found.append(max(moments, key=lambda moment: moment.total))
+        roles = tuple(there)
+        if roles not in worst:
+            used = [by_role[role] for role in roles if role in by_role]
+            unused = {role: idle[role] for role in roles if role not in by_role}
+            worst[roles] = _worst_moment(used, unused)
+        moment = worst[roles]
+        if moment is not None:
+            found.append(GpuNeed(node=node, gpu=gpu, stage=stage, moment=moment))
     return tuple(found)
 
 
-def _held(need: RoleNeed, busy: RoleNeed) -> int:
-    if need is busy:
-        return need.memory.total
-    # Before such a role leaves, no other has loaded its model.
-    first = isinstance(busy.work, ModelWork) and busy.work.leaves
-    if first:
-        return need.memory.process
-    return need.asleep + (need.publishing if busy.engine is not None else 0)
+def _worst_moment(used: Sequence[RoleNeed], unused: Mapping[str, Memory]) -> Moment | None:
+    moments = [
+        replace(moment, memories={**moment.memories, **unused}) for moment in moments_of(used)
+    ]
+    return max(moments, key=lambda moment: moment.total, default=None)
 
 
 def host_needs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlhf_ray.planning.heap import RETURNED_BLOCK_BYTES, heap_factor
-from rlhf_ray.planning.model_shape import Linear, ModelShape
+from rlhf_ray.planning.model_shape import ModelShape
 from rlhf_ray.planning.work import ModelWork, Pass
 
 # Bytes of a pass's tensor by its width, and by bytes a number where those are not the model's own.
@@ -49,37 +49,44 @@ def activation_bytes(work: ModelWork, one: Pass) -> int:
     # layer stay in the heap behind that layer's tensors, so that the next one's need room of their
     # own.
     apart = work.zero.stage == 3 and not work.on_gpu
-    rooms = (len(shape.layers) if apart else 1) * _room(shape, held)
+    room = _room(work, held)
+    rooms = (len(shape.layers) if apart else 1) * room
     if not one.backward:
         return int(rooms + 4 * held(shape.hidden))
-    casts = work.model.lora.rank and work.bytes_each == 2
-    layer = _layer(shape, shape.layers[0].linears if casts else (), held)
+    layer = _layer(work, held)
     if not work.model.gradient_checkpointing:
         kept = len(shape.layers) * layer
     else:  # one layer is whole while it is computed again, in the room of its first computation
-        kept = len(shape.layers) * held(shape.hidden) + layer + rooms - _room(shape, held)
+        kept = len(shape.layers) * held(shape.hidden) + layer + rooms - room
     # The last norm and the head's input remain.
     return int(kept + 4 * held(shape.hidden))
 
 
-def _layer(shape: ModelShape, adapted: tuple[Linear, ...], held: Held) -> float:
+def _layer(work: ModelWork, held: Held) -> float:
     """What one layer saves for its backward pass."""
-    query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    shape = work.shape
+    query, key = _attention_widths(shape)
     # A norm keeps its input in float32, that scaled, and its result, which the products take.
     norm = held(shape.hidden, 4) + 2 * held(shape.hidden)
     # Queries, keys and values as attention takes them; its result, before and after packing.
-    attention = 3 * held(query) + 2 * held(key)
+    attention = (3 if work.in_rectangles else 2) * held(query) + 2 * held(key)
     # A gated product keeps both factors, the one before its activation, and the result; without a
     # gate most families spell out GELU's formula, which keeps five.
     inner = (4 if shape.is_gated else 5) * held(shape.ffn)
-    # An adapter casts its input to its own float32.
-    casts = sum(held(linear.inputs, 4) for linear in adapted)
-    return 2 * norm + attention + inner + casts
+    return 2 * norm + attention + inner
 
 
-def _room(shape: ModelShape, held: Held) -> float:
+def _room(work: ModelWork, held: Held) -> float:
     """The most that is alive in a layer of which nothing is saved: in attention, or in the MLP."""
-    query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    # As projected, turned by position, laid into a rectangle; the result, and that packed.
-    attention = 5 * held(query) + 5 * held(key)
-    return max(attention, 3 * held(shape.ffn))
+    query, key = _attention_widths(work.shape)
+    # Queries, keys and values as projected; the first two turned by position; the result. Laid into
+    # a rectangle, all of them once more.
+    attention = 3 * held(query) + 3 * held(key)
+    if work.in_rectangles:
+        attention += 2 * held(query) + 2 * held(key)
+    return max(attention, 3 * held(work.shape.ffn))
+
+
+def _attention_widths(shape: ModelShape) -> tuple[int, int]:
+    """Of queries, and of keys or values."""
+    return shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim

@@ -10,14 +10,8 @@ from rlhf_ray.planning.batches import Batches
 from rlhf_ray.planning.groups import plan_groups, total_cpus
 from rlhf_ray.planning.held import HeldResult, held_results, most_held
 from rlhf_ray.planning.layout import Cluster, Place, lay_out
-from rlhf_ray.planning.needs import (
-    GpuNeed,
-    RoleNeed,
-    gpu_needs,
-    host_needs,
-    idle_bytes,
-    role_need,
-)
+from rlhf_ray.planning.moments import RoleNeed, role_need
+from rlhf_ray.planning.needs import GpuNeed, gpu_needs, host_needs, idle_memory
 from rlhf_ray.planning.planned_job import PlannedJob, groups_of
 from rlhf_ray.planning.roles import Shapes, work_of
 from rlhf_ray.planning.verdict import Problem, host_problems, stage_problems
@@ -88,7 +82,7 @@ def plan_jobs(jobs: Sequence[PlannedJob], shapes: Shapes, cluster: Cluster) -> P
     places = lay_out(groups, cluster)
     worked = [work_of(job.config, shapes) for job in jobs]
     needs = [tuple(role_need(one, cluster) for one in work) for work, _ in worked]
-    idle = idle_bytes([need for stage in needs for need in stage])
+    idle = idle_memory([need for stage in needs for need in stage])
     stages = tuple(
         StagePlan(
             name=job.name,

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from rlhf_ray.config.base import ForwardConfig, GroupConfig, JobConfig, ModelConfig, ZeroConfig
 from rlhf_ray.config.online import OnlineConfig, PublicationConfig
-from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
 from rlhf_ray.planning.batches import Batches, batches_of
@@ -62,7 +61,7 @@ def _online(config: OnlineConfig, shapes: Shapes) -> tuple[list[Work], Batches]:
         sleeps=config.engines_sleep,
         bucket_mb=config.publication.bucket_mb,
     )
-    scorer = _scorer(config.placement.reward, config.reward.model, shapes, batches.row_tokens)
+    scorer = _scorer(config, shapes, batches.row_tokens)
     work: list[Work] = [_online_model(config, "policy", shapes, batches), engine, scorer]
     if config.uses_reference:
         work.append(_online_model(config, "reference", shapes, batches))
@@ -105,24 +104,34 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
         scored_share=min(1.0, config.rollout.max_new_tokens / batches.row_tokens),
         publication=config.publication if role == "policy" else None,
         prompt_tokens=max(1, batches.row_tokens - config.rollout.max_new_tokens),
+        offloads=_on_engines_gpus(config, role),
     )
 
 
-def _scorer(group: GroupConfig, config: RewardModelConfig, shapes: Shapes, row_tokens: int) -> Work:
-    if not config.path:
+def _on_engines_gpus(config: OnlineConfig, role: str) -> bool:
+    """Whether a role lives on GPUs of the engines' group."""
+    group, rollout = config.groups[role], config.placement.rollout
+    together = group.host_of(role) == rollout.host_of("rollout")
+    return bool(together and group.gpus_per_rank and rollout.gpus_per_rank)
+
+
+def _scorer(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> Work:
+    group, model = config.placement.reward, config.reward.model
+    if not model.path:
         return BareWork(role="reward", section="reward", group=group)
-    longest = min(row_tokens, config.max_length or row_tokens)
-    budget = config.max_tokens_per_micro_batch
+    longest = min(row_tokens, model.max_length or row_tokens)
+    budget = model.max_tokens_per_micro_batch
     return ModelWork(
         role="reward",
         section="reward.model",
         group=group,
-        shape=shapes[config.path],
-        model=ModelConfig(path=config.path, dtype=config.dtype),
+        shape=shapes[model.path],
+        model=ModelConfig(path=model.path, dtype=model.dtype),
         zero=ZeroConfig(),
         head="score",
         use="read",
         reading=Pass(tokens=max(1, budget // longest) * longest, logits_tokens=0),
+        offloads=_on_engines_gpus(config, "reward"),
     )
 
 
@@ -195,6 +204,7 @@ def _model_work(
     publication: PublicationConfig | None = None,
     prompt_tokens: int = 0,
     leaves: bool = False,
+    offloads: bool = False,
 ) -> ModelWork:
     """A role's work; where it names no model, it starts from the policy's.
 
@@ -231,4 +241,5 @@ def _model_work(
         probe=over(probe, 1.0),
         publishes_mb=0 if publication is None else publication.bucket_mb,
         leaves=leaves,
+        offloads=offloads,
     )

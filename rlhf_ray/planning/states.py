@@ -109,9 +109,8 @@ def _trained(work: ModelWork) -> Trained:
         adapted = shape.adapted(lora.target_modules)
         adapters = sum(lora.rank * (linear.inputs + linear.outputs) for linear in adapted)
         head = 0 if work.head == "lm" else shape.num_head(work.head)
-        # peft keeps adapters of bfloat16 models in float32.
         small = heap_factor(0, on_gpu=work.on_gpu, trains=True)
-        num, bytes_each, factor = adapters + head, 4, small
+        num, bytes_each, factor = adapters + head, work.bytes_each, small
     else:
         num, bytes_each = shape.num_parameters(work.head), work.bytes_each
         factor = _mean_factor(work)
@@ -151,10 +150,8 @@ def _weight_bytes(work: ModelWork, trained: Trained) -> int:
     if work.model.quantization == "none":
         return num * work.bytes_each + adapters
     quantized = sum(linear.num_weights for linear in work.shape.linears)
-    # peft makes everything else float32 in a quantized model that may train.
-    each = work.bytes_each if work.use == "read" else 4
     small = int(quantized * QUANTIZED_BYTES[work.model.quantization])
-    return small + (num - quantized) * each + adapters
+    return small + (num - quantized) * work.bytes_each + adapters
 
 
 def _optimizer_bytes(work: ModelWork, trained: Trained, stage: int) -> int:

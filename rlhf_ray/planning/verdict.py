@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlhf_ray.planning.layout import Cluster
 from rlhf_ray.planning.memory import GIB, Memory
-from rlhf_ray.planning.needs import GpuNeed, RoleNeed
+from rlhf_ray.planning.moments import Moment, RoleNeed, Turn
+from rlhf_ray.planning.needs import GpuNeed
 from rlhf_ray.planning.work import EngineWork
 
 # Of a GPU's memory: what fragmentation of the caching allocator needs.
@@ -23,6 +24,14 @@ PART_NAMES = {
     "logits": "logits",
     "buffers": "buffers",
     "host": "processes and offloaded states",
+}
+TURN_WORDS: dict[Turn, str] = {
+    "generate": "generates",
+    "receive": "receives weights",
+    "load": "is loaded",
+    "score": "scores",
+    "update": "updates",
+    "publish": "publishes",
 }
 
 
@@ -51,21 +60,34 @@ def stage_problems(
         cluster: What there is.
         stage: The job's name, where it is one of several.
     """
-    problems = [*_engine_problems(needs), *_gpu_problems(gpus, needs, cluster)]
+    problems = [*_engine_problems(needs), *_gpu_problems(gpus, cluster)]
     if not stage:
         return problems
     return [replace(problem, message=f"stage {stage}: {problem.message}") for problem in problems]
 
 
 def _engine_problems(needs: Sequence[RoleNeed]) -> list[Problem]:
-    problems = []
+    problems: list[Problem] = []
     for need in needs:
         if need.engine is None or not isinstance(need.work, EngineWork):
             continue
+        problems += _split_problems(need.work)
         tokens, longest = need.engine.cache_tokens, need.work.max_model_len
         if tokens < longest:
             problems.append(_cache_problem(need.memory, tokens, longest))
     return problems
+
+
+def _split_problems(work: EngineWork) -> Iterator[Problem]:
+    """As vLLM divides heads: fewer key and value heads than GPUs are copied."""
+    gpus, kv_heads = max(1, work.group.gpus_per_rank), work.shape.num_kv_heads
+    divides = kv_heads % gpus == 0 or (kv_heads < gpus and gpus % kv_heads == 0)
+    if work.shape.num_heads % gpus or not divides:
+        message = (
+            f"rollout: {PART_NAMES['weights']} with {work.shape.num_heads} heads for queries and "
+            f"{kv_heads} for keys and values cannot be split over {gpus} GPUs"
+        )
+        yield Problem(role="rollout", part="weights", message=message)
 
 
 def _cache_problem(memory: Memory, tokens: int, longest: int) -> Problem:
@@ -83,32 +105,36 @@ def _cache_problem(memory: Memory, tokens: int, longest: int) -> Problem:
     return Problem(role="rollout", part=part, message=message)
 
 
-def _gpu_problems(
-    gpus: Sequence[GpuNeed], needs: Sequence[RoleNeed], cluster: Cluster
-) -> list[Problem]:
+def _gpu_problems(gpus: Sequence[GpuNeed], cluster: Cluster) -> list[Problem]:
     """One for each role whose turn overfills a GPU, at its worst GPU."""
-    by_role = {need.role: need for need in needs}
     worst: dict[str, GpuNeed] = {}
     for gpu in gpus:
         too_full = gpu.total > usable_gpu_bytes(cluster)
-        if too_full and gpu.total > (worst[gpu.busy].total if gpu.busy in worst else 0):
-            worst[gpu.busy] = gpu
-    problems = []
-    for busy, gpu in worst.items():
-        role = max(gpu.held, key=lambda name: gpu.held[name])
-        memory = by_role[role].memory
+        busy = gpu.moment.role
+        if too_full and gpu.total > (worst[busy].total if busy in worst else 0):
+            worst[busy] = gpu
+    problems: list[Problem] = []
+    for gpu in worst.values():
+        moment = gpu.moment
+        role, memory = max(moment.memories.items(), key=lambda one: one[1].total)
         part = _largest_part(memory)
-        held = ", ".join(f"{name} {_gib(size)}" for name, size in gpu.held.items())
+        held = ", ".join(f"{name} {_gib(size)}" for name, size in moment.held.items())
         problems.append(
             Problem(
                 role=role,
                 part=part,
                 message=f"{role} needs {_gib(memory.total)} GB a rank, {_gib(memory.parts[part])} "
                 f"of them for {PART_NAMES[part]}: GPU {gpu.gpu} of node {gpu.node} would hold "
-                f"{_gib(gpu.total)} of {_gib(cluster.gpu_bytes)} GB while {busy} works ({held})",
+                f"{_gib(gpu.total)} of {_gib(cluster.gpu_bytes)} GB while {happening(moment)} "
+                f"({held})",
             )
         )
     return problems
+
+
+def happening(moment: Moment) -> str:
+    """What is going on, in words."""
+    return f"{moment.role} {TURN_WORDS[moment.turn]}"
 
 
 def _largest_part(memory: Memory) -> str:

@@ -39,6 +39,8 @@ class ModelWork:
         probe: That which compares each rank with the engines after a publication.
         publishes_mb: Weights go to the engines in buckets of about this size; 0 for not at all.
         leaves: Whether it is gone before another role's model is loaded.
+        offloads: Whether it lives on the engines' GPUs, and waits in the node's memory while
+            others work there.
     """
 
     role: str
@@ -54,6 +56,7 @@ class ModelWork:
     probe: Pass | None = None
     publishes_mb: int = 0
     leaves: bool = False
+    offloads: bool = False
 
     @property
     def passes(self) -> list[Pass]:
@@ -74,6 +77,12 @@ class ModelWork:
     def bytes_each(self) -> int:
         """Of a weight that is not quantized, and of an activation."""
         return dtype_bytes(self.model.dtype, on_gpu=self.on_gpu)
+
+    @property
+    def in_rectangles(self) -> bool:
+        """Whether attention works on copies of its states: `packed_sdpa`, by name or for want."""
+        in_half_on_gpu = self.on_gpu and self.bytes_each == 2
+        return self.model.attention == "packed_sdpa" or not in_half_on_gpu
 
 
 @dataclass(frozen=True, kw_only=True)

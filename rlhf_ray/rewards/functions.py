@@ -25,6 +25,8 @@ from rlhf_ray.rewards.loading import load_function
 
 # What a function may have as an attribute: a function that finds what is wrong with rows.
 CHECK = "check_rows"
+# What a function gets beside columns and arguments.
+GIVEN = frozenset({"prompts", "completions", "prompt_ids", "completion_ids", "opens_reasoning"})
 _GRACE_S = 1.0
 # Most of what a batch holds; not worth a call each.
 _UNCHANGING = frozenset((str, int, float, bool, type(None)))

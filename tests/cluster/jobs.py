@@ -22,7 +22,7 @@ from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.setup import prepare
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Record, Table
-from rlhf_ray.roles import Roles
+from rlhf_ray.roles import EnginePart, Roles, SleepLevel
 
 SCORERS = Path(__file__).with_name("scorers.py")
 STOP_STRING = "and"
@@ -95,16 +95,25 @@ def train(config: PpoConfig, pool: Pool) -> Path:
 
 
 def run_loop(
-    config: PpoConfig, pool: Pool, tape: dict[Any, Any] | None = None
+    config: PpoConfig,
+    pool: Pool,
+    tape: dict[Any, Any] | None = None,
+    *,
+    moves: bool = False,
 ) -> tuple[Roles, list[dict[str, float]]]:
     """The job's loop alone: its roles, and the metrics of its steps.
 
-    With a tape, rollouts come from it; those that are not on it yet are sampled.
+    With a tape, rollouts come from it; those that are not on it yet are sampled. With `moves`, all
+    roles leave each other their place as if they lived on one GPU.
     """
 
     async def run() -> tuple[Roles, list[dict[str, float]]]:
         data = load_online_data(config)
         roles = await start_roles(config, data, pool)
+        if moves:
+            for role in (roles.policy, roles.value, roles.reference, roles.reward):
+                role.leaves = True  # type: ignore[union-attr]
+            roles.rollout.sleeps = True  # type: ignore[attr-defined]
         if tape is not None:
             roles = replace(roles, rollout=Replayed(roles.rollout, tape))
         recorder = Recorder()
@@ -187,8 +196,8 @@ class Replayed:
             self.tape[key] = await self.engine.generate(requests)
         return self.tape[key]
 
-    async def sleep(self) -> None:
-        pass
+    async def sleep(self, level: SleepLevel) -> None:
+        await self.engine.sleep(level)
 
-    async def wake_up(self) -> None:
-        pass
+    async def wake_up(self, part: EnginePart | None = None) -> None:
+        await self.engine.wake_up(part)

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import TWO_RANKS_SHARED, largest_difference, run_loop, weights_of
+from jobs import TWO_RANKS_SHARED, largest_difference, on_ranks, run_loop, weights_of
 from safetensors.numpy import load_file
+
+from rlhf_ray.loops.publication import publish
 
 VARIANTS = [
     (ranks, stage, layout)
@@ -33,9 +35,11 @@ class Trained:
     steps: list[dict[str, float]]
 
 
-def run_variant(config, pool, tape):
-    roles, steps = run_loop(config, pool, tape)
-    gap = asyncio.run(roles.policy.publish(config.total_steps + 1)).logprob_abs_max
+def run_variant(config, pool, tape, *, moves=False):
+    roles, steps = run_loop(config, pool, tape, moves=moves)
+    gap = asyncio.run(publish(roles, config.total_steps + 1)).logprob_abs_max
+    for role in (roles.policy, roles.value):
+        on_ranks(role.actors, lambda rank: rank.residency.reload())
     return weights_of(roles.policy.actors), weights_of(roles.value.actors), steps, gap
 
 
@@ -91,3 +95,24 @@ def test_every_variant_reaches_the_same_weights(
     assert ours == pytest.approx(theirs, rel=1e-3)
     # Published, they answer like the trained ones, whatever held them.
     assert gap < 1e-4
+
+
+def test_roles_that_leave_each_other_their_place_take_the_same_steps(
+    pool, shared_pool, make_config, tape, baseline, tmp_path_factory
+):
+    """Of what engines do on a GPU only the calls can be had here: a CPU's do not sleep."""
+    settings = settings_of(2, 3, "packed")
+    # Spread, for a CPU's own weights stay in their mapped file.
+    settings["reference"] = {"zero": {"stage": 3}}
+    found = []
+    for moves in (False, True):
+        config = make_config(tmp_path_factory.mktemp("run"), **settings)
+        *weights, steps, gap = run_variant(config, shared_pool, tape, moves=moves)
+        usage = asyncio.run(shared_pool.usage(["policy", "value", "reference"]))
+        assert (usage.get("time/offload", 0) > 0) is (usage.get("time/reload", 0) > 0) is moves
+        assert gap < 1e-4
+        found.append((weights, [step["policy/loss"] for step in steps]))
+    (stayed, losses), (moved, losses_of_moved) = found
+    for ours, theirs in zip(moved, stayed, strict=True):
+        assert largest_difference(ours, theirs)[0] == 0.0
+    assert losses_of_moved == losses

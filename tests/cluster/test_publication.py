@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jobs import TWO_RANKS_SHARED, on_ranks, run_loop, train, weights_of
 
-from actors.weights.probe import probe_sequences
+from actors.weights.probe import EXACT, probe_sequences
 from actors.weights.sync_spec import SyncSpec
 from launch.training.online_roles import start_roles
 from rlhf_ray.data.job import load_online_data
@@ -75,7 +75,7 @@ def test_an_engine_with_other_weights_stops_the_run(pool, make_config, tmp_path)
             roles.rollout.actors,
             nobody,
             probe=probe_sequences(data.prompts, 4),
-            max_gap=1e-3,
+            limits=EXACT,
         )
         await roles.policy.publish(1)  # nothing has changed
         await roles.policy.actors.call("__ray_call__", stretch_final_norm, 1.2, timeout_s=60)

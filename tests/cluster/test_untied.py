@@ -20,6 +20,7 @@ from actors.weights.probe import probe_sequences
 from launch.training.online_roles import start_roles
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.data.packing import plan_update
+from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience
@@ -204,7 +205,7 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
             version += 1
             factor = 1.0 + 0.01 * (version - 100)
             await roles.policy.actors.call("__ray_call__", stretch, factor, timeout_s=60)
-            publication = await roles.policy.publish(version)
+            publication = await publish(roles, version)
             assert publication.logprob_abs_max < 1e-4
         batch = await generating
         await roles.policy.actors.call("__ray_call__", stretch, 1.0, timeout_s=60)

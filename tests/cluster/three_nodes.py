@@ -109,7 +109,10 @@ def bad_changes(config: PpoConfig) -> dict[str, dict[str, Any]]:
     return {
         "labels": {"placement": {"reward": {"labels": {"zone": "nowhere"}}}},
         "nodes": {"placement": {"policy": {"ranks": 4, "strategy": "STRICT_SPREAD"}}},
-        "gpus": {"placement": {"rollout": {"gpus_per_rank": 1}}},
+        "gpus": {
+            "placement": {"rollout": {"gpus_per_rank": 1}},
+            "publication": {"backend": "object_store"},
+        },
         "path": {
             "policy": {"model": {"path": str(model)}},
             "placement": config.placement.model_dump(),

@@ -30,7 +30,8 @@ from rlhf_ray.config.rewards import RewardFunctionConfig, ShapingConfig
 from rlhf_ray.config.stages import resolve_stages
 from rlhf_ray.config.yaml_file import read_yaml, write_yaml
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.row_formats import recognise
+from rlhf_ray.data.recognition import recognise
+from rlhf_ray.data.row_formats import ROW_FORMATS
 from rlhf_ray.metrics.names import NAMES, PREFIXES
 from rlhf_ray.rewards.batch import ScoringBatch
 from rlhf_ray.rewards.functions import load_functions
@@ -154,7 +155,7 @@ def test_every_job_command_loads(words, monkeypatch):
 
 def test_every_make_command_is_a_target():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     variables = set(re.findall(r"^([A-Z_]+) \?=", makefile, re.MULTILINE))
     inline = [shlex.split(code) for code in CODE if code.startswith("make ")]
     for words in [*of_program("make"), *inline]:
@@ -280,10 +281,16 @@ def test_the_reward_functions_of_the_example_work(tmp_path):
 def test_every_format_has_an_example_that_is_recognised():
     section = between("\n## Your own data\n", "\n## ")
     examples = dict(re.findall(r"^\| `(\w+)` \| `(\{.+?\})` \|", section, re.MULTILINE))
-    assert set(examples) == set(get_args(DataFormat)) - {"auto"}
+    page = (ROOT / "rlhf_ray/data/README.md").read_text(encoding="utf-8")
+    published = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|", page, re.MULTILINE))
+    assert not set(examples) & set(published)
+    assert {*examples, *published} == set(get_args(DataFormat)) - {"auto"}
     for name, example in examples.items():
         row = Row(row_id="x:0", where="README.md", columns=json.loads(example))
-        assert recognise(row, for_prompts=name == "prompt").name == name
+        assert recognise(row, kinds={ROW_FORMATS[name].kind}).name == name
+    for name in set(published) - {"common_beginning"}:
+        shown = ", ".join(f"`{column}`" for column in ROW_FORMATS[name].columns)
+        assert published[name] == shown, name
 
 
 def test_the_remote_protocol_has_one_score_a_row():

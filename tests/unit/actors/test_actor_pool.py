@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -20,6 +22,10 @@ class Actors:
     def __init__(self, role: str, asked: list[tuple[Any, ...]]) -> None:
         self.role, self.asked = role, asked
         self.answers: dict[str, Any] = {"health": [health(), health()]}
+
+    @asynccontextmanager
+    async def turn(self, *, timeout_s: float) -> AsyncIterator[None]:
+        yield
 
     async def call(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
         self.asked.append((self.role, method, *arguments))
@@ -68,10 +74,34 @@ async def test_what_a_job_does_not_use_leaves_its_gpus(pool, asked):
     await pool.load("reference", "spec", path="base")
     asked.clear()
     await pool.make_room(["policy"])
-    asleep = ("rollout", "sleep", pool.timeouts.call_s)
+    asleep = ("rollout", "sleep", 2, pool.timeouts.call_s)
     assert asked == [("reward", "unload"), asleep]
     await pool.make_room(["policy"])
     assert asked[2:] == [asleep], "a role without a model has nothing to release"
+
+
+async def test_a_model_on_the_engines_gpus_goes_on_to_the_host(pool, asked):
+    await pool.load("policy", "spec", path="base", leaves=True)
+    await pool.load("reference", "spec", path="base")
+    assert asked == [
+        ("policy", "load", "spec", []), ("policy", "offload"), ("reference", "load", "spec", [])
+    ]  # fmt: skip
+
+
+async def test_an_engine_starts_on_gpus_that_models_have_left(pool, asked, monkeypatch):
+    """Those of a job before, which their ranks hold still."""
+    for role in ("policy", "reference"):
+        await pool.load(role, "spec", path="base")
+    asked.clear()
+
+    def start(role, actor_class, spec):
+        asked.append((role, "started"))
+        return Actors(role, asked)
+
+    monkeypatch.setattr(pool, "_start", start)
+    del pool.state.sets["rollout"]
+    await pool.replica_set("rollout", None, "engine")
+    assert asked == [("policy", "offload"), ("rollout", "started"), ("rollout", "start")]
 
 
 async def test_nobody_has_to_leave_a_group_of_its_own(pool, asked):

@@ -13,6 +13,7 @@ from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
 from actors.ranks.value import ValueGroup
+from actors.weights.probe import EXACT
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.packing import UpdatePlan
@@ -129,7 +130,7 @@ LEARNER, TIMEOUTS = LearnerConfig(), TimeoutConfig()
 async def publish(ranks: ActorSet) -> None:
     policy = PolicyGroup(ranks, LEARNER, TIMEOUTS)
     engine = RecordingRank([], {"logprobs": []})
-    policy.replicas, policy.probe, policy.max_gap = ActorSet("rollout", ["e"], [engine]), [], 1.0
+    policy.replicas, policy.probe, policy.limits = ActorSet("rollout", ["e"], [engine]), [], EXACT
     await policy.publish(1)
 
 

@@ -135,6 +135,24 @@ async def test_usage_has_the_hungriest_rank_and_all_engines(clock):
     check_names(usage)
 
 
+async def test_the_time_of_moving_models_is_that_of_each_roles_slowest_rank(clock):
+    sets = {
+        "policy": FakeSet(
+            clock,
+            [
+                {"peak_gb": 1.0, "offload_s": 0.5, "reload_s": 1.0},
+                {"peak_gb": 1.0, "offload_s": 0.75, "reload_s": 0.25},
+            ],
+        ),
+        "value": FakeSet(clock, [{"peak_gb": 1.0, "offload_s": 0.25}]),
+        "reward": FakeSet(clock, [{"peak_gb": 1.0}]),
+    }
+    usage = await usage_of(sets, timeout_s=1.0)
+    moves = {name: value for name, value in usage.items() if name.startswith(("time", "engine"))}
+    assert moves == {"time/offload": 1.0, "time/reload": 1.0}
+    check_names(usage)
+
+
 def test_every_figure_of_an_engine_is_documented():
     check_names(f"engine/{key}" for key in EngineLoad().take())
 

@@ -221,18 +221,6 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits_forward_and_backward() -> No
     assert largest.numel == num_tokens * V
 
 
-@pytest.mark.parametrize("num_tokens", [0, 3, 8])
-def test_ranks_can_be_made_to_call_the_head_equally_often(num_tokens: int) -> None:
-    hidden, targets = inputs(num_tokens)
-    head = RecordingHead()
-    logprobs = token_logprobs(hidden, head, targets, chunk_tokens=4, num_chunks=3).logprobs_T
-    assert len(head.rows) == 3
-    logprobs.sum().backward()
-    assert len(head.rows) == 6
-    expected = token_logprobs(hidden, head, targets, chunk_tokens=4).logprobs_T
-    assert torch.equal(logprobs, expected)
-
-
 def test_no_graph_without_grad() -> None:
     hidden, targets = inputs()
     with torch.no_grad():
@@ -245,7 +233,6 @@ def test_no_graph_without_grad() -> None:
     [
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"chunk_tokens": 0}, "chunk_tokens must be at least 1, got 0"),
-        ({"chunk_tokens": 4, "num_chunks": 3}, "num_chunks must be at least 4, got 3"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, float], message: str) -> None:

@@ -8,6 +8,9 @@ from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.preflight import preflight
 from rlhf_ray.errors import ConfigError
 
+# The group of a policy that publishes to engines on GPUs.
+ON_GPU = {"gpus_per_rank": 1}
+
 
 def write_weights(path, **tensors):
     """A safetensors file: each tensor's bytes by its name."""

@@ -25,7 +25,7 @@ run_dir: ~/runs/one
 data: {path: "${WHERE:-~/data}/rows.jsonl"}
 policy:
   model: {path: ~/model, tokenizer: ~/tokenizer, chat_template: ~/chat.jinja}
-  zero: {stage: 1, offload_optimizer: nvme, nvme_path: ~/fast}
+  zero: {stage: 3, offload_optimizer: nvme, nvme_path: ~/fast}
 reference: {model: {path: ~/reference}}
 value: {model: {path: ~/value}}
 reward:

@@ -186,6 +186,16 @@ def test_an_unset_variable_is_named_with_its_line(tmp_path, monkeypatch):
             ["--reward.shaping.clip", "3"],
             r"shaping\.clip and \.whiten .* advantage gdpo .*'clip': 3\.0, 'whiten': False",
         ),
+        (
+            "",
+            ["--rollout.max_num_seqs", "9000"],
+            r"rollout .*max_num_batched_tokens must be at least max_num_seqs \(9000\), got 8192",
+        ),
+        (
+            "",
+            ["--rollout.engine.gpu_memory_utilization", "0.5"],
+            r"engine must not set gpu_memory_utilization: rollout\.gpu_memory_share does",
+        ),
         ("", ["--algorithm.clip_low", "-1"], r"a number of at least 0 or null, got -1"),
         (
             "",
@@ -201,6 +211,14 @@ def test_an_unset_variable_is_named_with_its_line(tmp_path, monkeypatch):
             "",
             ["--value.warmup_steps", "5", "--algorithm.advantage", "grpo"],
             r"value\.warmup_steps must be 0 without a critic \(advantage grpo\), got 5",
+        ),
+        (
+            "placement: {rollout: {ranks: 8, gpus_per_rank: 1}}",
+            [
+                *("--placement.policy.share", "rollout", "--placement.policy.ranks", "4"),
+                *("--placement.policy.gpus_per_rank", "1"),
+            ],
+            r"set placement\.policy\.ranks to 8 or placement\.rollout\.ranks to 4",
         ),
     ],
 )

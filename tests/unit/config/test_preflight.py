@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from model_folders import refused, write_model
+from model_folders import ON_GPU, refused, write_model
 
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.preflight import preflight
@@ -139,7 +139,7 @@ def test_head_dimensions_that_the_cpu_engine_refuses(good, tmp_path, changes, pa
         preflight(GrpoConfig.model_validate(good))
     else:
         assert "the model's have 8" in refused(good)
-        good["placement"] = {"rollout": {"gpus_per_rank": 1}}
+        good["placement"] = {"policy": ON_GPU, "rollout": {"gpus_per_rank": 1}}
         preflight(GrpoConfig.model_validate(good))
 
 
@@ -152,7 +152,7 @@ def test_the_head_dimensions_are_vllms():
 
 
 def test_tensor_parallelism_must_divide_the_heads(good):
-    good["placement"] = {"rollout": {"gpus_per_rank": 3}}
+    good["placement"] = {"policy": ON_GPU, "rollout": {"gpus_per_rank": 3}}
     assert "must divide the model's 2 heads, got 3" in refused(good)
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from model_folders import refused, write_model, write_weights
+from model_folders import ON_GPU, refused, write_model, write_weights
 
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.preflight import preflight
@@ -215,7 +215,7 @@ def test_quantized_weights_are_not_trained(good, tmp_path, method, cls):
 def test_tensor_parallelism_and_key_heads(good, tmp_path, heads, kv_heads, gpus, passes):
     shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": 64}
     write_model(tmp_path / "model", **shape)
-    good["placement"] = {"rollout": {"gpus_per_rank": gpus}}
+    good["placement"] = {"policy": ON_GPU, "rollout": {"gpus_per_rank": gpus}}
     if passes:
         preflight(GrpoConfig.model_validate(good))
     else:

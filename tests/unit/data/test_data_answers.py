@@ -127,10 +127,19 @@ def test_a_border_that_would_merge_stays_where_it_is(make_tokenizer: Callable[..
     assert [tokenizer.decode(prompt_ids_T), tokenizer.decode(answer_ids_T)] == ["xa", "by</s>"]
 
 
+def test_an_answer_stands_behind_whatever_opens_one(chat_tokenizer: Any) -> None:
+    chat_tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<think></think>{% endif %}"
+    )
+    opened, said = tokenize_answer(chat_tokenizer, [{"role": "user", "content": "q"}], "a")
+    assert chat_tokenizer.decode(opened) == "q</s><think></think>"
+    assert chat_tokenizer.decode(said) == "a</s>"
+
+
 def test_a_template_that_changes_prompts_is_refused(chat_tokenizer: Any) -> None:
     chat_tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}think:{% endif %}"
+        "{% for m in messages %}{{ m.content if loop.last else 'x' }}{{ eos_token }}{% endfor %}"
     )
     with pytest.raises(DataError, match="renders a prompt differently when an answer follows"):
         tokenize_answer(chat_tokenizer, [{"role": "user", "content": "q"}], "a")

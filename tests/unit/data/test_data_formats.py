@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from published_rows import PUBLISHED
 
 from rlhf_ray.config.data import DataConfig, DataFormat
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.preferences import load_answers, load_labelled, load_pairs, load_rankings
 from rlhf_ray.data.prompts import load_prompts
+from rlhf_ray.data.recognition import recognise
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.row_formats import ROW_FORMATS, recognise
+from rlhf_ray.data.row_formats import ROW_FORMATS
 from rlhf_ray.data.sft import load_sft
 
 USER = {"role": "user", "content": "q"}
@@ -56,7 +58,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "oasst_tree": {"prompt": TREE},
     "unpaired": {"prompt": "q", "completion": " good", "label": True},
 }
-PREFERENCES = [name for name, format_ in ROW_FORMATS.items() if format_.kind == "preferences"]
+PREFERENCES = [name for name in ROWS if ROW_FORMATS[name].kind == "preferences"]
 
 
 def config(tmp_path: Path, *rows: dict[str, Any], **settings: Any) -> DataConfig:
@@ -66,13 +68,14 @@ def config(tmp_path: Path, *rows: dict[str, Any], **settings: Any) -> DataConfig
 
 
 def test_every_format_has_its_row_and_its_name_in_the_configuration() -> None:
-    assert set(ROWS) == set(ROW_FORMATS) == set(get_args(DataFormat)) - {"auto"}
+    rows = {*ROWS, *PUBLISHED, "common_beginning"}
+    assert rows == set(ROW_FORMATS) == set(get_args(DataFormat)) - {"auto"}
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_format_is_recognised_by_its_columns(name: str) -> None:
     row = Row(row_id="x:0", where="x.jsonl:1", columns=ROWS[name])
-    assert recognise(row, for_prompts=False).name == name
+    assert recognise(row, kinds={ROW_FORMATS[name].kind}).name == name
 
 
 @pytest.mark.parametrize("name", sorted(set(ROWS) - {"prompt", "text"}))
@@ -81,7 +84,7 @@ def test_a_prompt_stands_in_every_format(name: str, tmp_path: Path, chat_tokeniz
     [prompt] = load_prompts(config(tmp_path, row), chat_tokenizer, context_tokens=999).rows
     text = prompt.text if isinstance(prompt.text, str) else prompt.text[-1]["content"]
     assert text.strip() in ("q", "do\nit", "do", "Human: q\n\nAssistant:")
-    assert set(prompt.columns) <= set(row)
+    assert set(prompt.columns) <= {*row, "answer"}
     own = set(prompt.columns) - set(ROW_FORMATS[name].prompt_columns)
     assert own == set(prompt.columns)
 
@@ -153,7 +156,11 @@ def test_a_format_can_be_forced(tmp_path: Path, chat_tokenizer: Any) -> None:
 
 
 def test_what_a_job_cannot_take_is_named(tmp_path: Path, chat_tokenizer: Any) -> None:
-    message = r"train\.jsonl:1: pairs cannot be made of alpaca .*; wanted one of .*sharegpt_pairs"
+    message = (
+        r"train\.jsonl:1: pairs cannot be made of alpaca rows \(instruction, output\): there are "
+        r".*; pairs need prompt \+ chosen \+ rejected or .*: name them by data\.columns: "
+        r"\{prompt: \.\.\., chosen: \.\.\., rejected: \.\.\.\}"
+    )
     with pytest.raises(DataError, match=message):
         load_pairs(config(tmp_path, ROWS["alpaca"]), chat_tokenizer, max_length=99)
 
@@ -177,20 +184,54 @@ def test_a_transcript_becomes_turns_with_chat(tmp_path: Path, chat_tokenizer: An
         ({"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "q", ["good", "bad"]),
         ({"prompt": "q", "chosen": "good", "rejected": [BAD]}, "q", ["good", "bad"]),
         ({"prompt": [USER], "chosen": "good", "rejected": "bad"}, "q", ["good", "bad"]),
-        ({"chosen": "once upon a day", "rejected": "once upon a dog"}, "once upon a", None),
     ],
 )
 def test_strings_and_messages_mix(
-    tmp_path: Path, chat_tokenizer: Any, row: dict[str, Any], prompt: str, answers: list[str] | None
+    tmp_path: Path, chat_tokenizer: Any, row: dict[str, Any], prompt: str, answers: list[str]
 ) -> None:
     [pair] = load_pairs(config(tmp_path, row), chat_tokenizer, max_length=99).rows
     shown = chat_tokenizer.decode(pair.prompt_ids_T)
     said = [chat_tokenizer.decode(answer) for answer in pair.answer_ids_K]
-    if answers is None:
-        assert (shown, said) == (f"<s>{prompt}", [" day</s>", " dog</s>"])
-    else:
-        assert shown == f"<s><|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-        assert said == [f"{answer}<|im_end|>" for answer in answers]
+    assert shown == f"<s><|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    assert said == [f"{answer}<|im_end|>" for answer in answers]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "### Human: q\n### Assistant:",
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
+        "### Instruction:\nq\n\n### Response:",
+        "Human: q\nAssistant:",
+        "User: q\nAI: b\nUser: c\nAI:",
+    ],
+)
+def test_the_prompt_of_texts_with_turns_ends_where_the_last_answer_begins(
+    tmp_path: Path, chat_tokenizer: Any, prompt: str
+) -> None:
+    row = {"chosen": f"{prompt} this is so", "rejected": f"{prompt} this is not"}
+    loaded = load_pairs(config(tmp_path, row), chat_tokenizer, max_length=99)
+    assert loaded.report.format == "implicit_prompt (chosen, rejected)"
+    [pair] = loaded.rows
+    assert chat_tokenizer.decode(pair.prompt_ids_T) == f"<s>{prompt}"
+    end = "<|im_end|>" if "<|im_end|>" in prompt else "</s>"
+    assert [chat_tokenizer.decode(answer) for answer in pair.answer_ids_K] == [
+        f" this is so{end}",
+        f" this is not{end}",
+    ]
+
+
+def test_what_two_answers_begin_with_is_the_prompt_only_where_that_is_said(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    row = {"chosen": "once upon a day", "rejected": "once upon a dog"}
+    with pytest.raises(DataError, match=r"pairs need prompt .* data\.format: common_beginning"):
+        load_pairs(config(tmp_path, row), chat_tokenizer, max_length=99)
+    data = config(tmp_path, row, format="common_beginning")
+    [pair] = load_pairs(data, chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(pair.prompt_ids_T) == "<s>once upon a"
+    said = [chat_tokenizer.decode(answer) for answer in pair.answer_ids_K]
+    assert said == [" day</s>", " dog</s>"]
 
 
 @pytest.mark.parametrize("chat", [False, True])

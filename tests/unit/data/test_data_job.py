@@ -127,6 +127,32 @@ def test_a_reference_that_no_reward_can_read_is_named_by_its_row(
         load(values)
 
 
+def test_a_column_that_a_function_needs_and_no_row_has_is_found_before_anything_starts(
+    online: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "raise AssertionError\n\ndef f(completions, truth):\n    ...\n"
+    )
+    functions = [{"path": f"{tmp_path}/mine.py:f"}]
+    values = {**online, "reward": {"functions": functions}}
+    with pytest.raises(ConfigError, match=r"data: .*mine\.py:f' needs 'truth', .*are 'answer'"):
+        load(values)
+    load({**values, "data": {**online["data"], "columns": {"truth": "answer"}}})
+
+
+def test_kto_refuses_answers_of_one_label(
+    tmp_path: Path, make_tokenizer: Callable[..., Any]
+) -> None:
+    rows = [{"prompt": f"{n} + 1 =", "completion": "2", "label": True} for n in range(3)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = {"path": model_with(tmp_path / "policy", make_tokenizer(), num_rows=300)}
+    settings = {"data": {"path": str(path)}, "policy": {"model": model}, "loss_type": ["kto"]}
+    config = DpoConfig.model_validate({**settings, "run_dir": str(tmp_path / "run")})
+    with pytest.raises(ConfigError, match="every answer is labelled good"):
+        load_dpo_data(config)
+
+
 def test_a_users_function_may_check_rows_too(online: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def even(completions, answer, **_):\n    return [0.0 for _ in completions]\n\n"

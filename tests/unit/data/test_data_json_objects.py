@@ -84,7 +84,7 @@ def test_keys_are_splits(tmp_path: Path) -> None:
         ({"prompt": "p", "completions": [A]}, r"no split 'train'; there: split completions"),
         ({"test": [A]}, r"no split 'train'; there: split test"),
         ({"data": []}, "no rows in"),
-        ('{"data": [{"text": "a"}], "data": []}', r"a\.json:1: a key stands twice .*: 'data'"),
+        ('{"data": [{"text": "a"}], "data": []}', r"a\.json:1: a key appears twice: 'data'"),
         ({"text": ["a", "b"], "n": [1]}, r"a\.json:1: columns of different lengths: text 2, n 1"),
         ('{\n "text": "a"\n}\n{\n "text": "b"\n}\n', r"a\.json:4: .*one row a line"),
     ],
@@ -154,7 +154,7 @@ def test_a_window_of_any_size_gives_what_json_gives(
         ('[{"a": 1},\n {"b": tru}]', "a:2: not JSON: Expecting value at column 8"),
         ('[{"a": 1}, {"b": "x"', "a:1: not JSON: Expecting ',' delimiter at column 21"),
         ('[{"a": 1}, {"b":\n\n  -}]', "a:1: not JSON: Expecting value at column 3 of line 3"),
-        ('[{"a": 1, "a": 2}, {}]', "a:1: a key stands twice in an object: 'a'"),
+        ('[{"a": 1, "a": 2}, {}]', "a:1: a key appears twice: 'a' is 1, and 2"),
     ],
 )
 def test_a_fault_has_its_place_wherever_the_window_ends(

@@ -38,6 +38,9 @@ TREE = {
     }
 }
 IMPLICIT = {"chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "b"}]}
+IMPLICIT_TEXT = {"chosen": "User: q\nAI: a", "rejected": "User: q\nAI: b"}
+CHOICE = {"prompt": "q", "a": "a", "b": "b", "better": "a"}
+SHP = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}
 LOADERS = {"pairs": load_pairs, "sft": load_sft, "labelled": load_labelled}
 
 
@@ -82,6 +85,16 @@ BAD_ROWS: list[tuple[str, dict[str, Any], Any, str]] = [
     ("pairs", PAIR, {**PAIR, "margin": "much"}, "wrong type"),
     ("pairs", PAIR, '{"prompt": "q", "chosen": "a", "rejected": "b", "margin": NaN}', "wrong type"),
     ("pairs", PAIR, {**PAIR, "margin": [1]}, "wrong type"),
+    ("pairs", PAIR, {**PAIR, "margin": -1}, "negative margin"),
+    ("pairs", PAIR, {**PAIR, "score_rejected": 1}, "no column 'score_chosen'"),
+    ("pairs", PAIR, '{"prompt": "q", "chosen": "a", "chosen": "b"}', "a key appears twice"),
+    ("pairs", CHOICE, {**CHOICE, "better": "c"}, "unknown label"),
+    ("pairs", CHOICE, without(CHOICE, "better"), "no column 'better'"),
+    ("pairs", CHOICE, without(CHOICE, "b"), "no column 'b'"),
+    ("pairs", SHP, {**SHP, "labels": 2}, "unknown label"),
+    ("pairs", SHP, {**SHP, "labels": [1]}, "unknown label"),
+    ("pairs", SHP, {**SHP, "labels": None}, "no label"),
+    ("pairs", IMPLICIT_TEXT, {**IMPLICIT_TEXT, "rejected": "b"}, "no common prompt"),
     ("pairs", SCORED, {**SCORED, "score_rejected": "Infinity"}, "wrong type"),
     ("pairs", SCORED, without(SCORED, "score_rejected"), "no column 'score_rejected'"),
     ("pairs", SCORED, {**SCORED, "score_chosen": 10**400}, "wrong type"),
@@ -101,9 +114,11 @@ BAD_ROWS: list[tuple[str, dict[str, Any], Any, str]] = [
     ("pairs", HH, {**HH, "chosen": HH["rejected"]}, "equal answers"),
     ("pairs", HH, {**HH, "chosen": "\n\nHuman: q\n\nAssistant:"}, "empty answer"),
     ("pairs", RANKING, {**RANKING, "answers": "a"}, "wrong type"),
-    ("pairs", RANKING, {**RANKING, "answers": []}, "wrong type"),
+    ("pairs", RANKING, {**RANKING, "answers": []}, "no answers"),
+    ("pairs", RANKING, {**RANKING, "answers": [{"said": "a"}, {"said": "b"}]}, "wrong type"),
+    ("pairs", RANKING, {**RANKING, "answers": [{"text": "a", "rank": "first"}] * 2}, "wrong type"),
     ("pairs", RANKING, {**RANKING, "answers": ["a", None]}, "wrong type"),
-    ("pairs", RANKING, {**RANKING, "answers": ["a"], "ranks": [0]}, "too few answers"),
+    ("pairs", RANKING, {**RANKING, "answers": ["a"], "ranks": [0]}, "a single answer"),
     ("pairs", RANKING, {**RANKING, "ranks": [0]}, "wrong number of ranks"),
     ("pairs", RANKING, {**RANKING, "ranks": [0, 0]}, "tie"),
     ("pairs", RANKING, {**RANKING, "ranks": ["first", "second"]}, "wrong type"),
@@ -119,7 +134,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any], Any, str]] = [
         tree(replies=[{**reply, "rank": "0"} for reply in TREE["prompt"]["replies"]]),
         "wrong type",
     ),
-    ("labelled", LABELLED, {**LABELLED, "label": "yes"}, "wrong type"),
+    ("labelled", LABELLED, {**LABELLED, "label": "maybe"}, "wrong type"),
     ("labelled", LABELLED, {**LABELLED, "label": 2}, "wrong type"),
     ("labelled", LABELLED, without(LABELLED, "label"), "no column 'label'"),
     ("labelled", LABELLED, {**LABELLED, "completion": "\n"}, "empty answer"),
@@ -129,14 +144,6 @@ BAD_ROWS: list[tuple[str, dict[str, Any], Any, str]] = [
     ("sft", CHAT, {"messages": [{"role": "user"}]}, "wrong type"),
     ("sft", CHAT, {"messages": [{"role": 3, "content": "a"}]}, "wrong type"),
     ("sft", CHAT, {"messages": [USER, {"role": "wizard", "content": "a"}]}, "unknown role"),
-    ("sft", CHAT, {"messages": [USER, USER, ANSWER]}, "roles out of order"),
-    ("sft", CHAT, {"messages": [USER, ANSWER, ANSWER]}, "roles out of order"),
-    (
-        "sft",
-        CHAT,
-        {"messages": [USER, {"role": "system", "content": "s"}, ANSWER]},
-        "roles out of order",
-    ),
     ("sft", CHAT, {"messages": [USER]}, "no message of the role 'assistant' to train"),
     ("sft", SHAREGPT, {"conversations": [{"from": "human"}]}, "wrong type"),
     ("sft", SHAREGPT, {"conversations": {"from": "gpt", "value": "a"}}, "wrong type"),
@@ -149,7 +156,10 @@ BAD_ROWS: list[tuple[str, dict[str, Any], Any, str]] = [
     ("sft", {"text": "t"}, {"text": "x" * 10_000_000}, "too long"),
     ("pairs", PAIR, {**PAIR, "rejected": "x " * 5_000_000}, "too long"),
 ]
-COUNTED = {"equal answers", "empty answer", "empty text", "tie", "no ranked replies", "too long"}
+COUNTED = {
+    "equal answers", "empty answer", "empty text", "tie", "no ranked replies", "too long",
+    "no answers", "a single answer",
+}  # fmt: skip
 
 
 def line(row: Any) -> bytes:

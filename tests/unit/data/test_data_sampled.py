@@ -114,8 +114,8 @@ def test_a_template_may_end_a_turn_by_text(tokenizer: Any) -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_an_answer_of_a_data_set_is_rendered_by_the_template(tokenizer: Any, name: str) -> None:
     tokenizer.chat_template = TEMPLATES[name]
-    if name == "DEEPSEEK":  # it drops the reasoning that its own prompts begin
-        with pytest.raises(DataError, match="renders a prompt differently when an answer follows"):
+    if name == "DEEPSEEK":  # its own prompts begin reasoning
+        with pytest.raises(DataError, match="opens an answer by '<think>', and message 1 has no"):
             tokenize_answer(tokenizer, ASKED, "four")
         return
     prompt_ids_T, answer_ids_T = tokenize_answer(tokenizer, ASKED, "four")

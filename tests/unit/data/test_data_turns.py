@@ -70,17 +70,138 @@ def test_every_family_trains_what_was_said_and_its_end(
     assert example.token_ids_T.tolist() == rendered
 
 
-@pytest.mark.parametrize("name", ["QWEN3", "DEEPSEEK", "SINGLE_TURN"])
-def test_a_template_that_renders_earlier_turns_differently_is_refused(
-    tmp_path: Path, tokenizer: Any, name: str
+THOUGHTFUL = [
+    {**turn, "content": f"<think>\nhm {turn['content']}\n</think>\n\n{turn['content']}"}
+    if turn["role"] == "assistant"
+    else turn
+    for turn in TURNS
+]
+# Analysis before the last answer alone, which ends otherwise than those before it.
+HARMONY = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% if loop.last and m.thinking %}<|assistant|>analysis:{{ m.thinking }}<|end|>{% endif %}"
+    "<|assistant|>final:{{ m.content }}"
+    "{% if loop.last and not add_generation_prompt %}<|eot_id|>{% else %}<|end|>{% endif %}"
+    "{% else %}<|user|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def parts(tokenizer: Any, example: SftExample) -> list[tuple[bool, str]]:
+    """An example's text, parted where tokens begin or cease to be trained."""
+    runs: list[tuple[bool, list[int]]] = []
+    for token_id, mark in zip(example.token_ids_T.tolist(), example.trained_T, strict=True):
+        if not runs or runs[-1][0] != mark:
+            runs.append((bool(mark), []))
+        runs[-1][1].append(token_id)
+    return [(mark, decode(tokenizer, ids)) for mark, ids in runs]
+
+
+def test_a_turn_that_is_rendered_differently_later_is_an_example_of_its_own(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    tokenizer.chat_template = families.QWEN3
+    first, second = load(tmp_path, tokenizer, {"messages": THOUGHTFUL})
+    assert (first.example_id, second.example_id) == ("train:0/0", "train:0/1")
+    assert parts(tokenizer, first) == [
+        (False, "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"),
+        (True, "<think>\nhm four\n</think>\n\nfour<|im_end|>"),
+    ]
+    # As while sampling: the answer before it has lost its reasoning.
+    assert parts(tokenizer, second) == [
+        (
+            False,
+            "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\nfour<|im_end|>\n"
+            "<|im_start|>user\n3+3?<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (True, "<think>\nhm six\n</think>\n\nsix<|im_end|>"),
+        (False, "\n"),
+    ]
+
+
+def test_reasoning_beside_the_content_is_trained_as_that_within_it(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    tokenizer.chat_template = HARMONY
+    said = {"role": "assistant", "content": "four", "reasoning": "hm"}
+    first, second = load(tmp_path, tokenizer, {"messages": [TURNS[0], said, *TURNS[2:]]})
+    assert parts(tokenizer, first) == [
+        (False, "<|user|>2+2?<|end|><|assistant|>"),
+        (True, "analysis:hm<|end|><|assistant|>final:four<|eot_id|>"),
+    ]
+    before = "<|user|>2+2?<|end|><|assistant|>final:four<|end|>"
+    assert parts(tokenizer, second) == [
+        (False, before + "<|user|>3+3?<|end|><|assistant|>"),
+        (True, "final:six<|eot_id|>"),
+    ]
+    tokenizer.chat_template = families.CHATML
+    with pytest.raises(DataError, match="leaves out the reasoning: that of message 1: write"):
+        load(tmp_path, tokenizer, {"messages": [TURNS[0], said, *TURNS[2:]]})
+
+
+@pytest.mark.parametrize(
+    ("opening", "content"),
+    [
+        ("<think>\n", "<think>\nhm\n</think>\n\nfour"),
+        ("<think>\n", "hm\n</think>\n\nfour"),
+        ("<think>", "<think>hm\n</think>\n\nfour"),
+    ],
+)
+def test_a_turn_goes_on_with_the_reasoning_that_its_prompt_opens(
+    tmp_path: Path, tokenizer: Any, opening: str, content: str
+) -> None:
+    tokenizer.chat_template = families.DEEPSEEK.replace("<think>\n", opening)
+    tokenizer.eos_token = "<｜end▁of▁sentence｜>"
+    said = {"role": "assistant", "content": content}
+    rows = [
+        {"messages": [TURNS[0], said]},
+        {"prompt": [TURNS[0]], "completion": [said]},
+        {"prompt": [TURNS[0]], "completion": [{**said, "content": "four", "thinking": "hm"}]},
+    ]
+    for row in rows:
+        [example] = load(tmp_path, tokenizer, row)
+        assert parts(tokenizer, example) == [
+            (False, f"<s><｜User｜>2+2?<｜Assistant｜>{opening}"),
+            (True, "hm\n</think>\n\nfour<｜end▁of▁sentence｜>"),
+        ]
+    first, second = load(tmp_path, tokenizer, {"messages": [*THOUGHTFUL[:3], THOUGHTFUL[3]]})
+    assert parts(tokenizer, second)[0][1] == (
+        f"<s><｜User｜>2+2?<｜Assistant｜>\n\nfour<｜end▁of▁sentence｜><｜User｜>3+3?<｜Assistant｜>{opening}"
+    )
+    assert parts(tokenizer, first)[0][1] == f"<s><｜User｜>2+2?<｜Assistant｜>{opening}"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "DEEPSEEK",
+            "an answer without reasoning: .* '<think>', and message 1 has no .*</think>",
+        ),
+        ("SINGLE_TURN", "leaves out a message of this chat: message 0, of the role 'user': '2"),
+    ],
+)
+def test_a_template_that_a_chat_does_not_fit_is_refused(
+    tmp_path: Path, tokenizer: Any, name: str, message: str
 ) -> None:
     tokenizer.chat_template = getattr(families, name)
-    with pytest.raises(DataError, match=r"train\.jsonl:1: .*(message 1 differently|leaves out)"):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: .*" + message):
         load(tmp_path, tokenizer, {"messages": TURNS})
-    if name == "DEEPSEEK":
-        return
-    [example] = load(tmp_path, tokenizer, {"messages": TURNS[:2]})
-    assert trained(tokenizer, example).endswith(("four<|im_end|>", "four</s>"))
+
+
+def test_an_assistant_may_speak_first_and_twice(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.chat_template = families.CHATML
+    chat = [TURNS[1], TURNS[2], TURNS[3], TURNS[1]]
+    [example] = load(tmp_path, tokenizer, {"messages": chat})
+    assert parts(tokenizer, example) == [
+        (False, "<|im_start|>assistant\n"),
+        (True, "four<|im_end|>"),
+        (False, "\n<|im_start|>user\n3+3?<|im_end|>\n<|im_start|>assistant\n"),
+        (True, "six<|im_end|>"),
+        (False, "\n<|im_start|>assistant\n"),
+        (True, "four<|im_end|>"),
+        (False, "\n"),
+    ]
 
 
 def test_an_end_token_that_is_not_special_ends_a_turn_as_well(

@@ -51,6 +51,13 @@ def test_the_process_is_not_root(dockerfile):
     assert int(user) > 0
 
 
+def test_the_gpu_image_has_what_offloading_to_nvme_is_compiled_against():
+    [gpu] = [path for path in DOCKERFILES if path.suffix == ".gpu"]
+    installs = [rest for name, rest in instructions(gpu) if name == "RUN" and "apt-get" in rest]
+    words = {word for rest in installs for word in rest.split()}
+    assert {"g++", "libaio-dev"} <= words
+
+
 def test_packages_come_from_the_lock_alone(dockerfile):
     installs = [
         command

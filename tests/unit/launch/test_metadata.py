@@ -56,6 +56,7 @@ def test_actors_get_the_variables_that_are_handed_on(monkeypatch):
         "OMP_NUM_THREADS": "2",
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "3",
+        "DS_ACCELERATOR": "cuda",
     }
     monkeypatch.delenv(FORWARDED)
     assert "MINE" not in environment(2.0, None)

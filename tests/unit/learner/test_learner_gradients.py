@@ -20,6 +20,8 @@ CASES = [
     *(Case(learner="policy", dtype="bfloat16", stage=stage) for stage in (1, 2, 3)),
     Case(learner="reward", dtype="bfloat16", stage=0, checkpointing=True, lora=True),
     Case(learner="reward", dtype="bfloat16", stage=3, checkpointing=True, lora=True),
+    Case(learner="policy", dtype="bfloat16", stage=0, lora=True),
+    Case(learner="dpo", dtype="bfloat16", stage=3, checkpointing=True, lora=True),
     Case(learner="sft", dtype="bfloat16", stage=1, checkpointing=True),
     Case(learner="policy", dtype="float32", stage=0, checkpointing=True, lora=True),
     Case(learner="value", dtype="float32", stage=1),
@@ -36,7 +38,7 @@ def path(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "case", CASES, ids=lambda case: f"{case.learner} {case.dtype} {case.stage}"
+    "case", CASES, ids=lambda case: f"{case.learner} {case.dtype} {case.stage} {case.lora}"
 )
 def test_a_step_of_eight_micro_batches_is_one_of_the_whole(path, case):
     [found] = agreements(case, path, [8]).values()

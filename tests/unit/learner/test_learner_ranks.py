@@ -7,19 +7,23 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from gathers import HeadTask, step_of
 from learning import largest_gap, learner_config
-from two_ranks import MAX_GRAD_NORM, SUMMANDS, answer_of
+from two_ranks import MAX_GRAD_NORM, SUMMANDS, SUMS, answer_of
 
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.specs import SupervisedSpec
 from rlhf_ray.types import SftExample
 
+# Where CPUAdam is used for the first time on a machine it is compiled: two minutes of a core.
+pytestmark = pytest.mark.timeout(900)
 KINDS = {
     "sft": (SftConfig, {}),
     "reward": (RmConfig, {"loss_type": "plackett_luce", "center_rewards_coefficient": 0.1}),
@@ -27,6 +31,13 @@ KINDS = {
     "aot": (DpoConfig, {"loss_type": ["aot"]}),
     "adapter off": (DpoConfig, {"reference_kind": "adapter_off"}),
     "kto": (DpoConfig, {"loss_type": ["kto"]}),
+}
+# What makes logits: the model's settings, and whether it is the embedding.
+HEADS = {
+    "trained": ({}, False),
+    "tied": ({}, True),
+    "frozen": ({"lora": {"rank": 3}, "gradient_checkpointing": True}, False),
+    "adapted": ({"lora": {"rank": 3, "target_modules": ["q_proj", "lm_head"]}}, False),
 }
 # With one row, the second rank has a micro-batch without any.
 CASES = [
@@ -62,6 +73,9 @@ def tasks(make_model, rankings, pairs, labelled):
     for kind, stage, num in CASES:
         some = rows.get(kind, pairs)[: None if num == "all" else 1]
         tasks[f"{kind} {stage} {num}"] = task_of(kind, stage, make_model("llama"), some)
+    for head, (model, tied) in HEADS.items():
+        path = make_model("llama", tie_word_embeddings=tied)
+        tasks[f"head {head}"] = HeadTask(path=path, model=model)
     return tasks
 
 
@@ -82,7 +96,7 @@ def of_two(tasks, tmp_path_factory):
         for rank in (0, 1)
     ]
     try:
-        codes = [rank.wait(timeout=150) for rank in ranks]
+        codes = [rank.wait(timeout=600) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -109,19 +123,45 @@ def test_two_ranks_take_the_step_of_one(tasks, of_two, kind, stage, num):
         assert two["written"] == one["written"]
 
 
-# Stages 2 and 3 reduce a pass's gradients as they come, on all ranks alike.
-@pytest.mark.parametrize(
-    ("stage", "alone"), [(0, False), (1, False), (2, False), (3, False), (0, True), (1, True)]
-)
+@pytest.mark.parametrize(("stage", "alone", "offload"), SUMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_gradients_of_micro_batches_and_ranks_are_summed_in_float32(of_two, dtype, stage, alone):
+def test_gradients_of_micro_batches_and_ranks_are_summed_in_float32(
+    of_two, dtype, stage, alone, offload
+):
     """`alone`: of some weights one rank has a gradient and the other has none."""
     totals = [sum(slopes) for slopes in SUMMANDS]
     wanted = {"first": sum(totals), "second": totals[0] if alone else sum(totals)}
     norm = math.sqrt(33 * wanted["first"] ** 2 + 7 * wanted["second"] ** 2)
     for answers in of_two:
-        answer = answers[f"{dtype} {stage} {alone}"]
+        answer = answers[f"{dtype} {stage} {alone} {offload}"]
         assert answer["grad_norm"] == pytest.approx(norm, rel=1e-6)
         for name, moments in answer["moments"].items():
             clipped = wanted[name] * MAX_GRAD_NORM / norm
             assert moments.tolist() == pytest.approx([clipped] * moments.numel(), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_is_gathered_once_forward_and_once_backward(tasks, of_two, head, num_ranks):
+    """However many chunks of logits a pass has, and each rank other ones."""
+    name = f"head {head}"
+    ranks = [of_two[0][name], of_two[1][name]] if num_ranks == 2 else [step_of(tasks[name], 1)]
+    plain, _ = step_of(replace(tasks[name], zero={"stage": 0}), 1)
+    for gradients, gathers in ranks:
+        assert largest_gap(gradients, plain) < 1e-6
+        # Before the order is known, an embedding has a gather of its own.
+        known = slice(3 if head == "tied" else 0, None)
+        assert max(gathers.forward[known]) == max(gathers.backward[known]) == 1
+        # Loading looks at the model by its own forward, once; later passes follow the first one's.
+        assert gathers.invalidated == [1]
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_ranks_that_leave_their_devices_take_the_same_steps(of_two, dtype, stage):
+    for answers in of_two:
+        stayed, moved = (answers["steps"][f"{dtype} {stage} {moves}"] for moves in (False, True))
+        assert stayed.keys() == moved.keys()
+        for name, tensor in stayed.items():
+            assert torch.equal(moved[name], tensor), name
+        assert not torch.equal(stayed["first"], torch.ones_like(stayed["first"]))

@@ -8,21 +8,33 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
+from gathers import HeadTask, step_of
 from learning import gradients_of, plan_evaluation, plan_rows
 
 from benchmarks.gradients import first_moments
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.learner.residency import Residency
 from rlhf_ray.learner.supervised import supervised_learner
 
 # Micro-batches' gradients of each rank: numbers of one bit each, whose sum needs twelve. bfloat16
 # keeps eight, so a sum that is rounded anywhere on its way is another number.
 SUMMANDS = ((1.0, 2.0**-9, 2.0**-11), (2.0**-10, 0.0, 2.0**-8))
 MAX_GRAD_NORM = 0.25
+# Stages, whether one rank has weights alone, where states are. Stages 2 and 3 reduce a pass's
+# gradients as they come, on all ranks alike; at stage 0 nothing is offloaded.
+SUMS = (
+    *((stage, False, "none") for stage in range(4)),
+    *((stage, True, "none") for stage in range(2)),
+    *((stage, False, "cpu") for stage in range(1, 4)),
+    (1, True, "cpu"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +59,11 @@ class Scales(torch.nn.Module):
         return Product(sum=total)
 
 
-def sum_of(dtype: torch.dtype, stage: int, *, alone: bool) -> dict[str, Any]:
+def sum_of(dtype: torch.dtype, stage: int, *, alone: bool, offload: str) -> dict[str, Any]:
     """One step on numbers that must add up exactly; `alone`, one rank uses the second weights."""
     config = LearnerConfig.model_validate(
         {
-            "zero": {"stage": stage},
+            "zero": {"stage": stage, "offload_optimizer": offload},
             "optim": {"lr": 1e-12, "betas": (0.0, 0.95), "max_grad_norm": MAX_GRAD_NORM},
         }
     )
@@ -68,13 +80,46 @@ def sum_of(dtype: torch.dtype, stage: int, *, alone: bool) -> dict[str, Any]:
 
 
 def sums() -> dict[str, Any]:
-    """By dtype and stage, and whether one rank has weights alone: stages 2 and 3 cannot."""
+    """By dtype, stage and offloading, and whether one rank has weights alone."""
     return {
-        f"{dtype} {stage} {alone}": sum_of(dtype, stage, alone=alone)
+        f"{dtype} {stage} {alone} {offload}": sum_of(dtype, stage, alone=alone, offload=offload)
+        for dtype in (torch.float32, torch.bfloat16)
+        for stage, alone, offload in SUMS
+    }
+
+
+def steps_of(dtype: torch.dtype, stage: int, *, moves: bool) -> dict[str, torch.Tensor]:
+    """Weights and moments after some steps; with `moves`, ranks leave and come back before each."""
+    config = LearnerConfig.model_validate({"zero": {"stage": stage}, "optim": {"lr": 1e-2}})
+    engine = TrainingEngine(Scales(dtype), config, total_steps=10)
+    holder = SimpleNamespace(model=engine.module, engine=engine)
+    residency = Residency(holder, torch.device("cpu"), deepspeed=engine.engine)
+    try:
+        for number in range(4):
+            if moves:
+                residency.offload(keep_weights=True)
+                residency.offload()
+                residency.reload(weights_only=True)
+                residency.reload()
+            product = engine(SUMMANDS[dist.get_rank()][number % 3], with_second=True)
+            engine.backward(product.sum.float(), is_last=True)
+            engine.step()
+        weights = dict(engine.module.named_parameters())
+        with deepspeed.zero.GatheredParameters(list(weights.values())):
+            whole = {name: weight.detach().clone() for name, weight in weights.items()}
+        moments = first_moments(engine)
+        return whole | {f"moment of {name}": moment.clone() for name, moment in moments.items()}
+    finally:
+        engine.close()
+
+
+def steps() -> dict[str, Any]:
+    """By dtype and stage, and whether ranks moved."""
+    return {
+        f"{dtype} {stage} {moves}": steps_of(dtype, stage, moves=moves)
         for dtype in (torch.float32, torch.bfloat16)
         for stage in range(4)
-        for alone in (False, True)
-        if not alone or stage < 2
+        for moves in (False, True)
     }
 
 
@@ -108,8 +153,12 @@ def main(rank: int, port: int, folder: Path) -> None:
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=deadline)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=deadline)
     tasks = pickle.loads((folder / "tasks.pkl").read_bytes())
-    answers = {name: answer_of(task, num_ranks=2) for name, task in tasks.items()}
+    answers = {
+        name: (step_of if isinstance(task, HeadTask) else answer_of)(task, num_ranks=2)
+        for name, task in tasks.items()
+    }
     answers |= sums()
+    answers["steps"] = steps()
     (folder / f"rank{rank}.pkl").write_bytes(pickle.dumps(answers))
     dist.barrier()
     dist.destroy_process_group()

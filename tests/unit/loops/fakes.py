@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_ray.config.online import PpoConfig
+from rlhf_ray.metrics.flops import UpdateFlops
 from rlhf_ray.metrics.log import Record, Table
 from rlhf_ray.roles import (
     GenerationRequest,
@@ -21,6 +22,7 @@ from rlhf_ray.roles import (
 )
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
+COSTS = UpdateFlops(per_token=6e9, per_scored_token=2e9, per_pair={None: 3e8, 2: 1e8})
 Scoring = Callable[[str, int], float | None]
 
 
@@ -134,13 +136,16 @@ class Company:
             ]
         )
 
-    async def sleep(self) -> None:
-        self.said("rollout.sleep")
+    async def sleep(self, level: int) -> None:
+        self.said(f"rollout.sleep@{level}")
         self.asleep = True
 
-    async def wake_up(self) -> None:
-        self.said("rollout.wake_up")
+    async def wake_up(self, part: str | None = None) -> None:
+        self.said(f"rollout.wake_up({part})")
         self.asleep = False
+
+    async def offload(self) -> None:
+        pass
 
     async def score(self, batch: RolloutBatch) -> list[Score]:
         self.said("reward.score")
@@ -149,7 +154,7 @@ class Company:
         ]
 
     async def hardware(self) -> Hardware:
-        return Hardware(flops_per_token=60.0, device_name="cpu", num_devices=1)
+        return Hardware(flops=COSTS, device_name="cpu", num_devices=1)
 
     async def logprobs(self, batch: RolloutBatch) -> list[Shard]:
         self.said("policy.logprobs")
@@ -180,11 +185,21 @@ class Company:
         skipped = self.skipped.pop(0) if self.skipped else 0.0
         return {"loss": 0.5, "skipped_in_a_row": skipped, "lr": kl_coefficient}
 
-    async def publish(self, version: int) -> Publication:
+    async def publish(self, version: int) -> None:
         assert not self.asleep, "an engine that sleeps takes no weights"
         self.said(f"policy.publish@{version}")
         self.version = version
-        return Publication(version=version, seconds=0.1, num_bytes=10, logprob_abs_max=1e-6)
+
+    async def compare(self) -> Publication:
+        self.said("policy.compare")
+        return Publication(
+            version=self.version,
+            seconds=0.1,
+            num_bytes=10,
+            logprob_abs_max=1e-6,
+            logprob_abs_p99=1e-6,
+            logprob_abs_mean=1e-7,
+        )
 
     async def save(self, folder: str) -> None:
         self.said("policy.save")
@@ -215,6 +230,9 @@ class FakeReference:
         self.company.said("reference.logprobs")
         return []
 
+    async def offload(self) -> None:
+        pass
+
 
 class FakeValue:
     def __init__(self, company: Company) -> None:
@@ -228,6 +246,9 @@ class FakeValue:
         self.company.said("value.update")
         await asyncio.sleep(0)
         return {"loss": 0.1, "skipped_in_a_row": 0.0}
+
+    async def offload(self) -> None:
+        pass
 
     async def save(self, folder: str) -> None:
         self.company.said("value.save")

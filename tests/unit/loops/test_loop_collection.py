@@ -21,7 +21,7 @@ SHARED = {"share": "policy", "gpus_per_rank": 1}
 ON_ONE_GPU = {"policy": {"gpus_per_rank": 1}, "rollout": SHARED, "reward": SHARED}
 
 
-def collector(tmp_path, scoring, *, settings=None, **algorithm):
+def collector(tmp_path, scoring, *, settings=None, publishes=True, **algorithm):
     config = make_config(
         tmp_path,
         data={"path": "x", "shuffle": False},
@@ -31,7 +31,13 @@ def collector(tmp_path, scoring, *, settings=None, **algorithm):
     company = Company(config, scoring)
     order = ResumableOrder(10, seed=0, shuffle=False)
     return (
-        Collector(config, OrderedFeed(make_prompts(10), order), engine=company, reward=company),
+        Collector(
+            config,
+            OrderedFeed(make_prompts(10), order),
+            engine=company,
+            reward=company,
+            publishes=publishes,
+        ),
         company,
         order,
     )
@@ -59,15 +65,22 @@ async def test_a_prompt_that_comes_again_is_sampled_anew(tmp_path):
     assert len(set(seeds)) == len(seeds) == 40
 
 
-@pytest.mark.parametrize("algorithm", [{}, DYNAMIC])
-async def test_engines_leave_a_shared_gpu_to_the_reward_model(tmp_path, algorithm):
+# Weights are dropped only where a publication comes before the next rollout, in any case.
+@pytest.mark.parametrize(
+    ("algorithm", "publishes", "level"), [({}, True, 2), ({}, False, 1), (DYNAMIC, True, 1)]
+)
+async def test_engines_leave_a_shared_gpu_to_the_reward_model(
+    tmp_path, algorithm, publishes, level
+):
     def spread(prompt_id, sample):
         return float(sample)
 
     model = {"reward": {"model": {"path": "rm"}}, "placement": ON_ONE_GPU}
-    draws, company, _ = collector(tmp_path, spread, settings=model, **algorithm)
+    draws, company, _ = collector(
+        tmp_path, spread, settings=model, publishes=publishes, **algorithm
+    )
     await (await draws.collect(1, StepClock())).scores
-    assert company.calls == ["rollout.generate@-1", "rollout.sleep", "reward.score"]
+    assert company.calls == ["rollout.generate@-1", f"rollout.sleep@{level}", "reward.score"]
     apart = {**model, "placement": {**ON_ONE_GPU, "reward": {"gpus_per_rank": 1}}}
     draws, company, _ = collector(tmp_path, spread, settings=apart, **algorithm)
     await (await draws.collect(1, StepClock())).scores
@@ -149,7 +162,9 @@ async def test_a_prompt_that_is_drawn_again_in_a_step_is_judged_by_itself(tmp_pa
     )
     company = Company(config, lambda prompt_id, sample: sample * (prompt_id == "p1"))
     order = ResumableOrder(2, seed=0, shuffle=False)
-    draws = Collector(config, OrderedFeed(make_prompts(2), order), engine=company, reward=company)
+    draws = Collector(
+        config, OrderedFeed(make_prompts(2), order), engine=company, reward=company, publishes=True
+    )
     collected = await draws.collect(1, StepClock())
     # Draws 0 to 3, then 4 and 5 for 0 and 2, then 6 for 4.
     rollouts = resolve(collected.batch)

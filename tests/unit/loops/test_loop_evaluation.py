@@ -43,7 +43,7 @@ async def test_engines_leave_a_shared_gpu_to_the_reward_model():
     assert company.calls == ["rollout.generate@-1", "reward.score"], "functions need no GPU"
     model = {"reward": {"model": {"path": "rm"}}, "placement": placement}
     company, _ = await evaluated(sections=model)
-    assert company.calls == ["rollout.generate@-1", "rollout.sleep", "reward.score"]
+    assert company.calls == ["rollout.generate@-1", "rollout.sleep@1", "reward.score"]
 
 
 async def test_of_one_sample_there_is_no_best():

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from fakes import (
+    COSTS,
     Company,
     CountedUsage,
     Recorder,
@@ -27,7 +28,7 @@ from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.report import rollout_metrics, sample_metrics
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.roles import RolloutBatch
+from rlhf_ray.roles import Hardware, RolloutBatch
 from rlhf_ray.types import Score
 
 KEEP_ALL = {"every": 1, "keep": 10}
@@ -56,16 +57,23 @@ async def test_a_step_is_told_as_the_design_tells_it(tmp_path):
     company = Company(config, spread)
     await loop_of(config, company).run(None)
     calls = company.calls
-    assert calls[:4] == [
-        "rollout.wake_up", "policy.publish@0", "rollout.generate@0", "rollout.sleep"
-    ]  # fmt: skip
-    scored = calls[4:8]
+
+    def publication(version):
+        return [
+            "rollout.wake_up(weights)", f"policy.publish@{version}",
+            "rollout.wake_up(kv_cache)", "policy.compare",
+        ]  # fmt: skip
+
+    assert calls[:6] == [*publication(0), "rollout.generate@0", "rollout.sleep@2"]
+    scored = calls[6:10]
     assert set(scored) == {
         "policy.logprobs", "reference.logprobs", "value.values", "reward.score"
     }  # fmt: skip
-    assert calls[8] == "assembler.build"
-    assert set(calls[9:11]) == {"policy.update", "value.update"}
-    assert calls[11:] == ["rollout.wake_up", "policy.publish@1", "policy.save", "value.save"]
+    assert calls[10] == "assembler.build"
+    assert set(calls[11:13]) == {"policy.update", "value.update"}
+    assert calls[13:] == [
+        *publication(1), "rollout.sleep@1", "policy.save", "value.save", "rollout.sleep@2"
+    ]  # fmt: skip
 
 
 async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
@@ -86,6 +94,28 @@ async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
         # The first report, of how long roles waited until all of them were there, is no step's.
         assert told["wait/policy"] == step + 1
     assert "wait/policy" not in recorder.steps[0]
+
+
+async def test_utilisation_counts_every_epoch_and_no_prompt_as_scored(tmp_path):
+    config, recorder = make_config(tmp_path, algorithm={"epochs": 2}), Recorder()
+    company = Company(config, spread)
+    generate, batches = company.generate, []
+
+    async def generate_and_keep(requests):
+        batches.append(await generate(requests))
+        return batches[-1]
+
+    async def hardware():
+        return Hardware(flops=COSTS, device_name="NVIDIA H100 80GB", num_devices=2)
+
+    company.generate, company.hardware = generate_and_keep, hardware
+    await loop_of(config, company, recorder=recorder).run(None)
+    told, summaries = recorder.steps[3], batches[2].summaries_B
+    num_flops = COSTS.of(
+        [s.num_prompt_tokens + s.num_response_tokens for s in summaries],
+        num_scored=sum(s.num_response_tokens for s in summaries),
+    )
+    assert told["perf/mfu"] == pytest.approx(2 * num_flops / (told["time/update"] * 2 * 989e12))
 
 
 async def test_a_step_lasts_from_log_to_log(tmp_path):
@@ -149,7 +179,7 @@ async def test_every_step_samples_from_the_weights_of_the_one_before(tmp_path):
     config = make_config(tmp_path)
     company, recorder = Company(config, spread), Recorder()
     await loop_of(config, company, recorder=recorder).run(None)
-    versions = [call for call in company.calls if "@" in call]
+    versions = [call for call in company.calls if "@" in call and "sleep" not in call]
     assert versions == [
         "policy.publish@0",
         *(f"{call}@{n + i}" for n in range(3) for i, call in enumerate(GENERATE_THEN_PUBLISH)),
@@ -199,7 +229,7 @@ async def test_a_resumed_loop_goes_on_as_if_nothing_had_been(tmp_path):
     resumed, again = Company(config, spread), Recorder()
     await loop_of(config, resumed, recorder=again).run(checkpoint)
     assert resumed.calls[:4] == [
-        "policy.restore", "value.restore", "rollout.wake_up", "policy.publish@3"
+        "policy.restore", "value.restore", "rollout.wake_up(weights)", "policy.publish@3"
     ]  # fmt: skip
     assert list(again.steps) == [4, 5]
     assert resumed.requests == whole.requests[-8:]

@@ -123,7 +123,7 @@ async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
     assert [pair["prompt"] for pair in pairs] == [f"prompt {n}" for n in (0, 1, 2, 4, 5)]
     assert pairs[0]["chosen"] == "answer 1 to p0"
     # The engine must sample from this job's weights, not from those it was started with.
-    assert company.calls[:2] == ["rollout.wake_up", "policy.publish@0"]
+    assert company.calls[:2] == ["rollout.wake_up(weights)", "policy.publish@0"]
     assert "policy.update" not in company.calls
     assert recorder.steps[0]["eval/reward_mean"] == 0.0  # one sample each, the first
     assert recorder.steps[2]["rollout/zero_spread_share"] == 0.5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import CountedUsage, Recorder
+from fakes import COSTS, CountedUsage, Recorder
 
 from rlhf_ray.config.layers import lay_over
 from rlhf_ray.config.supervised import SftConfig
@@ -39,7 +39,7 @@ class FakePolicy:
         self.evaluated, self.num_updates = [], 0
 
     async def hardware(self):
-        return Hardware(flops_per_token=60.0, device_name="cpu", num_devices=1)
+        return Hardware(flops=COSTS, device_name="cpu", num_devices=1)
 
     async def update(self, rows, plan):
         await asyncio.sleep(0)  # as a call to an actor, it leaves the loop time for others
@@ -149,13 +149,17 @@ async def test_utilisation_is_there_where_the_peak_is_known(tmp_path):
     policy, recorder = FakePolicy(), Recorder()
 
     async def hardware():
-        return Hardware(flops_per_token=6e9, device_name="NVIDIA H100 80GB", num_devices=2)
+        return Hardware(flops=COSTS, device_name="NVIDIA H100 80GB", num_devices=2)
 
     policy.hardware = hardware
     await loop_of(make_config(tmp_path), policy, recorder=recorder).run(None)
+    trained = [row for row in make_examples(NUM_EXAMPLES) if row.example_id in policy.batches[4]]
+    num_flops = COSTS.of(
+        [row.num_tokens for row in trained],
+        num_scored=sum(row.num_trained_tokens for row in trained),
+    )
     told = recorder.steps[5]
-    expected = 6e9 * told["perf/update_tokens_per_s"] / (2 * 989e12)
-    assert told["perf/mfu"] == pytest.approx(expected)
+    assert told["perf/mfu"] == pytest.approx(num_flops / (told["time/update"] * 2 * 989e12))
 
 
 async def test_rows_stand_in_the_order_of_the_data_where_nothing_is_shuffled(tmp_path):

@@ -220,6 +220,18 @@ def test_reasoning_that_was_cut_off_is_scored_as_it_was_sampled(decoder, known):
     assert shown.count("<think>") == 1 and "</think>" not in shown
 
 
+@pytest.mark.parametrize("shows", [True, False])
+def test_tools_of_a_prompt_stand_before_it_where_the_template_has_a_place(decoder, shows):
+    template = "{% for t in tools or [] %}<{{ t.function.name }}>{% endfor %}" * shows + CHAT
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    rollout = make_rollout([{"role": "user", "content": "Why?"}], "So.")
+    prompt = replace(rollout.prompt, columns={"tools": [tool]})
+    model = reward_model(decoder, chat_template=template)
+    shown = model.tokenizer.decode(model._tokenize(replace(rollout, prompt=prompt)))
+    assert ("<add>[user] Why?" in shown) == shows
+    assert "[user] Why?" in shown
+
+
 def test_a_text_is_cut_at_max_length(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     token_ids = tokens_of(*TEXTS[3], tokenizer)

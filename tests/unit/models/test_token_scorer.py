@@ -99,7 +99,7 @@ def test_only_the_tokens_that_are_asked_for_are_scored(make_model, sequences, pa
 def test_a_batch_without_sequences_scores_nothing_and_still_has_a_gradient(make_model):
     scorer = TokenScorer(load(make_model("llama")), temperature=1.0, chunk_tokens=4)
     batch = build_batch([], [], padded=False, device=CPU)
-    logprobs_T = scorer(batch, num_chunks=3).logprobs_T
+    logprobs_T = scorer(batch).logprobs_T
     assert logprobs_T.shape == (0,)
     logprobs_T.sum().backward()
     assert all(torch.all(p.grad == 0) for p in scorer.parameters())

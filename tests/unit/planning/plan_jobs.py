@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.model_sizes import LLAMA, QWEN
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
@@ -17,38 +18,10 @@ from rlhf_ray.planning.shapes import shape_of
 
 ROOT = Path(__file__).parents[3]
 
-_LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-}
 MODELS: dict[str, dict[str, Any]] = {
-    "meta-llama/Llama-3.1-8B-Instruct": {
-        **_LLAMA,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
-    "meta-llama/Llama-3.3-70B-Instruct": {
-        **_LLAMA,
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-    },
-    "Qwen/Qwen2.5-0.5B": {
-        "model_type": "qwen2",
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-        "tie_word_embeddings": True,
-    },
+    **LLAMA,
+    **QWEN,
+    "Qwen/Qwen2.5-0.5B": QWEN["Qwen/Qwen2.5-0.5B-Instruct"],
     "tiny": {
         "model_type": "llama",
         "vocab_size": 512,
@@ -117,7 +90,6 @@ MODELS["qwen3-55m"] = {
     "num_hidden_layers": 8,
     "num_key_value_heads": 4,
 }
-MODELS["Qwen/Qwen2.5-0.5B-Instruct"] = MODELS["Qwen/Qwen2.5-0.5B"]
 EIGHT_B = "meta-llama/Llama-3.1-8B-Instruct"
 SEVENTY_B = "meta-llama/Llama-3.3-70B-Instruct"
 SHAPES = {name: shape_of(config) for name, config in MODELS.items()}

@@ -135,6 +135,17 @@ def test_an_engine_without_room_for_its_cache_is_named(drawn, fault):
     assert {(problem.role, problem.part) for problem in planned.problems} == {("rollout", part)}
 
 
+@pytest.mark.parametrize(("gpus", "divides"), [(1, True), (2, True), (4, False), (8, False)])
+def test_an_engine_over_whose_gpus_heads_cannot_be_split_is_named(gpus, divides):
+    placement = {"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": gpus}}
+    config = job("grpo", policy={"model": {"path": SMALL}}, placement=placement)
+    problems = plan_job(config, SHAPES, node(nodes=2)).problems
+    assert [problem.message for problem in problems] == [
+        "rollout: weights with 14 heads for queries and 2 for keys and values cannot be split over "
+        f"{gpus} GPUs"
+    ] * (not divides)
+
+
 @settings(max_examples=20, derandomize=True)
 @given(drawn=fitting(names=("dpo", "grpo", "ppo", "rm", "sft")), stage=st.sampled_from([2, 3]))
 def test_a_node_without_room_for_what_is_offloaded_is_named(drawn, stage):
@@ -173,7 +184,7 @@ def test_ranks_without_a_place_are_named(drawn, data):
     if name in ONLINE:
         shared = {"share": "policy", "ranks": 1, "gpus_per_rank": 8}
         faults["guest"] = (
-            {"placement": {"rollout": shared}},
+            {"placement": {"rollout": shared}, "publication": {"backend": "object_store"}},
             {"nodes": 8},
             "placement.rollout shares the ",
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from plan_jobs import EIGHT_B, SHAPES, job, memory_of, planned
 
-from rlhf_ray.planning import engines
 from rlhf_ray.planning.memory import GIB, MIB
 from rlhf_ray.planning.states import PREFETCH_BUCKET, REDUCE_BUCKET
 
@@ -61,7 +60,8 @@ def test_adapters_alone_have_gradients_and_states():
     linears = SHAPES[EIGHT_B].linears
     adapters = 16 * sum(linear.inputs + linear.outputs for linear in linears)
     memory = learner(model={"lora": {"rank": 16}})
-    assert states(memory) == (2 * NUM + 4 * adapters, 4 * adapters, 8 * adapters)
+    # As bfloat16 weights are trained: with sums and copies in float32, and Adam's two.
+    assert states(memory) == (2 * NUM + 2 * adapters, 4 * adapters, 12 * adapters)
     quantized = learner(model={"lora": {"rank": 16}, "quantization": "4bit"})
     assert quantized.weights < memory.weights / 2
 
@@ -69,7 +69,7 @@ def test_adapters_alone_have_gradients_and_states():
 def test_adapters_are_where_the_configuration_puts_them():
     two = learner(model={"lora": {"rank": 16, "target_modules": ["q_proj", "v_proj"]}})
     # A layer of 8 B parameters: queries from 4,096 to 4,096, values to 1,024.
-    assert two.optimizer == 8 * 32 * 16 * (4096 + 4096 + 4096 + 1024)
+    assert two.optimizer == 12 * 32 * 16 * (4096 + 4096 + 4096 + 1024)
     every = learner(model={"lora": {"rank": 16}})
     unknown = learner(model={"lora": {"rank": 16, "target_modules": ["q_proj", "attn.c_proj"]}})
     assert unknown.optimizer == every.optimizer
@@ -80,6 +80,18 @@ def test_checkpointing_keeps_a_layers_input_alone():
     assert checkpointed.activations < whole.activations / 8
     kept = 2 * 32 * 4096 * 8192
     assert checkpointed.activations > kept
+
+
+def test_in_half_precision_on_a_gpu_attention_copies_nothing_into_rectangles():
+    def activations(**model):
+        return learner(model=model).activations
+
+    laid_out = activations(attention="packed_sdpa")
+    # Of each layer of 8 B parameters the result of attention is kept once, not twice.
+    assert laid_out - activations() == 32 * 2 * 4096 * 8192
+    assert activations(attention="varlen_attn") == activations()
+    in_float32 = activations(dtype="float32")
+    assert activations(dtype="float32", attention="packed_sdpa") == in_float32
 
 
 def test_logits_exist_for_a_chunk_of_tokens():
@@ -148,22 +160,41 @@ def test_what_is_scored_ahead_or_held_out_fills_micro_batches():
 
 def test_a_bucket_of_gradients_stays_under_stage_3():
     memory = learner(8, zero={"stage": 3})
-    assert memory.resident == memory.total - memory.activations - memory.logits - (
+    assert memory.at_rest.buffers == 2 * REDUCE_BUCKET < memory.buffers
+    assert memory.at_rest.total == memory.total - memory.activations - memory.logits - (
         memory.buffers - 2 * REDUCE_BUCKET
     )
 
 
 def test_an_engine_fills_its_share():
-    config = job("grpo", placement={"rollout": {"gpus_per_rank": 2}})
+    groups = {"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": 2}}
+    config = job("grpo", placement=groups)
     memory = memory_of(planned(config), "rollout")
     assert memory.total == pytest.approx(0.85 * 80 * GIB, rel=1e-6)
     assert memory.weights == NUM
 
 
-def test_an_engine_on_the_cpu_prefills_as_it_is_told_to():
-    from actors.engines.spec import PREFILL_TOKENS
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_an_engine_has_room_for_the_tokens_of_its_largest_step(gpus):
+    def memory(tokens):
+        config = job(
+            "grpo",
+            rollout={"max_num_batched_tokens": tokens},
+            placement={
+                "policy": {"gpus_per_rank": min(1, gpus)},
+                "rollout": {"gpus_per_rank": gpus},
+            },
+        )
+        return memory_of(planned(config), "rollout")
 
-    assert engines.PREFILL_TOKENS == PREFILL_TOKENS
+    assert memory(16384).activations == 2 * memory(8192).activations
+
+
+def test_an_engine_on_the_cpu_prefills_its_longest_prompt_whole():
+    def activations(longest):
+        return memory_of(planned(job("grpo", rollout={"max_model_len": longest})), "rollout")
+
+    assert activations(32768).activations == 4 * activations(2048).activations
 
 
 # Peak resident memory (VmHWM, MiB) by benchmarks/planned_memory.py: 2 cores, torch 2.13 for CPUs,
@@ -278,3 +309,16 @@ def test_processes_on_a_cpu_take_what_was_measured(name, sections, role, measure
     # What a process has before a model is there does not count in its favour.
     above = measured - memory.process / MIB
     assert (memory.total - memory.process) / MIB == pytest.approx(above, rel=0.2)
+
+
+def test_gpus_of_one_engine_share_its_inner_width_and_all_have_its_logits():
+    def memory(gpus):
+        placement = {"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": gpus}}
+        config = job("grpo", placement=placement)
+        return memory_of(planned(config), "rollout")
+
+    one, two = memory(1), memory(2)
+    shape = SHAPES[EIGHT_B]
+    assert one.activations - two.activations == 8192 * 2 * 3 * shape.ffn // 2
+    assert one.logits == two.logits
+    assert two.weights == one.weights // 2

@@ -71,7 +71,7 @@ def test_a_gpu_counts_at_its_worst_moment_of_all_stages():
 def test_what_a_stage_does_not_use_leaves_the_gpus_that_it_uses():
     sft = planned(stages()).stages[0]
     for gpu in sft.gpus:
-        idle = {role: held for role, held in gpu.held.items() if role != "policy"}
+        idle = {role: held for role, held in gpu.moment.held.items() if role != "policy"}
         engine = idle.pop("rollout")
         assert set(idle.values()) == {GPU_CONTEXT_BYTES}
         assert 0 < engine < gpu.total / 4
@@ -156,7 +156,7 @@ def test_the_command_plans_a_pipeline_without_its_data(folder, capsys):
     assert cli.main(command) == 2
     printed = capsys.readouterr().out
     assert "GPU 0-7  policy 0-7, rollout 0-7" in printed
-    assert "policy in sft" in printed
+    assert "policy updates in sft" in printed
     assert "stage sft: policy needs " in " ".join(printed.split())
     advice = printed.split("these changes:")[1].split("(")[0].split()
     assert advice[0].startswith("--stages.0.set.policy.")

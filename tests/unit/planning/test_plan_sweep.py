@@ -70,6 +70,8 @@ def jobs(draw):
             "gpu_memory_share": draw(st.sampled_from([0.1, 0.4, 0.9])),
             "max_model_len": draw(st.sampled_from([512, 8192])),
         }
+        if not sections["placement"]["policy"]["gpus_per_rank"]:
+            sections["publication"] = {"backend": "object_store"}
     return job(name, **sections)
 
 

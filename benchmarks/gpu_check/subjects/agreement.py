@@ -1,0 +1,88 @@
+"""Do engine and trainer give the same tokens the same log-probabilities?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from actors.ranks.rank import collect
+from benchmarks.gpu_check.online import (
+    ON_ONE_CARD,
+    Online,
+    gaps,
+    on_one_card,
+    online_config,
+    opened,
+    requests,
+)
+from benchmarks.gpu_check.records import Measurement
+from benchmarks.gpu_check.setting import Setting
+from rlhf_ray.loops.publication import publish
+
+# Nats a token; see `launch.training.online_roles`.
+LIMITS = {
+    "float32": {"mean": 1e-4, "99th percentile": 1e-3, "largest": 1e-3},
+    "bfloat16": {"mean": 0.05, "99th percentile": 0.2, "largest": 0.5},
+}
+SAMPLES, SAMPLE_TOKENS, PROMPT_TOKENS = 64, 64, 32
+
+
+def in_float32(setting: Setting) -> AbstractContextManager[Online]:
+    """Policy and engine on one card, both in float32."""
+    return opened(setting, online_config(setting, ON_ONE_CARD, dtype="float32"))
+
+
+def dtype_of(setting: Setting) -> str:
+    """What `dtype: auto` is."""
+    return "bfloat16" if setting.scale.on_gpu else "float32"
+
+
+def check_half(setting: Setting) -> Iterator[Measurement]:
+    """In the dtype that a job on a card has."""
+    return _check(setting, setting.shared(on_one_card), dtype_of(setting))
+
+
+def check_float32(setting: Setting) -> Iterator[Measurement]:
+    """In float32, where rounding hides nothing."""
+    return _check(setting, setting.shared(in_float32), "float32")
+
+
+def _check(setting: Setting, online: Online, dtype: str) -> Iterator[Measurement]:
+    asked = requests(
+        setting.scale.small, num=SAMPLES, new_tokens=SAMPLE_TOKENS, num_tokens=PROMPT_TOKENS
+    )
+    ours, theirs = online.run(_sampled(online, asked))
+    yield from agreement(ours, theirs, dtype)
+
+
+async def _sampled(online: Online, asked: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Log-probabilities of sampled tokens: the trainer's, and those that the engine sampled by."""
+    roles, timeout_s = online.roles, online.config.timeouts.call_s
+    await publish(roles, 0)
+    batch = await roles.rollout.generate(asked)
+    await roles.rollout.sleep(level=2)
+    shards = await roles.policy.logprobs(batch)
+    rollouts = collect(batch.shards, len(asked), timeout_s)
+    ours = collect(shards, len(asked), timeout_s)
+    return ours, [rollout.logprobs_T for rollout in rollouts]
+
+
+def agreement(ours: Sequence[Any], theirs: Sequence[Any], dtype: str) -> Iterator[Measurement]:
+    """Of trainer and engine, token by token."""
+    distances_T = gaps(ours, theirs)
+    figures = {
+        "mean": distances_T.mean(),
+        "99th percentile": np.quantile(distances_T, 0.99),
+        "largest": distances_T.max(),
+    }
+    for name, value in figures.items():
+        yield Measurement(
+            name=f"engine and trainer in {dtype} differ by, {name}",
+            value=float(value),
+            unit="nats",
+            at_most=LIMITS[dtype][name],
+            note=f"{len(distances_T)} tokens",
+        )

@@ -1,0 +1,155 @@
+"""What belongs to a chat and stands beside it in its row: a system's text, the prompt once more.
+
+A row is a chat in every job if anything in it is: messages, a system's text, or tools.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_ray.data import fields
+from rlhf_ray.data.chat import tool_schemas
+from rlhf_ray.data.errors import RowError, short
+from rlhf_ray.data.files import Row
+from rlhf_ray.data.messages import Messages, Text, is_written_chat, parse_messages
+from rlhf_ray.data.samples import as_chat
+
+# Columns that hold a whole conversation, or the end of one.
+_CHATS = ("messages", "conversations", "completion", "chosen", "rejected", "answers")
+_SYSTEM = ("system", "developer")
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
+
+def refuse_media(row: Row) -> None:
+    """Refuse a row with pictures or sound, which would be trained as the words that stand for them.
+
+    Raises:
+        RowError: It has some.
+    """
+    for name in _MEDIA:
+        if row.columns.get(name):
+            detail = f"column {name!r}; rows without them, or with an empty column, are taken"
+            raise RowError(row.where, "images, video and audio are not supported", detail)
+
+
+def system_turn(row: Row) -> Messages:
+    """The column `system` as the first message of a chat; none where there is no such column."""
+    system = fields.optional_string(row, "system")
+    return [{"role": "system", "content": system}] if system.strip() else []
+
+
+def with_system(row: Row, chat: Messages) -> Messages:
+    """A chat behind the text of the column `system`, which it may begin with already.
+
+    Raises:
+        RowError: It begins with another.
+    """
+    return _joined_systems(row, system_turn(row), chat)
+
+
+def read_prompt_column(row: Row) -> Text:
+    """The column `prompt`: text, or a chat where anything in the row is one.
+
+    Where a conversation stands beside it that holds it, it is that conversation up to there.
+
+    Raises:
+        RowError: It is neither, or the systems of prompt and row differ.
+    """
+    prompt = fields.text(row, "prompt")
+    whole = _conversation(row)
+    if isinstance(prompt, str) and not (whole or system_turn(row) or _has_tools(row)):
+        return prompt
+    chat = as_chat(prompt, "user")
+    if num_held := _num_held(chat, whole):
+        begin = len(whole) - len(_without_system(whole))
+        lead = _joined_systems(row, chat[: len(chat) - len(_without_system(chat))], whole[:begin])
+        chat = [*lead, *whole[begin : begin + num_held]]
+    return with_system(row, chat)
+
+
+def split(row: Row, prompt: Messages, conversation: Messages) -> tuple[Messages, Messages]:
+    """A whole conversation, parted behind the prompt that the row names as well.
+
+    Raises:
+        RowError: The conversation does not hold that prompt.
+    """
+    asked, said = _without_system(prompt), _without_system(conversation)
+    begin = len(conversation) - len(said)
+    lead = _joined_systems(row, prompt[: len(prompt) - len(asked)], conversation[:begin])
+    if not said:
+        return [*lead, *asked], []
+    if num_held := _num_held(prompt, conversation):
+        return [*lead, *said[:num_held]], said[num_held:]
+    num_again = _num_before_answer(said)
+    if _alike(asked[-num_again:], said[:num_again]):
+        return [*lead, *asked], said[num_again:]
+    if asked[-1]["role"] == "assistant" and said[0]["role"] != "assistant":
+        return [*lead, *asked, *said[:num_again]], said[num_again:]
+    detail = (
+        f"column 'prompt' ends with {short(asked[-1]['content'])}, and the conversation beside it "
+        f"begins with {short(said[0]['content'])}: name the right one by data.columns, or force a "
+        "format that has no prompt (data.format: implicit_prompt, messages)"
+    )
+    raise RowError(row.where, "two prompts that differ", detail)
+
+
+def _conversation(row: Row) -> Messages:
+    """The first column that holds a chat, if there is one; of several answers, the first."""
+    for name in _CHATS:
+        value: Any = row.columns.get(name)
+        if name == "answers" and isinstance(value, list):
+            value = next((answer for answer in value if not _is_answer_alone(answer)), None)
+        if isinstance(value, dict):
+            value = [value]
+        is_chat = isinstance(value, list) and value and isinstance(value[0], dict)
+        if is_chat or (isinstance(value, str) and is_written_chat(value)):
+            return parse_messages(value, row.where, name)
+    return []
+
+
+def _is_answer_alone(answer: Any) -> bool:
+    """Whether an answer is a text, or an object that has one beside its rank or score."""
+    is_message = isinstance(answer, dict) and {"role", "from"} & answer.keys()
+    return isinstance(answer, str) or (isinstance(answer, dict) and not is_message)
+
+
+def _has_tools(row: Row) -> bool:
+    try:
+        return bool(tool_schemas(row.columns, row.where))
+    except RowError:
+        return False  # of a text it is a column like any other
+
+
+def _joined_systems(row: Row, before: Messages, chat: Messages) -> Messages:
+    begin = chat[: len(chat) - len(_without_system(chat))]
+    if before and begin and not _alike(before, begin):
+        detail = f"{short(before[0]['content'])} and {short(begin[0]['content'])}: keep one"
+        raise RowError(row.where, "two system texts that differ", detail)
+    return chat if begin else before + chat
+
+
+def _without_system(chat: Messages) -> Messages:
+    """A chat behind the messages of the system that it begins with."""
+    begin = next((i for i, turn in enumerate(chat) if turn["role"] not in _SYSTEM), len(chat))
+    return chat[begin:]
+
+
+def _alike(one: Messages, other: Messages) -> bool:
+    return [(turn["role"], turn["content"].strip()) for turn in one] == [
+        (turn["role"], turn["content"].strip()) for turn in other
+    ]
+
+
+def _num_held(prompt: Messages, conversation: Messages) -> int:
+    """Messages behind the system's up to the end of a prompt; 0 where it is not among them."""
+    asked, said = _without_system(prompt), _without_system(conversation)
+    if not said or said[0]["role"] == "assistant":
+        return 0
+    if _alike(asked, said[: len(asked)]):
+        return len(asked) or _num_before_answer(said)
+    ends = (index + 1 for index, turn in enumerate(said) if _alike(asked, [turn]))
+    return next(ends, 0)
+
+
+def _num_before_answer(chat: Messages) -> int:
+    return next((i for i, turn in enumerate(chat) if turn["role"] == "assistant"), len(chat))

@@ -1,0 +1,122 @@
+"""Memory of a device that waits on the host: its bytes are copied out and back, no tensor changes.
+
+A storage is emptied where it is (`UntypedStorage.resize_(0)`), as FSDP does with gathered weights.
+Every view of it, whoever holds it, is whole again when the storage is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from rlhf_ray.errors import RunError
+
+# A power of two: PyTorch rounds pinned memory up to the next one. All storages lie in such pieces
+# end to end, however large they are.
+CHUNK_BYTES = 2**28
+# A view of a storage's bytes starts where any dtype may.
+ALIGNMENT_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Away:
+    """One storage that is empty; `start` is where its bytes are, None where it held nothing."""
+
+    storage: torch.UntypedStorage
+    num_bytes: int
+    start: int | None
+
+
+class HostCopy:
+    """Some storages of a device, there or on the host.
+
+    The host's memory is pinned, which takes longer than to fill it, and therefore kept.
+    """
+
+    def __init__(self, device: torch.device, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+        """Nothing is away."""
+        self.device, self.chunk_bytes = device, chunk_bytes
+        self._chunks: list[torch.Tensor] = []
+        self._away: list[_Away] = []
+
+    @property
+    def is_away(self) -> bool:
+        """Whether anything waits on the host."""
+        return bool(self._away)
+
+    @property
+    def num_bytes(self) -> int:
+        """That are on the host instead of the device."""
+        return sum(away.num_bytes for away in self._away if away.start is not None)
+
+    def offload(
+        self,
+        storages: Collection[torch.UntypedStorage],
+        *,
+        scratch: Collection[torch.UntypedStorage] = (),
+    ) -> None:
+        """Empty storages, once their bytes are on the host.
+
+        Args:
+            storages: None of them is away.
+            scratch: What is in these is not worth keeping: they come back with zeros.
+
+        Raises:
+            RunError: The host has no such memory.
+        """
+        start, away = 0, []
+        for storage in storages:
+            size = storage.nbytes()
+            for host, part in self._pieces(start, size):
+                host.copy_(_bytes_of(storage)[part], non_blocking=True)
+            away.append(_Away(storage=storage, num_bytes=size, start=start))
+            start += -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        away += [_Away(storage=s, num_bytes=s.nbytes(), start=None) for s in scratch]
+        self._synchronize()
+        for one in away:
+            one.storage.resize_(0)
+        self._away += away
+
+    def reload(self) -> None:
+        """Bring everything back to the device; nothing where nothing is away."""
+        for one in self._away:
+            one.storage.resize_(one.num_bytes)
+            if one.start is None:
+                _bytes_of(one.storage).zero_()
+                continue
+            for host, part in self._pieces(one.start, one.num_bytes):
+                _bytes_of(one.storage)[part].copy_(host, non_blocking=True)
+        self._synchronize()
+        self._away = []
+
+    def _pieces(self, start: int, num_bytes: int) -> Iterator[tuple[torch.Tensor, slice]]:
+        """Host memory for the bytes from `start` on, and which of the storage's they are."""
+        done = 0
+        while done < num_bytes:
+            index, inside = divmod(start + done, self.chunk_bytes)
+            if index == len(self._chunks):
+                self._chunks.append(self._new_chunk())
+            size = min(num_bytes - done, self.chunk_bytes - inside)
+            yield self._chunks[index][inside : inside + size], slice(done, done + size)
+            done += size
+
+    def _new_chunk(self) -> torch.Tensor:
+        pinned = self.device.type == "cuda"
+        try:
+            return torch.empty(self.chunk_bytes, dtype=torch.uint8, pin_memory=pinned)
+        except RuntimeError as error:
+            held = len(self._chunks) * self.chunk_bytes
+            raise RunError(
+                f"{self.chunk_bytes / 2**20:.0f} MiB more of pinned memory must be on the host for "
+                f"what leaves the GPU, got none beside {held / 2**30:.1f} GiB: {error}"
+            ) from error
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

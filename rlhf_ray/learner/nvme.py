@@ -1,0 +1,114 @@
+"""Where what one rank hosts lies on an NVMe drive: in a folder of its own, gone when the model is.
+
+DeepSpeed names its files by rank and by a number that each process counts anew, and empties the
+folder that it begins with: two roles, or two runs, would write over each other's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.libaio import libaio_fault
+from rlhf_ray.specs import PolicySpec, ReferenceSpec, SupervisedSpec, ValueSpec
+
+_PREFIX = "rlhf-ray-"
+_LOCK = ".lock"
+
+# What a rank hosts.
+Spec: TypeAlias = PolicySpec | ValueSpec | ReferenceSpec | SupervisedSpec[Any]
+F = TypeVar("F", bound=ForwardConfig)
+
+
+class DriveFolder:
+    """A folder that is one process's, for as long as it holds a lock beside it.
+
+    The kernel gives the lock back however the process ends, so that what a killed one left is known
+    and removed by the next one that comes: it may be most of the drive.
+
+    Attributes:
+        path: Of the folder.
+    """
+
+    def __init__(self, below: Path) -> None:
+        """Make a folder, and remove those of processes that are gone."""
+        below.mkdir(parents=True, exist_ok=True)
+        for lock in below.glob(f"{_PREFIX}*{_LOCK}"):
+            _remove_if_left(lock)
+        # Held before others can see it: a lock that nobody holds is taken for one that was left.
+        self._descriptor: int | None
+        self._descriptor, hidden = tempfile.mkstemp(prefix=".", dir=below)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.path = below / f"{_PREFIX}{Path(hidden).name.removeprefix('.')}"
+        self._lock = self.path.with_suffix(_LOCK)
+        os.rename(hidden, self._lock)
+        self.path.mkdir()
+
+    def close(self) -> None:
+        """Remove the folder with all that is in it; once more does nothing."""
+        if self._descriptor is None:
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = None
+
+
+def _remove_if_left(lock: Path) -> None:
+    try:
+        descriptor = os.open(lock, os.O_RDWR)
+    except OSError:  # gone meanwhile, or another user's
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+        lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def in_own_folder(spec: Spec) -> tuple[Spec, DriveFolder | None]:
+    """The same specification with a folder of its own on the drive, where it offloads to one.
+
+    Raises:
+        ConfigError: What DeepSpeed needs for it is not there.
+    """
+    if not _section(spec).zero.offloads_to_nvme:
+        return spec, None
+    if fault := libaio_fault():
+        raise ConfigError(f"{os.uname().nodename}: {fault}")
+    folder = DriveFolder(Path(_section(spec).zero.nvme_path))
+    match spec:
+        case PolicySpec() | ValueSpec():
+            return replace(spec, learner=_at(spec.learner, folder)), folder
+        case ReferenceSpec():
+            return replace(spec, reference=_at(spec.reference, folder)), folder
+        case SupervisedSpec():
+            section = {spec.job.trained_role: _at(spec.job.learner, folder)}
+            return replace(spec, job=spec.job.model_copy(update=section)), folder
+
+
+def _section(spec: Spec) -> ForwardConfig:
+    match spec:
+        case PolicySpec() | ValueSpec():
+            return spec.learner
+        case ReferenceSpec():
+            return spec.reference
+        case SupervisedSpec():
+            learner: ForwardConfig = spec.job.learner
+            return learner
+
+
+def _at(section: F, folder: DriveFolder) -> F:
+    zero = section.zero.model_copy(update={"nvme_path": str(folder.path)})
+    return section.model_copy(update={"zero": zero})

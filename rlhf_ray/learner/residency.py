@@ -1,0 +1,119 @@
+"""Where a rank's model is: on its device, or on the host while others need the device.
+
+DeepSpeed 0.19.8 has `offload_states`, which does not do: ZeRO-3's wants its own FusedAdam, stage 1
+in bfloat16 and engines without an optimizer have none, and none moves frozen weights. Here what a
+learner holds is found by looking through it, at every stage alike, quantized or not.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.base_optimizer import ZeROOptimizer
+from deepspeed.utils.tensor_fragment import tensor_fragment
+
+from rlhf_ray.learner.host_copy import HostCopy
+from rlhf_ray.learner.storages import Storages, storages_of
+
+# A parameter knows its optimizer, and its places in what that holds.
+_OF_OPTIMIZERS = (torch.optim.Optimizer, ZeROOptimizer, tensor_fragment)
+
+
+class Holder(Protocol):
+    """A learner, or a scorer: whatever holds a model."""
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """What is read and, perhaps, trained."""
+        ...
+
+
+class Residency:
+    """Moves a model between device and host, in two parts.
+
+    *Weights* are what a pass without gradients reads: parameters, buffers, the scales of quantized
+    weights; under ZeRO-3 a rank's own part of them. *States* are what training has beside: float32
+    copies, the optimizer's moments, gradients.
+
+    Between two calls of a learner there is nothing else of it on the device. Its numbers are the
+    same ones after a way out and back, except for gradients and the buffers that they are summed
+    in: between optimizer steps these hold nothing, and come back as zeros. No rank waits for others
+    here, but all must leave between the same two passes: what ZeRO-3 has gathered is released, and
+    ranks that still had it would not take part in gathering it anew.
+
+    Attributes:
+        has_weights: Whether they are on the device.
+        has_states: Whether these are; never without the weights.
+    """
+
+    def __init__(
+        self, holder: Holder, device: torch.device, *, deepspeed: DeepSpeedEngine | None = None
+    ) -> None:
+        """All is on the device.
+
+        Args:
+            holder: What the model and everything about it is found under.
+            device: Where it computes.
+            deepspeed: Its engine, where it has one.
+        """
+        self.holder, self.device, self.deepspeed = holder, device, deepspeed
+        self.has_weights = self.has_states = True
+        self._weights, self._states = HostCopy(device), HostCopy(device)
+
+    @property
+    def host_bytes(self) -> int:
+        """That wait on the host at the moment."""
+        return self._weights.num_bytes + self._states.num_bytes
+
+    def offload(self, *, keep_weights: bool = False) -> None:
+        """Leave the device; with `keep_weights` the model can still be read there.
+
+        Raises:
+            RunError: The host has no memory for it.
+        """
+        if self.has_states:
+            self._release_gathered()
+            everything, weights, scratch = (
+                self._find_all(),
+                self._find_weights(),
+                self._find_scratch(),
+            )
+            kept = [s for key, s in everything.items() if key not in weights and key not in scratch]
+            self._states.offload(kept, scratch=scratch.values())
+            self.has_states = False
+        if self.has_weights and not keep_weights:
+            self._release_gathered()
+            self._weights.offload(self._find_all().values())
+            self.has_weights = False
+
+    def reload(self, *, weights_only: bool = False) -> None:
+        """Come back to the device; with `weights_only` to be read there."""
+        if not self.has_weights:
+            self._weights.reload()
+            self.has_weights = True
+        if not self.has_states and not weights_only:
+            self._states.reload()
+            self.has_states = True
+
+    def _find_all(self) -> Storages:
+        return storages_of(self.holder, self.device, stop=(HostCopy,))
+
+    def _find_weights(self) -> Storages:
+        return storages_of(self.holder.model, self.device, stop=_OF_OPTIMIZERS, gradients=False)
+
+    def _find_scratch(self) -> Storages:
+        """What DeepSpeed sums and sends gradients in, by the names that its optimizers have."""
+        optimizer = getattr(self.deepspeed, "optimizer", None)
+        # Their other fields may name parameters.
+        buckets = [bucket.buffer for bucket in getattr(optimizer, "ipg_buckets", {}).values()]
+        names = ("grad_partitions_flat_buffer", "fp32_groups_gradients_flat")
+        sums = [getattr(optimizer, name, None) for name in names]
+        return storages_of([buckets, sums], self.device, gradients=False)
+
+    def _release_gathered(self) -> None:
+        """ZeRO-3 keeps weights of other ranks that a pass has gathered."""
+        release = getattr(getattr(self.deepspeed, "optimizer", None), "empty_partition_cache", None)
+        if release is not None:
+            release()

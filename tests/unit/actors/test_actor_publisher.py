@@ -1,0 +1,101 @@
+"""The trainer's side over NCCL: vLLM's own engine, and a communicator that waits as NCCL does."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from actors.weights import publisher
+from actors.weights.publisher import VllmPublisher
+from actors.weights.sync_spec import SyncSpec
+from benchmarks.publication.fake_cuda import on_card
+from benchmarks.publication.replica import get
+from benchmarks.tiny_models import tiny
+from rlhf_ray.errors import RunError
+
+# What hangs without it ends the test with another error.
+PATIENCE_S = 5.0
+
+
+class WaitingCommunicator:
+    """A peer never comes, until somebody ends the communicator."""
+
+    def __init__(self) -> None:
+        self.waits, self.ended = threading.Event(), threading.Event()
+
+    def broadcast(self, tensor, src):
+        if self.ended.is_set():
+            raise AssertionError("NCCL's memory is gone")
+        self.waits.set()
+        if not self.ended.wait(PATIENCE_S):
+            raise AssertionError("it waits for a peer that is gone")
+
+    def destroy(self):
+        self.ended.set()
+
+
+class Method:
+    def __init__(self, answer=lambda: None):
+        self.answer, self.calls = answer, []
+
+    def remote(self, *arguments):
+        self.calls.append(arguments)
+        return self
+
+    def result(self, timeout_s):
+        return self.answer()
+
+
+class Replica:
+    def __init__(self, update_weights=lambda: None):
+        self.init_weight_transfer, self.start_weight_update = Method(), Method()
+        self.update_weights, self.finish_weight_update = Method(update_weights), Method(lambda: 1)
+
+
+@pytest.fixture
+def communicator():
+    return WaitingCommunicator()
+
+
+@pytest.fixture
+def connected(monkeypatch, communicator):
+    """`connected(replica)`: rank 0's publisher."""
+    from vllm.distributed.weight_transfer import nccl_engine
+
+    monkeypatch.setattr(publisher, "get", get)
+    monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: communicator)
+
+    def connect(replica):
+        spec = SyncSpec(
+            backend="nccl",
+            replicas=(replica,),
+            names=("job/rollout/0",),
+            gpus_per_replica=2,
+            bucket_bytes=2**12,
+            timeout_s=60.0,
+        )
+        lm, _ = tiny("llama")
+        return VllmPublisher(lm, spec, rank=0, host="127.0.0.1", port=1)
+
+    with on_card(0):
+        yield connect
+
+
+def test_a_replica_that_dies_amid_the_exchange_ends_it_with_its_own_error(connected, communicator):
+    def die():
+        communicator.waits.wait()
+        raise RunError("publish version 1: rollout.update_weights: job/rollout/0 died after 3 s")
+
+    publisher = connected(Replica(die))
+    with pytest.raises(RunError, match="job/rollout/0 died after 3 s"):
+        publisher.publish(1)
+    publisher.close()
+
+
+def test_both_sides_receive_one_bucket_at_a_time(connected):
+    replica = Replica()
+    publisher = connected(replica)
+    [(info, _)] = replica.init_weight_transfer.calls
+    assert info["packed_num_buffers"] == publisher.engine.packed_num_buffers == 1
+    assert info["packed_buffer_size_bytes"] == 2**12

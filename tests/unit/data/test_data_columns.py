@@ -1,0 +1,319 @@
+"""What a column is called, in the file and here: names, paths, labels, and the line to write."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from rlhf_ray.config.data import BetterConfig, DataConfig
+from rlhf_ray.config.help import help_text
+from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.preferences import check_labels, load_labelled, load_pairs
+from rlhf_ray.data.prompts import load_prompts
+from rlhf_ray.data.sft import load_sft
+
+VERL = {
+    "data_source": "openai/gsm8k",
+    "prompt": [{"role": "user", "content": "2 + 2?"}],
+    "ability": "math",
+    "reward_model": {"style": "rule", "ground_truth": "4"},
+    "extra_info": {"split": "train", "index": 0},
+}
+SIDES = {"question": "q", "reply_0": "good", "reply_1": "bad", "winner": 0}
+NAMES: dict[str, Any] = {
+    "prompt": "question",
+    "a": "reply_0",
+    "b": "reply_1",
+    "better": {"column": "winner", "a": 0, "b": 1, "tie": ["both", "neither"]},
+}
+
+
+def config(tmp_path: Path, *rows: dict[str, Any], **settings: Any) -> DataConfig:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataConfig.model_validate({"path": str(path), **settings})
+
+
+def refused(tmp_path: Path, tokenizer: Any, job: str, row: dict[str, Any], **settings: Any) -> str:
+    """What is said of a row, without its place."""
+    loaders: dict[str, Any] = {"pairs": load_pairs, "sft": load_sft, "labelled": load_labelled}
+    data = config(tmp_path, row, **settings)
+    with pytest.raises(DataError) as caught:
+        if job == "prompts":
+            load_prompts(data, tokenizer, context_tokens=999)
+        else:
+            loaders[job](data, tokenizer, max_length=999)
+    message = str(caught.value)
+    assert message.startswith(f"{data.path}:1: ")
+    return message.removeprefix(f"{data.path}:1: ")
+
+
+def test_a_path_names_what_stands_inside_of_a_column(tmp_path: Path, chat_tokenizer: Any) -> None:
+    names = {"answer": "reward_model.ground_truth", "index": "extra_info.index"}
+    data = config(tmp_path, VERL, columns=names)
+    [prompt] = load_prompts(data, chat_tokenizer, context_tokens=99).rows
+    assert prompt.text == VERL["prompt"]
+    others = {name: value for name, value in VERL.items() if name != "prompt"}
+    assert prompt.columns == {**others, "answer": "4", "index": 0}
+
+
+def test_a_path_may_go_through_lists(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"turns": [{"said": "q"}, {"said": "a"}], "best.of": "dotted"}
+    names = {"prompt": "turns.0.said", "completion": "turns.-1.said", "tag": "best.of"}
+    [example] = load_sft(config(tmp_path, row, columns=names), chat_tokenizer, max_length=9).rows
+    assert chat_tokenizer.decode(example.token_ids_T) == "<s>qa</s>"
+    for path in ("turns.2.said", "turns.-3.said", "turns.x", "turns.0.said.x", "turns.0.-"):
+        message = refused(tmp_path, chat_tokenizer, "prompts", row, columns={"prompt": path})
+        assert message.startswith(f"data.columns names {path!r} for 'prompt', and there is no such")
+
+
+@pytest.mark.parametrize(
+    ("row", "names", "said"),
+    [
+        ({"question": "q", "answer": "a"}, {"prompt": "quesiton"},
+         "there are 'question', 'answer'; did you mean data.columns: {prompt: question}?"),
+        ({"Question": "q", "n": 1}, {"prompt": "question"},
+         "there are 'Question', 'n'; did you mean data.columns: {prompt: Question}?"),
+        (VERL, {"answer": "reward_model.groundtruth"},
+         "did you mean data.columns: {answer: reward_model.ground_truth}?"),
+        (VERL, {"answer": "solution"},
+         "did you mean data.columns: {answer: reward_model.ground_truth}?"),
+        (SIDES, {**NAMES, "better": {"column": "winer", "a": 0, "b": 1}},
+         "did you mean data.columns: {better: {column: winner, ...}}?"),
+        ({"prompt": "q"}, {"zzz": "yyy"}, "there are 'prompt'"),
+    ],
+)  # fmt: skip
+def test_a_name_that_no_row_has_is_refused_with_the_nearest(
+    tmp_path: Path, chat_tokenizer: Any, row: dict[str, Any], names: dict[str, Any], said: str
+) -> None:
+    message = refused(tmp_path, chat_tokenizer, "prompts", row, columns=names)
+    assert "and there is no such column" in message
+    assert message.endswith(said)
+
+
+def test_a_column_that_only_some_rows_have_may_be_named(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    rows = [{"q": "one"}, {"q": "two", "hint": "x"}, {"q": "three", "hint": None}]
+    data = config(tmp_path, *rows, columns={"prompt": "q", "clue": "hint"})
+    prompts = load_prompts(data, chat_tokenizer, context_tokens=9).rows
+    assert [dict(prompt.columns) for prompt in prompts] == [{}, {"clue": "x"}, {"clue": None}]
+
+
+@pytest.mark.parametrize(
+    ("winner", "answers"),
+    [
+        (0, ["good", "bad"]), (1, ["bad", "good"]), ("0", ["good", "bad"]), (1.0, ["bad", "good"]),
+        ("both", None), ("Neither", None),
+    ],
+)  # fmt: skip
+def test_a_label_says_which_answer_is_better(
+    tmp_path: Path, chat_tokenizer: Any, winner: Any, answers: list[str] | None
+) -> None:
+    data = config(tmp_path, SIDES, {**SIDES, "winner": winner}, columns=NAMES)
+    loaded = load_pairs(data, chat_tokenizer, max_length=99)
+    left = {name: reason.count for name, reason in loaded.report.left_out.items()}
+    assert left == ({} if answers else {"tie": 1})
+    if answers:
+        said = [chat_tokenizer.decode(ids_T) for ids_T in loaded.rows[1].answer_ids_K]
+        assert said == [f"{answer}</s>" for answer in answers]
+
+
+def test_a_label_may_be_true_or_false(tmp_path: Path, chat_tokenizer: Any) -> None:
+    names = {**NAMES, "better": {"column": "winner", "a": True, "b": False}}
+    data = config(tmp_path, {**SIDES, "winner": False}, columns=names)
+    [pair] = load_pairs(data, chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(pair.answer_ids_K[0]) == "bad</s>"
+
+
+def test_two_scores_may_say_it_in_place_of_a_label(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"question": "q", "x": "bad", "y": "good", "x_points": 1, "y_points": 2}
+    names = {"prompt": "question", "a": "x", "b": "y", "score_a": "x_points", "score_b": "y_points"}
+    [pair] = load_pairs(config(tmp_path, row, columns=names), chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(pair.answer_ids_K[0]) == "good</s>"
+
+
+def test_a_label_that_says_neither_is_refused_with_those_that_do(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    data = config(tmp_path, SIDES, {**SIDES, "winner": 7}, columns=NAMES)
+    message = (
+        r"rows\.jsonl:2: unknown label: column 'winner' says 7; data\.columns\.better has a: 0; "
+        r"b: 1; tie: both, neither"
+    )
+    with pytest.raises(RowError, match=message):
+        load_pairs(data, chat_tokenizer, max_length=99)
+
+
+@pytest.mark.parametrize(
+    ("better", "message"),
+    [
+        ({"column": "x", "a": 1, "b": "1.0"}, "must have labels of their own, got '1.0' twice"),
+        ({"column": "x", "a": "A", "b": "B", "tie": ["a"]}, "got 'a' twice"),
+        ({"column": "x", "a": [], "b": 1}, "must each name something"),
+        ({"column": [], "a": 0, "b": 1}, "must each name something"),
+        ({"column": "x", "a": 0}, "b"),
+        ({"column": "x", "a": 0, "b": 1, "c": 2}, "c"),
+    ],
+)
+def test_labels_that_cannot_be_told_apart_are_refused(better: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DataConfig.model_validate({"path": "x", "columns": {"better": better}})
+
+
+def test_only_better_has_labels() -> None:
+    with pytest.raises(ValidationError, match=r"columns\.prompt must be a column's name"):
+        DataConfig(path="x", columns={"prompt": BetterConfig(column="x", a=0, b=1)})
+    assert "{column: winner, a: 0, b: 1" in " ".join(help_text(DataConfig, width=100).split())
+
+
+@pytest.mark.parametrize(
+    ("job", "row", "line"),
+    [
+        ("pairs", {"question": "q", "chosen": "The sky is blue", "rejected": "The sky is red"},
+         "{prompt: question}"),
+        ("pairs", {"system": "s", "question": "q", "chosen": "a", "rejected": "b"},
+         "{prompt: question}"),
+        ("pairs", {"input": "q", "chosen": [{"role": "assistant", "content": "a"}],
+                   "rejected": [{"role": "assistant", "content": "b"}]}, "{prompt: input}"),
+        ("pairs", {"asked": "q", "chosen": "a", "rejected": "b"}, "{prompt: asked}"),
+        ("pairs", {"trajectory": [{"from": "user", "value": "q"}], "chosen": "a", "rejected": "b"},
+         "{prompt: trajectory}"),
+        ("pairs", {"question": "q", "response_j": "a", "response_k": "b"},
+         "{prompt: question, chosen: response_j, rejected: response_k}"),
+        ("pairs", {"query": "q", "chosen_response": "a", "rejected_response": "b"},
+         "{prompt: query, chosen: chosen_response, rejected: rejected_response}"),
+        ("pairs", {"prompt": "q", "chosne": "a", "rejectd": "b"},
+         "{chosen: chosne, rejected: rejectd}"),
+        ("pairs", {"question": "q", "answer_a": "a", "answer_b": "b", "verdict": "A"},
+         "{prompt: question, a: answer_a, b: answer_b, better: {column: LABEL, a: ..., b: ...}}"),
+        ("pairs", {"prompt": "q", "response_a": "a", "response_b": "b", "winner_model_a": 1,
+                   "winner_model_b": 0, "winner_tie": 0},
+         "{a: response_a, b: response_b, score_a: winner_model_a, score_b: winner_model_b}"),
+        ("pairs", {"instruction": "q", "generations": ["a", "b"], "ratings": [4, 2]},
+         "{prompt: instruction, answers: generations, scores: ratings}"),
+        ("pairs", {"chosen_conversations": [{"role": "user", "content": "q"}],
+                   "rejected_conversations": [{"role": "user", "content": "q"}]},
+         "{chosen: chosen_conversations, rejected: rejected_conversations}"),
+        ("pairs", {"the question": "q", "chosen": "a", "rejected": "b"},
+         '{prompt: "the question"}'),
+        ("sft", {"question": "q", "answer": "a"}, "{prompt: question, completion: answer}"),
+        ("sft", {"query": "q", "response": "a", "type": "GSM"},
+         "{prompt: query, completion: response}"),
+        ("sft", {"instruction": "q", "context": "c", "response": "a", "category": "x"},
+         "{prompt: instruction, completion: response}"),
+        ("sft", {"prompt": "q", "response": "a"}, "{completion: response}"),
+        ("sft", {"problem": "q", "solution": "a"}, "{prompt: problem, completion: solution}"),
+        ("sft", {"content": "t"}, "{text: content}"),
+        ("sft", {"id": 1, "conversation": [{"role": "user", "content": "q"}]},
+         "{messages: conversation}"),
+        ("labelled", {"prompt": "q", "response": "a", "is_safe": True},
+         "{completion: response, label: is_safe}"),
+        ("prompts", {"question": "q", "answer": "a"}, "{prompt: question}"),
+        ("prompts", {"problem": "q", "level": 3}, "{prompt: problem}"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_not_recognised_come_with_the_line_to_write(
+    tmp_path: Path, chat_tokenizer: Any, job: str, row: dict[str, Any], line: str
+) -> None:
+    message = refused(tmp_path, chat_tokenizer, job, row)
+    assert message.endswith(f": set data.columns: {line}")
+    assert all(repr(name) in message for name in row)
+
+
+def test_the_line_that_is_said_is_one_that_works(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"question": "q", "chosen": "The sky is blue", "rejected": "The sky is red"}
+    data = config(tmp_path, row, columns={"prompt": "question"})
+    [pair] = load_pairs(data, chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(pair.prompt_ids_T) == "<s>q"
+    assert [chat_tokenizer.decode(answer) for answer in pair.answer_ids_K] == [
+        "The sky is blue</s>",
+        "The sky is red</s>",
+    ]
+
+
+@pytest.mark.parametrize("job", ["pairs", "sft", "labelled", "prompts"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {f"column_{number}": "x" * 100_000 for number in range(100)},
+        {f"{'long name' * 1000}\n{number}": number for number in range(100)},
+        {"a": {"b": {"c": {"d": {str(number): {} for number in range(9)}}}}, "x": [[[[]]]]},
+        {str(number): {str(other): "\n" * 99 for other in range(99)} for number in range(99)},
+        {"": None},
+        {},
+    ],
+    ids=["many", "long", "deep", "wide", "nameless", "empty"],
+)
+def test_what_is_said_has_ten_lines_at_most_whatever_the_row(
+    tmp_path: Path, chat_tokenizer: Any, job: str, row: dict[str, Any]
+) -> None:
+    for settings in ({}, {"columns": {"prompt": "question" * 1000}}, {"format": "preference"}):
+        if settings and not row:
+            continue
+        message = refused(tmp_path, chat_tokenizer, job, row, **settings)
+        assert "\n" not in message
+        assert len(message) <= 1000
+
+
+def test_text_beside_a_prompt_is_trained_whole_and_that_is_said(
+    tmp_path: Path, chat_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"prompt": "q", "text": "all of it"}
+    with caplog.at_level(logging.WARNING):
+        [example] = load_sft(config(tmp_path, row), chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(example.token_ids_T[example.trained_T]) == "all of it</s>"
+    assert "set data.columns: {completion: text}" in caplog.text
+    data = config(tmp_path, row, columns={"completion": "text"})
+    [example] = load_sft(data, chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(example.token_ids_T) == "<s>qall of it</s>"
+    [prompt] = load_prompts(config(tmp_path, row), chat_tokenizer, context_tokens=99).rows
+    assert (prompt.text, prompt.columns) == ("q", {"text": "all of it"})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "completion": 42},
+        {"input": "q", "target": 42},
+        {"instruction": "q", "output": 42},
+    ],
+)
+def test_an_answer_may_be_a_number(
+    tmp_path: Path, chat_tokenizer: Any, row: dict[str, Any]
+) -> None:
+    [example] = load_sft(config(tmp_path, row), chat_tokenizer, max_length=99).rows
+    trained = chat_tokenizer.decode(example.token_ids_T[example.trained_T])
+    assert trained in ("42</s>", "42<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("label", "is_good"),
+    [
+        (True, True), (1, True), (1.0, True), ("true", True), ("1.0", True), ("Yes", True),
+        (False, False), (0, False), (0.0, False), ("False", False), ("no", False),
+    ],
+)  # fmt: skip
+def test_a_label_is_true_or_false_in_any_form(
+    tmp_path: Path, chat_tokenizer: Any, label: Any, is_good: bool
+) -> None:
+    row = {"prompt": "q", "completion": "a", "label": label}
+    [answer] = load_labelled(config(tmp_path, row), chat_tokenizer, max_length=99).rows
+    assert answer.desirable is is_good
+
+
+@pytest.mark.parametrize(("label", "said"), [(True, "good"), (False, "bad")])
+def test_labels_that_are_all_the_same_are_refused(
+    tmp_path: Path, chat_tokenizer: Any, label: bool, said: str
+) -> None:
+    row = {"prompt": "q", "completion": "a", "label": label}
+    alike = load_labelled(config(tmp_path, row, row), chat_tokenizer, max_length=99)
+    with pytest.raises(DataError, match=f"every answer is labelled {said}: kto compares"):
+        check_labels(alike.rows)
+    both = config(tmp_path, row, {**row, "label": not label})
+    check_labels(load_labelled(both, chat_tokenizer, max_length=99).rows)

@@ -1,0 +1,292 @@
+"""Preference data as they are published: recognised by themselves, the better answer first."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from published_rows import (
+    BAD,
+    GOOD,
+    NECTAR,
+    PAIRS,
+    PUBLISHED,
+    SUMMARIES,
+    TREE,
+    ULTRAFEEDBACK,
+    USER,
+    helpsteer,
+    message,
+)
+
+from rlhf_ray.config.data import DataConfig
+from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.files import Row
+from rlhf_ray.data.preferences import Pairs, load_labelled, load_pairs, load_rankings
+from rlhf_ray.data.prompts import load_prompts
+from rlhf_ray.data.recognition import recognise
+from rlhf_ray.data.report import Loaded
+from rlhf_ray.data.row_formats import ROW_FORMATS
+from rlhf_ray.data.sft import load_sft
+from rlhf_ray.data.stream_sources import open_stream
+from rlhf_ray.types import Ranking
+
+CHATML = "<s><|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def config(tmp_path: Path, *rows: dict[str, Any], **settings: Any) -> DataConfig:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataConfig.model_validate({"path": str(path), **settings})
+
+
+def texts(tokenizer: Any, ranking: Ranking) -> tuple[str, list[str]]:
+    """Prompt and answers, the best first, without their end tokens."""
+    answers = [tokenizer.decode(ids_T) for ids_T in ranking.answer_ids_K]
+    ended = [answer.removesuffix("<|im_end|>").removesuffix("</s>") for answer in answers]
+    assert all(len(short) < len(answer) for short, answer in zip(ended, answers, strict=True))
+    return tokenizer.decode(ranking.prompt_ids_T), ended
+
+
+def left_out(loaded: Loaded[Any]) -> dict[str, int]:
+    return {name: reason.count for name, reason in loaded.report.left_out.items()}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_come_with_the_better_side_first_and_ties_are_counted(
+    name: str, tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    rows = PAIRS[name]
+    loaded = load_pairs(config(tmp_path, *rows), chat_tokenizer, max_length=999)
+    assert loaded.report.format.startswith(f"{name} (")
+    for pair in loaded.rows:
+        prompt, answers = texts(chat_tokenizer, pair)
+        is_chat = "<|im_start|>" in prompt
+        assert prompt == (CHATML.format("q") if is_chat else "<s>q")
+        assert answers == ["good", "bad"]
+        assert pair.margin == 0.0
+    assert len(loaded.rows) == min(2, len(rows))
+    assert left_out(loaded) == ({"tie": 1} if len(rows) == 3 else {})
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_format_is_recognised_by_its_columns(name: str) -> None:
+    row = Row(row_id="x:0", where="x.jsonl:1", columns=PUBLISHED[name][0])
+    assert recognise(row, kinds={ROW_FORMATS[name].kind}).name == name
+
+
+def test_a_pair_by_its_tokens(tmp_path: Path, make_tokenizer: Any) -> None:
+    tokenizer = make_tokenizer(bos=True)
+    [pair] = load_pairs(config(tmp_path, PAIRS["shp"][1]), tokenizer, max_length=9).rows
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert pair.prompt_ids_T.tolist() == [begin, *tokenizer.encode("q", add_special_tokens=False)]
+    assert [answer.tolist() for answer in pair.answer_ids_K] == [
+        [*tokenizer.encode(text, add_special_tokens=False), end] for text in ("good", "bad")
+    ]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_other_jobs_take_published_pairs_as_well(
+    name: str, tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    data = config(tmp_path, PAIRS[name][0])
+    [example] = load_sft(data, chat_tokenizer, max_length=999).rows
+    trained = chat_tokenizer.decode(example.token_ids_T[example.trained_T])
+    assert trained in ("good</s>", "good<|im_end|>")
+    labelled = load_labelled(data, chat_tokenizer, max_length=999).rows
+    assert [row.desirable for row in labelled] == [True, False]
+    [prompt] = load_prompts(data, chat_tokenizer, context_tokens=999).rows
+    text = prompt.text if isinstance(prompt.text, str) else prompt.text[-1]["content"]
+    assert text == "q"
+
+
+def test_which_of_two_labels_counts_is_said(
+    tmp_path: Path, chat_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = PAIRS["pku_saferlhf"][0]
+    load_pairs(config(tmp_path, row), chat_tokenizer, max_length=99)
+    [line] = [text for text in caplog.messages if "safer_response_id" in text]
+    names = {
+        "a": "response_0",
+        "b": "response_1",
+        "better": {"column": "safer_response_id", "a": 0, "b": 1},
+    }
+    assert "{a: response_0, b: response_1, better: {column: safer_response_id, a: 0, b: 1}}" in line
+    [pair] = load_pairs(config(tmp_path, row, columns=names), chat_tokenizer, max_length=99).rows
+    assert texts(chat_tokenizer, pair) == ("<s>q", ["bad", "good"])
+
+
+def test_summaries_have_the_query_of_their_paper(tmp_path: Path, chat_tokenizer: Any) -> None:
+    reddit, news = load_pairs(config(tmp_path, *SUMMARIES), chat_tokenizer, max_length=999).rows
+    query = "<s>SUBREDDIT: r/dogs\n\nTITLE: Rex\n\nPOST: He barks.\n\nTL;DR:"
+    assert texts(chat_tokenizer, reddit) == (query, [" good", " bad"])
+    assert texts(chat_tokenizer, news) == ("<s>News.\n\nTL;DR:", [" good", " bad"])
+
+
+def test_an_arenas_later_turns_are_part_of_what_is_compared(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    more = [{"role": "user", "content": "and?"}]
+    row = {
+        "conversation_a": [USER, BAD, *more, BAD],
+        "conversation_b": [USER, GOOD, *more, GOOD],
+        "winner": "model_b",
+    }
+    data = config(tmp_path, row)
+    [pair] = load_rankings(data, chat_tokenizer, max_length=999).rows
+    prompt, answers = texts(chat_tokenizer, pair)
+    assert prompt == CHATML.format("q")
+    assert answers[0] == (
+        "good<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\ngood"
+    )
+    with pytest.raises(RowError, match=r"others speak in: .* data\.on_bad_row: skip"):
+        load_pairs(data, chat_tokenizer, max_length=999)
+
+
+def test_an_answers_own_rank_or_score_orders_it(tmp_path: Path, chat_tokenizer: Any) -> None:
+    [nectar] = load_rankings(config(tmp_path, NECTAR), chat_tokenizer, max_length=99).rows
+    prompt = "<s>\n\nHuman: q\n\nAssistant: "
+    assert texts(chat_tokenizer, nectar) == (prompt, ["good", "bad", "worst"])
+    scored = config(tmp_path, ULTRAFEEDBACK, {**ULTRAFEEDBACK, "completions": []})
+    loaded = load_rankings(scored, chat_tokenizer, max_length=99)
+    assert texts(chat_tokenizer, loaded.rows[0]) == ("<s>q", ["good", "bad"])
+    assert left_out(loaded) == {"no answers": 1}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        NECTAR,
+        {"prompt": NECTAR["prompt"], "chosen": " good", "rejected": " bad"},
+        {"prompt": NECTAR["prompt"].rstrip(), "chosen": " good", "rejected": " bad"},
+    ],
+)
+def test_a_prompt_that_is_a_transcript_becomes_turns_with_chat(
+    tmp_path: Path, chat_tokenizer: Any, row: dict[str, Any]
+) -> None:
+    data = config(tmp_path, row, chat=True)
+    [ranking] = load_rankings(data, chat_tokenizer, max_length=99).rows
+    prompt, answers = texts(chat_tokenizer, ranking)
+    assert (prompt, answers[:2]) == (CHATML.format("q"), ["good", "bad"])
+    [sampled] = load_prompts(data, chat_tokenizer, context_tokens=99).rows
+    assert list(sampled.token_ids_T) == ranking.prompt_ids_T.tolist()
+
+
+def test_neighbouring_rows_of_one_prompt_are_a_ranking(tmp_path: Path, chat_tokenizer: Any) -> None:
+    rows = [
+        helpsteer("q", "bad", 1),
+        helpsteer("q", "good", 4),
+        helpsteer("alone", "good", 4),
+        helpsteer("tied", "one", 2),
+        helpsteer("tied", "other", 2),
+        helpsteer("a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc", "good", 2),
+        helpsteer("a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc", "bad", 0),
+    ]
+    data = config(tmp_path, *rows)
+    loaded = load_rankings(data, chat_tokenizer, max_length=999)
+    turns = CHATML.format("a<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc")
+    assert [texts(chat_tokenizer, ranking) for ranking in loaded.rows] == [
+        ("<s>q", ["good", "bad"]),
+        (turns, ["good", "bad"]),
+    ]
+    assert [ranking.example_id for ranking in loaded.rows] == ["rows:0", "rows:5"]
+    assert left_out(loaded) == {"a single answer": 1, "tie": 1}
+    assert loaded.report.left_out["a single answer"].first.startswith(f"{data.path}:3")
+    prompts = load_prompts(data, chat_tokenizer, context_tokens=999).rows
+    assert [chat_tokenizer.decode(prompt.token_ids_T) for prompt in prompts] == [
+        "<s>q",
+        "<s>alone",
+        "<s>tied",
+        turns,
+    ]
+    assert prompts[0].columns["response"] == ["bad", "good"]
+
+
+def test_a_stream_refuses_rows_that_belong_together(tmp_path: Path, chat_tokenizer: Any) -> None:
+    data = config(tmp_path, *PUBLISHED["helpsteer"], streaming=True)
+    job = Pairs.of(data, chat_tokenizer, max_length=99)
+    with pytest.raises(DataError, match=r"has helpsteer rows, .* set data\.streaming: false"):
+        open_stream(data, job, seed=0)
+
+
+def test_flat_messages_become_the_trees_that_they_are(tmp_path: Path, chat_tokenizer: Any) -> None:
+    rows = [
+        *TREE,
+        message("t", "t3", "t2", "and?"),
+        message("t", "t4", "t3", "good", rank=0),
+        message("t", "t5", "t3", "bad", rank=1),
+        message("u", "u", None, "r"),
+    ]
+    loaded = load_rankings(config(tmp_path, *rows), chat_tokenizer, max_length=999)
+    assert [texts(chat_tokenizer, ranking) for ranking in loaded.rows] == [
+        (CHATML.format("q"), ["good", "bad"]),
+        (
+            CHATML.format(
+                "q<|im_end|>\n<|im_start|>assistant\ngood<|im_end|>\n<|im_start|>user\nand?"
+            ),
+            ["good", "bad"],
+        ),
+    ]
+    assert left_out(loaded) == {"no ranked replies": 1}
+    shuffled = config(tmp_path, rows[0], rows[6], *rows[1:6])
+    with pytest.raises(RowError, match=r"rows\.jsonl:3: a reply without its parent: .* sort the"):
+        load_rankings(shuffled, chat_tokenizer, max_length=999)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, GOOD], "label": True},
+        {"messages": [USER, GOOD], "label": 1.0},
+        {"messages": [USER, GOOD], "label": "yes"},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}],
+         "label": "true"},
+    ],
+)  # fmt: skip
+def test_a_chat_with_a_label_is_a_labelled_answer(
+    tmp_path: Path, chat_tokenizer: Any, row: dict[str, Any]
+) -> None:
+    rows = [row, {**row, "label": False}]
+    good, bad = load_labelled(config(tmp_path, *rows), chat_tokenizer, max_length=99).rows
+    assert (good.desirable, bad.desirable) == (True, False)
+    assert chat_tokenizer.decode(good.prompt_ids_T) == CHATML.format("q")
+    assert chat_tokenizer.decode(good.answer_ids_K[0]) == "good<|im_end|>"
+    with pytest.raises(DataError, match=r"examples cannot be made of labelled_.* label says which"):
+        load_sft(config(tmp_path, *rows), chat_tokenizer, max_length=99)
+
+
+def test_a_label_that_judges_nothing_is_a_column_like_any_other(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    row = {"messages": [USER, GOOD], "label": "geometry"}
+    [example] = load_sft(config(tmp_path, row), chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(example.token_ids_T[example.trained_T]) == "good<|im_end|>"
+    forced = config(tmp_path, {**row, "label": True}, format="messages")
+    assert len(load_sft(forced, chat_tokenizer, max_length=99).rows) == 1
+
+
+@pytest.mark.parametrize("name", ["lima", "ultrachat", "capybara"])
+def test_lists_of_texts_are_turns(tmp_path: Path, chat_tokenizer: Any, name: str) -> None:
+    loaded = load_sft(config(tmp_path, *PUBLISHED[name]), chat_tokenizer, max_length=999)
+    assert loaded.report.format.startswith(name)
+    [example] = loaded.rows
+    asked = CHATML.format("q") + "good<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n"
+    whole = f"{asked}<|im_start|>assistant\ngood<|im_end|>\n"
+    assert chat_tokenizer.decode(example.token_ids_T) == whole
+    trained = chat_tokenizer.decode(example.token_ids_T[example.trained_T])
+    assert trained == "good<|im_end|>good<|im_end|>"
+
+
+def test_of_steps_with_labels_the_prompts_are_taken_and_that_is_said(
+    tmp_path: Path, chat_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = config(tmp_path, *PUBLISHED["stepwise"])
+    with caplog.at_level(logging.WARNING):
+        [prompt] = load_prompts(data, chat_tokenizer, context_tokens=99).rows
+    assert prompt.text == "q"
+    assert "process reward model" in caplog.text
+    with pytest.raises(DataError, match=r"pairs cannot be made of stepwise .*process reward model"):
+        load_pairs(data, chat_tokenizer, max_length=99)
