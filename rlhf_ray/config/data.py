@@ -86,8 +86,10 @@ class SourceConfig(Config):
     """One data set: where its rows are and which of them count.
 
     Attributes:
-        path: A file (json, jsonl, gz, parquet, csv, txt), a folder of them, or a hub name.
-        split: Slices as in `datasets` (`train[:500]`); of a local file `train` is all of it.
+        path: A file (json, jsonl, csv, tsv, txt, compressed or not; parquet, arrow), a folder or a
+            pattern (`data/*.jsonl`) of them, what `save_to_disk` wrote, or a hub name.
+        split: Slices as in `datasets` (`train[:500]`, `test`); of a file, and of a folder in which
+            nothing names a split, `train` is all of it.
         limit: Use only the first rows; 0 for all.
         skip: Leave out the first rows (held-out ones, say).
         format: `auto` recognises it from the columns of the first row.

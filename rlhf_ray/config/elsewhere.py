@@ -11,7 +11,7 @@ from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.layers import lay_over
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
 from rlhf_ray.config.problems import KeyPath, Problem
-from rlhf_ray.config.references import hub_dataset
+from rlhf_ray.config.references import fixed_part, hub_dataset
 from rlhf_ray.config.stages import PREFIX, resolve_stages, shared_values
 from rlhf_ray.config.yaml_file import read_yaml
 
@@ -70,8 +70,8 @@ def find_missing(values: Mapping[str, Any], shipped: Collection[str] | None) -> 
 
 
 def _is_there(text: str, shipped: Collection[str]) -> bool:
-    wanted = str(PurePosixPath(text))
-    return wanted in shipped or any(file.startswith(f"{wanted}/") for file in shipped)
+    wanted = str(PurePosixPath(fixed_part(text)))  # of a pattern, the folder that it searches
+    return wanted in (".", *shipped) or any(file.startswith(f"{wanted}/") for file in shipped)
 
 
 def _relative(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:

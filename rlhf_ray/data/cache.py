@@ -23,7 +23,8 @@ import pyarrow as pa
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.file_digests import file_digest
-from rlhf_ray.data.files import data_files, hub_dataset, local_path
+from rlhf_ray.data.files import hub_dataset
+from rlhf_ray.data.local_data import local_data
 from rlhf_ray.data.report import LeftOut, RowReport
 from rlhf_ray.data.row_file import ROWS_FILE, RowFile
 from rlhf_ray.data.tokenization import T, Tokenization
@@ -43,9 +44,9 @@ def cache_folder(source: SourceConfig, config: DataConfig, job: Tokenization[T])
     Raises:
         DataError: There is no such data set.
     """
-    local = local_path(source.path)
+    local = local_data(source.path)
     if local is not None:
-        files = data_files(local)
+        files = [file.path for named in local.named_by(source.split).values() for file in named]
         if sum(file.stat().st_size for file in files) < _SMALL_BYTES:
             return None
     folder = Path(os.environ.get("RLHF_RAY_CACHE", "~/.cache/rlhf-ray")).expanduser()

@@ -15,8 +15,8 @@ from rlhf_ray.data.parsing import Columns
 
 # Ours -> theirs, which may be a path into a column, or a label that says which answer is better.
 Names: TypeAlias = Mapping[str, str | BetterConfig]
-# Number, (where, columns or what is wrong with them).
-Numbered: TypeAlias = Iterator[tuple[int, tuple[str, Columns | RowError]]]
+# Id, (where, columns or what is wrong with them).
+Located: TypeAlias = Iterator[tuple[str, tuple[str, Columns | RowError]]]
 
 _ROWS_AHEAD = 100  # a file of JSON lines may leave out what is empty
 _INDEX = re.compile(r"-?\d+")
@@ -49,7 +49,7 @@ def resolved(columns: Columns, names: Names, where: str) -> Columns:
     return found
 
 
-def check_names(rows: Numbered, names: Names) -> Numbered:
+def check_names(rows: Located, names: Names) -> Located:
     """The same rows, once every name stands in one of the first.
 
     Raises:
@@ -60,7 +60,7 @@ def check_names(rows: Numbered, names: Names) -> Numbered:
         for ours, theirs in names.items()
         for name in (theirs.columns if isinstance(theirs, BetterConfig) else [theirs])
     }
-    ahead: list[tuple[int, tuple[str, Columns | RowError]]] = []
+    ahead: list[tuple[str, tuple[str, Columns | RowError]]] = []
     first: tuple[str, Columns] | None = None
     while missing and len(ahead) < _ROWS_AHEAD and (row := next(rows, None)) is not None:
         ahead.append(row)

@@ -11,7 +11,7 @@ from typing import Any
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data import cache
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.files import Row, read_rows
+from rlhf_ray.data.files import Row, read_rows, tell_files
 from rlhf_ray.data.mixing import mix
 from rlhf_ray.data.parallel import convert
 from rlhf_ray.data.progress import shown
@@ -51,6 +51,7 @@ def load(config: DataConfig, job: Tokenization[T], *, seed: int) -> Loaded[T]:
 
 
 def _load_source(source: SourceConfig, config: DataConfig, job: Tokenization[T]) -> Loaded[T]:
+    tell_files(source)
     kept_in = cache.cache_folder(source, config, job) if config.cache else None
     found = cache.read(kept_in, job.kind.schema) if kept_in else None
     if found is not None:

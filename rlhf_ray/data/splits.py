@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from rlhf_ray.data.errors import DataError
 
 _BOUND = r"(-?\d+%?)?"
-_PART = re.compile(rf"(?P<name>[A-Za-z_]\w*)(\[(?P<start>{_BOUND}):(?P<stop>{_BOUND})\])?")
+_PART = re.compile(rf"(?P<name>\w+(\.\w+)*)(\[(?P<start>{_BOUND}):(?P<stop>{_BOUND})\])?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowRange:
-    """Some rows of a data set; a bound is a number of rows or, with `%`, a share of them.
+    """Some rows of a split; a bound is a number of rows or, with `%`, a share of them.
 
-    Example: `RowRange(start="10%", stop="-50")`. An empty bound is the data set's own.
+    Example: `RowRange(split="train", start="10%", stop="-50")`. An empty bound is the split's own.
     """
 
+    split: str
     start: str
     stop: str
 
@@ -39,10 +40,10 @@ class RowRange:
 
 
 def parse_split(split: str) -> list[RowRange]:
-    """The ranges of a local data set, which follow one another; `train` alone is all of it.
+    """The ranges of a local data set, which follow one another; a name alone is all of a split.
 
     Raises:
-        DataError: Not an expression, another name than `train`, or a share beyond 100 %.
+        DataError: Not an expression, or a share beyond 100 %.
     """
     ranges = []
     for part in split.split("+"):
@@ -52,15 +53,10 @@ def parse_split(split: str) -> list[RowRange]:
                 "split must be like train, train[:500], train[10%:20%], train[-50:] or several "
                 f"of them joined by '+', got {split!r}"
             )
-        if match["name"] != "train":
-            raise DataError(
-                f"a local data set has one split, 'train', got {match['name']!r}: "
-                "name the file itself in path"
-            )
         bounds = (match["start"] or "", match["stop"] or "")
         if any(bound.endswith("%") and abs(int(bound[:-1])) > 100 for bound in bounds):
             raise DataError(f"a share in split must be at most 100%, got {split!r}")
-        ranges.append(RowRange(start=bounds[0], stop=bounds[1]))
+        ranges.append(RowRange(split=match["name"], start=bounds[0], stop=bounds[1]))
     return ranges
 
 

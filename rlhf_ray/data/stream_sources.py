@@ -14,8 +14,9 @@ import pyarrow as pa
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.cache import described
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.files import data_files, local_path, read_rows
+from rlhf_ray.data.files import read_rows, tell_files
 from rlhf_ray.data.loading import recognised
+from rlhf_ray.data.local_data import local_data
 from rlhf_ray.data.parallel import convert
 from rlhf_ray.data.report import Converted, RowReport
 from rlhf_ray.data.splits import parse_split
@@ -51,6 +52,7 @@ def open_stream(
     digest = hashlib.blake2b(digest_size=16)
     sources = []
     for number, source in enumerate(named):
+        tell_files(source)
         passes = Passes(source=source, config=config, job=job, check=check)
         _ = passes.work  # what the first row shows is wrong before anything starts
         for part in _known_by(source, job):
@@ -141,7 +143,7 @@ class Passes(Generic[T]):
 
 def _check_split(source: SourceConfig) -> None:
     """Refuse what takes the number of all rows to tell."""
-    if local_path(source.path) is None:
+    if local_data(source.path) is None:
         is_known = "[" not in source.split
     else:
         is_known = not any(range_.needs_count for range_ in parse_split(source.split))
@@ -156,6 +158,7 @@ def _known_by(source: SourceConfig, job: Tokenization[Any]) -> Iterator[str]:
     """What decides which examples a source gives; of files names and sizes, for they are large."""
     yield source.model_dump_json(include=set(SourceConfig.model_fields))
     yield from described(job)
-    local = local_path(source.path)
-    for file in [] if local is None else data_files(local):
-        yield f"{file.name} {file.stat().st_size}"
+    local = local_data(source.path)
+    for split, files in {} if local is None else local.named_by(source.split).items():
+        for file in files:
+            yield f"{split} {file.path.name} {file.path.stat().st_size}"

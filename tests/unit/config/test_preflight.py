@@ -1,5 +1,7 @@
 """What is refused before Ray starts."""
 
+import os
+
 import pytest
 from model_folders import ON_GPU, refused, write_model
 
@@ -7,7 +9,7 @@ from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.preflight import preflight
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.files import local_path
+from rlhf_ray.data.local_data import local_data
 
 
 def test_a_good_configuration_passes(good):
@@ -69,7 +71,7 @@ def test_a_hub_name_is_taken_at_its_word(good, name):
 def test_a_hub_data_set_is_taken_at_its_word(good, name):
     good["data"] = {"path": name}
     preflight(GrpoConfig.model_validate(good))
-    assert local_path(name) is None
+    assert local_data(name) is None
 
 
 @pytest.mark.parametrize("name", ["imdb.json", "imdb.v2", "a/b/c", "org/data:", "data/", "./imdb"])
@@ -77,7 +79,7 @@ def test_what_only_a_file_can_be_called_is_no_hub_data_set(good, name):
     good["data"] = {"path": name}
     assert f"data.path: no such file or folder: {name!r}" in refused(good)
     with pytest.raises(DataError, match="no data at"):
-        local_path(name)
+        local_data(name)
 
 
 def test_a_mistyped_local_folder_is_no_hub_name(good, tmp_path, monkeypatch):
@@ -93,6 +95,29 @@ def test_a_mistyped_local_folder_is_no_hub_name(good, tmp_path, monkeypatch):
 def test_an_empty_data_file_is_refused(good, tmp_path):
     (tmp_path / "prompts.jsonl").write_text("")
     assert "is empty" in refused(good)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.ndjson.zst", "a.arrow", "sub/a.csv.xz"])
+def test_data_of_every_kind_is_taken_as_a_file_a_folder_or_a_pattern(good, tmp_path, name):
+    file = tmp_path / "more" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("x")
+    pattern = f"{tmp_path}/more/**/a.*"
+    for path in (file, file.parent, tmp_path / "more", pattern):
+        preflight(GrpoConfig.model_validate({**good, "data": {"path": str(path)}}))
+    file.rename(file.with_name("b.md"))
+    for path, fault in (
+        (pattern, "no data file matches"),
+        (file.parent, "holds no data file; wanted a .json"),
+        (file.with_name("b.md"), "must be a .json"),
+    ):
+        assert fault in refused({**good, "data": {"path": str(path)}})
+
+
+def test_a_pipe_is_refused_and_not_waited_for(good, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    good["data"] = {"path": str(tmp_path / "pipe.jsonl")}
+    assert "must be a file or a folder" in refused(good)
 
 
 def test_a_reward_file_that_is_not_python_is_refused(good, tmp_path):

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlhf_ray.config.data import SourceConfig
@@ -25,9 +30,17 @@ def rows_of(path: str, *, separator: str = "<|endoftext|>", **source: Any) -> li
 ROWS = [{"prompt": "one", "n": 1}, {"prompt": "zwei\u2028é", "n": 2}, {"prompt": "三", "n": 3}]
 
 
+COMPRESS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": partial(pa.compress, codec="zstd", asbytes=True),
+}
+
+
 def write(path: Path, content: str | bytes) -> str:
     raw = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    path.write_bytes(COMPRESS.get(path.suffix, bytes)(raw))
     return str(path)
 
 
@@ -46,6 +59,12 @@ def json_lines(rows: list[dict[str, Any]]) -> str:
         ("a.json", json.dumps(ROWS), [1, 1, 1]),
         ("a.json", json.dumps(ROWS, indent=1), [2, 6, 10]),
         ("a.json.gz", json.dumps(ROWS, indent=1), [2, 6, 10]),
+        ("a.jsonl.zst", json_lines(ROWS), [1, 2, 3]),
+        ("a.jsonl.bz2", json_lines(ROWS), [1, 2, 3]),
+        ("a.json.xz", json.dumps(ROWS, indent=1), [2, 6, 10]),
+        ("a.ndjson", json_lines(ROWS), [1, 2, 3]),
+        ("a.jsonl", json.dumps(ROWS, indent=1), [2, 6, 10]),
+        ("a.jsonl", json.dumps(ROWS), [1, 1, 1]),
         ("A.JSON", json.dumps(ROWS, ensure_ascii=False), [1, 1, 1]),
     ],
 )
@@ -70,10 +89,43 @@ def test_csv_rows_hold_quoted_newlines_and_know_their_lines(tmp_path: Path) -> N
     assert [row.where for row in rows] == [f"{path}:2", f"{path}:5"]
 
 
-def test_parquet_rows_keep_their_types(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", 'prompt\tn\n"one, two"\t1\n'),
+        ("a.csv", 'prompt;n\n"one, two";1\n'),
+        ("a.csv", "prompt\tn\none, two\t1\n"),
+        ("a.csv.zst", 'prompt,n\n"one, two",1\n'),
+        ("a.tsv.gz", "\ufeffprompt\tn\r\none, two\t1\r\n"),
+    ],
+)
+def test_fields_stand_between_the_mark_that_the_first_line_has(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    [row] = rows_of(write(tmp_path / name, content))
+    assert row.columns == {"prompt": "one, two", "n": "1"}
 
+
+def test_zstd_files_may_be_of_several_frames(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(b"".join(COMPRESS[".zst"](json_lines([row]).encode()) for row in ROWS))
+    assert [row.columns for row in rows_of(str(path))] == ROWS
+
+
+@pytest.mark.parametrize("open_writer", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_arrow_files_and_streams_keep_types_and_number_rows(
+    tmp_path: Path, open_writer: Any
+) -> None:
+    rows = [{"n": n, "messages": [{"role": "user", "content": f"hi {n}"}]} for n in range(2500)]
+    table, path = pa.Table.from_pylist(rows), tmp_path / "a.arrow"
+    with pa.OSFile(str(path), "wb") as file, open_writer(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1200)
+    found = rows_of(str(path))
+    assert [row.columns for row in found] == rows
+    assert [row.where for row in found] == [f"{path}:{number}" for number in range(1, 2501)]
+
+
+def test_parquet_rows_keep_their_types(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "hi"}]
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist([{"n": 1, "messages": messages}] * 3), path)

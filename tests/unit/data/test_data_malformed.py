@@ -247,7 +247,7 @@ BAD_FILES = [
             reason="not JSON", kept=(1, 2)),
     BadFile(name="a.json", content=b'[{"text": "text 1"}\n{"text": "text 2"}]', line=2,
             reason="not JSON", kept=(1,)),
-    BadFile(name="a.json", content=b'[{"text": "text 1"}]\n[{"text": "text 2"}]', line=1,
+    BadFile(name="a.json", content=b'[{"text": "text 1"}]\n[{"text": "text 2"}]', line=2,
             reason="not JSON", kept=(1,)),
     BadFile(name="a.json", content=b'[{"text": "text 1"},\n{"text": "\xff"},\n{"text": "text 2"}]',
             line=2, reason="not UTF-8", kept=(1, 2)),
@@ -315,7 +315,7 @@ def test_the_rows_before_a_cut_of_a_gzip_survive(tmp_path: Path, chat_tokenizer:
         ("a.jsonl", b"\xef\xbb\xbf" + line(texts(1)[0]) + b"\r\n\r\n" + line(texts(2)[0])),
         ("a.csv", b'\xef\xbb\xbftext\r\n"text 1"\r\ntext 2\r\n'),
         ("a.csv", b"text\ntext 1\n" + b"text 2\n"),
-        ("a.jsonl", b'{"text": "text 1", "n": NaN, "text": "text 1"}\n{"text": "text 2"}'),
+        ("a.jsonl", b'{"text": "text 1", "n": NaN}\n{"text": "text 2"}'),
     ],
 )
 def test_what_is_merely_unusual_is_read(

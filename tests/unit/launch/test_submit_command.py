@@ -103,6 +103,14 @@ def test_relative_paths_need_their_files_with_them():
     assert "is not among the files" in left.message
 
 
+def test_a_pattern_of_files_needs_the_folder_that_it_searches():
+    values = {"data": {"path": "corpus/**/train-*.jsonl"}}
+    assert find_missing(values, ["corpus/en/train-0.jsonl"]) == []
+    [left] = find_missing(values, ["corpora/train-0.jsonl"])
+    assert left.path == ("data", "path")
+    assert find_missing({"data": {"path": "*.jsonl"}}, ["a.jsonl"]) == []
+
+
 def test_a_pipeline_is_sent_with_its_stages_files(written, tmp_path, monkeypatch):
     sft = written({**SFT, "seed": 1, "total_steps": 7}, "sft.yaml")
     stages = [

@@ -1,0 +1,63 @@
+"""JSON values, and what is wrong with text that should be one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rlhf_ray.data.errors import RowError, short
+
+
+class _TwiceError(ValueError):
+    """A JSON object has two values for one key."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys say one thing each: which of two values is meant nobody can tell."""
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
+        for key, value in pairs:
+            if value is not columns[key] and value != columns[key]:
+                raise _TwiceError(f"{short(key)} is {short(value)}, and {short(columns[key])}")
+    return columns
+
+
+# Of lists and objects within one another; what follows a row, by recursion, bears as many.
+_MAX_DEPTH = 200
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+# Finds where a value ends that `DECODER` refuses for what it says.
+LENIENT_DECODER = json.JSONDecoder(parse_int=len)
+
+
+def fault_of(error: ValueError | RecursionError, where: str) -> RowError:
+    """What `DECODER` says is wrong, other than syntax."""
+    if isinstance(error, RecursionError):
+        return _too_deep(where)
+    if isinstance(error, _TwiceError):
+        return RowError(where, "a key appears twice", str(error))
+    return RowError(where, "not JSON", str(error))  # a number of more digits than Python converts
+
+
+def depth_fault(value: Any, text: str, where: str) -> RowError | None:
+    """What is wrong with a value, which `text` holds, that is nested too deeply."""
+    if text.count("[") + text.count("{") <= _MAX_DEPTH:
+        return None
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        inner = [
+            item for each in level for item in (each.values() if isinstance(each, dict) else each)
+        ]
+        level = [item for item in inner if isinstance(item, list | dict)]
+    return _too_deep(where) if level else None
+
+
+def _too_deep(where: str) -> RowError:
+    return RowError(where, "nested too deeply", f"more than {_MAX_DEPTH} levels")
+
+
+def checked_object(value: Any, where: str) -> dict[str, Any] | RowError:
+    """A value that must be an object."""
+    if isinstance(value, dict | RowError):
+        return value
+    return RowError(where, "not a JSON object", f"got {type(value).__name__}")
