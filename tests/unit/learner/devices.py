@@ -17,8 +17,10 @@ SMALL_BYTES = 256
 
 @contextmanager
 def only_what_comes() -> Iterator[None]:
-    """Objects that are there already are looked through by nobody: there are a million."""
-    gc.collect()
+    """Objects that are there already are looked through by nobody: there are millions.
+
+    Nor is what of them is garbage collected before: that alone takes longer than a test.
+    """
     gc.freeze()
     yield
     gc.unfreeze()
