@@ -90,7 +90,7 @@ async def test_engines_that_cannot_sleep_end(pool, asked):
     assert "rollout" not in pool.state.sets
 
 
-async def test_engines_on_cpus_are_in_nobodys_way(pool, asked):
+async def test_engines_on_cpus_are_left_alone(pool, asked):
     pool.state.groups["rollout"] = GroupConfig(share="policy")
     await pool.make_room(["policy"])
     assert asked == []
