@@ -196,6 +196,8 @@ class Pool:
     async def make_room(self, roles: Collection[str]) -> None:
         """Have what a job does not use leave the GPUs of the roles that it uses.
 
+        So do models of jobs before in the job's own roles, where these share GPUs: each would be
+        released when its role loads another one, and until then lie beside those that load first.
         Engines sleep, without their weights: a job with rollouts begins with a publication. Those
         that cannot, because none of their own job's roles needs their GPUs, end. Models are
         released; results that later jobs start from stay in memory.
@@ -207,8 +209,8 @@ class Pool:
             for role, group in on_gpus.items()
             if role not in roles and group.host_of(role) in busy
         ]
-        for role in idle:
-            if role in self.state.hosted:
+        for role in list(self.state.hosted):
+            if role in idle or (role in roles and shared_host(role, self.state.groups)):
                 await self.unload(role)
         if "rollout" not in idle or "rollout" not in self.state.sets:
             return

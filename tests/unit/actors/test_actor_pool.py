@@ -82,6 +82,14 @@ async def test_what_a_job_does_not_use_leaves_its_gpus(pool, asked):
     assert asked[2:] == [asleep], "a role without a model has nothing to release"
 
 
+async def test_what_a_job_before_left_on_shared_gpus_is_not_there_while_models_load(pool, asked):
+    for role in ("policy", "reward", "reference"):
+        await pool.load(role, "spec", path="base")
+    asked.clear()
+    await pool.make_room(["policy", "reward", "rollout", "reference"])
+    assert asked == [("policy", "unload"), ("reward", "unload")], "the reference is by itself"
+
+
 async def test_engines_that_cannot_sleep_end(pool, asked):
     """A GRPO job without a reference shares its GPUs with nobody; then DPO wants them for one."""
     pool.state.specs["rollout"] = SimpleNamespace(sleeps=False)
