@@ -196,18 +196,29 @@ class Pool:
     async def make_room(self, roles: Collection[str]) -> None:
         """Have what a job does not use leave the GPUs of the roles that it uses.
 
-        Engines sleep, without their weights: a job with rollouts begins with a publication. Models
-        are released; results that later jobs start from stay in memory.
+        So do models of jobs before in the job's own roles, where these share GPUs: each would be
+        released when its role loads another one, and until then lie beside those that load first.
+        Engines sleep, without their weights: a job with rollouts begins with a publication. Those
+        that cannot, because none of their own job's roles needs their GPUs, end. Models are
+        released; results that later jobs start from stay in memory.
         """
-        groups = self.state.groups
-        busy = {groups[role].host_of(role) for role in roles if groups[role].gpus_per_rank}
-        idle = [role for role in groups if role not in roles and groups[role].host_of(role) in busy]
-        for role in idle:
-            if role in self.state.hosted:
+        on_gpus = {role: group for role, group in self.state.groups.items() if group.gpus_per_rank}
+        busy = {on_gpus[role].host_of(role) for role in roles if role in on_gpus}
+        idle = [
+            role
+            for role, group in on_gpus.items()
+            if role not in roles and group.host_of(role) in busy
+        ]
+        for role in list(self.state.hosted):
+            if role in idle or (role in roles and shared_host(role, self.state.groups)):
                 await self.unload(role)
-        if "rollout" in idle and "rollout" in self.state.sets:
+        if "rollout" not in idle or "rollout" not in self.state.sets:
+            return
+        if self.state.specs["rollout"].sleeps:
             call_s = self.timeouts.call_s
             await self.state.sets["rollout"].call("sleep", 2, call_s, timeout_s=call_s)
+        else:
+            await self.end("rollout")
 
     async def unload(self, role: str) -> None:
         """Have a role's ranks release what they host."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from actors.ranks.rank import Rank, free_memory
+from actors.ranks.rank import Rank, free_memory, free_pinned_memory
 from actors.weights.held_model import HeldModel, in_reach, put_share
 from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.disk import room_for
@@ -81,6 +81,7 @@ class HostingRank(Rank):
         self.learner, self.learner_path, self.residency = None, "", None
         self._leave_drive()
         free_memory()
+        free_pinned_memory()  # what the model lay in while it was on the host; others need it next
 
     def offload(self, *, keep_weights: bool = False) -> None:
         """Leave the device to others; with `keep_weights` only what training needs leaves."""

@@ -136,3 +136,11 @@ def free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def free_pinned_memory() -> None:
+    """Return the host's pinned memory that nothing lies in; PyTorch keeps it for its process."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.accelerator.empty_host_cache()

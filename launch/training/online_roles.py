@@ -205,7 +205,8 @@ def gap_limits(config: OnlineConfig) -> GapLimits:
     """What the probe lets pass: as configured, else by what both sides compute in."""
     publication = config.publication
     dtypes = {config.policy.model.dtype, config.rollout.dtype}
-    on_cpu = not config.placement.rollout.gpus_per_rank
+    placement = config.placement
+    on_cpu = not (placement.policy.gpus_per_rank or placement.rollout.gpus_per_rank)
     exact = dtypes == {"float32"} or (on_cpu and "bfloat16" not in dtypes)
     # A quantized trainer computes with rounded activations, the engine with whole ones.
     exact = exact and config.policy.model.quantization == "none"

@@ -42,11 +42,6 @@ class HostCopy:
         self._away: list[_Away] = []
 
     @property
-    def is_away(self) -> bool:
-        """Whether anything waits on the host."""
-        return bool(self._away)
-
-    @property
     def num_bytes(self) -> int:
         """That are on the host instead of the device."""
         return sum(away.num_bytes for away in self._away if away.start is not None)

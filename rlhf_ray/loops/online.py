@@ -262,11 +262,12 @@ class OnlineLoop:
 
     async def _save(self, step: int) -> Metrics:
         """Write a checkpoint where one is due; its duration is a metric of the next step."""
-        every = self.config.checkpoint.every
-        if step != self.config.total_steps and not (every and step % every == 0):
+        every, is_last = self.config.checkpoint.every, step == self.config.total_steps
+        if not is_last and not (every and step % every == 0):
             return {}
         with StepClock().phase("checkpoint") as timed, self.store.writing(step) as folder:
-            await self.roles.rollout.sleep(level=1)  # the states of training need their room
+            # The states of training need their room; nobody samples after the last step.
+            await self.roles.rollout.sleep(level=2 if is_last else 1)
             await self.roles.policy.save(str(folder / "policy"))
             roles = ["policy"]
             if self.roles.value is not None:

@@ -109,14 +109,7 @@ def _borders(query: torch.Tensor, packing: Packing | None) -> tuple[torch.Tensor
 
 
 def _laid_end_to_end(states: torch.Tensor, width: int) -> torch.Tensor:
-    """[B, heads, T, size] -> [B x T, heads, width], zeros behind; a view where there are none.
-
-    Under autocast, in its dtype: what adapters keep in float32 (norms of queries and keys) would
-    meet values in half precision.
-    """
-    device_type = states.device.type
-    if torch.is_autocast_enabled(device_type):
-        states = states.to(torch.get_autocast_dtype(device_type))
+    """[B, heads, T, size] -> [B x T, heads, width], zeros behind; a view where there are none."""
     if states.shape[-1] < width:
         states = F.pad(states, (0, width - states.shape[-1]))
     return states.transpose(1, 2).flatten(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,6 +63,7 @@ def pool(asked) -> Pool:
     pool.state.slots = {"policy": [slot], "reference": [slot]}
     for role in pool.state.groups:
         pool.state.sets[role] = Actors(role, asked)
+    pool.state.specs["rollout"] = SimpleNamespace(sleeps=True)
     return pool
 
 
@@ -78,6 +80,28 @@ async def test_what_a_job_does_not_use_leaves_its_gpus(pool, asked):
     assert asked == [("reward", "unload"), asleep]
     await pool.make_room(["policy"])
     assert asked[2:] == [asleep], "a role without a model has nothing to release"
+
+
+async def test_what_a_job_before_left_on_shared_gpus_is_not_there_while_models_load(pool, asked):
+    for role in ("policy", "reward", "reference"):
+        await pool.load(role, "spec", path="base")
+    asked.clear()
+    await pool.make_room(["policy", "reward", "rollout", "reference"])
+    assert asked == [("policy", "unload"), ("reward", "unload")], "the reference is by itself"
+
+
+async def test_engines_that_cannot_sleep_end(pool, asked):
+    """A GRPO job without a reference shares its GPUs with nobody; then DPO wants them for one."""
+    pool.state.specs["rollout"] = SimpleNamespace(sleeps=False)
+    await pool.make_room(["policy"])
+    assert asked == [("rollout", "stop")]
+    assert "rollout" not in pool.state.sets
+
+
+async def test_engines_on_cpus_are_left_alone(pool, asked):
+    pool.state.groups["rollout"] = GroupConfig(share="policy")
+    await pool.make_room(["policy"])
+    assert asked == []
 
 
 async def test_a_model_on_the_engines_gpus_goes_on_to_the_host(pool, asked):

@@ -33,10 +33,11 @@ ON_GPUS = {"policy": GPU, "rollout": GPU}
         (job(), EXACT),
         (job(dtype="float32", placement=ON_GPUS), EXACT),
         (job(placement=ON_GPUS), ROUNDED),
+        (job(placement={"policy": GPU}), ROUNDED),
         (job(dtype="bfloat16"), ROUNDED),
         (job(dtype="float32", quantization="8bit", lora={"rank": 4}), ROUNDED),
     ],
-    ids=["CPU", "float32 on GPUs", "GPUs", "bfloat16", "quantized"],
+    ids=["CPU", "float32 on GPUs", "GPUs", "only the trainer on GPUs", "bfloat16", "quantized"],
 )
 def test_only_where_both_compute_in_float32_does_a_single_token_count(config, limits):
     assert gap_limits(config) == limits

@@ -72,7 +72,7 @@ async def test_a_step_is_told_as_the_design_tells_it(tmp_path):
     assert calls[10] == "assembler.build"
     assert set(calls[11:13]) == {"policy.update", "value.update"}
     assert calls[13:] == [
-        *publication(1), "rollout.sleep@1", "policy.save", "value.save", "rollout.sleep@2"
+        *publication(1), "rollout.sleep@2", "policy.save", "value.save", "rollout.sleep@2"
     ]  # fmt: skip
 
 

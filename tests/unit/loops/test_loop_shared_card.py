@@ -59,7 +59,7 @@ async def test_a_step_hands_the_card_from_engines_to_learners_and_back(tmp_path)
     assert card.moves[17:19] == ["-value.weights", "+rollout.weights"]
     # They were there since they were trained.
     assert card.moves[19:21] == ["-policy.weights", "+rollout.kv_cache"]
-    assert card.moves[21:24] == ["sleep 1", *left[1:]], "for the checkpoint"
+    assert card.moves[21:24] == left, "for the checkpoint, after which nobody samples"
     assert not card.held
 
 
@@ -77,6 +77,14 @@ async def test_a_whole_run_fits_on_the_card(tmp_path, dynamic):
     company = Company(config, lambda prompt, sample: 0.0 if prompt in flat else float(sample))
     await loop_on(Card(), config, company, held_out=2).run(None)
     assert company.num_updates == 3
+
+
+async def test_engines_keep_their_weights_for_what_is_sampled_after_a_checkpoint(tmp_path):
+    config = make_config(tmp_path, total_steps=2, checkpoint={"every": 1}, **ON_ONE)
+    card = Card()
+    await loop_on(card, config, Company(config, by_sample)).run(None)
+    sleeps = [move for move in card.moves if move.startswith("sleep")]
+    assert sleeps == ["sleep 2", "sleep 1", "sleep 2", "sleep 2"]
 
 
 async def test_a_resumed_run_fits_on_the_card(tmp_path):

@@ -101,16 +101,6 @@ def test_no_heads_are_repeated_and_nothing_is_copied(kernel):
     assert (call.max_q, call.cum_q.tolist()) == (5, [0, 5, 8])
 
 
-def test_under_autocast_the_kernel_gets_one_dtype_in_half_precision(kernel):
-    states = [
-        torch.randn(2, heads, 4, 8, dtype=dtype)
-        for heads, dtype in ((2, torch.float32), (1, torch.float32), (1, torch.bfloat16))
-    ]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output, _ = varlen_attention(torch.nn.Identity(), *states, None)
-    assert output.dtype is kernel[0].query.dtype is torch.bfloat16
-
-
 def test_what_the_kernel_cannot_do_is_refused_in_words(kernel):
     query = torch.randn(1, 2, 4, 8)
 
