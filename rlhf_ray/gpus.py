@@ -10,6 +10,8 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_ray.errors import ConfigError
+
 # Of bfloat16 and of the attention kernels: Ampere (A100, A10) and newer.
 LEAST_CAPABILITY = (8, 0)
 
@@ -53,7 +55,11 @@ class TorchBuild:
 
 
 def read_driver() -> Driver | None:
-    """The driver of this machine, by NVML; None where none answers, or nothing can ask it."""
+    """The driver of this machine, by NVML; None where none answers, or nothing can ask it.
+
+    Raises:
+        ConfigError: It answers, but not for one of its cards.
+    """
     try:
         import pynvml
     except ModuleNotFoundError:  # it comes with the gpu extra
@@ -78,6 +84,10 @@ def read_driver() -> Driver | None:
                 for handle in handles
             ),
         )
+    except pynvml.NVMLError as error:  # a card that fell off the bus, say
+        raise ConfigError(
+            f"the NVIDIA driver must answer for every card, got {error}; see nvidia-smi"
+        ) from error
     finally:
         pynvml.nvmlShutdown()
 

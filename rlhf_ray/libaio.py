@@ -25,6 +25,8 @@ def libaio_fault() -> str | None:
         )
     except OSError as error:
         return f"offloading to nvme compiles an operation, and there is no C++ compiler: {error}"
+    except subprocess.TimeoutExpired:
+        return f"offloading to nvme compiles an operation: {compiler} took over {_COMPILE_S:g} s"
     if done.returncode == 0:
         return None
     return (

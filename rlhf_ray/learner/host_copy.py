@@ -62,6 +62,7 @@ class HostCopy:
             RunError: The host has no such memory.
         """
         start, away = 0, []
+        self._synchronize()  # whoever wrote them may have done so on a stream of their own
         for storage in storages:
             size = storage.nbytes()
             for host, part in self._pieces(start, size):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.gpus import (
     Card,
     Driver,
@@ -96,3 +97,15 @@ def test_the_driver_is_asked_through_nvml(monkeypatch):
 def test_where_none_answers_there_is_none(monkeypatch, module):
     monkeypatch.setitem(sys.modules, "pynvml", module)
     assert read_driver() is None
+
+
+def test_a_card_that_is_lost_is_an_error_in_words(monkeypatch):
+    module = nvml()
+
+    def lost(index):
+        raise NoDriver("GPU is lost")
+
+    module.nvmlDeviceGetHandleByIndex = lost
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    with pytest.raises(ConfigError, match="answer for every card, got GPU is lost"):
+        read_driver()
