@@ -53,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     from launch.tables.rows import print_legend, print_look, print_note
     from rlhf_ray.data.look import look
 
-    print_legend()
+    if options.rows and any(isinstance(job.config, SupervisedConfig) for job in jobs):
+        print_legend()
     with _untold():
         for job in jobs:
             prefix = f"{job.stage}: " if job.stage else ""

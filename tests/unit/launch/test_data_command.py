@@ -76,17 +76,17 @@ def test_sft_shows_format_counts_lengths_and_which_tokens_are_trained(show):
         {"prompt": "2 + 2 =", "completion": " 4"},
         {"prompt": "1 + 2 =", "completion": " 3"},
         {"prompt": "9", "completion": ""},
-        {"prompt": "9 " * 200, "completion": " 3"},
+        {"prompt": "9", "completion": " 3" * 200},
     ]
     data = {"path": "rows.jsonl", "over_length": "truncate"}
     status, out, err = show("sft", rows, "--rows", "1", data=data, max_length=64)
     assert status == 0
     assert "rows       4 read, 3 kept, 1 left out, 1 truncated" in out
-    assert "format     completion (prompt, completion)" in out
+    assert "format     prompt_completion (prompt, completion)" in out
     assert "left out   1 empty answer (first rows.jsonl:3" in out
     assert "allowed    64 tokens (max_length), over_length truncate" in out
     assert "tokens     10 to 64 a row, median 10" in out
-    assert "10-14  ████████████████████████████████████████  2\n" in out
+    assert "10-19  ████████████████████████████████████████  2\n" in out
     assert "60-64  ████████████████████                      1\n" in out
     assert "rows:0: 10 tokens, 3 trained\n2 + 2 =⟦ 4</s>⟧\n" in out
     assert "rows:1" not in out
@@ -124,7 +124,7 @@ def test_dpo_shows_pairs_and_held_out_ones(show):
     evaluation = {"data": {"path": "rows.jsonl", "limit": 1}}
     _, out, _ = show("dpo", [PAIR, PAIR], eval=evaluation)
     first, held_out = out.split("eval.data  rows.jsonl")
-    assert "data  rows.jsonl\n  format     pairs (prompt, chosen, rejected)\n" in first
+    assert "data  rows.jsonl\n  format     preference (prompt, chosen, rejected)\n" in first
     assert "rows       1 read, 1 kept\n" in held_out
     assert "rejected, 3 tokens\n⟦ 5</s>⟧\n" in held_out
 
@@ -178,7 +178,7 @@ def test_a_stream_shows_its_first_rows_and_says_so(show):
     data = {"path": "rows.jsonl", "streaming": True}
     _, out, _ = show("sft", rows, "--rows", "2", data=data, total_steps=1)
     assert "a stream: these are the first alone, the others are not read" in out
-    assert "format     completion (prompt, completion)" in out
+    assert "format     prompt_completion (prompt, completion)" in out
     assert "rows:1: " in out
     assert "2,000 read" not in out
     # A fault behind what is read is none of this look's.
@@ -190,8 +190,8 @@ def test_several_streams_show_rows_of_each(show, tmp_path):
     sources = [{"path": "rows.jsonl"}, {"path": "more.jsonl"}]
     data = {"sources": sources, "streaming": True}
     _, out, _ = show("sft", [{"text": "Two"}], data=data, total_steps=1)
-    assert "⟦Two</s>⟧" in out
-    assert "⟦Once</s>⟧" in out
+    assert "T⟦wo</s>⟧" in out
+    assert "O⟦nce</s>⟧" in out
 
 
 def test_text_of_the_data_is_shown_and_not_obeyed(show):
@@ -247,7 +247,7 @@ def test_a_pipeline_shows_each_stage_and_says_what_is_still_to_be_written(
     assert cli.main(["data", "pipeline", "pipeline.yaml"]) == 0
     out = capsys.readouterr().out
     assert "first: data  rows.jsonl\n" in out
-    assert "⟦One</s>⟧" in out
+    assert "O⟦ne</s>⟧" in out
     assert "pairs: data  rows.jsonl\n" in out
     assert 'prompt = "One"' in out
     place = tmp_path / "out" / "pairs" / "pairs.jsonl"
