@@ -267,3 +267,16 @@ def test_help_lists_the_command_and_parsing_imports_nothing_heavy(capsys):
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
+
+
+def test_neither_ray_nor_engine_is_imported(show, tmp_path):
+    show("grpo", [{"prompt": "2 + 2 =", "answer": "4"}], **ONLINE)
+    code = (
+        "import sys; from launch import cli; cli.main(['data', 'grpo', 'job.yaml', '--rows', '0']); "
+        "print({'ray', 'vllm', 'deepspeed', 'actors'} & {*sys.modules})"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert "1 read, 1 kept" in found.stdout
+    assert found.stdout.endswith("set()\n")
