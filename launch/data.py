@@ -12,17 +12,14 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from launch import cli
-from rlhf_ray.config.jobs import JOBS, PIPELINE
+from rlhf_ray.config.jobs import JOBS, PIPELINE, AnyJob
 from rlhf_ray.config.load import load_config
-from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.stages import Stage, resolve_stages, to_come
 from rlhf_ray.config.supervised import SupervisedConfig
-
-DataJob: TypeAlias = OnlineConfig | SupervisedConfig
 
 _DATA_KEYS = (("data",), ("eval", "data"), ("reference_data",))
 
@@ -36,7 +33,7 @@ class LookedAt:
         to_come: Data sets that an earlier stage will write, by their keys: where they will be.
     """
 
-    config: DataJob
+    config: AnyJob
     stage: str = ""
     to_come: dict[str, str] = field(default_factory=dict)
 
@@ -97,7 +94,7 @@ def _jobs(options: Namespace, overrides: Sequence[str]) -> Iterator[LookedAt]:
     """The job, or the stages of the pipeline."""
     if options.job != PIPELINE:
         config = load_config(JOBS[options.job], options.config, overrides)
-        yield LookedAt(config=cast(DataJob, config))
+        yield LookedAt(config=cast(AnyJob, config))
         return
     pipeline = load_config(PipelineConfig, options.config, overrides)
     # Absolute, as a run's: what lies in it is what a stage writes.

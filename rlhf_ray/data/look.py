@@ -9,13 +9,14 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig
 from rlhf_ray.data.job_limits import most_tokens, prompt_room, tokenizer_of
 from rlhf_ray.data.lengths import LengthLimit
 from rlhf_ray.data.loading import load
@@ -29,8 +30,6 @@ from rlhf_ray.data.tokenization import Tokenization
 from rlhf_ray.rewards.checks import checking_functions, prompt_faults, usable_prompts
 from rlhf_ray.rewards.columns import check_columns
 from rlhf_ray.rewards.functions import RewardFunction
-
-DataJob: TypeAlias = OnlineConfig | SupervisedConfig
 
 STREAMED_ROWS = 100  # of a stream, and what is read along with them
 
@@ -58,7 +57,7 @@ class Look:
     is_streamed: bool
 
 
-def named_data(config: DataJob) -> dict[str, DataConfig]:
+def named_data(config: AnyJob) -> dict[str, DataConfig]:
     """The data sets of a job by their keys: to train on, held out, and for references."""
     sets = {"data": config.data, "eval.data": config.eval.data}
     if isinstance(config, RmConfig):
@@ -66,7 +65,7 @@ def named_data(config: DataJob) -> dict[str, DataConfig]:
     return {key: data for key, data in sets.items() if data.is_named}
 
 
-def look(config: DataJob, *, num_rows: int, skip: Sequence[str] = ()) -> Iterator[Look]:
+def look(config: AnyJob, *, num_rows: int, skip: Sequence[str] = ()) -> Iterator[Look]:
     """Look at a job's data sets, one after the other.
 
     Args:
@@ -92,7 +91,7 @@ def look(config: DataJob, *, num_rows: int, skip: Sequence[str] = ()) -> Iterato
         yield see(config, key, data, job, functions, num_rows)
 
 
-def _job_of(config: DataJob, key: str, data: DataConfig, tokenizer: Any) -> Tokenization[Any]:
+def _job_of(config: AnyJob, key: str, data: DataConfig, tokenizer: Any) -> Tokenization[Any]:
     """What the job makes of the samples of one of its data sets."""
     kind: type[Tokenization[Any]]
     match config:
@@ -108,7 +107,7 @@ def _job_of(config: DataJob, key: str, data: DataConfig, tokenizer: Any) -> Toke
 
 
 def _loaded(
-    config: DataJob,
+    config: AnyJob,
     key: str,
     data: DataConfig,
     job: Tokenization[Any],
@@ -138,7 +137,7 @@ def _loaded(
 
 
 def _streamed(
-    config: DataJob,
+    config: AnyJob,
     key: str,
     data: DataConfig,
     job: Tokenization[Any],

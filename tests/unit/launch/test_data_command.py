@@ -272,7 +272,8 @@ def test_help_lists_the_command_and_parsing_imports_nothing_heavy(capsys):
 def test_neither_ray_nor_engine_is_imported(show, tmp_path):
     show("grpo", [{"prompt": "2 + 2 =", "answer": "4"}], **ONLINE)
     code = (
-        "import sys; from launch import cli; cli.main(['data', 'grpo', 'job.yaml', '--rows', '0']); "
+        "import sys; from launch import cli; "
+        "cli.main(['data', 'grpo', 'job.yaml', '--rows', '0']); "
         "print({'ray', 'vllm', 'deepspeed', 'actors'} & {*sys.modules})"
     )
     found = subprocess.run(
