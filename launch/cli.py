@@ -40,6 +40,7 @@ CONFIGURED: Mapping[str, type[RunConfig]] = {**JOBS, "pipeline": PipelineConfig}
 # What has arguments of its own: a module of `launch` with a `main`.
 COMMANDS: Mapping[str, str] = {
     "plan": "What a job needs, where it goes, and what to change where it does not fit.",
+    "data": "A job's rows before it runs: how they are read, counts, lengths, trained tokens.",
     "submit": "Run a job on a Ray cluster elsewhere: `submit JOB CONFIG --address http://HEAD:8265`.",
     "jobs": "Submitted jobs: `jobs list`, `jobs logs NAME`, `jobs stop NAME`.",
     "pool": "Actors that outlive the jobs they serve: `pool up FILE`, `pool status`, `pool down`.",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from rlhf_ray.config.base import JobConfig, RunConfig
-from rlhf_ray.config.online import GrpoConfig, PpoConfig
+from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
 from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
+
+# A job as it is: all of them have data.
+AnyJob: TypeAlias = OnlineConfig | SupervisedConfig
 
 JOBS: Mapping[str, type[JobConfig]] = {
     "sft": SftConfig,

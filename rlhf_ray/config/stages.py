@@ -113,8 +113,8 @@ def _resolve(
 
 def _missing(stage: Stage, earlier: Sequence[Stage]) -> list[Problem]:
     """What a stage points at and is not there, nor will be when its turn comes."""
-    to_come = _to_come(stage.config, earlier)
-    return [problem for problem in find_problems(stage.rooted) if problem.path not in to_come]
+    unwritten = to_come(stage.config, earlier)
+    return [problem for problem in find_problems(stage.rooted) if problem.path not in unwritten]
 
 
 def _values(given: StageConfig, pipeline: PipelineConfig, cls: type[JobConfig]) -> YamlFile:
@@ -214,7 +214,7 @@ def _root(stage: Stage) -> str:
     return path
 
 
-def _to_come(config: JobConfig, earlier: Sequence[Stage]) -> set[KeyPath]:
+def to_come(config: JobConfig, earlier: Sequence[Stage]) -> set[KeyPath]:
     """Keys that name files in earlier stages' folders, which are not there yet."""
     folders = [stage.config.run_dir + os.sep for stage in earlier]
     return {

@@ -15,13 +15,13 @@ from rlhf_ray.config.model_kind import Kind
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
 from rlhf_ray.data.feed import TrainedRows, first_of
+from rlhf_ray.data.job_limits import context_of, most_tokens, prompt_room, tokenizer_of
 from rlhf_ray.data.loading import load
 from rlhf_ray.data.rows import Rows
 from rlhf_ray.data.stream_sources import open_stream
 from rlhf_ray.data.streaming import RowStream
 from rlhf_ray.data.tokenization import Tokenization
 from rlhf_ray.disk import room_for
-from rlhf_ray.errors import ConfigError
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
 if TYPE_CHECKING:
@@ -103,13 +103,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         others["reference"] = config.reference
     _check_vocabularies(config.policy.model, tokenizer, others)
     check_model("policy.model.path", config.policy.model, "causal", is_trained=True)
-    context = config.rollout.max_model_len or _context(config.policy.model)
-    room = context - config.rollout.max_new_tokens
-    if room < 1:
-        raise ConfigError(
-            f"rollout.max_new_tokens must leave room for a prompt in the context of {context} "
-            f"tokens, got {config.rollout.max_new_tokens}"
-        )
+    context, room = context_of(config), prompt_room(config)
 
     def prompts(key: str, data: DataConfig) -> Rows[Prompt]:
         rows = load_prompts(data, tokenizer, context_tokens=room, seed=config.seed).rows
@@ -279,26 +273,13 @@ def _tokenization(config: SupervisedConfig) -> tuple[dict[str, Any], str]:
     kind: Kind = "classifier" if isinstance(config, RmConfig) else "causal"
     check_model(f"{config.trained_role}.model.path", model, kind, is_trained=True)
     tokenizer, tokenizer_path = _tokenizer(model, Path(config.run_dir))
-    max_length = config.max_length
-    if not max_length:
-        max_length = _context(model)
-        if isinstance(config, RmConfig):
-            # An encoder's positions may begin above 0: its tokenizer knows how many are left.
-            max_length = min(max_length, tokenizer.model_max_length)
+    max_length = most_tokens(config, tokenizer)
     return {"tokenizer": tokenizer, "max_length": max_length, "seed": config.seed}, tokenizer_path
 
 
 def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBase, str]:
     """The trained model's tokenizer, and where the run will keep its own copy of it."""
-    from rlhf_ray.data.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(
-        model.tokenizer or model.path,
-        chat_template=model.chat_template,
-        trust_remote_code=model.trust_remote_code,
-        revision=model.revision,
-    )
-    return tokenizer, str(run_dir / "tokenizer")
+    return tokenizer_of(model), str(run_dir / "tokenizer")
 
 
 def _end_token_ids(
@@ -359,11 +340,3 @@ def _check_vocabularies(
 
     named = {f"{role}.model.path": config.model for role, config in others.items()}
     check_vocabularies(policy, tokenizer, named)
-
-
-def _context(model: ModelConfig) -> int:
-    from rlhf_ray.models.limits import context_length
-
-    return context_length(
-        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )

@@ -19,6 +19,7 @@ from rlhf_ray.data.loading import recognised
 from rlhf_ray.data.local_data import local_data
 from rlhf_ray.data.parallel import convert
 from rlhf_ray.data.report import Converted, RowReport
+from rlhf_ray.data.row_format import RowFormat
 from rlhf_ray.data.splits import parse_split
 from rlhf_ray.data.streaming import RowStream, SourceStream, StreamSettings
 from rlhf_ray.data.tokenization import RowWork, Tokenization
@@ -48,20 +49,34 @@ def open_stream(
     settings = StreamSettings(
         seed=seed, shuffle=config.shuffle, block_rows=config.shuffle_buffer if config.shuffle else 1
     )
-    named: Sequence[SourceConfig] = config.sources or [config]
     digest = hashlib.blake2b(digest_size=16)
     sources = []
-    for number, source in enumerate(named):
-        tell_files(source)
-        passes = Passes(source=source, config=config, job=job, check=check)
-        _ = passes.work  # what the first row shows is wrong before anything starts
-        for part in _known_by(source, job):
+    for number, passes in enumerate(open_passes(config, job, check=check)):
+        for part in _known_by(passes.source, job):
             digest.update(part.encode() + b"\0")
         sources.append(SourceStream(passes.read, job.kind, settings, source=number))
     shares = [source.probability for source in config.sources] or [1.0]
     return RowStream(
         sources, shares, settings, digest=digest.hexdigest(), longest=job.limit.num_tokens
     )
+
+
+def open_passes(
+    config: DataConfig, job: Tokenization[T], *, check: Check[T] | None = None
+) -> list[Passes[T]]:
+    """The passes over each data set, whose first rows are looked at.
+
+    Raises:
+        DataError: See `open_stream`.
+    """
+    named: Sequence[SourceConfig] = config.sources or [config]
+    opened = []
+    for source in named:
+        tell_files(source)
+        passes = Passes(source=source, config=config, job=job, check=check)
+        _ = passes.work  # what the first row shows is wrong before anything starts
+        opened.append(passes)
+    return opened
 
 
 @dataclass(frozen=True)
@@ -73,9 +88,14 @@ class Passes(Generic[T]):
     job: Tokenization[T]
     check: Check[T] | None
 
-    @cached_property
+    @property
     def work(self) -> RowWork[T]:
-        """What happens to each row, by the format that the first rows show.
+        """What happens to each row."""
+        return RowWork(format_name=self.opening[0].name, job=self.job)
+
+    @cached_property
+    def opening(self) -> tuple[RowFormat, str]:
+        """The format that the first rows show, and the same in words, with its columns.
 
         Raises:
             DataError: There are no rows, the job cannot take them, or their number would have to be
@@ -92,7 +112,23 @@ class Passes(Generic[T]):
                 f"{self.source.path!r} has {format_.name} rows, several of which are one example: "
                 "a stream takes rows one by one; set data.streaming: false"
             )
-        return RowWork(format_name=format_.name, job=self.job)
+        return format_, report.format
+
+    def look(self, num_rows: int) -> tuple[pa.Table, RowReport]:
+        """The first examples, at least as many where there are, and counts of what was read.
+
+        Raises:
+            DataError: See `read`.
+        """
+        report = self._report()
+        tables = [self.job.kind.schema.empty_table()]
+        for part in self._counted(0, report):
+            tables.append(part.table)
+            if report.num_kept >= num_rows:
+                break
+        else:
+            report.close(" in a pass")
+        return pa.concat_tables(tables).combine_chunks(), report
 
     def read(self, start: int) -> Iterator[Converted]:
         """The rows of one pass from a number on; counts go to the log when it ends.
@@ -100,18 +136,9 @@ class Passes(Generic[T]):
         Raises:
             DataError: A malformed row that is not to be skipped, or nothing is left of all rows.
         """
-        report = RowReport(data=self.source.path, format=self.work.format_name)
-        rows = read_rows(
-            self.source,
-            separator=self.config.separator,
-            start=start,
-            streaming=self.config.streaming,
-        )
-        # Processes only where they are asked for: a step takes few rows.
-        converted = convert(rows, self.work, num_workers=self.config.workers or 1)
+        report = self._report()
         told_at = 1_000
-        for part in map(self._checked, converted):
-            report.count(part, skip=self._skips)
+        for part in self._counted(start, report):
             if report.num_read >= told_at:
                 report.tell(" so far")
                 told_at *= 10
@@ -120,6 +147,22 @@ class Passes(Generic[T]):
             report.close(" in this pass")
         else:
             report.tell(f" in the rest of this pass, from row {start} on")
+
+    def _report(self) -> RowReport:
+        return RowReport(data=self.source.path, format=self.opening[1])
+
+    def _counted(self, start: int, report: RowReport) -> Iterator[Converted]:
+        rows = read_rows(
+            self.source,
+            separator=self.config.separator,
+            start=start,
+            streaming=self.config.streaming,
+        )
+        # Processes only where they are asked for: a step takes few rows.
+        converted = convert(rows, self.work, num_workers=self.config.workers or 1)
+        for part in map(self._checked, converted):
+            report.count(part, skip=self._skips)
+            yield part
 
     @property
     def _skips(self) -> bool:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from launch import data as data_command
 from launch import jobs, plan, pool, submit
 from launch.cli import CONFIGURED
 from rlhf_ray.algorithms.advantages import ADVANTAGES
@@ -140,6 +141,11 @@ def test_every_job_command_loads(words, monkeypatch):
         monkeypatch.setenv("RLHF_RAY_DATA", "/data")
         load_config(CONFIGURED[given.job], path, overrides)
         return
+    if job == "data":
+        given, overrides = data_command.parser().parse_known_args(rest)
+        monkeypatch.setenv("RLHF_RAY_DATA", "/data")
+        load_config(CONFIGURED[given.job], given.config, overrides)
+        return
     if job == "plan":
         given, _ = plan.parser().parse_known_args(rest)
         load_config(CONFIGURED[given.job], given.config)
@@ -183,7 +189,9 @@ def test_keys_given_as_options_in_the_text_exist():
         option = code.partition(" ")[0].partition("=")[0]
         if not re.fullmatch(r"--[a-z][\w.-]+", option) or option in ("--help", "--a.b.c"):
             continue
-        if any(option in command.parser().format_help() for command in (plan, submit)):
+        if any(
+            option in command.parser().format_help() for command in (plan, submit, data_command)
+        ):
             continue
         path = tuple(part.replace("-", "_") for part in option[2:].split("."))
         assert any(schema.at_path(job, path) is not None for job in CONFIGURED.values()), code
