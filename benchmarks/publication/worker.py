@@ -17,7 +17,7 @@ import torch
 from benchmarks.publication.answers import serve
 from benchmarks.publication.fake_cuda import STREAMS, on_card, replace_transport
 
-ARGUMENTS = {"kv_cache_memory_bytes": 2**20, "enforce_eager": True}
+CACHE_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +117,14 @@ class Worker:
             revision="main",
             identity="",
             trust_remote_code=False,
-            engine=EngineConfig(engine=ARGUMENTS),
+            engine=EngineConfig(enforce_eager=True),
             max_model_len=64,
             num_gpus=self.place.num_ranks,
             weight_backend=backend,
             sleeps=False,
         )
-        config = EngineArgs(**engine_arguments(spec)).create_engine_config()
+        arguments = engine_arguments(spec) | {"kv_cache_memory_bytes": CACHE_BYTES}
+        config = EngineArgs(**arguments).create_engine_config()
         rank, folder_of_all = self.place.rank, self.place.folder
         # vLLM names its shared memory after the file.
         store = f"file://{folder_of_all}/{folder_of_all.name}"
