@@ -39,6 +39,8 @@ BLOCKING_KEYWORDS = {"block", "blocking"}
 LOCKS = {"Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition"}
 # At the end of their `with`. What threads wait for is seen where they do; a process may also hang.
 PROCESSES = {"ProcessPoolExecutor", "Pool", "Popen"}
+# A file on a disk, which our code calls `file`, has a line or ends.
+FILE, READ_A_LINE = "file", "readline"
 # vLLM's engine, which our code calls `engine`, waits for its processes in every call.
 ENGINE = "engine"
 # What is awaited inside these has their deadline, unless that is None.
@@ -113,6 +115,8 @@ def _waits(call: ast.Call) -> bool:
     name = ast.unparse(call.func)
     if name in ALWAYS_WAIT:
         return True
+    if name == f"{FILE}.{READ_A_LINE}":
+        return False
     if name.rpartition(".")[2] in ALWAYS_WAIT_AS_METHOD:
         return True
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
@@ -242,6 +246,7 @@ def test_a_bare_wait_is_found(source):
         "record.acquire(wanted, running)",
         "pool.shutdown(wait=False, cancel_futures=True)",
         "with open(path) as file: pass",
+        "file.readline(1024)",
         "with self.clock.phase('update'): pass",
         "async def f():\n    async with asyncio.timeout(1), lock: pass",
         "async def f():\n    async with deadline(1, actor='a', operation='b'), lock: pass",
