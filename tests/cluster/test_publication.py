@@ -14,6 +14,7 @@ from actors.weights.sync_spec import SyncSpec
 from launch.training.online_roles import start_roles
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import RunError
+from rlhf_ray.loops.publication import publish
 
 LORA = {"policy": {"model": {"lora": {"rank": 4, "alpha": 16}}, "optim": {"lr": 5e-3}}}
 
@@ -62,7 +63,7 @@ def test_an_engine_with_other_weights_stops_the_run(pool, make_config, tmp_path)
 
     async def publish_to_nobody():
         roles = await start_roles(config, data, pool)
-        assert (await roles.policy.publish(0)).logprob_abs_max < 1e-4
+        assert (await publish(roles, 0)).logprob_abs_max < 1e-4
         nobody = SyncSpec(
             backend="object_store",
             replicas=(),
@@ -77,9 +78,9 @@ def test_an_engine_with_other_weights_stops_the_run(pool, make_config, tmp_path)
             probe=probe_sequences(data.prompts, 4),
             limits=EXACT,
         )
-        await roles.policy.publish(1)  # nothing has changed
+        await publish(roles, 1)  # nothing has changed
         await roles.policy.actors.call("__ray_call__", stretch_final_norm, 1.2, timeout_s=60)
-        await roles.policy.publish(2)
+        await publish(roles, 2)
 
     with pytest.raises(RunError) as caught:
         asyncio.run(publish_to_nobody())
@@ -96,7 +97,7 @@ def test_a_publication_that_carries_nan_stops_the_run(pool, make_config, tmp_pat
         roles = await start_roles(config, load_online_data(config), pool)
         nan = float("nan")
         await roles.policy.actors.call("__ray_call__", stretch_final_norm, nan, timeout_s=60)
-        await roles.policy.publish(1)
+        await publish(roles, 1)
 
     with pytest.raises(RunError, match="after publishing version 1"):
         asyncio.run(publish_nan())

@@ -25,10 +25,10 @@ def replica_class(cluster):
         def __init__(self, number):
             self.number, self.sleeps = number, False
 
-        async def sleep(self, timeout_s):
+        async def sleep(self, level, timeout_s):
             self.sleeps = True
 
-        async def wake_up(self, timeout_s):
+        async def wake_up(self, part, timeout_s):
             self.sleeps = False
 
         async def generate(self, requests, ending, timeout_s):
@@ -74,7 +74,7 @@ def replicas(replica_class):
 
 async def test_requests_wake_replicas_that_sleep_on_a_shared_gpu(replicas):
     shared = ReplicaSet(replicas.actors, replicas.ending, timeout_s=60.0, sleeps=True)
-    await shared.sleep()
+    await shared.sleep(level=1)
     batch = await shared.generate([request("a", 1, [1, 2]), request("b", 1, [3])])
     assert [summary.prompt_id for summary in batch.summaries_B] == ["a", "a", "b"]
 
