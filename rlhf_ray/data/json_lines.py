@@ -41,7 +41,7 @@ def is_unfinished(line: bytes) -> bool:
     except json.JSONDecodeError as error:
         return _ends_within(error)
     except (ValueError, RecursionError):
-        pass
+        return False  # something else is wrong with it
     return False
 
 
