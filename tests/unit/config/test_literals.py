@@ -49,7 +49,9 @@ def literals(annotation: Any) -> set[str]:
     return texts.union(*(literals(part) for part in parts if not isinstance(part, str)))
 
 
-@pytest.mark.parametrize(("place", "names"), NAMES.items(), ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("place", "names"), NAMES.items(), ids=[f"{cls.__name__}.{field}" for cls, field in NAMES]
+)
 def test_a_configuration_allows_what_there_is(
     place: tuple[type[Any], str], names: set[str]
 ) -> None:
