@@ -22,11 +22,17 @@ ALIGNMENT_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class _Away:
-    """One storage that is empty; `start` is where its bytes are, None where it held nothing."""
+    """One storage that is empty.
+
+    Attributes:
+        start: Where its bytes are on the host, None where they were not worth keeping.
+        zeros: Whether it then comes back with zeros; it may hold anything otherwise.
+    """
 
     storage: torch.UntypedStorage
     num_bytes: int
     start: int | None
+    zeros: bool = False
 
 
 class HostCopy:
@@ -50,13 +56,16 @@ class HostCopy:
         self,
         storages: Collection[torch.UntypedStorage],
         *,
+        sums: Collection[torch.UntypedStorage] = (),
         scratch: Collection[torch.UntypedStorage] = (),
     ) -> None:
         """Empty storages, once their bytes are on the host.
 
         Args:
             storages: None of them is away.
-            scratch: What is in these is not worth keeping: they come back with zeros.
+            sums: These hold nothing yet: they come back with zeros, to be added to.
+            scratch: These are written before they are read: nobody touches them meanwhile, as
+                they may be large, and a CPU's memory is not taken before it is written.
 
         Raises:
             RunError: The host has no such memory.
@@ -69,7 +78,8 @@ class HostCopy:
                 host.copy_(_bytes_of(storage)[part], non_blocking=True)
             away.append(_Away(storage=storage, num_bytes=size, start=start))
             start += -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        away += [_Away(storage=s, num_bytes=s.nbytes(), start=None) for s in scratch]
+        for group, zeros in ((sums, True), (scratch, False)):
+            away += [_Away(storage=s, num_bytes=s.nbytes(), start=None, zeros=zeros) for s in group]
         self._synchronize()
         for one in away:
             one.storage.resize_(0)
@@ -79,8 +89,9 @@ class HostCopy:
         """Bring everything back to the device; nothing where nothing is away."""
         for one in self._away:
             one.storage.resize_(one.num_bytes)
-            if one.start is None:
+            if one.zeros:
                 _bytes_of(one.storage).zero_()
+            if one.start is None:
                 continue
             for host, part in self._pieces(one.start, one.num_bytes):
                 _bytes_of(one.storage)[part].copy_(host, non_blocking=True)

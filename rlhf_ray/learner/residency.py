@@ -38,10 +38,10 @@ class Residency:
     copies, the optimizer's moments, gradients.
 
     Between two calls of a learner there is nothing else of it on the device. Its numbers are the
-    same ones after a way out and back, except for gradients and the buffers that they are summed
-    in: between optimizer steps these hold nothing, and come back as zeros. No rank waits for others
-    here, but all must leave between the same two passes: what ZeRO-3 has gathered is released, and
-    ranks that still had it would not take part in gathering it anew.
+    same ones after a way out and back, except for what gradients are summed in, which holds nothing
+    between optimizer steps and comes back as zeros, and what they are sent in. No rank waits for
+    others here, but all must leave between the same two passes: what ZeRO-3 has gathered is
+    released, and ranks that still had it would not take part in gathering it anew.
 
     Attributes:
         has_weights: Whether they are on the device.
@@ -75,13 +75,11 @@ class Residency:
         """
         if self.has_states:
             self._release_gathered()
-            everything, weights, scratch = (
-                self._find_all(),
-                self._find_weights(),
-                self._find_scratch(),
-            )
-            kept = [s for key, s in everything.items() if key not in weights and key not in scratch]
-            self._states.offload(kept, scratch=scratch.values())
+            everything, weights = self._find_all(), self._find_weights()
+            sums, buckets = self._find_sums(), self._find_buckets()
+            elsewhere = weights.keys() | sums.keys() | buckets.keys()
+            kept = [storage for key, storage in everything.items() if key not in elsewhere]
+            self._states.offload(kept, sums=sums.values(), scratch=buckets.values())
             self.has_states = False
         if self.has_weights and not keep_weights:
             self._release_gathered()
@@ -97,23 +95,32 @@ class Residency:
             self._states.reload()
             self.has_states = True
 
+    @property
+    def _optimizer(self) -> ZeROOptimizer | None:
+        return getattr(self.deepspeed, "optimizer", None)
+
     def _find_all(self) -> Storages:
         return storages_of(self.holder, self.device, stop=(HostCopy,))
 
     def _find_weights(self) -> Storages:
         return storages_of(self.holder.model, self.device, stop=_OF_OPTIMIZERS, gradients=False)
 
-    def _find_scratch(self) -> Storages:
-        """What DeepSpeed sums and sends gradients in, by the names that its optimizers have."""
-        optimizer = getattr(self.deepspeed, "optimizer", None)
-        # Their other fields may name parameters.
-        buckets = [bucket.buffer for bucket in getattr(optimizer, "ipg_buckets", {}).values()]
+    # DeepSpeed's optimizers have what follows under these names. Their other fields may name
+    # parameters.
+
+    def _find_sums(self) -> Storages:
+        """What gradients are added up in."""
         names = ("grad_partitions_flat_buffer", "fp32_groups_gradients_flat")
-        sums = [getattr(optimizer, name, None) for name in names]
-        return storages_of([buckets, sums], self.device, gradients=False)
+        sums = [getattr(self._optimizer, name, None) for name in names]
+        return storages_of(sums, self.device, gradients=False)
+
+    def _find_buckets(self) -> Storages:
+        """What gradients are copied into to be sent."""
+        buckets = getattr(self._optimizer, "ipg_buckets", {}).values()
+        return storages_of([x.buffer for x in buckets], self.device, gradients=False)
 
     def _release_gathered(self) -> None:
         """ZeRO-3 keeps weights of other ranks that a pass has gathered."""
-        release = getattr(getattr(self.deepspeed, "optimizer", None), "empty_partition_cache", None)
+        release = getattr(self._optimizer, "empty_partition_cache", None)
         if release is not None:
             release()

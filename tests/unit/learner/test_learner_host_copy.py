@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,11 @@ CPU = torch.device("cpu")
 
 def storages(*tensors):
     return [tensor.untyped_storage() for tensor in tensors]
+
+
+def resident_bytes():
+    [kilobytes] = re.findall(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kilobytes) * 1024
 
 
 @pytest.mark.parametrize("chunk_bytes", [16, 48, 4096])
@@ -41,15 +48,27 @@ def test_every_byte_and_view_comes_back_however_the_host_is_cut_up(chunk_bytes):
     assert len(copy._chunks) == num_chunks, "the host's memory is kept, and no more is taken"
 
 
-def test_scratch_takes_no_room_on_the_host_and_comes_back_as_zeros():
-    kept, scratch = torch.arange(9.0), torch.arange(9.0)
+def test_what_is_not_worth_keeping_takes_no_room_on_the_host():
+    kept, sums, scratch = (torch.arange(9.0) for _ in range(3))
     copy = HostCopy(CPU)
-    copy.offload(storages(kept), scratch=storages(scratch))
+    copy.offload(storages(kept), sums=storages(sums), scratch=storages(scratch))
     assert copy.num_bytes == 36
-    assert scratch.untyped_storage().nbytes() == 0
+    assert [x.untyped_storage().nbytes() for x in (kept, sums, scratch)] == [0, 0, 0]
     copy.reload()
     assert kept.tolist() == list(range(9))
-    assert scratch.tolist() == [0.0] * 9
+    assert sums.tolist() == [0.0] * 9
+    assert scratch.untyped_storage().nbytes() == 36
+
+
+def test_scratch_comes_back_without_being_touched():
+    """A bucket of DeepSpeed's is 2 GB, however small the model."""
+    scratch = torch.empty(2**28)
+    copy = HostCopy(CPU)
+    before = resident_bytes()
+    copy.offload([], scratch=storages(scratch))
+    copy.reload()
+    assert scratch.untyped_storage().nbytes() == 2**30
+    assert resident_bytes() - before < 2**26
 
 
 def test_nothing_leaves_where_the_host_has_no_room(monkeypatch):

@@ -40,7 +40,8 @@ class PlainFiles:
         return done
 
     def new_cpu_locked_tensor(self, numel, like):
-        self.pinned.append(torch.zeros(numel, dtype=like.dtype))
+        # Gigabytes by DeepSpeed's defaults, most of which nobody writes: no zeros, they would.
+        self.pinned.append(torch.empty(numel, dtype=like.dtype))
         return self.pinned[-1]
 
     def free_cpu_locked_tensor(self, tensor):
