@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ ROOT = Path(__file__).parents[1]
 # Two busy cores make any deadline of one example a matter of luck.
 settings.register_profile("busy_machine", deadline=None)
 settings.load_profile("busy_machine")
+
+# A shell has what it starts in its background ignore SIGINT, and so would the processes that tests
+# start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
