@@ -2,8 +2,7 @@
 
 PYTHON ?= python3.11
 PIP_ARGS ?=
-TESTS ?= tests
-TEST_ARGS ?=
+TEST_WORKERS ?= 2
 CHECK_ARGS ?=
 
 VENV := .venv
@@ -18,7 +17,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_ARGS = $$($(BIN)/pip config list | grep -qE 'index-url|find-links' || echo --extra-index-url $(TORCH_CPU_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check gpu-check lock lock-check clean
+.PHONY: help setup demo test test-unit test-cluster check gpu-check lock lock-check clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +25,7 @@ help: ## show this
 	@echo '  PYTHON=python3.11     the interpreter of .venv'
 	@echo '  PIP_ARGS=...          further arguments of every pip install (--index-url, --proxy, ...)'
 	@echo '  TORCH_CPU_INDEX=URL   where the CPU build of torch is; unused where pip.conf names a place'
-	@echo '  TEST_ARGS=...         further arguments of pytest (-k gae, ...)'
-	@echo '  TESTS=tests           what to test (tests/unit, ...)'
+	@echo '  TEST_WORKERS=2        unit tests at a time, each on one core'
 	@echo '  CHECK_ARGS=...        arguments of gpu-check (--only ipc nccl, --rehearse, ...)'
 
 setup: $(STAMP) ## make .venv and install everything for a CPU machine
@@ -43,8 +41,13 @@ $(STAMP): pyproject.toml $(LOCK)
 demo: $(STAMP) ## train a small model by SFT, a reward model, PPO and DPO, and show that it got better
 	$(BIN)/python -m launch.demo
 
-test: $(STAMP) ## run every test that needs no GPU
-	$(BIN)/python -m pytest $(TESTS) -q -m "not gpu" $(TEST_ARGS)
+test: test-unit test-cluster ## run every test that needs no GPU
+
+test-unit: $(STAMP) ## those that need no cluster, TEST_WORKERS at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -q -n $(TEST_WORKERS) --dist worksteal
+
+test-cluster: $(STAMP) ## those on real Ray, vLLM and DeepSpeed, one at a time on one cluster
+	$(BIN)/python -m pytest tests/cluster -q
 
 check: $(STAMP) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
