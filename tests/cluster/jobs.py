@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,9 @@ STOP_STRING = "and"
 STOP_TOKEN = 426  # stories260K's full stop
 DEADLINES = {"place_s": 60, "start_s": 180, "call_s": 120, "publish_s": 60, "reward_s": 30}
 
+# What a clock or the machine's memory says differs from run to run, and no other metric does.
+MEASURED = ("time", "share/", "wait/", "perf/", "engine/", "memory/")
+MEASURED += ("rollout/tokens_per_s", "sync/seconds")
 
 TWO_RANKS_SHARED = {
     "policy": {"ranks": 2},
@@ -130,6 +134,15 @@ def run_loop(
         return roles, recorder.steps[1:]
 
     return asyncio.run(run())
+
+
+def metrics_of(run_dir: Path) -> list[dict[str, float]]:
+    """What was logged, but for what is measured."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith(MEASURED)}
+        for line in lines
+    ]
 
 
 def weights_of(actors: ActorSet) -> dict[str, np.ndarray[Any, Any]]:

@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jobs import SCORERS, TWO_RANKS_SHARED, train, weights_of
+from jobs import SCORERS, TWO_RANKS_SHARED, metrics_of, train, weights_of
 
 from actors.pool.pool import Pool
 from actors.ranks.policy import PolicyRank
 from actors.ranks.value import ValueRank
 from rlhf_ray.errors import RunError
-
-# What a clock says, and no more, may differ.
-MEASURED = ("time", "share/", "wait/", "perf/", "engine/", "memory/")
-TIMED = (*MEASURED, "rollout/tokens_per_s", "sync/seconds")
 
 
 def settings_of(ranks, stage, calls, at_call):
@@ -92,14 +88,6 @@ def exports_of(run_dir: Path) -> list[bytes]:
     """The weights beside every checkpoint."""
     files = run_dir.glob("checkpoints/*/export/model.safetensors")
     return [file.read_bytes() for file in sorted(files)]
-
-
-def metrics_of(run_dir: Path) -> list[dict[str, float]]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if not name.startswith(TIMED)}
-        for line in lines
-    ]
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 2), (2, 3)], ids=lambda value: str(value))
