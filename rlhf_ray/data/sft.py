@@ -77,14 +77,14 @@ class Examples(Tokenization[SftExample]):
     kinds: ClassVar[frozenset[Kind]] = frozenset({"examples", "texts", "preferences"})
     kind: ClassVar[RecordKind[SftExample]] = EXAMPLES
 
-    def examples(self, sample: Sample) -> Iterator[Kept[SftExample]]:
+    def examples(self, sample: Sample) -> Iterator[Kept[SftExample] | RowError]:
         """A plain text in pieces where that is the setting, anything else as one example."""
         if self.limit.over_length in ("auto", "split") and is_plain_text(sample):
             yield from pieces(sample, self.limit.num_tokens, self.tokenizer)
         else:
             yield self.tokenize(sample)
 
-    def parts(self, sample: Sample) -> Iterator[Sample]:
+    def parts(self, sample: Sample) -> Iterator[Sample | RowError]:
         """A chat as few texts in which all its turns stand; anything else as it is."""
         chat, turns = _trained_turns(sample)
         is_whole = sample.prompt is None
