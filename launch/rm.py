@@ -60,7 +60,7 @@ async def _tables(
 
     outcomes, num_shown = evaluated.outcomes_B, config.eval.table_rows
     samples = ranking_table(step, rows[:num_shown], outcomes[:num_shown], tokenizer)
-    return [*([samples] if num_shown else []), calibration_table(step, outcomes)]
+    return [*([samples] if num_shown else []), calibration_table(step, rows, outcomes)]
 
 
 if __name__ == "__main__":

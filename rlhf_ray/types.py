@@ -193,12 +193,20 @@ class Ranking:
         prompt_ids_T: What every answer follows.
         answer_ids_K: Each with its end token where it was not cut.
         margin: By how much the first of a pair is better, where the data says so; else 0.
+        tiers_K: The tier of each answer, 0 for the best; answers of one tier are ties. Empty where
+            there are none: then each answer is better than the next.
     """
 
     example_id: str
     prompt_ids_T: IntArray
     answer_ids_K: tuple[IntArray, ...]
     margin: float = 0.0
+    tiers_K: tuple[int, ...] = ()
+
+    @property
+    def order_K(self) -> tuple[int, ...]:
+        """The tier of each answer, ties or none."""
+        return self.tiers_K or tuple(range(len(self.answer_ids_K)))
 
     @property
     def lengths_K(self) -> tuple[int, ...]:

@@ -110,7 +110,7 @@ def _shown(tokenizer: Any, row: Any) -> tuple[str, list[Part]]:
             return f"{row.example_id}: {counts}", [("", list(shown))]
         case Ranking():
             margin = f", margin {row.margin:g}" if row.margin else ""
-            names = _names(len(row.answer_ids_K))
+            names = _names(row.order_K)
             answers = zip(names, row.answer_ids_K, strict=True)
             title = f"{row.example_id}: {_and(names)}{margin}"
             return title, _answered(tokenizer, row.prompt_ids_T, list(answers))
@@ -124,11 +124,15 @@ def _shown(tokenizer: Any, row: Any) -> tuple[str, list[Part]]:
     raise TypeError(f"no row of a job: {type(row).__name__}")
 
 
-def _names(num_answers: int) -> Sequence[str]:
+def _names(tiers_K: Sequence[int]) -> Sequence[str]:
     """Of the answers of a ranking, the best first."""
+    num_answers = len(tiers_K)
     if num_answers <= 2:
         return ("chosen", "rejected") if num_answers == 2 else ("answer",)
-    return [f"answer {place} of {num_answers}" for place in range(1, num_answers + 1)]
+    return [
+        f"answer {place} of {num_answers}{', tied' * (tiers_K.count(tier) > 1)}"
+        for place, tier in enumerate(tiers_K, start=1)
+    ]
 
 
 def _and(names: Sequence[str]) -> str:

@@ -79,13 +79,21 @@ def calibration(
     )
 
 
-def ranking_calibration(scores_B: Sequence[Sequence[float]]) -> tuple[CalibrationBin, ...]:
-    """The reliability curve of a reward model over all pairs of rankings.
+def ranking_calibration(
+    scores_B: Sequence[Sequence[float]], tiers_B: Sequence[Sequence[int]]
+) -> tuple[CalibrationBin, ...]:
+    """The reliability curve of a reward model over all pairs of rankings that are no ties.
 
     Args:
         scores_B: Of each ranking's answers, the best first.
+        tiers_B: Of the same, which tier each takes.
     """
-    gaps = [better - worse for scores in scores_B for better, worse in combinations(scores, 2)]
+    gaps = [
+        scores[better] - scores[worse]
+        for scores, tiers in zip(scores_B, tiers_B, strict=True)
+        for better, worse in combinations(range(len(scores)), 2)
+        if tiers[better] < tiers[worse]
+    ]
     return calibration(*pair_confidences(gaps), num_bins=RANKING_BINS)
 
 

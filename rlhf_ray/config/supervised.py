@@ -188,7 +188,7 @@ class RmConfig(SupervisedConfig):
     Attributes:
         loss_type: `bradley_terry` (https://arxiv.org/abs/2203.02155, eq. 1; over all pairs of a
             ranking), `logexp` (its exponential form, safe for large gaps), or `plackett_luce` over
-            whole rankings.
+            whole rankings. None of them compares ties.
         use_margin: Subtract the data's `margin` column from a pair's gap
             (https://arxiv.org/abs/2307.09288, eq. 2).
         center_rewards_coefficient: Weight of the squared sum of scores, which keeps them around 0

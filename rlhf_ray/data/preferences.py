@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,10 +24,13 @@ from rlhf_ray.data.samples import (
     Sample,
     as_chat,
     best_answer,
+    comparable,
     labelled,
-    of_assistant_alone,
     pairs,
-    ranked,
+    tiers_of,
+    ties,
+    wholly_trained,
+    with_answers,
 )
 from rlhf_ray.data.shortening import beginning, ending
 from rlhf_ray.data.tokenization import Kept, Tokenization
@@ -43,9 +45,10 @@ def load_rankings(
 ) -> Loaded[Ranking]:
     """Read and tokenize all rankings of a data set, pairs among them.
 
-    Tied, equal and empty answers are counted and left out. `max_length` bounds a prompt with its
-    longest answer. Truncation leaves a prompt its *last* tokens, as many as the longest answer has
-    room for but up to half of the limit in any case, and answers then their *first*.
+    Equal and empty answers are counted and left out; ties are counted and stay, see `Ranking`.
+    `max_length` bounds a prompt with its longest answer. Truncation leaves a prompt its *last*
+    tokens, as many as the longest answer has room for but up to half of the limit in any case, and
+    answers then their *first*.
 
     Args:
         config: Where the rows are and what becomes of them.
@@ -69,7 +72,7 @@ def load_pairs(
 def load_labelled(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
 ) -> Loaded[LabelledAnswer]:
-    """Answers with a label; of a ranking the best is good and all others are bad."""
+    """Answers with a label; of a ranking the best is good, with its ties, and others are bad."""
     return load(config, LabelledAnswers.of(config, tokenizer, max_length=max_length), seed=seed)
 
 
@@ -112,18 +115,36 @@ class Rankings(Tokenization[Ranking]):
     kinds: ClassVar[frozenset[Kind]] = frozenset({"preferences"})
     kind: ClassVar[RecordKind[Ranking]] = RANKINGS
 
+    def parts(self, sample: Sample) -> Iterator[Sample | RowError]:
+        """The ranking of answers that can be compared; its ties and other answers are counted."""
+        for part in comparable(sample):
+            yield part
+            if isinstance(part, Sample) and len(part.answers_K) > 2:
+                yield from ties(part)
+
+    def examples(self, sample: Sample) -> Iterator[Kept[Ranking] | RowError]:
+        """One ranking; an answer with the tokens of a better one is counted and left out."""
+        kept = self.tokenize(sample)
+        for _ in range(len(sample.answers_K) - len(kept.row.answer_ids_K)):
+            yield _equal(sample)
+        yield kept
+
     def tokenize(self, sample: Sample) -> Kept[Ranking]:
-        """Token ids of the prompt and of every answer."""
-        sample = ranked(sample)
+        """Token ids of the prompt and of every answer whose tokens are none of a better one's."""
         prompt_ids_T, answer_ids_K, truncated = _tokens(self, sample)
-        for one, other in itertools.combinations(answer_ids_K, 2):
-            if np.array_equal(one, other):
-                raise UnusableRow(sample.where, "equal answers", "they have the same tokens")
+        kept = _distinct(answer_ids_K)
+        tiers_K = tiers_of(with_answers(sample, kept))
+        if len(kept) < 2:
+            raise _equal(sample)
+        if tiers_K[0] == tiers_K[-1]:
+            raise UnusableRow(sample.where, "tie")
+        has_ties = len(set(tiers_K)) < len(tiers_K)
         ranking = Ranking(
             example_id=sample.sample_id,
             prompt_ids_T=prompt_ids_T,
-            answer_ids_K=answer_ids_K,
+            answer_ids_K=tuple(answer_ids_K[index] for index in kept),
             margin=sample.margin or 0.0,
+            tiers_K=tiers_K if has_ties else (),
         )
         return Kept(row=ranking, truncated=truncated)
 
@@ -134,9 +155,10 @@ class Pairs(Rankings):
 
     what: ClassVar[str] = "pairs"
 
-    def parts(self, sample: Sample) -> Iterator[Sample]:
-        """Every pair of answers, the better first."""
-        return pairs(of_assistant_alone(sample))
+    def parts(self, sample: Sample) -> Iterator[Sample | RowError]:
+        """Every pair of answers that is no tie, the better first."""
+        for part in comparable(wholly_trained(sample)):
+            yield from [part] if isinstance(part, RowError) else pairs(part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +169,9 @@ class LabelledAnswers(Tokenization[LabelledAnswer]):
     kinds: ClassVar[frozenset[Kind]] = frozenset({"labels", "preferences"})
     kind: ClassVar[RecordKind[LabelledAnswer]] = LABELLED
 
-    def parts(self, sample: Sample) -> Iterator[Sample]:
+    def parts(self, sample: Sample) -> Iterator[Sample | RowError]:
         """Every answer with its label."""
-        return labelled(of_assistant_alone(sample))
+        return labelled(wholly_trained(sample))
 
     def tokenize(self, sample: Sample) -> Kept[LabelledAnswer]:
         """Token ids of prompt and answer; the answer to another prompt comes by `link`."""
@@ -187,6 +209,19 @@ class Answers(Tokenization[Ranking]):
             example_id=sample.sample_id, prompt_ids_T=prompt_ids_T, answer_ids_K=answer_ids_K
         )
         return Kept(row=ranking, truncated=truncated)
+
+
+def _equal(sample: Sample) -> UnusableRow:
+    return UnusableRow(sample.where, "equal answers", "they have the same tokens")
+
+
+def _distinct(answer_ids_K: Sequence[IntArray]) -> list[int]:
+    """Indices of answers that have not the tokens of one before them."""
+    kept: list[int] = []
+    for index, ids_T in enumerate(answer_ids_K):
+        if not any(np.array_equal(ids_T, answer_ids_K[other]) for other in kept):
+            kept.append(index)
+    return kept
 
 
 def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[IntArray, ...], bool]:

@@ -131,6 +131,7 @@ def _read_ranking(row: Mapping[str, pa.Scalar]) -> Ranking:
         prompt_ids_T=_numbers(row["prompt_ids_T"]),
         answer_ids_K=tuple(_numbers(answer) for answer in row["answer_ids_K"]),
         margin=row["margin"].as_py(),
+        tiers_K=tuple(row["tiers_K"].as_py()),
     )
 
 
@@ -197,6 +198,7 @@ RANKINGS: RecordKind[Ranking] = RecordKind(
         "prompt_ids_T": _TOKENS,
         "answer_ids_K": pa.list_(_TOKENS),
         "margin": pa.float64(),
+        "tiers_K": pa.list_(pa.int32()),
     },
     write=vars,
     read=_read_ranking,

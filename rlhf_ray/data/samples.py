@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,19 +51,6 @@ class Sample:
         return num_characters(self.prompt or "") + longest
 
 
-def check_prompt(where: str, prompt: Text) -> None:
-    """Refuse a prompt that asks nothing.
-
-    Raises:
-        UnusableRow: It says nothing but what the system does.
-    """
-    asked = prompt
-    if not isinstance(prompt, str):
-        asked = "".join(turn["content"] for turn in prompt if turn["role"] != "system")
-    if not str(asked).strip() and (isinstance(prompt, str) or all(map(is_silent, prompt))):
-        raise UnusableRow(where, "empty prompt")
-
-
 def num_characters(text: Text) -> int:
     """Of a text, or of a chat's messages."""
     if isinstance(text, str):
@@ -71,68 +58,113 @@ def num_characters(text: Text) -> int:
     return sum(len(message["content"]) for message in text)
 
 
-def ranked(sample: Sample) -> Sample:
-    """The same sample, if its answers are a ranking.
+def comparable(sample: Sample) -> Iterator[Sample | UnusableRow]:
+    """The sample with those of its answers that can be compared, and what is wrong with the others.
+
+    Of answers that say the same the best stays.
 
     Raises:
         RowError: Nothing to rank.
-        UnusableRow: There is one answer alone, two are equal, equally good, or one is empty, as the
-            prompt may be.
+        UnusableRow: There are not two answers that differ and are not empty, all are equally good,
+            the worse of two scored higher, or the prompt is empty.
     """
+    where = sample.where
     if sample.prompt is None or not sample.answers_K:
-        raise RowError(sample.where, "too few answers", "wanted at least 2, got none")
-    _asked(sample.where, sample.prompt)
+        raise RowError(where, "too few answers", "wanted at least 2, got none")
+    _asked(where, sample.prompt)
     if len(sample.answers_K) == 1:
         detail = "no other answer to its prompt; rows of one prompt must follow one another"
-        raise UnusableRow(sample.where, "a single answer", detail)
-    if any(_is_empty(answer) for answer in sample.answers_K):
-        raise UnusableRow(sample.where, "empty answer")
-    if any(one == other for one, other in itertools.combinations(sample.answers_K, 2)):
-        raise UnusableRow(sample.where, "equal answers")
-    if any(one <= other for one, other in itertools.pairwise(sample.levels_K)):
-        order = "tie" if len(set(sample.levels_K)) < len(sample.levels_K) else "worse scored higher"
-        raise UnusableRow(sample.where, order)
-    return sample
+        raise UnusableRow(where, "a single answer", detail)
+    kept: list[int] = []
+    faults: list[UnusableRow] = []
+    for index, answer in enumerate(sample.answers_K):
+        if _is_empty(answer):
+            faults.append(UnusableRow(where, "empty answer"))
+        elif any(answer == sample.answers_K[other] for other in kept):
+            faults.append(UnusableRow(where, "equal answers"))
+        else:
+            kept.append(index)
+    if len(kept) < 2:
+        raise faults[0]
+    yield from faults
+    sample = with_answers(sample, kept)
+    if sample.levels_K and len(set(sample.levels_K)) == 1:
+        raise UnusableRow(where, "tie")
+    if any(one < other for one, other in itertools.pairwise(sample.levels_K)):
+        raise UnusableRow(where, "worse scored higher")
+    yield sample
 
 
-def pairs(sample: Sample) -> Iterator[Sample]:
-    """All pairs of a ranking, as rankings of two; what is wrong with one is its own affair."""
-    if len(sample.answers_K) <= 2:
+def with_answers(sample: Sample, indices: Sequence[int]) -> Sample:
+    """The sample with some of its answers alone."""
+    levels, truncated = sample.levels_K, sample.truncated_K
+    return replace(
+        sample,
+        answers_K=tuple(sample.answers_K[index] for index in indices),
+        levels_K=tuple(levels[index] for index in indices) if levels else (),
+        truncated_K=tuple(truncated[index] for index in indices) if truncated else (),
+    )
+
+
+def tiers_of(sample: Sample) -> tuple[int, ...]:
+    """The tier of each answer, 0 for the best; answers of one tier are ties."""
+    if not sample.levels_K:
+        return tuple(range(len(sample.answers_K)))
+    places = {level: tier for tier, level in enumerate(sorted(set(sample.levels_K), reverse=True))}
+    return tuple(places[level] for level in sample.levels_K)
+
+
+def ties(sample: Sample) -> Iterator[UnusableRow]:
+    """One for each pair of its answers that are equally good."""
+    for one, other in itertools.combinations(tiers_of(sample), 2):
+        if one == other:
+            yield UnusableRow(sample.where, "tie")
+
+
+def pairs(sample: Sample) -> Iterator[Sample | UnusableRow]:
+    """All pairs of a ranking, as rankings of two; a tie in the place of one that is none."""
+    tiers_K = tiers_of(sample)
+    if len(tiers_K) == 2:
         yield sample
         return
-    indices = itertools.combinations(range(len(sample.answers_K)), 2)
-    for number, (better, worse) in enumerate(indices):
-        levels, truncated = sample.levels_K, sample.truncated_K
-        yield replace(
-            sample,
-            sample_id=f"{sample.sample_id}/{number}",
-            answers_K=(sample.answers_K[better], sample.answers_K[worse]),
-            levels_K=(levels[better], levels[worse]) if levels else (),
-            truncated_K=(truncated[better], truncated[worse]) if truncated else (),
-            margin=None,
-        )
+    for number, pair in enumerate(itertools.combinations(range(len(tiers_K)), 2)):
+        if tiers_K[pair[0]] == tiers_K[pair[1]]:
+            yield UnusableRow(sample.where, "tie")
+        else:
+            id_ = f"{sample.sample_id}/{number}"
+            yield replace(with_answers(sample, pair), sample_id=id_, margin=None)
 
 
-def of_assistant_alone(sample: Sample) -> Sample:
-    """The same sample, if nobody but the assistant speaks in its answers.
+def wholly_trained(sample: Sample) -> Sample:
+    """The same sample, if every turn of its answers is the assistant's and to be trained.
 
     Raises:
-        RowError: Somebody does, and every token of an answer would be trained.
+        RowError: One is not, and every token of an answer would be trained.
+        UnusableRow: None of an answer's turns is to be trained.
     """
+    advice = "or leave such rows out by data.on_bad_row: skip"
     for answer in sample.answers_K:
-        others = [] if isinstance(answer, str) else [t["role"] for t in answer]
-        if other := next((role for role in others if role != "assistant"), ""):
+        turns = [] if isinstance(answer, str) else answer
+        others = (turn["role"] for turn in turns if turn["role"] != "assistant")
+        if other := next(others, ""):
             detail = (
                 f"one has a turn of the {other}'s, whose tokens would be trained as the "
-                "assistant's: let the chats part at their last turn, or leave such rows out by "
-                "data.on_bad_row: skip"
+                f"assistant's: let the chats part at their last turn, {advice}"
             )
             raise RowError(sample.where, "answers that others speak in", detail)
+        trained = [is_trained(turn) for turn in turns]
+        if turns and not any(trained):
+            raise UnusableRow(sample.where, "no turn of the assistant is to be trained")
+        if not all(trained):
+            detail = f"of an answer all tokens are trained: take the weight away, {advice}"
+            raise RowError(sample.where, "an answer with a turn of weight 0", detail)
     return sample
 
 
-def labelled(sample: Sample) -> Iterator[Sample]:
+def labelled(sample: Sample) -> Iterator[Sample | UnusableRow]:
     """Answers with a label: their own, or the best of a ranking as good and the others as bad.
+
+    Of answers that tie for the best place all are good.
 
     Raises:
         RowError: Nobody judged its answers.
@@ -141,16 +173,17 @@ def labelled(sample: Sample) -> Iterator[Sample]:
     if sample.desirable is not None:
         yield sample
         return
-    sample = ranked(sample)
-    for index, answer in enumerate(sample.answers_K):
-        yield replace(
-            sample,
-            sample_id=f"{sample.sample_id}/{index}",
-            answers_K=(answer,),
-            levels_K=(),
-            truncated_K=sample.truncated_K[index : index + 1],
-            desirable=index == 0,
-        )
+    for ranking in comparable(sample):
+        if isinstance(ranking, RowError):
+            yield ranking
+            continue
+        for index, tier in enumerate(tiers_of(ranking)):
+            yield replace(
+                with_answers(ranking, [index]),
+                sample_id=f"{ranking.sample_id}/{index}",
+                levels_K=(),
+                desirable=tier == 0,
+            )
 
 
 def best_answer(sample: Sample) -> tuple[Text, Text]:

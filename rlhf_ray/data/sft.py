@@ -8,8 +8,9 @@ follows, and several otherwise.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -77,14 +78,14 @@ class Examples(Tokenization[SftExample]):
     kinds: ClassVar[frozenset[Kind]] = frozenset({"examples", "texts", "preferences"})
     kind: ClassVar[RecordKind[SftExample]] = EXAMPLES
 
-    def examples(self, sample: Sample) -> Iterator[Kept[SftExample]]:
+    def examples(self, sample: Sample) -> Iterator[Kept[SftExample] | RowError]:
         """A plain text in pieces where that is the setting, anything else as one example."""
         if self.limit.over_length in ("auto", "split") and is_plain_text(sample):
             yield from pieces(sample, self.limit.num_tokens, self.tokenizer)
         else:
             yield self.tokenize(sample)
 
-    def parts(self, sample: Sample) -> Iterator[Sample]:
+    def parts(self, sample: Sample) -> Iterator[Sample | RowError]:
         """A chat as few texts in which all its turns stand; anything else as it is."""
         chat, turns = _trained_turns(sample)
         is_whole = sample.prompt is None
@@ -92,6 +93,8 @@ class Examples(Tokenization[SftExample]):
             yield sample
             return
         self.limit.check_text(sample.num_characters, sample.where)
+        if self.limit.truncates:
+            turns = self._within_reach(chat, turns)
         rendered = list(renderings(self._template(sample), chat, turns))
         for number, rendering in enumerate(rendered):
             id_ = f"{sample.sample_id}/{number}" if len(rendered) > 1 else sample.sample_id
@@ -116,6 +119,14 @@ class Examples(Tokenization[SftExample]):
             trained_T=np.array(trained_T[:limit], dtype=np.bool_),
         )
         return Kept(row=example, truncated=not fits)
+
+    def _within_reach(self, chat: Messages, turns: list[int]) -> list[int]:
+        """The first turn, and others whose context may fit: each is rendered behind its own."""
+        reach = self.limit.num_tokens * self.limit.longest_token
+        # Earlier reasoning may not be part of a context.
+        lengths = (len(message["content"].rpartition("</think>")[2]) for message in chat)
+        before = list(itertools.accumulate(lengths, initial=0))
+        return [turn for turn in turns if turn == turns[0] or before[turn] <= reach]
 
     def _shortened(self, sample: Sample) -> Sample:
         """What holds the tokens that are kept, so that no more of it is tokenized."""
@@ -245,14 +256,9 @@ def _tokenize_spans(
     _check_fast(tokenizer, where)
     text, spans = rendering.text, rendering.spans
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    offsets_T: list[tuple[int, int]] = encoded["offset_mapping"]
-    borders = {border for span in spans for border in span}
-    if not any(begin < border < end for border in borders for begin, end in offsets_T):
-        trained_T = [
-            any(begin < span_end and end > span_begin for span_begin, span_end in spans)
-            for begin, end in offsets_T
-        ]
-        return encoded["input_ids"], trained_T
+    inside_T = inside_spans(encoded["offset_mapping"], spans)
+    if inside_T is not None:
+        return encoded["input_ids"], inside_T
     token_ids_T: list[int] = []
     trained_T, done = [], 0
     for begin, end in [*spans, (len(text), len(text))]:
@@ -262,6 +268,26 @@ def _tokenize_spans(
             trained_T += [is_inside] * len(part_T)
             done = upto
     return token_ids_T, trained_T
+
+
+def inside_spans(
+    offsets_T: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
+) -> list[bool] | None:
+    """Which tokens are in the spans, these rising; None where a token is across a border.
+
+    By bisection: a chat may have thousands of turns.
+    """
+    begins_T, ends_T = np.array(offsets_T, dtype=np.int64).reshape(-1, 2).T
+    begins, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+    borders = np.union1d(begins, ends)
+    before_T = np.searchsorted(borders, begins_T, side="right")
+    if np.any(before_T < np.searchsorted(borders, ends_T, side="left")):
+        return None
+    # Of each token the first span that ends behind its begin.
+    span_T = np.searchsorted(ends, begins_T, side="right")
+    inside_T = span_T < len(ends)
+    inside_T[inside_T] = begins[span_T[inside_T]] < ends_T[inside_T]
+    return list(map(bool, inside_T))
 
 
 def _check_fast(tokenizer: PreTrainedTokenizerBase, where: str) -> None:

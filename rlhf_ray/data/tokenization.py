@@ -73,15 +73,15 @@ class Tokenization(ABC, Generic[T]):
         )
         return cls(tokenizer=tokenizer, chat=config.chat, limit=limit)
 
-    def parts(self, sample: Sample) -> Iterator[Sample]:
-        """The samples that become one example each.
+    def parts(self, sample: Sample) -> Iterator[Sample | RowError]:
+        """The samples that become one example each, what cannot become one in its place.
 
         Raises:
             RowError: There are none.
         """
         yield sample
 
-    def examples(self, sample: Sample) -> Iterator[Kept[T]]:
+    def examples(self, sample: Sample) -> Iterator[Kept[T] | RowError]:
         """What becomes of one part: one example, or several where a text may be cut into pieces.
 
         Raises:

@@ -65,7 +65,12 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
     ) -> RankingInputs:
         margins = [row.margin if self.job.use_margin else 0.0 for row in rows]
         margins_B = torch.tensor(margins, dtype=scores_BK.dtype, device=scores_BK.device)
-        return RankingInputs(scores_BK=scores_BK, mask_BK=mask_BK, margins_B=margins_B)
+        return RankingInputs(
+            scores_BK=scores_BK,
+            mask_BK=mask_BK,
+            tiers_BK=_tiers(rows, mask_BK),
+            margins_B=margins_B,
+        )
 
     def _row_losses(self, inputs: RankingInputs) -> torch.Tensor:
         loss_B = REWARD_LOSSES[self.job.loss_type](inputs)
@@ -105,7 +110,9 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
             metrics={
                 "loss": float(self._row_losses(inputs).mean()),
                 **metric_sums.values(reward_metrics(inputs)),
-                "calibration_error": expected_calibration_error(ranking_calibration(outcomes_B)),
+                "calibration_error": expected_calibration_error(
+                    ranking_calibration(outcomes_B, [row.order_K for row in rows])
+                ),
             },
             outcomes_B=outcomes_B,
         )
@@ -122,3 +129,11 @@ def _places(rows: Sequence[Ranking], device: torch.device) -> tuple[torch.Tensor
     starts_B = np.cumsum(nums_B) - nums_B
     place_BK = starts_B[:, None] + np.where(mask_BK, places_K, 0)
     return torch.from_numpy(place_BK).to(device), torch.from_numpy(mask_BK).to(device)
+
+
+def _tiers(rows: Sequence[Ranking], mask_BK: torch.Tensor) -> torch.Tensor:
+    """The tier of each answer, int64 [B, K]; of what does not exist, 0."""
+    tiers_BK = np.zeros(mask_BK.shape, dtype=np.int64)
+    for row, tiers_K in zip(rows, tiers_BK, strict=True):
+        tiers_K[: len(row.answer_ids_K)] = row.order_K
+    return torch.from_numpy(tiers_BK).to(mask_BK.device)

@@ -62,14 +62,17 @@ def labelled_table(
     )
 
 
-def calibration_table(step: int, outcomes_B: Sequence[tuple[float, ...]]) -> Table:
+def calibration_table(
+    step: int, rankings: Sequence[Ranking], outcomes_B: Sequence[tuple[float, ...]]
+) -> Table:
     """The reliability curve over all pairs: how sure the model was, and how often it was right."""
     return Table(
         step=step,
         name="calibration",
         columns=("said", "was right", "pairs"),
         rows=[
-            (bin_.confidence, bin_.accuracy, bin_.count) for bin_ in ranking_calibration(outcomes_B)
+            (bin_.confidence, bin_.accuracy, bin_.count)
+            for bin_ in ranking_calibration(outcomes_B, [row.order_K for row in rankings])
         ],
     )
 

@@ -188,33 +188,42 @@ def kto(logps: Array, reference_logps: Array, desirable: list[bool], z0: float) 
     return float(np.mean(losses))
 
 
-# Rewards: scores of one ranking, the best first -> its loss.
+# Rewards: scores of one ranking, the best first, and their tiers -> its loss.
 
 
-def bradley_terry(scores: Array, margin: float) -> float:
-    k = len(scores)
-    margin = margin if k == 2 else 0.0
-    pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
-    return float(np.mean([-np.log(sigma(scores[i] - scores[j] - margin)) for i, j in pairs]))
+def ordered_pairs(tiers: Array) -> list[tuple[int, int]]:
+    """Of a ranking: no two of one tier."""
+    places = range(len(tiers))
+    return [(i, j) for i in places for j in places if tiers[i] < tiers[j]]
 
 
-def logexp(scores: Array, margin: float) -> float:
-    k = len(scores)
-    pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
-    return float(np.mean([np.log(1.0 + np.exp(scores[j] - scores[i])) for i, j in pairs]))
+def mean_over_pairs(values: list[float]) -> float:
+    """0 where all answers are ties."""
+    return float(np.mean(values)) if values else 0.0
 
 
-def plackett_luce(scores: Array, margin: float) -> float:
+def bradley_terry(scores: Array, margin: float, tiers: Array) -> float:
+    margin = margin if len(scores) == 2 else 0.0
+    pairs = ordered_pairs(tiers)
+    return mean_over_pairs([-np.log(sigma(scores[i] - scores[j] - margin)) for i, j in pairs])
+
+
+def logexp(scores: Array, margin: float, tiers: Array) -> float:
+    pairs = ordered_pairs(tiers)
+    return mean_over_pairs([np.log(1.0 + np.exp(scores[j] - scores[i])) for i, j in pairs])
+
+
+def plackett_luce(scores: Array, margin: float, tiers: Array) -> float:
     worth = np.exp(scores)
-    return -float(np.log(np.prod([worth[i] / worth[i:].sum() for i in range(len(scores))])))
+    drawn = [worth[i] / (worth[i] + worth[tiers > tiers[i]].sum()) for i in range(len(scores))]
+    return -float(np.log(np.prod(drawn)))
 
 
-def centering(scores: Array, margin: float) -> float:
-    k = len(scores)
-    return float(np.mean([(scores[i] + scores[j]) ** 2 for i in range(k) for j in range(i + 1, k)]))
+def centering(scores: Array, margin: float, tiers: Array) -> float:
+    return mean_over_pairs([(scores[i] + scores[j]) ** 2 for i, j in ordered_pairs(tiers)])
 
 
-REWARDS: dict[str, Callable[[Array, float], float]] = {
+REWARDS: dict[str, Callable[[Array, float, Array], float]] = {
     "bradley_terry": bradley_terry,
     "logexp": logexp,
     "plackett_luce": plackett_luce,

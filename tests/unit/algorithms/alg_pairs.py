@@ -85,13 +85,18 @@ def make_labelled(num_answers: int, seed: int) -> LabelledInputs:
     )
 
 
-def make_rankings(lens: list[int], seed: int, fill: float = 0.0) -> RankingInputs:
-    """Rankings of `lens` answers with `fill` in the slots behind them."""
+def make_rankings(
+    lens: list[int], seed: int, fill: float = 0.0, *, ties: bool = False
+) -> RankingInputs:
+    """Rankings of `lens` answers with `fill` in the slots behind them; with `ties` some are."""
     rng = np.random.default_rng(seed)
     mask_BK = torch.arange(max(lens)) < torch.tensor(lens)[:, None]
     scores_BK = torch.tensor(rng.normal(0.0, 2.0, mask_BK.shape))
+    is_next_BK = torch.tensor(rng.integers(0, 2, mask_BK.shape)) if ties else mask_BK.long()
+    is_next_BK[:, 0] = 0
     return RankingInputs(
         scores_BK=torch.where(mask_BK, scores_BK, torch.full_like(scores_BK, fill)),
         mask_BK=mask_BK,
+        tiers_BK=is_next_BK.cumsum(1),
         margins_B=torch.tensor(rng.exponential(1.0, len(lens))),
     )

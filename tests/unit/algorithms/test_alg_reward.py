@@ -51,6 +51,7 @@ def pick(inputs: RankingInputs, rows: list[int]) -> RankingInputs:
     return RankingInputs(
         scores_BK=inputs.scores_BK[rows],
         mask_BK=inputs.mask_BK[rows],
+        tiers_BK=inputs.tiers_BK[rows],
         margins_B=inputs.margins_B[rows],
     )
 
@@ -62,18 +63,24 @@ def test_configuration_and_registries_have_the_same_names() -> None:
     assert set(get_args(sft)) == set(SFT_LOSSES)
 
 
+@pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_reward_loss_and_gradient(name: str, seed: int) -> None:
-    inputs = make_rankings(LENS, seed)
+def test_reward_loss_and_gradient(name: str, seed: int, ties: bool) -> None:
+    inputs = make_rankings(LENS, seed, ties=ties)
     loss_B, gradient_BK = losses_and_gradients(LOSSES[name], inputs)
     for b, length in enumerate(LENS):
         scores, margin = inputs.scores_BK[b, :length].numpy(), inputs.margins_B[b].item()
-        assert loss_B[b].item() == pytest.approx(ORACLES[name](scores, margin), rel=1e-10)
-        units = 1e-5 * np.eye(length)
+        tiers = inputs.tiers_BK[b, :length].numpy()
+        wanted = ORACLES[name](scores, margin, tiers)
+        assert loss_B[b].item() == pytest.approx(wanted, rel=1e-10, abs=1e-14)
         slopes = [
-            (ORACLES[name](scores + unit, margin) - ORACLES[name](scores - unit, margin)) / 2e-5
-            for unit in units
+            (
+                ORACLES[name](scores + unit, margin, tiers)
+                - ORACLES[name](scores - unit, margin, tiers)
+            )
+            / 2e-5
+            for unit in 1e-5 * np.eye(length)
         ]
         np.testing.assert_allclose(gradient_BK[b, :length].numpy(), slopes, rtol=1e-6, atol=1e-8)
 
@@ -81,7 +88,8 @@ def test_reward_loss_and_gradient(name: str, seed: int) -> None:
 @pytest.mark.parametrize("fill", [math.nan, math.inf, -math.inf, 1e30])
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_masked_slots_do_not_leak(name: str, fill: float) -> None:
-    clean, filled = make_rankings(LENS, 0), make_rankings(LENS, 0, fill=fill)
+    clean, filled = (make_rankings(LENS, 0, f, ties=True) for f in (0.0, fill))
+    filled = replace(filled, tiers_BK=torch.where(filled.mask_BK, filled.tiers_BK, 99))
     for got, want in zip(
         losses_and_gradients(LOSSES[name], filled),
         losses_and_gradients(LOSSES[name], clean),
@@ -97,7 +105,7 @@ def test_masked_slots_do_not_leak(name: str, fill: float) -> None:
 def test_rows_and_padding_are_of_no_account(
     name: str, lens: list[int], seed: int, data: st.DataObject
 ) -> None:
-    inputs = make_rankings(lens, seed)
+    inputs = make_rankings(lens, seed, ties=seed % 2 == 1)
     whole_B, gradient_BK = losses_and_gradients(LOSSES[name], inputs)
     for b in data.draw(st.permutations(range(len(lens)))):
         alone = pick(inputs, [b])
@@ -105,6 +113,7 @@ def test_rows_and_padding_are_of_no_account(
             alone,
             scores_BK=alone.scores_BK[:, : lens[b]],
             mask_BK=alone.mask_BK[:, : lens[b]],
+            tiers_BK=alone.tiers_BK[:, : lens[b]],
         )
         loss_B, gradient = losses_and_gradients(LOSSES[name], narrow)
         torch.testing.assert_close(loss_B, whole_B[[b]], **F64)
@@ -129,6 +138,7 @@ def test_extreme_scores_stay_finite(name: str, dtype: torch.dtype) -> None:
         inputs = RankingInputs(
             scores_BK=scores_BK,
             mask_BK=(torch.arange(3) < num_answers).expand_as(scores_BK),
+            tiers_BK=torch.arange(3).expand_as(scores_BK),
             margins_B=torch.full((len(scores_BK),), 1e4, dtype=dtype),
         )
         loss_B, gradient_BK = losses_and_gradients(LOSSES[name], inputs)
@@ -155,9 +165,23 @@ def test_all_losses_are_one_for_pairs_without_margin(seed: int) -> None:
         torch.testing.assert_close(got, expected, **F64)
 
 
+@pytest.mark.parametrize("name", sorted(REWARD_LOSSES))
+def test_the_order_of_ties_does_not_matter(name: str) -> None:
+    tiers_BK = torch.tensor([[0, 0, 1, 1, 2], [0, 1, 1, 1, 1]])
+    inputs = replace(make_rankings([5, 5], 0), tiers_BK=tiers_BK)
+    order = [1, 0, 3, 2, 4]
+    swapped = replace(inputs, scores_BK=inputs.scores_BK[:, order])
+    loss_B, gradient_BK = losses_and_gradients(REWARD_LOSSES[name], inputs)
+    again_B, swapped_BK = losses_and_gradients(REWARD_LOSSES[name], swapped)
+    torch.testing.assert_close(again_B[:1], loss_B[:1], **F64)
+    torch.testing.assert_close(swapped_BK[:1], gradient_BK[:1, order], **F64)
+    # A row in which the swap is none of ties has another loss.
+    assert float(again_B[1]) != pytest.approx(float(loss_B[1]))
+
+
 def test_reward_metrics_of_micro_batches_are_those_of_the_step() -> None:
     inputs = make_rankings(LENS, 0)
-    inputs.scores_BK[0, :2] = 0.25  # a tie is not in order
+    inputs.scores_BK[0, :2] = 0.25  # equal scores are not in order
     parts = [pick(inputs, rows) for rows in ([0], [1, 2], [], [3, 4])]
     got = values(merge(reward_metrics(part) for part in parts))
     rankings = [inputs.scores_BK[b, :length].tolist() for b, length in enumerate(LENS)]
@@ -171,6 +195,24 @@ def test_reward_metrics_of_micro_batches_are_those_of_the_step() -> None:
             "reward_rejected": np.mean([s for r in rankings for s in r[1:]]),
         },
         rel=1e-10,
+    )
+
+
+def test_reward_metrics_leave_ties_out() -> None:
+    inputs = RankingInputs(
+        scores_BK=torch.tensor([[3.0, 1.0, 2.0, 0.0]]),
+        mask_BK=torch.ones(1, 4, dtype=torch.bool),
+        tiers_BK=torch.tensor([[0, 0, 1, 1]]),
+        margins_B=torch.zeros(1),
+    )
+    assert values(reward_metrics(inputs)) == pytest.approx(
+        {  # of the four pairs 1 against 2 alone is in the wrong order
+            "accuracy": 0.75,
+            "margin": (1.0 + 3.0 - 1.0 + 1.0) / 4,
+            "reward_mean": 1.5,
+            "reward_chosen": 2.0,
+            "reward_rejected": 1.0,
+        }
     )
 
 

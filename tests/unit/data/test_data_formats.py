@@ -289,15 +289,6 @@ def reasons(loaded: Loaded[Any]) -> dict[str, int]:
     return {name: reason.count for name, reason in loaded.report.left_out.items()}
 
 
-def test_a_tie_costs_its_own_pair_alone(tmp_path: Path, chat_tokenizer: Any) -> None:
-    row = {"prompt": "q", "answers": ["a", "b", "c"], "ranks": [0, 1, 1]}
-    data = config(tmp_path, row, ROWS["ranking"])
-    pairs = load_pairs(data, chat_tokenizer, max_length=99)
-    assert (len(pairs.rows), reasons(pairs)) == (3, {"tie": 1})
-    rankings = load_rankings(data, chat_tokenizer, max_length=99)
-    assert (len(rankings.rows), reasons(rankings)) == (1, {"tie": 1})
-
-
 def test_what_teaches_nothing_is_counted_and_never_an_error(
     tmp_path: Path, chat_tokenizer: Any
 ) -> None:

@@ -14,7 +14,7 @@ from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.borders import decode
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.preferences import load_answers
-from rlhf_ray.data.sft import load_sft
+from rlhf_ray.data.sft import inside_spans, load_sft
 from rlhf_ray.types import SftExample
 
 TURNS = [
@@ -278,3 +278,48 @@ def test_a_text_begins_and_ends_once(
     tokenizer = make_tokenizer(bos=True, eos=True)
     [example] = load(tmp_path, tokenizer, {"text": text})
     assert decode(tokenizer, example.token_ids_T.tolist()) == "<s>a</s>"
+
+
+@pytest.mark.parametrize(
+    ("offsets", "spans", "inside"),
+    [
+        ([(0, 2), (2, 4), (4, 5)], [(2, 4)], [False, True, False]),
+        ([(0, 2), (2, 4), (4, 5)], [(0, 2), (4, 5)], [True, False, True]),
+        ([(0, 2), (2, 2), (2, 4)], [(2, 4)], [False, False, True]),
+        ([(0, 1), (1, 3), (1, 3), (3, 4)], [(1, 3)], [False, True, True, False]),
+        ([(0, 2), (2, 4)], [], [False, False]),
+        ([], [(0, 1)], []),
+        ([(0, 3)], [(0, 2)], None),
+        ([(0, 3)], [(1, 2)], None),
+        ([(0, 2), (2, 6)], [(0, 2), (2, 4)], None),
+    ],
+)
+def test_a_token_is_in_a_span_or_across_its_border(offsets, spans, inside) -> None:
+    assert inside_spans(offsets, spans) == inside
+
+
+def test_turns_behind_what_truncation_keeps_are_not_rendered(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.chat_template = families.CHATML
+    chat = TURNS * 400
+    rendered: list[int] = []
+    apply = type(tokenizer).apply_chat_template
+
+    def counting(self: Any, messages: Any, **how: Any) -> Any:
+        rendered.append(len(messages))
+        return apply(self, messages, **how)
+
+    monkeypatch.setattr(type(tokenizer), "apply_chat_template", counting)
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"messages": chat}) + "\n")
+    data = DataConfig(path=str(path), over_length="truncate")
+    [example] = load_sft(data, tokenizer, max_length=40).rows
+    assert parts(tokenizer, example)[0] == (
+        False,
+        "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n",
+    )
+    assert len(example.token_ids_T) == 40
+    # Each turn twice within 40 tokens of at most 22 characters; the whole once.
+    assert sum(rendered) < 2 * 300**2 + len(chat)
+    assert len(rendered) < 500

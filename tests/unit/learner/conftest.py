@@ -96,7 +96,10 @@ def rows() -> list[Experience]:
 
 @pytest.fixture(scope="session")
 def rankings() -> list[Ranking]:
-    """Eleven rankings of 2 to 4 answers; one has no prompt, some pairs have a margin."""
+    """Eleven rankings of 2 to 4 answers, some of them ties.
+
+    One has no prompt, some pairs have a margin.
+    """
     generator = np.random.default_rng(2)
     made = []
     for number in range(11):
@@ -109,6 +112,7 @@ def rankings() -> list[Ranking]:
                     token_ids(generator, generator.integers(2, 14)) for _ in range(num_answers)
                 ),
                 margin=0.3 * (number % 3) if num_answers == 2 else 0.0,
+                tiers_K={1: (0, 1, 1), 3: (0, 0, 1, 2)}.get(number, ()),
             )
         )
     return made

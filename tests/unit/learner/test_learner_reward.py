@@ -54,12 +54,19 @@ def plain_scores(model, rows):
     return scores
 
 
-def plain_loss(scores_K, margin, loss_type, centering):
-    pairs = list(combinations(range(len(scores_K)), 2))
+def ordered_pairs(row):
+    places = range(len(row.answer_ids_K))
+    return [(i, j) for i, j in combinations(places, 2) if row.order_K[i] < row.order_K[j]]
+
+
+def plain_loss(scores_K, row, loss_type, centering):
+    pairs, margin = ordered_pairs(row), row.margin
     gaps = torch.stack([scores_K[i] - scores_K[j] for i, j in pairs])
     sums = torch.stack([scores_K[i] + scores_K[j] for i, j in pairs])
     if loss_type == "plackett_luce":
-        rests = [scores_K[i:].logsumexp(0) - scores_K[i] for i in range(len(scores_K))]
+        places = range(len(scores_K))
+        worse = [[k for k in places if row.order_K[k] > row.order_K[i]] for i in places]
+        rests = [scores_K[[i, *worse[i]]].logsumexp(0) - scores_K[i] for i in places]
         loss = torch.stack(rests).sum()
     else:
         loss = F.softplus(-(gaps - (margin if loss_type == "bradley_terry" else 0.0))).mean()
@@ -93,7 +100,7 @@ def test_loss_and_gradient_are_plain_transformers(
     model = plain_model(learner, path)
     scores = plain_scores(model, rankings)
     losses = [
-        plain_loss(scores_K, row.margin, loss_type, 0.1)
+        plain_loss(scores_K, row, loss_type, 0.1)
         for scores_K, row in zip(scores, rankings, strict=True)
     ]
     loss = torch.stack(losses).mean()
@@ -134,9 +141,11 @@ def test_the_gradient_does_not_depend_on_split_layout_or_order(
 def test_metrics_are_counted_over_all_pairs(make_supervised, rankings):
     learner = make_supervised("rm")
     evaluated = learner.evaluate(rankings, plan_evaluation(rankings))
-    gaps = [a - b for scores in evaluated.outcomes_B for a, b in combinations(scores, 2)]
-    first = [scores[0] for scores in evaluated.outcomes_B]
-    rest = [score for scores in evaluated.outcomes_B for score in scores[1:]]
+    scored = list(zip(rankings, evaluated.outcomes_B, strict=True))
+    gaps = [scores[i] - scores[j] for row, scores in scored for i, j in ordered_pairs(row)]
+    tiers = [(t, s) for row, scores in scored for t, s in zip(row.order_K, scores, strict=True)]
+    first = [score for tier, score in tiers if tier == 0]
+    rest = [score for tier, score in tiers if tier > 0]
     assert evaluated.metrics["accuracy"] == pytest.approx(np.mean(np.array(gaps) > 0))
     assert evaluated.metrics["margin"] == pytest.approx(np.mean(gaps))
     assert evaluated.metrics["reward_chosen"] == pytest.approx(np.mean(first))

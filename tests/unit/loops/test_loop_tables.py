@@ -46,12 +46,19 @@ def test_a_labelled_answer_shows_itself_and_not_the_mismatched_one():
 
 
 def test_the_reliability_curve_counts_every_pair_of_every_ranking():
-    table = calibration_table(0, [(2.0, 0.0), (0.0, 2.0), (3.0, 3.0, 1.0)])
-    assert sum(row[2] for row in table.rows) == 1 + 1 + 3
+    def ranking(*tiers_K):
+        ids_K = tuple(tokens(place) for place in range(len(tiers_K)))
+        return Ranking(
+            example_id="r:0", prompt_ids_T=tokens(1), answer_ids_K=ids_K, tiers_K=tiers_K
+        )
+
+    rows = [ranking(0, 1), ranking(0, 1), ranking(0, 1, 2), ranking(0, 0)]
+    table = calibration_table(0, rows, [(2.0, 0.0), (0.0, 2.0), (3.0, 3.0, 1.0), (9.0, 0.0)])
+    assert sum(row[2] for row in table.rows) == 1 + 1 + 3  # a tie of the data is none of them
     by_count = {row[2]: row for row in table.rows}
     said, right, count = by_count[4]  # gaps of ±2: three right, one wrong
     assert (round(said, 4), right, count) == (0.8808, 0.75, 4)
-    assert by_count[1][:2] == (0.5, 0.0)  # a tie is not right
+    assert by_count[1][:2] == (0.5, 0.0)  # equal scores are not right
 
 
 def example(trained):
