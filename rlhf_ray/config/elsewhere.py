@@ -7,11 +7,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, RunConfig
+from rlhf_ray.config.data_files import fixed_part
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.layers import lay_over
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
 from rlhf_ray.config.problems import KeyPath, Problem
-from rlhf_ray.config.references import fixed_part, hub_dataset
+from rlhf_ray.config.references import hub_dataset
 from rlhf_ray.config.stages import PREFIX, resolve_stages, shared_values
 from rlhf_ray.config.yaml_file import read_yaml
 

@@ -9,26 +9,25 @@ import ast
 import difflib
 import glob
 import importlib.util
-import itertools
 import os
 import re
 from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path, PurePath
+from pathlib import Path
 
+from rlhf_ray.config.data_files import (
+    DATA_FILES,
+    DATA_SUFFIXES,
+    data_format,
+    files_below,
+    files_matching,
+    is_data_file,
+)
 from rlhf_ray.config.weight_files import weights_fault
 
 # With an owner, or one of the oldest, such as gpt2 and imdb, which have none, nor dots.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")
 _SUBSET = re.compile(r"[\w.-]+")
 _NOWHERE = "no such folder, and no hub name (org/name, or a name without dots)"
-TEXT_FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
-ARROW_FORMATS = (".parquet", ".arrow")  # these have compression of their own
-COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
-_DATA_SUFFIXES = TEXT_FORMATS + ARROW_FORMATS + COMPRESSIONS
-DATA_FILES = (
-    f"a {', '.join(TEXT_FORMATS[:-1])} or {TEXT_FORMATS[-1]} file (also with "
-    f"{', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]}), a {' or '.join(ARROW_FORMATS)} file"
-)
 
 
 def is_hub_name(path: str) -> bool:
@@ -43,7 +42,7 @@ def is_hub_name(path: str) -> bool:
 def hub_dataset(path: str) -> tuple[str, str | None] | None:
     """Name and subset of a data set on the hub (`openai/gsm8k:main`); None for any other path."""
     name, colon, subset = path.partition(":")
-    if not is_hub_name(name) or name.endswith(_DATA_SUFFIXES):
+    if not is_hub_name(name) or name.endswith(DATA_SUFFIXES):
         return None
     if not colon:
         return name, None
@@ -70,32 +69,19 @@ def tokenizer_fault(path: str) -> str | None:
     return None if is_hub_name(path) else f"{_NOWHERE}: {path!r}"
 
 
-def data_format(name: str) -> str:
-    """The suffix that says what a data file is, without that of a compression; empty for none."""
-    path = PurePath(name.lower())
-    if path.suffix in COMPRESSIONS:
-        inner = path.with_suffix("").suffix
-        return inner if inner in TEXT_FORMATS else ""
-    return path.suffix if path.suffix in TEXT_FORMATS + ARROW_FORMATS else ""
-
-
-def fixed_part(pattern: str) -> str:
-    """The folders of a pattern such as `data/*.jsonl` before its first wildcard."""
-    parts = PurePath(pattern).parts
-    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), parts)
-    return str(PurePath(*fixed))
-
-
 def data_fault(path: str) -> str | None:
     """A readable file that is not empty, a folder with data files, a pattern, or a hub name."""
     place = Path(path).expanduser()
-    if place.is_dir():
-        found = any(data_format(file.name) for file in place.rglob("*"))
-        return None if found else f"folder {path!r} holds no data file; wanted {DATA_FILES}"
-    if not place.exists():
-        if glob.has_magic(path):
-            found = any(map(data_format, glob.iglob(str(place), recursive=True)))
+    try:
+        if place.is_dir():
+            found = any(map(is_data_file, files_below(place)))
+            return None if found else f"folder {path!r} holds no data file; wanted {DATA_FILES}"
+        if not place.exists() and glob.has_magic(path):
+            found = any(map(is_data_file, files_matching(str(place))))
             return None if found else f"no data file matches {path!r}; wanted {DATA_FILES}"
+    except OSError as error:
+        return f"cannot be read: {error.filename!r} ({error.strerror})"
+    if not place.exists():
         if hub_dataset(path) is not None:
             return None
         return f"no such file or folder: {path!r} (working directory {os.getcwd()})"

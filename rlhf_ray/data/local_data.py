@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_ray.config import references
-from rlhf_ray.config.references import DATA_FILES, data_format, fixed_part
+from rlhf_ray.config.data_files import (
+    DATA_FILES,
+    data_format,
+    files_below,
+    files_matching,
+    fixed_part,
+    is_data_file,
+)
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.file_bytes import READ_ERRORS
 from rlhf_ray.data.file_kinds import kind_of_file
 from rlhf_ray.data.json_files import SPLIT_NAMES, rows_keys
-from rlhf_ray.data.split_files import DESCRIPTIONS, named_splits, saved_splits
+from rlhf_ray.data.split_files import named_splits, saved_splits
 from rlhf_ray.data.splits import parse_split
 
 ACCEPTED = (
@@ -99,12 +106,15 @@ def local_data(path: str) -> LocalData | None:
         DataError: Neither is there, or it holds no data, or what cannot be read.
     """
     place = Path(path).expanduser()
-    if path and place.is_dir():
-        return _folder(path, place)
-    if path and (place.exists() or place.is_symlink()):
-        return _file(path, place)
-    if glob.has_magic(path):
-        return _pattern(path, place)
+    try:
+        if path and place.is_dir():
+            return _folder(path, place)
+        if path and (place.exists() or place.is_symlink()):
+            return _file(path, place)
+        if glob.has_magic(path):
+            return _pattern(path, place)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
     if references.hub_dataset(path) is not None:
         return None
     raise DataError(f"no data at {path!r}; wanted {ACCEPTED}")
@@ -143,8 +153,8 @@ def _keys(file: Path) -> tuple[list[str], str]:
 
 
 def _pattern(path: str, place: Path) -> LocalData:
-    found = [Path(name) for name in glob.glob(str(place), recursive=True)]
-    files = sorted(file for file in found if _is_data(file))
+    found = list(files_matching(str(place)))
+    files = sorted(filter(is_data_file, found))
     if not files:
         there = f"; it matches {len(found)} others, such as {found[0].name!r}" if found else ""
         raise DataError(f"no data file matches {path!r}{there}; wanted {ACCEPTED}")
@@ -160,7 +170,7 @@ def _folder(path: str, folder: Path) -> LocalData:
     if saved := saved_splits(folder):
         splits = {split: _checked(files) for split, files in saved.items()}
         return LocalData(path=path, name=name, splits=splits, has_names=list(splits) != ["train"])
-    files = sorted(_files_below(folder))
+    files = sorted(filter(is_data_file, files_below(folder)))
     if not files:
         raise DataError(f"no data files in the folder {path!r}; wanted {ACCEPTED}")
     by_split = named_splits(folder, files)
@@ -174,29 +184,6 @@ def _folder(path: str, folder: Path) -> LocalData:
         has_names=True,
         others=[DataFile(path=file) for file in files if file not in taken],
     )
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Data files, subfolders' included; none that is hidden or in `__MACOSX` and the like."""
-    seen = set()
-    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        seen.add(os.path.realpath(place))  # a link may lead back up
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith((".", "__"))
-            and os.path.realpath(os.path.join(place, name)) not in seen
-        ]
-        yield from (file for name in names if _is_data(file := Path(place, name)))
-
-
-def _refuse(error: OSError) -> None:
-    raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-
-
-def _is_data(path: Path) -> bool:
-    is_named = bool(data_format(path.name)) and path.name not in DESCRIPTIONS
-    return is_named and not path.name.startswith(".") and not path.is_dir()
 
 
 def _checked(files: Iterable[Path]) -> list[DataFile]:

@@ -22,6 +22,7 @@ from rlhf_ray.data.files import Row
 from rlhf_ray.data.report import Converted
 from rlhf_ray.data.tokenization import RowWork
 from rlhf_ray.errors import RunError
+from rlhf_ray.parent_process import end_with_parent
 
 ROWS_WORTH_PROCESSES = 20_000  # below, starting processes takes longer than the rows do
 _CHUNK_ROWS = 256
@@ -65,7 +66,7 @@ def _in_processes(
     rows: Iterator[Row | RowError], work: RowWork[Any], num_workers: int
 ) -> Iterator[Converted]:
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context, _begin, (work,))
+    pool = ProcessPoolExecutor(num_workers, context, _begin, (work, os.getpid()))
     waiting: deque[Future[Converted]] = deque()
     try:
         for chunk in _chunks(rows):
@@ -118,7 +119,9 @@ def _finished(chunk: Future[Converted]) -> Converted:
         ) from error
 
 
-def _begin(work: RowWork[Any]) -> None:
+def _begin(work: RowWork[Any], parent: int) -> None:
+    # Its queue would keep it waiting for rows when the parent was killed.
+    end_with_parent(parent)
     global _work
     _work = work
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rlhf_ray.config.references import ARROW_FORMATS, COMPRESSIONS, data_format
+from rlhf_ray.config.data_files import ARROW_FORMATS, COMPRESSIONS, data_format
 from rlhf_ray.data import arrow_files, json_files, text_files
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.file_bytes import READ_ERRORS, open_bytes

@@ -18,11 +18,6 @@ from rlhf_ray.data.errors import DataError
 Splits: TypeAlias = dict[str, list[Path]]
 
 SAVED_SET, SAVED_SETS = "state.json", "dataset_dict.json"
-# These describe data and are none.
-DESCRIPTIONS = {
-    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json",
-}  # fmt: skip
-
 _SHARD = re.compile(r"data/(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 
 

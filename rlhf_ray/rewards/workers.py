@@ -14,7 +14,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -26,6 +25,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from rlhf_ray.errors import RunError
+from rlhf_ray.parent_process import end_with_parent
 
 # Python, SymPy and their imports, on a busy machine.
 _START_S = 120.0
@@ -35,8 +35,6 @@ _MEMORY_BYTES = 4 * 2**30
 _MAX_WORKERS = 8
 # Between two questions; a closed connection wakes it at once.
 _IDLE_S = 60.0
-# Between two looks at whether the process that asks is still there.
-_WATCH_S = 1.0
 
 FailureKind = Literal["timeout", "memory", "crash", "error"]
 
@@ -210,7 +208,7 @@ def _receive(connection: Connection) -> Any:
 def serve(descriptor: int, function: str) -> None:
     """Answer questions until the other end is closed; runs in a worker's process."""
     connection = Connection(descriptor)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent(os.getppid())
     module, _, name = function.partition(":")
     try:
         answer: Callable[[Any], Any] = getattr(import_module(module), name)
@@ -229,16 +227,6 @@ def serve(descriptor: int, function: str) -> None:
         except (EOFError, OSError):
             return
         connection.send(_answer_within(answer, question, timeout_s))
-
-
-def _end_with(parent: int) -> None:
-    """End this process with the one that asks, also in the midst of an answer.
-
-    Not by the kernel's PR_SET_PDEATHSIG: that looks at the parent's thread, which ends before.
-    """
-    while os.getppid() == parent:
-        time.sleep(_WATCH_S)
-    os._exit(1)
 
 
 def _answer_within(answer: Callable[[Any], Any], question: Any, timeout_s: float) -> Any:

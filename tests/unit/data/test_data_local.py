@@ -13,6 +13,7 @@ import datasets
 import pytest
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
+from rlhf_ray.config.references import data_fault
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files import Row, read_rows, tell_files
 from rlhf_ray.data.local_data import local_data
@@ -196,11 +197,28 @@ def test_what_cannot_be_opened_or_has_no_end_is_refused_before_it_is_read(tmp_pa
 
 
 def test_a_folder_that_links_lead_to_is_read_once(tmp_path: Path) -> None:
-    filled(tmp_path / "elsewhere", ["b.jsonl"])
-    folder = filled(tmp_path / "corpus", ["a.jsonl"])
-    (folder / "more").symlink_to(tmp_path / "elsewhere")
-    (folder / "loop").symlink_to(folder)
-    assert texts(folder) == ["a.jsonl", "b.jsonl"]
+    filled(tmp_path / "elsewhere", ["d.jsonl"])
+    folder = filled(tmp_path / "corpus", ["a.jsonl", "one/b.jsonl", "two/c.jsonl"])
+    links = {"more": tmp_path / "elsewhere", "again": tmp_path / "elsewhere", "loop": folder}
+    links |= {"one/two": folder / "two", "two/one": folder / "one", "one/up": folder}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    expected = ["again/d.jsonl", "a.jsonl", "one/b.jsonl", "two/c.jsonl"]
+    for path in (folder, f"{folder}/**/*.jsonl", f"{folder}/**"):
+        places = [row.where for row in read_rows(SourceConfig(path=str(path)))]
+        assert places == [f"{folder}/{name}:1" for name in sorted(expected)]
+        assert data_fault(str(path)) is None
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "more").symlink_to(tmp_path / "elsewhere")
+    assert data_fault(str(tmp_path / "links")) is None
+    assert texts(tmp_path / "links") == ["d.jsonl"]
+
+
+def test_what_only_describes_data_is_none_to_the_check_before_a_start(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "corpus", ["dataset_info.json", ".cache/a.jsonl"])
+    assert "holds no data file" in str(data_fault(str(folder)))
+    with pytest.raises(DataError, match="no data files in the folder"):
+        texts(folder)
 
 
 def test_a_file_without_permission_is_named(
