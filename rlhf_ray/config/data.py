@@ -25,7 +25,9 @@ DataFormat = Literal[
     "alpaca_outputs", "openai_preference", "choice", "scored_choice", "pku_saferlhf", "shp",
     "helpsteer3", "helpsteer2_preference", "webgpt", "summarize_feedback", "arena", "alpaca_farm",
     "llmbar", "pandalm", "ranking", "ultrafeedback", "helpsteer", "oasst_tree", "oasst_flat",
-    "unpaired", "labelled_messages", "labelled_sharegpt", "stepwise",
+    "unpaired", "labelled_messages", "labelled_sharegpt", "stepwise", "instruction", "conversation",
+    "dolly", "instruction_response", "query_response", "xlam", "flan", "arena_lists",
+    "stack_exchange", "oasst_message",
 ]  # fmt: skip
 Label: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
 

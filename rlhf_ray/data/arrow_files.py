@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NumberedRows: TypeAlias = Iterator[tuple[int, dict[str, Any] | RowError]]
+Decoder: TypeAlias = Callable[[Any], Any]
 
 _HELD_ROWS = 1024  # at a time, as Python objects
 _HELD_BYTES = 16 << 20
@@ -126,4 +128,35 @@ def _row(batch: pa.RecordBatch, where: str) -> dict[str, Any] | RowError:
 
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     batch.validate(full=True)  # offsets of a damaged file may lead out of it
-    return list(batch.to_pylist())
+    rows = list(batch.to_pylist())
+    decoders = {
+        field.name: decode for field in batch.schema if (decode := _decoder(field.type)) is not None
+    }
+    return [_decoded(row, decoders) for row in rows] if decoders else rows
+
+
+def _decoder(type_: pa.DataType) -> Decoder | None:
+    """What makes values of JSON texts in a column, as `datasets` keeps mixed kinds; None for none.
+
+    Arrow knows such a text by its type, and gives it back as it stands.
+    """
+    import pyarrow as pa
+
+    if isinstance(type_, pa.JsonType):
+        return json.loads
+    if isinstance(type_, pa.StructType):
+        fields = [type_.field(index) for index in range(type_.num_fields)]
+        decoders = {each.name: decode for each in fields if (decode := _decoder(each.type))}
+        return (lambda value: _decoded(value, decoders)) if decoders else None
+    if isinstance(type_, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        decode = _decoder(type_.value_type)
+        if decode is not None:
+            return lambda value: [None if item is None else decode(item) for item in value]
+    return None
+
+
+def _decoded(row: dict[str, Any], decoders: dict[str, Decoder]) -> dict[str, Any]:
+    return {
+        name: decoders[name](value) if value is not None and name in decoders else value
+        for name, value in row.items()
+    }

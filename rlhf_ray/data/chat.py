@@ -96,13 +96,16 @@ def template_options(columns: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Args:
         columns: The row's. `tools` holds JSON schemas of functions, as a list or its JSON text;
-            `chat_template_kwargs` variables of the template by name, as TRL has them.
+            `chat_template_kwargs` variables of the template by name, as TRL has them, and
+            `enable_thinking` one of them, as verl has it.
         where: File and line, for errors.
 
     Raises:
         RowError: They hold anything else.
     """
     options: dict[str, Any] = {}
+    if isinstance(columns.get("enable_thinking"), bool):
+        options["enable_thinking"] = columns["enable_thinking"]
     if named := columns.get("chat_template_kwargs"):
         if isinstance(named, str):
             named = json_value(named, where, "column 'chat_template_kwargs'", "an object")
@@ -131,7 +134,9 @@ def tool_schemas(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]
         tools = without_nulls(tools)
     schemas = []
     for tool in tools if isinstance(tools, list) else [tools]:
-        schema = json_value(tool, where, "'tools'", "schemas") if isinstance(tool, str) else tool
+        schema = tool
+        if isinstance(tool, str):
+            schema = json_value(tool, where, "a tool of column 'tools'", "a JSON schema")
         if not isinstance(schema, dict):
             detail = "column 'tools' must be a list of JSON schemas of functions, got "
             raise RowError(where, "wrong type", detail + short(schema))

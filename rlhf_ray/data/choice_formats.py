@@ -15,6 +15,8 @@ from rlhf_ray.data import fields
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.helpsteer import with_turns
+from rlhf_ray.data.messages import json_value
+from rlhf_ray.data.parsing import Columns
 from rlhf_ray.data.preference_formats import (
     read_alpaca_pairs,
     read_implicit_prompt,
@@ -25,6 +27,7 @@ from rlhf_ray.data.samples import Sample
 
 _ALPACA = ("instruction", "input", "system", "history")
 _STRENGTHS = {"a": [-3, -2, -1], "b": [1, 2, 3], "tie": 0}
+_WINNERS = {"model_a": "a", "model_b": "b", "tie": "tie"}
 
 
 def read_choice(row: Row) -> Iterator[Sample | RowError]:
@@ -66,6 +69,52 @@ def read_summaries(row: Row) -> Iterator[Sample | RowError]:
     yield from read_choice(replace(row, columns={**row.columns, "prompt": query}))
 
 
+def read_graded_choice(row: Row) -> Iterator[Sample | RowError]:
+    """`a` and `b`, and a `preference` from 1, which is for `a`, to 2, which is for `b`.
+
+    AlpacaEval's annotators say in between how sure they are; 1.5 is a tie, as 0 is.
+    """
+    preference = fields.number(row, "preference")
+    if preference != 0 and not 1 <= preference <= 2:
+        detail = f"column 'preference' must be from 1 to 2, or 0 for a tie, got {preference:g}"
+        raise RowError(row.where, "unknown label", detail)
+    better = "tie" if preference in (0, 1.5) else "a" if preference < 1.5 else "b"
+    yield from read_choice(replace(row, columns={**row.columns, "better": better}))
+
+
+def read_listed_choice(row: Row) -> Iterator[Sample | RowError]:
+    """Turns of the user and of two models as JSON lists, and which model won, or neither."""
+    asked, *said = (_listed_texts(row, name) for name in ("prompt", "response_a", "response_b"))
+    if {len(texts) for texts in said} != {len(asked)}:
+        detail = f"{len(asked)} turns in 'prompt', {len(said[0])} and {len(said[1])} in the answers"
+        raise RowError(row.where, "wrong number of turns", detail)
+    chats = [
+        [
+            {"role": role, "content": text}
+            for turns in zip(asked, answers, strict=True)
+            for role, text in zip(("user", "assistant"), turns, strict=True)
+        ]
+        for answers in said
+    ]
+    sides = {f"winner_{name}": side for name, side in _WINNERS.items()}
+    better = next((side for name, side in sides.items() if fields.truth(row, name)), "tie")
+    others = {name: value for name, value in row.columns.items() if name != "prompt"}
+    columns = {**others, "a": chats[0], "b": chats[1], "better": better}
+    yield from read_choice(replace(row, columns=columns))
+
+
+def _listed_texts(row: Row, name: str) -> list[str]:
+    """Texts in a JSON list; what is null there was left empty."""
+    texts = json_value(fields.string(row, name), row.where, f"column {name!r}", "a list of texts")
+    if not isinstance(texts, list) or not texts:
+        raise RowError(row.where, "wrong type", f"column {name!r} must be a list of texts")
+    return [fields.checked_text(row, name, "" if text is None else text) for text in texts]
+
+
+def _are_listed(columns: Columns) -> bool:
+    return all(str(columns[name]).startswith("[") for name in ("prompt", "response_a"))
+
+
 def read_helpsteer_choice(row: Row) -> Iterator[Sample | RowError]:
     """The same as `read_choice`, with turns in the prompt as HelpSteer writes them."""
     yield from read_choice(with_turns(row))
@@ -79,7 +128,8 @@ def _ordered(
     columns = {**row.columns, **sides}
     for side, score in zip(("chosen", "rejected"), scores or (None, None), strict=True):
         columns[f"score_{side}"] = score
-    pair = replace(row, columns=columns)
+    names = {**row.names, "chosen": row.called(better), "rejected": row.called(worse)}
+    pair = replace(row, columns=columns, names=names)
     if "prompt" in columns:
         yield from read_preference(pair)
     elif "instruction" in columns:
@@ -160,11 +210,19 @@ CHOICE_FORMATS = (
         prompt_columns=(),
     ),
     RowFormat(
+        name="arena_lists",
+        kind="preferences",
+        columns=("prompt", "response_a", "response_b", *(f"winner_{name}" for name in _WINNERS)),
+        fits=_are_listed,
+        read=read_listed_choice,
+        reads_prompt=True,
+    ),
+    RowFormat(
         name="alpaca_farm",
         kind="preferences",
         columns=("instruction", "output_1", "output_2", "preference"),
-        names={"a": "output_1", "b": "output_2", "better": _better("preference", a=1, b=2)},
-        read=read_choice,
+        names={"a": "output_1", "b": "output_2"},
+        read=read_graded_choice,
         prompt_columns=_ALPACA,
     ),
     RowFormat(

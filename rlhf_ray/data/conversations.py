@@ -17,6 +17,7 @@ from rlhf_ray.data.samples import as_chat
 # Columns that hold a whole conversation, or the end of one.
 _CHATS = ("messages", "conversations", "completion", "chosen", "rejected", "answers")
 _SYSTEM = ("system", "developer")
+_SYSTEM_COLUMNS = ("system", "system_prompt")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
@@ -33,9 +34,10 @@ def refuse_media(row: Row) -> None:
 
 
 def system_turn(row: Row) -> Messages:
-    """The column `system` as the first message of a chat; none where there is no such column."""
-    system = fields.optional_string(row, "system")
-    return [{"role": "system", "content": system}] if system.strip() else []
+    """The system's text beside a chat as its first message; none where there is no such column."""
+    texts = (fields.optional_string(row, name) for name in _SYSTEM_COLUMNS)
+    system = next((text for text in texts if text.strip()), "")
+    return [{"role": "system", "content": system}] if system else []
 
 
 def with_system(row: Row, chat: Messages) -> Messages:
@@ -101,8 +103,11 @@ def _conversation(row: Row) -> Messages:
             value = next((answer for answer in value if not _is_answer_alone(answer)), None)
         if isinstance(value, dict):
             value = [value]
-        is_chat = isinstance(value, list) and value and isinstance(value[0], dict)
-        if is_chat or (isinstance(value, str) and is_written_chat(value)):
+        is_list = isinstance(value, list) and value and isinstance(value[0], dict)
+        # Elsewhere objects may be something else: SQuAD's `answers`, a grader's `completion`.
+        if is_list and (name in _CHATS[:2] or {"role", "from"} & value[0].keys()):
+            return parse_messages(value, row.where, name)
+        if isinstance(value, str) and is_written_chat(value):
             return parse_messages(value, row.where, name)
     return []
 

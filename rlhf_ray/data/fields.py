@@ -31,8 +31,8 @@ def column(row: Row, name: str) -> Any:
         RowError: The row has no such column, or nothing in it.
     """
     if row.columns.get(name) is None:
-        there = f"columns there: {listed(row.columns, name)}"
-        raise RowError(row.where, f"no column {name!r}", there if name not in row.columns else "")
+        there = f"columns there: {listed(row.columns, name)}" if name not in row.columns else ""
+        raise RowError(row.where, f"no column {row.called(name)!r}", there)
     return row.columns[name]
 
 
@@ -108,7 +108,7 @@ def messages(row: Row, name: str) -> Messages:
     Raises:
         RowError: Not a list of messages, each with `role` and `content` (or `from` and `value`).
     """
-    return parse_messages(column(row, name), row.where, name)
+    return parse_messages(column(row, name), row.where, row.called(name))
 
 
 def text(row: Row, name: str) -> Text:
@@ -156,7 +156,7 @@ def checked_text(row: Row, name: str, value: Any) -> str:
     """
     if not isinstance(value, str):
         raise _wrong(row, name, "a string", value)
-    check_encodable(value, row.where, f"column {name!r}")
+    check_encodable(value, row.where, f"column {row.called(name)!r}")
     return value
 
 
@@ -164,10 +164,10 @@ def _text(row: Row, name: str, value: Any) -> Text:
     if isinstance(value, str) and not is_written_chat(value):
         return checked_text(row, name, value)
     if isinstance(value, dict):
-        return [parse_message(value, row.where, f"message 0 of column {name!r}")]
+        return [parse_message(value, row.where, f"message 0 of column {row.called(name)!r}")]
     if not isinstance(value, str | list) or not value:
         raise _wrong(row, name, "a string or a list of chat messages that is not empty", value)
-    return parse_messages(value, row.where, name)
+    return parse_messages(value, row.where, row.called(name))
 
 
 def _is_number(value: Any) -> bool:
@@ -186,5 +186,5 @@ def _number(row: Row, name: str, value: Any) -> float:
 
 def _wrong(row: Row, name: str, wanted: str, value: Any) -> RowError:
     return RowError(
-        row.where, "wrong type", f"column {name!r} must be {wanted}, got {short(value)}"
+        row.where, "wrong type", f"column {row.called(name)!r} must be {wanted}, got {short(value)}"
     )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from rlhf_ray.config import references
@@ -40,11 +40,17 @@ class Row:
             `<hub name>/<split>`.
         where: File and line, for errors.
         columns: Values by column name, as `columns` of the configuration renames them.
+        names: What the file calls a column that has another name here, for errors.
     """
 
     row_id: str
     where: str
     columns: Columns
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def called(self, name: str) -> str:
+        """A column's name as the file has it."""
+        return self.names.get(name, name)
 
 
 def read_rows(

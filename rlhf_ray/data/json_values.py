@@ -57,7 +57,14 @@ def _too_deep(where: str) -> RowError:
 
 
 def checked_object(value: Any, where: str) -> dict[str, Any] | RowError:
-    """A value that must be an object."""
+    """A value that must be an object; a list of messages is one that has them."""
     if isinstance(value, dict | RowError):
         return value
-    return RowError(where, "not a JSON object", f"got {type(value).__name__}")
+    if isinstance(value, list) and value and all(map(_is_message, value)):
+        return {"messages": value}
+    detail = f'got {type(value).__name__}; a row is an object, such as {{"text": ...}}'
+    return RowError(where, "not a JSON object", detail)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and bool({"role", "from"} & value.keys())

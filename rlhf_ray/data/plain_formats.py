@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from rlhf_ray.data import fields
 from rlhf_ray.data.conversations import read_prompt_column, split, system_turn, with_system
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.messages import Messages, Text
+from rlhf_ray.data.messages import Messages, Text, parse_messages
 from rlhf_ray.data.samples import Sample, as_chat, best_answer
 
 
@@ -76,15 +77,33 @@ def read_turns(row: Row) -> Iterator[Sample]:
 
 
 def read_exchanges(row: Row) -> Iterator[Sample]:
-    """`conversation`: a list of what was asked and answered, `input` and `output` (Capybara)."""
+    """`conversation`: a list of what was asked and answered, `input` and `output` (Capybara).
+
+    Or `human` and `assistant` (ms-swift); the first may have a `system` as well (xtuner).
+    """
     chat: Messages = []
     for number, exchange in enumerate(fields.items(row, "conversation")):
         if not isinstance(exchange, dict):
             raise RowError(row.where, "wrong type", f"exchange {number} must be an object")
-        for role, key in (("user", "input"), ("assistant", "output")):
+        turns = list(zip(("user", "assistant"), _keys_of(exchange), strict=True))
+        if exchange.get("system"):
+            if number:
+                detail = f"exchange {number} has a `system`, which the first alone may have"
+                raise RowError(row.where, "wrong type", detail)
+            turns.insert(0, ("system", "system"))
+        for role, key in turns:
             content = fields.checked_text(row, "conversation", exchange.get(key))
             chat.append({"role": role, "content": content})
     yield _chat(row, chat)
+
+
+def is_exchange(exchange: Mapping[str, Any]) -> bool:
+    """Whether an object is what was asked and answered."""
+    return set(_keys_of(exchange)) <= exchange.keys()
+
+
+def _keys_of(exchange: Mapping[str, Any]) -> tuple[str, str]:
+    return ("human", "assistant") if "human" in exchange else ("input", "output")
 
 
 def read_sharegpt(row: Row) -> Iterator[Sample]:
@@ -96,6 +115,18 @@ def read_alpaca(row: Row) -> Iterator[Sample]:
     """`instruction` and `output`, with `input`, `system` and `history` where there are any."""
     answer = as_chat(fields.written(row, "output"), "assistant")
     yield _chat(row, alpaca_prompt(row) + answer)
+
+
+def read_instruction(row: Row) -> Iterator[Sample]:
+    """The same as a prompt alone."""
+    yield Sample(sample_id=row.row_id, where=row.where, prompt=alpaca_prompt(row))
+
+
+def read_calls(row: Row) -> Iterator[Sample]:
+    """`query`, and `answers` that are calls of tools, as a list or its JSON text (xLAM)."""
+    asked = {"role": "user", "content": fields.string(row, "query")}
+    calling = {"role": "assistant", "tool_calls": fields.column(row, "answers")}
+    yield _chat(row, parse_messages([asked, calling], row.where, "answers"))
 
 
 def read_self_instruct(row: Row) -> Iterator[Sample]:

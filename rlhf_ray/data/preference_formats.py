@@ -20,6 +20,8 @@ from rlhf_ray.data.samples import Sample, as_chat
 from rlhf_ray.data.transcripts import turns_of
 
 _SIDES = ("chosen", "rejected")
+# What the scores of both sides are called, if the row has them.
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 _ASSISTANT = "\n\nAssistant:"
 # What opens an answer in a text that holds a conversation: HH's, Alpaca's, templates' own marks.
 _OPENING = re.compile(
@@ -32,7 +34,7 @@ _ANSWERING = ("assistant", "gpt", "model")
 _OWN_KEYS = {
     "answers": ("answer", "response", "text"),
     "ranks": ("rank",),
-    "scores": ("score", "overall_score"),
+    "scores": ("score", "overall_score", "pm_score"),
 }
 _TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 
@@ -189,6 +191,11 @@ def read_oasst_tree(row: Row) -> Iterator[Sample | RowError]:
         yield UnusableRow(row.where, "no ranked replies")
 
 
+def read_oasst_message(row: Row) -> Iterator[Sample | RowError]:
+    """A tree whose root is the row itself."""
+    yield from read_oasst_tree(replace(row, columns={"prompt": row.columns}))
+
+
 def _with_own_levels(row: Row) -> Row:
     """The row with ranks or scores beside its answers, where each answer has its own."""
     answers = fields.items(row, "answers")
@@ -205,7 +212,19 @@ def _with_own_levels(row: Row) -> Row:
         known = " or ".join(_OWN_KEYS["answers"])
         wanted = f"an answer that is an object must have {known}, or role and content"
         raise RowError(row.where, "wrong type", f"{wanted}, got {listed(answers[0])}")
+    if all(columns.get(name) is None for name in ("ranks", "scores")) and _has_number(answers[0]):
+        known = ", ".join((*_OWN_KEYS["ranks"], *_OWN_KEYS["scores"]))
+        detail = (
+            f"each answer must have one of {known}, or the row ranks or scores for all of them; "
+            f"each has {listed(answers[0])}"
+        )
+        raise RowError(row.where, "answers without a known rank or score", detail)
     return replace(row, columns=columns)
+
+
+def _has_number(answer: dict[str, Any]) -> bool:
+    """Whether an answer may be rated by what it has beside its text."""
+    return any(isinstance(value, int | float) for value in answer.values())
 
 
 def _without_shared(row: Row, chosen: Text, rejected: Text) -> tuple[Any, Any, Any]:
@@ -231,9 +250,10 @@ def _pair(row: Row, prompt: Text, chosen: Text, rejected: Text) -> Sample:
         same_prompt = as_chat(same_prompt, "user")
     if prompt_text != same_prompt:
         raise RowError(row.where, "no common prompt", "'chosen' and 'rejected' begin differently")
-    names = [f"score_{side}" for side in _SIDES]
+    names: tuple[str, ...] = _SCORES[0]
     if all(row.columns.get(name) is None for name in names):
-        names = []
+        given = [pair for pair in _SCORES if all(row.columns.get(n) is not None for n in pair)]
+        names = given[0] if given else ()
     margin = fields.number(row, "margin") if row.columns.get("margin") is not None else None
     if margin is not None and margin < 0:
         detail = f"'margin' says by how much 'chosen' is better, got {margin:g}: swap the answers"

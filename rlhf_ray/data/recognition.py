@@ -7,19 +7,22 @@ from collections.abc import Collection, Mapping
 from rlhf_ray.data import fields
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.nearest import line_for, listed
+from rlhf_ray.data.nearest import listed, nearest
 from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.proposals import line_for
 from rlhf_ray.data.row_format import Kind, RowFormat
 from rlhf_ray.data.row_formats import ROW_FORMATS
 
 # What the plainest formats of a kind are made of, to name what a job needs.
 _LAYOUTS: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
-    "examples": (("prompt", "completion"), ("messages",)),
+    "examples": (("prompt", "completion"), ("instruction", "output"), ("messages",)),
     "texts": (("text",),),
     "labels": (("prompt", "completion", "label"), ("messages", "label")),
     "preferences": (("prompt", "chosen", "rejected"), ("prompt", "answers", "scores")),
-    "prompts": (("prompt",),),
+    "prompts": (("prompt",), ("messages",), ("instruction",)),
 }
+# Columns that hold the answer to a column `text`.
+_ANSWERS = ("response", "completion", "output", "answer", "target", "summary", "reply")
 
 
 def recognise(row: Row, *, kinds: Collection[Kind], what: str = "examples") -> RowFormat:
@@ -47,6 +50,12 @@ def recognise(row: Row, *, kinds: Collection[Kind], what: str = "examples") -> R
     taken = next((each for each in shown if each.kind in kinds), None)
     if taken is None or _is_judged(shown[0], columns, kinds):
         raise refusal(row, shown[0], kinds, what, beside=taken)
+    if taken.name == "text" and not is_prompt and (answer := _answer_beside(columns, kinds)):
+        raise DataError(
+            f"{row.where}: column 'text' has {answer!r} beside it: to train that as the answer set "
+            f"data.columns: {{prompt: text, completion: {answer}}}; to train text alone, as a "
+            "whole, set data.format: text"
+        )
     return taken
 
 
@@ -77,6 +86,11 @@ def refusal(
         )
     if shown.note and shown.kind == "prompts":
         return DataError(f"{message}: {shown.note}")
+    if shown.kind == "labels" and "preferences" in kinds:
+        return DataError(
+            f"{message}: answers that are labelled one by one are for dpo with loss_type [kto]; "
+            f"{what} are two or more answers to one prompt"
+        )
     return DataError(f"{message}: {_advice(row.columns, kinds, what)}")
 
 
@@ -90,18 +104,35 @@ def _is_judged(shown: RowFormat, columns: Columns, kinds: Collection[Kind]) -> b
     return fields.is_truth(columns["label"])
 
 
+def _answer_beside(columns: Columns, kinds: Collection[Kind]) -> str:
+    """The column that plainly answers the column `text`; empty for a job that takes prompts."""
+    if "prompts" in kinds:
+        return ""
+    return next((name for name in _ANSWERS if isinstance(columns.get(name), str)), "")
+
+
+def _warning(columns: Columns, kinds: Collection[Kind]) -> str:
+    """That a column judges answers, of a job that would train all of them."""
+    judge = nearest("label", {name: value for name, value in columns.items() if value in (0, 1)})
+    if judge is None or kinds & {"labels", "prompts"} or "examples" not in kinds:
+        return ""
+    return f"; {judge!r} says which answers are good, and all would be trained"
+
+
 def _advice(columns: Columns, kinds: Collection[Kind], what: str) -> str:
     """What there is, and the line to write."""
     layouts = [layout for kind in _LAYOUTS if kind in kinds for layout in _LAYOUTS[kind]]
     if "prompts" in kinds:  # a prompt is all that such a job needs of any of them
-        layouts = [("prompt",)]
+        layouts = [*_LAYOUTS["prompts"]]
+    if "input_ids" in columns:
+        return "tokens (input_ids) are not read: give the texts or chats that they were made of"
     needed = " or ".join(" + ".join(layout) for layout in layouts)
     there = f"there are {listed(columns, layouts[0][0])}; {what} need {needed}"
     line = line_for(layouts, columns)
     if not line and "preferences" in kinds:
         line = line_for([("chosen", "rejected")], columns)
     if line:
-        return f"{there}: set {line}"
+        return f"{there}: set {line}{_warning(columns, kinds)}"
     if all(isinstance(columns.get(side), str) for side in ("chosen", "rejected")):
         return (
             f"{there}: name the prompt by data.columns, or set data.format: common_beginning, "

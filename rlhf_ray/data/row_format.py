@@ -54,7 +54,11 @@ class RowFormat:
         Raises:
             RowError: It is malformed.
         """
-        named = replace(row, columns=row.columns | resolved(row.columns, self.names, row.where))
+        named = replace(
+            row,
+            columns=row.columns | resolved(row.columns, self.names, row.where),
+            names={ours: name for ours, name in self.names.items() if isinstance(name, str)},
+        )
         hidden = {*self.prompt_columns, *self.names} - {"tools"}
         others = {name: value for name, value in named.columns.items() if name not in hidden}
         if chat:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from rlhf_ray.data import plain_formats as plain
 from rlhf_ray.data import preference_formats as preference
 from rlhf_ray.data.choice_formats import CHOICE_FORMATS
+from rlhf_ray.data.example_formats import ALPACA, EXAMPLE_FORMATS, lists_objects
 from rlhf_ray.data.grouping import BY_PROMPT, BY_TREE
 from rlhf_ray.data.helpsteer import read_helpsteer
 from rlhf_ray.data.parsing import Columns
 from rlhf_ray.data.row_format import RowFormat
 
-_ALPACA = ("instruction", "input", "system", "history")
 _PAIR = ("chosen", "rejected")
 
 
@@ -25,20 +25,6 @@ def _are_transcripts(columns: Columns) -> bool:
     return all("\n\nAssistant:" in str(columns[side]) for side in _PAIR)
 
 
-def _lists_texts(name: str) -> Callable[[Columns], bool]:
-    return lambda columns: _is_list(columns[name], str)
-
-
-def _lists_objects(name: str, *keys: str) -> Callable[[Columns], bool]:
-    return lambda columns: (
-        _is_list(columns[name], dict) and all(set(keys) <= item.keys() for item in columns[name])
-    )
-
-
-def _is_list(value: object, kind: type) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(i, kind) for i in value)
-
-
 _FORMATS = (
     *CHOICE_FORMATS,
     # Rankings.
@@ -46,7 +32,7 @@ _FORMATS = (
         name="ultrafeedback",
         kind="preferences",
         columns=("instruction", "completions"),
-        fits=_lists_objects("completions", "response"),
+        fits=lists_objects("completions", "response"),
         names={"prompt": "instruction", "answers": "completions"},
         read=preference.read_ranking,
         prompt_columns=("instruction",),
@@ -59,6 +45,21 @@ _FORMATS = (
         names={"answers": "response", "scores": "helpfulness"},
         read=read_helpsteer,
         reads_prompt=True,
+    ),
+    RowFormat(
+        name="stack_exchange",
+        kind="preferences",
+        columns=("question", "answers"),
+        fits=lists_objects("answers", "text", "pm_score"),
+        names={"prompt": "question"},
+        read=preference.read_ranking,
+        prompt_columns=("question",),
+    ),
+    RowFormat(
+        name="oasst_message",
+        kind="preferences",
+        columns=("message_id", "role", "text", "replies"),
+        read=preference.read_oasst_message,
     ),
     RowFormat(
         name="oasst_flat",
@@ -116,15 +117,15 @@ _FORMATS = (
         kind="preferences",
         columns=("instruction", *_PAIR),
         read=preference.read_alpaca_pairs,
-        prompt_columns=_ALPACA,
+        prompt_columns=ALPACA,
     ),
     RowFormat(
         name="alpaca_outputs",
         kind="preferences",
         columns=("instruction", "output"),
-        fits=lambda columns: isinstance(columns["output"], list),
+        fits=lambda columns: isinstance(columns["output"], list) and len(columns["output"]) == 2,
         read=preference.read_alpaca_outputs,
-        prompt_columns=_ALPACA,
+        prompt_columns=ALPACA,
     ),
     RowFormat(
         name="hh",
@@ -173,74 +174,7 @@ _FORMATS = (
         read=plain.read_labelled_messages,
         prompt_columns=("conversations",),
     ),
-    # Examples.
-    RowFormat(
-        name="prompt_completion",
-        kind="examples",
-        columns=("prompt", "completion"),
-        read=plain.read_prompt_completion,
-    ),
-    RowFormat(
-        name="self_instruct",
-        kind="examples",
-        columns=("instruction", "instances"),
-        read=plain.read_self_instruct,
-        prompt_columns=("instruction", "instances"),
-    ),
-    RowFormat(
-        name="alpaca",
-        kind="examples",
-        columns=("instruction", "output"),
-        read=plain.read_alpaca,
-        prompt_columns=_ALPACA,
-    ),
-    RowFormat(
-        name="messages",
-        kind="examples",
-        columns=("messages",),
-        read=plain.read_messages,
-        prompt_columns=("messages",),
-    ),
-    RowFormat(
-        name="lima",
-        kind="examples",
-        columns=("conversations",),
-        fits=_lists_texts("conversations"),
-        names={"turns": "conversations"},
-        read=plain.read_turns,
-        prompt_columns=("conversations",),
-    ),
-    RowFormat(
-        name="sharegpt",
-        kind="examples",
-        columns=("conversations",),
-        read=plain.read_sharegpt,
-        prompt_columns=("conversations", "system"),
-    ),
-    RowFormat(
-        name="ultrachat",
-        kind="examples",
-        columns=("data",),
-        fits=_lists_texts("data"),
-        names={"turns": "data"},
-        read=plain.read_turns,
-        prompt_columns=("data",),
-    ),
-    RowFormat(
-        name="capybara",
-        kind="examples",
-        columns=("conversation",),
-        fits=_lists_objects("conversation", "input", "output"),
-        read=plain.read_exchanges,
-        prompt_columns=("conversation",),
-    ),
-    RowFormat(
-        name="input_target",
-        kind="examples",
-        columns=("input", "target"),
-        read=plain.read_input_target,
-        prompt_columns=("input",),
-    ),
+    *EXAMPLE_FORMATS,
     # Prompts and texts.
     RowFormat(
         name="stepwise",
@@ -265,8 +199,17 @@ _FORMATS = (
         name="text",
         kind="texts",
         columns=("text",),
+        fits=lambda columns: "role" not in columns,  # a message of a conversation
         read=plain.read_text,
         prompt_columns=("text",),
+    ),
+    RowFormat(
+        name="instruction",
+        kind="prompts",
+        columns=("instruction",),
+        fits=lambda columns: isinstance(columns["instruction"], str),
+        read=plain.read_instruction,
+        prompt_columns=ALPACA,
     ),
 )  # fmt: skip
 

@@ -31,7 +31,7 @@ from rlhf_ray.data.samples import Sample, as_chat, best_answer, is_silent, is_tr
 from rlhf_ray.data.shortening import beginning_of_sample, enough_characters
 from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.data.turn_end import checked_turn_end
-from rlhf_ray.data.turns import Rendering, renderings
+from rlhf_ray.data.turns import Rendering, check_reasoning, renderings
 from rlhf_ray.types import SftExample
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ def _trained_turns(sample: Sample) -> tuple[Messages, list[int]]:
     """A chat of which turns are trained, and which; no turns where there is none such.
 
     Raises:
-        RowError: Nothing of the chat is the assistant's.
-        UnusableRow: None of its turns is to be trained, or one of them says nothing.
+        UnusableRow: Nothing of the chat is the assistant's, none of its turns is to be trained, or
+            one of them says nothing.
     """
     if sample.prompt is None:
         [whole] = sample.answers_K
@@ -182,7 +182,7 @@ def _trained_turns(sample: Sample) -> tuple[Messages, list[int]]:
     num_context = len(as_chat(context, "user"))
     turns = [index for index, message in enumerate(whole) if message["role"] == "assistant"]
     if not turns:
-        raise RowError(sample.where, "no message of the role 'assistant' to train")
+        raise UnusableRow(sample.where, "no message of the role 'assistant' to train")
     turns = [index for index in turns if is_trained(whole[index])]
     if not turns:
         raise UnusableRow(sample.where, "no turn of the assistant is to be trained")
@@ -218,6 +218,9 @@ def _marked(template: ChatTemplate, chat: Messages) -> tuple[list[int], list[boo
         template.check_all_there(chat, text)
     turns = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
     kept = [index for index in turns if is_trained(chat[index])]
+    unmarked = "take {% generation %} out of it, so that each turn is rendered by itself, "
+    for index in kept:
+        check_reasoning(template, text, chat[index], index, more=unmarked)
     if len(kept) == len(turns):
         return token_ids_T, trained_T
     found, *others = renderings(template, chat, kept)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.messages import Messages
+from rlhf_ray.data.reasoning import behind_reasoning, reasoning_of
 from rlhf_ray.data.turn_end import PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def adapted(
     for index, message in enumerate(messages):
         if message["role"] == "developer" and "developer" not in template:
             message = {**message, "role": "system"}
+        if reasoning_of(message["content"]).strip() and _reads_reasoning(tokenizer, template):
+            message = _with_reasoning_apart(message)
         if "reasoning_content" in message:
             message = {**message, **dict.fromkeys(_REASONING, message["reasoning_content"])}
         if "tool_calls" in message:
@@ -83,9 +86,61 @@ def adapted(
             if form is None:
                 detail = f"message {index} calls a tool; set a chat_template that has tool calls"
                 raise RowError(where, "the chat template has no tool calls", detail)
+            num_calls = len(message["tool_calls"])
+            if num_calls > 1 and not _shows_all_calls(tokenizer, template):
+                detail = (
+                    f"message {index} has {num_calls} of them; give each a turn of its own, with "
+                    "its tool's answer, or set another chat_template"
+                )
+                raise RowError(where, "the chat template writes one tool call of several", detail)
             message = form.of(message)
         shown.append(message)
     return shown
+
+
+def _with_reasoning_apart(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the block of reasoning in its content as what it thought before it said."""
+    said = str(message["content"])
+    thought = reasoning_of(said).strip("\n")
+    return {"reasoning_content": thought, **message, "content": behind_reasoning(said).lstrip("\n")}
+
+
+@functools.lru_cache(maxsize=16)
+def _reads_reasoning(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a template has a place of its own for reasoning, and no tags in the content for it.
+
+    gpt-oss is one: `<think>` would be written into its final channel as any other words.
+    """
+    import jinja2
+
+    if "think>" in template:
+        return False
+    thinking = {"role": "assistant", "content": "So.", **dict.fromkeys(_REASONING, PLACEHOLDER)}
+    chat = [{"role": "user", "content": "Why?"}, thinking]
+    try:
+        return PLACEHOLDER in str(tokenizer.apply_chat_template(chat, tokenize=False))
+    except (jinja2.TemplateError, TypeError, ValueError):
+        return False
+
+
+@functools.lru_cache(maxsize=16)
+def _shows_all_calls(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a template writes all calls of a message; one that refuses several says so itself."""
+    import jinja2
+
+    form = _call_form(tokenizer, template)
+    names = [PLACEHOLDER + "one", PLACEHOLDER + "two"]
+    calls = [
+        {"id": f"probe123{number}", "type": "function", "function": {"name": name, "arguments": {}}}
+        for number, name in enumerate(names)
+    ]
+    calling = {"role": "assistant", "content": "", "tool_calls": calls}
+    chat = [{"role": "user", "content": "Why?"}, form.of(calling) if form else calling]
+    try:
+        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
+    except (jinja2.TemplateError, TypeError, ValueError):
+        return True
+    return all(name in text for name in names)
 
 
 @functools.lru_cache(maxsize=16)

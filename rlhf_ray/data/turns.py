@@ -22,6 +22,7 @@ from rlhf_ray.data.turn_end import PLACEHOLDER, checked_turn_end
 _TAG = "(?:think|thinking|reasoning)"
 # Reasoning that is closed at once, or was opened elsewhere.
 _EMPTY_BLOCK = re.compile(rf"(?:<{_TAG}>\s*)?</{_TAG}>\s*$")
+_CLOSED = re.compile(rf"</{_TAG}>\s*$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,13 @@ def _turn(
     whole = template.render([*context, turn])
     if context:
         opened = template.render(context, add_generation_prompt=True)
+        if _CLOSED.search(opened) and _thought(turn):
+            detail = (
+                f"message {index} has reasoning: take it away, or have the template leave it open "
+                "(a column chat_template_kwargs: {enable_thinking: true})"
+            )
+            reason = "the chat template closes the reasoning before an answer"
+            raise RowError(template.where, reason, detail)
     else:
         # An empty chat cannot be opened: what stands before the assistant's first words is taken.
         held = template.render([{**turn, "content": PLACEHOLDER}])
@@ -97,7 +105,7 @@ def _turn(
     end = checked_turn_end(template.tokenizer)
     said = said if end is None else end.of(said)
     _check_ended(template, said, index)
-    _check_reasoning(template, said, turn, index)
+    check_reasoning(template, said, turn, index)
     return opened, said
 
 
@@ -160,16 +168,34 @@ def _check_ended(template: ChatTemplate, said: str, index: int) -> None:
         raise RowError(template.where, "the chat template does not end this turn", detail)
 
 
-def _check_reasoning(template: ChatTemplate, said: str, turn: dict[str, Any], index: int) -> None:
-    """Refuse a turn that is rendered without its reasoning: it would not be trained."""
-    thought = "".join((turn.get("reasoning_content") or reasoning_of(turn["content"])).split())
+def check_reasoning(
+    template: ChatTemplate, said: str, turn: dict[str, Any], index: int, *, more: str = ""
+) -> None:
+    """Refuse a turn that is rendered without its reasoning: it would not be trained.
+
+    Args:
+        template: Rendered it.
+        said: The turn, or a text that has it.
+        turn: The message.
+        index: Of the message, for the error.
+        more: What else could be done.
+
+    Raises:
+        RowError: It is not there.
+    """
+    thought = _thought(turn)
     if thought and thought not in "".join(said.split()):
         within = "write it into `content` as <think>...</think>, " * ("reasoning_content" in turn)
         detail = (
-            f"that of message {index}: {within}take it away, set another chat_template, or have "
-            "this one show it (a column chat_template_kwargs: {enable_thinking: true})"
+            f"that of message {index}: {within}take it away, set another chat_template, {more}or "
+            "have this one show it (a column chat_template_kwargs: {enable_thinking: true})"
         )
         raise RowError(template.where, "the chat template leaves out the reasoning", detail)
+
+
+def _thought(turn: dict[str, Any]) -> str:
+    """A turn's reasoning without its space, wherever the data has it."""
+    return "".join((turn.get("reasoning_content") or reasoning_of(turn["content"])).split())
 
 
 def _not_there(template: ChatTemplate, opened: str, index: int) -> RowError:

@@ -69,7 +69,34 @@ PAIRS: dict[str, list[dict[str, Any]]] = {
     ],
     "alpaca_farm": [
         {"instruction": "q", "input": "", "output_1": "good", "output_2": "bad", "preference": 1},
-        {"instruction": "q", "input": "", "output_1": "bad", "output_2": "good", "preference": 2.0},
+        {"instruction": "q", "input": "", "output_1": "bad", "output_2": "good", "preference": 1.9},
+        {"instruction": "q", "input": "", "output_1": "bad", "output_2": "good", "preference": 1.5},
+    ],
+    "arena_lists": [
+        {
+            "prompt": '["q"]',
+            "response_a": '["good"]',
+            "response_b": '["bad"]',
+            "winner_model_a": 1,
+            "winner_model_b": 0,
+            "winner_tie": 0,
+        },
+        {
+            "prompt": '["q"]',
+            "response_a": '["bad"]',
+            "response_b": '["good"]',
+            "winner_model_a": 0,
+            "winner_model_b": 1,
+            "winner_tie": 0,
+        },
+        {
+            "prompt": '["q"]',
+            "response_a": '["bad"]',
+            "response_b": '["good"]',
+            "winner_model_a": 0,
+            "winner_model_b": 0,
+            "winner_tie": 1,
+        },
     ],
     "llmbar": [
         {"input": "q", "output_1": "good", "output_2": "bad", "label": 1},
@@ -190,6 +217,21 @@ TREE = [
     message("t", "t1", "t", "bad", rank=1),
     message("t", "t2", "t", "good", rank=0),
 ]
+STACK_EXCHANGE = {
+    "qid": 1,
+    "question": "q",
+    "answers": [
+        {"answer_id": 1, "text": "bad", "pm_score": 1, "selected": False},
+        {"answer_id": 2, "text": "good", "pm_score": 5, "selected": True},
+    ],
+}
+ROOT = {
+    **message("t", "t", None, "q"),
+    "replies": [
+        {**message("t", "t1", "t", "bad", rank=1), "replies": []},
+        {**message("t", "t2", "t", "good", rank=0), "replies": []},
+    ],
+}
 # One row, or rows that belong together, of every published format by its name.
 PUBLISHED: dict[str, list[dict[str, Any]]] = {
     **{name: rows[:1] for name, rows in PAIRS.items()},
@@ -214,4 +256,19 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
     ],
     "stepwise": [{"prompt": "q", "completions": ["step 1", "2"], "labels": [True, False]}],
     "prompt_text": [{"prompt": "q", "text": "all of it"}],
+    "stack_exchange": [STACK_EXCHANGE],
+    "oasst_message": [{name: value for name, value in ROOT.items() if name != "message_tree_id"}],
+    "conversation": [{"conversation_id": "0", "conversation": [USER, GOOD], "model": "x"}],
+    "dolly": [{"instruction": "q", "context": "c", "response": "good", "category": "qa"}],
+    "instruction_response": [{"instruction": "q", "input": "c", "response": "good"}],
+    "query_response": [{"query": "q", "response": "good", "history": [["before", "so"]]}],
+    "xlam": [
+        {
+            "query": "q",
+            "answers": '[{"name": "add", "arguments": {"x": 1}}]',
+            "tools": '[{"name": "add", "parameters": {}}]',
+        }
+    ],
+    "flan": [{"inputs": "q", "targets": "good", "task": "t"}],
+    "instruction": [{"instruction": "q", "input": "c", "kind": "open"}],
 }

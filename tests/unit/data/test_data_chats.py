@@ -48,6 +48,10 @@ def tokenizer(make_tokenizer: Callable[..., Any]) -> Any:
         ({"system": "be brief", "messages": [USER, ANSWER]}, SYSTEM_OPENED),
         ({"system": "be brief", "messages": [SYSTEM, USER, ANSWER]}, SYSTEM_OPENED),
         ({"system": " ", "messages": [USER, ANSWER]}, OPENED),
+        ({"system_prompt": "be brief", "messages": [USER, ANSWER]}, SYSTEM_OPENED),
+        ({"system_prompt": "be brief", "messages": [SYSTEM, USER, ANSWER]}, SYSTEM_OPENED),
+        ({"system_prompt": "be brief", "prompt": "q", "completion": "a"}, SYSTEM_OPENED),
+        ({"system_prompt": None, "messages": [USER, ANSWER]}, OPENED),
         ({"system": "be brief", "prompt": "q", "completion": "a"}, SYSTEM_OPENED),
         ({"system": "be brief", "prompt": [USER], "completion": [ANSWER]}, SYSTEM_OPENED),
         ({"system": "be brief", "prompt": "q", "chosen": "a", "rejected": "b"}, SYSTEM_OPENED),
@@ -314,3 +318,11 @@ def test_an_end_that_is_no_token_is_warned_of(
     spelt, end = (record.getMessage() for record in caplog.records)
     assert "writes <|role|>, which the vocabulary of '' lacks" in spelt
     assert r"ends a turn with '\n\n', which is no token" in end
+
+
+@pytest.mark.parametrize("answers", [{"text": ["a"], "start": [7]}, [{"said": "a"}], ["a", "b"]])
+def test_a_prompt_is_read_whatever_is_called_answers_beside_it(
+    tmp_path: Path, tokenizer: Any, answers: Any
+) -> None:
+    prompt = prompt_of(tmp_path, tokenizer, {"prompt": "q", "answers": answers})
+    assert (prompt.text, prompt.columns) == ("q", {"answers": answers})

@@ -181,7 +181,7 @@ def test_only_better_has_labels() -> None:
          "{prompt: question}"),
         ("pairs", {"input": "q", "chosen": [{"role": "assistant", "content": "a"}],
                    "rejected": [{"role": "assistant", "content": "b"}]}, "{prompt: input}"),
-        ("pairs", {"asked": "q", "chosen": "a", "rejected": "b"}, "{prompt: asked}"),
+        ("pairs", {"asked": "why so?", "chosen": "a", "rejected": "b"}, "{prompt: asked}"),
         ("pairs", {"trajectory": [{"from": "user", "value": "q"}], "chosen": "a", "rejected": "b"},
          "{prompt: trajectory}"),
         ("pairs", {"question": "q", "response_j": "a", "response_k": "b"},
@@ -203,19 +203,29 @@ def test_only_better_has_labels() -> None:
         ("pairs", {"the question": "q", "chosen": "a", "rejected": "b"},
          '{prompt: "the question"}'),
         ("sft", {"question": "q", "answer": "a"}, "{prompt: question, completion: answer}"),
-        ("sft", {"query": "q", "response": "a", "type": "GSM"},
-         "{prompt: query, completion: response}"),
-        ("sft", {"instruction": "q", "context": "c", "response": "a", "category": "x"},
-         "{prompt: instruction, completion: response}"),
+        ("sft", {"problem": "q", "answer": "4", "solution": "2 + 2 = 4"},
+         "{prompt: problem, completion: solution}"),
+        ("sft", {"instruction": "q", "input": "c", "solution": "a"}, "{output: solution}"),
+        ("sft", {"definition": "do", "inputs": "it", "targets": "a"},
+         "{instruction: definition, output: targets, input: inputs}"),
+        ("sft", {"article": "long", "highlights": "short", "id": "7"},
+         "{prompt: article, completion: highlights}"),
         ("sft", {"prompt": "q", "response": "a"}, "{completion: response}"),
         ("sft", {"problem": "q", "solution": "a"}, "{prompt: problem, completion: solution}"),
         ("sft", {"content": "t"}, "{text: content}"),
-        ("sft", {"id": 1, "conversation": [{"role": "user", "content": "q"}]},
-         "{messages: conversation}"),
+        ("sft", {"id": 1, "dialog": [{"role": "user", "content": "q"}]}, "{messages: dialog}"),
         ("labelled", {"prompt": "q", "response": "a", "is_safe": True},
          "{completion: response, label: is_safe}"),
         ("prompts", {"question": "q", "answer": "a"}, "{prompt: question}"),
         ("prompts", {"problem": "q", "level": 3}, "{prompt: problem}"),
+        ("prompts", {"id": "a_0", "turns": ["first?", "then?"]}, "{prompt: turns.0}"),
+        ("prompts", {"id": "a_0", "question": [[{"role": "user", "content": "q"}]]},
+         "{prompt: question.0}"),
+        ("prompts", {"context": "c", "context_messages": [{"role": "user", "content": "q"}]},
+         "{prompt: context_messages}"),
+        ("prompts", {"body": {"messages": [{"role": "user", "content": "q"},
+                                           {"role": "assistant", "content": "a"}]}},
+         "{messages: body.messages}"),
     ],
 )  # fmt: skip
 def test_rows_that_are_not_recognised_come_with_the_line_to_write(
@@ -224,6 +234,98 @@ def test_rows_that_are_not_recognised_come_with_the_line_to_write(
     message = refused(tmp_path, chat_tokenizer, job, row)
     assert message.endswith(f": set data.columns: {line}")
     assert all(repr(name) in message for name in row)
+
+
+@pytest.mark.parametrize(
+    ("job", "row", "ending"),
+    [
+        # Ids, models, kinds and systems are nothing that was asked or answered.
+        ("prompts", {"id": "some id", "category": "the kind"}, "{prompt: ...}"),
+        ("prompts", {"system_prompt": "be brief"}, "{prompt: ...}"),
+        ("prompts", {"meta_instruction": "be brief", "n": 2}, "{prompt: ...}"),
+        ("prompts", {"response": "an answer"}, "{prompt: ...}"),
+        ("sft", {"model_id": "gpt 4", "answer_id": "x y"}, "{prompt: ..., completion: ...}"),
+        ("sft", {"task_id": "t 0", "completion": "a"}, "{prompt: ...}"),
+        ("sft", {"prompt": "q", "completions": [{"model": "m", "said": "a"}]}, "{completion: ...}"),
+        # One of several answers is none to train, and two of them are no prompt and answer.
+        ("sft", {"question": "q", "answer_a": "a", "answer_b": "b"},
+         "{prompt: question, a: answer_a, b: answer_b, better: {column: LABEL, a: ..., b: ...}}"),
+        ("labelled", {"prompt": "q", "response 1": "a", "response 2": "b", "label": 1},
+         '{a: "response 1", b: "response 2", better: {column: LABEL, a: ..., b: ...}}'),
+        ("labelled", {"question": "q", "output": "a", "rating": 3},
+         "{prompt: ..., completion: ..., label: ...}"),
+        # A text beside what was asked is not trained alone.
+        ("sft", {"input": "q", "content": "a", "reasoning_content": "r"},
+         "{prompt: ..., completion: ...}"),
+        ("pairs", {"prompt": "q", "model_a": "x y", "model_b": "z", "n_a": 1, "n_b": 0},
+         "{chosen: ..., rejected: ...}"),
+    ],
+)  # fmt: skip
+def test_no_line_is_better_than_one_that_trains_something_else(
+    tmp_path: Path, chat_tokenizer: Any, job: str, row: dict[str, Any], ending: str
+) -> None:
+    message = refused(tmp_path, chat_tokenizer, job, row)
+    assert message.endswith(f"data.columns: {ending}")
+
+
+def test_what_a_proposed_line_would_train_is_said(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"prompt": "q", "response": "a", "is_safe": False}
+    message = refused(tmp_path, chat_tokenizer, "sft", row)
+    assert message.endswith(
+        "set data.columns: {completion: response}; 'is_safe' says which answers are good, and all "
+        "would be trained"
+    )
+
+
+def test_tokens_are_no_rows(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"input_ids": [1, 2], "labels": [1, 2]}
+    assert "tokens (input_ids) are not read" in refused(tmp_path, chat_tokenizer, "sft", row)
+
+
+@pytest.mark.parametrize("answer", ["summary", "response", "target"])
+def test_a_text_with_an_answer_beside_it_is_trained_only_if_that_is_said(
+    tmp_path: Path, chat_tokenizer: Any, answer: str
+) -> None:
+    row = {"text": "long", answer: "short"}
+    message = refused(tmp_path, chat_tokenizer, "sft", row)
+    assert message == (
+        f"column 'text' has {answer!r} beside it: to train that as the answer set data.columns: "
+        f"{{prompt: text, completion: {answer}}}; to train text alone, as a whole, set "
+        "data.format: text"
+    )
+    names = {"prompt": "text", "completion": answer}
+    [example] = load_sft(config(tmp_path, row, columns=names), chat_tokenizer, max_length=99).rows
+    trained = example.token_ids_T[example.trained_T]
+    assert chat_tokenizer.decode(trained) == "short</s>"
+    data = config(tmp_path, row, format="text")
+    [example] = load_sft(data, chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(example.token_ids_T) == "<s>long</s>"
+    [prompt] = load_prompts(config(tmp_path, row), chat_tokenizer, context_tokens=99).rows
+    assert (prompt.text, prompt.columns) == ("long", {answer: "short"})
+
+
+def test_a_message_of_a_conversation_is_no_text(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"message_id": "1", "parent_id": None, "text": "q", "role": "prompter"}
+    for job in ("sft", "prompts"):
+        assert "no known format" in refused(tmp_path, chat_tokenizer, job, row)
+
+
+def test_a_label_of_single_answers_is_for_kto(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"prompt": "q", "completion": "a", "label": True}
+    message = refused(tmp_path, chat_tokenizer, "pairs", row)
+    assert message.endswith(
+        "answers that are labelled one by one are for dpo with loss_type [kto]; pairs are two or "
+        "more answers to one prompt"
+    )
+
+
+def test_an_error_names_a_column_as_the_file_does(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"instruction": "q", "response1": True, "response2": "b", "annotator1": 1}
+    message = refused(tmp_path, chat_tokenizer, "pairs", row)
+    assert message.startswith("wrong type: column 'response1' must be a string or a list of chat")
+    shp = {"history": 7, "human_ref_A": "a", "human_ref_B": "b", "labels": 1}
+    message = refused(tmp_path, chat_tokenizer, "pairs", shp)
+    assert message.startswith("wrong type: column 'history' must be")
 
 
 def test_the_line_that_is_said_is_one_that_works(tmp_path: Path, chat_tokenizer: Any) -> None:

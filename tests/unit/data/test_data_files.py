@@ -273,3 +273,54 @@ def test_real_json_rows_begin_in_the_lines_that_they_name(shared_data: Path) -> 
     assert len(rows) == 300
     for row in rows:
         assert lines[int(row.where.rpartition(":")[2]) - 1].strip() == "{"
+
+
+JSON_ROW = {
+    "chat": [{"role": "user", "content": "q"}, {"role": "tool", "content": 2}],
+    "tool": {"name": "add", "schema": {"properties": {"x": {"type": "integer"}}}},
+    "answer": '"4"',
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_json_within_arrow_is_read_as_what_it_says(tmp_path: Path, suffix: str) -> None:
+    from datasets import Dataset, Features, Json, List, Value
+
+    tool = {"name": Value("string"), "schema": Json()}
+    features = {"chat": List(Json()), "tool": tool, "answer": Value("string"), "none": List(Json())}
+    table = Dataset.from_list([JSON_ROW], features=Features(features)).data.table
+    assert isinstance(table.schema.field("tool").type.field("schema").type, pa.JsonType)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    assert [row.columns for row in rows_of(str(path))] == [JSON_ROW]
+
+
+def test_json_within_arrow_that_is_none_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    table = pa.table({"a": pa.array(['{"b": 1}', '{"b": ', None], pa.json_())})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path)
+    first, second, third = read_rows(SourceConfig(path=str(path)))
+    assert isinstance(first, Row) and first.columns == {"a": {"b": 1}}
+    assert isinstance(second, RowError) and str(second).startswith(f"{path}:2: cannot be read")
+    assert isinstance(third, Row) and third.columns == {"a": None}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_row_may_be_the_messages_themselves(tmp_path: Path, name: str) -> None:
+    chats = [
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        [{"from": "human", "value": "q"}],
+    ]
+    content = json.dumps(chats) if name == "a.json" else json_lines(chats)
+    rows = rows_of(write(tmp_path / name, content))
+    assert [row.columns for row in rows] == [{"messages": chat} for chat in chats]
+    for other in ([[1]], [[{"text": "a"}]], [["a"]]):
+        with pytest.raises(RowError, match=r"not a JSON object: got list; a row is an object"):
+            rows = [*chats, *other]
+            content = json.dumps(rows) if name == "a.json" else json_lines(rows)
+            rows_of(write(tmp_path / name, content))

@@ -41,6 +41,10 @@ IMPLICIT = {"chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "
 IMPLICIT_TEXT = {"chosen": "User: q\nAI: a", "rejected": "User: q\nAI: b"}
 CHOICE = {"prompt": "q", "a": "a", "b": "b", "better": "a"}
 SHP = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}
+STARRED = {"prompt": "q", "answers": [{"text": "a", "score": 1}, {"text": "b", "score": 0}]}
+GRADED = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1.2}
+LISTS = {"prompt": '["q"]', "response_a": '["a"]', "response_b": '["b"]',
+         "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}  # fmt: skip
 LOADERS = {"pairs": load_pairs, "sft": load_sft, "labelled": load_labelled}
 
 
@@ -99,6 +103,8 @@ BAD_ROWS: list[tuple[str, dict[str, Any], Any, str]] = [
     ("pairs", SCORED, without(SCORED, "score_rejected"), "no column 'score_rejected'"),
     ("pairs", SCORED, {**SCORED, "score_chosen": 10**400}, "wrong type"),
     ("pairs", SCORED, {**SCORED, "score_chosen": True}, "wrong type"),
+    ("pairs", PAIR, {**PAIR, "chosen_score": 1, "rejected_score": 1.0}, "tie"),
+    ("pairs", PAIR, {**PAIR, "chosen_score": 1, "rejected_score": 2}, "worse scored higher"),
     ("pairs", IMPLICIT, {**IMPLICIT, "chosen": []}, "wrong type"),
     ("pairs", IMPLICIT, {**IMPLICIT, "chosen": "a"}, "wrong type"),
     ("pairs", IMPLICIT, {**IMPLICIT, "chosen": [ANSWER]}, "no common prompt"),
@@ -118,6 +124,19 @@ BAD_ROWS: list[tuple[str, dict[str, Any], Any, str]] = [
     ("pairs", RANKING, {**RANKING, "answers": [{"said": "a"}, {"said": "b"}]}, "wrong type"),
     ("pairs", RANKING, {**RANKING, "answers": [{"text": "a", "rank": "first"}] * 2}, "wrong type"),
     ("pairs", RANKING, {**RANKING, "answers": ["a", None]}, "wrong type"),
+    (
+        "pairs",
+        STARRED,
+        {"prompt": "q", "answers": [{"text": "a", "stars": 1}, {"text": "b"}]},
+        "answers without a known rank or score",
+    ),
+    ("pairs", GRADED, {**GRADED, "preference": 3}, "unknown label"),
+    ("pairs", GRADED, {**GRADED, "preference": 1.5}, "tie"),
+    ("pairs", GRADED, {**GRADED, "preference": 0}, "tie"),
+    ("pairs", LISTS, {**LISTS, "response_a": '["a", "b"]'}, "wrong number of turns"),
+    ("pairs", LISTS, {**LISTS, "response_a": "[null]"}, "empty answer"),
+    ("pairs", LISTS, {**LISTS, "response_a": '{"a": 1}'}, "wrong type"),
+    ("pairs", LISTS, {**LISTS, "response_a": "a"}, "wrong type"),
     ("pairs", RANKING, {**RANKING, "answers": ["a"], "ranks": [0]}, "a single answer"),
     ("pairs", RANKING, {**RANKING, "ranks": [0]}, "wrong number of ranks"),
     ("pairs", RANKING, {**RANKING, "ranks": [0, 0]}, "tie"),
@@ -157,8 +176,9 @@ BAD_ROWS: list[tuple[str, dict[str, Any], Any, str]] = [
     ("pairs", PAIR, {**PAIR, "rejected": "x " * 5_000_000}, "too long"),
 ]
 COUNTED = {
-    "equal answers", "empty answer", "empty text", "tie", "no ranked replies", "too long",
-    "no answers", "a single answer",
+    "worse scored higher", "equal answers", "empty answer", "empty text", "tie",
+    "no ranked replies", "too long", "no answers", "a single answer",
+    "no message of the role 'assistant' to train",
 }  # fmt: skip
 
 

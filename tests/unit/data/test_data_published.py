@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_rows import OBJECT, OPENED, TOOLS, parts
 from published_rows import (
     BAD,
     GOOD,
@@ -290,3 +291,113 @@ def test_of_steps_with_labels_the_prompts_are_taken_and_that_is_said(
     assert "process reward model" in caplog.text
     with pytest.raises(DataError, match=r"pairs cannot be made of stepwise .*process reward model"):
         load_pairs(data, chat_tokenizer, max_length=99)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "trained"),
+    [
+        ("conversation", "q", "good<|im_end|>"),
+        ("dolly", "q\nc", "good<|im_end|>"),
+        ("instruction_response", "q\nc", "good<|im_end|>"),
+        ("query_response", "q", "so<|im_end|>good<|im_end|>"),
+        ("flan", "q", "good</s>"),
+    ],
+)
+def test_examples_that_differ_by_their_names_alone(
+    tmp_path: Path, chat_tokenizer: Any, name: str, asked: str, trained: str
+) -> None:
+    data = config(tmp_path, *PUBLISHED[name])
+    [example] = load_sft(data, chat_tokenizer, max_length=999).rows
+    assert chat_tokenizer.decode(example.token_ids_T[example.trained_T]) == trained
+    [prompt] = load_prompts(data, chat_tokenizer, context_tokens=999).rows
+    assert (prompt.text if name == "flan" else prompt.text[-1]["content"]) == asked
+    ids_T = example.token_ids_T[: len(prompt.token_ids_T)]
+    assert list(prompt.token_ids_T) == ids_T.tolist()
+
+
+def test_an_instruction_alone_is_a_prompt_with_its_input(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    data = config(tmp_path, *PUBLISHED["instruction"])
+    [prompt] = load_prompts(data, chat_tokenizer, context_tokens=99).rows
+    assert prompt.text == [{"role": "user", "content": "q\nc"}]
+    assert prompt.columns == {"kind": "open"}
+
+
+def test_calls_in_a_column_are_the_assistants_turn(tmp_path: Path, make_tokenizer: Any) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TOOLS.replace("ARGUMENTS", OBJECT)
+    for answers in (PUBLISHED["xlam"][0]["answers"], [{"name": "add", "arguments": {"x": 1}}]):
+        data = config(tmp_path, {**PUBLISHED["xlam"][0], "answers": answers})
+        [example] = load_sft(data, tokenizer, max_length=999).rows
+        assert parts(tokenizer, example)[:2] == [
+            "T:add;" + OPENED,
+            '<call>add {"x": 1}</call><|im_end|>',
+        ]
+
+
+@pytest.mark.parametrize("name", ["stack_exchange", "oasst_message"])
+def test_rankings_in_other_forms(tmp_path: Path, chat_tokenizer: Any, name: str) -> None:
+    [ranking] = load_rankings(
+        config(tmp_path, *PUBLISHED[name]), chat_tokenizer, max_length=999
+    ).rows
+    prompt, answers = texts(chat_tokenizer, ranking)
+    assert prompt == ("<s>q" if name == "stack_exchange" else CHATML.format("q"))
+    assert answers == ["good", "bad"]
+
+
+def test_lists_of_an_arena_are_its_turns(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {
+        **PAIRS["arena_lists"][1],
+        "prompt": '["q", "and?"]',
+        "response_a": '["bad", "bad"]',
+        "response_b": '["good", "good"]',
+    }
+    data = config(tmp_path, row)
+    [ranking] = load_rankings(data, chat_tokenizer, max_length=999).rows
+    prompt, answers = texts(chat_tokenizer, ranking)
+    assert prompt == CHATML.format("q")
+    assert answers[0] == (
+        "good<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\ngood"
+    )
+    [prompt_alone] = load_prompts(data, chat_tokenizer, context_tokens=99).rows
+    assert prompt_alone.text == [USER]
+
+
+@pytest.mark.parametrize("level", [1, 1.2, 1.499, 1.6, 2, "1"])
+def test_a_preference_may_be_anything_from_one_answer_to_the_other(
+    tmp_path: Path, chat_tokenizer: Any, level: Any
+) -> None:
+    row = {"instruction": "q", "output_1": "one", "output_2": "two", "preference": level}
+    [pair] = load_pairs(config(tmp_path, row), chat_tokenizer, max_length=99).rows
+    _, answers = texts(chat_tokenizer, pair)
+    assert answers == (["one", "two"] if float(level) < 1.5 else ["two", "one"])
+
+
+@pytest.mark.parametrize(
+    "exchange", [{"input": "q", "output": "good"}, {"human": "q", "assistant": "good"}]
+)
+def test_the_first_exchange_may_have_a_system(
+    tmp_path: Path, chat_tokenizer: Any, exchange: dict[str, str]
+) -> None:
+    row = {"conversation": [{"system": "be brief", **exchange}, exchange]}
+    [example] = load_sft(config(tmp_path, row), chat_tokenizer, max_length=999).rows
+    text = chat_tokenizer.decode(example.token_ids_T)
+    assert text.startswith("<s><|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nq<")
+    assert chat_tokenizer.decode(example.token_ids_T[example.trained_T]) == "good<|im_end|>" * 2
+    later = config(tmp_path, {"conversation": [exchange, {"system": "be brief", **exchange}]})
+    with pytest.raises(RowError, match="exchange 1 has a `system`, which the first alone may"):
+        load_sft(later, chat_tokenizer, max_length=999)
+
+
+def test_an_instruction_is_not_lost_beside_input_and_target(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    row = {"instruction": "do", "input": "it", "response": "good", "target": "other"}
+    [example] = load_sft(config(tmp_path, row), chat_tokenizer, max_length=99).rows
+    assert chat_tokenizer.decode(example.token_ids_T).startswith(CHATML.format("do\nit"))
+    del row["response"]
+    with pytest.raises(
+        DataError, match=r"instruction rows .* set data\.columns: \{output: target\}"
+    ):
+        load_sft(config(tmp_path, row), chat_tokenizer, max_length=99)

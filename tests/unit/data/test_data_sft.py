@@ -197,8 +197,8 @@ def test_bad_rows_are_named_by_file_and_line(
 
 
 def test_bad_chats_are_named_by_file_and_line(tmp_path: Path, chat_tokenizer: Any) -> None:
-    with pytest.raises(DataError, match=r"train\.jsonl:2: no message of the role 'assistant'"):
-        load(tmp_path, [{"messages": TURNS}, {"messages": TURNS[:1]}], chat_tokenizer)
+    with pytest.raises(DataError, match=r"1 no message of the role 'assistant' .*jsonl:1\)"):
+        load(tmp_path, [{"messages": TURNS[:1]}], chat_tokenizer)
     with pytest.raises(DataError, match=r"train\.jsonl:1: wrong type: message 0 of column"):
         load(tmp_path, [{"messages": [{"from": "gpt"}]}], chat_tokenizer)
     chat_tokenizer.chat_template = GENERATION.replace("{{ m.content }}!", "")

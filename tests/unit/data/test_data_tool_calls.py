@@ -63,6 +63,33 @@ def test_tools_and_options_beside_a_chat_reach_the_template_in_every_job(
         assert decode(tokenizer, asked.token_ids_T) == opened
 
 
+def test_whether_to_think_may_stand_beside_a_chat(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ 'off;' if enable_thinking is sameas false else '' }}" + TOOLS
+    for beside, opened in [
+        ({"enable_thinking": False}, "off;"),
+        ({"enable_thinking": True}, ""),
+        ({"enable_thinking": None}, ""),
+        ({"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": False}}, "off;"),
+    ]:
+        prompt = prompt_of(tmp_path, tokenizer, {"prompt": [USER], **beside})
+        assert decode(tokenizer, prompt.token_ids_T) == opened + OPENED
+
+
+def test_several_calls_are_all_written_or_refused(tmp_path: Path, tokenizer: Any) -> None:
+    twice = {**CALL, "tool_calls": CALL["tool_calls"] * 2}
+    [example] = examples(tmp_path, tokenizer, {"messages": [USER, twice]})
+    assert parts(tokenizer, example)[1] == '<call>add {"x": 1}</call>' * 2 + "<|im_end|>"
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m.tool_calls or []", "(m.tool_calls or [])[:1]"
+    )
+    words = refusal(tmp_path, tokenizer, {"messages": [USER, twice]})
+    assert words == (
+        "the chat template writes one tool call of several: message 1 has 2 of them; give each a "
+        "turn of its own, with its tool's answer, or set another chat_template"
+    )
+    assert examples(tmp_path, tokenizer, {"messages": [USER, CALL]})
+
+
 def test_no_tools_are_no_tools(tmp_path: Path, tokenizer: Any) -> None:
     for tools in (None, [], "", "[]"):
         row = {"messages": [USER, ANSWER], "tools": tools, "chat_template_kwargs": {"short": None}}
@@ -73,7 +100,7 @@ def test_no_tools_are_no_tools(tmp_path: Path, tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("beside", "message"),
     [
-        ({"tools": ["add"]}, "'tools' must be schemas, or its JSON text, got 'add'"),
+        ({"tools": ["add"]}, "a tool of column 'tools' must be a JSON schema, or its .*'add'"),
         ({"tools": "add"}, "column 'tools' must be a list of JSON schemas, or its JSON text"),
         ({"tools": [7]}, "column 'tools' must be a list of JSON schemas of functions, got 7"),
         ({"tools": 7}, "column 'tools' must be a list of JSON schemas of functions, got 7"),

@@ -139,6 +139,53 @@ def test_reasoning_beside_the_content_is_trained_as_that_within_it(
         load(tmp_path, tokenizer, {"messages": [TURNS[0], said, *TURNS[2:]]})
 
 
+def test_reasoning_goes_where_the_template_has_a_place_for_it(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    said = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nfour"}
+    tokenizer.chat_template = HARMONY
+    for row in (
+        {"messages": [TURNS[0], said]},
+        {"prompt": [TURNS[0]], "completion": [said]},
+        {"messages": [TURNS[0], {**said, "content": "hm</think>four"}]},
+    ):
+        [example] = load(tmp_path, tokenizer, row)
+        assert parts(tokenizer, example) == [
+            (False, "<|user|>2+2?<|end|><|assistant|>"),
+            (True, "analysis:hm<|end|><|assistant|>final:four<|eot_id|>"),
+        ]
+    # One without such a place, and without tags of its own, writes what was said.
+    tokenizer.chat_template = families.CHATML
+    [example] = load(tmp_path, tokenizer, {"messages": [TURNS[0], said]})
+    assert trained(tokenizer, example) == "<think>\nhm\n</think>\n\nfour<|im_end|>"
+
+
+CLOSED = families.QWEN3.removesuffix("{% endif %}") + (
+    "{% if enable_thinking is sameas false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "turn", [{"content": "<think>\nhm\n</think>\n\nfour"}, {"content": "four", "reasoning": "hm"}]
+)
+def test_no_reasoning_is_trained_behind_one_that_is_closed(
+    tmp_path: Path, tokenizer: Any, turn: dict[str, str]
+) -> None:
+    tokenizer.chat_template = CLOSED
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    [example] = load(tmp_path, tokenizer, {"messages": TURNS[:2], **off})
+    assert parts(tokenizer, example)[:2] == [
+        (
+            False,
+            "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        ),
+        (True, "four<|im_end|>"),
+    ]
+    row = {"messages": [TURNS[0], {"role": "assistant", **turn}], **off}
+    with pytest.raises(DataError, match="closes the reasoning before an answer: message 1 has rea"):
+        load(tmp_path, tokenizer, row)
+
+
 @pytest.mark.parametrize(
     ("opening", "content"),
     [
@@ -227,6 +274,25 @@ def test_a_templates_own_marks_reach_to_the_end_token(
 ) -> None:
     tokenizer.chat_template = MARKED.replace("BLOCK", block)
     [example] = load(tmp_path, tokenizer, {"messages": TURNS})
+    assert trained(tokenizer, example) == "four<|im_end|>six<|im_end|>"
+
+
+def test_a_template_with_marks_may_not_lose_reasoning(tmp_path: Path, tokenizer: Any) -> None:
+    block = "{% generation %}SAID{% endgeneration %}<|im_end|>\n"
+    chat = [TURNS[0], {"role": "assistant", "content": "four", "reasoning_content": "hm"}]
+    shown = MARKED.replace(
+        "BLOCK", block.replace("SAID", "{{ m.reasoning_content }}{{ m.content }}")
+    )
+    tokenizer.chat_template = shown
+    [example] = load(tmp_path, tokenizer, {"messages": chat})
+    assert trained(tokenizer, example) == "hmfour<|im_end|>"
+    tokenizer.chat_template = MARKED.replace("BLOCK", block.replace("SAID", "{{ m.content }}"))
+    message = r"leaves out the reasoning: that of message 1: .* take {% generation %} out of it"
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, tokenizer, {"messages": chat})
+    [example] = load(
+        tmp_path, tokenizer, {"messages": [*chat[:1], {**chat[1], "weight": 0}, *TURNS]}
+    )
     assert trained(tokenizer, example) == "four<|im_end|>six<|im_end|>"
 
 
