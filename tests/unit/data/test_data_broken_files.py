@@ -126,11 +126,11 @@ HUGE = """
     from rlhf_ray.metrics.memory import peak_memory_gb
 
     for path in sys.argv[1:]:
-        start = time.perf_counter()
+        start = time.process_time()  # other processes have a part of the clock's
         found = ["fault" if isinstance(row, RowError) else "row"
                  for row in read_rows(SourceConfig(path=path))]
         # Not `ru_maxrss`: a new process begins with that of the one that started it.
-        print(path, *found, peak_memory_gb(), time.perf_counter() - start)
+        print(path, *found, peak_memory_gb(), time.process_time() - start)
 """
 
 
@@ -151,7 +151,7 @@ def test_huge_rows_cost_bounded_memory_and_time(tmp_path: Path) -> None:
                 file.write(content)
     run = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(HUGE), *(str(tmp_path / name) for name in files)],
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     lines = [line.split() for line in run.stdout.splitlines()]
     assert [line[1:-2] for line in lines] == [["fault"], ["row"], ["row"], ["fault"]]
