@@ -121,10 +121,10 @@ def keep(file: RowFile, folder: Path, report: RowReport) -> None:
     except OSError as error:
         if not folder.is_dir():  # else another job was first
             logger.warning("%s: tokenized rows are not kept: %s", folder, error)
-    for other in folder.parent.iterdir():
+    for told_in in folder.parent.glob(f"*/{_REPORT_FILE}"):
         with contextlib.suppress(OSError):
-            if time.time() - (other / _REPORT_FILE).stat().st_mtime > _KEPT_S:
-                shutil.rmtree(other, ignore_errors=True)
+            if time.time() - told_in.stat().st_mtime > _KEPT_S:
+                shutil.rmtree(told_in.parent, ignore_errors=True)
 
 
 def _checksum(file: Path) -> str:

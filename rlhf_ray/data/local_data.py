@@ -138,7 +138,7 @@ def local_data(path: str) -> LocalData | None:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
     if references.hub_dataset(path) is not None:
         return None
-    raise DataError(f"no data at {path!r}; wanted {ACCEPTED}")
+    raise DataError(f"no data at {path!r}; wanted {ACCEPTED}{references.origin(path)}")
 
 
 def _parsed(files: Sequence[DataFile], separator: str) -> Iterator[tuple[str, Columns | RowError]]:
