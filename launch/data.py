@@ -19,7 +19,7 @@ from rlhf_ray.config.jobs import JOBS, PIPELINE, AnyJob
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.stages import Stage, resolve_stages, to_come
-from rlhf_ray.config.supervised import SupervisedConfig
+from rlhf_ray.config.supervised import RmConfig, SupervisedConfig
 
 _DATA_KEYS = (("data",), ("eval", "data"), ("reference_data",))
 
@@ -47,23 +47,28 @@ def main(arguments: Sequence[str]) -> int:
     options, overrides = parser().parse_known_args(arguments)
     jobs = list(_jobs(options, overrides))
 
-    from launch.tables.rows import print_legend, print_look, print_note
+    from launch.tables.rows import print_look, print_note
     from rlhf_ray.data.look import look
 
-    if options.rows and any(isinstance(job.config, SupervisedConfig) for job in jobs):
-        print_legend()
-    with _untold():
+    with _quiet_reports():
         for job in jobs:
             prefix = f"{job.stage}: " if job.stage else ""
             for key, path in job.to_come.items():
                 print_note(f"{prefix}{key}", f"an earlier stage will write it: {path}")
             for each in look(job.config, num_rows=options.rows, skip=[*job.to_come]):
-                print_look(each, prefix)
+                print_look(each, prefix, marked=_marked(job.config))
     return 0
 
 
+def _marked(config: AnyJob) -> str:
+    """What is marked in a job's rows."""
+    if isinstance(config, RmConfig):
+        return "answers that are scored"
+    return "trained tokens" if isinstance(config, SupervisedConfig) else ""
+
+
 @contextmanager
-def _untold() -> Iterator[None]:
+def _quiet_reports() -> Iterator[None]:
     """Without the log's lines about rows: what they say is shown."""
     logger = logging.getLogger("rlhf_ray.data.report")
     logger.disabled, before = True, logger.disabled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from rlhf_ray.data.report import RowReport
 from rlhf_ray.data.spans import Span, printable, shortened, spans
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
-TRAINED, OTHER = "bold green", "dim"
+TRAINED, OTHER, LOST = "bold green", "dim", "yellow"
 MARKS = ("⟦", "⟧")  # of trained tokens, where there are no colours
 BAR = 40  # characters of the longest
 MOST_OF_A_COLUMN = 300  # characters
@@ -26,16 +27,25 @@ MOST_OF_A_COLUMN = 300  # characters
 Part = tuple[str, list[Span]]
 
 
-def print_look(look: Look, prefix: str = "") -> None:
-    """One data set; `prefix` stands before its key."""
+def print_look(look: Look, prefix: str = "", *, marked: str = "") -> None:
+    """One data set.
+
+    Args:
+        look: At it.
+        prefix: Stands before its key.
+        marked: What is marked in its rows, in words; empty for nothing.
+    """
     console = screen()
     _line(console, Text.assemble((prefix + look.key, "bold"), f"  {printable(look.report.data)}"))
-    for name, value in _facts(look):
-        _line(console, Text.assemble("  ", (f"{name:<11}", "dim"), printable(value)))
+    for name, value, style in _facts(look):
+        _line(console, Text.assemble("  ", (f"{name:<11}", "dim"), (printable(value), style)))
     _line(console, Text())
     for line in _bars(look.lengths):
         _line(console, Text(f"  {line}"))
     _line(console, Text())
+    if look.rows and marked:
+        shown = _marked([Span(text=marked, is_trained=True)], console)
+        _line(console, Text.assemble("Of the rows below, ", shown, " are marked so.\n"))
     for row in look.rows:
         _print_row(console, look.tokenizer, row)
 
@@ -45,38 +55,34 @@ def print_note(key: str, note: str) -> None:
     _line(screen(), Text.assemble((key, "bold"), f"  {printable(note)}\n"))
 
 
-def print_legend() -> None:
-    """How trained tokens are marked."""
-    console = screen()
-    trained = _marked([Span(text="trained tokens", is_trained=True)], console)
-    _line(console, Text.assemble("Of the rows below, ", trained, " are marked so.\n"))
-
-
-def _facts(look: Look) -> Iterator[tuple[str, str]]:
-    """Name and value, a line each; what goes on has no name."""
+def _facts(look: Look) -> Iterator[tuple[str, str, str]]:
+    """Name, value and style, a line each; what goes on has no name."""
     report, limit = look.report, look.limit
-    yield "format", report.format
-    yield "rows", _counts(report)
+    is_whole = not (report.num_left_out or report.num_truncated)
+    yield "format", report.format, ""
+    yield "rows", _counts(report), "" if is_whole else LOST
     if look.is_streamed:
-        yield "", "a stream: these are the first alone, the others are not read"
+        yield "", "a stream: these are the first alone, the others are not read", ""
+    elif len(look.lengths) != report.num_kept:
+        yield "", f"mixed to {len(look.lengths):,}, as sources and data.mixing say", ""
     left_out = sorted(report.left_out.items(), key=lambda item: -item[1].count)
+    folder = f"{os.path.dirname(report.data)}/"
     for number, (reason, rows) in enumerate(left_out):
-        first = f" (first {rows.first})" if rows.first else ""
-        yield "" if number else "left out", f"{rows.count:,} {reason}{first}"
-    yield "allowed", f"{limit.num_tokens:,} tokens ({limit.name}), over_length {limit.over_length}"
+        first = f" (first {rows.first.removeprefix(folder)})" if rows.first else ""
+        yield "" if number else "left out", f"{rows.count:,} {reason}{first}", LOST
+    allowed = f"{limit.num_tokens:,} tokens ({limit.name}), over_length {limit.over_length}"
+    yield "allowed", allowed, ""
     lengths = look.lengths
-    yield (
-        "tokens",
-        f"{lengths.min():,} to {lengths.max():,} a row, median {int(np.median(lengths)):,}",
-    )
+    median = int(np.median(lengths))
+    yield "tokens", f"{lengths.min():,} to {lengths.max():,} a row, median {median:,}", ""
 
 
 def _counts(report: RowReport) -> str:
     counts = f"{report.num_read:,} read, {report.num_kept:,} kept"
-    if report.num_left_out:
-        counts += f", {report.num_left_out:,} left out"
-    if report.num_truncated:
-        counts += f", {report.num_truncated:,} truncated"
+    if num := report.num_left_out:
+        counts += f", {num:,} left out ({num / report.num_read:.1%})"
+    if num := report.num_truncated:
+        counts += f", {num:,} truncated ({num / report.num_kept:.1%})"
     if report.num_pieces:
         counts += f", {report.num_pieces:,} pieces of longer texts"
     return counts

@@ -28,6 +28,7 @@ from rlhf_ray.config.weight_files import weights_fault
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")
 _SUBSET = re.compile(r"[\w.-]+")
 _NOWHERE = "no such folder, and no hub name (org/name, or a name without dots)"
+_DEMO = ("runs", "demo")
 
 
 def is_hub_name(path: str) -> bool:
@@ -49,11 +50,16 @@ def hub_dataset(path: str) -> tuple[str, str | None] | None:
     return (name, subset) if _SUBSET.fullmatch(subset) else None
 
 
+def origin(path: str) -> str:
+    """What writes a path that the shipped configurations name, to be said where it is absent."""
+    return "; `make demo` writes it" if Path(path).parts[:2] == _DEMO else ""
+
+
 def model_fault(path: str) -> str | None:
     """A folder in the transformers layout, or a hub name."""
     folder = Path(path)
     if not folder.exists():
-        return None if is_hub_name(path) else f"{_NOWHERE}: {path!r}"
+        return None if is_hub_name(path) else f"{_NOWHERE}: {path!r}{origin(path)}"
     if not folder.is_dir():
         return f"must be a folder in the transformers layout, got the file {path!r}"
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
@@ -66,7 +72,7 @@ def tokenizer_fault(path: str) -> str | None:
     if Path(path).is_dir():
         found = any(Path(path).glob("tokenizer*"))
         return None if found else f"folder {path!r} holds no tokenizer"
-    return None if is_hub_name(path) else f"{_NOWHERE}: {path!r}"
+    return None if is_hub_name(path) else f"{_NOWHERE}: {path!r}{origin(path)}"
 
 
 def data_fault(path: str) -> str | None:
@@ -84,7 +90,8 @@ def data_fault(path: str) -> str | None:
     if not place.exists():
         if hub_dataset(path) is not None:
             return None
-        return f"no such file or folder: {path!r} (working directory {os.getcwd()})"
+        here = f"(working directory {os.getcwd()})"
+        return f"no such file or folder: {path!r} {here}{origin(path)}"
     if not os.access(place, os.R_OK):
         return f"cannot be read: {path!r}"
     if not data_format(place.name):

@@ -11,12 +11,10 @@ from typing import Any, TypeAlias
 from rlhf_ray.config.data import BetterConfig, plain_label
 from rlhf_ray.data.errors import DataError, RowError, short
 from rlhf_ray.data.nearest import listed, nearest, quoted
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsing import Columns, Located
 
 # Ours -> theirs, which may be a path into a column, or a label that says which answer is better.
 Names: TypeAlias = Mapping[str, str | BetterConfig]
-# Id, (where, columns or what is wrong with them).
-Located: TypeAlias = Iterator[tuple[str, tuple[str, Columns | RowError]]]
 
 _ROWS_AHEAD = 100  # a file of JSON lines may leave out what is empty
 _INDEX = re.compile(r"-?\d+")
@@ -49,7 +47,7 @@ def resolved(columns: Columns, names: Names, where: str) -> Columns:
     return found
 
 
-def check_names(rows: Located, names: Names) -> Located:
+def check_names(rows: Iterator[Located], names: Names) -> Iterator[Located]:
     """The same rows, once every name stands in one of the first.
 
     Raises:
@@ -60,7 +58,7 @@ def check_names(rows: Located, names: Names) -> Located:
         for ours, theirs in names.items()
         for name in (theirs.columns if isinstance(theirs, BetterConfig) else [theirs])
     }
-    ahead: list[tuple[str, tuple[str, Columns | RowError]]] = []
+    ahead: list[Located] = []
     first: tuple[str, Columns] | None = None
     while missing and len(ahead) < _ROWS_AHEAD and (row := next(rows, None)) is not None:
         ahead.append(row)

@@ -39,9 +39,8 @@ def file_digest(path: Path, folder: Path) -> bytes:
     if found.st_size >= _KEPT_ABOVE_BYTES and settled:
         with contextlib.suppress(OSError):  # it costs a second reading, no more
             folder.mkdir(parents=True, exist_ok=True)
-            aside = kept.with_suffix(f".{os.getpid()}")
-            aside.write_text(json.dumps({"stamp": stamp, "sha256": digest.hex()}))
-            aside.replace(kept)
+            # Half of it, which a killed job leaves, is no JSON and counts for nothing.
+            kept.write_text(json.dumps({"stamp": stamp, "sha256": digest.hex()}))
     return digest
 
 

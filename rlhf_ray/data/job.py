@@ -5,22 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from rlhf_ray.config.base import ForwardConfig, ModelConfig
-from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.base import ForwardConfig, ModelConfig, RunConfig
 from rlhf_ray.config.model_kind import Kind
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
 from rlhf_ray.data.feed import TrainedRows, first_of
-from rlhf_ray.data.job_limits import context_of, most_tokens, prompt_room, tokenizer_of
-from rlhf_ray.data.loading import load
+from rlhf_ray.data.job_limits import context_of, tokenizer_of
+from rlhf_ray.data.job_rows import JobRows
+from rlhf_ray.data.preferences import best_of
 from rlhf_ray.data.rows import Rows
-from rlhf_ray.data.stream_sources import open_stream
 from rlhf_ray.data.streaming import RowStream
-from rlhf_ray.data.tokenization import Tokenization
 from rlhf_ray.disk import room_for
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-_ROWS_WITH_ALL_COLUMNS = 100  # of a stream, whose other rows are not looked at
 
 T = TypeVar("T")
 AnyRows: TypeAlias = Rows[Any] | RowStream[Any]
@@ -88,14 +83,11 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         ConfigError: Unreadable, malformed, empty, too long for the context, not what a reward
             function can score, or another model of the job has another vocabulary.
     """
-    from rlhf_ray.data.prompts import Prompts, load_prompts
     from rlhf_ray.data.tokenizer import vocabulary_digest
     from rlhf_ray.models.fit import check_model
-    from rlhf_ray.rewards.checks import checking_functions, prompt_faults, usable_prompts
-    from rlhf_ray.rewards.columns import check_columns
 
-    functions = checking_functions(config.reward)
-    tokenizer, tokenizer_path = _tokenizer(config.policy.model, Path(config.run_dir))
+    tokenizer = tokenizer_of(config.policy.model)
+    rows = JobRows(config, tokenizer)
     others: dict[str, ForwardConfig] = {}
     if config.uses_value:
         others["value"] = config.value
@@ -103,38 +95,21 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         others["reference"] = config.reference
     _check_vocabularies(config.policy.model, tokenizer, others)
     check_model("policy.model.path", config.policy.model, "causal", is_trained=True)
-    context, room = context_of(config), prompt_room(config)
-
-    def prompts(key: str, data: DataConfig) -> Rows[Prompt]:
-        rows = load_prompts(data, tokenizer, context_tokens=room, seed=config.seed).rows
-        check_columns(config.reward, rows, key=key)
-        return usable_prompts(rows, functions, key=key, skip=data.on_bad_row == "skip")
-
-    held_out = prompts("eval.data", config.eval.data) if config.eval.data.is_named else None
+    held_out = rows.load("eval.data").rows if config.eval.data.is_named else None
     if held_out is not None and len(held_out) > config.eval.num_prompts:
         logger.info(
             "evaluations take the first %d of %d held-out prompts (eval.num_prompts)",
             config.eval.num_prompts,
             len(held_out),
         )
-    trained: Rows[Prompt] | RowStream[Prompt]
-    if config.data.streaming:
-        trained = open_stream(
-            config.data,
-            Prompts.of(config.data, tokenizer, max_length=room),
-            seed=config.seed,
-            check=partial(prompt_faults, functions=functions) if functions else None,
-        )
-        check_columns(config.reward, first_of(trained, _ROWS_WITH_ALL_COLUMNS), key="data")
-    else:
-        trained = prompts("data", config.data)
+    trained = rows.rows("data")
     _check_online_models(config, tokenizer, [trained, *([held_out] if held_out else [])])
     return OnlineData(
-        context_tokens=context,
+        context_tokens=context_of(config),
         prompts=trained,
         eval_prompts=held_out[: config.eval.num_prompts] if held_out else [],
         tokenizer=tokenizer,
-        tokenizer_path=tokenizer_path,
+        tokenizer_path=_tokenizer_path(config),
         end_token_ids=_end_token_ids(config.policy.model, tokenizer, config.rollout.stop_token_ids),
         vocabulary=vocabulary_digest(tokenizer),
     )
@@ -178,17 +153,8 @@ def load_sft_data(config: SftConfig) -> SftData:
     Raises:
         ConfigError: Unreadable, malformed, empty, or too long for the context.
     """
-    from rlhf_ray.data.sft import Examples
-
-    settings, tokenizer_path = _tokenization(config)
-    data = _load(config, Examples, settings, tokenizer_path)
-    return SftData(
-        rows=data.rows,
-        eval_rows=data.eval_rows,
-        tokenizer=data.tokenizer,
-        tokenizer_path=tokenizer_path,
-        end_token_ids=_end_token_ids(config.policy.model, settings["tokenizer"]),
-    )
+    data = _load(config, _job_rows(config))
+    return SftData(**vars(data), end_token_ids=_end_token_ids(config.policy.model, data.tokenizer))
 
 
 def load_rm_data(config: RmConfig) -> RmData:
@@ -197,24 +163,16 @@ def load_rm_data(config: RmConfig) -> RmData:
     Raises:
         ConfigError: As in `load_sft_data`.
     """
-    from rlhf_ray.data.preferences import Rankings, best_of, load_answers
-
-    settings, tokenizer_path = _tokenization(config)
-    data = _load(config, Rankings, settings, tokenizer_path)
+    rows = _job_rows(config)
+    data = _load(config, rows)
     num_answers = config.reference_rows
     if config.reference_data.is_named:
-        answers = list(load_answers(config.reference_data, **settings).rows[:num_answers])
+        answers = list(rows.load("reference_data").rows[:num_answers])
     else:
         answers = [
             best_of(ranking) for ranking in first_of(data.eval_rows or data.rows, num_answers)
         ]
-    return RmData(
-        rows=data.rows,
-        eval_rows=data.eval_rows,
-        reference_answers=answers,
-        tokenizer=data.tokenizer,
-        tokenizer_path=tokenizer_path,
-    )
+    return RmData(**vars(data), reference_answers=answers)
 
 
 def load_dpo_data(config: DpoConfig) -> SupervisedData[Ranking] | SupervisedData[LabelledAnswer]:
@@ -223,63 +181,36 @@ def load_dpo_data(config: DpoConfig) -> SupervisedData[Ranking] | SupervisedData
     Raises:
         ConfigError: As in `load_online_data`.
     """
-    from rlhf_ray.data.preferences import LabelledAnswers, Pairs, check_labels
-
-    settings, tokenizer_path = _tokenization(config)
+    rows = _job_rows(config)
     others = {"reference": config.reference} if config.uses_reference_role else {}
-    _check_vocabularies(config.policy.model, settings["tokenizer"], others)
-    if "kto" in config.loss_type:
-        labelled = _load(config, LabelledAnswers, settings, tokenizer_path)
-        if not isinstance(labelled.rows, RowStream):
-            check_labels(labelled.rows)
-        return labelled
-    return _load(config, Pairs, settings, tokenizer_path)
+    _check_vocabularies(config.policy.model, rows.tokenizer, others)
+    return _load(config, rows)
 
 
-def _load(
-    config: SupervisedConfig,
-    kind: type[Tokenization[T]],
-    settings: Mapping[str, Any],
-    tokenizer_path: str,
-) -> SupervisedData[T]:
-    trained, held_out = (
-        kind.of(data, settings["tokenizer"], max_length=settings["max_length"])
-        for data in (config.data, config.eval.data)
-    )
-    rows: Rows[T] | RowStream[T]
-    if config.data.streaming:
-        rows = open_stream(config.data, trained, seed=config.seed)
-    else:
-        rows = load(config.data, trained, seed=config.seed).rows
-    eval_rows = None
-    if config.eval.data.is_named:
-        eval_rows = load(config.eval.data, held_out, seed=config.seed).rows
-    _check_supervised_models(
-        config, settings["tokenizer"], [rows, *([eval_rows] if eval_rows else [])]
-    )
-    return SupervisedData(
-        rows=rows,
-        eval_rows=eval_rows or [],
-        tokenizer=settings["tokenizer"],
-        tokenizer_path=tokenizer_path,
-    )
-
-
-def _tokenization(config: SupervisedConfig) -> tuple[dict[str, Any], str]:
-    """What every loader takes beside the data's own settings, and where the tokenizer is."""
+def _job_rows(config: SupervisedConfig) -> JobRows:
     from rlhf_ray.models.fit import check_model
 
     model = config.learner.model
     kind: Kind = "classifier" if isinstance(config, RmConfig) else "causal"
     check_model(f"{config.trained_role}.model.path", model, kind, is_trained=True)
-    tokenizer, tokenizer_path = _tokenizer(model, Path(config.run_dir))
-    max_length = most_tokens(config, tokenizer)
-    return {"tokenizer": tokenizer, "max_length": max_length, "seed": config.seed}, tokenizer_path
+    return JobRows(config, tokenizer_of(model))
 
 
-def _tokenizer(model: ModelConfig, run_dir: Path) -> tuple[PreTrainedTokenizerBase, str]:
-    """The trained model's tokenizer, and where the run will keep its own copy of it."""
-    return tokenizer_of(model), str(run_dir / "tokenizer")
+def _load(config: SupervisedConfig, rows: JobRows) -> SupervisedData[Any]:
+    trained = rows.rows("data")
+    held_out = rows.load("eval.data").rows if config.eval.data.is_named else None
+    _check_supervised_models(config, rows.tokenizer, [trained, *([held_out] if held_out else [])])
+    return SupervisedData(
+        rows=trained,
+        eval_rows=held_out or [],
+        tokenizer=rows.tokenizer,
+        tokenizer_path=_tokenizer_path(config),
+    )
+
+
+def _tokenizer_path(config: RunConfig) -> str:
+    """Where the run will keep its own copy of the tokenizer."""
+    return str(Path(config.run_dir) / "tokenizer")
 
 
 def _end_token_ids(

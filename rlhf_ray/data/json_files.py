@@ -37,6 +37,9 @@ def read(path: Path, key: str = "") -> NumberedRows:
         path: Of the file.
         key: Under which the rows are; empty to find it.
     """
+    if key:
+        yield from _rows_under(path, key)
+        return
     with open_bytes(path) as file:
         window = JsonWindow(file, str(path))
         if window.peek() == "[":
@@ -48,7 +51,7 @@ def read(path: Path, key: str = "") -> NumberedRows:
     if outline is None:
         yield from json_lines.read(path)
     else:
-        yield from _read_object(path, outline, key)
+        yield from _read_object(path, outline)
 
 
 def read_lines(path: Path) -> NumberedRows:
@@ -112,37 +115,27 @@ def _outline(path: Path) -> _Outline | None:
         return None
     if first is not None and second != b"" and not json_lines.is_unfinished(first):
         return None
+    kinds: dict[str, Any] = {}
+    fault: RowError | None = None
     with open_bytes(path) as file:
         window = JsonWindow(file, str(path))
         window.peek()
         line = window.line
-        kinds: dict[str, Any] = {}
-        fault = _walk(window, kinds)
-        outline = _Outline(kinds=kinds, fault=fault, line=line)
+        for key in _keys(window):
+            if isinstance(key, RowError):
+                fault = key
+                break
+            is_list = window.peek() == "["
+            values = _values(window)
+            _, value = next(values, (0, None))
+            kinds[key] = _kind(value, is_list)
+            for _, after in values:
+                value = after
+            if window.is_broken:
+                fault = value
+    outline = _Outline(kinds=kinds, fault=fault, line=line)
     # A first line that is cut, among lines that are rows.
     return None if fault and not outline.rows_keys and json_lines.is_row(second) else outline
-
-
-def _walk(window: JsonWindow, kinds: dict[str, Any]) -> RowError | None:
-    """Note the kind of each value of an object; what is wrong with it is returned."""
-    for key in _keys(window):
-        if isinstance(key, RowError):
-            return key
-        if key in kinds:
-            window.is_broken = True
-            return RowError(window.where, "a key appears twice", short(key))
-        is_list = window.peek() == "["
-        values = _elements(window) if is_list else iter([(window.line, window.value())])
-        _, value = next(values, (0, None))
-        kinds[key] = _kind(value, is_list)
-        for _, after in values:
-            value = after
-        if window.is_broken:
-            assert isinstance(value, RowError)
-            return value
-    if window.peek():
-        return window.wrong("nothing after the closing '}' (`jq -c . FILE` writes one row a line)")
-    return None
 
 
 def _kind(value: Any, is_list: bool) -> str:
@@ -157,24 +150,36 @@ def _kind(value: Any, is_list: bool) -> str:
 
 
 def _keys(window: JsonWindow) -> Iterator[str | RowError]:
-    """Keys of an object, the place being before the value of each; an error ends them."""
+    """Keys of an object, the place being before the value of each; what is wrong ends them."""
+    seen: set[str] = set()
     window.take("{")
-    if window.take("}"):
-        return
-    while True:
+    is_more = not window.take("}")
+    while is_more:
         key = window.value()
         if isinstance(key, RowError) or not isinstance(key, str):
             yield key if isinstance(key, RowError) else window.wrong("a key in quotes")
             return
+        if key in seen:
+            yield RowError(window.where, "a key appears twice", short(key))
+            return
+        seen.add(key)
         if not window.take(":"):
             yield window.wrong("':' after a key")
             return
         yield key
-        if window.take("}"):
+        if window.is_broken:
             return
-        if not window.take(","):
+        is_more = not window.take("}")
+        if is_more and not window.take(","):
             yield window.wrong("',' or '}' after a value")
             return
+    if window.peek():
+        yield window.wrong("nothing after the closing '}' (`jq -c . FILE` writes one row a line)")
+
+
+def _values(window: JsonWindow) -> Iterator[tuple[int, Any]]:
+    """Elements of the list at the place, or the one value there."""
+    return _elements(window) if window.peek() == "[" else iter([(window.line, window.value())])
 
 
 def _elements(window: JsonWindow) -> Iterator[tuple[int, Any]]:
@@ -197,34 +202,37 @@ def _array(window: JsonWindow) -> NumberedRows:
         yield line, checked_object(value, f"{window.name}:{line}")
 
 
-def _read_object(path: Path, outline: _Outline, key: str) -> NumberedRows:
+def _read_object(path: Path, outline: _Outline) -> NumberedRows:
     """The rows of a file that is one object."""
-    key = key or ("" if outline.is_row else outline.chosen)
-    fault = outline.fault
-    if key:
-        for line, row in _rows_under(path, key):
-            yield line, row
-            if str(row) == str(fault):
-                return  # it is in these rows
-    if fault:
-        yield int(fault.where.rpartition(":")[2]), fault
-    elif not key and not outline.is_row:
+    if not outline.is_row and outline.chosen:
+        yield from _rows_under(path, outline.chosen)
+    elif outline.fault:
+        yield _line_of(outline.fault), outline.fault
+    elif not outline.is_row:
         keys = ", ".join(outline.rows_keys)[:200]
         advice = f"take one by `split: {outline.rows_keys[0][:60]}`, or write a row as JSON lines"
         yield 1, RowError(f"{path}:1", "several ways to find the rows", f"keys {keys}: {advice}")
-    elif not key:
+    else:
         yield from _row_or_columns(path, outline)
 
 
 def _rows_under(path: Path, key: str) -> NumberedRows:
+    """The rows of a key's list; what is wrong anywhere in the object ends them."""
     with open_bytes(path) as file:
         window = JsonWindow(file, str(path))
         for found in _keys(window):
-            if found == key:
+            if isinstance(found, RowError):
+                yield _line_of(found), found
+            elif found == key:
                 yield from _array(window)
-                return
-            for _ in _elements(window) if window.peek() == "[" else [window.value()]:
-                pass
+            else:
+                for line, value in _values(window):
+                    if window.is_broken:
+                        yield line, value
+
+
+def _line_of(fault: RowError) -> int:
+    return int(fault.where.rpartition(":")[2])
 
 
 def _row_or_columns(path: Path, outline: _Outline) -> NumberedRows:

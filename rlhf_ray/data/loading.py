@@ -11,7 +11,7 @@ from typing import Any
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data import cache
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.files import Row, read_rows, tell_files
+from rlhf_ray.data.files import Row, find_data, log_files, read_rows
 from rlhf_ray.data.mixing import mix
 from rlhf_ray.data.parallel import convert
 from rlhf_ray.data.progress import shown
@@ -51,28 +51,36 @@ def load(config: DataConfig, job: Tokenization[T], *, seed: int) -> Loaded[T]:
 
 
 def _load_source(source: SourceConfig, config: DataConfig, job: Tokenization[T]) -> Loaded[T]:
-    tell_files(source)
-    kept_in = cache.cache_folder(source, config, job) if config.cache else None
+    data = find_data(source.path)
+    log_files(data, source.split)
+    kept_in = cache.cache_folder(data, source, config, job) if config.cache else None
     found = cache.read(kept_in, job.kind.schema) if kept_in else None
     if found is not None:
         dataset, report = found
         report.close(" (tokenized before)")
     else:
         with RowStore(job.kind.schema, kept_in) as store:
-            report = _tokenize(source, config, job, store)
+            rows = read_rows(source, data=data, separator=config.separator)
+            report = _tokenize(rows, source, config, job, store)
             dataset = store.finish()
             if kept_in and store.file is not None:
-                cache.keep(store.file, kept_in, report)
+                if cache.cache_folder(data, source, config, job) == kept_in:
+                    cache.keep(store.file, kept_in, report)
+                else:
+                    logger.warning("%s changed while it was read: not kept", source.path)
     return Loaded(rows=job.link(StoredRows(dataset, job.kind)), report=report)
 
 
 def _tokenize(
-    source: SourceConfig, config: DataConfig, job: Tokenization[Any], store: RowStore
+    rows: Iterator[Row | RowError],
+    source: SourceConfig,
+    config: DataConfig,
+    job: Tokenization[Any],
+    store: RowStore,
 ) -> RowReport:
     """Fill the store; what the rows were is returned."""
     report = RowReport(data=source.path)
     skip = config.on_bad_row == "skip"
-    rows = read_rows(source, separator=config.separator)
     format_, rows = recognised(rows, source, report, job, skip=skip)
     work = RowWork(format_name=format_.name, job=job)
     converted = convert(rows, work, num_workers=config.workers)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +19,11 @@ from rlhf_ray.config.data_files import (
     fixed_part,
     is_data_file,
 )
-from rlhf_ray.data.errors import DataError
+from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.file_bytes import READ_ERRORS
 from rlhf_ray.data.file_kinds import kind_of_file
 from rlhf_ray.data.json_files import SPLIT_NAMES, rows_keys
+from rlhf_ray.data.parsing import Columns, Located, parse
 from rlhf_ray.data.split_files import named_splits, saved_splits
 from rlhf_ray.data.splits import parse_split
 
@@ -85,6 +88,24 @@ class LocalData:
         """
         return {range_.split: self.files(range_.split) for range_ in parse_split(expression)}
 
+    def rows(self, expression: str, *, separator: str) -> Iterator[Located]:
+        """Rows of every range of an expression, each range in a pass of its own.
+
+        Args:
+            expression: As in `named_by`.
+            separator: Between two texts of a `.txt` file.
+        """
+        for range_ in parse_split(expression):
+            files = self.files(range_.split)
+            name = f"{self.name}/{range_.split}" if self.has_names else self.name
+            num_rows = sys.maxsize
+            if range_.needs_count:
+                num_rows = sum(1 for _ in _parsed(files, separator))
+            start, stop = range_.resolve(num_rows)
+            rows = enumerate(_parsed(files, separator))
+            for number, located in itertools.islice(rows, start, max(start, stop)):
+                yield f"{name}:{number}", located
+
     def taken(self, expression: str) -> str:
         """In words, of which files an expression takes rows, and which are not read."""
         chosen = self.named_by(expression)
@@ -117,7 +138,13 @@ def local_data(path: str) -> LocalData | None:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
     if references.hub_dataset(path) is not None:
         return None
-    raise DataError(f"no data at {path!r}; wanted {ACCEPTED}")
+    raise DataError(f"no data at {path!r}; wanted {ACCEPTED}{references.origin(path)}")
+
+
+def _parsed(files: Sequence[DataFile], separator: str) -> Iterator[tuple[str, Columns | RowError]]:
+    for file in files:
+        for line, columns in parse(file.path, separator=separator, key=file.key):
+            yield f"{file.path}:{line}", columns
 
 
 def _file(path: str, file: Path) -> LocalData:

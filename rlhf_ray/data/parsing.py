@@ -18,6 +18,8 @@ from rlhf_ray.data.file_kinds import HEAD_BYTES, FileKind, kind_of, kind_of_file
 
 Columns: TypeAlias = dict[str, Any]
 NumberedRows: TypeAlias = Iterator[tuple[int, Columns | RowError]]
+# The row's id, and its place with what stands there.
+Located: TypeAlias = tuple[str, tuple[str, Columns | RowError]]
 
 _PARSERS: dict[str, Callable[[Path], NumberedRows]] = {
     ".jsonl": json_files.read_lines,

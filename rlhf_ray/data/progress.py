@@ -21,12 +21,13 @@ def shown(items: Iterable[T], what: str, *, count: Callable[[T], int]) -> Iterat
         count: How many an item stands for.
     """
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     if not sys.stderr.isatty():
         yield from items
         return
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    count_of = TextColumn("{task.completed:,.0f} rows")  # of how many is not known
+    columns = (TextColumn("{task.description}"), count_of, TimeElapsedColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     task = progress.add_task(what, total=None)
     began = time.monotonic()

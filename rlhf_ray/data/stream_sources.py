@@ -7,16 +7,17 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
-from rlhf_ray.data.cache import described
+from rlhf_ray.data.cache import decided_by
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.files import read_rows, tell_files
+from rlhf_ray.data.files import Row, find_data, log_files, read_rows
+from rlhf_ray.data.hub_data import HubData
 from rlhf_ray.data.loading import recognised
-from rlhf_ray.data.local_data import local_data
+from rlhf_ray.data.local_data import LocalData
 from rlhf_ray.data.parallel import convert
 from rlhf_ray.data.report import Converted, RowReport
 from rlhf_ray.data.row_format import RowFormat
@@ -52,7 +53,7 @@ def open_stream(
     digest = hashlib.blake2b(digest_size=16)
     sources = []
     for number, passes in enumerate(open_passes(config, job, check=check)):
-        for part in _known_by(passes.source, job):
+        for part in passes.decided_by():
             digest.update(part.encode() + b"\0")
         sources.append(SourceStream(passes.read, job.kind, settings, source=number))
     shares = [source.probability for source in config.sources] or [1.0]
@@ -72,8 +73,9 @@ def open_passes(
     named: Sequence[SourceConfig] = config.sources or [config]
     opened = []
     for source in named:
-        tell_files(source)
-        passes = Passes(source=source, config=config, job=job, check=check)
+        data = find_data(source.path)
+        log_files(data, source.split)
+        passes = Passes(source=source, data=data, config=config, job=job, check=check)
         _ = passes.work  # what the first row shows is wrong before anything starts
         opened.append(passes)
     return opened
@@ -84,6 +86,7 @@ class Passes(Generic[T]):
     """Passes over one data set."""
 
     source: SourceConfig
+    data: LocalData | HubData
     config: DataConfig
     job: Tokenization[T]
     check: Check[T] | None
@@ -101,12 +104,9 @@ class Passes(Generic[T]):
             DataError: There are no rows, the job cannot take them, or their number would have to be
                 known.
         """
-        _check_split(self.source)
-        rows = read_rows(
-            self.source, separator=self.config.separator, streaming=self.config.streaming
-        )
+        self._check_split()
         report = RowReport(data=self.source.path)
-        format_, _ = recognised(rows, self.source, report, self.job, skip=self._skips)
+        format_, _ = recognised(self._rows(0), self.source, report, self.job, skip=self._skips)
         if format_.group is not None:
             raise DataError(
                 f"{self.source.path!r} has {format_.name} rows, several of which are one example: "
@@ -148,18 +148,42 @@ class Passes(Generic[T]):
         else:
             report.tell(f" in the rest of this pass, from row {start} on")
 
-    def _report(self) -> RowReport:
-        return RowReport(data=self.source.path, format=self.opening[1])
+    def decided_by(self) -> Iterator[str]:
+        """What decides which examples there are; of files names and sizes, for they are large."""
+        yield from decided_by(self.source, self.config, self.job)
+        if isinstance(self.data, LocalData):
+            for split, files in self.data.named_by(self.source.split).items():
+                for file in files:
+                    yield f"{split} {file.path.name} {file.path.stat().st_size}"
 
-    def _counted(self, start: int, report: RowReport) -> Iterator[Converted]:
-        rows = read_rows(
+    def _check_split(self) -> None:
+        """Refuse what takes the number of all rows to tell."""
+        split = self.source.split
+        if isinstance(self.data, HubData):
+            is_known = "[" not in split
+        else:
+            is_known = not any(range_.needs_count for range_ in parse_split(split))
+        if not is_known:
+            raise DataError(
+                f"a stream has no shares and no end to count from, got the split {split!r} of "
+                f"{self.source.path!r}: take skip and limit"
+            )
+
+    def _rows(self, start: int) -> Iterator[Row | RowError]:
+        return read_rows(
             self.source,
+            data=self.data,
             separator=self.config.separator,
             start=start,
             streaming=self.config.streaming,
         )
+
+    def _report(self) -> RowReport:
+        return RowReport(data=self.source.path, format=self.opening[1])
+
+    def _counted(self, start: int, report: RowReport) -> Iterator[Converted]:
         # Processes only where they are asked for: a step takes few rows.
-        converted = convert(rows, self.work, num_workers=self.config.workers or 1)
+        converted = convert(self._rows(start), self.work, num_workers=self.config.workers or 1)
         for part in map(self._checked, converted):
             report.count(part, skip=self._skips)
             yield part
@@ -182,26 +206,3 @@ class Passes(Generic[T]):
         ]
         fine = pa.array([fault is None for fault in faults])
         return replace(part, table=part.table.filter(fine), errors=[*part.errors, *errors])
-
-
-def _check_split(source: SourceConfig) -> None:
-    """Refuse what takes the number of all rows to tell."""
-    if local_data(source.path) is None:
-        is_known = "[" not in source.split
-    else:
-        is_known = not any(range_.needs_count for range_ in parse_split(source.split))
-    if not is_known:
-        raise DataError(
-            f"a stream has no shares and no end to count from, got the split {source.split!r} of "
-            f"{source.path!r}: take skip and limit"
-        )
-
-
-def _known_by(source: SourceConfig, job: Tokenization[Any]) -> Iterator[str]:
-    """What decides which examples a source gives; of files names and sizes, for they are large."""
-    yield source.model_dump_json(include=set(SourceConfig.model_fields))
-    yield from described(job)
-    local = local_data(source.path)
-    for split, files in {} if local is None else local.named_by(source.split).items():
-        for file in files:
-            yield f"{split} {file.path.name} {file.path.stat().st_size}"

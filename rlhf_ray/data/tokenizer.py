@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_ray.config.references import is_hub_name, origin
 from rlhf_ray.data.templates import CHAT_TEMPLATES, TEMPLATE_TOKENS
 from rlhf_ray.data.turn_end import checked_turn_end, only_token
 from rlhf_ray.errors import ConfigError
@@ -42,8 +43,9 @@ def load_tokenizer(
 
     local = Path(path).expanduser()
     is_local = bool(path) and local.exists()
-    if not path or (not is_local and (local.is_absolute() or path.startswith((".", "~")))):
-        raise ConfigError(f"no tokenizer at {path!r}; wanted a folder, or a name on the hub")
+    if not is_local and not is_hub_name(path):
+        wanted = f"wanted a folder, or a name on the hub{origin(path)}"
+        raise ConfigError(f"no tokenizer at {path!r}; {wanted}")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(local) if is_local else path,

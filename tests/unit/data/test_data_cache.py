@@ -18,19 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data import cache, file_digests, store
+from rlhf_ray.config.data import DataConfig, SourceConfig
+from rlhf_ray.data import cache, file_digests, files, store
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.feed import digest_of_rows
 from rlhf_ray.data.preferences import load_labelled, load_pairs
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.row_file import RowFile
-from rlhf_ray.data.sft import load_sft
+from rlhf_ray.data.sft import Examples, load_sft
 from rlhf_ray.types import SftExample
 
 
@@ -79,6 +80,96 @@ def test_the_cache_knows_everything_that_decides_about_tokens(
     write(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "b"}] * 3)
     assert load() == 9
     assert load(cache=False, limit=1) == 9
+
+
+def test_a_files_name_counts_as_its_content_does(
+    tmp_path: Path, chat_tokenizer: Any, cache_folder: Path
+) -> None:
+    def load() -> list[str]:
+        config = DataConfig(path=str(tmp_path / "data"))
+        return [row.example_id for row in load_sft(config, chat_tokenizer, max_length=99).rows]
+
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data/a.csv"
+    file.write_text("text,text\tb\na,b\tc\n")
+    assert load() == ["data:0"]
+    (tmp_path / "data/a.csv").rename(tmp_path / "data/train.csv")
+    assert load() == ["data/train:0"]
+    (tmp_path / "data/train.csv").rename(tmp_path / "data/train.tsv")
+    with pytest.raises(RowError, match="no known format"):
+        load()
+
+
+def test_a_slow_tokenizer_is_known_by_more_than_its_vocabulary(tmp_path: Path) -> None:
+    from transformers import CTRLTokenizer
+
+    known = []
+    for merges in ("a b\nb c</w>", "b c</w>\na b"):
+        words = {"<unk>": 0, "a@@": 1, "ab@@": 2, "bc": 3, "b@@": 4, "c": 5}
+        (tmp_path / "vocab.json").write_text(json.dumps(words))
+        (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+        tokenizer: Any = CTRLTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+        assert not tokenizer.is_fast
+        job = Examples.of(DataConfig(), tokenizer, max_length=9)
+        known.append([*cache.decided_by(SourceConfig(), DataConfig(), job)])
+    assert known[0] != known[1]
+
+
+def test_all_code_that_rows_pass_through_is_known() -> None:
+    code = (
+        "import sys, rlhf_ray.data.loading, rlhf_ray.data.sft, rlhf_ray.data.prompts, "
+        "rlhf_ray.data.preferences; print(*(m.__file__ for n, m in sys.modules.items() "
+        "if n.startswith('rlhf_ray.')))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = {Path(name) for name in said.stdout.split()}
+    package = Path(cache.__file__).parents[1]
+    known = {file for pattern in cache._SOURCES for file in package.glob(pattern)}
+    assert len(imported & known) > 40
+    # Of configurations, settings of others than data; files of weights; errors; processes.
+    assert {file.stem for file in imported - known} == {
+        "__init__", "base", "deepspeed_settings", "model_kind", "weight_files", "errors",
+        "parent_process",
+    }  # fmt: skip
+
+
+def test_rows_of_the_hub_are_asked_for_once_and_kept(
+    chat_tokenizer: Any, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load_dataset(*named: Any, **_: Any) -> Any:
+        asked.append(named)
+        return datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for start in (1, 2):
+        rows = load_sft(DataConfig(path="org/name"), chat_tokenizer, max_length=99).rows
+        assert [row.example_id for row in rows] == ["org/name/train:0", "org/name/train:1"]
+        assert asked == [("org/name", None)] * start
+    assert len([*cache_folder.iterdir()]) == 1
+
+
+def test_what_changes_while_it_is_read_is_not_kept(
+    tmp_path: Path,
+    chat_tokenizer: Any,
+    cache_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = DataConfig(path=texts(tmp_path / "a.jsonl", 5))
+
+    def read_later(*arguments: Any, **options: Any) -> Any:
+        texts(tmp_path / "a.jsonl", 6)
+        return files.read_rows(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rlhf_ray.data.loading.read_rows", read_later)
+        assert len(load_sft(config, chat_tokenizer, max_length=99).rows) == 6
+    assert "changed while it was read: not kept" in caplog.text
+    assert list(cache_folder.iterdir()) == []
+    texts(tmp_path / "a.jsonl", 5)
+    assert len(load_sft(config, chat_tokenizer, max_length=99).rows) == 5
 
 
 def test_kept_rows_are_those_that_were_tokenized(
@@ -184,6 +275,57 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
     config = DataConfig(path=texts(tmp_path / "a.jsonl", 5))
     assert len(load_sft(config, chat_tokenizer, max_length=99).rows) == 5
     assert any("are not kept" in record.getMessage() for record in caplog.records)
+
+
+def test_nor_does_one_that_cannot_be_read(
+    tmp_path: Path,
+    chat_tokenizer: Any,
+    cache_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = DataConfig(path=texts(tmp_path / "a.jsonl", 5))
+    load_sft(config, chat_tokenizer, max_length=99)
+    [kept] = cache_folder.iterdir()
+    read_text = Path.read_text
+
+    def refuse(path: Path, *arguments: Any) -> str:
+        if path.is_relative_to(cache_folder):
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_text(path, *arguments)
+
+    with monkeypatch.context() as patched:  # root may read all
+        patched.setattr(Path, "read_text", refuse)
+        assert len(load_sft(config, chat_tokenizer, max_length=99).rows) == 5
+    assert "tokenized rows cannot be read: [Errno 13] Permission denied" in caplog.text
+    assert [*cache_folder.iterdir()] == [kept]  # it is not damaged
+    monkeypatch.delenv("RLHF_RAY_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert len(load_sft(config, chat_tokenizer, max_length=99).rows) == 5
+    assert "set RLHF_RAY_CACHE to keep tokenized rows" in caplog.text
+
+
+def test_rows_that_no_job_took_for_months_make_room(
+    tmp_path: Path, chat_tokenizer: Any, cache_folder: Path
+) -> None:
+    def load(num_rows: int) -> set[Path]:
+        config = DataConfig(path=texts(tmp_path / "a.jsonl", num_rows))
+        load_sft(config, chat_tokenizer, max_length=99)
+        return {*cache_folder.iterdir()}
+
+    def age(folders: set[Path], days: float) -> None:
+        for folder in folders:
+            at_s = time.time() - days * 86_400
+            os.utime(folder / "report.json", (at_s, at_s))
+
+    first, second = load(1), load(2)
+    age(second, 89)
+    third = load(3)
+    assert len(third) == 3
+    age(third, 91)
+    assert load(1) == third  # taken again, and nothing is written
+    assert load(4) == first | (load(4) - third)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.config.references import data_fault
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.files import Row, read_rows, tell_files
+from rlhf_ray.data.files import Row, find_data, log_files, read_rows
 from rlhf_ray.data.local_data import local_data
 from rlhf_ray.data.sft import load_sft
 
@@ -235,5 +235,5 @@ def test_nothing_is_said_of_files_that_are_all_read(
 ) -> None:
     folder = filled(tmp_path / "corpus", ["a.jsonl", "b.jsonl"])
     with caplog.at_level(logging.INFO):
-        tell_files(SourceConfig(path=str(folder)))
+        log_files(find_data(str(folder)), "train")
     assert not caplog.messages

@@ -147,6 +147,8 @@ def test_a_stream_of_other_data_or_order_is_not_resumed(path: str, chat_tokenize
         (stream(path, chat_tokenizer, shuffle=False), "shuffle"),
         (stream(path, chat_tokenizer, shuffle_buffer=13), "block_rows"),
         (stream(path, chat_tokenizer, limit=9), "digest"),
+        (stream(path, chat_tokenizer, separator="\n\n"), "digest"),
+        (stream(path, chat_tokenizer, on_bad_row="skip"), "digest"),
     ):
         with pytest.raises(ValueError, match=f"the stream to resume has {name} "):
             other.load_state_dict(state)
@@ -235,6 +237,22 @@ def test_a_hub_data_set_comes_over_the_network_and_is_passed_over_on_resume(
     resumed = stream("org/name", chat_tokenizer, shuffle=False, skip=2, limit=9)
     resumed.load_state_dict(rows.state_dict())
     assert ids(resumed.take(4)) == taken[5:9]
+
+
+def test_a_hub_that_stops_amid_a_stream_is_one_clear_error(
+    chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows() -> Any:
+        yield from [{"text": f"row {n}"} for n in range(9)]
+        raise ConnectionError("reset by peer")
+
+    def load_dataset(*_: Any, **__: Any) -> Any:
+        return datasets.IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    taken = stream("org/name", chat_tokenizer, shuffle=False)
+    with pytest.raises(RunError, match=r"org/name/train: the hub gave no row 9 \(Conn.*peer\); a"):
+        taken.take(10)
 
 
 @pytest.mark.parametrize("split", ["train[10%:]", "train[-5:]", "train[:50%]+train[:3]"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -81,7 +82,7 @@ def test_sft_shows_format_counts_lengths_and_which_tokens_are_trained(show):
     data = {"path": "rows.jsonl", "over_length": "truncate"}
     status, out, err = show("sft", rows, "--rows", "1", data=data, max_length=64)
     assert status == 0
-    assert "rows       4 read, 3 kept, 1 left out, 1 truncated" in out
+    assert "rows       4 read, 3 kept, 1 left out (25.0%), 1 truncated (33.3%)" in out
     assert "format     prompt_completion (prompt, completion)" in out
     assert "left out   1 empty answer (first rows.jsonl:3" in out
     assert "allowed    64 tokens (max_length), over_length truncate" in out
@@ -90,6 +91,7 @@ def test_sft_shows_format_counts_lengths_and_which_tokens_are_trained(show):
     assert "60-64  ████████████████████                      1\n" in out
     assert "rows:0: 10 tokens, 3 trained\n2 + 2 =⟦ 4</s>⟧\n" in out
     assert "rows:1" not in out
+    assert "Of the rows below, ⟦trained tokens⟧ are marked so.\n" in out
     assert not err  # the log would say the same again
 
 
@@ -112,6 +114,7 @@ def test_rm_shows_margins_and_all_answers_of_a_ranking_from_the_best(show):
     rows = [{**PAIR, "margin": 1.5}]
     _, out, _ = show("rm", rows)
     assert "rows:0: chosen and rejected, margin 1.5\n" in out
+    assert "⟦answers that are scored⟧ are marked so" in out
     assert "prompt, 7 tokens\n2 + 2 =\nchosen, 3 tokens\n⟦ 4</s>⟧\n" in out
     assert "rejected, 3 tokens\n⟦ 5</s>⟧\n" in out
     rows = [{"prompt": "2 + 2 =", "answers": [" 5", " 4", " 6"], "scores": [2, 3, 1]}]
@@ -194,6 +197,15 @@ def test_several_streams_show_rows_of_each(show, tmp_path):
     assert "O⟦nce</s>⟧" in out
 
 
+def test_rows_that_a_mixture_repeats_are_said(show, tmp_path):
+    (tmp_path / "more.jsonl").write_text('{"text": "Once"}\n' * 50)
+    sources = [{"path": "rows.jsonl", "probability": 9.0}, {"path": "more.jsonl"}]
+    _, out, _ = show("sft", [{"text": "Two"}], data={"sources": sources})
+    assert "51 read, 51 kept\n" in out
+    counts = [int(count) for count in re.findall(r"█ +(\d+)\n", out)]
+    assert sum(counts) > 300 and f"mixed to {sum(counts)}, as sources and data.mixing say" in out
+
+
 def test_text_of_the_data_is_shown_and_not_obeyed(show):
     rows = [{"prompt": "[red]a[/red] :smile: \x1b[31mb\u202e", "completion": "[/] \x07\u2028c"}]
     _, out, _ = show("sft", rows)
@@ -209,11 +221,30 @@ def test_on_a_terminal_trained_tokens_have_a_colour(show, monkeypatch):
     assert "\x1b[2m2 + 2 =\x1b[0m\x1b[1;32m 4</s>\x1b[0m" in out
 
 
+def test_on_a_terminal_rows_that_are_lost_have_another(show, monkeypatch, tmp_path):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    rows = [{"prompt": "2", "completion": " 4"}, {"prompt": "9", "completion": ""}]
+    _, out, _ = show("sft", rows, data={"path": str(tmp_path / "rows.jsonl")})
+    assert "\x1b[33m2 read, 1 kept, 1 left out (50.0%)\x1b[0m" in out
+    assert "\x1b[33m1 empty answer (first rows.jsonl:2)\x1b[0m" in out
+
+
 def test_overrides_count_as_in_other_commands(show):
     rows = [{"text": "One"}, {"text": "Two"}]
     _, out, _ = show("sft", rows, "--data.limit", "1", "--rows", "9")
     assert "1 read, 1 kept" in out
     assert "rows:1" not in out
+
+
+def test_what_the_demo_would_write_says_so(show, tmp_path):
+    _, _, err = show("sft", [{"text": "One"}], policy={"model": {"path": "runs/demo/model"}})
+    said = " ".join(err.split())
+    assert "no tokenizer at 'runs/demo/model'" in said and "`make demo` writes it" in said
+    _, _, err = show("sft", [], data={"path": "runs/demo/data/sft.jsonl"})
+    said = " ".join(err.split())
+    assert "no data at 'runs/demo/data/sft.jsonl'" in said and "`make demo` writes it" in said
 
 
 def test_rows_must_be_a_number(show):
