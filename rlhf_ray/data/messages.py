@@ -155,7 +155,8 @@ def _parts(content: Any, where: str, place: str) -> tuple[str | None, list[Any],
     if content is None or isinstance(content, str):
         return content, [], ""
     if not _is_parts(content):
-        raise RowError(where, "wrong type", f"{place} must have a text, got {short(content)}")
+        got = f"an object with {', '.join(content)}"[:80] if _has_keys(content) else short(content)
+        raise RowError(where, "wrong type", f"{place} must have a text, got {got}")
     texts: list[str] = []
     calls: list[Any] = []
     reasoning = ""
@@ -175,6 +176,10 @@ def _parts(content: Any, where: str, place: str) -> tuple[str | None, list[Any],
         else:
             texts.append(said)
     return "".join(texts), calls, reasoning
+
+
+def _has_keys(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content)
 
 
 def _is_parts(content: Any) -> bool:

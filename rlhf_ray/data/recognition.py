@@ -126,6 +126,11 @@ def _advice(columns: Columns, kinds: Collection[Kind], what: str) -> str:
         layouts = [*_LAYOUTS["prompts"]]
     if "input_ids" in columns:
         return "tokens (input_ids) are not read: give the texts or chats that they were made of"
+    if "role" in columns and isinstance(columns.get("text", columns.get("content")), str):
+        return (
+            "each row is one message of a conversation: put those of one conversation into a list, "
+            "in a column messages, or in OpenAssistant's form, with message_tree_id and parent_id"
+        )
     needed = " or ".join(" + ".join(layout) for layout in layouts)
     there = f"there are {listed(columns, layouts[0][0])}; {what} need {needed}"
     line = line_for(layouts, columns)

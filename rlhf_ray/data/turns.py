@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_ray.data.chat import ChatTemplate
@@ -85,10 +85,8 @@ def _turn(
     if context:
         opened = template.render(context, add_generation_prompt=True)
         if _CLOSED.search(opened) and _thought(turn):
-            detail = (
-                f"message {index} has reasoning: take it away, or have the template leave it open "
-                "(a column chat_template_kwargs: {enable_thinking: true})"
-            )
+            advice = ["take it away", "set another chat_template", *_switches(template)]
+            detail = f"message {index} has reasoning: {_either(advice)}"
             reason = "the chat template closes the reasoning before an answer"
             raise RowError(template.where, reason, detail)
     else:
@@ -169,7 +167,7 @@ def _check_ended(template: ChatTemplate, said: str, index: int) -> None:
 
 
 def check_reasoning(
-    template: ChatTemplate, said: str, turn: dict[str, Any], index: int, *, more: str = ""
+    template: ChatTemplate, said: str, turn: dict[str, Any], index: int, *, more: Sequence[str] = ()
 ) -> None:
     """Refuse a turn that is rendered without its reasoning: it would not be trained.
 
@@ -185,12 +183,31 @@ def check_reasoning(
     """
     thought = _thought(turn)
     if thought and thought not in "".join(said.split()):
-        within = "write it into `content` as <think>...</think>, " * ("reasoning_content" in turn)
-        detail = (
-            f"that of message {index}: {within}take it away, set another chat_template, {more}or "
-            "have this one show it (a column chat_template_kwargs: {enable_thinking: true})"
-        )
+        within = ["write it into `content` as <think>...</think>"] * ("reasoning_content" in turn)
+        advice = [*within, "take it away", "set another chat_template"]
+        advice += [*more, *_switches(template, thought)]
+        detail = f"that of message {index}: {_either(advice)}"
         raise RowError(template.where, "the chat template leaves out the reasoning", detail)
+
+
+def _either(ways: Sequence[str]) -> str:
+    return f"{', '.join(ways[:-1])} or {ways[-1]}"
+
+
+def _switches(template: ChatTemplate, thought: str = "") -> Iterator[str]:
+    """How a template is told to open an answer for reasoning, or to show it, where it has a way."""
+    question = {"role": "user", "content": PLACEHOLDER}
+    answer = {"role": "assistant", "content": PLACEHOLDER, "reasoning_content": thought}
+    for name in ("enable_thinking", "thinking"):
+        told = replace(template, options={**template.options, name: True})
+        try:
+            opened = told.render([question], add_generation_prompt=True)
+            shown = told.render([question, answer])
+        except RowError:
+            continue
+        if not _CLOSED.search(opened) and (ends_open(opened) or thought in shown):
+            yield f"have this one show it (a column chat_template_kwargs: {{{name}: true}})"
+            return
 
 
 def _thought(turn: dict[str, Any]) -> str:

@@ -131,6 +131,10 @@ def test_a_row_has_the_same_prompt_in_every_job(
             "message 0 of column 'messages' (user) has a part of type 'table'; known: text",
         ),
         ({"messages": [{**USER, "content": 5}, ANSWER]}, "(user) must have a text, got 5"),
+        (
+            {"messages": [USER, {**ANSWER, "content": {"answer": "a", "n": 1}}]},
+            "message 1 of column 'messages' (assistant) must have a text, got an object with answ",
+        ),
         ({"messages": [USER, {"role": "assistant"}]}, "neither `content` nor `tool_calls`"),
         ({"messages": [{"role": "user"}]}, "(user) has no `content`"),
         ({"messages": [{**CALL, "role": "user"}]}, "is the user's and has tool calls"),

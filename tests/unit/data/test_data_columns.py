@@ -305,9 +305,13 @@ def test_a_text_with_an_answer_beside_it_is_trained_only_if_that_is_said(
 
 
 def test_a_message_of_a_conversation_is_no_text(tmp_path: Path, chat_tokenizer: Any) -> None:
-    row = {"message_id": "1", "parent_id": None, "text": "q", "role": "prompter"}
-    for job in ("sft", "prompts"):
-        assert "no known format" in refused(tmp_path, chat_tokenizer, job, row)
+    for row in (
+        {"message_id": "1", "parent_id": None, "text": "q", "role": "prompter"},
+        {"role": "user", "content": "q"},
+    ):
+        for job in ("sft", "prompts"):
+            message = refused(tmp_path, chat_tokenizer, job, row)
+            assert "each row is one message of a conversation: put those of one" in message
 
 
 def test_a_label_of_single_answers_is_for_kto(tmp_path: Path, chat_tokenizer: Any) -> None:

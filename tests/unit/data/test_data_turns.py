@@ -135,8 +135,9 @@ def test_reasoning_beside_the_content_is_trained_as_that_within_it(
         (True, "final:six<|eot_id|>"),
     ]
     tokenizer.chat_template = families.CHATML
-    with pytest.raises(DataError, match="leaves out the reasoning: that of message 1: write"):
+    with pytest.raises(DataError, match="leaves out the reasoning: that of message 1: write") as no:
         load(tmp_path, tokenizer, {"messages": [TURNS[0], said, *TURNS[2:]]})
+    assert "chat_template_kwargs" not in str(no.value)  # it has no variable for it
 
 
 def test_reasoning_goes_where_the_template_has_a_place_for_it(
@@ -161,18 +162,19 @@ def test_reasoning_goes_where_the_template_has_a_place_for_it(
 
 
 CLOSED = families.QWEN3.removesuffix("{% endif %}") + (
-    "{% if enable_thinking is sameas false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if VARIABLE is sameas false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 
 
+@pytest.mark.parametrize("variable", ["enable_thinking", "thinking", "no_thought"])
 @pytest.mark.parametrize(
     "turn", [{"content": "<think>\nhm\n</think>\n\nfour"}, {"content": "four", "reasoning": "hm"}]
 )
 def test_no_reasoning_is_trained_behind_one_that_is_closed(
-    tmp_path: Path, tokenizer: Any, turn: dict[str, str]
+    tmp_path: Path, tokenizer: Any, turn: dict[str, str], variable: str
 ) -> None:
-    tokenizer.chat_template = CLOSED
-    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    tokenizer.chat_template = CLOSED.replace("VARIABLE", variable)
+    off = {"chat_template_kwargs": {variable: False}}
     [example] = load(tmp_path, tokenizer, {"messages": TURNS[:2], **off})
     assert parts(tokenizer, example)[:2] == [
         (
@@ -182,8 +184,10 @@ def test_no_reasoning_is_trained_behind_one_that_is_closed(
         (True, "four<|im_end|>"),
     ]
     row = {"messages": [TURNS[0], {"role": "assistant", **turn}], **off}
-    with pytest.raises(DataError, match="closes the reasoning before an answer: message 1 has rea"):
+    with pytest.raises(DataError, match="closes the reasoning before an answer: mes") as refused:
         load(tmp_path, tokenizer, row)
+    line = f"(a column chat_template_kwargs: {{{variable}: true}})"
+    assert (line in str(refused.value)) == ("thinking" in variable)
 
 
 @pytest.mark.parametrize(
