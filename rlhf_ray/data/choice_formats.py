@@ -6,15 +6,18 @@ read by writing that line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rlhf_ray.config.data import BetterConfig
 from rlhf_ray.data import fields
-from rlhf_ray.data.errors import RowError, short
+from rlhf_ray.data.columns import resolved
+from rlhf_ray.data.errors import RowError, UnusableRow, short
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.helpsteer import with_turns
+from rlhf_ray.data.json_cells import unfolded
+from rlhf_ray.data.parsing import Columns
 from rlhf_ray.data.preference_formats import (
     read_alpaca_pairs,
     read_implicit_prompt,
@@ -55,8 +58,13 @@ def read_summaries(row: Row) -> Iterator[Sample | RowError]:
 
     The prompt is the query of that paper, behind which the summaries' own space belongs.
     """
-    info = fields.column(row, "info")
+    info = unfolded(fields.column(row, "info"))
+    if not isinstance(info, dict):
+        detail = f"column 'info' must be an object with `post` or `article`, got {short(info)}"
+        raise RowError(row.where, "wrong type", detail)
     said = {name: str(info.get(name) or "") for name in ("subreddit", "title", "post", "article")}
+    if not (said["post"] or said["article"]).strip():
+        raise UnusableRow(row.where, "empty prompt", "`info` has neither `post` nor `article`")
     query = f"{said['article']}\n\nTL;DR:"
     if said["post"]:
         query = (
@@ -71,6 +79,59 @@ def read_helpsteer_choice(row: Row) -> Iterator[Sample | RowError]:
     yield from read_choice(with_turns(row))
 
 
+def read_arena_texts(row: Row) -> Iterator[Sample | RowError]:
+    """`prompt`, `response_a` and `response_b`, and the winner: as a label, or one of three flags.
+
+    Each may be a list with a text a turn of the user's, or its JSON text. Without a winner the
+    prompt is all that the row says.
+    """
+    columns = {**row.columns, "a": row.columns["response_a"], "b": row.columns["response_b"]}
+    names = {**row.names, "a": row.called("response_a"), "b": row.called("response_b")}
+    if holds_turn_lists(row.columns, ("prompt", "response_a", "response_b")):
+        asked = unfolded(columns.pop("prompt"))
+        for side in ("a", "b"):
+            columns[side] = _turns(asked, unfolded(columns[side]))
+    better = _winner(row)
+    pair = replace(row, columns={**columns, "better": better or "tie"}, names=names)
+    for sample in read_choice(pair):
+        yield sample if better or isinstance(sample, RowError) else replace(sample, answers_K=())
+
+
+def holds_turn_lists(columns: Columns, names: Sequence[str]) -> bool:
+    """Whether all of these columns are lists of as many texts, or the JSON text of such lists."""
+    lists = [unfolded(columns.get(name)) for name in names]
+    return len({len(each) for each in lists if _is_list_of_texts(each)}) == 1 and all(
+        map(_is_list_of_texts, lists)
+    )
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(turn is None or isinstance(turn, str) for turn in value)
+
+
+def _turns(asked: list[str | None], said: list[str | None]) -> list[dict[str, str]]:
+    turns: list[dict[str, str]] = []
+    for question, answer in zip(asked, said, strict=True):
+        turns += [{"role": "user", "content": question or ""}]
+        turns += [{"role": "assistant", "content": answer or ""}]
+    return turns
+
+
+def _winner(row: Row) -> str:
+    """`a`, `b` or `tie`; empty where the row names no winner."""
+    if "winner" in row.columns:
+        return str(resolved(row.columns, {"better": _WINNER}, row.where)["better"])
+    flags = [f"winner_{name}" for name in ("model_a", "model_b", "tie")]
+    if not any(name in row.columns for name in flags):
+        return ""
+    won = [fields.truth(row, name) for name in flags]
+    if sum(won) != 1:
+        detail = f"one of {', '.join(flags)} must be 1, and the others 0, got {won}"
+        raise RowError(row.where, "unknown label", detail)
+    return ("a", "b", "tie")[won.index(True)]
+
+
 def _ordered(
     row: Row, better: str, worse: str, *, scores: tuple[float, float] | None = None
 ) -> Iterator[Sample]:
@@ -79,7 +140,8 @@ def _ordered(
     columns = {**row.columns, **sides}
     for side, score in zip(("chosen", "rejected"), scores or (None, None), strict=True):
         columns[f"score_{side}"] = score
-    pair = replace(row, columns=columns)
+    called = {"chosen": row.called(better), "rejected": row.called(worse)}
+    pair = replace(row, columns=columns, names={**row.names, **called})
     if "prompt" in columns:
         yield from read_preference(pair)
     elif "instruction" in columns:
@@ -91,6 +153,10 @@ def _ordered(
 def _better(column: str | list[str], **labels: Any) -> BetterConfig:
     return BetterConfig(column=column, **labels)
 
+
+_WINNER = _better(
+    "winner", a="model_a", b="model_b", tie=["tie", "tie (bothbad)", "bothbad", "both_bad"]
+)
 
 CHOICE_FORMATS = (
     # Published pairs whose better side is named by a label.
@@ -136,6 +202,7 @@ CHOICE_FORMATS = (
         name="webgpt",
         kind="preferences",
         columns=("question", "answer_0", "answer_1", "score_0", "score_1"),
+        fits=lambda columns: isinstance(unfolded(columns["question"]), dict),
         names={"prompt": "question.full_text", "a": "answer_0", "b": "answer_1",
                "score_a": "score_0", "score_b": "score_1"},
         read=read_scored_choice,
@@ -154,10 +221,20 @@ CHOICE_FORMATS = (
         name="arena",
         kind="preferences",
         columns=("conversation_a", "conversation_b", "winner"),
-        names={"a": "conversation_a", "b": "conversation_b", "better": _better("winner",
-               a="model_a", b="model_b", tie=["tie", "tie (bothbad)", "bothbad", "both_bad"])},
+        names={"a": "conversation_a", "b": "conversation_b", "better": _WINNER},
         read=read_choice,
         prompt_columns=(),
+    ),
+    RowFormat(
+        name="arena_texts",
+        kind="preferences",
+        columns=("prompt", "response_a", "response_b"),
+        fits=lambda columns: (
+            bool({"winner", "winner_model_a"} & columns.keys())
+            or holds_turn_lists(columns, ("prompt", "response_a", "response_b"))
+        ),
+        read=read_arena_texts,
+        reads_prompt=True,
     ),
     RowFormat(
         name="alpaca_farm",

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import difflib
+from collections.abc import Collection
 
 from rlhf_ray.data import fields
+from rlhf_ray.data.advice import advice
+from rlhf_ray.data.choice_formats import holds_turn_lists
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.nearest import line_for, listed
+from rlhf_ray.data.nearest import quoted
 from rlhf_ray.data.parsing import Columns
 from rlhf_ray.data.row_format import Kind, RowFormat
 from rlhf_ray.data.row_formats import ROW_FORMATS
 
-# What the plainest formats of a kind are made of, to name what a job needs.
-_LAYOUTS: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
-    "examples": (("prompt", "completion"), ("messages",)),
-    "texts": (("text",),),
-    "labels": (("prompt", "completion", "label"), ("messages", "label")),
-    "preferences": (("prompt", "chosen", "rejected"), ("prompt", "answers", "scores")),
-    "prompts": (("prompt",),),
+_READ_OF_PROMPTS = {"prompt", "messages", "system", "tools", "chat_template_kwargs"}
+# What rows may have beside the columns by which a format is recognised, and rewards are given.
+_OPTIONAL = {
+    "answer", "history", "input", "margin", "ranks", "scores", "score_chosen", "score_rejected",
+    "truncated", "truncated_chosen", "truncated_rejected",
+}  # fmt: skip
+_READ = _READ_OF_PROMPTS | _OPTIONAL
+_READ |= {
+    name
+    for each in ROW_FORMATS.values()
+    for name in (*each.columns, *each.prompt_columns, *each.names)
+}
+# Pairs of texts, by what the texts are called.
+_SIDES = {
+    "choice": ("a", "b"),
+    "scored_choice": ("a", "b"),
+    "preference": ("chosen", "rejected"),
 }
 
 
@@ -38,16 +51,54 @@ def recognise(row: Row, *, kinds: Collection[Kind], what: str = "examples") -> R
     columns = row.columns
     shown = [each for each in ROW_FORMATS.values() if each.shown_by(columns)]
     if not shown:
-        raise RowError(
-            row.where, "no known format has these columns", _advice(columns, kinds, what)
-        )
+        raise RowError(row.where, "no known format has these columns", advice(row, kinds, what))
     is_prompt = "prompts" in kinds and isinstance(columns.get("prompt"), str | list)
     if is_prompt and not shown[0].reads_prompt:
         return ROW_FORMATS["prompt"]
     taken = next((each for each in shown if each.kind in kinds), None)
     if taken is None or _is_judged(shown[0], columns, kinds):
         raise refusal(row, shown[0], kinds, what, beside=taken)
+    _refuse_turn_lists(row, taken)
     return taken
+
+
+def _refuse_turn_lists(row: Row, taken: RowFormat) -> None:
+    """Refuse pairs of texts that are lists of turns: they would be trained as they are written.
+
+    Raises:
+        DataError: Prompt and answers are such lists.
+    """
+    sides = _SIDES.get(taken.name)
+    if sides and holds_turn_lists(row.columns, ("prompt", *sides)):
+        called = ", ".join(repr(row.called(name)) for name in ("prompt", *sides))
+        raise DataError(
+            f"{row.where}: {called} are lists of turns: call them prompt, response_a and "
+            "response_b by data.columns, with winner beside them (model_a, model_b, tie), which is "
+            "read as arena_texts; to train the lists as they are written set data.format: "
+            f"{taken.name}"
+        )
+
+
+def check_own_names(row: Row, kinds: Collection[Kind]) -> None:
+    """Refuse names of the configuration that nothing reads, where one that is read lies near.
+
+    Args:
+        row: The first, by the names that the configuration gives.
+        kinds: That the job takes. Where prompts are among them, reward functions may read any name.
+
+    Raises:
+        DataError: One is misspelt.
+    """
+    read = _READ_OF_PROMPTS if "prompts" in kinds else _READ
+    for ours, theirs in row.names.items():
+        if ours in _READ:
+            continue
+        near = difflib.get_close_matches(ours, sorted(read - row.columns.keys()), n=1, cutoff=0.8)
+        if near:
+            raise DataError(
+                f"{row.where}: data.columns calls {theirs!r} {ours!r}, a name that nothing here "
+                f"reads; did you mean data.columns: {{{near[0]}: {quoted(theirs)}}}?"
+            )
 
 
 def refusal(
@@ -67,7 +118,7 @@ def refusal(
         what: The job takes.
         beside: A format that it could take, if its label did not count.
     """
-    used = ", ".join(name for name in row.columns if name in shown.columns)
+    used = ", ".join(row.called(name) for name in row.columns if name in shown.columns)
     message = f"{row.where}: {what} cannot be made of {shown.name} rows ({used})"
     if beside is not None:
         return DataError(
@@ -77,7 +128,7 @@ def refusal(
         )
     if shown.note and shown.kind == "prompts":
         return DataError(f"{message}: {shown.note}")
-    return DataError(f"{message}: {_advice(row.columns, kinds, what)}")
+    return DataError(f"{message}: {advice(row, kinds, what)}")
 
 
 def _is_judged(shown: RowFormat, columns: Columns, kinds: Collection[Kind]) -> bool:
@@ -88,24 +139,3 @@ def _is_judged(shown: RowFormat, columns: Columns, kinds: Collection[Kind]) -> b
     if shown.kind != "labels" or {"labels", "prompts"} & set(kinds):
         return False
     return fields.is_truth(columns["label"])
-
-
-def _advice(columns: Columns, kinds: Collection[Kind], what: str) -> str:
-    """What there is, and the line to write."""
-    layouts = [layout for kind in _LAYOUTS if kind in kinds for layout in _LAYOUTS[kind]]
-    if "prompts" in kinds:  # a prompt is all that such a job needs of any of them
-        layouts = [("prompt",)]
-    needed = " or ".join(" + ".join(layout) for layout in layouts)
-    there = f"there are {listed(columns, layouts[0][0])}; {what} need {needed}"
-    line = line_for(layouts, columns)
-    if not line and "preferences" in kinds:
-        line = line_for([("chosen", "rejected")], columns)
-    if line:
-        return f"{there}: set {line}"
-    if all(isinstance(columns.get(side), str) for side in ("chosen", "rejected")):
-        return (
-            f"{there}: name the prompt by data.columns, or set data.format: common_beginning, "
-            "which takes the words that both answers begin with as the prompt"
-        )
-    names = ", ".join(f"{name}: ..." for name in layouts[0] if name not in columns)
-    return f"{there}: name them by data.columns: {{{names}}}"

@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 
 from rlhf_ray.data import plain_formats as plain
 from rlhf_ray.data import preference_formats as preference
+from rlhf_ray.data import ranking_formats as ranking
+from rlhf_ray.data import tree_formats as tree
 from rlhf_ray.data.choice_formats import CHOICE_FORMATS
 from rlhf_ray.data.grouping import BY_PROMPT, BY_TREE
 from rlhf_ray.data.helpsteer import read_helpsteer
+from rlhf_ray.data.json_cells import unfolded
+from rlhf_ray.data.messages import is_written_chat
 from rlhf_ray.data.parsing import Columns
 from rlhf_ray.data.row_format import RowFormat
 
@@ -25,14 +29,37 @@ def _are_transcripts(columns: Columns) -> bool:
     return all("\n\nAssistant:" in str(columns[side]) for side in _PAIR)
 
 
+def _is_tree(columns: Columns) -> bool:
+    root = unfolded(columns["prompt"])
+    is_object = root is columns["prompt"]
+    return isinstance(root, dict) and (is_object or {"text", "replies"} <= root.keys())
+
+
+def _has_chat(columns: Columns) -> bool:
+    return columns["prompt"] is not None and any(
+        _lists_messages(columns.get(name)) for name in ("messages", "conversations")
+    )
+
+
+def _lists_messages(value: object) -> bool:
+    return is_written_chat(value) if isinstance(value, str) else _is_list(value, dict)
+
+
+def _is_no_chat(columns: Columns) -> bool:
+    """A text may be about a list of messages; one that is nothing else was meant as a chat."""
+    return not (isinstance(columns["text"], str) and is_written_chat(columns["text"]))
+
+
 def _lists_texts(name: str) -> Callable[[Columns], bool]:
-    return lambda columns: _is_list(columns[name], str)
+    return lambda columns: _is_list(unfolded(columns[name]), str)
 
 
 def _lists_objects(name: str, *keys: str) -> Callable[[Columns], bool]:
-    return lambda columns: (
-        _is_list(columns[name], dict) and all(set(keys) <= item.keys() for item in columns[name])
-    )
+    def fits(columns: Columns) -> bool:
+        value = unfolded(columns[name])
+        return _is_list(value, dict) and all(set(keys) <= item.keys() for item in value)
+
+    return fits
 
 
 def _is_list(value: object, kind: type) -> bool:
@@ -46,9 +73,12 @@ _FORMATS = (
         name="ultrafeedback",
         kind="preferences",
         columns=("instruction", "completions"),
-        fits=_lists_objects("completions", "response"),
+        fits=lambda columns: (
+            unfolded(columns["completions"]) == []
+            or _lists_objects("completions", "response")(columns)
+        ),
         names={"prompt": "instruction", "answers": "completions"},
-        read=preference.read_ranking,
+        read=ranking.read_scored_ranking,
         prompt_columns=("instruction",),
     ),
     RowFormat(
@@ -65,20 +95,21 @@ _FORMATS = (
         kind="preferences",
         columns=("message_tree_id", "message_id", "parent_id", "role", "text"),
         group=BY_TREE,
-        read=preference.read_oasst_tree,
+        read=tree.read_oasst_tree,
     ),
     RowFormat(
         name="ranking",
         kind="preferences",
         columns=("prompt", "answers"),
-        read=preference.read_ranking,
+        read=ranking.read_ranking,
     ),
     RowFormat(
         name="oasst_tree",
         kind="preferences",
         columns=("prompt",),
-        fits=lambda columns: isinstance(columns["prompt"], dict),
-        read=preference.read_oasst_tree,
+        fits=_is_tree,
+        read=tree.read_oasst_tree,
+        reads_prompt=True,
     ),
     # Pairs.
     RowFormat(
@@ -91,6 +122,7 @@ _FORMATS = (
         name="openai_preference",
         kind="preferences",
         columns=("input", "preferred_output", "non_preferred_output"),
+        fits=lambda columns: isinstance(unfolded(columns["input"]), dict),
         names={"prompt": "input.messages", "tools": "input.tools", "chosen": "preferred_output",
                "rejected": "non_preferred_output"},
         read=preference.read_preference,
@@ -195,6 +227,14 @@ _FORMATS = (
         prompt_columns=_ALPACA,
     ),
     RowFormat(
+        name="prompt_messages",
+        kind="examples",
+        columns=("prompt",),
+        fits=_has_chat,
+        read=plain.read_prompt_messages,
+        prompt_columns=("prompt", "messages", "conversations"),
+    ),
+    RowFormat(
         name="messages",
         kind="examples",
         columns=("messages",),
@@ -255,6 +295,7 @@ _FORMATS = (
         name="prompt_text",
         kind="texts",
         columns=("prompt", "text"),
+        fits=_is_no_chat,
         read=plain.read_text,
         prompt_columns=("prompt", "text"),
         note="all of the column text is trained, and prompt is not; to train text as the answer to "
@@ -265,6 +306,7 @@ _FORMATS = (
         name="text",
         kind="texts",
         columns=("text",),
+        fits=_is_no_chat,
         read=plain.read_text,
         prompt_columns=("text",),
     ),

@@ -193,11 +193,14 @@ def best_answer(sample: Sample) -> tuple[Text, Text]:
         RowError: There is no answer.
         UnusableRow: It is empty, or the prompt is.
     """
-    prompt, answer = sample.prompt, sample.answers_K[0] if sample.answers_K else ""
+    if not sample.answers_K:
+        raise RowError(sample.where, "no answer", "the row has a prompt alone")
+    prompt, answer = sample.prompt, sample.answers_K[0]
     if prompt is None:
         prompt, answer = ("", answer) if isinstance(answer, str) else _parted(answer)
         if not prompt or not answer:
-            raise RowError(sample.where, "no prompt", "wanted an answer and what it follows")
+            detail = "wanted a chat that ends with the assistant's turn, and what that follows"
+            raise RowError(sample.where, "no prompt", detail)
     if _is_empty(answer):
         raise UnusableRow(sample.where, "empty answer")
     return _asked(sample.where, prompt), answer
@@ -225,7 +228,7 @@ def reference_answer(sample: Sample) -> str:
     A tool call is written as JSON.
     """
     whole = sample.answers_K[0] if sample.prompt is None else ""
-    if isinstance(whole, str) or whole[-1]["role"] != "assistant":
+    if isinstance(whole, str) or whole[-1]["role"] != "assistant" or is_silent(whole[-1]):
         return ""
     said = str(whole[-1]["content"])
     calls = [call["function"] for call in whole[-1].get("tool_calls", ())]
@@ -242,14 +245,18 @@ def is_silent(message: Mapping[str, Any]) -> bool:
     return not message["content"].strip() and "tool_calls" not in message
 
 
+def asks_nothing(message: Mapping[str, Any]) -> bool:
+    """Whether a message that an answer follows is an empty one, which none but a tool may give."""
+    return message["role"] not in ("assistant", "tool") and is_silent(message)
+
+
 def _asked(where: str, prompt: Text) -> Text:
     """The same prompt, if it asks something.
 
     Raises:
         UnusableRow: It does not.
     """
-    last = as_chat(prompt, "user")[-1]
-    if last["role"] != "assistant" and is_silent(last):
+    if asks_nothing(as_chat(prompt, "user")[-1]):
         raise UnusableRow(where, "empty prompt")
     return prompt
 
