@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_ray.config.data import plain_label
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.json_cells import unfolded
+from rlhf_ray.data.json_cells import glimpsed
 from rlhf_ray.data.messages import is_written_chat
 from rlhf_ray.data.nearest import NAME_CHARACTERS, distance, few, is_about, listed, quoted, side_of
 from rlhf_ray.data.parsing import Columns
@@ -205,7 +205,7 @@ def _labels(value: Any, sides: tuple[str, str]) -> str:
 
 def _holds(wanted: str, value: Any) -> bool:
     """Whether a column can be the wanted one, by what is in it."""
-    inner = unfolded(value)
+    inner = glimpsed(value)
     is_list = isinstance(inner, list) and bool(inner)
     is_chat = is_list and isinstance(inner[0], dict)
     is_talk = is_chat and bool({"role", "from"} & inner[0].keys())

@@ -85,8 +85,9 @@ def read_arena_texts(row: Row) -> Iterator[Sample | RowError]:
     Each may be a list with a text a turn of the user's, or its JSON text. Without a winner the
     prompt is all that the row says.
     """
-    columns = {**row.columns, "a": row.columns["response_a"], "b": row.columns["response_b"]}
-    names = {**row.names, "a": row.called("response_a"), "b": row.called("response_b")}
+    sides = {"a": "response_a", "b": "response_b"}
+    columns = row.columns | {side: fields.column(row, name) for side, name in sides.items()}
+    names = {**row.names, **{side: row.called(name) for side, name in sides.items()}}
     if holds_turn_lists(row.columns, ("prompt", "response_a", "response_b")):
         asked = unfolded(columns.pop("prompt"))
         for side in ("a", "b"):

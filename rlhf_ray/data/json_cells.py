@@ -8,6 +8,7 @@ from typing import Any
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.json_values import DECODER, fault_of
 
+_GLIMPSED = 10_000  # characters
 _BEGIN = re.compile(r"\s*[\[{]")
 
 
@@ -19,6 +20,11 @@ def unfolded(value: Any) -> Any:
         return DECODER.decode(value)
     except (ValueError, RecursionError):
         return value
+
+
+def glimpsed(value: Any) -> Any:
+    """The same where the text is short: for errors, which look at many columns many times."""
+    return value if isinstance(value, str) and len(value) > _GLIMPSED else unfolded(value)
 
 
 def json_value(text: str, where: str, place: str, wanted: str) -> Any:

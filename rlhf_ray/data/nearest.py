@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_ray.data.json_cells import unfolded
+from rlhf_ray.data.json_cells import glimpsed
 from rlhf_ray.data.parsing import Columns
 
 _MOST_LISTED = 12  # names that an error lists
@@ -99,7 +99,7 @@ def _values(
     for name, value in columns.items():
         path = f"{above}{name}"
         yield path, value
-        inner = value if depth == _DEEPEST else unfolded(value)
+        inner = value if depth == _DEEPEST else glimpsed(value)
         if through_lists and isinstance(inner, list):
             inner = {str(index): item for index, item in enumerate(inner)}
         if isinstance(inner, dict) and depth < _DEEPEST:

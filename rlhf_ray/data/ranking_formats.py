@@ -33,7 +33,8 @@ def read_ranking(row: Row) -> Iterator[Sample]:
     answers = fields.texts(row, "answers")
     levels = _levels(row, len(answers))
     order = sorted(range(len(levels)), key=lambda index: -levels[index]) or range(len(answers))
-    kept = [aligned(row, read_prompt_column(row), answers[index]) for index in order]
+    prompt = read_prompt_column(row)
+    kept = [aligned(row, prompt, answers[index]) for index in order]
     yield Sample(
         sample_id=row.row_id,
         where=row.where,

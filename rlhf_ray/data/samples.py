@@ -11,6 +11,8 @@ from typing import Any
 from rlhf_ray.data.errors import RowError, UnusableRow
 from rlhf_ray.data.messages import Messages, Text
 
+_MOST_ANSWERS = 256  # of one prompt: 32,640 pairs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -64,7 +66,7 @@ def comparable(sample: Sample) -> Iterator[Sample | UnusableRow]:
     Of answers that say the same the best stays.
 
     Raises:
-        RowError: Nothing to rank.
+        RowError: Nothing to rank, or too much.
         UnusableRow: There are not two answers that differ and are not empty, all are equally good,
             the worse of two scored higher, or the prompt is empty.
     """
@@ -75,6 +77,11 @@ def comparable(sample: Sample) -> Iterator[Sample | UnusableRow]:
     if len(sample.answers_K) == 1:
         detail = "no other answer to its prompt; rows of one prompt must follow one another"
         raise UnusableRow(where, "a single answer", detail)
+    if len(sample.answers_K) > _MOST_ANSWERS:
+        detail = (
+            f"at most {_MOST_ANSWERS} are compared with one another, got {len(sample.answers_K)}"
+        )
+        raise RowError(where, "too many answers", detail)
     kept: list[int] = []
     faults: list[UnusableRow] = []
     for index, answer in enumerate(sample.answers_K):

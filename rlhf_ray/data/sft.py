@@ -100,6 +100,7 @@ class Examples(Tokenization[SftExample]):
             yield sample
             return
         self.limit.check_text(sample.num_characters, sample.where)
+        self.limit.fits(len(turns), sample.where)  # each has one token at least
         if self.limit.truncates:
             turns = self._within_reach(chat, turns)
         rendered = list(renderings(self._template(sample), chat, turns))

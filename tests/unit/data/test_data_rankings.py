@@ -146,6 +146,15 @@ def test_ranks_and_scores_may_say_the_same(tmp_path: Path, chat_tokenizer: Any) 
         assert [chat_tokenizer.decode(ids_T) for ids_T in row.answer_ids_K] == ["b</s>", "a</s>"]
 
 
+def test_of_very_many_answers_not_all_pairs_are_made(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"prompt": "q", "answers": [str(number) for number in range(100_000)]}
+    for load in (load_rankings, load_pairs, load_labelled):
+        with pytest.raises(
+            DataError, match=r"at most 256 are compared with one another, got 100000"
+        ):
+            load(config(tmp_path, row), chat_tokenizer, max_length=99)
+
+
 def test_answers_whose_tokens_are_the_same_are_one(tmp_path: Path, chat_tokenizer: Any) -> None:
     # They differ behind what truncation keeps.
     row = {"prompt": "q", "answers": ["long" * 9 + "x", "long" * 9 + "y", "z"]}
