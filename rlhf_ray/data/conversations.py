@@ -57,7 +57,9 @@ def _is_empty(value: Any) -> bool:
     """Whether a value holds nothing at any depth, as nulls that Arrow fills in."""
     if isinstance(value, dict):
         return all(map(_is_empty, value.values()))
-    return all(map(_is_empty, value)) if isinstance(value, list) else value in (None, "")
+    if isinstance(value, list):
+        return all(map(_is_empty, value))
+    return value is None or (isinstance(value, str | bytes) and not value)
 
 
 def _has_placeholder(row: Row) -> bool:

@@ -84,7 +84,8 @@ def check_own_names(row: Row, kinds: Collection[Kind]) -> None:
 
     Args:
         row: The first, by the names that the configuration gives.
-        kinds: That the job takes. Where prompts are among them, reward functions may read any name.
+        kinds: That the job takes. Where prompts are among them, reward functions may read any name,
+            `tool` beside `tools` as well.
 
     Raises:
         DataError: One is misspelt.
@@ -94,7 +95,7 @@ def check_own_names(row: Row, kinds: Collection[Kind]) -> None:
         if ours in _READ:
             continue
         near = difflib.get_close_matches(ours, sorted(read - row.columns.keys()), n=1, cutoff=0.8)
-        if near:
+        if near and not ("prompts" in kinds and ours.rstrip("s") == near[0].rstrip("s")):
             raise DataError(
                 f"{row.where}: data.columns calls {theirs!r} {ours!r}, a name that nothing here "
                 f"reads; did you mean data.columns: {{{near[0]}: {quoted(theirs)}}}?"

@@ -29,6 +29,9 @@ from chat_rows import (
 )
 
 from rlhf_ray.data.borders import decode
+from rlhf_ray.data.conversations import refuse_media
+from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.files import Row
 from rlhf_ray.data.preferences import load_pairs
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.sft import load_sft
@@ -181,6 +184,15 @@ def test_what_a_placeholder_stands_for_is_refused_by_any_name(
         assert words.startswith(f"images, video and audio are not supported: column {name!r}")
     pair = {"prompt": [asked], "chosen": "a", "rejected": "b", name: ["a.png"]}
     assert refusal(tmp_path, tokenizer, pair, load_pairs).startswith("images, video and audio")
+
+
+def test_a_decoded_sound_is_one(tmp_path: Path, tokenizer: Any) -> None:
+    import numpy as np
+
+    for value in (np.zeros(2), {"array": np.zeros(2), "path": None}, b"RIFF"):
+        row = Row(row_id="x:0", where="x:1", columns={"audio": value})
+        with pytest.raises(RowError, match="images, video and audio are not supported"):
+            refuse_media(row)
 
 
 def test_a_link_to_a_picture_is_none_and_neither_are_nulls(tmp_path: Path, tokenizer: Any) -> None:

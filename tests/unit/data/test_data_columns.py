@@ -134,7 +134,7 @@ def test_misspelt_names_of_either_side_are_pointed_out(
 
 def test_names_of_ones_own_are_for_reward_functions(tmp_path: Path, chat_tokenizer: Any) -> None:
     row = {"prompt": "q", "truth": "4", "n": 1}
-    for names in ({"labels": "truth"}, {"solution": "truth", "scores": "n"}, {"answers": "truth"}):
+    for names in ({"labels": "truth"}, {"solution": "truth", "scores": "n"}, {"tool": "truth"}):
         data = config(tmp_path, row, columns=names)
         [prompt] = load_prompts(data, chat_tokenizer, context_tokens=9).rows
         assert set(names) <= set(prompt.columns)
