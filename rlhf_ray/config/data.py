@@ -19,15 +19,15 @@ from pydantic import (
 from rlhf_ray.config.base import Config, LocalPath, NonNegativeInt
 
 DataFormat = Literal[
-    "auto", "prompt", "prompt_text", "text", "messages", "prompt_completion", "input_target",
-    "alpaca", "self_instruct", "sharegpt", "lima", "ultrachat", "capybara", "preference",
-    "implicit_prompt", "common_beginning", "hh", "sharegpt_pairs", "message_pairs", "alpaca_pairs",
-    "alpaca_outputs", "openai_preference", "choice", "scored_choice", "pku_saferlhf", "shp",
-    "helpsteer3", "helpsteer2_preference", "webgpt", "summarize_feedback", "arena", "alpaca_farm",
-    "llmbar", "pandalm", "ranking", "ultrafeedback", "helpsteer", "oasst_tree", "oasst_flat",
-    "unpaired", "labelled_messages", "labelled_sharegpt", "stepwise", "instruction", "conversation",
-    "dolly", "instruction_response", "query_response", "xlam", "flan", "arena_lists",
-    "stack_exchange", "oasst_message",
+    "auto", "prompt", "prompt_text", "text", "messages", "prompt_messages", "prompt_completion",
+    "input_target", "alpaca", "self_instruct", "sharegpt", "lima", "ultrachat", "capybara",
+    "preference", "implicit_prompt", "common_beginning", "hh", "sharegpt_pairs", "message_pairs",
+    "alpaca_pairs", "alpaca_outputs", "openai_preference", "choice", "scored_choice",
+    "pku_saferlhf", "shp", "helpsteer3", "helpsteer2_preference", "webgpt", "summarize_feedback",
+    "arena", "arena_texts", "alpaca_farm", "llmbar", "pandalm", "ranking", "ultrafeedback",
+    "helpsteer", "oasst_tree", "oasst_flat", "unpaired", "labelled_messages", "labelled_sharegpt",
+    "stepwise", "instruction", "conversation", "dolly", "instruction_response", "query_response",
+    "xlam", "flan", "stack_exchange", "oasst_message",
 ]  # fmt: skip
 Label: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
 

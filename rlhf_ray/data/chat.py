@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.data.errors import DataError, RowError, short
-from rlhf_ray.data.messages import Messages, json_value, without_nulls
+from rlhf_ray.data.json_cells import json_value, unfolded
+from rlhf_ray.data.messages import Messages, without_nulls
 from rlhf_ray.data.tool_calls import adapted, shows_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# What data sets call the tools that stand beside a chat: OpenAI first and formerly, Toucan.
+TOOLS = ("tools", "functions", "available_tools")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,8 @@ class ChatTemplate:
             return tokenizer.apply_chat_template(shown, **self.options, **how)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages[:12])
-            detail = f"{str(error)[:300]} (the roles: {roles}{', ...' * (len(messages) > 12)})"
+            said = " ".join(str(error).split())[:300]
+            detail = f"{said} (the roles: {roles}{', ...' * (len(messages) > 12)})"
             raise RowError(self.where, "the chat template refuses this chat", detail) from error
 
 
@@ -95,9 +100,9 @@ def template_options(columns: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What a row has for the chat template beside its messages.
 
     Args:
-        columns: The row's. `tools` holds JSON schemas of functions, as a list or its JSON text;
-            `chat_template_kwargs` variables of the template by name, as TRL has them, and
-            `enable_thinking` one of them, as verl has it.
+        columns: The row's. `tools` (or another name of them) holds JSON schemas of functions, as a
+            list or its JSON text; `chat_template_kwargs` variables of the template by name, as TRL
+            has them, and `enable_thinking` one of them, as verl has it.
         where: File and line, for errors.
 
     Raises:
@@ -127,22 +132,35 @@ def tool_schemas(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]
     Raises:
         RowError: The column holds anything but JSON schemas.
     """
-    tools = columns.get("tools") or []
+    name = next((name for name in TOOLS if _holds_tools(name, columns.get(name))), "")
+    tools = columns.get(name) or []
     if isinstance(tools, str):
-        tools = json_value(tools, where, "column 'tools'", "a list of JSON schemas")
+        tools = json_value(tools, where, f"column {name!r}", "a list of JSON schemas")
     else:
         tools = without_nulls(tools)
     schemas = []
     for tool in tools if isinstance(tools, list) else [tools]:
         schema = tool
         if isinstance(tool, str):
-            schema = json_value(tool, where, "a tool of column 'tools'", "a JSON schema")
+            schema = json_value(tool, where, f"a tool of column {name!r}", "a JSON schema")
         if not isinstance(schema, dict):
-            detail = "column 'tools' must be a list of JSON schemas of functions, got "
+            detail = f"column {name!r} must be a list of JSON schemas of functions, got "
             raise RowError(where, "wrong type", detail + short(schema))
         is_bare = "function" not in schema and "name" in schema
         schemas.append({"type": "function", "function": schema} if is_bare else schema)
     return schemas
+
+
+def _holds_tools(name: str, value: Any) -> bool:
+    """Whether a column has tools; of another name than the usual one it must look like them."""
+    if name == TOOLS[0] or not value:
+        return bool(value)
+    tools = unfolded(value)
+    schemas = [unfolded(tool) for tool in tools] if isinstance(tools, list) else [tools]
+    return bool(schemas) and all(
+        isinstance(schema, dict) and bool({"function", "name"} & schema.keys())
+        for schema in schemas
+    )
 
 
 def _reserved() -> set[str]:
@@ -163,6 +181,8 @@ def _left_out(messages: Sequence[dict[str, Any]], text: str) -> str:
     for index, message in enumerate(messages):
         is_anywhere = message["role"] in ("system", "developer")
         calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
+        if lost := next((name for name in _own_tools(message) if _dense(name) not in text), ""):
+            return f"the tool {lost!r} of message {index}: write it into a column `tools`"
         for said in (message["content"].rpartition("</think>")[2], *calls):
             end = _end_of(said, text, 0 if is_anywhere else place)
             if end < 0:
@@ -170,6 +190,15 @@ def _left_out(messages: Sequence[dict[str, Any]], text: str) -> str:
                 return f"message {index}, of the role {message['role']!r}: {what}"
             place = place if is_anywhere else end
     return ""
+
+
+def _own_tools(message: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the tools that stand within a message, as GLM's template reads them."""
+    tools = unfolded(message.get("tools"))
+    for tool in tools if isinstance(tools, list) else []:
+        schema = tool.get("function", tool) if isinstance(tool, dict) else {}
+        if isinstance(schema, dict) and isinstance(schema.get("name"), str):
+            yield schema["name"]
 
 
 def _end_of(said: str, text: str, place: int) -> int:

@@ -12,11 +12,11 @@ from typing import Any
 
 from rlhf_ray.config.data import BetterConfig
 from rlhf_ray.data import fields
-from rlhf_ray.data.errors import RowError, short
+from rlhf_ray.data.errors import RowError, UnusableRow, short
+from rlhf_ray.data.example_formats import ALPACA
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.helpsteer import with_turns
-from rlhf_ray.data.messages import json_value
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.json_cells import unfolded
 from rlhf_ray.data.preference_formats import (
     read_alpaca_pairs,
     read_implicit_prompt,
@@ -25,9 +25,7 @@ from rlhf_ray.data.preference_formats import (
 from rlhf_ray.data.row_format import RowFormat
 from rlhf_ray.data.samples import Sample
 
-_ALPACA = ("instruction", "input", "system", "history")
 _STRENGTHS = {"a": [-3, -2, -1], "b": [1, 2, 3], "tie": 0}
-_WINNERS = {"model_a": "a", "model_b": "b", "tie": "tie"}
 
 
 def read_choice(row: Row) -> Iterator[Sample | RowError]:
@@ -58,8 +56,13 @@ def read_summaries(row: Row) -> Iterator[Sample | RowError]:
 
     The prompt is the query of that paper, behind which the summaries' own space belongs.
     """
-    info = fields.column(row, "info")
+    info = unfolded(fields.column(row, "info"))
+    if not isinstance(info, dict):
+        detail = f"column 'info' must be an object with `post` or `article`, got {short(info)}"
+        raise RowError(row.where, "wrong type", detail)
     said = {name: str(info.get(name) or "") for name in ("subreddit", "title", "post", "article")}
+    if not (said["post"] or said["article"]).strip():
+        raise UnusableRow(row.where, "empty prompt", "`info` has neither `post` nor `article`")
     query = f"{said['article']}\n\nTL;DR:"
     if said["post"]:
         query = (
@@ -76,43 +79,11 @@ def read_graded_choice(row: Row) -> Iterator[Sample | RowError]:
     """
     preference = fields.number(row, "preference")
     if preference != 0 and not 1 <= preference <= 2:
-        detail = f"column 'preference' must be from 1 to 2, or 0 for a tie, got {preference:g}"
+        name = row.called("preference")
+        detail = f"column {name!r} must be from 1 to 2, or 0 for a tie, got {preference:g}"
         raise RowError(row.where, "unknown label", detail)
     better = "tie" if preference in (0, 1.5) else "a" if preference < 1.5 else "b"
     yield from read_choice(replace(row, columns={**row.columns, "better": better}))
-
-
-def read_listed_choice(row: Row) -> Iterator[Sample | RowError]:
-    """Turns of the user and of two models as JSON lists, and which model won, or neither."""
-    asked, *said = (_listed_texts(row, name) for name in ("prompt", "response_a", "response_b"))
-    if {len(texts) for texts in said} != {len(asked)}:
-        detail = f"{len(asked)} turns in 'prompt', {len(said[0])} and {len(said[1])} in the answers"
-        raise RowError(row.where, "wrong number of turns", detail)
-    chats = [
-        [
-            {"role": role, "content": text}
-            for turns in zip(asked, answers, strict=True)
-            for role, text in zip(("user", "assistant"), turns, strict=True)
-        ]
-        for answers in said
-    ]
-    sides = {f"winner_{name}": side for name, side in _WINNERS.items()}
-    better = next((side for name, side in sides.items() if fields.truth(row, name)), "tie")
-    others = {name: value for name, value in row.columns.items() if name != "prompt"}
-    columns = {**others, "a": chats[0], "b": chats[1], "better": better}
-    yield from read_choice(replace(row, columns=columns))
-
-
-def _listed_texts(row: Row, name: str) -> list[str]:
-    """Texts in a JSON list; what is null there was left empty."""
-    texts = json_value(fields.string(row, name), row.where, f"column {name!r}", "a list of texts")
-    if not isinstance(texts, list) or not texts:
-        raise RowError(row.where, "wrong type", f"column {name!r} must be a list of texts")
-    return [fields.checked_text(row, name, "" if text is None else text) for text in texts]
-
-
-def _are_listed(columns: Columns) -> bool:
-    return all(str(columns[name]).startswith("[") for name in ("prompt", "response_a"))
 
 
 def read_helpsteer_choice(row: Row) -> Iterator[Sample | RowError]:
@@ -128,8 +99,8 @@ def _ordered(
     columns = {**row.columns, **sides}
     for side, score in zip(("chosen", "rejected"), scores or (None, None), strict=True):
         columns[f"score_{side}"] = score
-    names = {**row.names, "chosen": row.called(better), "rejected": row.called(worse)}
-    pair = replace(row, columns=columns, names=names)
+    called = {"chosen": row.called(better), "rejected": row.called(worse)}
+    pair = replace(row, columns=columns, names={**row.names, **called})
     if "prompt" in columns:
         yield from read_preference(pair)
     elif "instruction" in columns:
@@ -186,6 +157,7 @@ CHOICE_FORMATS = (
         name="webgpt",
         kind="preferences",
         columns=("question", "answer_0", "answer_1", "score_0", "score_1"),
+        fits=lambda columns: isinstance(unfolded(columns["question"]), dict),
         names={"prompt": "question.full_text", "a": "answer_0", "b": "answer_1",
                "score_a": "score_0", "score_b": "score_1"},
         read=read_scored_choice,
@@ -201,29 +173,12 @@ CHOICE_FORMATS = (
         prompt_columns=("info",),
     ),
     RowFormat(
-        name="arena",
-        kind="preferences",
-        columns=("conversation_a", "conversation_b", "winner"),
-        names={"a": "conversation_a", "b": "conversation_b", "better": _better("winner",
-               a="model_a", b="model_b", tie=["tie", "tie (bothbad)", "bothbad", "both_bad"])},
-        read=read_choice,
-        prompt_columns=(),
-    ),
-    RowFormat(
-        name="arena_lists",
-        kind="preferences",
-        columns=("prompt", "response_a", "response_b", *(f"winner_{name}" for name in _WINNERS)),
-        fits=_are_listed,
-        read=read_listed_choice,
-        reads_prompt=True,
-    ),
-    RowFormat(
         name="alpaca_farm",
         kind="preferences",
         columns=("instruction", "output_1", "output_2", "preference"),
         names={"a": "output_1", "b": "output_2"},
         read=read_graded_choice,
-        prompt_columns=_ALPACA,
+        prompt_columns=ALPACA,
     ),
     RowFormat(
         name="llmbar",
@@ -241,7 +196,7 @@ CHOICE_FORMATS = (
         names={"a": "response1", "b": "response2", "better": _better(
                ["annotator1", "annotator2", "annotator3"], a=1, b=2, tie=0)},
         read=read_choice,
-        prompt_columns=_ALPACA,
+        prompt_columns=ALPACA,
     ),
     # The same, as data.columns names them.
     RowFormat(
@@ -249,13 +204,13 @@ CHOICE_FORMATS = (
         kind="preferences",
         columns=("a", "b", "better"),
         read=read_choice,
-        prompt_columns=("prompt", *_ALPACA),
+        prompt_columns=("prompt", *ALPACA),
     ),
     RowFormat(
         name="scored_choice",
         kind="preferences",
         columns=("a", "b", "score_a", "score_b"),
         read=read_scored_choice,
-        prompt_columns=("prompt", *_ALPACA),
+        prompt_columns=("prompt", *ALPACA),
     ),
 )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from rlhf_ray.config.data import BetterConfig, plain_label
 from rlhf_ray.data.errors import DataError, RowError, short
+from rlhf_ray.data.json_cells import unfolded
 from rlhf_ray.data.nearest import listed, nearest, quoted
 from rlhf_ray.data.parsing import Columns, Located
 
@@ -30,6 +31,11 @@ def named(columns: Columns, names: Names, where: str) -> Columns | RowError:
     taken = {*names, *(theirs for theirs in names.values() if isinstance(theirs, str))}
     kept = {name: value for name, value in columns.items() if name not in taken}
     return kept | found
+
+
+def file_names(names: Names) -> dict[str, str]:
+    """What a file calls columns, by our names; of a label that says which is better, nothing."""
+    return {ours: theirs for ours, theirs in names.items() if isinstance(theirs, str)}
 
 
 def resolved(columns: Columns, names: Names, where: str) -> Columns:
@@ -76,6 +82,9 @@ def _absent(where: str, columns: Columns, missing: Mapping[str, str]) -> DataErr
     near = nearest(theirs, columns) or nearest(ours, columns)
     name = quoted(near or "")
     line = f"{ours}: {{column: {name}, ...}}" if ours == "better" else f"{ours}: {name}"
+    if ours in columns:  # the other way round: the name here comes first
+        line = f"{quoted(theirs)}: {quoted(ours)}"
+        near = ours
     meant = f"; did you mean data.columns: {{{line}}}?" if near else ""
     return DataError(
         f"{where}: data.columns names {short(theirs)} for {ours!r}, and there is no such column; "
@@ -89,6 +98,7 @@ def _at(columns: Columns, path: str) -> Any:
         return columns[path]
     value: Any = columns
     for part in path.split("."):
+        value = unfolded(value)
         if isinstance(value, dict) and part in value:
             value = value[part]
         elif isinstance(value, list) and _INDEX.fullmatch(part):

@@ -5,20 +5,33 @@ A row is a chat in every job if anything in it is: messages, a system's text, or
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any
 
 from rlhf_ray.data import fields
 from rlhf_ray.data.chat import tool_schemas
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.messages import Messages, Text, is_written_chat, parse_messages
+from rlhf_ray.data.json_cells import unfolded
+from rlhf_ray.data.messages import (
+    Messages,
+    Text,
+    is_written_chat,
+    parse_messages,
+    written_message,
+)
 from rlhf_ray.data.samples import as_chat
 
 # Columns that hold a whole conversation, or the end of one.
 _CHATS = ("messages", "conversations", "completion", "chosen", "rejected", "answers")
 _SYSTEM = ("system", "developer")
-_SYSTEM_COLUMNS = ("system", "system_prompt")
+# What data sets call the system's text that stands beside a chat; OpenOrca the second.
+_SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+# What a text says where a picture belongs, and names of the column that then holds it.
+_PLACEHOLDER = re.compile(r"<(image|video|audio)>")
+_MEDIA_WORDS = {*_MEDIA, "img", "imgs", "picture", "pictures", "photo", "photos", "sound", "wav"}
 
 
 def refuse_media(row: Row) -> None:
@@ -27,17 +40,63 @@ def refuse_media(row: Row) -> None:
     Raises:
         RowError: It has some.
     """
-    for name in _MEDIA:
-        if row.columns.get(name):
+    for name, value in row.columns.items():
+        if not _may_be_media(name) or _is_empty(value):
+            continue
+        if name in _MEDIA or _has_placeholder(row):
             detail = f"column {name!r}; rows without them, or with an empty column, are taken"
             raise RowError(row.where, "images, video and audio are not supported", detail)
 
 
+@functools.lru_cache(maxsize=1024)
+def _may_be_media(name: str) -> bool:
+    return not _MEDIA_WORDS.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value holds nothing at any depth, as nulls that Arrow fills in."""
+    if isinstance(value, dict):
+        return all(map(_is_empty, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_empty, value))
+    return value is None or (isinstance(value, str | bytes) and not value)
+
+
+def _has_placeholder(row: Row) -> bool:
+    """Whether some text of the row says that a picture belongs there."""
+    pending: list[Any] = [*row.columns.values()]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str) and _PLACEHOLDER.search(value):
+            return True
+        if isinstance(value, list | dict):
+            pending += value.values() if isinstance(value, dict) else value
+    return False
+
+
 def system_turn(row: Row) -> Messages:
-    """The system's text beside a chat as its first message; none where there is no such column."""
-    texts = (fields.optional_string(row, name) for name in _SYSTEM_COLUMNS)
-    system = next((text for text in texts if text.strip()), "")
-    return [{"role": "system", "content": system}] if system else []
+    """The column `system` as the first message of a chat; none where there is no such column.
+
+    Raises:
+        RowError: It holds no text, or another column of that kind another text.
+    """
+    found: Messages = []
+    for name in _SYSTEM_COLUMNS:
+        if name != _SYSTEM_COLUMNS[0] and not isinstance(row.columns.get(name), str):
+            continue  # of another kind, it is a column like any other
+        text = fields.optional_string(row, name)
+        if text.strip():
+            found = _joined_systems(row, [{"role": "system", "content": text}], found)
+    return found
+
+
+def is_chat_beside(row: Row) -> bool:
+    """Whether what stands beside texts makes a chat of them.
+
+    Raises:
+        RowError: As in `system_turn`.
+    """
+    return bool(system_turn(row)) or _has_tools(row)
 
 
 def with_system(row: Row, chat: Messages) -> Messages:
@@ -59,7 +118,7 @@ def read_prompt_column(row: Row) -> Text:
     """
     prompt = fields.text(row, "prompt")
     whole = _conversation(row)
-    if isinstance(prompt, str) and not (whole or system_turn(row) or _has_tools(row)):
+    if isinstance(prompt, str) and not (whole or is_chat_beside(row)):
         return prompt
     chat = as_chat(prompt, "user")
     if num_held := _num_held(chat, whole):
@@ -99,16 +158,20 @@ def _conversation(row: Row) -> Messages:
     """The first column that holds a chat, if there is one; of several answers, the first."""
     for name in _CHATS:
         value: Any = row.columns.get(name)
-        if name == "answers" and isinstance(value, list):
-            value = next((answer for answer in value if not _is_answer_alone(answer)), None)
+        if name == "answers" and isinstance(answers := unfolded(value), list):
+            value = next((answer for answer in answers if not _is_answer_alone(answer)), None)
+        if isinstance(value, str):
+            message = written_message(value)
+            if message is None and not is_written_chat(value):
+                continue
+            value = message or value
         if isinstance(value, dict):
             value = [value]
-        is_list = isinstance(value, list) and value and isinstance(value[0], dict)
+        is_list = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
         # Elsewhere objects may be something else: SQuAD's `answers`, a grader's `completion`.
-        if is_list and (name in _CHATS[:2] or {"role", "from"} & value[0].keys()):
-            return parse_messages(value, row.where, name)
-        if isinstance(value, str) and is_written_chat(value):
-            return parse_messages(value, row.where, name)
+        is_chat = is_list and (name in _CHATS[:2] or bool({"role", "from"} & value[0].keys()))
+        if is_chat or isinstance(value, str):
+            return parse_messages(value, row.where, row.called(name))
     return []
 
 

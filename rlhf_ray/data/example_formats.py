@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rlhf_ray.data import plain_formats as plain
+from rlhf_ray.data.json_cells import unfolded
 from rlhf_ray.data.parsing import Columns
 from rlhf_ray.data.row_format import RowFormat
 
@@ -13,33 +14,40 @@ ALPACA = ("instruction", "input", "system", "history")
 
 
 def lists_objects(name: str, *keys: str) -> Callable[[Columns], bool]:
-    """Whether a column is a list of objects that all have these keys."""
+    """Whether a column is a list of objects that all have these keys, or its JSON text."""
     return lambda columns: _is_list_of(columns[name], lambda item: set(keys) <= item.keys())
 
 
 def _lists_texts(name: str) -> Callable[[Columns], bool]:
-    return lambda columns: (
-        isinstance(columns[name], list)
-        and bool(columns[name])
-        and all(isinstance(item, str) for item in columns[name])
-    )
+    def fits(columns: Columns) -> bool:
+        items = unfolded(columns[name])
+        return isinstance(items, list) and bool(items) and all(isinstance(i, str) for i in items)
+
+    return fits
 
 
 def _lists_messages(name: str) -> Callable[[Columns], bool]:
-    return lambda columns: _is_list_of(columns[name], lambda item: {"role", "from"} & item.keys())
+    return lambda columns: _is_list_of(
+        columns.get(name), lambda item: {"role", "from"} & item.keys()
+    )
 
 
 def _is_list_of(value: Any, fits: Callable[[dict[str, Any]], Any]) -> bool:
-    is_list = isinstance(value, list) and bool(value)
-    return is_list and all(isinstance(item, dict) and fits(item) for item in value)
+    items = unfolded(value)
+    is_list = isinstance(items, list) and bool(items)
+    return is_list and all(isinstance(item, dict) and fits(item) for item in items)
+
+
+def _has_chat(columns: Columns) -> bool:
+    """Whether a chat stands beside the prompt."""
+    names = ("messages", "conversations")
+    return columns["prompt"] is not None and any(_lists_messages(name)(columns) for name in names)
 
 
 def _are_calls(columns: Columns) -> bool:
     """Whether `answers` holds calls of tools, as JSON text or as objects."""
-    answers = columns["answers"]
-    if isinstance(answers, str):
-        return answers.lstrip().startswith("[")
-    return _is_list_of(answers, lambda item: {"name", "arguments"} <= item.keys())
+    are_calls = lists_objects("answers", "name", "arguments")
+    return unfolded(columns["answers"]) == [] or are_calls(columns)
 
 
 EXAMPLE_FORMATS = (
@@ -62,6 +70,14 @@ EXAMPLE_FORMATS = (
         columns=("instruction", "output"),
         read=plain.read_alpaca,
         prompt_columns=ALPACA,
+    ),
+    RowFormat(
+        name="prompt_messages",
+        kind="examples",
+        columns=("prompt",),
+        fits=_has_chat,
+        read=plain.read_prompt_messages,
+        prompt_columns=("prompt", "messages", "conversations"),
     ),
     RowFormat(
         name="messages",

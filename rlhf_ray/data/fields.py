@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.files import Row
+from rlhf_ray.data.json_cells import unfolded
 from rlhf_ray.data.messages import (
     Messages,
     Text,
@@ -15,6 +16,7 @@ from rlhf_ray.data.messages import (
     is_written_chat,
     parse_message,
     parse_messages,
+    written_message,
 )
 from rlhf_ray.data.nearest import listed
 
@@ -30,10 +32,24 @@ def column(row: Row, name: str) -> Any:
     Raises:
         RowError: The row has no such column, or nothing in it.
     """
-    if row.columns.get(name) is None:
-        there = f"columns there: {listed(row.columns, name)}" if name not in row.columns else ""
-        raise RowError(row.where, f"no column {row.called(name)!r}", there)
-    return row.columns[name]
+    value = row.columns.get(name)
+    if value is None:
+        raise _missing(row, name)
+    return value
+
+
+def _missing(row: Row, name: str) -> RowError:
+    """What is said of a column that is not there, or holds nothing."""
+    called = row.called(name)
+    if name in row.columns:
+        detail = "nothing is in it here; data.on_bad_row: skip leaves such rows out"
+    else:
+        there = f"columns there: {listed(row.found, called)}"
+        detail = (
+            f"{there}; all rows of a source have the columns of its first one, and "
+            "data.on_bad_row: skip leaves others out"
+        )
+    return RowError(row.where, f"no column {called!r}", detail)
 
 
 def string(row: Row, name: str) -> str:
@@ -46,7 +62,7 @@ def string(row: Row, name: str) -> str:
 
 
 def optional_string(row: Row, name: str) -> str:
-    """A column that holds text, or an empty string where the row has none."""
+    """A column that holds text, or an empty string where the row has nothing there."""
     return "" if row.columns.get(name) is None else string(row, name)
 
 
@@ -56,7 +72,7 @@ def number(row: Row, name: str) -> float:
     Raises:
         RowError: Anything else.
     """
-    return _number(row, name, column(row, name))
+    return _number(row, name, _filled(row, name))
 
 
 def numbers(row: Row, name: str) -> list[float]:
@@ -74,29 +90,40 @@ def truth(row: Row, name: str) -> bool:
     Raises:
         RowError: Anything else.
     """
-    value = _TRUTHS.get(str(column(row, name)).lower())
+    value = _TRUTHS.get(_plain(_filled(row, name)))
     if value is None:
-        raise _wrong(row, name, "true or false", row.columns[name])
+        raise _wrong(row, name, "true, 1 or yes, or false, 0 or no", row.columns[name])
     return value
 
 
 def is_truth(value: Any) -> bool:
     """Whether `truth` takes a value."""
-    return str(value).lower() in _TRUTHS
+    return _plain(value) in _TRUTHS
+
+
+def is_blank(row: Row, name: str) -> bool:
+    """Whether there is nothing in a column, or there is none: an empty cell is nothing in CSV."""
+    value = row.columns.get(name)
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def optional_truth(row: Row, name: str) -> bool | None:
-    """True or false; None where the row has no such column."""
-    return None if row.columns.get(name) is None else truth(row, name)
+    """True or false; None where the row has nothing there."""
+    return None if is_blank(row, name) else truth(row, name)
+
+
+def optional_number(row: Row, name: str) -> float | None:
+    """A finite number; None where the row has nothing there."""
+    return None if is_blank(row, name) else number(row, name)
 
 
 def items(row: Row, name: str) -> list[Any]:
-    """A list that is not empty.
+    """A list that is not empty, or its JSON text.
 
     Raises:
         RowError: Anything else.
     """
-    value = column(row, name)
+    value = unfolded(column(row, name))
     if not isinstance(value, list) or not value:
         raise _wrong(row, name, "a list that is not empty", value)
     return value
@@ -160,9 +187,27 @@ def checked_text(row: Row, name: str, value: Any) -> str:
     return value
 
 
+def _filled(row: Row, name: str) -> Any:
+    """A column's value, if there is something in its cell.
+
+    Raises:
+        RowError: There is not.
+    """
+    if is_blank(row, name):
+        raise _missing(row, name)
+    return row.columns[name]
+
+
+def _plain(value: Any) -> str:
+    return str(value).strip().lower()
+
+
 def _text(row: Row, name: str, value: Any) -> Text:
     if isinstance(value, str) and not is_written_chat(value):
-        return checked_text(row, name, value)
+        message = written_message(value)
+        if message is None:
+            return checked_text(row, name, value)
+        value = message
     if isinstance(value, dict):
         return [parse_message(value, row.where, f"message 0 of column {row.called(name)!r}")]
     if not isinstance(value, str | list) or not value:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rlhf_ray.config.data import SourceConfig
-from rlhf_ray.data.columns import check_names, named
+from rlhf_ray.data.columns import check_names, file_names, named
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.hub_data import HubData
 from rlhf_ray.data.local_data import LocalData, local_data
@@ -34,17 +34,24 @@ class Row:
             `<hub name>/<split>`.
         where: File and line, for errors.
         columns: Values by column name, as `columns` of the configuration renames them.
-        names: What the file calls a column that has another name here, for errors.
+        names: What the file calls columns, by the names that they have here, where these differ.
+        file_columns: The columns as the file has them, for errors; None where these are the same.
     """
 
     row_id: str
     where: str
     columns: Columns
     names: Mapping[str, str] = field(default_factory=dict)
+    file_columns: Columns | None = None
 
     def called(self, name: str) -> str:
-        """A column's name as the file has it."""
+        """What the file calls a column."""
         return self.names.get(name, name)
+
+    @property
+    def found(self) -> Columns:
+        """The columns of the file."""
+        return self.columns if self.file_columns is None else self.file_columns
 
 
 def find_data(path: str) -> LocalData | HubData:
@@ -92,14 +99,17 @@ def read_rows(
     wanted: Iterator[Located] = itertools.islice(located, num_rows)
     if not start:
         wanted = check_names(wanted, source.columns)
-    for row_id, (where, columns) in wanted:
+    names = file_names(source.columns)
+    for row_id, (where, found) in wanted:
         empty = False
-        if not isinstance(columns, RowError):
-            columns = named(columns, source.columns, where)
+        if isinstance(found, RowError):
+            yield found
+            continue
+        columns = named(found, source.columns, where)
         if isinstance(columns, RowError):
             yield columns
         else:
-            yield Row(row_id=row_id, where=where, columns=columns)
+            yield Row(row_id=row_id, where=where, columns=columns, names=names, file_columns=found)
     if empty:
         after = f" after the first {source.skip}" if source.skip else ""
         raise DataError(f"no rows in {source.path!r}{after} (split {source.split!r})")

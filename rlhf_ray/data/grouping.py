@@ -70,7 +70,7 @@ def _tree(group: list[Row]) -> Row:
     for row in group:
         node = nodes[str(row.columns.get("message_id"))]
         parent = row.columns.get("parent_id")
-        if parent is None:
+        if parent is None or str(parent) in ("", "nan"):  # as CSV and pandas write it
             roots.append(node)
         elif str(parent) in nodes:
             nodes[str(parent)]["replies"].append(node)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from rlhf_ray.data import fields
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.preference_formats import read_ranking
+from rlhf_ray.data.ranking_formats import read_ranking
 from rlhf_ray.data.samples import Sample
 
 _TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")

@@ -15,7 +15,7 @@ from rlhf_ray.data.files import Row, find_data, log_files, read_rows
 from rlhf_ray.data.mixing import mix
 from rlhf_ray.data.parallel import convert
 from rlhf_ray.data.progress import shown
-from rlhf_ray.data.recognition import recognise, refusal
+from rlhf_ray.data.recognition import check_own_names, recognise, refusal
 from rlhf_ray.data.report import Loaded, RowReport, merged
 from rlhf_ray.data.row_format import RowFormat
 from rlhf_ray.data.row_formats import ROW_FORMATS
@@ -116,6 +116,7 @@ def recognised(
         except RowError as error:
             report.leave_out(error, skip=skip)
             continue
+        check_own_names(row, job.kinds)
         used = {*format_.columns, *format_.prompt_columns}
         report.format = f"{format_.name} ({', '.join(c for c in row.columns if c in used)})"
         if format_.kind not in job.kinds:

@@ -13,16 +13,16 @@ from collections.abc import Mapping
 from typing import Any, NoReturn, TypeAlias
 
 from rlhf_ray.data.errors import RowError, short
+from rlhf_ray.data.json_cells import json_value, unfolded
 
 Messages: TypeAlias = list[dict[str, Any]]
 Text: TypeAlias = str | Messages
 
-# Who speaks, by the names that ShareGPT, Llama and OpenAI's older interface have for them.
+# Who speaks, by the names that ShareGPT, OpenAssistant, Llama and OpenAI's older interface use.
 _ROLES = {
     **dict.fromkeys(("system", "developer", "user", "assistant", "tool"), ""),
-    "human": "user",
-    "gpt": "assistant",
-    "model": "assistant",
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "model", "ai", "bot", "chatgpt", "bing", "bard"), "assistant"),
     "observation": "tool",
     "function": "tool",
     "ipython": "tool",
@@ -35,9 +35,13 @@ _ROLES = {
 _CALLING = ("function_call", "tool_call", "tool_calls")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 # Whether a turn is trained: OpenAI, LLaMA-Factory, axolotl, ms-swift, others.
-_WEIGHTS = ("weight", "loss_weight", "train", "loss", "loss_mask", "step_loss_mask")
+_WEIGHTS = (
+    "weight", "loss_weight", "train", "training", "trainable", "loss", "loss_mask",
+    "step_loss_mask",
+)  # fmt: skip
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MEDIA = ("image", "video", "audio")
+_OBJECT = re.compile(r"\s*\{")
 _WRITTEN = re.compile(r"\s*\[\s*\{")
 _PRINTED = re.compile(r"\s*\[\s*\{\s*'(role|from|content|value)'\s*:")
 _CONSUMED = {
@@ -59,6 +63,8 @@ def parse_messages(value: Any, where: str, name: str) -> Messages:
     """
     if isinstance(value, str):
         value = json_value(value, where, f"column {name!r}", "a list of chat messages")
+    if isinstance(value, dict):
+        value = _transposed(value)
     if not isinstance(value, list) or not value:
         wanted = f"column {name!r} must be a list of chat messages that is not empty"
         raise RowError(where, "wrong type", f"{wanted}, got {short(value)}")
@@ -66,6 +72,18 @@ def parse_messages(value: Any, where: str, name: str) -> Messages:
         parse_message(message, where, f"message {index} of column {name!r}")
         for index, message in enumerate(value)
     ]
+
+
+def _transposed(value: dict[str, Any]) -> Any:
+    """Lists by key as the list of messages that they are: a `Sequence` of `datasets` has them so.
+
+    A single message stays one.
+    """
+    lists = [held for held in value.values() if isinstance(held, list)]
+    is_chat = {"role", "from"} & value.keys() and len(lists) == len(value)
+    if not is_chat or len({len(held) for held in lists}) != 1:
+        return value
+    return [dict(zip(value, held, strict=True)) for held in zip(*lists, strict=True)]
 
 
 def is_written_chat(text: str) -> bool:
@@ -81,19 +99,13 @@ def is_written_chat(text: str) -> bool:
     return all(isinstance(message, dict) and {"role", "from"} & set(message) for message in value)
 
 
-def json_value(text: str, where: str, place: str, wanted: str) -> Any:
-    """What a JSON text in a column says.
-
-    Raises:
-        RowError: It is no JSON.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        python = " (Python's own print of a list is none: write it by json.dumps)" * ("'" in text)
-        detail = f"{place} must be {wanted}, or its JSON text{python}, got {short(text)}: {problem}"
-        raise RowError(where, "wrong type", detail) from error
+def written_message(text: str) -> dict[str, Any] | None:
+    """The message that a text is the JSON of; None where it is none."""
+    value = unfolded(text) if _OBJECT.match(text) else None
+    if not isinstance(value, dict) or not isinstance(role := _either(value, "role", "from"), str):
+        return None
+    says = {"content", "value", "tool_calls", "function_call"} & value.keys()
+    return value if says and role.lower() in _ROLES else None
 
 
 def parse_message(message: Any, where: str, place: str) -> dict[str, Any]:
@@ -155,8 +167,7 @@ def _parts(content: Any, where: str, place: str) -> tuple[str | None, list[Any],
     if content is None or isinstance(content, str):
         return content, [], ""
     if not _is_parts(content):
-        got = f"an object with {', '.join(content)}"[:80] if _has_keys(content) else short(content)
-        raise RowError(where, "wrong type", f"{place} must have a text, got {got}")
+        raise RowError(where, "wrong type", f"{place} must have a text, {_held(content)}")
     texts: list[str] = []
     calls: list[Any] = []
     reasoning = ""
@@ -178,8 +189,14 @@ def _parts(content: Any, where: str, place: str) -> tuple[str | None, list[Any],
     return "".join(texts), calls, reasoning
 
 
-def _has_keys(content: Any) -> bool:
-    return isinstance(content, dict) and bool(content)
+def _held(content: Any) -> str:
+    """What a content is that is neither text nor parts, in words."""
+    inside = content[0] if isinstance(content, list) and content else content
+    if not isinstance(inside, dict) or not inside:
+        return f"got {short(content)}"
+    held = "an object" if inside is content else "a list of objects"
+    keys = ", ".join(map(str, inside))[:80]
+    return f"got {held} with {keys}; parts are `[{{type: text, text: ...}}]`"
 
 
 def _is_parts(content: Any) -> bool:
@@ -197,10 +214,13 @@ def _listed(calls: Any, where: str, place: str) -> list[Any]:
 def _call(call: Any, where: str, place: str) -> dict[str, Any]:
     """A tool call with its arguments as an object."""
     wanted = f"a tool call of {place} must have `name` and `arguments`"
+    if isinstance(call, str):
+        call = json_value(call, where, f"the tool call of {place}", "an object")
     function = call.get("function") or call if isinstance(call, dict) else call
     if isinstance(function, str):
         function = json_value(function, where, f"the tool call of {place}", "an object")
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name.strip():
         raise RowError(where, "wrong type", f"{wanted}, got {short(call)}")
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
@@ -212,7 +232,7 @@ def _call(call: Any, where: str, place: str) -> dict[str, Any]:
     if not isinstance(arguments, dict | None):
         raise RowError(where, "wrong type", f"{wanted}, these an object, got {short(arguments)}")
     named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-    said = {"name": function["name"], "arguments": arguments or {}}
+    said = {"name": name, "arguments": arguments or {}}
     return {**named, "type": "function", "function": said}
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhf_ray.data.json_cells import glimpsed
 from rlhf_ray.data.parsing import Columns
 
 NAME_CHARACTERS = 40  # of a name that an error lists, and of one that may be meant
@@ -18,18 +19,19 @@ _PLAIN = re.compile(r"[\w.-]+")
 _DEEPEST = 3  # levels of a path
 _SIMILAR = 0.75  # of difflib's ratio: "quesiton" for "question"
 # What data sets call a column, the more usual first.
-ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
+_ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
     "prompt": (
         "question", "query", "instruction", "problem", "input", "context", "history", "post",
-        "request", "trajectory", "turns", "article", "document", "dialogue", "text",
+        "request", "trajectory", "human", "user", "turns", "article", "document", "dialogue",
+        "text",
     ),
     "completion": (
         "response", "solution", "answer", "output", "reply", "target", "result", "generation",
         "assistant", "summary", "highlights",
     ),
-    "instruction": ("definition",),
+    "instruction": ("definition", "task"),
     "input": ("inputs", "context"),
-    "output": ("response", "solution", "answer", "reply", "target", "completion"),
+    "output": ("response", "solution", "answer", "reply", "target", "completion", "result"),
     "chosen": (
         "preferred", "accepted", "winner", "positive", "good", "response_j", "best", "better",
         "win",
@@ -38,22 +40,39 @@ ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
         "dispreferred", "nonpreferred", "loser", "negative", "bad", "response_k", "worst", "worse",
         "lose",
     ),
-    "messages": ("conversations", "conversation", "dialogue", "dialog", "chat", "turns"),
+    "messages": ("conversations", "conversation", "dialogue", "dialog", "chat", "turns", "text"),
+    "conversations": ("turns", "conversation", "dialogue", "dialog", "chat", "messages"),
     "text": ("content", "document", "body", "story", "passage", "article"),
     "label": (
         "desirable", "is_good", "thumbs_up", "thumbsup", "kto_tag", "is_safe", "is_correct",
         "correct", "preference", "feedback", "score",
     ),
+    "better": (
+        "winner", "preference", "preferred", "choice", "chosen", "verdict", "judgment",
+        "judgement", "vote", "annotation",
+    ),
     "answers": ("responses", "completions", "generations", "candidates", "outputs"),
     "scores": ("ratings", "rewards"),
+    "ranks": ("rank", "ranking", "rankings"),
     "answer": ("ground_truth", "solution", "target", "label", "final_answer", "reference",
                "expected", "gold"),
 }  # fmt: skip
+# How names end that tell something about a text and hold none.
+_ABOUT = {
+    "id", "ids", "uid", "uuid", "hash", "sha256", "key", "idx", "index", "name", "type", "kind",
+    "tag", "tags", "category", "format", "model", "source", "origin", "language", "lang", "url",
+    "date", "time", "timestamp", "path", "file", "len", "length", "tokens", "count", "num", "level",
+    "version", "split", "subset", "dataset", "domain", "topic", "task", "author", "annotator",
+    "generator",
+}  # fmt: skip
+# And how those begin that are no part of what is asked and answered.
+_BESIDE = {"system", "meta"}
 
 
 def listed(columns: Columns, wanted: str = "") -> str:
     """The names of a row's columns as an error lists them, those near the wanted one first."""
-    names = sorted(_paths(columns), key=lambda name: distance(wanted, name) or 9.0)
+    paths = [name for name, _ in _few(columns)]
+    names = sorted(paths, key=lambda name: distance(wanted, name) or 9.0)
     shown = [repr(name[:NAME_CHARACTERS]) for name in names[:_MOST_LISTED]]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "") if shown else "none"
@@ -61,12 +80,15 @@ def listed(columns: Columns, wanted: str = "") -> str:
 
 def nearest(wanted: str, columns: Columns) -> str | None:
     """The name of the column that a wanted one most likely is; None where none is near."""
-    near = [(far, name) for name in _paths(columns) if (far := distance(wanted, name))]
+    by_index = re.sub(r"\[(\w+)\]", r".\1", wanted)
+    if by_index != wanted and by_index in dict(_few(columns, through_lists=True)):
+        return by_index
+    near = [(far, name) for name, _ in _few(columns) if (far := distance(wanted, name))]
     return min(near)[1] if near else None
 
 
 def quoted(name: str) -> str:
-    """A column's name as YAML has it."""
+    """A name as the configuration would have it."""
     return name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)
 
 
@@ -75,7 +97,11 @@ def named_values(columns: Columns) -> Iterator[tuple[str, Any]]:
 
     Of a list that is no chat the first item counts as well.
     """
-    return itertools.islice(_values(columns, with_items=True), _MOST_FOUND)
+    for name, value in _few(columns):
+        yield name, value
+        inner = glimpsed(value)
+        if isinstance(inner, list) and inner and not is_chat(inner):
+            yield f"{name}.0", inner[0]
 
 
 def distance(wanted: str, name: str) -> float:
@@ -86,13 +112,16 @@ def distance(wanted: str, name: str) -> float:
     parts = [part for part in name.lower().split(".") if not part.isdigit()] or [name]
     last = parts[-1]
     depth = 0.1 * name.count(".")
-    called = [wanted, *ALSO_CALLED.get(wanted, ())]
+    called = [wanted, *_ALSO_CALLED.get(wanted, ())]
     singular = last.removesuffix("s")
     for index, each in enumerate(called):
         if each in (last, singular):
             return 1 + depth + 0.01 * index
-    first, *_, end = [*words(last)] * 2
-    if beginnings := [i for i, each in enumerate(called) if each and each in (first, end)]:
+    if is_about(last) and not is_about(wanted):
+        return 0
+    in_it = words(last)
+    ends = {in_it[0], in_it[-1], "".join(in_it[:2])}
+    if beginnings := [i for i, each in enumerate(called) if each and each in ends]:
         return 2 + depth + 0.01 * beginnings[0]
     ratio = difflib.SequenceMatcher(None, wanted, last).ratio()
     return 3 + depth + (1 - ratio) if ratio >= _SIMILAR else 0.0
@@ -103,26 +132,44 @@ def words(name: str) -> list[str]:
     return re.split(r"[^a-z0-9]+", name.lower())
 
 
-def _paths(columns: Columns) -> list[str]:
-    return [name for name, _ in itertools.islice(_values(columns), _MOST_FOUND)]
+def side_of(name: str) -> tuple[str, str] | None:
+    """A name, parted before the letter or digit that tells two answers apart; None without one."""
+    if len(name) > NAME_CHARACTERS:
+        return None
+    match = re.fullmatch(r"(.*?)[_ ]?(a|b|A|B|\d|left|right)", name)
+    return (match[1], match[2]) if match is not None and match[1] else None
+
+
+def is_about(name: str) -> bool:
+    """Whether a name is that of something about a text: its id, its length, its model."""
+    parted = side_of(name)
+    names = [words(name), words(parted[0] if parted else name)]
+    return any(parts[-1] in _ABOUT or parts[0] in _BESIDE for parts in names)
+
+
+def is_chat(value: Any) -> bool:
+    """Whether a value looks like a list of messages, or its JSON text."""
+    chat = glimpsed(value)
+    first = chat[0] if isinstance(chat, list) and chat else None
+    return isinstance(first, dict) and bool({"role", "from"} & first.keys())
+
+
+def _few(columns: Columns, *, through_lists: bool = False) -> Iterator[tuple[str, Any]]:
+    return itertools.islice(_values(columns, through_lists=through_lists), _MOST_FOUND)
 
 
 def _values(
-    columns: Columns, above: str = "", depth: int = 1, *, with_items: bool = False
+    columns: Columns, above: str = "", depth: int = 1, *, through_lists: bool
 ) -> Iterator[tuple[str, Any]]:
+    """Every column, and what stands inside of those that hold objects, by its path."""
     below = []
     for name, value in columns.items():
         path = f"{above}{name}"
         yield path, value
-        if with_items and isinstance(value, list) and value and not is_chat(value):
-            yield f"{path}.0", value[0]
-        if isinstance(value, dict) and depth < _DEEPEST:
-            below.append((path, value))
-    for path, value in below:
-        yield from _values(value, f"{path}.", depth + 1, with_items=with_items)
-
-
-def is_chat(value: Any) -> bool:
-    """Whether a value looks like a list of messages."""
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, dict) and bool({"role", "from"} & first.keys())
+        inner = value if depth == _DEEPEST else glimpsed(value)
+        if through_lists and isinstance(inner, list):
+            inner = {str(index): item for index, item in enumerate(inner)}
+        if isinstance(inner, dict) and depth < _DEEPEST:
+            below.append((path, inner))
+    for path, inner in below:
+        yield from _values(inner, f"{path}.", depth + 1, through_lists=through_lists)

@@ -11,6 +11,7 @@ from rlhf_ray.data import fields
 from rlhf_ray.data.conversations import read_prompt_column, split, system_turn, with_system
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
+from rlhf_ray.data.json_cells import unfolded
 from rlhf_ray.data.messages import Messages, Text, parse_messages
 from rlhf_ray.data.samples import Sample, as_chat, best_answer
 
@@ -46,18 +47,37 @@ def read_unpaired(row: Row) -> Iterator[Sample]:
 
 
 def read_input_target(row: Row) -> Iterator[Sample]:
-    """`input` and `target`, both text; a target may be a number."""
-    yield Sample(
-        sample_id=row.row_id,
-        where=row.where,
-        prompt=fields.string(row, "input"),
-        answers_K=(fields.written(row, "target"),),
-    )
+    """`input` and `target`, each text or messages; a target may be a number."""
+    columns = {**row.columns, "prompt": fields.column(row, "input"), "completion": None}
+    names = {**row.names, "prompt": row.called("input")}
+    prompt = read_prompt_column(replace(row, columns=columns, names=names))
+    prompt, target = aligned(row, prompt, fields.answer(row, "target"))
+    yield Sample(sample_id=row.row_id, where=row.where, prompt=prompt, answers_K=(target,))
 
 
 def read_messages(row: Row) -> Iterator[Sample]:
     """`messages`: a chat with `role` and `content`; a `system` text may stand beside it."""
     yield _chat(row, fields.messages(row, "messages"))
+
+
+def read_prompt_messages(row: Row) -> Iterator[Sample]:
+    """`messages` (or `conversations`) beside the `prompt` with which the chat begins.
+
+    A prompt that the chat does not hold comes before it, if the assistant goes on.
+    """
+    name = "messages" if row.columns.get("messages") is not None else "conversations"
+    chat = fields.messages(row, name)
+    if fields.is_blank(row, "prompt"):
+        yield _chat(row, chat)
+        return
+    asked = as_chat(fields.text(row, "prompt"), "user")
+    before, turns = aligned(row, asked, chat)
+    whole = with_system(row, [*as_chat(before, "user"), *as_chat(turns, "assistant")])
+    if chat[0]["role"] != "assistant":
+        yield Sample(sample_id=row.row_id, where=row.where, prompt=None, answers_K=(whole,))
+    else:
+        prompt = whole[: len(whole) - len(turns)]
+        yield Sample(sample_id=row.row_id, where=row.where, prompt=prompt, answers_K=(turns,))
 
 
 def read_labelled_messages(row: Row) -> Iterator[Sample]:
@@ -92,7 +112,7 @@ def read_exchanges(row: Row) -> Iterator[Sample]:
                 raise RowError(row.where, "wrong type", detail)
             turns.insert(0, ("system", "system"))
         for role, key in turns:
-            content = fields.checked_text(row, "conversation", exchange.get(key))
+            content = fields.checked_text(row, f"conversation.{number}.{key}", exchange.get(key))
             chat.append({"role": role, "content": content})
     yield _chat(row, chat)
 
@@ -126,7 +146,7 @@ def read_calls(row: Row) -> Iterator[Sample]:
     """`query`, and `answers` that are calls of tools, as a list or its JSON text (xLAM)."""
     asked = {"role": "user", "content": fields.string(row, "query")}
     calling = {"role": "assistant", "tool_calls": fields.column(row, "answers")}
-    yield _chat(row, parse_messages([asked, calling], row.where, "answers"))
+    yield _chat(row, parse_messages([asked, calling], row.where, row.called("answers")))
 
 
 def read_self_instruct(row: Row) -> Iterator[Sample]:
@@ -134,13 +154,8 @@ def read_self_instruct(row: Row) -> Iterator[Sample]:
     for number, instance in enumerate(fields.items(row, "instances")):
         if not isinstance(instance, dict):
             raise RowError(row.where, "wrong type", f"instance {number} must be an object")
-        yield from read_alpaca(
-            Row(
-                row_id=f"{row.row_id}/{number}" if number else row.row_id,
-                where=row.where,
-                columns={"instruction": row.columns.get("instruction"), **instance},
-            )
-        )
+        row_id = f"{row.row_id}/{number}" if number else row.row_id
+        yield from read_alpaca(replace(row, row_id=row_id, columns={**row.columns, **instance}))
 
 
 def alpaca_prompt(row: Row) -> Messages:
@@ -149,11 +164,11 @@ def alpaca_prompt(row: Row) -> Messages:
     Raises:
         RowError: A part has the wrong type.
     """
-    asked = fields.string(row, "instruction")
-    if given := fields.optional_string(row, "input"):
-        asked += f"\n{given}"
+    parts = [fields.string(row, "instruction"), fields.optional_string(row, "input")]
+    asked = "\n".join(part for part in parts if part.strip())
     chat = system_turn(row)
-    for turn in fields.items(row, "history") if row.columns.get("history") else []:
+    history = unfolded(row.columns.get("history"))
+    for turn in fields.items(row, "history") if history else []:
         if not isinstance(turn, list) or len(turn) != 2:
             raise RowError(row.where, "wrong type", "'history' must hold [question, answer] pairs")
         for role, text in zip(("user", "assistant"), turn, strict=True):

@@ -96,7 +96,7 @@ class Prompts(Tokenization[Prompt]):
         if not fits:
             token_ids_T = keep_last(token_ids_T, self.limit.num_tokens, self.tokenizer)
         columns, answer = sample.columns, reference_answer(sample)
-        if answer and answer not in sample.columns.values():
+        if answer:
             columns = {"answer": answer, **columns}
         prompt = Prompt(
             prompt_id=sample.sample_id,

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import difflib
+from collections.abc import Collection
 
 from rlhf_ray.data import fields
+from rlhf_ray.data.advice import advice
+from rlhf_ray.data.arena_formats import hold_turn_lists
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.nearest import listed, nearest
+from rlhf_ray.data.nearest import quoted
 from rlhf_ray.data.parsing import Columns
-from rlhf_ray.data.proposals import line_for
 from rlhf_ray.data.row_format import Kind, RowFormat
 from rlhf_ray.data.row_formats import ROW_FORMATS
 
-# What the plainest formats of a kind are made of, to name what a job needs.
-_LAYOUTS: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
-    "examples": (("prompt", "completion"), ("instruction", "output"), ("messages",)),
-    "texts": (("text",),),
-    "labels": (("prompt", "completion", "label"), ("messages", "label")),
-    "preferences": (("prompt", "chosen", "rejected"), ("prompt", "answers", "scores")),
-    "prompts": (("prompt",), ("messages",), ("instruction",)),
+_READ_OF_PROMPTS = {
+    "prompt", "messages", "system", "tools", "chat_template_kwargs", "enable_thinking",
+}  # fmt: skip
+# What rows may have beside the columns by which a format is recognised, and rewards are given.
+_OPTIONAL = {
+    "answer", "history", "input", "margin", "ranks", "scores", "score_chosen", "score_rejected",
+    "chosen_score", "rejected_score", "truncated", "truncated_chosen", "truncated_rejected",
+}  # fmt: skip
+_READ = _READ_OF_PROMPTS | _OPTIONAL
+_READ |= {
+    name
+    for each in ROW_FORMATS.values()
+    for name in (*each.columns, *each.prompt_columns, *each.names)
+}
+# Pairs of texts, by what the texts are called.
+_SIDES = {
+    "choice": ("a", "b"),
+    "scored_choice": ("a", "b"),
+    "preference": ("chosen", "rejected"),
 }
 # Columns that hold the answer to a column `text`.
 _ANSWERS = ("response", "completion", "output", "answer", "target", "summary", "reply")
@@ -41,9 +55,7 @@ def recognise(row: Row, *, kinds: Collection[Kind], what: str = "examples") -> R
     columns = row.columns
     shown = [each for each in ROW_FORMATS.values() if each.shown_by(columns)]
     if not shown:
-        raise RowError(
-            row.where, "no known format has these columns", _advice(columns, kinds, what)
-        )
+        raise RowError(row.where, "no known format has these columns", advice(row, kinds, what))
     is_prompt = "prompts" in kinds and isinstance(columns.get("prompt"), str | list)
     if is_prompt and not shown[0].reads_prompt:
         return ROW_FORMATS["prompt"]
@@ -51,12 +63,54 @@ def recognise(row: Row, *, kinds: Collection[Kind], what: str = "examples") -> R
     if taken is None or _is_judged(shown[0], columns, kinds):
         raise refusal(row, shown[0], kinds, what, beside=taken)
     if taken.name == "text" and not is_prompt and (answer := _answer_beside(columns, kinds)):
+        text, answer = row.called("text"), row.called(answer)
         raise DataError(
-            f"{row.where}: column 'text' has {answer!r} beside it: to train that as the answer set "
-            f"data.columns: {{prompt: text, completion: {answer}}}; to train text alone, as a "
-            "whole, set data.format: text"
+            f"{row.where}: column {text!r} has {answer!r} beside it: to train that as the answer "
+            f"set data.columns: {{prompt: {quoted(text)}, completion: {quoted(answer)}}}; to train "
+            f"{text} alone, as a whole, set data.format: text"
         )
+    _refuse_turn_lists(row, taken)
     return taken
+
+
+def _refuse_turn_lists(row: Row, taken: RowFormat) -> None:
+    """Refuse pairs of texts that are lists of turns: they would be trained as they are written.
+
+    Raises:
+        DataError: Prompt and answers are such lists.
+    """
+    sides = _SIDES.get(taken.name)
+    if sides and hold_turn_lists(row.columns, ("prompt", *sides)):
+        called = ", ".join(repr(row.called(name)) for name in ("prompt", *sides))
+        raise DataError(
+            f"{row.where}: {called} are lists of turns: call them prompt, response_a and "
+            "response_b by data.columns, with winner beside them (model_a, model_b, tie), which is "
+            "read as arena_texts; to train the lists as they are written set data.format: "
+            f"{taken.name}"
+        )
+
+
+def check_own_names(row: Row, kinds: Collection[Kind]) -> None:
+    """Refuse names of the configuration that nothing reads, where one that is read lies near.
+
+    Args:
+        row: The first, by the names that the configuration gives.
+        kinds: That the job takes. Where prompts are among them, reward functions may read any name,
+            `tool` beside `tools` as well.
+
+    Raises:
+        DataError: One is misspelt.
+    """
+    read = _READ_OF_PROMPTS if "prompts" in kinds else _READ
+    for ours, theirs in row.names.items():
+        if ours in _READ:
+            continue
+        near = difflib.get_close_matches(ours, sorted(read - row.columns.keys()), n=1, cutoff=0.8)
+        if near and not ("prompts" in kinds and ours.rstrip("s") == near[0].rstrip("s")):
+            raise DataError(
+                f"{row.where}: data.columns calls {theirs!r} {ours!r}, a name that nothing here "
+                f"reads; did you mean data.columns: {{{near[0]}: {quoted(theirs)}}}?"
+            )
 
 
 def refusal(
@@ -76,7 +130,7 @@ def refusal(
         what: The job takes.
         beside: A format that it could take, if its label did not count.
     """
-    used = ", ".join(name for name in row.columns if name in shown.columns)
+    used = ", ".join(row.called(name) for name in row.columns if name in shown.columns)
     message = f"{row.where}: {what} cannot be made of {shown.name} rows ({used})"
     if beside is not None:
         return DataError(
@@ -91,7 +145,7 @@ def refusal(
             f"{message}: answers that are labelled one by one are for dpo with loss_type [kto]; "
             f"{what} are two or more answers to one prompt"
         )
-    return DataError(f"{message}: {_advice(row.columns, kinds, what)}")
+    return DataError(f"{message}: {advice(row, kinds, what)}")
 
 
 def _is_judged(shown: RowFormat, columns: Columns, kinds: Collection[Kind]) -> bool:
@@ -109,39 +163,3 @@ def _answer_beside(columns: Columns, kinds: Collection[Kind]) -> str:
     if "prompts" in kinds:
         return ""
     return next((name for name in _ANSWERS if isinstance(columns.get(name), str)), "")
-
-
-def _warning(columns: Columns, kinds: Collection[Kind]) -> str:
-    """That a column judges answers, of a job that would train all of them."""
-    judge = nearest("label", {name: value for name, value in columns.items() if value in (0, 1)})
-    if judge is None or kinds & {"labels", "prompts"} or "examples" not in kinds:
-        return ""
-    return f"; {judge!r} says which answers are good, and all would be trained"
-
-
-def _advice(columns: Columns, kinds: Collection[Kind], what: str) -> str:
-    """What there is, and the line to write."""
-    layouts = [layout for kind in _LAYOUTS if kind in kinds for layout in _LAYOUTS[kind]]
-    if "prompts" in kinds:  # a prompt is all that such a job needs of any of them
-        layouts = [*_LAYOUTS["prompts"]]
-    if "input_ids" in columns:
-        return "tokens (input_ids) are not read: give the texts or chats that they were made of"
-    if "role" in columns and isinstance(columns.get("text", columns.get("content")), str):
-        return (
-            "each row is one message of a conversation: put those of one conversation into a list, "
-            "in a column messages, or in OpenAssistant's form, with message_tree_id and parent_id"
-        )
-    needed = " or ".join(" + ".join(layout) for layout in layouts)
-    there = f"there are {listed(columns, layouts[0][0])}; {what} need {needed}"
-    line = line_for(layouts, columns)
-    if not line and "preferences" in kinds:
-        line = line_for([("chosen", "rejected")], columns)
-    if line:
-        return f"{there}: set {line}{_warning(columns, kinds)}"
-    if all(isinstance(columns.get(side), str) for side in ("chosen", "rejected")):
-        return (
-            f"{there}: name the prompt by data.columns, or set data.format: common_beginning, "
-            "which takes the words that both answers begin with as the prompt"
-        )
-    names = ", ".join(f"{name}: ..." for name in layouts[0] if name not in columns)
-    return f"{there}: name them by data.columns: {{{names}}}"

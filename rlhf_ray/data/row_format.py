@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from rlhf_ray.data.columns import Names, resolved
+from rlhf_ray.data.columns import Names, file_names, resolved
+from rlhf_ray.data.conversations import is_chat_beside
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.grouping import Grouping
@@ -57,15 +58,22 @@ class RowFormat:
         named = replace(
             row,
             columns=row.columns | resolved(row.columns, self.names, row.where),
-            names={ours: name for ours, name in self.names.items() if isinstance(name, str)},
+            names={**row.names, **file_names(self.names)},
+            file_columns=row.found,
         )
         hidden = {*self.prompt_columns, *self.names} - {"tools"}
         others = {name: value for name, value in named.columns.items() if name not in hidden}
-        if chat:
+        if chat or (self._has_texts_of_turns(named) and is_chat_beside(named)):
             named = with_turns(named)
-        read = self.read_chat if chat and self.read_chat else self.read
+            read = self.read_chat or self.read
+        else:
+            read = self.read
         for sample in read(named):
             yield sample if isinstance(sample, RowError) else replace(sample, columns=others)
+
+    def _has_texts_of_turns(self, row: Row) -> bool:
+        """Whether the row has texts that are read as turns where they shall become chats."""
+        return self.read_chat is not None or with_turns(row) is not row
 
     def shown_by(self, columns: Columns) -> bool:
         """Whether a row with these columns is one of this format."""

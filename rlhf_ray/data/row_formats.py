@@ -6,10 +6,15 @@ from collections.abc import Mapping
 
 from rlhf_ray.data import plain_formats as plain
 from rlhf_ray.data import preference_formats as preference
+from rlhf_ray.data import ranking_formats as ranking
+from rlhf_ray.data import tree_formats as tree
+from rlhf_ray.data.arena_formats import ARENA_FORMATS
 from rlhf_ray.data.choice_formats import CHOICE_FORMATS
 from rlhf_ray.data.example_formats import ALPACA, EXAMPLE_FORMATS, lists_objects
 from rlhf_ray.data.grouping import BY_PROMPT, BY_TREE
 from rlhf_ray.data.helpsteer import read_helpsteer
+from rlhf_ray.data.json_cells import unfolded
+from rlhf_ray.data.messages import is_written_chat
 from rlhf_ray.data.parsing import Columns
 from rlhf_ray.data.row_format import RowFormat
 
@@ -25,16 +30,31 @@ def _are_transcripts(columns: Columns) -> bool:
     return all("\n\nAssistant:" in str(columns[side]) for side in _PAIR)
 
 
+def _is_tree(columns: Columns) -> bool:
+    root = unfolded(columns["prompt"])
+    is_object = root is columns["prompt"]
+    return isinstance(root, dict) and (is_object or {"text", "replies"} <= root.keys())
+
+
+def _is_no_chat(columns: Columns) -> bool:
+    """A text may be about a list of messages; one that is nothing else was meant as a chat."""
+    return not (isinstance(columns["text"], str) and is_written_chat(columns["text"]))
+
+
 _FORMATS = (
+    *ARENA_FORMATS,
     *CHOICE_FORMATS,
     # Rankings.
     RowFormat(
         name="ultrafeedback",
         kind="preferences",
         columns=("instruction", "completions"),
-        fits=lists_objects("completions", "response"),
+        fits=lambda columns: (
+            unfolded(columns["completions"]) == []
+            or lists_objects("completions", "response")(columns)
+        ),
         names={"prompt": "instruction", "answers": "completions"},
-        read=preference.read_ranking,
+        read=ranking.read_scored_ranking,
         prompt_columns=("instruction",),
     ),
     RowFormat(
@@ -52,34 +72,35 @@ _FORMATS = (
         columns=("question", "answers"),
         fits=lists_objects("answers", "text", "pm_score"),
         names={"prompt": "question"},
-        read=preference.read_ranking,
+        read=ranking.read_scored_ranking,
         prompt_columns=("question",),
     ),
     RowFormat(
         name="oasst_message",
         kind="preferences",
         columns=("message_id", "role", "text", "replies"),
-        read=preference.read_oasst_message,
+        read=tree.read_oasst_message,
     ),
     RowFormat(
         name="oasst_flat",
         kind="preferences",
         columns=("message_tree_id", "message_id", "parent_id", "role", "text"),
         group=BY_TREE,
-        read=preference.read_oasst_tree,
+        read=tree.read_oasst_tree,
     ),
     RowFormat(
         name="ranking",
         kind="preferences",
         columns=("prompt", "answers"),
-        read=preference.read_ranking,
+        read=ranking.read_ranking,
     ),
     RowFormat(
         name="oasst_tree",
         kind="preferences",
         columns=("prompt",),
-        fits=lambda columns: isinstance(columns["prompt"], dict),
-        read=preference.read_oasst_tree,
+        fits=_is_tree,
+        read=tree.read_oasst_tree,
+        reads_prompt=True,
     ),
     # Pairs.
     RowFormat(
@@ -92,6 +113,7 @@ _FORMATS = (
         name="openai_preference",
         kind="preferences",
         columns=("input", "preferred_output", "non_preferred_output"),
+        fits=lambda columns: isinstance(unfolded(columns["input"]), dict),
         names={"prompt": "input.messages", "tools": "input.tools", "chosen": "preferred_output",
                "rejected": "non_preferred_output"},
         read=preference.read_preference,
@@ -189,6 +211,7 @@ _FORMATS = (
         name="prompt_text",
         kind="texts",
         columns=("prompt", "text"),
+        fits=_is_no_chat,
         read=plain.read_text,
         prompt_columns=("prompt", "text"),
         note="all of the column text is trained, and prompt is not; to train text as the answer to "
@@ -199,7 +222,8 @@ _FORMATS = (
         name="text",
         kind="texts",
         columns=("text",),
-        fits=lambda columns: "role" not in columns,  # a message of a conversation
+        # Beside a role it is a message of a conversation.
+        fits=lambda columns: "role" not in columns and _is_no_chat(columns),
         read=plain.read_text,
         prompt_columns=("text",),
     ),

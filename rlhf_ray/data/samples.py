@@ -11,6 +11,8 @@ from typing import Any
 from rlhf_ray.data.errors import RowError, UnusableRow
 from rlhf_ray.data.messages import Messages, Text
 
+_MOST_ANSWERS = 256  # of one prompt: 32,640 pairs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -64,7 +66,7 @@ def comparable(sample: Sample) -> Iterator[Sample | UnusableRow]:
     Of answers that say the same the best stays.
 
     Raises:
-        RowError: Nothing to rank.
+        RowError: Nothing to rank, or too much.
         UnusableRow: There are not two answers that differ and are not empty, all are equally good,
             the worse of two scored higher, or the prompt is empty.
     """
@@ -75,6 +77,11 @@ def comparable(sample: Sample) -> Iterator[Sample | UnusableRow]:
     if len(sample.answers_K) == 1:
         detail = "no other answer to its prompt; rows of one prompt must follow one another"
         raise UnusableRow(where, "a single answer", detail)
+    if len(sample.answers_K) > _MOST_ANSWERS:
+        detail = (
+            f"at most {_MOST_ANSWERS} are compared with one another, got {len(sample.answers_K)}"
+        )
+        raise RowError(where, "too many answers", detail)
     kept: list[int] = []
     faults: list[UnusableRow] = []
     for index, answer in enumerate(sample.answers_K):
@@ -193,11 +200,14 @@ def best_answer(sample: Sample) -> tuple[Text, Text]:
         RowError: There is no answer.
         UnusableRow: It is empty, or the prompt is.
     """
-    prompt, answer = sample.prompt, sample.answers_K[0] if sample.answers_K else ""
+    if not sample.answers_K:
+        raise RowError(sample.where, "no answer", "the row has a prompt alone")
+    prompt, answer = sample.prompt, sample.answers_K[0]
     if prompt is None:
         prompt, answer = ("", answer) if isinstance(answer, str) else _parted(answer)
         if not prompt or not answer:
-            raise RowError(sample.where, "no prompt", "wanted an answer and what it follows")
+            detail = "wanted a chat that ends with the assistant's turn, and what that follows"
+            raise RowError(sample.where, "no prompt", detail)
     if _is_empty(answer):
         raise UnusableRow(sample.where, "empty answer")
     return _asked(sample.where, prompt), answer
@@ -225,7 +235,7 @@ def reference_answer(sample: Sample) -> str:
     A tool call is written as JSON.
     """
     whole = sample.answers_K[0] if sample.prompt is None else ""
-    if isinstance(whole, str) or whole[-1]["role"] != "assistant":
+    if isinstance(whole, str) or whole[-1]["role"] != "assistant" or is_silent(whole[-1]):
         return ""
     said = str(whole[-1]["content"])
     calls = [call["function"] for call in whole[-1].get("tool_calls", ())]
@@ -242,14 +252,18 @@ def is_silent(message: Mapping[str, Any]) -> bool:
     return not message["content"].strip() and "tool_calls" not in message
 
 
+def asks_nothing(message: Mapping[str, Any]) -> bool:
+    """Whether a message that an answer follows is an empty one, which none but a tool may give."""
+    return message["role"] not in ("assistant", "tool") and is_silent(message)
+
+
 def _asked(where: str, prompt: Text) -> Text:
     """The same prompt, if it asks something.
 
     Raises:
         UnusableRow: It does not.
     """
-    last = as_chat(prompt, "user")[-1]
-    if last["role"] != "assistant" and is_silent(last):
+    if asks_nothing(as_chat(prompt, "user")[-1]):
         raise UnusableRow(where, "empty prompt")
     return prompt
 

@@ -27,7 +27,14 @@ from rlhf_ray.data.pieces import is_plain_text, pieces, whole_text_tokens
 from rlhf_ray.data.records import EXAMPLES, RecordKind
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_format import Kind
-from rlhf_ray.data.samples import Sample, as_chat, best_answer, is_silent, is_trained
+from rlhf_ray.data.samples import (
+    Sample,
+    as_chat,
+    asks_nothing,
+    best_answer,
+    is_silent,
+    is_trained,
+)
 from rlhf_ray.data.shortening import beginning_of_sample, enough_characters
 from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.data.turn_end import checked_turn_end
@@ -93,6 +100,7 @@ class Examples(Tokenization[SftExample]):
             yield sample
             return
         self.limit.check_text(sample.num_characters, sample.where)
+        self.limit.fits(len(turns), sample.where)  # each has one token at least
         if self.limit.truncates:
             turns = self._within_reach(chat, turns)
         rendered = list(renderings(self._template(sample), chat, turns))
@@ -170,7 +178,7 @@ def _trained_turns(sample: Sample) -> tuple[Messages, list[int]]:
 
     Raises:
         UnusableRow: Nothing of the chat is the assistant's, none of its turns is to be trained, or
-            one of them says nothing.
+            one of them says nothing or was asked nothing.
     """
     if sample.prompt is None:
         [whole] = sample.answers_K
@@ -186,13 +194,16 @@ def _trained_turns(sample: Sample) -> tuple[Messages, list[int]]:
     turns = [index for index in turns if is_trained(whole[index])]
     if not turns:
         raise UnusableRow(sample.where, "no turn of the assistant is to be trained")
+    chat = as_chat(context, "user") + whole
+    turns = [num_context + index for index in turns]
     for index in turns:
-        if is_silent(whole[index]):
-            raise UnusableRow(sample.where, "empty answer", f"message {num_context + index}")
+        if is_silent(chat[index]):
+            raise UnusableRow(sample.where, "empty answer", f"message {index}")
+        if index and asks_nothing(chat[index - 1]):
+            raise UnusableRow(sample.where, "empty prompt", f"message {index - 1}")
     if sample.prompt is not None and len(whole) == 1:
         return [], []  # an answer to a prompt
-    chat = as_chat(context, "user") + whole
-    return chat, [num_context + index for index in turns]
+    return chat, turns
 
 
 def _marks_itself(tokenizer: PreTrainedTokenizerBase) -> bool:

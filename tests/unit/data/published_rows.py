@@ -67,36 +67,15 @@ PAIRS: dict[str, list[dict[str, Any]]] = {
         {"conversation_a": [USER, BAD], "conversation_b": [USER, GOOD], "winner": "model_b"},
         {"conversation_a": [USER, BAD], "conversation_b": [USER, GOOD], "winner": "tie (bothbad)"},
     ],
+    "arena_texts": [
+        {"prompt": "q", "response_a": "good", "response_b": "bad", "winner": "model_a"},
+        {"prompt": "q", "response_a": "bad", "response_b": "good", "winner": "model_b"},
+        {"prompt": "q", "response_a": "bad", "response_b": "good", "winner": "tie"},
+    ],
     "alpaca_farm": [
         {"instruction": "q", "input": "", "output_1": "good", "output_2": "bad", "preference": 1},
         {"instruction": "q", "input": "", "output_1": "bad", "output_2": "good", "preference": 1.9},
         {"instruction": "q", "input": "", "output_1": "bad", "output_2": "good", "preference": 1.5},
-    ],
-    "arena_lists": [
-        {
-            "prompt": '["q"]',
-            "response_a": '["good"]',
-            "response_b": '["bad"]',
-            "winner_model_a": 1,
-            "winner_model_b": 0,
-            "winner_tie": 0,
-        },
-        {
-            "prompt": '["q"]',
-            "response_a": '["bad"]',
-            "response_b": '["good"]',
-            "winner_model_a": 0,
-            "winner_model_b": 1,
-            "winner_tie": 0,
-        },
-        {
-            "prompt": '["q"]',
-            "response_a": '["bad"]',
-            "response_b": '["good"]',
-            "winner_model_a": 0,
-            "winner_model_b": 0,
-            "winner_tie": 1,
-        },
     ],
     "llmbar": [
         {"input": "q", "output_1": "good", "output_2": "bad", "label": 1},
@@ -239,6 +218,7 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
     "ultrafeedback": [ULTRAFEEDBACK],
     "helpsteer": [helpsteer("q", "good", 4), helpsteer("q", "bad", 1)],
     "oasst_flat": TREE,
+    "prompt_messages": [{"prompt": "q", "messages": [USER, GOOD]}],
     "labelled_messages": [{"messages": [USER, GOOD], "label": True}],
     "labelled_sharegpt": [
         {

@@ -96,6 +96,126 @@ def test_a_name_that_no_row_has_is_refused_with_the_nearest(
     assert message.endswith(said)
 
 
+@pytest.mark.parametrize(
+    ("job", "row", "names", "said"),
+    [
+        # The name here comes first.
+        ("sft", {"question": "q", "answer": "a"}, {"question": "prompt", "answer": "completion"},
+         "did you mean data.columns: {prompt: question}?"),
+        ("prompts", {"prompt": "q", "tags": ["a"]}, {"answer": "tags[0]"},
+         "did you mean data.columns: {answer: tags.0}?"),
+        # A misspelt name that a format needs.
+        ("sft", {"question": "q", "answer": "a"}, {"promt": "question", "completion": "answer"},
+         "set data.columns: {completion: answer, prompt: question}"),
+        ("prompts", {"question": "q"}, {"Prompt": "question"},
+         "set data.columns: {prompt: question}"),
+        # One that rows may do without.
+        ("sft", {"prompt": "q", "completion": "a", "sys": "s"}, {"sytem": "sys"},
+         "calls 'sys' 'sytem', a name that nothing here reads; did you mean data.columns: "
+         "{system: sys}?"),
+        ("prompts", {"prompt": "q", "sys": "s"}, {"systen": "sys"},
+         "did you mean data.columns: {system: sys}?"),
+        ("pairs", {"prompt": "q", "chosen": "a", "rejected": "b", "gap": 1}, {"margn": "gap"},
+         "did you mean data.columns: {margin: gap}?"),
+        ("labelled", {"prompt": "q", "completion": "a", "label": 1, "cut": 0},
+         {"truncatd": "cut"}, "did you mean data.columns: {truncated: cut}?"),
+    ],
+)  # fmt: skip
+def test_misspelt_names_of_either_side_are_pointed_out(
+    tmp_path: Path,
+    chat_tokenizer: Any,
+    job: str,
+    row: dict[str, Any],
+    names: dict[str, Any],
+    said: str,
+) -> None:
+    assert refused(tmp_path, chat_tokenizer, job, row, columns=names).endswith(said)
+
+
+def test_names_of_ones_own_are_for_reward_functions(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"prompt": "q", "truth": "4", "n": 1}
+    for names in ({"labels": "truth"}, {"solution": "truth", "scores": "n"}, {"tool": "truth"}):
+        data = config(tmp_path, row, columns=names)
+        [prompt] = load_prompts(data, chat_tokenizer, context_tokens=9).rows
+        assert set(names) <= set(prompt.columns)
+
+
+@pytest.mark.parametrize(
+    ("job", "row", "names", "line"),
+    [
+        ("sft", {"question": "q", "answer": "a"}, {"prompt": "question"},
+         "{prompt: question, completion: answer}"),
+        ("pairs", {"q": {"text": "q"}, "win": "a", "lose": "b"}, {"prompt": "q.text"},
+         "{prompt: q.text, chosen: win, rejected: lose}"),
+        ("labelled", {"asked": "q", "said": "a", "ok": 1}, {"prompt": "asked", "label": "ok"},
+         "{prompt: asked, label: ok, completion: ...}"),
+    ],
+)  # fmt: skip
+def test_the_line_holds_what_the_configuration_names_already(
+    tmp_path: Path,
+    chat_tokenizer: Any,
+    job: str,
+    row: dict[str, Any],
+    names: dict[str, Any],
+    line: str,
+) -> None:
+    message = refused(tmp_path, chat_tokenizer, job, row, columns=names)
+    assert message.endswith(f"data.columns: {line}")
+    assert all(repr(name) in message for name in row)
+
+
+@pytest.mark.parametrize("name", ["prompt_id", "question_id", "prompt_model", "input_tokens", "id"])
+def test_what_tells_about_a_text_is_not_proposed_as_one(
+    tmp_path: Path, chat_tokenizer: Any, name: str
+) -> None:
+    row = {name: "7", "chosen": "a", "rejected": "b"}
+    assert f": {name}" not in refused(tmp_path, chat_tokenizer, "pairs", row)
+    assert f": {name}" not in refused(tmp_path, chat_tokenizer, "prompts", row)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "q", "a": 5, "b": "y", "better": "a"}, "column 'a' must be a string or"),
+        ({**SIDES, "reply_1": 7}, "column 'reply_1' must be a string or a list"),
+        ({**SIDES, "reply_1": None}, "no column 'reply_1': nothing is in it here"),
+        ({"prompt": "q", "response_0": "a", "response_1": ["x"], "better_response_id": 0},
+         "message 0 of column 'response_1' must have `role`"),
+        ({"info": {"post": "p"}, "summaries": [{"text": "a"}], "choice": 0},
+         "no column 'summaries.1.text': columns there: "),
+        ({"input": {"messages": [{"role": "user", "content": 4}]}, "preferred_output": "a",
+          "non_preferred_output": "b"}, "message 0 of column 'input.messages' (user) must have"),
+        ({"question": {"full_text": "q"}, "answer_0": "a", "answer_1": "b", "score_0": "high",
+          "score_1": 0}, "column 'score_0' must be a finite number, got 'high'"),
+        ({"conversation_a": "a", "conversation_b": [{"role": "user", "content": "q"}],
+          "winner": "model_a"}, "'conversation_a' and 'conversation_b' must both be texts, or"),
+    ],
+)  # fmt: skip
+def test_errors_name_columns_as_the_file_has_them(
+    tmp_path: Path, chat_tokenizer: Any, row: dict[str, Any], said: str
+) -> None:
+    names = NAMES if "winner" in row and "question" in row else {}
+    assert said in refused(tmp_path, chat_tokenizer, "pairs", row, columns=names)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"other": "q"}, "no column 'asked': columns there: 'other', 'said'; all rows of a source"),
+        ({"asked": None}, "no column 'asked': nothing is in it here; data.on_bad_row: skip leaves"),
+        ({"asked": 5}, "wrong type: column 'asked' must be a string or a list of chat messages"),
+    ],
+)
+def test_a_later_row_that_differs_is_named_by_what_the_file_has(
+    tmp_path: Path, chat_tokenizer: Any, row: dict[str, Any], said: str
+) -> None:
+    names = {"prompt": "asked", "completion": "said"}
+    data = config(tmp_path, {"asked": "q", "said": "a"}, {**row, "said": "a"}, columns=names)
+    with pytest.raises(RowError) as caught:
+        load_sft(data, chat_tokenizer, max_length=99)
+    assert str(caught.value).startswith(f"{data.path}:2: {said}")
+
+
 def test_a_column_that_only_some_rows_have_may_be_named(
     tmp_path: Path, chat_tokenizer: Any
 ) -> None:
@@ -191,10 +311,17 @@ def test_only_better_has_labels() -> None:
         ("pairs", {"prompt": "q", "chosne": "a", "rejectd": "b"},
          "{chosen: chosne, rejected: rejectd}"),
         ("pairs", {"question": "q", "answer_a": "a", "answer_b": "b", "verdict": "A"},
-         "{prompt: question, a: answer_a, b: answer_b, better: {column: LABEL, a: ..., b: ...}}"),
-        ("pairs", {"prompt": "q", "response_a": "a", "response_b": "b", "winner_model_a": 1,
-                   "winner_model_b": 0, "winner_tie": 0},
-         "{a: response_a, b: response_b, score_a: winner_model_a, score_b: winner_model_b}"),
+         "{prompt: question, a: answer_a, b: answer_b, better: {column: verdict, a: A, b: B}}"),
+        ("pairs", {"question": "q", "reply_0": "a", "reply_1": "b", "preferred": 0},
+         "{prompt: question, a: reply_0, b: reply_1, better: {column: preferred, a: 0, b: 1}}"),
+        ("pairs", {"id": "7", "prompt": "q", "model_a": "x", "model_b": "y", "text_a": "a",
+                   "text_b": "b", "winner": "tie (bothbad)"},
+         "{a: text_a, b: text_b, better: {column: winner, a: model_a, b: model_b, "
+         'tie: "tie (bothbad)"}}'),
+        ("pairs", {"prompt": "q", "text_a": "a", "text_b": "b", "stars": "***"},
+         "{a: text_a, b: text_b, better: {column: LABEL, a: ..., b: ...}}"),
+        ("pairs", {"prompt": "q", "reply_1": "a", "reply_2": "b", "votes_1": 3, "votes_2": 0},
+         "{a: reply_1, b: reply_2, score_a: votes_1, score_b: votes_2}"),
         ("pairs", {"instruction": "q", "generations": ["a", "b"], "ratings": [4, 2]},
          "{prompt: instruction, answers: generations, scores: ratings}"),
         ("pairs", {"chosen_conversations": [{"role": "user", "content": "q"}],
@@ -210,6 +337,12 @@ def test_only_better_has_labels() -> None:
          "{instruction: definition, output: targets, input: inputs}"),
         ("sft", {"article": "long", "highlights": "short", "id": "7"},
          "{prompt: article, completion: highlights}"),
+        ("sft", {"prompt": "q", "text_a": "a", "text_b": "b", "winner": "b"},
+         "{a: text_a, b: text_b, better: {column: winner, a: a, b: b}}"),
+        ("sft", {"id": 1, "turns": ["q", "a"]}, "{conversations: turns}"),
+        ("prompts", {"dialogue": [{"from": "human", "value": "q"}]}, "{messages: dialogue}"),
+        ("pairs", {"prompt": "q", "all_responses": ["a", "b"], "rank": [1, 2]},
+         "{answers: all_responses, ranks: rank}"),
         ("sft", {"prompt": "q", "response": "a"}, "{completion: response}"),
         ("sft", {"problem": "q", "solution": "a"}, "{prompt: problem, completion: solution}"),
         ("sft", {"content": "t"}, "{text: content}"),

@@ -150,7 +150,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any], Any, str]] = [
     (
         "pairs",
         TREE,
-        tree(replies=[{**reply, "rank": "0"} for reply in TREE["prompt"]["replies"]]),
+        tree(replies=[{**reply, "rank": "first"} for reply in TREE["prompt"]["replies"]]),
         "wrong type",
     ),
     ("labelled", LABELLED, {**LABELLED, "label": "maybe"}, "wrong type"),

@@ -127,6 +127,86 @@ def test_summaries_have_the_query_of_their_paper(tmp_path: Path, chat_tokenizer:
     assert texts(chat_tokenizer, news) == ("<s>News.\n\nTL;DR:", [" good", " bad"])
 
 
+LMSYS = {
+    "id": 1,
+    "model_a": "x",
+    "model_b": "y",
+    "prompt": '["q"]',
+    "response_a": '["good"]',
+    "response_b": '["bad \\u00e9"]',
+    "winner_model_a": 1,
+    "winner_model_b": 0,
+    "winner_tie": 0,
+}
+
+
+def test_lists_of_turns_that_are_written_as_json_are_chats(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    def flags(a: Any, b: Any, tie: Any) -> dict[str, Any]:
+        return {"winner_model_a": a, "winner_model_b": b, "winner_tie": tie}
+
+    two = {"prompt": '["q", "and?"]', "response_a": '["good", "a"]', "response_b": '["bad", "b"]'}
+    silent = {"prompt": ["q", "and?"], "response_a": ["good", None], "response_b": ["bad", "b"]}
+    rows = [
+        LMSYS,
+        {**LMSYS, **flags("0", "1", "0")},
+        {**LMSYS, **flags(0, 0, 1)},
+        {**LMSYS, **two},
+        {**LMSYS, **silent},
+    ]
+    data = config(tmp_path, *rows)
+    loaded = load_rankings(data, chat_tokenizer, max_length=999)
+    assert loaded.report.format == "arena_texts (prompt, response_a, response_b)"
+    assert [texts(chat_tokenizer, ranking) for ranking in loaded.rows] == [
+        (CHATML.format("q"), ["good", "bad é"]),
+        (CHATML.format("q"), ["bad é", "good"]),
+        (
+            CHATML.format("q"),
+            [
+                f"{one}<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n{other}"
+                for one, other in (("good", "a"), ("bad", "b"))
+            ],
+        ),
+    ]
+    assert left_out(loaded) == {"tie": 1, "empty answer": 1}
+    prompts = load_prompts(data, chat_tokenizer, context_tokens=999).rows
+    shown = {chat_tokenizer.decode(prompt.token_ids_T) for prompt in prompts}
+    assert (len(prompts), shown) == (5, {CHATML.format("q")})
+    # The rows that are to be judged have no winner.
+    asked = {name: LMSYS[name] for name in ("id", "prompt", "response_a", "response_b")}
+    [prompt] = load_prompts(config(tmp_path, asked), chat_tokenizer, context_tokens=99).rows
+    assert chat_tokenizer.decode(prompt.token_ids_T) == CHATML.format("q")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: too few answers"):
+        load_pairs(config(tmp_path, asked), chat_tokenizer, max_length=99)
+    two_won = {**LMSYS, **flags(1, 1, 0)}
+    with pytest.raises(DataError, match=r"unknown label: one of winner_model_a, .* must be 1"):
+        load_pairs(config(tmp_path, two_won), chat_tokenizer, max_length=99)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"a": "response_a", "b": "response_b", "score_a": "winner_model_a",
+         "score_b": "winner_model_b"},
+        {"a": "response_a", "b": "response_b",
+         "better": {"column": "winner_model_a", "a": 1, "b": 0}},
+        {"chosen": "response_a", "rejected": "response_b"},
+    ],
+)  # fmt: skip
+def test_the_text_of_such_lists_is_not_trained_under_other_names(
+    tmp_path: Path, chat_tokenizer: Any, names: dict[str, Any]
+) -> None:
+    message = r"'prompt', 'response_a', 'response_b' are lists of turns: call them prompt, response"
+    data = config(tmp_path, LMSYS, columns=names)
+    with pytest.raises(DataError, match=message) as caught:
+        load_pairs(data, chat_tokenizer, max_length=99)
+    format_ = str(caught.value).rpartition(" ")[2]
+    forced = config(tmp_path, LMSYS, columns=names, format=format_)
+    [pair] = load_pairs(forced, chat_tokenizer, max_length=99).rows
+    assert texts(chat_tokenizer, pair)[0] == '<s>["q"]'
+
+
 def test_an_arenas_later_turns_are_part_of_what_is_compared(
     tmp_path: Path, chat_tokenizer: Any
 ) -> None:
@@ -211,6 +291,56 @@ def test_a_stream_refuses_rows_that_belong_together(tmp_path: Path, chat_tokeniz
     job = Pairs.of(data, chat_tokenizer, max_length=99)
     with pytest.raises(DataError, match=r"has helpsteer rows, .* set data\.streaming: false"):
         open_stream(data, job, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"completions": [{"response": "a", "fine-grained_score": 4}, {"response": "b"}]},
+         "no scores: no object of 'completions' has score or overall_score"),
+        ({"completions": [{"response": "a"}, {"response": "b", "overall_score": 2}]},
+         "column 'completions.overall_score' must be a finite number, got None"),
+        ({"completions": [{"response": "a", "overall_score": "N/A"}]},
+         "column 'completions.overall_score' must be a finite number, got 'N/A'"),
+    ],
+)  # fmt: skip
+def test_answers_without_scores_are_not_taken_in_their_order(
+    tmp_path: Path, chat_tokenizer: Any, row: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RowError, match=message):
+        load_rankings(config(tmp_path, {"instruction": "q", **row}), chat_tokenizer, max_length=99)
+
+
+def test_a_first_row_without_answers_is_recognised_as_well(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    data = config(tmp_path, {**ULTRAFEEDBACK, "completions": []}, ULTRAFEEDBACK)
+    loaded = load_rankings(data, chat_tokenizer, max_length=99)
+    assert texts(chat_tokenizer, loaded.rows[0]) == ("<s>q", ["good", "bad"])
+    assert left_out(loaded) == {"no answers": 1}
+
+
+def test_a_summary_of_nothing_is_counted(tmp_path: Path, chat_tokenizer: Any) -> None:
+    empty = {**SUMMARIES[0], "info": {"post": None, "article": ""}}
+    loaded = load_pairs(config(tmp_path, *SUMMARIES, empty), chat_tokenizer, max_length=999)
+    assert left_out(loaded) == {"empty prompt": 1}
+
+
+def test_trees_as_pandas_and_csv_write_them(tmp_path: Path, chat_tokenizer: Any) -> None:
+    written = [{**node, "rank": None if node["rank"] is None else float(node["rank"])}
+               for node in TREE]  # fmt: skip
+    written[0]["rank"] = float("nan")
+    as_text = [{**node, "parent_id": node["parent_id"] or "",
+                "rank": "" if node["rank"] is None else str(node["rank"])}
+               for node in TREE]  # fmt: skip
+    gone = {**message("t", "t4", "t", "worse still", rank=2), "deleted": True}
+    for rows in (written, as_text, [*TREE, gone]):
+        [ranking] = load_rankings(config(tmp_path, *rows), chat_tokenizer, max_length=99).rows
+        assert texts(chat_tokenizer, ranking) == (CHATML.format("q"), ["good", "bad"])
+    for wrong in ({"rank": "best"}, {"rank": 0.5}, {"text": None}, {"role": "wizard"}):
+        data = config(tmp_path, *TREE[:2], {**TREE[2], **wrong})
+        with pytest.raises(RowError, match=r"of a tree \(message_id 't2'\) must be"):
+            load_rankings(data, chat_tokenizer, max_length=99)
 
 
 def test_flat_messages_become_the_trees_that_they_are(tmp_path: Path, chat_tokenizer: Any) -> None:
@@ -348,7 +478,9 @@ def test_rankings_in_other_forms(tmp_path: Path, chat_tokenizer: Any, name: str)
 
 def test_lists_of_an_arena_are_its_turns(tmp_path: Path, chat_tokenizer: Any) -> None:
     row = {
-        **PAIRS["arena_lists"][1],
+        **LMSYS,
+        "winner_model_a": 0,
+        "winner_model_b": 1,
         "prompt": '["q", "and?"]',
         "response_a": '["bad", "bad"]',
         "response_b": '["good", "good"]',

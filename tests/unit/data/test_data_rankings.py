@@ -106,6 +106,55 @@ def test_one_that_says_nothing_is_counted_once(
     assert counts in ({}, {"empty answer": 1})
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (ranking("abc", ranks=[3, 2, 1], scores=[3, 2, 1]),
+         "'scores' (the highest is best) and 'ranks' (the lowest is best) tell different orders"),
+        (ranking("abc", ranks=[0, 1, 1], scores=[3, 2, 1]), "tell different orders"),
+        (ranking("abc", ranks=None), "no column 'ranks': nothing is in it here"),
+        (ranking("abc", scores=None, ranks=None), "no column 'scores': nothing is in it here"),
+        (ranking("abc", ranks=[0, None, 1]), "column 'ranks' must be a finite number, got None"),
+        (ranking("abc", scores=[1, 2]), "3 answers need as many in 'scores', got 2"),
+        ({"prompt": "q", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": None}]},
+         "column 'answers.rank' must be a finite number, got None"),
+        ({"prompt": "q", "answers": [{"answer": "a", "rank": 1, "score": 1},
+                                     {"answer": "b", "rank": 2, "score": 9}]},
+         "'answers.score' (the highest is best) and 'answers.rank'"),
+        ({"prompt": [{"role": "system", "content": "s"}],
+          "answers": [[{**USER, "content": text}, {"role": "assistant", "content": text}]
+                      for text in "ab"]},
+         "two prompts that differ: column 'prompt' ends with 'a', and the conversation beside it "),
+    ],
+)  # fmt: skip
+def test_an_order_that_cannot_be_known_is_refused(
+    tmp_path: Path, chat_tokenizer: Any, row: dict[str, Any], message: str
+) -> None:
+    for load in (load_rankings, load_pairs):
+        with pytest.raises(DataError) as caught:
+            load(config(tmp_path, row), chat_tokenizer, max_length=99)
+        assert message in str(caught.value)
+
+
+def test_ranks_and_scores_may_say_the_same(tmp_path: Path, chat_tokenizer: Any) -> None:
+    rows = [
+        ranking("ab", ranks=[2, 1], scores=[0.5, 3]),
+        ranking("ab", ranks=None, scores=[0.5, 3]),
+        ranking("ab", ranks=[2, 1], scores=None),
+    ]
+    for row in load_rankings(config(tmp_path, *rows), chat_tokenizer, max_length=99).rows:
+        assert [chat_tokenizer.decode(ids_T) for ids_T in row.answer_ids_K] == ["b</s>", "a</s>"]
+
+
+def test_of_very_many_answers_not_all_pairs_are_made(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"prompt": "q", "answers": [str(number) for number in range(100_000)]}
+    for load in (load_rankings, load_pairs, load_labelled):
+        with pytest.raises(
+            DataError, match=r"at most 256 are compared with one another, got 100000"
+        ):
+            load(config(tmp_path, row), chat_tokenizer, max_length=99)
+
+
 def test_answers_whose_tokens_are_the_same_are_one(tmp_path: Path, chat_tokenizer: Any) -> None:
     # They differ behind what truncation keeps.
     row = {"prompt": "q", "answers": ["long" * 9 + "x", "long" * 9 + "y", "z"]}
