@@ -35,7 +35,8 @@ _LABELS = (
     ("left", "right", ("tie", "both", "neither")),
     ("first", "second", ("tie", "both", "neither")),
 )
-_BY_CONTENT = 4.0  # how far a name lies that tells nothing
+# How far a name lies that tells nothing: beside others that were found, and alone.
+_LEFT_OVER, _ALONE = 0.9, 4.0
 _MOST_SIDES = 12  # columns that are looked at for two answers of like names
 
 
@@ -135,12 +136,11 @@ def _assigned(
         name
         for name, value in columns.items()
         if name not in names.values() and isinstance(value, str) and len(name) <= NAME_CHARACTERS
+        if not is_about(name)
     ]
     if len(missing) == len(others) == 1 and missing[0] == "prompt":
-        if is_about(others[0]):
-            return None
         names["prompt"] = others[0]
-        total += _BY_CONTENT
+        total += _LEFT_OVER if total else _ALONE
     elif missing:
         return None
     return total / len(layout), {wanted: names[wanted] for wanted in layout}
