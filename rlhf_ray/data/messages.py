@@ -191,12 +191,13 @@ def _parts(content: Any, where: str, place: str) -> tuple[str | None, list[Any],
 
 def _held(content: Any) -> str:
     """What a content is that is neither text nor parts, in words."""
+    if isinstance(content, dict) and content and "type" not in content:
+        return f"got an object with {', '.join(content)}"[:80]
     inside = content[0] if isinstance(content, list) and content else content
-    if not isinstance(inside, dict) or not inside:
+    if not isinstance(content, dict) and inside is content:
         return f"got {short(content)}"
-    held = "an object" if inside is content else "a list of objects"
-    keys = ", ".join(map(str, inside))[:80]
-    return f"got {held} with {keys}; parts are `[{{type: text, text: ...}}]`"
+    shown = _keys(inside) if isinstance(inside, dict) else short(inside)
+    return f"or a list of parts (`{{type: text, text: ...}}`), got {short(content)}: {shown}"
 
 
 def _is_parts(content: Any) -> bool:

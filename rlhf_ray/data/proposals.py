@@ -37,7 +37,8 @@ _LABELS = (
 )
 _MOST_SIDES = 12  # columns of which two may be the answers
 _BY_A_WORD = 2.0  # from here on a name is near by one of its words alone
-_BY_CONTENT = 4.0  # how far a name lies that tells nothing
+# How far a name lies that tells nothing: beside others that were found, and alone.
+_LEFT_OVER, _ALONE = 0.9, 4.0
 # What a layout takes along where it is there.
 _OPTIONAL: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("instruction", "output"): ("input",),
@@ -95,7 +96,7 @@ def _assigned(
     missing = [wanted for wanted in layout if wanted not in names]
     if missing == ["prompt"] and (asked := _only_text(columns, names.values())):
         names["prompt"] = asked
-        total += _BY_CONTENT
+        total += _LEFT_OVER if total else _ALONE
     elif missing:
         return
     assigned = {wanted: names[wanted] for wanted in layout}

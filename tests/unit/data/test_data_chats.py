@@ -135,6 +135,16 @@ def test_a_row_has_the_same_prompt_in_every_job(
             {"messages": [USER, {**ANSWER, "content": {"answer": "a", "n": 1}}]},
             "message 1 of column 'messages' (assistant) must have a text, got an object with answ",
         ),
+        (
+            {"messages": [USER, {**ANSWER, "content": [{"text": "a"}, {"image": "b"}]}]},
+            "message 1 of column 'messages' (assistant) must have a text, or a list of parts "
+            "(`{type: text, text: ...}`), got list of 2: {text: 'a'}",
+        ),
+        ({"messages": [{**USER, "content": ["q"]}, ANSWER]}, "text: ...}`), got list of 1: 'q'"),
+        (
+            {"messages": [{**USER, "content": {"type": "text", "text": "q"}}, ANSWER]},
+            "got dict of 2: {type: 'text', text: 'q'}",
+        ),
         ({"messages": [USER, {"role": "assistant"}]}, "neither `content` nor `tool_calls`"),
         ({"messages": [{"role": "user"}]}, "(user) has no `content`"),
         ({"messages": [{**CALL, "role": "user"}]}, "is the user's and has tool calls"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from rlhf_ray.config.data import BetterConfig, DataConfig
@@ -320,6 +322,19 @@ def test_only_better_has_labels() -> None:
          'tie: "tie (bothbad)"}}'),
         ("pairs", {"prompt": "q", "text_a": "a", "text_b": "b", "stars": "***"},
          "{a: text_a, b: text_b, better: {column: LABEL, a: ..., b: ...}}"),
+        ("pairs", {"question": "q", "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": 0},
+         "{prompt: question, a: answer_0, b: answer_1, score_a: score_0, score_b: score_1}"),
+        ("pairs", {"input": [{"role": "user", "content": "q"}], "preferred_output": "a",
+                   "non_preferred_output": "b"},
+         "{prompt: input, chosen: preferred_output, rejected: non_preferred_output}"),
+        ("pairs", {"conversation_a": [{"role": "user", "content": "q"}], "winner_model_a": 1,
+                   "conversation_b": [{"role": "user", "content": "q"}], "winner_model_b": 0},
+         "{a: conversation_a, b: conversation_b, score_a: winner_model_a, "
+         "score_b: winner_model_b}"),
+        ("prompts", {"dialogue": [{"from": "human", "value": "q"}], "topic": "x"},
+         "{messages: dialogue}"),
+        ("sft", {"article": "q", "highlights": "a", "id": "7"},
+         "{prompt: article, completion: highlights}"),
         ("pairs", {"prompt": "q", "reply_1": "a", "reply_2": "b", "votes_1": 3, "votes_2": 0},
          "{a: reply_1, b: reply_2, score_a: votes_1, score_b: votes_2}"),
         ("pairs", {"instruction": "q", "generations": ["a", "b"], "ratings": [4, 2]},
@@ -367,6 +382,16 @@ def test_rows_that_are_not_recognised_come_with_the_line_to_write(
     message = refused(tmp_path, chat_tokenizer, job, row)
     assert message.endswith(f": set data.columns: {line}")
     assert all(repr(name) in message for name in row)
+    if "..." in line:
+        return
+    # With that line the row is recognised, whatever is wrong with what it says.
+    loaders: dict[str, Any] = {"pairs": load_pairs, "sft": load_sft, "labelled": load_labelled}
+    data = config(tmp_path, row, columns=yaml.safe_load(line))
+    limit = {"context_tokens" if job == "prompts" else "max_length": 999}
+    try:
+        loaders.get(job, load_prompts)(data, chat_tokenizer, **limit)
+    except DataError as error:
+        assert not re.search("no known format|cannot be made of|no such column", str(error))
 
 
 @pytest.mark.parametrize(
