@@ -51,19 +51,6 @@ class Sample:
         return num_characters(self.prompt or "") + longest
 
 
-def check_prompt(where: str, prompt: Text) -> None:
-    """Refuse a prompt that asks nothing.
-
-    Raises:
-        UnusableRow: It says nothing but what the system does.
-    """
-    asked = prompt
-    if not isinstance(prompt, str):
-        asked = "".join(turn["content"] for turn in prompt if turn["role"] != "system")
-    if not str(asked).strip() and (isinstance(prompt, str) or all(map(is_silent, prompt))):
-        raise UnusableRow(where, "empty prompt")
-
-
 def num_characters(text: Text) -> int:
     """Of a text, or of a chat's messages."""
     if isinstance(text, str):
