@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.file_bytes import MAX_ROW_BYTES, too_long
+from rlhf_ray.data.parsed_rows import NumberedRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-NumberedRows: TypeAlias = Iterator[tuple[int, dict[str, Any] | RowError]]
 
 _HELD_ROWS = 1024  # at a time, as Python objects
 _HELD_BYTES = 16 << 20

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 
 _MOST_LISTED = 12  # names that an error lists
 _NAME_CHARACTERS = 40  # of each of them, and of a name that may be meant

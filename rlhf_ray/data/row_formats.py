@@ -9,7 +9,7 @@ from rlhf_ray.data import preference_formats as preference
 from rlhf_ray.data.choice_formats import CHOICE_FORMATS
 from rlhf_ray.data.grouping import BY_PROMPT, BY_TREE
 from rlhf_ray.data.helpsteer import read_helpsteer
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 from rlhf_ray.data.row_format import RowFormat
 
 _ALPACA = ("instruction", "input", "system", "history")
