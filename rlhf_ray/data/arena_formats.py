@@ -14,7 +14,7 @@ from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.json_cells import unfolded
 from rlhf_ray.data.messages import Messages, is_written_chat
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 from rlhf_ray.data.row_format import RowFormat
 from rlhf_ray.data.samples import Sample
 

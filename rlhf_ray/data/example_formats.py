@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_ray.data import plain_formats as plain
 from rlhf_ray.data.json_cells import unfolded
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 from rlhf_ray.data.row_format import RowFormat
 
 ALPACA = ("instruction", "input", "system", "history")

@@ -24,7 +24,7 @@ from rlhf_ray.data.nearest import (
     side_of,
     words,
 )
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 
 _TEXT = ("text",)
 _CHAT_COLUMNS = ("prompt", "chosen", "rejected", "completion")

@@ -15,7 +15,7 @@ from rlhf_ray.data.grouping import BY_PROMPT, BY_TREE
 from rlhf_ray.data.helpsteer import read_helpsteer
 from rlhf_ray.data.json_cells import unfolded
 from rlhf_ray.data.messages import is_written_chat
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 from rlhf_ray.data.row_format import RowFormat
 
 _PAIR = ("chosen", "rejected")
