@@ -202,4 +202,4 @@ def test_there_is_no_room_for_70b_on_one_gpu():
 
 @pytest.mark.parametrize("num_gpus", [1, 8, 32])
 def test_the_readme_names_the_largest_model_that_fits(num_gpus):
-    assert f"\n{largest_models.row(num_gpus)}\n" in (ROOT / "README.md").read_text()
+    assert f"\n{largest_models.row(num_gpus)}\n" in (ROOT / "configs/README.md").read_text()
