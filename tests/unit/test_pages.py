@@ -75,6 +75,6 @@ def test_files_told_in_one_step_exist():
 def test_steps_of_the_picture_are_those_that_are_told():
     told = re.findall(r"^(\d+)\. \*\*", README.section("### One step of PPO"), re.MULTILINE)
     [picture] = [block.body for block in README.blocks if block.language == "mermaid"]
-    shown = re.findall(r'"(\d+)\. ', picture)
+    shown = re.findall(r'"(\d+): ', picture)
     assert shown
     assert set(shown) <= set(told)
