@@ -28,6 +28,7 @@ from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.data import DataFormat
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.ready import find_config
 from rlhf_ray.config.rewards import RewardFunctionConfig, ShapingConfig
 from rlhf_ray.config.stages import resolve_stages
 from rlhf_ray.config.yaml_file import read_yaml, write_yaml
@@ -151,8 +152,8 @@ def test_every_job_command_loads(words, monkeypatch):
         return
     path, *overrides = rest
     if PLACEHOLDER.fullmatch(path):
-        path = f"configs/{job}/tiny-cpu.yaml"
-    load_config(CONFIGURED[job], path, overrides)
+        path = "tiny-cpu"
+    load_config(CONFIGURED[job], find_config(job, path), overrides)
 
 
 def test_every_command_in_the_text_is_one():
