@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from rlhf_ray.planning.layout import Place
-from rlhf_ray.planning.needs import DRIVER, RESULTS, place_bytes
-from rlhf_ray.planning.plan import Plan
+from rlhf_ray.planning.plan import DRIVER, RESULTS, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +21,9 @@ class DeviceRow:
     """
 
     nodes: tuple[int, ...]
-    gpus: tuple[int, ...]
+    gpus: tuple[int, ...] = ()
     ranks: dict[str, list[int]]
-    cpus: float
+    cpus: float = 0
     num_bytes: int
 
     def continues(self, other: DeviceRow) -> bool:
@@ -35,75 +34,45 @@ class DeviceRow:
             and (self.cpus, self.num_bytes) == (other.cpus, other.num_bytes)
         )
 
-    def joined(self, other: DeviceRow) -> DeviceRow:
-        """Both as one."""
-        return DeviceRow(
-            nodes=self.nodes + other.nodes,
-            gpus=self.gpus,
-            ranks={role: [*ranks, *other.ranks[role]] for role, ranks in self.ranks.items()},
-            cpus=self.cpus,
-            num_bytes=self.num_bytes,
-        )
-
 
 def device_rows(plan: Plan) -> list[DeviceRow]:
     """GPUs with the same roles together, then the CPU role by role; equal nodes as one."""
     merged: list[DeviceRow] = []
     for row in _rows(plan):
-        before = next((index for index, one in enumerate(merged) if row.continues(one)), None)
-        if before is None:
+        index = next((i for i, before in enumerate(merged) if row.continues(before)), None)
+        if index is None:
             merged.append(row)
-        else:
-            merged[before] = merged[before].joined(row)
+            continue
+        before = merged[index]
+        ranks = {role: before.ranks[role] + more for role, more in row.ranks.items()}
+        merged[index] = replace(before, nodes=before.nodes + row.nodes, ranks=ranks)
     return merged
 
 
 def _rows(plan: Plan) -> Iterator[DeviceRow]:
-    for node in range(plan.cluster.nodes):
+    for node, held in enumerate(plan.hosts):
         here = [place for place in plan.places if place.node == node]
         gpus = range(plan.cluster.gpus_per_node)
-        for roles, some in groupby(gpus, key=lambda gpu: _roles_on(here, gpu)):
-            yield _gpu_row(plan, node, tuple(some), roles, here)
+        for _, some in groupby(gpus, key=lambda gpu: {p.role for p in here if gpu in p.gpus}):
+            numbers = tuple(some)
+            there = [place for place in here if set(place.gpus) & set(numbers)]
+            yield _row(plan, node, there, numbers)
         for role in dict.fromkeys(place.role for place in here if not place.gpus):
-            places = [place for place in here if place.role == role]
-            yield _row(plan, node, (), {role: [place.rank for place in places]}, places)
-        for name in (DRIVER, RESULTS):
-            if name in plan.hosts[node]:
-                num_bytes = plan.hosts[node][name]
-                yield DeviceRow(
-                    nodes=(node,), gpus=(), ranks={name: []}, cpus=0, num_bytes=num_bytes
-                )
+            yield _row(plan, node, [place for place in here if place.role == role], ())
+        for name in filter(held.__contains__, (DRIVER, RESULTS)):
+            yield DeviceRow(nodes=(node,), ranks={name: []}, num_bytes=held[name])
 
 
-def _roles_on(places: Sequence[Place], gpu: int) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(place.role for place in places if gpu in place.gpus))
-
-
-def _gpu_row(
-    plan: Plan, node: int, gpus: tuple[int, ...], roles: Sequence[str], here: Sequence[Place]
-) -> DeviceRow:
-    on_them = [place for place in here if set(place.gpus) & set(gpus)]
-    ranks = {role: sorted(p.rank for p in on_them if p.role == role) for role in roles}
+def _row(plan: Plan, node: int, places: Sequence[Place], gpus: tuple[int, ...]) -> DeviceRow:
+    ranks: dict[str, list[int]] = {}
+    for place in places:
+        ranks.setdefault(place.role, []).append(place.rank)
     # A rank whose GPUs are in several rows counts in the first.
-    begun = [place for place in on_them if place.gpus[0] in gpus]
-    return _row(plan, node, gpus, ranks, begun)
-
-
-def _row(
-    plan: Plan,
-    node: int,
-    gpus: tuple[int, ...],
-    ranks: dict[str, list[int]],
-    places: Sequence[Place],
-) -> DeviceRow:
+    begun = [place for place in places if not gpus or place.gpus[0] in gpus]
     return DeviceRow(
         nodes=(node,),
         gpus=gpus,
         ranks=ranks,
-        cpus=sum(plan.cpus[place.role] for place in places),
-        num_bytes=sum(_bytes_of(plan, place) for place in places),
+        cpus=sum(plan.cpus[place.role] for place in begun),
+        num_bytes=sum(plan.place_bytes(place) for place in begun),
     )
-
-
-def _bytes_of(plan: Plan, place: Place) -> int:
-    return max(place_bytes(need, place) for need in plan.roles if need.role == place.role)

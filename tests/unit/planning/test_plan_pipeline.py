@@ -8,12 +8,11 @@ import pytest
 from plan_jobs import EIGHT_B, MODELS, ROOT, SHAPES, job, node
 
 from launch import cli
+from rlhf_ray.learner.memory import GPU_CONTEXT_BYTES
 from rlhf_ray.planning.advice import advise
 from rlhf_ray.planning.layout import smallest_cluster
-from rlhf_ray.planning.memory import GPU_CONTEXT_BYTES
-from rlhf_ray.planning.needs import RESULTS
-from rlhf_ray.planning.plan import plan_job, plan_jobs
-from rlhf_ray.planning.planned_job import PlannedJob, groups_of
+from rlhf_ray.planning.plan import RESULTS, plan_job, plan_jobs
+from rlhf_ray.planning.stages import PlannedJob, groups_of
 
 ON_POLICY = {"gpus_per_rank": 1, "ranks": 8, "share": "policy"}
 GROUP = {"gpus_per_rank": 1, "ranks": 8}
