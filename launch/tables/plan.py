@@ -98,8 +98,8 @@ def _model(need: RoleNeed) -> str:
         case ModelRank(ranks=ranks) as rank:
             where = f" / {ranks}" if ranks > 1 and rank.zero.stage == 3 else ""
             return f"{count(rank.num_parameters)}{where}"
-        case Engine(shape=shape, gpus=gpus):
-            split = f" / {gpus}" if gpus > 1 else ""
+        case Engine(shape=shape) as engine:
+            split = f" / {engine.gpus}" if engine.gpus > 1 else ""
             return f"{count(shape.num_parameters('lm'))}{split}"
     return "none"
 

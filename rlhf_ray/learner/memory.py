@@ -30,7 +30,8 @@ QUANTIZED_BYTES = {"4bit": 0.516, "8bit": 1.0}
 # backward pass, two more. In bfloat16 also the product, and in training its gradient.
 LOGITS_BYTES = {("read", 4): 8, ("read", 2): 10, ("train", 4): 16, ("train", 2): 20}
 # glibc's heap keeps the room of freed tensors, in which others leave holes: measured, the CPU holds
-# so many times what passes use at a time of activations, and of logits.
+# so many times what is in use at a time of activations (and of gradients that are whole), and of
+# logits.
 CPU_FACTORS, CPU_LOGITS_FACTOR = {"read": 1.5, "train": 2.0}, 1.5
 
 Pass = Literal["read", "train"]
@@ -132,19 +133,21 @@ def resting_memory(rank: ModelRank) -> tuple[Memory, int]:
     """What stays on the device between passes, and what is offloaded to the node's memory."""
     num, each, ranks, stage = rank.num_trained, rank.bytes_each, rank.ranks, rank.stage
     own, summed, weights = num * each, _summed_bytes(rank), _weights_bytes(rank)
+    offloads = rank.offloads("offload_optimizer")
+    if rank.use == "publish":  # no pass has made any: there is the room that is taken before
+        own, summed = 0, summed if stage == 3 else 0
+    # A pass's own, and their sum in float32: at stage 1 in bfloat16 the sum alone, whole.
+    first = own if rank.on_gpu else int(CPU_FACTORS["train"] * own)
+    whole = 4 * num if each == 2 and (own or not offloads) else first + summed
+    gradients = (first, whole, own // ranks + summed, summed)[stage]
     # Adam's two moments; above stage 0 the float32 copy that it steps on.
     copies = int(stage > 0) + 2 * int(rank.use == "train")
     optimizer = copies * 4 * num // (ranks if stage else 1)
-    # A pass's own, and their sum in float32: at stage 1 in bfloat16 the sum alone, whole.
-    whole = 4 * num if each == 2 else own + summed
-    gradients = (own, whole, own // ranks + summed, summed)[stage]
-    if rank.use == "publish" and stage in (0, 2):  # made in the first backward pass
-        gradients = 0
     bucket, host = _reduced_bytes(rank), 0
     if rank.publishes_mb and not rank.on_gpu:
         # A published bucket stays mapped in the object store's shared memory.
         bucket += min(rank.publishes_mb * MIB, weights)
-    if rank.offloads("offload_optimizer"):
+    if offloads:
         host += optimizer + summed if rank.zero.offload_optimizer == "cpu" else 0
         # At stage 1 in bfloat16 a pass's own are then beside the sum.
         gradients += own if (stage, each) == (1, 2) else -summed
@@ -155,7 +158,7 @@ def resting_memory(rank: ModelRank) -> tuple[Memory, int]:
     memory = Memory(
         process=_process_bytes(rank),
         weights=weights,
-        gradients=max(0, gradients),
+        gradients=gradients,
         optimizer=optimizer,
         buckets=bucket,
     )
@@ -223,10 +226,12 @@ def published_bytes(bucket_mb: int, shape: ModelShape, bytes_each: int) -> int:
 def _with_pass(rank: ModelRank, kept: Memory, kind: Pass, buffers: int) -> Memory:
     tokens = rank.tokens(kind)
     factor, logits_factor = (CPU_FACTORS[kind], CPU_LOGITS_FACTOR) if not rank.on_gpu else (1, 1)
-    scored = 0
-    if rank.head == "lm":
-        scored = min(ceil(rank.logits_share * tokens), rank.section.logits_chunk_tokens)
-    logits = scored * rank.shape.vocabulary * LOGITS_BYTES[kind, rank.bytes_each]
+    # All tokens of the probe get logits.
+    share = 1.0 if kind == "read" and rank.publishes_mb else rank.logits_share
+    scored = min(ceil(share * tokens), rank.section.logits_chunk_tokens)
+    logits = (
+        (rank.head == "lm") * scored * rank.shape.vocabulary * LOGITS_BYTES[kind, rank.bytes_each]
+    )
     return replace(
         kept,
         activations=int(factor * tokens * _activation_bytes(rank, kind)),

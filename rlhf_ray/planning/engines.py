@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.learner.memory import published_bytes
 from rlhf_ray.memory import GIB, MIB, Memory, dtype_bytes
@@ -26,7 +27,6 @@ class Engine:
     """A rollout engine.
 
     Attributes:
-        gpus: Over which it is split; 0 on the CPU.
         max_model_len: Prompt and response tokens together.
         sleeps: Whether it gives its GPUs to other roles between rollouts.
         bucket_mb: Weights come in buckets of about this size.
@@ -34,10 +34,15 @@ class Engine:
 
     shape: ModelShape
     rollout: RolloutConfig
-    gpus: int
+    group: GroupConfig
     max_model_len: int
     sleeps: bool
     bucket_mb: int
+
+    @property
+    def gpus(self) -> int:
+        """Over which it is split; 0 on the CPU."""
+        return self.group.gpus_per_rank
 
     @property
     def bytes_each(self) -> int:

@@ -108,7 +108,7 @@ def model_need(
     )
 
 
-def engine_need(group: GroupConfig, engine: Engine, gpu_bytes: int) -> RoleNeed:
+def engine_need(engine: Engine, gpu_bytes: int) -> RoleNeed:
     """One engine's, on each of its GPUs or on the CPU."""
     cache = cache_bytes(engine, gpu_bytes)
     whole = replace(working_memory(engine), kv_cache=max(0, cache))
@@ -117,7 +117,7 @@ def engine_need(group: GroupConfig, engine: Engine, gpu_bytes: int) -> RoleNeed:
     receiving = replace(kept, buffers=received_bytes(engine))
     return RoleNeed(
         role="rollout",
-        group=group,
+        group=engine.group,
         model=engine,
         turns={"generate": whole, "receive": receiving},
         waiting=whole.bare if engine.sleeps else whole,

@@ -93,18 +93,17 @@ def _online(config: OnlineConfig, shapes: Shapes, gpu_bytes: int) -> tuple[list[
     shape, rollout = shapes[config.policy.model.path], config.rollout
     context = rollout.max_model_len or shape.context_tokens or DEFAULT_CONTEXT
     batches = _online_batches(config, context)
-    group = config.placement.rollout
     engine = Engine(
         shape=shape,
         rollout=rollout,
-        gpus=group.gpus_per_rank,
+        group=config.placement.rollout,
         max_model_len=context,
         sleeps=config.engines_sleep,
         bucket_mb=config.publication.bucket_mb,
     )
     needs = [
         _online_model(config, "policy", shapes, batches),
-        engine_need(group, engine, gpu_bytes),
+        engine_need(engine, gpu_bytes),
         _scorer(config, shapes, batches.row_tokens),
     ]
     others = [role for role in ("reference", "value") if role in config.groups]
