@@ -127,6 +127,19 @@ def test_sampling_has_a_policy_that_takes_no_step():
     assert states(sampling()) == (2 * NUM, 4 * NUM, NUM)
     assert states(sampling(zero={"stage": 2})) == (2 * NUM, 0, NUM)
     assert states(sampling(zero={"stage": 3})) == (NUM // 2, NUM, NUM)
+    away = sampling(zero={"stage": 1, "offload_optimizer": "cpu"})
+    assert states(away) == (2 * NUM, 0, 0)
+
+
+def test_all_tokens_of_the_probe_get_logits():
+    config = job(
+        "sample",
+        policy={"max_tokens_per_micro_batch": 2048},
+        rollout={"max_new_tokens": 64},
+        placement={"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": 1}},
+    )
+    # bfloat16, and float32 scaled and normalized, of a chunk.
+    assert memory_of(planned(config), "policy").logits == 1024 * 128256 * (2 + 2 * 4)
 
 
 def test_sampling_passes_no_more_than_the_probe():
