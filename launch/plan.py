@@ -17,14 +17,14 @@ from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.ready import find_config
 from rlhf_ray.config.stages import resolve_stages
 from rlhf_ray.errors import EXIT_CONFIG, ConfigError
+from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import advise, advise_placement
-from rlhf_ray.planning.cards import shown_bytes
-from rlhf_ray.planning.layout import Cluster, smallest_cluster
-from rlhf_ray.planning.memory import GIB
+from rlhf_ray.planning.cluster import Cluster, shown_bytes
+from rlhf_ray.planning.layout import smallest_cluster
 from rlhf_ray.planning.plan import Plan, plan_jobs
-from rlhf_ray.planning.planned_job import PlannedJob, groups_of
 from rlhf_ray.planning.roles import Shapes, model_paths
 from rlhf_ray.planning.sources import read_shapes
+from rlhf_ray.planning.stages import PlannedJob, groups_of
 
 GPUS_OF_A_NODE = 8
 PIPELINE = "pipeline"
