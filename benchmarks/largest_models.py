@@ -18,11 +18,10 @@ from typing import Any
 from benchmarks.model_sizes import QWEN
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
-from rlhf_ray.planning.cards import shown_bytes
-from rlhf_ray.planning.layout import Cluster
-from rlhf_ray.planning.memory import GIB
+from rlhf_ray.memory import GIB
+from rlhf_ray.models.shape import shape_of
+from rlhf_ray.planning.cluster import Cluster, shown_bytes
 from rlhf_ray.planning.plan import Plan, plan_job
-from rlhf_ray.planning.shapes import shape_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GPUS = (1, 2, 4, 8, 16, 32)
@@ -51,7 +50,7 @@ def cell(job: str, num_gpus: int, *, offload: str) -> str:
     if plan is None:
         return "none"
     [rollout] = [need for need in plan.roles if need.role == "rollout"]
-    name = next(name for name, shape in SHAPES.items() if shape == rollout.work.shape)
+    name = next(name for name, shape in SHAPES.items() if shape == rollout.model.shape)
     short = name.rpartition("/")[2].removesuffix("-Instruct")
     return f"{short}, {max(plan.host_bytes) / GIB:.0f} GB"
 

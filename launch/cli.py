@@ -26,6 +26,7 @@ from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.preflight import preflight
+from rlhf_ray.config.ready import find_config, ready_configs
 from rlhf_ray.config.unused import tell_unused
 from rlhf_ray.errors import (
     EXIT_CONFIG,
@@ -54,6 +55,8 @@ jobs:
 
 commands:
 {commands}
+
+CONFIG is a YAML file, or the name of a ready configuration: rlhf-ray grpo tiny-cpu
 
   rlhf-ray JOB --help    every key of a job, with its type and default
   rlhf-ray --version     the version
@@ -132,11 +135,13 @@ def _job_runner(job: str, arguments: list[str]) -> Callable[[], int]:
     """Check a job's command line."""
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(
-            f"rlhf-ray {job} needs a configuration file, such as configs/{job}/*.yaml"
+            f"rlhf-ray {job} needs a configuration file, or the name of a ready one: "
+            f"{', '.join(ready_configs(job))}"
         )
-    config = load_config(CONFIGURED[job], arguments[0], arguments[1:])
+    file = find_config(job, arguments[0])
+    config = load_config(CONFIGURED[job], file, arguments[1:])
     # Absolute, because actors on other nodes work in other folders.
-    run_dir = os.path.abspath(config.run_dir or default_run_dir(job, arguments[0]))
+    run_dir = os.path.abspath(config.run_dir or default_run_dir(job, file))
     return lambda: run_job(job, config.model_copy(update={"run_dir": run_dir}))
 
 
@@ -160,9 +165,9 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(f"launch.{name}")
 
 
-def default_run_dir(job: str, config_path: str) -> str:
+def default_run_dir(job: str, config: Path) -> str:
     """`runs/<job>-<config>-<time>`, for example `runs/ppo-tiny-cpu-20260314-150926`."""
-    return f"runs/{job}-{Path(config_path).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    return f"runs/{job}-{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _print_keys(job: str) -> None:

@@ -18,6 +18,7 @@ from launch import cli
 from rlhf_ray.config.jobs import JOBS, PIPELINE, AnyJob
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.ready import find_config
 from rlhf_ray.config.stages import Stage, resolve_stages, to_come
 from rlhf_ray.config.supervised import RmConfig, SupervisedConfig
 
@@ -91,7 +92,7 @@ def parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("job", choices=[*JOBS, PIPELINE])
-    parser.add_argument("config", help="its configuration, such as configs/sft/*.yaml")
+    parser.add_argument("config", help="its configuration: a YAML file, or a ready one by its name")
     parser.add_argument(
         "--rows", type=_count, default=3, metavar="N", help="shown of each data set (default: 3)"
     )
@@ -100,13 +101,14 @@ def parser() -> ArgumentParser:
 
 def _jobs(options: Namespace, overrides: Sequence[str]) -> Iterator[LookedAt]:
     """The job, or the stages of the pipeline."""
+    file = find_config(options.job, options.config)
     if options.job != PIPELINE:
-        config = load_config(JOBS[options.job], options.config, overrides)
+        config = load_config(JOBS[options.job], file, overrides)
         yield LookedAt(config=cast(AnyJob, config))
         return
-    pipeline = load_config(PipelineConfig, options.config, overrides)
+    pipeline = load_config(PipelineConfig, file, overrides)
     # Absolute, as a run's: what lies in it is what a stage writes.
-    run_dir = os.path.abspath(pipeline.run_dir or cli.default_run_dir(PIPELINE, options.config))
+    run_dir = os.path.abspath(pipeline.run_dir or cli.default_run_dir(PIPELINE, file))
     stages = resolve_stages(pipeline.model_copy(update={"run_dir": run_dir}), check_files=False)
     for number, stage in enumerate(stages):
         unwritten = _unwritten(stage, stages[:number])

@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli import guarded
+from rlhf_ray.config.jobs import PIPELINE
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.ready import find_config
 from rlhf_ray.data.sorting import write_model, write_task
 
 FOLDER = Path("runs/demo")
@@ -36,7 +38,7 @@ def _run() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     write_task(FOLDER / "data", num_sft=4000, num_train=4000, num_test=256, seed=0)
     write_model(FOLDER / "model", seed=0)
-    config = load_config(PipelineConfig, "configs/pipeline/tiny-cpu.yaml")
+    config = load_config(PipelineConfig, find_config(PIPELINE, "tiny-cpu"))
     pipeline.run(config.model_copy(update={"run_dir": os.path.abspath(FOLDER)}))
     _print_table(_gold_scores(), time.monotonic() - started_s)
     return 0

@@ -14,16 +14,17 @@ from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.ready import find_config
 from rlhf_ray.config.stages import resolve_stages
 from rlhf_ray.errors import EXIT_CONFIG, ConfigError
+from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import advise, advise_placement
-from rlhf_ray.planning.cards import shown_bytes
-from rlhf_ray.planning.layout import Cluster, smallest_cluster
-from rlhf_ray.planning.memory import GIB
+from rlhf_ray.planning.cluster import Cluster, shown_bytes
+from rlhf_ray.planning.layout import smallest_cluster
 from rlhf_ray.planning.plan import Plan, plan_jobs
-from rlhf_ray.planning.planned_job import PlannedJob, groups_of
 from rlhf_ray.planning.roles import Shapes, model_paths
 from rlhf_ray.planning.sources import read_shapes
+from rlhf_ray.planning.stages import PlannedJob, groups_of
 
 GPUS_OF_A_NODE = 8
 PIPELINE = "pipeline"
@@ -48,9 +49,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _jobs(options: Namespace, overrides: Sequence[str]) -> list[PlannedJob]:
     """The job, or the stages of the pipeline."""
+    file = find_config(options.job, options.config)
     if options.job != PIPELINE:
-        return [PlannedJob(config=load_config(JOBS[options.job], options.config, overrides))]
-    pipeline = load_config(PipelineConfig, options.config, overrides)
+        return [PlannedJob(config=load_config(JOBS[options.job], file, overrides))]
+    pipeline = load_config(PipelineConfig, file, overrides)
     return [PlannedJob.of_stage(stage) for stage in resolve_stages(pipeline, check_files=False)]
 
 
@@ -91,7 +93,7 @@ def parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("job", choices=[*JOBS, PIPELINE])
-    parser.add_argument("config", help="its configuration, such as configs/grpo/*.yaml")
+    parser.add_argument("config", help="its configuration: a YAML file, or a ready one by its name")
     parser.add_argument("--nodes", type=_count, metavar="N", help="default: as few as hold the job")
     parser.add_argument(
         "--gpus-per-node",

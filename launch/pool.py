@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rlhf-ray pool")
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start the actors of a job or pipeline, and leave them")
-    start.add_argument("file", metavar="FILE", help="configuration of a job or pipeline")
+    start.add_argument("file", metavar="FILE", help="of a job or pipeline, or a ready one by name")
     start.add_argument("--job", default="", help="what FILE configures, where it is not clear")
     start.add_argument("--name", default="default", help="of the pool (default: default)")
     told = commands.add_parser("status", help="what runs where, and which model it holds")

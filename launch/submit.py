@@ -22,6 +22,7 @@ from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.elsewhere import find_missing, values_of
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.problems import Problem, raise_for
+from rlhf_ray.config.ready import find_config
 from rlhf_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ def main(arguments: Sequence[str]) -> int:
     options, overrides = parser().parse_known_args(arguments)
     variables = _variables(options.env, os.environ)
     os.environ.update(variables)
-    config = load_config(cli.CONFIGURED[options.job], options.config, overrides, elsewhere=True)
-    name = options.name or Path(cli.default_run_dir(options.job, options.config)).name
+    file = find_config(options.job, options.config)
+    config = load_config(cli.CONFIGURED[options.job], file, overrides, elsewhere=True)
+    name = options.name or Path(cli.default_run_dir(options.job, file)).name
     check_name("--name", name)
     values = values_of(config) | {"run_dir": _run_dir(config, name)}
     files = _checked_files(values, options)
@@ -98,7 +100,9 @@ def parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("job", choices=cli.CONFIGURED)
-    parser.add_argument("config", help="the job's configuration, such as configs/grpo/*.yaml")
+    parser.add_argument(
+        "config", help="the job's configuration: a YAML file, or a ready one by its name"
+    )
     add_address(parser)
     parser.add_argument("--name", default="", help="of the job (default: JOB-CONFIG-TIME)")
     parser.add_argument(

@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_ray.memory import GIB, MIB
 from rlhf_ray.planning.changes import Change
-from rlhf_ray.planning.memory import GIB, MIB
 from rlhf_ray.planning.plan import Plan
 
 

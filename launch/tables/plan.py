@@ -10,32 +10,32 @@ from rich.text import Text
 
 from launch.tables.format import count, option, outcome, section, size, span, table
 from launch.tables.placement import placement
+from rlhf_ray.learner.memory import ModelRank
+from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import Advice
-from rlhf_ray.planning.batches import Batches
-from rlhf_ray.planning.memory import GIB
-from rlhf_ray.planning.moments import RoleNeed
-from rlhf_ray.planning.needs import GpuNeed
+from rlhf_ray.planning.engines import Engine
+from rlhf_ray.planning.moments import GpuNeed
+from rlhf_ray.planning.needs import RoleNeed
 from rlhf_ray.planning.plan import Plan
-from rlhf_ray.planning.verdict import happening
-from rlhf_ray.planning.work import EngineWork, ModelWork
+from rlhf_ray.planning.roles import Batches
 
 # What the parts of memory are called in the heading.
 PARTS = {
-    "process": "process",
-    "weights": "weights",
-    "gradients": "grads",
-    "optimizer": "adam",
-    "kv_cache": "cache",
-    "activations": "activ.",
-    "logits": "logits",
-    "buffers": "buffers",
+    "process": ("process",),
+    "weights": ("weights",),
+    "grads": ("gradients",),
+    "adam": ("optimizer",),
+    "cache": ("kv_cache",),
+    "activ.": ("activations",),
+    "logits": ("logits",),
+    "buffers": ("buckets", "buffers"),
 }
 # The same, shorter, for many stages.
 SHORT_PARTS = {
     "process": ("process",),
     "states": ("weights", "gradients", "optimizer"),
     "cache": ("kv_cache",),
-    "a pass": ("activations", "logits", "buffers"),
+    "a pass": ("activations", "logits", "buckets", "buffers"),
 }
 BAR_WIDTH = 20
 PIPE_WIDTH = 100
@@ -56,14 +56,14 @@ def print_plan(plan: Plan, advice: Sequence[Advice], *, console: Console | None 
         blocks.append(section("GPUs at their fullest moment", _gpus(plan)))
     if plan.held:
         blocks.append(section("Results that wait in the object store, GB", _held(plan)))
-    blocks += [section("One step, at the longest rows", _batches(plan)), _verdict(plan, advice)]
+    blocks += [section("One step, at the longest rows", _batches(plan)), _conclusion(plan, advice)]
     for block in blocks:
         console.print(block)
 
 
 def _memory(plan: Plan) -> RenderableType:
     staged = ["stage"] if plan.stages[0].name else []
-    columns = SHORT_PARTS if staged else {name: (part,) for part, name in PARTS.items()}
+    columns = SHORT_PARTS if staged else PARTS
     used = {
         name: parts
         for name, parts in columns.items()
@@ -94,22 +94,22 @@ def _sum(need: RoleNeed, parts: Sequence[str]) -> int:
 
 
 def _model(need: RoleNeed) -> str:
-    match need.work:
-        case ModelWork(shape=shape, head=head, group=group):
-            where = f" / {group.ranks}" if group.ranks > 1 and need.work.zero.stage == 3 else ""
-            return f"{count(shape.num_parameters(head))}{where}"
-        case EngineWork(shape=shape, group=group):
-            split = f" / {group.gpus_per_rank}" if group.gpus_per_rank > 1 else ""
+    match need.model:
+        case ModelRank(ranks=ranks) as rank:
+            where = f" / {ranks}" if ranks > 1 and rank.zero.stage == 3 else ""
+            return f"{count(rank.num_parameters)}{where}"
+        case Engine(shape=shape) as engine:
+            split = f" / {engine.gpus}" if engine.gpus > 1 else ""
             return f"{count(shape.num_parameters('lm'))}{split}"
     return "none"
 
 
 def _notes(need: RoleNeed) -> Iterator[str]:
-    if need.engine is not None and isinstance(need.work, EngineWork):
-        tokens, longest = max(0, need.engine.cache_tokens), need.work.max_model_len
+    if need.cache_tokens is not None and isinstance(need.model, Engine):
+        tokens, longest = max(0, need.cache_tokens), need.model.max_model_len
         yield (
             f"rollout's cache holds {tokens:,} tokens: {tokens // longest:,} sequences of the "
-            f"longest {longest:,}, of {need.work.rollout.max_num_seqs} at a time"
+            f"longest {longest:,}, of {need.model.rollout.max_num_seqs} at a time"
         )
 
 
@@ -125,7 +125,7 @@ def _gpus(plan: Plan) -> RenderableType:
         grid.add_row(
             span(sorted({gpu.node for gpu in gpus})),
             span(sorted({gpu.gpu for gpu in gpus})),
-            happening(first.moment) + (f" in {first.stage}" if first.stage else ""),
+            first.moment.words + (f" in {first.stage}" if first.stage else ""),
             ", ".join(f"{role} {size(held)}" for role, held in first.moment.held.items()),
             bar,
             f"{first.total / GIB:.1f}",
@@ -183,7 +183,7 @@ def _facts(batches: Batches) -> dict[str, str]:
     }
 
 
-def _verdict(plan: Plan, advice: Sequence[Advice]) -> RenderableType:
+def _conclusion(plan: Plan, advice: Sequence[Advice]) -> RenderableType:
     if plan.fits:
         return _fitting(plan)
     lines: list[RenderableType] = [Text("It does not fit:", style="bold red")]

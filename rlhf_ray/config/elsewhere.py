@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, RunConfig
@@ -12,6 +12,7 @@ from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.layers import lay_over
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
 from rlhf_ray.config.problems import KeyPath, Problem
+from rlhf_ray.config.ready import find_config
 from rlhf_ray.config.references import hub_dataset
 from rlhf_ray.config.stages import PREFIX, resolve_stages, shared_values
 from rlhf_ray.config.yaml_file import read_yaml
@@ -39,7 +40,7 @@ def _whole(stage: StageConfig, pipeline: PipelineConfig) -> dict[str, Any]:
     given = stage.model_dump(mode="json", exclude_unset=True)
     if not stage.config:
         return given
-    of_file = read_yaml(Path(stage.config).expanduser()).values
+    of_file = read_yaml(find_config(stage.job, stage.config)).values
     cls = JOBS[stage.job]
     values = lay_over(cls, lay_over(cls, of_file, shared_values(pipeline, cls)), stage.set)
     return {**given, "config": "", "set": values}

@@ -6,33 +6,50 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_ray.config.base import RunConfig
-from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.jobs import JOBS, PIPELINE
 from rlhf_ray.config.load import load_config, validate
 from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.ready import file_there, find_config, ready_configs
 from rlhf_ray.config.yaml_file import read_yaml
 from rlhf_ray.errors import ConfigError
 
 
-def load_job(path: str, job: str = "", arguments: Sequence[str] = ()) -> RunConfig:
+def load_job(given: str, job: str = "", arguments: Sequence[str] = ()) -> RunConfig:
     """Read a file as what it is: a pipeline has stages, a job is in a folder of its name.
 
     Args:
-        path: Of the file.
+        given: The file, or a ready configuration's name.
         job: Its job, where it is known.
         arguments: As of the command line.
 
     Raises:
         ConfigError: It cannot be told what it is, or it has a mistake.
     """
-    file = read_yaml(Path(path).expanduser())
-    if job == "pipeline" or (not job and "stages" in file.values):
+    path = find_config(job, given) if job else _found(given)
+    file = read_yaml(path)
+    if job == PIPELINE or (not job and "stages" in file.values):
         return load_config(PipelineConfig, path, arguments)
-    folder = Path(path).resolve().parent.name
+    folder = path.resolve().parent.name
     fitting = [name for name, cls in JOBS.items() if validate(cls, file)[0] is not None]
     named = job or (folder if folder in JOBS else fitting[0] if len(fitting) == 1 else "")
     if named not in JOBS:
         raise ConfigError(
             f"{path} may configure {' or '.join(fitting) or 'no job'}: say which by --job, "
-            f"one of {', '.join(JOBS)}, pipeline"
+            f"one of {', '.join(JOBS)}, {PIPELINE}"
         )
     return load_config(JOBS[named], path, arguments)
+
+
+def _found(given: str) -> Path:
+    """The file, or the ready configuration whose job its name tells.
+
+    Raises:
+        ConfigError: None has this name, or several.
+    """
+    having = [job for job in (*JOBS, PIPELINE) if given in ready_configs(job)]
+    file = file_there(given)
+    if file is None and not having:
+        raise ConfigError(f"{given}: no such configuration file, and no ready configuration")
+    if file is None and len(having) > 1:
+        raise ConfigError(f"{given} is ready for {', '.join(having)}: say which by --job")
+    return file or find_config(having[0], given)

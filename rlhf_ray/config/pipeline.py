@@ -18,7 +18,8 @@ class StageConfig(Config):
 
     Attributes:
         name: Of the stage and of its folder below the pipeline's.
-        config: A YAML file with the job's configuration; empty where `set` has all of it.
+        config: A YAML file with the job's configuration, or the name of a ready one; empty where
+            `set` has all of it.
         set: Keys and values laid over that file.
     """
 

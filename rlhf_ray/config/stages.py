@@ -18,6 +18,7 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
 from rlhf_ray.config.preflight import find_problems
 from rlhf_ray.config.problems import KeyPath, Problem, raise_for
+from rlhf_ray.config.ready import find_config
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.config.yaml_file import YamlFile, read_yaml
 from rlhf_ray.errors import ConfigError
@@ -120,7 +121,7 @@ def _missing(stage: Stage, earlier: Sequence[Stage]) -> list[Problem]:
 def _values(given: StageConfig, pipeline: PipelineConfig, cls: type[JobConfig]) -> YamlFile:
     """The stage's file, what the pipeline has for all stages, and `set`, laid over each other."""
     empty = YamlFile(values={}, lines={}, problems=())
-    file = read_yaml(Path(given.config).expanduser()) if given.config else empty
+    file = read_yaml(find_config(given.job, given.config)) if given.config else empty
     own = {
         "run_dir": str(Path(pipeline.run_dir) / given.name),
         "resume": pipeline.resume,

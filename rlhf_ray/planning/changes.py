@@ -8,14 +8,15 @@ from typing import Any
 
 from rlhf_ray.config.base import ForwardConfig, GroupConfig, JobConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.learner.memory import ModelRank
 from rlhf_ray.planning.plan import Plan
-from rlhf_ray.planning.planned_job import PlannedJob, groups_of
-from rlhf_ray.planning.work import ModelWork
+from rlhf_ray.planning.stages import PlannedJob, groups_of
 
 # One change by key and value, as they are given on the command line; a key that belongs to another
 # goes with it.
 Change = Mapping[str, Any]
 SMALLEST_MICRO_BATCH = 2048
+MEMORY_SHARES = (0.9, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 PLACEMENT = "placement"
 
 
@@ -53,14 +54,21 @@ def less_memory(jobs: Sequence[PlannedJob], plan: Plan) -> Iterator[Change]:
     """Single steps towards less memory, the cheapest for speed first."""
     groups = groups_of(jobs)
     for index, (job, stage) in enumerate(zip(jobs, plan.stages, strict=True)):
-        prefix = f"stages.{index}.set." if job.name else ""
-        for need in stage.roles:
-            if isinstance(need.work, ModelWork):
-                for change in _of_model(job.config, need.work, groups):
-                    yield _prefixed(change, prefix)
+        models = {need.role: need.model for need in stage.roles}
+        changes = [
+            change
+            for role, model in models.items()
+            if isinstance(model, ModelRank)
+            for change in _of_model(job.config, role, model, groups)
+        ]
         if isinstance(job.config, OnlineConfig):
-            for change in _of_engine(job.config):
-                yield _prefixed(change, prefix)
+            changes += _of_engine(job.config)
+        prefix = f"stages.{index}.set." if job.name else ""
+        for change in changes:
+            yield {
+                key if key.startswith(PLACEMENT) else prefix + key: value
+                for key, value in change.items()
+            }
 
 
 def fewer_gpus(jobs: Sequence[PlannedJob]) -> Iterator[Change]:
@@ -70,12 +78,9 @@ def fewer_gpus(jobs: Sequence[PlannedJob]) -> Iterator[Change]:
     hosts = {g.share for g in groups.values()}
     for role, group in alone.items():
         if role != "policy" and "policy" in alone and role not in hosts:
-            ranks = alone["policy"].ranks // group.gpus_per_rank
+            ranks = min(group.ranks, alone["policy"].ranks // group.gpus_per_rank)
             if ranks:
-                yield {
-                    f"{PLACEMENT}.{role}.share": "policy",
-                    f"{PLACEMENT}.{role}.ranks": min(group.ranks, ranks),
-                }
+                yield {f"{PLACEMENT}.{role}.share": "policy", f"{PLACEMENT}.{role}.ranks": ranks}
     for role, group in alone.items():
         if group.ranks > 1:
             yield _with_guests(role, group.ranks // 2, groups)
@@ -83,50 +88,36 @@ def fewer_gpus(jobs: Sequence[PlannedJob]) -> Iterator[Change]:
         yield {f"{PLACEMENT}.rollout.gpus_per_rank": groups["rollout"].gpus_per_rank // 2}
 
 
-def _prefixed(change: Change, prefix: str) -> Change:
-    return {
-        key if key.startswith(f"{PLACEMENT}.") else prefix + key: value
-        for key, value in change.items()
-    }
-
-
 def _of_model(
-    config: JobConfig, work: ModelWork, groups: Mapping[str, GroupConfig]
+    config: JobConfig, role: str, rank: ModelRank, groups: Mapping[str, GroupConfig]
 ) -> Iterator[Change]:
-    role = work.role
     section = getattr(config, role)
     if not isinstance(section, ForwardConfig):  # a reward model has fewer keys
-        yield from _smaller_passes(work.section, section.model.max_tokens_per_micro_batch)
+        yield from _smaller_passes(f"{role}.model", section.model.max_tokens_per_micro_batch)
         return
-    if work.trains and not section.model.gradient_checkpointing:
+    if rank.use == "train" and not section.model.gradient_checkpointing:
         yield {f"{role}.model.gradient_checkpointing": True}
     yield from _smaller_passes(role, section.max_tokens_per_micro_batch)
-    if section.zero.stage < 3 and work.group.ranks > 1:
-        yield {f"{role}.zero.stage": 3}
-    if work.use != "read" and section.zero.offload_optimizer == "none":
-        stage = {f"{role}.zero.stage": 3} if section.zero.stage == 0 else {}
-        yield {**stage, f"{role}.zero.offload_optimizer": "cpu"}
-    if not work.group.share:
-        spread = {f"{role}.zero.stage": 3} if section.zero.stage == 0 else {}
+    to_stage_3 = {f"{role}.zero.stage": 3}
+    if section.zero.stage < 3 and rank.ranks > 1:
+        yield to_stage_3
+    spread = {} if section.zero.stage else to_stage_3
+    if rank.use != "read" and section.zero.offload_optimizer == "none":
+        yield {**spread, f"{role}.zero.offload_optimizer": "cpu"}
+    if not rank.group.share:
         for factor in (2, 4, 8):
-            yield {**_with_guests(role, factor * work.group.ranks, groups), **spread}
+            yield {**_with_guests(role, factor * rank.ranks, groups), **spread}
 
 
 def _with_guests(role: str, ranks: int, groups: Mapping[str, GroupConfig]) -> Change:
     """Another number of ranks, and of those that live with them; no more engines."""
     factor = ranks / groups[role].ranks
-    guests = [
-        name
+    guests = {
+        f"{PLACEMENT}.{name}.ranks": max(1, int(factor * group.ranks))
         for name, group in groups.items()
         if group.share == role and group.gpus_per_rank and (name != "rollout" or factor < 1)
-    ]
-    return {
-        f"{PLACEMENT}.{role}.ranks": ranks,
-        **{
-            f"{PLACEMENT}.{guest}.ranks": max(1, int(factor * groups[guest].ranks))
-            for guest in guests
-        },
     }
+    return {f"{PLACEMENT}.{role}.ranks": ranks, **guests}
 
 
 def _smaller_passes(section: str, tokens: int) -> Iterator[Change]:
@@ -140,9 +131,7 @@ def _of_engine(config: OnlineConfig) -> Iterator[Change]:
     if not group.gpus_per_rank:
         yield {"rollout.kv_cache_gb": 2 * config.rollout.kv_cache_gb}
         return
-    for wanted in (0.9, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
-        if wanted != share:
-            yield {"rollout.gpu_memory_share": wanted}
+    yield from ({"rollout.gpu_memory_share": one} for one in MEMORY_SHARES if one != share)
     there = group.ranks * group.gpus_per_rank
     for gpus in (2, 4, 8):
         if gpus > group.gpus_per_rank and not (group.share and there % gpus):

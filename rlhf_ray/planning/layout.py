@@ -7,23 +7,9 @@ from dataclasses import dataclass, replace
 
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.planning.cluster import Cluster
 from rlhf_ray.planning.groups import GroupPlan, check_resources, plan_groups
 from rlhf_ray.planning.nodes import Node
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """Equal nodes.
-
-    Attributes:
-        gpu_bytes: Memory of one GPU.
-        node_bytes: Memory of one node beside its GPUs'; 0 where it is not known.
-    """
-
-    nodes: int
-    gpus_per_node: int
-    gpu_bytes: int
-    node_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

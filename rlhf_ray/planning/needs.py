@@ -1,122 +1,127 @@
-"""What roles need of the GPUs and nodes on which their ranks are placed."""
+"""What one rank of each role needs in its turns and between them, and of its node beside that.
+
+Roles take turns. Those that share their GPUs with engines leave them in between: their weights come
+back to score, all of them to update, and the weights alone to be published, beside the engine's,
+whose cache comes last. Others keep their model where it is.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from rlhf_ray.planning.layout import Cluster, Place
-from rlhf_ray.planning.memory import GIB, GPU_CONTEXT_BYTES, MIB, Memory
-from rlhf_ray.planning.moments import Moment, RoleNeed, moments_of
+from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.learner.memory import (
+    BARE_RANK_BYTES,
+    GPU_CONTEXT_BYTES,
+    ModelRank,
+    publishing_memory,
+    reading_memory,
+    resting_memory,
+    training_memory,
+)
+from rlhf_ray.memory import Memory, largest
+from rlhf_ray.planning.engines import (
+    Engine,
+    cache_bytes,
+    cache_bytes_per_token,
+    engine_host_bytes,
+    received_bytes,
+    working_memory,
+)
 
-# Beside the ranks: the driver, and the actor that assembles experience.
-DRIVER_BYTES = 850 * MIB
-# What a node holds that is no role.
-DRIVER, RESULTS = "driver", "results"
-# Libraries of a process that works on a GPU, in its node's memory.
-GPU_PROCESS_BYTES = 2 * GIB
+# What a role does in its turn; `load` where its model is only made ready.
+Turn = Literal["generate", "receive", "load", "score", "update", "publish"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuNeed:
-    """The worst moment of one GPU in a job.
+class RoleNeed:
+    """What one rank of a role, or one engine, needs.
 
     Attributes:
-        stage: The job, where it is one of several.
+        model: None of reward functions, or of a remote scorer.
+        turns: Memory by what it does: on each of its GPUs, or as a process on the CPU.
+        waiting: What stays there while another role has its turn.
+        beside: The same in turns in which it is more.
+        host: Memory of its node beside that.
+        leaves: Whether it is gone before another role's model is loaded.
+        cache_tokens: That the key-value cache of an engine holds; negative where weights and
+            activations alone exceed its share.
     """
 
-    node: int
-    gpu: int
-    stage: str
-    moment: Moment
+    role: str
+    group: GroupConfig
+    model: ModelRank | Engine | None = None
+    turns: Mapping[Turn, Memory]
+    waiting: Memory
+    beside: Mapping[Turn, Memory] = field(default_factory=dict)
+    host: int = 0
+    leaves: bool = False
+    cache_tokens: int | None = None
 
     @property
-    def total(self) -> int:
-        """Bytes of all roles."""
-        return self.moment.total
+    def memory(self) -> Memory:
+        """At its largest turn; an engine's is what it generates with."""
+        return self.turns.get("generate") or largest(self.turns.values())
 
 
-def idle_memory(needs: Sequence[RoleNeed]) -> dict[str, Memory]:
-    """What each role leaves on a GPU while a job that does not use it works there."""
-    idle: dict[str, Memory] = {}
-    for need in needs:
-        left = Memory(process=GPU_CONTEXT_BYTES) if need.engine is None else need.waiting
-        before = idle.get(need.role, left)
-        idle[need.role] = min(left, before, key=lambda memory: memory.total)
-    return idle
+def bare_need(role: str, group: GroupConfig) -> RoleNeed:
+    """A rank without a model: reward functions, or a remote scorer."""
+    bare = Memory(process=GPU_CONTEXT_BYTES if group.gpus_per_rank else BARE_RANK_BYTES)
+    return RoleNeed(role=role, group=group, turns={"score": bare}, waiting=bare)
 
 
-def gpu_needs(
-    needs: Sequence[RoleNeed],
-    places: Sequence[Place],
-    *,
-    idle: Mapping[str, Memory],
-    stage: str,
-) -> tuple[GpuNeed, ...]:
-    """Each GPU that the job uses, at its worst moment.
+def model_need(
+    role: str, rank: ModelRank, *, offloads: bool = False, leaves: bool = False
+) -> RoleNeed:
+    """A rank with a model.
 
-    Args:
-        needs: Of the roles that the job uses.
-        places: Of these and of the pool's other roles.
-        idle: What the others leave on a GPU.
-        stage: The job's name.
+    One that `offloads` lives on engines' GPUs, and waits in the node's memory while others work
+    there; one that `leaves` is gone before another role's model is loaded.
     """
-    by_role = {need.role: need for need in needs}
-    on_gpu: dict[tuple[int, int], list[str]] = {}
-    for place in places:
-        for gpu in place.gpus:
-            on_gpu.setdefault((place.node, gpu), []).append(place.role)
-    worst: dict[tuple[str, ...], Moment | None] = {}
-    found = []
-    for (node, gpu), there in sorted(on_gpu.items()):
-        roles = tuple(there)
-        if roles not in worst:
-            used = [by_role[role] for role in roles if role in by_role]
-            unused = {role: idle[role] for role in roles if role not in by_role}
-            worst[roles] = _worst_moment(used, unused)
-        moment = worst[roles]
-        if moment is not None:
-            found.append(GpuNeed(node=node, gpu=gpu, stage=stage, moment=moment))
-    return tuple(found)
+    whole, host = resting_memory(rank)
+    loaded = whole.loaded if offloads else whole
+    turns: dict[Turn, Memory] = {}
+    if rank.use == "publish":
+        turns["load"] = whole
+    elif rank.tokens("read"):
+        turns["score"] = reading_memory(rank, loaded)
+    if rank.use == "train":
+        turns["update"] = training_memory(rank, whole)
+    if rank.publishes_mb:
+        turns["publish"] = publishing_memory(rank, loaded)
+    # Who scored before keeps its weights until all have, and who learns until all have learnt.
+    together: tuple[Turn, ...] = ("score", "update") if offloads else ()
+    beside = {turn: loaded for turn in together if turn in turns}
+    # Gradients are dropped: between steps there is nothing in them.
+    away = whole.weights + whole.optimizer if offloads else 0
+    return RoleNeed(
+        role=role,
+        group=rank.group,
+        model=rank,
+        turns=turns,
+        waiting=whole.bare if offloads or leaves else whole,
+        beside=beside,
+        host=host + away,
+        leaves=leaves,
+    )
 
 
-def _worst_moment(used: Sequence[RoleNeed], unused: Mapping[str, Memory]) -> Moment | None:
-    moments = [
-        replace(moment, memories={**moment.memories, **unused}) for moment in moments_of(used)
-    ]
-    return max(moments, key=lambda moment: moment.total, default=None)
-
-
-def host_needs(
-    needs: Sequence[Sequence[RoleNeed]],
-    places: Sequence[Place],
-    cluster: Cluster,
-    *,
-    results: Mapping[str, int],
-) -> list[dict[str, int]]:
-    """Memory of each node: processes, what GPUs leave to the host, and results that are held.
-
-    Args:
-        needs: Of the roles of each job; the largest counts.
-        places: Of every role.
-        cluster: The nodes.
-        results: Bytes that each role's ranks keep together for later jobs.
-    """
-    found: list[dict[str, int]] = [{} for _ in range(cluster.nodes)]
-    found[0][DRIVER] = DRIVER_BYTES
-    num_ranks = Counter(place.role for place in places)
-    for place in places:
-        held = found[place.node]
-        mine = [need for roles in needs for need in roles if need.role == place.role]
-        most = max(place_bytes(need, place) for need in mine)
-        held[place.role] = held.get(place.role, 0) + most
-        if place.role in results:
-            share = results[place.role] // num_ranks[place.role]
-            held[RESULTS] = held.get(RESULTS, 0) + share
-    return found
-
-
-def place_bytes(need: RoleNeed, place: Place) -> int:
-    """What one rank or engine takes of its node's memory."""
-    return need.host + (GPU_PROCESS_BYTES * len(place.gpus) or need.memory.total)
+def engine_need(engine: Engine, gpu_bytes: int) -> RoleNeed:
+    """One engine's, on each of its GPUs or on the CPU."""
+    cache = cache_bytes(engine, gpu_bytes)
+    whole = replace(working_memory(engine), kv_cache=max(0, cache))
+    # One that shares its GPU has no cache yet; one that does not stops with its own full.
+    kept = whole.loaded if engine.sleeps else whole.at_rest
+    receiving = replace(kept, buffers=received_bytes(engine))
+    return RoleNeed(
+        role="rollout",
+        group=engine.group,
+        model=engine,
+        turns={"generate": whole, "receive": receiving},
+        waiting=whole.bare if engine.sleeps else whole,
+        beside={"publish": receiving},
+        host=engine_host_bytes(engine),
+        cache_tokens=cache // cache_bytes_per_token(engine),
+    )

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from rlhf_ray.config.base import JobConfig
-from rlhf_ray.planning.batches import Batches
+from rlhf_ray.memory import GIB, MIB
+from rlhf_ray.planning.cluster import Cluster
 from rlhf_ray.planning.groups import plan_groups, total_cpus
-from rlhf_ray.planning.held import HeldResult, held_results, most_held
-from rlhf_ray.planning.layout import Cluster, Place, lay_out
-from rlhf_ray.planning.moments import RoleNeed, role_need
-from rlhf_ray.planning.needs import GpuNeed, gpu_needs, host_needs, idle_memory
-from rlhf_ray.planning.planned_job import PlannedJob, groups_of
-from rlhf_ray.planning.roles import Shapes, work_of
-from rlhf_ray.planning.verdict import Problem, host_problems, stage_problems
+from rlhf_ray.planning.layout import Place, lay_out
+from rlhf_ray.planning.moments import GpuNeed, gpu_needs, idle_memory
+from rlhf_ray.planning.needs import RoleNeed
+from rlhf_ray.planning.problems import Problem, host_problems, stage_problems
+from rlhf_ray.planning.roles import Batches, Shapes, roles_of
+from rlhf_ray.planning.stages import HeldResult, PlannedJob, groups_of, held_results
+
+# Beside the ranks: the driver, and the actor that assembles experience.
+DRIVER_BYTES = 850 * MIB
+# What a node holds that is no role.
+DRIVER, RESULTS = "driver", "results"
+# Libraries of a process that works on a GPU, in its node's memory.
+GPU_PROCESS_BYTES = 2 * GIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +41,6 @@ class Plan:
     """Everything that is known before anything starts.
 
     Attributes:
-        gpus: Each at its worst moment over all stages.
         hosts: Memory of each node by role, each role's largest over all stages.
         held: Results that stages leave to later ones.
     """
@@ -40,17 +48,28 @@ class Plan:
     cluster: Cluster
     stages: tuple[StagePlan, ...]
     places: tuple[Place, ...]
-    gpus: tuple[GpuNeed, ...]
     hosts: tuple[Mapping[str, int], ...]
     held: tuple[HeldResult, ...]
     cpus: Mapping[str, float]
     reserved_cpus: float
-    problems: tuple[Problem, ...]
 
     @property
     def fits(self) -> bool:
         """Whether nothing speaks against it."""
         return not self.problems
+
+    @cached_property
+    def problems(self) -> tuple[Problem, ...]:
+        """All that speaks against it."""
+        found = [
+            *(
+                problem
+                for stage in self.stages
+                for problem in stage_problems(stage.name, stage.roles, stage.gpus, self.cluster)
+            ),
+            *host_problems(self.hosts, self.roles, self.cluster),
+        ]
+        return tuple(found)
 
     @property
     def roles(self) -> tuple[RoleNeed, ...]:
@@ -58,9 +77,26 @@ class Plan:
         return tuple(need for stage in self.stages for need in stage.roles)
 
     @property
+    def gpus(self) -> tuple[GpuNeed, ...]:
+        """Each at its worst moment over all stages."""
+        worst: dict[tuple[int, int], GpuNeed] = {}
+        for gpu in (gpu for stage in self.stages for gpu in stage.gpus):
+            place = (gpu.node, gpu.gpu)
+            worst[place] = max(worst.get(place, gpu), gpu, key=lambda one: one.total)
+        return tuple(worst[place] for place in sorted(worst))
+
+    @property
     def host_bytes(self) -> tuple[int, ...]:
         """Of each node."""
         return tuple(sum(held.values()) for held in self.hosts)
+
+    def place_bytes(self, place: Place) -> int:
+        """What one rank or engine takes of its node's memory, in the stage in which it is most."""
+        return max(
+            need.host + (GPU_PROCESS_BYTES * len(place.gpus) or need.memory.total)
+            for need in self.roles
+            if need.role == place.role
+        )
 
 
 def plan_job(config: JobConfig, shapes: Shapes, cluster: Cluster) -> Plan:
@@ -79,45 +115,39 @@ def plan_jobs(jobs: Sequence[PlannedJob], shapes: Shapes, cluster: Cluster) -> P
         ConfigError: The cluster has no place for a role, whatever its memory.
     """
     groups = groups_of(jobs)
-    places = lay_out(groups, cluster)
-    worked = [work_of(job.config, shapes) for job in jobs]
-    needs = [tuple(role_need(one, cluster) for one in work) for work, _ in worked]
-    idle = idle_memory([need for stage in needs for need in stage])
-    stages = tuple(
-        StagePlan(
-            name=job.name,
-            roles=roles,
-            batches=batches,
-            gpus=gpu_needs(roles, places, idle=idle, stage=job.name),
-        )
-        for job, roles, (_, batches) in zip(jobs, needs, worked, strict=True)
-    )
-    held = held_results(jobs, needs)
-    hosts = host_needs(needs, places, cluster, results=most_held(held))
-    return Plan(
+    places = tuple(lay_out(groups, cluster))
+    roles = [roles_of(job.config, shapes, cluster.gpu_bytes) for job in jobs]
+    idle = idle_memory(need for needs, _ in roles for need in needs)
+    plan = Plan(
         cluster=cluster,
-        stages=stages,
-        places=tuple(places),
-        gpus=_worst(stages),
-        hosts=tuple(hosts),
-        held=held,
+        stages=tuple(
+            StagePlan(
+                name=job.name,
+                roles=tuple(needs),
+                batches=batches,
+                gpus=tuple(gpu_needs(job.name, needs, places, idle)),
+            )
+            for job, (needs, batches) in zip(jobs, roles, strict=True)
+        ),
+        places=places,
+        hosts=(),
+        held=tuple(held_results(jobs, [needs for needs, _ in roles])),
         cpus={role: group.cpus_per_rank for role, group in groups.items()},
         reserved_cpus=total_cpus(plan_groups(groups)),
-        problems=(
-            *(
-                problem
-                for stage in stages
-                for problem in stage_problems(stage.roles, stage.gpus, cluster, stage=stage.name)
-            ),
-            *host_problems(hosts, [need for roles in needs for need in roles], cluster),
-        ),
     )
+    return replace(plan, hosts=tuple(_hosts(plan)))
 
 
-def _worst(stages: Sequence[StagePlan]) -> tuple[GpuNeed, ...]:
-    worst: dict[tuple[int, int], GpuNeed] = {}
-    for gpu in (gpu for stage in stages for gpu in stage.gpus):
-        place = (gpu.node, gpu.gpu)
-        if place not in worst or gpu.total > worst[place].total:
-            worst[place] = gpu
-    return tuple(worst[place] for place in sorted(worst))
+def _hosts(plan: Plan) -> Iterator[Mapping[str, int]]:
+    """Memory of each node: processes, what GPUs leave to the host, and all results together."""
+    num_ranks = Counter(place.role for place in plan.places)
+    results = Counter[str]()
+    for result in plan.held:
+        results[result.role] += result.bytes
+    for node in range(plan.cluster.nodes):
+        held = Counter({} if node else {DRIVER: DRIVER_BYTES})
+        for place in plan.places:
+            if place.node == node:
+                held[place.role] += plan.place_bytes(place)
+                held[RESULTS] += results[place.role] // num_ranks[place.role]
+        yield dict(+held)

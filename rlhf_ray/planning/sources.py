@@ -11,8 +11,7 @@ from pathlib import Path
 
 from rlhf_ray.config.references import is_hub_name
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.planning.model_shape import ModelShape
-from rlhf_ray.planning.shapes import read_shape
+from rlhf_ray.models.shape import ModelShape, read_shape
 
 
 def read_shapes(paths: Mapping[str, str], given: Sequence[str]) -> dict[str, ModelShape]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shlex
 import textwrap
 from pathlib import Path
 
@@ -13,8 +12,6 @@ import torch
 
 from rlhf_ray.algorithms import preference_losses
 from rlhf_ray.algorithms.preference_losses import PairInputs, PairParams
-from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.load import load_config
 from rlhf_ray.config.rewards import RewardFunctionConfig
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
@@ -87,17 +84,3 @@ def test_the_format_reads_rows_and_names_what_is_wrong():
     bad = Row(row_id="x:1", where="x:2", columns={"question": "2 + 2?", "solution": 4})
     with pytest.raises(RowError, match="x:2"):
         list(read(bad))
-
-
-def test_every_command_works(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    for line in "".join(examples("bash")).splitlines():
-        words = shlex.split(line, comments=True)
-        if words[0] == "make":
-            assert words[1] in targets
-        else:
-            program, job, path, *overrides = words
-            assert program == "rlhf-ray"
-            load_config(JOBS[job], path, overrides)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_families import CHATML, DEEPSEEK, QWEN3
-from trained_tokenizers import FAMILIES, OTHER_SCRIPT, PAGE, trained
+from trained_tokenizers import FAMILIES, OTHER_SCRIPT, TEXT, trained
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.supervised import DpoConfig, SftConfig
@@ -39,7 +39,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 def long_texts() -> dict[str, str]:
     """Of 20,000 to 50,000 characters each."""
     generator = random.Random(1)
-    page = PAGE.read_text()[:40_000]
+    page = TEXT[:40_000]
     return {
         "prose": page,
         "one line": " ".join(page.split()),
@@ -154,7 +154,7 @@ def test_of_megabytes_a_few_kilobytes_are_tokenized(
 ) -> None:
     tokenizer = copy.deepcopy(trained("llama3"))
     tokenizer.chat_template = CHATML
-    text = " ".join(PAGE.read_text().replace("think>", "").split()) * 20
+    text = " ".join(TEXT.replace("think>", "").split()) * 30
     rows = [
         {"prompt": text, "completion": text},
         {"prompt": [{"role": "user", "content": text}], "completion": text},

@@ -1,4 +1,4 @@
-"""Tokenizers as families build them, trained on this project's own page."""
+"""Tokenizers as families build them, trained on this project's own pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[3] / "README.md"
+_LIBRARY = Path(__file__).parents[3] / "rlhf_ray"
+# Some 60,000 characters of prose, tables and code.
+TEXT = "\n".join(
+    (_LIBRARY / folder / "README.md").read_text(encoding="utf-8")
+    for folder in ("algorithms", "data", "learner", "models", "rewards")
+)
 # Of cl100k, Llama 3 and Qwen 2: it joins a full stop with the line's end behind it.
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -53,10 +58,9 @@ def trained(family: str) -> Any:
         trainer: Any = trainers.UnigramTrainer(unk_token="<unk>", **settings)
     else:
         trainer = trainers.BpeTrainer(max_token_length=24, **settings)
-    page = PAGE.read_text()
     # A text without words is trained on pieces with words' length: else tokens span lines.
-    texts = page.split() if family == "llama2" else page.splitlines(keepends=True)
-    backend.train_from_iterator([*texts, *sorted(set(page)), *OTHER_SCRIPT], trainer)
+    texts = TEXT.split() if family == "llama2" else TEXT.splitlines(keepends=True)
+    backend.train_from_iterator([*texts, *sorted(set(TEXT)), *OTHER_SCRIPT], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",

@@ -12,7 +12,7 @@ from benchmarks.gpu_check.machine import Card
 from benchmarks.gpu_check.scale import CARD
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects import card, publication, sleeping
-from rlhf_ray.planning.memory import GIB, Memory
+from rlhf_ray.memory import GIB, Memory
 
 CONTEXT_GB, WORKER_GB, WEIGHTS_GB, CACHE_TOKENS = 0.5, 1.0, 2.0, 2_000_000
 CACHE_GB = sleeping.cache_bytes(CARD.small, CACHE_TOKENS) / GIB

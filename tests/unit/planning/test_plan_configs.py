@@ -12,14 +12,14 @@ from benchmarks import largest_models
 from rlhf_ray.config.jobs import JOBS
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import ROLES, OnlineConfig
+from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import advise_placement
-from rlhf_ray.planning.cards import shown_bytes
 from rlhf_ray.planning.changes import changed
-from rlhf_ray.planning.layout import Cluster, smallest_cluster
-from rlhf_ray.planning.memory import GIB
+from rlhf_ray.planning.cluster import Cluster, shown_bytes
+from rlhf_ray.planning.layout import smallest_cluster
 from rlhf_ray.planning.plan import plan_job
-from rlhf_ray.planning.planned_job import PlannedJob
 from rlhf_ray.planning.roles import model_paths
+from rlhf_ray.planning.stages import PlannedJob
 
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name in JOBS]
 
@@ -97,9 +97,9 @@ def test_an_engines_cache_holds_all_that_it_is_given(path):
     """Otherwise it would put sequences aside and compute their prompts again."""
     [stage] = plan_of(path).stages
     [engine] = [need for need in stage.roles if need.role == "rollout"]
-    sequences = -(-stage.batches.rows // engine.work.group.ranks)
-    together = min(sequences, engine.work.rollout.max_num_seqs)
-    assert engine.engine.cache_tokens >= together * stage.batches.row_tokens
+    sequences = -(-stage.batches.rows // engine.group.ranks)
+    together = min(sequences, engine.model.rollout.max_num_seqs)
+    assert engine.cache_tokens >= together * stage.batches.row_tokens
     # All run at a time, but on a card that is small.
     assert together == sequences
 
@@ -202,4 +202,4 @@ def test_there_is_no_room_for_70b_on_one_gpu():
 
 @pytest.mark.parametrize("num_gpus", [1, 8, 32])
 def test_the_readme_names_the_largest_model_that_fits(num_gpus):
-    assert f"\n{largest_models.row(num_gpus)}\n" in (ROOT / "README.md").read_text()
+    assert f"\n{largest_models.row(num_gpus)}\n" in (ROOT / "configs/README.md").read_text()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from plan_jobs import EIGHT_B, SHAPES, job, memory_of, planned
 
-from rlhf_ray.planning.memory import GIB, MIB
-from rlhf_ray.planning.states import PREFETCH_BUCKET, REDUCE_BUCKET
+from rlhf_ray.learner.memory import PREFETCH_BUCKET, REDUCE_BUCKET
+from rlhf_ray.memory import GIB, MIB
 
 NUM = SHAPES[EIGHT_B].num_parameters("lm")
 
@@ -34,7 +34,8 @@ def test_each_zero_stage_spreads_what_it_promises():
 def test_stage_3_gathers_weights_up_to_deepspeeds_limit():
     memory = learner(8, zero={"stage": 3})
     # What is reduced is bfloat16, and sent as float32.
-    assert memory.buffers == 2 * 10**9 + 2 * PREFETCH_BUCKET + 6 * REDUCE_BUCKET
+    assert memory.buckets == 2 * REDUCE_BUCKET
+    assert memory.buffers == 2 * 10**9 + 2 * PREFETCH_BUCKET + 4 * REDUCE_BUCKET
     limits = {
         "stage3_max_live_parameters": 10**8,
         "stage3_prefetch_bucket_size": 10**6,
@@ -42,23 +43,30 @@ def test_stage_3_gathers_weights_up_to_deepspeeds_limit():
     }
     small = learner(8, zero={"stage": 3, "extra": {"zero_optimization": limits}})
     # The embedding is gathered whole.
-    assert small.buffers == 2 * SHAPES[EIGHT_B].num_embedding + 2 * 10**6 + 6 * 10**7
-    assert learner(zero={"stage": 3}).buffers == 6 * REDUCE_BUCKET, "one rank has all of it"
+    assert small.buffers == 2 * SHAPES[EIGHT_B].num_embedding + 2 * 10**6 + 4 * 10**7
+    assert learner(zero={"stage": 3}).buffers == 4 * REDUCE_BUCKET, "one rank has all of it"
 
 
 def test_offloading_moves_states_to_the_node():
-    memory = learner(4, zero={"stage": 3, "offload_optimizer": "cpu"})
-    assert states(memory) == (NUM // 2, 0, 0)
-    assert memory.host == 3 * NUM + NUM
-    both = learner(4, zero={"stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"})
-    assert (both.weights, both.host) == (0, memory.host + NUM // 2)
-    nvme = {"offload_optimizer": "nvme", "nvme_path": "/nvme"}
-    assert learner(4, zero={"stage": 3, **nvme}).host == 0
+    def offloaded(**zero):
+        group = {"ranks": 4, "gpus_per_rank": 1}
+        config = job("sft", policy={"zero": zero}, placement={"policy": group})
+        [need] = planned(config).roles
+        return *states(need.memory), need.host
+
+    assert offloaded(stage=3, offload_optimizer="cpu") == (NUM // 2, 0, 0, 3 * NUM + NUM)
+    assert offloaded(stage=2, offload_optimizer="cpu") == (2 * NUM, NUM // 2, 0, 3 * NUM + NUM)
+    # Each pass's own gradients and their sum, whole.
+    assert offloaded(stage=1, offload_optimizer="cpu") == (2 * NUM, 6 * NUM, 0, 3 * NUM + NUM)
+    both = offloaded(stage=3, offload_optimizer="cpu", offload_param="cpu")
+    assert both == (0, 0, 0, 3 * NUM + NUM + NUM // 2)
+    nvme = offloaded(stage=3, offload_optimizer="nvme", nvme_path="/nvme")
+    assert nvme == (NUM // 2, 0, 0, 0)
 
 
 def test_adapters_alone_have_gradients_and_states():
-    linears = SHAPES[EIGHT_B].linears
-    adapters = 16 * sum(linear.inputs + linear.outputs for linear in linears)
+    matrices = SHAPES[EIGHT_B].matrices
+    adapters = 16 * sum(matrix.inputs + matrix.outputs for matrix in matrices)
     memory = learner(model={"lora": {"rank": 16}})
     # As bfloat16 weights are trained: with sums and copies in float32, and Adam's two.
     assert states(memory) == (2 * NUM + 2 * adapters, 4 * adapters, 12 * adapters)
@@ -82,18 +90,6 @@ def test_checkpointing_keeps_a_layers_input_alone():
     assert checkpointed.activations > kept
 
 
-def test_in_half_precision_on_a_gpu_attention_copies_nothing_into_rectangles():
-    def activations(**model):
-        return learner(model=model).activations
-
-    laid_out = activations(attention="packed_sdpa")
-    # Of each layer of 8 B parameters the result of attention is kept once, not twice.
-    assert laid_out - activations() == 32 * 2 * 4096 * 8192
-    assert activations(attention="varlen_attn") == activations()
-    in_float32 = activations(dtype="float32")
-    assert activations(dtype="float32", attention="packed_sdpa") == in_float32
-
-
 def test_logits_exist_for_a_chunk_of_tokens():
     assert learner(logits_chunk_tokens=512).logits * 2 == learner().logits
     assert learner(max_tokens_per_micro_batch=2048, logits_chunk_tokens=4096).logits == (
@@ -104,7 +100,7 @@ def test_logits_exist_for_a_chunk_of_tokens():
 def test_a_critic_has_no_vocabulary_product():
     plan = planned(job("ppo", placement={"value": {"gpus_per_rank": 1}}))
     assert memory_of(plan, "value").logits == 0
-    expected = 2 * (SHAPES[EIGHT_B].num_body + 4096 + 1)
+    expected = 2 * (SHAPES[EIGHT_B].num_body + 4096)
     assert memory_of(plan, "value").weights == expected
 
 
@@ -131,6 +127,19 @@ def test_sampling_has_a_policy_that_takes_no_step():
     assert states(sampling()) == (2 * NUM, 4 * NUM, NUM)
     assert states(sampling(zero={"stage": 2})) == (2 * NUM, 0, NUM)
     assert states(sampling(zero={"stage": 3})) == (NUM // 2, NUM, NUM)
+    away = sampling(zero={"stage": 1, "offload_optimizer": "cpu"})
+    assert states(away) == (2 * NUM, 0, 0)
+
+
+def test_all_tokens_of_the_probe_get_logits():
+    config = job(
+        "sample",
+        policy={"max_tokens_per_micro_batch": 2048},
+        rollout={"max_new_tokens": 64},
+        placement={"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": 1}},
+    )
+    # bfloat16, and float32 scaled and normalized, of a chunk.
+    assert memory_of(planned(config), "policy").logits == 1024 * 128256 * (2 + 2 * 4)
 
 
 def test_sampling_passes_no_more_than_the_probe():
@@ -147,10 +156,10 @@ def test_what_is_scored_ahead_or_held_out_fills_micro_batches():
     def read_tokens(name, role, **sections):
         config = job(name, batch_size=1, max_length=1024, **sections)
         [need] = [need for need in planned(config).roles if need.role == role]
-        return need.work.reading and need.work.reading.tokens
+        return need.model.tokens("read")
 
     held_out = {"eval": {"data": {"path": "held-out.jsonl"}}}
-    assert read_tokens("sft", "policy", policy=budget) is None
+    assert read_tokens("sft", "policy", policy=budget) == 0
     assert read_tokens("sft", "policy", policy=budget, **held_out) == 65536
     assert read_tokens("rm", "reward", reward=budget) == 65536, "its reference answers"
     assert read_tokens("dpo", "reference", reference=budget) == 2 * 1024
@@ -158,12 +167,11 @@ def test_what_is_scored_ahead_or_held_out_fills_micro_batches():
     assert read_tokens("dpo", "reference", reference=budget, **ahead) == 65536
 
 
-def test_a_bucket_of_gradients_stays_under_stage_3():
+def test_between_passes_there_are_states_and_buckets():
     memory = learner(8, zero={"stage": 3})
-    assert memory.at_rest.buffers == 2 * REDUCE_BUCKET < memory.buffers
-    assert memory.at_rest.total == memory.total - memory.activations - memory.logits - (
-        memory.buffers - 2 * REDUCE_BUCKET
-    )
+    passing = memory.activations + memory.logits + memory.buffers
+    assert memory.at_rest.total == memory.total - passing
+    assert memory.at_rest.buckets == 2 * REDUCE_BUCKET
 
 
 def test_an_engine_fills_its_share():
@@ -306,9 +314,10 @@ QWEN_55M = {
 )
 def test_processes_on_a_cpu_take_what_was_measured(name, sections, role, measured):
     memory = memory_of(planned(job(name, **sections)), role)
-    # What a process has before a model is there does not count in its favour.
+    # Within 25 %: two runs of one job may differ by a tenth, as the heap keeps holes. What a
+    # process has before a model is there does not count in its favour.
     above = measured - memory.process / MIB
-    assert (memory.total - memory.process) / MIB == pytest.approx(above, rel=0.2)
+    assert (memory.total - memory.process) / MIB == pytest.approx(above, rel=0.25)
 
 
 def test_gpus_of_one_engine_share_its_inner_width_and_all_have_its_logits():

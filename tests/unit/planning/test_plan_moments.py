@@ -10,7 +10,7 @@ import pytest
 from plan_jobs import EIGHT_B, JOBS, ROOT, SEVENTY_B, SHAPES, advised, job, node, planned
 
 from rlhf_ray.config.load import load_config
-from rlhf_ray.planning.memory import GIB, MIB, Memory
+from rlhf_ray.memory import GIB, MIB, Memory
 from rlhf_ray.planning.moments import Moment, moments_of
 from rlhf_ray.planning.plan import Plan
 
@@ -41,7 +41,7 @@ def together(name: str = "ppo", ranks: int = 8, **sections: Any) -> Plan:
 
 
 def moment(plan: Plan, role: str, turn: str) -> Moment:
-    on_gpus = [need for need in plan.roles if need.work.group.gpus_per_rank]
+    on_gpus = [need for need in plan.roles if need.group.gpus_per_rank]
     [found] = [one for one in moments_of(on_gpus) if (one.role, one.turn) == (role, turn)]
     return found
 
@@ -119,7 +119,7 @@ def test_apart_from_engines_every_role_stays_where_it_is():
 
 def test_the_worst_moment_is_the_largest_of_all():
     plan = together(rollout={"gpu_memory_share": 0.3})
-    on_gpus = [need for need in plan.roles if need.work.group.gpus_per_rank]
+    on_gpus = [need for need in plan.roles if need.group.gpus_per_rank]
     every = moments_of(on_gpus)
     assert {gpu.total for gpu in plan.gpus} == {max(one.total for one in every)}
     assert {gpu.moment.turn for gpu in plan.gpus} == {"update"}

@@ -8,12 +8,11 @@ import pytest
 from plan_jobs import EIGHT_B, MODELS, ROOT, SHAPES, job, node
 
 from launch import cli
+from rlhf_ray.learner.memory import GPU_CONTEXT_BYTES
 from rlhf_ray.planning.advice import advise
 from rlhf_ray.planning.layout import smallest_cluster
-from rlhf_ray.planning.memory import GPU_CONTEXT_BYTES
-from rlhf_ray.planning.needs import RESULTS
-from rlhf_ray.planning.plan import plan_job, plan_jobs
-from rlhf_ray.planning.planned_job import PlannedJob, groups_of
+from rlhf_ray.planning.plan import RESULTS, plan_job, plan_jobs
+from rlhf_ray.planning.stages import PlannedJob, groups_of
 
 ON_POLICY = {"gpus_per_rank": 1, "ranks": 8, "share": "policy"}
 GROUP = {"gpus_per_rank": 1, "ranks": 8}
@@ -79,7 +78,7 @@ def test_what_a_stage_does_not_use_leaves_the_gpus_that_it_uses():
     assert {gpu.node for gpu in sft.gpus} == {0}
 
 
-def test_results_wait_until_the_last_stage_that_starts_from_them():
+def test_results_that_later_stages_start_from_count_on_the_nodes_of_who_made_them():
     plan = planned(stages())
     num = SHAPES[EIGHT_B].num_parameters("lm")
     held = {result.stage: result for result in plan.held}
@@ -87,7 +86,7 @@ def test_results_wait_until_the_last_stage_that_starts_from_them():
     assert held["sft"].bytes == 2 * num
     assert held["rm"].role == "reward"
     assert held["rm"].bytes == 2 * SHAPES[EIGHT_B].num_parameters("score")
-    # At the end of the reward model's training both are there, each with the ranks that made it.
+    # Each with the ranks that made it.
     assert [host[RESULTS] for host in plan.hosts] == pytest.approx(
         [held["sft"].bytes, held["rm"].bytes], abs=8
     )

