@@ -36,10 +36,9 @@ from rlhf_ray.data.files import Row
 from rlhf_ray.data.recognition import recognise
 from rlhf_ray.data.row_formats import ROW_FORMATS
 from rlhf_ray.metrics.names import NAMES, PREFIXES
-from rlhf_ray.planning.cards import shown_bytes
-from rlhf_ray.planning.layout import Cluster
+from rlhf_ray.models.shape import shape_of
+from rlhf_ray.planning.cluster import Cluster, shown_bytes
 from rlhf_ray.planning.plan import plan_job
-from rlhf_ray.planning.shapes import shape_of
 from rlhf_ray.rewards.batch import ScoringBatch
 from rlhf_ray.rewards.functions import load_functions
 
