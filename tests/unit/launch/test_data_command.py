@@ -123,7 +123,7 @@ def test_rm_shows_margins_and_all_answers_of_a_ranking_from_the_best(show):
     assert "answer 1 of 3, 3 tokens\n⟦ 4</s>⟧\nanswer 2 of 3, 3 tokens\n⟦ 5</s>⟧" in out
     _, out, _ = show("rm", [{**rows[0], "scores": [2, 3, 2]}])
     assert "answer 1 of 3, 3 tokens\n⟦ 4</s>⟧\nanswer 2 of 3, tied, 3 tokens\n⟦ 5</s>⟧" in out
-    assert "2 read, 1 kept, 1 left out\n  left out   1 tie" in out
+    assert "2 read, 1 kept, 1 left out (50.0%)\n  left out   1 tie" in out
 
 
 def test_dpo_shows_pairs_and_held_out_ones(show):
