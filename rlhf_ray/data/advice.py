@@ -19,7 +19,6 @@ _NEEDED: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
 }
 # Others that may come out of a row's columns.
 _FURTHER: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
-    "examples": (("conversations",),),
     "preferences": (("prompt", "answers", "ranks"), ("instruction", "chosen", "rejected")),
 }
 
@@ -47,10 +46,10 @@ def advice(row: Row, kinds: Collection[Kind], what: str) -> str:
     there = f"there are {listed(row.found, needed[0][0])}; {what} need " + " or ".join(
         " + ".join(layout) for layout in needed
     )
-    names = names_for(layouts, columns, with_sides="preferences" in wanted)
+    names = names_for(layouts, columns, with_sides="preferences" in kinds)
     if names:
         return f"{there}: set {_line(row, names)}{_warning(row, kinds, names)}"
-    if "preferences" in wanted and all(
+    if "preferences" in kinds and all(
         isinstance(columns.get(side), str) for side in ("chosen", "rejected")
     ):
         return (

@@ -22,14 +22,13 @@ _SIMILAR = 0.75  # of difflib's ratio: "quesiton" for "question"
 _ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
     "prompt": (
         "question", "query", "instruction", "problem", "input", "context", "history", "post",
-        "request", "trajectory", "human", "user", "turns", "article", "document", "dialogue",
-        "text",
+        "request", "trajectory", "turns", "article", "document", "dialogue", "text",
     ),
     "completion": (
         "response", "solution", "answer", "output", "reply", "target", "result", "generation",
         "assistant", "summary", "highlights",
     ),
-    "instruction": ("definition", "task"),
+    "instruction": ("definition",),
     "input": ("inputs", "context"),
     "output": ("response", "solution", "answer", "reply", "target", "completion", "result"),
     "chosen": (
@@ -41,7 +40,6 @@ _ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
         "lose",
     ),
     "messages": ("conversations", "conversation", "dialogue", "dialog", "chat", "turns", "text"),
-    "conversations": ("turns", "conversation", "dialogue", "dialog", "chat", "messages"),
     "text": ("content", "document", "body", "story", "passage", "article"),
     "label": (
         "desirable", "is_good", "thumbs_up", "thumbsup", "kto_tag", "is_safe", "is_correct",
@@ -59,7 +57,7 @@ _ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 # How names end that tell something about a text and hold none.
 _ABOUT = {
-    "id", "ids", "uid", "uuid", "hash", "sha256", "key", "idx", "index", "name", "type", "kind",
+    "id", "ids", "uid", "uuid", "hash", "sha256", "idx", "index", "name", "type", "kind",
     "tag", "tags", "category", "format", "model", "source", "origin", "language", "lang", "url",
     "date", "time", "timestamp", "path", "file", "len", "length", "tokens", "count", "num", "level",
     "version", "split", "subset", "dataset", "domain", "topic", "task", "author", "annotator",

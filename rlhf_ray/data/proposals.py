@@ -222,7 +222,6 @@ def _holds(wanted: str, value: Any) -> bool:
     is_list = isinstance(inner, list) and bool(inner)
     kinds: Mapping[str, Callable[[], bool]] = {
         "messages": lambda: chat,
-        "conversations": lambda: is_list and all(isinstance(turn, str) for turn in inner),
         "answers": lambda: is_list,
         "scores": lambda: is_list,
         "ranks": lambda: is_list,

@@ -354,7 +354,6 @@ def test_only_better_has_labels() -> None:
          "{prompt: article, completion: highlights}"),
         ("sft", {"prompt": "q", "text_a": "a", "text_b": "b", "winner": "b"},
          "{a: text_a, b: text_b, better: {column: winner, a: a, b: b}}"),
-        ("sft", {"id": 1, "turns": ["q", "a"]}, "{conversations: turns}"),
         ("prompts", {"dialogue": [{"from": "human", "value": "q"}]}, "{messages: dialogue}"),
         ("pairs", {"prompt": "q", "all_responses": ["a", "b"], "rank": [1, 2]},
          "{answers: all_responses, ranks: rank}"),
@@ -366,6 +365,8 @@ def test_only_better_has_labels() -> None:
          "{completion: response, label: is_safe}"),
         ("prompts", {"question": "q", "answer": "a"}, "{prompt: question}"),
         ("prompts", {"problem": "q", "level": 3}, "{prompt: problem}"),
+        ("prompts", {"task": "GSM8K", "input": "q"}, "{prompt: input}"),
+        ("prompts", {"input_key": "q"}, "{prompt: input_key}"),
         ("prompts", {"id": "a_0", "turns": ["first?", "then?"]}, "{prompt: turns.0}"),
         ("prompts", {"id": "a_0", "question": [[{"role": "user", "content": "q"}]]},
          "{prompt: question.0}"),
@@ -404,6 +405,8 @@ def test_rows_that_are_not_recognised_come_with_the_line_to_write(
         ("prompts", {"response": "an answer"}, "{prompt: ...}"),
         ("sft", {"model_id": "gpt 4", "answer_id": "x y"}, "{prompt: ..., completion: ...}"),
         ("sft", {"task_id": "t 0", "completion": "a"}, "{prompt: ...}"),
+        # Turns may be the user's alone.
+        ("sft", {"id": 1, "turns": ["q", "a"]}, "{prompt: ..., completion: ...}"),
         ("sft", {"prompt": "q", "completions": [{"model": "m", "said": "a"}]}, "{completion: ...}"),
         # One of several answers is none to train, and two of them are no prompt and answer.
         ("sft", {"question": "q", "answer_a": "a", "answer_b": "b"},
@@ -470,6 +473,15 @@ def test_a_message_of_a_conversation_is_no_text(tmp_path: Path, chat_tokenizer: 
         for job in ("sft", "prompts"):
             message = refused(tmp_path, chat_tokenizer, job, row)
             assert "each row is one message of a conversation: put those of one" in message
+
+
+@pytest.mark.parametrize("job", ["pairs", "prompts"])
+def test_of_two_texts_alone_the_common_beginning_may_be_the_prompt(
+    tmp_path: Path, chat_tokenizer: Any, job: str
+) -> None:
+    row = {"chosen": "The sky is blue", "rejected": "The sky is red"}
+    message = refused(tmp_path, chat_tokenizer, job, row)
+    assert "or set data.format: common_beginning" in message
 
 
 def test_a_label_of_single_answers_is_for_kto(tmp_path: Path, chat_tokenizer: Any) -> None:
