@@ -218,7 +218,7 @@ def _marked(template: ChatTemplate, chat: Messages) -> tuple[list[int], list[boo
         template.check_all_there(chat, text)
     turns = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
     kept = [index for index in turns if is_trained(chat[index])]
-    unmarked = ["take {% generation %} out of it, which renders each turn by itself"]
+    unmarked = ["take {% generation %} out of the template, which then renders turn by turn,"]
     for index in kept:
         check_reasoning(template, text, chat[index], index, more=unmarked)
     if len(kept) == len(turns):

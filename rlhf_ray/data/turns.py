@@ -9,7 +9,7 @@ turn that no longer stands so in the later text gets a text of its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ _TAG = "(?:think|thinking|reasoning)"
 # Reasoning that is closed at once, or was opened elsewhere.
 _EMPTY_BLOCK = re.compile(rf"(?:<{_TAG}>\s*)?</{_TAG}>\s*$")
 _CLOSED = re.compile(rf"</{_TAG}>\s*$")
+_QUESTION = {"role": "user", "content": PLACEHOLDER}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,8 @@ def _turn(
     if context:
         opened = template.render(context, add_generation_prompt=True)
         if _CLOSED.search(opened) and _thought(turn):
-            advice = ["take it away", "set another chat_template", *_switches(template)]
+            advice = ["take it away", "set another chat_template"]
+            advice += _variable(template, True, lambda told: not _CLOSED.search(_opened(told)))
             detail = f"message {index} has reasoning: {_either(advice)}"
             reason = "the chat template closes the reasoning before an answer"
             raise RowError(template.where, reason, detail)
@@ -184,8 +186,9 @@ def check_reasoning(
     thought = _thought(turn)
     if thought and thought not in "".join(said.split()):
         within = ["write it into `content` as <think>...</think>"] * ("reasoning_content" in turn)
-        advice = [*within, "take it away", "set another chat_template"]
-        advice += [*more, *_switches(template, thought)]
+        answer = {"role": "assistant", "content": PLACEHOLDER, "reasoning_content": thought}
+        shown = _variable(template, True, lambda told: thought in told.render([_QUESTION, answer]))
+        advice = [*within, "take it away", *more, "set another chat_template", *shown]
         detail = f"that of message {index}: {_either(advice)}"
         raise RowError(template.where, "the chat template leaves out the reasoning", detail)
 
@@ -194,20 +197,23 @@ def _either(ways: Sequence[str]) -> str:
     return f"{', '.join(ways[:-1])} or {ways[-1]}"
 
 
-def _switches(template: ChatTemplate, thought: str = "") -> Iterator[str]:
-    """How a template is told to open an answer for reasoning, or to show it, where it has a way."""
-    question = {"role": "user", "content": PLACEHOLDER}
-    answer = {"role": "assistant", "content": PLACEHOLDER, "reasoning_content": thought}
+def _opened(template: ChatTemplate) -> str:
+    return template.render([_QUESTION], add_generation_prompt=True)
+
+
+def _variable(
+    template: ChatTemplate, value: bool, fits: Callable[[ChatTemplate], bool]
+) -> Iterator[str]:
+    """How to tell a template what makes it fit, where it has a variable for that."""
     for name in ("enable_thinking", "thinking"):
-        told = replace(template, options={**template.options, name: True})
+        told = replace(template, options={**template.options, name: value})
         try:
-            opened = told.render([question], add_generation_prompt=True)
-            shown = told.render([question, answer])
+            if fits(told) and not fits(template):
+                line = f"{{{name}: {str(value).lower()}}}"
+                yield f"have this one do otherwise (a column chat_template_kwargs: {line})"
+                return
         except RowError:
             continue
-        if not _CLOSED.search(opened) and (ends_open(opened) or thought in shown):
-            yield f"have this one show it (a column chat_template_kwargs: {{{name}: true}})"
-            return
 
 
 def _thought(turn: dict[str, Any]) -> str:
@@ -218,10 +224,12 @@ def _thought(turn: dict[str, Any]) -> str:
 def _not_there(template: ChatTemplate, opened: str, index: int) -> RowError:
     if ends_open(opened):
         tag = opened[opened.rindex("<") :].rstrip()
+        advice = [f"write it in front of the answer as {tag}...</{tag[1:]}"]
+        advice += ["set a chat_template that does not open any"]
+        advice += _variable(template, False, lambda told: not ends_open(_opened(told)))
         detail = (
-            f"the chat template opens an answer by {tag!r}, and message {index} "
-            f"has no reasoning: write it in front of the answer as {tag}...</{tag[1:]}, or set a "
-            "chat_template that does not open any"
+            f"the chat template opens an answer by {tag!r}, and message {index} has no reasoning: "
+            + _either(advice)
         )
         return RowError(template.where, "an answer without reasoning", detail)
     detail = (

@@ -240,6 +240,26 @@ def test_a_template_that_a_chat_does_not_fit_is_refused(
         load(tmp_path, tokenizer, {"messages": TURNS})
 
 
+@pytest.mark.parametrize(
+    ("variable", "is_told"), [("enable_thinking", True), ("thinking", True), ("no_thought", False)]
+)
+def test_a_template_that_opens_reasoning_says_how_it_would_not(
+    tmp_path: Path, tokenizer: Any, variable: str, is_told: bool
+) -> None:
+    opening = "{% if VARIABLE is sameas false %}</think>{% else %}<think>\n{% endif %}"
+    tokenizer.chat_template = families.CHATML.replace(
+        "<|im_start|>assistant\n{%", "<|im_start|>assistant\n" + opening + "{%"
+    ).replace("VARIABLE", variable)
+    assert opening.replace("VARIABLE", variable) in tokenizer.chat_template
+    with pytest.raises(DataError, match="message 1 has no reasoning: write it in") as refused:
+        load(tmp_path, tokenizer, {"messages": TURNS[:2]})
+    line = f"(a column chat_template_kwargs: {{{variable}: false}})"
+    assert (line in str(refused.value)) == is_told
+    told = {"messages": TURNS[:2], "chat_template_kwargs": {variable: False}}
+    [example] = load(tmp_path, tokenizer, told)
+    assert trained(tokenizer, example) == "four<|im_end|>"
+
+
 def test_an_assistant_may_speak_first_and_twice(tmp_path: Path, tokenizer: Any) -> None:
     tokenizer.chat_template = families.CHATML
     chat = [TURNS[1], TURNS[2], TURNS[3], TURNS[1]]
@@ -291,7 +311,7 @@ def test_a_template_with_marks_may_not_lose_reasoning(tmp_path: Path, tokenizer:
     [example] = load(tmp_path, tokenizer, {"messages": chat})
     assert trained(tokenizer, example) == "hmfour<|im_end|>"
     tokenizer.chat_template = MARKED.replace("BLOCK", block.replace("SAID", "{{ m.content }}"))
-    message = r"leaves out the reasoning: that of message 1: .* take {% generation %} out of it"
+    message = r"leaves out the reasoning: that of message 1: .* take {% generation %} out of the "
     with pytest.raises(DataError, match=message):
         load(tmp_path, tokenizer, {"messages": chat})
     [example] = load(
