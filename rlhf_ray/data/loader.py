@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 
 class OrderState(TypedDict):
@@ -70,7 +71,7 @@ class ResumableOrder:
         while len(taken) < num_rows:
             offset = self._position % self._num_rows
             rows = self._order[offset : offset + num_rows - len(taken)]
-            taken.extend(rows)
+            taken.extend(rows.tolist())
             self._position += len(rows)
             if self._position % self._num_rows == 0:
                 self._order = self._order_of(self.epoch)
@@ -109,9 +110,7 @@ class ResumableOrder:
         self._position = position
         self._order = self._order_of(self.epoch)
 
-    def _order_of(self, epoch: int) -> list[int]:
+    def _order_of(self, epoch: int) -> npt.NDArray[np.int64]:
         if not self._shuffle:
-            return list(range(self._num_rows))
-        generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-        order: list[int] = generator.permutation(self._num_rows).tolist()
-        return order
+            return np.arange(self._num_rows)
+        return np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(self._num_rows)
