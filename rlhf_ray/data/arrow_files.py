@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.file_bytes import MAX_ROW_BYTES, too_long
+from rlhf_ray.data.parsed_rows import NumberedRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NumberedRows: TypeAlias = Iterator[tuple[int, dict[str, Any] | RowError]]
 Decoder: TypeAlias = Callable[[Any], Any]
 
 _HELD_ROWS = 1024  # at a time, as Python objects

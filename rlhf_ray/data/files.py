@@ -16,7 +16,7 @@ from rlhf_ray.data.columns import check_names, named
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.hub_data import HubData
 from rlhf_ray.data.local_data import LocalData, local_data
-from rlhf_ray.data.parsing import Columns, Located
+from rlhf_ray.data.parsed_rows import Columns, Located
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_ray.config import references
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.local_data import ACCEPTED
-from rlhf_ray.data.parsing import Located
+from rlhf_ray.data.parsed_rows import Located
 from rlhf_ray.errors import RunError
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from rlhf_ray.data import json_lines
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.file_bytes import open_bytes
 from rlhf_ray.data.json_values import checked_object
 from rlhf_ray.data.json_window import JsonWindow
-
-NumberedRows: TypeAlias = Iterator[tuple[int, dict[str, Any] | RowError]]
+from rlhf_ray.data.parsed_rows import NumberedRows
 
 SPLIT_NAMES = {
     "train", "training", "validation", "valid", "dev", "val", "test", "testing", "eval",

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.file_bytes import lines, not_utf8, too_long
 from rlhf_ray.data.json_values import DECODER, checked_object, depth_fault, fault_of
+from rlhf_ray.data.parsed_rows import NumberedRows
 
 _UNFINISHED = "the row does not end in this line; `jq -c . FILE` writes one row a line"
 
 
-def read(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+def read(path: Path) -> NumberedRows:
     """Rows with their lines; blank lines are none."""
     for line, raw in enumerate(lines(path), start=1):
         if raw is None:

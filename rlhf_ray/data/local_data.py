@@ -23,7 +23,8 @@ from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.file_bytes import READ_ERRORS
 from rlhf_ray.data.file_kinds import kind_of_file
 from rlhf_ray.data.json_files import SPLIT_NAMES, rows_keys
-from rlhf_ray.data.parsing import Columns, Located, parse
+from rlhf_ray.data.parsed_rows import Columns, Located
+from rlhf_ray.data.parsing import parse
 from rlhf_ray.data.split_files import named_splits, saved_splits
 from rlhf_ray.data.splits import parse_split
 

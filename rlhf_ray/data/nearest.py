@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 
 NAME_CHARACTERS = 40  # of a name that an error lists, and of one that may be meant
 _MOST_LISTED = 12  # names that an error lists

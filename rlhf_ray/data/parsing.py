@@ -6,20 +6,15 @@ wrong with a file comes after its last readable row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from rlhf_ray.config.data_files import ARROW_FORMATS, COMPRESSIONS, data_format
 from rlhf_ray.data import arrow_files, json_files, text_files
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.file_bytes import READ_ERRORS, open_bytes
 from rlhf_ray.data.file_kinds import HEAD_BYTES, FileKind, kind_of, kind_of_file
-
-Columns: TypeAlias = dict[str, Any]
-NumberedRows: TypeAlias = Iterator[tuple[int, Columns | RowError]]
-# The row's id, and its place with what stands there.
-Located: TypeAlias = tuple[str, tuple[str, Columns | RowError]]
+from rlhf_ray.data.parsed_rows import NumberedRows
 
 _PARSERS: dict[str, Callable[[Path], NumberedRows]] = {
     ".jsonl": json_files.read_lines,

@@ -8,7 +8,7 @@ from rlhf_ray.data import fields
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.nearest import listed, nearest
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 from rlhf_ray.data.proposals import line_for
 from rlhf_ray.data.row_format import Kind, RowFormat
 from rlhf_ray.data.row_formats import ROW_FORMATS

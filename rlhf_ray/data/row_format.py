@@ -10,7 +10,7 @@ from rlhf_ray.data.columns import Names, resolved
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.grouping import Grouping
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 from rlhf_ray.data.samples import Sample
 from rlhf_ray.data.transcripts import with_turns
 

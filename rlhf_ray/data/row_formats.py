@@ -10,7 +10,7 @@ from rlhf_ray.data.choice_formats import CHOICE_FORMATS
 from rlhf_ray.data.example_formats import ALPACA, EXAMPLE_FORMATS, lists_objects
 from rlhf_ray.data.grouping import BY_PROMPT, BY_TREE
 from rlhf_ray.data.helpsteer import read_helpsteer
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 from rlhf_ray.data.row_format import RowFormat
 
 _PAIR = ("chosen", "rejected")

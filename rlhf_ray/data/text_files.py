@@ -7,7 +7,6 @@ import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from rlhf_ray.data.errors import DataError, RowError, short
 from rlhf_ray.data.file_bytes import (
@@ -18,8 +17,7 @@ from rlhf_ray.data.file_bytes import (
     too_long,
     utf8_fault,
 )
-
-NumberedRows: TypeAlias = Iterator[tuple[int, dict[str, Any] | RowError]]
+from rlhf_ray.data.parsed_rows import NumberedRows
 
 _READ_BYTES = 1 << 20
 
