@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
+from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.file_digests import file_digest
 from rlhf_ray.data.hub_data import HubData
 from rlhf_ray.data.local_data import LocalData
@@ -51,26 +52,29 @@ def cache_folder(
     """Where the rows of a data set are kept; None for data too small to be worth it.
 
     Raises:
-        DataError: There is no such split.
+        DataError: There is no such split, or a file cannot be read.
     """
     try:
-        root = Path(os.environ.get("RLHF_RAY_CACHE", "~/.cache/rlhf-ray")).expanduser()
+        root = Path(os.environ.get("RLHF_RAY_CACHE") or "~/.cache/rlhf-ray").expanduser()
     except RuntimeError:
         logger.warning("there is no home folder: set RLHF_RAY_CACHE to keep tokenized rows")
         return None
     digest = hashlib.sha256(_code())
     for part in decided_by(source, config, job):
         digest.update(part.encode() + b"\0")
-    match data:
-        case HubData() as hub:
-            digest.update(hub.kept(source.split)._fingerprint.encode())
-        case LocalData() as local:
-            by_split = local.named_by(source.split)
-            files = [file.path for named in by_split.values() for file in named]
-            if sum(file.stat().st_size for file in files) < _SMALL_BYTES:
-                return None
-            for file in files:  # their names say how they are read, and name their rows
-                digest.update(bytes(file) + b"\0" + file_digest(file, root / "files"))
+    try:
+        match data:
+            case HubData() as hub:
+                digest.update(hub.kept(source.split)._fingerprint.encode())
+            case LocalData() as local:
+                by_split = local.named_by(source.split)
+                files = [file.path for named in by_split.values() for file in named]
+                if sum(file.stat().st_size for file in files) < _SMALL_BYTES:
+                    return None
+                for file in files:  # their names say how they are read, and name their rows
+                    digest.update(bytes(file) + b"\0" + file_digest(file, root / "files"))
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return root / "rows" / digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data import cache
-from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row, find_data, log_files, read_rows
 from rlhf_ray.data.mixing import mix
 from rlhf_ray.data.parallel import convert
@@ -64,10 +65,9 @@ def _load_source(source: SourceConfig, config: DataConfig, job: Tokenization[T])
             report = _tokenize(rows, source, config, job, store)
             dataset = store.finish()
             if kept_in and store.file is not None:
-                if cache.cache_folder(data, source, config, job) == kept_in:
-                    cache.keep(store.file, kept_in, report)
-                else:
-                    logger.warning("%s changed while it was read: not kept", source.path)
+                with contextlib.suppress(DataError):  # the rows are there all the same
+                    if cache.cache_folder(data, source, config, job) == kept_in:
+                        cache.keep(store.file, kept_in, report)
     return Loaded(rows=job.link(StoredRows(dataset, job.kind)), report=report)
 
 
