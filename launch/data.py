@@ -51,13 +51,16 @@ def main(arguments: Sequence[str]) -> int:
     from launch.tables.rows import print_look, print_note
     from rlhf_ray.data.look import look
 
+    told: set[str] = set()
     with _quiet_reports():
         for job in jobs:
+            marked = _marked(job.config)
             prefix = f"{job.stage}: " if job.stage else ""
             for key, path in job.to_come.items():
                 print_note(f"{prefix}{key}", f"an earlier stage will write it: {path}")
             for each in look(job.config, num_rows=options.rows, skip=[*job.to_come]):
-                print_look(each, prefix, marked=_marked(job.config))
+                print_look(each, prefix, marked="" if marked in told else marked)
+                told.add(marked)
     return 0
 
 

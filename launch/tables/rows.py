@@ -73,8 +73,8 @@ def _facts(look: Look) -> Iterator[tuple[str, str, str]]:
     allowed = f"{limit.num_tokens:,} tokens ({limit.name}), over_length {limit.over_length}"
     yield "allowed", allowed, ""
     lengths = look.lengths
-    median = int(np.median(lengths))
-    yield "tokens", f"{lengths.min():,} to {lengths.max():,} a row, median {median:,}", ""
+    tokens = f"{_range(int(lengths.min()), int(lengths.max()), ' to ')} a row"
+    yield "tokens", f"{tokens}, median {int(np.median(lengths)):,}", ""
 
 
 def _counts(report: RowReport) -> str:
@@ -90,11 +90,15 @@ def _counts(report: RowReport) -> str:
 
 def _bars(lengths: Any) -> Iterator[str]:
     bins = histogram(lengths)
-    ranges = [f"{each.first:,}-{each.last:,}" for each in bins]
+    ranges = [_range(each.first, each.last, "-") for each in bins]
     width, most = max(map(len, ranges)), max(each.count for each in bins)
     for range_, each in zip(ranges, bins, strict=True):
         bar = "█" * -(-each.count * BAR // most)  # few are not shown as none
         yield f"{range_:>{width}}  {bar:<{BAR}}  {each.count:,}".rstrip()
+
+
+def _range(first: int, last: int, to: str) -> str:
+    return f"{first:,}{to}{last:,}" if first < last else f"{first:,}"
 
 
 def _print_row(console: Console, tokenizer: Any, row: Any) -> None:
