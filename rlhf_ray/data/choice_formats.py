@@ -16,7 +16,7 @@ from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.helpsteer import with_turns
 from rlhf_ray.data.messages import json_value
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 from rlhf_ray.data.preference_formats import (
     read_alpaca_pairs,
     read_implicit_prompt,

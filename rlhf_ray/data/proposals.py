@@ -21,7 +21,7 @@ from rlhf_ray.data.nearest import (
     quoted,
     words,
 )
-from rlhf_ray.data.parsing import Columns
+from rlhf_ray.data.parsed_rows import Columns
 
 _CHAT_COLUMNS = ("prompt", "chosen", "rejected", "completion")
 _MOST_SIDES = 12  # columns of which two may be the answers

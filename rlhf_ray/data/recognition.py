@@ -114,7 +114,7 @@ def _answer_beside(columns: Columns, kinds: Collection[Kind]) -> str:
 def _warning(columns: Columns, kinds: Collection[Kind]) -> str:
     """That a column judges answers, of a job that would train all of them."""
     judge = nearest("label", {name: value for name, value in columns.items() if value in (0, 1)})
-    if judge is None or kinds & {"labels", "prompts"} or "examples" not in kinds:
+    if judge is None or {"labels", "prompts"} & set(kinds) or "examples" not in kinds:
         return ""
     return f"; {judge!r} says which answers are good, and all would be trained"
 
