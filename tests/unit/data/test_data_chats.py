@@ -28,11 +28,9 @@ from chat_rows import (
     prompt_of,
     refusal,
 )
+from loads import load_pairs, load_prompts, load_rankings, load_sft
 
 from rlhf_ray.data.borders import decode
-from rlhf_ray.data.preferences import load_pairs, load_rankings
-from rlhf_ray.data.prompts import load_prompts
-from rlhf_ray.data.sft import load_sft
 
 
 @pytest.fixture
