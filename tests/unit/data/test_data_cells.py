@@ -60,6 +60,11 @@ def config(tmp_path: Path, *rows: dict[str, Any], **settings: Any) -> DataConfig
         ("oasst_tree", {"prompt": {"role": "prompter", "text": "q", "replies": [
             {"role": "assistant", "text": "bad", "rank": 1},
             {"role": "assistant", "text": "good", "rank": 0}]}}),
+        ("oasst_message", {"message_id": "m", "role": "prompter", "text": "q", "replies": [
+            {"role": "assistant", "text": "bad", "rank": 1},
+            {"role": "assistant", "text": "good", "rank": 0}]}),
+        ("arena_texts", {"prompt": ["q"], "response_a": ["bad"], "response_b": ["good"],
+                         "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}),
     ],
 )  # fmt: skip
 def test_pairs_with_chats_lists_and_objects(
@@ -83,6 +88,8 @@ def test_pairs_with_chats_lists_and_objects(
     [
         ({"instruction": "q", "completions": [{"response": "bad", "overall_score": 1},
                                               {"response": "good", "overall_score": 2.5}]}, "q"),
+        ({"question": "q", "answers": [{"text": "bad", "pm_score": 1},
+                                       {"text": "good", "pm_score": 5}]}, "q"),
         ({"question": {"full_text": "q"}, "answer_0": "good", "answer_1": "bad", "score_0": 1,
           "score_1": -0.5}, "q"),
         ({"info": {"post": "p", "title": "t", "subreddit": "s"},
@@ -107,6 +114,9 @@ def test_published_texts_with_objects(
         {"conversations": ["q", "good"]},
         {"data": ["q", "good"]},
         {"conversation": [{"input": "q", "output": "good"}]},
+        {"conversation": [{"human": "q", "assistant": "good"}]},
+        {"conversation": [USER, GOOD]},
+        {"inputs": [USER], "targets": "good"},
         {"instruction": "q", "instances": [{"input": "", "output": "good"}]},
         {"prompt": [USER], "completion": GOOD},
         {"prompt": USER, "completion": "good"},
@@ -120,6 +130,22 @@ def test_chats_of_every_form(tmp_path: Path, chat_tokenizer: Any, row: dict[str,
     assert chat_tokenizer.decode(example.token_ids_T[example.trained_T]) == "good<|im_end|>"
     [prompt] = load_prompts(data, chat_tokenizer, context_tokens=99).rows
     assert chat_tokenizer.decode(prompt.token_ids_T) == CHAT
+
+
+def test_calls_of_tools(tmp_path: Path, chat_tokenizer: Any) -> None:
+    call = {"name": "add", "arguments": {"x": 1}}
+    chat_tokenizer.chat_template = (
+        "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    row = {"query": "q", "answers": [call], "tools": [{"name": "add", "parameters": {}}]}
+    loaded = load_sft(config(tmp_path, row), chat_tokenizer, max_length=999)
+    assert loaded.report.format == "xlam (query, answers, tools)"
+    [example] = loaded.rows
+    trained = chat_tokenizer.decode(example.token_ids_T[example.trained_T])
+    assert '"name": "add", "arguments": {"x": 1}' in trained
 
 
 @pytest.mark.parametrize(

@@ -495,6 +495,51 @@ def test_lists_of_an_arena_are_its_turns(tmp_path: Path, chat_tokenizer: Any) ->
     assert prompt_alone.text == [USER]
 
 
+ARENA = PAIRS["arena_texts"][0]
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"prompt": '["q"'}, "column 'prompt' must be a list of texts, as the others are"),
+        ({"response_b": "bad"}, "column 'response_b' must be a list of texts, as the others are"),
+        ({"response_a": '["good", "a"]'}, "1 turns in 'prompt', 2 and 1 in answers"),
+    ],
+)
+def test_lists_of_an_arena_that_are_no_turns_are_not_trained_as_they_are_written(
+    tmp_path: Path, chat_tokenizer: Any, broken: dict[str, str], message: str
+) -> None:
+    for first in (LMSYS, ARENA):
+        data = config(tmp_path, {**first, "winner": "model_a"}, {**LMSYS, **broken})
+        with pytest.raises(RowError, match=message):
+            load_rankings(data, chat_tokenizer, max_length=99)
+
+
+def test_texts_of_an_arena_may_be_lists_in_words(tmp_path: Path, chat_tokenizer: Any) -> None:
+    rows = [
+        {**ARENA, "response_a": '["good"]'},
+        {**ARENA, "response_a": '["good"]', "response_b": '["bad"]'},
+        {**ARENA, "prompt": "[q]", "response_b": "[bad"},
+        {**ARENA, "prompt": [USER]},
+    ]
+    loaded = load_rankings(config(tmp_path, *rows), chat_tokenizer, max_length=99).rows
+    assert [texts(chat_tokenizer, ranking) for ranking in loaded] == [
+        ("<s>q", ['["good"]', "bad"]),
+        ("<s>q", ['["good"]', '["bad"]']),
+        ("<s>[q]", ["good", "[bad"]),
+        (CHATML.format("q"), ["good", "bad"]),
+    ]
+
+
+def test_answers_that_lost_their_scores_are_not_taken_in_their_order(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    bare = {"question": "q", "answers": [{"text": "good"}, {"text": "bad"}]}
+    data = config(tmp_path, *PUBLISHED["stack_exchange"], bare)
+    with pytest.raises(RowError, match="no scores: no object of 'answers' has score or"):
+        load_rankings(data, chat_tokenizer, max_length=99)
+
+
 @pytest.mark.parametrize("level", [1, 1.2, 1.499, 1.6, 2, "1"])
 def test_a_preference_may_be_anything_from_one_answer_to_the_other(
     tmp_path: Path, chat_tokenizer: Any, level: Any
