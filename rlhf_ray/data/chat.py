@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 # What data sets call the tools that stand beside a chat: OpenAI first and formerly, Toucan.
 TOOLS = ("tools", "functions", "available_tools")
+
+# What templates that write a date (gpt-oss, Llama 3.2) take for today: the rows of a run are the
+# same ones when it is resumed on another day, or started again from the same seed.
+TODAY = datetime.datetime(2025, 1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,9 @@ class ChatTemplate:
             )
             raise RowError(self.where, "the chat template has no place for tools", detail)
         try:
-            return tokenizer.apply_chat_template(shown, **self.options, **how)
+            return tokenizer.apply_chat_template(
+                shown, **{"strftime_now": TODAY.strftime, **self.options}, **how
+            )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages[:12])
             said = " ".join(str(error).split())[:300]

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer
 from rlhf_ray.data.chat import template_options
 from rlhf_ray.data.errors import DataError, RowError, UnusableRow
 from rlhf_ray.data.lengths import keep_last
 from rlhf_ray.data.linked import LinkedRows
-from rlhf_ray.data.loading import load
 from rlhf_ray.data.messages import Text
 from rlhf_ray.data.records import LABELLED, RANKINGS, RecordKind
-from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_format import Kind
 from rlhf_ray.data.rows import Rows
 from rlhf_ray.data.samples import (
@@ -37,50 +34,7 @@ from rlhf_ray.data.tokenization import Kept, Tokenization
 from rlhf_ray.types import IntArray, LabelledAnswer, Ranking
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-def load_rankings(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
-) -> Loaded[Ranking]:
-    """Read and tokenize all rankings of a data set, pairs among them.
-
-    Equal and empty answers are counted and left out; ties are counted and stay, see `Ranking`.
-    `max_length` bounds a prompt with its longest answer. Truncation leaves a prompt its *last*
-    tokens, as many as the longest answer has room for but up to half of the limit in any case, and
-    answers then their *first*.
-
-    Args:
-        config: Where the rows are and what becomes of them.
-        tokenizer: The trained model's.
-        max_length: Most tokens of a prompt and one answer.
-        seed: Of mixing.
-
-    Raises:
-        DataError: See `load`.
-    """
-    return load(config, Rankings.of(config, tokenizer, max_length=max_length), seed=seed)
-
-
-def load_pairs(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
-) -> Loaded[Ranking]:
-    """The same with every ranking taken apart into all its pairs."""
-    return load(config, Pairs.of(config, tokenizer, max_length=max_length), seed=seed)
-
-
-def load_labelled(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
-) -> Loaded[LabelledAnswer]:
-    """Answers with a label; of a ranking the best is good, with its ties, and others are bad."""
-    return load(config, LabelledAnswers.of(config, tokenizer, max_length=max_length), seed=seed)
-
-
-def load_answers(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
-) -> Loaded[Ranking]:
-    """The best answer of each row, a ranking of one."""
-    return load(config, Answers.of(config, tokenizer, max_length=max_length), seed=seed)
+    pass
 
 
 def check_labels(rows: Iterable[LabelledAnswer]) -> None:
@@ -103,13 +57,19 @@ def check_labels(rows: Iterable[LabelledAnswer]) -> None:
 
 
 def best_of(ranking: Ranking) -> Ranking:
-    """A ranking's best answer, as `load_answers` gives it."""
+    """A ranking's best answer, as `Answers` gives it."""
     return replace(ranking, answer_ids_K=ranking.answer_ids_K[:1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rankings(Tokenization[Ranking]):
-    """Rankings as they come."""
+    """Rankings as they come, pairs among them.
+
+    Equal and empty answers are counted and left out; ties are counted and stay, see `Ranking`.
+    `max_length` bounds a prompt with its longest answer. Truncation leaves a prompt its *last*
+    tokens, as many as the longest answer has room for but up to half of the limit in any case, and
+    answers then their *first*.
+    """
 
     what: ClassVar[str] = "rankings"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"preferences"})

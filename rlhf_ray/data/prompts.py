@@ -11,11 +11,9 @@ from rlhf_ray.data.borders import text_tokens, written_tokens
 from rlhf_ray.data.chat import template_options
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.lengths import LengthLimit, keep_last, longest_token
-from rlhf_ray.data.loading import load
 from rlhf_ray.data.messages import Text
 from rlhf_ray.data.reasoning import opens_reasoning
 from rlhf_ray.data.records import PROMPTS, RecordKind
-from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_format import Kind
 from rlhf_ray.data.samples import Sample, as_chat, num_characters, prompt_of, reference_answer
 from rlhf_ray.data.shortening import beginning, ending
@@ -26,14 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_prompts(
-    config: DataConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    context_tokens: int,
-    seed: int = 0,
-) -> Loaded[Prompt]:
-    """Read and tokenize all prompts of a data set.
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Tokenization[Prompt]):
+    """Prompts for rollouts; `prompt_tokens` as in `DataConfig`.
 
     A column `prompt` is the prompt as it stands; of other formats it is what the answers follow,
     and of a text all of it. Chat messages, and with `chat` also strings, go through the chat
@@ -44,24 +37,7 @@ def load_prompts(
     `prompt_tokens` cuts a text to its first tokens, a begin token among them; `text` is then what
     they spell. A truncated prompt keeps its *last* tokens; `text` stays whole then: rewards
     judge the question that was asked.
-
-    Args:
-        config: Where the rows are and what becomes of them.
-        tokenizer: The policy's.
-        context_tokens: The most that the context leaves for a prompt. `max_prompt_tokens` can lower
-            this limit, but not raise it.
-        seed: Of mixing.
-
-    Raises:
-        DataError: See `load`.
     """
-    job = Prompts.of(config, tokenizer, max_length=context_tokens)
-    return load(config, job, seed=seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompts(Tokenization[Prompt]):
-    """Prompts for rollouts; `prompt_tokens` as in `DataConfig`."""
 
     what: ClassVar[str] = "prompts"
     kinds: ClassVar[frozenset[Kind]] = frozenset(

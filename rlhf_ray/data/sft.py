@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer
 from rlhf_ray.data.borders import tokens_behind
 from rlhf_ray.data.chat import ChatTemplate, template_options
 from rlhf_ray.data.errors import DataError, RowError, UnusableRow
-from rlhf_ray.data.loading import load
 from rlhf_ray.data.messages import Messages, Text
 from rlhf_ray.data.pieces import is_plain_text, pieces, whole_text_tokens
 from rlhf_ray.data.records import EXAMPLES, RecordKind
-from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_format import Kind
 from rlhf_ray.data.samples import (
     Sample,
@@ -47,29 +44,6 @@ if TYPE_CHECKING:
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
 
 
-def load_sft(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int = 0
-) -> Loaded[SftExample]:
-    """Read and tokenize all examples of a data set.
-
-    Completions and texts get the tokenizer's end token; a chat ends as its template writes it. With
-    `chat`, string prompts and completions go through the template as turns of user and assistant.
-    An answer that was cut off gets no end.
-    A truncated example keeps its *first* tokens, and is left out if none of them is trained. A
-    plain text is cut into pieces instead, unless `over_length` says what else becomes of it.
-
-    Args:
-        config: Where the rows are and what becomes of them.
-        tokenizer: The policy's.
-        max_length: Most tokens of an example.
-        seed: Of mixing.
-
-    Raises:
-        DataError: See `load`.
-    """
-    return load(config, Examples.of(config, tokenizer, max_length=max_length), seed=seed)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RenderedChat(Sample):
     """A chat, or its beginning, as the template renders it."""
@@ -79,7 +53,14 @@ class RenderedChat(Sample):
 
 @dataclass(frozen=True, kw_only=True)
 class Examples(Tokenization[SftExample]):
-    """Sequences with the tokens that are trained."""
+    """Sequences with the tokens that are trained.
+
+    Completions and texts get the tokenizer's end token; a chat ends as its template writes it. With
+    `chat`, string prompts and completions go through the template as turns of user and assistant.
+    An answer that was cut off gets no end.
+    A truncated example keeps its *first* tokens, and is left out if none of them is trained. A
+    plain text is cut into pieces instead, unless `over_length` says what else becomes of it.
+    """
 
     what: ClassVar[str] = "examples"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"examples", "texts", "preferences"})

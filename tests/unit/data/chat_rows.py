@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loads import load_pairs, load_prompts, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.borders import decode
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.preferences import load_pairs
-from rlhf_ray.data.prompts import load_prompts
-from rlhf_ray.data.sft import load_sft
 from rlhf_ray.types import Prompt, Ranking, SftExample
 
 SYSTEM = {"role": "system", "content": "be brief"}

@@ -27,14 +27,12 @@ from chat_rows import (
     prompt_of,
     refusal,
 )
+from loads import load_pairs, load_prompts, load_sft
 
 from rlhf_ray.data.borders import decode
 from rlhf_ray.data.conversations import refuse_media
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.preferences import load_pairs
-from rlhf_ray.data.prompts import load_prompts
-from rlhf_ray.data.sft import load_sft
 
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
 TREE = {

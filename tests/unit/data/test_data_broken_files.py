@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from broken_files import BROKEN, GOOD, Broken
+from loads import load_prompts
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data import file_bytes, json_window, text_files
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row, read_rows
-from rlhf_ray.data.prompts import load_prompts
 
 DEADLINE_S = 10.0
 MAX_PEAK_GB = 2.0

@@ -23,15 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from loads import load_labelled, load_pairs, load_prompts, load_sft
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data import cache, file_digests, files, store
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.feed import digest_of_rows
-from rlhf_ray.data.preferences import load_labelled, load_pairs
-from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.row_file import RowFile
-from rlhf_ray.data.sft import Examples, load_sft
+from rlhf_ray.data.sft import Examples
 from rlhf_ray.types import SftExample
 
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loads import load_labelled, load_pairs, load_prompts, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.json_cells import unfolded
-from rlhf_ray.data.preferences import load_labelled, load_pairs
-from rlhf_ray.data.prompts import load_prompts
-from rlhf_ray.data.sft import load_sft
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}

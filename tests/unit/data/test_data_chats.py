@@ -28,11 +28,9 @@ from chat_rows import (
     prompt_of,
     refusal,
 )
+from loads import load_pairs, load_prompts, load_rankings, load_sft
 
 from rlhf_ray.data.borders import decode
-from rlhf_ray.data.preferences import load_pairs, load_rankings
-from rlhf_ray.data.prompts import load_prompts
-from rlhf_ray.data.sft import load_sft
 
 
 @pytest.fixture
@@ -340,3 +338,14 @@ def test_a_prompt_is_read_whatever_is_called_answers_beside_it(
 ) -> None:
     prompt = prompt_of(tmp_path, tokenizer, {"prompt": "q", "answers": answers})
     assert (prompt.text, prompt.columns) == ("q", {"answers": answers})
+
+
+def test_a_templates_day_is_the_same_on_every_day(make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer()
+    day = "{% if not date is defined %}{% set date = strftime_now('%d %b %Y') %}{% endif %}"
+    tokenizer.chat_template = (
+        day + "{{ date }}{% for m in messages %}|{{ m['content'] }}{% endfor %}"
+    )
+    rows = [{"prompt": [USER]}, {"prompt": [USER], "chat_template_kwargs": {"date": "today"}}]
+    texts = [decode(tokenizer, prompt_of(tmp_path, tokenizer, row).token_ids_T) for row in rows]
+    assert [text.partition("|")[0] for text in texts] == ["01 Jan 2025", "today"]

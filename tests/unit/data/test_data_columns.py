@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from loads import load_labelled, load_pairs, load_prompts, load_sft
 from pydantic import ValidationError
 
 from rlhf_ray.config.data import BetterConfig, DataConfig
 from rlhf_ray.config.help import help_text
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.preferences import check_labels, load_labelled, load_pairs
-from rlhf_ray.data.prompts import load_prompts
-from rlhf_ray.data.sft import load_sft
+from rlhf_ray.data.preferences import check_labels
 
 VERL = {
     "data_source": "openai/gsm8k",

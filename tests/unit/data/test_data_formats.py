@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from loads import load_answers, load_labelled, load_pairs, load_prompts, load_rankings, load_sft
 from published_rows import PUBLISHED
 
 from rlhf_ray.config.data import DataConfig, DataFormat
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.preferences import load_answers, load_labelled, load_pairs, load_rankings
-from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.recognition import recognise
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_formats import ROW_FORMATS
-from rlhf_ray.data.sft import load_sft
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loads import load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data import cache
-from rlhf_ray.data.sft import load_sft
 
 # Loads `rows.jsonl` as a job does; KILLED_AT and it has read so many rows, and is gone.
 JOB = """
@@ -23,7 +23,7 @@ sys.path.insert(0, sys.argv[1])
 from chat_families import byte_tokenizer
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data import cache, loading
-from rlhf_ray.data.sft import load_sft
+from loads import load_sft
 
 cache._SMALL_BYTES = 0
 killed_at = int(os.environ.get("KILLED_AT", "-1"))

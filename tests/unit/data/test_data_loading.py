@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loads import load_pairs, load_prompts, load_sft
 from pydantic import ValidationError
 
 from rlhf_ray.config.data import DataConfig
@@ -20,9 +21,6 @@ from rlhf_ray.data import parallel
 from rlhf_ray.data.errors import DataError, RowError, UnusableRow
 from rlhf_ray.data.loader import ResumableOrder
 from rlhf_ray.data.mixing import mix
-from rlhf_ray.data.preferences import load_pairs
-from rlhf_ray.data.prompts import load_prompts
-from rlhf_ray.data.sft import load_sft
 from rlhf_ray.types import SftExample
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_families import CHATML, DEEPSEEK, QWEN3
+from loads import load_pairs, load_prompts, load_sft
 from trained_tokenizers import FAMILIES, OTHER_SCRIPT, TEXT, trained
 
 from rlhf_ray.config.data import DataConfig
@@ -21,9 +22,6 @@ from rlhf_ray.data import pieces, shortening
 from rlhf_ray.data.answers import with_end
 from rlhf_ray.data.borders import text_tokens
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.preferences import load_pairs
-from rlhf_ray.data.prompts import load_prompts
-from rlhf_ray.data.sft import load_sft
 
 
 @pytest.fixture(params=[*FAMILIES, "stories260K"])

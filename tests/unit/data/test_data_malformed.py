@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loads import load_labelled, load_pairs, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.preferences import load_labelled, load_pairs
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.sft import load_sft
 
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 USER = {"role": "user", "content": "q"}

@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 from chat_rows import ADD, ANSWER, CALL, RESULT, SYSTEM, USER
+from loads import load_labelled, load_pairs, load_prompts, load_rankings, load_sft
 from published_rows import PAIRS, PUBLISHED
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.preferences import load_labelled, load_pairs, load_rankings
-from rlhf_ray.data.prompts import load_prompts
-from rlhf_ray.data.sft import load_sft
 
 ROWS: list[dict[str, Any]] = [
     *(row for rows in PUBLISHED.values() for row in rows),

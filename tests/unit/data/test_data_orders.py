@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loads import load_labelled, load_pairs, load_prompts, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.loader import ResumableOrder
-from rlhf_ray.data.preferences import load_labelled, load_pairs
-from rlhf_ray.data.prompts import load_prompts
-from rlhf_ray.data.sft import load_sft
 
 
 def digest(names: Sequence[object]) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loads import load_prompts
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files import read_rows
-from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.types import Prompt
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from chat_rows import OBJECT, OPENED, TOOLS, parts
+from loads import load_labelled, load_pairs, load_prompts, load_rankings, load_sft
 from published_rows import (
     BAD,
     GOOD,
@@ -26,12 +27,10 @@ from published_rows import (
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import Row
-from rlhf_ray.data.preferences import Pairs, load_labelled, load_pairs, load_rankings
-from rlhf_ray.data.prompts import load_prompts
+from rlhf_ray.data.preferences import Pairs
 from rlhf_ray.data.recognition import recognise
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.row_formats import ROW_FORMATS
-from rlhf_ray.data.sft import load_sft
 from rlhf_ray.data.stream_sources import open_stream
 from rlhf_ray.types import Ranking
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loads import load_labelled, load_pairs, load_rankings, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.preferences import load_labelled, load_pairs, load_rankings
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.sft import load_sft
 
 USER = {"role": "user", "content": "q"}
 

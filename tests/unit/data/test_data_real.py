@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loads import load_labelled, load_pairs, load_prompts, load_rankings, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig
 from rlhf_ray.data.job import load_dpo_data, load_rm_data
-from rlhf_ray.data.preferences import load_labelled, load_pairs, load_rankings
-from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.sft import load_sft
 from rlhf_ray.data.tokenizer import load_tokenizer
 
 HH = "hh-rlhf/helpful-base/test.jsonl.gz"

@@ -9,13 +9,12 @@ from typing import Any
 
 import chat_families as families
 import pytest
+from loads import load_labelled, load_pairs, load_rankings, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.answers import tokenize_answer, tokenize_prompt, tokenize_sampled
 from rlhf_ray.data.borders import decode, response_text
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.preferences import load_labelled, load_pairs, load_rankings
-from rlhf_ray.data.sft import load_sft
 
 ASKED = [{"role": "user", "content": "q"}]
 TEMPLATES = {

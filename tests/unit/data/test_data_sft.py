@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loads import load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.sft import load_sft
 from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.types import SftExample
 

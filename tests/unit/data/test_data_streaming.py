@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import pytest
+from loads import load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.online import GrpoConfig
@@ -18,7 +19,7 @@ from rlhf_ray.data import parallel
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.preferences import Pairs
 from rlhf_ray.data.prompts import Prompts
-from rlhf_ray.data.sft import Examples, load_sft
+from rlhf_ray.data.sft import Examples
 from rlhf_ray.data.stream_sources import open_stream
 from rlhf_ray.data.streaming import RowStream
 from rlhf_ray.errors import RunError

@@ -27,11 +27,10 @@ from chat_rows import (
     prompt_of,
     refusal,
 )
+from loads import load_pairs, load_rankings, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.borders import decode
-from rlhf_ray.data.preferences import load_pairs, load_rankings
-from rlhf_ray.data.sft import load_sft
 
 
 @pytest.fixture

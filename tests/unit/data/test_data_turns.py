@@ -9,12 +9,12 @@ from typing import Any
 
 import chat_families as families
 import pytest
+from loads import load_answers, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.borders import decode
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.preferences import load_answers
-from rlhf_ray.data.sft import inside_spans, load_sft
+from rlhf_ray.data.sft import inside_spans
 from rlhf_ray.types import SftExample
 
 TURNS = [
