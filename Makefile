@@ -20,7 +20,7 @@ TORCH_ARGS = $$($(BIN)/pip config list | grep -qE 'index-url|find-links' || echo
 .PHONY: help setup demo test test-unit test-cluster check gpu-check lock lock-check clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.11     the interpreter of .venv'
 	@echo '  PIP_ARGS=...          further arguments of every pip install (--index-url, --proxy, ...)'
