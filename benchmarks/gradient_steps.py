@@ -20,11 +20,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
-from rlhf_ray.data.packing import MinibatchPlan, UpdatePlan
 from rlhf_ray.learner.engine import StepResult
 from rlhf_ray.learner.policy import PolicyLearner
 from rlhf_ray.learner.supervised import supervised_learner
 from rlhf_ray.learner.value import ValueLearner
+from rlhf_ray.packing import MinibatchPlan, UpdatePlan
 from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
 from rlhf_ray.types import (
     Experience,

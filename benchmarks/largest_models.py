@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.model_sizes import QWEN
 from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.load import load_config
+from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.memory import GIB
 from rlhf_ray.models.shape import shape_of
 from rlhf_ray.planning.cluster import Cluster, shown_bytes

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import OnlineConfig, PpoConfig
 from rlhf_ray.config.supervised import SupervisedConfig
+from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.memory import MIB
 from rlhf_ray.planning.cluster import Cluster
 from rlhf_ray.planning.plan import plan_job

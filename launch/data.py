@@ -16,11 +16,11 @@ from typing import Any, cast
 
 from launch import cli
 from rlhf_ray.config.jobs import JOBS, PIPELINE, AnyJob
-from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.ready import find_config
-from rlhf_ray.config.stages import Stage, resolve_stages, to_come
 from rlhf_ray.config.supervised import RmConfig, SupervisedConfig
+from rlhf_ray.config.tools.load import load_config
+from rlhf_ray.config.tools.ready import find_config
+from rlhf_ray.config.tools.stages import Stage, resolve_stages, to_come
 
 _DATA_KEYS = (("data",), ("eval", "data"), ("reference_data",))
 

@@ -1,6 +1,6 @@
 """`make demo`: a whole RLHF pipeline of a tiny model on one pool, and a table of what it brought.
 
-Model and task are made on the spot (`rlhf_ray.data.sorting`), the rest is
+Model and task are made on the spot (`launch.sorting_task`), the rest is
 `configs/pipeline/tiny-cpu.yaml`: SFT; pairs of answers, judged by the task's own check; a reward
 model of these pairs; PPO against that model, and DPO on the same pairs. PPO and DPO start from the
 same weights and are measured by the same check on the same held-out prompts.
@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli import guarded
+from launch.sorting_task import write_model, write_task
 from rlhf_ray.config.jobs import PIPELINE
-from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.ready import find_config
-from rlhf_ray.data.sorting import write_model, write_task
+from rlhf_ray.config.tools.load import load_config
+from rlhf_ray.config.tools.ready import find_config
 
 FOLDER = Path("runs/demo")
 

@@ -26,12 +26,12 @@ from launch.run.open_pool import open_pool
 from launch.tables.stages import print_table
 from launch.training.actor_start import import_libraries, start_actors
 from launch.training.online_roles import engine_ahead
-from rlhf_ray.config.machine import require_machine
+from rlhf_ray.config.checks.machine import require_machine
+from rlhf_ray.config.checks.unused import tell_unused
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.stages import Stage, groups_of, resolve_stages
-from rlhf_ray.config.unused import tell_unused
-from rlhf_ray.config.yaml_file import read_yaml
+from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
+from rlhf_ray.config.tools.yaml_file import read_yaml
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.setup import PreparedJob, changes_since, prepare
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from launch import cli
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.ready import find_config
-from rlhf_ray.config.stages import resolve_stages
+from rlhf_ray.config.tools.load import load_config
+from rlhf_ray.config.tools.ready import find_config
+from rlhf_ray.config.tools.stages import resolve_stages
 from rlhf_ray.errors import EXIT_CONFIG, ConfigError
 from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import advise, advise_placement

@@ -27,11 +27,11 @@ from launch.tables.pool import print_pool
 from launch.training.actor_start import import_libraries, start_actors
 from launch.training.online_roles import engine_ahead
 from rlhf_ray.config.base import GroupConfig, JobConfig, RunConfig, TimeoutConfig
-from rlhf_ray.config.job_file import load_job
-from rlhf_ray.config.machine import require_machine
+from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.stages import Stage, groups_of, resolve_stages
+from rlhf_ray.config.tools.job_file import load_job
+from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
 from rlhf_ray.errors import ConfigError, RlhfRayError, RunError
 
 logger = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from launch import cli
 from launch.remote.watch import add_address, address_or_default, watch
 from launch.run.names import check_name
 from rlhf_ray.config.base import RunConfig
-from rlhf_ray.config.elsewhere import find_missing, values_of
-from rlhf_ray.config.load import load_config
-from rlhf_ray.config.problems import Problem, raise_for
-from rlhf_ray.config.ready import find_config
+from rlhf_ray.config.tools.elsewhere import find_missing, values_of
+from rlhf_ray.config.tools.load import load_config
+from rlhf_ray.config.tools.problems import Problem, raise_for
+from rlhf_ray.config.tools.ready import find_config
 from rlhf_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:

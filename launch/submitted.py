@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from launch import cli
-from rlhf_ray.config.load import validate
-from rlhf_ray.config.problems import raise_for
-from rlhf_ray.config.yaml_file import YamlFile
+from rlhf_ray.config.tools.load import validate
+from rlhf_ray.config.tools.problems import raise_for
+from rlhf_ray.config.tools.yaml_file import YamlFile
 
 
 def run(name: str) -> int:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from actors.cluster.actor_set import ActorSet
 from rlhf_ray.config.base import ForwardConfig
-from rlhf_ray.data.packing import RankedMicroBatches, plan_forward
+from rlhf_ray.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.roles import RolloutBatch, Shard
 
 T = TypeVar("T")

@@ -14,8 +14,8 @@ import ray
 
 from actors.ranks.rank import Rank, free_memory, free_pinned_memory
 from actors.weights.held_model import HeldModel, in_reach, put_share
-from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.disk import room_for
+from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Evaluated, Hardware, Metrics
 from rlhf_ray.specs import PolicySpec, ReferenceSpec, SupervisedSpec, ValueSpec
 

@@ -14,8 +14,8 @@ from actors.ranks.forward import by_row, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
 from actors.weights.probe import GapLimits, gap_of, largest_of
-from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.errors import RunError
+from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.roles import Metrics, Publication, Ref, RolloutBatch, Shard
 
 if TYPE_CHECKING:

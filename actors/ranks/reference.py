@@ -12,7 +12,7 @@ from actors.ranks.forward import by_row, forward
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.base import ReferenceConfig, TimeoutConfig
-from rlhf_ray.data.packing import RankedMicroBatches, plan_forward
+from rlhf_ray.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.roles import RolloutBatch, Shard
 from rlhf_ray.types import LabelledAnswer, Ranking
 

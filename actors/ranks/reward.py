@@ -18,8 +18,8 @@ from actors.ranks.rank import free_memory
 from actors.weights.held_model import HeldModel, in_reach
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.rewards import MODEL, REMOTE, RewardConfig, RewardModelConfig
-from rlhf_ray.data.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.loops.seeds import sample_seeds
+from rlhf_ray.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.roles import RolloutBatch
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Ranking, Score

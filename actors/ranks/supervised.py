@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from actors.ranks.trained import TrainedGroup
-from rlhf_ray.data.packing import UpdatePlan, plan_forward
+from rlhf_ray.packing import UpdatePlan, plan_forward
 from rlhf_ray.roles import Evaluated, Metrics
 from rlhf_ray.types import Ranking
 

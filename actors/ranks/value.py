@@ -10,7 +10,7 @@ import ray
 from actors.ranks.forward import forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
-from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
+from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard
 
 

@@ -15,8 +15,8 @@ from benchmarks.gpu_check.setting import Setting
 from benchmarks.gradients import process_group
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig
-from rlhf_ray.data.packing import UpdatePlan, plan_update
 from rlhf_ray.learner.policy import PolicyLearner
+from rlhf_ray.packing import UpdatePlan, plan_update
 from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience, Prompt, Rollout
 

@@ -12,8 +12,8 @@ from launch.run import status
 from launch.run.signals import told_when_stopped
 from rlhf_ray.config.base import STATUS_FILE, RunConfig
 from rlhf_ray.config.jobs import PIPELINE, job_name
-from rlhf_ray.config.load import dump_config, is_dump_of
 from rlhf_ray.config.sample import SampleConfig
+from rlhf_ray.config.tools.load import dump_config, is_dump_of
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError
 

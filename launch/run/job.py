@@ -12,7 +12,7 @@ from actors.pool.pool import Pool
 from launch.run.cluster import connected, runs_here
 from launch.run.folder import is_finished, run_folder
 from launch.run.open_pool import open_pool
-from rlhf_ray.config.machine import require_machine
+from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.job import JobData

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.stages import Stage
+from rlhf_ray.config.tools.stages import Stage
 
 # Of each job, the first of these that it logged at least once.
 TELLING = {

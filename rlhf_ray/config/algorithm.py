@@ -12,7 +12,6 @@ from rlhf_ray.config.base import (
     Share,
 )
 
-ROLES = ("policy", "reference", "reward", "value", "rollout")
 
 KlEstimator = Literal["k1", "k2", "k3"]
 PolicyLoss = Literal["ppo", "gspo", "cispo", "sapo", "reinforce"]

@@ -22,8 +22,6 @@ from rlhf_ray.config.publication import Backend, backend_of
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 
-ROLES = ("policy", "reference", "reward", "value", "rollout")
-
 
 class PublicationConfig(Config):
     """Weights to the engines, and the probe that follows.

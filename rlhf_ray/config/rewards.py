@@ -17,7 +17,6 @@ from rlhf_ray.config.base import (
 
 # Names of the scorers that are no functions.
 MODEL, REMOTE = "model", "remote"
-ROLES = ("policy", "reference", "reward", "value", "rollout")
 
 
 class RewardFunctionConfig(Config):

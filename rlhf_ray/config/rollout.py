@@ -12,7 +12,6 @@ from rlhf_ray.config.base import (
     Share,
 )
 
-ROLES = ("policy", "reference", "reward", "value", "rollout")
 # vLLM's arguments that follow from keys of the configuration, which the memory plan reads.
 OWN_KEYS = {
     "dtype": "rollout.dtype",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_ray.config.data_files import COMPRESSIONS
+from rlhf_ray.config.checks.data_files import COMPRESSIONS
 
 HEAD_BYTES = 1024
 

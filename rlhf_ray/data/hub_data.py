@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_ray.config import references
+from rlhf_ray.config.checks import references
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.local_data import ACCEPTED
 from rlhf_ray.data.parsed_rows import Located

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from rlhf_ray.config.base import ForwardConfig, ModelConfig, RunConfig
-from rlhf_ray.config.model_kind import Kind
+from rlhf_ray.config.checks.model_kind import Kind
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
 from rlhf_ray.data.feed import TrainedRows, first_of

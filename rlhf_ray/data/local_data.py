@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlhf_ray.config import references
-from rlhf_ray.config.data_files import (
+from rlhf_ray.config.checks import references
+from rlhf_ray.config.checks.data_files import (
     DATA_FILES,
     data_format,
     files_below,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_ray.config.data_files import ARROW_FORMATS, COMPRESSIONS, data_format
+from rlhf_ray.config.checks.data_files import ARROW_FORMATS, COMPRESSIONS, data_format
 from rlhf_ray.data import arrow_files, json_files, text_files
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.file_bytes import READ_ERRORS, open_bytes

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_ray.config.references import is_hub_name, origin
+from rlhf_ray.config.checks.references import is_hub_name, origin
 from rlhf_ray.data.templates import CHAT_TEMPLATES, TEMPLATE_TOKENS
 from rlhf_ray.data.turn_end import checked_turn_end, only_token
 from rlhf_ray.errors import ConfigError

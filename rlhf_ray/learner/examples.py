@@ -11,13 +11,13 @@ import torch
 
 from rlhf_ray.algorithms.metric_sums import Metrics
 from rlhf_ray.algorithms.reduction import Reduction
-from rlhf_ray.data.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.fitting import fitted_update
 from rlhf_ray.learner.loading import zero3_loading
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.reward import RewardModel
+from rlhf_ray.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.specs import Job, SupervisedSpec
 from rlhf_ray.types import Ranking, Referenced, SftExample

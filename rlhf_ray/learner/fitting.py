@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlhf_ray.config.base import ForwardConfig
-from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, cut_to_rectangles
 from rlhf_ray.models.checked import CheckedModel
+from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, cut_to_rectangles
 
 
 def fitted(

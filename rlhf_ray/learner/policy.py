@@ -15,7 +15,6 @@ from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.algorithms.token_loss import TokenLoss
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.fitting import fitted_update
 from rlhf_ray.learner.loading import zero3_loading
@@ -24,6 +23,7 @@ from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience, Rollout
 

@@ -13,7 +13,6 @@ from rlhf_ray.algorithms.metric_sums import Metrics
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.router_loss import with_router_loss
 from rlhf_ray.config.supervised import DpoConfig
-from rlhf_ray.data.packing import MinibatchPlan, RankedMicroBatches
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.objectives import StepRow, objective_of
 from rlhf_ray.learner.rows import answer_batch, answer_sums
@@ -22,6 +21,7 @@ from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.decoder import base_of, require_experts
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.packing import MinibatchPlan, RankedMicroBatches
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import Referenced
 

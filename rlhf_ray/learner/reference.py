@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.engine import deepspeed_config
 from rlhf_ray.learner.loading import declare_borrowed, zero3_loading
 from rlhf_ray.learner.residency import Residency
@@ -18,6 +17,7 @@ from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.packing import RankedMicroBatches
 from rlhf_ray.specs import ReferenceSpec
 from rlhf_ray.types import LabelledAnswer, Ranking, Rollout
 

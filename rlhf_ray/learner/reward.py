@@ -20,12 +20,12 @@ from rlhf_ray.algorithms.reward_losses import (
 )
 from rlhf_ray.algorithms.router_loss import with_router_loss
 from rlhf_ray.config.supervised import RmConfig
-from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.fitting import fitted
 from rlhf_ray.learner.scoring import over_ranks
 from rlhf_ray.models.classifier import freeze_score_bias, load_classifier
 from rlhf_ray.models.reward import RewardModel, Rewards
+from rlhf_ray.packing import RankedMicroBatches
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import Ranking
 

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 
 from rlhf_ray.config.base import ForwardConfig
-from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.fitting import fitted
 from rlhf_ray.learner.rows import answer_batch, answer_sums, rollout_batch, split_rows
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.checked import CheckedModel
+from rlhf_ray.packing import RankedMicroBatches
 from rlhf_ray.types import LabelledAnswer, Ranking, Rollout
 
 # Batch -> [T].

@@ -14,7 +14,6 @@ from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.data.packing import RankedMicroBatches
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.fitting import fitted
 from rlhf_ray.learner.rows import answer_sums
@@ -24,6 +23,7 @@ from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.limits import most_tokens
 from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.packing import RankedMicroBatches
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import SftExample
 

@@ -11,7 +11,6 @@ import torch
 from rlhf_ray.algorithms.metric_sums import Metrics
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
-from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.fitting import fitted_update
 from rlhf_ray.learner.loading import zero3_loading
@@ -20,6 +19,7 @@ from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings, run_update
 from rlhf_ray.models.classifier import load_decoder
 from rlhf_ray.models.heads import ValueModel
+from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.specs import ValueSpec
 from rlhf_ray.types import Experience, Rollout
 

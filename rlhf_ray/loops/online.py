@@ -15,7 +15,6 @@ from typing import Any
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.feed import TrainedRows, feed_of
-from rlhf_ray.data.packing import UpdatePlan, plan_update
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.batches import select, select_shards
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
@@ -29,6 +28,7 @@ from rlhf_ray.loops.publication import offload, publish
 from rlhf_ray.loops.report import rollout_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.packing import UpdatePlan, plan_update
 from rlhf_ray.roles import Metrics, Ref, Roles, RolloutBatch, Usage, unknown_usage
 from rlhf_ray.types import Prompt, Score
 

@@ -13,8 +13,8 @@ from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.jobs import job_name
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.config.secrets import without_secrets
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
+from rlhf_ray.config.tools.secrets import without_secrets
 from rlhf_ray.data.feed import TrainedRows, digest_of_rows
 from rlhf_ray.data.job import JobData
 from rlhf_ray.data.streaming import RowStream

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.feed import Feed, TrainedRows, feed_of
-from rlhf_ray.data.packing import plan_update
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.clock import StepClock
@@ -19,6 +18,7 @@ from rlhf_ray.loops.report import time_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Table
+from rlhf_ray.packing import plan_update
 from rlhf_ray.roles import Evaluated, Metrics, Supervised, Usage, unknown_usage
 
 Rows: TypeAlias = Sequence[Any]

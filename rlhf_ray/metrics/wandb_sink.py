@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.base import JobConfig
-from rlhf_ray.config.secrets import without_secrets
+from rlhf_ray.config.tools.secrets import without_secrets
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.log import Record, Table
 from rlhf_ray.metrics.wandb_run import keep_wandb_run_id

@@ -1,7 +1,7 @@
 """Do a job's models fit their roles, its tokens and its texts? Asked before anything starts.
 
-Of models in folders `rlhf_ray.config.preflight` has asked the first already; here hub names and the
-results of other stages are as well, and what only tokenizer and data tell.
+Of models in folders `rlhf_ray.config.checks.preflight` has asked the first already; here hub names
+and the results of other stages are as well, and what only tokenizer and data tell.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.config.base import ModelConfig
-from rlhf_ray.config.model_kind import Kind, kind_fault, quantization_fault, token_id_faults
+from rlhf_ray.config.checks.model_kind import Kind, kind_fault, quantization_fault, token_id_faults
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.rows import Rows
 from rlhf_ray.data.streaming import RowStream

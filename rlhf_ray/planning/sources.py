@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_ray.config.references import is_hub_name
+from rlhf_ray.config.checks.references import is_hub_name
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.shape import ModelShape, read_shape
 

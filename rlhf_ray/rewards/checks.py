@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from rlhf_ray.config.references import says
+from rlhf_ray.config.checks.references import says
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.rows import Rows, SelectedRows
 from rlhf_ray.errors import ConfigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rlhf_ray.config.references import required_arguments
+from rlhf_ray.config.checks.references import required_arguments
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.nearest import listed, nearest, quoted
 from rlhf_ray.errors import ConfigError

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from rlhf_ray.config.rewards import RemoteRewardConfig
-from rlhf_ray.config.secrets import MASK, secrets_in_url
+from rlhf_ray.config.tools.secrets import MASK, secrets_in_url
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
 

@@ -14,7 +14,7 @@ import pytest
 from jobs import train
 from namespaces import Nodes, why_not
 
-from rlhf_ray.config.load import dump_config
+from rlhf_ray.config.tools.load import dump_config
 
 SCRIPT = Path(__file__).with_name("three_nodes.py")
 # The driver is on the head, where nothing but the reward model lives.

@@ -22,7 +22,7 @@ from launch.pipeline import first_engine, run_stage
 from launch.training.actor_start import import_libraries, start_actors
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.stages import Stage, groups_of, resolve_stages
+from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
 from rlhf_ray.data.answers import tokenize_answer
 from rlhf_ray.data.job import load_rm_data
 from rlhf_ray.data.tokenizer import load_tokenizer

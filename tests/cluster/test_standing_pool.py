@@ -22,7 +22,7 @@ import pytest
 from launch.run import pool_notes as notes
 from launch.run import signals
 from launch.run import standing as clusters
-from rlhf_ray.config.yaml_file import write_yaml
+from rlhf_ray.config.tools.yaml_file import write_yaml
 from rlhf_ray.errors import EXIT_INTERRUPTED
 
 NAME = "test"

@@ -15,7 +15,7 @@ import pytest
 from jobs import DEADLINES
 from started_nodes import ThreeNodes, three_nodes
 
-from rlhf_ray.config.yaml_file import write_yaml
+from rlhf_ray.config.tools.yaml_file import write_yaml
 
 PATIENCE_S = 280
 SECRET = "planted-8f3a61c0"

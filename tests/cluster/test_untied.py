@@ -19,8 +19,8 @@ from actors.ranks.rank import collect
 from actors.weights.probe import probe_sequences
 from launch.training.online_roles import start_roles
 from rlhf_ray.data.job import load_online_data
-from rlhf_ray.data.packing import plan_update
 from rlhf_ray.loops.publication import publish
+from rlhf_ray.packing import plan_update
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience

@@ -25,8 +25,8 @@ from actors.ranks.reference import ReferenceRank
 from launch.run.cluster import connect
 from launch.run.job import run_on
 from launch.training import online
-from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import PpoConfig
+from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.setup import prepare

@@ -8,7 +8,7 @@ import pytest
 from markdown_pages import PAGES, Page
 
 from launch.cli import CONFIGURED
-from rlhf_ray.config import schema
+from rlhf_ray.config.tools import schema
 
 MIGRATING = Page("MIGRATING.md")
 # `.py` and their like end a file's name and no key's.

@@ -23,15 +23,16 @@ from rlhf_ray.algorithms.regularizers import LOSS_TERMS
 from rlhf_ray.algorithms.reward_losses import REWARD_LOSSES
 from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES
-from rlhf_ray.config import references, schema, stages
 from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.checks import references
 from rlhf_ray.config.data import DataFormat
-from rlhf_ray.config.load import load_config
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.ready import find_config
 from rlhf_ray.config.rewards import RewardFunctionConfig, ShapingConfig
-from rlhf_ray.config.stages import resolve_stages
-from rlhf_ray.config.yaml_file import read_yaml, write_yaml
+from rlhf_ray.config.tools import schema, stages
+from rlhf_ray.config.tools.load import load_config
+from rlhf_ray.config.tools.ready import find_config
+from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.yaml_file import read_yaml, write_yaml
 from rlhf_ray.data.files import Row
 from rlhf_ray.data.recognition import recognise
 from rlhf_ray.data.row_formats import ROW_FORMATS

@@ -25,7 +25,7 @@ def resolved(job: str, path: str, overrides: Sequence[str], memory_bytes: int) -
     from actors.engines.spec import engine_arguments
     from launch.training.online_roles import engine_ahead
     from rlhf_ray.config.jobs import JOBS
-    from rlhf_ray.config.load import load_config
+    from rlhf_ray.config.tools.load import load_config
 
     type(current_platform).memory_bytes = memory_bytes
     spec = engine_ahead(load_config(JOBS[job], path, overrides))

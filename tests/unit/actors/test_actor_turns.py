@@ -16,9 +16,9 @@ from actors.ranks.value import ValueGroup
 from actors.weights.probe import EXACT
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
-from rlhf_ray.data.packing import UpdatePlan
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
+from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import RolloutBatch
 
 PASS_S = 0.02

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.model_sizes import LLAMA, QWEN
 from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.load import load_config
+from rlhf_ray.config.tools.load import load_config
 
 ROOT = Path(__file__).parents[3]
 # As CUDA shows an H100 of 80 GB and an A10G of 24 GB.

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from rlhf_ray.config.checks.preflight import preflight
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.config.preflight import preflight
 from rlhf_ray.errors import ConfigError
 
 # The group of a policy that publishes to engines on GPUs.

@@ -3,8 +3,8 @@
 import pytest
 
 from launch.cli import JOBS
-from rlhf_ray.config import schema
-from rlhf_ray.config.help import help_text
+from rlhf_ray.config.tools import schema
+from rlhf_ray.config.tools.help import help_text
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -8,15 +8,15 @@ import pytest
 from pydantic import AfterValidator
 
 from launch import cli
-from rlhf_ray.config import schema
 from rlhf_ray.config.base import ELSEWHERE, LocalPath
-from rlhf_ray.config.elsewhere import _PATH_KEYS, values_of
-from rlhf_ray.config.job_file import load_job
-from rlhf_ray.config.load import load_config
+from rlhf_ray.config.checks.preflight import find_problems
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.preflight import find_problems
-from rlhf_ray.config.stages import resolve_stages
-from rlhf_ray.config.yaml_file import read_yaml
+from rlhf_ray.config.tools import schema
+from rlhf_ray.config.tools.elsewhere import _PATH_KEYS, values_of
+from rlhf_ray.config.tools.job_file import load_job
+from rlhf_ray.config.tools.load import load_config
+from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.yaml_file import read_yaml
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.sources import read_shapes
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.config.job_file import load_job
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.supervised import DpoConfig, SftConfig
-from rlhf_ray.config.yaml_file import write_yaml
+from rlhf_ray.config.tools.job_file import load_job
+from rlhf_ray.config.tools.yaml_file import write_yaml
 from rlhf_ray.errors import ConfigError
 
 MODEL = {"policy": {"model": {"path": "org/name"}}, "data": {"path": "org/rows"}}

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from launch.run.folder import is_finished, run_folder
-from rlhf_ray.config.elsewhere import values_of
-from rlhf_ray.config.layers import lay_over
-from rlhf_ray.config.load import dump_config, load_config
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.stages import resolve_stages
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.tools.elsewhere import values_of
+from rlhf_ray.config.tools.layers import lay_over
+from rlhf_ray.config.tools.load import dump_config, load_config
+from rlhf_ray.config.tools.stages import resolve_stages
 from rlhf_ray.errors import ConfigError
 
 BASE = """

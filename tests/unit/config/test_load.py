@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.config.algorithm import CLIP_BOUNDS, KlConfig, PolicyLoss
-from rlhf_ray.config.load import dump_config, load_config
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.config.yaml_file import read_value, read_yaml, write_yaml
+from rlhf_ray.config.tools.load import dump_config, load_config
+from rlhf_ray.config.tools.yaml_file import read_value, read_yaml, write_yaml
 from rlhf_ray.errors import ConfigError
 
 MINIMAL = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_ray.config.node_paths import node_paths
+from rlhf_ray.config.checks.node_paths import node_paths
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 

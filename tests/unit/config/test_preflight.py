@@ -5,8 +5,8 @@ import os
 import pytest
 from model_folders import ON_GPU, refused, write_model
 
+from rlhf_ray.config.checks.preflight import preflight
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.config.preflight import preflight
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.local_data import local_data
@@ -145,7 +145,7 @@ def test_head_dimensions_that_the_cpu_engine_refuses(good, tmp_path, changes, pa
 
 def test_the_head_dimensions_are_vllms():
     cpu_attn = pytest.importorskip("vllm.v1.attention.backends.cpu_attn")
-    from rlhf_ray.config.model_limits import CPU_HEAD_DIMS
+    from rlhf_ray.config.checks.model_limits import CPU_HEAD_DIMS
 
     supported = cpu_attn.CPUAttentionBackend.get_supported_head_sizes()
     assert tuple(supported) == CPU_HEAD_DIMS

@@ -5,8 +5,8 @@ import json
 import pytest
 from model_folders import ON_GPU, refused, write_model, write_weights
 
+from rlhf_ray.config.checks.preflight import preflight
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.config.preflight import preflight
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_ray.config.load import dump_config, load_config
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.config.secrets import masked_keys, secrets_in_url, without_secrets
+from rlhf_ray.config.tools.load import dump_config, load_config
+from rlhf_ray.config.tools.secrets import masked_keys, secrets_in_url, without_secrets
 from rlhf_ray.errors import ConfigError
 
 SECRET = "s3cr3t-0123456789"

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.config import references
+from rlhf_ray.config.checks import references
+from rlhf_ray.config.checks.preflight import find_problems
 from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.preflight import find_problems
-from rlhf_ray.config.stages import resolve_stages
 from rlhf_ray.config.supervised import RmConfig
+from rlhf_ray.config.tools.load import load_config
+from rlhf_ray.config.tools.stages import resolve_stages
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name in JOBS)
@@ -121,7 +121,7 @@ def test_other_held_out_rows_are_of_another_set(path):
 def test_every_stage_of_a_pipeline_is_valid(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     # The demo makes model and data on the spot.
-    monkeypatch.setattr("rlhf_ray.config.stages.find_problems", lambda config: [])
+    monkeypatch.setattr("rlhf_ray.config.tools.stages.find_problems", lambda config: [])
     config = load_config(PipelineConfig, path, ["--run-dir", str(tmp_path)])
     stages = resolve_stages(config)
     assert [stage.name for stage in stages] == [stage.name for stage in config.stages]

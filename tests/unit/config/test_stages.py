@@ -10,7 +10,7 @@ import pytest
 
 from launch.pipeline import _left
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.stages import groups_of, resolve_stages
+from rlhf_ray.config.tools.stages import groups_of, resolve_stages
 from rlhf_ray.errors import ConfigError
 
 

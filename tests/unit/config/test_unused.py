@@ -2,9 +2,9 @@
 
 import pytest
 
+from rlhf_ray.config.checks.unused import unused_settings
 from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.load import load_config
-from rlhf_ray.config.unused import unused_settings
+from rlhf_ray.config.tools.load import load_config
 
 DATA = {"data": {"path": "org/rows"}}
 POLICY = {"policy": {"model": {"path": "org/model"}}}

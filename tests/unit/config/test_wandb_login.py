@@ -2,9 +2,9 @@
 
 import pytest
 
-from rlhf_ray.config.preflight import find_problems
+from rlhf_ray.config.checks.preflight import find_problems
+from rlhf_ray.config.checks.wandb_login import login_fault
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.config.wandb_login import login_fault
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.data.packing import (
+from rlhf_ray.packing import (
     MinibatchPlan,
     cost_of,
     cut_to_rectangles,
@@ -221,7 +221,7 @@ def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:
 
 def test_planning_imports_nothing_heavy() -> None:
     code = (
-        "import sys, rlhf_ray.data.packing\n"
+        "import sys, rlhf_ray.packing\n"
         "print({'torch', 'transformers', 'datasets', 'ray', 'vllm'} & set(sys.modules))"
     )
     result = subprocess.run(

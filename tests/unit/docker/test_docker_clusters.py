@@ -12,7 +12,7 @@ import yaml
 
 from launch import submit
 from launch.cli import JOBS
-from rlhf_ray.config.load import load_config
+from rlhf_ray.config.tools.load import load_config
 
 ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "docker"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launch import cli
-from rlhf_ray.config.yaml_file import write_yaml
+from rlhf_ray.config.tools.yaml_file import write_yaml
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"

@@ -163,7 +163,7 @@ def test_a_finished_run_without_its_checkpoints(done):
 HOLD = """
 import sys
 from launch.run.folder import run_folder
-from rlhf_ray.config.load import load_config
+from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.config.supervised import SftConfig
 
 with run_folder(load_config(SftConfig, sys.argv[1])):

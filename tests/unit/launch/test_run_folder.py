@@ -7,7 +7,7 @@ import pytest
 from launch.run import job
 from launch.run.folder import is_finished, run_folder, state_of
 from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.load import load_config
+from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.errors import RunError
 
 SHIPPED = {

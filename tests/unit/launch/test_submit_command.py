@@ -7,12 +7,12 @@ import pytest
 
 from launch import cli
 from launch.jobs import parser as jobs_parser
-from rlhf_ray.config.elsewhere import find_missing, values_of
-from rlhf_ray.config.load import load_config, validate
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.stages import resolve_stages
 from rlhf_ray.config.supervised import DpoConfig, SftConfig
-from rlhf_ray.config.yaml_file import YamlFile, write_yaml
+from rlhf_ray.config.tools.elsewhere import find_missing, values_of
+from rlhf_ray.config.tools.load import load_config, validate
+from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.yaml_file import YamlFile, write_yaml
 
 SFT = {"data": {"path": "/data/rows.jsonl"}, "policy": {"model": {"path": "org/model"}}}
 GRPO = {

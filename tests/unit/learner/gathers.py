@@ -16,8 +16,8 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from learning import gradients_of, learner_config
 
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.data.packing import MinibatchPlan, UpdatePlan
 from rlhf_ray.learner.supervised import supervised_learner
+from rlhf_ray.packing import MinibatchPlan, UpdatePlan
 from rlhf_ray.specs import SupervisedSpec
 from rlhf_ray.types import SftExample
 

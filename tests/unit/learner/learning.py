@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gradients import first_moments
 from rlhf_ray.config.base import LearnerConfig
-from rlhf_ray.data.packing import RankedMicroBatches, UpdatePlan, plan_forward, plan_update
+from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward, plan_update
 
 # Adam's division with a gradient's own size in it: without, rounding of a gradient near 0 becomes a
 # whole step, and two ways of computing the same part on one processor or another.

@@ -11,8 +11,8 @@ import pytest
 import torch
 from learning import gradients_of, largest_gap, logprobs_of, parameters_of, plan_of
 
-from rlhf_ray.data.packing import plan_forward
 from rlhf_ray.errors import RunError
+from rlhf_ray.packing import plan_forward
 
 STAGES = (0, 1, 2, 3)
 UNCLIPPED = {"max_grad_norm": 1e9}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from fakes import COSTS, CountedUsage, Recorder
 
-from rlhf_ray.config.layers import lay_over
 from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.tools.layers import lay_over
 from rlhf_ray.data.records import EXAMPLES
 from rlhf_ray.data.report import Converted
 from rlhf_ray.data.streaming import RowStream, SourceStream, StreamSettings

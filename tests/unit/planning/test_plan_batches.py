@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_jobs import job, planned
 
-from rlhf_ray.data.packing import plan_update
+from rlhf_ray.packing import plan_update
 
 
 @settings(max_examples=50)

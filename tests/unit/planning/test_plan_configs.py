@@ -10,8 +10,8 @@ from plan_jobs import EIGHT_B, ROOT, SEVENTY_B, SHAPES, advised, job, node, plan
 
 from benchmarks import largest_models
 from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.load import load_config
 from rlhf_ray.config.online import ROLES, OnlineConfig
+from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import advise_placement
 from rlhf_ray.planning.changes import changed

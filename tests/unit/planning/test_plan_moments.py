@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from plan_jobs import EIGHT_B, JOBS, ROOT, SEVENTY_B, SHAPES, advised, job, node, planned
 
-from rlhf_ray.config.load import load_config
+from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.memory import GIB, MIB, Memory
 from rlhf_ray.planning.moments import Moment, moments_of
 from rlhf_ray.planning.plan import Plan

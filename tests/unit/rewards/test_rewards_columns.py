@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.config.references import required_arguments
+from rlhf_ray.config.checks.references import required_arguments
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.columns import check_columns

@@ -15,7 +15,7 @@ import annotated_types as at
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rlhf_ray.config.problems import KeyPath
+from rlhf_ray.config.tools.problems import KeyPath
 
 _NAMES = {
     int: "an integer",

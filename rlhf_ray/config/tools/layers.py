@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from rlhf_ray.config import schema
 from rlhf_ray.config.base import Config, laid_over
-from rlhf_ray.config.problems import KeyPath
+from rlhf_ray.config.tools import schema
+from rlhf_ray.config.tools.problems import KeyPath
 
 
 def lay_over(cls: Any, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

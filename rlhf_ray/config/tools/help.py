@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rlhf_ray.config import schema
+from rlhf_ray.config.tools import schema
 
 _ENTRY = re.compile(r"    (?P<name>\w+): (?P<text>.*)")
 

@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config import schema
 from rlhf_ray.config.base import GroupConfig, JobConfig
+from rlhf_ray.config.checks.preflight import find_problems
 from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.layers import lay_over, value_at
-from rlhf_ray.config.load import validate
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
-from rlhf_ray.config.preflight import find_problems
-from rlhf_ray.config.problems import KeyPath, Problem, raise_for
-from rlhf_ray.config.ready import find_config
 from rlhf_ray.config.supervised import SupervisedConfig
-from rlhf_ray.config.yaml_file import YamlFile, read_yaml
+from rlhf_ray.config.tools import schema
+from rlhf_ray.config.tools.layers import lay_over, value_at
+from rlhf_ray.config.tools.load import validate
+from rlhf_ray.config.tools.problems import KeyPath, Problem, raise_for
+from rlhf_ray.config.tools.ready import find_config
+from rlhf_ray.config.tools.yaml_file import YamlFile, read_yaml
 from rlhf_ray.errors import ConfigError
 
 PREFIX = "stage:"

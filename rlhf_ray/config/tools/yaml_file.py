@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_ray.config.problems import KeyPath, Problem
+from rlhf_ray.config.tools.problems import KeyPath, Problem
 from rlhf_ray.errors import ConfigError
 
 _EXPONENT_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")

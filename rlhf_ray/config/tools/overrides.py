@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from rlhf_ray.config import layers, schema
-from rlhf_ray.config.problems import KeyPath, Problem
-from rlhf_ray.config.yaml_file import read_value
+from rlhf_ray.config.tools import layers, schema
+from rlhf_ray.config.tools.problems import KeyPath, Problem
+from rlhf_ray.config.tools.yaml_file import read_value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, RunConfig
-from rlhf_ray.config.data_files import fixed_part
+from rlhf_ray.config.checks.data_files import fixed_part
+from rlhf_ray.config.checks.references import hub_dataset
 from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.layers import lay_over
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
-from rlhf_ray.config.problems import KeyPath, Problem
-from rlhf_ray.config.ready import find_config
-from rlhf_ray.config.references import hub_dataset
-from rlhf_ray.config.stages import PREFIX, resolve_stages, shared_values
-from rlhf_ray.config.yaml_file import read_yaml
+from rlhf_ray.config.tools.layers import lay_over
+from rlhf_ray.config.tools.problems import KeyPath, Problem
+from rlhf_ray.config.tools.ready import find_config
+from rlhf_ray.config.tools.stages import PREFIX, resolve_stages, shared_values
+from rlhf_ray.config.tools.yaml_file import read_yaml
 
 _PATH_KEYS = ("path", "tokenizer", "chat_template", "nvme_path")
 

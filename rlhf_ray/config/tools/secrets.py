@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_ray.config.problems import KeyPath
+from rlhf_ray.config.tools.problems import KeyPath
 
 MASK = "***"
 # `end_token` and `answer_key` are none: a word before says what a token or key is of.

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.jobs import JOBS, PIPELINE
-from rlhf_ray.config.load import load_config, validate
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.ready import file_there, find_config, ready_configs
-from rlhf_ray.config.yaml_file import read_yaml
+from rlhf_ray.config.tools.load import load_config, validate
+from rlhf_ray.config.tools.ready import file_there, find_config, ready_configs
+from rlhf_ray.config.tools.yaml_file import read_yaml
 from rlhf_ray.errors import ConfigError
 
 

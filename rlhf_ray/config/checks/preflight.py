@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlhf_ray.config import model_kind, references
 from rlhf_ray.config.base import (
     CHAT_TEMPLATE_NAMES,
     STATUS_FILE,
@@ -15,14 +14,15 @@ from rlhf_ray.config.base import (
     ModelConfig,
     RunConfig,
 )
+from rlhf_ray.config.checks import model_kind, references
+from rlhf_ray.config.checks.model_kind import Kind
+from rlhf_ray.config.checks.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
+from rlhf_ray.config.checks.wandb_login import login_fault
+from rlhf_ray.config.checks.weight_files import untied_head_fault
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.config.model_kind import Kind
-from rlhf_ray.config.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.problems import Problem, raise_for
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
-from rlhf_ray.config.wandb_login import login_fault
-from rlhf_ray.config.weight_files import untied_head_fault
+from rlhf_ray.config.tools.problems import Problem, raise_for
 
 
 def preflight(config: RunConfig) -> None:

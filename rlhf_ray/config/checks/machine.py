@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rlhf_ray.config.base import ForwardConfig, JobConfig
-from rlhf_ray.config.installed import (
+from rlhf_ray.config.checks.installed import (
     ENGINES,
     engine_fault,
     installed_versions,
@@ -17,7 +17,7 @@ from rlhf_ray.config.installed import (
     package_faults,
 )
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.problems import Problem, raise_for
+from rlhf_ray.config.tools.problems import Problem, raise_for
 from rlhf_ray.gpus import cuda_fault, read_driver, read_torch_build
 from rlhf_ray.libaio import libaio_fault
 

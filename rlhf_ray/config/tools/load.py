@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from rlhf_ray.config import overrides, schema
 from rlhf_ray.config.base import ELSEWHERE
-from rlhf_ray.config.problems import KeyPath, Problem, raise_for
-from rlhf_ray.config.secrets import MASK, masked_keys, without_secrets
-from rlhf_ray.config.yaml_file import YamlFile, read_yaml, write_yaml
+from rlhf_ray.config.tools import overrides, schema
+from rlhf_ray.config.tools.problems import KeyPath, Problem, raise_for
+from rlhf_ray.config.tools.secrets import MASK, masked_keys, without_secrets
+from rlhf_ray.config.tools.yaml_file import YamlFile, read_yaml, write_yaml
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
