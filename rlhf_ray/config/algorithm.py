@@ -12,7 +12,6 @@ from rlhf_ray.config.base import (
     Share,
 )
 
-
 KlEstimator = Literal["k1", "k2", "k3"]
 PolicyLoss = Literal["ppo", "gspo", "cispo", "sapo", "reinforce"]
 # How far below and above 1 each loss lets its ratio go, where the configuration does not say; None
