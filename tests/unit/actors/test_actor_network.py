@@ -76,7 +76,5 @@ def test_without_unused_ports_the_error_says_how_many_there_are(tmp_path, monkey
     outgoing = tmp_path / "range"
     outgoing.write_text("1024 65534")
     monkeypatch.setattr(network, "OUTGOING", outgoing)
-    with pytest.raises(
-        RunError, match="127.0.0.1 has [01] unused ports .*1024 to 65534.* wanted 2"
-    ):
+    with pytest.raises(RunError, match=r"has [01] unused ports .*1024 to 65534.* wanted 2"):
         unused_ports(2, host=HOST)
