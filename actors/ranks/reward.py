@@ -25,7 +25,7 @@ from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Ranking, Score
 
 if TYPE_CHECKING:
-    from rlhf_ray.models.reward_scorer import ModelScore
+    from rlhf_ray.learner.reward_scorer import ModelScore
     from rlhf_ray.rewards.batch import ScoringBatch
     from rlhf_ray.rewards.functions import RewardFunction
     from rlhf_ray.rewards.remote import RemoteScorer
@@ -64,18 +64,11 @@ class RewardRank(HostingRank):
         trained = self._trained_here(reward.model)
         self.unload()
         if reward.model.path:
-            from rlhf_ray.learner.residency import Residency
-            from rlhf_ray.models.reward_scorer import RewardScorer
+            from rlhf_ray.learner.build import make_scorer
 
             with in_reach(held, timeout_s=self.fetch_timeout_s):
-                self.model = RewardScorer(
-                    reward.model,
-                    device=self.device,
-                    model=trained,
-                    vocabulary=spec.vocabulary,
-                    end_ids=spec.end_token_ids,
-                )
-            self.residency = Residency(self.model, self.device)
+                self.model = make_scorer(spec, device=self.device, model=trained)
+            self.residency = self.model.residency
         free_memory()
 
     def _trained_here(self, model: RewardModelConfig) -> Any:

@@ -2,56 +2,81 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rlhf_ray.config.base import LearnerConfig
-from rlhf_ray.learner.engine import TrainingEngine
-from rlhf_ray.learner.loading import declare_borrowed
+from rlhf_ray.learner.engine import EngineBuilder, Residency
 from rlhf_ray.learner.reach import freeze_unreached, require_reached
-from rlhf_ray.learner.residency import Residency
+from rlhf_ray.learner.scoring import fitted_update
+from rlhf_ray.learner.update import MicroBatchLoss, Preparation, UpdateSettings, run_update
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.checked import CheckedModel
+from rlhf_ray.packing import UpdatePlan
 
 
-class Learner:
+class Learner(ABC):
     """One rank's share of a trained role.
 
     Attributes:
-        engine: Set by the role's own constructor.
-        model: Likewise: what the engine trains.
-        residency: Where all of it is.
+        model: What the engine trains.
+        engine: What holds it.
     """
 
-    engine: TrainingEngine
     model: CheckedModel
-    residency: Residency
 
-    def _start(
+    def __init__(
         self,
-        model: CheckedModel,
         config: LearnerConfig,
+        builder: EngineBuilder,
+        settings: UpdateSettings,
         *,
         total_steps: int,
-        device: torch.device,
+        seed: int,
     ) -> None:
-        """Hand a loaded model to DeepSpeed, and let it run as it is right.
+        """Load the model, hand it to an engine, and let it run as it is right.
 
         Raises:
-            ConfigError: It does not agree with itself, or what should train cannot.
+            ConfigError: It cannot be loaded, does not agree with itself, or what should train
+                cannot.
         """
-        model.device = device
-        is_whole = config.zero.stage != 3
-        if is_whole:
-            freeze_unreached(model)
-        else:
-            declare_borrowed(model)
-        self.engine = TrainingEngine(model.train(), config, total_steps=total_steps)
-        if not is_whole:
-            require_reached(model)
-        settle(model, config, device)
-        self.residency = Residency(self, device, deepspeed=self.engine.engine)
+        torch.manual_seed(seed)
+        self.config, self.builder, self.device = config, builder, builder.device
+        self._settings = settings
+        with builder.loading():
+            self.model = self._load()
+        self.model.device = self.device
+        if not builder.shards_weights:
+            freeze_unreached(self.model)
+        self.engine = builder.train(self.model.train(), total_steps=total_steps)
+        if builder.shards_weights:
+            require_reached(self.model)
+        settle(self.model, config, self.device)
+
+    @abstractmethod
+    def _load(self) -> Any:
+        """The model as the configuration has it."""
+
+    @property
+    def residency(self) -> Residency:
+        """Where the model is."""
+        return self.engine.residency
+
+    def _update(
+        self,
+        rows: Sequence[Any],
+        lengths_B: Sequence[int],
+        plan: UpdatePlan,
+        loss_of: MicroBatchLoss,
+        prepare: Preparation | None = None,
+    ) -> dict[str, float]:
+        """Take every optimiser step of a plan; see `run_update`."""
+        plan = fitted_update(plan, lengths_B, self.config, self.model)
+        return run_update(self.engine, rows, plan, loss_of, self._settings, prepare=prepare)
 
     def save(self, folder: Path) -> None:
         """Write everything that training goes on from."""
@@ -64,3 +89,4 @@ class Learner:
     def close(self) -> None:
         """Release the model."""
         self.engine.close()
+        self.builder.close()

@@ -73,17 +73,22 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
         self, rows: Sequence[Referenced], plan: RankedMicroBatches, answers: slice
     ) -> torch.Tensor:
         """Sums of the log-probabilities of answers, of all ranks' rows: float64 [B, K]."""
-        with self.engine.inference():
-            sums = score_answers(
-                self._logprobs,
-                [row.row for row in rows],
-                plan,
-                self.config,
-                self.model,
-                answers=answers,
-            )
-        width = answers.stop - answers.start
-        return over_ranks(sums, plan, num_rows=len(rows), width=width, device=self.device)
+        sums = score_answers(
+            self.engine,
+            self._logprobs,
+            [row.row for row in rows],
+            plan,
+            self.config,
+            answers=answers,
+        )
+        return over_ranks(
+            sums,
+            plan,
+            self.engine.dims,
+            num_rows=len(rows),
+            width=answers.stop - answers.start,
+            device=self.device,
+        )
 
     def _logprobs(self, batch: TokenBatch) -> torch.Tensor:
         logprobs_T: torch.Tensor = self.engine(batch).logprobs_T

@@ -84,26 +84,25 @@ def run_update(
         Metrics over all ranks: the loss's own, `loss` and `grad_norm`, all of the steps that were
         applied; and `lr`, `skipped_steps`, `skipped_in_a_row`.
     """
-    rank = dist.get_rank()
     applied_parts: list[Metrics] = []
     results = []
     most_skipped_in_a_row = 0
     for minibatch in plan.minibatches:
         reduction = _reduction(minibatch, settings)
-        micro_batches = minibatch.micro_batches_by_rank[rank]
+        micro_batches = minibatch.micro_batches_by_rank[engine.dims.data_rank]
         parts: list[Metrics] = []
         step_rows: Any = rows if prepare is None else prepare(minibatch)
         for index, micro_batch in enumerate(micro_batches):
             loss, metrics = loss_of([step_rows[row] for row in micro_batch], reduction)
             engine.backward(loss, is_last=index == len(micro_batches) - 1)
-            share = 1.0 / (len(micro_batches) * dist.get_world_size())
+            share = 1.0 / (len(micro_batches) * engine.dims.data_size)
             parts.append({**metrics, "loss": _share_of_mean(loss, share)})
         result = engine.step()
         results.append(result)
         most_skipped_in_a_row = max(most_skipped_in_a_row, engine.num_skipped_in_a_row)
         if result.applied:
             applied_parts += parts
-        else:
+        elif engine.dims.world_rank == 0:
             _write_for_replay(rows, minibatch, settings.replay_folder)
     norms = [result.grad_norm for result in results if result.applied]
     return {
@@ -128,7 +127,7 @@ def _reduction(minibatch: MinibatchPlan, settings: UpdateSettings) -> Reduction:
 
 def _share_of_mean(loss: torch.Tensor, share: float) -> Metric:
     # Parts of one optimiser step's loss add up; their shares add up to 1 a step. So the quotient of
-    # the sums is the mean loss of a step.
+    # the sums is the mean loss of a step, also where several ranks work on the same rows.
     return Metric(kind="mean", sums=torch.stack([loss.detach().double(), _like(loss, share)]))
 
 
@@ -155,7 +154,7 @@ def _over_ranks(parts: Sequence[Metrics]) -> dict[str, float]:
 
 
 def _write_for_replay(rows: Sequence[Any], minibatch: MinibatchPlan, folder: str) -> None:
-    if not folder or dist.get_rank() != 0:
+    if not folder:
         return
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models import attention, memory, sdpa, varlen
 from rlhf_ray.models.dropout import checkpoint_layers
+from rlhf_ray.models.sharding import whole_shape
 
 
 def resolve_dtype(
@@ -61,8 +62,8 @@ def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedMo
 
     Args:
         config: Where from and how.
-        device: Where the weights go. Under ZeRO-3, enter DeepSpeed's context first and the weights
-            are spread over ranks while they load.
+        device: Where the weights go. Inside an engine's `loading` they may be spread over ranks
+            while they load.
 
     Raises:
         ConfigError: Unreadable model, weights that it lacks, or bitsandbytes missing for a
@@ -205,7 +206,7 @@ def _own_products(model: torch.nn.Module) -> list[str]:
 def _is_plain_product(module: torch.nn.Linear) -> bool:
     """Whether its own pass gives one tensor of the width that its matrix says, as Falcon's does."""
     weights = {
-        name: torch.empty(getattr(p, "ds_shape", p.shape), dtype=p.dtype, device="meta")
+        name: torch.empty(whole_shape(p), dtype=p.dtype, device="meta")
         for name, p in module.named_parameters()
     }
     hidden_BTD = torch.empty(1, 2, module.in_features, dtype=weights["weight"].dtype, device="meta")

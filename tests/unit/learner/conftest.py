@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
-from learning import learner_config
+from learning import hosted, learner_config
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.policy import PolicyLearner
-from rlhf_ray.learner.supervised import supervised_learner
 from rlhf_ray.learner.value import ValueLearner
 from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
 from rlhf_ray.types import (
@@ -30,8 +28,6 @@ from rlhf_ray.types import (
     Referenced,
     Rollout,
 )
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="session")
@@ -193,7 +189,7 @@ def make_policy(
             replay_folder=str(tmp_path / "skipped"),
             seed=0,
         )
-        return closed_later(PolicyLearner(spec, device=CPU))
+        return closed_later(hosted(spec))
 
     return make
 
@@ -213,7 +209,7 @@ def make_value(
             replay_folder=str(tmp_path / "skipped"),
             seed=0,
         )
-        return closed_later(ValueLearner(spec, device=CPU))
+        return closed_later(hosted(spec))
 
     return make
 
@@ -232,6 +228,6 @@ def make_supervised(
         config = learner_config(path or make_model("llama"), settings)
         made = kind.model_validate({"data": {"path": "unused"}, role: config, **(job or {})})
         spec = SupervisedSpec(job=made, total_steps=10, replay_folder=str(tmp_path / "skipped"))
-        return closed_later(supervised_learner(spec, device=CPU))
+        return closed_later(hosted(spec))
 
     return make

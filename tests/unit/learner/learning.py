@@ -10,11 +10,17 @@ import torch
 
 from benchmarks.gradients import first_moments
 from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.learner.build import Spec, engine_builder, make_learner
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward, plan_update
 
 # Adam's division with a gradient's own size in it: without, rounding of a gradient near 0 becomes a
 # whole step, and two ways of computing the same part on one processor or another.
 SMOOTH = {"eps": 1e-2}
+
+
+def hosted(spec: Spec) -> Any:
+    """The learner of a specification, as a rank without a GPU hosts it."""
+    return make_learner(spec, engine_builder(spec, device=torch.device("cpu")))
 
 
 def learner_config(path: Path, settings: dict[str, Any]) -> LearnerConfig:

@@ -11,6 +11,7 @@ import torch
 from learning import (
     SMOOTH,
     gradients_of,
+    hosted,
     largest_gap,
     parameters_of,
     plan_evaluation,
@@ -23,7 +24,6 @@ from rlhf_ray.algorithms.preference_losses import COUPLED, PAIR_LOSSES, PairInpu
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.supervised import SMOOTHED_LOSSES
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.learner.reference import FrozenReference
 from rlhf_ray.specs import ReferenceSpec
 
 UNCLIPPED = {"max_grad_norm": 1e9}
@@ -174,14 +174,13 @@ def test_without_its_adapter_the_policy_is_the_reference(
     lora = {"lora": {"rank": 3, "alpha": 12.0}}
     settings = {"model": lora, "zero": {"stage": stage}, "optim": SMOOTH}
     itself = make_supervised("dpo", job=job, **settings)
-    reference = FrozenReference(
+    reference = hosted(
         ReferenceSpec(
             reference=ReferenceConfig.model_validate(
                 {"model": {"path": str(make_model("llama")), "dtype": "float32"}}
             ),
             temperature=1.0,
-        ),
-        device=itself.device,
+        )
     )
     answers = [row.row for row in rows]
     plan = plan_evaluation(answers)
@@ -208,7 +207,7 @@ def test_the_reference_sums_each_answers_tokens(make_model, pairs, labelled):
         ),
         temperature=1.0,
     )
-    reference = FrozenReference(spec, device=torch.device("cpu"))
+    reference = hosted(spec)
     model = AutoModelForCausalLM.from_pretrained(make_model("llama"), dtype=torch.float64)
     for rows in (pairs, labelled):
         with torch.no_grad():

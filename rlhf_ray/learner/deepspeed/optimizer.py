@@ -1,4 +1,4 @@
-"""AdamW as the configuration asks for it, with weight decay where decay makes sense."""
+"""AdamW as ZeRO takes it: torch's, or DeepSpeed's own where states are on the host."""
 
 from __future__ import annotations
 
@@ -6,30 +6,26 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import cpp_extension
 
 from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.learner.optim import adamw_settings, parameter_groups
 
 
 def adamw(module: nn.Module, config: LearnerConfig) -> torch.optim.Optimizer:
     """Over the parameters of `module` that require a gradient, in one group or two."""
     groups = parameter_groups(module, weight_decay=config.optim.weight_decay)
-    keywords: dict[str, Any] = {
-        "lr": config.optim.lr,
-        "betas": config.optim.betas,
-        "eps": config.optim.eps,
-    }
+    settings = adamw_settings(config.optim)
     if config.zero.offload_optimizer != "none":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         with _alone_in("cpu_adam"):
-            optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **keywords)
+            optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
         return optimizer
-    return torch.optim.AdamW(groups, fused=groups[0]["params"][0].is_cuda, **keywords)
+    return torch.optim.AdamW(groups, fused=groups[0]["params"][0].is_cuda, **settings)
 
 
 @contextmanager
@@ -44,22 +40,3 @@ def _alone_in(extension: str) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)  # let go of when its process ends, however it does
         (folder / "lock").unlink(missing_ok=True)
         yield
-
-
-def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """What decays, and what does not: the weights of norms, and biases. No group is empty.
-
-    The groups are the same for every `weight_decay`, 0 included, so that a checkpoint fits.
-    """
-    spared = {
-        f"{owner_name}.{name}" if owner_name else name
-        for owner_name, owner in module.named_modules()
-        for name, _ in owner.named_parameters(recurse=False)
-        if "norm" in type(owner).__name__.lower() or "bias" in name
-    }
-    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for n, p in trained if n not in spared], "weight_decay": weight_decay},
-        {"params": [p for n, p in trained if n in spared], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

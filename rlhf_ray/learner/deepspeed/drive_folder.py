@@ -10,20 +10,16 @@ import fcntl
 import os
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.libaio import libaio_fault
-from rlhf_ray.specs import PolicySpec, ReferenceSpec, SupervisedSpec, ValueSpec
 
 _PREFIX = "rlhf-ray-"
 _LOCK = ".lock"
 
-# What a rank hosts.
-Spec: TypeAlias = PolicySpec | ValueSpec | ReferenceSpec | SupervisedSpec[Any]
 F = TypeVar("F", bound=ForwardConfig)
 
 
@@ -77,38 +73,16 @@ def _remove_if_left(lock: Path) -> None:
         os.close(descriptor)
 
 
-def in_own_folder(spec: Spec) -> tuple[Spec, DriveFolder | None]:
-    """The same specification with a folder of its own on the drive, where it offloads to one.
+def own_folder(section: F) -> tuple[F, DriveFolder | None]:
+    """The same section with a folder of its own on the drive, where it offloads to one.
 
     Raises:
         ConfigError: What DeepSpeed needs for it is not there.
     """
-    if not _section(spec).zero.offloads_to_nvme:
-        return spec, None
+    if not section.zero.offloads_to_nvme:
+        return section, None
     if fault := libaio_fault():
         raise ConfigError(f"{os.uname().nodename}: {fault}")
-    folder = DriveFolder(Path(_section(spec).zero.nvme_path))
-    match spec:
-        case PolicySpec() | ValueSpec():
-            return replace(spec, learner=_at(spec.learner, folder)), folder
-        case ReferenceSpec():
-            return replace(spec, reference=_at(spec.reference, folder)), folder
-        case SupervisedSpec():
-            section = {spec.job.trained_role: _at(spec.job.learner, folder)}
-            return replace(spec, job=spec.job.model_copy(update=section)), folder
-
-
-def _section(spec: Spec) -> ForwardConfig:
-    match spec:
-        case PolicySpec() | ValueSpec():
-            return spec.learner
-        case ReferenceSpec():
-            return spec.reference
-        case SupervisedSpec():
-            learner: ForwardConfig = spec.job.learner
-            return learner
-
-
-def _at(section: F, folder: DriveFolder) -> F:
+    folder = DriveFolder(Path(section.zero.nvme_path))
     zero = section.zero.model_copy(update={"nvme_path": str(folder.path)})
-    return section.model_copy(update={"zero": zero})
+    return section.model_copy(update={"zero": zero}), folder
