@@ -25,7 +25,7 @@ async def forward(
     """An inference pass over a batch; each rank leaves its rows in the object store."""
     plan = plan_forward(
         lengths_of(batch),
-        num_ranks=len(actors),
+        data_parallel_size=len(actors),
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         padded=config.padded,
     )

@@ -209,7 +209,7 @@ class RewardGroup(RankGroup):
     async def _score_with_model(self, batch: RolloutBatch) -> Sequence[ModelScore]:
         plan = plan_forward(
             lengths_of(batch),
-            num_ranks=len(self.actors),
+            data_parallel_size=len(self.actors),
             max_tokens_per_micro_batch=self.reward.model.max_tokens_per_micro_batch,
             padded=True,
         )

@@ -34,7 +34,7 @@ class SupervisedGroup(TrainedGroup):
         """What the first rank says of all rows."""
         plan = plan_forward(
             [row.num_tokens for row in rows],
-            num_ranks=len(self.actors),
+            data_parallel_size=len(self.actors),
             max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
             padded=self.config.padded,
         )

@@ -106,7 +106,7 @@ def plan_of(rows: Sequence[Experience], config: LearnerConfig) -> UpdatePlan:
     return plan_update(
         [row.rollout.num_tokens for row in rows],
         [len(row.rollout.response_ids_T) for row in rows],
-        num_ranks=1,
+        data_parallel_size=1,
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         num_minibatches=1,
         num_epochs=1,

@@ -31,21 +31,25 @@ _SUPERVISED: dict[type, type[ExampleLearner[Any, Any]]] = {
 }
 
 
+def section_of(spec: Spec) -> ForwardConfig:
+    """The part of the configuration that says how the model of `spec` is held."""
+    match spec:
+        case PolicySpec() | ValueSpec():
+            return spec.learner
+        case ReferenceSpec():
+            return spec.reference
+        case SupervisedSpec():
+            learner: ForwardConfig = spec.job.learner
+            return learner
+
+
 def engine_builder(spec: Spec, *, device: torch.device) -> EngineBuilder:
     """What brings the model of `spec` into an engine; what it keeps on a drive is this rank's own.
 
     Raises:
         ConfigError: What the engine needs is not there.
     """
-    section: ForwardConfig
-    match spec:
-        case PolicySpec() | ValueSpec():
-            section = spec.learner
-        case ReferenceSpec():
-            section = spec.reference
-        case SupervisedSpec():
-            section = spec.job.learner
-    return DeepSpeedBuilder(section, device)
+    return DeepSpeedBuilder(section_of(spec), device)
 
 
 def make_learner(spec: Spec, builder: EngineBuilder) -> Any:

@@ -24,21 +24,21 @@ from rlhf_ray.models.checked import CheckedModel
 class ParallelDims:
     """How the ranks of a role divide its work.
 
-    Rows are dealt out over data parallelism: a plan has one entry for each `data_rank`, and shares
-    and means divide by `data_size`. Collectives go over the world. The ranks of one data rank work
-    on the same rows; they are more than one where an engine splits sequences or layers.
+    Rows are dealt out over data parallelism: a plan has one entry for each data-parallel rank, and
+    shares and means divide by how many there are. Collectives go over the world, which is larger
+    where an engine splits sequences or layers: then several ranks work on the same rows.
 
     Attributes:
         world_size: Ranks of the process group.
         world_rank: This one.
-        data_size: Parts into which rows are dealt out.
-        data_rank: The part of this rank.
+        data_parallel_size: Parts into which rows are dealt out.
+        data_parallel_rank: Whose rows this rank works on.
     """
 
     world_size: int
     world_rank: int
-    data_size: int
-    data_rank: int
+    data_parallel_size: int
+    data_parallel_rank: int
 
     @classmethod
     def of_world(cls, *, ranks_per_part: int = 1) -> ParallelDims:
@@ -56,14 +56,14 @@ class ParallelDims:
         return cls(
             world_size=size,
             world_rank=rank,
-            data_size=size // ranks_per_part,
-            data_rank=rank // ranks_per_part,
+            data_parallel_size=size // ranks_per_part,
+            data_parallel_rank=rank // ranks_per_part,
         )
 
     @property
     def is_first_of_part(self) -> bool:
         """Whether this rank speaks for those that work on the same rows."""
-        return self.world_rank % (self.world_size // self.data_size) == 0
+        return self.world_rank % (self.world_size // self.data_parallel_size) == 0
 
 
 @dataclass(frozen=True, kw_only=True)

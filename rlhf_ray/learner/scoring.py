@@ -33,7 +33,7 @@ def fitted(
     needs rectangles is known where it is loaded.
 
     Args:
-        plan: Data rank -> micro-batch -> row.
+        plan: Data-parallel rank -> micro-batch -> row.
         lengths_B: Tokens of each row.
         config: What the plan was made by.
         model: What runs it.
@@ -73,7 +73,7 @@ def score_rows(
     Args:
         engine: Gradients and dropout are off while it runs.
         score: From a micro-batch's rows to something of each.
-        plan: Data rank -> micro-batch -> row.
+        plan: Data-parallel rank -> micro-batch -> row.
         lengths_B: Tokens of each row.
         config: What the plan was made by.
 
@@ -82,7 +82,7 @@ def score_rows(
     """
     scored: list[T] = []
     with engine.inference():
-        for rows in fitted(plan, lengths_B, config, engine.module)[engine.dims.data_rank]:
+        for rows in fitted(plan, lengths_B, config, engine.module)[engine.dims.data_parallel_rank]:
             scored += score(rows)
     return scored
 
@@ -102,7 +102,7 @@ def score_rollouts(
         engine: Holds the model.
         forward: Scores one batch by it.
         rollouts: All rows of the plan.
-        plan: Data rank -> micro-batch -> row.
+        plan: Data-parallel rank -> micro-batch -> row.
         config: What the plan was made by.
         with_end: One number more for each row, of what follows its last token.
 
@@ -158,7 +158,7 @@ def over_ranks(
 
     Args:
         values: At most `width` numbers a row of this rank, in the order of the plan.
-        plan: Data rank -> micro-batch -> row; cut or not, the order of rows is the same.
+        plan: Data-parallel rank -> micro-batch -> row; cut or not, the order of rows is the same.
         dims: How the ranks divide the rows.
         num_rows: B.
         width: K.
@@ -169,7 +169,7 @@ def over_ranks(
     """
     table_BK = torch.zeros(num_rows, width, dtype=torch.float64)
     if dims.is_first_of_part:
-        own_rows = [row for rows in plan[dims.data_rank] for row in rows]
+        own_rows = [row for rows in plan[dims.data_parallel_rank] for row in rows]
         for row, numbers in zip(own_rows, values, strict=True):
             table_BK[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
     table_BK = table_BK.to(device)

@@ -89,13 +89,13 @@ def run_update(
     most_skipped_in_a_row = 0
     for minibatch in plan.minibatches:
         reduction = _reduction(minibatch, settings)
-        micro_batches = minibatch.micro_batches_by_rank[engine.dims.data_rank]
+        micro_batches = minibatch.micro_batches_by_rank[engine.dims.data_parallel_rank]
         parts: list[Metrics] = []
         step_rows: Any = rows if prepare is None else prepare(minibatch)
         for index, micro_batch in enumerate(micro_batches):
             loss, metrics = loss_of([step_rows[row] for row in micro_batch], reduction)
             engine.backward(loss, is_last=index == len(micro_batches) - 1)
-            share = 1.0 / (len(micro_batches) * engine.dims.data_size)
+            share = 1.0 / (len(micro_batches) * engine.dims.data_parallel_size)
             parts.append({**metrics, "loss": _share_of_mean(loss, share)})
         result = engine.step()
         results.append(result)

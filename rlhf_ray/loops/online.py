@@ -243,7 +243,7 @@ class OnlineLoop:
         return plan_update(
             [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B],
             [s.num_own_tokens for s in batch.summaries_B],
-            num_ranks=self.num_policy_ranks if role == "policy" else self.num_value_ranks,
+            data_parallel_size=self.num_policy_ranks if role == "policy" else self.num_value_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=self.config.algorithm.minibatches,
             num_epochs=self.config.algorithm.epochs,

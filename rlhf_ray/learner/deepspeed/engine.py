@@ -158,7 +158,7 @@ class ZeroEngine:
         if is_last and self._reduces_what_is_there:
             self._fill_gradients()
         self.engine.set_gradient_accumulation_boundary(is_last)
-        self.engine.backward(loss * self.dims.data_size, scale_wrt_gas=False)
+        self.engine.backward(loss * self.dims.data_parallel_size, scale_wrt_gas=False)
 
     def _fill_gradients(self) -> None:
         in_float32 = getattr(self.optimizer, "use_grad_accum_attribute", False)
