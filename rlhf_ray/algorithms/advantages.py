@@ -23,6 +23,7 @@ from rlhf_ray.algorithms.groups import Groups
 from rlhf_ray.algorithms.ragged import num_own_tokens, own
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.algorithms.whitening import whiten
+from rlhf_ray.config import algorithm_table as table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +112,11 @@ class AdvantageEstimator:
 
     Attributes:
         compute: The function, before whitening.
-        needs_values: Whether it needs a critic.
-        needs_groups: Whether it compares the samples of a draw.
-        needs_parts: Whether it needs each reward alone.
-        whitens: Whether whitening is part of it.
+        row: What it takes, and whether whitening is part of it.
     """
 
     compute: AdvantageFn
-    needs_values: bool
-    needs_groups: bool
-    needs_parts: bool
-    whitens: bool
+    row: table.Advantage
 
     def __call__(self, inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
         """Computes the advantages.
@@ -129,44 +124,31 @@ class AdvantageEstimator:
         Raises:
             ValueError: `values_T` or the rewards' parts are needed and missing.
         """
-        if self.needs_values and inputs.values_T is None:
+        if self.row.needs_values and inputs.values_T is None:
             raise ValueError("values_T must be given for an estimator that needs values, got None")
-        if self.needs_parts and inputs.rewards_BK is None:
+        if self.row.needs_parts and inputs.rewards_BK is None:
             raise ValueError("rewards_BK must be given for an estimator that needs parts, got None")
         outputs = self.compute(inputs, params)
-        if not (self.whitens or params.whiten):
+        if not (self.row.whitens or params.whiten):
             return outputs
         trained_T = outputs.compared_T if inputs.trained_T is None else inputs.trained_T
         white_T = whiten(outputs.advantages_T, outputs.compared_T & trained_T)
         return replace(outputs, advantages_T=white_T)
 
 
-ADVANTAGES: Registry[AdvantageEstimator] = Registry("advantage estimator")
+ADVANTAGES: Registry[AdvantageEstimator] = Registry("advantage estimator", table.ADVANTAGES)
 
 
-def _register(
-    name: str,
-    *,
-    needs_values: bool = False,
-    needs_groups: bool = False,
-    needs_parts: bool = False,
-    whitens: bool = False,
-) -> Callable[[AdvantageFn], AdvantageFn]:
+def _register(name: str) -> Callable[[AdvantageFn], AdvantageFn]:
     def add(compute: AdvantageFn) -> AdvantageFn:
-        estimator = AdvantageEstimator(
-            compute=compute,
-            needs_values=needs_values,
-            needs_groups=needs_groups,
-            needs_parts=needs_parts,
-            whitens=whitens,
-        )
+        estimator = AdvantageEstimator(compute=compute, row=table.ADVANTAGES[name])
         ADVANTAGES.register(name)(estimator)
         return compute
 
     return add
 
 
-@_register("gae", needs_values=True)
+@_register("gae")
 def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """Generalised advantage estimation; see `generalized_advantages`. Returns are A + V."""
     assert inputs.values_T is not None
@@ -185,7 +167,7 @@ def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     )
 
 
-@_register("grpo", needs_groups=True)
+@_register("grpo")
 def grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """(R - mean) / (std + ε) within the group, with the unbiased deviation that TRL uses.
 
@@ -195,7 +177,7 @@ def grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     return _broadcast(_standardized(groups, params), groups.has_spread_B, inputs)
 
 
-@_register("gdpo", needs_groups=True, needs_parts=True)
+@_register("gdpo")
 def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """Each reward standardised within its group, then their weighted sum divided by its deviation.
 
@@ -224,7 +206,7 @@ def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     return _broadcast(sum_B / (std + params.std_epsilon), has_spread_B, inputs)
 
 
-@_register("dr_grpo", needs_groups=True)
+@_register("dr_grpo")
 def dr_grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """R - mean within the group; no division by the deviation, which favours easy and hard prompts.
 
@@ -234,7 +216,7 @@ def dr_grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutput
     return _broadcast(groups.centered_B, groups.has_spread_B, inputs)
 
 
-@_register("rloo", needs_groups=True)
+@_register("rloo")
 def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """R minus the mean of the *other* samples, which is n / (n - 1) (R - mean).
 
@@ -245,7 +227,7 @@ def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     return _broadcast(factor_B * groups.centered_B, groups.has_spread_B, inputs)
 
 
-@_register("reinforce++", whitens=True)
+@_register("reinforce++")
 def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """Discounted returns of tokens, whitened over the step.
 
@@ -262,7 +244,7 @@ def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> Adv
     return AdvantageOutputs(advantages_T=returns_T, returns_T=None, compared_T=inputs.mask_T)
 
 
-@_register("reinforce++_baseline", needs_groups=True, whitens=True)
+@_register("reinforce++_baseline")
 def reinforce_plus_plus_baseline(
     inputs: AdvantageInputs, params: AdvantageParams
 ) -> AdvantageOutputs:

@@ -4,9 +4,9 @@ For the same weights, the engine's log-probabilities (behaviour) differ from the
 kernels and precision, and by more when generation ran ahead of training. The weight of a token is
 w = π_old / π_behaviour, bounded in one of two ways; multiply the token loss of the policy with it.
 
-Its level is that of the loss (`PolicyLoss.level`), so that ratio times weight is the loss's own
-ratio to the engine, π_new / π_behaviour: of a token; or, for GSPO, of a sequence, the geometric
-mean over its own tokens, the same at each of them.
+Its level is that of the policy's loss, so that ratio times weight is the loss's own ratio to the
+engine, π_new / π_behaviour: of a token; or, for GSPO, of a sequence, the geometric mean over its
+own tokens, the same at each of them.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.metric_sums import Metrics, effective_sample_size, max_of, mean_of
 from rlhf_ray.algorithms.ragged import own, segment_mean
-from rlhf_ray.algorithms.ratios import RatioLevel, clamp_log_ratio, is_clamped, log_ratio
+from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm_table import RatioLevel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class Correction:
 
 CorrectionFn = Callable[[CorrectionInputs, CorrectionParams], Correction]
 
-CORRECTIONS: Registry[CorrectionFn] = Registry("off-policy correction")
+CORRECTIONS: Registry[CorrectionFn] = Registry("off-policy correction", table.CORRECTIONS)
 
 
 @CORRECTIONS.register("none")

@@ -1,9 +1,13 @@
-"""The loss of single answers that were found good or bad: KTO."""
+"""Losses of single answers that were found good or bad."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class LabelledInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledParams:
-    """Parameters of KTO.
+    """Parameters of all label losses.
 
     Attributes:
         beta: Temperature β.
@@ -54,13 +58,17 @@ class LabelledParams:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
+LabelLoss = Callable[[LabelledInputs, LabelledParams], Tensor]
+"""(inputs, params) -> loss_B; a step's loss is its mean over all answers of the step."""
+
+LABEL_LOSSES: Registry[LabelLoss] = Registry("label loss", PREFERENCE_LOSSES)
+
+
+@LABEL_LOSSES.register("kto")
 def kto(inputs: LabelledInputs, params: LabelledParams) -> Tensor:
     """λ_D (1 - σ(β (log u - z0))) of a good answer, λ_U (1 - σ(β (z0 - log u))) of a bad one.
 
     Source: KTO, https://arxiv.org/abs/2402.01306, eqs. 7 and 8. z0 gets no gradient.
-
-    Returns:
-        loss_B; a step's loss is its mean over all answers of the step.
     """
     gaps_B = params.beta * (inputs.log_ratios_B - inputs.mismatch_kl.detach())
     good_B = params.desirable_weight * torch.sigmoid(-gaps_B)

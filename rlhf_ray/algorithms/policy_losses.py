@@ -22,9 +22,10 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
 from rlhf_ray.algorithms.ragged import own, segment_mean
-from rlhf_ray.algorithms.ratios import RatioLevel, clamp_log_ratio, is_clamped, log_ratio
+from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.algorithms.token_loss import TokenLoss
+from rlhf_ray.config import algorithm_table as table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,35 +93,10 @@ class PolicyLossParams:
 PolicyLossFn = Callable[[PolicyLossInputs, PolicyLossParams], TokenLoss]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PolicyLoss:
-    """A registered loss; call it like its function.
-
-    Attributes:
-        compute: The function.
-        level: Whose ratio the loss takes. A weight that corrects for the engine takes the same.
-    """
-
-    compute: PolicyLossFn
-    level: RatioLevel
-
-    def __call__(self, inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
-        """Computes the token losses."""
-        return self.compute(inputs, params)
+POLICY_LOSSES: Registry[PolicyLossFn] = Registry("policy loss", table.POLICY_LOSSES)
 
 
-POLICY_LOSSES: Registry[PolicyLoss] = Registry("policy loss")
-
-
-def _register(name: str, *, level: RatioLevel = "token") -> Callable[[PolicyLossFn], PolicyLossFn]:
-    def add(compute: PolicyLossFn) -> PolicyLossFn:
-        POLICY_LOSSES.register(name)(PolicyLoss(compute=compute, level=level))
-        return compute
-
-    return add
-
-
-@_register("ppo")
+@POLICY_LOSSES.register("ppo")
 def ppo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """Clipped surrogate of single tokens, -min(r A, clip(r, 1 - low, 1 + high) A).
 
@@ -133,7 +109,7 @@ def ppo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     return _clipped_surrogate(own_T, own_T.log_ratio_T, inputs, params)
 
 
-@_register("gspo", level="sequence")
+@POLICY_LOSSES.register("gspo")
 def gspo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """Clipped surrogate with one ratio a sequence, s = exp(mean over own tokens of log r).
 
@@ -148,7 +124,7 @@ def gspo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     return _clipped_surrogate(own_T, log_ratio_T, inputs, params)
 
 
-@_register("cispo")
+@POLICY_LOSSES.register("cispo")
 def cispo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """REINFORCE weighted by a clipped ratio without gradient, -stop(clip(r)) A log π.
 
@@ -163,7 +139,7 @@ def cispo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     return TokenLoss(loss_T=loss_T, metrics=metrics)
 
 
-@_register("sapo")
+@POLICY_LOSSES.register("sapo")
 def sapo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """Soft gate in place of the clip, -(4/τ) σ(τ (r - 1)) A with τ by the sign of A.
 
@@ -180,7 +156,7 @@ def sapo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     return TokenLoss(loss_T=-gate_T * own_T.advantages_T, metrics=metrics)
 
 
-@_register("reinforce")
+@POLICY_LOSSES.register("reinforce")
 def reinforce(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """The plain policy gradient -A log π, for on-policy data; the ratio appears in metrics only.
 

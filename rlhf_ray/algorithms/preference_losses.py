@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_ray.algorithms.divergences import MAX_EXPONENT, Divergence, divergence_score
+from rlhf_ray.algorithms.divergences import MAX_EXPONENT, divergence_score
 from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES, Divergence
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairInputs:
-    """The pairs of a micro-batch; for a loss in `COUPLED`, all pairs of the optimiser step.
+    """The pairs of a micro-batch; for a coupled loss, all pairs of the optimiser step.
 
     Attributes:
         chosen_logps_B: float[B], sum of the log-probabilities (nats) of the better answer's tokens
@@ -96,10 +97,7 @@ class PairParams:
 PairLoss = Callable[[PairInputs, PairParams], Tensor]
 """(inputs, params) -> loss_B."""
 
-PAIR_LOSSES: Registry[PairLoss] = Registry("pair loss")
-
-COUPLED = frozenset({"aot", "aot_unpaired"})
-"""Losses of a pair that depend on the step's other pairs: they need all of them at once."""
+PAIR_LOSSES: Registry[PairLoss] = Registry("pair loss", PREFERENCE_LOSSES)
 
 
 @PAIR_LOSSES.register("sigmoid")

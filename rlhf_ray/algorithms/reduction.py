@@ -7,13 +7,11 @@ on the cut: https://unsloth.ai/blog/gradient.)
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from rlhf_ray.algorithms.ragged import own
-
-ReductionKind = Literal["token_mean", "sequence_mean", "constant"]
+from rlhf_ray.config.algorithm_table import ReductionKind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from rlhf_ray.algorithms.ragged import own
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.algorithms.token_loss import TokenLoss
+from rlhf_ray.config import algorithm_table as table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class LossTermInputs:
 
 LossTerm = Callable[[LossTermInputs], TokenLoss]
 
-LOSS_TERMS: Registry[LossTerm] = Registry("loss term")
+LOSS_TERMS: Registry[LossTerm] = Registry("loss term", table.LOSS_TERMS)
 
 
 @LOSS_TERMS.register("entropy")
@@ -91,9 +92,11 @@ def _kl_term(name: str, estimator: KLEstimator, *, weighted: bool = False) -> Lo
     return kl
 
 
-# Not k1: its expected gradient is 0.
-for _name in ("k2", "k3"):
-    LOSS_TERMS.register(f"kl_{_name}")(_kl_term(f"kl_{_name}", KL_ESTIMATORS[_name]))
-LOSS_TERMS.register("kl_k3_weighted")(
-    _kl_term("kl_k3_weighted", KL_ESTIMATORS["k3"], weighted=True)
-)
+# By the table not k1: its expected gradient is 0.
+for _name, _row in table.KL_ESTIMATORS.items():
+    if _row.where == "loss":
+        LOSS_TERMS.register(f"kl_{_name}")(_kl_term(f"kl_{_name}", KL_ESTIMATORS[_name]))
+    if _row.can_be_weighted:
+        LOSS_TERMS.register(f"kl_{_name}_weighted")(
+            _kl_term(f"kl_{_name}_weighted", KL_ESTIMATORS[_name], weighted=True)
+        )

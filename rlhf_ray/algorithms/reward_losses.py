@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
 from rlhf_ray.algorithms.ragged import own
 from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config import algorithm_table as table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class RankingInputs:
 RewardLoss = Callable[[RankingInputs], Tensor]
 """(inputs) -> loss_B, 0 for a row of fewer than two answers; a step's loss is its mean."""
 
-REWARD_LOSSES: Registry[RewardLoss] = Registry("reward loss")
+REWARD_LOSSES: Registry[RewardLoss] = Registry("reward loss", table.REWARD_LOSSES)
 
 
 @REWARD_LOSSES.register("bradley_terry")

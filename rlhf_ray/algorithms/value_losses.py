@@ -10,6 +10,7 @@ from rlhf_ray.algorithms.metric_sums import explained_variance, mean_of
 from rlhf_ray.algorithms.ragged import own
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.algorithms.token_loss import TokenLoss
+from rlhf_ray.config import algorithm_table as table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class ValueLossParams:
 
 ValueLoss = Callable[[ValueLossInputs, ValueLossParams], TokenLoss]
 
-VALUE_LOSSES: Registry[ValueLoss] = Registry("value loss")
+VALUE_LOSSES: Registry[ValueLoss] = Registry("value loss", table.VALUE_LOSSES)
 
 
 @VALUE_LOSSES.register("clipped")

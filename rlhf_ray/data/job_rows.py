@@ -69,7 +69,7 @@ class JobRows:
             case RmConfig():
                 kind = Answers if key == "reference_data" else Rankings
             case DpoConfig():
-                kind = LabelledAnswers if "kto" in config.loss_type else Pairs
+                kind = LabelledAnswers if config.takes_labels else Pairs
             case _:
                 kind = Examples
         return kind.of(data, self.tokenizer, max_length=most_tokens(config, self.tokenizer))

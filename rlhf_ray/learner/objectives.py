@@ -13,10 +13,11 @@ from typing import Protocol
 
 import torch
 
-from rlhf_ray.algorithms.label_losses import LabelledInputs, LabelledParams, kto
+from rlhf_ray.algorithms.label_losses import LABEL_LOSSES, LabelledInputs, LabelledParams
 from rlhf_ray.algorithms.metric_sums import Metrics
-from rlhf_ray.algorithms.preference_losses import COUPLED, PAIR_LOSSES, PairInputs, PairParams
+from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams
 from rlhf_ray.algorithms.preference_metrics import labelled_metrics, pair_metrics
+from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
 from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
 
@@ -73,8 +74,8 @@ class Objective(Protocol):
 
 
 def objective_of(job: DpoConfig) -> Objective:
-    """KTO's for labelled answers, else one for pairs."""
-    return LabelObjective(job) if "kto" in job.weighted_losses else PairObjective(job)
+    """That of labelled answers or of pairs, as the job's losses take them."""
+    return LabelObjective(job) if job.takes_labels else PairObjective(job)
 
 
 class PairObjective:
@@ -85,7 +86,8 @@ class PairObjective:
     def __init__(self, job: DpoConfig) -> None:
         """Take losses and their parameters from the job."""
         self.weights = job.weighted_losses
-        self.ahead = self.trained if COUPLED & self.weights.keys() else None
+        coupled = any(PREFERENCE_LOSSES[name].is_coupled for name in self.weights)
+        self.ahead = self.trained if coupled else None
         self.params = PairParams(
             beta=job.beta,
             label_smoothing=job.label_smoothing,
@@ -163,14 +165,14 @@ class PairObjective:
 
 
 class LabelObjective:
-    """KTO on answers that were found good or bad."""
+    """A loss of answers that were found good or bad."""
 
     trained = slice(0, 1)
     ahead = slice(1, 2)
 
     def __init__(self, job: DpoConfig) -> None:
         """Take the parameters from the job."""
-        [self.weight] = job.weighted_losses.values()
+        [(self.name, self.weight)] = job.weighted_losses.items()
         self.params = LabelledParams(
             beta=job.beta,
             desirable_weight=job.desirable_weight,
@@ -189,7 +191,7 @@ class LabelObjective:
         ]
 
     def loss(self, rows: Sequence[StepRow], logps_BK: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """KTO's share, and TRL's metrics."""
+        """The weighted loss's share, and TRL's metrics."""
         desirable = [_labelled(row.referenced).desirable for row in rows]
         inputs = LabelledInputs(
             logps_B=logps_BK[:, 0],
@@ -200,7 +202,8 @@ class LabelObjective:
             desirable_B=torch.tensor(desirable, dtype=torch.bool, device=logps_BK.device),
         )
         num_rows = rows[0].num_rows if rows else 1
-        loss = self.weight * kto(inputs, self.params).sum() / num_rows
+        loss_B = LABEL_LOSSES[self.name](inputs, self.params)
+        loss = self.weight * loss_B.sum() / num_rows
         return loss, labelled_metrics(inputs, self.params)
 
 

@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.metric_sums import Metric, Metrics
-from rlhf_ray.algorithms.reduction import Reduction, ReductionKind, ReductionTotals
+from rlhf_ray.algorithms.reduction import Reduction, ReductionTotals
+from rlhf_ray.config.algorithm_table import ReductionKind
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.packing import MinibatchPlan, UpdatePlan
 from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec

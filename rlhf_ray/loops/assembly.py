@@ -21,7 +21,6 @@ from rlhf_ray.algorithms.correction import (
     CorrectionParams,
 )
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
-from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
 from rlhf_ray.algorithms.ragged import own
 from rlhf_ray.algorithms.ratios import is_clamped, log_ratio
 from rlhf_ray.algorithms.token_rewards import token_rewards
@@ -157,7 +156,7 @@ def _compared(
         segments_T=flat.segments_T,
         groups_B=flat.groups_B,
     )
-    if not ADVANTAGES[algorithm.advantage].needs_parts:
+    if not algorithm.tells_rewards_apart:
         return inputs
     parts = reward_parts(rollouts_B, scores_B, spec)
     return replace(
@@ -197,7 +196,7 @@ def _correction(flat: _Flat, algorithm: AlgorithmConfig) -> Correction:
         CorrectionParams(
             cap=algorithm.correction.cap,
             low=algorithm.correction.low,
-            level=POLICY_LOSSES[algorithm.policy_loss].level,
+            level=algorithm.ratio_level,
         ),
     )
 

@@ -205,7 +205,7 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[RoleNeed
 def _compares(config: SupervisedConfig) -> bool:
     """Whether a row has two answers; a ranking may have more, which then count as several pairs."""
     if isinstance(config, DpoConfig):
-        return "kto" not in config.loss_type
+        return not config.takes_labels
     return isinstance(config, RmConfig)
 
 

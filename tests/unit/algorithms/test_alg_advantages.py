@@ -15,7 +15,7 @@ from rlhf_ray.algorithms.token_rewards import token_rewards
 from rlhf_ray.algorithms.whitening import whiten
 
 PARAMS = AdvantageParams(gamma=0.97, lam=0.9)
-GROUP_METHODS = [name for name in ADVANTAGES if ADVANTAGES[name].needs_groups]
+GROUP_METHODS = [name for name in ADVANTAGES if ADVANTAGES[name].row.needs_groups]
 
 
 def estimate(
@@ -48,10 +48,10 @@ def estimate(
 
 
 def test_only_gae_needs_a_critic_and_only_gdpo_each_reward() -> None:
-    assert [name for name in ADVANTAGES if ADVANTAGES[name].needs_values] == ["gae"]
+    assert [name for name in ADVANTAGES if ADVANTAGES[name].row.needs_values] == ["gae"]
     with pytest.raises(ValueError, match="values_T must be given"):
         estimate("gae", torch.zeros(2), [[True, True]], [0])
-    assert [name for name in ADVANTAGES if ADVANTAGES[name].needs_parts] == ["gdpo"]
+    assert [name for name in ADVANTAGES if ADVANTAGES[name].row.needs_parts] == ["gdpo"]
     one = torch.zeros(1, dtype=torch.int64)
     sums_alone = AdvantageInputs(
         token_rewards_T=torch.zeros(1),
@@ -107,7 +107,7 @@ def test_groups_without_spread_say_nothing_when_the_step_is_whitened(
     alone = estimate(name, rewards[:6], masks[:2], [0, 0], params=params)
     if whitened or name != "gdpo":  # whose own deviation is that of the whole step
         torch.testing.assert_close(advantages[:6], alone)
-    if whitened or ADVANTAGES[name].whitens:
+    if whitened or ADVANTAGES[name].row.whitens:
         assert advantages[:6].mean().item() == pytest.approx(0.0, abs=1e-6)
         assert advantages[:6].var().item() == pytest.approx(1.0, rel=1e-5)
 
@@ -124,7 +124,7 @@ def test_whitening_looks_at_the_tokens_that_are_trained(name: str) -> None:
     assert not white[~trained_T].any()
     assert white[trained_T].mean().item() == pytest.approx(0.0, abs=1e-9)
     assert white[trained_T].var().item() == pytest.approx(1.0, rel=1e-5)
-    if not ADVANTAGES[name].whitens:
+    if not ADVANTAGES[name].row.whitens:
         kept = raw[trained_T]
         torch.testing.assert_close(
             white[trained_T], (kept - kept.mean()) / (kept.var() + 1e-8).sqrt()

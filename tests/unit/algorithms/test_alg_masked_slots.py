@@ -11,10 +11,10 @@ from alg_batches import FLOAT_FIELDS, LOSS_CASES, make_batch, random_masks, tota
 from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.metric_sums import values
-from rlhf_ray.algorithms.ratios import RatioLevel
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.token_rewards import token_rewards
 from rlhf_ray.algorithms.whitening import whiten
+from rlhf_ray.config.algorithm_table import RatioLevel
 
 GARBAGE = [math.nan, math.inf, -math.inf, 3e38]
 

@@ -29,9 +29,10 @@ from rlhf_ray.algorithms.advantages import (
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.metric_sums import values
-from rlhf_ray.algorithms.ratios import RatioLevel
-from rlhf_ray.algorithms.reduction import Reduction, ReductionKind
+from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm_table import RatioLevel, ReductionKind
 
 SEEDS = range(4)
 F64 = {"rtol": 1e-10, "atol": 1e-12}
@@ -44,6 +45,7 @@ ORACLES = {
     "off-policy correction": set(oracles.CORRECTIONS),
     "advantage estimator": set(oracles.ADVANTAGES),
     "pair loss": set(supervised_oracles.PAIRS),
+    "label loss": set(supervised_oracles.LABELS),
     "reward loss": set(supervised_oracles.REWARDS),
     "SFT loss": set(supervised_oracles.SFT),
 }
@@ -57,10 +59,16 @@ def all_registries() -> list[Registry[object]]:
     return [x for x in found.values() if isinstance(x, Registry)]
 
 
-def test_every_registered_name_has_an_oracle() -> None:
+def test_every_name_has_a_function_and_an_oracle() -> None:
     registered = {registry.subject: set(registry) for registry in all_registries()}
     assert registered == ORACLES
+    pairs, labels = registered.pop("pair loss"), registered.pop("label loss")
+    assert {name for name, row in table.PREFERENCE_LOSSES.items() if row.takes_labels} == labels
+    assert set(table.PREFERENCE_LOSSES) - labels == pairs
+    for registry in all_registries():
+        assert set(registry.names) == registered.get(registry.subject, pairs | labels)
     assert set(get_args(ReductionKind)) == set(oracles.REDUCTIONS)
+    assert set(get_args(table.Divergence)) == set(supervised_oracles.DIVERGENCES)
     assert set(LOSS_CASES) == set(oracles.LOSSES)
 
 
@@ -169,7 +177,7 @@ def estimate(name: str, batch: Batch, **params: bool) -> AdvantageOutputs:
     return estimator(
         AdvantageInputs(
             token_rewards_T=batch.returns_T,
-            values_T=batch.values_T if estimator.needs_values else None,
+            values_T=batch.values_T if estimator.row.needs_values else None,
             mask_T=batch.mask_T,
             segments_T=batch.segments_T,
             groups_B=torch.tensor(GROUPS),
@@ -187,13 +195,15 @@ def test_advantages(name: str, seed: int, whitened: bool) -> None:
     rewards, values_B = sequences(batch.returns_T, batch), sequences(batch.values_T, batch)
     raw = oracles.ADVANTAGES[name](rewards, values_B, GROUPS, 0.97, 0.9)
     expected = raw
-    if whitened and not ADVANTAGES[name].whitens:
+    if whitened and not ADVANTAGES[name].row.whitens:
         in_groups = oracles.with_spread(rewards, GROUPS)
-        expected = oracles.whiten(raw, in_groups if ADVANTAGES[name].needs_groups else [True] * 9)
+        expected = oracles.whiten(
+            raw, in_groups if ADVANTAGES[name].row.needs_groups else [True] * 9
+        )
     for got, want in zip(sequences(outputs.advantages_T, batch), expected, strict=True):
         np.testing.assert_allclose(got, want, **F64)
     assert not outputs.advantages_T[~batch.mask_T].any()
-    if ADVANTAGES[name].needs_values:
+    if ADVANTAGES[name].row.needs_values:
         assert outputs.returns_T is not None
         want_returns = [a + v for a, v in zip(raw, values_B, strict=True)]
         for got, want in zip(sequences(outputs.returns_T, batch), want_returns, strict=True):

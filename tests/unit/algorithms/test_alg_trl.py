@@ -38,8 +38,9 @@ from rlhf_ray.algorithms.correction import (  # noqa: E402
     CorrectionParams,
 )
 from rlhf_ray.algorithms.logprobs import token_logprobs  # noqa: E402
-from rlhf_ray.algorithms.reduction import Reduction, ReductionKind  # noqa: E402
+from rlhf_ray.algorithms.reduction import Reduction  # noqa: E402
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs  # noqa: E402
+from rlhf_ray.config.algorithm_table import ReductionKind  # noqa: E402
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 # Every sequence has an own token: TRL counts those without in its sequence means, we do not.
