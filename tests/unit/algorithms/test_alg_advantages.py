@@ -8,10 +8,10 @@ import torch
 from alg_batches import make_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rlhf_ray.algorithms.token_rewards import token_rewards
 from torch import Tensor
 
 from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
-from rlhf_ray.algorithms.token_rewards import token_rewards
 from rlhf_ray.algorithms.whitening import whiten
 
 PARAMS = AdvantageParams(gamma=0.97, lam=0.9)

@@ -5,7 +5,6 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from rlhf_ray.algorithms.dynamic_sampling import DynamicSamplingExhausted, GroupFilter
 
 SPREAD, EQUAL = [[0.0, 1.0, 0.0]], [[1.0, 1.0, 1.0]]

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fakes import make_prompts, make_rollout
+from rlhf_ray.loops.assembly import assemble
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.rewards import ShapingConfig
-from rlhf_ray.loops.assembly import assemble
 from rlhf_ray.specs import AssemblySpec
 from rlhf_ray.types import Score
 

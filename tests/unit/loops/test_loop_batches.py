@@ -5,8 +5,8 @@ from __future__ import annotations
 from fakes import batch_of, make_prompts, make_rollout, resolve
 from hypothesis import given
 from hypothesis import strategies as st
-
 from rlhf_ray.loops.batches import join, select, select_shards
+
 from rlhf_ray.roles import RolloutBatch
 
 ROLLOUTS = [make_rollout(prompt, sample) for prompt in make_prompts(5) for sample in range(2)]

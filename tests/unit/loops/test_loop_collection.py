@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 from fakes import Company, make_config, make_prompts, resolve
-
 from rlhf_ray.data.feed import OrderedFeed
 from rlhf_ray.data.loader import ResumableOrder
-from rlhf_ray.errors import RunError
 from rlhf_ray.loops.clock import StepClock
 from rlhf_ray.loops.collection import Collector
+
+from rlhf_ray.errors import RunError
 from rlhf_ray.types import Score
 
 DYNAMIC = {"dynamic_sampling": {"enabled": True, "max_rounds": 3}}

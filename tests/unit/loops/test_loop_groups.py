@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 from fakes import batch_of, make_prompts, make_rollout
-
 from rlhf_ray.loops.groups import rows_by_draw, trainable_rows
+
 from rlhf_ray.types import Score
 
 # One prompt, drawn twice in the step; rows of the two groups do not stand together.

@@ -19,11 +19,11 @@ from fakes import (
     make_rollout,
     resolve,
 )
+from rlhf_ray.loops.clock import StepClock
+from rlhf_ray.loops.collection import Collected
 
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
-from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.collection import Collected
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.report import rollout_metrics, sample_metrics

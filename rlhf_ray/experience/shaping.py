@@ -9,6 +9,40 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms import whitening
+from rlhf_ray.config.rewards import ShapingConfig
+from rlhf_ray.types import Rollout
+
+
+def shape_scores(
+    scores_B: Sequence[float],
+    rollouts_B: Sequence[Rollout],
+    config: ShapingConfig,
+    *,
+    max_new_tokens: int,
+) -> torch.Tensor:
+    """Apply clipping, penalties and whitening, in this order; float32 [B]."""
+    scores = torch.tensor(list(scores_B), dtype=torch.float32)
+    if config.clip:
+        scores = clip(scores, low=-config.clip, high=config.clip)
+    if config.missing_end_penalty:
+        truncated = torch.tensor([r.finish_reason == "length" for r in rollouts_B])
+        scores = missing_end_penalty(scores, truncated, penalty=config.missing_end_penalty)
+    if config.overlong_buffer_tokens:
+        scores = overlong_penalty(
+            scores,
+            torch.tensor([len(r.response_ids_T) for r in rollouts_B]),
+            max_length=max_new_tokens,
+            buffer_length=config.overlong_buffer_tokens,
+            penalty=config.overlong_penalty,
+        )
+    if config.repetition_penalty:
+        scores = repetition_penalty(
+            scores,
+            [r.response_ids_T.tolist() for r in rollouts_B],
+            ngram=config.repetition_ngram,
+            max_penalty=config.repetition_penalty,
+        )
+    return whiten(scores) if config.whiten else scores
 
 
 def clip(scores_B: Tensor, *, low: float, high: float) -> Tensor:
