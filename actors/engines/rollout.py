@@ -181,7 +181,9 @@ class RolloutReplica:
             if group.cancelled():
                 raise RunError(f"{self.name}: draw {draw} was aborted") from None
             raise
-        self.answered.add(draw)
+        finally:
+            if group.done():
+                self.answered.add(draw)
         return [summarize(rollout) for rollout in rollouts], rollouts
 
     async def abort(self, draws: Sequence[int]) -> None:

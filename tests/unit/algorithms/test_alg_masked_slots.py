@@ -7,7 +7,6 @@ from typing import get_args
 import pytest
 import torch
 from alg_batches import FLOAT_FIELDS, LOSS_CASES, make_batch, random_masks, totals_of, with_leaves
-from rlhf_ray.algorithms.token_rewards import token_rewards
 
 from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
@@ -15,6 +14,7 @@ from rlhf_ray.algorithms.metric_sums import values
 from rlhf_ray.algorithms.ratios import RatioLevel
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.whitening import whiten
+from rlhf_ray.experience.rewards import token_rewards
 
 GARBAGE = [math.nan, math.inf, -math.inf, 3e38]
 

@@ -26,7 +26,6 @@ from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishm
 from trl.trainer import grpo_trainer, rloo_trainer  # noqa: E402
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax  # noqa: E402
 
-from rlhf_ray.algorithms import shaping  # noqa: E402
 from rlhf_ray.algorithms.advantages import (  # noqa: E402
     ADVANTAGES,
     AdvantageInputs,
@@ -40,6 +39,7 @@ from rlhf_ray.algorithms.correction import (  # noqa: E402
 from rlhf_ray.algorithms.logprobs import token_logprobs  # noqa: E402
 from rlhf_ray.algorithms.reduction import Reduction, ReductionKind  # noqa: E402
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs  # noqa: E402
+from rlhf_ray.experience import shaping  # noqa: E402
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 # Every sequence has an own token: TRL counts those without in its sequence means, we do not.

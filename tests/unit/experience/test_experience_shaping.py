@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_ray.algorithms import shaping
+from rlhf_ray.experience import shaping
 
 SCORES = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 
