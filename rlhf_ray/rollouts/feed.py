@@ -53,7 +53,7 @@ class Feed:
     ) -> None:
         """Draw what `order` gives; `publishes` says whether each step ends with that."""
         self.config, self.order = config, order
-        self.engine, self.reward, self.publishes = engine, reward, publishes
+        self.rollout, self.reward, self.publishes = engine, reward, publishes
         self.filters = config.algorithm.dynamic_sampling.enabled
         self.begin_behind(0)
 
@@ -100,10 +100,10 @@ class Feed:
         """Have draws answered together, and decide about each."""
         try:
             with clock.phase("generate"):
-                groups = await sample_all(self.engine, await self._requests(draws))
+                groups = await sample_all(self.rollout, await self._requests(draws))
                 if self.config.scores_on_engines_gpus:
                     # Another round may follow where groups are filtered.
-                    await self.engine.sleep(2 if self.publishes and not self.filters else 1)
+                    await self.rollout.sleep(2 if self.publishes and not self.filters else 1)
             # Where nothing is filtered, scoring goes on beside the model passes that follow.
             scoring = asyncio.ensure_future(self._score(groups))
             kept = await self._with_spread(scoring, clock) if self.filters else groups
@@ -182,10 +182,10 @@ class Feed:
 
 
 async def sample_all(
-    engine: RolloutEngine, requests: Sequence[GenerationRequest]
+    rollout: RolloutEngine, requests: Sequence[GenerationRequest]
 ) -> list[RolloutGroup]:
     """Have requests answered together; the first that fails ends the others."""
-    answers = [asyncio.ensure_future(answer) for answer in await engine.generate(requests)]
+    answers = [asyncio.ensure_future(answer) for answer in await rollout.generate(requests)]
     try:
         return await asyncio.gather(*answers)
     except BaseException:

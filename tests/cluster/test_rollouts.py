@@ -228,7 +228,7 @@ def test_a_group_ends_alone(roles, tokenizer):
 def test_an_engine_answers_beside_more_groups_than_an_actor_has_calls_by_default(roles):
     replica = roles.rollout.actors.actors[0]
 
-    async def many(it):
+    def many(it):
         import asyncio
 
         it.groups |= {-n: asyncio.ensure_future(asyncio.sleep(600)) for n in range(1, 1101)}
