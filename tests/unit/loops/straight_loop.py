@@ -21,7 +21,8 @@ async def straight_loop(config, roles, prompts):
             if requests:
                 groups = [await answer for answer in await roles.rollout.generate(requests)]
                 if dynamic.enabled:
-                    groups = [g for g in await scored(roles, groups) if differ(g.scores_G)]
+                    groups = await scored(roles, groups)
+                    groups = [g for g in groups if len({s.total for s in g.scores_G}) > 1]
                 kept += groups
         await roles.rollout.sleep(level=2)
         if kept:
@@ -44,10 +45,6 @@ async def straight_loop(config, roles, prompts):
 async def scored(roles, groups):
     scores = await roles.reward.score(groups)
     return [ScoredGroup(group=g, scores_G=s) for g, s in zip(groups, scores, strict=True)]
-
-
-def differ(scores_G):
-    return len({score.total for score in scores_G}) > 1
 
 
 def request(config, prompts, draw):
