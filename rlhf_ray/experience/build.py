@@ -25,8 +25,7 @@ from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
 from rlhf_ray.algorithms.ragged import own
 from rlhf_ray.algorithms.ratios import is_clamped, log_ratio
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.experience.rewards import reward_parts, token_rewards
-from rlhf_ray.experience.shaping import shape_scores
+from rlhf_ray.experience.rewards import reward_parts, shape_scores, token_rewards
 from rlhf_ray.specs import ExperienceSpec
 from rlhf_ray.types import Experience, Rollout, Score
 

@@ -18,10 +18,14 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
-from rlhf_ray.loops.divergence import stop_if_diverged, stop_if_empty
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.publication import offload, publish
-from rlhf_ray.loops.report import rollout_metrics, utilisation
+from rlhf_ray.loops.report import (
+    rollout_metrics,
+    stop_if_diverged,
+    stop_if_empty,
+    utilisation,
+)
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock

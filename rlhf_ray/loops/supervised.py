@@ -12,8 +12,7 @@ from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.order import DataOrder, TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
-from rlhf_ray.loops.divergence import stop_if_diverged
-from rlhf_ray.loops.report import time_metrics, utilisation
+from rlhf_ray.loops.report import stop_if_diverged, time_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
