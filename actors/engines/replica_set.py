@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from actors.cluster.actor_set import ActorSet
-from actors.engines.ending import Ending
+from actors.engines.sampling import Ending
 from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutGroup, SleepLevel
 
 

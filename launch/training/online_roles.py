@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.cluster.actor_set import ActorSet
-from actors.engines.ending import Ending
 from actors.engines.replica_set import ReplicaSet
+from actors.engines.sampling import Ending
 from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceGroup
