@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -20,15 +19,18 @@ def shown(items: Iterable[T], what: str, *, count: Callable[[T], int]) -> Iterat
         what: It is, in words.
         count: How many an item stands for.
     """
+    import rich
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-    if not sys.stderr.isatty():
+    consoles = (rich.get_console(), Console(stderr=True))
+    console = next((console for console in consoles if console.is_terminal), None)
+    if console is None:
         yield from items
         return
     count_of = TextColumn("{task.completed:,.0f} rows")  # of how many is not known
     columns = (TextColumn("{task.description}"), count_of, TimeElapsedColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    progress = Progress(*columns, console=console, transient=True)
     task = progress.add_task(what, total=None)
     began = time.monotonic()
     running = False
