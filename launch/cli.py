@@ -168,6 +168,7 @@ def _print_keys(job: str) -> None:
     width = min(shutil.get_terminal_size().columns, 110)
     print(f"usage: rlhf-ray {job} CONFIG [--key value ...]\n")
     print("A key given here wins over CONFIG; - and _ are alike in its name.")
+    print(f"{VERBOSE} shows what libraries and actors write as well.")
     print(help_text(CONFIGURED[job], width=width))
 
 

@@ -77,9 +77,12 @@ def runs_here(config: RayConfig) -> bool:
 def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> str | None:
     """Join the cluster at `ray.address` or of a standing pool, or start Ray on this machine.
 
-    Returns the folder of Ray's session; None where this process is connected already. What Ray's job API has started is on a cluster already, and joins that one if no address is
+    What Ray's job API has started is on a cluster already, and joins that one if no address is
     given. On a machine of its own a job may ask for more CPU cores than there are: roles mostly
     work by turns, and the cores are shared. On a cluster the cores of every role are reserved.
+
+    Returns:
+        The folder of Ray's session; None where this process is connected already.
 
     Raises:
         ConfigError: The cluster cannot be joined, or no such pool is known here.
@@ -136,7 +139,10 @@ def join(address: str, metadata: Mapping[str, str] | None = None) -> str:
 
 
 def _init(**options: Any) -> str:
-    """The session's folder, by `ray.init`, which sets a handler of SIGTERM of its own: one that exits with status 15."""
+    """The session's folder.
+
+    `ray.init` sets a handler of SIGTERM of its own, one that exits with status 15.
+    """
     try:
         context = ray.init(
             log_to_driver=is_everything_shown(),

@@ -1,9 +1,9 @@
 """The table of a run on a terminal: a row a step, below heads that come again and again.
 
 ```text
-step   reward               KL  entropy   length  mismatch  tokens/s     left
-4/30    0.250 +0.125    0.0268     1.47     64.0   1.0e-05     3,494     0:41
-      held out: reward 0.250 +0.250, length 64.0
+step   reward              KL  entropy   length  mismatch  tokens/s    left
+4/30    0.250 +0.12    0.0268     1.47     64.0   1.0e-05     3,494    0:41
+      held out: reward 0.250 +0.25, length 64.0
       ! most responses are cut off: rollout/truncated_share 1.00
 ```
 """
@@ -23,7 +23,7 @@ ROW_S = 1.0
 # Rows below one head.
 HEAD_EVERY = 20
 # Characters: of a value, of a change beside it, of the time that is left, between columns.
-VALUE, CHANGE, LEFT, GAP = 7, 7, 7, 2
+VALUE, CHANGE, LEFT, GAP = 7, 6, 6, 2
 
 
 class StepTable:
@@ -151,24 +151,26 @@ def number(value: float) -> str:
 
 
 def change(before: float | None, now: float) -> str:
-    """`+0.031`; empty where there is nothing to compare."""
+    """`+0.031`, `-1.25` or `=`; empty where there is nothing to compare."""
     if before is None or not math.isfinite(now - before):
         return ""
     difference = now - before
-    if abs(difference) < 1e-3:
-        return f"{difference:+.4f}" if abs(difference) >= 5e-5 else "="
+    if abs(difference) < 5e-4:
+        return "="
+    if abs(difference) < 10:
+        return f"{difference:+.3f}" if abs(difference) < 0.1 else f"{difference:+.2f}"
     return ("+" if difference > 0 else "") + number(difference)
 
 
 def duration(seconds: float) -> str:
-    """`4:10`, `2h 05m` or `3d 04h`."""
+    """`4:10`, `2h05m` or `3d04h`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes_left = divmod(minutes, 60)
     if hours < 1:
         return f"{minutes}:{rest:02d}"
     if hours < 100:
-        return f"{hours}h {minutes_left:02d}m"
-    return f"{hours // 24}d {hours % 24:02d}h"
+        return f"{hours}h{minutes_left:02d}m"
+    return f"{hours // 24}d{hours % 24:02d}h"
 
 
 def _first(names: Sequence[str], metrics: Mapping[str, float]) -> str | None:
