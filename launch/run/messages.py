@@ -9,7 +9,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -95,9 +95,10 @@ class _Output(io.TextIOBase):
     def write(self, text: str) -> int:
         self._held = (self._held + text)[-HELD_CHARACTERS:]
         if self._path is not None and self._held:
-            self._path.parent.mkdir(exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(self._held)
+            with suppress(OSError):  # no room for what a library says is no end of a run
+                self._path.parent.mkdir(exist_ok=True)
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(self._held)
             self._held = ""
         return len(text)
 
