@@ -4,12 +4,15 @@ import logging
 import subprocess
 import sys
 import warnings
+from argparse import Namespace
 
 import pytest
 
-from launch import cli
+from actors.jobs.parcel import Parcel
+from launch import cli, submit
+from launch.run import cluster
 from launch.run.messages import FILE, keep_in, libraries_to_file
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, RunError
 
 NOISE = """
 import logging, sys, warnings
@@ -105,3 +108,26 @@ def test_every_job_takes_verbose_and_says_so(capsys):
     assert "--verbose" in capsys.readouterr().out
     assert cli.main(["sft", "--verbose"]) == 2
     assert "needs a configuration file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_a_submitted_job_is_told_of_verbose(verbose):
+    class Api:
+        def put_bytes(self, name, content):
+            pass
+
+        def submit_job(self, *, entrypoint, **_):
+            self.entrypoint = entrypoint
+
+    api, parcel = Api(), Parcel(job="sft", values={"run_dir": "/runs/x"}, variables={})
+    submit._send(api, "x", parcel, Namespace(working_dir=None, verbose=verbose), [])
+    assert api.entrypoint.endswith(".zip --verbose" if verbose else ".zip")
+
+
+def test_a_failed_run_says_where_the_logs_of_actors_are(monkeypatch, caplog):
+    monkeypatch.setattr(cluster, "connect", lambda run, roles: "/tmp/ray/session_x")
+    monkeypatch.setattr(cluster, "disconnect", lambda: None)
+    caplog.set_level(logging.INFO, "launch")
+    with pytest.raises(RunError), cluster.connected(None, {}):
+        raise RunError("policy/0 died")
+    assert "/tmp/ray/session_x/logs" in caplog.text
