@@ -22,7 +22,7 @@ from actors.engines.shared_memory import outlive_actor
 from actors.engines.sleep import EngineSleep
 from actors.engines.spec import EngineSpec, engine_arguments, engine_environment
 from actors.weights.bucket import Bucket
-from rlhf_ray.data.borders import response_text
+from rlhf_ray.data.chat.borders import response_text
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import EnginePart, GenerationRequest, SleepLevel

@@ -14,11 +14,11 @@ import numpy as np
 
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.data.examples.lengths import LengthLimit
 from rlhf_ray.data.job_limits import tokenizer_of
 from rlhf_ray.data.job_rows import JobRows
-from rlhf_ray.data.lengths import LengthLimit
-from rlhf_ray.data.report import RowReport, merged
-from rlhf_ray.data.rows import Numbers
+from rlhf_ray.data.rows.report import RowReport, merged
+from rlhf_ray.data.rows.rows import Numbers
 
 STREAMED_ROWS = 100  # of a stream, and what is read along with them
 

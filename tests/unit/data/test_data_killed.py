@@ -14,7 +14,7 @@ import pytest
 from loads import load_sft
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data import cache
+from rlhf_ray.data.loading import cache
 
 # Loads `rows.jsonl` as a job does; KILLED_AT and it has read so many rows, and is gone.
 JOB = """
@@ -22,7 +22,7 @@ import multiprocessing, os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from chat_families import byte_tokenizer
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data import cache, loading
+from rlhf_ray.data.loading import cache, load as loading
 from loads import load_sft
 
 cache._SMALL_BYTES = 0
