@@ -21,7 +21,8 @@ from rlhf_ray.data.examples.sft import Examples
 from rlhf_ray.data.examples.tokenization import Tokenization
 from rlhf_ray.data.job_limits import most_tokens, prompt_room
 from rlhf_ray.data.loading.load import load
-from rlhf_ray.data.loading.streams import Check, Passes, open_passes, open_stream
+from rlhf_ray.data.loading.passes import Check, Passes
+from rlhf_ray.data.loading.streams import open_passes, open_stream
 from rlhf_ray.data.rows.report import LeftOut, Loaded
 from rlhf_ray.data.rows.rows import Rows
 from rlhf_ray.data.rows.streaming import RowStream

@@ -64,13 +64,14 @@ def checked_object(value: Any, where: str) -> dict[str, Any] | RowError:
     """A value that must be an object; a list of messages is one that has them."""
     if isinstance(value, dict | RowError):
         return value
-    if isinstance(value, list) and value and all(map(_is_message, value)):
+    if isinstance(value, list) and value and all(map(is_message, value)):
         return {"messages": value}
     detail = f'got {type(value).__name__}; a row is an object, such as {{"text": ...}}'
     return RowError(where, "not a JSON object", detail)
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
+    """Whether a value looks like a message: an object that says who speaks."""
     return isinstance(value, dict) and bool({"role", "from"} & value.keys())
 
 

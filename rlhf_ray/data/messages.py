@@ -20,6 +20,8 @@ Text: TypeAlias = str | Messages
 
 # What data sets call the tools that stand beside a chat: OpenAI first and formerly, Toucan.
 TOOLS = ("tools", "functions", "available_tools")
+# Who answers, as most data sets say it: no conversation begins so.
+ASSISTANTS = ("assistant", "gpt", "model")
 # Who speaks, by the names that ShareGPT, OpenAssistant, Llama and OpenAI's older interface use.
 _ROLES = {
     **dict.fromkeys(("system", "developer", "user", "assistant", "tool"), ""),

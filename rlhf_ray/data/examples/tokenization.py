@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.examples.lengths import LengthLimit, longest_token
-from rlhf_ray.data.formats.conversations import refuse_media
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.formats.table import ROW_FORMATS
-from rlhf_ray.data.row import Row
 from rlhf_ray.data.rows.records import RecordKind
 from rlhf_ray.data.rows.rows import Rows
 
@@ -103,38 +100,3 @@ class Tokenization(ABC, Generic[T]):
     def link(self, rows: Rows[T]) -> Rows[T]:
         """The examples of a data set, once all are known."""
         return rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowWork(Generic[T]):
-    """What happens to each row of one data set, on whichever process."""
-
-    format_name: str
-    job: Tokenization[T]
-
-    def __call__(self, row: Row | RowError) -> list[Outcome[T]]:
-        """All examples of a row, what is wrong with one in its place."""
-        return [
-            outcome
-            for sample in _outcomes(self._samples, row)
-            for part in _outcomes(self.job.parts, sample)
-            for outcome in _outcomes(self.job.examples, part)
-        ]
-
-    def _samples(self, row: Row) -> Iterator[Sample | RowError]:
-        refuse_media(row)
-        yield from ROW_FORMATS[self.format_name].samples(row, chat=self.job.chat)
-
-
-def _outcomes(
-    produce: Callable[[S], Iterable[T | RowError]], item: S | RowError
-) -> list[T | RowError]:
-    """What is made of an item, or the error that stands for it."""
-    if isinstance(item, RowError):
-        return [item]
-    made: list[T | RowError] = []
-    try:
-        made.extend(produce(item))
-    except RowError as error:
-        return [error]
-    return made

@@ -76,7 +76,7 @@ class LocalData:
                 "path"
             )
         raise DataError(
-            f"{self.path!r} has no split {split!r}; there: {self._told(self.splits)}. Take one of "
+            f"{self.path!r} has no split {split!r}; there: {self._words(self.splits)}. Take one of "
             "these by `split`, or name files in `path`, by a pattern (`FOLDER/*.jsonl`) where they "
             "are several"
         )
@@ -107,18 +107,18 @@ class LocalData:
             for number, located in itertools.islice(rows, start, max(start, stop)):
                 yield f"{name}:{number}", located
 
-    def taken(self, expression: str) -> str:
+    def describe(self, expression: str) -> str:
         """In words, of which files an expression takes rows, and which are not read."""
         chosen = self.named_by(expression)
         left = {split: files for split, files in self.splits.items() if split not in chosen}
-        words = f"{self.path}: {self._told(chosen, others=False)}"
-        return f"{words}; not read: {self._told(left)}" if left or self.others else words
+        words = f"{self.path}: {self._words(chosen, others=False)}"
+        return f"{words}; not read: {self._words(left)}" if left or self.others else words
 
-    def _told(self, splits: Mapping[str, Sequence[DataFile]], *, others: bool = True) -> str:
-        told = [f"split {split} ({_listed(files)})" for split, files in splits.items()]
+    def _words(self, splits: Mapping[str, Sequence[DataFile]], *, others: bool = True) -> str:
+        words = [f"split {split} ({_listed(files)})" for split, files in splits.items()]
         if others and self.others:
-            told.append(f"no split ({_listed(self.others)})")
-        return ", ".join(told)
+            words.append(f"no split ({_listed(self.others)})")
+        return ", ".join(words)
 
 
 def local_data(path: str) -> LocalData | None:

@@ -84,4 +84,4 @@ def read_rows(
 def log_files(data: LocalData | HubData, split: str) -> None:
     """Say in one line which files of this machine are read, where others are not."""
     if isinstance(data, LocalData) and data.has_names:
-        logger.info("%s", data.taken(split))
+        logger.info("%s", data.describe(split))

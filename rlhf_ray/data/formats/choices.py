@@ -1,78 +1,52 @@
-"""Pairs whose better side is named by a label or by two scores, in the forms that are published.
+"""Pairs whose better side is named by a label, a grade or two scores: made plain pairs of.
 
-Each form is what `columns` of the configuration would say, so a data set that is not among them is
-read by writing that line.
+Each form that is published is what `columns` of the configuration would say, so a data set that is
+not among them is read by writing that line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rlhf_ray.config.data import BetterConfig
+from rlhf_ray.data.columns import resolved
 from rlhf_ray.data.errors import RowError, UnusableRow, short
 from rlhf_ray.data.formats import fields
-from rlhf_ray.data.formats.example_formats import ALPACA
-from rlhf_ray.data.formats.helpsteer import with_turns
-from rlhf_ray.data.formats.pairs import (
-    read_alpaca_pairs,
-    read_implicit_prompt,
-    read_preference,
-)
-from rlhf_ray.data.formats.row_format import RowFormat
-from rlhf_ray.data.formats.samples import Sample
+from rlhf_ray.data.formats.row_format import is_list_of
 from rlhf_ray.data.json_values import unfolded
-from rlhf_ray.data.row import Row
+from rlhf_ray.data.messages import Messages, is_written_chat
+from rlhf_ray.data.row import Columns, Row
 
-_STRENGTHS = {"a": [-3, -2, -1], "b": [1, 2, 3], "tie": 0}
+ARENA_TEXTS = ("prompt", "response_a", "response_b")
+ARENA_WINNER = BetterConfig(
+    column="winner", a="model_a", b="model_b", tie=["tie", "tie (bothbad)", "bothbad", "both_bad"]
+)
+ARENA_FLAGS = {"winner_model_a": "a", "winner_model_b": "b", "winner_tie": "tie"}
 
 
-def read_choice(row: Row) -> Iterator[Sample | RowError]:
+def by_label(row: Row) -> Row:
     """`a` and `b`, and which of them is `better`: `a`, `b` or `tie`."""
     match fields.column(row, "better"):
-        case "a":
-            yield from _ordered(row, "a", "b")
-        case "b":
-            yield from _ordered(row, "b", "a")
+        case "a" | "b" as better:
+            return _ordered(row, better)
         case "tie":
-            yield from _ordered(row, "a", "b", scores=(0, 0))
+            return _ordered(row, "a", scores=(0, 0))
         case other:
             detail = f"column 'better' must say a, b or tie, got {short(other)}"
             raise RowError(row.where, "unknown label", detail)
 
 
-def read_scored_choice(row: Row) -> Iterator[Sample | RowError]:
+def by_scores(row: Row) -> Row:
     """`a` and `b` with `score_a` and `score_b`; the higher is better, equal ones are a tie."""
-    scores = fields.number(row, "score_a"), fields.number(row, "score_b")
-    if scores[0] >= scores[1]:
-        yield from _ordered(row, "a", "b", scores=scores)
-    else:
-        yield from _ordered(row, "b", "a", scores=(scores[1], scores[0]))
+    score_a, score_b = fields.number(row, "score_a"), fields.number(row, "score_b")
+    if score_a >= score_b:
+        return _ordered(row, "a", scores=(score_a, score_b))
+    return _ordered(row, "b", scores=(score_b, score_a))
 
 
-def read_summaries(row: Row) -> Iterator[Sample | RowError]:
-    """Two summaries of a Reddit post or a news article (arXiv 2009.01325, appendix B.5).
-
-    The prompt is the query of that paper, behind which the summaries' own space belongs.
-    """
-    info = unfolded(fields.column(row, "info"))
-    if not isinstance(info, dict):
-        detail = f"column 'info' must be an object with `post` or `article`, got {short(info)}"
-        raise RowError(row.where, "wrong type", detail)
-    said = {name: str(info.get(name) or "") for name in ("subreddit", "title", "post", "article")}
-    if not (said["post"] or said["article"]).strip():
-        raise UnusableRow(row.where, "empty prompt", "`info` has neither `post` nor `article`")
-    query = f"{said['article']}\n\nTL;DR:"
-    if said["post"]:
-        query = (
-            f"SUBREDDIT: r/{said['subreddit']}\n\nTITLE: {said['title']}\n\n"
-            f"POST: {said['post']}\n\nTL;DR:"
-        )
-    yield from read_choice(replace(row, columns={**row.columns, "prompt": query}))
-
-
-def read_graded_choice(row: Row) -> Iterator[Sample | RowError]:
+def by_grade(row: Row) -> Row:
     """`a` and `b`, and a `preference` from 1, which is for `a`, to 2, which is for `b`.
 
     AlpacaEval's annotators say in between how sure they are; 1.5 is a tie, as 0 is.
@@ -83,134 +57,118 @@ def read_graded_choice(row: Row) -> Iterator[Sample | RowError]:
         detail = f"column {name!r} must be from 1 to 2, or 0 for a tie, got {preference:g}"
         raise RowError(row.where, "unknown label", detail)
     better = "tie" if preference in (0, 1.5) else "a" if preference < 1.5 else "b"
-    yield from read_choice(replace(row, columns={**row.columns, "better": better}))
+    return by_label(_with(row, better=better))
 
 
-def read_helpsteer_choice(row: Row) -> Iterator[Sample | RowError]:
-    """The same as `read_choice`, with turns in the prompt as HelpSteer writes them."""
-    yield from read_choice(with_turns(row))
+def of_summaries(row: Row) -> Row:
+    """Two summaries of a Reddit post or a news article (arXiv 2009.01325, appendix B.5).
+
+    The prompt is the query of that paper, behind which the summaries' own space belongs.
+    """
+    info = unfolded(fields.column(row, "info"))
+    if not isinstance(info, dict):
+        detail = f"column 'info' must be an object with `post` or `article`, got {short(info)}"
+        raise RowError(row.where, "wrong type", detail)
+    subreddit, title, post, article = (
+        str(info.get(name) or "") for name in ("subreddit", "title", "post", "article")
+    )
+    if not (post or article).strip():
+        raise UnusableRow(row.where, "empty prompt", "`info` has neither `post` nor `article`")
+    query = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}" if post else article
+    return by_label(_with(row, prompt=f"{query}\n\nTL;DR:"))
 
 
-def _ordered(
-    row: Row, better: str, worse: str, *, scores: tuple[float, float] | None = None
-) -> Iterator[Sample]:
-    """The pair with the better answer first, read as the row's prompt wants it."""
-    sides = {"chosen": fields.column(row, better), "rejected": fields.column(row, worse)}
-    columns = {**row.columns, **sides}
-    for side, score in zip(("chosen", "rejected"), scores or (None, None), strict=True):
+def of_arena_texts(row: Row) -> Row:
+    """`prompt`, `response_a` and `response_b`, and the winner: as a label, or one of three flags.
+
+    Each may be a list with a text a turn of the user's, or its JSON text. Without a winner `winner`
+    is empty then: the prompt is all that the row says.
+    """
+    sides = {side: f"response_{side}" for side in "ab"}
+    columns = row.columns | {side: fields.column(row, name) for side, name in sides.items()}
+    names = {**row.names, **{side: row.called(name) for side, name in sides.items()}}
+    if _has_lists(row.columns):
+        del columns["prompt"]
+        columns |= _chats(row)
+    winner = _winner(row)
+    columns |= {"better": winner or "tie", "winner": winner}
+    return by_label(replace(row, columns=columns, names=names))
+
+
+def hold_turn_lists(columns: Columns, names: Sequence[str] = ARENA_TEXTS) -> bool:
+    """Whether all of these columns are lists of as many texts, or the JSON text of such lists."""
+    lists = [unfolded(columns.get(name)) for name in names]
+    return all(map(_is_list_of_texts, lists)) and len({len(turns) for turns in lists}) == 1
+
+
+def _ordered(row: Row, better: str, *, scores: tuple[float, float] | None = None) -> Row:
+    """The row with the better answer as `chosen`."""
+    sides = {"chosen": better, "rejected": "b" if better == "a" else "a"}
+    columns = {side: fields.column(row, theirs) for side, theirs in sides.items()}
+    for side, score in zip(sides, scores or (None, None), strict=True):
         columns[f"score_{side}"] = score
-    called = {"chosen": row.called(better), "rejected": row.called(worse)}
-    pair = replace(row, columns=columns, names={**row.names, **called})
-    if "prompt" in columns:
-        yield from read_preference(pair)
-    elif "instruction" in columns:
-        yield from read_alpaca_pairs(pair)
-    else:
-        yield from read_implicit_prompt(pair)
+    names = {side: row.called(theirs) for side, theirs in sides.items()}
+    return _with(replace(row, names={**row.names, **names}), **columns)
 
 
-def _better(column: str | list[str], **labels: Any) -> BetterConfig:
-    return BetterConfig(column=column, **labels)
+def _with(row: Row, **columns: Any) -> Row:
+    return replace(row, columns={**row.columns, **columns})
 
 
-CHOICE_FORMATS = (
-    # Published pairs whose better side is named by a label.
-    RowFormat(
-        name="pku_saferlhf",
-        kind="preferences",
-        columns=("prompt", "response_0", "response_1", "better_response_id"),
-        names={"a": "response_0", "b": "response_1", "better": _better("better_response_id", a=0,
-               b=1)},
-        read=read_choice,
-        note="better_response_id (helpfulness) says which answer is better; for safety set "
-        "data.columns: {a: response_0, b: response_1, better: {column: safer_response_id, a: 0, "
-        "b: 1}}",
-    ),
-    RowFormat(
-        name="shp",
-        kind="preferences",
-        columns=("history", "human_ref_A", "human_ref_B", "labels"),
-        names={"prompt": "history", "a": "human_ref_A", "b": "human_ref_B",
-               "better": _better("labels", a=1, b=0)},
-        read=read_choice,
-        prompt_columns=("history",),
-    ),
-    RowFormat(
-        name="helpsteer3",
-        kind="preferences",
-        columns=("context", "response1", "response2", "overall_preference"),
-        names={"prompt": "context", "a": "response1", "b": "response2",
-               "better": _better("overall_preference", **_STRENGTHS)},
-        read=read_choice,
-        prompt_columns=("context",),
-    ),
-    RowFormat(
-        name="helpsteer2_preference",
-        kind="preferences",
-        columns=("prompt", "response_1", "response_2", "preference_strength"),
-        names={"a": "response_1", "b": "response_2",
-               "better": _better("preference_strength", **_STRENGTHS)},
-        read=read_helpsteer_choice,
-        reads_prompt=True,
-    ),
-    RowFormat(
-        name="webgpt",
-        kind="preferences",
-        columns=("question", "answer_0", "answer_1", "score_0", "score_1"),
-        fits=lambda columns: isinstance(unfolded(columns["question"]), dict),
-        names={"prompt": "question.full_text", "a": "answer_0", "b": "answer_1",
-               "score_a": "score_0", "score_b": "score_1"},
-        read=read_scored_choice,
-        prompt_columns=("question",),
-    ),
-    RowFormat(
-        name="summarize_feedback",
-        kind="preferences",
-        columns=("info", "summaries", "choice"),
-        names={"a": "summaries.0.text", "b": "summaries.1.text",
-               "better": _better("choice", a=0, b=1)},
-        read=read_summaries,
-        prompt_columns=("info",),
-    ),
-    RowFormat(
-        name="alpaca_farm",
-        kind="preferences",
-        columns=("instruction", "output_1", "output_2", "preference"),
-        names={"a": "output_1", "b": "output_2"},
-        read=read_graded_choice,
-        prompt_columns=ALPACA,
-    ),
-    RowFormat(
-        name="llmbar",
-        kind="preferences",
-        columns=("input", "output_1", "output_2", "label"),
-        names={"prompt": "input", "a": "output_1", "b": "output_2",
-               "better": _better("label", a=1, b=2)},
-        read=read_choice,
-        prompt_columns=("input",),
-    ),
-    RowFormat(
-        name="pandalm",
-        kind="preferences",
-        columns=("instruction", "response1", "response2", "annotator1"),
-        names={"a": "response1", "b": "response2", "better": _better(
-               ["annotator1", "annotator2", "annotator3"], a=1, b=2, tie=0)},
-        read=read_choice,
-        prompt_columns=ALPACA,
-    ),
-    # The same, as data.columns names them.
-    RowFormat(
-        name="choice",
-        kind="preferences",
-        columns=("a", "b", "better"),
-        read=read_choice,
-        prompt_columns=("prompt", *ALPACA),
-    ),
-    RowFormat(
-        name="scored_choice",
-        kind="preferences",
-        columns=("a", "b", "score_a", "score_b"),
-        read=read_scored_choice,
-        prompt_columns=("prompt", *ALPACA),
-    ),
-)  # fmt: skip
+def _is_list_of_texts(value: Any) -> bool:
+    return is_list_of(value, lambda turn: turn is None or isinstance(turn, str))
+
+
+def _has_lists(columns: Columns) -> bool:
+    """Whether a row has lists of turns, well formed or not; an answer alone may be a text in JSON.
+
+    A prompt that begins like a list is a broken one where an answer is one.
+    """
+    prompt = columns.get("prompt")
+    if _is_list_of_texts(prompt):
+        return True
+    is_broken = isinstance(prompt, str) and prompt.startswith("[") and not is_written_chat(prompt)
+    return is_broken and any(_is_list_of_texts(columns[name]) for name in ARENA_TEXTS[1:])
+
+
+def _chats(row: Row) -> Mapping[str, Messages]:
+    """Both conversations, by side; what is null in the lists was left empty.
+
+    Raises:
+        RowError: A column is no such list, or they have not as many turns.
+    """
+    asked, *answered = (_listed_texts(row, name) for name in ARENA_TEXTS)
+    if {len(texts) for texts in answered} != {len(asked)}:
+        lengths = f"{len(answered[0])} and {len(answered[1])} in answers"
+        detail = f"{len(asked)} turns in {row.called('prompt')!r}, {lengths}"
+        raise RowError(row.where, "wrong number of turns", detail)
+    return {
+        side: [
+            {"role": role, "content": text}
+            for turn in zip(asked, answers, strict=True)
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        for side, answers in zip("ab", answered, strict=True)
+    }
+
+
+def _listed_texts(row: Row, name: str) -> list[str]:
+    value = fields.column(row, name)
+    if not _is_list_of_texts(value):
+        wanted = f"column {row.called(name)!r} must be a list of texts, as the others are, or its"
+        raise RowError(row.where, "wrong type", f"{wanted} JSON text, got {short(value)}")
+    return [fields.checked_text(row, name, turn or "") for turn in unfolded(value)]
+
+
+def _winner(row: Row) -> str:
+    """`a`, `b` or `tie`; empty where the row names no winner."""
+    if "winner" in row.columns:
+        return str(resolved(row.columns, {"better": ARENA_WINNER}, row.where)["better"])
+    if not ARENA_FLAGS.keys() & row.columns.keys():
+        return ""
+    won = [side for name, side in ARENA_FLAGS.items() if fields.truth(row, name)]
+    if len(won) != 1:
+        names = ", ".join(ARENA_FLAGS)
+        detail = f"one of {names} must be 1, and the others 0, got {len(won)} of them"
+        raise RowError(row.where, "unknown label", detail)
+    return won[0]

@@ -5,8 +5,6 @@ A row is a chat in every job if anything in it is: messages, a system's text, or
 
 from __future__ import annotations
 
-import functools
-import re
 from typing import Any
 
 from rlhf_ray.data.errors import RowError, short
@@ -28,50 +26,6 @@ _CHATS = ("messages", "conversations", "completion", "chosen", "rejected", "answ
 _SYSTEM = ("system", "developer")
 # What data sets call the system's text that stands beside a chat; OpenOrca the second.
 _SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
-_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-# What a text says where a picture belongs, and names of the column that then holds it.
-_PLACEHOLDER = re.compile(r"<(image|video|audio)>")
-_MEDIA_WORDS = {*_MEDIA, "img", "imgs", "picture", "pictures", "photo", "photos", "sound", "wav"}
-
-
-def refuse_media(row: Row) -> None:
-    """Refuse a row with pictures or sound, which would be trained as the words that stand for them.
-
-    Raises:
-        RowError: It has some.
-    """
-    for name, value in row.columns.items():
-        if not _may_be_media(name) or _is_empty(value):
-            continue
-        if name in _MEDIA or _has_placeholder(row):
-            detail = f"column {name!r}; rows without them, or with an empty column, are taken"
-            raise RowError(row.where, "images, video and audio are not supported", detail)
-
-
-@functools.lru_cache(maxsize=1024)
-def _may_be_media(name: str) -> bool:
-    return not _MEDIA_WORDS.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
-
-
-def _is_empty(value: Any) -> bool:
-    """Whether a value holds nothing at any depth, as nulls that Arrow fills in."""
-    if isinstance(value, dict):
-        return all(map(_is_empty, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_empty, value))
-    return value is None or (isinstance(value, str | bytes) and not value)
-
-
-def _has_placeholder(row: Row) -> bool:
-    """Whether some text of the row says that a picture belongs there."""
-    pending: list[Any] = [*row.columns.values()]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, str) and _PLACEHOLDER.search(value):
-            return True
-        if isinstance(value, list | dict):
-            pending += value.values() if isinstance(value, dict) else value
-    return False
 
 
 def system_turn(row: Row) -> Messages:
@@ -152,6 +106,48 @@ def split(row: Row, prompt: Messages, conversation: Messages) -> tuple[Messages,
         "format that has no prompt (data.format: implicit_prompt, messages)"
     )
     raise RowError(row.where, "two prompts that differ", detail)
+
+
+def alpaca_prompt(row: Row) -> Messages:
+    """System text, the turns before, and the instruction with its input below it.
+
+    Raises:
+        RowError: A part has the wrong type.
+    """
+    parts = [fields.string(row, "instruction"), fields.optional_string(row, "input")]
+    asked = "\n".join(part for part in parts if part.strip())
+    chat = system_turn(row)
+    history = unfolded(row.columns.get("history"))
+    for turn in fields.items(row, "history") if history else []:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise RowError(row.where, "wrong type", "'history' must hold [question, answer] pairs")
+        for role, text in zip(("user", "assistant"), turn, strict=True):
+            content = fields.checked_text(row, "history", text)
+            chat.append({"role": role, "content": content})
+    return [*chat, {"role": "user", "content": asked}]
+
+
+def aligned(row: Row, prompt: Text, answer: Text) -> tuple[Text, Text]:
+    """Prompt and answer both as text, or both as messages.
+
+    An answer that is a whole conversation has the prompt in it as well. A text goes on with a turn
+    of the assistant that the prompt has begun.
+
+    Raises:
+        RowError: The answer is not the assistant's, or prompt and conversation differ.
+    """
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return prompt, answer
+    chat, turns = as_chat(prompt, "user"), as_chat(answer, "assistant")
+    if turns[0]["role"] != "assistant":
+        chat, turns = split(row, chat, turns)
+    elif chat[-1]["role"] == "assistant" and not isinstance(answer, str):
+        detail = "prompt and answer are two turns of the assistant; to go on with one, give a text"
+        raise RowError(row.where, "roles out of order", detail)
+    if not turns or turns[-1]["role"] != "assistant":
+        detail = f"an answer ends with the {(turns or chat)[-1]['role']}'s turn"
+        raise RowError(row.where, "roles out of order", f"{detail}, not with the assistant's")
+    return chat, turns
 
 
 def _conversation(row: Row) -> Messages:

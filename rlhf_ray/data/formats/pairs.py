@@ -1,4 +1,4 @@
-"""Row formats with preferences: pairs in all their forms, rankings, and trees of replies."""
+"""Preferences of two answers: pairs in all their forms."""
 
 from __future__ import annotations
 
@@ -6,29 +6,49 @@ import itertools
 import operator
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from rlhf_ray.config.data import BetterConfig
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.formats import fields
-from rlhf_ray.data.formats.conversations import read_prompt_column, split, with_system
-from rlhf_ray.data.formats.plain import aligned, alpaca_prompt
+from rlhf_ray.data.formats import choices, fields
+from rlhf_ray.data.formats.conversations import (
+    aligned,
+    alpaca_prompt,
+    read_prompt_column,
+    split,
+    with_system,
+)
+from rlhf_ray.data.formats.dialogues import (
+    ASSISTANT_TURN,
+    OPENING,
+    begins_a_conversation,
+    turns_of,
+    with_helpsteer_turns,
+)
+from rlhf_ray.data.formats.row_format import ALPACA, Fits, RowFormat
 from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.formats.transcripts import turns_of
 from rlhf_ray.data.json_values import unfolded
-from rlhf_ray.data.messages import Messages, Text, as_chat, is_written_chat
-from rlhf_ray.data.row import Row
+from rlhf_ray.data.messages import Messages, Text, as_chat
+from rlhf_ray.data.row import Columns, Row
 
 _SIDES = ("chosen", "rejected")
 # What the scores of both sides are called, if the row has them.
 _SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
-_ASSISTANT = "\n\nAssistant:"
-# What opens an answer in a text that holds a conversation: HH's, Alpaca's, templates' own marks.
-_OPENING = re.compile(
-    r"(?:^|\n)(?:### *)?(?:Assistant|ASSISTANT|Response|AI|Bot) *:"
-    r"|<\|im_start\|>assistant\n|<\|assistant\|>\n?|\[/INST\]|<start_of_turn>model\n"
-    r"|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n|<\|Assistant\|>|<｜Assistant｜>"
-)
-_ANSWERING = ("assistant", "gpt", "model")
+
+
+def read_pair(row: Row) -> Iterator[Sample]:
+    """`chosen` and `rejected`, read as the row's prompt wants it."""
+    if "prompt" in row.columns:
+        return read_preference(row)
+    return (read_alpaca_pairs if "instruction" in row.columns else read_implicit_prompt)(row)
+
+
+def read_arena_pair(row: Row) -> Iterator[Sample]:
+    """The same, of a `winner`; a prompt alone where there is none."""
+    for sample in read_pair(row):
+        yield sample if row.columns["winner"] else replace(sample, answers_K=())
 
 
 def read_preference(row: Row) -> Iterator[Sample]:
@@ -43,20 +63,6 @@ def read_preference(row: Row) -> Iterator[Sample]:
         yield _pair(row, with_system(row, prompt + later), better, worse)
     else:
         yield _pair(row, read_prompt_column(row), chosen, rejected)
-
-
-def begins_a_conversation(value: Any) -> bool:
-    """Whether a value is a conversation from its beginning, or a text with turns of an assistant.
-
-    An answer alone is neither: what two answers begin with alike is not what was asked.
-    """
-    if isinstance(value, str):
-        if not is_written_chat(value):
-            return _OPENING.search(value) is not None
-        value = unfolded(value)
-    first = value[0] if isinstance(value, list) and value else None
-    speaker = first.get("role", first.get("from")) if isinstance(first, dict) else "assistant"
-    return speaker not in _ANSWERING
 
 
 def read_implicit_prompt(row: Row) -> Iterator[Sample]:
@@ -86,8 +92,8 @@ def read_hh(row: Row) -> Iterator[Sample]:
     for transcript in (chosen, rejected):
         turns_of(row, transcript)  # to be sure that it is one
     shared = chosen[: _num_alike(chosen, rejected)]
-    border = shared.rfind(_ASSISTANT) + len(_ASSISTANT)
-    if border < len(_ASSISTANT):
+    border = shared.rfind(ASSISTANT_TURN) + len(ASSISTANT_TURN)
+    if border < len(ASSISTANT_TURN):
         raise _no_common_prompt(row)
     yield _pair(row, chosen[:border], chosen[border:], rejected[border:])
 
@@ -127,7 +133,7 @@ def read_alpaca_outputs(row: Row) -> Iterator[Sample]:
 def _without_shared(row: Row, chosen: Text, rejected: Text) -> tuple[Any, Any, Any]:
     """What two texts with turns or two conversations begin with alike, and how each goes on."""
     if isinstance(chosen, str) and isinstance(rejected, str):
-        openings = _OPENING.finditer(chosen[: _num_alike(chosen, rejected)])
+        openings = OPENING.finditer(chosen[: _num_alike(chosen, rejected)])
         num_shared = max((opening.end() for opening in openings), default=0)
     elif isinstance(chosen, list) and isinstance(rejected, list):
         num_shared = _num_shared_messages(chosen, rejected)
@@ -170,11 +176,11 @@ def _pair(row: Row, prompt: Text, chosen: Text, rejected: Text) -> Sample:
             f"{margin:g}: swap the answers"
         )
         raise RowError(row.where, "negative margin", detail)
-    return Sample(
-        sample_id=row.row_id,
-        where=row.where,
-        prompt=prompt_text,
-        answers_K=(better, worse),
+    return Sample.of(
+        row,
+        prompt_text,
+        better,
+        worse,
         levels_K=tuple(fields.number(row, name) for name in names),
         truncated_K=tuple(fields.optional_truth(row, f"truncated_{side}") for side in _SIDES),
         margin=margin,
@@ -209,3 +215,140 @@ def _num_shared_characters(chosen: str, rejected: str) -> int:
         return len(chosen.rstrip().rpartition(" ")[0])
     shared = chosen[: _num_alike(chosen, rejected)]
     return max((match.start() for match in re.finditer(r"\s+", shared)), default=0)
+
+
+def _hold_whole(columns: Columns) -> bool:
+    """Both answers are conversations from their beginning, or transcripts with turns."""
+    return all(begins_a_conversation(columns[side]) for side in _SIDES)
+
+
+def _are_transcripts(columns: Columns) -> bool:
+    return all(ASSISTANT_TURN in str(columns[side]) for side in _SIDES)
+
+
+def _is_object(name: str) -> Fits:
+    return lambda columns: isinstance(unfolded(columns[name]), dict)
+
+
+_format = partial(RowFormat, kind="preferences")
+_STRENGTHS = {"a": [-3, -2, -1], "b": [1, 2, 3], "tie": 0}
+# Published pairs whose better side is named by a label, and the same as data.columns names them.
+CHOICE_FORMATS = (
+    _format(
+        name="arena", columns=("conversation_a", "conversation_b", "winner"), prompt_columns=(),
+        names={"a": "conversation_a", "b": "conversation_b", "better": choices.ARENA_WINNER},
+        prepare=choices.by_label, read=read_pair,
+    ),
+    _format(
+        name="arena_texts", columns=choices.ARENA_TEXTS, reads_prompt=True,
+        fits=lambda columns: bool({"winner", *choices.ARENA_FLAGS} & columns.keys())
+        or choices.hold_turn_lists(columns),
+        prepare=choices.of_arena_texts, read=read_arena_pair,
+    ),
+    _format(
+        name="pku_saferlhf", columns=("prompt", "response_0", "response_1", "better_response_id"),
+        names={"a": "response_0", "b": "response_1",
+               "better": BetterConfig(column="better_response_id", a=0, b=1)},
+        prepare=choices.by_label, read=read_pair,
+        note="better_response_id (helpfulness) says which answer is better; for safety set "
+        "data.columns: {a: response_0, b: response_1, better: {column: safer_response_id, a: 0, "
+        "b: 1}}",
+    ),
+    _format(
+        name="shp", columns=("history", "human_ref_A", "human_ref_B", "labels"),
+        names={"prompt": "history", "a": "human_ref_A", "b": "human_ref_B",
+               "better": BetterConfig(column="labels", a=1, b=0)},
+        prepare=choices.by_label, read=read_pair, prompt_columns=("history",),
+    ),
+    _format(
+        name="helpsteer3", columns=("context", "response1", "response2", "overall_preference"),
+        names={"prompt": "context", "a": "response1", "b": "response2",
+               "better": BetterConfig(column="overall_preference", **_STRENGTHS)},
+        prepare=choices.by_label, read=read_pair, prompt_columns=("context",),
+    ),
+    _format(
+        name="helpsteer2_preference",
+        columns=("prompt", "response_1", "response_2", "preference_strength"),
+        names={"a": "response_1", "b": "response_2",
+               "better": BetterConfig(column="preference_strength", **_STRENGTHS)},
+        prepare=lambda row: choices.by_label(with_helpsteer_turns(row)), read=read_pair,
+        reads_prompt=True,
+    ),
+    _format(
+        name="webgpt", columns=("question", "answer_0", "answer_1", "score_0", "score_1"),
+        fits=_is_object("question"),
+        names={"prompt": "question.full_text", "a": "answer_0", "b": "answer_1",
+               "score_a": "score_0", "score_b": "score_1"},
+        prepare=choices.by_scores, read=read_pair, prompt_columns=("question",),
+    ),
+    _format(
+        name="summarize_feedback", columns=("info", "summaries", "choice"),
+        names={"a": "summaries.0.text", "b": "summaries.1.text",
+               "better": BetterConfig(column="choice", a=0, b=1)},
+        prepare=choices.of_summaries, read=read_pair, prompt_columns=("info",),
+    ),
+    _format(
+        name="alpaca_farm", columns=("instruction", "output_1", "output_2", "preference"),
+        names={"a": "output_1", "b": "output_2"},
+        prepare=choices.by_grade, read=read_pair, prompt_columns=ALPACA,
+    ),
+    _format(
+        name="llmbar", columns=("input", "output_1", "output_2", "label"),
+        names={"prompt": "input", "a": "output_1", "b": "output_2",
+               "better": BetterConfig(column="label", a=1, b=2)},
+        prepare=choices.by_label, read=read_pair, prompt_columns=("input",),
+    ),
+    _format(
+        name="pandalm", columns=("instruction", "response1", "response2", "annotator1"),
+        names={"a": "response1", "b": "response2", "better": BetterConfig(
+               column=["annotator1", "annotator2", "annotator3"], a=1, b=2, tie=0)},
+        prepare=choices.by_label, read=read_pair, prompt_columns=ALPACA,
+    ),
+    _format(
+        name="choice", columns=("a", "b", "better"), prompt_columns=("prompt", *ALPACA),
+        prepare=choices.by_label, read=read_pair,
+    ),
+    _format(
+        name="scored_choice", columns=("a", "b", "score_a", "score_b"),
+        prompt_columns=("prompt", *ALPACA), prepare=choices.by_scores, read=read_pair,
+    ),
+)  # fmt: skip
+PAIR_FORMATS = (
+    _format(name="preference", columns=("prompt", *_SIDES), read=read_preference),
+    _format(
+        name="openai_preference", columns=("input", "preferred_output", "non_preferred_output"),
+        fits=_is_object("input"), read=read_preference, prompt_columns=("input",),
+        names={"prompt": "input.messages", "tools": "input.tools", "chosen": "preferred_output",
+               "rejected": "non_preferred_output"},
+    ),
+    _format(
+        name="message_pairs", columns=("chosen_messages", "rejected_messages"),
+        names={"chosen": "chosen_messages", "rejected": "rejected_messages"},
+        read=read_implicit_prompt, prompt_columns=(),
+    ),
+    _format(
+        name="sharegpt_pairs", columns=("conversations", *_SIDES), read=read_sharegpt_pairs,
+        prompt_columns=("conversations",),
+    ),
+    _format(
+        name="alpaca_pairs", columns=("instruction", *_SIDES), read=read_alpaca_pairs,
+        prompt_columns=ALPACA,
+    ),
+    _format(
+        name="alpaca_outputs", columns=("instruction", "output"), read=read_alpaca_outputs,
+        fits=lambda columns: isinstance(columns["output"], list) and len(columns["output"]) == 2,
+        prompt_columns=ALPACA,
+    ),
+    _format(
+        name="hh", columns=_SIDES, fits=_are_transcripts, read=read_hh, read_chat=read_hh_chat,
+        prompt_columns=(),
+    ),
+    _format(
+        name="implicit_prompt", columns=_SIDES, fits=_hold_whole, read=read_implicit_prompt,
+        prompt_columns=(),
+    ),
+    _format(  # only where the configuration says so
+        name="common_beginning", columns=_SIDES, fits=lambda columns: False,
+        read=read_common_beginning, prompt_columns=(),
+    ),
+)  # fmt: skip

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from rlhf_ray.data.errors import RowError, UnusableRow
 from rlhf_ray.data.formats import fields
-from rlhf_ray.data.formats.conversations import read_prompt_column
-from rlhf_ray.data.formats.plain import aligned
+from rlhf_ray.data.formats.conversations import aligned, read_prompt_column
+from rlhf_ray.data.formats.dialogues import with_helpsteer_turns
+from rlhf_ray.data.formats.row_format import Grouping, RowFormat, lists_objects
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.json_values import unfolded
 from rlhf_ray.data.nearest import listed
-from rlhf_ray.data.row import Row
+from rlhf_ray.data.row import Columns, Row
 
 # What an answer that is an object may call its text, its rank and its score.
 _OWN_KEYS = {
@@ -60,13 +61,8 @@ def _ranking(row: Row) -> Sample:
     order = sorted(range(len(levels)), key=lambda index: -levels[index]) or range(len(answers))
     prompt = read_prompt_column(row)
     kept = [aligned(row, prompt, answers[index]) for index in order]
-    return Sample(
-        sample_id=row.row_id,
-        where=row.where,
-        prompt=kept[0][0],
-        answers_K=tuple(answer for _, answer in kept),
-        levels_K=tuple(sorted(levels, reverse=True)),
-    )
+    levels_K = tuple(sorted(levels, reverse=True))
+    return Sample.of(row, kept[0][0], *(answer for _, answer in kept), levels_K=levels_K)
 
 
 def _numbers_of_answers(row: Row) -> str:
@@ -128,3 +124,35 @@ def _with_own_levels(row: Row) -> Row:
         wanted = f"an answer that is an object must have {known}, or role and content"
         raise RowError(row.where, "wrong type", f"{wanted}, got {listed(answers[0])}")
     return replace(row, columns=columns, names=names)
+
+
+def _listed(group: list[Row]) -> Row:
+    """Every column but the prompt as the list of its values."""
+    names = dict.fromkeys(name for row in group for name in row.columns)
+    values: Columns = {name: [row.columns.get(name) for row in group] for name in names}
+    return replace(group[0], columns={**values, "prompt": group[0].columns.get("prompt")})
+
+
+RANKING_FORMATS = (
+    RowFormat(
+        name="ultrafeedback", kind="preferences", columns=("instruction", "completions"),
+        fits=lambda columns: unfolded(columns["completions"]) == []
+        or lists_objects("completions", "response")(columns),
+        names={"prompt": "instruction", "answers": "completions"},
+        read=read_scored_ranking, prompt_columns=("instruction",),
+    ),
+    RowFormat(
+        name="helpsteer", kind="preferences", columns=("prompt", "response", "helpfulness"),
+        group=Grouping(key="prompt", join=_listed),
+        names={"answers": "response", "scores": "helpfulness"},
+        prepare=with_helpsteer_turns, read=read_ranking, reads_prompt=True,
+    ),
+    RowFormat(
+        name="stack_exchange", kind="preferences", columns=("question", "answers"),
+        fits=lists_objects("answers", "text", "pm_score"), names={"prompt": "question"},
+        read=read_scored_ranking, prompt_columns=("question",),
+    ),
+    RowFormat(
+        name="ranking", kind="preferences", columns=("prompt", "answers"), read=read_ranking,
+    ),
+)  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.formats import fields
 from rlhf_ray.data.formats.advice import advice
-from rlhf_ray.data.formats.arena import hold_turn_lists
+from rlhf_ray.data.formats.choices import hold_turn_lists
 from rlhf_ray.data.formats.row_format import Kind, RowFormat
 from rlhf_ray.data.formats.table import ROW_FORMATS
 from rlhf_ray.data.nearest import quoted
@@ -89,7 +89,7 @@ def _refuse_turn_lists(row: Row, taken: RowFormat) -> None:
         )
 
 
-def check_own_names(row: Row, kinds: Collection[Kind]) -> None:
+def check_names(row: Row, kinds: Collection[Kind]) -> None:
     """Refuse names of the configuration that nothing reads, where one that is read lies near.
 
     Args:

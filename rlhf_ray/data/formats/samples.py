@@ -6,10 +6,11 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from rlhf_ray.data.errors import RowError, UnusableRow
 from rlhf_ray.data.messages import Messages, Text, as_chat
+from rlhf_ray.data.row import Row
 
 _MOST_ANSWERS = 256  # of one prompt: 32,640 pairs
 
@@ -45,6 +46,13 @@ class Sample:
     margin: float | None = None
     desirable: bool | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: Row, prompt: Text | None, *answers_K: Text, **more: Any) -> Self:
+        """What a row says, given its prompt and answers."""
+        return cls(
+            sample_id=row.row_id, where=row.where, prompt=prompt, answers_K=answers_K, **more
+        )
 
     @property
     def num_characters(self) -> int:

@@ -10,10 +10,11 @@ from typing import Any
 from rlhf_ray.data.errors import RowError, UnusableRow, short
 from rlhf_ray.data.formats import fields
 from rlhf_ray.data.formats.conversations import with_system
+from rlhf_ray.data.formats.row_format import Grouping, RowFormat
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.json_values import unfolded
 from rlhf_ray.data.messages import Messages
-from rlhf_ray.data.row import Row
+from rlhf_ray.data.row import Columns, Row
 
 _TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 
@@ -55,12 +56,6 @@ def read_oasst_tree(row: Row) -> Iterator[Sample | RowError]:
         yield UnusableRow(row.where, "no ranked replies")
 
 
-def read_oasst_message(row: Row) -> Iterator[Sample | RowError]:
-    """A tree whose root is the row itself."""
-    root = {**row.columns, "replies": unfolded(row.columns["replies"])}
-    yield from read_oasst_tree(replace(row, columns={**row.columns, "prompt": root}))
-
-
 def _tree_message(row: Row, node: Any) -> dict[str, str]:
     if not isinstance(node, dict) or str(node.get("role")) not in _TREE_ROLES:
         wanted = f"a node{_tree_place(node)} must be an object with `role` prompter or assistant"
@@ -97,3 +92,59 @@ def _tree_place(node: Any) -> str:
     """Which message of a tree it is, where it has a name."""
     name = node.get("message_id") if isinstance(node, dict) else None
     return " of a tree" if name is None else f" of a tree (message_id {short(name)})"
+
+
+def _rooted(row: Row) -> Row:
+    """The row with the tree whose root it is itself as its prompt."""
+    root = {**row.columns, "replies": unfolded(row.columns["replies"])}
+    return replace(row, columns={**row.columns, "prompt": root})
+
+
+def _joined(group: list[Row]) -> Row:
+    """The messages of a tree as the tree that their `parent_id` makes.
+
+    Raises:
+        RowError: There is not one root that all others hang on.
+    """
+    nodes = {str(row.columns.get("message_id")): {**row.columns, "replies": []} for row in group}
+    roots = []
+    for row in group:
+        node = nodes[str(row.columns.get("message_id"))]
+        parent = row.columns.get("parent_id")
+        if parent is None or str(parent) in ("", "nan"):  # as CSV and pandas write it
+            roots.append(node)
+        elif str(parent) in nodes:
+            nodes[str(parent)]["replies"].append(node)
+        else:
+            detail = (
+                f"its parent {short(parent)} is not among the {len(group)} rows of its "
+                "message_tree_id that stand together: sort the rows by message_tree_id"
+            )
+            raise RowError(row.where, "a reply without its parent", detail)
+    if len(roots) != 1:
+        detail = f"the {len(group)} rows of a tree have {len(roots)} messages without a parent_id"
+        raise RowError(group[0].where, "not one tree", detail)
+    return replace(group[0], columns={"prompt": roots[0]})
+
+
+def _is_tree(columns: Columns) -> bool:
+    root = unfolded(columns["prompt"])
+    is_object = root is columns["prompt"]
+    return isinstance(root, dict) and (is_object or {"text", "replies"} <= root.keys())
+
+
+TREE_FORMATS = (
+    RowFormat(
+        name="oasst_message", kind="preferences", prepare=_rooted, read=read_oasst_tree,
+        columns=("message_id", "role", "text", "replies"),
+    ),
+    RowFormat(
+        name="oasst_flat", kind="preferences", read=read_oasst_tree,
+        group=Grouping(key="message_tree_id", join=_joined),
+        columns=("message_tree_id", "message_id", "parent_id", "role", "text"),
+    ),
+    RowFormat(
+        name="oasst_tree", kind="preferences", columns=("prompt",), fits=_is_tree,
+        read=read_oasst_tree, reads_prompt=True,
+    ),
+)  # fmt: skip

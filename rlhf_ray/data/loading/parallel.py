@@ -12,13 +12,16 @@ import itertools
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.examples.tokenization import RowWork
+from rlhf_ray.data.examples.tokenization import Outcome, Tokenization
+from rlhf_ray.data.formats.samples import Sample
+from rlhf_ray.data.formats.table import ROW_FORMATS, samples
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.rows.report import Converted
 from rlhf_ray.errors import RunError
@@ -29,6 +32,44 @@ _CHUNK_ROWS = 256
 _CHUNK_BYTES = 4 << 20  # of a chunk's texts; a book may be as long alone
 _CHUNK_S = 600.0
 _CHUNKS_AHEAD = 4  # a process; bounds the rows held at a time
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowWork(Generic[T]):
+    """What happens to each row of one data set, on whichever process."""
+
+    format_name: str
+    job: Tokenization[T]
+
+    def __call__(self, row: Row | RowError) -> list[Outcome[T]]:
+        """All examples of a row, what is wrong with one in its place."""
+        return [
+            outcome
+            for sample in _outcomes(self._samples, row)
+            for part in _outcomes(self.job.parts, sample)
+            for outcome in _outcomes(self.job.examples, part)
+        ]
+
+    def _samples(self, row: Row) -> Iterator[Sample | RowError]:
+        return samples(ROW_FORMATS[self.format_name], row, chat=self.job.chat)
+
+
+def _outcomes(
+    produce: Callable[[S], Iterable[T | RowError]], item: S | RowError
+) -> list[T | RowError]:
+    """What is made of an item, or the error that stands for it."""
+    if isinstance(item, RowError):
+        return [item]
+    made: list[T | RowError] = []
+    try:
+        made.extend(produce(item))
+    except RowError as error:
+        return [error]
+    return made
+
 
 _work: RowWork[Any]  # of a worker process, for its life
 

@@ -61,9 +61,13 @@ class RecordKind(Generic[T]):
         arrays = [_array([row[field.name] for row in rows], field.type) for field in self.schema]
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
-    def record(self, table: pa.Table) -> T:
-        """The record of a table of one row."""
-        return self.read({name: table.column(name)[0] for name in self.columns})
+    def record(self, table: pa.Table, row: int = 0) -> T:
+        """The record of a table's row."""
+        return self.read({name: table.column(name)[row] for name in self.columns})
+
+    def records(self, table: pa.Table) -> list[T]:
+        """Those of all rows."""
+        return [self.record(table, row) for row in range(len(table))]
 
     def _row(self, record: T) -> dict[str, Any]:
         sequences = [np.asarray(ids_T) for ids_T in self.sequences(record)]

@@ -109,9 +109,9 @@ class RowReport:
         """
         if not self.num_kept:
             raise DataError(f"{self.data}: no row of {self.num_read} is left{self._reasons()}")
-        self.tell(note)
+        self.log(note)
 
-    def tell(self, note: str = "") -> None:
+    def log(self, note: str = "") -> None:
         """Say in one line what was read so far."""
         counts = f"{self.num_read} rows{note}"
         if self.left_out:

@@ -75,7 +75,7 @@ class Block(Generic[T]):
         self.is_whole = True
 
     def __getitem__(self, number: int) -> T:
-        return self.kind.record(self._table.slice(self._order[number], 1))
+        return self.kind.record(self._table, self._order[number])
 
 
 class SourceStream(Generic[T]):

@@ -118,8 +118,9 @@ def test_a_slow_tokenizer_is_known_by_more_than_its_vocabulary(tmp_path: Path) -
 
 def test_all_code_that_rows_pass_through_is_known() -> None:
     code = (
-        "import sys, rlhf_ray.data.loading.load, rlhf_ray.data.examples.sft, rlhf_ray.data.examples.prompts, "
-        "rlhf_ray.data.examples.preferences; print(*(m.__file__ for n, m in sys.modules.items() "
+        "import sys, rlhf_ray.data.loading.load, rlhf_ray.data.examples.sft, "
+        "rlhf_ray.data.examples.prompts, rlhf_ray.data.examples.preferences; "
+        "print(*(m.__file__ for n, m in sys.modules.items() "
         "if n.startswith('rlhf_ray.')))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -168,7 +169,7 @@ def test_what_changes_while_it_is_read_is_not_kept(
             (tmp_path / "a.jsonl").unlink()
 
     with monkeypatch.context() as patched:
-        patched.setattr("rlhf_ray.data.loading.load.read_rows", read_later)
+        patched.setattr("rlhf_ray.data.loading.passes.read_rows", read_later)
         assert len(load_sft(config, chat_tokenizer, max_length=99).rows) == 6
     assert list(cache_folder.iterdir()) == []
     texts(tmp_path / "a.jsonl", 5)
