@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from rlhf_ray.data.errors import RowError, short
@@ -83,6 +84,12 @@ def unfolded(value: Any) -> Any:
         return DECODER.decode(value)
     except (ValueError, RecursionError):
         return value
+
+
+def is_list_of(value: Any, fits: Callable[[Any], bool]) -> bool:
+    """Whether a value is a list, not empty, of items that all fit, or its JSON text."""
+    items = unfolded(value)
+    return isinstance(items, list) and bool(items) and all(map(fits, items))
 
 
 def glimpsed(value: Any) -> Any:

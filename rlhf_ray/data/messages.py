@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.json_values import json_value, unfolded
-
-Messages: TypeAlias = list[dict[str, Any]]
-Text: TypeAlias = str | Messages
+from rlhf_ray.data.row import Messages, Text
 
 # What data sets call the tools that stand beside a chat: OpenAI first and formerly, Toucan.
 TOOLS = ("tools", "functions", "available_tools")

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 from rlhf_ray.data.errors import RowError
 
 Columns: TypeAlias = dict[str, Any]
+Messages: TypeAlias = list[dict[str, Any]]
+Text: TypeAlias = str | Messages
 # With the line where a row begins, or its number where it has none.
 NumberedRows: TypeAlias = Iterator[tuple[int, Columns | RowError]]
 # The row's id, and its place with what stands there.

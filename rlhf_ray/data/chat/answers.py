@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from rlhf_ray.data.chat.borders import decode, text_tokens, tokens_behind, written_tokens
 from rlhf_ray.data.chat.frames import answered, frame_of, opened, rendered
 from rlhf_ray.data.chat.template import ChatTemplate
-from rlhf_ray.data.chat.turn_end import checked_turn_end, known_ends
-from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.messages import Text, as_chat
+from rlhf_ray.data.chat.turn_end import checked_turn_end, known_ends, with_end
+from rlhf_ray.data.messages import as_chat
+from rlhf_ray.data.row import Text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -165,31 +165,6 @@ def tokenize_sampled(
     before_T = prompt_ids_T + said_T
     end_T = tokens_behind(tokenizer, before_T, decode(tokenizer, before_T), frame.end)
     return prompt_ids_T, said_T + end_T
-
-
-def with_end(
-    tokenizer: PreTrainedTokenizerBase,
-    token_ids_T: list[int],
-    prompt_ids_T: Collection[int] = (),
-) -> list[int]:
-    """The same tokens, ended by the end token; space behind one that is there is left out.
-
-    Behind a prompt that was rendered before, turns of which end by the template's token, that is
-    the end as well.
-
-    Raises:
-        DataError: The tokenizer has none.
-    """
-    if tokenizer.eos_token_id is None:
-        raise DataError(f"the tokenizer {tokenizer.name_or_path!r} has no end token")
-    ends, length = known_ends(tokenizer), len(token_ids_T)
-    while length and not tokenizer.decode(token_ids_T[length - 1 : length]).strip():
-        length -= 1
-    if length and token_ids_T[length - 1] in ends:
-        return token_ids_T[:length]
-    [of_turns] = ends - {tokenizer.eos_token_id} or {tokenizer.eos_token_id}
-    has_turns = of_turns in prompt_ids_T
-    return [*token_ids_T, of_turns if has_turns else tokenizer.eos_token_id]
 
 
 def _separates(tokenizer: PreTrainedTokenizerBase) -> bool:

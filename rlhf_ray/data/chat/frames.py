@@ -9,7 +9,7 @@ from rlhf_ray.data.chat.template import ChatTemplate
 from rlhf_ray.data.chat.turn_end import PLACEHOLDER, checked_turn_end
 from rlhf_ray.data.chat.turns import renderings
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.messages import Messages
+from rlhf_ray.data.row import Messages
 
 _TAG = re.compile(r"</?[^<>\s]+>")
 

@@ -3,19 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
-
-from rlhf_ray.data.chat.borders import decode
-from rlhf_ray.data.messages import Text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from transformers import PreTrainedTokenizerBase
 
 _TAG = re.compile(r"<(/?)(?:think|thinking|reasoning)>")
-# Enough for a tag that is spelt by ordinary tokens, and space behind it.
-_TAIL_TOKENS = 16
 
 
 def has_tags(text: str, start: int, stop: int) -> bool:
@@ -34,24 +23,6 @@ def behind_reasoning(text: str, *, is_opened: bool = False) -> str:
     if not tags:
         return "" if is_opened else text
     return text[tags[-1].end() :] if tags[-1][1] else ""
-
-
-def opens_reasoning(
-    tokenizer: PreTrainedTokenizerBase, token_ids_T: Sequence[int], text: Text
-) -> bool:
-    """Whether a response to a prompt begins inside of a block of reasoning.
-
-    So it does where the prompt's template writes `<think>` last, and where the assistant's turn is
-    to be continued and has begun one.
-
-    Args:
-        tokenizer: Of the ids.
-        token_ids_T: The prompt's.
-        text: The prompt as the data has it.
-    """
-    if not isinstance(text, str) and text[-1]["role"] == "assistant":
-        return not behind_reasoning(f"{text[-1]['content']}.")
-    return ends_open(decode(tokenizer, token_ids_T[-_TAIL_TOKENS:]))
 
 
 def ends_open(text: str) -> bool:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rlhf_ray.data.chat.tool_calls import adapted, shows_tools
 from rlhf_ray.data.errors import DataError, RowError, short
 from rlhf_ray.data.json_values import json_value, unfolded
-from rlhf_ray.data.messages import Messages, tool_schemas
+from rlhf_ray.data.messages import tool_schemas
+from rlhf_ray.data.row import Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_ray.data.chat.reasoning import behind_reasoning, reasoning_of
 from rlhf_ray.data.chat.turn_end import PLACEHOLDER
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.messages import Messages
+from rlhf_ray.data.row import Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -129,6 +129,31 @@ def known_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokenizer's end token and its template's, as far as there are any."""
     end = turn_end(tokenizer)
     return {tokenizer.eos_token_id, None if end is None else end.token_id} - {None}
+
+
+def with_end(
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids_T: list[int],
+    prompt_ids_T: Collection[int] = (),
+) -> list[int]:
+    """The same tokens, ended by the end token; space behind one that is there is left out.
+
+    Behind a prompt that was rendered before, turns of which end by the template's token, that is
+    the end as well.
+
+    Raises:
+        DataError: The tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"the tokenizer {tokenizer.name_or_path!r} has no end token")
+    ends, length = known_ends(tokenizer), len(token_ids_T)
+    while length and not tokenizer.decode(token_ids_T[length - 1 : length]).strip():
+        length -= 1
+    if length and token_ids_T[length - 1] in ends:
+        return token_ids_T[:length]
+    [of_turns] = ends - {tokenizer.eos_token_id} or {tokenizer.eos_token_id}
+    has_turns = of_turns in prompt_ids_T
+    return [*token_ids_T, of_turns if has_turns else tokenizer.eos_token_id]
 
 
 @functools.lru_cache(maxsize=16)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf_ray.data.chat.answers import with_end
 from rlhf_ray.data.chat.borders import text_tokens, tokens_going_on, word_border
+from rlhf_ray.data.chat.turn_end import with_end
 from rlhf_ray.data.errors import RowError, UnusableRow
 from rlhf_ray.data.examples.tokenization import Kept
 from rlhf_ray.data.formats.samples import Sample

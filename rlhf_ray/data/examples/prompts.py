@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.answers import tokenize_prompt
-from rlhf_ray.data.chat.borders import text_tokens, written_tokens
-from rlhf_ray.data.chat.reasoning import opens_reasoning
+from rlhf_ray.data.chat.borders import decode, text_tokens, written_tokens
+from rlhf_ray.data.chat.reasoning import behind_reasoning, ends_open
 from rlhf_ray.data.chat.template import template_options
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.examples.lengths import LengthLimit, keep_last, longest_token
@@ -16,12 +17,16 @@ from rlhf_ray.data.examples.shortening import beginning, ending
 from rlhf_ray.data.examples.tokenization import Kept, Tokenization
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample, num_characters, prompt_of, reference_answer
-from rlhf_ray.data.messages import Text, as_chat
+from rlhf_ray.data.messages import as_chat
+from rlhf_ray.data.row import Text
 from rlhf_ray.data.rows.records import PROMPTS, RecordKind
 from rlhf_ray.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Enough for a tag that is spelt by ordinary tokens, and space behind it.
+_TAIL_TOKENS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,7 @@ class Prompts(Tokenization[Prompt]):
             token_ids_T=tuple(token_ids_T),
             text=text,
             columns=columns,
-            opens_reasoning=opens_reasoning(self.tokenizer, token_ids_T, text),
+            opens_reasoning=_opens_reasoning(self.tokenizer, token_ids_T, text),
         )
         return Kept(row=prompt, truncated=not fits)
 
@@ -119,3 +124,16 @@ class Prompts(Tokenization[Prompt]):
             kept -= 1
         end = offsets_T[kept - 1][1] if kept else 0
         return text[:end], token_ids_T[: num_begin + kept]
+
+
+def _opens_reasoning(
+    tokenizer: PreTrainedTokenizerBase, token_ids_T: Sequence[int], text: Text
+) -> bool:
+    """Whether a response to a prompt begins inside of a block of reasoning.
+
+    So it does where the prompt's template writes `<think>` last, and where the assistant's turn is
+    to be continued and has begun one.
+    """
+    if not isinstance(text, str) and text[-1]["role"] == "assistant":
+        return not behind_reasoning(f"{text[-1]['content']}.")
+    return ends_open(decode(tokenizer, token_ids_T[-_TAIL_TOKENS:]))

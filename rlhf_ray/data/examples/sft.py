@@ -27,7 +27,8 @@ from rlhf_ray.data.examples.shortening import beginning_of_sample, enough_charac
 from rlhf_ray.data.examples.tokenization import Kept, Tokenization
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample, asks_nothing, best_answer, is_silent, is_trained
-from rlhf_ray.data.messages import Messages, Text, as_chat
+from rlhf_ray.data.messages import as_chat
+from rlhf_ray.data.row import Messages, Text
 from rlhf_ray.data.rows.records import EXAMPLES, RecordKind
 from rlhf_ray.types import SftExample
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rlhf_ray.data.chat.borders import word_border, written_tokens
 from rlhf_ray.data.chat.reasoning import has_tags
 from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.messages import Text
+from rlhf_ray.data.row import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

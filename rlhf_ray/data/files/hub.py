@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_ray.config.checks import references
+from rlhf_ray.config.checks.data_files import ACCEPTED
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.files.local import ACCEPTED
 from rlhf_ray.data.row import Located
 from rlhf_ray.errors import RunError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rlhf_ray.config.checks import references
 from rlhf_ray.config.checks.data_files import (
-    DATA_FILES,
+    ACCEPTED,
     data_format,
     files_below,
     files_matching,
@@ -27,11 +27,6 @@ from rlhf_ray.data.files.parsing import parse
 from rlhf_ray.data.files.split_files import named_splits, saved_splits
 from rlhf_ray.data.files.splits import parse_split
 from rlhf_ray.data.row import Columns, Located
-
-ACCEPTED = (
-    f"{DATA_FILES}, a folder of such files, a pattern such as `data/*.jsonl`, or a name on the "
-    "Hugging Face hub (`owner/name`, `name` or `owner/name:subset`)"
-)
 
 _SHOWN_FILES = 3
 

@@ -15,15 +15,14 @@ from rlhf_ray.data.formats.row_format import (
     ALPACA,
     Reader,
     RowFormat,
-    is_list_of,
     lists_messages,
     lists_objects,
     lists_texts,
 )
 from rlhf_ray.data.formats.samples import Sample, best_answer
-from rlhf_ray.data.json_values import unfolded
-from rlhf_ray.data.messages import Messages, as_chat, parse_messages
-from rlhf_ray.data.row import Columns, Row
+from rlhf_ray.data.json_values import is_list_of, unfolded
+from rlhf_ray.data.messages import as_chat, parse_messages
+from rlhf_ray.data.row import Columns, Messages, Row
 
 
 def _reads(chat_of: Callable[[Row], Messages]) -> Reader:

@@ -11,15 +11,13 @@ from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.formats import fields
 from rlhf_ray.data.json_values import unfolded
 from rlhf_ray.data.messages import (
-    Messages,
-    Text,
     as_chat,
     is_written_chat,
     parse_messages,
     tool_schemas,
     written_message,
 )
-from rlhf_ray.data.row import Row
+from rlhf_ray.data.row import Messages, Row, Text
 
 # Columns that hold a whole conversation, or the end of one.
 _CHATS = ("messages", "conversations", "completion", "chosen", "rejected", "answers")

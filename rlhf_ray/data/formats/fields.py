@@ -9,8 +9,6 @@ from typing import Any
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.json_values import unfolded
 from rlhf_ray.data.messages import (
-    Messages,
-    Text,
     check_encodable,
     is_written_chat,
     parse_message,
@@ -18,7 +16,7 @@ from rlhf_ray.data.messages import (
     written_message,
 )
 from rlhf_ray.data.nearest import listed
-from rlhf_ray.data.row import Row
+from rlhf_ray.data.row import Messages, Row, Text
 
 _TRUTHS = {
     **dict.fromkeys(("true", "1", "1.0", "yes"), True),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from rlhf_ray.data.columns import Names
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.json_values import is_message, unfolded
+from rlhf_ray.data.json_values import is_list_of, is_message
 from rlhf_ray.data.row import Columns, Row
 
 Reader: TypeAlias = Callable[[Row], Iterator[Sample | RowError]]
@@ -97,17 +97,6 @@ class RowFormat:
         return all(name in columns for name in self.columns) and self.fits(columns)
 
 
-def is_list_of(value: Any, fits: Callable[[Any], bool]) -> bool:
-    """Whether a value is a list, not empty, of items that all fit, or its JSON text."""
-    items = unfolded(value)
-    return isinstance(items, list) and bool(items) and all(map(fits, items))
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a string."""
-    return isinstance(value, str)
-
-
 def lists_objects(name: str, *keys: str) -> Fits:
     """Whether a column is a list of objects that all have these keys."""
     return lambda columns: is_list_of(
@@ -117,7 +106,7 @@ def lists_objects(name: str, *keys: str) -> Fits:
 
 def lists_texts(name: str) -> Fits:
     """Whether a column is a list of texts."""
-    return lambda columns: is_list_of(columns[name], is_text)
+    return lambda columns: is_list_of(columns[name], lambda item: isinstance(item, str))
 
 
 def lists_messages(name: str) -> Fits:

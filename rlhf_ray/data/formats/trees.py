@@ -13,8 +13,7 @@ from rlhf_ray.data.formats.conversations import with_system
 from rlhf_ray.data.formats.row_format import Grouping, RowFormat
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.json_values import unfolded
-from rlhf_ray.data.messages import Messages
-from rlhf_ray.data.row import Columns, Row
+from rlhf_ray.data.row import Columns, Messages, Row
 
 _TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 

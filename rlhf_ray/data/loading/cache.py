@@ -143,7 +143,7 @@ def _checksum(file: Path) -> str:
 def _code() -> bytes:
     """What makes examples of rows: the sources of this project, and the tokenizers' versions."""
     digest = hashlib.sha256(f"{version('transformers')} {version('tokenizers')}".encode())
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     for file in sorted(file for pattern in _SOURCES for file in package.glob(pattern)):
         digest.update(file.read_bytes())
     return digest.digest()

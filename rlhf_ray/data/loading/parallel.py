@@ -15,13 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeAlias
 
-from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.examples.tokenization import Outcome, Tokenization
-from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.formats.table import ROW_FORMATS, samples
+from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.rows.report import Converted
 from rlhf_ray.errors import RunError
@@ -33,50 +29,12 @@ _CHUNK_BYTES = 4 << 20  # of a chunk's texts; a book may be as long alone
 _CHUNK_S = 600.0
 _CHUNKS_AHEAD = 4  # a process; bounds the rows held at a time
 
-T = TypeVar("T")
-S = TypeVar("S")
+# What is made of rows that follow one another; it travels to other processes.
+Work: TypeAlias = Callable[[list[Row | RowError]], Converted]
+_work: Work  # of a worker process, for its life
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowWork(Generic[T]):
-    """What happens to each row of one data set, on whichever process."""
-
-    format_name: str
-    job: Tokenization[T]
-
-    def __call__(self, row: Row | RowError) -> list[Outcome[T]]:
-        """All examples of a row, what is wrong with one in its place."""
-        return [
-            outcome
-            for sample in _outcomes(self._samples, row)
-            for part in _outcomes(self.job.parts, sample)
-            for outcome in _outcomes(self.job.examples, part)
-        ]
-
-    def _samples(self, row: Row) -> Iterator[Sample | RowError]:
-        return samples(ROW_FORMATS[self.format_name], row, chat=self.job.chat)
-
-
-def _outcomes(
-    produce: Callable[[S], Iterable[T | RowError]], item: S | RowError
-) -> list[T | RowError]:
-    """What is made of an item, or the error that stands for it."""
-    if isinstance(item, RowError):
-        return [item]
-    made: list[T | RowError] = []
-    try:
-        made.extend(produce(item))
-    except RowError as error:
-        return [error]
-    return made
-
-
-_work: RowWork[Any]  # of a worker process, for its life
-
-
-def convert(
-    rows: Iterable[Row | RowError], work: RowWork[Any], *, num_workers: int
-) -> Iterator[Converted]:
+def convert(rows: Iterable[Row | RowError], work: Work, *, num_workers: int) -> Iterator[Converted]:
     """What `work` makes of rows, in their order.
 
     Args:
@@ -98,20 +56,20 @@ def convert(
     yield from _in_processes(rows, work, num_workers)
 
 
-def _here(rows: Iterator[Row | RowError], work: RowWork[Any]) -> Iterator[Converted]:
+def _here(rows: Iterator[Row | RowError], work: Work) -> Iterator[Converted]:
     for chunk in _chunks(rows):
-        yield _convert(chunk, work)
+        yield work(chunk)
 
 
 def _in_processes(
-    rows: Iterator[Row | RowError], work: RowWork[Any], num_workers: int
+    rows: Iterator[Row | RowError], work: Work, num_workers: int
 ) -> Iterator[Converted]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, context, _begin, (work, os.getpid()))
     waiting: deque[Future[Converted]] = deque()
     try:
         for chunk in _chunks(rows):
-            waiting.append(pool.submit(_convert_chunk, chunk))
+            waiting.append(pool.submit(_convert, chunk))
             if len(waiting) >= num_workers * _CHUNKS_AHEAD:
                 yield _finished(waiting.popleft())
         while waiting:
@@ -160,38 +118,12 @@ def _finished(chunk: Future[Converted]) -> Converted:
         ) from error
 
 
-def _begin(work: RowWork[Any], parent: int) -> None:
+def _begin(work: Work, parent: int) -> None:
     # Its queue would keep it waiting for rows when the parent was killed.
     end_with_parent(parent)
     global _work
     _work = work
 
 
-def _convert_chunk(chunk: list[Row | RowError]) -> Converted:
-    return _convert(chunk, _work)
-
-
-def _convert(chunk: list[Row | RowError], work: RowWork[Any]) -> Converted:
-    records: list[Any] = []
-    errors: list[RowError] = []
-    num_truncated = num_pieces = 0
-    end = None
-    try:
-        for row in chunk:
-            for outcome in work(row):
-                if isinstance(outcome, RowError):
-                    errors.append(outcome)
-                else:
-                    records.append(outcome.row)
-                    num_truncated += outcome.truncated
-                    num_pieces += outcome.is_piece
-    except DataError as error:
-        end = error
-    return Converted(
-        num_rows=len(chunk),
-        table=work.job.kind.table(records),
-        num_truncated=num_truncated,
-        num_pieces=num_pieces,
-        errors=errors,
-        end=end,
-    )
+def _convert(chunk: list[Row | RowError]) -> Converted:
+    return _work(chunk)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, TypeAlias, TypeVar
@@ -11,28 +12,100 @@ from typing import Generic, TypeAlias, TypeVar
 import pyarrow as pa
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
-from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.examples.tokenization import Tokenization
+from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.examples.tokenization import Kept, Outcome, Tokenization
 from rlhf_ray.data.files.hub import HubData
 from rlhf_ray.data.files.local import LocalData
 from rlhf_ray.data.files.sources import find_data, log_files, read_rows
-from rlhf_ray.data.formats.recognition import check_names, recognise, refusal
+from rlhf_ray.data.formats.reading import samples
 from rlhf_ray.data.formats.row_format import RowFormat
-from rlhf_ray.data.formats.table import ROW_FORMATS
-from rlhf_ray.data.loading.parallel import RowWork, convert
+from rlhf_ray.data.formats.samples import Sample
+from rlhf_ray.data.formats.table import ROW_FORMATS, check_names, recognise, refusal
+from rlhf_ray.data.loading.parallel import convert
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.rows.report import Converted, RowReport
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+S = TypeVar("S")
 # Examples -> what is wrong with each, None where nothing is.
 Check: TypeAlias = Callable[[Sequence[T]], Sequence[str | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowWork(Generic[T]):
+    """What happens to each row of one data set, on whichever process."""
+
+    format_name: str
+    job: Tokenization[T]
+
+    def __call__(self, chunk: list[Row | RowError]) -> Converted:
+        """The examples of rows, and what is wrong with others."""
+        examples: list[Kept[T]] = []
+        errors: list[RowError] = []
+        end = None
+        try:
+            for outcome in itertools.chain.from_iterable(map(self.outcomes, chunk)):
+                errors.append(outcome) if isinstance(outcome, RowError) else examples.append(
+                    outcome
+                )
+        except DataError as error:
+            end = error
+        return Converted(
+            num_rows=len(chunk),
+            table=self.job.kind.table(example.row for example in examples),
+            num_truncated=sum(example.truncated for example in examples),
+            num_pieces=sum(example.is_piece for example in examples),
+            errors=errors,
+            end=end,
+        )
+
+    def outcomes(self, row: Row | RowError) -> list[Outcome[T]]:
+        """All examples of a row, what is wrong with one in its place."""
+        return [
+            outcome
+            for sample in _outcomes(self._samples, row)
+            for part in _outcomes(self.job.parts, sample)
+            for outcome in _outcomes(self.job.examples, part)
+        ]
+
+    def _samples(self, row: Row) -> Iterator[Sample | RowError]:
+        return samples(ROW_FORMATS[self.format_name], row, chat=self.job.chat)
+
+
+def _outcomes(
+    produce: Callable[[S], Iterable[T | RowError]], item: S | RowError
+) -> list[T | RowError]:
+    """What is made of an item, or the error that stands for it."""
+    if isinstance(item, RowError):
+        return [item]
+    made: list[T | RowError] = []
+    try:
+        made.extend(produce(item))
+    except RowError as error:
+        return [error]
+    return made
 
 
 def sources_of(config: DataConfig) -> Sequence[SourceConfig]:
     """The data sets that a configuration names."""
     return config.sources or [config]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What the first rows of a data set show.
+
+    Attributes:
+        format: Of the first row that shows one.
+        words: The same for the log, with its columns.
+        errors: What is wrong with the rows before it, which are left out.
+    """
+
+    format: RowFormat
+    words: str
+    errors: Sequence[RowError]
 
 
 @dataclass(frozen=True)
@@ -71,13 +144,14 @@ class Passes(Generic[T]):
         return cls(source=source, data=data, config=config, job=job, check=check)
 
     @cached_property
-    def opening(self) -> tuple[RowFormat, str]:
-        """The format that the first rows show, and the same in words, with its columns.
+    def opening(self) -> Opening:
+        """What the first rows show.
 
         Raises:
             DataError: There are no rows, or the job cannot take what they show.
         """
         report = RowReport(data=self.source.path)
+        errors: list[RowError] = []
         for row in self._rows(0):
             try:
                 if isinstance(row, RowError):
@@ -88,6 +162,7 @@ class Passes(Generic[T]):
                     format_ = ROW_FORMATS[self.source.format]
             except RowError as error:
                 report.leave_out(error, skip=self.skips)
+                errors.append(error)
                 continue
             check_names(row, self.job.kinds)
             if format_.kind not in self.job.kinds:
@@ -96,13 +171,13 @@ class Passes(Generic[T]):
                 logger.warning("%s: %s", self.source.path, format_.note)
             used = {*format_.columns, *format_.prompt_columns}
             columns = ", ".join(name for name in row.columns if name in used)
-            return format_, f"{format_.name} ({columns})"
+            return Opening(format=format_, words=f"{format_.name} ({columns})", errors=errors)
         report.close()
         raise AssertionError("a report without a row kept does not close")
 
     def report(self) -> RowReport:
         """Counts of a pass that begins."""
-        return RowReport(data=self.source.path, format=self.opening[1])
+        return RowReport(data=self.source.path, format=self.opening.words)
 
     def counted(self, start: int, report: RowReport, *, num_workers: int) -> Iterator[Converted]:
         """The rows from a number on, counted in the report.
@@ -115,7 +190,7 @@ class Passes(Generic[T]):
         Raises:
             DataError: A malformed row that is not to be skipped.
         """
-        format_, rows = self.opening[0], self._rows(start)
+        format_, rows = self.opening.format, self._rows(start)
         work = RowWork(format_name=format_.name, job=self.job)
         grouped = format_.group(rows) if format_.group else rows
         for part in map(self._checked, convert(grouped, work, num_workers=num_workers)):

@@ -63,7 +63,7 @@ def open_passes(
     for source in sources_of(config):
         passes = Passes.over(source, config, job, check)
         _check_split(passes)
-        format_, _ = passes.opening
+        format_ = passes.opening.format
         if format_.group is not None:
             raise DataError(
                 f"{source.path!r} has {format_.name} rows, several of which are one example: a "

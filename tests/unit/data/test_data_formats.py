@@ -11,8 +11,7 @@ from published_rows import PUBLISHED
 
 from rlhf_ray.config.data import DataConfig, DataFormat
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.formats.recognition import recognise
-from rlhf_ray.data.formats.table import ROW_FORMATS
+from rlhf_ray.data.formats.table import ROW_FORMATS, recognise
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.rows.report import Loaded
 

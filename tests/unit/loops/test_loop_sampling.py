@@ -10,7 +10,7 @@ from fakes import Company, CountedUsage, Recorder, make_prompts
 from pydantic import ValidationError
 
 from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.data.formats.recognition import recognise
+from rlhf_ray.data.formats.table import recognise
 from rlhf_ray.data.row import Row
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.evaluation import Evaluation
