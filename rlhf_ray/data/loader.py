@@ -80,10 +80,7 @@ class ResumableOrder:
     def state_dict(self) -> OrderState:
         """The state, in plain numbers."""
         return OrderState(
-            num_rows=self._num_rows,
-            seed=self._seed,
-            shuffle=self._shuffle,
-            position=self._position,
+            num_rows=self._num_rows, seed=self._seed, shuffle=self._shuffle, position=self._position
         )
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:

@@ -11,23 +11,19 @@ reasoning would close a `<think>` that was cut off, and open a second one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from rlhf_ray.data.chat.borders import decode, text_tokens, tokens_behind, written_tokens
+from rlhf_ray.data.chat.borders import Tokenizer, decode, text_tokens, tokens_behind, written_tokens
 from rlhf_ray.data.chat.frames import answered, frame_of, opened, rendered
 from rlhf_ray.data.chat.template import ChatTemplate
 from rlhf_ray.data.chat.turn_end import checked_turn_end, known_ends, with_end
 from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.row import Text
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from transformers import PreTrainedTokenizerBase
-
 
 def tokenize_prompt(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     prompt: Text,
     *,
     options: Mapping[str, Any] | None = None,
@@ -61,7 +57,7 @@ def tokenize_prompt(
 
 
 def tokenize_answer(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     prompt: Text,
     answer: Text,
     *,
@@ -118,7 +114,7 @@ def tokenize_answer(
 
 
 def tokenize_sampled(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     prompt: Text,
     response_ids_T: Sequence[int],
     *,
@@ -167,7 +163,7 @@ def tokenize_sampled(
     return prompt_ids_T, said_T + end_T
 
 
-def _separates(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _separates(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer closes a text by a separator, as those of encoders do.
 
     A decoder's may close it with its end token, and call that a separator as well.

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+# A PreTrainedTokenizerBase of transformers, which takes a second to import.
+Tokenizer: TypeAlias = Any
 # A text is tokenized behind one of these where it would merge with what it really follows: a word
 # that begins in its middle merges with none of them.
 _ANCHORS = ("\n", "0", ".", "a")
@@ -23,13 +22,13 @@ _WORD_BORDER = re.compile(r"(?<=\n)(?=[^\W_])|(?<=\S)(?= [^\W_])")
 _BORDER_CHARACTERS = 4096
 
 
-def written_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def written_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """Tokens of a text, without any that the tokenizer would add by itself."""
     token_ids_T: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return token_ids_T
 
 
-def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def text_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """Tokens of a text that something follows.
 
     What the tokenizer puts in front of any text (`<s>`) is there once, whether or not the text has
@@ -39,7 +38,7 @@ def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return token_ids_T if token_ids_T[: len(begin_T)] == begin_T else begin_T + token_ids_T
 
 
-def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def begin_tokens(tokenizer: Tokenizer) -> list[int]:
     """What the tokenizer puts in front of any text by itself."""
     probe_T = written_tokens(tokenizer, "a")
     whole_T: list[int] = tokenizer("a", verbose=False)["input_ids"]
@@ -50,12 +49,12 @@ def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def tokens_behind(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     before_T: list[int],
     before: str,
     text: str,
     *,
-    tokenize: Callable[[PreTrainedTokenizerBase, str], list[int]] = written_tokens,
+    tokenize: Callable[[Tokenizer, str], list[int]] = written_tokens,
 ) -> list[int]:
     """Tokens of `text` where it follows `before`, which keeps its own tokens `before_T`.
 
@@ -79,7 +78,7 @@ def tokens_behind(
     return candidates[-1]
 
 
-def _behind_anchors(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[list[int]]:
+def _behind_anchors(tokenizer: Tokenizer, text: str) -> Iterator[list[int]]:
     """Ways to tokenize a text as one that does not begin there; its tokens alone come last."""
     for anchor in _ANCHORS:
         anchor_T = written_tokens(tokenizer, anchor)
@@ -101,12 +100,12 @@ def word_border(text: str, at: int) -> int:
     return places[-1] if places else at
 
 
-def tokens_going_on(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def tokens_going_on(tokenizer: Tokenizer, text: str) -> list[int]:
     """Tokens of a text that goes on from another, as those behind the other would be."""
     return next(_behind_anchors(tokenizer, text))
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, token_ids_T: Sequence[int]) -> str:
+def decode(tokenizer: Tokenizer, token_ids_T: Sequence[int]) -> str:
     """The text of tokens as they stand: special tokens are shown, no space is cleaned away."""
     text: Any = tokenizer.decode(
         list(token_ids_T), skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -115,7 +114,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids_T: Sequence[int]) -> st
 
 
 def response_text(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     prompt_ids_T: Sequence[int],
     response_ids_T: Sequence[int],
     *,

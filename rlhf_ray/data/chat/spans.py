@@ -6,12 +6,8 @@ import itertools
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from rlhf_ray.data.chat.borders import response_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rlhf_ray.data.chat.borders import Tokenizer, response_text
 
 MOST_CHARACTERS = 2_000  # of a run; the middle of a longer one is left out
 # They turn what follows them around, or hide where it ends.
@@ -27,7 +23,7 @@ class Span:
 
 
 def spans(
-    tokenizer: PreTrainedTokenizerBase, token_ids_T: Sequence[int], trained_T: Iterable[bool]
+    tokenizer: Tokenizer, token_ids_T: Sequence[int], trained_T: Iterable[bool]
 ) -> Iterator[Span]:
     """The runs of a sequence, special tokens as they are written.
 

@@ -7,16 +7,14 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.chat.tool_calls import adapted, shows_tools
 from rlhf_ray.data.errors import DataError, RowError, short
 from rlhf_ray.data.json_values import json_value, unfolded
 from rlhf_ray.data.messages import tool_schemas
 from rlhf_ray.data.row import Messages
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # What templates that write a date (gpt-oss, Llama 3.2) take for today: the rows of a run are the
 # same ones when it is resumed on another day, or started again from the same seed.
@@ -33,7 +31,7 @@ class ChatTemplate:
         options: What the template gets beside the messages: `tools`, `enable_thinking`, ...
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     where: str
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -6,26 +6,19 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rlhf_ray.config.checks.references import is_hub_name, origin
+from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.chat.templates import CHAT_TEMPLATES, TEMPLATE_TOKENS
 from rlhf_ray.data.chat.turn_end import checked_turn_end, only_token
 from rlhf_ray.errors import ConfigError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(
-    path: str,
-    *,
-    chat_template: str = "",
-    trust_remote_code: bool = False,
-    revision: str = "main",
-) -> PreTrainedTokenizerBase:
+    path: str, *, chat_template: str = "", trust_remote_code: bool = False, revision: str = "main"
+) -> Tokenizer:
     """Load a tokenizer; where it has no pad token, its end token pads.
 
     Args:
@@ -47,10 +40,8 @@ def load_tokenizer(
         wanted = f"wanted a folder, or a name on the hub{origin(path)}"
         raise ConfigError(f"no tokenizer at {path!r}; {wanted}")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(local) if is_local else path,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+            str(local) if is_local else path, trust_remote_code=trust_remote_code, revision=revision
         )
     # transformers and tokenizers raise many unrelated types for an unreadable tokenizer.
     except Exception as error:
@@ -69,13 +60,13 @@ def load_tokenizer(
     return tokenizer
 
 
-def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def vocabulary_digest(tokenizer: Tokenizer) -> str:
     """Equal for tokenizers that mean the same by every token id."""
     words = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
 
 
-def _set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
+def _set_template(tokenizer: Tokenizer, chat_template: str) -> None:
     needed = [*TEMPLATE_TOKENS.get(chat_template, ())]
     if missing := [token for token in needed if only_token(tokenizer, token) is None]:
         raise ConfigError(

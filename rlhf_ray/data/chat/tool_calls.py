@@ -11,15 +11,13 @@ import functools
 import itertools
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.chat.reasoning import behind_reasoning, reasoning_of
 from rlhf_ray.data.chat.turn_end import PLACEHOLDER
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.row import Messages
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Names under which templates read the reasoning of a message.
 _REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -64,9 +62,7 @@ _FORMS = [
 ]
 
 
-def adapted(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str
-) -> list[dict[str, Any]]:
+def adapted(tokenizer: Tokenizer, messages: Messages, where: str) -> list[dict[str, Any]]:
     """The messages as the tokenizer's template wants them.
 
     Raises:
@@ -106,7 +102,7 @@ def _with_reasoning_apart(message: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def _reads_reasoning(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+def _reads_reasoning(tokenizer: Tokenizer, template: str) -> bool:
     """Whether a template has a place of its own for reasoning, and no tags in the content for it.
 
     gpt-oss is one: `<think>` would be written into its final channel as any other words.
@@ -124,7 +120,7 @@ def _reads_reasoning(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _shows_all_calls(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+def _shows_all_calls(tokenizer: Tokenizer, template: str) -> bool:
     """Whether a template writes all calls of a message; one that refuses several says so itself."""
     import jinja2
 
@@ -144,7 +140,7 @@ def _shows_all_calls(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def shows_tools(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+def shows_tools(tokenizer: Tokenizer, template: str) -> bool:
     """Whether a template tells of the tools that stand beside a chat.
 
     Args:
@@ -167,7 +163,7 @@ def shows_tools(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _call_form(tokenizer: PreTrainedTokenizerBase, template: str) -> CallForm | None:
+def _call_form(tokenizer: Tokenizer, template: str) -> CallForm | None:
     """The first form in which the template writes a call's arguments, as JSON or in its own way.
 
     The key holds all that a caller may change of a tokenizer.

@@ -10,12 +10,9 @@ import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.errors import DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +65,14 @@ class EndTokens:
     words: str
 
 
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
+def turn_end(tokenizer: Tokenizer) -> TurnEnd | None:
     """How the tokenizer's template ends an answer; None without a template for a plain answer."""
     if not tokenizer.chat_template:
         return None
     return _turn_end(tokenizer, str(tokenizer.chat_template), str(tokenizer.eos_token))
 
 
-def checked_turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
+def checked_turn_end(tokenizer: Tokenizer) -> TurnEnd | None:
     """The same, where chats are rendered.
 
     Raises:
@@ -92,9 +89,7 @@ def checked_turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
 
 
 def end_tokens(
-    tokenizer: PreTrainedTokenizerBase,
-    generation_ids: Sequence[int] = (),
-    stop_token_ids: Sequence[int] = (),
+    tokenizer: Tokenizer, generation_ids: Sequence[int] = (), stop_token_ids: Sequence[int] = ()
 ) -> EndTokens:
     """All tokens that end a response: the tokenizer's, the model's and the chat template's.
 
@@ -125,16 +120,14 @@ def end_tokens(
     return EndTokens(ids=tuple(sorted(sources)), words=words or "no token at all")
 
 
-def known_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def known_ends(tokenizer: Tokenizer) -> set[int]:
     """The tokenizer's end token and its template's, as far as there are any."""
     end = turn_end(tokenizer)
     return {tokenizer.eos_token_id, None if end is None else end.token_id} - {None}
 
 
 def with_end(
-    tokenizer: PreTrainedTokenizerBase,
-    token_ids_T: list[int],
-    prompt_ids_T: Collection[int] = (),
+    tokenizer: Tokenizer, token_ids_T: list[int], prompt_ids_T: Collection[int] = ()
 ) -> list[int]:
     """The same tokens, ended by the end token; space behind one that is there is left out.
 
@@ -157,9 +150,7 @@ def with_end(
 
 
 @functools.lru_cache(maxsize=16)
-def _turn_end(
-    tokenizer: PreTrainedTokenizerBase, chat_template: str, eos_token: str
-) -> TurnEnd | None:
+def _turn_end(tokenizer: Tokenizer, chat_template: str, eos_token: str) -> TurnEnd | None:
     """The key holds all that a caller may change of a tokenizer."""
     import jinja2
 
@@ -182,7 +173,7 @@ def _turn_end(
     return _parted(tokenizer, behind)
 
 
-def _parted(tokenizer: PreTrainedTokenizerBase, behind: str) -> TurnEnd:
+def _parted(tokenizer: Tokenizer, behind: str) -> TurnEnd:
     """What stands behind an answer, parted at the first end token that only space precedes."""
     if not behind and tokenizer.eos_token_id is not None:
         eos, eos_id = str(tokenizer.eos_token), int(tokenizer.eos_token_id)
@@ -205,7 +196,7 @@ def _parted(tokenizer: PreTrainedTokenizerBase, behind: str) -> TurnEnd:
     return TurnEnd(text=behind, rest="", token_id=None, broken=broken)
 
 
-def only_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int | None:
+def only_token(tokenizer: Tokenizer, word: str) -> int | None:
     """The token that a word is, wherever it stands; None where it is spelt by several."""
     token_id = tokenizer.get_vocab().get(word)
     if token_id is None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.errors import DataError, UnusableRow
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 OverLength = Literal["auto", "error", "drop", "truncate", "split"]
 
@@ -76,14 +74,12 @@ class LengthLimit:
         raise UnusableRow(where, "too long", detail)
 
 
-def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def longest_token(tokenizer: Tokenizer) -> int:
     """Characters of the longest token; a token stands for no more, the unknown one excepted."""
     return max(map(len, tokenizer.get_vocab()))
 
 
-def keep_last(
-    token_ids_T: list[int], num_tokens: int, tokenizer: PreTrainedTokenizerBase
-) -> list[int]:
+def keep_last(token_ids_T: list[int], num_tokens: int, tokenizer: Tokenizer) -> list[int]:
     """A prompt's last tokens, behind its begin token if it has one: models lean on it.
 
     The last ones hold the question, and a template's opening of an answer.

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf_ray.data.chat.borders import text_tokens, tokens_going_on, word_border
+from rlhf_ray.data.chat.borders import Tokenizer, text_tokens, tokens_going_on, word_border
 from rlhf_ray.data.chat.turn_end import with_end
 from rlhf_ray.data.errors import RowError, UnusableRow
 from rlhf_ray.data.examples.tokenization import Kept
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.types import IntArray, SftExample
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Tokenized at a time: what a tokenizer holds of a text is 150 times the text.
 _SECTION_CHARACTERS = 1 << 20
@@ -26,9 +22,7 @@ def is_plain_text(sample: Sample) -> bool:
     return sample.prompt is None and any(isinstance(text, str) for text in sample.answers_K)
 
 
-def pieces(
-    sample: Sample, max_length: int, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Kept[SftExample]]:
+def pieces(sample: Sample, max_length: int, tokenizer: Tokenizer) -> Iterator[Kept[SftExample]]:
     """A plain text in pieces of `max_length` tokens; a short one is the only piece.
 
     The first token of a sequence is not trained, so a piece begins with the last token of the one
@@ -57,7 +51,7 @@ def pieces(
         yield Kept(row=example, is_piece=is_cut)
 
 
-def whole_text_tokens(text: str, tokenizer: PreTrainedTokenizerBase, where: str) -> IntArray:
+def whole_text_tokens(text: str, tokenizer: Tokenizer, where: str) -> IntArray:
     """All tokens of a text that is trained whole, its end token included.
 
     Raises:

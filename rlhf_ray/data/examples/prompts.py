@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.answers import tokenize_prompt
-from rlhf_ray.data.chat.borders import decode, text_tokens, written_tokens
+from rlhf_ray.data.chat.borders import Tokenizer, decode, text_tokens, written_tokens
 from rlhf_ray.data.chat.reasoning import behind_reasoning, ends_open
 from rlhf_ray.data.chat.template import template_options
 from rlhf_ray.data.errors import DataError, RowError
@@ -21,9 +21,6 @@ from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.row import Text
 from rlhf_ray.data.rows.records import PROMPTS, RecordKind
 from rlhf_ray.types import Prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Enough for a tag that is spelt by ordinary tokens, and space behind it.
 _TAIL_TOKENS = 16
@@ -53,9 +50,7 @@ class Prompts(Tokenization[Prompt]):
     prompt_tokens: int
 
     @classmethod
-    def of(
-        cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int
-    ) -> Prompts:
+    def of(cls, config: DataConfig, tokenizer: Tokenizer, *, max_length: int) -> Prompts:
         """With what the context leaves as `max_length`, which `max_prompt_tokens` can lower."""
         by_setting = 0 < config.max_prompt_tokens <= max_length
         limit = LengthLimit(
@@ -126,9 +121,7 @@ class Prompts(Tokenization[Prompt]):
         return text[:end], token_ids_T[: num_begin + kept]
 
 
-def _opens_reasoning(
-    tokenizer: PreTrainedTokenizerBase, token_ids_T: Sequence[int], text: Text
-) -> bool:
+def _opens_reasoning(tokenizer: Tokenizer, token_ids_T: Sequence[int], text: Text) -> bool:
     """Whether a response to a prompt begins inside of a block of reasoning.
 
     So it does where the prompt's template writes `<think>` last, and where the assistant's turn is

@@ -12,12 +12,12 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from rlhf_ray.data.chat.answers import tokenize_answer
-from rlhf_ray.data.chat.borders import tokens_behind
+from rlhf_ray.data.chat.borders import Tokenizer, tokens_behind
 from rlhf_ray.data.chat.template import ChatTemplate, template_options
 from rlhf_ray.data.chat.turn_end import checked_turn_end
 from rlhf_ray.data.chat.turns import Rendering, check_reasoning, renderings
@@ -31,9 +31,6 @@ from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.row import Messages, Text
 from rlhf_ray.data.rows.records import EXAMPLES, RecordKind
 from rlhf_ray.types import SftExample
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
 
@@ -181,7 +178,7 @@ def _trained_turns(sample: Sample) -> tuple[Messages, list[int]]:
     return chat, turns
 
 
-def _marks_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _marks_itself(tokenizer: Tokenizer) -> bool:
     """Whether a chat template says itself what is trained."""
     return bool(_GENERATION_TAG.search(str(tokenizer.chat_template)))
 
@@ -218,10 +215,7 @@ def _marked(template: ChatTemplate, chat: Messages) -> tuple[list[int], list[boo
 
 
 def _to_the_ends(
-    token_ids_T: list[int],
-    trained_T: list[bool],
-    end_id: int,
-    tokenizer: PreTrainedTokenizerBase,
+    token_ids_T: list[int], trained_T: list[bool], end_id: int, tokenizer: Tokenizer
 ) -> list[bool]:
     """What a template marks, each turn up to its end token, whether or not the mark is as long.
 
@@ -239,7 +233,7 @@ def _to_the_ends(
 
 
 def _tokenize_spans(
-    rendering: Rendering, where: str, tokenizer: PreTrainedTokenizerBase
+    rendering: Rendering, where: str, tokenizer: Tokenizer
 ) -> tuple[list[int], list[bool]]:
     """Tokens of a text, and which of them are in the spans; none is across a span's border."""
     _check_fast(tokenizer, where)
@@ -279,6 +273,6 @@ def inside_spans(
     return list(map(bool, inside_T))
 
 
-def _check_fast(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+def _check_fast(tokenizer: Tokenizer, where: str) -> None:
     if not tokenizer.is_fast:
         raise DataError(f"{where}: training on chats needs a fast tokenizer")

@@ -8,15 +8,11 @@ many characters hold enough of them is found by tokenizing more and more.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from rlhf_ray.data.chat.borders import word_border, written_tokens
+from rlhf_ray.data.chat.borders import Tokenizer, word_border, written_tokens
 from rlhf_ray.data.chat.reasoning import has_tags
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.row import Text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Around a cut tokens may be others than in the whole text. A word of as many is rare.
 _UNSETTLED_TOKENS = 256
@@ -28,9 +24,7 @@ _CHARACTERS_A_TOKEN, _LEAST_CHARACTERS = 8, 4096
 _STUB_CHARACTERS = 64
 
 
-def beginning_of_sample(
-    sample: Sample, num_tokens: int, tokenizer: PreTrainedTokenizerBase
-) -> Sample:
+def beginning_of_sample(sample: Sample, num_tokens: int, tokenizer: Tokenizer) -> Sample:
     """The sample with the first tokens of its prompt and best answer together; see `beginning`."""
     prompt: Text = "" if sample.prompt is None else sample.prompt
     answer, *others = sample.answers_K or ("",)
@@ -46,7 +40,7 @@ def beginning_of_sample(
     )
 
 
-def beginning(text: Text, num_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Text:
+def beginning(text: Text, num_tokens: int, tokenizer: Tokenizer) -> Text:
     """A text or chat that begins with the same tokens; what lies far behind them is left out."""
     contents = _contents(text)
     room = _enough("\n".join(contents), num_tokens, len(contents), tokenizer, at_end=False)
@@ -54,7 +48,7 @@ def beginning(text: Text, num_tokens: int, tokenizer: PreTrainedTokenizerBase) -
     return kept
 
 
-def ending(text: Text, num_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Text:
+def ending(text: Text, num_tokens: int, tokenizer: Tokenizer) -> Text:
     """A text or chat that ends with the same tokens; what lies far before them is left out."""
     contents = _contents(text)
     room = _enough("\n".join(contents), num_tokens, len(contents), tokenizer, at_end=True)
@@ -72,18 +66,13 @@ def ending(text: Text, num_tokens: int, tokenizer: PreTrainedTokenizerBase) -> T
     return kept[::-1]
 
 
-def enough_characters(text: str, num_tokens: int, tokenizer: PreTrainedTokenizerBase) -> int:
+def enough_characters(text: str, num_tokens: int, tokenizer: Tokenizer) -> int:
     """How many characters at the beginning of a text surely hold its first tokens."""
     return _enough(text, num_tokens, 1, tokenizer, at_end=False)
 
 
 def _enough(
-    whole: str,
-    num_tokens: int,
-    num_texts: int,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    at_end: bool,
+    whole: str, num_tokens: int, num_texts: int, tokenizer: Tokenizer, *, at_end: bool
 ) -> int:
     """How many characters at the beginning or end surely hold so many tokens of the whole."""
     wanted = num_tokens + _UNSETTLED_TOKENS + _BORDER_TOKENS * num_texts

@@ -5,18 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.examples.lengths import LengthLimit, longest_token
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.rows.records import RecordKind
 from rlhf_ray.data.rows.rows import Rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -54,7 +52,7 @@ class Tokenization(ABC, Generic[T]):
     limit: LengthLimit
 
     @classmethod
-    def of(cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Self:
+    def of(cls, config: DataConfig, tokenizer: Tokenizer, *, max_length: int) -> Self:
         """What the configuration asks for.
 
         Args:

@@ -19,7 +19,7 @@ _NEEDED: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
 }
 # Others that may come out of a row's columns.
 _FURTHER: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
-    "preferences": (("prompt", "answers", "ranks"), ("instruction", "chosen", "rejected")),
+    "preferences": (("prompt", "answers", "ranks"), ("instruction", "chosen", "rejected"))
 }
 
 

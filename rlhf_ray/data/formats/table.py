@@ -47,11 +47,7 @@ _READ |= {
     for name in (*each.columns, *each.prompt_columns, *each.names)
 }
 # Pairs of texts, by what the texts are called.
-_SIDES = {
-    "choice": ("a", "b"),
-    "scored_choice": ("a", "b"),
-    "preference": ("chosen", "rejected"),
-}
+_SIDES = {"choice": ("a", "b"), "scored_choice": ("a", "b"), "preference": ("chosen", "rejected")}
 # Columns that hold the answer to a column `text`.
 _ANSWERS = ("response", "completion", "output", "answer", "target", "summary", "reply")
 

@@ -21,11 +21,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
+from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.examples.tokenization import T, Tokenization
 from rlhf_ray.data.files.hub import HubData
@@ -33,9 +34,6 @@ from rlhf_ray.data.files.local import LocalData
 from rlhf_ray.data.loading.file_digests import file_digest
 from rlhf_ray.data.rows.report import LeftOut, RowReport
 from rlhf_ray.data.rows.row_file import ROWS_FILE, RowFile
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +156,7 @@ def decided_by(source: SourceConfig, config: DataConfig, job: Tokenization[Any])
         yield f"{name}={_tokenizer_content(value) if name == 'tokenizer' else value!r}"
 
 
-def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
+def _tokenizer_content(tokenizer: Tokenizer) -> str:
     options = f"{tokenizer.special_tokens_map} {tokenizer.chat_template}"
     if tokenizer.is_fast:
         return f"{type(tokenizer)} {tokenizer.backend_tokenizer.to_str()} {options}"
