@@ -28,9 +28,9 @@ from loads import load_labelled, load_pairs, load_prompts, load_sft
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.examples.sft import Examples
-from rlhf_ray.data.feed import digest_of_rows
 from rlhf_ray.data.files import sources as files
 from rlhf_ray.data.loading import cache, file_digests
+from rlhf_ray.data.order import digest_of_rows
 from rlhf_ray.data.rows import store
 from rlhf_ray.data.rows.row_file import RowFile
 from rlhf_ray.types import SftExample
