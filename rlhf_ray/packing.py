@@ -36,7 +36,7 @@ class MinibatchPlan:
     Attributes:
         micro_batches_by_rank: Rank -> micro-batch -> row. All ranks have equally many
             micro-batches; an empty tuple is an empty micro-batch.
-        num_tokens: The policy's own response tokens of all rows on all ranks.
+        num_tokens: Tokens of all rows on all ranks that enter the loss.
         num_sequences: Rows with at least one such token, on all ranks.
     """
 
@@ -54,7 +54,7 @@ class UpdatePlan:
 
 def plan_update(
     lengths_B: Sequence[int],
-    own_tokens_B: Sequence[int],
+    loss_tokens_B: Sequence[int],
     *,
     data_parallel_size: int,
     max_tokens_per_micro_batch: int,
@@ -70,7 +70,7 @@ def plan_update(
 
     Args:
         lengths_B: Prompt and response tokens of each row.
-        own_tokens_B: Tokens of each row that enter the loss.
+        loss_tokens_B: Tokens of each row that enter the loss.
         data_parallel_size: Data-parallel ranks of the role that is updated.
         max_tokens_per_micro_batch: Budget of one pass on one rank; a longer row goes alone.
         num_minibatches: Optimiser steps an epoch.
@@ -79,7 +79,7 @@ def plan_update(
         padded: Whether a micro-batch costs rows x longest row, or the sum of its lengths.
 
     Raises:
-        ValueError: No rows, a row without tokens, more own tokens than tokens, or a count below 1.
+        ValueError: No rows, a row without tokens, more loss tokens than tokens, or a count below 1.
     """
     _check(
         lengths_B,
@@ -87,13 +87,13 @@ def plan_update(
         max_tokens_per_micro_batch=max_tokens_per_micro_batch,
     )
     _at_least_one(num_minibatches=num_minibatches, num_epochs=num_epochs, rows=len(lengths_B))
-    if len(own_tokens_B) != len(lengths_B):
+    if len(loss_tokens_B) != len(lengths_B):
         raise ValueError(
-            f"own_tokens_B must have {len(lengths_B)} entries, got {len(own_tokens_B)}"
+            f"loss_tokens_B must have {len(lengths_B)} entries, got {len(loss_tokens_B)}"
         )
-    for row, (own, length) in enumerate(zip(own_tokens_B, lengths_B, strict=True)):
-        if not 0 <= own <= length:
-            raise ValueError(f"row {row}: own tokens must be 0 to its length {length}, got {own}")
+    for row, (num, length) in enumerate(zip(loss_tokens_B, lengths_B, strict=True)):
+        if not 0 <= num <= length:
+            raise ValueError(f"row {row}: loss tokens must be 0 to its length {length}, got {num}")
 
     minibatches = []
     for epoch in range(num_epochs):
@@ -106,8 +106,8 @@ def plan_update(
                     micro_batches_by_rank=_spread(
                         rows, lengths_B, data_parallel_size, max_tokens_per_micro_batch, padded
                     ),
-                    num_tokens=sum(int(own_tokens_B[row]) for row in rows),
-                    num_sequences=sum(own_tokens_B[row] > 0 for row in rows),
+                    num_tokens=sum(int(loss_tokens_B[row]) for row in rows),
+                    num_sequences=sum(loss_tokens_B[row] > 0 for row in rows),
                 )
             )
     return UpdatePlan(minibatches=tuple(minibatches))

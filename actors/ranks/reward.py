@@ -76,7 +76,7 @@ class RewardRank(HostingRank):
         """The module that was trained here for the path of `model`, if whole and in its dtype."""
         if not model.path or model.path != self.learner_path:
             return None
-        from rlhf_ray.models.load import resolve_dtype
+        from rlhf_ray.models.modes import resolve_dtype
 
         job, trained = self.learner.job, self.learner.model
         same = (

@@ -1,15 +1,15 @@
-"""Advantage estimators: from token rewards (and values) to one advantage an own token.
+"""Advantage estimators: from token rewards (and values) to one advantage an action token.
 
 An estimator is given the whole step's sequences, those of all ranks: groups must be complete and
 means and deviations global. The group methods see one number a sequence, the sum of its token
 rewards (`gdpo`: several). In each of them a sequence whose group has no spread, so also one that is
-alone in its group, has advantage 0 exactly, and sequences without own tokens are not part of their
-group.
+alone in its group, has advantage 0 exactly, and sequences without action tokens are not part of
+their group.
 
-Whitening comes last and is one for all: over the own tokens that are trained and, where there are
-groups, whose group has spread. The others have nothing to say about the scale, and the shift of the
-mean would give them an advantage that no reward is the reason of; theirs stays 0. `reinforce++` and
-its variant always whiten, the others where they are asked to.
+Whitening comes last and is one for all: over the action tokens that are trained and, where there
+are groups, whose group has spread. The others have nothing to say about the scale, and the shift of
+the mean would give them an advantage that no reward is the reason of; theirs stays 0. `reinforce++`
+and its variant always whiten, the others where they are asked to.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,8 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.gae import generalized_advantages
 from rlhf_ray.algorithms.groups import Groups
-from rlhf_ray.algorithms.ragged import num_own_tokens, own
+from rlhf_ray.algorithms.ragged import masked, num_action_tokens, whiten
 from rlhf_ray.algorithms.registry import Registry
-from rlhf_ray.algorithms.whitening import whiten
 from rlhf_ray.config import algorithm_table as table
 
 
@@ -38,8 +37,8 @@ class AdvantageInputs:
         groups_B: int64[B], the same number for the samples of one draw.
         last_values_B: float[B], value of the state after each sequence's last token where its
             return goes on from there (gae); 0, as None for all, where the sequence ended.
-        trained_T: bool[T], own tokens that enter the loss; None for all of them. The others count
-            in their group, but not in the whitening.
+        trained_T: bool[T], action tokens that enter the loss; None for all of them. The others
+            count in their group, but not in the whitening.
         rewards_BK: float[B, K], each reward alone; None where the estimator has `needs_parts`
             False.
         applies_BK: bool[B, K], where a reward has a value.
@@ -92,9 +91,9 @@ class AdvantageOutputs:
     """What an estimator found.
 
     Attributes:
-        advantages_T: float[T]; 0 in slots that are not the policy's own.
+        advantages_T: float[T]; 0 in slots that are masked out.
         returns_T: float[T], the critic's targets; None for estimators without a critic.
-        compared_T: bool[T], own tokens of sequences that were compared with others: all of them,
+        compared_T: bool[T], action tokens of sequences that were compared with others: all of them,
             but for groups without spread.
     """
 
@@ -152,7 +151,7 @@ def _register(name: str) -> Callable[[AdvantageFn], AdvantageFn]:
 def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """Generalised advantage estimation; see `generalized_advantages`. Returns are A + V."""
     assert inputs.values_T is not None
-    values_T = own(inputs.values_T.detach(), inputs.mask_T)
+    values_T = masked(inputs.values_T.detach(), inputs.mask_T)
     advantages_T = generalized_advantages(
         inputs.token_rewards_T,
         values_T,
@@ -193,7 +192,7 @@ def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     assert inputs.rewards_BK is not None
     assert inputs.applies_BK is not None and inputs.weights_K is not None
     num_sequences = len(inputs.groups_B)
-    is_member_B = num_own_tokens(inputs.mask_T, inputs.segments_T, num_sequences) > 0
+    is_member_B = num_action_tokens(inputs.mask_T, inputs.segments_T, num_sequences) > 0
     sum_B = inputs.rewards_BK.new_zeros(num_sequences, dtype=torch.float64)
     has_spread_B = torch.zeros_like(is_member_B)
     for number, weight in enumerate(inputs.weights_K.tolist()):
@@ -268,10 +267,10 @@ def _standardized(groups: Groups, params: AdvantageParams) -> Tensor:
 def _broadcast(
     advantages_B: Tensor, has_spread_B: Tensor, inputs: AdvantageInputs
 ) -> AdvantageOutputs:
-    """Gives every own token its sequence's advantage."""
+    """Gives every action token its sequence's advantage."""
     advantages_T = advantages_B[inputs.segments_T].to(inputs.token_rewards_T.dtype)
     return AdvantageOutputs(
-        advantages_T=own(advantages_T, inputs.mask_T),
+        advantages_T=masked(advantages_T, inputs.mask_T),
         returns_T=None,
         compared_T=inputs.mask_T & has_spread_B[inputs.segments_T],
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_ray.algorithms.metric_sums import Metrics, difference_of_means, mean_of, mean_of_all
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
 
@@ -74,3 +75,20 @@ def kto(inputs: LabelledInputs, params: LabelledParams) -> Tensor:
     good_B = params.desirable_weight * torch.sigmoid(-gaps_B)
     bad_B = params.undesirable_weight * torch.sigmoid(gaps_B)
     return torch.where(inputs.desirable_B, good_B, bad_B)
+
+
+def labelled_metrics(inputs: LabelledInputs, params: LabelledParams) -> Metrics:
+    """As `pair_metrics`, of single answers, the good ones as chosen; the reference point is `kl`.
+
+    `rewards/margins` is the difference of the two sides' means. There is no accuracy.
+    """
+    is_good_B = inputs.desirable_B
+    rewards_B = params.beta * inputs.log_ratios_B
+    return {
+        "rewards/chosen": mean_of(rewards_B, is_good_B),
+        "rewards/rejected": mean_of(rewards_B, ~is_good_B),
+        "rewards/margins": difference_of_means(rewards_B, is_good_B),
+        "logps/chosen": mean_of(inputs.logps_B, is_good_B),
+        "logps/rejected": mean_of(inputs.logps_B, ~is_good_B),
+        "kl": mean_of_all(inputs.mismatch_kl.expand_as(rewards_B)),
+    }

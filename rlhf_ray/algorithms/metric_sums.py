@@ -34,9 +34,14 @@ Metrics = Mapping[str, Metric]
 
 
 def mean_of(values_T: Tensor, mask_T: Tensor) -> Metric:
-    """The mean of `values_T` over own tokens. Sums: [Σx, n]."""
+    """The mean of `values_T` over action tokens. Sums: [Σx, n]."""
     x = values_T.detach()[mask_T].double()
     return Metric(kind="mean", sums=torch.stack([x.sum(), _count(x)]))
+
+
+def mean_of_all(values_B: Tensor) -> Metric:
+    """The mean of all of `values_B`. Sums as in `mean_of`."""
+    return mean_of(values_B, torch.ones_like(values_B, dtype=torch.bool))
 
 
 def difference_of_means(values_T: Tensor, is_first_T: Tensor) -> Metric:
@@ -46,7 +51,7 @@ def difference_of_means(values_T: Tensor, is_first_T: Tensor) -> Metric:
 
 
 def max_of(values_T: Tensor, mask_T: Tensor) -> Metric:
-    """The largest of `values_T` over own tokens. Holds [max], -inf where there is none."""
+    """The largest of `values_T` over action tokens. Holds [max], -inf where there is none."""
     x = values_T.detach()[mask_T].double()
     return Metric(
         kind="max", sums=torch.cat([x, x.new_full((1,), -torch.inf)]).amax(0, keepdim=True)

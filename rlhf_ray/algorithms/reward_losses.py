@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
-from rlhf_ray.algorithms.ragged import own
+from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
 
@@ -73,14 +73,14 @@ def plackett_luce(inputs: RankingInputs) -> Tensor:
     that is the model's own probability that it beats them all, and the product over tied answers a
     composite likelihood of the partial order.
     """
-    scores_BK = own(inputs.scores_BK, inputs.mask_BK)
+    scores_BK = masked(inputs.scores_BK, inputs.mask_BK)
     num_answers = scores_BK.shape[1]
     itself_KK = torch.eye(num_answers, dtype=torch.bool, device=scores_BK.device)
     # An answer stands against itself, in masked slots too: no logarithm of an empty sum.
     remaining_BKK = is_ordered(inputs) | itself_KK
     against_BKK = scores_BK[:, None, :].expand_as(remaining_BKK)
     against_BKK = against_BKK.masked_fill(~remaining_BKK, -torch.inf)
-    return own(against_BKK.logsumexp(2) - scores_BK, inputs.mask_BK).sum(1)
+    return masked(against_BKK.logsumexp(2) - scores_BK, inputs.mask_BK).sum(1)
 
 
 def centering(inputs: RankingInputs) -> Tensor:
@@ -92,7 +92,7 @@ def centering(inputs: RankingInputs) -> Tensor:
     Returns:
         loss_B, to be weighted and added.
     """
-    scores_BK = own(inputs.scores_BK, inputs.mask_BK)
+    scores_BK = masked(inputs.scores_BK, inputs.mask_BK)
     sums_BKK = scores_BK[:, :, None] + scores_BK[:, None, :]
     return _mean_over_pairs(sums_BKK.square(), inputs)
 
@@ -122,10 +122,10 @@ def is_ordered(inputs: RankingInputs) -> Tensor:
 
 def _gaps(inputs: RankingInputs) -> Tensor:
     """s_i - s_j: float[B, K, K]."""
-    scores_BK = own(inputs.scores_BK, inputs.mask_BK)
+    scores_BK = masked(inputs.scores_BK, inputs.mask_BK)
     return scores_BK[:, :, None] - scores_BK[:, None, :]
 
 
 def _mean_over_pairs(values_BKK: Tensor, inputs: RankingInputs) -> Tensor:
     pairs_BKK = is_ordered(inputs)
-    return own(values_BKK, pairs_BKK).sum((1, 2)) / pairs_BKK.sum((1, 2)).clamp(min=1)
+    return masked(values_BKK, pairs_BKK).sum((1, 2)) / pairs_BKK.sum((1, 2)).clamp(min=1)

@@ -21,7 +21,7 @@ from rlhf_ray.algorithms.correction import (
     CorrectionParams,
 )
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
-from rlhf_ray.algorithms.ragged import own
+from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.algorithms.ratios import is_clamped, log_ratio
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.experience.rewards import reward_parts, shape_scores, token_rewards
@@ -179,7 +179,7 @@ def _last_values(
     if algorithm.truncated != "bootstrap":
         return None
     is_cut_B = torch.tensor([rollout.finish_reason == "length" for rollout in rollouts_B])
-    return own(flat.last_values_B, is_cut_B)
+    return masked(flat.last_values_B, is_cut_B)
 
 
 def _correction(flat: _Flat, algorithm: AlgorithmConfig) -> Correction:
@@ -210,7 +210,7 @@ def _flatten(
     zeros = [np.zeros(n, dtype=np.float32) for n in lens]
 
     def joined(arrays: Arrays) -> torch.Tensor:
-        return own(torch.from_numpy(np.concatenate(list(arrays))), mask_T)
+        return masked(torch.from_numpy(np.concatenate(list(arrays))), mask_T)
 
     return _Flat(
         old_T=joined(old_logprobs_B),

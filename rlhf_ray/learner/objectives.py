@@ -13,10 +13,14 @@ from typing import Protocol
 
 import torch
 
-from rlhf_ray.algorithms.label_losses import LABEL_LOSSES, LabelledInputs, LabelledParams
+from rlhf_ray.algorithms.label_losses import (
+    LABEL_LOSSES,
+    LabelledInputs,
+    LabelledParams,
+    labelled_metrics,
+)
 from rlhf_ray.algorithms.metric_sums import Metrics
-from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams
-from rlhf_ray.algorithms.preference_metrics import labelled_metrics, pair_metrics
+from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams, pair_metrics
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
 from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.types import LabelledAnswer, Ranking, Referenced

@@ -12,13 +12,12 @@ import torch
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.metric_sums import Metrics
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, PolicyLossParams
-from rlhf_ray.algorithms.reduction import Reduction
+from rlhf_ray.algorithms.reduction import Reduction, TokenLoss
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
-from rlhf_ray.algorithms.token_loss import TokenLoss
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import EngineBuilder
-from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
+from rlhf_ray.learner.rows import action_lens, action_mask, flat, rollout_batch
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings
 from rlhf_ray.models.heads import TokenScorer
@@ -98,7 +97,7 @@ class PolicyLearner(Learner):
         )
         scores = self.engine(batch, with_entropy=True)
         logprobs_T = scores.logprobs_T
-        mask_T = own_mask(rows, device)
+        mask_T = action_mask(rows, device)
         term_inputs = LossTermInputs(
             mask_T=mask_T,
             logprobs_T=logprobs_T,
@@ -116,7 +115,7 @@ class PolicyLearner(Learner):
         ]
         if algorithm.kl.where == "loss" and kl_coefficient:
             terms.append((kl_coefficient, self._kl(term_inputs, correction_T)))
-        lens_B = own_lens(rows, device)
+        lens_B = action_lens(rows, device)
         loss = logprobs_T.new_zeros(())
         for coefficient, term in terms:
             if coefficient:

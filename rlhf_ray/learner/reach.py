@@ -34,10 +34,10 @@ def freeze_unreached(module: CheckedModel) -> None:
         return
     for parameter in unreached.values():
         parameter.requires_grad_(False)
-    said = _in_words(module, unreached)
+    fault = _in_words(module, unreached)
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise ConfigError(f"nothing can be trained: {said}")
-    logger.warning("%s: they stay as they are", said)
+        raise ConfigError(f"nothing can be trained: {fault}")
+    logger.warning("%s: they stay as they are", fault)
 
 
 def require_reached(module: CheckedModel) -> None:

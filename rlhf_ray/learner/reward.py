@@ -11,13 +11,13 @@ from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.calibration import expected_calibration_error, ranking_calibration
 from rlhf_ray.algorithms.metric_sums import Metrics
 from rlhf_ray.algorithms.reduction import Reduction
+from rlhf_ray.algorithms.regularizers import with_router_loss
 from rlhf_ray.algorithms.reward_losses import (
     REWARD_LOSSES,
     RankingInputs,
     centering,
     reward_metrics,
 )
-from rlhf_ray.algorithms.router_loss import with_router_loss
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.scoring import over_ranks, score_rows

@@ -13,7 +13,7 @@ from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import EngineBuilder
-from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
+from rlhf_ray.learner.rows import action_lens, action_mask, flat, rollout_batch
 from rlhf_ray.learner.scoring import score_rollouts
 from rlhf_ray.learner.update import UpdateSettings
 from rlhf_ray.models.classifier import load_decoder
@@ -66,7 +66,7 @@ class ValueLearner(Learner):
             padded=self.model.padded,
             device=device,
         )
-        mask_T = own_mask(rows, device)
+        mask_T = action_mask(rows, device)
         term = VALUE_LOSSES[algorithm.value_loss](
             ValueLossInputs(
                 values_T=self.engine(batch),
@@ -78,5 +78,5 @@ class ValueLearner(Learner):
             ),
             ValueLossParams(clip=algorithm.value_clip),
         )
-        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, own_lens(rows, device))
+        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, action_lens(rows, device))
         return loss, term.metrics

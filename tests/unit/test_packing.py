@@ -197,10 +197,10 @@ def test_fewer_rows_than_ranks_gives_empty_micro_batches() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"lengths_B": [], "own_tokens_B": []}, "rows must be at least 1, got 0"),
+        ({"lengths_B": [], "loss_tokens_B": []}, "rows must be at least 1, got 0"),
         ({"lengths_B": [3, 0]}, "row 1: a length must be at least 1 token, got 0"),
-        ({"own_tokens_B": [1]}, "own_tokens_B must have 2 entries, got 1"),
-        ({"own_tokens_B": [1, 4]}, "row 1: own tokens must be 0 to its length 3, got 4"),
+        ({"loss_tokens_B": [1]}, "loss_tokens_B must have 2 entries, got 1"),
+        ({"loss_tokens_B": [1, 4]}, "row 1: loss tokens must be 0 to its length 3, got 4"),
         ({"data_parallel_size": 0}, "data_parallel_size must be at least 1, got 0"),
         ({"max_tokens_per_micro_batch": 0}, "max_tokens_per_micro_batch must be at least 1"),
         ({"num_minibatches": 0}, "num_minibatches must be at least 1, got 0"),
@@ -210,7 +210,7 @@ def test_fewer_rows_than_ranks_gives_empty_micro_batches() -> None:
 def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "lengths_B": [3, 3],
-        "own_tokens_B": [1, 1],
+        "loss_tokens_B": [1, 1],
         "data_parallel_size": 1,
         "max_tokens_per_micro_batch": 8,
         "num_minibatches": 1,

@@ -10,12 +10,12 @@ import deepspeed
 import torch
 
 from rlhf_ray.config.base import ForwardConfig, LearnerConfig
-from rlhf_ray.learner.deepspeed.drive_folder import DriveFolder, own_folder
+from rlhf_ray.learner.deepspeed.drive import DriveFolder, own_folder
 from rlhf_ray.learner.deepspeed.engine import FrozenEngine, ZeroEngine
 from rlhf_ray.learner.deepspeed.settings import deepspeed_config
 from rlhf_ray.models import sharding
 from rlhf_ray.models.checked import CheckedModel
-from rlhf_ray.models.load import resolve_dtype
+from rlhf_ray.models.modes import resolve_dtype
 
 
 class DeepSpeedBuilder:

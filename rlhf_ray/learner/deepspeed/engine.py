@@ -15,10 +15,9 @@ import deepspeed
 import torch
 
 from rlhf_ray.config.base import ForwardConfig, LearnerConfig
-from rlhf_ray.learner.deepspeed.drive_states import load_states, save_states
-from rlhf_ray.learner.deepspeed.optimizer import adamw
+from rlhf_ray.learner.deepspeed.drive import load_states, save_states
 from rlhf_ray.learner.deepspeed.residency import HostResidency
-from rlhf_ray.learner.deepspeed.settings import deepspeed_config, effective_stage
+from rlhf_ray.learner.deepspeed.settings import adamw, deepspeed_config, effective_stage
 from rlhf_ray.learner.engine import (
     ParallelDims,
     Residency,

@@ -14,8 +14,7 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from deepspeed.utils.tensor_fragment import tensor_fragment
 
-from rlhf_ray.learner.deepspeed.host_copy import HostCopy
-from rlhf_ray.learner.deepspeed.storages import Storages, storages_of
+from rlhf_ray.learner.deepspeed.host_copy import HostCopy, Storages, storages_of
 
 # A parameter knows its optimizer, and its places in what that holds.
 _OF_OPTIMIZERS = (torch.optim.Optimizer, ZeROOptimizer, tensor_fragment)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
-from rlhf_ray.algorithms.whitening import whiten
+from rlhf_ray.algorithms.ragged import whiten
 from rlhf_ray.experience.rewards import token_rewards
 
 PARAMS = AdvantageParams(gamma=0.97, lam=0.9)

@@ -11,8 +11,8 @@ from alg_batches import FLOAT_FIELDS, LOSS_CASES, make_batch, random_masks, tota
 from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.metric_sums import values
+from rlhf_ray.algorithms.ragged import whiten
 from rlhf_ray.algorithms.reduction import Reduction
-from rlhf_ray.algorithms.whitening import whiten
 from rlhf_ray.config.algorithm_table import RatioLevel
 from rlhf_ray.experience.rewards import token_rewards
 

@@ -23,10 +23,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_ray.algorithms.divergences import MAX_EXPONENT, divergence_score
-from rlhf_ray.algorithms.label_losses import LabelledParams, kto
+from rlhf_ray.algorithms.label_losses import LabelledParams, kto, labelled_metrics
 from rlhf_ray.algorithms.metric_sums import merge, values
-from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams
-from rlhf_ray.algorithms.preference_metrics import labelled_metrics, pair_metrics
+from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams, pair_metrics
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES, Divergence
 
 F64 = {"rtol": 1e-10, "atol": 1e-12}

@@ -16,14 +16,14 @@ from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner import build
 from rlhf_ray.learner.build import engine_builder
-from rlhf_ray.learner.deepspeed import drive_folder
-from rlhf_ray.learner.deepspeed.drive_folder import DriveFolder, own_folder
+from rlhf_ray.learner.deepspeed import drive
+from rlhf_ray.learner.deepspeed.drive import DriveFolder, own_folder
 from rlhf_ray.specs import PolicySpec, ReferenceSpec, SupervisedSpec, ValueSpec
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rlhf_ray.learner.deepspeed.drive_folder import DriveFolder
+from rlhf_ray.learner.deepspeed.drive import DriveFolder
 folder = DriveFolder(Path(sys.argv[1]))
 (folder.path / "states").write_bytes(bytes(1000))
 os.kill(os.getpid(), signal.SIGKILL)
@@ -32,7 +32,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.fixture(autouse=True)
 def libaio(monkeypatch):
-    monkeypatch.setattr(drive_folder, "libaio_fault", lambda: None)
+    monkeypatch.setattr(drive, "libaio_fault", lambda: None)
 
 
 def section(drive, **zero) -> LearnerConfig:
@@ -139,7 +139,7 @@ def test_a_rank_removes_its_folder_with_its_model(tmp_path, monkeypatch):
 
 
 def test_without_libaio_nothing_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(drive_folder, "libaio_fault", lambda: "offloading to nvme needs libaio")
+    monkeypatch.setattr(drive, "libaio_fault", lambda: "offloading to nvme needs libaio")
     with pytest.raises(ConfigError, match="offloading to nvme needs libaio"):
         own_folder(section(tmp_path))
 

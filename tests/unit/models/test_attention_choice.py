@@ -10,9 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models import attention, load, sdpa
-from rlhf_ray.models.load import attention_functions
-from rlhf_ray.models.modes import forward_modes
+from rlhf_ray.models import modes, sdpa
+from rlhf_ray.models.modes import attention_functions, forward_modes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -23,7 +22,7 @@ def card(monkeypatch):
 
     def become(capability=(9, 0), *, flash_attn_2=False):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(load, "is_flash_attn_2_available", lambda: flash_attn_2)
+        monkeypatch.setattr(modes, "is_flash_attn_2_available", lambda: flash_attn_2)
 
     become()
     return become
@@ -83,7 +82,7 @@ def test_a_kernel_by_name_is_tried_alone_and_auto_tries_the_next(card):
 def test_no_process_takes_cudnns_attention():
     """Importing vLLM turns it off as well: only some roles' processes do."""
     torch.backends.cuda.enable_cudnn_sdp(True)
-    attention.register()
+    modes.register_attention()
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 

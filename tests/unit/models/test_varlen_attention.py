@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks.tiny_models import tiny
 from rlhf_ray.config.base import ForwardConfig
-from rlhf_ray.models import attention, modes, sdpa, varlen
+from rlhf_ray.models import modes, sdpa, varlen
 from rlhf_ray.models.batch import lay_out
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.dropout import checkpoint_layers
@@ -31,7 +31,7 @@ PACKED = "layout packed, attention varlen_attn"
 @pytest.fixture
 def kernel(monkeypatch):
     """The kernel on the CPU, and `auto` as on a GPU in half precision; gives the kernel's calls."""
-    attention.register()
+    modes.register_attention()
     monkeypatch.setattr(modes, "attention_functions", lambda *_: (varlen.NAME, sdpa.NAME))
     with flash_kernel_on_cpu() as calls:
         yield calls

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from benchmarks.tiny_models import tiny
-from rlhf_ray.models import attention, varlen
+from rlhf_ray.models import modes, varlen
 from rlhf_ray.models.batch import build_batch, lay_out
 from rlhf_ray.models.dropout import checkpoint_layers
 from rlhf_ray.models.heads import TokenScorer
@@ -50,7 +50,7 @@ class Recorder(TorchDispatchMode):
 
 def run(family, *, packed, backward=False):
     """One pass over a model of bfloat16, by shapes alone; what was recorded."""
-    attention.register()
+    modes.register_attention()
     config = tiny(family, **SHAPES, **FAMILIES[family])[1]
     ids_B = [np.ones(n, dtype=np.int32) for n in LENGTHS]
     scored_B = [np.arange(1, n) for n in LENGTHS]
