@@ -74,13 +74,13 @@ class RewardRank(HostingRank):
 
     def _trained_here(self, model: RewardModelConfig) -> Any:
         """The module that was trained here for the path of `model`, if whole and in its dtype."""
-        if not model.path or model.path != self.learner_path:
+        if self.builder is None or not model.path or model.path != self.learner_path:
             return None
         from rlhf_ray.models.modes import resolve_dtype
 
         job, trained = self.learner.job, self.learner.model
         same = (
-            job.reward.zero.stage < 3
+            not self.builder.shards_weights
             and job.float32_loss
             and model.label == trained.label
             and resolve_dtype(model.dtype, self.device)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.metric_sums import Metrics, effective_sample_size, max_of, mean_of
+from rlhf_ray.algorithms.metric_sums import MetricSums, effective_sample_size, max_of, mean_of
 from rlhf_ray.algorithms.ragged import masked, segment_mean
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.registry import Registry
@@ -79,7 +79,7 @@ class Correction:
     """
 
     weights_T: Tensor
-    metrics: Metrics
+    metrics: MetricSums
 
 
 CorrectionFn = Callable[[CorrectionInputs, CorrectionParams], Correction]

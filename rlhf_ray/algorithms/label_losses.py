@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.metric_sums import Metrics, difference_of_means, mean_of, mean_of_all
+from rlhf_ray.algorithms.metric_sums import MetricSums, difference_of_means, mean_of, mean_of_all
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
 
@@ -77,7 +77,7 @@ def kto(inputs: LabelledInputs, params: LabelledParams) -> Tensor:
     return torch.where(inputs.desirable_B, good_B, bad_B)
 
 
-def labelled_metrics(inputs: LabelledInputs, params: LabelledParams) -> Metrics:
+def labelled_metrics(inputs: LabelledInputs, params: LabelledParams) -> MetricSums:
     """As `pair_metrics`, of single answers, the good ones as chosen; the reference point is `kl`.
 
     `rewards/margins` is the difference of the two sides' means. There is no accuracy.

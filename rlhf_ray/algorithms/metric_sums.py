@@ -30,7 +30,7 @@ class Metric:
     sums: Tensor
 
 
-Metrics = Mapping[str, Metric]
+MetricSums = Mapping[str, Metric]
 
 
 def mean_of(values_T: Tensor, mask_T: Tensor) -> Metric:
@@ -77,7 +77,7 @@ def explained_variance(values_T: Tensor, returns_T: Tensor, mask_T: Tensor) -> M
     return Metric(kind="explained_variance", sums=sums)
 
 
-def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
+def merge(parts: Iterable[MetricSums]) -> dict[str, Metric]:
     """Merges the metrics of several micro-batches; a name may be missing from some of them."""
     merged: dict[str, Metric] = {}
     for part in parts:
@@ -88,7 +88,7 @@ def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
 
 
 def across_ranks(
-    metrics: Metrics,
+    metrics: MetricSums,
     *,
     sum_ranks: Callable[[Tensor], Tensor],
     max_ranks: Callable[[Tensor], Tensor],
@@ -112,7 +112,7 @@ def across_ranks(
     return reduced
 
 
-def values(metrics: Metrics) -> dict[str, float]:
+def values(metrics: MetricSums) -> dict[str, float]:
     """Divides at last. A metric that nothing was measured for is left out, not reported as 0."""
     computed = {name: _VALUE[metric.kind](metric.sums.tolist()) for name, metric in metrics.items()}
     return {name: value for name, value in computed.items() if value is not None}

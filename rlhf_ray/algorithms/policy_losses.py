@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
+from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
 from rlhf_ray.algorithms.ragged import masked, segment_mean
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.reduction import TokenLoss
@@ -209,7 +209,7 @@ def _clipped_surrogate(
 
 def _metrics(
     selected: _Selected, log_ratio_T: Tensor, ratio_T: Tensor, clipped_T: Tensor, mask_T: Tensor
-) -> Metrics:
+) -> MetricSums:
     token_log_ratio_T = clamp_log_ratio(selected.log_ratio_T.detach())
     return {
         "clip_share": mean_of(clipped_T, mask_T),

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf_ray.algorithms.divergences import MAX_EXPONENT, divergence_score, is_score_clamped
-from rlhf_ray.algorithms.metric_sums import Metrics, mean_of_all
+from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of_all
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES, Divergence
 
@@ -294,7 +294,7 @@ def orpo(inputs: PairInputs, params: PairParams) -> Tensor:
     return sft(inputs, params) - params.beta * logsigmoid(gaps_B)
 
 
-def pair_metrics(inputs: PairInputs, params: PairParams) -> Metrics:
+def pair_metrics(inputs: PairInputs, params: PairParams) -> MetricSums:
     """Means over pairs of both answers' rewards and log-probabilities, and of the rewards' order.
 
     They have the names that TRL's users know. An answer's implicit reward is β log u, whatever the

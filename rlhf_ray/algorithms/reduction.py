@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.config.algorithm_table import ReductionKind
 
@@ -25,7 +25,7 @@ class TokenLoss:
     """
 
     loss_T: Tensor
-    metrics: Metrics
+    metrics: MetricSums
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS, KLEstimator
-from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
+from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
 from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.reduction import ReductionTotals, TokenLoss
@@ -105,13 +105,13 @@ for _name, _row in table.KL_ESTIMATORS.items():
 
 def with_router_loss(
     loss: Tensor,
-    metrics: Metrics,
+    metrics: MetricSums,
     router_loss: Tensor | None,
     *,
     coefficient: float,
     num_tokens: int,
     totals: ReductionTotals,
-) -> tuple[Tensor, Metrics]:
+) -> tuple[Tensor, MetricSums]:
     """Add a pass's load-balancing loss to its loss, and `aux_loss` to its metrics.
 
     The loss of each pass is weighed by its tokens: that of a whole batch is no sum of its parts.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
+from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
 from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
@@ -97,7 +97,7 @@ def centering(inputs: RankingInputs) -> Tensor:
     return _mean_over_pairs(sums_BKK.square(), inputs)
 
 
-def reward_metrics(inputs: RankingInputs) -> Metrics:
+def reward_metrics(inputs: RankingInputs) -> MetricSums:
     """Share of pairs in the right order (equal scores are not), their mean gap, means of scores.
 
     `reward_chosen` is of the best answers, `reward_rejected` of the others.

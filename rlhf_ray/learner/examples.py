@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import EngineBuilder
@@ -60,7 +60,7 @@ class ExampleLearner(Learner, Generic[Job, Row]):
         """Metrics and outcomes of held-out rows; all ranks call it alike."""
 
     @abstractmethod
-    def _loss(self, rows: Sequence[Any], reduction: Reduction) -> tuple[torch.Tensor, Metrics]:
+    def _loss(self, rows: Sequence[Any], reduction: Reduction) -> tuple[torch.Tensor, MetricSums]:
         """Of one micro-batch; see `run_update`."""
 
     def _prepare(

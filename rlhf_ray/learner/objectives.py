@@ -19,7 +19,7 @@ from rlhf_ray.algorithms.label_losses import (
     LabelledParams,
     labelled_metrics,
 )
-from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams, pair_metrics
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
 from rlhf_ray.config.supervised import DpoConfig
@@ -72,7 +72,9 @@ class Objective(Protocol):
         """
         ...
 
-    def loss(self, rows: Sequence[StepRow], logps_BK: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+    def loss(
+        self, rows: Sequence[StepRow], logps_BK: torch.Tensor
+    ) -> tuple[torch.Tensor, MetricSums]:
         """The share of some of a step's rows in its loss, from the trained answers' sums."""
         ...
 
@@ -131,7 +133,9 @@ class PairObjective:
             for row, slopes_K, loss in zip(rows, slopes_BK.tolist(), loss_B.tolist(), strict=True)
         ]
 
-    def loss(self, rows: Sequence[StepRow], logps_BK: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+    def loss(
+        self, rows: Sequence[StepRow], logps_BK: torch.Tensor
+    ) -> tuple[torch.Tensor, MetricSums]:
         """The weighted losses' share, and TRL's metrics."""
         inputs = self._inputs(rows, logps_BK)
         metrics = pair_metrics(inputs, self.params)
@@ -194,7 +198,9 @@ class LabelObjective:
             StepRow(referenced=row, num_rows=len(rows), mismatch_kl=mismatch_kl) for row in rows
         ]
 
-    def loss(self, rows: Sequence[StepRow], logps_BK: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+    def loss(
+        self, rows: Sequence[StepRow], logps_BK: torch.Tensor
+    ) -> tuple[torch.Tensor, MetricSums]:
         """The weighted loss's share, and TRL's metrics."""
         desirable = [_labelled(row.referenced).desirable for row in rows]
         inputs = LabelledInputs(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from rlhf_ray.algorithms import metric_sums
-from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, PolicyLossParams
 from rlhf_ray.algorithms.reduction import Reduction, TokenLoss
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
@@ -88,7 +88,7 @@ class PolicyLearner(Learner):
 
     def _loss(
         self, rows: Sequence[Experience], reduction: Reduction, kl_coefficient: float
-    ) -> tuple[torch.Tensor, Metrics]:
+    ) -> tuple[torch.Tensor, MetricSums]:
         algorithm, device = self.spec.algorithm, self.device
         batch = rollout_batch(
             [row.rollout for row in rows],

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from rlhf_ray.algorithms import metric_sums
-from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import with_router_loss
 from rlhf_ray.config.supervised import DpoConfig
@@ -94,7 +94,9 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
         logprobs_T: torch.Tensor = self.engine(batch).logprobs_T
         return logprobs_T
 
-    def _loss(self, rows: Sequence[StepRow], reduction: Reduction) -> tuple[torch.Tensor, Metrics]:
+    def _loss(
+        self, rows: Sequence[StepRow], reduction: Reduction
+    ) -> tuple[torch.Tensor, MetricSums]:
         trained = self.objective.trained
         batch = answer_batch(
             [row.referenced.row for row in rows],

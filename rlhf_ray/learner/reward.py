@@ -9,7 +9,7 @@ import torch
 
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.calibration import expected_calibration_error, ranking_calibration
-from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import with_router_loss
 from rlhf_ray.algorithms.reward_losses import (
@@ -44,7 +44,9 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
             with_router_loss=self.job.router_aux_loss_coef > 0,
         )
 
-    def _loss(self, rows: Sequence[Ranking], reduction: Reduction) -> tuple[torch.Tensor, Metrics]:
+    def _loss(
+        self, rows: Sequence[Ranking], reduction: Reduction
+    ) -> tuple[torch.Tensor, MetricSums]:
         rewards, totals = self._forward(rows), reduction.totals
         places_BK, mask_BK = _places(rows, self.device)
         inputs = self._inputs(rows, rewards.scores_B[places_BK], mask_BK)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from rlhf_ray.algorithms.logprobs import TokenScores
-from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
+from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 from rlhf_ray.config.supervised import SftConfig
@@ -38,7 +38,7 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
 
     def _loss(
         self, rows: Sequence[SftExample], reduction: Reduction
-    ) -> tuple[torch.Tensor, Metrics]:
+    ) -> tuple[torch.Tensor, MetricSums]:
         batch, scores = self._forward(rows)
         mask_T = torch.ones_like(batch.targets_T, dtype=torch.bool)
         lens_B = torch.bincount(batch.segments_T, minlength=batch.num_sequences)

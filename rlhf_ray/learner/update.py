@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from rlhf_ray.algorithms import metric_sums
-from rlhf_ray.algorithms.metric_sums import Metric, Metrics
+from rlhf_ray.algorithms.metric_sums import Metric, MetricSums
 from rlhf_ray.algorithms.reduction import Reduction, ReductionTotals
 from rlhf_ray.config.algorithm_table import ReductionKind
 from rlhf_ray.learner.engine import TrainingEngine
@@ -23,7 +23,7 @@ from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
 Row = TypeVar("Row")
 # Rows of one micro-batch and the reduction of its optimiser step -> loss (this micro-batch's share
 # of the step's) and metrics.
-MicroBatchLoss = Callable[[Sequence[Any], Reduction], tuple[torch.Tensor, Metrics]]
+MicroBatchLoss = Callable[[Sequence[Any], Reduction], tuple[torch.Tensor, MetricSums]]
 # One optimiser step -> the rows that its micro-batches train on, for losses in which a row's share
 # depends on the step's other rows: by their number in the plan.
 Preparation = Callable[[MinibatchPlan], Sequence[Any] | Mapping[int, Any]]
@@ -85,13 +85,13 @@ def run_update(
         Metrics over all ranks: the loss's own, `loss` and `grad_norm`, all of the steps that were
         applied; and `lr`, `skipped_steps`, `skipped_in_a_row`.
     """
-    applied_parts: list[Metrics] = []
+    applied_parts: list[MetricSums] = []
     results = []
     most_skipped_in_a_row = 0
     for minibatch in plan.minibatches:
         reduction = _reduction(minibatch, settings)
         micro_batches = minibatch.micro_batches_by_rank[engine.dims.data_parallel_rank]
-        parts: list[Metrics] = []
+        parts: list[MetricSums] = []
         step_rows: Any = rows if prepare is None else prepare(minibatch)
         for index, micro_batch in enumerate(micro_batches):
             loss, metrics = loss_of([step_rows[row] for row in micro_batch], reduction)
@@ -136,7 +136,7 @@ def _like(loss: torch.Tensor, value: float) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64, device=loss.device)
 
 
-def _over_ranks(parts: Sequence[Metrics]) -> dict[str, float]:
+def _over_ranks(parts: Sequence[MetricSums]) -> dict[str, float]:
     def reduced(operation: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         def reduce(sums: torch.Tensor) -> torch.Tensor:
             sums = sums.clone()

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
 from rlhf_ray.learner.base import Learner
@@ -59,7 +59,7 @@ class ValueLearner(Learner):
 
     def _loss(
         self, rows: Sequence[Experience], reduction: Reduction
-    ) -> tuple[torch.Tensor, Metrics]:
+    ) -> tuple[torch.Tensor, MetricSums]:
         device, algorithm = self.device, self.spec.algorithm
         batch = rollout_batch(
             [row.rollout for row in rows],

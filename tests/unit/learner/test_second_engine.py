@@ -20,6 +20,7 @@ from plain_engine import PlainBuilder
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
 from rlhf_ray.learner.engine import ParallelDims
+from rlhf_ray.learner.scoring import over_ranks
 from rlhf_ray.specs import ReferenceSpec
 from rlhf_ray.types import SftExample
 
@@ -115,3 +116,17 @@ def test_ranks_that_work_on_the_same_rows_are_told_from_the_world(monkeypatch):
         ValueError, match="ranks must be a multiple of the 4 that share rows, got 6"
     ):
         ParallelDims.of_world(ranks_per_part=4)
+
+
+def test_ranks_that_work_on_the_same_rows_count_once(monkeypatch):
+    """Rows 0 and 2 are of the first two ranks, row 1 of the others."""
+    tables = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", tables.append)
+    plan = (((2,), (0,)), ((1,), ()))
+    values = [[(20.0,), (0.5,)], [(10.0, 11.0)]]
+    for rank in range(4):
+        dims = ParallelDims(
+            world_size=4, world_rank=rank, data_parallel_size=2, data_parallel_rank=rank // 2
+        )
+        over_ranks(values[rank // 2], plan, dims, num_rows=3, width=2, device=torch.device("cpu"))
+    assert sum(tables).tolist() == [[0.5, 0.0], [10.0, 11.0], [20.0, 0.0]]
