@@ -30,10 +30,10 @@ from transformers.models.auto.modeling_auto import (
 from benchmarks.tiny_models import UNBUILDABLE, VOCAB_SIZE, family_names, tiny
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models import modes
+from rlhf_ray.models import attention
 from rlhf_ray.models.check import settle
-from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.models.heads import TokenScorer, ValueModel
+from rlhf_ray.models.modes import CheckedModel
 from rlhf_ray.models.reward import RewardModel
 
 ROLES = ("policy", "critic", "reward model")
@@ -95,7 +95,7 @@ def main() -> int:
 
 def outcome_of(family: str, role: str, layout: str) -> Outcome:
     """Load one and compare."""
-    modes.register_attention()
+    attention.register()
     try:
         module = _module(family, role)
         settle(module, ForwardConfig.model_validate({"layout": layout}), torch.device("cpu"))

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from rlhf_ray.models.checked import CheckedModel
+from rlhf_ray.models.modes import CheckedModel
 
 
 @dataclass(frozen=True, kw_only=True)

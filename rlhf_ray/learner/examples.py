@@ -14,8 +14,6 @@ from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.engine import EngineBuilder
 from rlhf_ray.learner.update import UpdateSettings
-from rlhf_ray.models.heads import TokenScorer
-from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.specs import Job, SupervisedSpec
@@ -27,7 +25,7 @@ Row = TypeVar("Row", bound=SftExample | Ranking | Referenced)
 class ExampleLearner(Learner, Generic[Job, Row]):
     """One rank's share of a model that learns from the rows of a data set."""
 
-    model: TokenScorer | RewardModel
+    model: Any  # one with an `lm`: a `TokenScorer` or a `RewardModel`
 
     def __init__(self, spec: SupervisedSpec[Job], builder: EngineBuilder) -> None:
         """Load the model and hand it to an engine.
@@ -40,7 +38,9 @@ class ExampleLearner(Learner, Generic[Job, Row]):
         super().__init__(
             spec.job.learner,
             builder,
-            UpdateSettings.of_examples(spec),
+            UpdateSettings(
+                reduction="token_mean", constant_length=None, replay_folder=spec.replay_folder
+            ),
             total_steps=spec.total_steps,
             seed=spec.job.seed,
         )

@@ -38,7 +38,11 @@ class PolicyLearner(Learner):
         super().__init__(
             spec.learner,
             builder,
-            UpdateSettings.of_rollouts(spec),
+            UpdateSettings(
+                reduction=spec.algorithm.reduction,
+                constant_length=spec.max_new_tokens,
+                replay_folder=spec.replay_folder,
+            ),
             total_steps=spec.total_steps,
             seed=spec.seed,
         )

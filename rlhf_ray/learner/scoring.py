@@ -15,7 +15,7 @@ from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.learner.engine import InferenceEngine, ParallelDims
 from rlhf_ray.learner.rows import answer_batch, answer_sums, rollout_batch, split_rows
 from rlhf_ray.models.batch import TokenBatch
-from rlhf_ray.models.checked import CheckedModel
+from rlhf_ray.models.modes import CheckedModel
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, cut_to_rectangles
 from rlhf_ray.types import LabelledAnswer, Ranking, Rollout
 

@@ -18,7 +18,6 @@ from rlhf_ray.algorithms.reduction import Reduction, ReductionTotals
 from rlhf_ray.config.algorithm_table import ReductionKind
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.packing import MinibatchPlan, UpdatePlan
-from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
 
 Row = TypeVar("Row")
 # Rows of one micro-batch and the reduction of its optimiser step -> loss (this micro-batch's share
@@ -35,31 +34,13 @@ class UpdateSettings:
 
     Attributes:
         reduction: Of token losses.
-        constant_length: For reduction `constant`.
+        constant_length: For reduction `constant`; None for the others.
         replay_folder: Where rows go whose step was skipped; empty for nowhere.
     """
 
     reduction: ReductionKind
-    constant_length: int
+    constant_length: int | None
     replay_folder: str
-
-    @classmethod
-    def of_rollouts(cls, spec: PolicySpec | ValueSpec) -> UpdateSettings:
-        """Of a role that learns from rollouts."""
-        return cls(
-            reduction=spec.algorithm.reduction,
-            constant_length=spec.max_new_tokens,
-            replay_folder=spec.replay_folder,
-        )
-
-    @classmethod
-    def of_examples(cls, spec: SupervisedSpec[Any]) -> UpdateSettings:
-        """Of a job on rows of a data set."""
-        return cls(
-            reduction="token_mean",
-            constant_length=1,
-            replay_folder=spec.replay_folder,
-        )
 
 
 def run_update(

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models import memory
+from rlhf_ray.models import attention, memory
 from rlhf_ray.models.dropout import checkpoint_layers
-from rlhf_ray.models.modes import attention_functions, register_attention, resolve_dtype
+from rlhf_ray.models.modes import attention_functions, resolve_dtype
 from rlhf_ray.models.sharding import whole_shape
 
 
@@ -70,7 +70,7 @@ def load_pretrained(
     Raises:
         ConfigError: Unreadable, or held weights of another model.
     """
-    register_attention()
+    attention.register()
     attention_functions(config, device)  # what is not there is found before minutes of loading
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     keywords: dict[str, Any] = {"dtype": resolve_dtype(config.dtype, device), **hub}

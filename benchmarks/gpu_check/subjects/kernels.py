@@ -18,7 +18,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
-from rlhf_ray.models import modes
+from rlhf_ray.models import attention
 from rlhf_ray.models.batch import Layout, lay_out
 
 # Of the relative error. The inputs are the same rounded numbers; what a kernel rounds itself is
@@ -55,7 +55,7 @@ class States:
 
 def kernels_here(device: str) -> list[Kernel]:
     """Those that this machine can run."""
-    modes.register_attention()
+    attention.register()
     kernels = [Kernel(name="packed_sdpa", dtype=dtype) for dtype in LIMITS]
     known = AttentionInterface._global_mapping
     if device == "cuda" and "varlen_attn" in known:

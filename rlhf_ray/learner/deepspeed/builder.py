@@ -14,8 +14,7 @@ from rlhf_ray.learner.deepspeed.drive import DriveFolder, own_folder
 from rlhf_ray.learner.deepspeed.engine import FrozenEngine, ZeroEngine
 from rlhf_ray.learner.deepspeed.settings import deepspeed_config
 from rlhf_ray.models import sharding
-from rlhf_ray.models.checked import CheckedModel
-from rlhf_ray.models.modes import resolve_dtype
+from rlhf_ray.models.modes import CheckedModel, resolve_dtype
 
 
 class DeepSpeedBuilder:

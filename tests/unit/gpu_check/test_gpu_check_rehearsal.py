@@ -58,7 +58,7 @@ def worst(setting):
     ids=lambda case: next(iter(case)),
 )
 def test_a_kernel_that_ignores_what_it_is_told_is_seen(setting, monkeypatch, broken, seen):
-    kernels.modes.register_attention()
+    kernels.attention.register()
     functions = AttentionInterface._global_mapping
     right = functions["packed_sdpa"]
 

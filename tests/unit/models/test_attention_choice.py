@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models import modes, sdpa
+from rlhf_ray.models import attention, modes
 from rlhf_ray.models.modes import attention_functions, forward_modes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -82,7 +82,7 @@ def test_a_kernel_by_name_is_tried_alone_and_auto_tries_the_next(card):
 def test_no_process_takes_cudnns_attention():
     """Importing vLLM turns it off as well: only some roles' processes do."""
     torch.backends.cuda.enable_cudnn_sdp(True)
-    modes.register_attention()
+    attention.register()
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
@@ -94,12 +94,12 @@ def test_sdpa_on_a_gpu_gets_as_many_heads_of_keys_as_of_queries(monkeypatch):
         calls.append((key.shape, value.shape, enable_gqa))
         return query
 
-    monkeypatch.setattr(sdpa.F, "scaled_dot_product_attention", kernel)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", kernel)
     for device in (GPU, CPU):
         with FakeTensorMode(), torch.no_grad():
             query = torch.empty(1, 4, 7, 8, device=device)
             keys = torch.empty(1, 2, 7, 8, device=device)
-            sdpa.packed_sdpa(torch.nn.Identity(), query, keys, keys, None)
+            attention.packed_sdpa(torch.nn.Identity(), query, keys, keys, None)
     on_gpu, on_cpu = calls
     assert on_gpu == ((1, 4, 7, 8), (1, 4, 7, 8), False)
     assert on_cpu == ((1, 2, 7, 8), (1, 2, 7, 8), True)

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from benchmarks.tiny_models import tiny
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models import modes
+from rlhf_ray.models import attention
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.reward import RewardModel
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def own_attention():
-    modes.register_attention()
+    attention.register()
 
 
 def scorer(model_type="llama", **settings):

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.tiny_models import tiny
 from rlhf_ray.config.base import ForwardConfig, LoraConfig, ModelConfig
-from rlhf_ray.models import modes
+from rlhf_ray.models import attention
 from rlhf_ray.models.batch import build_batch
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.dropout import checkpoint_layers
@@ -27,7 +27,7 @@ RANDOM = {
 
 
 def scorer_of(lm):
-    modes.register_attention()
+    attention.register()
     scorer = TokenScorer(lm, temperature=1.0, chunk_tokens=16)
     settle(scorer, ForwardConfig(), CPU)
     return scorer
