@@ -105,49 +105,32 @@ class AdvantageOutputs:
 AdvantageFn = Callable[[AdvantageInputs, AdvantageParams], AdvantageOutputs]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdvantageEstimator:
-    """A registered estimator; call it like its function.
+ADVANTAGES: Registry[AdvantageFn] = Registry("advantage estimator", table.ADVANTAGES)
+"""Before whitening; `estimate_advantages` calls one as a whole."""
 
-    Attributes:
-        compute: The function, before whitening.
-        row: What it takes, and whether whitening is part of it.
+
+def estimate_advantages(
+    name: str, inputs: AdvantageInputs, params: AdvantageParams
+) -> AdvantageOutputs:
+    """Computes the advantages by the estimator of that name.
+
+    Raises:
+        ValueError: There is none, or `values_T` or the rewards' parts are needed and missing.
     """
-
-    compute: AdvantageFn
-    row: table.Advantage
-
-    def __call__(self, inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
-        """Computes the advantages.
-
-        Raises:
-            ValueError: `values_T` or the rewards' parts are needed and missing.
-        """
-        if self.row.needs_values and inputs.values_T is None:
-            raise ValueError("values_T must be given for an estimator that needs values, got None")
-        if self.row.needs_parts and inputs.rewards_BK is None:
-            raise ValueError("rewards_BK must be given for an estimator that needs parts, got None")
-        outputs = self.compute(inputs, params)
-        if not (self.row.whitens or params.whiten):
-            return outputs
-        trained_T = outputs.compared_T if inputs.trained_T is None else inputs.trained_T
-        white_T = whiten(outputs.advantages_T, outputs.compared_T & trained_T)
-        return replace(outputs, advantages_T=white_T)
+    compute, row = ADVANTAGES[name], table.ADVANTAGES[name]
+    if row.needs_values and inputs.values_T is None:
+        raise ValueError("values_T must be given for an estimator that needs values, got None")
+    if row.needs_parts and inputs.rewards_BK is None:
+        raise ValueError("rewards_BK must be given for an estimator that needs parts, got None")
+    outputs = compute(inputs, params)
+    if not (row.whitens or params.whiten):
+        return outputs
+    trained_T = outputs.compared_T if inputs.trained_T is None else inputs.trained_T
+    white_T = whiten(outputs.advantages_T, outputs.compared_T & trained_T)
+    return replace(outputs, advantages_T=white_T)
 
 
-ADVANTAGES: Registry[AdvantageEstimator] = Registry("advantage estimator", table.ADVANTAGES)
-
-
-def _register(name: str) -> Callable[[AdvantageFn], AdvantageFn]:
-    def add(compute: AdvantageFn) -> AdvantageFn:
-        estimator = AdvantageEstimator(compute=compute, row=table.ADVANTAGES[name])
-        ADVANTAGES.register(name)(estimator)
-        return compute
-
-    return add
-
-
-@_register("gae")
+@ADVANTAGES.register("gae")
 def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """Generalised advantage estimation; see `generalized_advantages`. Returns are A + V."""
     assert inputs.values_T is not None
@@ -166,7 +149,7 @@ def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     )
 
 
-@_register("grpo")
+@ADVANTAGES.register("grpo")
 def grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """(R - mean) / (std + ε) within the group, with the unbiased deviation that TRL uses.
 
@@ -176,7 +159,7 @@ def grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     return _broadcast(_standardized(groups, params), groups.has_spread_B, inputs)
 
 
-@_register("gdpo")
+@ADVANTAGES.register("gdpo")
 def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """Each reward standardised within its group, then their weighted sum divided by its deviation.
 
@@ -205,7 +188,7 @@ def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     return _broadcast(sum_B / (std + params.std_epsilon), has_spread_B, inputs)
 
 
-@_register("dr_grpo")
+@ADVANTAGES.register("dr_grpo")
 def dr_grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """R - mean within the group; no division by the deviation, which favours easy and hard prompts.
 
@@ -215,7 +198,7 @@ def dr_grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutput
     return _broadcast(groups.centered_B, groups.has_spread_B, inputs)
 
 
-@_register("rloo")
+@ADVANTAGES.register("rloo")
 def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """R minus the mean of the *other* samples, which is n / (n - 1) (R - mean).
 
@@ -226,7 +209,7 @@ def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     return _broadcast(factor_B * groups.centered_B, groups.has_spread_B, inputs)
 
 
-@_register("reinforce++")
+@ADVANTAGES.register("reinforce++")
 def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """Discounted returns of tokens, whitened over the step.
 
@@ -243,7 +226,7 @@ def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> Adv
     return AdvantageOutputs(advantages_T=returns_T, returns_T=None, compared_T=inputs.mask_T)
 
 
-@_register("reinforce++_baseline")
+@ADVANTAGES.register("reinforce++_baseline")
 def reinforce_plus_plus_baseline(
     inputs: AdvantageInputs, params: AdvantageParams
 ) -> AdvantageOutputs:

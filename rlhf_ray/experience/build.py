@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from rlhf_ray.algorithms import metric_sums
-from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
+from rlhf_ray.algorithms.advantages import AdvantageInputs, AdvantageParams, estimate_advantages
 from rlhf_ray.algorithms.correction import (
     CORRECTIONS,
     Correction,
@@ -84,7 +84,8 @@ def build_experience(
     flat = _flatten(rollouts_B, old_logprobs_B, reference_logprobs_B, values_B)
     kl_T = KL_ESTIMATORS[spec.algorithm.kl.estimator](flat.old_T, flat.reference_T)
     in_reward = reference_logprobs_B is not None and spec.algorithm.kl.where == "reward"
-    outputs = ADVANTAGES[spec.algorithm.advantage](
+    outputs = estimate_advantages(
+        spec.algorithm.advantage,
         _compared(
             rollouts_B,
             scores_B,

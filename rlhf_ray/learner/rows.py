@@ -73,7 +73,7 @@ def action_mask(rows_B: Sequence[Experience], device: torch.device) -> torch.Ten
 
 
 def action_lens(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
-    """Own tokens of each row: [B], one 0 for no rows."""
+    """Action tokens of each row: [B], one 0 for no rows."""
     lens = [int(row.rollout.own_T.sum()) for row in rows_B] or [0]
     return torch.tensor(lens, device=device)
 

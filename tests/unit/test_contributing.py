@@ -50,7 +50,8 @@ def test_an_advantage_is_a_row_and_a_function(add_row):
         exec(ADVANTAGE, dict(vars(advantages)))
     add_row(table.ADVANTAGES, "sign")
     exec(ADVANTAGE, dict(vars(advantages)))
-    outputs = advantages.ADVANTAGES["sign"](
+    outputs = advantages.estimate_advantages(
+        "sign",
         advantages.AdvantageInputs(
             token_rewards_T=torch.tensor([0.0, 3.0, 1.0, 5.0]),
             values_T=None,

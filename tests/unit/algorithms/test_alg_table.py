@@ -7,7 +7,12 @@ import pytest
 import torch
 from alg_batches import POLICY_PARAMS, make_batch, policy_case, random_masks
 
-from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
+from rlhf_ray.algorithms.advantages import (
+    ADVANTAGES,
+    AdvantageInputs,
+    AdvantageParams,
+    estimate_advantages,
+)
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.config import algorithm_table as table
 from rlhf_ray.config.algorithm import AlgorithmConfig
@@ -30,7 +35,7 @@ def advantages(name: str, **changes: Any) -> torch.Tensor:
         applies_BK=torch.ones_like(rewards_BK, dtype=torch.bool),
         weights_K=torch.ones(2, dtype=torch.float64),
     )
-    return ADVANTAGES[name](inputs, params).advantages_T
+    return estimate_advantages(name, inputs, params).advantages_T
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
@@ -49,7 +54,7 @@ def test_an_advantage_looks_at_what_its_row_says(name: str) -> None:
             "algorithm": algorithm,
         }
     )
-    assert config.uses_value == (ADVANTAGES[name].row.needs_values)
+    assert config.uses_value == (table.ADVANTAGES[name].needs_values)
     assert config.smallest_group == (2 if row.needs_groups else 1)
     assert algorithm.tells_rewards_apart == row.needs_parts
 
