@@ -59,8 +59,9 @@ def main() -> int:
 def prepare_job(folder: Path, workers: int) -> None:
     """What the driver of an SFT job does up to its first batch."""
     began_s = time.monotonic()
-    from rlhf_ray.config.supervised import SftConfig
     from rlhf_ray.data.job import load_sft_data
+
+    from rlhf_ray.config.supervised import SftConfig
     from rlhf_ray.data.loader import ResumableOrder
     from rlhf_ray.loops.setup import prepare, setup_of
 

@@ -16,7 +16,8 @@ from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
 from actors.pool.record import PoolInUseError, PoolRecord, end_strangers, release_groups
 from actors.pool.standing_cluster import Process, StandingCluster
-from launch.pipeline import first_engine
+from actors.roles.engines import engine_spec
+from actors.roles.start import import_libraries, start_actors
 from launch.pool_status import status
 from launch.run import pool_notes as notes
 from launch.run import standing
@@ -24,14 +25,10 @@ from launch.run.cluster import disconnect, join, num_cpus, runs_here
 from launch.run.names import check_name
 from launch.run.signals import uninterrupted
 from launch.tables.pool import print_pool
-from launch.training.actor_start import import_libraries, start_actors
-from launch.training.online_roles import engine_ahead
-from rlhf_ray.config.base import GroupConfig, JobConfig, RunConfig, TimeoutConfig
+from rlhf_ray.config.base import GroupConfig, RunConfig, TimeoutConfig
 from rlhf_ray.config.checks.machine import require_machine
-from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.tools.job_file import load_job
-from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
+from rlhf_ray.config.tools.stages import groups_of, stages_of
 from rlhf_ray.errors import ConfigError, RlhfRayError, RunError
 
 logger = logging.getLogger(__name__)
@@ -71,10 +68,12 @@ def up(config: RunConfig, name: str) -> int:
         ConfigError: There is one of that name, or the cluster is too small.
         RunError: Ray or an actor did not start.
     """
-    stages = _stages(config)
-    jobs = [config] if isinstance(config, JobConfig) else [stage.config for stage in stages]
-    require_machine(jobs, is_here=runs_here(config.ray))
-    groups, engine = _shape(config, stages)
+    # Where a run will write is of no interest yet, nor what is there already.
+    anywhere = {"run_dir": os.path.abspath(config.run_dir or "runs"), "resume": "auto"}
+    stages = stages_of(config.model_copy(update=anywhere))
+    require_machine([stage.config for stage in stages], is_here=runs_here(config.ray))
+    groups = groups_of(stages)
+    engine = engine_spec(*(stage.rooted for stage in stages))
     try:
         cluster = notes.claim(name)
         if not config.ray.address:
@@ -97,23 +96,6 @@ def up(config: RunConfig, name: str) -> int:
             _undo(name)
         raise
     return 0
-
-
-def _stages(config: RunConfig) -> list[Stage]:
-    """Of a pipeline; where a run will write is of no interest yet, nor what is there already."""
-    if not isinstance(config, PipelineConfig):
-        return []
-    anywhere = {"run_dir": os.path.abspath(config.run_dir or "runs"), "resume": "auto"}
-    return resolve_stages(config.model_copy(update=anywhere))
-
-
-def _shape(
-    config: RunConfig, stages: Sequence[Stage]
-) -> tuple[dict[str, GroupConfig], EngineSpec | None]:
-    """The groups, and what the engines start with."""
-    if not isinstance(config, JobConfig):
-        return groups_of(stages), first_engine(stages)
-    return config.groups, engine_ahead(config) if isinstance(config, OnlineConfig) else None
 
 
 async def _start(

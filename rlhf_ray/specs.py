@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
 from rlhf_ray.config.rewards import RewardConfig, ShapingConfig
+from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 
 Job = TypeVar("Job", bound=SupervisedConfig)
@@ -36,6 +37,11 @@ class PolicySpec:
     replay_folder: str
     seed: int
 
+    @property
+    def model_path(self) -> str:
+        """Of the model that it starts from."""
+        return self.learner.model.path
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSpec:
@@ -48,6 +54,11 @@ class ValueSpec:
     replay_folder: str
     seed: int
 
+    @property
+    def model_path(self) -> str:
+        """Of the model that it starts from."""
+        return self.learner.model.path
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSpec:
@@ -55,6 +66,11 @@ class ReferenceSpec:
 
     reference: ReferenceConfig
     temperature: float
+
+    @property
+    def model_path(self) -> str:
+        """Of its model."""
+        return self.reference.model.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +89,11 @@ class RewardSpec:
     vocabulary: str
     end_token_ids: tuple[int, ...]
 
+    @property
+    def model_path(self) -> str:
+        """Of the model that scores; empty where none does."""
+        return self.reward.model.path
+
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedSpec(Generic[Job]):
@@ -88,6 +109,23 @@ class SupervisedSpec(Generic[Job]):
     total_steps: int
     replay_folder: str
 
+    @property
+    def model_path(self) -> str:
+        """Of the model that it starts from."""
+        return self.job.learner.model.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSpec:
+    """What engines sample with; what they are started with is the pool's business.
+
+    Attributes:
+        end_token_ids: Those that end a turn, of tokenizer, model and template.
+    """
+
+    rollout: RolloutConfig
+    end_token_ids: tuple[int, ...]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AssemblySpec:
@@ -101,3 +139,8 @@ class AssemblySpec:
     shaping: ShapingConfig
     max_new_tokens: int
     reward_weights: Mapping[str, float]
+
+
+# What ranks host, and all that a role may be made from.
+ModelSpec: TypeAlias = PolicySpec | ValueSpec | ReferenceSpec | RewardSpec | SupervisedSpec[Any]
+Spec: TypeAlias = ModelSpec | RolloutSpec | AssemblySpec

@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from launch.training.actor_start import start_actors
+from launch.training.online_roles import engine_spec, start_roles
+from rlhf_ray.data.job import load_online_data
 
 from actors.cluster.actor_set import ActorSet
 from actors.pool.pool import Pool
@@ -20,11 +23,8 @@ from benchmarks.gpu_check.models import TOKENIZER, device_of, make_model, random
 from benchmarks.gpu_check.scale import Shape
 from benchmarks.gpu_check.setting import Setting
 from launch.run.cluster import connected
-from launch.training.actor_start import start_actors
-from launch.training.online_roles import engine_spec, start_roles
 from rlhf_ray.config.base import laid_over
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.roles import GenerationRequest, Roles
 from rlhf_ray.types import Prompt, Rollout
 

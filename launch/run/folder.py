@@ -8,14 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.run import status
 from launch.run.signals import told_when_stopped
-from rlhf_ray.config.base import STATUS_FILE, RunConfig
-from rlhf_ray.config.jobs import PIPELINE, job_name
-from rlhf_ray.config.sample import SampleConfig
+from rlhf_ray.config.base import STATUS_FILE, JobConfig, RunConfig
 from rlhf_ray.config.tools.load import dump_config, is_dump_of
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.jobs import status
 
 CONFIG_FILE = "config.yaml"
 
@@ -35,7 +33,7 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
     before = _Snapshot.of(folder)
     with room_for("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with status.held(folder, job=job_name(config)) as say:
+        with status.held(folder, job=config.job) as say:
             dump_config(config, folder / CONFIG_FILE)
             say("running", "")
             try:
@@ -92,7 +90,7 @@ def check_folder(config: RunConfig) -> None:
         ConfigError: A process runs there, it holds another kind of job, or a run that has finished
             and cannot go on otherwise, as its checkpoints are gone.
     """
-    folder, name = Path(config.run_dir), job_name(config)
+    folder, name = Path(config.run_dir), config.job
     if status.is_in_use(folder):
         raise ConfigError(status.in_use(folder))
     told = status.read_status(folder)
@@ -101,22 +99,19 @@ def check_folder(config: RunConfig) -> None:
     if told.get("job", name) != name:
         raise ConfigError(f"run_dir {config.run_dir!r} holds a run of {told['job']}, not of {name}")
     has_steps = any((folder / "checkpoints").glob("step_*"))
-    if name != PIPELINE and told["state"] == "finished" and not (has_steps or is_finished(config)):
+    if not isinstance(config, JobConfig) or told["state"] != "finished":
+        return
+    if not (has_steps or is_finished(config)):
         raise ConfigError(
             f"run_dir {config.run_dir!r} holds a finished run without its checkpoints, which "
             "cannot go on with other settings: take another run_dir"
         )
 
 
-def state_of(run_dir: str) -> str:
-    """What `status.json` says of a run; empty where there is none."""
-    return str(status.read_status(Path(run_dir)).get("state", ""))
-
-
-def is_finished(config: RunConfig) -> bool:
+def is_finished(config: JobConfig) -> bool:
     """Whether the folder holds this very run, whole, and it may go on there."""
-    if config.resume == "never" or state_of(config.run_dir) != "finished":
+    if config.resume == "never" or status.state_of(config.run_dir) != "finished":
         return False
     folder = Path(config.run_dir)
-    has_result = isinstance(config, SampleConfig) or (folder / "export").is_dir()
+    has_result = not config.trains or (folder / "export").is_dir()
     return has_result and is_dump_of(config, folder / CONFIG_FILE, besides={"resume"})

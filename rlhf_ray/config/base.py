@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -352,6 +353,9 @@ class RunConfig(Config):
         tensorboard: Write TensorBoard's event files to `run_dir/tensorboard`.
     """
 
+    # Its name on the command line.
+    job: ClassVar[str]
+
     seed: NonNegativeInt = 0
     run_dir: LocalPath = ""
     resume: Literal["never", "auto"] = "never"
@@ -376,6 +380,13 @@ class JobConfig(RunConfig):
             after the other, that stop the run.
     """
 
+    # Whose model the job trains, or samples from: what a later stage starts from.
+    trained_role: ClassVar[str] = "policy"
+    model_kind: ClassVar[Literal["causal", "classifier"]] = "causal"
+    trains: ClassVar[bool] = True
+    # Keys beside those of data and models that a resumed run may not change.
+    fixed_keys: ClassVar[tuple[str, ...]] = ()
+
     total_steps: PositiveInt = 100
     checkpoint: CheckpointConfig = CheckpointConfig()
     nonfinite_steps_to_stop: PositiveInt = 3
@@ -384,3 +395,33 @@ class JobConfig(RunConfig):
     def groups(self) -> dict[str, GroupConfig]:
         """The group of each role that the job uses."""
         raise NotImplementedError
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """Of the role that is trained."""
+        learner: LearnerConfig = getattr(self, self.trained_role)
+        return learner
+
+    @property
+    def learners(self) -> dict[str, LearnerConfig]:
+        """Of each role that is trained, and so in a checkpoint."""
+        return {self.trained_role: self.learner}
+
+    @property
+    def on_engines_gpus(self) -> frozenset[str]:
+        """The other roles that live on the engines' GPUs, and leave them while engines sample."""
+        return frozenset()
+
+    @property
+    def uses_reference_role(self) -> bool:
+        """Whether a reference lives on a group of its own."""
+        return False
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Where the run keeps its own copy of the tokenizer."""
+        return str(Path(self.run_dir) / "tokenizer")
+
+    def for_rows(self, num_rows: int) -> Self:
+        """The same with what depends on the number of rows resolved: nothing, where that is all."""
+        return self

@@ -41,6 +41,8 @@ class PipelineConfig(RunConfig):
         placement: Of all stages: a role has one shape in a pool.
     """
 
+    job = "pipeline"
+
     placement: PlacementConfig = PlacementConfig()
     stages: Annotated[list[StageConfig], Field(min_length=1)]
 

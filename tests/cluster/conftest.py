@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import ray
 from jobs import DEADLINES, ppo_config
+from launch.training.online_roles import start_roles
+from rlhf_ray.data.job import load_online_data
 
 from actors.pool.pool import Pool
-from launch.training.online_roles import start_roles
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.online import PpoConfig
-from rlhf_ray.data.job import load_online_data
 
 # More than the machine has: roles mostly work by turns.
 LOGICAL_CPUS = 32

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from launch.training import online
+from launch.training.online_roles import start_roles
+from rlhf_ray.data.job import load_online_data
 
 from actors.cluster.actor_set import ActorSet
 from actors.pool.pool import Pool
 from launch.run.folder import run_folder
-from launch.training import online
-from launch.training.online_roles import start_roles
 from rlhf_ray.config.online import PpoConfig
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.setup import prepare

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from jobs import run_loop
+from rlhf_ray.data.job import load_rm_data
 from safetensors.numpy import load_file
 
 from launch import rm
 from launch.run.folder import run_folder
 from rlhf_ray.config.supervised import RmConfig
-from rlhf_ray.data.job import load_rm_data
 from rlhf_ray.loops.setup import prepare
 
 

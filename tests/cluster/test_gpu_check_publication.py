@@ -6,13 +6,13 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from launch.training.online_roles import start_roles
+from rlhf_ray.data.job import load_online_data
 
 from benchmarks.gpu_check.online import Online, digests_of
 from benchmarks.gpu_check.scale import REHEARSAL, Shape
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects import publication
-from launch.training.online_roles import start_roles
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.loops.publication import publish
 
 STORIES = Shape(family="llama", settings={"vocab_size": 512})

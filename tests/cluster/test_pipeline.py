@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import ray
 from jobs import TWO_RANKS_SHARED, on_ranks
+from launch.training.actor_start import import_libraries, start_actors
+from rlhf_ray.data.job import load_rm_data
 from safetensors.numpy import load_file
 
 from actors.pool.pool import Pool
@@ -19,12 +21,10 @@ from actors.ranks.policy import PolicyRank
 from actors.ranks.reference import ReferenceRank
 from actors.weights.bucket import unpack
 from launch.pipeline import first_engine, run_stage
-from launch.training.actor_start import import_libraries, start_actors
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
 from rlhf_ray.data.answers import tokenize_answer
-from rlhf_ray.data.job import load_rm_data
 from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.specs import PolicySpec, ReferenceSpec
 from rlhf_ray.types import Prompt, Rollout

@@ -8,11 +8,11 @@ import json
 import numpy as np
 import pytest
 from jobs import TWO_RANKS_SHARED, on_ranks, run_loop, train, weights_of
+from launch.training.online_roles import start_roles
+from rlhf_ray.data.job import load_online_data
 
 from actors.weights.probe import EXACT, probe_sequences
 from actors.weights.sync_spec import SyncSpec
-from launch.training.online_roles import start_roles
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.publication import publish
 

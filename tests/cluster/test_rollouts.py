@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import ray
 from jobs import STOP_STRING, STOP_TOKEN
+from launch.training.online_roles import start_roles
+from rlhf_ray.data.job import load_online_data
 
 from actors.engines.ending import Ending
 from actors.ranks.rank import collect
-from launch.training.online_roles import start_roles
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.roles import GenerationRequest

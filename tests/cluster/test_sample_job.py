@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from jobs import SCORERS
+from rlhf_ray.data.job import load_online_data
 
 from actors.pool.pool import Pool
 from launch import sample
 from launch.run.folder import run_folder
 from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.setup import prepare
 

@@ -12,13 +12,13 @@ import psutil
 import pytest
 import torch
 from jobs import TWO_RANKS_SHARED, laid_over, run_loop, weights_of
+from launch.training.online_roles import start_roles
+from rlhf_ray.data.job import load_online_data
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.ranks.policy import PolicyGroup, PolicyRank
 from actors.ranks.rank import collect
 from actors.weights.probe import probe_sequences
-from launch.training.online_roles import start_roles
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.packing import plan_update
 from rlhf_ray.roles import GenerationRequest

@@ -16,18 +16,18 @@ from typing import Any
 
 import psutil
 import ray
+from launch.run.job import run_on
+from launch.training import online
 from ray.util import list_named_actors, placement_group_table
+from rlhf_ray.data.job import load_online_data
 
 from actors.cluster.nodes import addresses
 from actors.pool.job_nodes import check_nodes
 from actors.pool.pool import Pool
 from actors.ranks.reference import ReferenceRank
 from launch.run.cluster import connect
-from launch.run.job import run_on
-from launch.training import online
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.setup import prepare
 

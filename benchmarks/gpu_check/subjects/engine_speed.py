@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from launch.training.online_roles import engine_ahead
+
 from actors.engines.spec import EngineSpec, engine_arguments
 from benchmarks.gpu_check.machine import used_gb, wait_until_free
 from benchmarks.gpu_check.online import (
@@ -22,7 +24,6 @@ from benchmarks.gpu_check.online import (
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects.memory import needs_of
-from launch.training.online_roles import engine_ahead
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles import GenerationRequest
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from launch.training import online
+from rlhf_ray.data.job import load_online_data
 from safetensors.torch import load_file
 
 from benchmarks.gpu_check.online import ON_ONE_CARD, on_one_card, online_config
@@ -14,9 +16,7 @@ from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects.agreement import LIMITS, dtype_of
 from launch.run.folder import run_folder
-from launch.training import online
 from rlhf_ray.config.online import PpoConfig
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.loops.setup import prepare
 
 STAGES = {"cuda": (0, 2, 3), "cpu": (0,)}

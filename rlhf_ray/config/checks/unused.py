@@ -45,7 +45,7 @@ def _online(config: OnlineConfig) -> Iterator[str]:
         yield from _warmup("value", config.value.optim, config.value_updates)
     elif config.value.model.path:
         yield f"value.model.path (advantage {algorithm.advantage} has no critic)"
-    if not config.uses_reference and config.reference.model.path:
+    if not config.uses_reference_role and config.reference.model.path:
         yield "reference.model.path (algorithm.kl.coefficient is 0)"
     yield from _warmup("policy", config.policy.optim, config.policy_updates)
     yield from _guests(dict(config.placement))

@@ -99,8 +99,8 @@ def test_a_mistake_stops_before_the_job(job, config_path, capsys):
 def test_help_and_version(capsys):
     assert cli.main(["--help"]) == 0
     overview = capsys.readouterr().out
-    assert cli.JOBS
-    for job, cls in cli.JOBS.items():
+    assert cli.JOB_CONFIGS
+    for job, cls in cli.JOB_CONFIGS.items():
         [line] = [line for line in overview.splitlines() if line.split()[:1] == [job]]
         assert cls.__doc__.split(".")[0].split()[0] in line, "what it is about"
     assert cli.main(["grpo", "--help"]) == 0

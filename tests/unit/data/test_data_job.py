@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rlhf_ray.data.job import load_dpo_data, load_online_data
 from transformers import AutoConfig
 
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.supervised import DpoConfig
-from rlhf_ray.data.job import load_dpo_data, load_online_data
 from rlhf_ray.errors import ConfigError
 
 MakeModel = Callable[..., Path]

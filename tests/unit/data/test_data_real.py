@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from loads import load_labelled, load_pairs, load_prompts, load_rankings, load_sft
+from rlhf_ray.data.job import load_dpo_data, load_rm_data
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig
-from rlhf_ray.data.job import load_dpo_data, load_rm_data
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.tokenizer import load_tokenizer
 

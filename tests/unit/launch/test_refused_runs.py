@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launch.run.status import read_status
+from rlhf_ray.data.job import OnlineData, SupervisedData
 
 from launch import cli, pipeline
 from launch.run import job
 from launch.run.folder import check_folder, run_folder, state_of
-from launch.run.status import read_status
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
-from rlhf_ray.data.job import OnlineData, SupervisedData
 from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.setup import setup_of

@@ -6,7 +6,7 @@ import pytest
 
 from launch.run import job
 from launch.run.folder import is_finished, run_folder, state_of
-from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.errors import RunError
 
@@ -19,7 +19,7 @@ SHIPPED = {
 
 @pytest.fixture(params=SHIPPED)
 def config(request, tmp_path):
-    loaded = load_config(JOBS[request.param], SHIPPED[request.param])
+    loaded = load_config(JOB_CONFIGS[request.param], SHIPPED[request.param])
     return loaded.model_copy(update={"run_dir": str(tmp_path / "run"), "resume": "auto"})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from rlhf_ray.loops.supervised_tables import (
     calibration_table,
     continuation_table,
@@ -11,6 +10,7 @@ from rlhf_ray.loops.supervised_tables import (
     prompts_of,
     ranking_table,
 )
+
 from rlhf_ray.types import LabelledAnswer, Ranking, SftExample
 
 

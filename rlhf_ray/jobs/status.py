@@ -68,6 +68,11 @@ def read_status(folder: Path) -> dict[str, Any]:
     return told
 
 
+def state_of(run_dir: str) -> str:
+    """How a run is, in the file's word; empty where there is none."""
+    return str(read_status(Path(run_dir)).get("state", ""))
+
+
 def is_in_use(folder: Path) -> bool:
     """Whether a process runs in the folder; nothing is written.
 
