@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from rlhf_ray.data.look import Look, look
 
 from launch.tables.rows import print_look
 from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.templates import CHAT_TEMPLATES
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.jobs.look import Look, look
 
 JOB_NAMES = ["sft", "rm", "dpo", "kto", "grpo"]
 CONTEXT = 1 << 20  # tokens: nothing is too long

@@ -6,8 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from launch.training.online_roles import start_roles
-from rlhf_ray.data.job import load_online_data
+from jobs import start_roles
 
 from benchmarks.gpu_check.online import Online, digests_of
 from benchmarks.gpu_check.scale import REHEARSAL, Shape
@@ -24,7 +23,7 @@ def failing(pool, make_config, tmp_path):
     config = make_config(tmp_path)
     setting = Setting(scale=replace(REHEARSAL, small=STORIES), cards=(), folder=tmp_path)
     with asyncio.Runner() as loop:
-        roles = loop.run(start_roles(config, load_online_data(config), pool))
+        roles = loop.run(start_roles(config, pool))
         loop.run(publish(roles, 0))
         online = Online(
             config=config,

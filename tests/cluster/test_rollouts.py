@@ -7,9 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 import ray
-from jobs import STOP_STRING, STOP_TOKEN
-from launch.training.online_roles import start_roles
-from rlhf_ray.data.job import load_online_data
+from jobs import STOP_STRING, STOP_TOKEN, start_roles
 
 from actors.engines.ending import Ending
 from actors.ranks.rank import collect
@@ -32,7 +30,7 @@ def roles(pool, make_config, tmp_path_factory):
     config = make_config(tmp_path_factory.mktemp("rollouts"))
 
     async def start():
-        roles = await start_roles(config, load_online_data(config), pool)
+        roles = await start_roles(config, pool)
         await roles.policy.publish(VERSION)
         return roles
 

@@ -22,7 +22,7 @@ from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from rlhf_ray.loops.publication import publish
 
-# Nats a token; see `launch.training.online_roles`.
+# Nats a token; see `actors.roles.engines`.
 LIMITS = {
     "float32": {"mean": 1e-4, "99th percentile": 1e-3, "largest": 1e-3},
     "bfloat16": {"mean": 0.05, "99th percentile": 0.2, "largest": 0.5},

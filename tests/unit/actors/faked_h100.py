@@ -17,18 +17,18 @@ from typing import Any
 
 def resolved(job: str, path: str, overrides: Sequence[str], memory_bytes: int) -> dict[str, Any]:
     """What vLLM resolves the arguments of one of the job's engines to."""
-    from launch.training.online_roles import engine_ahead
     from vllm import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.executor import Executor
 
     from actors.engines.spec import engine_arguments
+    from actors.roles.engines import engine_spec
     from rlhf_ray.config.jobs import JOB_CONFIGS
     from rlhf_ray.config.tools.load import load_config
 
     type(current_platform).memory_bytes = memory_bytes
-    spec = engine_ahead(load_config(JOB_CONFIGS[job], path, overrides))
+    spec = engine_spec(load_config(JOB_CONFIGS[job], path, overrides))
     # As AsyncLLM.from_engine_args does.
     config = AsyncEngineArgs(**engine_arguments(spec)).create_engine_config(
         UsageContext.ENGINE_CONTEXT

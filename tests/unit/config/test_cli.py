@@ -27,9 +27,9 @@ def config_path(tmp_path, monkeypatch):
 
 @pytest.fixture
 def job(monkeypatch):
-    """Stands in for `launch.sft`; set `job.run` to what the job does."""
-    module = types.ModuleType("launch.sft")
-    monkeypatch.setitem(sys.modules, "launch.sft", module)
+    """Stands in for `launch.job`; set `job.run` to what the job does."""
+    module = types.ModuleType("launch.job")
+    monkeypatch.setitem(sys.modules, "launch.job", module)
     return module
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from launch.training.online_roles import gap_limits
 
+from actors.roles.engines import gap_limits
 from actors.weights.probe import EXACT, ROUNDED, GapLimits
 from rlhf_ray.config.online import GrpoConfig
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from rlhf_ray.loops.supervised_tables import (
+
+from rlhf_ray.jobs.tables import (
     calibration_table,
     continuation_table,
     labelled_table,
     prompts_of,
     ranking_table,
 )
-
 from rlhf_ray.types import LabelledAnswer, Ranking, SftExample
 
 
