@@ -16,11 +16,10 @@ from rlhf_ray.data.feed import TrainedRows, first_of
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.data import AnyRows, JobData, check_vocabularies, end_token_ids
-from rlhf_ray.jobs.job import Job
+from rlhf_ray.jobs.job import Job, Loop
 from rlhf_ray.jobs.pool import Pool, WeightedReward
 from rlhf_ray.jobs.rows import JobRows, context_of, tokenizer_of
 from rlhf_ray.loops.evaluation import Evaluation
-from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Roles, RolloutEngine, Usage
 from rlhf_ray.specs import (
@@ -222,7 +221,9 @@ async def load_roles(
 
 def _loop(
     config: OnlineConfig, data: OnlineData, roles: Roles, log: MetricsLog, usage: Usage
-) -> OnlineLoop:
+) -> Loop:
+    from rlhf_ray.loops.online import OnlineLoop
+
     return OnlineLoop(
         config,
         roles,
