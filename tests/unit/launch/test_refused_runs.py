@@ -73,7 +73,7 @@ def done(tmp_path):
     config = make_config(tmp_path / "run")
     with run_folder(config) as folder:
         write_checkpoints(config, {"setup": setup_of(config, ROWS)})
-        (folder / "metrics.jsonl").write_text('{"step": 4}\n')
+        (folder / "metrics.jsonl").write_text('{"step": 4, "time_s": 1.0}\n')
         (folder / "export").mkdir()
         (folder / "export/model.safetensors").write_text("weights")
     return config
@@ -146,7 +146,7 @@ def test_data_that_cannot_be_read(done):
 
     before = everything_in(Path(done.run_dir))
     with pytest.raises(ConfigError, match=r"rows.jsonl:3"):
-        job.run_job(make_config(done.run_dir, resume="auto", seed=1), load, no_training)
+        run(make_config(done.run_dir, resume="auto", seed=1), load)
     assert everything_in(Path(done.run_dir)) == before
 
 
@@ -268,8 +268,7 @@ def test_a_job_that_is_not_refused_is_written_and_told_of_its_checkpoint(done, m
     seen = []
 
     class FakePool:
-        start = finish = nothing
-        usage = nothing
+        start = finish = usage = nothing
 
         def sinks(self):
             return []
