@@ -22,7 +22,7 @@ from launch.run.folder import check_folder
 from launch.run.signals import exit_when_stopped, interrupt_when_stopped
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.checks.preflight import preflight
-from rlhf_ray.config.checks.unused import tell_unused
+from rlhf_ray.config.checks.unused import warn_of_unused
 from rlhf_ray.config.jobs import JOB_CONFIGS, PIPELINE
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.tools.help import help_text, summary_of
@@ -156,7 +156,7 @@ def check_and_run(config: RunConfig) -> int:
     """
     preflight(config)
     check_folder(config)
-    tell_unused(config, "the job")
+    warn_of_unused(config, "the job")
     run: Callable[[RunConfig], int] = _module(PIPELINE if config.job == PIPELINE else "job").run
     return run(config)
 

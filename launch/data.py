@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     options, overrides = parser().parse_known_args(arguments)
     stages = cli.read_stages(options.job, options.config, overrides)
 
-    from launch.tables.rows import print_look, print_note
+    from launch.tables.rows import print_absent, print_look
     from rlhf_ray.jobs.look import look
     from rlhf_ray.jobs.table import JOBS
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
             prefix = f"{stage.name}: " if stage.name else ""
             unwritten = _unwritten(stage, stages[:number])
             for key, path in unwritten.items():
-                print_note(f"{prefix}{key}", f"an earlier stage will write it: {path}")
+                print_absent(f"{prefix}{key}", f"an earlier stage will write it: {path}")
             for each in look(stage.rooted, num_rows=options.rows, skip=[*unwritten]):
                 print_look(each, prefix, marked="" if marked in explained else marked)
                 explained.add(marked)

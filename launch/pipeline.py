@@ -24,7 +24,7 @@ from launch.run.folder import check_folder, run_folder
 from launch.run.open_pool import open_pool
 from launch.tables.stages import print_table
 from rlhf_ray.config.checks.machine import require_machine
-from rlhf_ray.config.checks.unused import tell_unused
+from rlhf_ray.config.checks.unused import warn_of_unused
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
 from rlhf_ray.jobs.job import PreparedJob
@@ -47,7 +47,7 @@ def run(config: PipelineConfig) -> int:
     stages = resolve_stages(config)
     require_machine([stage.config for stage in stages], is_here=runs_here(config.ray))
     for stage in stages:
-        tell_unused(stage.config, f"stage {stage.name}")
+        warn_of_unused(stage.config, f"stage {stage.name}")
     left = stages_left(stages)
     for stage in stages:
         if stage in left:

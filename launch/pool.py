@@ -19,7 +19,7 @@ from actors.pool.standing_cluster import Process, StandingCluster
 from actors.roles.engines import engine_spec
 from actors.roles.start import import_libraries, start_actors
 from launch.pool_status import status
-from launch.run import pool_notes as notes
+from launch.run import pool_registry as registry
 from launch.run import standing
 from launch.run.cluster import disconnect, join, num_cpus, runs_here
 from launch.run.names import check_name
@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("file", metavar="FILE", help="of a job or pipeline, or a ready one by name")
     start.add_argument("--job", default="", help="what FILE configures, where it is not clear")
     start.add_argument("--name", default="default", help="of the pool (default: default)")
-    told = commands.add_parser("status", help="what runs where, and which model it holds")
-    told.add_argument("--name", default="", help="of one pool (default: all)")
+    shown = commands.add_parser("status", help="what runs where, and which model it holds")
+    shown.add_argument("--name", default="", help="of one pool (default: all)")
     stop = commands.add_parser("down", help="end a pool, and its cluster if it is its own")
     stop.add_argument("--name", default="default", help="of the pool (default: default)")
     return parser
@@ -75,7 +75,7 @@ def up(config: RunConfig, name: str) -> int:
     groups = groups_of(stages)
     engine = engine_spec(*(stage.rooted for stage in stages))
     try:
-        cluster = notes.claim(name)
+        cluster = registry.claim(name)
         if not config.ray.address:
             cluster = standing.start_cluster(
                 cluster, num_cpus=num_cpus(config.ray, groups), num_gpus=config.ray.num_gpus
@@ -83,11 +83,11 @@ def up(config: RunConfig, name: str) -> int:
         join(config.ray.address or cluster.address)
         # `auto` means this cluster only to this process.
         cluster = replace(cluster, address=ray.get_runtime_context().gcs_address)
-        notes.note(cluster)
+        registry.write(cluster)
         record = PoolRecord.create(name, "rlhf-ray pool up")
         asyncio.run(_start(config, record, groups, engine))
         with uninterrupted():  # from here on it is up
-            notes.note(replace(cluster, starter=None))
+            registry.write(replace(cluster, starter=None))
             record.release()
             print_pool(name, record)
             disconnect()
@@ -111,7 +111,7 @@ async def _start(
 
 def _undo(name: str) -> None:
     """End what this process has started under a name, and nothing that is another's."""
-    cluster = notes.cluster_of(name)
+    cluster = registry.cluster_of(name)
     if cluster is None or cluster.starter != Process.own():
         return
     # Ray cannot connect anew after a connection that was broken off; nor was anything started yet.
@@ -120,20 +120,20 @@ def _undo(name: str) -> None:
             _end_actors(cluster, only_ours=True)
         except RunError as error:
             logger.warning("%s", error)
-            return  # noted still, for `down`
+            return  # registered still, for `down`
     disconnect()
     standing.stop_cluster(cluster)
-    notes.forget(cluster)
+    registry.forget(cluster)
 
 
 def down(name: str) -> int:
-    """End a pool: actors, placement groups, processes and the note of it.
+    """End a pool: actors, placement groups, processes and its entry in the registry.
 
     Raises:
         ConfigError: A job uses it, or it is being started.
         RunError: It is on a cluster that does not answer.
     """
-    cluster = notes.cluster_of(name)
+    cluster = registry.cluster_of(name)
     if cluster is None:
         print(f"no pool {name!r} was started from this machine")
         return 0
@@ -145,7 +145,7 @@ def down(name: str) -> int:
         _end_actors(cluster)
         disconnect()
     standing.stop_cluster(cluster)
-    notes.forget(cluster)
+    registry.forget(cluster)
     print(f"pool {name} is down")
     return 0
 
@@ -169,7 +169,7 @@ def _end_actors(cluster: StandingCluster, *, only_ours: bool = False) -> None:
         if cluster.head is None:
             raise RunError(
                 f"{error}\nActors of pool {cluster.pool} may still hold GPUs at {cluster.address}; "
-                f"if that cluster is gone for good, delete {notes.note_file(cluster.pool)}"
+                f"if that cluster is gone for good, delete {registry.entry_file(cluster.pool)}"
             ) from error
         # Its own cluster takes the actors with it.
         logger.warning("%s", error)

@@ -20,7 +20,7 @@ from actors.cluster.reachable import check_reachable
 from actors.jobs.submission import is_submitted, tell_submission
 from launch.run.metadata import metadata_of
 from launch.run.names import check_name
-from launch.run.signals import interrupt_when_stopped, leave, told_when_stopped
+from launch.run.signals import interrupt_when_stopped, leave, on_stop
 from launch.run.standing import address_of
 from rlhf_ray.config.base import GroupConfig, RayConfig, RunConfig
 from rlhf_ray.errors import ConfigError
@@ -43,7 +43,7 @@ def connected(run: RunConfig, roles: Mapping[str, GroupConfig]) -> Iterator[None
     connect(run, roles)
     closed = threading.Event()
     try:
-        with told_when_stopped(lambda: _leave_when_gone(closed)):
+        with on_stop(lambda: _leave_when_gone(closed)):
             yield
     finally:
         disconnect()
@@ -120,9 +120,9 @@ def join(address: str, metadata: Mapping[str, str] | None = None) -> None:
     Raises:
         ConfigError: No cluster answers, or it runs another version of Ray or Python.
     """
-    told = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    if told not in ("", "auto"):
-        check_reachable(told)
+    known = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if known not in ("", "auto"):
+        check_reachable(known)
     try:
         _init(address=address, job_config=JobConfig(metadata=dict(metadata or {})))
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.run.signals import told_when_stopped
+from launch.run.signals import on_stop
 from rlhf_ray.config.base import STATUS_FILE, JobConfig, RunConfig
 from rlhf_ray.config.tools.load import dump_config, is_dump_of
 from rlhf_ray.disk import room_for
@@ -33,23 +33,23 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
     before = _Snapshot.of(folder)
     with room_for("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with status.held(folder, job=config.job) as say:
+        with status.held(folder, job=config.job) as write:
             dump_config(config, folder / CONFIG_FILE)
-            say("running", "")
+            write("running", "")
             try:
-                with told_when_stopped(lambda: say("interrupted", "")), room_for("it", folder):
+                with on_stop(lambda: write("interrupted", "")), room_for("it", folder):
                     yield folder
             except (KeyboardInterrupt, asyncio.CancelledError):
-                say("interrupted", "")
+                write("interrupted", "")
                 raise
             except ConfigError as error:
                 if not before.restore():
-                    say("failed", f"{type(error).__name__}: {error}")
+                    write("failed", f"{type(error).__name__}: {error}")
                 raise
             except BaseException as error:
-                say("failed", f"{type(error).__name__}: {error}")
+                write("failed", f"{type(error).__name__}: {error}")
                 raise
-            say("finished", "")
+            write("finished", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +93,15 @@ def check_folder(config: RunConfig) -> None:
     folder, name = Path(config.run_dir), config.job
     if status.is_in_use(folder):
         raise ConfigError(status.in_use(folder))
-    told = status.read_status(folder)
-    if config.resume == "never" or not told:
+    before = status.read_status(folder)
+    if config.resume == "never" or not before:
         return
-    if told.get("job", name) != name:
-        raise ConfigError(f"run_dir {config.run_dir!r} holds a run of {told['job']}, not of {name}")
+    if before.get("job", name) != name:
+        raise ConfigError(
+            f"run_dir {config.run_dir!r} holds a run of {before['job']}, not of {name}"
+        )
     has_steps = any((folder / "checkpoints").glob("step_*"))
-    if not isinstance(config, JobConfig) or told["state"] != "finished":
+    if not isinstance(config, JobConfig) or before["state"] != "finished":
         return
     if not (has_steps or is_finished(config)):
         raise ConfigError(

@@ -10,6 +10,6 @@ from rlhf_ray.metrics.wandb_run import wandb_url
 
 def metadata_of(config: RunConfig) -> dict[str, str]:
     """Job, run, folder and, where it is known before W&B is asked, the run's page there."""
-    told = {"job": config.job, "run": Path(config.run_dir).name, "run_dir": config.run_dir}
+    metadata = {"job": config.job, "run": Path(config.run_dir).name, "run_dir": config.run_dir}
     url = wandb_url(config.wandb, Path(config.run_dir)) if isinstance(config, JobConfig) else ""
-    return told | ({"wandb": url} if url else {})
+    return metadata | ({"wandb": url} if url else {})

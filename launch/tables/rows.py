@@ -50,9 +50,9 @@ def print_look(look: Look, prefix: str = "", *, marked: str = "") -> None:
         _print_row(console, look.tokenizer, row)
 
 
-def print_note(key: str, note: str) -> None:
+def print_absent(key: str, why: str) -> None:
     """A heading, and why nothing follows."""
-    _line(screen(), Text.assemble((key, "bold"), f"  {printable(note)}\n"))
+    _line(screen(), Text.assemble((key, "bold"), f"  {printable(why)}\n"))
 
 
 def _facts(look: Look) -> Iterator[tuple[str, str, str]]:

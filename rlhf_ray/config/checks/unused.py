@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _SAPO = ("sapo_temperature_positive", "sapo_temperature_negative")
 
 
-def tell_unused(config: RunConfig, who: str) -> None:
+def warn_of_unused(config: RunConfig, who: str) -> None:
     """Name them in the log, if there are any; `who` does not look at them."""
     if unused := unused_settings(config):
         logger.warning("settings that %s does not look at: %s", who, "; ".join(unused))
