@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
@@ -37,11 +37,6 @@ class PolicySpec:
     replay_folder: str
     seed: int
 
-    @property
-    def model_path(self) -> str:
-        """Of the model that it starts from."""
-        return self.learner.model.path
-
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSpec:
@@ -54,11 +49,6 @@ class ValueSpec:
     replay_folder: str
     seed: int
 
-    @property
-    def model_path(self) -> str:
-        """Of the model that it starts from."""
-        return self.learner.model.path
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSpec:
@@ -66,11 +56,6 @@ class ReferenceSpec:
 
     reference: ReferenceConfig
     temperature: float
-
-    @property
-    def model_path(self) -> str:
-        """Of its model."""
-        return self.reference.model.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +74,6 @@ class RewardSpec:
     vocabulary: str
     end_token_ids: tuple[int, ...]
 
-    @property
-    def model_path(self) -> str:
-        """Of the model that scores; empty where none does."""
-        return self.reward.model.path
-
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedSpec(Generic[Job]):
@@ -108,11 +88,6 @@ class SupervisedSpec(Generic[Job]):
     job: Job
     total_steps: int
     replay_folder: str
-
-    @property
-    def model_path(self) -> str:
-        """Of the model that it starts from."""
-        return self.job.learner.model.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,5 +117,18 @@ class AssemblySpec:
 
 
 # What ranks host, and all that a role may be made from.
-ModelSpec: TypeAlias = PolicySpec | ValueSpec | ReferenceSpec | RewardSpec | SupervisedSpec[Any]
+ModelSpec: TypeAlias = PolicySpec | ValueSpec | ReferenceSpec | RewardSpec | SupervisedSpec[SupervisedConfig]
 Spec: TypeAlias = ModelSpec | RolloutSpec | AssemblySpec
+
+
+def model_path_of(spec: ModelSpec) -> str:
+    """Of the model that a role starts from or scores with; empty where it has none."""
+    match spec:
+        case PolicySpec() | ValueSpec():
+            return spec.learner.model.path
+        case ReferenceSpec():
+            return spec.reference.model.path
+        case RewardSpec():
+            return spec.reward.model.path
+        case SupervisedSpec():
+            return spec.job.learner.model.path

@@ -26,7 +26,6 @@ from rlhf_ray.metrics import Sink
 from rlhf_ray.roles import Metrics
 from rlhf_ray.specs import (
     AssemblySpec,
-    ModelSpec,
     PolicySpec,
     ReferenceSpec,
     RewardSpec,
@@ -34,6 +33,7 @@ from rlhf_ray.specs import (
     Spec,
     SupervisedSpec,
     ValueSpec,
+    model_path_of,
 )
 from rlhf_ray.types import Prompt
 
@@ -61,9 +61,9 @@ class JobPool:
 
     async def load(self, role: str, spec: Spec) -> Any:
         """Have the role's ranks host what `spec` describes; engines and helpers take it along."""
-        if isinstance(spec, ModelSpec):
+        if not isinstance(spec, RolloutSpec | AssemblySpec):
             leaves = role in self.config.on_engines_gpus
-            await self.pool.load(role, spec, path=spec.model_path, leaves=leaves)
+            await self.pool.load(role, spec, path=model_path_of(spec), leaves=leaves)
         return await self._loaded(role, spec)
 
     async def _loaded(self, role: str, spec: Spec) -> Any:

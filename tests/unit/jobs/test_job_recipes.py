@@ -31,6 +31,7 @@ from rlhf_ray.specs import (
     RolloutSpec,
     SupervisedSpec,
     ValueSpec,
+    model_path_of,
 )
 from rlhf_ray.types import Prompt, Ranking, SftExample
 
@@ -231,13 +232,13 @@ def test_ppo() -> None:
     assert policy.total_steps == 2 * 4, "four minibatches a step"
     assert policy.replay_folder == "run/skipped/policy"
     assert isinstance(value, ValueSpec)
-    assert (value.model_path, value.replay_folder) == ("org/start", "run/skipped/value")
+    assert (model_path_of(value), value.replay_folder) == ("org/start", "run/skipped/value")
     assert isinstance(reference, ReferenceSpec)
-    assert (reference.model_path, reference.temperature) == ("org/start", 0.7)
+    assert (model_path_of(reference), reference.temperature) == ("org/start", 0.7)
     assert isinstance(specs["rollout"], RolloutSpec)
     assert specs["rollout"].end_token_ids == specs["reward"].end_token_ids == (9,)
     assert isinstance(specs["reward"], RewardSpec)
-    assert (specs["reward"].vocabulary, specs["reward"].model_path) == ("v", "")
+    assert (specs["reward"].vocabulary, model_path_of(specs["reward"])) == ("v", "")
 
 
 async def test_experience_is_built_with_the_weights_of_the_loaded_rewards(tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ async def test_experience_is_built_with_the_weights_of_the_loaded_rewards(tmp_pa
 def test_a_critic_and_a_reference_of_their_own() -> None:
     own = {"value": {"model": {"path": "org/c"}}, "reference": {"model": {"path": "org/r"}}}
     specs = specs_of("ppo", **own)
-    assert (specs["value"].model_path, specs["reference"].model_path) == ("org/c", "org/r")
+    assert (model_path_of(specs["value"]), model_path_of(specs["reference"])) == ("org/c", "org/r")
 
 
 def test_rows() -> None:
@@ -260,14 +261,14 @@ def test_rows() -> None:
         [(name, spec)] = specs_of(kind).items()
         assert name == role
         assert isinstance(spec, SupervisedSpec)
-        assert (spec.total_steps, spec.model_path) == (2, "org/start")
+        assert (spec.total_steps, model_path_of(spec)) == (2, "org/start")
         assert spec.replay_folder == "run/skipped"
 
 
 def test_dpos_reference_is_held_as_the_policy_is_unless_it_says_otherwise() -> None:
     policy = {"policy": {"model": {"path": "org/start", "dtype": "bfloat16"}}}
     spec = specs_of("dpo", **policy)["reference"]
-    assert (spec.model_path, spec.temperature) == ("org/start", 1.0)
+    assert (model_path_of(spec), spec.temperature) == ("org/start", 1.0)
     assert spec.reference.model.dtype == "bfloat16"
     own = {**policy, "reference": {"model": {"dtype": "float32"}}}
     assert specs_of("dpo", **own)["reference"].reference.model.dtype == "float32"
