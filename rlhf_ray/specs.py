@@ -117,7 +117,9 @@ class AssemblySpec:
 
 
 # What ranks host, and all that a role may be made from.
-ModelSpec: TypeAlias = PolicySpec | ValueSpec | ReferenceSpec | RewardSpec | SupervisedSpec[SupervisedConfig]
+ModelSpec: TypeAlias = (
+    PolicySpec | ValueSpec | ReferenceSpec | RewardSpec | SupervisedSpec[SupervisedConfig]
+)
 Spec: TypeAlias = ModelSpec | RolloutSpec | AssemblySpec
 
 
