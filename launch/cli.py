@@ -20,11 +20,11 @@ from types import ModuleType
 
 from launch.run.folder import check_folder
 from launch.run.signals import exit_when_stopped, interrupt_when_stopped
-from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.checks.preflight import preflight
 from rlhf_ray.config.checks.unused import warn_of_unused
 from rlhf_ray.config.jobs import JOB_CONFIGS, PIPELINE
 from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.help import help_text, summary_of
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.config.tools.ready import find_config, ready_configs

@@ -22,7 +22,8 @@ from launch.run.metadata import metadata_of
 from launch.run.names import check_name
 from launch.run.signals import interrupt_when_stopped, leave, on_stop
 from launch.run.standing import address_of
-from rlhf_ray.config.base import GroupConfig, RayConfig, RunConfig
+from rlhf_ray.config.base import GroupConfig, RayConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.groups import plan_groups, total_cpus
 

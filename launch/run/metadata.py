@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_ray.config.base import JobConfig, RunConfig
+from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.metrics.wandb_run import wandb_url
 
 

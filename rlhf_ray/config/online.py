@@ -10,7 +10,6 @@ from rlhf_ray.config.algorithm import AlgorithmConfig, KlConfig
 from rlhf_ray.config.base import (
     Config,
     GroupConfig,
-    JobConfig,
     LearnerConfig,
     ModelConfig,
     NonNegativeFloat,
@@ -22,6 +21,7 @@ from rlhf_ray.config.data import DataConfig, named, refuse_pieces, refuse_stream
 from rlhf_ray.config.publication import Backend, backend_of
 from rlhf_ray.config.rewards import RewardConfig, RewardModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.config.run import JobConfig
 
 
 class PublicationConfig(Config):

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_ray.config.base import Config, LocalPath, RunConfig
+from rlhf_ray.config.base import Config, LocalPath
 from rlhf_ray.config.online import PlacementConfig
+from rlhf_ray.config.run import RunConfig
 
 
 class StageConfig(Config):

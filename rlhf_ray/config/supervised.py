@@ -18,7 +18,6 @@ from pydantic import (
 from rlhf_ray.config.base import (
     Config,
     GroupConfig,
-    JobConfig,
     LearnerConfig,
     ModelConfig,
     NonNegativeFloat,
@@ -27,6 +26,7 @@ from rlhf_ray.config.base import (
     ReferenceConfig,
 )
 from rlhf_ray.config.data import DataConfig, named, refuse_pieces, refuse_streams
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import ConfigError
 
 PairLoss = Literal[

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf_ray.config.base import JobConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import Metrics
 

@@ -31,7 +31,7 @@ HOLDER = f"""
 import sys, time
 from actors.pool.record import PoolRecord
 from launch.run.cluster import connect
-from rlhf_ray.config.base import RunConfig
+from rlhf_ray.config.run import RunConfig
 connect(RunConfig(ray={{"pool": {NAME!r}}}), {{}})
 PoolRecord.find({NAME!r}).acquire("runs/holder")
 print("held", flush=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rlhf_ray.config.base import ForwardConfig, JobConfig
+from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.config.checks.installed import (
     ENGINES,
     engine_fault,
@@ -16,6 +16,7 @@ from rlhf_ray.config.checks.installed import (
     needed,
     package_faults,
 )
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.tools.problems import Problem, raise_for
 from rlhf_ray.gpus import cuda_fault, read_driver, read_torch_build
 from rlhf_ray.libaio import libaio_fault

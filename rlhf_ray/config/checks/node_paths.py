@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_ray.config.base import JobConfig, ModelConfig
+from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 
 

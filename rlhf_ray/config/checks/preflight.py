@@ -7,12 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlhf_ray.config.base import (
-    CHAT_TEMPLATE_NAMES,
-    STATUS_FILE,
-    ModelConfig,
-    RunConfig,
-)
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, STATUS_FILE, ModelConfig
 from rlhf_ray.config.checks import model_kind, references
 from rlhf_ray.config.checks.model_kind import Kind
 from rlhf_ray.config.checks.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
@@ -21,6 +16,7 @@ from rlhf_ray.config.checks.weight_files import untied_head_fault
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.config.tools.problems import Problem, raise_for
 

@@ -11,8 +11,9 @@ from operator import attrgetter
 from typing import Any
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.base import GroupConfig, LoraConfig, ModelConfig, OptimConfig, RunConfig
+from rlhf_ray.config.base import GroupConfig, LoraConfig, ModelConfig, OptimConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
 
 logger = logging.getLogger(__name__)

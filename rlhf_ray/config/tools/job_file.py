@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.jobs import JOB_CONFIGS, PIPELINE
 from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.load import load_config, validate
 from rlhf_ray.config.tools.ready import file_there, find_config, ready_configs
 from rlhf_ray.config.tools.yaml_file import read_yaml
