@@ -103,7 +103,7 @@ class RolloutSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AssemblySpec:
+class ExperienceSpec:
     """What of the configuration decides about advantages.
 
     Attributes:
@@ -120,7 +120,7 @@ class AssemblySpec:
 ModelSpec: TypeAlias = (
     PolicySpec | ValueSpec | ReferenceSpec | RewardSpec | SupervisedSpec[SupervisedConfig]
 )
-Spec: TypeAlias = ModelSpec | RolloutSpec | AssemblySpec
+Spec: TypeAlias = ModelSpec | RolloutSpec | ExperienceSpec
 
 
 def model_path_of(spec: ModelSpec) -> str:

@@ -10,13 +10,13 @@ import ray
 
 from actors.cluster.actor_set import ActorSet
 from actors.cluster.network import HeldPort
-from actors.ranks.forward import by_row, forward
+from actors.ranks.forward import Pass, by_row, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
 from actors.weights.probe import GapLimits, gap_of, largest_of
 from rlhf_ray.errors import RunError
-from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward
-from rlhf_ray.roles import Metrics, Publication, Ref, RolloutBatch, Shard
+from rlhf_ray.packing import UpdatePlan, plan_forward
+from rlhf_ray.roles import Metrics, Publication, Ref, RolloutGroup, SampleArrays
 
 if TYPE_CHECKING:
     from actors.weights.publisher import Publisher
@@ -38,10 +38,10 @@ class PolicyRank(HostingRank):
         self.disconnect()
         super().unload()
 
-    def logprobs(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
-        """How many rows, and this rank's rows in the order in which the plan names them."""
-        scored = self._to_read().logprobs(self.rows(batch), plan)
-        return len(scored), scored
+    def logprobs(self, told: Pass) -> tuple[int, Any]:
+        """How many rows are this rank's, and an array for each, by its sample."""
+        scored = self._to_read().logprobs(told.rows(self.fetch(told.refs)), told.plan)
+        return len(scored), told.by_sample(self.rank, scored)
 
     def logprobs_of(self, rollouts: Sequence[Rollout]) -> Any:
         """Log-probabilities at temperature 1 of a few rollouts, on every rank alike."""
@@ -95,15 +95,15 @@ class PolicyRank(HostingRank):
 class PolicyGroup(TrainedGroup):
     """The policy role on a group of ranks."""
 
-    async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
-        """Log-probabilities of the response tokens under the current weights."""
+    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
+        """Log-probabilities of the response tokens under the current weights: [T] a sample."""
         return await forward(
-            self.actors, "logprobs", batch, self.config, timeout_s=self.timeouts.call_s
+            self.actors, "logprobs", groups, self.config, timeout_s=self.timeouts.call_s
         )
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
         """Epochs times minibatches of the policy loss."""
-        return await self._update(experience, plan, kl_coefficient)
+        return await self._update(experience, ray.put(plan), kl_coefficient)
 
     async def connect(
         self, replicas: ActorSet, spec: SyncSpec, *, probe: Sequence[Rollout], limits: GapLimits

@@ -8,10 +8,10 @@ from typing import Any
 
 from actors.cluster.actor_set import ActorSet
 from actors.cluster.ray_metrics import RaySink
-from actors.engines.ending import Ending
 from actors.engines.replica_set import ReplicaSet
+from actors.engines.sampling import Ending
 from actors.pool.pool import Pool
-from actors.ranks.experience import Assembler
+from actors.ranks.experience import ExperienceGroup
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
@@ -25,7 +25,7 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.metrics import Sink
 from rlhf_ray.roles import Metrics
 from rlhf_ray.specs import (
-    AssemblySpec,
+    ExperienceSpec,
     PolicySpec,
     ReferenceSpec,
     RewardSpec,
@@ -61,7 +61,7 @@ class JobPool:
 
     async def load(self, role: str, spec: Spec) -> Any:
         """Have the role's ranks host what `spec` describes; engines and helpers take it along."""
-        if not isinstance(spec, RolloutSpec | AssemblySpec):
+        if not isinstance(spec, RolloutSpec | ExperienceSpec):
             leaves = role in self.config.on_engines_gpus
             await self.pool.load(role, spec, path=model_path_of(spec), leaves=leaves)
         return await self._loaded(role, spec)
@@ -98,8 +98,8 @@ class JobPool:
             case RolloutSpec(rollout=rollout, end_token_ids=ends):
                 ending, sleeps = Ending.of(rollout, ends), bool(config.on_engines_gpus)
                 return ReplicaSet(actors, ending, timeout_s=timeouts.call_s, sleeps=sleeps)
-            case AssemblySpec():
-                return Assembler(actors, spec, timeouts)
+            case ExperienceSpec():
+                return ExperienceGroup(actors, spec, timeouts)
 
     async def unload(self, role: str) -> None:
         """Have a role's ranks release their model."""

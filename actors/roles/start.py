@@ -12,7 +12,7 @@ from actors.cluster.actor_set import ActorSet
 from actors.engines.rollout import RolloutReplica
 from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
-from actors.ranks.experience import ExperienceBuilder
+from actors.ranks.experience import ExperienceRank
 from actors.ranks.policy import PolicyRank
 from actors.ranks.reference import ReferenceRank
 from actors.ranks.reward import RewardRank
@@ -52,7 +52,7 @@ async def start_actors(
     }
     if engine is not None:
         starts["rollout"] = partial(pool.replica_set, "rollout", RolloutReplica, engine)
-        starts["experience"] = partial(pool.helper, "experience", ExperienceBuilder)
+        starts["experience"] = partial(pool.helper, "experience", ExperienceRank)
     guests = [role for role in starts if role in groups and groups[role].share]
     actors: dict[str, ActorSet] = {}
     for roles in ([role for role in starts if role not in guests], guests):

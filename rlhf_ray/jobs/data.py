@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
-from rlhf_ray.data.feed import TrainedRows
+from rlhf_ray.data.order import TrainedRows
 from rlhf_ray.data.rows import Rows
 from rlhf_ray.data.streaming import RowStream
 from rlhf_ray.disk import room_for

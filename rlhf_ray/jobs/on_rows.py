@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.supervised import SupervisedConfig
-from rlhf_ray.data.feed import TrainedRows
+from rlhf_ray.data.order import TrainedRows
 from rlhf_ray.jobs.data import AnyRows, JobData
 from rlhf_ray.jobs.pool import Pool, SupervisedRole
 from rlhf_ray.jobs.rows import JobRows, RowKind, context_of, tokenizer_of

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_ray.config.base import ForwardConfig, LearnerConfig
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
-from rlhf_ray.data.feed import TrainedRows, first_of
+from rlhf_ray.data.order import TrainedRows, first_of
 from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.data import AnyRows, JobData, check_vocabularies, end_token_ids
@@ -23,7 +23,7 @@ from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Roles, RolloutEngine, Usage
 from rlhf_ray.specs import (
-    AssemblySpec,
+    ExperienceSpec,
     PolicySpec,
     ReferenceSpec,
     RewardSpec,
@@ -203,7 +203,7 @@ async def load_roles(
     roles = dict(zip(others, loaded, strict=True))
     await pool.connect(first_of(data.prompts, SEARCHED_PROMPTS))
     reward: WeightedReward = roles["reward"]
-    experience = AssemblySpec(
+    experience = ExperienceSpec(
         algorithm=config.algorithm,
         shaping=config.reward.shaping,
         max_new_tokens=config.rollout.max_new_tokens,
@@ -213,7 +213,7 @@ async def load_roles(
         rollout=rollout,
         policy=roles["policy"],
         reward=reward,
-        assembler=await pool.load("experience", experience),
+        experience=await pool.load("experience", experience),
         reference=roles.get("reference"),
         value=roles.get("value"),
     )

@@ -12,7 +12,7 @@ from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.tools.secrets import without_secrets
-from rlhf_ray.data.feed import TrainedRows, digest_of_rows
+from rlhf_ray.data.order import TrainedRows, digest_of_rows
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 

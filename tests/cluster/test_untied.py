@@ -11,16 +11,24 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from jobs import TWO_RANKS_SHARED, laid_over, run_loop, start_roles, weights_of
+from jobs import (
+    TWO_RANKS_SHARED,
+    arrays_of,
+    laid_over,
+    rollouts_of,
+    run_loop,
+    start_roles,
+    weights_of,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.ranks.policy import PolicyGroup, PolicyRank
-from actors.ranks.rank import collect
 from actors.weights.probe import probe_sequences
 from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.packing import plan_update
 from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience
 
@@ -197,7 +205,7 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
     async def publish_while_it_generates():
         roles = await start_roles(config, pool)
         await roles.policy.publish(100)
-        generating = asyncio.create_task(roles.rollout.generate(requests))
+        generating = asyncio.create_task(sample_all(roles.rollout, requests))
         version = 100
         while not generating.done():
             await asyncio.sleep(0.3)
@@ -206,15 +214,16 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
             await roles.policy.actors.call("__ray_call__", stretch, factor, timeout_s=60)
             publication = await publish(roles, version)
             assert publication.logprob_abs_max < 1e-4
-        batch = await generating
+        groups = await generating
         await roles.policy.actors.call("__ray_call__", stretch, 1.0, timeout_s=60)
-        return batch, await roles.policy.logprobs(batch), version
+        return groups, await roles.policy.logprobs(groups), version
 
-    batch, shards, last = asyncio.run(publish_while_it_generates())
-    rollouts = collect(batch.shards, 8, timeout_s=30)
-    under_100 = collect(shards, 8, timeout_s=30)
+    groups, said, last = asyncio.run(publish_while_it_generates())
+    rollouts, under_100 = rollouts_of(groups), arrays_of(said, groups)
+    summaries_B = [summary for group in groups for summary in group.summaries_G]
+    assert len(rollouts) == 8
     assert last > 101, "generation was over before two publications"
-    for rollout, trainer, summary in zip(rollouts, under_100, batch.summaries_B, strict=True):
+    for rollout, trainer, summary in zip(rollouts, under_100, summaries_B, strict=True):
         versions = rollout.versions_T
         assert len(rollout.response_ids_T) == len(versions) == num_tokens
         assert summary.version_min == versions[0] == 100

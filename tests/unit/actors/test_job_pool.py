@@ -9,7 +9,7 @@ import pytest
 
 from actors.cluster.run_files import RunFiles
 from actors.engines.replica_set import ReplicaSet
-from actors.ranks.experience import Assembler
+from actors.ranks.experience import ExperienceGroup
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
@@ -21,7 +21,7 @@ from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.jobs.online import OnlineData, specs
 from rlhf_ray.jobs.pool import Pool
-from rlhf_ray.specs import AssemblySpec, SupervisedSpec
+from rlhf_ray.specs import ExperienceSpec, SupervisedSpec
 
 ROLES = ("policy", "reference", "reward", "value", "rollout", "experience")
 
@@ -123,13 +123,13 @@ async def test_a_specification_becomes_a_role_with_its_model(resident: Any, tmp_
         ("load", "reference", "org/start", False),
         ("load", "value", "org/start", False),
     ]
-    experience = AssemblySpec(
+    experience = ExperienceSpec(
         algorithm=config.algorithm,
         shaping=config.reward.shaping,
         max_new_tokens=8,
         reward_weights={},
     )
-    assert isinstance(await pool.load("experience", experience), Assembler)
+    assert isinstance(await pool.load("experience", experience), ExperienceGroup)
 
 
 async def test_roles_on_the_engines_gpus_leave_them(resident: Any, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from rlhf_ray.jobs.table import JOBS
 from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.specs import (
-    AssemblySpec,
+    ExperienceSpec,
     PolicySpec,
     ReferenceSpec,
     RewardSpec,
@@ -245,7 +245,7 @@ async def test_experience_is_built_with_the_weights_of_the_loaded_rewards(tmp_pa
     pool = FakePool(tmp_path)
     await prepared("grpo", tmp_path, pool).run(pool)
     experience = pool.specs["experience"]
-    assert isinstance(experience, AssemblySpec)
+    assert isinstance(experience, ExperienceSpec)
     assert experience.reward_weights == {"score": 1.0}
     assert pool.probed == PROMPTS
 
