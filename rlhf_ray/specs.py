@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
@@ -117,9 +117,7 @@ class ExperienceSpec:
 
 
 # What ranks host, and all that a role may be made from.
-ModelSpec: TypeAlias = (
-    PolicySpec | ValueSpec | ReferenceSpec | RewardSpec | SupervisedSpec[SupervisedConfig]
-)
+ModelSpec: TypeAlias = PolicySpec | ValueSpec | ReferenceSpec | RewardSpec | SupervisedSpec[Any]
 Spec: TypeAlias = ModelSpec | RolloutSpec | ExperienceSpec
 
 
@@ -133,4 +131,5 @@ def model_path_of(spec: ModelSpec) -> str:
         case RewardSpec():
             return spec.reward.model.path
         case SupervisedSpec():
-            return spec.job.learner.model.path
+            path: str = spec.job.learner.model.path
+            return path
