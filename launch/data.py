@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 @contextmanager
 def _quiet_reports() -> Iterator[None]:
     """Without the log's lines about rows: what they say is shown."""
-    logger = logging.getLogger("rlhf_ray.data.report")
+    logger = logging.getLogger("rlhf_ray.data.rows.report")
     logger.disabled, before = True, logger.disabled
     try:
         yield

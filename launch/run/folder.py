@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.run.messages import keep_in
 from launch.run.signals import on_stop
 from rlhf_ray.config.base import STATUS_FILE
 from rlhf_ray.config.run import JobConfig, RunConfig
@@ -37,6 +38,7 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
         with status.held(folder, job=config.job) as write:
             dump_config(config, folder / CONFIG_FILE)
             write("running", "")
+            keep_in(folder)
             try:
                 with on_stop(lambda: write("interrupted", "")), room_for("it", folder):
                     yield folder

@@ -13,7 +13,7 @@ from rlhf_ray.jobs.table import JOBS
 
 def print_table(stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
     """One line a stage."""
-    from rich.console import Console
+    import rich
     from rich.table import Table
 
     table = Table(title="what the stages brought")
@@ -28,7 +28,7 @@ def print_table(stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
             *first_and_last(Path(stage.config.run_dir) / "metrics.jsonl", JOBS[stage.job].headline),
             "earlier" if took is None else f"{took:.0f}",
         )
-    Console().print(table)
+    rich.print(table)
 
 
 def first_and_last(path: Path, names: Sequence[str]) -> tuple[str, str, str]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.data.order import TrainedRows
-from rlhf_ray.data.rows import Rows
-from rlhf_ray.data.streaming import RowStream
+from rlhf_ray.data.rows.rows import Rows
+from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.disk import room_for
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def end_token_ids(
     model: ModelConfig, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int] = ()
 ) -> tuple[int, ...]:
     """What ends a response; the log says so."""
-    from rlhf_ray.data.turn_end import end_tokens
+    from rlhf_ray.data.chat.turn_end import end_tokens
     from rlhf_ray.models.identity import generation_end_ids
 
     generation_ids = generation_end_ids(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.supervised import DpoConfig
-from rlhf_ray.data.preferences import LabelledAnswers, Pairs
-from rlhf_ray.data.streaming import RowStream
+from rlhf_ray.data.examples.preferences import LabelledAnswers, Pairs
+from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.jobs import on_rows
 from rlhf_ray.jobs.data import check_vocabularies
 from rlhf_ray.jobs.job import Job

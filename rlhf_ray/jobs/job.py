@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from rlhf_ray.config.jobs import AnyJob
-from rlhf_ray.data.streaming import RowStream
+from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.jobs.data import JobData
 from rlhf_ray.jobs.pool import Pool
 from rlhf_ray.jobs.rows import JobRows

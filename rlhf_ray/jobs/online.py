@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from rlhf_ray.config.base import ForwardConfig, LearnerConfig
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
+from rlhf_ray.data.examples.prompts import Prompts
 from rlhf_ray.data.order import TrainedRows, first_of
-from rlhf_ray.data.prompts import Prompts
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.data import AnyRows, JobData, check_vocabularies, end_token_ids
 from rlhf_ray.jobs.job import Job, Loop
@@ -97,7 +97,7 @@ def load(config: OnlineConfig) -> OnlineData:
         ConfigError: Unreadable, malformed, empty, too long for the context, not what a reward
             function can score, or another model of the job has another vocabulary.
     """
-    from rlhf_ray.data.tokenizer import vocabulary_digest
+    from rlhf_ray.data.chat.tokenizer import vocabulary_digest
     from rlhf_ray.models.fit import check_model
 
     policy = config.policy.model

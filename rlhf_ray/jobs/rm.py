@@ -10,8 +10,8 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from rlhf_ray.config.supervised import RmConfig
+from rlhf_ray.data.examples.preferences import Answers, Rankings, best_of
 from rlhf_ray.data.order import first_of
-from rlhf_ray.data.preferences import Answers, Rankings, best_of
 from rlhf_ray.jobs import on_rows
 from rlhf_ray.jobs.job import Job
 from rlhf_ray.jobs.on_rows import RowRoles, SupervisedData

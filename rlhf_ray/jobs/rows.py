@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.rewards import RewardConfig
-from rlhf_ray.data.loading import load
-from rlhf_ray.data.preferences import LabelledAnswers, check_labels
-from rlhf_ray.data.report import LeftOut, Loaded
-from rlhf_ray.data.rows import Rows
-from rlhf_ray.data.stream_sources import Check, Passes, open_passes, open_stream
-from rlhf_ray.data.streaming import RowStream
-from rlhf_ray.data.tokenization import Tokenization
+from rlhf_ray.data.examples.preferences import LabelledAnswers, check_labels
+from rlhf_ray.data.examples.tokenization import Tokenization
+from rlhf_ray.data.loading.load import load
+from rlhf_ray.data.loading.passes import Check, Passes
+from rlhf_ray.data.loading.streams import open_passes, open_stream
+from rlhf_ray.data.rows.report import LeftOut, Loaded
+from rlhf_ray.data.rows.rows import Rows
+from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.rewards.checks import checking_functions, prompt_faults, usable_prompts
 from rlhf_ray.rewards.columns import check_columns
 from rlhf_ray.rewards.functions import RewardFunction
@@ -140,7 +141,7 @@ def tokenizer_of(model: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: See `load_tokenizer`.
     """
-    from rlhf_ray.data.tokenizer import load_tokenizer
+    from rlhf_ray.data.chat.tokenizer import load_tokenizer
 
     return load_tokenizer(
         model.tokenizer or model.path,

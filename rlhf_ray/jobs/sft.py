@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.data.sft import Examples
+from rlhf_ray.data.examples.sft import Examples
 from rlhf_ray.jobs import on_rows
 from rlhf_ray.jobs.data import end_token_ids
 from rlhf_ray.jobs.job import Job

@@ -22,8 +22,8 @@ from launch.pipeline import run_stage, start_all
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.tools.stages import Stage, resolve_stages
-from rlhf_ray.data.answers import tokenize_answer
-from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.data.chat.answers import tokenize_answer
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.jobs.rm import RM
 from rlhf_ray.specs import PolicySpec, ReferenceSpec
 from rlhf_ray.types import Prompt, Rollout

@@ -11,7 +11,7 @@ import ray
 from jobs import STOP_STRING, STOP_TOKEN, arrays_of, rollouts_of, start_roles
 
 from actors.engines.sampling import Ending
-from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest

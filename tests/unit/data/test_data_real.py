@@ -11,8 +11,8 @@ from loads import load_labelled, load_pairs, load_prompts, load_rankings, load_s
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig
-from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
+from rlhf_ray.data.rows.report import Loaded
 from rlhf_ray.jobs.dpo import DPO
 from rlhf_ray.jobs.rm import RM
 

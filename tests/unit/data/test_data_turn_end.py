@@ -14,10 +14,10 @@ from test_data_job import model_with
 
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.data.answers import tokenize_answer, tokenize_prompt
+from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_prompt
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
+from rlhf_ray.data.chat.turn_end import end_tokens, turn_end
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.tokenizer import load_tokenizer
-from rlhf_ray.data.turn_end import end_tokens, turn_end
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.online import PPO
 from rlhf_ray.jobs.sft import SFT
