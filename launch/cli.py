@@ -119,11 +119,11 @@ def _dispatch(arguments: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         _print_keys(job)
         return 0
-    return _job_runner(job, rest)()
+    return _run_configured(job, rest)
 
 
-def _job_runner(job: str, arguments: list[str]) -> Callable[[], int]:
-    """Check a job's command line."""
+def _run_configured(job: str, arguments: list[str]) -> int:
+    """Read a job's command line and run the job."""
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(
             f"rlhf-ray {job} needs a configuration file, or the name of a ready one: "
@@ -136,7 +136,7 @@ def _job_runner(job: str, arguments: list[str]) -> Callable[[], int]:
     config = load_config(CONFIGURED[job], file, arguments[1:])
     # Absolute, because actors on other nodes work in other folders.
     run_dir = os.path.abspath(config.run_dir or default_run_dir(job, file))
-    return lambda: check_and_run(config.model_copy(update={"run_dir": run_dir}))
+    return check_and_run(config.model_copy(update={"run_dir": run_dir}))
 
 
 def check_and_run(config: RunConfig) -> int:

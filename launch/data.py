@@ -16,8 +16,6 @@ from typing import Any
 from launch import cli
 from rlhf_ray.config.tools.stages import Stage, to_come
 
-_DATA_KEYS = (("data",), ("eval", "data"), ("reference_data",))
-
 
 def main(arguments: Sequence[str]) -> int:
     """Print what the job's data are; returns 0.
@@ -77,9 +75,10 @@ def parser() -> ArgumentParser:
 def _unwritten(stage: Stage, earlier: Sequence[Stage]) -> dict[str, str]:
     """Data sets in the folders of earlier stages that are not there."""
     values = stage.config.model_dump()
+    keys = [tuple(key.split(".")) for key in stage.config.data_sets]
     found: dict[str, str] = {}
     for path in sorted(to_come(stage.config, earlier)):
-        length = next((len(key) for key in _DATA_KEYS if path[: len(key)] == key), 0)
+        length = next((len(key) for key in keys if path[: len(key)] == key), 0)
         file = _at(values, path)
         if length and not os.path.exists(file):
             found[".".join(path[:length])] = file
