@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
-from rlhf_ray.config.base import JobConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.flops import peak_flops, update_mfu
