@@ -27,7 +27,8 @@ from actors.pool.seating import environment, seats_of, shared_host, slots_of
 from actors.pool.state import Hosted, PoolState
 from actors.pool.usage import usage_of
 from actors.weights.held_model import HeldModel
-from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
+from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import ConfigError, RlhfRayError, RunError
 from rlhf_ray.planning.groups import check_resources, plan_groups
 from rlhf_ray.roles import Metrics

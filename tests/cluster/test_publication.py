@@ -7,13 +7,12 @@ import json
 
 import numpy as np
 import pytest
-from jobs import TWO_RANKS_SHARED, on_ranks, run_loop, train, weights_of
+from jobs import TWO_RANKS_SHARED, on_ranks, run_loop, start_roles, train, weights_of
 
 from actors.weights.probe import EXACT, probe_sequences
 from actors.weights.sync_spec import SyncSpec
-from launch.training.online_roles import start_roles
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import RunError
+from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.publication import publish
 
 LORA = {"policy": {"model": {"lora": {"rank": 4, "alpha": 16}}, "optim": {"lr": 5e-3}}}
@@ -59,10 +58,9 @@ def test_weights_travel_in_several_buckets(pool, make_config, tmp_path):
 
 def test_an_engine_with_other_weights_stops_the_run(pool, make_config, tmp_path):
     config = make_config(tmp_path)
-    data = load_online_data(config)
 
     async def publish_to_nobody():
-        roles = await start_roles(config, data, pool)
+        roles = await start_roles(config, pool)
         assert (await publish(roles, 0)).logprob_abs_max < 1e-4
         nobody = SyncSpec(
             backend="object_store",
@@ -75,7 +73,7 @@ def test_an_engine_with_other_weights_stops_the_run(pool, make_config, tmp_path)
         await roles.policy.connect(
             roles.rollout.actors,
             nobody,
-            probe=probe_sequences(data.prompts, 4),
+            probe=probe_sequences(PPO.load(config).prompts, 4),
             limits=EXACT,
         )
         await publish(roles, 1)  # nothing has changed
@@ -94,7 +92,7 @@ def test_a_publication_that_carries_nan_stops_the_run(pool, make_config, tmp_pat
     config = make_config(tmp_path)
 
     async def publish_nan():
-        roles = await start_roles(config, load_online_data(config), pool)
+        roles = await start_roles(config, pool)
         nan = float("nan")
         await roles.policy.actors.call("__ray_call__", stretch_final_norm, nan, timeout_s=60)
         await publish(roles, 1)

@@ -11,7 +11,8 @@ import pytest
 
 from actors.pool.placement import Slot
 from actors.pool.pool import Pool
-from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
+from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RunError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,9 @@ async def start_actors(
         RunError: An actor died or missed its deadline.
     """
     pool.place(groups)
-    tell_of_start(pool, groups)
+    missing = [role for role in groups if role not in pool.state.sets]
+    if missing:
+        logger.info("starting %s (about a minute)", ", ".join(missing))
     starts: dict[str, Any] = {
         role: partial(pool.rank_group, role, RANKS[role]) for role in groups if role in RANKS
     }
@@ -57,13 +59,6 @@ async def start_actors(
         started = await asyncio.gather(*(starts[role]() for role in roles))
         actors.update(zip(roles, started, strict=True))
     return actors
-
-
-def tell_of_start(pool: Pool, roles: Iterable[str]) -> None:
-    """Say which roles there are to wait for."""
-    missing = [role for role in roles if role not in pool.state.sets]
-    if missing:
-        logger.info("starting %s (about a minute)", ", ".join(missing))
 
 
 async def import_libraries(actors: Mapping[str, ActorSet], *, timeout_s: float) -> None:
