@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from actors.pool.pool import Pool
-from actors.ranks.reference import ReferenceGroup, ReferenceRank
+from actors.ranks.reference import ReferenceGroup
 from actors.ranks.supervised import SupervisedGroup
 from launch import cli
 from launch.run.job import run_job
 from launch.training import supervised
+from launch.training.actor_start import RANKS
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.data.job import SupervisedData, load_dpo_data
@@ -67,7 +68,7 @@ async def _reference(config: DpoConfig, data: DpoData, pool: Pool) -> Prepare:
     """What completes a batch by the reference's log-probabilities."""
     if not config.uses_reference_role:
         return without_reference
-    actors = await pool.rank_group("reference", ReferenceRank)
+    actors = await pool.start("reference", RANKS["reference"])
     model = _reference_model(config)
     settings = config.reference.model_copy(update={"model": model})
     spec = ReferenceSpec(reference=settings, temperature=1.0)

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 
 from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
-from actors.pool.record import PoolInUseError, PoolRecord, end_strangers, release_groups
+from actors.pool.record import PoolInUseError, PoolRecord, end_orphans, release_groups
 from actors.pool.standing_cluster import Process, StandingCluster
 from launch.pipeline import first_engine
 from launch.pool_status import status
@@ -199,6 +199,6 @@ async def _end(record: PoolRecord) -> None:
         raise PoolInUseError(f"pool {record.pool} is in use by {holder.name}: end that job first")
     pool = Pool(record.pool, TimeoutConfig(), record=record)
     await pool.close()
-    end_strangers(record)
+    end_orphans(record)
     release_groups(record)
     record.end()

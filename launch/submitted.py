@@ -20,7 +20,7 @@ def run(name: str) -> int:
         RunError: The job failed.
     """
     from actors.jobs.parcel import receive
-    from actors.pool.seating import FORWARDED
+    from actors.pool.processes import FORWARDED
 
     parcel = receive(name, os.environ["RAY_ADDRESS"])
     os.environ.update(parcel.variables)

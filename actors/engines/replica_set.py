@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role import RoleHandle
 from actors.engines.dispatch import LeastLoaded
 from actors.engines.ending import Ending
 from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutBatch, Shard, SleepLevel
@@ -16,7 +16,9 @@ from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutBatch, Shard, S
 class ReplicaSet:
     """The rollout role: replicas side by side, the least loaded one first."""
 
-    def __init__(self, actors: ActorSet, ending: Ending, *, timeout_s: float, sleeps: bool) -> None:
+    def __init__(
+        self, actors: RoleHandle[Any], ending: Ending, *, timeout_s: float, sleeps: bool
+    ) -> None:
         """Wrap started replicas.
 
         Args:

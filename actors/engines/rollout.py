@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
 
 from actors.cluster.gpus import require_engine
 from actors.cluster.network import use_cluster_network
+from actors.cluster.role import control
 from actors.engines.ending import Ending
 from actors.engines.load import EngineLoad
 from actors.engines.metrics import engine_stat_logger
@@ -39,7 +39,6 @@ ANSWER_S = 60.0
 WARM_UP_S = 600.0
 
 
-@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class RolloutReplica:
     """One engine. Requests run together under vLLM's continuous batching."""
 
@@ -98,7 +97,7 @@ class RolloutReplica:
         await self._finished(*admitted, timeout_s=WARM_UP_S)
         await self._score(prompt.token_ids_T, num_given=1, timeout_s=WARM_UP_S)
 
-    @ray.method(concurrency_group="control")
+    @control
     async def health(self) -> dict[str, Any]:
         """Answers also while the engine is busy."""
         engine = getattr(self, "engine", None)
@@ -343,10 +342,6 @@ class RolloutReplica:
         """Take the memory back, or that of one part."""
         async with deadline(timeout_s, actor=self.name, operation="waking up"), self.scheduler:
             await self.sleeping.wake_up(part, timeout_s=timeout_s)
-
-    def gpu_ids(self) -> list[str]:
-        """GPUs of this engine, for the roles that live on them."""
-        return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
 
     def process_id(self) -> int:
         """Of this actor."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role import RoleActor, RoleHandle
 from rlhf_ray.roles import Metrics
 
 # How ranks name the time that they moved models in, and how a step does.
 MOVES = {"offload_s": "time/offload", "reload_s": "time/reload"}
 
 
-async def usage_of(sets: Mapping[str, ActorSet], *, timeout_s: float) -> Metrics:
+async def usage_of(roles: Sequence[RoleHandle[Any]], *, timeout_s: float) -> Metrics:
     """Ask every actor once.
 
     Args:
-        sets: The roles of the job.
+        roles: Of the job.
         timeout_s: Deadline of an answer; actors answer beside their work.
 
     Returns:
@@ -25,15 +26,14 @@ async def usage_of(sets: Mapping[str, ActorSet], *, timeout_s: float) -> Metrics
         rank that took most; `time/offload` and `time/reload` where models moved, of each role's
         slowest rank, over all roles; `engine/*` where a role has engines.
     """
-    waited = {f"wait/{role}": actors.busy.take_idle_s() for role, actors in sets.items()}
+    metrics = {f"wait/{role.name}": role.busy.take_idle_s() for role in roles}
     answers = await asyncio.gather(
-        *(actors.call("usage", timeout_s=timeout_s) for actors in sets.values())
+        *(role.call(RoleActor.usage, timeout_s=timeout_s)() for role in roles)
     )
-    metrics = dict(waited)
-    for role, of_ranks in zip(sets, answers, strict=True):
-        metrics[f"memory/{role}_peak_gb"] = max(said["peak_gb"] for said in of_ranks)
+    for role, of_ranks in zip(roles, answers, strict=True):
+        metrics[f"memory/{role.name}_peak_gb"] = max(usage["peak_gb"] for usage in of_ranks)
         for key in of_ranks[0].keys() & MOVES.keys():
-            slowest_s = max(said.get(key, 0.0) for said in of_ranks)
+            slowest_s = max(usage.get(key, 0.0) for usage in of_ranks)
             metrics[MOVES[key]] = metrics.get(MOVES[key], 0.0) + slowest_s
         engine_keys = of_ranks[0].keys() - {"peak_gb", *MOVES}
         metrics |= {f"engine/{key}": _merged(key, of_ranks) for key in engine_keys}
@@ -42,7 +42,7 @@ async def usage_of(sets: Mapping[str, ActorSet], *, timeout_s: float) -> Metrics
 
 def _merged(key: str, of_engines: Sequence[Mapping[str, float]]) -> float:
     """The largest of largest values, the mean of means, the sum of counts."""
-    values = [said[key] for said in of_engines]
+    values = [usage[key] for usage in of_engines]
     if key.endswith("_max"):
         return max(values)
     return fmean(values) if key.endswith("_mean") else sum(values)

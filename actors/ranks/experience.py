@@ -6,9 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import ray
-
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role import RoleHandle
 from actors.ranks.rank import Rank, collect
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from rlhf_ray.types import Rollout, Score
 
 
-@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class ExperienceBuilder(Rank):
     """One process without a GPU; it keeps nothing between calls."""
 
@@ -64,7 +61,9 @@ class ExperienceBuilder(Rank):
 class Assembler:
     """Builds experience in the helper actor."""
 
-    def __init__(self, actors: ActorSet, spec: AssemblySpec, timeouts: TimeoutConfig) -> None:
+    def __init__(
+        self, actors: RoleHandle[Any], spec: AssemblySpec, timeouts: TimeoutConfig
+    ) -> None:
         """Wrap the started helper."""
         self.actors, self.spec, self.timeouts = actors, spec, timeouts
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role import RoleHandle
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.roles import RolloutBatch, Shard
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 async def forward(
-    actors: ActorSet,
+    actors: RoleHandle[Any],
     method: str,
     batch: RolloutBatch,
     config: ForwardConfig,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from actors.cluster.actor_set import ActorSet
 from actors.cluster.network import HeldPort
+from actors.cluster.role import RoleHandle
 from actors.ranks.forward import by_row, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
@@ -19,7 +19,7 @@ from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.roles import Metrics, Publication, Ref, RolloutBatch, Shard
 
 if TYPE_CHECKING:
-    from actors.weights.publisher import Publisher
+    from actors.weights.publisher import Publisher, Replicas
     from actors.weights.sync_spec import SyncSpec
     from rlhf_ray.types import Rollout
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 ANSWER_S = 30.0
 
 
-@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class PolicyRank(HostingRank):
     """One rank of the policy's group; it hosts whatever learner trains the policy."""
 
@@ -69,12 +68,14 @@ class PolicyRank(HostingRank):
         self.held_port = HeldPort(ray.util.get_node_ip_address())
         return self.held_port.host, self.held_port.port
 
-    def connect(self, spec: SyncSpec, host: str, port: int) -> None:
+    def connect(self, spec: SyncSpec, replicas: Replicas, host: str, port: int) -> None:
         """Open the way to the rollout engines."""
         from actors.weights.publisher import open_publisher
 
         self.disconnect()
-        self.publisher = open_publisher(self.learner.lm, spec, rank=self.rank, host=host, port=port)
+        self.publisher = open_publisher(
+            self.learner.lm, spec, replicas, rank=self.rank, host=host, port=port
+        )
         if self.rank == 0:
             self.held_port.release()
 
@@ -84,12 +85,12 @@ class PolicyRank(HostingRank):
             self.publisher.close()
         self.publisher = None
 
-    def publish(self, version: int) -> int:
+    def publish(self, version: int, replicas: Replicas) -> int:
         """Send the weights; returns the bytes that this rank sent."""
         if self.publisher is None:
             raise RunError(f"{self.name} is asked to publish before it is connected to engines")
         self._to_read()
-        return self.publisher.publish(version)
+        return self.publisher.publish(version, replicas)
 
 
 class PolicyGroup(TrainedGroup):
@@ -106,7 +107,12 @@ class PolicyGroup(TrainedGroup):
         return await self._update(experience, plan, kl_coefficient)
 
     async def connect(
-        self, replicas: ActorSet, spec: SyncSpec, *, probe: Sequence[Rollout], limits: GapLimits
+        self,
+        replicas: RoleHandle[Any],
+        spec: SyncSpec,
+        *,
+        probe: Sequence[Rollout],
+        limits: GapLimits,
     ) -> None:
         """Open the way to the engines.
 
@@ -119,7 +125,7 @@ class PolicyGroup(TrainedGroup):
         self.replicas, self.probe, self.limits = replicas, list(probe), limits
         start_s = self.timeouts.start_s
         host, port = await self.actors.call_one(0, "rendezvous", timeout_s=start_s)
-        await self.actors.call("connect", spec, host, port, timeout_s=start_s)
+        await self.actors.call("connect", spec, replicas, host, port, timeout_s=start_s)
 
     async def publish(self, version: int) -> None:
         """Bring the weights to every engine as `version`, and score the probe with them.
@@ -131,7 +137,7 @@ class PolicyGroup(TrainedGroup):
         # The ranks have this deadline for the replicas, and name the one that is late.
         timeout_s = self.timeouts.publish_s + ANSWER_S
         async with self.actors.turn(timeout_s=timeout_s):
-            sent = await self.actors.call("publish", version, timeout_s=timeout_s)
+            sent = await self.actors.call("publish", version, self.replicas, timeout_s=timeout_s)
             seconds = time.monotonic() - started_s
             ours = await self.actors.call("logprobs_of", self.probe, timeout_s=timeout_s)
         self.sent = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}

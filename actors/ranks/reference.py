@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role import RoleHandle
 from actors.ranks.forward import by_row, forward
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
@@ -17,7 +17,6 @@ from rlhf_ray.roles import RolloutBatch, Shard
 from rlhf_ray.types import LabelledAnswer, Ranking
 
 
-@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class ReferenceRank(HostingRank):
     """One rank of the reference's group."""
 
@@ -39,7 +38,7 @@ class ReferenceGroup(RankGroup):
 
     def __init__(
         self,
-        actors: ActorSet,
+        actors: RoleHandle[Any],
         reference: ReferenceConfig,
         timeouts: TimeoutConfig,
         *,

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import ray
-
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role import RoleHandle
 from actors.ranks.forward import by_row, lengths_of, rows_of
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from rlhf_ray.rewards.remote import RemoteScorer
 
 
-@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class RewardRank(HostingRank):
     """One rank of the reward's group: each scores its rows with the model, rank 0 does the rest.
 
@@ -173,7 +170,7 @@ class RewardGroup(RankGroup):
 
     def __init__(
         self,
-        actors: ActorSet,
+        actors: RoleHandle[Any],
         reward: RewardConfig,
         timeouts: TimeoutConfig,
         *,

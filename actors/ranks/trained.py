@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from actors.cluster.actor_set import ActorSet
 from actors.cluster.exports import export
+from actors.cluster.role import RoleHandle
 from actors.cluster.run_files import RunFiles
 from actors.ranks.group import RankGroup
 from rlhf_ray.config.base import LearnerConfig, TimeoutConfig
@@ -20,7 +20,7 @@ class TrainedGroup(RankGroup):
 
     def __init__(
         self,
-        actors: ActorSet,
+        actors: RoleHandle[Any],
         learner: LearnerConfig,
         timeouts: TimeoutConfig,
         files: RunFiles = SHARED,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from actors.ranks.forward import forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
@@ -14,7 +12,6 @@ from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard
 
 
-@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class ValueRank(HostingRank):
     """One rank of the critic's group."""
 

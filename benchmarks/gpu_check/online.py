@@ -12,15 +12,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role import RoleHandle
 from actors.pool.pool import Pool
-from actors.ranks.policy import PolicyRank
 from benchmarks.gpu_check.machine import used_gb
 from benchmarks.gpu_check.models import TOKENIZER, device_of, make_model, random_ids, write_prompts
 from benchmarks.gpu_check.scale import Shape
 from benchmarks.gpu_check.setting import Setting
 from launch.run.cluster import connected
-from launch.training.actor_start import start_actors
+from launch.training.actor_start import RANKS, start_actors
 from launch.training.online_roles import engine_spec, start_roles
 from rlhf_ray.config.base import laid_over
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig
@@ -146,7 +145,7 @@ def opened(setting: Setting, config: OnlineConfig) -> Iterator[Online]:
         spec = engine_spec(config, context_tokens=data.context_tokens)
         try:
             pool.place(config.groups)
-            loop.run(pool.rank_group("policy", PolicyRank))
+            loop.run(pool.start("policy", RANKS["policy"]))
             process_gb = used_gb(setting.cards[0]) if setting.cards else 0.0
             actors = loop.run(start_actors(pool, config.groups, engine=spec))
             loaded = loop.run(digests_of(actors["rollout"], config.timeouts.call_s))
@@ -162,7 +161,7 @@ def opened(setting: Setting, config: OnlineConfig) -> Iterator[Online]:
             loop.run(pool.close())
 
 
-async def digests_of(engines: ActorSet, timeout_s: float) -> dict[str, str]:
+async def digests_of(engines: RoleHandle[Any], timeout_s: float) -> dict[str, str]:
     """Of each weight as each worker of each engine holds it."""
     told = await engines.call("ask_workers", "compute_weight_checksums", timeout_s=timeout_s)
     return {

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from actors.cluster.actor_set import ActorSet
-from actors.engines.rollout import RolloutReplica
+from actors.cluster.role import RoleHandle
+from actors.engines.role import ReplicaSpec
 from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceBuilder
+from actors.ranks.group import RankSpec, WorkerSpec
 from actors.ranks.policy import PolicyRank
+from actors.ranks.rank import Rank
 from actors.ranks.reference import ReferenceRank
 from actors.ranks.reward import RewardRank
 from actors.ranks.value import ValueRank
@@ -22,16 +24,16 @@ from rlhf_ray.config.base import GroupConfig
 logger = logging.getLogger(__name__)
 
 RANKS = {
-    "policy": PolicyRank,
-    "reference": ReferenceRank,
-    "reward": RewardRank,
-    "value": ValueRank,
+    "policy": RankSpec(actor_class=PolicyRank),
+    "reference": RankSpec(actor_class=ReferenceRank),
+    "reward": RankSpec(actor_class=RewardRank),
+    "value": RankSpec(actor_class=ValueRank),
 }
 
 
 async def start_actors(
     pool: Pool, groups: Mapping[str, GroupConfig], *, engine: EngineSpec | None = None
-) -> Mapping[str, ActorSet]:
+) -> Mapping[str, RoleHandle[Any]]:
     """Start what the pool does not hold yet; those on another role's GPUs after their host.
 
     Args:
@@ -46,13 +48,14 @@ async def start_actors(
     pool.place(groups)
     tell_of_start(pool, groups)
     starts: dict[str, Any] = {
-        role: partial(pool.rank_group, role, RANKS[role]) for role in groups if role in RANKS
+        role: partial(pool.start, role, RANKS[role]) for role in groups if role in RANKS
     }
     if engine is not None:
-        starts["rollout"] = partial(pool.replica_set, "rollout", RolloutReplica, engine)
-        starts["experience"] = partial(pool.helper, "experience", ExperienceBuilder)
+        starts["rollout"] = partial(pool.start, "rollout", ReplicaSpec(engine=engine))
+        builder = WorkerSpec(actor_class=ExperienceBuilder)
+        starts["experience"] = partial(pool.start, "experience", builder)
     guests = [role for role in starts if role in groups and groups[role].share]
-    actors: dict[str, ActorSet] = {}
+    actors: dict[str, RoleHandle[Any]] = {}
     for roles in ([role for role in starts if role not in guests], guests):
         started = await asyncio.gather(*(starts[role]() for role in roles))
         actors.update(zip(roles, started, strict=True))
@@ -61,16 +64,16 @@ async def start_actors(
 
 def tell_of_start(pool: Pool, roles: Iterable[str]) -> None:
     """Say which roles there are to wait for."""
-    missing = [role for role in roles if role not in pool.state.sets]
+    missing = [role for role in roles if role not in pool.state.roles]
     if missing:
         logger.info("starting %s (about a minute)", ", ".join(missing))
 
 
-async def import_libraries(actors: Mapping[str, ActorSet], *, timeout_s: float) -> None:
+async def import_libraries(actors: Mapping[str, RoleHandle[Any]], *, timeout_s: float) -> None:
     """Have all actors but the engines import what their work needs, before there is any."""
     await asyncio.gather(
         *(
-            of_role.call("import_libraries", timeout_s=timeout_s)
+            of_role.call(Rank.import_libraries, timeout_s=timeout_s)()
             for role, of_role in actors.items()
             if role != "rollout"
         )

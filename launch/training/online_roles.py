@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.cluster.actor_set import ActorSet
 from actors.engines.ending import Ending
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.spec import EngineSpec
@@ -80,7 +79,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     await reward.read_weights()
     await policy.connect(
         actors["rollout"],
-        _sync_spec(config, actors["rollout"]),
+        _sync_spec(config),
         probe=probe_sequences(
             first_of(data.prompts, SEARCHED_PROMPTS), config.publication.probe_sequences
         ),
@@ -190,11 +189,9 @@ def engine_ahead(config: OnlineConfig) -> EngineSpec:
     return engine_spec(config, context_tokens=context)
 
 
-def _sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
+def _sync_spec(config: OnlineConfig) -> SyncSpec:
     return SyncSpec(
         backend=config.weight_backend,
-        replicas=tuple(replicas.actors),
-        names=tuple(replicas.names),
         gpus_per_replica=config.placement.rollout.gpus_per_rank,
         bucket_bytes=config.publication.bucket_mb * 2**20,
         timeout_s=config.timeouts.publish_s,

@@ -51,7 +51,7 @@ async def train(
     await pool.make_room(config.groups)
     prepare = None if reference is None else await reference(config, data, pool)
     role = SupervisedGroup(
-        await pool.rank_group(config.trained_role, RANKS[config.trained_role]),
+        await pool.start(config.trained_role, RANKS[config.trained_role]),
         config.learner,
         config.timeouts,
         pool.files_of(config.trained_role),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role import RoleHandle
 from actors.pool.pool import Pool
 from launch.run.folder import run_folder
 from launch.training import online
@@ -145,7 +145,7 @@ def metrics_of(run_dir: Path) -> list[dict[str, float]]:
     ]
 
 
-def weights_of(actors: ActorSet) -> dict[str, np.ndarray[Any, Any]]:
+def weights_of(actors: RoleHandle[Any]) -> dict[str, np.ndarray[Any, Any]]:
     """Every weight that a trained role holds, gathered and merged."""
 
     # Nested, so that it travels by value: the workers cannot import the tests.
@@ -164,9 +164,15 @@ def weights_of(actors: ActorSet) -> dict[str, np.ndarray[Any, Any]]:
     return on_ranks(actors, gather)[0]
 
 
-def on_ranks(actors: ActorSet, function: Any, *arguments: Any) -> list[Any]:
+def on_ranks(actors: RoleHandle[Any], function: Any, *arguments: Any) -> list[Any]:
     """Call `function(rank actor, *arguments)` inside every rank."""
-    return asyncio.run(actors.call("__ray_call__", function, *arguments, timeout_s=60.0))
+    return asyncio.run(inside(actors, function, *arguments))
+
+
+async def inside(actors: RoleHandle[Any], function: Any, *arguments: Any) -> list[Any]:
+    """The same, from a coroutine."""
+    refs = [actor.__ray_call__.remote(function, *arguments) for actor in actors.actors]
+    return await actors.answers(refs, function, timeout_s=60.0)
 
 
 def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, str]:

@@ -15,8 +15,10 @@ from jobs import TWO_RANKS_SHARED, on_ranks
 from safetensors.numpy import load_file
 
 from actors.pool.pool import Pool
+from actors.ranks.group import RankSpec
 from actors.ranks.policy import PolicyRank
 from actors.ranks.reference import ReferenceRank
+from actors.ranks.reward import RewardRank
 from actors.weights.bucket import unpack
 from launch.pipeline import first_engine, run_stage
 from launch.training.actor_start import import_libraries, start_actors
@@ -121,7 +123,9 @@ async def run_all(stages: list[Stage], pool: Pool, pairs: list[dict[str, str]]) 
         if stage.job == "rm":
             rankings = list(load_rm_data(stage.config).rows)
             plan = ((tuple(range(len(rankings))),),)
-            [evaluated] = await actors["reward"].call("evaluate", rankings, plan, timeout_s=60)
+            [evaluated] = await actors["reward"].call(RewardRank.evaluate, timeout_s=60)(
+                rankings, plan
+            )
             outcomes_B = list(evaluated.outcomes_B)
     return Ran(stages=stages, process_ids=process_ids, outcomes_B=outcomes_B, pairs=pairs)
 
@@ -167,7 +171,7 @@ def test_the_reference_is_the_stage_that_the_policy_started_from(ran, pool):
         lm = rank.learner.module.lm
         return {name: weight.detach().numpy().copy() for name, weight in lm.named_parameters()}
 
-    [reference] = on_ranks(pool.state.sets["reference"], gather)
+    [reference] = on_ranks(pool.state.roles["reference"], gather)
     assert_same_bits(reference, load_file(f"{ran.stages[0].result}/model.safetensors"))
 
 
@@ -194,7 +198,7 @@ def test_the_trained_reward_model_scores_in_ppo_as_it_did_in_training(ran, pool,
         for row, pair in enumerate(ran.pairs)
         for side in ("chosen", "rejected")
     ]
-    [scores] = on_ranks(pool.state.sets["reward"], lambda rank: rank.model.score(answers))
+    [scores] = on_ranks(pool.state.roles["reward"], lambda rank: rank.model.score(answers))
     scores = [score.value for score in scores]
     trained = [score for outcome in ran.outcomes_B for score in outcome]
     assert np.std(trained) > 0.01
@@ -218,8 +222,8 @@ def test_weights_spread_over_ranks_are_kept_whole_and_loaded_again(
 
     async def keep_and_load() -> dict[str, Any]:
         shared_pool.place(config.groups)
-        await shared_pool.rank_group("policy", PolicyRank)
-        await shared_pool.rank_group("reference", ReferenceRank)
+        await shared_pool.start("policy", RankSpec(actor_class=PolicyRank))
+        await shared_pool.start("reference", RankSpec(actor_class=ReferenceRank))
         await shared_pool.load("policy", spec, path=str(stories))
         await shared_pool.want([result])
         finished = config.model_copy(
@@ -243,4 +247,4 @@ def test_weights_spread_over_ranks_are_kept_whole_and_loaded_again(
         lm = rank.learner.module.lm
         return {name: weight.detach().numpy().copy() for name, weight in lm.named_parameters()}
 
-    assert_same_bits(on_ranks(shared_pool.state.sets["reference"], gather)[0], held)
+    assert_same_bits(on_ranks(shared_pool.state.roles["reference"], gather)[0], held)

@@ -11,9 +11,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from jobs import TWO_RANKS_SHARED, laid_over, run_loop, weights_of
+from jobs import TWO_RANKS_SHARED, inside, laid_over, run_loop, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actors.ranks.group import RankSpec
 from actors.ranks.policy import PolicyGroup, PolicyRank
 from actors.ranks.rank import collect
 from actors.weights.probe import probe_sequences
@@ -88,7 +89,7 @@ def exported(fresh_model, shared_pool, make_config, tmp_path_factory):
 
     async def train_and_export():
         shared_pool.place({"policy": config.placement.policy})
-        actors = await shared_pool.rank_group("policy", PolicyRank)
+        actors = await shared_pool.start("policy", RankSpec(actor_class=PolicyRank))
         spec = PolicySpec(
             learner=config.policy,
             algorithm=config.algorithm,
@@ -98,11 +99,11 @@ def exported(fresh_model, shared_pool, make_config, tmp_path_factory):
             replay_folder="",
             seed=0,
         )
-        await actors.call("load", spec, timeout_s=60)
+        await actors.call(PolicyRank.load, timeout_s=60)(spec)
         policy = PolicyGroup(actors, config.policy, config.timeouts)
         await policy.update([experience(row) for row in rows], plan, 0.0)
-        await actors.call("export", str(folder / "export"), str(fresh_model), timeout_s=60)
-        return (await actors.call("logprobs_of", rows, timeout_s=60))[0]
+        await actors.call(PolicyRank.export, timeout_s=60)(str(folder / "export"), str(fresh_model))
+        return (await actors.call(PolicyRank.logprobs_of, timeout_s=60)(rows))[0]
 
     return folder / "export", rows, asyncio.run(train_and_export())
 
@@ -204,11 +205,11 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
             await asyncio.sleep(0.3)
             version += 1
             factor = 1.0 + 0.01 * (version - 100)
-            await roles.policy.actors.call("__ray_call__", stretch, factor, timeout_s=60)
+            await inside(roles.policy.actors, stretch, factor)
             publication = await publish(roles, version)
             assert publication.logprob_abs_max < 1e-4
         batch = await generating
-        await roles.policy.actors.call("__ray_call__", stretch, 1.0, timeout_s=60)
+        await inside(roles.policy.actors, stretch, 1.0)
         return batch, await roles.policy.logprobs(batch), version
 
     batch, shards, last = asyncio.run(publish_while_it_generates())

@@ -1,0 +1,322 @@
+"""A role's actors, what the pool must know of their class, and typed calls to them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, overload
+
+import ray
+
+from actors.cluster.busy import BusyClock
+from actors.cluster.deadline import within
+from actors.cluster.turns import Turns
+from rlhf_ray.config.base import TimeoutConfig
+
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U")
+A = TypeVar("A")
+M = TypeVar("M", bound=Callable[..., Any])
+
+# What an actor's method returns, whether it is a coroutine or not.
+Answer: TypeAlias = T | Coroutine[Any, Any, T]
+
+# In one turn: publication has two, and what frees the memory is one more.
+MOST_CALLS = 3
+# Calls that an actor answers beside its work run in threads of their own.
+CONTROL_GROUP, CONTROL_THREADS = "control", 2
+
+
+def control(method: M) -> M:
+    """Mark a method of an actor's class: it is answered also while the actor works."""
+    marked: M = ray.method(concurrency_group=CONTROL_GROUP)(method)
+    return marked
+
+
+class RoleActor(Protocol):
+    """What the pool asks of any role's actor."""
+
+    def process_id(self) -> int:
+        """Of the actor."""
+        ...
+
+    def usage(self) -> Answer[Mapping[str, float]]:
+        """What it needed since the last time, by the names that `usage_of` knows."""
+        ...
+
+    def stop(self) -> Answer[None]:
+        """Leave nothing behind; the process is ended next."""
+        ...
+
+
+class ComputingActor(Protocol):
+    """An actor that computes in turn with those on the same GPU."""
+
+    def free_memory(self) -> None:
+        """Give back what its passes took."""
+        ...
+
+
+class RoleSpec(Protocol):
+    """What a role's actors are and what they start with; the pool knows no more of a role.
+
+    Actors of one specification serve wherever an equal one is asked for.
+    """
+
+    @property
+    def actor_class(self) -> type[RoleActor]:
+        """A plain class; its objects are made from a name, an environment and `argument`."""
+        ...
+
+    @property
+    def reserves_memory(self) -> bool:
+        """Whether it takes its GPUs' memory when it starts, instead of computing in turn."""
+        ...
+
+    def argument(self, timeouts: TimeoutConfig) -> Any:
+        """The third of what an actor is made from."""
+        ...
+
+    async def join(self, role: RoleHandle[Any], *, on_gpu: bool, timeouts: TimeoutConfig) -> None:
+        """Make started actors ready for work, together."""
+        ...
+
+    async def leave_gpus(self, role: RoleHandle[Any], *, timeout_s: float) -> bool:
+        """Leave GPUs that the next job uses for others; False where only its end frees them."""
+        ...
+
+    async def check(self, role: RoleHandle[Any], *, timeout_s: float) -> None:
+        """Make sure that actors that answer can serve the next job, and drop what the last left.
+
+        Raises:
+            RunError: They cannot.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosted:
+    """The model that a role was last asked to host, and when (seconds since the epoch)."""
+
+    path: str
+    since_s: float
+
+
+class RoleHandle(Generic[A]):
+    """The actors of one role in the order of their ranks; nobody else keeps them.
+
+    Whoever works with a role keeps this handle, which finds the actors when it is called: after
+    `replace` the next call goes to the new ones.
+
+    Attributes:
+        name: Of the role.
+        names: Of the actors.
+        spec: What they were started from.
+        hosted: Their model; None where they host none that others may ask for.
+        incarnation: How often they were replaced.
+        busy: Runs while any of them is asked something.
+        gpu_turns: Which of the roles on the same GPUs computes; None where no other role does.
+    """
+
+    names: list[str]
+    actors: list[Any]
+    spec: Any
+    hosted: Hosted | None
+    gpu_turns: Turns | None = None
+
+    def __init__(self, name: str, actors: Mapping[str, Any] | None = None) -> None:
+        """Take actors that were started, by their names."""
+        self.name, self.incarnation, self.busy = name, -1, BusyClock()
+        self.replace(actors or {}, spec=None)
+
+    def __len__(self) -> int:
+        """How many actors."""
+        return len(self.actors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process, or a later one, begins with a clock and turns of its own."""
+        return {key: self.__dict__[key] for key in self.__dict__.keys() - {"busy", "gpu_turns"}}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """See `__getstate__`."""
+        self.__dict__.update(state, busy=BusyClock())
+
+    def replace(self, actors: Mapping[str, Any], *, spec: Any) -> None:
+        """Ask these from now on, which host nothing yet."""
+        self.names, self.actors = list(actors), list(actors.values())
+        self.spec, self.hosted = spec, None
+        self.incarnation += 1
+
+    @overload
+    def call(
+        self,
+        method: Callable[Concatenate[A, P], Coroutine[Any, Any, T]],
+        *,
+        timeout_s: float,
+        only: int | None = None,
+    ) -> Callable[P, Coroutine[Any, Any, list[T]]]: ...
+
+    @overload
+    def call(
+        self,
+        method: Callable[Concatenate[A, P], Answer[T]],
+        *,
+        timeout_s: float,
+        only: int | None = None,
+    ) -> Callable[P, Coroutine[Any, Any, list[T]]]: ...
+
+    @overload
+    def call(
+        self, method: str, *arguments: Any, timeout_s: float, **keywords: Any
+    ) -> Coroutine[Any, Any, list[Any]]: ...
+
+    def call(
+        self,
+        method: Callable[..., Any] | str,
+        *by_name: Any,
+        timeout_s: float,
+        only: int | None = None,
+        **keywords_by_name: Any,
+    ) -> Any:
+        """A method of every actor, or of one: called with its arguments, it waits for all answers.
+
+        Args:
+            method: Of the actors' class.
+            by_name: Arguments, where the method is given by its name.
+            timeout_s: Deadline of all answers.
+            only: Rank of the one that is asked.
+            keywords_by_name: As `by_name`.
+
+        Raises:
+            ActorDied: One died.
+            DeadlineError: Not all answered in time.
+            RunError: One raised.
+        """
+        if isinstance(method, str):
+            return self._call_by_name(method, by_name, keywords_by_name, None, timeout_s)
+
+        async def ask(*arguments: Any, **keywords: Any) -> list[Any]:
+            asked = self._ranks(only)
+            refs = [self.start(method, rank)(*arguments, **keywords) for rank in asked]
+            return await self.answers(refs, method, timeout_s=timeout_s, ranks=asked)
+
+        return ask
+
+    @overload
+    def call_in_parts(
+        self,
+        method: Callable[Concatenate[A, P], Coroutine[Any, Any, tuple[T, U]]],
+        *,
+        timeout_s: float,
+        only: int | None = None,
+    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]: ...
+
+    @overload
+    def call_in_parts(
+        self,
+        method: Callable[Concatenate[A, P], Answer[tuple[T, U]]],
+        *,
+        timeout_s: float,
+        only: int | None = None,
+    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]: ...
+
+    def call_in_parts(
+        self, method: Callable[..., Any], *, timeout_s: float, only: int | None = None
+    ) -> Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]:
+        """As `call`, of a method that returns two things: the second stays where it is.
+
+        What comes back is the first and a reference to the second.
+        """
+
+        async def ask(*arguments: Any, **keywords: Any) -> list[tuple[Any, Any]]:
+            asked = self._ranks(only)
+            pairs = [
+                self.start(method, rank, num_returns=2)(*arguments, **keywords) for rank in asked
+            ]
+            firsts = [first for first, _ in pairs]
+            answers = await self.answers(firsts, method, timeout_s=timeout_s, ranks=asked)
+            return [(answer, second) for answer, (_, second) in zip(answers, pairs, strict=True)]
+
+        return ask
+
+    def start(
+        self, method: Callable[Concatenate[A, P], Any], rank: int, *, num_returns: int = 1
+    ) -> Callable[P, Any]:
+        """A method of one actor: called with its arguments, it returns references at once."""
+        bound = getattr(self.actors[rank], method.__name__)
+        ask: Callable[P, Any] = (
+            bound if num_returns == 1 else bound.options(num_returns=num_returns)
+        ).remote
+        return ask
+
+    async def answers(
+        self,
+        refs: Sequence[Any],
+        method: Callable[..., Any] | str,
+        *,
+        timeout_s: float,
+        ranks: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """Wait for what was started: by every actor, or by those of `ranks`."""
+        ranks = indices or ranks
+        ranks = self._ranks(None) if ranks is None else ranks
+        with self.busy.working():
+            return await within(
+                refs,
+                timeout_s=timeout_s,
+                actors=[self.names[rank] for rank in ranks],
+                operation=f"{self.name}.{method if isinstance(method, str) else method.__name__}",
+                role=self.name,
+                indices=ranks,
+            )
+
+    @asynccontextmanager
+    async def turn(self, *, timeout_s: float) -> AsyncIterator[None]:
+        """What is inside computes; on shared GPUs only while no other role does.
+
+        The memory of its passes is given back before the next one's turn: PyTorch would keep it for
+        the process that had it.
+
+        Args:
+            timeout_s: Of each call inside.
+
+        Raises:
+            DeadlineError: The turns of the others did not end in time.
+        """
+        if self.gpu_turns is None:
+            yield
+            return
+        async with self.gpu_turns.turn(self.name, at_most_s=MOST_CALLS * timeout_s):
+            yield
+            computing: RoleHandle[Any] = self
+            await computing.call(ComputingActor.free_memory, timeout_s=timeout_s)()
+
+    def _ranks(self, only: int | None) -> Sequence[int]:
+        return range(len(self.actors)) if only is None else [only]
+
+    # Until every caller is typed.
+
+    async def compute(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
+        """As `call`, for what passes a model: in this role's turn."""
+        async with self.turn(timeout_s=timeout_s):
+            return await self.call(method, *arguments, timeout_s=timeout_s)
+
+    async def call_one(self, index: int, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """Call a method on one actor."""
+        [value] = await self._call_by_name(method, arguments, {}, [index], timeout_s)
+        return value
+
+    async def _call_by_name(
+        self,
+        method: str,
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        ranks: Sequence[int] | None,
+        timeout_s: float,
+    ) -> list[Any]:
+        asked = self._ranks(None) if ranks is None else ranks
+        refs = [getattr(self.actors[rank], method).remote(*arguments, **keywords) for rank in asked]
+        return await self.answers(refs, method, timeout_s=timeout_s, ranks=asked)
