@@ -50,11 +50,11 @@ async def within(
     asked = _Asked(operation=operation, names=actors, role=role, indices=indices)
     tasks = [asyncio.ensure_future(_await(ref)) for ref in refs]
     _, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+    age_s = time.monotonic() - started_s
     if pending and (errors := _errors(tasks)) and not any(map(_is_cause, errors.values())):
         _, pending = await asyncio.wait(
             pending, timeout=DEATH_S, return_when=asyncio.FIRST_EXCEPTION
         )
-    age_s = time.monotonic() - started_s
     late = [name for name, task in zip(actors, tasks, strict=True) if task in pending]
     for task in pending:
         task.cancel()
