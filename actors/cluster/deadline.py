@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ActorDied, RlhfRayError, RunError
 
-# In which Ray tells of a rank whose death has its peers fail.
+# In which Ray reports the death of a rank whose peers fail with it.
 DEATH_S = 1.0
 
 
@@ -30,8 +30,8 @@ async def within(
     """Wait for one object reference of each actor; the first failure ends the wait for all.
 
     A rank that dies leaves its peers in a collective that never returns, so waiting for all of them
-    before looking at errors would hide the one that matters. Or it has them fail, sooner than Ray
-    tells of the death: that is waited for a moment.
+    before looking at errors would hide the one that matters. Or it has them fail, before Ray
+    reports the death: that is waited for a moment.
 
     Args:
         refs: What is waited for.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +78,13 @@ def shared_host(role: str, groups: Mapping[str, GroupConfig]) -> str:
     host_of = {name: g.host_of(name) for name, g in groups.items() if g.gpus_per_rank}
     num_there = Counter(host_of.values())
     return host_of[role] if role in host_of and num_there[host_of[role]] > 1 else ""
+
+
+def idle_beside(roles: Collection[str], groups: Mapping[str, GroupConfig]) -> set[str]:
+    """The other roles on the GPUs of some roles."""
+    host_of = {name: g.host_of(name) for name, g in groups.items() if g.gpus_per_rank}
+    busy = {host_of[role] for role in roles if role in host_of}
+    return {name for name, host in host_of.items() if host in busy and name not in roles}
 
 
 def in_order(places: Sequence[Place]) -> list[Place]:

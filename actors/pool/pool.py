@@ -19,7 +19,7 @@ from actors.cluster.turns import Turns
 from actors.pool import placement, processes
 from actors.pool.health import fault_of
 from actors.pool.models import ResidentModels
-from actors.pool.places import Place, places_of, shared_host
+from actors.pool.places import Place, idle_beside, places_of, shared_host
 from actors.pool.record import PoolRecord
 from actors.pool.state import PoolState
 from actors.pool.usage import usage_of
@@ -110,7 +110,7 @@ class Pool(ResidentModels):
             timeouts=self.timeouts,
             lifetime=lifetime,
         )
-        handle = before or RoleHandle[Any](role)
+        handle = RoleHandle[Any](role) if before is None else before
         handle.replace(actors, spec=spec)
         self.state.roles[role] = handle
         try:
@@ -131,17 +131,13 @@ class Pool(ResidentModels):
         memory.
         """
         groups = self.state.groups
-        on_gpus = {role: group for role, group in groups.items() if group.gpus_per_rank}
-        busy = {on_gpus[role].host_of(role) for role in roles if role in on_gpus}
+        idle = idle_beside(roles, groups)
         for role, handle in list(self.state.roles.items()):
-            if role in roles:
-                if handle.hosted and shared_host(role, groups):
-                    await self.unload(role)
-            elif role in on_gpus and on_gpus[role].host_of(role) in busy:
-                if handle.hosted:
-                    await self.unload(role)
-                if not await handle.spec.leave_gpus(handle, timeout_s=self.timeouts.call_s):
-                    await self.end(role)
+            if handle.hosted and (role in idle or (role in roles and shared_host(role, groups))):
+                await self.unload(role)
+            call_s = self.timeouts.call_s
+            if role in idle and not await handle.spec.leave_gpus(handle, timeout_s=call_s):
+                await self.end(role)
 
     async def finish(self, config: JobConfig, role: str, tokenizer_path: str) -> None:
         """Write a job's result to `export` in its folder; keep it in memory for jobs to come.
