@@ -15,6 +15,7 @@ from dataclasses import replace
 import psutil
 import ray
 
+from actors.cluster.network import unused_ports
 from actors.cluster.ray_token import use_token_in
 from actors.pool.standing_cluster import Process, StandingCluster
 from launch.run import pool_notes as notes
@@ -58,12 +59,13 @@ def start_cluster(claimed: StandingCluster, *, num_cpus: int, num_gpus: int) -> 
     Raises:
         RunError: It did not come up in time.
     """
-    host, port = ray.util.get_node_ip_address(), _free_port()
+    host = ray.util.get_node_ip_address()
+    port, client_port = unused_ports(2, host=host)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *(f"--node-ip-address={host}", f"--port={port}", f"--num-cpus={num_cpus}"),
         # Another cluster on this machine has Ray's usual one.
-        *(f"--ray-client-server-port={_free_port()}", "--dashboard-agent-listen-port=0"),
+        *(f"--ray-client-server-port={client_port}", "--dashboard-agent-listen-port=0"),
         *([f"--num-gpus={num_gpus}"] if num_gpus else []),
     ]
     token = notes.token_file(claimed.pool)
@@ -127,9 +129,3 @@ def answers(address: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from actors.cluster.network import unused_ports
 
 START_S = 120
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -53,7 +54,7 @@ def three_nodes() -> Iterator[ThreeNodes]:
     person = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "VIRTUAL_ENV"))}
     person["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
     node = person | {"PATH": "/usr/local/bin:/usr/bin:/bin", "RAY_AUTH_MODE": "token"}
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client = unused_ports(3, host="127.0.0.1")
     head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
     head += [f"--ray-client-server-port={client}", "--num-cpus=4"]
     nodes = []
@@ -102,11 +103,3 @@ def end(process: subprocess.Popen[str]) -> None:
     for left in alive:
         left.kill()
     process.wait(timeout=30)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports

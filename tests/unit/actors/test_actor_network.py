@@ -8,7 +8,8 @@ import socket
 import pytest
 
 from actors.cluster import network
-from actors.cluster.network import HeldPort
+from actors.cluster.network import HeldPort, unused_ports
+from rlhf_ray.errors import RunError
 
 HOST = "127.0.0.1"
 
@@ -58,3 +59,22 @@ def test_what_the_user_has_set_stays(monkeypatch):
     monkeypatch.setattr(network.ray.util, "get_node_ip_address", lambda: HOST)
     network.use_cluster_network()
     assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["VLLM_HOST_IP"]) == ("fast0", "10.0.0.7")
+
+
+def test_unused_ports_differ_and_no_outgoing_connection_takes_one(tmp_path, monkeypatch):
+    outgoing = tmp_path / "range"
+    outgoing.write_text("32768\t60999\n")
+    monkeypatch.setattr(network, "OUTGOING", outgoing)
+    ports = unused_ports(100, host=HOST)
+    assert len(set(ports)) == 100
+    assert all(20_000 <= port < 32_768 or 60_999 < port <= 65_535 for port in ports)
+    with socket.create_server((HOST, ports[0])):  # whoever is started with it listens there
+        assert ports[0] not in unused_ports(100, host=HOST)
+
+
+def test_without_unused_ports_the_error_says_how_many_there_are(tmp_path, monkeypatch):
+    outgoing = tmp_path / "range"
+    outgoing.write_text("1024 65534")
+    monkeypatch.setattr(network, "OUTGOING", outgoing)
+    with pytest.raises(RunError, match=r"has [01] unused ports .*1024 to 65534.* wanted 2"):
+        unused_ports(2, host=HOST)
