@@ -61,7 +61,7 @@ def prepare_job(folder: Path, workers: int) -> None:
     began_s = time.monotonic()
     from rlhf_ray.config.supervised import SftConfig
     from rlhf_ray.data.job import load_sft_data
-    from rlhf_ray.data.loader import ResumableOrder
+    from rlhf_ray.data.order import RowsInOrder
     from rlhf_ray.loops.setup import prepare, setup_of
 
     config = SftConfig.model_validate(
@@ -82,8 +82,8 @@ def prepare_job(folder: Path, workers: int) -> None:
     job = prepare(config, load_sft_data)
     rows = job.data.rows
     setup_of(job.config, rows)
-    order = ResumableOrder(len(rows), seed=config.seed)
-    batch = [rows[row] for row in order.take(BATCH_SIZE)]
+    order = RowsInOrder(rows, seed=config.seed)
+    batch = order.take(BATCH_SIZE)
     done_s, processor_s = time.monotonic(), time.process_time()
     num_tokens = sum(row.num_tokens for row in batch) / len(batch)
     print(
@@ -94,7 +94,7 @@ def prepare_job(folder: Path, workers: int) -> None:
         f"{_status_mb('RssFile'):,.0f} MB of mapped files"
     )
     for _ in range(200):
-        batch = [rows[row] for row in order.take(BATCH_SIZE)]
+        batch = order.take(BATCH_SIZE)
     took_ms = (time.monotonic() - done_s) / 200 * 1e3
     print(f"  {took_ms:.1f} ms a further batch of {BATCH_SIZE}; peak {_status_mb('VmHWM'):,.0f} MB")
 

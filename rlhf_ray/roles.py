@@ -7,7 +7,8 @@ resolves where it runs. The controller holds lengths, scores and references.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, Literal, Protocol, TypeAlias
 
 from rlhf_ray.metrics.flops import UpdateFlops
@@ -16,6 +17,10 @@ from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
 # Opaque to the loops: Ray's ObjectRef in a cluster, the value itself in a fake.
 Ref: TypeAlias = Any
+# A rollout among all: its draw, and its number among the draw's samples.
+SampleId: TypeAlias = tuple[int, int]
+# What a role says of samples, one reference a rank: each resolves to `{sample id: array}`.
+SampleArrays: TypeAlias = Sequence[Ref]
 Metrics: TypeAlias = Mapping[str, float]
 # What the job's processes needed since the last time that it was called: `wait/*`, `memory/*`, ...
 Usage: TypeAlias = Callable[[], Awaitable[Metrics]]
@@ -44,39 +49,45 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Some rows of a batch, in one object.
+class RolloutGroup:
+    """The samples of one draw, in the object store, and what the controller may know of them.
 
     Attributes:
-        ref: Resolves to a list.
-        rows: For each entry of that list the row of the batch it belongs to, or -1 for none.
+        prompt: What was answered.
+        draw: Its position in the order of the data, never used twice: the same prompt drawn again
+            is another group.
+        summaries_G: Of its samples, or of those that are looked at; G then counts these.
+        rollouts: Resolves to the list of all its `Rollout`s.
     """
 
-    ref: Ref
-    rows: tuple[int, ...]
+    prompt: Prompt
+    draw: int
+    summaries_G: tuple[RolloutSummary, ...]
+    rollouts: Ref
+
+    @property
+    def samples_G(self) -> tuple[SampleId, ...]:
+        """What tells each sample from all others."""
+        return tuple((self.draw, summary.sample) for summary in self.summaries_G)
+
+    def where(self, keeps_G: Sequence[bool]) -> RolloutGroup:
+        """The same with some of its samples."""
+        return replace(self, summaries_G=tuple(compress(self.summaries_G, keeps_G)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutBatch:
-    """B rollouts in the object store, and what the controller may know of them."""
+class ScoredGroup:
+    """A group with what the reward role says of each of its samples."""
 
-    summaries_B: tuple[RolloutSummary, ...]
-    shards: tuple[Shard, ...]
+    group: RolloutGroup
+    scores_G: tuple[Score, ...]
 
-    @property
-    def lengths_B(self) -> tuple[int, ...]:
-        """Tokens of each row, its prompt included."""
-        return tuple(s.num_prompt_tokens + s.num_response_tokens for s in self.summaries_B)
-
-    @property
-    def num_tokens(self) -> int:
-        """Of all rows, prompts included."""
-        return sum(self.lengths_B)
-
-    @property
-    def num_response_tokens(self) -> int:
-        """Of all rows."""
-        return sum(s.num_response_tokens for s in self.summaries_B)
+    def where(self, keeps_G: Sequence[bool]) -> ScoredGroup:
+        """The same with some of its samples."""
+        return ScoredGroup(
+            group=self.group.where(keeps_G),
+            scores_G=tuple(compress(self.scores_G, keeps_G)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +126,15 @@ class Hardware:
 class RolloutEngine(Protocol):
     """A set of engines that sample."""
 
-    async def generate(self, requests: Sequence[GenerationRequest]) -> RolloutBatch:
-        """Sample every request, after waking up; rows come by requests, then samples."""
+    async def generate(
+        self, requests: Sequence[GenerationRequest]
+    ) -> Sequence[Awaitable[RolloutGroup]]:
+        """Begin to sample all requests together, after waking up.
+
+        Returns:
+            One awaitable a request, in their order, each done when its group is. Cancelling it ends
+            the group's requests.
+        """
         ...
 
     async def sleep(self, level: SleepLevel) -> None:
@@ -144,24 +162,24 @@ class Offloads(Protocol):
 class Reference(Offloads, Protocol):
     """The frozen model."""
 
-    async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
-        """Log-probabilities of the response tokens: one float array [T] a row."""
+    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
+        """Log-probabilities of the response tokens: a float array [T] a sample."""
         ...
 
 
 class Reward(Offloads, Protocol):
     """Functions, a model or a service that scores."""
 
-    async def score(self, batch: RolloutBatch) -> Sequence[Score]:
-        """One score a row."""
+    async def score(self, groups: Sequence[RolloutGroup]) -> Sequence[tuple[Score, ...]]:
+        """One tuple a group, with a score a sample."""
         ...
 
 
 class Value(Offloads, Protocol):
     """The critic."""
 
-    async def values(self, batch: RolloutBatch) -> Sequence[Shard]:
-        """The expected return before each response token and after the last: [T + 1] a row."""
+    async def values(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
+        """The expected return before each response token and after the last: [T + 1] a sample."""
         ...
 
     async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
@@ -184,8 +202,8 @@ class Policy(Offloads, Protocol):
         """What the policy's utilisation is counted from."""
         ...
 
-    async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
-        """Log-probabilities of the response tokens under the current weights."""
+    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
+        """Log-probabilities of the response tokens under the current weights: [T] a sample."""
         ...
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
@@ -256,24 +274,31 @@ class Supervised(Protocol):
         ...
 
 
-class Assembler(Protocol):
+class ExperienceBuilder(Protocol):
     """Turns rollouts and scores into experience, away from the controller."""
 
     async def build(
         self,
-        batch: RolloutBatch,
-        scores_B: Sequence[Score],
+        groups: Sequence[ScoredGroup],
         *,
-        old: Sequence[Shard],
-        reference: Sequence[Shard] | None,
-        values: Sequence[Shard] | None,
+        old: SampleArrays,
+        reference: SampleArrays | None,
+        values: SampleArrays | None,
         kl_coefficient: float,
     ) -> tuple[Ref, Metrics]:
-        """A reference to one `Experience` a row that is trained, and metrics."""
+        """A reference to one `Experience` a sample that is trained, in order, and metrics.
+
+        Args:
+            groups: What is compared; each sample has a total.
+            old: What the policy says of these samples, and perhaps of others.
+            reference: The same of the reference; None where the job has none.
+            values: The same of the critic; None where the job has none.
+            kl_coefficient: Current weight of the KL to the reference.
+        """
         ...
 
-    async def texts(self, batch: RolloutBatch, rows: Sequence[int]) -> Sequence[Rollout]:
-        """A few rollouts in full, to be shown."""
+    async def rollouts(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[Rollout]]:
+        """The samples of a few groups in full, to be shown."""
         ...
 
 
@@ -284,6 +309,6 @@ class Roles:
     rollout: RolloutEngine
     policy: Policy
     reward: Reward
-    assembler: Assembler
+    experience: ExperienceBuilder
     reference: Reference | None
     value: Value | None

@@ -90,7 +90,7 @@ class SupervisedSpec(Generic[Job]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AssemblySpec:
+class ExperienceSpec:
     """What of the configuration decides about advantages.
 
     Attributes:

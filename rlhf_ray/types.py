@@ -93,12 +93,10 @@ class RolloutSummary:
     """What the controller may know of a rollout without holding its tokens.
 
     Attributes:
-        draw: Tells the group; see `Rollout`.
+        sample: Index among the draw's samples.
         version_sum: Of the versions that sampled its response's tokens.
     """
 
-    prompt_id: str
-    draw: int
     sample: int
     num_prompt_tokens: int
     num_response_tokens: int
@@ -107,6 +105,11 @@ class RolloutSummary:
     version_min: int
     version_max: int
     version_sum: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and response tokens together."""
+        return self.num_prompt_tokens + self.num_response_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,12 @@ def control(method: M) -> M:
     return marked
 
 
+def put(value: T) -> T:
+    """Lay an argument of several calls into the object store once; an actor gets the value."""
+    reference: Any = ray.put(value)
+    return reference  # type: ignore[no-any-return]
+
+
 class RoleActor(Protocol):
     """What the pool asks of any role's actor."""
 
@@ -68,6 +74,11 @@ class RoleSpec(Protocol):
     @property
     def actor_class(self) -> type[RoleActor]:
         """A plain class; its objects are made from a name, an environment and `argument`."""
+        ...
+
+    @property
+    def max_calls(self) -> int | None:
+        """How many calls of coroutines run at a time; None for Ray's default."""
         ...
 
     @property
@@ -167,40 +178,26 @@ class RoleHandle(Generic[A]):
         only: int | None = None,
     ) -> Callable[P, Coroutine[Any, Any, list[T]]]: ...
 
-    @overload
     def call(
-        self, method: str, *arguments: Any, timeout_s: float, **keywords: Any
-    ) -> Coroutine[Any, Any, list[Any]]: ...
-
-    def call(
-        self,
-        method: Callable[..., Any] | str,
-        *by_name: Any,
-        timeout_s: float,
-        only: int | None = None,
-        **keywords_by_name: Any,
-    ) -> Any:
+        self, method: Callable[..., Any], *, timeout_s: float, only: int | None = None
+    ) -> Callable[..., Coroutine[Any, Any, list[Any]]]:
         """A method of every actor, or of one: called with its arguments, it waits for all answers.
 
         Args:
             method: Of the actors' class.
-            by_name: Arguments, where the method is given by its name.
             timeout_s: Deadline of all answers.
             only: Rank of the one that is asked.
-            keywords_by_name: As `by_name`.
 
         Raises:
             ActorDied: One died.
             DeadlineError: Not all answered in time.
             RunError: One raised.
         """
-        if isinstance(method, str):
-            return self._call_by_name(method, by_name, keywords_by_name, None, timeout_s)
 
         async def ask(*arguments: Any, **keywords: Any) -> list[Any]:
-            asked = self._ranks(only)
+            asked = range(len(self)) if only is None else [only]
             refs = [self.start(method, rank)(*arguments, **keywords) for rank in asked]
-            return await self.answers(refs, method, timeout_s=timeout_s, ranks=asked)
+            return await self.answers(refs, method.__name__, timeout_s=timeout_s, ranks=asked)
 
         return ask
 
@@ -210,20 +207,15 @@ class RoleHandle(Generic[A]):
         method: Callable[Concatenate[A, P], Coroutine[Any, Any, tuple[T, U]]],
         *,
         timeout_s: float,
-        only: int | None = None,
     ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]: ...
 
     @overload
     def call_in_parts(
-        self,
-        method: Callable[Concatenate[A, P], Answer[tuple[T, U]]],
-        *,
-        timeout_s: float,
-        only: int | None = None,
+        self, method: Callable[Concatenate[A, P], Answer[tuple[T, U]]], *, timeout_s: float
     ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]: ...
 
     def call_in_parts(
-        self, method: Callable[..., Any], *, timeout_s: float, only: int | None = None
+        self, method: Callable[..., Any], *, timeout_s: float
     ) -> Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]:
         """As `call`, of a method that returns two things: the second stays where it is.
 
@@ -231,12 +223,12 @@ class RoleHandle(Generic[A]):
         """
 
         async def ask(*arguments: Any, **keywords: Any) -> list[tuple[Any, Any]]:
-            asked = self._ranks(only)
             pairs = [
-                self.start(method, rank, num_returns=2)(*arguments, **keywords) for rank in asked
+                self.start(method, rank, num_returns=2)(*arguments, **keywords)
+                for rank in range(len(self))
             ]
             firsts = [first for first, _ in pairs]
-            answers = await self.answers(firsts, method, timeout_s=timeout_s, ranks=asked)
+            answers = await self.answers(firsts, method.__name__, timeout_s=timeout_s)
             return [(answer, second) for answer, (_, second) in zip(answers, pairs, strict=True)]
 
         return ask
@@ -246,31 +238,29 @@ class RoleHandle(Generic[A]):
     ) -> Callable[P, Any]:
         """A method of one actor: called with its arguments, it returns references at once."""
         bound = getattr(self.actors[rank], method.__name__)
-        ask: Callable[P, Any] = (
-            bound if num_returns == 1 else bound.options(num_returns=num_returns)
-        ).remote
+        if num_returns > 1:
+            bound = bound.options(num_returns=num_returns)
+        ask: Callable[P, Any] = bound.remote
         return ask
 
     async def answers(
         self,
         refs: Sequence[Any],
-        method: Callable[..., Any] | str,
+        operation: str,
         *,
         timeout_s: float,
         ranks: Sequence[int] | None = None,
-        indices: Sequence[int] | None = None,
     ) -> list[Any]:
         """Wait for what was started: by every actor, or by those of `ranks`."""
-        ranks = indices or ranks
-        ranks = self._ranks(None) if ranks is None else ranks
+        asked = range(len(self)) if ranks is None else ranks
         with self.busy.working():
             return await within(
                 refs,
                 timeout_s=timeout_s,
-                actors=[self.names[rank] for rank in ranks],
-                operation=f"{self.name}.{method if isinstance(method, str) else method.__name__}",
+                actors=[self.names[rank] for rank in asked],
+                operation=f"{self.name}.{operation}",
                 role=self.name,
-                indices=ranks,
+                indices=asked,
             )
 
     @asynccontextmanager
@@ -293,30 +283,3 @@ class RoleHandle(Generic[A]):
             yield
             computing: RoleHandle[Any] = self
             await computing.call(ComputingActor.free_memory, timeout_s=timeout_s)()
-
-    def _ranks(self, only: int | None) -> Sequence[int]:
-        return range(len(self.actors)) if only is None else [only]
-
-    # Until every caller is typed.
-
-    async def compute(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
-        """As `call`, for what passes a model: in this role's turn."""
-        async with self.turn(timeout_s=timeout_s):
-            return await self.call(method, *arguments, timeout_s=timeout_s)
-
-    async def call_one(self, index: int, method: str, *arguments: Any, timeout_s: float) -> Any:
-        """Call a method on one actor."""
-        [value] = await self._call_by_name(method, arguments, {}, [index], timeout_s)
-        return value
-
-    async def _call_by_name(
-        self,
-        method: str,
-        arguments: Sequence[Any],
-        keywords: Mapping[str, Any],
-        ranks: Sequence[int] | None,
-        timeout_s: float,
-    ) -> list[Any]:
-        asked = self._ranks(None) if ranks is None else ranks
-        refs = [getattr(self.actors[rank], method).remote(*arguments, **keywords) for rank in asked]
-        return await self.answers(refs, method, timeout_s=timeout_s, ranks=asked)

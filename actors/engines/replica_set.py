@@ -2,80 +2,128 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 
 from actors.cluster.role import RoleHandle
-from actors.engines.dispatch import LeastLoaded
 from actors.engines.ending import Ending
-from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutBatch, Shard, SleepLevel
+from actors.engines.rollout import RolloutReplica
+from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutGroup, SleepLevel
+
+
+class LeastLoaded:
+    """Counts tokens in flight and hands out requests to replicas.
+
+    Deterministic: among equally loaded replicas the first is taken.
+    """
+
+    def __init__(self, num_replicas: int) -> None:
+        """All idle."""
+        self.tokens_in_flight = [0] * num_replicas
+
+    def assign(self, tokens_of_requests: Sequence[int]) -> list[int]:
+        """Take requests in order; returns the replica of each and counts its tokens in flight."""
+        assigned = []
+        for tokens in tokens_of_requests:
+            replica = min(range(len(self.tokens_in_flight)), key=self.tokens_in_flight.__getitem__)
+            self.tokens_in_flight[replica] += tokens
+            assigned.append(replica)
+        return assigned
+
+    def finished(self, replica: int, tokens: int) -> None:
+        """Requests of so many tokens were answered, or failed."""
+        self.tokens_in_flight[replica] -= tokens
 
 
 class ReplicaSet:
     """The rollout role: replicas side by side, the least loaded one first."""
 
     def __init__(
-        self, actors: RoleHandle[Any], ending: Ending, *, timeout_s: float, sleeps: bool
+        self,
+        actors: RoleHandle[RolloutReplica],
+        ending: Ending,
+        *,
+        timeout_s: float,
+        sleeps: bool,
     ) -> None:
         """Wrap started replicas.
 
         Args:
             actors: The replicas.
             ending: What ends a response.
-            timeout_s: Deadline of one call to `generate`.
+            timeout_s: Deadline of the answers to one call of `generate`.
             sleeps: Whether they live on GPUs that another role needs between rollouts.
         """
         self.actors, self.ending = actors, ending
         self.timeout_s, self.sleeps = timeout_s, sleeps
         self._load = LeastLoaded(len(actors))
 
-    async def generate(self, requests: Sequence[GenerationRequest]) -> RolloutBatch:
-        """Sample every request, after waking up; rows come by requests, then samples."""
+    async def generate(
+        self, requests: Sequence[GenerationRequest]
+    ) -> list[asyncio.Task[RolloutGroup]]:
+        """Begin to sample all requests together, after waking up; one task a request, in order."""
         await self.wake_up()
         costs = [
             (len(request.prompt.token_ids_T) + request.max_new_tokens) * len(request.seeds_G)
             for request in requests
         ]
-        first_rows = np.cumsum([0, *(len(request.seeds_G) for request in requests)])
-        replica_of = self._load.assign(costs)
-        calls = []
-        for replica in sorted(set(replica_of)):
-            mine = [i for i, assigned in enumerate(replica_of) if assigned == replica]
-            rows = [int(r) for i in mine for r in range(first_rows[i], first_rows[i + 1])]
-            method = self.actors.actors[replica].generate.options(num_returns=2)
-            summaries, rollouts = method.remote(
-                [requests[i] for i in mine], self.ending, self.timeout_s
-            )
-            calls.append((replica, mine, rows, summaries, rollouts))
+        assigned = list(zip(self._load.assign(costs), costs, requests, strict=True))
         try:
-            answers = await self.actors.answers(
-                [summaries for _, _, _, summaries, _ in calls],
-                "generate",
-                timeout_s=self.timeout_s,
-                indices=[replica for replica, *_ in calls],
+            await self._admit(assigned)
+        except BaseException:
+            for replica, cost, request in assigned:
+                self._give_up(replica, request)
+                self._load.finished(replica, cost)
+            raise
+        return [asyncio.ensure_future(self._answer(*one)) for one in assigned]
+
+    async def _admit(self, assigned: Sequence[tuple[int, int, GenerationRequest]]) -> None:
+        """Each replica takes all of its requests at once."""
+        replicas = sorted({replica for replica, _, _ in assigned})
+        refs = [
+            self.actors.start(RolloutReplica.admit, replica)(
+                [request for of, _, request in assigned if of == replica],
+                self.ending,
+                self.timeout_s,
             )
+            for replica in replicas
+        ]
+        await self.actors.answers(refs, "generate", timeout_s=self.timeout_s, ranks=replicas)
+
+    async def _answer(self, replica: int, cost: int, request: GenerationRequest) -> RolloutGroup:
+        try:
+            # Two objects: the rollouts stay where they are.
+            finished = self.actors.start(RolloutReplica.finished, replica, num_returns=2)
+            summaries, rollouts = finished(request.draw)
+            [summaries_G] = await self.actors.answers(
+                [summaries], "generate", timeout_s=self.timeout_s, ranks=[replica]
+            )
+        except BaseException:
+            self._give_up(replica, request)
+            raise
         finally:
-            for replica, mine, *_ in calls:
-                self._load.finished(replica, sum(costs[i] for i in mine))
-        summaries_B: list[Any] = [None] * int(first_rows[-1])
-        for (_, _, rows, _, _), answer in zip(calls, answers, strict=True):
-            for row, summary in zip(rows, answer, strict=True):
-                summaries_B[row] = summary
-        return RolloutBatch(
-            summaries_B=tuple(summaries_B),
-            shards=tuple(
-                Shard(ref=rollouts, rows=tuple(rows)) for _, _, rows, _, rollouts in calls
-            ),
+            self._load.finished(replica, cost)
+        return RolloutGroup(
+            prompt=request.prompt,
+            draw=request.draw,
+            summaries_G=tuple(summaries_G),
+            rollouts=rollouts,
         )
+
+    def _give_up(self, replica: int, request: GenerationRequest) -> None:
+        """Nobody waits for the answer to this: a replica that lives ends it when it can."""
+        self.actors.start(RolloutReplica.abort, replica)([request.draw])
 
     async def sleep(self, level: SleepLevel) -> None:
         """Between rollouts, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call("sleep", level, self.timeout_s, timeout_s=self.timeout_s)
+            await self.actors.call(RolloutReplica.sleep, timeout_s=self.timeout_s)(
+                level, self.timeout_s
+            )
 
     async def wake_up(self, part: EnginePart | None = None) -> None:
         """Before weights or requests come, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call("wake_up", part, self.timeout_s, timeout_s=self.timeout_s)
+            await self.actors.call(RolloutReplica.wake_up, timeout_s=self.timeout_s)(
+                part, self.timeout_s
+            )

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,9 @@ class RolloutReplica:
         self.version = -1
         self.num_requests = 0
         self.running: set[str] = set()
+        # By their draws; those that were asked for go when others are admitted.
+        self.groups: dict[int, asyncio.Task[list[Rollout]]] = {}
+        self.answered: set[int] = set()
         self.load = EngineLoad()
         self.sleeping = EngineSleep(name, self._ask)
         self.exchange_s = ANSWER_S
@@ -121,47 +124,90 @@ class RolloutReplica:
         )
         return asked
 
-    async def generate(
+    async def admit(
         self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
-    ) -> tuple[list[RolloutSummary], list[Rollout]]:
-        """Sample all requests together.
+    ) -> None:
+        """Begin to sample all requests, and hold the scheduler until the engine has all of them.
+
+        Which requests share a batch decides the last bits of every logit: the same requests give
+        the same bits. Answers that were asked for are kept until the next call.
+
+        Args:
+            requests: One a draw.
+            ending: What ends a response.
+            timeout_s: Of admission, and again of each answer.
+
+        Raises:
+            RunError: The engine has no model, or a draw is being sampled already.
+        """
+        self.groups = {d: task for d, task in self.groups.items() if d not in self.answered}
+        self.answered.clear()
+        if again := self.groups.keys() & {request.draw for request in requests}:
+            raise RunError(f"{self.name} samples draws {sorted(again)} already")
+        async with deadline(timeout_s, actor=self.name, operation="admission"), self.scheduler:
+            self.sleeping.require_model("asked to sample")
+            await self._ask("pause_generation", mode="keep", clear_cache=False, timeout_s=timeout_s)
+            try:
+                for request in requests:
+                    admitted = [
+                        await self._admit(request, seed, ending, timeout_s=timeout_s)
+                        for seed in request.seeds_G
+                    ]
+                    self.groups[request.draw] = asyncio.create_task(
+                        self._group(request, admitted, ending, timeout_s)
+                    )
+            finally:
+                await self._ask("resume_generation", timeout_s=ANSWER_S)
+
+    async def finished(self, draw: int) -> tuple[list[RolloutSummary], list[Rollout]]:
+        """The group of a draw that was admitted, once it is there; can be asked again.
 
         Returns:
             Summaries for the controller and the rollouts themselves, as two objects.
 
         Raises:
-            RunError: The engine has no model, or vLLM ended a request.
+            RunError: vLLM ended a request, the group was aborted, or was never admitted.
         """
-        rollouts = []
+        group = self.groups.get(draw)
+        if group is None:
+            raise RunError(f"{self.name} is asked for draw {draw}, which it does not sample")
         try:
-            together = await self._admit_together(requests, ending, timeout_s)
-            for request, sample, admitted in together:
-                output = await self._finished(*admitted, timeout_s=timeout_s)
-                rollouts.append(self._rollout(request, sample, output.outputs[0], ending))
-        except BaseException:
-            await self.drop_requests()
+            # Whoever asks may give up and ask again: `abort` alone ends the group.
+            rollouts = await asyncio.shield(group)
+        except asyncio.CancelledError:
+            if group.cancelled():
+                raise RunError(f"{self.name}: draw {draw} was aborted") from None
             raise
+        finally:
+            if group.done():
+                self.answered.add(draw)
         return [summarize(rollout) for rollout in rollouts], rollouts
 
-    async def _admit_together(
-        self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
-    ) -> list[tuple[GenerationRequest, int, tuple[str, Any]]]:
-        """Hold the scheduler meanwhile.
+    async def abort(self, draws: Sequence[int]) -> None:
+        """End the groups of draws that nobody waits for any more, and forget them."""
+        for draw in draws:
+            if task := self.groups.pop(draw, None):
+                task.cancel()
 
-        Which requests share a batch decides the last bits of every logit: the same requests give
-        the same bits.
-        """
-        async with deadline(timeout_s, actor=self.name, operation="admission"), self.scheduler:
-            self.sleeping.require_model("asked to sample")
-            await self._ask("pause_generation", mode="keep", clear_cache=False, timeout_s=timeout_s)
-            try:
-                return [
-                    (request, sample, await self._admit(request, seed, ending, timeout_s=timeout_s))
-                    for request in requests
-                    for sample, seed in enumerate(request.seeds_G)
-                ]
-            finally:
-                await self._ask("resume_generation", timeout_s=ANSWER_S)
+    async def _group(
+        self,
+        request: GenerationRequest,
+        admitted: Sequence[tuple[str, Any]],
+        ending: Ending,
+        timeout_s: float,
+    ) -> list[Rollout]:
+        """All samples of a draw; where one fails, the others are ended as well."""
+        try:
+            outputs = await asyncio.gather(
+                *(self._finished(*one, timeout_s=timeout_s) for one in admitted)
+            )
+            return [
+                self._rollout(request, sample, output.outputs[0], ending)
+                for sample, output in enumerate(outputs)
+            ]
+        except BaseException:
+            await self._end([request_id for request_id, _ in admitted])
+            raise
 
     async def _admit(
         self, request: GenerationRequest, seed: int, ending: Ending, *, timeout_s: float
@@ -217,9 +263,14 @@ class RolloutReplica:
         return output
 
     async def drop_requests(self) -> None:
-        """End what runs for a call that failed, or for a job that is gone."""
-        running, self.running = self.running, set()
-        await self._ask("abort", running, timeout_s=ANSWER_S)
+        """End what runs for a job that is gone."""
+        await self.abort(list(self.groups))
+        await self._end(self.running)
+
+    async def _end(self, request_ids: Collection[str]) -> None:
+        ended = self.running & set(request_ids)
+        self.running -= ended
+        await self._ask("abort", ended, timeout_s=ANSWER_S)
 
     def _rollout(
         self, request: GenerationRequest, sample: int, output: Any, ending: Ending
@@ -366,8 +417,6 @@ def last_errors(num_lines: int = 8) -> str:
 def summarize(rollout: Rollout) -> RolloutSummary:
     """What the controller may know of a rollout."""
     return RolloutSummary(
-        prompt_id=rollout.prompt.prompt_id,
-        draw=rollout.draw,
         sample=rollout.sample,
         num_prompt_tokens=len(rollout.prompt.token_ids_T),
         num_response_tokens=len(rollout.response_ids_T),

@@ -43,8 +43,10 @@ def start(
         timeouts: Of the pool.
         lifetime: Ray's options of an actor that outlives this process; else empty.
     """
-    groups = {CONTROL_GROUP: CONTROL_THREADS}
-    actor_class: Any = ray.remote(concurrency_groups=groups)(spec.actor_class)  # type: ignore[call-overload]
+    limits: dict[str, Any] = {"concurrency_groups": {CONTROL_GROUP: CONTROL_THREADS}}
+    if spec.max_calls is not None:
+        limits["max_concurrency"] = spec.max_calls
+    actor_class: Any = ray.remote(**limits)(spec.actor_class)
 
     def actor(name: str, variables: Mapping[str, str], **options: Any) -> Any:
         made = actor_class.options(name=name, **lifetime, **options)

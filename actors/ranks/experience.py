@@ -7,87 +7,89 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.cluster.role import RoleHandle
-from actors.ranks.rank import Rank, collect
+from actors.ranks.rank import Rank
 from rlhf_ray.config.base import TimeoutConfig
-from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard
+from rlhf_ray.roles import Metrics, Ref, RolloutGroup, SampleArrays, SampleId, ScoredGroup
+from rlhf_ray.types import Rollout, Score
 
 if TYPE_CHECKING:
-    from rlhf_ray.specs import AssemblySpec
-    from rlhf_ray.types import Rollout, Score
+    from rlhf_ray.specs import ExperienceSpec
 
 
-class ExperienceBuilder(Rank):
+class ExperienceRank(Rank):
     """One process without a GPU; it keeps nothing between calls."""
 
     def import_libraries(self) -> None:
         """What `build` needs, before it is called."""
-        importlib.import_module("rlhf_ray.loops.assembly")
+        importlib.import_module("rlhf_ray.experience.build")
 
     def build(
         self,
-        batch: RolloutBatch,
-        scores_B: Sequence[Score],
-        old: Sequence[Shard],
-        reference: Sequence[Shard] | None,
-        values: Sequence[Shard] | None,
+        refs: Sequence[Ref],
+        scores: dict[SampleId, Score],
+        old: SampleArrays,
+        reference: SampleArrays | None,
+        values: SampleArrays | None,
         kl_coefficient: float,
-        spec: AssemblySpec,
+        spec: ExperienceSpec,
     ) -> tuple[Metrics, Any]:
         """Metrics for the controller and the experience itself, as two objects."""
-        from rlhf_ray.loops.assembly import assemble
+        from rlhf_ray.experience.build import build_experience
 
-        num_rows = len(batch.summaries_B)
-
-        def arrays(shards: Sequence[Shard] | None) -> Any:
-            return None if shards is None else collect(shards, num_rows, self.fetch_timeout_s)
-
-        assembly = assemble(
-            self.rows(batch),
-            scores_B,
-            old_logprobs_B=arrays(old),
-            reference_logprobs_B=arrays(reference),
-            values_B=arrays(values),
+        rollouts, samples_B = self.fetch(refs), list(scores)
+        built = build_experience(
+            [rollouts[sample] for sample in samples_B],
+            list(scores.values()),
+            old_logprobs_B=self.look_up(old, samples_B),
+            reference_logprobs_B=reference and self.look_up(reference, samples_B),
+            values_B=values and self.look_up(values, samples_B),
             kl_coefficient=kl_coefficient,
             spec=spec,
         )
-        return assembly.metrics, assembly.experience_B
+        return built.metrics, built.experience_B
 
-    def pick(self, batch: RolloutBatch, rows: Sequence[int]) -> list[Rollout]:
-        """Some rows of a batch."""
-        rollouts = self.rows(batch)
-        return [rollouts[row] for row in rows]
+    def pick(self, refs: Sequence[Ref], samples_B: Sequence[SampleId]) -> list[Rollout]:
+        """Some rollouts of groups."""
+        rollouts = self.fetch(refs)
+        return [rollouts[sample] for sample in samples_B]
 
 
-class Assembler:
-    """Builds experience in the helper actor."""
+class ExperienceGroup:
+    """The experience role: built in the helper actor."""
 
     def __init__(
-        self, actors: RoleHandle[Any], spec: AssemblySpec, timeouts: TimeoutConfig
+        self, actors: RoleHandle[ExperienceRank], spec: ExperienceSpec, timeouts: TimeoutConfig
     ) -> None:
         """Wrap the started helper."""
         self.actors, self.spec, self.timeouts = actors, spec, timeouts
 
     async def build(
         self,
-        batch: RolloutBatch,
-        scores_B: Sequence[Score],
+        groups: Sequence[ScoredGroup],
         *,
-        old: Sequence[Shard],
-        reference: Sequence[Shard] | None,
-        values: Sequence[Shard] | None,
+        old: SampleArrays,
+        reference: SampleArrays | None,
+        values: SampleArrays | None,
         kl_coefficient: float,
     ) -> tuple[Ref, Metrics]:
         """A reference to the step's experience, and metrics."""
-        builder = self.actors.actors[0].build.options(num_returns=2)
-        metrics, experience = builder.remote(
-            batch, scores_B, old, reference, values, kl_coefficient, self.spec
+        scores = {
+            sample: score
+            for scored in groups
+            for sample, score in zip(scored.group.samples_G, scored.scores_G, strict=True)
+        }
+        refs = [scored.group.rollouts for scored in groups]
+        build = self.actors.call_in_parts(ExperienceRank.build, timeout_s=self.timeouts.call_s)
+        [(metrics, experience)] = await build(
+            refs, scores, old, reference, values, kl_coefficient, self.spec
         )
-        [values_of] = await self.actors.answers([metrics], "build", timeout_s=self.timeouts.call_s)
-        return experience, values_of
+        return experience, metrics
 
-    async def texts(self, batch: RolloutBatch, rows: Sequence[int]) -> list[Rollout]:
-        """A few rollouts in full, to be shown."""
-        rollouts: list[Rollout] = await self.actors.call_one(
-            0, "pick", batch, rows, timeout_s=self.timeouts.call_s
-        )
-        return rollouts
+    async def rollouts(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[Rollout]]:
+        """The samples of a few groups in full, to be shown."""
+        samples_B = [sample for group in groups for sample in group.samples_G]
+        refs = [group.rollouts for group in groups]
+        pick = self.actors.call(ExperienceRank.pick, timeout_s=self.timeouts.call_s)
+        [rollouts] = await pick(refs, samples_B)
+        picked = iter(rollouts)
+        return [[next(picked) for _ in group.samples_G] for group in groups]

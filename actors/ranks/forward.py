@@ -1,50 +1,87 @@
-"""Inference passes of a rank group: rows stay in the object store."""
+"""Inference passes of a rank group over rollout groups, which stay in the object store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role import RoleHandle, put
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.packing import RankedMicroBatches, plan_forward
-from rlhf_ray.roles import RolloutBatch, Shard
+from rlhf_ray.roles import Ref, RolloutGroup, SampleArrays, SampleId
+from rlhf_ray.types import Rollout
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One pass over B samples, as every rank of a group gets it.
+
+    Attributes:
+        refs: Of the groups' rollouts.
+        samples_B: The rows of the plan.
+        plan: Rank -> micro-batch -> row.
+    """
+
+    refs: tuple[Ref, ...]
+    samples_B: tuple[SampleId, ...]
+    plan: RankedMicroBatches
+
+    @classmethod
+    def over(
+        cls,
+        groups: Sequence[RolloutGroup],
+        *,
+        num_ranks: int,
+        max_tokens_per_micro_batch: int,
+        padded: bool,
+    ) -> Pass:
+        """A pass over all samples of groups, by their lengths."""
+        summaries_B = [summary for group in groups for summary in group.summaries_G]
+        return cls(
+            refs=tuple(group.rollouts for group in groups),
+            samples_B=tuple(sample for group in groups for sample in group.samples_G),
+            plan=plan_forward(
+                [summary.num_tokens for summary in summaries_B],
+                num_ranks=num_ranks,
+                max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+                padded=padded,
+            ),
+        )
+
+    def rows(self, rollouts: Mapping[SampleId, Rollout]) -> list[Rollout]:
+        """All rows of the plan."""
+        return [rollouts[sample] for sample in self.samples_B]
+
+    def by_sample(self, rank: int, scored: Sequence[T]) -> dict[SampleId, T]:
+        """A rank's answers about its rows, in the order in which the plan names them."""
+        samples = [self.samples_B[row] for row in rows_of(self.plan[rank])]
+        return dict(zip(samples, scored, strict=True))
+
+
 async def forward(
-    actors: RoleHandle[Any],
-    method: str,
-    batch: RolloutBatch,
+    ranks: RoleHandle[A],
+    method: Callable[[A, Pass], tuple[int, Any]],
+    groups: Sequence[RolloutGroup],
     config: ForwardConfig,
     *,
     timeout_s: float,
-) -> list[Shard]:
-    """An inference pass over a batch; each rank leaves its rows in the object store."""
-    plan = plan_forward(
-        lengths_of(batch),
-        num_ranks=len(actors),
+) -> SampleArrays:
+    """An inference pass over groups; each rank leaves its arrays in the object store."""
+    work = Pass.over(
+        groups,
+        num_ranks=len(ranks),
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         padded=config.padded,
     )
-    async with actors.turn(timeout_s=timeout_s):
-        # Two objects a call: the first says that the second is there, which stays where it is.
-        calls = [
-            getattr(actor, method).options(num_returns=2).remote(batch, plan)
-            for actor in actors.actors
-        ]
-        await actors.answers([done for done, _ in calls], method, timeout_s=timeout_s)
-    return [
-        Shard(ref=ref, rows=tuple(rows_of(micro_batches)))
-        for (_, ref), micro_batches in zip(calls, plan, strict=True)
-    ]
-
-
-def lengths_of(batch: RolloutBatch) -> list[int]:
-    """Prompt and response tokens of each row."""
-    return [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B]
+    async with ranks.turn(timeout_s=timeout_s):
+        # How many rows there are says that the arrays are there, which stay where they are.
+        answers = await ranks.call_in_parts(method, timeout_s=timeout_s)(put(work))
+    return [arrays for _, arrays in answers]
 
 
 def rows_of(micro_batches: Iterable[Sequence[int]]) -> list[int]:
@@ -52,9 +89,9 @@ def rows_of(micro_batches: Iterable[Sequence[int]]) -> list[int]:
     return list(chain.from_iterable(micro_batches))
 
 
-def by_row(plan: RankedMicroBatches, answers: Sequence[Sequence[T]]) -> list[T]:
-    """What each rank said of its rows, in the order of all rows."""
-    of_row: dict[int, T] = {}
+def by_row(plan: RankedMicroBatches, answers: Sequence[Sequence[Any]]) -> list[Any]:
+    """Each rank's answers about its rows, in the order of all rows."""
+    of_row: dict[int, Any] = {}
     for micro_batches, of_rank in zip(plan, answers, strict=True):
         of_row.update(zip(rows_of(micro_batches), of_rank, strict=True))
     return [of_row[row] for row in range(len(of_row))]

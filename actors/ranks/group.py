@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from actors.cluster.role import RoleHandle
 from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import Rank
 from rlhf_ray.config.base import TimeoutConfig
+
+R = TypeVar("R", bound=HostingRank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,7 @@ class RankSpec:
     """Ranks in one process group, on GPUs in turn with others, or on CPUs."""
 
     actor_class: type[Rank]
+    max_calls: int | None = None
     reserves_memory: bool = False
 
     def argument(self, timeouts: TimeoutConfig) -> float:
@@ -30,7 +33,7 @@ class RankSpec:
             role.start(Rank.join, rank)(rank, len(role), host, port, timeouts.call_s, on_gpu)
             for rank in range(len(role))
         ]
-        await role.answers(refs, Rank.join, timeout_s=start_s)
+        await role.answers(refs, "join", timeout_s=start_s)
 
     async def leave_gpus(self, role: RoleHandle[Any], *, timeout_s: float) -> bool:
         """They hold nothing there without a model."""
@@ -48,10 +51,10 @@ class WorkerSpec(RankSpec):
         """Nobody to join."""
 
 
-class RankGroup:
+class RankGroup(Generic[R]):
     """A role on a group of ranks, as the loop asks it."""
 
-    def __init__(self, actors: RoleHandle[Any], timeouts: TimeoutConfig, *, leaves: bool) -> None:
+    def __init__(self, actors: RoleHandle[R], timeouts: TimeoutConfig, *, leaves: bool) -> None:
         """Wrap started ranks with a loaded model.
 
         Args:

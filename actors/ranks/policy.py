@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.cluster.network import HeldPort
-from actors.cluster.role import RoleHandle
-from actors.ranks.forward import by_row, forward
+from actors.cluster.role import put
+from actors.ranks.forward import Pass, by_row, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
 from actors.weights.probe import GapLimits, gap_of, largest_of
+from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
 from rlhf_ray.errors import RunError
-from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward
-from rlhf_ray.roles import Metrics, Publication, Ref, RolloutBatch, Shard
+from rlhf_ray.packing import UpdatePlan, plan_forward
+from rlhf_ray.roles import Metrics, Publication, Ref, RolloutGroup, SampleArrays
 
 if TYPE_CHECKING:
-    from actors.weights.publisher import Publisher, Replicas
-    from actors.weights.sync_spec import SyncSpec
+    from actors.weights.publisher import Publisher
     from rlhf_ray.types import Rollout
 
-# For the word of a rank about a replica that did not answer.
+# For the error of a rank about a replica that did not answer.
 ANSWER_S = 30.0
 
 
@@ -37,10 +37,10 @@ class PolicyRank(HostingRank):
         self.disconnect()
         super().unload()
 
-    def logprobs(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
-        """How many rows, and this rank's rows in the order in which the plan names them."""
-        scored = self._to_read().logprobs(self.rows(batch), plan)
-        return len(scored), scored
+    def logprobs(self, work: Pass) -> tuple[int, Any]:
+        """How many rows are this rank's, and an array for each, by its sample."""
+        scored = self._to_read().logprobs(work.rows(self.fetch(work.refs)), work.plan)
+        return len(scored), work.by_sample(self.rank, scored)
 
     def logprobs_of(self, rollouts: Sequence[Rollout]) -> Any:
         """Log-probabilities at temperature 1 of a few rollouts, on every rank alike."""
@@ -93,22 +93,22 @@ class PolicyRank(HostingRank):
         return self.publisher.publish(version, replicas)
 
 
-class PolicyGroup(TrainedGroup):
+class PolicyGroup(TrainedGroup[PolicyRank]):
     """The policy role on a group of ranks."""
 
-    async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
-        """Log-probabilities of the response tokens under the current weights."""
+    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
+        """Log-probabilities of the response tokens under the current weights: [T] a sample."""
         return await forward(
-            self.actors, "logprobs", batch, self.config, timeout_s=self.timeouts.call_s
+            self.actors, PolicyRank.logprobs, groups, self.config, timeout_s=self.timeouts.call_s
         )
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
         """Epochs times minibatches of the policy loss."""
-        return await self._update(experience, plan, kl_coefficient)
+        return await self._update(experience, put(plan), kl_coefficient)
 
     async def connect(
         self,
-        replicas: RoleHandle[Any],
+        replicas: Replicas,
         spec: SyncSpec,
         *,
         probe: Sequence[Rollout],
@@ -124,8 +124,10 @@ class PolicyGroup(TrainedGroup):
         """
         self.replicas, self.probe, self.limits = replicas, list(probe), limits
         start_s = self.timeouts.start_s
-        host, port = await self.actors.call_one(0, "rendezvous", timeout_s=start_s)
-        await self.actors.call("connect", spec, replicas, host, port, timeout_s=start_s)
+        rendezvous = self.actors.call(PolicyRank.rendezvous, only=0, timeout_s=start_s)
+        [(host, port)] = await rendezvous()
+        connect = self.actors.call(PolicyRank.connect, timeout_s=start_s)
+        await connect(spec, replicas, host, port)
 
     async def publish(self, version: int) -> None:
         """Bring the weights to every engine as `version`, and score the probe with them.
@@ -137,10 +139,11 @@ class PolicyGroup(TrainedGroup):
         # The ranks have this deadline for the replicas, and name the one that is late.
         timeout_s = self.timeouts.publish_s + ANSWER_S
         async with self.actors.turn(timeout_s=timeout_s):
-            sent = await self.actors.call("publish", version, self.replicas, timeout_s=timeout_s)
+            publish = self.actors.call(PolicyRank.publish, timeout_s=timeout_s)
+            sent = await publish(version, self.replicas)
             seconds = time.monotonic() - started_s
-            ours = await self.actors.call("logprobs_of", self.probe, timeout_s=timeout_s)
-        self.sent = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}
+            ours = await self.actors.call(PolicyRank.logprobs_of, timeout_s=timeout_s)(self.probe)
+        self.sent: dict[str, Any] = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}
         self.probe_logprobs = ours[0]
 
     async def compare(self) -> Publication:
@@ -152,7 +155,8 @@ class PolicyGroup(TrainedGroup):
             RunError: Engine and trainer disagree by more than the limits; names the worst tokens.
         """
         timeout_s = self.timeouts.publish_s
-        theirs = await self.replicas.call("logprobs", self.probe, timeout_s, timeout_s=timeout_s)
+        score = self.replicas.call(PublishedReplica.logprobs, timeout_s=timeout_s)
+        theirs = await score(self.probe, timeout_s)
         tokens = [rollout.response_ids_T for rollout in self.probe]
         gaps = []
         for name, engine in zip(self.replicas.names, theirs, strict=True):

@@ -16,7 +16,8 @@ from actors.cluster.gpus import require_capable_gpu, require_gpus
 from actors.cluster.network import use_cluster_network
 from actors.cluster.role import control
 from rlhf_ray.metrics.memory import peak_memory_gb
-from rlhf_ray.roles import RolloutBatch, Shard
+from rlhf_ray.roles import Ref, SampleArrays, SampleId
+from rlhf_ray.types import Rollout
 
 
 class Rank:
@@ -101,28 +102,17 @@ class Rank:
         self.rank, self.num_ranks = rank, num_ranks
         self.device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
-    def rows(self, batch: RolloutBatch) -> list[Any]:
-        """All rollouts of a batch, in its order."""
-        return collect(batch.shards, len(batch.summaries_B), self.fetch_timeout_s)
+    def fetch(self, refs: Sequence[Ref]) -> dict[SampleId, Rollout]:
+        """The rollouts of groups, from the object store."""
+        groups = ray.get(list(refs), timeout=self.fetch_timeout_s)
+        return {(r.draw, r.sample): r for rollouts in groups for r in rollouts}
 
-
-def collect(shards: Sequence[Shard], num_rows: int, timeout_s: float) -> list[Any]:
-    """Resolve shards and put their rows in order.
-
-    Raises:
-        ValueError: The shards do not cover every row once.
-    """
-    rows: list[Any] = [None] * num_rows
-    filled = 0
-    values = ray.get([shard.ref for shard in shards], timeout=timeout_s)
-    for shard, entries in zip(shards, values, strict=True):
-        for row, entry in zip(shard.rows, entries, strict=True):
-            if row >= 0:
-                rows[row] = entry
-                filled += 1
-    if filled != num_rows:
-        raise ValueError(f"shards must cover {num_rows} rows, got {filled}")
-    return rows
+    def look_up(self, arrays: SampleArrays, samples_B: Sequence[SampleId]) -> list[Any]:
+        """What the ranks of a role left for samples, in the order of these."""
+        of_sample: dict[SampleId, Any] = {}
+        for of_rank in ray.get(list(arrays), timeout=self.fetch_timeout_s):
+            of_sample.update(of_rank)
+        return [of_sample[sample] for sample in samples_B]
 
 
 def free_memory() -> None:

@@ -5,40 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
-from actors.cluster.role import RoleHandle
-from actors.ranks.forward import by_row, forward
+from actors.cluster.role import RoleHandle, put
+from actors.ranks.forward import Pass, by_row, forward
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.base import ReferenceConfig, TimeoutConfig
 from rlhf_ray.packing import RankedMicroBatches, plan_forward
-from rlhf_ray.roles import RolloutBatch, Shard
+from rlhf_ray.roles import RolloutGroup, SampleArrays
 from rlhf_ray.types import LabelledAnswer, Ranking
 
 
 class ReferenceRank(HostingRank):
     """One rank of the reference's group."""
 
-    def logprobs(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
-        """How many rows, and this rank's rows in the order in which the plan names them."""
-        scored = self._to_read().logprobs(self.rows(batch), plan)
-        return len(scored), scored
+    def logprobs(self, work: Pass) -> tuple[int, Any]:
+        """How many rows are this rank's, and an array for each, by its sample."""
+        scored = self._to_read().logprobs(work.rows(self.fetch(work.refs)), work.plan)
+        return len(scored), work.by_sample(self.rank, scored)
 
     def answer_logps(
         self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
     ) -> list[tuple[float, ...]]:
-        """The same order: the log-probability of each of a row's answers."""
+        """The log-probability of each answer of this rank's rows, in the order of the plan."""
         logps: list[tuple[float, ...]] = self._to_read().answer_logps(rows, plan)
         return logps
 
 
-class ReferenceGroup(RankGroup):
+class ReferenceGroup(RankGroup[ReferenceRank]):
     """The reference role on a group of ranks."""
 
     def __init__(
         self,
-        actors: RoleHandle[Any],
+        actors: RoleHandle[ReferenceRank],
         reference: ReferenceConfig,
         timeouts: TimeoutConfig,
         *,
@@ -48,10 +46,10 @@ class ReferenceGroup(RankGroup):
         super().__init__(actors, timeouts, leaves=leaves)
         self.config = reference
 
-    async def logprobs(self, batch: RolloutBatch) -> Sequence[Shard]:
-        """Log-probabilities of the response tokens: one float array [T] a row."""
+    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
+        """Log-probabilities of the response tokens: a float array [T] a sample."""
         return await forward(
-            self.actors, "logprobs", batch, self.config, timeout_s=self.timeouts.call_s
+            self.actors, ReferenceRank.logprobs, groups, self.config, timeout_s=self.timeouts.call_s
         )
 
     async def answer_logps(
@@ -64,7 +62,8 @@ class ReferenceGroup(RankGroup):
             max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
             padded=self.config.padded,
         )
-        answers: list[list[tuple[float, ...]]] = await self.actors.compute(
-            "answer_logps", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
-        )
+        call_s = self.timeouts.call_s
+        async with self.actors.turn(timeout_s=call_s):
+            score = self.actors.call(ReferenceRank.answer_logps, timeout_s=call_s)
+            answers = await score(put(list(rows)), plan)
         return by_row(plan, answers)

@@ -6,21 +6,22 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from actors.cluster.role import RoleHandle
-from actors.ranks.forward import by_row, lengths_of, rows_of
+from actors.cluster.role import RoleHandle, put
+from actors.ranks.forward import Pass, by_row, rows_of
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import free_memory
 from actors.weights.held_model import HeldModel, in_reach
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.rewards import MODEL, REMOTE, RewardConfig, RewardModelConfig
-from rlhf_ray.loops.seeds import sample_seeds
-from rlhf_ray.packing import RankedMicroBatches, plan_forward
-from rlhf_ray.roles import RolloutBatch
+from rlhf_ray.packing import RankedMicroBatches
+from rlhf_ray.roles import RolloutGroup
+from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.specs import RewardSpec
-from rlhf_ray.types import Ranking, Score
+from rlhf_ray.types import Ranking, Rollout, Score
 
 if TYPE_CHECKING:
     from rlhf_ray.models.reward_scorer import ModelScore
@@ -106,14 +107,15 @@ class RewardRank(HostingRank):
         scores: list[tuple[float, ...]] = self._to_read().scores(rows, plan)
         return scores
 
-    def score_with_model(self, batch: RolloutBatch, rows: Sequence[int]) -> list[ModelScore]:
-        """The model's scores of some rows."""
-        rollouts = self.rows(batch)
+    def score_with_model(self, work: Pass) -> list[ModelScore]:
+        """The model's scores of this rank's rows, in the order in which the plan names them."""
+        rollouts = work.rows(self.fetch(work.refs))
         self._to_read()
-        scores: list[ModelScore] = self.model.score([rollouts[row] for row in rows])
+        mine = [rollouts[row] for row in rows_of(work.plan[self.rank])]
+        scores: list[ModelScore] = self.model.score(mine)
         return scores
 
-    def score_with_functions(self, batch: RolloutBatch) -> Mapping[str, Sequence[float | None]]:
+    def score_with_functions(self, work: Pass) -> Mapping[str, Sequence[float | None]]:
         """The functions' and the remote scorer's scores of all rows, by name.
 
         Raises:
@@ -121,8 +123,9 @@ class RewardRank(HostingRank):
         """
         from rlhf_ray.rewards.batch import ScoringBatch
 
-        _seed_for(batch)
-        scoring = ScoringBatch.from_rollouts(self.rows(batch))
+        rollouts = work.rows(self.fetch(work.refs))
+        _seed_for(rollouts[0])
+        scoring = ScoringBatch.from_rollouts(rollouts)
         # No coroutine may be a method here: Ray would then run every method in an event loop.
         return asyncio.run(_scores_of(scoring, self.functions, self.remote, self.timeout_s))
 
@@ -136,16 +139,15 @@ class RewardRank(HostingRank):
         return weights
 
 
-def _seed_for(batch: RolloutBatch) -> None:
+def _seed_for(first: Rollout) -> None:
     """Functions that draw random numbers draw the same ones for the same batch, resumed or not."""
     import numpy as np
     import torch
 
-    first = batch.summaries_B[0]
     [seed] = sample_seeds(
-        seed=first.version_max,
+        seed=int(first.versions_T.max()),
         draw=f"reward/{first.draw}",
-        prompt_id=first.prompt_id,
+        prompt_id=first.prompt.prompt_id,
         num_samples=1,
     )
     random.seed(seed)
@@ -165,12 +167,12 @@ async def _scores_of(
     return dict(zip(calls, await asyncio.gather(*calls.values()), strict=True))
 
 
-class RewardGroup(RankGroup):
+class RewardGroup(RankGroup[RewardRank]):
     """The reward role on a group of ranks."""
 
     def __init__(
         self,
-        actors: RoleHandle[Any],
+        actors: RoleHandle[RewardRank],
         reward: RewardConfig,
         timeouts: TimeoutConfig,
         *,
@@ -182,26 +184,38 @@ class RewardGroup(RankGroup):
 
     async def read_weights(self) -> None:
         """Ask for the factor of each scorer; once they are loaded."""
-        self.weights: dict[str, float] = await self.actors.call_one(
-            0, "weights", self.reward, timeout_s=self.timeouts.start_s
-        )
+        ask = self.actors.call(RewardRank.weights, only=0, timeout_s=self.timeouts.start_s)
+        [self.weights] = await ask(self.reward)
 
-    async def score(self, batch: RolloutBatch) -> Sequence[Score]:
-        """One score a row.
+    async def score(self, groups: Sequence[RolloutGroup]) -> Sequence[tuple[Score, ...]]:
+        """One tuple a group, with a score a sample.
 
         Raises:
             RunError: A scorer failed; names it and the cause.
         """
+        work = Pass.over(
+            groups,
+            num_ranks=len(self.actors),
+            max_tokens_per_micro_batch=self.reward.model.max_tokens_per_micro_batch,
+            padded=True,
+        )
+        scores_B = iter(await self._score(work))
+        return [tuple(islice(scores_B, len(group.summaries_G))) for group in groups]
+
+    async def _score(self, work: Pass) -> Sequence[Score]:
         from rlhf_ray.rewards.combine import combine
 
+        ref, num_rows = put(work), len(work.samples_B)
         # Not in the model's turn, which others may wait for; rank 0 does one at a time anyway.
-        values = await self.actors.call_one(
-            0, "score_with_functions", batch, timeout_s=self.timeouts.reward_s + 30.0
-        )
-        num_rows = len(batch.summaries_B)
+        timeout_s = self.timeouts.reward_s + 30.0
+        score = self.actors.call(RewardRank.score_with_functions, only=0, timeout_s=timeout_s)
+        [values] = await score(ref)
         if not self.reward.model.path:
             return combine(values, self.weights, num_rows=num_rows)
-        modelled = await self._score_with_model(batch)
+        call_s = self.timeouts.call_s
+        async with self.actors.turn(timeout_s=call_s):
+            answers = await self.actors.call(RewardRank.score_with_model, timeout_s=call_s)(ref)
+        modelled = by_row(work.plan, answers)
         values = {**values, MODEL: [score.value for score in modelled]}
         return [
             replace(score, is_cut=by_model.is_cut)
@@ -209,19 +223,3 @@ class RewardGroup(RankGroup):
                 combine(values, self.weights, num_rows=num_rows), modelled, strict=True
             )
         ]
-
-    async def _score_with_model(self, batch: RolloutBatch) -> Sequence[ModelScore]:
-        plan = plan_forward(
-            lengths_of(batch),
-            num_ranks=len(self.actors),
-            max_tokens_per_micro_batch=self.reward.model.max_tokens_per_micro_batch,
-            padded=True,
-        )
-        timeout_s = self.timeouts.call_s
-        async with self.actors.turn(timeout_s=timeout_s):
-            refs = [
-                actor.score_with_model.remote(batch, rows_of(micro_batches))
-                for actor, micro_batches in zip(self.actors.actors, plan, strict=True)
-            ]
-            answers = await self.actors.answers(refs, "score_with_model", timeout_s=timeout_s)
-        return by_row(plan, answers)

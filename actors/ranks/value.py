@@ -5,31 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from actors.ranks.forward import forward
+from actors.cluster.role import put
+from actors.ranks.forward import Pass, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
-from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
-from rlhf_ray.roles import Metrics, Ref, RolloutBatch, Shard
+from rlhf_ray.packing import UpdatePlan
+from rlhf_ray.roles import Metrics, Ref, RolloutGroup, SampleArrays
 
 
 class ValueRank(HostingRank):
     """One rank of the critic's group."""
 
-    def values(self, batch: RolloutBatch, plan: RankedMicroBatches) -> tuple[int, Any]:
-        """How many rows, and this rank's rows in the order in which the plan names them."""
-        scored = self._to_read().values(self.rows(batch), plan)
-        return len(scored), scored
+    def values(self, work: Pass) -> tuple[int, Any]:
+        """How many rows are this rank's, and an array for each, by its sample."""
+        scored = self._to_read().values(work.rows(self.fetch(work.refs)), work.plan)
+        return len(scored), work.by_sample(self.rank, scored)
 
 
-class ValueGroup(TrainedGroup):
+class ValueGroup(TrainedGroup[ValueRank]):
     """The value role on a group of ranks."""
 
-    async def values(self, batch: RolloutBatch) -> Sequence[Shard]:
-        """The expected return before each response token and after the last: [T + 1] a row."""
+    async def values(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
+        """The expected return before each response token and after the last: [T + 1] a sample."""
         return await forward(
-            self.actors, "values", batch, self.config, timeout_s=self.timeouts.call_s
+            self.actors, ValueRank.values, groups, self.config, timeout_s=self.timeouts.call_s
         )
 
     async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
         """Epochs times minibatches of the value loss."""
-        return await self._update(experience, plan)
+        return await self._update(experience, put(plan))

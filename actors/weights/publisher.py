@@ -7,44 +7,21 @@ Three ways, one interface. `object_store` carries buckets through Ray and works 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import ray
 import torch
 
 from actors.cluster.deadline import get
-from actors.cluster.role import Answer, RoleHandle
-from actors.weights.bucket import Bucket, pack
-from actors.weights.sync_spec import SyncSpec
+from actors.cluster.role import Answer
+from actors.weights.bucket import pack
+from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
 from rlhf_ray.errors import RunError
 from rlhf_ray.learner.weights import named_weights, weight_infos
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class WeightReceiver(Protocol):
-    """What a publication asks of a replica."""
-
-    def init_weight_transfer(self, init_info: Mapping[str, Any], timeout_s: float) -> Answer[None]:
-        """Connect to the trainer, where the backend needs a connection."""
-        ...
-
-    def start_weight_update(self, timeout_s: float) -> Answer[None]:
-        """Freeze running requests; the calls that follow have this deadline."""
-        ...
-
-    def update_weights(self, update: Bucket | Mapping[str, Any]) -> Answer[None]:
-        """Take one bucket, or receive what `update` describes."""
-        ...
-
-    def finish_weight_update(self, version: int) -> Answer[int]:
-        """Switch over; returns the version as acknowledgement."""
-        ...
-
-
-Replicas: TypeAlias = RoleHandle[WeightReceiver]
 
 
 class Publisher(Protocol):
@@ -79,7 +56,7 @@ class ReplicaClient:
         self.deadline_s = time.monotonic() + self.spec.timeout_s
 
     def call(
-        self, method: Callable[Concatenate[WeightReceiver, P], Answer[T]]
+        self, method: Callable[Concatenate[PublishedReplica, P], Answer[T]]
     ) -> Callable[P, list[T]]:
         """One call to each replica."""
 
@@ -106,19 +83,19 @@ class ReplicaClient:
             info = dict(init_info)
             if "rank_offset" in info:
                 info["rank_offset"] += index * self.spec.gpus_per_replica
-            connect = self.replicas.start(WeightReceiver.init_weight_transfer, index)
+            connect = self.replicas.start(PublishedReplica.init_weight_transfer, index)
             refs.append(connect(info, timeout_s))
         operation = "publish: rollout.init_weight_transfer"
         self._answers(refs, timeout_s=timeout_s, operation=operation)
 
     def start_weight_update(self) -> None:
         """Freeze running requests."""
-        self.call(WeightReceiver.start_weight_update)(self.spec.timeout_s)
+        self.call(PublishedReplica.start_weight_update)(self.spec.timeout_s)
 
     def update_weights(self, update: Any) -> None:
         """One bucket, or what a backend needs to receive one."""
         try:
-            self.call(WeightReceiver.update_weights)(update)
+            self.call(PublishedReplica.update_weights)(update)
         except BaseException:
             self.on_failure()
             raise
@@ -129,7 +106,7 @@ class ReplicaClient:
         Raises:
             RunError: A replica acknowledged another one.
         """
-        versions = self.call(WeightReceiver.finish_weight_update)(self.version)
+        versions = self.call(PublishedReplica.finish_weight_update)(self.version)
         for name, version in zip(self.replicas.names, versions, strict=True):
             if version != self.version:
                 raise RunError(f"{name} acknowledged version {version}, wanted {self.version}")

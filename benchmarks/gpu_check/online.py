@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from actors.cluster.role import RoleHandle
+from actors.engines.rollout import RolloutReplica
 from actors.pool.pool import Pool
 from benchmarks.gpu_check.machine import used_gb
 from benchmarks.gpu_check.models import TOKENIZER, device_of, make_model, random_ids, write_prompts
@@ -75,15 +76,21 @@ class Online:
 
         return self.loop.run(awaited())
 
-    def on_ranks(self, method: str, *arguments: Any) -> list[Any]:
+    def on_ranks(self, method: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What each rank of the policy answers."""
         timeout_s = self.config.timeouts.call_s
-        return self.run(self.roles.policy.actors.call(method, *arguments, timeout_s=timeout_s))
+        return self.run(self.roles.policy.actors.call(method, timeout_s=timeout_s)(*arguments))
 
-    def on_engines(self, method: str, *arguments: Any) -> list[Any]:
+    def on_engines(self, method: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What each engine's actor answers."""
         timeout_s = self.config.timeouts.call_s
-        return self.run(self.roles.rollout.actors.call(method, *arguments, timeout_s=timeout_s))
+        return self.run(self.roles.rollout.actors.call(method, timeout_s=timeout_s)(*arguments))
+
+    def inside(self, role: Any, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `function(actor, *arguments)` returns in each actor of a role."""
+        refs = [actor.__ray_call__.remote(function, *arguments) for actor in role.actors.actors]
+        timeout_s = self.config.timeouts.call_s
+        return self.run(role.actors.answers(refs, function.__name__, timeout_s=timeout_s))
 
 
 def online_config(
@@ -163,10 +170,11 @@ def opened(setting: Setting, config: OnlineConfig) -> Iterator[Online]:
 
 async def digests_of(engines: RoleHandle[Any], timeout_s: float) -> dict[str, str]:
     """Of each weight as each worker of each engine holds it."""
-    told = await engines.call("ask_workers", "compute_weight_checksums", timeout_s=timeout_s)
+    ask = engines.call(RolloutReplica.ask_workers, timeout_s=timeout_s)
+    digests = await ask("compute_weight_checksums")
     return {
         f"{engine}:{name}": digest
-        for engine, workers in enumerate(told)
+        for engine, workers in enumerate(digests)
         for worker in workers
         for name, digest in worker.items()
         if digest != EMPTY
@@ -175,7 +183,7 @@ async def digests_of(engines: RoleHandle[Any], timeout_s: float) -> dict[str, st
 
 def cache_tokens_of(online: Online) -> int:
     """That the first engine's cache has room for."""
-    [first, *_] = online.on_engines("__ray_call__", _cache_tokens)
+    [first, *_] = online.inside(online.roles.rollout, _cache_tokens)
     return int(first)
 
 

@@ -12,7 +12,7 @@ from actors.cluster.role import RoleHandle
 from actors.engines.role import ReplicaSpec
 from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
-from actors.ranks.experience import ExperienceBuilder
+from actors.ranks.experience import ExperienceRank
 from actors.ranks.group import RankSpec, WorkerSpec
 from actors.ranks.policy import PolicyRank
 from actors.ranks.rank import Rank
@@ -52,7 +52,7 @@ async def start_actors(
     }
     if engine is not None:
         starts["rollout"] = partial(pool.start, "rollout", ReplicaSpec(engine=engine))
-        builder = WorkerSpec(actor_class=ExperienceBuilder)
+        builder = WorkerSpec(actor_class=ExperienceRank)
         starts["experience"] = partial(pool.start, "experience", builder)
     guests = [role for role in starts if role in groups and groups[role].share]
     actors: dict[str, RoleHandle[Any]] = {}

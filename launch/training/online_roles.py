@@ -11,7 +11,7 @@ from actors.engines.ending import Ending
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
-from actors.ranks.experience import Assembler
+from actors.ranks.experience import ExperienceGroup
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
@@ -21,12 +21,12 @@ from actors.weights.sync_spec import SyncSpec
 from launch.training.actor_start import start_actors
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.data.feed import first_of
 from rlhf_ray.data.job import OnlineData
+from rlhf_ray.data.order import first_of
 from rlhf_ray.models.identity import engine_identity
 from rlhf_ray.models.limits import context_length
 from rlhf_ray.roles import Roles
-from rlhf_ray.specs import AssemblySpec, PolicySpec, ReferenceSpec, RewardSpec, ValueSpec
+from rlhf_ray.specs import ExperienceSpec, PolicySpec, ReferenceSpec, RewardSpec, ValueSpec
 
 # Among which the probe looks for prompts of more than one token.
 SEARCHED_PROMPTS = 1024
@@ -85,7 +85,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         ),
         limits=gap_limits(config),
     )
-    spec = AssemblySpec(
+    spec = ExperienceSpec(
         algorithm=config.algorithm,
         shaping=config.reward.shaping,
         max_new_tokens=config.rollout.max_new_tokens,
@@ -95,7 +95,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         rollout=rollout,
         policy=policy,
         reward=reward,
-        assembler=Assembler(actors["experience"], spec, config.timeouts),
+        experience=ExperienceGroup(actors["experience"], spec, config.timeouts),
         reference=reference,
         value=value,
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, log_ratio
 from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config.algorithm import KlConfig
 
 KLEstimator = Callable[[Tensor, Tensor], Tensor]
 """(logprobs_T, reference_logprobs_T) -> kl_T in nats per token; log-ratios are clamped to ±20."""
@@ -143,6 +144,15 @@ class AdaptiveKLController:
         if set(state) != {"coefficient"}:
             raise ValueError(f"state must hold 'coefficient' only, got {sorted(state)}")
         self.coefficient = _not_negative("coefficient", state["coefficient"])
+
+
+def kl_controller(config: KlConfig) -> KLController:
+    """The controller that a configuration asks for."""
+    if config.controller == "fixed":
+        return FixedKLController(coefficient=config.coefficient)
+    return AdaptiveKLController(
+        initial_coefficient=config.coefficient, target=config.target, horizon=config.horizon
+    )
 
 
 def _not_negative(name: str, value: float) -> float:

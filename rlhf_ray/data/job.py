@@ -12,9 +12,9 @@ from rlhf_ray.config.base import ForwardConfig, ModelConfig, RunConfig
 from rlhf_ray.config.checks.model_kind import Kind
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
-from rlhf_ray.data.feed import TrainedRows, first_of
 from rlhf_ray.data.job_limits import context_of, tokenizer_of
 from rlhf_ray.data.job_rows import JobRows
+from rlhf_ray.data.order import TrainedRows, first_of
 from rlhf_ray.data.preferences import best_of
 from rlhf_ray.data.rows import Rows
 from rlhf_ray.data.streaming import RowStream

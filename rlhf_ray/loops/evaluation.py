@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.groups import rows_by_draw, scored_rows
-from rlhf_ray.loops.seeds import sample_seeds
+from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import GenerationRequest, Roles
-from rlhf_ray.types import Prompt, Rollout, Score
+from rlhf_ray.rollouts.feed import sample_all
+from rlhf_ray.rollouts.seeds import sample_seeds
+from rlhf_ray.types import Prompt, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +38,17 @@ class Evaluation:
         self.requests = [
             GenerationRequest(
                 prompt=prompt,
-                draw=draw,
+                draw=-1 - number,  # no position in the order of the data that is trained
                 seeds_G=sample_seeds(
                     seed=config.seed,
-                    draw=f"eval/{draw}",
+                    draw=f"eval/{number}",
                     prompt_id=prompt.prompt_id,
                     num_samples=self.num_samples,
                 ),
                 temperature=config.eval.temperature,
                 max_new_tokens=config.rollout.max_new_tokens,
             )
-            for draw, prompt in enumerate(prompts)
+            for number, prompt in enumerate(prompts)
         ]
         self.table_rows = config.eval.table_rows
 
@@ -62,46 +62,46 @@ class Evaluation:
         return result
 
     async def _run(self, roles: Roles, step: int) -> EvaluationResult:
-        batch = await roles.rollout.generate(self.requests)
+        groups = await sample_all(roles.rollout, self.requests)
         if self.makes_room:
             await roles.rollout.sleep(level=1)
-        scores = await roles.reward.score(batch)
+        scores = await roles.reward.score(groups)
         await roles.reward.offload()
-        groups = rows_by_draw(batch.summaries_B)
-        # The first sample of each prompt.
-        rows = [group[0] for group in groups[: self.table_rows]]
-        rollouts = await roles.assembler.texts(batch, rows)
+        shown = groups[: self.table_rows]
+        rollouts = await roles.experience.rollouts(shown)
+        summaries_B = [summary for group in groups for summary in group.summaries_G]
         metrics = {
-            **_rewards(groups, scores),
-            "eval/response_tokens_mean": fmean(s.num_response_tokens for s in batch.summaries_B),
-            "eval/truncated_share": fmean(s.finish_reason == "length" for s in batch.summaries_B),
+            **_rewards(scores),
+            "eval/response_tokens_mean": fmean(s.num_response_tokens for s in summaries_B),
+            "eval/truncated_share": fmean(s.finish_reason == "length" for s in summaries_B),
         }
         table = Table(
             step=step,
             name="samples",
             columns=("prompt", "response", "reward"),
             rows=[
-                (_text(rollout), rollout.text, _rounded(scores[row].total))
-                for row, rollout in zip(rows, rollouts, strict=True)
+                # The first sample of each prompt.
+                (_text(first.prompt), first.text, _rounded(scores_G[0].total))
+                for (first, *_), scores_G in zip(rollouts, scores[: len(shown)], strict=True)
             ],
         )
         return EvaluationResult(metrics=metrics, table=table)
 
 
-def _rewards(groups: Sequence[Sequence[int]], scores: Sequence[Score]) -> dict[str, float]:
-    """Means over the rows that a reward applies to, and of each prompt's best of several."""
-    by_group = [
-        [total for row in scored_rows(scores, rows) if (total := scores[row].total) is not None]
-        for rows in groups
+def _rewards(scores_PG: Sequence[Sequence[Score]]) -> dict[str, float]:
+    """Means over the samples that a reward applies to, and of each prompt's best of several."""
+    totals_PG = [
+        [score.total for score in scores_G if score.total is not None] for scores_G in scores_PG
     ]
-    totals = [total for group in by_group for total in group]
-    metrics = {"eval/unscored": float(len(scores) - len(totals))}
-    if totals:
-        metrics["eval/reward_mean"] = fmean(totals)
-        if len(groups[0]) > 1:
-            metrics["eval/best_of_k"] = fmean(max(group) for group in by_group if group)
-    for name in scores[0].parts:
-        values = [value for score in scores if (value := score.parts[name]) is not None]
+    scores_B = [score for scores_G in scores_PG for score in scores_G]
+    totals_B = [total for totals_G in totals_PG for total in totals_G]
+    metrics = {"eval/unscored": float(len(scores_B) - len(totals_B))}
+    if totals_B:
+        metrics["eval/reward_mean"] = fmean(totals_B)
+        if len(scores_PG[0]) > 1:
+            metrics["eval/best_of_k"] = fmean(max(totals_G) for totals_G in totals_PG if totals_G)
+    for name in scores_B[0].parts:
+        values = [value for score in scores_B if (value := score.parts[name]) is not None]
         if values:
             metrics[f"eval/reward/{name}"] = fmean(values)
     return metrics
@@ -111,8 +111,8 @@ def _rounded(score: float | None) -> float | None:
     return None if score is None else round(score, 4)
 
 
-def _text(rollout: Rollout) -> str:
-    text = rollout.prompt.text
+def _text(prompt: Prompt) -> str:
+    text = prompt.text
     if isinstance(text, str):
         return text
     return "\n".join(f"{message['role']}: {message['content']}" for message in text)

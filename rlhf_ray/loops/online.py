@@ -8,29 +8,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.algorithms.kl import kl_controller
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.data.feed import TrainedRows, feed_of
+from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread
-from rlhf_ray.loops.batches import select, select_shards
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
-from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.collection import Collected, Collector
-from rlhf_ray.loops.divergence import stop_if_diverged, stop_if_empty
 from rlhf_ray.loops.evaluation import Evaluation
-from rlhf_ray.loops.groups import trainable_rows
-from rlhf_ray.loops.kl_control import kl_controller
 from rlhf_ray.loops.publication import offload, publish
-from rlhf_ray.loops.report import rollout_metrics, utilisation
+from rlhf_ray.loops.report import (
+    rollout_metrics,
+    stop_if_diverged,
+    stop_if_empty,
+    utilisation,
+)
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.packing import UpdatePlan, plan_update
-from rlhf_ray.roles import Metrics, Ref, Roles, RolloutBatch, Usage, unknown_usage
-from rlhf_ray.types import Prompt, Score
+from rlhf_ray.roles import Metrics, Ref, Roles, RolloutGroup, ScoredGroup, Usage, unknown_usage
+from rlhf_ray.rollouts.feed import Collected, Feed
+from rlhf_ray.rollouts.groups import trainable
+from rlhf_ray.types import Prompt, RolloutSummary
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +43,23 @@ class Scored:
     """What is known of a step's rollouts before the update.
 
     Attributes:
-        scores: Of all that was sampled.
-        batch: What is trained. It has no rows where no reward applied to any, where no group has
-            enough of them to be compared, or where all were cut off and those are masked.
-        experience: Of `batch`; None where that has no rows.
+        sampled: All groups, with their scores.
+        trained: Groups with the samples that are trained. None are left where no reward applied to
+            any, where no group has enough of them to be compared, or where all were cut off and
+            those are masked.
+        experience: Of `trained`; None where nothing is left.
         metrics: Of all that was compared.
     """
 
-    scores: Sequence[Score]
-    batch: RolloutBatch
-    experience: Ref | None
-    metrics: Metrics
+    sampled: Sequence[ScoredGroup]
+    trained: Sequence[RolloutGroup] = ()
+    experience: Ref | None = None
+    metrics: Metrics = field(default_factory=dict)
+
+    @property
+    def summaries_B(self) -> list[RolloutSummary]:
+        """Of the samples that are trained, in the order of the experience."""
+        return [summary for group in self.trained for summary in group.summaries_G]
 
 
 class OnlineLoop:
@@ -78,9 +87,9 @@ class OnlineLoop:
         self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
         self.usage = usage
         self.num_policy_ranks, self.num_value_ranks = num_policy_ranks, num_value_ranks
-        self.feed = feed_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
-        self.collector = Collector(
-            config, self.feed, engine=roles.rollout, reward=roles.reward, publishes=True
+        self.order = order_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
+        self.feed = Feed(
+            config, self.order, engine=roles.rollout, reward=roles.reward, publishes=True
         )
         self.setup = setup_of(config, prompts)
         self.kl = kl_controller(config.algorithm.kl)
@@ -116,7 +125,7 @@ class OnlineLoop:
 
     async def _step(self, step: int, clock: StepClock) -> Metrics:
         kl_coefficient = self.kl.coefficient
-        collected = await self.collector.collect(step, clock)
+        collected = await self.feed.take(step, clock)
         with clock.phase("generate"):
             await self.roles.rollout.sleep(level=2)
         with clock.phase("score"):
@@ -128,9 +137,7 @@ class OnlineLoop:
         with clock.phase("publish"):
             published = await publish(self.roles, step)
         if "policy/kl_ref" in scored.metrics and self._policy_learns(step):
-            self.kl.update(
-                scored.metrics["policy/kl_ref"], num_sequences=len(scored.batch.summaries_B)
-            )
+            self.kl.update(scored.metrics["policy/kl_ref"], num_sequences=len(scored.summaries_B))
         evaluated, used = await self._evaluate(step), await self.usage()
         return {
             **updated,
@@ -138,15 +145,16 @@ class OnlineLoop:
             **evaluated,
             **used,
             **rollout_metrics(
-                collected,
-                scored.scores,
-                scored.batch,
+                scored.sampled,
+                scored.trained,
                 used,
                 clock,
+                num_kept=len(collected.groups),
+                num_refilled=collected.num_refilled,
                 version=step - 1,
                 apart=self.config.algorithm.tells_rewards_apart,
             ),
-            **self._utilisation(scored.batch, step, clock),
+            **self._utilisation(scored.summaries_B, step, clock),
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
             "mismatch/logprob_abs_max": max(
@@ -156,46 +164,43 @@ class OnlineLoop:
             "mismatch/probe_abs_p99": published.logprob_abs_p99,
             "sync/seconds": published.seconds,
             "sync/bytes": float(published.num_bytes),
-            "data/epoch": self.feed.epochs,
+            "data/epoch": self.order.epochs,
         }
 
     async def _score(self, collected: Collected) -> Scored:
         """Everything that is known of the rollouts before the update, side by side."""
-        roles, batch = self.roles, collected.batch
-        if not collected.kept:  # dynamic sampling left all groups out, when they were scored
-            scores = await collected.scores
-            return Scored(scores=scores, batch=batch, experience=None, metrics={})
-        old, reference, values, scores = await asyncio.gather(
-            roles.policy.logprobs(batch),
-            _optional(roles.reference, "logprobs", batch),
-            _optional(roles.value, "values", batch),
-            collected.scores,
+        roles, groups, algorithm = self.roles, collected.groups, self.config.algorithm
+        if not groups:  # dynamic sampling left all out, when they were scored
+            return Scored(sampled=await collected.scored)
+        old, reference, values, sampled = await asyncio.gather(
+            roles.policy.logprobs(groups),
+            _optional(roles.reference, "logprobs", groups),
+            _optional(roles.value, "values", groups),
+            collected.scored,
         )
-        scores_B = [scores[row] for row in collected.kept]
-        rows = trainable_rows(
-            batch.summaries_B, scores_B, smallest_group=self.config.smallest_group
+        kept = {group.draw for group in groups}
+        compared = trainable(
+            (scored for scored in sampled if scored.group.draw in kept),
+            smallest_group=self.config.smallest_group,
         )
-        compared = select(batch, rows)
-        trained = self._trained(compared)
-        if not trained.summaries_B:
-            return Scored(scores=scores, batch=trained, experience=None, metrics={})
-        experience, metrics = await roles.assembler.build(
+        # As the experience holds them.
+        trained = [
+            scored.group.where(
+                [algorithm.trains(s.finish_reason) for s in scored.group.summaries_G]
+            )
+            for scored in compared
+        ]
+        trained = [group for group in trained if group.summaries_G]
+        if not trained:
+            return Scored(sampled=sampled)
+        experience, metrics = await roles.experience.build(
             compared,
-            [scores_B[row] for row in rows],
-            old=select_shards(old, rows),
-            reference=None if reference is None else select_shards(reference, rows),
-            values=None if values is None else select_shards(values, rows),
+            old=old,
+            reference=reference,
+            values=values,
             kl_coefficient=self.kl.coefficient,
         )
-        return Scored(scores=scores, batch=trained, experience=experience, metrics=metrics)
-
-    def _trained(self, compared: RolloutBatch) -> RolloutBatch:
-        """Those that enter the losses, as the experience holds them."""
-        trains = self.config.algorithm.trains
-        summaries_B = compared.summaries_B
-        return select(
-            compared, [row for row, s in enumerate(summaries_B) if trains(s.finish_reason)]
-        )
+        return Scored(sampled=sampled, trained=trained, experience=experience, metrics=metrics)
 
     def _count_empty(self, step: int, scored: Scored) -> None:
         if scored.experience is not None:
@@ -204,7 +209,7 @@ class OnlineLoop:
         self.num_empty_in_a_row += 1
         logger.warning(
             "step %d trains nothing: of %d rollouts none is left that has a score and a group%s",
-            step, len(scored.scores),
+            step, sum(len(group.scores_G) for group in scored.sampled),
             " and is not cut off" if self.config.algorithm.truncated == "mask" else "",
         )  # fmt: skip
 
@@ -216,7 +221,7 @@ class OnlineLoop:
         """Policy and critic side by side, each on its own group."""
         if scored.experience is None:
             return {}
-        experience, plan = scored.experience, partial(self._plan, scored.batch, step)
+        experience, plan = scored.experience, partial(self._plan, scored.summaries_B, step)
         policy, value = await asyncio.gather(
             _optional(
                 self.roles.policy if self._policy_learns(step) else None,
@@ -227,22 +232,27 @@ class OnlineLoop:
         named = {f"policy/{name}": number for name, number in (policy or {}).items()}
         return named | {f"value/{name}": number for name, number in (value or {}).items()}
 
-    def _utilisation(self, batch: RolloutBatch, step: int, clock: StepClock) -> Metrics:
+    def _utilisation(
+        self, trained_B: Sequence[RolloutSummary], step: int, clock: StepClock
+    ) -> Metrics:
         """Of the policy's update, where there was one."""
-        if not batch.summaries_B or not self._policy_learns(step):
+        if not trained_B or not self._policy_learns(step):
             return {}
-        num_flops = self.hardware.flops.of(batch.lengths_B, num_scored=batch.num_response_tokens)
+        num_flops = self.hardware.flops.of(
+            [s.num_tokens for s in trained_B],
+            num_scored=sum(s.num_response_tokens for s in trained_B),
+        )
         return utilisation(
             self.hardware,
             num_flops=self.config.algorithm.epochs * num_flops,
             seconds=clock.seconds["update"],
         )
 
-    def _plan(self, batch: RolloutBatch, step: int, role: str) -> UpdatePlan:
+    def _plan(self, trained_B: Sequence[RolloutSummary], step: int, role: str) -> UpdatePlan:
         learner = self.config.policy if role == "policy" else self.config.value
         return plan_update(
-            [s.num_prompt_tokens + s.num_response_tokens for s in batch.summaries_B],
-            [s.num_own_tokens for s in batch.summaries_B],
+            [s.num_tokens for s in trained_B],
+            [s.num_own_tokens for s in trained_B],
             num_ranks=self.num_policy_ranks if role == "policy" else self.num_value_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=self.config.algorithm.minibatches,
@@ -284,14 +294,15 @@ class OnlineLoop:
 
     def _state(self) -> Mapping[str, Any]:
         return {
-            "order": self.feed.state_dict(),
+            "order": self.order.state_dict(),
             "kl": self.kl.state_dict(),
             "num_empty_in_a_row": self.num_empty_in_a_row,
             "setup": self.setup,
         }
 
     async def _restore(self, checkpoint: Checkpoint) -> None:
-        self.feed.load_state_dict(checkpoint.state["order"])
+        self.order.load_state_dict(checkpoint.state["order"])
+        self.feed.begin_behind(checkpoint.step)
         self.kl.load_state_dict(checkpoint.state["kl"])
         self.num_empty_in_a_row = checkpoint.state["num_empty_in_a_row"]
         await self.roles.policy.restore(str(checkpoint.folder / "policy"))

@@ -1,39 +1,39 @@
-"""What a step says of its rollouts and its time, from lengths, scores and clocks alone."""
+"""What a step says of its rollouts and its time, and when what it says ends the run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
-from rlhf_ray.algorithms.dynamic_sampling import has_spread
-from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.collection import Collected
-from rlhf_ray.loops.groups import compared_scores, rows_by_draw, scored_rows
+from rlhf_ray.config.base import JobConfig
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.errors import RunError
+from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.flops import peak_flops, update_mfu
-from rlhf_ray.roles import Hardware, Metrics, RolloutBatch
+from rlhf_ray.roles import Hardware, Metrics, RolloutGroup, ScoredGroup
+from rlhf_ray.rollouts.groups import has_spread, trainable
 from rlhf_ray.types import Score
 
 
 def sample_metrics(
-    batch: RolloutBatch, scores: Sequence[Score], clock: StepClock, *, apart: bool = False
+    groups: Sequence[ScoredGroup], clock: StepClock, *, apart: bool = False
 ) -> dict[str, float]:
-    """`rollout/*`, `reward/*`, `time/*` and `share/*` of sampled and scored rollouts.
+    """`rollout/*`, `reward/*`, `time/*` and `share/*` of sampled and scored groups.
 
     Args:
-        batch: All of them.
-        scores: Theirs.
+        groups: All of them.
         clock: Of the step.
         apart: Whether each reward is compared by itself, not their sum.
     """
-    summaries = batch.summaries_B
-    num_generated = batch.num_response_tokens
+    summaries_B = [summary for scored in groups for summary in scored.group.summaries_G]
+    num_generated = sum(s.num_response_tokens for s in summaries_B)
     return {
-        **_rewards(batch, scores, apart=apart),
-        "rollout/response_tokens_mean": num_generated / len(summaries),
-        "rollout/truncated_share": fmean(s.finish_reason == "length" for s in summaries),
+        **_rewards(groups, apart=apart),
+        "rollout/response_tokens_mean": num_generated / len(summaries_B),
+        "rollout/truncated_share": fmean(s.finish_reason == "length" for s in summaries_B),
         "rollout/tokens_per_s": num_generated / clock.seconds["generate"],
-        **_parts(scores),
-        **time_metrics(clock, num_samples=len(summaries)),
+        **_parts([score for scored in groups for score in scored.scores_G]),
+        **time_metrics(clock, num_samples=len(summaries_B)),
     }
 
 
@@ -49,69 +49,69 @@ def time_metrics(clock: StepClock, *, num_samples: int) -> dict[str, float]:
 
 
 def rollout_metrics(
-    collected: Collected,
-    scores: Sequence[Score],
-    trained: RolloutBatch,
+    sampled: Sequence[ScoredGroup],
+    trained: Sequence[RolloutGroup],
     used: Metrics,
     clock: StepClock,
     *,
+    num_kept: int,
+    num_refilled: int,
     version: int,
     apart: bool,
 ) -> dict[str, float]:
     """`rollout/*`, `reward/*`, `async/*`, `time/*`, `share/*` and `perf/*` of one step.
 
     Args:
-        collected: The step's rollouts.
-        scores: Of all that was sampled.
-        trained: What is left of it for the update, perhaps nothing.
+        sampled: The step's groups.
+        trained: What is left of them for the update, perhaps nothing.
         used: What the processes needed in the step.
         clock: Of the step, which is over.
+        num_kept: Groups that dynamic sampling let through.
+        num_refilled: Groups that it sampled in place of others.
         version: Of the weights when the step began.
         apart: As in `sample_metrics`.
     """
     seconds = clock.seconds
-    num_groups = len(rows_by_draw(trained.summaries_B))
-    num_kept = len(rows_by_draw(collected.batch.summaries_B))
-    told = sample_metrics(collected.sampled, scores, clock, apart=apart)
+    num_tokens = sum(summary.num_tokens for group in trained for summary in group.summaries_G)
+    told = sample_metrics(sampled, clock, apart=apart)
     if "wait/policy" in used:
         told["perf/bubble_share"] = used["wait/policy"] / told["time/step"]
     return {
         **told,
-        "rollout/trained_groups": float(num_groups),
-        "rollout/left_out_groups": float(num_kept - num_groups),
-        "rollout/refilled_groups": float(collected.num_refilled),
-        **(_staleness(trained, version) if num_groups else {}),
+        "rollout/trained_groups": float(len(trained)),
+        "rollout/left_out_groups": float(num_kept - len(trained)),
+        "rollout/refilled_groups": float(num_refilled),
+        **(_staleness(trained, version) if trained else {}),
         "time/wait_rollout": seconds["generate"],
         "time/wait_update": seconds["score"] + seconds["update"],
-        "perf/tokens_per_s": trained.num_tokens / told["time/step"],
-        "perf/score_tokens_per_s": trained.num_tokens / seconds["score"],
-        "perf/update_tokens_per_s": trained.num_tokens / seconds["update"],
+        "perf/tokens_per_s": num_tokens / told["time/step"],
+        "perf/score_tokens_per_s": num_tokens / seconds["score"],
+        "perf/update_tokens_per_s": num_tokens / seconds["update"],
     }
 
 
-def _staleness(batch: RolloutBatch, version: int) -> dict[str, float]:
-    summaries = batch.summaries_B
-    num_tokens = sum(s.num_response_tokens for s in summaries)
+def _staleness(groups: Sequence[RolloutGroup], version: int) -> dict[str, float]:
+    summaries_B = [summary for group in groups for summary in group.summaries_G]
+    num_tokens = sum(s.num_response_tokens for s in summaries_B)
     return {
-        "async/staleness_mean": version - sum(s.version_sum for s in summaries) / num_tokens,
-        "async/staleness_max": float(max(version - s.version_min for s in summaries)),
+        "async/staleness_mean": version - sum(s.version_sum for s in summaries_B) / num_tokens,
+        "async/staleness_max": float(max(version - s.version_min for s in summaries_B)),
     }
 
 
-def _rewards(batch: RolloutBatch, scores: Sequence[Score], *, apart: bool) -> dict[str, float]:
-    """Of the rows that have a score; those that have none are counted."""
-    totals = [score.total for score in scores if score.total is not None]
-    told = {"rollout/unscored": float(len(scores) - len(totals))}
+def _rewards(groups: Sequence[ScoredGroup], *, apart: bool) -> dict[str, float]:
+    """Of the samples that have a score; those that have none are counted."""
+    scores_B = [score for scored in groups for score in scored.scores_G]
+    totals = [score.total for score in scores_B if score.total is not None]
+    told = {"rollout/unscored": float(len(scores_B) - len(totals))}
     if not totals:
         return told
-    groups = [scored_rows(scores, rows) for rows in rows_by_draw(batch.summaries_B)]
     return told | {
         "rollout/reward_mean": fmean(totals),
         "rollout/reward_std": pstdev(totals),
         "rollout/zero_spread_share": fmean(
-            not has_spread(compared_scores([scores[row] for row in rows], apart=apart))
-            for rows in groups
-            if rows
+            not has_spread(scored.scores_G, apart=apart)
+            for scored in trainable(groups, smallest_group=1)
         ),
     }
 
@@ -135,3 +135,35 @@ def utilisation(hardware: Hardware, *, num_flops: float, seconds: float) -> dict
         num_flops=num_flops, seconds=seconds, num_devices=hardware.num_devices, peak=peak
     )
     return {"perf/mfu": share}
+
+
+def stop_if_diverged(step: int, metrics: Metrics, config: JobConfig) -> None:
+    """Look at what the trained roles say of their optimiser steps.
+
+    Raises:
+        RunError: One of them skipped as many in a row as the job allows, or more.
+    """
+    limit = config.nonfinite_steps_to_stop
+    for name, num_skipped in metrics.items():
+        role, _, leaf = name.rpartition("/")
+        if leaf == "skipped_in_a_row" and num_skipped >= limit:
+            raise RunError(
+                f"step {step}: loss or gradient was not finite in {num_skipped:.0f} optimiser "
+                f"steps in a row ({role}; nonfinite_steps_to_stop is {limit}); what they were to "
+                f"learn from is in {config.run_dir}/skipped"
+            )
+
+
+def stop_if_empty(step: int, num_in_a_row: int, config: OnlineConfig) -> None:
+    """Look at how many steps in a row had nothing to train.
+
+    Raises:
+        RunError: As many as the job allows, or more.
+    """
+    if num_in_a_row >= config.empty_steps_to_stop:
+        raise RunError(
+            f"step {step}: nothing was left to train in {num_in_a_row} steps in a row "
+            f"(empty_steps_to_stop is {config.empty_steps_to_stop}): rewards gave None for too "
+            "many rollouts, dynamic sampling found no group whose scores differ, or all were cut "
+            "off (algorithm.truncated: mask)"
+        )

@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.data.feed import TrainedRows, feed_of
+from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
-from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.collection import Collector
 from rlhf_ray.loops.evaluation import Evaluation
-from rlhf_ray.loops.groups import rows_by_draw
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.loops.report import sample_metrics
 from rlhf_ray.loops.sample_files import PAIRS, SampleFiles
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.roles import Metrics, Roles, Usage, unknown_usage
-from rlhf_ray.types import Prompt, Rollout, Score
+from rlhf_ray.metrics.clock import StepClock
+from rlhf_ray.roles import Metrics, Roles, ScoredGroup, Usage, unknown_usage
+from rlhf_ray.rollouts.feed import Feed
+from rlhf_ray.types import Prompt, Rollout
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +58,9 @@ class SampleLoop:
         """Put the parts together; `run` starts them."""
         self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
         self.usage = usage
-        self.feed = feed_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
-        self.collector = Collector(
-            config, self.feed, engine=roles.rollout, reward=roles.reward, publishes=False
+        self.order = order_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
+        self.feed = Feed(
+            config, self.order, engine=roles.rollout, reward=roles.reward, publishes=False
         )
         self.setup = setup_of(config, prompts)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
@@ -77,7 +76,8 @@ class SampleLoop:
             RunError: A role failed or hung.
         """
         if checkpoint is not None:
-            self.feed.load_state_dict(checkpoint.state["order"])
+            self.order.load_state_dict(checkpoint.state["order"])
+            self.feed.begin_behind(checkpoint.step)
         self.files.rewind({} if checkpoint is None else checkpoint.state["sizes"])
         await publish(self.roles, 0)
         if checkpoint is None:
@@ -100,20 +100,19 @@ class SampleLoop:
         return judged.metrics
 
     async def _step(self, step: int, clock: StepClock) -> Metrics:
-        collected = await self.collector.collect(step, clock)
+        collected = await self.feed.take(step, clock)
         with clock.phase("score"):
-            scores = await collected.scores
+            groups = await collected.scored
             await self.roles.reward.offload()
-        rollouts = await self.roles.assembler.texts(collected.sampled, range(len(scores)))
-        groups = rows_by_draw(collected.sampled.summaries_B)
-        self.files.append(*self._rows(groups, rollouts, scores))
+        rollouts = await self.roles.experience.rollouts(collected.sampled)
+        self.files.append(*self._rows(groups, rollouts))
         used = await self.usage()
-        return {**sample_metrics(collected.sampled, scores, clock), **used}
+        return {**sample_metrics(groups, clock), **used}
 
     def _save(self, step: int) -> None:
         """After every step, so that nothing that was judged is lost with the run."""
         state = {
-            "order": self.feed.state_dict(),
+            "order": self.order.state_dict(),
             "sizes": self.files.sizes(),
             "setup": self.setup,
         }
@@ -121,23 +120,19 @@ class SampleLoop:
             self.store.commit(step, state, roles=[])
 
     def _rows(
-        self,
-        groups: Sequence[Sequence[int]],
-        rollouts: Sequence[Rollout],
-        scores: Sequence[Score],
+        self, groups: Sequence[ScoredGroup], rollouts_PG: Sequence[Sequence[Rollout]]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """What comes of a step: a row an answer, and a row a pair."""
         samples: list[dict[str, Any]] = []
         pairs: list[dict[str, Any]] = []
-        judged = [
-            Judged(text=r.text, score=score.total, truncated=r.finish_reason == "length")
-            for r, score in zip(rollouts, scores, strict=True)
-        ]
-        for group in groups:
-            answers = [judged[row] for row in group]
-            prompt, draw = rollouts[group[0]].prompt, rollouts[group[0]].draw
+        for scored, rollouts_G in zip(groups, rollouts_PG, strict=True):
+            answers = [
+                Judged(text=r.text, score=score.total, truncated=r.finish_reason == "length")
+                for r, score in zip(rollouts_G, scored.scores_G, strict=True)
+            ]
+            prompt = scored.group.prompt
             kept = {k: v for k, v in prompt.columns.items() if k not in OF_OTHER_ANSWERS}
-            row = {**kept, "prompt": prompt.text, "draw": draw}
+            row = {**kept, "prompt": prompt.text, "draw": scored.group.draw}
             samples += [
                 {**row, "completion": a.text, "score": a.score, "truncated": a.truncated}
                 for a in answers

@@ -15,8 +15,8 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
 from rlhf_ray.config.tools.secrets import without_secrets
-from rlhf_ray.data.feed import TrainedRows, digest_of_rows
 from rlhf_ray.data.job import JobData
+from rlhf_ray.data.order import TrainedRows, digest_of_rows
 from rlhf_ray.data.streaming import RowStream
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlhf_ray.config.supervised import SupervisedConfig
-from rlhf_ray.data.feed import Feed, TrainedRows, feed_of
+from rlhf_ray.data.order import DataOrder, TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
-from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.divergence import stop_if_diverged
-from rlhf_ray.loops.report import time_metrics, utilisation
+from rlhf_ray.loops.report import stop_if_diverged, time_metrics, utilisation
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.packing import plan_update
 from rlhf_ray.roles import Evaluated, Metrics, Supervised, Usage, unknown_usage
@@ -59,8 +58,8 @@ class SupervisedLoop:
         self.config, self.role, self.log, self.usage = config, role, log, usage
         self.eval_rows = eval_rows
         self.prepare, self.show = prepare or _as_they_are, show
-        self.feed: Feed[Any] = feed_of(rows, seed=config.seed, shuffle=config.data.shuffle)
-        self.order_state = self.feed.state_dict()
+        self.order: DataOrder[Any] = order_of(rows, seed=config.seed, shuffle=config.data.shuffle)
+        self.order_state = self.order.state_dict()
         self.epochs = 0.0
         self.setup = setup_of(config, rows)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
@@ -78,7 +77,7 @@ class SupervisedLoop:
             self.log.log(0, await self._evaluate(0))
         else:
             first = checkpoint.step + 1
-            self.feed.load_state_dict(checkpoint.state["order"])
+            self.order.load_state_dict(checkpoint.state["order"])
             await self.role.restore(str(checkpoint.folder / self.config.trained_role))
         self.hardware = await self.role.hardware()
         await self.usage()  # starting is no part of the first step
@@ -134,7 +133,7 @@ class SupervisedLoop:
 
     async def _batch(self, step: int) -> Rows:
         rows = await (self._ahead or self._start_preparing())
-        self.order_state, self.epochs = self.feed.state_dict(), self.feed.epochs
+        self.order_state, self.epochs = self.order.state_dict(), self.order.epochs
         self._ahead = self._start_preparing() if step < self.config.total_steps else None
         return rows
 
@@ -143,7 +142,7 @@ class SupervisedLoop:
 
     async def _prepared(self) -> Rows:
         rows = await in_thread(
-            partial(self.feed.take, self.config.batch_size),
+            partial(self.order.take, self.config.batch_size),
             timeout_s=self.config.timeouts.call_s,
             actor="the driver",
             operation="reading the rows of a batch",

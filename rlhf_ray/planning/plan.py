@@ -18,7 +18,7 @@ from rlhf_ray.planning.problems import Problem, host_problems, stage_problems
 from rlhf_ray.planning.roles import Batches, Shapes, roles_of
 from rlhf_ray.planning.stages import HeldResult, PlannedJob, groups_of, held_results
 
-# Beside the ranks: the driver, and the actor that assembles experience.
+# Beside the ranks: the driver, and the actor that builds experience.
 DRIVER_BYTES = 850 * MIB
 # What a node holds that is no role.
 DRIVER, RESULTS = "driver", "results"

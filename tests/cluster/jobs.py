@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 from actors.cluster.role import RoleHandle
 from actors.pool.pool import Pool
@@ -23,7 +24,9 @@ from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.setup import prepare
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Record, Table
-from rlhf_ray.roles import EnginePart, Roles, SleepLevel
+from rlhf_ray.roles import EnginePart, Roles, RolloutGroup, SampleArrays, SleepLevel
+from rlhf_ray.rollouts.feed import sample_all
+from rlhf_ray.types import Rollout
 
 SCORERS = Path(__file__).with_name("scorers.py")
 STOP_STRING = "and"
@@ -172,7 +175,7 @@ def on_ranks(actors: RoleHandle[Any], function: Any, *arguments: Any) -> list[An
 async def inside(actors: RoleHandle[Any], function: Any, *arguments: Any) -> list[Any]:
     """The same, from a coroutine."""
     refs = [actor.__ray_call__.remote(function, *arguments) for actor in actors.actors]
-    return await actors.answers(refs, function, timeout_s=60.0)
+    return await actors.answers(refs, function.__name__, timeout_s=60.0)
 
 
 def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, str]:
@@ -185,6 +188,20 @@ def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[fl
     ]
     worst = int(np.argmax(differences))
     return differences[worst], names[worst]
+
+
+def rollouts_of(groups: Sequence[RolloutGroup]) -> list[Rollout]:
+    """The samples of groups, from the object store."""
+    rollouts_PG = ray.get([group.rollouts for group in groups], timeout=30)
+    return [rollout for rollouts_G in rollouts_PG for rollout in rollouts_G]
+
+
+def arrays_of(said: SampleArrays, groups: Sequence[RolloutGroup]) -> list[Any]:
+    """What a role said of each sample of groups."""
+    of_sample: dict[Any, Any] = {}
+    for of_rank in ray.get(list(said), timeout=30):
+        of_sample |= of_rank
+    return [of_sample[sample] for group in groups for sample in group.samples_G]
 
 
 class Recorder:
@@ -209,11 +226,11 @@ class Replayed:
     def __init__(self, engine: Any, tape: dict[Any, Any]) -> None:
         self.engine, self.tape = engine, tape
 
-    async def generate(self, requests: Sequence[Any]) -> Any:
+    async def generate(self, requests: Sequence[Any]) -> list[Awaitable[RolloutGroup]]:
         key = tuple((request.prompt.prompt_id, request.seeds_G) for request in requests)
         if key not in self.tape:
-            self.tape[key] = await self.engine.generate(requests)
-        return self.tape[key]
+            self.tape[key] = await sample_all(self.engine, requests)
+        return [asyncio.sleep(0, result=group) for group in self.tape[key]]
 
     async def sleep(self, level: SleepLevel) -> None:
         await self.engine.sleep(level)

@@ -1,8 +1,9 @@
-"""Several replicas answer as one: rows in the order that they were asked for."""
+"""Several replicas answer as one: groups in the order that they were asked for."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 import ray
@@ -10,9 +11,9 @@ import ray
 from actors.cluster.role import RoleHandle
 from actors.engines.ending import Ending
 from actors.engines.replica_set import ReplicaSet
-from actors.ranks.rank import collect
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.types import Prompt, RolloutSummary
 
 
@@ -23,7 +24,7 @@ def replica_class(cluster):
         """Says of every sample which replica drew it; the first replica is the slower one."""
 
         def __init__(self, number):
-            self.number, self.sleeps = number, False
+            self.number, self.sleeps, self.aborted = number, False, []
 
         async def sleep(self, level, timeout_s):
             self.sleeps = True
@@ -31,21 +32,26 @@ def replica_class(cluster):
         async def wake_up(self, part, timeout_s):
             self.sleeps = False
 
-        async def generate(self, requests, ending, timeout_s):
+        async def admit(self, requests, ending, timeout_s):
             assert not self.sleeps
             assert (ending.stop, timeout_s) == ((".",), 60.0)
-            if any(request.prompt.prompt_id == "bad" for request in requests):
+            self.requests = {request.draw: request for request in requests}
+            if any(request.prompt.prompt_id == "refused" for request in requests):
                 raise LookupError("no such prompt")
+
+        async def finished(self, draw):
+            request = self.requests[draw]
+            if request.prompt.prompt_id == "bad":
+                raise LookupError("no such prompt")
+            if request.prompt.prompt_id == "endless":
+                await asyncio.sleep(600)
             await asyncio.sleep(0.5 * (1 - self.number))
             drawn = [
                 (request.prompt.prompt_id, sample, seed, self.number)
-                for request in requests
                 for sample, seed in enumerate(request.seeds_G)
             ]
             summaries = [
                 RolloutSummary(
-                    prompt_id=prompt_id,
-                    draw=0,
                     sample=sample,
                     num_prompt_tokens=1,
                     num_response_tokens=1,
@@ -55,9 +61,15 @@ def replica_class(cluster):
                     version_max=0,
                     version_sum=0,
                 )
-                for prompt_id, sample, _, _ in drawn
+                for _, sample, _, _ in drawn
             ]
             return summaries, drawn
+
+        async def abort(self, draws):
+            self.aborted += draws
+
+        async def told_to_abort(self):
+            return self.aborted
 
     return Replica
 
@@ -75,14 +87,23 @@ def replicas(replica_class):
 async def test_requests_wake_replicas_that_sleep_on_a_shared_gpu(replicas):
     shared = ReplicaSet(replicas.actors, replicas.ending, timeout_s=60.0, sleeps=True)
     await shared.sleep(level=1)
-    batch = await shared.generate([request("a", 1, [1, 2]), request("b", 1, [3])])
-    assert [summary.prompt_id for summary in batch.summaries_B] == ["a", "a", "b"]
+    groups = await sample_all(shared, [request("a", 1, [1, 2]), request("b", 1, [3])])
+    assert [(group.prompt.prompt_id, len(group.summaries_G)) for group in groups] == [
+        ("a", 2), ("b", 1)
+    ]  # fmt: skip
+
+
+NEXT_DRAW = itertools.count()
 
 
 def request(prompt_id, num_tokens, seeds):
     prompt = Prompt(prompt_id=prompt_id, token_ids_T=(1,) * num_tokens, text="")
     return GenerationRequest(
-        prompt=prompt, draw=0, seeds_G=tuple(seeds), temperature=1.0, max_new_tokens=10
+        prompt=prompt,
+        draw=next(NEXT_DRAW),
+        seeds_G=tuple(seeds),
+        temperature=1.0,
+        max_new_tokens=10,
     )
 
 
@@ -99,25 +120,44 @@ ROWS = [
 ]  # fmt: skip
 
 
-async def test_rows_come_in_the_order_of_requests_then_samples(replicas):
+async def drawn(replicas, requests):
+    groups = await sample_all(replicas, requests)
+    assert [(group.draw, group.prompt) for group in groups] == [
+        (request.draw, request.prompt) for request in requests
+    ]
+    return [row for group in groups for row in ray.get(group.rollouts, timeout=30)]
+
+
+async def test_groups_come_in_the_order_of_requests(replicas):
     backwards = [ROWS[row] for row in (6, 5, 3, 4, 0, 1, 2)]
     for requests, expected in ((REQUESTS, ROWS), (REQUESTS[::-1], backwards)):
-        batch = await replicas.generate(requests)
-        rollouts = collect(batch.shards, len(batch.summaries_B), timeout_s=30)
-        assert [(prompt_id, sample, seed) for prompt_id, sample, seed, _ in rollouts] == expected
-        told = [(summary.prompt_id, summary.sample) for summary in batch.summaries_B]
-        assert told == [(prompt_id, sample) for prompt_id, sample, _ in expected]
-        assert {replica for *_, replica in rollouts} == {0, 1}
+        rows = await drawn(replicas, requests)
+        assert [(prompt_id, sample, seed) for prompt_id, sample, seed, _ in rows] == expected
+        assert {replica for *_, replica in rows} == {0, 1}
 
 
-async def test_one_request_asks_one_replica(replicas):
-    batch = await replicas.generate(REQUESTS[:1])
-    assert [shard.rows for shard in batch.shards] == [(0, 1, 2)]
+async def test_a_group_is_there_as_soon_as_it_is_sampled(replicas):
+    answers = await replicas.generate(REQUESTS)
+    done, _ = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED, timeout=30)
+    assert answers[0] not in done, "the first replica is the slower one"
+    await asyncio.gather(*answers)
 
 
 async def test_a_replica_that_failed_is_named_and_counts_as_idle_again(replicas):
-    with pytest.raises(RunError, match=r"rollout.generate: job/rollout/1 failed .* no such prompt"):
-        await replicas.generate([*REQUESTS[:1], request("bad", 1, (1,))])
-    batch = await replicas.generate(REQUESTS)
-    # As if nothing had been: the first request goes to the first replica again.
-    assert [shard.rows for shard in batch.shards] == [(0, 1, 2), (3, 4, 5, 6)]
+    for bad in ("refused", "bad"):
+        message = r"rollout.generate: job/rollout/1 failed .* no such prompt"
+        with pytest.raises(RunError, match=message):
+            await sample_all(replicas, [*REQUESTS[:1], request(bad, 1, (1,))])
+        await asyncio.sleep(0.1)  # for what is given up
+        rows = await drawn(replicas, REQUESTS)
+        # As if nothing had been: the first request goes to the first replica again.
+        assert [replica for *_, replica in rows] == [0, 0, 0, 1, 1, 1, 1]
+
+
+async def test_a_replica_is_told_what_nobody_waits_for(replicas):
+    endless = request("endless", 10, (1,))
+    with pytest.raises(RunError, match="no such prompt"):
+        await sample_all(replicas, [endless, request("bad", 1, (1,))])
+    await asyncio.sleep(0.1)
+    told = replicas.actors.actors[0].told_to_abort.remote()
+    assert ray.get(told, timeout=30) == [endless.draw]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import numpy as np
 import pytest
 import ray
-from jobs import STOP_STRING, STOP_TOKEN
+from jobs import STOP_STRING, STOP_TOKEN, arrays_of, rollouts_of
 
 from actors.engines.ending import Ending
-from actors.ranks.rank import collect
 from launch.training.online_roles import start_roles
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.deadlines import DeadlineError
+from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.types import Prompt
 
 VERSION = 7
@@ -39,23 +41,26 @@ def roles(pool, make_config, tmp_path_factory):
     return asyncio.run(start())
 
 
+NEXT_DRAW = itertools.count()
+
+
 def request(tokenizer, text, seeds, *, temperature=1.0, max_new_tokens=24):
     token_ids = tokenizer(text)["input_ids"]
     return GenerationRequest(
         prompt=Prompt(prompt_id=f"test:{text}", token_ids_T=tuple(token_ids), text=text),
-        draw=0,
+        draw=next(NEXT_DRAW),
         seeds_G=tuple(seeds),
         temperature=temperature,
         max_new_tokens=max_new_tokens,
     )
 
 
-def rollouts_of(batch):
-    return collect(batch.shards, len(batch.summaries_B), timeout_s=30)
+def sampled(roles, requests):
+    return asyncio.run(sample_all(roles.rollout, requests))
 
 
 def sample(roles, requests):
-    rollouts = rollouts_of(asyncio.run(roles.rollout.generate(requests)))
+    rollouts = rollouts_of(sampled(roles, requests))
     assert len(rollouts) == sum(len(request.seeds_G) for request in requests) > 0
     return rollouts
 
@@ -72,13 +77,16 @@ def requests(tokenizer):
     return [request(tokenizer, text, [10 * n, 10 * n + 1]) for n, text in enumerate(texts)]
 
 
-def test_rows_come_in_the_order_of_requests_then_samples(roles, requests):
-    batch = asyncio.run(roles.rollout.generate(requests))
-    rollouts = rollouts_of(batch)
+def test_groups_come_in_the_order_of_requests_and_hold_their_samples(roles, requests):
+    groups = sampled(roles, requests)
+    assert [group.draw for group in groups] == [request.draw for request in requests]
+    assert [group.prompt for group in groups] == [request.prompt for request in requests]
+    rollouts = rollouts_of(groups)
     wanted = [(r.prompt.prompt_id, sample) for r in requests for sample in (0, 1)]
     assert [(r.prompt.prompt_id, r.sample) for r in rollouts] == wanted
-    for summary, rollout in zip(batch.summaries_B, rollouts, strict=True):
-        assert (summary.prompt_id, summary.sample) == (rollout.prompt.prompt_id, rollout.sample)
+    summaries_B = [summary for group in groups for summary in group.summaries_G]
+    for summary, rollout in zip(summaries_B, rollouts, strict=True):
+        assert summary.sample == rollout.sample
         assert summary.num_prompt_tokens == len(rollout.prompt.token_ids_T)
         assert summary.num_response_tokens == len(rollout.response_ids_T)
         assert summary.num_own_tokens == rollout.own_T.sum() == len(rollout.own_T)
@@ -116,10 +124,9 @@ def test_temperature_0_is_greedy(roles, tokenizer):
 
 
 def test_log_probabilities_are_the_trainers(roles, requests):
-    batch = asyncio.run(roles.rollout.generate(requests))
-    shards = asyncio.run(roles.policy.logprobs(batch))
-    trainer = collect(shards, len(batch.summaries_B), timeout_s=30)
-    for rollout, ours in zip(rollouts_of(batch), trainer, strict=True):
+    groups = sampled(roles, requests)
+    trainer = arrays_of(asyncio.run(roles.policy.logprobs(groups)), groups)
+    for rollout, ours in zip(rollouts_of(groups), trainer, strict=True):
         assert len(ours) == len(rollout.logprobs_T) == len(rollout.response_ids_T)
         np.testing.assert_allclose(rollout.logprobs_T, ours, atol=1e-4)
         assert np.all(rollout.logprobs_T < 0)
@@ -158,8 +165,8 @@ def test_a_token_that_ends_a_turn_ends_a_response_and_is_not_in_its_text(roles, 
     replica = roles.rollout.actors.actors[0]
     many = [request(tokenizer, "One day", range(24))]
     ending = Ending(end_token_ids=(STOP_TOKEN,))
-    _, answered = replica.generate.options(num_returns=2).remote(many, ending, 60.0)
-    rollouts = ray.get(answered, timeout=120)
+    ray.get(replica.admit.remote(many, ending, 60.0), timeout=60)
+    _, rollouts = ray.get(replica.finished.remote(many[0].draw), timeout=120)
     ended = [r for r in rollouts if r.response_ids_T[-1] == STOP_TOKEN]
     assert ended
     for rollout in ended:
@@ -170,17 +177,66 @@ def test_a_token_that_ends_a_turn_ends_a_response_and_is_not_in_its_text(roles, 
 
 
 def test_the_controller_holds_no_tokens(roles, requests):
-    batch = asyncio.run(roles.rollout.generate(requests))
-    assert all(isinstance(shard.ref, ray.ObjectRef) for shard in batch.shards)
-    assert not any(hasattr(summary, "response_ids_T") for summary in batch.summaries_B)
+    groups = sampled(roles, requests)
+    assert all(isinstance(group.rollouts, ray.ObjectRef) for group in groups)
+    assert not any(hasattr(summary, "response_ids_T") for g in groups for summary in g.summaries_G)
 
 
-def test_requests_of_a_call_that_is_late_are_ended(roles, tokenizer):
+ENDLESS = Ending(ignore_eos=True)
+
+
+def num_running(replica):
+    asked = replica.__ray_call__.remote(lambda it: len(it.engine.output_processor.request_states))
+    return ray.get(asked, timeout=60)
+
+
+def test_requests_of_a_group_that_is_late_are_ended(roles, tokenizer):
     replica = roles.rollout.actors.actors[0]
-    endless = Ending(ignore_eos=True)
-    asked = [request(tokenizer, "Once upon a time", range(64), max_new_tokens=400)]
-    late = r"the answer to test:Once upon a time/\d+: no answer from .*/rollout/0 after 0 s"
-    with pytest.raises(DeadlineError, match=late):
-        ray.get(replica.generate.remote(asked, endless, 0.3), timeout=60)
-    running = replica.__ray_call__.remote(lambda it: len(it.engine.output_processor.request_states))
-    assert ray.get(running, timeout=60) == 0
+    late = request(tokenizer, "Once upon a time", range(64), max_new_tokens=400)
+    ray.get(replica.admit.remote([late], ENDLESS, 0.3), timeout=60)
+    message = r"the answer to test:Once upon a time/\d+: no answer from .*/rollout/0 after 0 s"
+    for _ in range(2):  # it can be asked again
+        with pytest.raises(DeadlineError, match=message):
+            ray.get(replica.finished.remote(late.draw), timeout=60)
+    assert num_running(replica) == 0
+
+
+def test_a_group_ends_alone(roles, tokenizer):
+    """One is aborted: its requests end, the others are answered, and again when asked again."""
+    replica = roles.rollout.actors.actors[0]
+    aborted = request(tokenizer, "One day", range(8), max_new_tokens=400)
+    other = request(tokenizer, "Lily", range(2), max_new_tokens=60)
+    ray.get(replica.admit.remote([aborted, other], ENDLESS, 60.0), timeout=60)
+    with pytest.raises(RunError, match=rf"samples draws \[{other.draw}\] already"):
+        ray.get(replica.admit.remote([other], ENDLESS, 60.0), timeout=60)
+    waiting = replica.finished.remote(aborted.draw)
+    answered = replica.finished.remote(other.draw)
+    ray.get(replica.abort.remote([aborted.draw]), timeout=60)
+    with pytest.raises(RunError, match=f"draw {aborted.draw} was aborted"):
+        ray.get(waiting, timeout=60)
+    _, rollouts = ray.get(answered, timeout=60)
+    assert [len(r.response_ids_T) for r in rollouts] == [60, 60]
+    _, again = ray.get(replica.finished.remote(other.draw), timeout=60)
+    assert [r.response_ids_T.tolist() for r in again] == [
+        r.response_ids_T.tolist() for r in rollouts
+    ]
+    assert num_running(replica) == 0
+    with pytest.raises(RunError, match=f"asked for draw {aborted.draw}, which it does not sample"):
+        ray.get(replica.finished.remote(aborted.draw), timeout=60)
+
+
+def test_an_engine_answers_beside_more_groups_than_an_actor_has_calls_by_default(roles):
+    replica = roles.rollout.actors.actors[0]
+
+    def many(it):
+        import asyncio
+
+        it.groups |= {-n: asyncio.ensure_future(asyncio.sleep(600)) for n in range(1, 1101)}
+
+    ray.get(replica.__ray_call__.remote(many), timeout=60)
+    waiting = [replica.finished.remote(-n) for n in range(1, 1101)]
+    assert len(ray.get(replica.ask_workers.remote("report_peak_memory_gb"), timeout=60)) == 1
+    ray.get(replica.abort.remote(range(-1100, 0)), timeout=60)
+    for ref in waiting:
+        with pytest.raises(RunError, match="was aborted"):
+            ray.get(ref, timeout=60)

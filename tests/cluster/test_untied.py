@@ -11,18 +11,27 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from jobs import TWO_RANKS_SHARED, inside, laid_over, run_loop, weights_of
+from jobs import (
+    TWO_RANKS_SHARED,
+    arrays_of,
+    inside,
+    laid_over,
+    rollouts_of,
+    run_loop,
+    weights_of,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actors.engines.rollout import RolloutReplica
 from actors.ranks.group import RankSpec
 from actors.ranks.policy import PolicyGroup, PolicyRank
-from actors.ranks.rank import collect
 from actors.weights.probe import probe_sequences
 from launch.training.online_roles import start_roles
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.packing import plan_update
 from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience
 
@@ -158,7 +167,8 @@ def test_an_export_loads_in_transformers(exported, fresh_model):
 
 def test_an_export_loads_in_vllm(exported, started):
     _, rows, trainer = exported
-    [engine] = asyncio.run(started.rollout.actors.call("logprobs", rows, 60.0, timeout_s=60))
+    score = started.rollout.actors.call(RolloutReplica.logprobs, timeout_s=60)
+    [engine] = asyncio.run(score(rows, 60.0))
     for ours, theirs in zip(trainer, engine, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
@@ -199,7 +209,7 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
     async def publish_while_it_generates():
         roles = await start_roles(config, load_online_data(config), pool)
         await roles.policy.publish(100)
-        generating = asyncio.create_task(roles.rollout.generate(requests))
+        generating = asyncio.create_task(sample_all(roles.rollout, requests))
         version = 100
         while not generating.done():
             await asyncio.sleep(0.3)
@@ -208,15 +218,16 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
             await inside(roles.policy.actors, stretch, factor)
             publication = await publish(roles, version)
             assert publication.logprob_abs_max < 1e-4
-        batch = await generating
+        groups = await generating
         await inside(roles.policy.actors, stretch, 1.0)
-        return batch, await roles.policy.logprobs(batch), version
+        return groups, await roles.policy.logprobs(groups), version
 
-    batch, shards, last = asyncio.run(publish_while_it_generates())
-    rollouts = collect(batch.shards, 8, timeout_s=30)
-    under_100 = collect(shards, 8, timeout_s=30)
+    groups, said, last = asyncio.run(publish_while_it_generates())
+    rollouts, under_100 = rollouts_of(groups), arrays_of(said, groups)
+    summaries_B = [summary for group in groups for summary in group.summaries_G]
+    assert len(rollouts) == 8
     assert last > 101, "generation was over before two publications"
-    for rollout, trainer, summary in zip(rollouts, under_100, batch.summaries_B, strict=True):
+    for rollout, trainer, summary in zip(rollouts, under_100, summaries_B, strict=True):
         versions = rollout.versions_T
         assert len(rollout.response_ids_T) == len(versions) == num_tokens
         assert summary.version_min == versions[0] == 100

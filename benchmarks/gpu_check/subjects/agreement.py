@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+import ray
 
-from actors.ranks.rank import collect
 from benchmarks.gpu_check.online import (
     ON_ONE_CARD,
     Online,
@@ -21,6 +21,8 @@ from benchmarks.gpu_check.online import (
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from rlhf_ray.loops.publication import publish
+from rlhf_ray.roles import SampleId
+from rlhf_ray.rollouts.feed import sample_all
 
 # Nats a token; see `launch.training.online_roles`.
 LIMITS = {
@@ -62,12 +64,17 @@ async def _sampled(online: Online, asked: Sequence[Any]) -> tuple[list[Any], lis
     """Log-probabilities of sampled tokens: the trainer's, and those that the engine sampled by."""
     roles, timeout_s = online.roles, online.config.timeouts.call_s
     await publish(roles, 0)
-    batch = await roles.rollout.generate(asked)
+    groups = await sample_all(roles.rollout, asked)
     await roles.rollout.sleep(level=2)
-    shards = await roles.policy.logprobs(batch)
-    rollouts = collect(batch.shards, len(asked), timeout_s)
-    ours = collect(shards, len(asked), timeout_s)
-    return ours, [rollout.logprobs_T for rollout in rollouts]
+    ours: dict[SampleId, Any] = {}
+    for of_rank in ray.get(list(await roles.policy.logprobs(groups)), timeout=timeout_s):
+        ours |= of_rank
+    theirs = [
+        rollout
+        for rollouts_G in ray.get([group.rollouts for group in groups], timeout=timeout_s)
+        for rollout in rollouts_G
+    ]
+    return [ours[r.draw, r.sample] for r in theirs], [r.logprobs_T for r in theirs]
 
 
 def agreement(ours: Sequence[Any], theirs: Sequence[Any], dtype: str) -> Iterator[Measurement]:

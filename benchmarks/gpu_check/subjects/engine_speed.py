@@ -25,6 +25,7 @@ from benchmarks.gpu_check.subjects.memory import needs_of
 from launch.training.online_roles import engine_ahead
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.rollouts.feed import sample_all
 
 # Of vLLM's own rate: an actor sends requests and brings answers, and reads texts out of tokens.
 LEAST_SHARE = 0.9
@@ -93,11 +94,11 @@ async def _rate(online: Online, asked: Sequence[GenerationRequest]) -> float:
     """Tokens a second of the rollout role."""
     rollout = online.roles.rollout
     await publish(online.roles, 0)
-    await rollout.generate(asked[:WARM_UP])
+    await sample_all(rollout, asked[:WARM_UP])
     began_s = time.monotonic()
-    batch = await rollout.generate(asked)
+    groups = await sample_all(rollout, asked)
     seconds = time.monotonic() - began_s
-    return sum(summary.num_response_tokens for summary in batch.summaries_B) / seconds
+    return sum(s.num_response_tokens for group in groups for s in group.summaries_G) / seconds
 
 
 def _raw(setting: Setting, spec: EngineSpec, asked: Sequence[GenerationRequest]) -> float:

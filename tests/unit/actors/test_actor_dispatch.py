@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.engines.dispatch import LeastLoaded
+from actors.engines.replica_set import LeastLoaded
 
 COSTS = st.lists(st.integers(1, 1000), max_size=60)
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+import ray
 
 from actors.cluster.role import RoleHandle
 from actors.cluster.turns import Turns
@@ -19,7 +20,6 @@ from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
 from rlhf_ray.packing import UpdatePlan
-from rlhf_ray.roles import RolloutBatch
 
 PASS_S = 0.02
 
@@ -133,7 +133,6 @@ class Recorded:
         return answer if self.num_returns == 1 else (answer, None)
 
 
-BATCH = RolloutBatch(summaries_B=(), shards=())
 PLAN = UpdatePlan(minibatches=())
 LEARNER, TIMEOUTS = LearnerConfig(), TimeoutConfig()
 
@@ -149,24 +148,25 @@ async def score(ranks: RoleHandle) -> None:
     config = RewardConfig.model_validate({"model": {"path": "rm"}, "functions": [{"path": "a:b"}]})
     reward = RewardGroup(ranks, config, TIMEOUTS)
     reward.weights = {"model": 1.0}
-    await reward.score(BATCH)
+    await reward.score([])
 
 
 @pytest.mark.parametrize(
     ("work", "turn"),
     [
-        (lambda r: PolicyGroup(r, LEARNER, TIMEOUTS).logprobs(BATCH), ["logprobs"]),
+        (lambda r: PolicyGroup(r, LEARNER, TIMEOUTS).logprobs([]), ["logprobs"]),
         (lambda r: PolicyGroup(r, LEARNER, TIMEOUTS).update(None, PLAN, 0.0), ["update"]),
         (lambda r: PolicyGroup(r, LEARNER, TIMEOUTS).restore("checkpoint"), ["restore"]),
         (publish, ["publish", "logprobs_of"]),
-        (lambda r: ValueGroup(r, LEARNER, TIMEOUTS).values(BATCH), ["values"]),
+        (lambda r: ValueGroup(r, LEARNER, TIMEOUTS).values([]), ["values"]),
         (lambda r: ValueGroup(r, LEARNER, TIMEOUTS).update(None, PLAN), ["update"]),
-        (lambda r: ReferenceGroup(r, ReferenceConfig(), TIMEOUTS).logprobs(BATCH), ["logprobs"]),
+        (lambda r: ReferenceGroup(r, ReferenceConfig(), TIMEOUTS).logprobs([]), ["logprobs"]),
         # Functions may take long, and need no GPU.
         (score, ["score_with_model"]),
     ],
 )
-async def test_whatever_passes_a_model_does_so_in_its_turn(work, turn):
+async def test_whatever_passes_a_model_does_so_in_its_turn(work, turn, monkeypatch):
+    monkeypatch.setattr(ray, "put", lambda value: value)
     asked: list[str] = []
     answers = {"publish": 7, "update": {}, "score_with_functions": {}, "logprobs_of": []}
     answers["score_with_model"] = []

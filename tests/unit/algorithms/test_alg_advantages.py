@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
-from rlhf_ray.algorithms.token_rewards import token_rewards
 from rlhf_ray.algorithms.whitening import whiten
+from rlhf_ray.experience.rewards import token_rewards
 
 PARAMS = AdvantageParams(gamma=0.97, lam=0.9)
 GROUP_METHODS = [name for name in ADVANTAGES if ADVANTAGES[name].needs_groups]

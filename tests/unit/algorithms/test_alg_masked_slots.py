@@ -13,8 +13,8 @@ from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, Correc
 from rlhf_ray.algorithms.metric_sums import values
 from rlhf_ray.algorithms.ratios import RatioLevel
 from rlhf_ray.algorithms.reduction import Reduction
-from rlhf_ray.algorithms.token_rewards import token_rewards
 from rlhf_ray.algorithms.whitening import whiten
+from rlhf_ray.experience.rewards import token_rewards
 
 GARBAGE = [math.nan, math.inf, -math.inf, 3e38]
 

@@ -26,7 +26,6 @@ from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishm
 from trl.trainer import grpo_trainer, rloo_trainer  # noqa: E402
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax  # noqa: E402
 
-from rlhf_ray.algorithms import shaping  # noqa: E402
 from rlhf_ray.algorithms.advantages import (  # noqa: E402
     ADVANTAGES,
     AdvantageInputs,
@@ -40,6 +39,7 @@ from rlhf_ray.algorithms.correction import (  # noqa: E402
 from rlhf_ray.algorithms.logprobs import token_logprobs  # noqa: E402
 from rlhf_ray.algorithms.reduction import Reduction, ReductionKind  # noqa: E402
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs  # noqa: E402
+from rlhf_ray.experience import rewards  # noqa: E402
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 # Every sequence has an own token: TRL counts those without in its sequence means, we do not.
@@ -454,14 +454,14 @@ def test_shaping() -> None:
     ids = [[1, 2, 3, 4], [5, 5, 5, 5, 5], [7], [1, 2] * 10, list(range(19)), [3] * 30]
     zeros = torch.zeros(len(ids), dtype=torch.float64)
     theirs = get_repetition_penalty_reward(ngram_size=2, max_penalty=-0.8)(completion_ids=ids)
-    ours = shaping.repetition_penalty(zeros, ids, ngram=2, max_penalty=0.8)
+    ours = rewards.repetition_penalty(zeros, ids, ngram=2, max_penalty=0.8)
     assert ours.tolist() == pytest.approx(theirs)
     assert min(theirs) < -0.5
 
     theirs = get_soft_overlong_punishment(max_completion_len=20, soft_punish_cache=4)(
         completion_ids=ids
     )
-    ours = shaping.overlong_penalty(
+    ours = rewards.overlong_penalty(
         zeros,
         torch.tensor([len(i) for i in ids]),
         max_length=20,

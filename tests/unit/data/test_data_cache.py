@@ -28,7 +28,7 @@ from loads import load_labelled, load_pairs, load_prompts, load_sft
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data import cache, file_digests, files, store
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.feed import digest_of_rows
+from rlhf_ray.data.order import digest_of_rows
 from rlhf_ray.data.row_file import RowFile
 from rlhf_ray.data.sft import Examples
 from rlhf_ray.types import SftExample

@@ -16,7 +16,7 @@ import pytest
 from loads import load_labelled, load_pairs, load_prompts, load_sft
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data.loader import ResumableOrder
+from rlhf_ray.data.order import RowsInOrder
 
 
 def digest(names: Sequence[object]) -> str:
@@ -151,5 +151,5 @@ def test_several_examples_of_a_row_keep_their_order(tmp_path: Path, chat_tokeniz
 def test_epochs_have_the_orders_that_they_always_had(
     num_rows: int, seed: int, expected: str
 ) -> None:
-    order = ResumableOrder(num_rows, seed=seed)
+    order = RowsInOrder(range(num_rows), seed=seed)
     assert digest(order.take(2 * num_rows + 5)) == expected

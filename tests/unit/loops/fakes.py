@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from rlhf_ray.roles import (
     Hardware,
     Publication,
     Roles,
-    RolloutBatch,
-    Shard,
+    RolloutGroup,
+    SampleArrays,
+    ScoredGroup,
 )
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
@@ -64,41 +65,44 @@ def make_rollout(
     )
 
 
-def batch_of(rollouts: Sequence[Rollout]) -> RolloutBatch:
-    """In two shards, rows interleaved."""
-    summaries = tuple(
-        RolloutSummary(
-            prompt_id=rollout.prompt.prompt_id,
-            draw=rollout.draw,
-            sample=rollout.sample,
-            num_prompt_tokens=len(rollout.prompt.token_ids_T),
-            num_response_tokens=len(rollout.response_ids_T),
-            num_own_tokens=len(rollout.response_ids_T),
-            finish_reason=rollout.finish_reason,
-            version_min=int(rollout.versions_T.min()),
-            version_max=int(rollout.versions_T.max()),
-            version_sum=int(rollout.versions_T.sum()),
+def groups_of(rollouts: Sequence[Rollout]) -> list[RolloutGroup]:
+    """One a draw, in the order of their first rollouts; a reference is the value itself."""
+    by_draw: dict[int, list[Rollout]] = {}
+    for rollout in rollouts:
+        by_draw.setdefault(rollout.draw, []).append(rollout)
+    return [
+        RolloutGroup(
+            prompt=rollouts_G[0].prompt,
+            draw=draw,
+            summaries_G=tuple(summary_of(rollout) for rollout in rollouts_G),
+            rollouts=rollouts_G,
         )
-        for rollout in rollouts
-    )
-    rows = range(len(rollouts))
-    shards = tuple(
-        Shard(ref=[rollouts[row] for row in part], rows=tuple(part))
-        for part in (rows[::2], rows[1::2])
-    )
-    return RolloutBatch(summaries_B=summaries, shards=shards)
+        for draw, rollouts_G in by_draw.items()
+    ]
 
 
-def resolve(batch: RolloutBatch) -> list[Any]:
-    """Rows of a batch in order, as the actors would collect them."""
-    rows: list[Any] = [None] * len(batch.summaries_B)
-    for shard in batch.shards:
-        for row, value in zip(shard.rows, shard.ref, strict=True):
-            if row >= 0:
-                assert rows[row] is None
-                rows[row] = value
-    assert None not in rows
-    return rows
+def summary_of(rollout: Rollout) -> RolloutSummary:
+    return RolloutSummary(
+        sample=rollout.sample,
+        num_prompt_tokens=len(rollout.prompt.token_ids_T),
+        num_response_tokens=len(rollout.response_ids_T),
+        num_own_tokens=len(rollout.response_ids_T),
+        finish_reason=rollout.finish_reason,
+        version_min=int(rollout.versions_T.min()),
+        version_max=int(rollout.versions_T.max()),
+        version_sum=int(rollout.versions_T.sum()),
+    )
+
+
+def resolve(groups: Sequence[RolloutGroup]) -> list[Rollout]:
+    """The samples of groups in order, as the actors would look them up."""
+    found = {(r.draw, r.sample): r for group in groups for r in group.rollouts}
+    return [found[sample] for group in groups for sample in group.samples_G]
+
+
+async def answer(rollouts: Sequence[Rollout]) -> RolloutGroup:
+    [group] = groups_of(rollouts)
+    return group
 
 
 class Company:
@@ -117,24 +121,26 @@ class Company:
 
     def roles(self, *, value: bool = True) -> Roles:
         return Roles(
-            rollout=self, policy=self, reward=self, assembler=self,
+            rollout=self, policy=self, reward=self, experience=self,
             reference=FakeReference(self), value=FakeValue(self) if value else None,
         )  # fmt: skip
 
     def said(self, call: str) -> None:
         self.calls.append(call)
 
-    async def generate(self, requests: Sequence[GenerationRequest]) -> RolloutBatch:
+    async def generate(
+        self, requests: Sequence[GenerationRequest]
+    ) -> list[Awaitable[RolloutGroup]]:
         self.said(f"rollout.generate@{self.version}")
         self.asleep = False
         self.requests += requests
-        return batch_of(
-            [
-                make_rollout(request.prompt, sample, 3 + seed % 4, self.version, draw=request.draw)
-                for request in requests
-                for sample, seed in enumerate(request.seeds_G)
-            ]
-        )
+        return [answer(self.sampled(request)) for request in requests]
+
+    def sampled(self, request: GenerationRequest) -> list[Rollout]:
+        return [
+            make_rollout(request.prompt, sample, 3 + seed % 4, self.version, draw=request.draw)
+            for sample, seed in enumerate(request.seeds_G)
+        ]
 
     async def sleep(self, level: int) -> None:
         self.said(f"rollout.sleep@{level}")
@@ -147,29 +153,40 @@ class Company:
     async def offload(self) -> None:
         pass
 
-    async def score(self, batch: RolloutBatch) -> list[Score]:
+    async def score(self, groups: Sequence[RolloutGroup]) -> list[tuple[Score, ...]]:
         self.said("reward.score")
         return [
-            Score(total=self.scoring(s.prompt_id, s.sample), parts={}) for s in batch.summaries_B
+            tuple(
+                Score(total=self.scoring(group.prompt.prompt_id, s.sample), parts={})
+                for s in group.summaries_G
+            )
+            for group in groups
         ]
 
     async def hardware(self) -> Hardware:
         return Hardware(flops=COSTS, device_name="cpu", num_devices=1)
 
-    async def logprobs(self, batch: RolloutBatch) -> list[Shard]:
+    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
         self.said("policy.logprobs")
         return []
 
-    async def build(self, batch, scores_B, *, old, reference, values, kl_coefficient):
-        self.said("assembler.build")
-        assert len(scores_B) == len(resolve(batch))
-        trains = self.config.algorithm.trains
-        self.num_built = sum(trains(s.finish_reason) for s in batch.summaries_B)
-        metrics = {"mismatch/logprob_abs_max": 0.0, "policy/kl_ref": 0.2}
-        return "experience", metrics
+    async def build(
+        self,
+        groups: Sequence[ScoredGroup],
+        *,
+        old: SampleArrays,
+        reference: SampleArrays | None,
+        values: SampleArrays | None,
+        kl_coefficient: float,
+    ) -> tuple[str, dict[str, float]]:
+        self.said("experience.build")
+        rollouts = resolve([scored.group for scored in groups])
+        assert len(rollouts) == sum(len(scored.scores_G) for scored in groups)
+        self.num_built = sum(self.config.algorithm.trains(r.finish_reason) for r in rollouts)
+        return "experience", {"mismatch/logprob_abs_max": 0.0, "policy/kl_ref": 0.2}
 
-    async def texts(self, batch: RolloutBatch, rows: Sequence[int]) -> list[Rollout]:
-        return [resolve(batch)[row] for row in rows]
+    async def rollouts(self, groups: Sequence[RolloutGroup]) -> list[list[Rollout]]:
+        return [resolve([group]) for group in groups]
 
     async def update(self, experience, plan, kl_coefficient):
         self.said("policy.update")
@@ -226,7 +243,7 @@ class FakeReference:
     def __init__(self, company: Company) -> None:
         self.company = company
 
-    async def logprobs(self, batch: RolloutBatch) -> list[Shard]:
+    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
         self.company.said("reference.logprobs")
         return []
 
@@ -238,7 +255,7 @@ class FakeValue:
     def __init__(self, company: Company) -> None:
         self.company = company
 
-    async def values(self, batch: RolloutBatch) -> list[Shard]:
+    async def values(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
         self.company.said("value.values")
         return []
 

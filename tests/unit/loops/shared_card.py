@@ -116,7 +116,7 @@ def roles_on(card: Card, company: Company) -> Roles:
         rollout=engines,
         policy=guest("policy", company),
         reward=guest("reward", company),
-        assembler=company,
+        experience=company,
         reference=guest("reference", FakeReference(company)),
         value=guest("value", FakeValue(company)),
     )

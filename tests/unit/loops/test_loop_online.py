@@ -13,22 +13,22 @@ from fakes import (
     Company,
     CountedUsage,
     Recorder,
-    batch_of,
+    groups_of,
     make_config,
     make_prompts,
     make_rollout,
     resolve,
+    summary_of,
 )
 
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
-from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.collection import Collected
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.report import rollout_metrics, sample_metrics
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.roles import Hardware, RolloutBatch
+from rlhf_ray.metrics.clock import StepClock
+from rlhf_ray.roles import Hardware, ScoredGroup
 from rlhf_ray.types import Score
 
 KEEP_ALL = {"every": 1, "keep": 10}
@@ -69,7 +69,7 @@ async def test_a_step_is_told_as_the_design_tells_it(tmp_path):
     assert set(scored) == {
         "policy.logprobs", "reference.logprobs", "value.values", "reward.score"
     }  # fmt: skip
-    assert calls[10] == "assembler.build"
+    assert calls[10] == "experience.build"
     assert set(calls[11:13]) == {"policy.update", "value.update"}
     assert calls[13:] == [
         *publication(1), "rollout.sleep@2", "policy.save", "value.save", "rollout.sleep@2"
@@ -99,18 +99,16 @@ async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
 async def test_utilisation_counts_every_epoch_and_no_prompt_as_scored(tmp_path):
     config, recorder = make_config(tmp_path, algorithm={"epochs": 2}), Recorder()
     company = Company(config, spread)
-    generate, batches = company.generate, []
-
-    async def generate_and_keep(requests):
-        batches.append(await generate(requests))
-        return batches[-1]
 
     async def hardware():
         return Hardware(flops=COSTS, device_name="NVIDIA H100 80GB", num_devices=2)
 
-    company.generate, company.hardware = generate_and_keep, hardware
+    company.hardware = hardware
     await loop_of(config, company, recorder=recorder).run(None)
-    told, summaries = recorder.steps[3], batches[2].summaries_B
+    told = recorder.steps[3]
+    summaries = [
+        summary_of(r) for request in company.requests[8:] for r in company.sampled(request)
+    ]
     num_flops = COSTS.of(
         [s.num_prompt_tokens + s.num_response_tokens for s in summaries],
         num_scored=sum(s.num_response_tokens for s in summaries),
@@ -156,21 +154,19 @@ async def test_rollout_metrics_speak_of_all_that_was_sampled(tmp_path):
     assert told["perf/samples_per_s"] == pytest.approx(12 / told["time/step"])
 
 
-SCORES = [Score(total=0.0), Score(total=1.0)]
+SCORES = (Score(total=0.0), Score(total=1.0))
 
 
-async def test_staleness_is_counted_over_tokens():
+def test_staleness_is_counted_over_tokens():
     fresh, stale = make_rollout(make_prompts(1)[0], 0, 6, 4), make_rollout(make_prompts(1)[0], 1, 2)
     stale.versions_T[:] = (0, 4)  # sampled across a publication
-    collected = Collected(
-        sampled=batch_of([fresh, stale]),
-        scores=asyncio.get_running_loop().create_future(),
-        kept=(0, 1),
-        num_refilled=0,
-    )
+    groups = groups_of([fresh, stale])
+    scored = [ScoredGroup(group=group, scores_G=SCORES) for group in groups]
     clock = StepClock()
     clock.seconds = dict.fromkeys(("generate", "score", "update"), 1.0)
-    told = rollout_metrics(collected, SCORES, collected.batch, {}, clock, version=4, apart=False)
+    told = rollout_metrics(
+        scored, groups, {}, clock, num_kept=1, num_refilled=0, version=4, apart=False
+    )
     assert (told["async/staleness_mean"], told["async/staleness_max"]) == (4 / 8, 4)
     assert "perf/bubble_share" not in told, "nobody measured it"
 
@@ -287,20 +283,18 @@ def sometimes(prompt_id, sample):
 
 
 class ReadableCompany(Company):
-    """Passes hand back the rows themselves, so that the assembler sees what it is given."""
+    """Passes hand back the rows themselves, so that the builder sees what it is given."""
 
-    async def logprobs(self, batch):
-        return list(batch.shards)
+    async def logprobs(self, groups):
+        return [{(r.draw, r.sample): r for r in resolve(groups)}]
 
-    async def build(self, batch, scores_B, *, old, reference, values, kl_coefficient):
-        rollouts = resolve(batch)
-        assert resolve(RolloutBatch(summaries_B=batch.summaries_B, shards=tuple(old))) == rollouts
+    async def build(self, groups, *, old, **others):
+        rollouts = resolve([scored.group for scored in groups])
+        assert [old[0][r.draw, r.sample] for r in rollouts] == rollouts
         self.built = [(r.prompt.prompt_id, r.sample) for r in rollouts]
-        assert [score.total for score in scores_B] == [self.scoring(*row) for row in self.built]
-        return await super().build(
-            batch, scores_B, old=old, reference=reference, values=values,
-            kl_coefficient=kl_coefficient,
-        )  # fmt: skip
+        scores = [score.total for scored in groups for score in scored.scores_G]
+        assert scores == [self.scoring(*row) for row in self.built]
+        return await super().build(groups, old=old, **others)
 
 
 @pytest.mark.parametrize(
@@ -420,15 +414,17 @@ class CutCompany(Company):
         self.all_in_steps = all_in_steps
 
     async def generate(self, requests):
-        rollouts = resolve(await super().generate(requests))
-        self.lens = [len(rollout.response_ids_T) for rollout in rollouts]
+        self.lens = []
+        return await super().generate(requests)
+
+    def sampled(self, request):
+        rollouts = super().sampled(request)
+        self.lens += [len(rollout.response_ids_T) for rollout in rollouts]
         cuts_all = self.version + 1 in self.all_in_steps
-        return batch_of(
-            [
-                replace(rollout, finish_reason="length" if row % 2 or cuts_all else "stop")
-                for row, rollout in enumerate(rollouts)
-            ]
-        )
+        return [
+            replace(rollout, finish_reason="length" if rollout.sample % 2 or cuts_all else "stop")
+            for rollout in rollouts
+        ]
 
     async def update(self, experience, plan, kl_coefficient):
         self.plans.append(plan)
@@ -470,14 +466,18 @@ async def test_a_step_of_masked_responses_alone_moves_no_weights(tmp_path, trunc
 
 def test_rewards_that_are_told_apart_spread_apart():
     """Two that add up to the same total teach all the same, and are no groups without spread."""
-    sampled = batch_of(
+    groups = groups_of(
         [make_rollout(p, sample, draw=draw) for draw, p in enumerate(make_prompts(2))
          for sample in (0, 1)]
     )  # fmt: skip
     parts = [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 0.0}]
     scores = [Score(total=1.0, parts=part) for part in parts]
+    sampled = [
+        ScoredGroup(group=group, scores_G=tuple(scores[2 * n : 2 * n + 2]))
+        for n, group in enumerate(groups)
+    ]
     clock = StepClock()
     with clock.phase("generate"):
         pass
-    told = [sample_metrics(sampled, scores, clock, apart=apart) for apart in (False, True)]
+    told = [sample_metrics(sampled, clock, apart=apart) for apart in (False, True)]
     assert [metrics["rollout/zero_spread_share"] for metrics in told] == [1.0, 0.5]

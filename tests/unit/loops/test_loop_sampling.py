@@ -165,9 +165,11 @@ async def test_a_prompt_that_is_drawn_twice_makes_pairs_of_each_draw_alone(tmp_p
 class Hurried(Company):
     """Its second answers are cut off."""
 
-    async def texts(self, batch, rows):
-        rollouts = await super().texts(batch, rows)
-        return [replace(r, finish_reason="length") if r.sample else r for r in rollouts]
+    async def rollouts(self, groups):
+        return [
+            [replace(r, finish_reason="length") if r.sample else r for r in rollouts_G]
+            for rollouts_G in await super().rollouts(groups)
+        ]
 
 
 @pytest.mark.parametrize("better", [0, 1])

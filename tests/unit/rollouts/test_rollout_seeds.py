@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_ray.loops.seeds import sample_seeds
+from rlhf_ray.rollouts.seeds import sample_seeds
 
 
 def test_seeds_are_fixed():

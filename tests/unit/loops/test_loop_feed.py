@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from fakes import Company, make_config, make_prompts, resolve
 
-from rlhf_ray.data.feed import OrderedFeed
-from rlhf_ray.data.loader import ResumableOrder
+from rlhf_ray.data.order import RowsInOrder
 from rlhf_ray.errors import RunError
-from rlhf_ray.loops.clock import StepClock
-from rlhf_ray.loops.collection import Collector
+from rlhf_ray.metrics.clock import StepClock
+from rlhf_ray.rollouts.feed import Feed
 from rlhf_ray.types import Score
 
 DYNAMIC = {"dynamic_sampling": {"enabled": True, "max_rounds": 3}}
@@ -21,7 +21,7 @@ SHARED = {"share": "policy", "gpus_per_rank": 1}
 ON_ONE_GPU = {"policy": {"gpus_per_rank": 1}, "rollout": SHARED, "reward": SHARED}
 
 
-def collector(tmp_path, scoring, *, settings=None, publishes=True, **algorithm):
+def feed_on(tmp_path, scoring, *, num_prompts=10, settings=None, publishes=True, **algorithm):
     config = make_config(
         tmp_path,
         data={"path": "x", "shuffle": False},
@@ -29,37 +29,38 @@ def collector(tmp_path, scoring, *, settings=None, publishes=True, **algorithm):
         **(settings or {}),
     )
     company = Company(config, scoring)
-    order = ResumableOrder(10, seed=0, shuffle=False)
-    return (
-        Collector(
-            config,
-            OrderedFeed(make_prompts(10), order),
-            engine=company,
-            reward=company,
-            publishes=publishes,
-        ),
-        company,
-        order,
-    )
+    order = RowsInOrder(make_prompts(num_prompts), seed=0, shuffle=False)
+    feed = Feed(config, order, engine=company, reward=company, publishes=publishes)
+    return feed, company, order
+
+
+def by_sample(prompt_id, sample):
+    return float(sample)
+
+
+async def totals_of(collected):
+    return [score.total for scored in await collected.scored for score in scored.scores_G]
 
 
 async def test_each_step_takes_the_next_prompts(tmp_path):
-    draws, company, order = collector(tmp_path, lambda prompt_id, sample: float(sample))
-    collected = await draws.collect(1, StepClock())
-    assert [(r.prompt.prompt_id, r.sample) for r in resolve(collected.batch)] == [
+    feed, company, order = feed_on(tmp_path, by_sample)
+    collected = await feed.take(1, StepClock())
+    assert collected.groups == collected.sampled
+    assert [group.draw for group in collected.groups] == [0, 1, 2, 3]
+    assert [(r.prompt.prompt_id, r.sample) for r in resolve(collected.groups)] == [
         (f"p{n}", sample) for n in range(4) for sample in (0, 1)
     ]
-    assert [score.total for score in await collected.scores] == [0.0, 1.0] * 4
+    assert await totals_of(collected) == [0.0, 1.0] * 4
     assert collected.num_refilled == 0
-    await draws.collect(2, StepClock())
+    await feed.take(2, StepClock())
     assert [r.prompt.prompt_id for r in company.requests[4:]] == ["p4", "p5", "p6", "p7"]
     assert order.position == 8
 
 
 async def test_a_prompt_that_comes_again_is_sampled_anew(tmp_path):
-    draws, company, _ = collector(tmp_path, lambda prompt_id, sample: 0.0)
+    feed, company, _ = feed_on(tmp_path, lambda prompt_id, sample: 0.0)
     for step in range(1, 6):
-        await (await draws.collect(step, StepClock())).scores
+        await (await feed.take(step, StepClock())).scored
     seeds = [seed for request in company.requests for seed in request.seeds_G]
     assert [r.prompt.prompt_id for r in company.requests].count("p0") == 2
     assert len(set(seeds)) == len(seeds) == 40
@@ -72,38 +73,33 @@ async def test_a_prompt_that_comes_again_is_sampled_anew(tmp_path):
 async def test_engines_leave_a_shared_gpu_to_the_reward_model(
     tmp_path, algorithm, publishes, level
 ):
-    def spread(prompt_id, sample):
-        return float(sample)
-
     model = {"reward": {"model": {"path": "rm"}}, "placement": ON_ONE_GPU}
-    draws, company, _ = collector(
-        tmp_path, spread, settings=model, publishes=publishes, **algorithm
+    feed, company, _ = feed_on(
+        tmp_path, by_sample, settings=model, publishes=publishes, **algorithm
     )
-    await (await draws.collect(1, StepClock())).scores
+    await (await feed.take(1, StepClock())).scored
     assert company.calls == ["rollout.generate@-1", f"rollout.sleep@{level}", "reward.score"]
     apart = {**model, "placement": {**ON_ONE_GPU, "reward": {"gpus_per_rank": 1}}}
-    draws, company, _ = collector(tmp_path, spread, settings=apart, **algorithm)
-    await (await draws.collect(1, StepClock())).scores
+    feed, company, _ = feed_on(tmp_path, by_sample, settings=apart, **algorithm)
+    await (await feed.take(1, StepClock())).scored
     assert company.calls == ["rollout.generate@-1", "reward.score"]
 
 
 async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):
     # p1 and p3 have no spread; their replacements are p4 and p5, of which p5 has none either.
     flat = {"p1", "p3", "p5"}
-    draws, company, order = collector(
+    feed, company, order = feed_on(
         tmp_path, lambda prompt_id, sample: 0.0 if prompt_id in flat else float(sample), **DYNAMIC
     )
-    collected = await draws.collect(1, StepClock())
-    rollouts = resolve(collected.batch)
+    collected = await feed.take(1, StepClock())
+    rollouts = resolve(collected.groups)
     assert [r.prompt.prompt_id for r in rollouts[::2]] == ["p0", "p2", "p4", "p6"]
     assert [r.sample for r in rollouts] == [0, 1] * 4
-    scores = await collected.scores
-    assert [scores[row].total for row in collected.kept] == [0.0, 1.0] * 4
     assert collected.num_refilled == 3
     # What was left out is still known, in the order of sampling.
     sampled = resolve(collected.sampled)
     assert [r.prompt.prompt_id for r in sampled[::2]] == [f"p{n}" for n in range(7)]
-    assert [score.total for score in scores] == [
+    assert await totals_of(collected) == [
         0.0 if r.prompt.prompt_id in flat else float(r.sample) for r in sampled
     ]
     assert order.position == 7, "nothing is generated that is not needed"
@@ -114,15 +110,15 @@ async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):
 
 
 async def test_generation_and_scoring_are_timed_apart(tmp_path):
-    draws, company, _ = collector(tmp_path, lambda prompt_id, sample: float(sample), **DYNAMIC)
+    feed, company, _ = feed_on(tmp_path, by_sample, **DYNAMIC)
     score = company.score
 
-    async def slow_score(batch):
+    async def slow_score(groups):
         await asyncio.sleep(0.2)
-        return await score(batch)
+        return await score(groups)
 
     company.score, clock = slow_score, StepClock()
-    await draws.collect(1, clock)
+    await feed.take(1, clock)
     assert clock.seconds["score"] >= 0.2 > clock.seconds["generate"]
 
 
@@ -131,43 +127,44 @@ def only_p2(prompt_id, sample):
 
 
 async def test_after_the_last_round_the_step_goes_on_with_what_there_is(tmp_path, caplog):
-    draws, _, order = collector(tmp_path, only_p2, **DYNAMIC)
-    collected = await draws.collect(1, StepClock())
-    assert {r.prompt.prompt_id for r in resolve(collected.batch)} == {"p2"}
+    feed, _, order = feed_on(tmp_path, only_p2, **DYNAMIC)
+    collected = await feed.take(1, StepClock())
+    assert {r.prompt.prompt_id for r in resolve(collected.groups)} == {"p2"}
     assert collected.num_refilled == 6
     assert order.position == 4 + 3 + 3
-    assert "step 1 trains 1 of 4 groups" in caplog.text
+    assert "step 1 trains 1 of 4 groups: in 3 rounds" in caplog.text
 
 
 async def test_a_step_that_lacks_groups_can_be_an_error(tmp_path):
     dynamic = {**DYNAMIC["dynamic_sampling"], "on_exhausted": "error"}
-    draws, _, _ = collector(tmp_path, only_p2, dynamic_sampling=dynamic)
-    with pytest.raises(RunError, match=r"step 7: 1 of 4 groups have scores that differ"):
-        await draws.collect(7, StepClock())
+    feed, _, _ = feed_on(tmp_path, only_p2, dynamic_sampling=dynamic)
+    feed.begin_behind(6)
+    message = (
+        r"step 7: 1 of 4 groups have scores that differ after 3 rounds \(9 filtered\); the "
+        "prompts are too easy or too hard, or max_rounds is too low"
+    )
+    with pytest.raises(RunError, match=message):
+        await feed.take(7, StepClock())
 
 
-async def test_no_group_with_spread_at_all_leaves_a_step_without_rows(tmp_path, caplog):
-    draws, _, order = collector(tmp_path, lambda prompt_id, sample: 1.0, **DYNAMIC)
-    collected = await draws.collect(7, StepClock())
-    assert (list(collected.kept), collected.batch.summaries_B) == ([], ())
-    assert len(collected.sampled.summaries_B) == len(await collected.scores) == 3 * 4 * 2
+async def test_no_group_with_spread_at_all_leaves_a_step_without_groups(tmp_path, caplog):
+    feed, _, order = feed_on(tmp_path, lambda prompt_id, sample: 1.0, **DYNAMIC)
+    feed.begin_behind(6)
+    collected = await feed.take(7, StepClock())
+    assert collected.groups == []
+    assert len(resolve(collected.sampled)) == len(await totals_of(collected)) == 3 * 4 * 2
     assert order.position == 12
     assert "step 7 trains 0 of 4 groups" in caplog.text
 
 
 async def test_a_prompt_that_is_drawn_again_in_a_step_is_judged_by_itself(tmp_path):
     """Three rounds of four draws from a data set of two prompts: p1 has spread, p0 never."""
-    config = make_config(
-        tmp_path, data={"path": "x", "shuffle": False}, algorithm=DYNAMIC, prompts_per_step=4
+    feed, company, _ = feed_on(
+        tmp_path, lambda prompt_id, sample: sample * (prompt_id == "p1"), num_prompts=2, **DYNAMIC
     )
-    company = Company(config, lambda prompt_id, sample: sample * (prompt_id == "p1"))
-    order = ResumableOrder(2, seed=0, shuffle=False)
-    draws = Collector(
-        config, OrderedFeed(make_prompts(2), order), engine=company, reward=company, publishes=True
-    )
-    collected = await draws.collect(1, StepClock())
+    collected = await feed.take(1, StepClock())
     # Draws 0 to 3, then 4 and 5 for 0 and 2, then 6 for 4.
-    rollouts = resolve(collected.batch)
+    rollouts = resolve(collected.groups)
     assert [(r.draw, r.prompt.prompt_id) for r in rollouts[::2]] == [
         (1, "p1"), (3, "p1"), (5, "p1"),
     ]  # fmt: skip
@@ -176,20 +173,29 @@ async def test_a_prompt_that_is_drawn_again_in_a_step_is_judged_by_itself(tmp_pa
     assert len(set(seeds)) == len(seeds) == 14
 
 
-async def test_rows_without_a_score_leave_their_group_before_its_spread_is_looked_at(tmp_path):
+async def test_samples_without_a_score_leave_their_group_before_its_spread_is_looked_at(tmp_path):
     # Of p0 and p2 one sample alone has a score, of p1 none: no spread. Of p3 two of three differ.
     scores = {"p0": [1, None, None], "p1": [None] * 3, "p2": [None, None, 0], "p3": [2, None, 3]}
-    draws, _, _ = collector(
+    feed, _, _ = feed_on(
         tmp_path,
         lambda prompt_id, sample: scores.get(prompt_id, [0, 1, 2])[sample],
         settings={"samples_per_prompt": 3},
         **DYNAMIC,
     )
-    collected = await draws.collect(1, StepClock())
-    assert [(r.prompt.prompt_id, r.sample) for r in resolve(collected.batch)] == [
+    collected = await feed.take(1, StepClock())
+    assert [(r.prompt.prompt_id, r.sample) for r in resolve(collected.groups)] == [
         ("p3", 0), ("p3", 2), *((f"p{n}", sample) for n in (4, 5, 6) for sample in range(3))
     ]  # fmt: skip
     assert collected.num_refilled == 3
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+async def test_a_score_that_is_not_finite_decides_about_no_group(tmp_path, bad):
+    feed, _, _ = feed_on(
+        tmp_path, lambda prompt_id, sample: bad if prompt_id == "p3" else sample, **DYNAMIC
+    )
+    with pytest.raises(ValueError, match="scores of draw 3 must be finite"):
+        await feed.take(1, StepClock())
 
 
 @pytest.mark.parametrize(("advantage", "kept"), [("grpo", []), ("gdpo", ["p0"])])
@@ -197,7 +203,7 @@ async def test_groups_whose_rewards_tie_in_their_sum_are_kept_where_they_are_tol
     tmp_path, advantage, kept
 ):
     """p0's two rewards add up to 1 in both samples; the other prompts' are all alike."""
-    draws, company, _ = collector(
+    feed, company, _ = feed_on(
         tmp_path,
         lambda prompt_id, sample: 1.0,
         advantage=advantage,
@@ -205,12 +211,47 @@ async def test_groups_whose_rewards_tie_in_their_sum_are_kept_where_they_are_tol
         dynamic_sampling={"enabled": True, "max_rounds": 1},
     )
 
-    async def score(batch):
+    def parts(prompt_id, sample):
+        a = float(prompt_id == "p0" and sample == 1)
+        return {"a": a, "b": 1.0 - a}
+
+    async def score(groups):
         return [
-            Score(total=1.0, parts={"a": a, "b": 1.0 - a})
-            for a in (float(s.prompt_id == "p0" and s.sample == 1) for s in batch.summaries_B)
+            tuple(Score(total=1.0, parts=parts(g.prompt.prompt_id, s)) for _, s in g.samples_G)
+            for g in groups
         ]
 
     company.score = score
-    collected = await draws.collect(1, StepClock())
-    assert [r.prompt.prompt_id for r in resolve(collected.batch)] == [*kept, *kept]
+    collected = await feed.take(1, StepClock())
+    assert [r.prompt.prompt_id for r in resolve(collected.groups)] == [*kept, *kept]
+
+
+@pytest.mark.parametrize("algorithm", [{}, DYNAMIC], ids=["plain", "dynamic"])
+async def test_a_group_that_failed_ends_the_others_and_is_sampled_again(tmp_path, algorithm):
+    feed, company, order = feed_on(tmp_path, by_sample, **algorithm)
+    generate, ended = company.generate, []
+
+    async def lasting(draw):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ended.append(draw)
+            raise
+
+    async def failing(draw):
+        raise RunError(f"draw {draw} is gone")
+
+    async def broken(requests):
+        return [(failing if r.draw == 2 else lasting)(r.draw) for r in requests]
+
+    company.generate = broken
+    with pytest.raises(RunError, match="draw 2 is gone"):
+        await feed.take(1, StepClock())
+    await asyncio.sleep(0)
+    assert ended == [0, 1, 3]
+    company.generate = generate
+    collected = await feed.take(1, StepClock())
+    assert [(g.draw, g.prompt.prompt_id) for g in collected.groups] == [
+        (n, f"p{n}") for n in range(4)
+    ]
+    assert order.position == 4, "no prompt is passed over"

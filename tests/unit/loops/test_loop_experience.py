@@ -10,8 +10,8 @@ from fakes import make_prompts, make_rollout
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.rewards import ShapingConfig
-from rlhf_ray.loops.assembly import assemble
-from rlhf_ray.specs import AssemblySpec
+from rlhf_ray.experience.build import build_experience
+from rlhf_ray.specs import ExperienceSpec
 from rlhf_ray.types import Score
 
 MAX_NEW_TOKENS = 8
@@ -50,7 +50,7 @@ def with_last(values, last=7.0):
     return [np.append(values_T, np.float32(last)) for values_T in values]
 
 
-def assembled(
+def built(
     rollouts,
     scores,
     *,
@@ -62,14 +62,14 @@ def assembled(
     weights=None,
     **algorithm,
 ):
-    return assemble(
+    return build_experience(
         rollouts,
         [score if isinstance(score, Score) else Score(total=score) for score in scores],
         old_logprobs_B=old or [rollout.logprobs_T for rollout in rollouts],
         reference_logprobs_B=reference,
         values_B=None if values is None else with_last(values),
         kl_coefficient=coefficient,
-        spec=AssemblySpec(
+        spec=ExperienceSpec(
             algorithm=AlgorithmConfig.model_validate(algorithm),
             shaping=ShapingConfig.model_validate(shaping or {}),
             max_new_tokens=MAX_NEW_TOKENS,
@@ -78,11 +78,11 @@ def assembled(
     )
 
 
-def advantages_of(assembly):
+def advantages_of(step):
     """One a row; all tokens of a row have it."""
-    for row in assembly.experience_B:
+    for row in step.experience_B:
         assert np.ptp(row.advantages_T) == 0
-    return [float(row.advantages_T[0]) for row in assembly.experience_B]
+    return [float(row.advantages_T[0]) for row in step.experience_B]
 
 
 def backwards(rewards_T, values_T, gamma, lam):
@@ -102,7 +102,7 @@ def test_rows_come_back_in_order_with_what_was_given(rollouts):
         "values_T": floats(rollouts, 3),
     }
     old, reference, values = given.values()
-    rows = assembled(
+    rows = built(
         rollouts, SCORES, old=old, reference=reference, values=values, advantage="gae"
     ).experience_B
     assert len(rows) == len(rollouts)
@@ -119,10 +119,10 @@ def test_an_advantage_compares_a_score_with_its_group(rollouts):
     by_group = np.array(SCORES).reshape(2, 3)
     spread = by_group.std(axis=0, ddof=1)
     expected = (by_group - by_group.mean(axis=0)) / (spread + 1e-6)
-    assembly = assembled(rollouts, SCORES, advantage="grpo")
-    assert advantages_of(assembly) == pytest.approx(expected.ravel().tolist(), abs=1e-6)
-    assert advantages_of(assembly)[2] == 0  # both samples of that prompt scored the same
-    for row in assembly.experience_B:
+    step = built(rollouts, SCORES, advantage="grpo")
+    assert advantages_of(step) == pytest.approx(expected.ravel().tolist(), abs=1e-6)
+    assert advantages_of(step)[2] == 0  # both samples of that prompt scored the same
+    for row in step.experience_B:
         assert not row.returns_T.any()
         assert not row.values_T.any()
         assert not row.reference_logprobs_T.any()
@@ -132,7 +132,7 @@ def test_a_prompt_that_was_drawn_twice_makes_two_groups(rollouts):
     # Four prompts a step from a data set of three: one comes again, with samples 0 and 1 again.
     again = [replace(r, draw=13) for r in rollouts if r.prompt.prompt_id == "p0"]
     scores = [*SCORES, 6.0, 8.0]
-    advantages = advantages_of(assembled([*rollouts, *again], scores, advantage="dr_grpo"))
+    advantages = advantages_of(built([*rollouts, *again], scores, advantage="dr_grpo"))
     assert [advantages[row] for row in (0, 3)] == pytest.approx([-0.5, 0.5])
     assert [advantages[row] for row in (6, 7)] == pytest.approx([-1.0, 1.0])
     assert [advantages[row] for row in (1, 4)] == pytest.approx([-3.5, 3.5])
@@ -140,8 +140,8 @@ def test_a_prompt_that_was_drawn_twice_makes_two_groups(rollouts):
 
 def test_advantages_are_of_values_and_returns_are_their_targets(rollouts):
     values = floats(rollouts, 3, mean=0.5)
-    assembly = assembled(rollouts, SCORES, values=values, advantage="gae", gamma=0.9, lam=0.7)
-    for row, score, values_T in zip(assembly.experience_B, SCORES, values, strict=True):
+    step = built(rollouts, SCORES, values=values, advantage="gae", gamma=0.9, lam=0.7)
+    for row, score, values_T in zip(step.experience_B, SCORES, values, strict=True):
         rewards_T = np.zeros(len(values_T))
         rewards_T[-1] = score
         expected_T = backwards(rewards_T, values_T, 0.9, 0.7)
@@ -152,8 +152,8 @@ def test_advantages_are_of_values_and_returns_are_their_targets(rollouts):
 def test_whitened_advantages_are_so_over_the_whole_step(rollouts):
     values = floats(rollouts, 3)
     settings = {"values": values, "advantage": "gae"}
-    plain = assembled(rollouts, SCORES, **settings)
-    white = assembled(rollouts, SCORES, whiten_advantages=True, **settings)
+    plain = built(rollouts, SCORES, **settings)
+    white = built(rollouts, SCORES, whiten_advantages=True, **settings)
     before_T = np.concatenate([row.advantages_T for row in plain.experience_B])
     after_T = np.concatenate([row.advantages_T for row in white.experience_B])
     expected_T = (before_T - before_T.mean()) / before_T.std(ddof=1)
@@ -165,11 +165,11 @@ def test_whitened_advantages_are_so_over_the_whole_step(rollouts):
 
 def test_a_critics_advantage_without_values_is_an_error(rollouts):
     with pytest.raises(ValueError, match="values_T must be given"):
-        assembled(rollouts, SCORES, advantage="gae")
+        built(rollouts, SCORES, advantage="gae")
 
 
 def with_kl(rollouts, coefficient, *, where="reward", estimator="k1"):
-    return assembled(
+    return built(
         rollouts,
         SCORES,
         old=floats(rollouts, 1),
@@ -184,18 +184,18 @@ def with_kl(rollouts, coefficient, *, where="reward", estimator="k1"):
 
 
 def test_kl_in_the_reward_is_taken_from_every_token(rollouts):
-    assembly = with_kl(rollouts, 0.3)
+    step = with_kl(rollouts, 0.3)
     kl_B = [old - ref for old, ref in zip(floats(rollouts, 1), floats(rollouts, 2), strict=True)]
     for row, score, kl_T, values_T in zip(
-        assembly.experience_B, SCORES, kl_B, floats(rollouts, 3), strict=True
+        step.experience_B, SCORES, kl_B, floats(rollouts, 3), strict=True
     ):
         rewards_T = -0.3 * kl_T
         rewards_T[-1] += score
         expected_T = backwards(rewards_T, values_T, 0.9, 0.7)
         np.testing.assert_allclose(row.advantages_T, expected_T, atol=1e-5)
         np.testing.assert_allclose(row.returns_T, expected_T + values_T, atol=1e-5)
-    assert assembly.metrics["policy/kl_ref"] == pytest.approx(np.concatenate(kl_B).mean(), rel=1e-5)
-    assert assembly.metrics["policy/kl_clamp_share"] == 0
+    assert step.metrics["policy/kl_ref"] == pytest.approx(np.concatenate(kl_B).mean(), rel=1e-5)
+    assert step.metrics["policy/kl_clamp_share"] == 0
 
 
 def test_kl_in_the_loss_leaves_rewards_alone_and_is_measured(rollouts):
@@ -206,11 +206,9 @@ def test_kl_in_the_loss_leaves_rewards_alone_and_is_measured(rollouts):
 
 
 def test_a_job_without_a_reference_has_no_kl(rollouts):
-    assembly = assembled(
-        rollouts, SCORES, coefficient=0.3, advantage="dr_grpo", kl={"where": "reward"}
-    )
-    assert not [name for name in assembly.metrics if "kl" in name]
-    assert advantages_of(assembly) == pytest.approx([-0.5, -3.5, 0, 0.5, 3.5, 0])
+    step = built(rollouts, SCORES, coefficient=0.3, advantage="dr_grpo", kl={"where": "reward"})
+    assert not [name for name in step.metrics if "kl" in name]
+    assert advantages_of(step) == pytest.approx([-0.5, -3.5, 0, 0.5, 3.5, 0])
 
 
 def in_foreign_slots(arrays, own_B, value):
@@ -236,7 +234,7 @@ def with_foreign_slots(rollouts, value, advantage):
     old, reference, values = (
         in_foreign_slots(floats(rollouts, seed), own_B, value) for seed in (1, 2, 3)
     )
-    assembly = assembled(
+    step = built(
         marked,
         SCORES,
         old=old,
@@ -247,7 +245,7 @@ def with_foreign_slots(rollouts, value, advantage):
         whiten_advantages=True,
         kl={"where": "reward"},
     )
-    return assembly, own_B
+    return step, own_B
 
 
 @pytest.mark.parametrize("advantage", ["gae", "grpo", "reinforce++", "reinforce++_baseline"])
@@ -277,16 +275,16 @@ GAPS_T = np.array([0.1, -0.1, 1.5, -2.0, 0.0], dtype=np.float32)
 )
 def test_weights_correct_for_engine_and_trainer_disagreeing(kind, expected_T, cut_share):
     rollout = make_rollout(make_prompts(1)[0], 0, num_tokens=5)
-    assembly = assembled(
+    step = built(
         [rollout],
         [1.0],
         old=[rollout.logprobs_T + GAPS_T],
         advantage="reinforce++",
         correction={"kind": kind, "cap": 2.0, "low": 0.5},
     )
-    weights_T = assembly.experience_B[0].correction_T
+    weights_T = step.experience_B[0].correction_T
     np.testing.assert_allclose(weights_T, expected_T, rtol=1e-5)
-    metrics = assembly.metrics
+    metrics = step.metrics
     assert metrics["mismatch/cut_share"] == pytest.approx(cut_share)
     assert metrics["mismatch/logprob_abs_max"] == pytest.approx(2.0)
     assert metrics["mismatch/logprob_abs_mean"] == pytest.approx(np.abs(GAPS_T).mean(), rel=1e-6)
@@ -314,8 +312,8 @@ def test_scores_are_shaped_before_they_are_compared(rollouts, shaping, shaped):
     assert [len(rollout.response_ids_T) for rollout in rollouts] == [2, 5, 8, 4, 7, 3]
     by_group = np.array(shaped).reshape(2, 3)
     expected = (by_group - by_group.mean(axis=0)).ravel()
-    assembly = assembled(rollouts, SCORES, shaping=shaping, advantage="dr_grpo")
-    assert advantages_of(assembly) == pytest.approx(expected.tolist(), abs=1e-6)
+    step = built(rollouts, SCORES, shaping=shaping, advantage="dr_grpo")
+    assert advantages_of(step) == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def cut_off(rollouts, *rows):
@@ -329,8 +327,8 @@ def test_a_cut_response_goes_on_from_the_critics_value(rollouts):
     values = floats(rollouts, 3)
     settings = {"values": values, "advantage": "gae", "gamma": 0.9, "lam": 0.7}
     cut = cut_off(rollouts, 1, 4)
-    plain = assembled(cut, SCORES, **settings)
-    bootstrapped = assembled(cut, SCORES, truncated="bootstrap", **settings)
+    plain = built(cut, SCORES, **settings)
+    bootstrapped = built(cut, SCORES, truncated="bootstrap", **settings)
     for row, (one, other) in enumerate(
         zip(plain.experience_B, bootstrapped.experience_B, strict=True)
     ):
@@ -347,7 +345,7 @@ def test_a_masked_response_is_compared_and_not_trained(rollouts, advantage):
     values = floats(rollouts, 3) if advantage == "gae" else None
     settings = {"values": values, "advantage": advantage, "whiten_advantages": True}
     cut = cut_off(rollouts, 1, 2)
-    masked = assembled(cut, SCORES, truncated="mask", **settings).experience_B
+    masked = built(cut, SCORES, truncated="mask", **settings).experience_B
     assert [row.rollout for row in masked] == [cut[row] for row in (0, 3, 4, 5)]
     trained_T = np.concatenate([row.advantages_T for row in masked])
     spread_T = trained_T[trained_T != 0]  # the last group scored alike
@@ -355,7 +353,7 @@ def test_a_masked_response_is_compared_and_not_trained(rollouts, advantage):
     assert spread_T.std(ddof=1) == pytest.approx(1, rel=1e-5)
     # Row 4 shares its prompt with row 1, whose -3 is what makes its 4 a good answer.
     without = [row for row in range(6) if row not in (1, 2)]
-    alone = assembled(
+    alone = built(
         [cut[row] for row in without],
         [SCORES[row] for row in without],
         **{**settings, "values": values and [values[row] for row in without]},
@@ -375,7 +373,7 @@ def test_rewards_are_told_apart_by_name_and_weight(rollouts):
     """Groups are rows 0 and 3, 1 and 4, 2 and 5; each of two has deviation |difference| / √2."""
     scores = parts([100.0, 0.0, 5.0, 0.0, 0.0, 5.0], [0.0, 1.0, 2.0, 1.0, 0.0, None])
     advantages = advantages_of(
-        assembled(rollouts, scores, advantage="gdpo", weights={"a": 1.0, "b": 0.5})
+        built(rollouts, scores, advantage="gdpo", weights={"a": 1.0, "b": 0.5})
     )
     half = 0.5**0.5
     # a favours row 0 over row 3, b the other way round at half its weight; rows 1 and 4 differ in
@@ -389,10 +387,8 @@ def test_penalties_of_shaping_are_one_reward_more(rollouts):
     cut = cut_off(rollouts, 2)
     scores = parts([1.0, 0.0, 5.0, 0.0, 1.0, 5.0], [0.0] * 6)
     settings = {"advantage": "gdpo", "weights": {"a": 1.0, "b": 1.0}}
-    plain = advantages_of(assembled(cut, scores, **settings))
-    penalised = advantages_of(
-        assembled(cut, scores, shaping={"missing_end_penalty": 1e-3}, **settings)
-    )
+    plain = advantages_of(built(cut, scores, **settings))
+    penalised = advantages_of(built(cut, scores, shaping={"missing_end_penalty": 1e-3}, **settings))
     assert plain[2] == plain[5] == 0
     assert penalised[2] == -penalised[5] < -0.5
 
@@ -400,9 +396,9 @@ def test_penalties_of_shaping_are_one_reward_more(rollouts):
 def test_a_score_without_a_reward_that_has_a_weight_is_an_error(rollouts):
     scores = parts(SCORES, SCORES)
     with pytest.raises(ValueError, match="row 0 has no value of reward 'c'"):
-        assembled(rollouts, scores, advantage="gdpo", weights={"a": 1.0, "c": 1.0})
+        built(rollouts, scores, advantage="gdpo", weights={"a": 1.0, "c": 1.0})
     with pytest.raises(ValueError, match="1 of 6 rows have no score"):
-        assembled(rollouts, [*SCORES[:5], Score(total=None)], advantage="grpo")
+        built(rollouts, [*SCORES[:5], Score(total=None)], advantage="grpo")
 
 
 @pytest.mark.parametrize("kind", ["none", "truncated", "mask"])
@@ -412,11 +408,11 @@ def test_the_weights_of_gspo_are_those_of_sequences(rollouts, kind):
     settings = {"old": old, "advantage": "grpo", "correction": {"kind": kind}}
     weights = [
         row.correction_T
-        for row in assembled(rollouts, SCORES, policy_loss="gspo", **settings).experience_B
+        for row in built(rollouts, SCORES, policy_loss="gspo", **settings).experience_B
     ]
     for row, weights_T in enumerate(weights):
         mean = (old[row] - rollouts[row].logprobs_T).mean()
         expected = 1.0 if kind == "none" else np.exp(mean)
         np.testing.assert_allclose(weights_T, np.full(len(weights_T), expected), rtol=1e-5)
-    by_token = assembled(rollouts, SCORES, **settings).experience_B[5].correction_T
+    by_token = built(rollouts, SCORES, **settings).experience_B[5].correction_T
     assert (np.ptp(by_token) > 0) == (kind != "none")

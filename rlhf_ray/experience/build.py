@@ -24,18 +24,16 @@ from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
 from rlhf_ray.algorithms.ragged import own
 from rlhf_ray.algorithms.ratios import is_clamped, log_ratio
-from rlhf_ray.algorithms.token_rewards import token_rewards
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.loops.reward_parts import reward_parts
-from rlhf_ray.loops.shaped_scores import shape_scores
-from rlhf_ray.specs import AssemblySpec
+from rlhf_ray.experience.rewards import reward_parts, shape_scores, token_rewards
+from rlhf_ray.specs import ExperienceSpec
 from rlhf_ray.types import Experience, Rollout, Score
 
 Arrays = Sequence[npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assembly:
+class BuiltExperience:
     """A step's experience.
 
     Attributes:
@@ -61,7 +59,7 @@ class _Flat:
     groups_B: torch.Tensor
 
 
-def assemble(
+def build_experience(
     rollouts_B: Sequence[Rollout],
     scores_B: Sequence[Score],
     *,
@@ -69,8 +67,8 @@ def assemble(
     reference_logprobs_B: Arrays | None,
     values_B: Arrays | None,
     kl_coefficient: float,
-    spec: AssemblySpec,
-) -> Assembly:
+    spec: ExperienceSpec,
+) -> BuiltExperience:
     """Compute advantages and everything else that an update needs.
 
     Args:
@@ -115,7 +113,7 @@ def assemble(
     advantages_T, returns_T = outputs.advantages_T, outputs.returns_T
     if returns_T is None:
         returns_T = torch.zeros_like(advantages_T)
-    return Assembly(
+    return BuiltExperience(
         experience_B=_split(
             rollouts_B, flat, advantages_T, returns_T, correction.weights_T, spec.algorithm
         ),
@@ -131,7 +129,7 @@ def _compared(
     kl_T: torch.Tensor | None,
     kl_coefficient: float,
     has_values: bool,
-    spec: AssemblySpec,
+    spec: ExperienceSpec,
 ) -> AdvantageInputs:
     """What an estimator looks at; `kl_T` is that of the reward."""
     shaped_B = shape_scores(

@@ -1,0 +1,1 @@
+"""From rollouts, scores and what models say of them to what an update is given: pure."""

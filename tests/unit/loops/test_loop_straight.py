@@ -1,0 +1,101 @@
+"""At staleness 0 the loop is the straight one: the same calls, requests and weights, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from itertools import groupby
+
+import pytest
+from fakes import Company, Recorder, make_config, make_prompts
+from straight_loop import straight_loop
+
+from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.loops.online import OnlineLoop
+from rlhf_ray.metrics import MetricsLog
+
+# Side by side in the loop, in any order.
+BESIDE = {
+    **dict.fromkeys(("policy.logprobs", "reference.logprobs", "value.values", "reward.score"), 1),
+    **dict.fromkeys(("policy.update", "value.update"), 2),
+}
+
+
+class Hashed(Company):
+    """Its weights are a hash of all that it was trained on; groups are done in any order."""
+
+    weights = ""
+
+    def __init__(self, *arguments, delays=None):
+        super().__init__(*arguments)
+        self.delays = delays
+
+    async def generate(self, requests):
+        return [self.late(answer) for answer in await super().generate(requests)]
+
+    async def late(self, answer):
+        if self.delays is not None:
+            await asyncio.sleep(self.delays.random() / 1000)
+        return await answer
+
+    async def build(self, groups, **others):
+        await super().build(groups, **others)
+        rows = [
+            (sample, score.total)
+            for scored in groups
+            for sample, score in zip(scored.group.samples_G, scored.scores_G, strict=True)
+        ]
+        return repr((rows, others["kl_coefficient"])), {}
+
+    async def update(self, experience, plan, kl_coefficient):
+        self.said("policy.update")
+        told = f"{self.weights}{self.version}{experience}{kl_coefficient}"
+        self.weights = hashlib.sha256(told.encode()).hexdigest()
+        return {}
+
+
+def in_order(calls):
+    """Calls that are made side by side, sorted."""
+    runs = [list(run) for _, run in groupby(calls, key=lambda call: BESIDE.get(call, call))]
+    return [call for run in runs for call in sorted(run)]
+
+
+@pytest.mark.parametrize(
+    "dynamic",
+    [{}, {"enabled": True, "max_rounds": 1}, {"enabled": True, "max_rounds": 3}],
+    ids=["plain", "one round", "three rounds"],
+)
+@pytest.mark.parametrize("easy", [0, 3, 7], ids=["all differ", "few are alike", "most are alike"])
+async def test_the_loop_asks_what_the_straight_loop_asks(tmp_path, dynamic, easy):
+    config = make_config(
+        tmp_path,
+        total_steps=5,
+        data={"path": "x", "shuffle": False},
+        algorithm={"dynamic_sampling": dynamic},
+        empty_steps_to_stop=9,
+    )
+    prompts = make_prompts(9)
+    alike = {prompt.prompt_id for prompt in prompts[:easy]} if dynamic else set()
+
+    def score(prompt_id, sample):
+        return 1.0 if prompt_id in alike else float(sample)
+
+    oracle = Hashed(config, score)
+    await straight_loop(config, oracle.roles(), prompts)
+    company = Hashed(config, score, delays=random.Random(easy))
+    loop = OnlineLoop(
+        config,
+        company.roles(),
+        prompts,
+        Evaluation(config, []),
+        MetricsLog([Recorder()]),
+        num_policy_ranks=1,
+        num_value_ranks=1,
+    )
+    await loop.run(None)
+    assert company.requests == oracle.requests
+    assert in_order(company.calls) == [
+        *in_order(oracle.calls), "rollout.sleep@2", "policy.save", "value.save", "rollout.sleep@2"
+    ]  # fmt: skip
+    assert company.weights == oracle.weights != ""
