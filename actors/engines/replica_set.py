@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from actors.cluster.role import RoleHandle
-from actors.engines.ending import Ending
 from actors.engines.rollout import RolloutReplica
+from actors.engines.sampling import Ending
 from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutGroup, SleepLevel
 
 

@@ -60,9 +60,9 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         # vLLM's default ignores the temperature; the trainer's log-probabilities do not.
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": WeightTransferConfig(backend=spec.weight_backend),
-        # Its own loggers; ours (`actors.engines.load`) and Ray's are given beside the arguments.
+        # Its own loggers; ours (`actors.engines.report`) and Ray's are given beside the arguments.
         "disable_log_stats": True,
-        "worker_extension_cls": "actors.engines.worker.WorkerReport",
+        "worker_extension_cls": "actors.engines.report.WorkerReport",
     }
     if spec.num_gpus > 1:
         # Inside a placement group vLLM would take Ray and wait for GPUs that this actor holds.

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.engines.ending import Ending
 from actors.engines.replica_set import ReplicaSet
+from actors.engines.sampling import Ending
 from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceGroup

@@ -9,8 +9,8 @@ import pytest
 import ray
 
 from actors.cluster.role import RoleHandle
-from actors.engines.ending import Ending
 from actors.engines.replica_set import ReplicaSet
+from actors.engines.sampling import Ending
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all

@@ -10,7 +10,7 @@ import pytest
 import ray
 from jobs import STOP_STRING, STOP_TOKEN, arrays_of, rollouts_of
 
-from actors.engines.ending import Ending
+from actors.engines.sampling import Ending
 from launch.training.online_roles import start_roles
 from rlhf_ray.data.job import load_online_data
 from rlhf_ray.data.tokenizer import load_tokenizer
@@ -225,18 +225,15 @@ def test_a_group_ends_alone(roles, tokenizer):
         ray.get(replica.finished.remote(aborted.draw), timeout=60)
 
 
-def test_an_engine_answers_beside_more_groups_than_an_actor_has_calls_by_default(roles):
+def test_an_engine_answers_beside_more_groups_than_an_actor_has_calls_by_default(roles, tokenizer):
     replica = roles.rollout.actors.actors[0]
-
-    def many(it):
-        import asyncio
-
-        it.groups |= {-n: asyncio.ensure_future(asyncio.sleep(600)) for n in range(1, 1101)}
-
-    ray.get(replica.__ray_call__.remote(many), timeout=60)
-    waiting = [replica.finished.remote(-n) for n in range(1, 1101)]
+    many = [request(tokenizer, "Lily", [n], max_new_tokens=400) for n in range(1100)]
+    draws = [one.draw for one in many]
+    ray.get(replica.admit.remote(many, ENDLESS, 60.0), timeout=60)
+    waiting = [replica.finished.remote(draw) for draw in draws]
     assert len(ray.get(replica.ask_workers.remote("report_peak_memory_gb"), timeout=60)) == 1
-    ray.get(replica.abort.remote(range(-1100, 0)), timeout=60)
-    for ref in waiting:
-        with pytest.raises(RunError, match="was aborted"):
-            ray.get(ref, timeout=60)
+    assert len(ray.wait(waiting, num_returns=1100, timeout=0)[1]) > 1000
+    ray.get(replica.abort.remote(draws), timeout=60)
+    with pytest.raises(RunError, match="was aborted"):
+        ray.get(waiting, timeout=60)
+    assert num_running(replica) == 0

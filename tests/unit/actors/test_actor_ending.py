@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.engines.ending import Ending
+from actors.engines.sampling import Ending
 from rlhf_ray.config.rollout import RolloutConfig
 
 

@@ -9,7 +9,7 @@ import pytest
 from actors.cluster.busy import BusyClock
 from actors.cluster.role import RoleHandle
 from actors.cluster.turns import Turns
-from actors.engines.load import EngineLoad
+from actors.engines.report import EngineLoad
 from actors.pool.usage import usage_of
 from rlhf_ray.metrics.memory import peak_memory_gb
 from rlhf_ray.metrics.names import check_names

@@ -82,7 +82,7 @@ def test_a_shipped_configuration_makes_an_engine(resolved, path):
     assert engine["runner"] == "V2"
     shared = group.host_of("rollout") == config.placement.policy.host_of("policy")
     assert engine["weights"] == ("ipc" if shared else "nccl")
-    assert engine["worker_extension"] == "actors.engines.worker.WorkerReport"
+    assert engine["worker_extension"] == "actors.engines.report.WorkerReport"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=key_of)

@@ -1,8 +1,10 @@
-"""How busy an engine's scheduler was, summed up between two reports."""
+"""What an engine tells of itself: its load, its memory, and vLLM's own metrics at Ray's agents."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from rlhf_ray.metrics.memory import peak_memory_gb
 
 
 class EngineLoad:
@@ -61,3 +63,24 @@ class EngineLoad:
 
     def record_sleep_state(self, is_awake: int, level: int) -> None:
         """A sleeping engine takes no steps."""
+
+
+class WorkerReport:
+    """What each of vLLM's worker processes tells; vLLM mixes it into their class.
+
+    Named in the engine's arguments as `worker_extension_cls`.
+    """
+
+    def report_peak_memory_gb(self) -> float:
+        """Of this worker, which holds weights and KV cache."""
+        return peak_memory_gb()
+
+
+def engine_stat_logger() -> Any:
+    """The class of vLLM's logger that writes to Ray: `ray_vllm_*`, beside the run's metrics."""
+    import ray.util.metrics
+    from vllm.v1.metrics import ray_wrappers
+
+    # vLLM takes Ray for missing where Ray Serve is, though it only asks that for a replica's id.
+    ray_wrappers.ray_metrics = ray.util.metrics
+    return ray_wrappers.RayPrometheusStatLogger
