@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-import logging
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from launch.run.folder import check_folder
+from launch.run.messages import libraries_to_file, show_everything, show_own_logs
 from launch.run.signals import exit_when_stopped, interrupt_when_stopped
 from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.checks.preflight import preflight
@@ -47,6 +47,8 @@ COMMANDS: Mapping[str, str] = {
     "pool": "Actors that outlive the jobs they serve: `pool up FILE`, `pool status`, `pool down`.",
 }
 
+VERBOSE = "--verbose"
+
 _HELP = """\
 usage: rlhf-ray JOB CONFIG [--key value ...]
 
@@ -65,6 +67,7 @@ options of every job:
   --seed N               seed of data order, sampling and initial heads
   --run-dir DIR          folder of the run (default: runs/JOB-CONFIG-TIME)
   --resume auto          go on from the last checkpoint in --run-dir
+  --verbose              show what libraries and actors write (default: RUN-DIR/logs/driver.log)
 
 Any other key of the configuration can be given as well: --policy.optim.lr 1e-6
 """
@@ -80,7 +83,7 @@ def guarded(work: Callable[[], int]) -> int:
     """Do a command's work; returns its exit status, and tells of known errors in their words."""
     try:
         interrupt_when_stopped()
-        _show_own_logs()
+        show_own_logs()
         return work()
     except ConfigError as error:
         return _fail(error, EXIT_CONFIG)
@@ -92,19 +95,6 @@ def guarded(work: Callable[[], int]) -> int:
     except BrokenPipeError:  # `rlhf-ray ppo --help | head`; Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_RUN
-
-
-def _show_own_logs() -> None:
-    """What the project itself has to say is shown; of its libraries only warnings are."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for package in ("rlhf_ray", "actors", "launch"):
-        logging.getLogger(package).setLevel(logging.INFO)
-    # It tells of each task that an interrupt has ended, with a traceback.
-    logging.getLogger("asyncio").addFilter(_is_no_interrupt)
-
-
-def _is_no_interrupt(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -138,6 +128,9 @@ def _job_runner(job: str, arguments: list[str]) -> Callable[[], int]:
             f"rlhf-ray {job} needs a configuration file, or the name of a ready one: "
             f"{', '.join(ready_configs(job))}"
         )
+    if VERBOSE in arguments:
+        show_everything()
+        arguments = [argument for argument in arguments if argument != VERBOSE]
     file = find_config(job, arguments[0])
     config = load_config(CONFIGURED[job], file, arguments[1:])
     # Absolute, because actors on other nodes work in other folders.
@@ -153,11 +146,12 @@ def run_job(job: str, config: RunConfig) -> int:
             another run's.
         RunError: The job failed.
     """
-    preflight(config)
-    check_folder(config)
-    tell_unused(config, "the job")
-    run: Callable[[RunConfig], int] = _module(job).run
-    return run(config)
+    with libraries_to_file():
+        preflight(config)
+        check_folder(config)
+        tell_unused(config, "the job")
+        run: Callable[[RunConfig], int] = _module(job).run
+        return run(config)
 
 
 def _module(name: str) -> ModuleType:
@@ -174,6 +168,7 @@ def _print_keys(job: str) -> None:
     width = min(shutil.get_terminal_size().columns, 110)
     print(f"usage: rlhf-ray {job} CONFIG [--key value ...]\n")
     print("A key given here wins over CONFIG; - and _ are alike in its name.")
+    print(f"{VERBOSE} shows what libraries and actors write as well.")
     print(help_text(CONFIGURED[job], width=width))
 
 

@@ -74,7 +74,7 @@ def _marked(config: AnyJob) -> str:
 @contextmanager
 def _quiet_reports() -> Iterator[None]:
     """Without the log's lines about rows: what they say is shown."""
-    logger = logging.getLogger("rlhf_ray.data.report")
+    logger = logging.getLogger("rlhf_ray.data.rows.report")
     logger.disabled, before = True, logger.disabled
     try:
         yield

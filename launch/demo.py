@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli import guarded
+from launch.run.messages import libraries_to_file
 from launch.sorting_task import write_model, write_task
 from rlhf_ray.config.jobs import PIPELINE
 from rlhf_ray.config.pipeline import PipelineConfig
@@ -32,16 +33,21 @@ def main() -> int:
 
 
 def _run() -> int:
-    from launch import pipeline
-
     started_s = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
+    with libraries_to_file():
+        _train()
+    _print_table(_gold_scores(), time.monotonic() - started_s)
+    return 0
+
+
+def _train() -> None:
+    from launch import pipeline
+
     write_task(FOLDER / "data", num_sft=4000, num_train=4000, num_test=256, seed=0)
     write_model(FOLDER / "model", seed=0)
     config = load_config(PipelineConfig, find_config(PIPELINE, "tiny-cpu"))
     pipeline.run(config.model_copy(update={"run_dir": os.path.abspath(FOLDER)}))
-    _print_table(_gold_scores(), time.monotonic() - started_s)
-    return 0
 
 
 def _gold_scores() -> list[tuple[str, float, float]]:
@@ -58,7 +64,7 @@ def _told(stage: str, name: str) -> list[float]:
 
 
 def _print_table(golds: Sequence[tuple[str, float, float]], seconds: float) -> None:
-    from rich.console import Console
+    import rich
     from rich.table import Table
 
     table = Table(title="share of held-out numbers sorted without a mistake")
@@ -67,7 +73,7 @@ def _print_table(golds: Sequence[tuple[str, float, float]], seconds: float) -> N
     for job, before, after in golds:
         table.add_row(job, f"{before:.1%}", f"{after:.1%}", f"{100 * (after - before):+.1f}")
     score = _told("ppo", "eval/reward/model")
-    Console().print(
+    rich.print(
         table,
         f"The reward model's own score of PPO's answers went from {score[0]:+.2f} to "
         f"{score[-1]:+.2f}.",

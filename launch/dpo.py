@@ -18,7 +18,7 @@ from launch.training.actor_start import RANKS
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.data.job import SupervisedData, load_dpo_data
-from rlhf_ray.data.streaming import RowStream
+from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.loops.referenced import Row, precomputed, referenced, without_reference
 from rlhf_ray.loops.setup import PreparedJob
 from rlhf_ray.loops.supervised import Prepare

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     if api.info(name) is not None:
         raise ConfigError(f"--name: the cluster has had a job {name!r}: take another name")
     payload = Payload(job=options.job, values=values, variables=variables)
-    _send(api, name, payload, options.working_dir, files)
+    _send(api, name, payload, options, files)
     print(f"submitted {name} to {address}", file=sys.stderr)
     if options.no_wait:
         print(name)
@@ -117,6 +117,9 @@ def parser() -> ArgumentParser:
         type=lambda text: Path(text).expanduser(),
         metavar="DIR",
         help="send this folder along, for reward functions and small data; the job runs in it",
+    )
+    parser.add_argument(
+        cli.VERBOSE, action="store_true", help="have libraries and actors write to the job's log"
     )
     parser.add_argument("--no-wait", action="store_true", help="print the name and leave")
     return parser
@@ -170,7 +173,7 @@ def _checked_files(values: Mapping[str, Any], options: Namespace) -> list[str]:
 
 
 def _send(
-    api: JobsApi, name: str, payload: Payload, folder: Path | None, files: Sequence[str]
+    api: JobsApi, name: str, payload: Payload, options: Namespace, files: Sequence[str]
 ) -> None:
     """Upload what belongs to the job, and start it.
 
@@ -182,17 +185,18 @@ def _send(
 
     environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}}
     metadata = {"job": payload.job, "run": name, "run_dir": payload.values["run_dir"]}
+    verbose = f" {cli.VERBOSE}" if options.verbose else ""
     with tempfile.TemporaryDirectory() as temporary:
-        if folder is not None:
+        if options.working_dir is not None:
             from launch.remote.package import write_package
 
             archive = Path(temporary) / "package.zip"
-            write_package(folder, files, archive)
+            write_package(options.working_dir, files, archive)
             environment["working_dir"] = str(archive)
         try:
             api.submit_job(
                 # Logs and dashboard show this from its beginning; the shell skips to the `;`.
-                entrypoint=f": rlhf-ray {payload.job}; {ENTRYPOINT}{send(api, payload)}",
+                entrypoint=f": rlhf-ray {payload.job}; {ENTRYPOINT}{send(api, payload)}{verbose}",
                 submission_id=name,
                 runtime_env=environment,
                 metadata=metadata,

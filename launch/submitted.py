@@ -1,18 +1,20 @@
-"""The driver of a submitted job, on the cluster: `python -m launch.submitted PARCEL`."""
+"""A submitted job's driver, on the cluster: `python -m launch.submitted PARCEL [--verbose]`."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch import cli
+from launch.run.messages import show_everything
 from rlhf_ray.config.tools.load import validate
 from rlhf_ray.config.tools.problems import raise_for
 from rlhf_ray.config.tools.yaml_file import YamlFile
 
 
-def run(name: str) -> int:
+def run(name: str, options: Sequence[str]) -> int:
     """Take a job's payload and run the job on the cluster that this process belongs to.
 
     Raises:
@@ -22,6 +24,8 @@ def run(name: str) -> int:
     from actors.jobs.payload import receive
     from actors.pool.processes import FORWARDED
 
+    if cli.VERBOSE in options:
+        show_everything()
     payload = receive(name, os.environ["RAY_ADDRESS"])
     os.environ.update(payload.variables)
     os.environ[FORWARDED] = ",".join(payload.variables)
@@ -35,4 +39,4 @@ def run(name: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.guarded(lambda: run(sys.argv[1])))
+    sys.exit(cli.guarded(lambda: run(sys.argv[1], sys.argv[2:])))

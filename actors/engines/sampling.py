@@ -11,7 +11,7 @@ import numpy as np
 
 from actors.engines.sleep import EngineSleep
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.data.borders import response_text
+from rlhf_ray.data.chat.borders import response_text
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest

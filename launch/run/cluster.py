@@ -18,12 +18,13 @@ from ray.job_config import JobConfig
 from actors.cluster.ray_token import use_own_token
 from actors.cluster.reachable import check_reachable
 from actors.jobs.submission import describe_submission, is_submitted
+from launch.run.messages import is_everything_shown
 from launch.run.metadata import metadata_of
 from launch.run.names import check_name
 from launch.run.signals import interrupt_when_stopped, leave, told_when_stopped
 from launch.run.standing import address_of
 from rlhf_ray.config.base import GroupConfig, RayConfig, RunConfig
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.planning.groups import plan_groups, total_cpus
 
 logger = logging.getLogger(__name__)
@@ -40,11 +41,15 @@ def connected(run: RunConfig, roles: Mapping[str, GroupConfig]) -> Iterator[None
     A stop that reaches the processes of a cluster of our own as well ends them first; what waits
     for Ray then waits for minutes, and in vain.
     """
-    connect(run, roles)
+    session = connect(run, roles)
     closed = threading.Event()
     try:
         with told_when_stopped(lambda: _leave_when_gone(closed)):
             yield
+    except RunError:
+        if session is not None:
+            logger.info("what the actors wrote is in %s/logs on their nodes", session)
+        raise
     finally:
         disconnect()
         closed.set()
@@ -69,18 +74,21 @@ def runs_here(config: RayConfig) -> bool:
     return not (config.address or config.pool or is_submitted())
 
 
-def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> None:
+def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> str | None:
     """Join the cluster at `ray.address` or of a standing pool, or start Ray on this machine.
 
     What Ray's job API has started is on a cluster already, and joins that one if no address is
     given. On a machine of its own a job may ask for more CPU cores than there are: roles mostly
     work by turns, and the cores are shared. On a cluster the cores of every role are reserved.
 
+    Returns:
+        The folder of Ray's session; None where this process is connected already.
+
     Raises:
         ConfigError: The cluster cannot be joined, or no such pool is known here.
     """
     if ray.is_initialized():
-        return
+        return None
     config = run.ray
     if config.pool:
         check_name("ray.pool", config.pool)
@@ -91,11 +99,11 @@ def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> None:
         address = address_of(config.pool)
     if address:
         metadata = metadata_of(run)
-        join(address, metadata)
+        session = join(address, metadata)
         describe_submission(metadata)
-        return
+        return session
     use_own_token()
-    _init(
+    return _init(
         # Without it Ray joins whatever cluster was last started on this machine.
         address="local",
         num_cpus=num_cpus(config, roles),
@@ -110,8 +118,8 @@ def num_cpus(config: RayConfig, roles: Mapping[str, GroupConfig]) -> int:
     return max(wanted, config.num_cpus or os.cpu_count() or 1)
 
 
-def join(address: str, metadata: Mapping[str, str] | None = None) -> None:
-    """Connect to a cluster that runs.
+def join(address: str, metadata: Mapping[str, str] | None = None) -> str:
+    """Connect to a cluster that runs; returns the folder of its session.
 
     Args:
         address: `host:port`, or `auto` for the one that this machine or job belongs to.
@@ -124,16 +132,24 @@ def join(address: str, metadata: Mapping[str, str] | None = None) -> None:
     if told not in ("", "auto"):
         check_reachable(told)
     try:
-        _init(address=address, job_config=JobConfig(metadata=dict(metadata or {})))
+        return _init(address=address, job_config=JobConfig(metadata=dict(metadata or {})))
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the cluster at {address!r} cannot be joined: {reason}") from error
 
 
-def _init(**options: Any) -> None:
-    """`ray.init`, which sets a handler of SIGTERM of its own: one that exits with status 15."""
+def _init(**options: Any) -> str:
+    """The session's folder.
+
+    `ray.init` sets a handler of SIGTERM of its own, one that exits with status 15.
+    """
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        context = ray.init(
+            log_to_driver=is_everything_shown(),
+            logging_level=logging.INFO if is_everything_shown() else logging.ERROR,
+            **options,
+        )
+        return str(context.address_info["session_dir"])  # type: ignore[attr-defined]
     except SystemExit as stopped:
         raise KeyboardInterrupt from stopped
     finally:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.run import status
+from launch.run.messages import keep_in
 from launch.run.signals import told_when_stopped
 from rlhf_ray.config.base import STATUS_FILE, RunConfig
 from rlhf_ray.config.jobs import PIPELINE, job_name
@@ -38,6 +39,7 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
         with status.held(folder, job=job_name(config)) as say:
             dump_config(config, folder / CONFIG_FILE)
             say("running", "")
+            keep_in(folder)
             try:
                 with told_when_stopped(lambda: say("interrupted", "")), room_for("it", folder):
                     yield folder

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from launch.tables.screen import screen
-from rlhf_ray.data.histogram import histogram
+from rlhf_ray.data.chat.spans import Span, printable, shortened, spans
 from rlhf_ray.data.look import Look
-from rlhf_ray.data.report import RowReport
-from rlhf_ray.data.spans import Span, printable, shortened, spans
+from rlhf_ray.data.rows.histogram import histogram
+from rlhf_ray.data.rows.report import RowReport
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
 TRAINED, OTHER, LOST = "bold green", "dim", "yellow"

@@ -22,7 +22,7 @@ TELLING = {
 
 def print_table(stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
     """One line a stage."""
-    from rich.console import Console
+    import rich
     from rich.table import Table
 
     table = Table(title="what the stages brought")
@@ -37,7 +37,7 @@ def print_table(stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
             *told(Path(stage.config.run_dir) / "metrics.jsonl", stage.job),
             "earlier" if took is None else f"{took:.0f}",
         )
-    Console().print(table)
+    rich.print(table)
 
 
 def told(path: Path, job: str) -> tuple[str, str, str]:

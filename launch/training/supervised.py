@@ -40,7 +40,7 @@ async def train(
         ConfigError: The pool or a model does not fit the configuration.
         RunError: A rank failed or the run diverged.
     """
-    from rlhf_ray.data.tokenizer import load_tokenizer
+    from rlhf_ray.data.chat.tokenizer import load_tokenizer
     from rlhf_ray.loops.supervised import SupervisedLoop
 
     config: SupervisedConfig = job.config

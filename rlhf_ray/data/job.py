@@ -12,12 +12,12 @@ from rlhf_ray.config.base import ForwardConfig, ModelConfig, RunConfig
 from rlhf_ray.config.checks.model_kind import Kind
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig, SupervisedConfig
+from rlhf_ray.data.examples.preferences import best_of
 from rlhf_ray.data.job_limits import context_of, tokenizer_of
 from rlhf_ray.data.job_rows import JobRows
 from rlhf_ray.data.order import TrainedRows, first_of
-from rlhf_ray.data.preferences import best_of
-from rlhf_ray.data.rows import Rows
-from rlhf_ray.data.streaming import RowStream
+from rlhf_ray.data.rows.rows import Rows
+from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.disk import room_for
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
@@ -83,7 +83,7 @@ def load_online_data(config: OnlineConfig) -> OnlineData:
         ConfigError: Unreadable, malformed, empty, too long for the context, not what a reward
             function can score, or another model of the job has another vocabulary.
     """
-    from rlhf_ray.data.tokenizer import vocabulary_digest
+    from rlhf_ray.data.chat.tokenizer import vocabulary_digest
     from rlhf_ray.models.fit import check_model
 
     tokenizer = tokenizer_of(config.policy.model)
@@ -217,7 +217,7 @@ def _end_token_ids(
     model: ModelConfig, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int] = ()
 ) -> tuple[int, ...]:
     """What ends a response; the log says so."""
-    from rlhf_ray.data.turn_end import end_tokens
+    from rlhf_ray.data.chat.turn_end import end_tokens
     from rlhf_ray.models.identity import generation_end_ids
 
     generation_ids = generation_end_ids(

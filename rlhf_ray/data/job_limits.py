@@ -19,7 +19,7 @@ def tokenizer_of(model: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: See `load_tokenizer`.
     """
-    from rlhf_ray.data.tokenizer import load_tokenizer
+    from rlhf_ray.data.chat.tokenizer import load_tokenizer
 
     return load_tokenizer(
         model.tokenizer or model.path,

@@ -9,16 +9,23 @@ from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig
+from rlhf_ray.data.examples.preferences import (
+    Answers,
+    LabelledAnswers,
+    Pairs,
+    Rankings,
+    check_labels,
+)
+from rlhf_ray.data.examples.prompts import Prompts
+from rlhf_ray.data.examples.sft import Examples
+from rlhf_ray.data.examples.tokenization import Tokenization
 from rlhf_ray.data.job_limits import most_tokens, prompt_room
-from rlhf_ray.data.loading import load
-from rlhf_ray.data.preferences import Answers, LabelledAnswers, Pairs, Rankings, check_labels
-from rlhf_ray.data.prompts import Prompts
-from rlhf_ray.data.report import LeftOut, Loaded
-from rlhf_ray.data.rows import Rows
-from rlhf_ray.data.sft import Examples
-from rlhf_ray.data.stream_sources import Check, Passes, open_passes, open_stream
-from rlhf_ray.data.streaming import RowStream
-from rlhf_ray.data.tokenization import Tokenization
+from rlhf_ray.data.loading.load import load
+from rlhf_ray.data.loading.passes import Check, Passes
+from rlhf_ray.data.loading.streams import open_passes, open_stream
+from rlhf_ray.data.rows.report import LeftOut, Loaded
+from rlhf_ray.data.rows.rows import Rows
+from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.rewards.checks import checking_functions, prompt_faults, usable_prompts
 from rlhf_ray.rewards.columns import check_columns
 from rlhf_ray.rewards.functions import RewardFunction

@@ -1,11 +1,16 @@
-"""JSON values, and what is wrong with text that should be one."""
+"""JSON values, what is wrong with text that should be one, and those in cells that hold text."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from typing import Any
 
 from rlhf_ray.data.errors import RowError, short
+
+_GLIMPSED = 10_000  # characters
+_BEGIN = re.compile(r"\s*[\[{]")
 
 
 class _TwiceError(ValueError):
@@ -60,11 +65,56 @@ def checked_object(value: Any, where: str) -> dict[str, Any] | RowError:
     """A value that must be an object; a list of messages is one that has them."""
     if isinstance(value, dict | RowError):
         return value
-    if isinstance(value, list) and value and all(map(_is_message, value)):
+    if isinstance(value, list) and value and all(map(is_message, value)):
         return {"messages": value}
     detail = f'got {type(value).__name__}; a row is an object, such as {{"text": ...}}'
     return RowError(where, "not a JSON object", detail)
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
+    """Whether a value looks like a message: an object that says who speaks."""
     return isinstance(value, dict) and bool({"role", "from"} & value.keys())
+
+
+def unfolded(value: Any) -> Any:
+    """The list or object whose JSON text a value is; any other value as it is."""
+    if not isinstance(value, str) or not _BEGIN.match(value):
+        return value
+    try:
+        return DECODER.decode(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def is_list_of(value: Any, fits: Callable[[Any], bool]) -> bool:
+    """Whether a value is a list, not empty, of items that all fit, or its JSON text."""
+    items = unfolded(value)
+    return isinstance(items, list) and bool(items) and all(map(fits, items))
+
+
+def glimpsed(value: Any) -> Any:
+    """The same where the text is short: for errors, which look at many columns many times."""
+    return value if isinstance(value, str) and len(value) > _GLIMPSED else unfolded(value)
+
+
+def json_value(text: str, where: str, place: str, wanted: str) -> Any:
+    """What a JSON text in a column says.
+
+    Args:
+        text: Of the cell.
+        where: File and line, for errors.
+        place: In words, which cell.
+        wanted: What it should hold.
+
+    Raises:
+        RowError: It is no JSON, or has two values for one key.
+    """
+    try:
+        return DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        fault = fault_of(error, where)
+        if fault.reason != "not JSON":
+            raise RowError(where, fault.reason, f"in {place}: {fault.detail}") from error
+        python = " (Python's own print of a list is none: write it by json.dumps)" * ("'" in text)
+        detail = f"{place} must be {wanted}, or its JSON text{python}, got {short(text)}: {error}"
+        raise RowError(where, "wrong type", detail) from error

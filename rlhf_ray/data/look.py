@@ -14,11 +14,12 @@ import numpy as np
 
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.data.examples.lengths import LengthLimit
 from rlhf_ray.data.job_limits import tokenizer_of
 from rlhf_ray.data.job_rows import JobRows
-from rlhf_ray.data.lengths import LengthLimit
-from rlhf_ray.data.report import RowReport, merged
-from rlhf_ray.data.rows import Numbers
+from rlhf_ray.data.loading.streams import first_examples
+from rlhf_ray.data.rows.report import RowReport, merged
+from rlhf_ray.data.rows.rows import Numbers
 
 STREAMED_ROWS = 100  # of a stream, and what is read along with them
 
@@ -80,11 +81,9 @@ def _loaded(rows: JobRows, key: str, num_rows: int) -> Look:
 
 def _streamed(rows: JobRows, key: str, num_rows: int) -> Look:
     passes = rows.passes(key)
-    looks = [each.look(max(num_rows, STREAMED_ROWS)) for each in passes]
+    looks = [first_examples(each, max(num_rows, STREAMED_ROWS)) for each in passes]
     kind = passes[0].job.kind
-    by_source = [
-        [kind.record(table.slice(row, 1)) for row in range(len(table))] for table, _ in looks
-    ]
+    by_source = [kind.records(table) for table, _ in looks]
     # One of each source in turn.
     turns = itertools.chain.from_iterable(itertools.zip_longest(*by_source))
     records = [record for record in turns if record is not None]

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_ray.data.json_cells import glimpsed
-from rlhf_ray.data.parsed_rows import Columns
+from rlhf_ray.data.json_values import glimpsed
+from rlhf_ray.data.row import Columns
 
 NAME_CHARACTERS = 40  # of a name that an error lists, and of one that may be meant
 _MOST_LISTED = 12  # names that an error lists

@@ -8,9 +8,9 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from rlhf_ray.data.records import digest_of
-from rlhf_ray.data.rows import Rows, combined
-from rlhf_ray.data.streaming import RowStream
+from rlhf_ray.data.rows.records import digest_of
+from rlhf_ray.data.rows.rows import Rows, combined
+from rlhf_ray.data.rows.streaming import RowStream
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
-from rlhf_ray.data.turn_end import turn_end
+from rlhf_ray.data.chat.turn_end import turn_end
 from rlhf_ray.learner.export_check import check_export
 from rlhf_ray.learner.weight_files import write_weights
 from rlhf_ray.learner.weights import named_weights, weight_infos

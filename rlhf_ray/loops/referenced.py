@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rlhf_ray.data.records import digest_of
+from rlhf_ray.data.rows.records import digest_of
 from rlhf_ray.errors import RunError
 from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
 

@@ -17,7 +17,7 @@ from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
 from rlhf_ray.config.tools.secrets import without_secrets
 from rlhf_ray.data.job import JobData
 from rlhf_ray.data.order import TrainedRows, digest_of_rows
-from rlhf_ray.data.streaming import RowStream
+from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.sample_files import SampleFiles

@@ -39,5 +39,5 @@ def open_metrics(
         from rlhf_ray.metrics.wandb_sink import WandbSink
 
         sinks.append(WandbSink(config, job=job, run_dir=run_dir))
-    sinks.append(ConsoleSink(job=job, total_steps=config.total_steps, first_step=resumed_step or 0))
+    sinks.append(ConsoleSink(total_steps=config.total_steps))
     return MetricsLog(sinks, last_step=last_step, elapsed_s=elapsed_s)

@@ -1,12 +1,14 @@
 """Every metric by name, with its unit and meaning: the same in code, in all files and in W&B.
 
-A metric that is not here cannot be logged, so this page is complete.
+A metric that is not here cannot be logged, so this page is complete. It ends with what a screen
+shows of them, and which values it warns of.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -34,6 +36,7 @@ _OPTIMISER = {
 
 _PHASES = ("generate", "score", "update", "publish")
 _ROLES = ("policy", "value", "reference", "reward", "rollout")
+_SUPERVISED = ("sft", "rm", "dpo")
 
 NAMES: Mapping[str, Meaning] = {
     **_named(
@@ -230,6 +233,94 @@ PREFIXES: Mapping[str, Meaning] = {
         "`eval/best_of_k`: mean over prompts of the best of `eval.samples_per_prompt` samples"
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of the table on a terminal.
+
+    Attributes:
+        title: Its head.
+        names: The metrics that it may show; a run has the first of them that it logs.
+        has_change: Whether the change since the step shown before stands beside the value.
+    """
+
+    title: str
+    names: Sequence[str]
+    has_change: bool = False
+
+
+# What matters most comes first: a terminal has as many as fit beside each other.
+COLUMNS: Sequence[Column] = (
+    Column(title="reward", names=["rollout/reward_mean"], has_change=True),
+    Column(title="loss", names=["sft/loss", "rm/loss", "dpo/loss"], has_change=True),
+    Column(title="best of k", names=["best_of_k"]),  # of evaluations alone
+    Column(title="accuracy", names=["rm/accuracy", "rewards/accuracies", "sft/token_accuracy"]),
+    Column(title="KL", names=["policy/kl_ref", "dpo/kl"]),
+    Column(title="entropy", names=["policy/entropy", "sft/entropy"]),
+    Column(title="length", names=["rollout/response_tokens_mean"]),
+    Column(title="mismatch", names=["mismatch/logprob_abs_max"]),
+    Column(title="tokens/s", names=["perf/tokens_per_s", "rollout/tokens_per_s"]),
+    Column(title="grad norm", names=["policy/grad_norm", *(f"{j}/grad_norm" for j in _SUPERVISED)]),
+    Column(title="margin", names=["rm/margin", "rewards/margins"]),
+    Column(title="seconds", names=["time/step"]),
+)
+
+# Of these, a plain line has what the step has.
+LINE: Sequence[str] = (
+    "rollout/reward_mean",
+    "eval/reward_mean",
+    "policy/kl_ref",
+    "mismatch/logprob_abs_max",
+    "sft/loss",
+    "rm/loss",
+    "dpo/loss",
+    "eval/loss",
+    "eval/accuracy",
+    "eval/rewards/accuracies",
+    "time/step",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """Values of a metric that are worth a warning: those above or below, and what they mean."""
+
+    above: float = math.inf
+    below: float = -math.inf
+    text: str
+
+
+NOT_FINITE = "not finite"
+
+LIMITS: Mapping[str, Limit] = {
+    "rollout/truncated_share": Limit(above=0.5, text="most responses are cut off"),
+    "rollout/zero_spread_share": Limit(above=0.75, text="most groups teach nothing"),
+    "policy/entropy": Limit(below=0.01, text="the policy hardly explores"),
+    "policy/kl_ref": Limit(above=1.0, text="far from the reference"),
+    "policy/clip_share": Limit(above=0.3, text="the policy moves far in one step"),
+    "mismatch/logprob_abs_mean": Limit(above=0.1, text="engine and trainer disagree"),
+    "mismatch/ess": Limit(below=0.5, text="engine and trainer disagree"),
+    **{
+        f"{trained}/skipped_steps": Limit(above=0.0, text="loss or gradient was not finite")
+        for trained in ("policy", "value", *_SUPERVISED)
+    },
+}
+
+
+def held_out_names(column: Column) -> list[str]:
+    """What an evaluation calls the metrics of a column: `eval/loss` of `sft/loss`, for instance."""
+    return [f"eval/{each}" for name in column.names for each in (name, name.partition("/")[2])]
+
+
+def warnings_of(metrics: Mapping[str, float]) -> dict[str, str]:
+    """What is to be said of metrics, by their names: that they are not finite or beyond a limit."""
+    warnings = {name: NOT_FINITE for name, value in metrics.items() if not math.isfinite(value)}
+    for name, limit in LIMITS.items():
+        value = metrics.get(name, math.nan)
+        if value > limit.above or value < limit.below:
+            warnings[name] = limit.text
+    return warnings
 
 
 def meaning_of(name: str) -> Meaning:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class WandbSink:
         """
         import wandb
 
+        self._environment = ExitStack()
+        self._environment.enter_context(_folders_below(run_dir / "wandb"))
         try:
             with _no_arguments():
                 self._run = wandb.init(
@@ -50,6 +53,7 @@ class WandbSink:
                     ),
                 )
         except wandb.Error as error:
+            self._environment.close()
             raise RunError(
                 f"W&B did not start: {error}. Set WANDB_API_KEY, or wandb.mode to offline"
             ) from error
@@ -73,6 +77,8 @@ class WandbSink:
         except Exception as error:
             # Whoever stops a job may end W&B's process before ours, and that is no end of a run.
             logger.warning("W&B has not got the end of the run (%s)", type(error).__name__)
+        finally:
+            self._environment.close()
 
 
 @contextmanager
@@ -83,6 +89,22 @@ def _no_arguments() -> Iterator[None]:
         yield
     finally:
         sys.argv = kept
+
+
+@contextmanager
+def _folders_below(folder: Path) -> Iterator[None]:
+    """What W&B keeps in the user's home (its own logs, tables on their way) is the run's.
+
+    A place that the user has chosen by these variables stays.
+    """
+    folders = {"WANDB_CACHE_DIR": folder / "cache", "WANDB_DATA_DIR": folder / "data"}
+    added = {name: str(path) for name, path in folders.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _queryable(values: Any) -> Any:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.checks.model_kind import Kind, kind_fault, quantization_fault, token_id_faults
 from rlhf_ray.config.rewards import RewardModelConfig
-from rlhf_ray.data.rows import Rows
-from rlhf_ray.data.streaming import RowStream
+from rlhf_ray.data.rows.rows import Rows
+from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.limits import most_tokens, read_config
 from rlhf_ray.types import Prompt
@@ -117,7 +117,7 @@ def check_scorer(reward: RewardModelConfig, longest: int) -> None:
     Raises:
         ConfigError: It is of no use as a scorer, or its positions are fewer than its texts need.
     """
-    from rlhf_ray.data.tokenizer import load_tokenizer
+    from rlhf_ray.data.chat.tokenizer import load_tokenizer
 
     key = "reward.model.path"
     model = ModelConfig(path=reward.path, trust_remote_code=reward.trust_remote_code)

@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from rlhf_ray.config.base import ModelConfig
-from rlhf_ray.data.tokenizer import load_tokenizer
-from rlhf_ray.data.turn_end import turn_end
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
+from rlhf_ray.data.chat.turn_end import turn_end
 from rlhf_ray.models.limits import read_config
 
 # Of a configuration: they change whenever a model is loaded and saved, its function does not.

@@ -12,11 +12,11 @@ import torch
 
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.rewards import RewardModelConfig
-from rlhf_ray.data.answers import tokenize_answer, tokenize_sampled
-from rlhf_ray.data.chat import template_options
-from rlhf_ray.data.samples import as_chat
-from rlhf_ray.data.tokenizer import load_tokenizer, vocabulary_digest
-from rlhf_ray.data.tool_calls import shows_tools
+from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_sampled
+from rlhf_ray.data.chat.template import template_options
+from rlhf_ray.data.chat.tokenizer import load_tokenizer, vocabulary_digest
+from rlhf_ray.data.chat.tool_calls import shows_tools
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.classifier import load_classifier

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rlhf_ray.data.reasoning import behind_reasoning
+from rlhf_ray.data.chat.reasoning import behind_reasoning
 from rlhf_ray.rewards.boxes import Marked, last_boxed
 from rlhf_ray.rewards.numbers import NUMBER
 from rlhf_ray.rewards.plain_text import plain_text

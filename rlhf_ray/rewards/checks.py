@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_ray.config.checks.references import says
 from rlhf_ray.config.rewards import RewardConfig
-from rlhf_ray.data.rows import Rows, SelectedRows
+from rlhf_ray.data.rows.rows import Rows, SelectedRows
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.functions import CHECK, RewardFunction, load_functions
 from rlhf_ray.types import Prompt

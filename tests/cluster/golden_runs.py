@@ -44,15 +44,19 @@ def run_all(ranks: int, folder: Path, model: Path, texts: list[str]) -> dict[str
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     pipeline = _pipeline(ranks, folder, model)
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline))
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
     done = subprocess.run(
         [sys.executable, "-m", "launch.cli", "pipeline", str(folder / "pipeline.yaml")],
-        cwd=HERE.parents[1],
-        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+        cwd=elsewhere,
+        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        | {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    assert not list(elsewhere.iterdir()), "a run writes nothing outside its own folder"
     return {stage["name"]: _left_by(folder / "run" / stage["name"]) for stage in pipeline["stages"]}
 
 

@@ -25,9 +25,9 @@ from launch.training.actor_start import import_libraries, start_actors
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
-from rlhf_ray.data.answers import tokenize_answer
+from rlhf_ray.data.chat.answers import tokenize_answer
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.data.job import load_rm_data
-from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.specs import PolicySpec, ReferenceSpec
 from rlhf_ray.types import Prompt, Rollout
 

@@ -12,8 +12,8 @@ from jobs import STOP_STRING, STOP_TOKEN, arrays_of, rollouts_of
 
 from actors.engines.sampling import Ending
 from launch.training.online_roles import start_roles
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.data.job import load_online_data
-from rlhf_ray.data.tokenizer import load_tokenizer
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest

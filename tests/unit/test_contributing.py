@@ -14,7 +14,7 @@ from rlhf_ray.algorithms import preference_losses
 from rlhf_ray.algorithms.preference_losses import PairInputs, PairParams
 from rlhf_ray.config.rewards import RewardFunctionConfig
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.files import Row
+from rlhf_ray.data.row import Row
 from rlhf_ray.rewards.batch import ScoringBatch
 from rlhf_ray.rewards.functions import load_functions
 

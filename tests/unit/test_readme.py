@@ -33,9 +33,8 @@ from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.config.tools.ready import find_config
 from rlhf_ray.config.tools.stages import resolve_stages
 from rlhf_ray.config.tools.yaml_file import read_yaml, write_yaml
-from rlhf_ray.data.files import Row
-from rlhf_ray.data.recognition import recognise
-from rlhf_ray.data.row_formats import ROW_FORMATS
+from rlhf_ray.data.formats.table import ROW_FORMATS, recognise
+from rlhf_ray.data.row import Row
 from rlhf_ray.metrics.names import NAMES, PREFIXES
 from rlhf_ray.models.shape import shape_of
 from rlhf_ray.planning.cluster import Cluster, shown_bytes

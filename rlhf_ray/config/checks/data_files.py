@@ -20,6 +20,10 @@ DATA_FILES = (
     f"a {', '.join(TEXT_FORMATS[:-1])} or {TEXT_FORMATS[-1]} file (also with "
     f"{', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]}), a {' or '.join(ARROW_FORMATS)} file"
 )
+ACCEPTED = (
+    f"{DATA_FILES}, a folder of such files, a pattern such as `data/*.jsonl`, or a name on the "
+    "Hugging Face hub (`owner/name`, `name` or `owner/name:subset`)"
+)
 # These describe data and are none.
 _DESCRIPTIONS = {
     "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json",

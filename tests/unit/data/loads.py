@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data.loading import load
-from rlhf_ray.data.preferences import Answers, LabelledAnswers, Pairs, Rankings
-from rlhf_ray.data.prompts import Prompts
-from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.sft import Examples
-from rlhf_ray.data.tokenization import Tokenization
+from rlhf_ray.data.examples.preferences import Answers, LabelledAnswers, Pairs, Rankings
+from rlhf_ray.data.examples.prompts import Prompts
+from rlhf_ray.data.examples.sft import Examples
+from rlhf_ray.data.examples.tokenization import Tokenization
+from rlhf_ray.data.loading.load import load
+from rlhf_ray.data.rows.report import Loaded
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
 

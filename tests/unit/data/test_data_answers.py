@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
-from rlhf_ray.data.answers import tokenize_answer, tokenize_prompt
+from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_prompt
+from rlhf_ray.data.chat.templates import CHAT_TEMPLATES
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.templates import CHAT_TEMPLATES
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 CHAT_TEMPLATE_ENDS = dict.fromkeys(CHAT_TEMPLATE_NAMES, "</s>") | {

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.data.answers import tokenize_answer, tokenize_prompt, tokenize_sampled
-from rlhf_ray.data.borders import decode, response_text
-from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_prompt, tokenize_sampled
+from rlhf_ray.data.chat.borders import decode, response_text
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
 
 KINDS = ("bytes", "always", "first", "stories260K")
 TEXT = st.text(st.sampled_from("time a\n.<"), min_size=1, max_size=12)

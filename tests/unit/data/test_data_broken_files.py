@@ -15,9 +15,12 @@ from broken_files import BROKEN, GOOD, Broken
 from loads import load_prompts
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
-from rlhf_ray.data import file_bytes, json_window, text_files
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.files import Row, read_rows
+from rlhf_ray.data.files import binary as file_bytes
+from rlhf_ray.data.files import json_window
+from rlhf_ray.data.files import text_rows as text_files
+from rlhf_ray.data.files.sources import read_rows
+from rlhf_ray.data.row import Row
 
 DEADLINE_S = 10.0
 MAX_PEAK_GB = 2.0
@@ -122,7 +125,7 @@ HUGE = """
     import sys, time
     from rlhf_ray.config.data import SourceConfig
     from rlhf_ray.data.errors import RowError
-    from rlhf_ray.data.files import read_rows
+    from rlhf_ray.data.files.sources import read_rows
     from rlhf_ray.metrics.memory import peak_memory_gb
 
     for path in sys.argv[1:]:

@@ -26,11 +26,13 @@ import pytest
 from loads import load_labelled, load_pairs, load_prompts, load_sft
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
-from rlhf_ray.data import cache, file_digests, files, store
 from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.examples.sft import Examples
+from rlhf_ray.data.files import sources as files
+from rlhf_ray.data.loading import cache, file_digests
 from rlhf_ray.data.order import digest_of_rows
-from rlhf_ray.data.row_file import RowFile
-from rlhf_ray.data.sft import Examples
+from rlhf_ray.data.rows import store
+from rlhf_ray.data.rows.row_file import RowFile
 from rlhf_ray.types import SftExample
 
 
@@ -66,7 +68,7 @@ def test_the_cache_knows_everything_that_decides_about_tokens(
 
     assert load() == 1
     with monkeypatch.context() as patched:
-        patched.setattr("rlhf_ray.data.loading._tokenize", lambda *_: pytest.fail("not kept"))
+        patched.setattr("rlhf_ray.data.loading.load._tokenize", lambda *_: pytest.fail("not kept"))
         assert load(workers=1, shuffle=False) == 1
     assert load(max_length=98) == 2
     assert load(over_length="drop") == 3
@@ -116,13 +118,14 @@ def test_a_slow_tokenizer_is_known_by_more_than_its_vocabulary(tmp_path: Path) -
 
 def test_all_code_that_rows_pass_through_is_known() -> None:
     code = (
-        "import sys, rlhf_ray.data.loading, rlhf_ray.data.sft, rlhf_ray.data.prompts, "
-        "rlhf_ray.data.preferences; print(*(m.__file__ for n, m in sys.modules.items() "
+        "import sys, rlhf_ray.data.loading.load, rlhf_ray.data.examples.sft, "
+        "rlhf_ray.data.examples.prompts, rlhf_ray.data.examples.preferences; "
+        "print(*(m.__file__ for n, m in sys.modules.items() "
         "if n.startswith('rlhf_ray.')))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported = {Path(name) for name in said.stdout.split()}
-    package = Path(cache.__file__).parents[1]
+    package = Path(cache.__file__).parents[2]
     known = {file for pattern in cache._SOURCES for file in package.glob(pattern)}
     assert len(imported & known) > 40
     # Of configurations, settings of others than data; files of weights; errors; processes.
@@ -166,7 +169,7 @@ def test_what_changes_while_it_is_read_is_not_kept(
             (tmp_path / "a.jsonl").unlink()
 
     with monkeypatch.context() as patched:
-        patched.setattr("rlhf_ray.data.loading.read_rows", read_later)
+        patched.setattr("rlhf_ray.data.loading.passes.read_rows", read_later)
         assert len(load_sft(config, chat_tokenizer, max_length=99).rows) == 6
     assert list(cache_folder.iterdir()) == []
     texts(tmp_path / "a.jsonl", 5)
@@ -380,7 +383,7 @@ def test_a_job_that_fails_leaves_nothing_and_what_a_killed_one_left_is_removed(
     assert list(cache_folder.iterdir()) == []
     script = (
         "import os, sys, pathlib, pyarrow as pa\n"
-        "from rlhf_ray.data.row_file import RowFile\n"
+        "from rlhf_ray.data.rows.row_file import RowFile\n"
         "RowFile(pathlib.Path(sys.argv[1]), 'killed', pa.schema({'n': pa.int32()}))\n"
         "os._exit(1)\n"
     )

@@ -12,7 +12,7 @@ from loads import load_labelled, load_pairs, load_prompts, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.json_cells import unfolded
+from rlhf_ray.data.json_values import unfolded
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}

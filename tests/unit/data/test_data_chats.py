@@ -30,7 +30,7 @@ from chat_rows import (
 )
 from loads import load_pairs, load_prompts, load_rankings, load_sft
 
-from rlhf_ray.data.borders import decode
+from rlhf_ray.data.chat.borders import decode
 
 
 @pytest.fixture

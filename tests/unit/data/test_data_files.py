@@ -14,7 +14,8 @@ import pytest
 
 from rlhf_ray.config.data import SourceConfig
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.files import Row, read_rows
+from rlhf_ray.data.files.sources import read_rows
+from rlhf_ray.data.row import Row
 
 
 def rows_of(path: str, *, separator: str = "<|endoftext|>", **source: Any) -> list[Row]:

@@ -11,10 +11,9 @@ from published_rows import PUBLISHED
 
 from rlhf_ray.config.data import DataConfig, DataFormat
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.files import Row
-from rlhf_ray.data.recognition import recognise
-from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.row_formats import ROW_FORMATS
+from rlhf_ray.data.formats.table import ROW_FORMATS, recognise
+from rlhf_ray.data.row import Row
+from rlhf_ray.data.rows.report import Loaded
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}

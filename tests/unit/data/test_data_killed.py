@@ -14,7 +14,7 @@ import pytest
 from loads import load_sft
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data import cache
+from rlhf_ray.data.loading import cache
 
 # Loads `rows.jsonl` as a job does; KILLED_AT and it has read so many rows, and is gone.
 JOB = """
@@ -22,12 +22,12 @@ import multiprocessing, os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from chat_families import byte_tokenizer
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data import cache, loading
+from rlhf_ray.data.loading import cache, passes
 from loads import load_sft
 
 cache._SMALL_BYTES = 0
 killed_at = int(os.environ.get("KILLED_AT", "-1"))
-read_rows = loading.read_rows
+read_rows = passes.read_rows
 
 def killing(*arguments, **options):
     for number, row in enumerate(read_rows(*arguments, **options)):
@@ -37,7 +37,7 @@ def killing(*arguments, **options):
         yield row
 
 if __name__ == "__main__":
-    loading.read_rows = killing
+    passes.read_rows = killing
     config = DataConfig(path="rows.jsonl", workers=int(sys.argv[2]))
     print(load_sft(config, byte_tokenizer(), max_length=99).rows.digest)
 """

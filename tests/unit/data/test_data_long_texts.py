@@ -18,10 +18,10 @@ from trained_tokenizers import FAMILIES, OTHER_SCRIPT, TEXT, trained
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.supervised import DpoConfig, SftConfig
-from rlhf_ray.data import pieces, shortening
-from rlhf_ray.data.answers import with_end
-from rlhf_ray.data.borders import text_tokens
+from rlhf_ray.data.chat.borders import text_tokens
+from rlhf_ray.data.chat.turn_end import with_end
 from rlhf_ray.data.errors import DataError
+from rlhf_ray.data.examples import pieces, shortening
 
 
 @pytest.fixture(params=[*FAMILIES, "stories260K"])

@@ -10,9 +10,9 @@ import pytest
 from loads import load_prompts
 
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.files import read_rows
-from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.data.files.sources import read_rows
 from rlhf_ray.types import Prompt
 
 CONTEXT = 200

@@ -26,12 +26,11 @@ from published_rows import (
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.files import Row
-from rlhf_ray.data.preferences import Pairs
-from rlhf_ray.data.recognition import recognise
-from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.row_formats import ROW_FORMATS
-from rlhf_ray.data.stream_sources import open_stream
+from rlhf_ray.data.examples.preferences import Pairs
+from rlhf_ray.data.formats.table import ROW_FORMATS, recognise
+from rlhf_ray.data.loading.streams import open_stream
+from rlhf_ray.data.row import Row
+from rlhf_ray.data.rows.report import Loaded
 from rlhf_ray.types import Ranking
 
 CHATML = "<s><|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

@@ -11,9 +11,9 @@ from loads import load_labelled, load_pairs, load_prompts, load_rankings, load_s
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.data.job import load_dpo_data, load_rm_data
-from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.data.rows.report import Loaded
 
 HH = "hh-rlhf/helpful-base/test.jsonl.gz"
 OASST = "preference/oasst_en_100_tree.jsonl"

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from rlhf_ray.config.data import SourceConfig
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.files import Row, read_rows
-from rlhf_ray.data.splits import parse_split
+from rlhf_ray.data.files.sources import read_rows
+from rlhf_ray.data.files.splits import parse_split
+from rlhf_ray.data.row import Row
 
 
 def numbers(path: Path, **source: object) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.data.tokenizer import load_tokenizer
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.errors import ConfigError
 
 TEMPLATE = "{% for m in messages %}[{{ m.content }}]{% endfor %}"

@@ -14,11 +14,11 @@ from test_data_job import model_with
 
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.data.answers import tokenize_answer, tokenize_prompt
+from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_prompt
+from rlhf_ray.data.chat.tokenizer import load_tokenizer
+from rlhf_ray.data.chat.turn_end import end_tokens, turn_end
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.job import load_online_data, load_sft_data
-from rlhf_ray.data.tokenizer import load_tokenizer
-from rlhf_ray.data.turn_end import end_tokens, turn_end
 from rlhf_ray.errors import ConfigError
 
 ASKED = [{"role": "user", "content": "q"}]

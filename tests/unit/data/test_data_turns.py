@@ -12,9 +12,9 @@ import pytest
 from loads import load_answers, load_sft
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data.borders import decode
+from rlhf_ray.data.chat.borders import decode
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.sft import inside_spans
+from rlhf_ray.data.examples.sft import inside_spans
 from rlhf_ray.types import SftExample
 
 TURNS = [

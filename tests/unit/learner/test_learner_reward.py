@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from rlhf_ray.data.preferences import best_of
+from rlhf_ray.data.examples.preferences import best_of
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.export import export_model
 

@@ -10,8 +10,8 @@ from fakes import Company, CountedUsage, Recorder, make_prompts
 from pydantic import ValidationError
 
 from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.data.files import Row
-from rlhf_ray.data.recognition import recognise
+from rlhf_ray.data.formats.table import recognise
+from rlhf_ray.data.row import Row
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.sampling import Judged, SampleLoop, pairs_of

@@ -12,9 +12,9 @@ from fakes import COSTS, CountedUsage, Recorder
 
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.config.tools.layers import lay_over
-from rlhf_ray.data.records import EXAMPLES
-from rlhf_ray.data.report import Converted
-from rlhf_ray.data.streaming import RowStream, SourceStream, StreamSettings
+from rlhf_ray.data.rows.records import EXAMPLES
+from rlhf_ray.data.rows.report import Converted
+from rlhf_ray.data.rows.streaming import RowStream, SourceStream, StreamSettings
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.supervised import SupervisedLoop

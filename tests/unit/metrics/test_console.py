@@ -9,13 +9,13 @@ from rlhf_ray.metrics.console import ConsoleSink
 from rlhf_ray.metrics.log import Record, Table
 
 
-def shown(*, terminal, steps=(0, 1, 2), tables=()):
+def shown(*, terminal, steps=(0, 1, 2), seconds=10.0, tables=()):
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=terminal, width=120)
-    sink = ConsoleSink(job="ppo", total_steps=4, console=console)
+    console = Console(file=screen, force_terminal=terminal, width=80)
+    sink = ConsoleSink(total_steps=4, console=console)
     for step in steps:
         metrics = {"policy/loss": 0.25, "rollout/reward_mean": step / 4}
-        sink.log(Record(step=step, time_s=10.0 * step, metrics=metrics))
+        sink.log(Record(step=step, time_s=seconds * step, metrics=metrics))
     for table in tables:
         sink.table(table)
     sink.close(failed=False)
@@ -30,14 +30,25 @@ def test_without_a_terminal_a_step_is_one_plain_line():
     ]
 
 
-def test_on_a_terminal_there_are_bar_and_table():
+def test_on_a_terminal_a_step_is_a_row_and_nothing_is_drawn_over():
     text = shown(terminal=True)
-    for part in ("ppo", "2/4", "left", "rollout/reward_mean 0.5", "policy", "loss 0.25"):
+    for part in ("reward", "1/4", "2/4", "0.500", "+0.25", "0:20"):
         assert part in text
+    assert "\r" not in text
+    assert {part[0] for part in text.split("\x1b[")[1:]} <= set("0123456789")  # colours alone
+    assert all(part.split("m")[0].replace(";", "").isdigit() for part in text.split("\x1b[")[1:])
 
 
 def test_a_resumed_run_estimates_from_its_own_steps():
     assert "step 3/4  left 0:10" in shown(terminal=False, steps=(2, 3))
+
+
+def test_a_slow_step_among_others_does_not_change_the_estimate():
+    screen = io.StringIO()
+    sink = ConsoleSink(total_steps=8, console=Console(file=screen, width=80))
+    for step, time_s in enumerate([0.0, 60.0, 61.0, 62.0, 63.0]):
+        sink.log(Record(step=step, time_s=time_s, metrics={}))
+    assert screen.getvalue().splitlines()[-1] == "step 4/8  left 0:04"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -1,11 +1,12 @@
 """Weights & Biases without a network: the real library writes, its own `wandb sync` reads."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from wandb_server import synced
+from wandb_server import server, synced
 
 from launch.run.folder import run_folder
 from rlhf_ray.config.online import PpoConfig
@@ -90,3 +91,33 @@ def test_a_planted_secret_is_in_no_file_and_on_no_screen(tmp_path, monkeypatch, 
     assert secret not in "".join(capfd.readouterr())
     assert config.reward.remote.url == f"https://me:{secret}@host/score"
     assert sys.argv[1] == "--reward.remote.url"
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_all_files_are_below_the_runs_folder(config, mode, tmp_path, monkeypatch):
+    working, home = tmp_path / "working", tmp_path / "home"
+    working.mkdir()
+    home.mkdir()
+    monkeypatch.chdir(working)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    wandb = config.wandb.model_copy(update={"mode": mode})
+    config = config.model_copy(update={"wandb": wandb})
+    with server() as (url, _):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        script = (
+            "import sys; from rlhf_ray.metrics import open_metrics\n"
+            "from rlhf_ray.config.supervised import SftConfig\n"
+            "from rlhf_ray.metrics.log import Table\n"
+            "config = SftConfig.model_validate_json(sys.argv[1])\n"
+            "with open_metrics(config, job='sft') as log:\n"
+            "    log.log(1, {'sft/loss': 2.0})\n"
+            "    if config.wandb.mode == 'offline':  # the test's server knows no artifacts\n"
+            "        log.table(Table(step=1, name='eval', columns=['prompt'], rows=[['a']]))\n"
+        )
+        command = [sys.executable, "-c", script, config.model_dump_json()]
+        subprocess.run(command, check=True, timeout=120)
+    left = [str(path) for folder in (working, home) for path in folder.rglob("*")]
+    assert left == []
+    assert list(Path(config.run_dir).glob("wandb/*run-*"))

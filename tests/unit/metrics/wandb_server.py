@@ -120,5 +120,7 @@ def synced(run_dir: Path) -> Received:
         runs = sorted(run_dir.glob("wandb/offline-run-*"))
         wandb = Path(sys.executable).with_name("wandb")
         command = [wandb, "sync", "--yes", *runs]
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+        subprocess.run(
+            command, env=environment, cwd=run_dir, check=True, capture_output=True, timeout=120
+        )
     return received

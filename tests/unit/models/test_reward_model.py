@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from rlhf_ray.config.rewards import RewardModelConfig
-from rlhf_ray.data.answers import tokenize_answer
-from rlhf_ray.data.tokenizer import vocabulary_digest
+from rlhf_ray.data.chat.answers import tokenize_answer
+from rlhf_ray.data.chat.tokenizer import vocabulary_digest
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.reward_scorer import RewardScorer
 from rlhf_ray.models.reward_statistics import write_statistics

@@ -1,0 +1,1 @@
+"""Chats and texts as tokens: templates, turns, what ends an answer."""

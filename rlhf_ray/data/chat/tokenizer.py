@@ -1,0 +1,91 @@
+"""Loading a tokenizer: chat template, pad token, and errors that say what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from rlhf_ray.config.checks.references import is_hub_name, origin
+from rlhf_ray.data.chat.borders import Tokenizer
+from rlhf_ray.data.chat.templates import CHAT_TEMPLATES, TEMPLATE_TOKENS
+from rlhf_ray.data.chat.turn_end import checked_turn_end, only_token
+from rlhf_ray.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(
+    path: str, *, chat_template: str = "", trust_remote_code: bool = False, revision: str = "main"
+) -> Tokenizer:
+    """Load a tokenizer; where it has no pad token, its end token pads.
+
+    Args:
+        path: Folder in the transformers layout, or a hub name.
+        chat_template: A name in `templates`, Jinja text or a file's path; empty for the tokenizer's
+            own.
+        trust_remote_code: Whether code that comes with the tokenizer may run.
+        revision: Branch, tag or commit of a hub name.
+
+    Raises:
+        ConfigError: No tokenizer there, no template there, a template that needs tokens that the
+            vocabulary lacks, or neither a pad nor an end token.
+    """
+    from transformers import AutoTokenizer
+
+    local = Path(path).expanduser()
+    is_local = bool(path) and local.exists()
+    if not is_local and not is_hub_name(path):
+        wanted = f"wanted a folder, or a name on the hub{origin(path)}"
+        raise ConfigError(f"no tokenizer at {path!r}; {wanted}")
+    try:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+            str(local) if is_local else path, trust_remote_code=trust_remote_code, revision=revision
+        )
+    # transformers and tokenizers raise many unrelated types for an unreadable tokenizer.
+    except Exception as error:
+        kind = "folder" if is_local else "hub name (no such folder is on this machine)"
+        raise ConfigError(
+            f"cannot load a tokenizer from the {kind} {path!r}: {type(error).__name__}: {error}"
+        ) from error
+
+    if chat_template:
+        _set_template(tokenizer, chat_template)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(f"the tokenizer {path!r} has neither a pad token nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("tokenizer %s has no pad token: %r pads", path, tokenizer.eos_token)
+    return tokenizer
+
+
+def vocabulary_digest(tokenizer: Tokenizer) -> str:
+    """Equal for tokenizers that mean the same by every token id."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
+
+
+def _set_template(tokenizer: Tokenizer, chat_template: str) -> None:
+    needed = [*TEMPLATE_TOKENS.get(chat_template, ())]
+    if missing := [token for token in needed if only_token(tokenizer, token) is None]:
+        raise ConfigError(
+            f"chat_template {chat_template!r} needs the tokens {', '.join(missing)}, which the "
+            f"tokenizer {tokenizer.name_or_path!r} lacks: add them to it, or set another template"
+        )
+    tokenizer.chat_template = _template_text(chat_template)
+    checked_turn_end(tokenizer)
+
+
+def _template_text(chat_template: str) -> str:
+    if chat_template in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES[chat_template]
+    if "{{" in chat_template or "{%" in chat_template:
+        return chat_template
+    try:
+        return Path(chat_template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"chat_template must be one of {', '.join(CHAT_TEMPLATES)}, Jinja text or a readable "
+            f"file, got {chat_template!r}: {error}"
+        ) from error

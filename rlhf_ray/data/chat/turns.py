@@ -1,0 +1,241 @@
+"""The assistant's turns in a rendered chat: each behind exactly what a policy sees when it answers.
+
+A turn's context is the chat before it, rendered and opened for an answer. Where a template renders
+that chat alike whatever follows (ChatML), the whole chat is one text in which every turn has its
+place. Where it does not (reasoning of earlier turns is dropped, the last turn ends otherwise), a
+turn that no longer stands so in the later text gets a text of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlhf_ray.data.chat.reasoning import ends_open, reasoning_of, within_block
+from rlhf_ray.data.chat.template import ChatTemplate
+from rlhf_ray.data.chat.turn_end import PLACEHOLDER, checked_turn_end
+from rlhf_ray.data.errors import RowError, short
+from rlhf_ray.data.row import Messages
+
+_TAG = "(?:think|thinking|reasoning)"
+# Reasoning that is closed at once, or was opened elsewhere.
+_EMPTY_BLOCK = re.compile(rf"(?:<{_TAG}>\s*)?</{_TAG}>\s*$")
+_CLOSED = re.compile(rf"</{_TAG}>\s*$")
+_QUESTION = {"role": "user", "content": PLACEHOLDER}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """A text, and where turns of the assistant stand in it, each with what ends it.
+
+    Attributes:
+        text: Of a chat, or of its beginning.
+        spans: Begin and end of each turn, in characters.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+    def up_to(self, end: int) -> Rendering:
+        """Its beginning, of so many characters at most."""
+        spans = ((first, min(last, end)) for first, last in self.spans if first < end)
+        return Rendering(text=self.text[:end], spans=tuple(spans))
+
+
+def renderings(template: ChatTemplate, chat: Messages, turns: Sequence[int]) -> Iterator[Rendering]:
+    """A chat as few texts, in which each of these turns stands once behind its own context.
+
+    Args:
+        template: Renders them.
+        chat: All messages.
+        turns: Indices of turns of the assistant, rising.
+
+    Raises:
+        DataError: No template, or one whose end of a turn is no token.
+        RowError: The template refuses the chat or leaves out a message, or does not write a turn
+            where a policy would.
+    """
+    checked_turn_end(template.tokenizer)
+    text = ""
+    spans: list[tuple[int, int]] = []
+    last = -1
+    for turn in turns:
+        opened, said = _turn(template, chat[:turn], chat[turn], turn)
+        if spans and not opened.startswith(text):
+            template.check_all_there(chat[: last + 1], text)
+            yield Rendering(text=text, spans=tuple(spans))
+            spans = []
+        text, last = opened + said, turn
+        spans.append((len(opened), len(text)))
+    template.check_all_there(chat[: last + 1], text)
+    # What follows the last turn is there as well, where the template leaves the rest as it is.
+    whole = template.render(chat)
+    if whole.startswith(text):
+        template.check_all_there(chat, whole)
+        text = whole
+    yield Rendering(text=text, spans=tuple(spans))
+
+
+def _turn(
+    template: ChatTemplate, context: Messages, turn: dict[str, Any], index: int
+) -> tuple[str, str]:
+    """The context of a turn as it is opened for an answer, and the turn, up to its end."""
+    whole = template.render([*context, turn])
+    if context:
+        opened = template.render(context, add_generation_prompt=True)
+        if _CLOSED.search(opened) and _thought(turn):
+            advice = ["take it away", "set another chat_template"]
+            advice += _variable(template, True, lambda told: not _CLOSED.search(_opened(told)))
+            detail = f"message {index} has reasoning: {_either(advice)}"
+            reason = "the chat template closes the reasoning before an answer"
+            raise RowError(template.where, reason, detail)
+    else:
+        # An empty chat cannot be opened: what stands before the assistant's first words is taken.
+        held = template.render([{**turn, "content": PLACEHOLDER}])
+        opened = held.rpartition(PLACEHOLDER)[0] if PLACEHOLDER in held else held
+    said = (
+        _behind(opened, whole)
+        or _behind_last_message(template, context, turn)
+        or _behind_generation_prompt(template, opened, context, turn)
+    )
+    if said is None:
+        raise _not_there(template, opened, index)
+    end = checked_turn_end(template.tokenizer)
+    said = said if end is None else end.of(said)
+    _check_ended(template, said, index)
+    check_reasoning(template, said, turn, index)
+    return opened, said
+
+
+def _behind(front: str, text: str) -> str | None:
+    return text[len(front) :] if text.startswith(front) else None
+
+
+def _behind_last_message(
+    template: ChatTemplate, context: Messages, turn: dict[str, Any]
+) -> str | None:
+    """The turn, where an earlier message is rendered differently once the turn follows.
+
+    gpt-oss drops the analysis before a tool call as soon as a final answer is there, which a policy
+    still sees when it answers.
+    """
+    if not context:
+        return None
+    held = [*context[:-1], {**context[-1], "content": PLACEHOLDER}]
+    opened = template.render(held, add_generation_prompt=True).rpartition(PLACEHOLDER)
+    whole = template.render([*held, turn]).rpartition(PLACEHOLDER)
+    return _behind(opened[2], whole[2]) if opened[1] and whole[1] else None
+
+
+def _behind_generation_prompt(
+    template: ChatTemplate, opened: str, context: Messages, turn: dict[str, Any]
+) -> str | None:
+    """The turn, where opening an answer writes more than stands before one that is there.
+
+    DeepSeek-R1 opens an answer by `<think>` and renders answers without: a policy goes on behind
+    that tag, so the turn's reasoning does. V3.1 renders them behind `</think>` even then.
+    """
+    held = template.render([*context, {**turn, "content": PLACEHOLDER}])
+    front, placeholder, end = held.rpartition(PLACEHOLDER)
+    if ends_open(opened):
+        front = _EMPTY_BLOCK.sub("", front)
+    more = _behind(front, opened)
+    if not placeholder or more is None:
+        return None
+    said = str(turn["content"])
+    if ends_open(more):
+        if "reasoning_content" in turn:
+            said = f"{turn['reasoning_content']}\n</think>\n\n{said}"
+        said = within_block(said)
+        if opened[-1:].isspace():
+            said = said.lstrip("\n")
+        if not said:
+            return None
+    return said + end
+
+
+def _check_ended(template: ChatTemplate, said: str, index: int) -> None:
+    """Refuse a turn without an end token where the template has one: it would never end."""
+    end = checked_turn_end(template.tokenizer)
+    if end is None or end.token_id is None or said.endswith(end.text):
+        return
+    tokenizer = template.tokenizer
+    marks = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    if not said.rstrip().endswith(tuple(marks)):
+        detail = f"message {index} ends with {short(said[-30:])}; set another chat_template"
+        raise RowError(template.where, "the chat template does not end this turn", detail)
+
+
+def check_reasoning(
+    template: ChatTemplate, said: str, turn: dict[str, Any], index: int, *, more: Sequence[str] = ()
+) -> None:
+    """Refuse a turn that is rendered without its reasoning: it would not be trained.
+
+    Args:
+        template: Rendered it.
+        said: The turn, or a text that has it.
+        turn: The message.
+        index: Of the message, for the error.
+        more: What else could be done.
+
+    Raises:
+        RowError: It is not there.
+    """
+    thought = _thought(turn)
+    if thought and thought not in "".join(said.split()):
+        within = ["write it into `content` as <think>...</think>"] * ("reasoning_content" in turn)
+        answer = {"role": "assistant", "content": PLACEHOLDER, "reasoning_content": thought}
+        shown = _variable(template, True, lambda told: thought in told.render([_QUESTION, answer]))
+        advice = [*within, "take it away", *more, "set another chat_template", *shown]
+        detail = f"that of message {index}: {_either(advice)}"
+        raise RowError(template.where, "the chat template leaves out the reasoning", detail)
+
+
+def _either(ways: Sequence[str]) -> str:
+    return f"{', '.join(ways[:-1])} or {ways[-1]}"
+
+
+def _opened(template: ChatTemplate) -> str:
+    return template.render([_QUESTION], add_generation_prompt=True)
+
+
+def _variable(
+    template: ChatTemplate, value: bool, fits: Callable[[ChatTemplate], bool]
+) -> Iterator[str]:
+    """How to tell a template what makes it fit, where it has a variable for that."""
+    for name in ("enable_thinking", "thinking"):
+        told = replace(template, options={**template.options, name: value})
+        try:
+            if fits(told) and not fits(template):
+                line = f"{{{name}: {str(value).lower()}}}"
+                yield f"have this one do otherwise (a column chat_template_kwargs: {line})"
+                return
+        except RowError:
+            continue
+
+
+def _thought(turn: dict[str, Any]) -> str:
+    """A turn's reasoning without its space, wherever the data has it."""
+    return "".join((turn.get("reasoning_content") or reasoning_of(turn["content"])).split())
+
+
+def _not_there(template: ChatTemplate, opened: str, index: int) -> RowError:
+    if ends_open(opened):
+        tag = opened[opened.rindex("<") :].rstrip()
+        advice = [f"write it in front of the answer as {tag}...</{tag[1:]}"]
+        advice += ["set a chat_template that does not open any"]
+        advice += _variable(template, False, lambda told: not ends_open(_opened(told)))
+        detail = (
+            f"the chat template opens an answer by {tag!r}, and message {index} has no reasoning: "
+            + _either(advice)
+        )
+        return RowError(template.where, "an answer without reasoning", detail)
+    detail = (
+        f"so that message {index} would be trained behind another prompt than sampling has: set "
+        "chat_template to one that leaves a prompt as it is (chatml, llama3, zephyr, ...), or put "
+        "{% generation %} and {% endgeneration %} around the assistant's turn in it"
+    )
+    reason = "the chat template renders a prompt differently when an answer follows"
+    return RowError(template.where, reason, detail)

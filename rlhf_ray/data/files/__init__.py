@@ -1,0 +1,1 @@
+"""Files of data, whatever their form: which there are, and their rows."""

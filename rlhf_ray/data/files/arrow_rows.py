@@ -1,0 +1,162 @@
+"""Files of Arrow's columns: parquet, and the two formats that are Arrow's own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rlhf_ray.data.errors import RowError, short
+from rlhf_ray.data.files.binary import MAX_ROW_BYTES, too_long
+from rlhf_ray.data.row import NumberedRows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Decoder: TypeAlias = Callable[[Any], Any]
+
+_HELD_ROWS = 1024  # at a time, as Python objects
+_HELD_BYTES = 16 << 20
+_READ_BYTES = 1 << 20
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+# What a value raises that is no Python object: bytes that are no text, times beyond `datetime`,
+# structs with two fields of one name, nesting. Arrow's own are ValueErrors as well.
+_ROW_ERRORS = (ValueError, OverflowError, RecursionError)
+
+
+def read_parquet(path: Path) -> NumberedRows:
+    """Rows with their numbers, from 1."""
+    return _numbered(path, _parquet_batches, "not a parquet file")
+
+
+def read_arrow(path: Path) -> NumberedRows:
+    """Rows of a file or a stream with their numbers, from 1."""
+    return _numbered(path, _arrow_batches, "not an Arrow file")
+
+
+def _numbered(
+    path: Path, batches_of: Callable[[Path], Iterator[pa.RecordBatch | int]], reason: str
+) -> NumberedRows:
+    """Rows of batches; a number stands for so many rows that are too long to read."""
+    import pyarrow as pa
+
+    row = 0
+    try:
+        for batch in batches_of(path):
+            for columns in _rows(batch, path, row):
+                row += 1
+                yield row, columns
+    except pa.ArrowException as error:
+        [said, *_] = str(error).splitlines() or [type(error).__name__]
+        fault = RowError(f"{path}:{row + 1}", "cannot be read" if row else reason, said[:200])
+        yield row + 1, fault
+
+
+def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch | int]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            # To see which of them it is, a value would have to be read whole, several times.
+            if group.total_byte_size > MAX_ROW_BYTES * group.num_rows:
+                yield group.num_rows
+                continue
+            num_rows = _rows_to_hold(group.num_rows, group.total_byte_size)
+            yield from file.iter_batches(num_rows, row_groups=[number])
+
+
+def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as file:
+        is_stream = file.read(6) != b"ARROW1"
+        file.seek(0)
+        if is_stream:
+            with pa.ipc.open_stream(file) as reader:
+                yield from _in_parts(iter(reader))
+            # A stream that was cut between two of its parts has an end like any other to a reader.
+            file.seek(max(0, file.size() - len(_END_OF_STREAM)))
+            if file.read() != _END_OF_STREAM:
+                raise pa.ArrowInvalid("it has no end: it was cut, or is still written")
+        else:
+            with pa.ipc.open_file(file) as reader:
+                yield from _in_parts(map(reader.get_batch, range(reader.num_record_batches)))
+
+
+def _in_parts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        num_rows = _rows_to_hold(len(batch), batch.nbytes)
+        for first in range(0, len(batch), num_rows):
+            yield batch.slice(first, num_rows)
+
+
+def _rows_to_hold(num_rows: int, num_bytes: int) -> int:
+    """Of so many rows that have so many bytes together."""
+    return max(1, min(_HELD_ROWS, _HELD_BYTES * num_rows // max(1, num_bytes)))
+
+
+def _rows(batch: pa.RecordBatch | int, path: Path, before: int) -> list[dict[str, Any] | RowError]:
+    """Rows of a batch; where one has a fault they are taken one by one."""
+    if isinstance(batch, int):
+        return [too_long(f"{path}:{before + number}") for number in range(1, batch + 1)]
+    names = batch.schema.names
+    if twice := [name for name in names if names.count(name) > 1]:
+        fault = RowError(f"{path}:1", "a column's name appears twice", short(twice[0]))
+        return [fault] if not before else []
+    if batch.nbytes <= MAX_ROW_BYTES:
+        with contextlib.suppress(*_ROW_ERRORS):
+            return [*_values(batch)]
+    rows: list[dict[str, Any] | RowError] = []
+    for index in range(len(batch)):
+        rows.append(_row(batch.slice(index, 1), f"{path}:{before + index + 1}"))
+    return rows
+
+
+def _row(batch: pa.RecordBatch, where: str) -> dict[str, Any] | RowError:
+    if batch.nbytes > MAX_ROW_BYTES:
+        return too_long(where)
+    try:
+        [row] = _values(batch)
+    except _ROW_ERRORS as error:
+        is_text = isinstance(error, UnicodeDecodeError) or "UTF8" in str(error)
+        return RowError(where, "not UTF-8" if is_text else "cannot be read", str(error)[:200])
+    return row
+
+
+def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    batch.validate(full=True)  # offsets of a damaged file may lead out of it
+    rows = list(batch.to_pylist())
+    decoders = {
+        field.name: decode for field in batch.schema if (decode := _decoder(field.type)) is not None
+    }
+    return [_decoded(row, decoders) for row in rows] if decoders else rows
+
+
+def _decoder(type_: pa.DataType) -> Decoder | None:
+    """What makes values of JSON texts in a column, as `datasets` keeps mixed kinds; None for none.
+
+    Arrow knows such a text by its type, and gives it back as it stands.
+    """
+    import pyarrow as pa
+
+    if isinstance(type_, pa.JsonType):
+        return json.loads
+    if isinstance(type_, pa.StructType):
+        fields = [type_.field(index) for index in range(type_.num_fields)]
+        decoders = {each.name: decode for each in fields if (decode := _decoder(each.type))}
+        return (lambda value: _decoded(value, decoders)) if decoders else None
+    if isinstance(type_, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        decode = _decoder(type_.value_type)
+        if decode is not None:
+            return lambda value: [None if item is None else decode(item) for item in value]
+    return None
+
+
+def _decoded(row: dict[str, Any], decoders: dict[str, Decoder]) -> dict[str, Any]:
+    return {
+        name: decoders[name](value) if value is not None and name in decoders else value
+        for name, value in row.items()
+    }

@@ -1,0 +1,129 @@
+"""JSON values one after another out of a text of any length, of which a part is held at a time."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from typing import IO, Any
+
+from rlhf_ray.data.errors import RowError
+from rlhf_ray.data.files.binary import MAX_ROW_BYTES, too_long, utf8_fault
+from rlhf_ray.data.json_values import DECODER, LENIENT_DECODER, depth_fault, fault_of
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_READ_BYTES = 1 << 20
+_LONGEST_TOKEN = 16  # but for strings and numbers; \ud800\udc00 is one of 12
+
+
+class JsonWindow:
+    """Reads on from a place in a JSON text.
+
+    Attributes:
+        name: Of the file.
+        line: Of the place, from 1.
+        is_broken: Nobody can say where a next value begins.
+    """
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        """Begin at the start of `file`, which errors call `name`."""
+        self._file, self.name = file, name
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
+        self._text, self._at = "", 0
+        self._column_before = 0  # of the line that the text held begins in
+        self._is_whole = False
+        self.line, self.is_broken = 1, False
+
+    @property
+    def where(self) -> str:
+        """File and line of the place."""
+        return f"{self.name}:{self.line}"
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end."""
+        following = self._text[self._at : self._at + 1]
+        if following and following not in " \t\r\n":  # the usual case, of which there are many
+            return following
+        while True:
+            space = _SPACE.match(self._text, self._at)
+            assert space is not None
+            self._go_to(space.end())
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._read_more():
+                return ""
+
+    def take(self, character: str) -> bool:
+        """Pass over a character, if it is the next."""
+        if self.peek() != character:
+            return False
+        self._at += 1
+        return True
+
+    def wrong(self, wanted: str) -> RowError:
+        """The error of something else than `wanted` at the place."""
+        self.is_broken = True
+        found = repr(self._text[self._at : self._at + 20]) if self.peek() else "the end"
+        return RowError(self.where, "not JSON", f"wanted {wanted}, got {found}")
+
+    def value(self) -> Any | RowError:
+        """The next value, or what is wrong with it."""
+        self.peek()
+        where, decoder, refused = self.where, DECODER, None
+        while True:
+            try:
+                value, end = decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if self._is_cut(error) and self._read_more():
+                    continue
+                return self._broken(self._syntax_error(error, where))
+            except RecursionError as error:
+                return self._broken(fault_of(error, where))
+            except ValueError as error:
+                refused, decoder = fault_of(error, where), LENIENT_DECODER
+                continue
+            if end < len(self._text) or not self._read_more():
+                break
+        text = self._text[self._at : end]
+        self._go_to(end)
+        return refused or utf8_fault(text, where) or depth_fault(value, text, where) or value
+
+    def _broken(self, fault: RowError) -> RowError:
+        self.is_broken = True
+        return too_long(fault.where) if self._is_full else fault
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether more text may mend it."""
+        is_near_end = error.pos > len(self._text) - _LONGEST_TOKEN
+        return is_near_end or error.msg.startswith("Unterminated")
+
+    def _syntax_error(self, error: json.JSONDecodeError, where: str) -> RowError:
+        below = self._text.count("\n", self._at, error.pos)
+        before = self._column_before if error.lineno == 1 else 0
+        of_line = f" of line {self.line + below}" if below else ""
+        return RowError(where, "not JSON", f"{error.msg} at column {error.colno + before}{of_line}")
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._text) - self._at >= MAX_ROW_BYTES
+
+    def _read_more(self) -> bool:
+        """Hold more text, as much again; whether there is any and room for it."""
+        held = self._text[self._at :]
+        more = ""
+        while not more and not self._is_whole and not self._is_full:
+            raw = self._file.read(min(max(_READ_BYTES, len(held)), MAX_ROW_BYTES))
+            self._is_whole = not raw
+            more = self._decode(raw, final=self._is_whole)
+        if not more:
+            return False
+        newline = self._text.rfind("\n", 0, self._at)
+        self._column_before = (
+            self._at - newline - 1 if newline >= 0 else self._column_before + self._at
+        )
+        self._text, self._at = held + more, 0
+        return True
+
+    def _go_to(self, at: int) -> None:
+        self.line += self._text.count("\n", self._at, at)
+        self._at = at

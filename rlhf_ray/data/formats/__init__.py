@@ -1,0 +1,1 @@
+"""Row formats: what a row says, whatever a data set calls it."""

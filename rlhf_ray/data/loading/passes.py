@@ -1,0 +1,227 @@
+"""What one pass over a data set reads, recognises, tokenizes and counts."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Generic, TypeAlias, TypeVar
+
+import pyarrow as pa
+
+from rlhf_ray.config.data import DataConfig, SourceConfig
+from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.data.examples.tokenization import Kept, Outcome, Tokenization
+from rlhf_ray.data.files.hub import HubData
+from rlhf_ray.data.files.local import LocalData
+from rlhf_ray.data.files.sources import find_data, log_files, read_rows
+from rlhf_ray.data.formats.reading import samples
+from rlhf_ray.data.formats.row_format import RowFormat
+from rlhf_ray.data.formats.samples import Sample
+from rlhf_ray.data.formats.table import ROW_FORMATS, check_names, recognise, refusal
+from rlhf_ray.data.loading.parallel import convert
+from rlhf_ray.data.row import Row
+from rlhf_ray.data.rows.report import Converted, RowReport
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+S = TypeVar("S")
+# Examples -> what is wrong with each, None where nothing is.
+Check: TypeAlias = Callable[[Sequence[T]], Sequence[str | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowWork(Generic[T]):
+    """What happens to each row of one data set, on whichever process."""
+
+    format_name: str
+    job: Tokenization[T]
+
+    def __call__(self, chunk: list[Row | RowError]) -> Converted:
+        """The examples of rows, and what is wrong with others."""
+        examples: list[Kept[T]] = []
+        errors: list[RowError] = []
+        end = None
+        try:
+            for outcome in itertools.chain.from_iterable(map(self.outcomes, chunk)):
+                errors.append(outcome) if isinstance(outcome, RowError) else examples.append(
+                    outcome
+                )
+        except DataError as error:
+            end = error
+        return Converted(
+            num_rows=len(chunk),
+            table=self.job.kind.table(example.row for example in examples),
+            num_truncated=sum(example.truncated for example in examples),
+            num_pieces=sum(example.is_piece for example in examples),
+            errors=errors,
+            end=end,
+        )
+
+    def outcomes(self, row: Row | RowError) -> list[Outcome[T]]:
+        """All examples of a row, what is wrong with one in its place."""
+        return [
+            outcome
+            for sample in _outcomes(self._samples, row)
+            for part in _outcomes(self.job.parts, sample)
+            for outcome in _outcomes(self.job.examples, part)
+        ]
+
+    def _samples(self, row: Row) -> Iterator[Sample | RowError]:
+        return samples(ROW_FORMATS[self.format_name], row, chat=self.job.chat)
+
+
+def _outcomes(
+    produce: Callable[[S], Iterable[T | RowError]], item: S | RowError
+) -> list[T | RowError]:
+    """What is made of an item, or the error that stands for it."""
+    if isinstance(item, RowError):
+        return [item]
+    made: list[T | RowError] = []
+    try:
+        made.extend(produce(item))
+    except RowError as error:
+        return [error]
+    return made
+
+
+def sources_of(config: DataConfig) -> Sequence[SourceConfig]:
+    """The data sets that a configuration names."""
+    return config.sources or [config]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What the first rows of a data set show.
+
+    Attributes:
+        format: Of the first row that shows one.
+        words: The same for the log, with its columns.
+        errors: What is wrong with the rows before it, which are left out.
+    """
+
+    format: RowFormat
+    words: str
+    errors: Sequence[RowError]
+
+
+@dataclass(frozen=True)
+class Passes(Generic[T]):
+    """Passes over one data set.
+
+    Attributes:
+        source: Which of the data sets of `config`.
+        data: What it names.
+        job: What becomes of a row.
+        check: What else may be wrong with an example; as a malformed row it is an error, or counted
+            and left out.
+    """
+
+    source: SourceConfig
+    data: LocalData | HubData
+    config: DataConfig
+    job: Tokenization[T]
+    check: Check[T] | None = None
+
+    @classmethod
+    def over(
+        cls,
+        source: SourceConfig,
+        config: DataConfig,
+        job: Tokenization[T],
+        check: Check[T] | None = None,
+    ) -> Passes[T]:
+        """Find the data; nothing is read.
+
+        Raises:
+            DataError: There are none.
+        """
+        data = find_data(source.path)
+        log_files(data, source.split)
+        return cls(source=source, data=data, config=config, job=job, check=check)
+
+    @cached_property
+    def opening(self) -> Opening:
+        """What the first rows show.
+
+        Raises:
+            DataError: There are no rows, or the job cannot take what they show.
+        """
+        report = RowReport(data=self.source.path)
+        errors: list[RowError] = []
+        for row in self._rows(0):
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                if self.source.format == "auto":
+                    format_ = recognise(row, kinds=self.job.kinds, what=self.job.what)
+                else:
+                    format_ = ROW_FORMATS[self.source.format]
+            except RowError as error:
+                report.leave_out(error, skip=self.skips)
+                errors.append(error)
+                continue
+            check_names(row, self.job.kinds)
+            if format_.kind not in self.job.kinds:
+                raise refusal(row, format_, self.job.kinds, self.job.what)
+            if format_.note:
+                logger.warning("%s: %s", self.source.path, format_.note)
+            used = {*format_.columns, *format_.prompt_columns}
+            columns = ", ".join(name for name in row.columns if name in used)
+            return Opening(format=format_, words=f"{format_.name} ({columns})", errors=errors)
+        report.close()
+        raise AssertionError("a report without a row kept does not close")
+
+    def report(self) -> RowReport:
+        """Counts of a pass that begins."""
+        return RowReport(data=self.source.path, format=self.opening.words)
+
+    def counted(self, start: int, report: RowReport, *, num_workers: int) -> Iterator[Converted]:
+        """The rows from a number on, counted in the report.
+
+        Args:
+            start: Rows that are passed over: they were read before.
+            report: Of this pass.
+            num_workers: Processes that tokenize; 0 for one a core once there are many rows.
+
+        Raises:
+            DataError: A malformed row that is not to be skipped.
+        """
+        format_, rows = self.opening.format, self._rows(start)
+        work = RowWork(format_name=format_.name, job=self.job)
+        grouped = format_.group(rows) if format_.group else rows
+        for part in map(self._checked, convert(grouped, work, num_workers=num_workers)):
+            report.count(part, skip=self.skips)
+            yield part
+
+    @property
+    def skips(self) -> bool:
+        """Whether malformed rows are counted and left out."""
+        return self.config.on_bad_row == "skip"
+
+    def _rows(self, start: int) -> Iterator[Row | RowError]:
+        return read_rows(
+            self.source,
+            data=self.data,
+            separator=self.config.separator,
+            start=start,
+            streaming=self.config.streaming,
+        )
+
+    def _checked(self, part: Converted) -> Converted:
+        """The same without examples in which the check finds something wrong."""
+        if self.check is None or not len(part.table):
+            return part
+        kind = self.job.kind
+        examples = kind.records(part.table)
+        faults = self.check(examples)
+        errors = [
+            RowError(str(getattr(example, kind.id_name)), "rewards cannot score it", fault)
+            for example, fault in zip(examples, faults, strict=True)
+            if fault is not None
+        ]
+        fine = pa.array([fault is None for fault in faults])
+        return replace(part, table=part.table.filter(fine), errors=[*part.errors, *errors])

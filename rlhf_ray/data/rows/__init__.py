@@ -1,0 +1,1 @@
+"""Tokenized rows: as a table, in an order, as a stream, counted."""

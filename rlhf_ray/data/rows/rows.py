@@ -1,0 +1,159 @@
+"""A job's rows as a sequence: they lie in a table, and a record is made when it is taken.
+
+A million rows need their table alone, on disk and mapped. What is asked of all of them (the longest
+sequence, the largest token, have they changed) is answered by columns of numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from rlhf_ray.data.rows.records import RecordKind
+
+T = TypeVar("T")
+Numbers = npt.NDArray[Any]
+
+
+class Rows(Sequence[T], ABC):
+    """Records by their number."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def record(self, row: int) -> T:
+        """The record of a row, from 0 to the number of rows."""
+
+    @abstractmethod
+    def numbers(self, name: str) -> Numbers:
+        """A number of each row: `length`, `largest_id` or `digest` (see `RecordKind`)."""
+
+    @overload
+    def __getitem__(self, row: int) -> T: ...
+    @overload
+    def __getitem__(self, row: slice) -> Rows[T]: ...
+    def __getitem__(self, row: int | slice) -> T | Rows[T]:
+        """A record, or the rows of a slice."""
+        if isinstance(row, slice):
+            return SelectedRows(self, np.arange(len(self))[row])
+        at = row + len(self) if row < 0 else row
+        if not 0 <= at < len(self):
+            raise IndexError(f"row must be below {len(self)}, got {row}")
+        return self.record(at)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of everything that the rows say, in their order."""
+        return combined(self.numbers("digest"))
+
+
+class StoredRows(Rows[T]):
+    """The rows of one table.
+
+    Attributes:
+        dataset: A `datasets.Dataset`.
+        kind: Of its records.
+    """
+
+    def __init__(self, dataset: Any, kind: RecordKind[T]) -> None:
+        """Read from `dataset`, which may be mapped."""
+        self.dataset, self.kind = dataset.with_format("arrow"), kind
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def record(self, row: int) -> T:
+        """Made anew each time."""
+        return self.kind.record(self.dataset[row])
+
+    def numbers(self, name: str) -> Numbers:
+        """A column."""
+        column: Numbers = self.dataset.data.column(name).to_numpy()
+        return column
+
+
+class SelectedRows(Rows[T]):
+    """Some rows of others."""
+
+    def __init__(self, rows: Rows[T], chosen: Sequence[int] | Numbers) -> None:
+        """Those of `rows` that `chosen` names, in its order."""
+        self.rows, self.chosen = rows, np.asarray(chosen, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def record(self, row: int) -> T:
+        """The record of the row that was chosen."""
+        return self.rows.record(int(self.chosen[row]))
+
+    def numbers(self, name: str) -> Numbers:
+        """Of those that were chosen."""
+        chosen: Numbers = self.rows.numbers(name)[self.chosen]
+        return chosen
+
+
+class MixedRows(Rows[T], Generic[T]):
+    """Rows of several sources, each perhaps several times.
+
+    Ids begin with the number of the source, and a row that is repeated has the number of its turn
+    behind its id.
+    """
+
+    def __init__(
+        self, sources: Sequence[Rows[T]], source_of: Numbers, taken: Numbers, *, id_name: str
+    ) -> None:
+        """Lay the rows of `sources` side by side.
+
+        Args:
+            sources: At least one row each.
+            source_of: Source of each row.
+            taken: How many of its source's rows came before it.
+            id_name: The attribute that names a record.
+        """
+        self.sources, self.source_of, self.taken = sources, source_of, taken
+        self.id_name = id_name
+
+    def __len__(self) -> int:
+        return len(self.source_of)
+
+    def record(self, row: int) -> T:
+        """The source's record, named after its place."""
+        number = int(self.source_of[row])
+        source = self.sources[number]
+        turn, index = divmod(int(self.taken[row]), len(source))
+        found: Any = source.record(index)
+        again = f"@{turn + 1}" if turn else ""
+        named: T = replace(
+            found, **{self.id_name: f"{number}/{getattr(found, self.id_name)}{again}"}
+        )
+        return named
+
+    def numbers(self, name: str) -> Numbers:
+        """Of the sources' rows, and for digests of their places as well."""
+        of_sources = [source.numbers(name) for source in self.sources]
+        mixed = np.empty(len(self), dtype=of_sources[0].dtype)
+        for number, values in enumerate(of_sources):
+            here = self.source_of == number
+            mixed[here] = values[self.taken[here] % len(values)]
+        return mixed
+
+    @cached_property
+    def digest(self) -> str:
+        """With each row's source and turn."""
+        return combined(self.numbers("digest"), self.source_of, self.taken)
+
+
+def combined(*numbers: Numbers) -> str:
+    """A digest of columns of numbers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for column in numbers:
+        digest.update(np.ascontiguousarray(column).astype("<u8").tobytes())
+    return digest.hexdigest()
