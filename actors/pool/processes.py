@@ -1,15 +1,14 @@
-"""The processes of a role: started in their places, asked for their numbers, and ended."""
+"""The processes of a role: started in their places, and ended."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 
-from actors.cluster.deadline import get
 from actors.cluster.role import CONTROL_GROUP, CONTROL_THREADS, RoleActor, RoleHandle, RoleSpec
 from actors.pool.placement import strategy_of
 from actors.pool.places import Place
@@ -76,18 +75,6 @@ async def end(role: RoleHandle[Any]) -> None:
         logger.warning("%s; it is killed", error)
     for actor in role.actors:
         ray.kill(actor)
-
-
-def process_ids(roles: Iterable[RoleHandle[Any]]) -> dict[str, int]:
-    """Process of every actor, by its name."""
-    found: dict[str, int] = {}
-    for role in roles:
-        refs = [role.start(RoleActor.process_id, rank)() for rank in range(len(role))]
-        values = get(
-            refs, timeout_s=60.0, actors=role.names, operation="process_id", role=role.name
-        )
-        found.update(zip(role.names, values, strict=True))
-    return found
 
 
 def environment(cpus: float, gpus: Sequence[str] | None) -> dict[str, str]:

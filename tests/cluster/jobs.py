@@ -167,6 +167,16 @@ def weights_of(actors: RoleHandle[Any]) -> dict[str, np.ndarray[Any, Any]]:
     return on_ranks(actors, gather)[0]
 
 
+def process_ids(pool: Pool) -> dict[str, int]:
+    """Process of every actor, by its name."""
+    roles = pool.state.roles.values()
+    return {
+        name: ray.get(actor.process_id.remote(), timeout=60)
+        for role in roles
+        for name, actor in zip(role.names, role.actors, strict=True)
+    }
+
+
 def on_ranks(actors: RoleHandle[Any], function: Any, *arguments: Any) -> list[Any]:
     """Call `function(rank actor, *arguments)` inside every rank."""
     return asyncio.run(inside(actors, function, *arguments))

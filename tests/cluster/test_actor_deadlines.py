@@ -144,7 +144,7 @@ async def test_a_cluster_that_is_too_small_is_said_before_anything_starts(cluste
     pool = Pool("large", TimeoutConfig())
     with pytest.raises(ConfigError, match=r"5 GPU asked, 0 there"):
         pool.place({"policy": GroupConfig(ranks=5, gpus_per_rank=1)})
-    assert pool.process_ids() == {}
+    assert pool.state.roles == {}
 
 
 async def test_a_rank_tells_of_itself_while_it_computes(cluster):

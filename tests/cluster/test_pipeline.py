@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from jobs import TWO_RANKS_SHARED, on_ranks
+from jobs import TWO_RANKS_SHARED, on_ranks, process_ids
 from safetensors.numpy import load_file
 
 from actors.pool.pool import Pool
@@ -115,11 +115,11 @@ def ran(pool, make_config, shared_data, tmp_path_factory) -> Ran:
 async def run_all(stages: list[Stage], pool: Pool, pairs: list[dict[str, str]]) -> Ran:
     actors = await start_actors(pool, groups_of(stages), engine=first_engine(stages))
     await import_libraries(actors, timeout_s=60)
-    process_ids, outcomes_B = [pool.process_ids()], []
+    processes, outcomes_B = [process_ids(pool)], []
     await pool.want(stage.result for stage in stages[:2])
     for stage in stages:
         await run_stage(stage, pool)
-        process_ids.append(pool.process_ids())
+        processes.append(process_ids(pool))
         if stage.job == "rm":
             rankings = list(load_rm_data(stage.config).rows)
             plan = ((tuple(range(len(rankings))),),)
@@ -127,7 +127,7 @@ async def run_all(stages: list[Stage], pool: Pool, pairs: list[dict[str, str]]) 
                 rankings, plan
             )
             outcomes_B = list(evaluated.outcomes_B)
-    return Ran(stages=stages, process_ids=process_ids, outcomes_B=outcomes_B, pairs=pairs)
+    return Ran(stages=stages, process_ids=processes, outcomes_B=outcomes_B, pairs=pairs)
 
 
 def held_weights(pool: Pool, path: str) -> dict[str, Any]:

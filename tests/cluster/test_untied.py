@@ -16,6 +16,7 @@ from jobs import (
     arrays_of,
     inside,
     laid_over,
+    process_ids,
     rollouts_of,
     run_loop,
     weights_of,
@@ -140,7 +141,7 @@ def config(exported, make_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine_before(shared_pool, pool):
     """Processes of the engine that the next one replaces."""
-    actor = pool.process_ids()["one/rollout/0"]
+    actor = process_ids(pool)["one/rollout/0"]
     return [actor, *(child.pid for child in psutil.Process(actor).children(recursive=True))]
 
 
@@ -241,7 +242,7 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
 
 def test_the_engine_before_it_has_left_with_all_its_processes(engine_before, started, pool):
     assert len(engine_before) > 1
-    assert pool.process_ids()["one/rollout/0"] not in engine_before
+    assert process_ids(pool)["one/rollout/0"] not in engine_before
     _, alive = psutil.wait_procs([p for pid in engine_before if (p := process(pid))], timeout=20)
     assert not alive
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import ray
-from jobs import inside
+from jobs import inside, process_ids
 from ray.util import list_named_actors, placement_group_table
 
 from actors.cluster.nodes import addresses
@@ -65,7 +65,7 @@ async def jobs(config: PpoConfig) -> tuple[dict[str, str], list[int]]:
     try:
         for job in (first, config.model_copy(update={"resume": "auto"})):
             await run_on(pool, prepare(job, load_online_data), online.train)
-        process_of = pool.process_ids()
+        process_of = process_ids(pool)
         nodes = {name: await address_of(name) for name in process_of}
     finally:
         await pool.close()
