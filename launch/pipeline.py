@@ -141,7 +141,12 @@ async def _run_stages(
     pool: Pool,
 ) -> None:
     started_s = time.monotonic()
-    actors = await start_actors(pool, groups_of(stages), engine=first_engine(stages))
+    actors = await start_actors(
+        pool,
+        groups_of(stages),
+        [stage.rooted for stage in stages],
+        engine=first_engine(stages),
+    )
     await import_libraries(actors, timeout_s=config.timeouts.start_s)
     logger.info("all actors are ready after %.0f s", time.monotonic() - started_s)
     for index, stage in enumerate(stages):

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -72,7 +73,9 @@ def up(config: RunConfig, name: str) -> int:
         RunError: Ray or an actor did not start.
     """
     stages = _stages(config)
-    jobs = [config] if isinstance(config, JobConfig) else [stage.config for stage in stages]
+    jobs: list[Any] = (
+        [config] if isinstance(config, JobConfig) else [stage.config for stage in stages]
+    )
     require_machine(jobs, is_here=runs_here(config.ray))
     groups, engine = _shape(config, stages)
     try:
@@ -123,7 +126,10 @@ async def _start(
     engine: EngineSpec | None,
 ) -> None:
     pool = Pool(record.pool, config.timeouts, record=record)
-    actors = await start_actors(pool, groups, engine=engine)
+    jobs: list[Any] = (
+        [config] if isinstance(config, JobConfig) else [s.rooted for s in _stages(config)]
+    )
+    actors = await start_actors(pool, groups, jobs, engine=engine)
     await import_libraries(actors, timeout_s=config.timeouts.start_s)
 
 

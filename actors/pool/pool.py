@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from actors.cluster.busy import BusyClock
 from actors.cluster.exports import export
 from actors.cluster.role import RoleHandle, RoleSpec
 from actors.cluster.run_files import RunFiles
@@ -36,6 +37,7 @@ class Pool(ResidentModels):
     Attributes:
         files: How the job's files come to nodes that do not see this machine's folders.
         gpu_turns: Of the roles that live on the same GPUs, by the role whose GPUs they are.
+        busy: Of each role and those beside it.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Pool(ResidentModels):
         super().__init__(timeouts, record)
         self.name = name
         self.gpu_turns: dict[str, Turns] = {}
+        self.busy: dict[str, BusyClock] = {}
         self.files = RunFiles()
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
@@ -77,40 +80,48 @@ class Pool(ResidentModels):
         """The files of a role's ranks."""
         return self.files.of_ranks([place.node_id for place in self.places_of(role)])
 
-    async def start(self, role: str, spec: RoleSpec) -> RoleHandle[Any]:
+    async def start(self, role: str, spec: RoleSpec, *, beside: str = "") -> RoleHandle[Any]:
         """A role's actors, started unless they run; those of another specification are replaced.
 
         They compute in turn with the other roles that are placed on their GPUs.
+
+        Args:
+            role: Their name; where it is not placed, a single actor without GPUs.
+            spec: What they start from.
+            beside: The placed role that such an actor works for, near its first rank.
 
         Raises:
             RunError: One died or missed its deadline; none is left.
         """
         handle = self.state.roles.get(role)
-        if handle is None or handle.spec != spec:
-            handle = await self._start(role, spec, handle)
+        if handle is None:
+            handle = RoleHandle(role, beside=beside)
+        if handle.spec != spec:
+            await self._start(role, spec, handle)
+        handle.busy = self.busy.setdefault(handle.beside or role, handle.busy)
         host = "" if spec.reserves_memory else shared_host(role, self.state.groups)
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
         return handle
 
-    async def _start(
-        self, role: str, spec: RoleSpec, before: RoleHandle[Any] | None
-    ) -> RoleHandle[Any]:
-        if before is not None:
+    async def _start(self, role: str, spec: RoleSpec, handle: RoleHandle[Any]) -> None:
+        if role in self.state.roles:
             await self.end(role)
         if spec.reserves_memory:  # it fails where others have it
             await self._offload_beside(role)
-        group, lifetime = self.state.groups.get(role), {}
+        group, placed = self.state.groups.get(role), handle.beside or role
+        lifetime = {}
         if self.record is not None:
             lifetime = {"lifetime": "detached", "namespace": self.record.namespace}
+        has_place = placed in self.state.groups
         actors = processes.start(
             f"{self.name}/{role}",
             spec,
             group,
-            [] if group is None else self.places_of(role),
+            self.places_of(placed) if has_place else [],
+            cpus=self.state.groups[placed].cpus_per_rank if has_place else 1.0,
             timeouts=self.timeouts,
             lifetime=lifetime,
         )
-        handle = RoleHandle[Any](role) if before is None else before
         handle.replace(actors, spec=spec)
         self.state.roles[role] = handle
         try:
@@ -120,7 +131,6 @@ class Pool(ResidentModels):
             await self.end(role)  # so that the next job can start it anew
             raise
         self._remember()
-        return handle
 
     async def make_room(self, roles: Collection[str]) -> None:
         """Have what a job does not use leave the GPUs of the roles that it uses.
@@ -158,8 +168,9 @@ class Pool(ResidentModels):
 
     async def usage(self, roles: Iterable[str]) -> Metrics:
         """What some roles needed since the last time: `wait/*`, `memory/*` and `engine/*`."""
-        handles = [self.state.roles[role] for role in roles]
-        return await usage_of(handles, timeout_s=self.timeouts.call_s)
+        handles = list(self.state.roles.values())
+        actors_of = {role: [h for h in handles if role in (h.name, h.beside)] for role in roles}
+        return await usage_of(actors_of, timeout_s=self.timeouts.call_s)
 
     async def heal(self) -> None:
         """End the roles that cannot serve any more; they are started anew when asked for."""

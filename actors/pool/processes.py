@@ -29,6 +29,7 @@ def start(
     group: GroupConfig | None,
     places: Sequence[Place],
     *,
+    cpus: float,
     timeouts: TimeoutConfig,
     lifetime: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -37,8 +38,9 @@ def start(
     Args:
         name: What theirs begin with.
         spec: What they are made from.
-        group: The role's shape; a role without one is a single actor, on any node.
-        places: Of its ranks.
+        group: The role's shape; a role without one is a single actor without GPUs.
+        places: Of its ranks; a single actor goes to the first, or to any node.
+        cpus: Threads that each actor may use.
         timeouts: Of the pool.
         lifetime: Ray's options of an actor that outlives this process; else empty.
     """
@@ -52,14 +54,15 @@ def start(
         return made.remote(name, variables, spec.argument(timeouts))
 
     if group is None:
-        return {name: actor(name, environment(1.0, ()), num_cpus=0)}
+        where = {"scheduling_strategy": strategy_of(places[0])} if places else {}
+        return {name: actor(name, environment(cpus, ()), num_cpus=0, **where)}
     actors = {}
     for rank, place in enumerate(places):
         # Ray says which GPUs a role has that owns them.
         gpus = place.gpus if group.share or not group.gpus_per_rank else None
         actors[f"{name}/{rank}"] = actor(
             f"{name}/{rank}",
-            environment(group.cpus_per_rank, gpus),
+            environment(cpus, gpus),
             num_cpus=0 if group.share else group.cpus_per_rank,
             num_gpus=0 if group.share else group.gpus_per_rank,
             scheduling_strategy=strategy_of(place),

@@ -154,7 +154,7 @@ def opened(setting: Setting, config: OnlineConfig) -> Iterator[Online]:
             pool.place(config.groups)
             loop.run(pool.start("policy", RANKS["policy"]))
             process_gb = used_gb(setting.cards[0]) if setting.cards else 0.0
-            actors = loop.run(start_actors(pool, config.groups, engine=spec))
+            actors = loop.run(start_actors(pool, config.groups, [config], engine=spec))
             loaded = loop.run(digests_of(actors["rollout"], config.timeouts.call_s))
             yield Online(
                 config=config,

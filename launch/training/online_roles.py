@@ -12,9 +12,11 @@ from actors.engines.sampling import Ending
 from actors.engines.spec import EngineSpec
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceGroup
+from actors.ranks.group import RankGroup
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
+from actors.ranks.reward_worker import REWARD_WORKER
 from actors.ranks.value import ValueGroup
 from actors.weights.probe import EXACT, ROUNDED, GapLimits, probe_sequences
 from actors.weights.sync_spec import SyncSpec
@@ -41,7 +43,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     """
     data.keep_tokenizer()
     engine = engine_spec(config, context_tokens=data.context_tokens)
-    actors = await start_actors(pool, config.groups, engine=engine)
+    actors = await start_actors(pool, config.groups, [config], engine=engine)
     await pool.make_room(config.groups)
     leaving = config.on_engines_gpus
     policy = PolicyGroup(
@@ -52,9 +54,11 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
         exports_with=data.tokenizer_path if config.checkpoint.export == "each" else "",
         leaves="policy" in leaving,
     )
-    reward = RewardGroup(
-        actors["reward"], config.reward, config.timeouts, leaves="reward" in leaving
-    )
+    scoring = None
+    if config.reward.model.path:
+        scoring = RankGroup(actors["reward"], config.timeouts, leaves="reward" in leaving)
+    worker = actors.get(REWARD_WORKER)
+    reward = RewardGroup(config.reward, config.timeouts, model=scoring, worker=worker)
     reference = value = None
     if config.uses_reference:
         reference = ReferenceGroup(
@@ -76,7 +80,7 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
     )
     await rollout.sleep(level=2)  # the job begins with a publication
     await asyncio.gather(*_loads(config, data, pool))
-    await reward.read_weights()
+    await reward.load(_reward_spec(config, data))
     await policy.connect(
         actors["rollout"],
         _sync_spec(config),
@@ -103,16 +107,11 @@ async def start_roles(config: OnlineConfig, data: OnlineData, pool: Pool) -> Rol
 
 def _loads(config: OnlineConfig, data: OnlineData, pool: Pool) -> Sequence[Awaitable[None]]:
     """The loading of every role's model."""
-    scorers = RewardSpec(
-        reward=config.reward,
-        timeout_s=config.timeouts.reward_s,
-        vocabulary=data.vocabulary,
-        end_token_ids=data.end_token_ids,
-    )
     specs: dict[str, tuple[Any, str]] = {
         "policy": (_policy_spec(config), config.policy.model.path),
-        "reward": (scorers, config.reward.model.path),
     }
+    if config.reward.model.path:
+        specs["reward"] = (_reward_spec(config, data), config.reward.model.path)
     if config.uses_reference:
         reference = _reference_spec(config)
         specs["reference"] = (reference, reference.reference.model.path)
@@ -124,6 +123,15 @@ def _loads(config: OnlineConfig, data: OnlineData, pool: Pool) -> Sequence[Await
         pool.load(role, spec, path=path, leaves=role in leaving)
         for role, (spec, path) in specs.items()
     ]
+
+
+def _reward_spec(config: OnlineConfig, data: OnlineData) -> RewardSpec:
+    return RewardSpec(
+        reward=config.reward,
+        timeout_s=config.timeouts.reward_s,
+        vocabulary=data.vocabulary,
+        end_token_ids=data.end_token_ids,
+    )
 
 
 def _policy_spec(config: OnlineConfig) -> PolicySpec:

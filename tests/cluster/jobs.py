@@ -118,8 +118,10 @@ def run_loop(
         data = load_online_data(config)
         roles = await start_roles(config, data, pool)
         if moves:
-            for role in (roles.policy, roles.value, roles.reference, roles.reward):
-                role.leaves = True  # type: ignore[union-attr]
+            model: Any = roles.reward.model  # type: ignore[attr-defined]
+            for role in (roles.policy, roles.value, roles.reference, model):
+                if role is not None:
+                    role.leaves = True  # type: ignore[union-attr]
             roles.rollout.sleeps = True  # type: ignore[attr-defined]
         if tape is not None:
             roles = replace(roles, rollout=Replayed(roles.rollout, tape))

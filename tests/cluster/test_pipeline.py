@@ -113,7 +113,12 @@ def ran(pool, make_config, shared_data, tmp_path_factory) -> Ran:
 
 
 async def run_all(stages: list[Stage], pool: Pool, pairs: list[dict[str, str]]) -> Ran:
-    actors = await start_actors(pool, groups_of(stages), engine=first_engine(stages))
+    actors = await start_actors(
+        pool,
+        groups_of(stages),
+        [stage.rooted for stage in stages],
+        engine=first_engine(stages),
+    )
     await import_libraries(actors, timeout_s=60)
     processes, outcomes_B = [process_ids(pool)], []
     await pool.want(stage.result for stage in stages[:2])

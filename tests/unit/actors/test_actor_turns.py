@@ -10,6 +10,7 @@ import ray
 
 from actors.cluster.role import RoleHandle
 from actors.cluster.turns import Turns
+from actors.ranks.group import RankGroup
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
@@ -146,7 +147,9 @@ async def publish(ranks: RoleHandle) -> None:
 
 async def score(ranks: RoleHandle) -> None:
     config = RewardConfig.model_validate({"model": {"path": "rm"}, "functions": [{"path": "a:b"}]})
-    reward = RewardGroup(ranks, config, TIMEOUTS)
+    worker = RoleHandle("reward_worker", {"w": RecordingRank([], {"score": {}})})
+    model = RankGroup(ranks, TIMEOUTS, leaves=False)
+    reward = RewardGroup(config, TIMEOUTS, model=model, worker=worker)
     reward.weights = {"model": 1.0}
     await reward.score([])
 
@@ -161,14 +164,13 @@ async def score(ranks: RoleHandle) -> None:
         (lambda r: ValueGroup(r, LEARNER, TIMEOUTS).values([]), ["values"]),
         (lambda r: ValueGroup(r, LEARNER, TIMEOUTS).update(None, PLAN), ["update"]),
         (lambda r: ReferenceGroup(r, ReferenceConfig(), TIMEOUTS).logprobs([]), ["logprobs"]),
-        # Functions may take long, and need no GPU.
         (score, ["score_with_model"]),
     ],
 )
 async def test_whatever_passes_a_model_does_so_in_its_turn(work, turn, monkeypatch):
     monkeypatch.setattr(ray, "put", lambda value: value)
     asked: list[str] = []
-    answers = {"publish": 7, "update": {}, "score_with_functions": {}, "logprobs_of": []}
+    answers = {"publish": 7, "update": {}, "logprobs_of": []}
     answers["score_with_model"] = []
     ranks = RoleHandle("role", {"job/role/0": RecordingRank(asked, answers)})
     ranks.gpu_turns = turns = Turns()
@@ -177,7 +179,7 @@ async def test_whatever_passes_a_model_does_so_in_its_turn(work, turn, monkeypat
         await asyncio.sleep(PASS_S)
         assert not set(turn) & set(asked)
     await waiting
-    assert [name for name in asked if name != "score_with_functions"] == [*turn, "free_memory"]
+    assert asked == [*turn, "free_memory"]
 
 
 def share(roles: list[RoleHandle]) -> None:
