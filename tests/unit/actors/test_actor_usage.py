@@ -130,7 +130,7 @@ async def test_usage_has_the_hungriest_rank_and_all_engines(clock):
         ),
     ]
     clock.now += 6
-    usage = await usage_of(roles, timeout_s=1.0)
+    usage = await usage_of({role.name: [role] for role in roles}, timeout_s=1.0)
     assert usage == {
         "wait/policy": 6.0,
         "wait/rollout": 6.0,
@@ -141,6 +141,16 @@ async def test_usage_has_the_hungriest_rank_and_all_engines(clock):
         "engine/preemptions": 3.0,
     }
     check_names(usage)
+
+
+async def test_who_works_beside_a_role_counts_as_part_of_it(clock):
+    ranks, worker = role("reward", clock, [{"peak_gb": 1.0}]), role("w", clock, [{"peak_gb": 3.0}])
+    worker.busy = ranks.busy
+    with worker.busy.working():
+        clock.now += 2
+    clock.now += 5
+    usage = await usage_of({"reward": [ranks, worker]}, timeout_s=1.0)
+    assert usage == {"wait/reward": 5.0, "memory/reward_peak_gb": 3.0}
 
 
 async def test_the_time_of_moving_models_is_that_of_each_roles_slowest_rank(clock):
@@ -156,7 +166,7 @@ async def test_the_time_of_moving_models_is_that_of_each_roles_slowest_rank(cloc
         role("value", clock, [{"peak_gb": 1.0, "offload_s": 0.25}]),
         role("reward", clock, [{"peak_gb": 1.0}]),
     ]
-    usage = await usage_of(roles, timeout_s=1.0)
+    usage = await usage_of({role.name: [role] for role in roles}, timeout_s=1.0)
     moves = {name: value for name, value in usage.items() if name.startswith(("time", "engine"))}
     assert moves == {"time/offload": 1.0, "time/reload": 1.0}
     check_names(usage)
