@@ -60,9 +60,9 @@ def prepare_job(folder: Path, workers: int) -> None:
     """What the driver of an SFT job does up to its first batch."""
     began_s = time.monotonic()
     from rlhf_ray.config.supervised import SftConfig
-    from rlhf_ray.data.job import load_sft_data
     from rlhf_ray.data.order import RowsInOrder
-    from rlhf_ray.loops.setup import prepare, setup_of
+    from rlhf_ray.jobs.sft import SFT
+    from rlhf_ray.loops.setup import setup_of
 
     config = SftConfig.model_validate(
         {
@@ -79,7 +79,7 @@ def prepare_job(folder: Path, workers: int) -> None:
         }
     )
     imported_s = time.monotonic()
-    job = prepare(config, load_sft_data)
+    job = SFT.prepare(config)
     rows = job.data.rows
     setup_of(job.config, rows)
     order = RowsInOrder(rows, seed=config.seed)

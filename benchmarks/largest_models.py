@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.model_sizes import QWEN
-from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.memory import GIB
 from rlhf_ray.models.shape import shape_of
@@ -97,7 +97,7 @@ def _config(job: str, num_gpus: int, more: Mapping[str, Any]) -> Any:
     if job == "ppo":
         keys["placement.value.ranks"] = num_gpus
     words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-    return load_config(JOBS[job], CONFIGS / job / "llama3-8b-8gpu.yaml", words)
+    return load_config(JOB_CONFIGS[job], CONFIGS / job / "llama3-8b-8gpu.yaml", words)
 
 
 if __name__ == "__main__":

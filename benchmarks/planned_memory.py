@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.online import OnlineConfig, PpoConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.config.tools.load import load_config
@@ -60,15 +60,15 @@ class Draw:
 def main() -> int:
     """Run the job and compare."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("job", choices=JOB_CONFIGS)
     parser.add_argument("config")
     parser.add_argument("--draw", type=int, metavar="SEED")
     options, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         overrides += ["--run-dir", f"{folder}/run"]
-        config: Any = load_config(JOBS[options.job], options.config, overrides)
+        config: Any = load_config(JOB_CONFIGS[options.job], options.config, overrides)
         if options.draw is not None:
-            role = config.trained_role if isinstance(config, SupervisedConfig) else "policy"
+            role = config.trained_role
             drawn = _draw(options.draw, config, role)
             model = Path(folder, "model")
             _write_model(drawn, Path(getattr(config, role).model.path), model)
@@ -77,7 +77,7 @@ def main() -> int:
             overrides[:0] = [
                 word for key, value in keys.items() for word in (f"--{key}", f"{value}")
             ]
-            config = load_config(JOBS[options.job], options.config, overrides)
+            config = load_config(JOB_CONFIGS[options.job], options.config, overrides)
         assert isinstance(config, OnlineConfig | SupervisedConfig)
         cluster = Cluster(nodes=1, gpus_per_node=0, gpu_bytes=0)
         plan = plan_job(config, read_shapes(model_paths(config), []), cluster)

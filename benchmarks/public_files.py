@@ -27,11 +27,11 @@ from typing import Any, cast
 import yaml
 
 from launch.tables.rows import print_look
-from rlhf_ray.config.jobs import JOBS, AnyJob
+from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob
 from rlhf_ray.data.chat.templates import CHAT_TEMPLATES
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.look import Look, look
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.jobs.look import Look, look
 
 JOB_NAMES = ["sft", "rm", "dpo", "kto", "grpo"]
 CONTEXT = 1 << 20  # tokens: nothing is too long
@@ -170,7 +170,7 @@ def job_config(job: str, model: str, data: dict[str, Any]) -> AnyJob:
             settings["loss_type"] = ["kto"]
         case "grpo":
             settings["reward"] = {"functions": [SCORE]}
-    return cast(AnyJob, JOBS["dpo" if job == "kto" else job].model_validate(settings))
+    return cast(AnyJob, JOB_CONFIGS["dpo" if job == "kto" else job].model_validate(settings))
 
 
 def lines(name: str, found: Iterable[Outcome]) -> Iterator[str]:

@@ -170,7 +170,7 @@ def _ours(folder: Path, steps: int, lr: float, max_length: int) -> float:
     path.write_text(json.dumps(config))
     shutil.rmtree(run, ignore_errors=True)
     subprocess.run(
-        [sys.executable, "-m", "launch.rm", str(path), "--run-dir", str(run)], check=True
+        [sys.executable, "-m", "launch.cli", "rm", str(path), "--run-dir", str(run)], check=True
     )
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     accuracy: float = metrics[-1]["eval/accuracy"]

@@ -20,14 +20,15 @@ from types import ModuleType
 from launch.run.folder import check_folder
 from launch.run.messages import libraries_to_file, show_everything, show_own_logs
 from launch.run.signals import exit_when_stopped, interrupt_when_stopped
-from rlhf_ray.config.base import RunConfig
 from rlhf_ray.config.checks.preflight import preflight
-from rlhf_ray.config.checks.unused import tell_unused
-from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.checks.unused import warn_of_unused
+from rlhf_ray.config.jobs import JOB_CONFIGS, PIPELINE
 from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.help import help_text, summary_of
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.config.tools.ready import find_config, ready_configs
+from rlhf_ray.config.tools.stages import Stage, stages_of
 from rlhf_ray.errors import (
     EXIT_CONFIG,
     EXIT_INTERRUPTED,
@@ -37,7 +38,7 @@ from rlhf_ray.errors import (
 )
 
 # What takes a configuration file.
-CONFIGURED: Mapping[str, type[RunConfig]] = {**JOBS, "pipeline": PipelineConfig}
+CONFIGURED: Mapping[str, type[RunConfig]] = {**JOB_CONFIGS, PIPELINE: PipelineConfig}
 # What has arguments of its own: a module of `launch` with a `main`.
 COMMANDS: Mapping[str, str] = {
     "plan": "What a job needs, where it goes, and what to change where it does not fit.",
@@ -118,11 +119,11 @@ def _dispatch(arguments: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         _print_keys(job)
         return 0
-    return _job_runner(job, rest)()
+    return _run_configured(job, rest)
 
 
-def _job_runner(job: str, arguments: list[str]) -> Callable[[], int]:
-    """Check a job's command line."""
+def _run_configured(job: str, arguments: list[str]) -> int:
+    """Read a job's command line and run the job."""
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(
             f"rlhf-ray {job} needs a configuration file, or the name of a ready one: "
@@ -135,11 +136,11 @@ def _job_runner(job: str, arguments: list[str]) -> Callable[[], int]:
     config = load_config(CONFIGURED[job], file, arguments[1:])
     # Absolute, because actors on other nodes work in other folders.
     run_dir = os.path.abspath(config.run_dir or default_run_dir(job, file))
-    return lambda: run_job(job, config.model_copy(update={"run_dir": run_dir}))
+    return check_and_run(config.model_copy(update={"run_dir": run_dir}))
 
 
-def run_job(job: str, config: RunConfig) -> int:
-    """Check what a job's configuration points at, then import and run the job.
+def check_and_run(config: RunConfig) -> int:
+    """Check what a configuration points at, then import what runs a job or pipeline, and run it.
 
     Raises:
         ConfigError: It points at something that is not there or does not fit, or its folder is
@@ -149,14 +150,28 @@ def run_job(job: str, config: RunConfig) -> int:
     with libraries_to_file():
         preflight(config)
         check_folder(config)
-        tell_unused(config, "the job")
-        run: Callable[[RunConfig], int] = _module(job).run
+        warn_of_unused(config, "the job")
+        module = _module(PIPELINE if config.job == PIPELINE else "job")
+        run: Callable[[RunConfig], int] = module.run
         return run(config)
 
 
 def _module(name: str) -> ModuleType:
     with exit_when_stopped():
         return importlib.import_module(f"launch.{name}")
+
+
+def read_stages(job: str, given: str, overrides: Sequence[str]) -> list[Stage]:
+    """What a command looks at without running it: the job alone, or the pipeline's stages.
+
+    Raises:
+        ConfigError: The configuration has a mistake.
+    """
+    file = find_config(job, given)
+    config = load_config(CONFIGURED[job], file, overrides)
+    # Absolute, as a run's: what lies in it is what a stage writes.
+    run_dir = os.path.abspath(config.run_dir or default_run_dir(job, file))
+    return stages_of(config.model_copy(update={"run_dir": run_dir}), check_files=False)
 
 
 def default_run_dir(job: str, config: Path) -> str:

@@ -52,12 +52,12 @@ def _train() -> None:
 
 def _gold_scores() -> list[tuple[str, float, float]]:
     """Of each job: share of held-out prompts that it answered right, before and after."""
-    ppo = _told("ppo", "eval/reward/correct_answer")
-    before, after = (_told(stage, "eval/reward_mean")[0] for stage in ("pairs", "dpo-judged"))
+    ppo = _logged("ppo", "eval/reward/correct_answer")
+    before, after = (_logged(stage, "eval/reward_mean")[0] for stage in ("pairs", "dpo-judged"))
     return [("PPO against the reward model", ppo[0], ppo[-1]), ("DPO", before, after)]
 
 
-def _told(stage: str, name: str) -> list[float]:
+def _logged(stage: str, name: str) -> list[float]:
     """Every value of a metric in a stage's run."""
     lines = (FOLDER / stage / "metrics.jsonl").read_text().splitlines()
     return [row[name] for row in map(json.loads, lines) if name in row]
@@ -72,7 +72,7 @@ def _print_table(golds: Sequence[tuple[str, float, float]], seconds: float) -> N
         table.add_column(column, justify="left" if column == "job" else "right")
     for job, before, after in golds:
         table.add_row(job, f"{before:.1%}", f"{after:.1%}", f"{100 * (after - before):+.1f}")
-    score = _told("ppo", "eval/reward/model")
+    score = _logged("ppo", "eval/reward/model")
     rich.print(
         table,
         f"The reward model's own score of PPO's answers went from {score[0]:+.2f} to "

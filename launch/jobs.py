@@ -72,14 +72,14 @@ def show(api: JobsApi) -> int:
         table.add_column(column, overflow="fold")
     jobs = [job for job in api.list_jobs() if job.submission_id]
     for job in sorted(jobs, key=lambda job: job.start_time or 0):
-        told = job.metadata or {}
+        metadata = job.metadata or {}
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime((job.start_time or 0) / 1000))
         table.add_row(
             job.submission_id,
-            told.get("job", ""),
+            metadata.get("job", ""),
             job.status.lower(),
             since,
-            told.get("run_dir", ""),
+            metadata.get("run_dir", ""),
         )
     screen().print(table if jobs else "no job was submitted to this cluster")
     return 0
@@ -92,26 +92,26 @@ def stop(api: JobsApi, name: str) -> int:
         ConfigError: There is no such job.
         RunError: It does not stop.
     """
-    said = _known(api, name)
-    if said.status.is_terminal():
-        print(f"{name}: {said.status.lower()} already")
+    info = _known(api, name)
+    if info.status.is_terminal():
+        print(f"{name}: {info.status.lower()} already")
         return 0
     api.stop_job(name)
     give_up_s = time.monotonic() + ENDED_S
-    while not said.status.is_terminal():
+    while not info.status.is_terminal():
         if time.monotonic() > give_up_s:
             raise RunError(f"{name} has not stopped after {ENDED_S:.0f} s")
         time.sleep(POLL_S)
-        said = _known(api, name)
-    print(f"{name}: {said.status.lower()}")
+        info = _known(api, name)
+    print(f"{name}: {info.status.lower()}")
     return 0
 
 
 def _known(api: JobsApi, name: str) -> Any:
-    said = api.info(name)
-    if said is None:
+    info = api.info(name)
+    if info is None:
         raise ConfigError(f"the cluster knows no job {name!r}; `rlhf-ray jobs list` shows all")
-    return said
+    return info
 
 
 if __name__ == "__main__":

@@ -11,11 +11,6 @@ from collections.abc import Mapping, Sequence
 
 from launch import cli
 from rlhf_ray.config.base import GroupConfig
-from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.config.tools.ready import find_config
-from rlhf_ray.config.tools.stages import resolve_stages
 from rlhf_ray.errors import EXIT_CONFIG, ConfigError
 from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import advise, advise_placement
@@ -27,7 +22,6 @@ from rlhf_ray.planning.sources import read_shapes
 from rlhf_ray.planning.stages import PlannedJob, groups_of
 
 GPUS_OF_A_NODE = 8
-PIPELINE = "pipeline"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,7 +31,8 @@ def main(arguments: Sequence[str]) -> int:
         ConfigError: The configuration or a model's cannot be read, or ranks have no place.
     """
     options, overrides = parser().parse_known_args(arguments)
-    jobs = _jobs(options, overrides)
+    stages = cli.read_stages(options.job, options.config, overrides)
+    jobs = [PlannedJob.of_stage(stage) for stage in stages]
     shapes = read_shapes(_paths(jobs), options.model_config)
     plan = _plan(jobs, shapes, _cluster(options, groups_of(jobs)))
 
@@ -45,15 +40,6 @@ def main(arguments: Sequence[str]) -> int:
 
     print_plan(plan, [] if plan.fits else advise(jobs, shapes, plan))
     return 0 if plan.fits else EXIT_CONFIG
-
-
-def _jobs(options: Namespace, overrides: Sequence[str]) -> list[PlannedJob]:
-    """The job, or the stages of the pipeline."""
-    file = find_config(options.job, options.config)
-    if options.job != PIPELINE:
-        return [PlannedJob(config=load_config(JOBS[options.job], file, overrides))]
-    pipeline = load_config(PipelineConfig, file, overrides)
-    return [PlannedJob.of_stage(stage) for stage in resolve_stages(pipeline, check_files=False)]
 
 
 def _paths(jobs: Sequence[PlannedJob]) -> dict[str, str]:
@@ -92,7 +78,7 @@ def parser() -> ArgumentParser:
         epilog="Any key of the configuration can be given as well: --policy.zero.stage 3",
         allow_abbrev=False,
     )
-    parser.add_argument("job", choices=[*JOBS, PIPELINE])
+    parser.add_argument("job", choices=cli.CONFIGURED)
     parser.add_argument("config", help="its configuration: a YAML file, or a ready one by its name")
     parser.add_argument("--nodes", type=_count, metavar="N", help="default: as few as hold the job")
     parser.add_argument(

@@ -6,33 +6,29 @@ import argparse
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from actors.engines.spec import EngineSpec
+from actors.cluster.role import RoleSpec
 from actors.pool.pool import Pool
 from actors.pool.record import PoolInUseError, PoolRecord, end_orphans, release_groups
 from actors.pool.standing_cluster import Process, StandingCluster
-from launch.pipeline import first_engine
+from actors.roles.start import import_libraries, role_specs, start_actors
 from launch.pool_status import status
-from launch.run import pool_notes as notes
+from launch.run import pool_registry as registry
 from launch.run import standing
 from launch.run.cluster import disconnect, join, num_cpus, runs_here
 from launch.run.names import check_name
 from launch.run.signals import uninterrupted
 from launch.tables.pool import print_pool
-from launch.training.actor_start import import_libraries, start_actors
-from launch.training.online_roles import engine_ahead
-from rlhf_ray.config.base import GroupConfig, JobConfig, RunConfig, TimeoutConfig
+from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.config.checks.machine import require_machine
-from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.job_file import load_job
-from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
+from rlhf_ray.config.tools.stages import groups_of, stages_of
 from rlhf_ray.errors import ConfigError, RlhfRayError, RunError
 
 logger = logging.getLogger(__name__)
@@ -58,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("file", metavar="FILE", help="of a job or pipeline, or a ready one by name")
     start.add_argument("--job", default="", help="what FILE configures, where it is not clear")
     start.add_argument("--name", default="default", help="of the pool (default: default)")
-    told = commands.add_parser("status", help="what runs where, and which model it holds")
-    told.add_argument("--name", default="", help="of one pool (default: all)")
+    shown = commands.add_parser("status", help="what runs where, and which model it holds")
+    shown.add_argument("--name", default="", help="of one pool (default: all)")
     stop = commands.add_parser("down", help="end a pool, and its cluster if it is its own")
     stop.add_argument("--name", default="default", help="of the pool (default: default)")
     return parser
@@ -72,14 +68,14 @@ def up(config: RunConfig, name: str) -> int:
         ConfigError: There is one of that name, or the cluster is too small.
         RunError: Ray or an actor did not start.
     """
-    stages = _stages(config)
-    jobs: list[Any] = (
-        [config] if isinstance(config, JobConfig) else [stage.config for stage in stages]
-    )
-    require_machine(jobs, is_here=runs_here(config.ray))
-    groups, engine = _shape(config, stages)
+    # Where a run will write is of no interest yet, nor what is there already.
+    anywhere = {"run_dir": os.path.abspath(config.run_dir or "runs"), "resume": "auto"}
+    stages = stages_of(config.model_copy(update=anywhere))
+    require_machine([stage.config for stage in stages], is_here=runs_here(config.ray))
+    groups = groups_of(stages)
+    specs = role_specs(groups, *(stage.rooted for stage in stages))
     try:
-        cluster = notes.claim(name)
+        cluster = registry.claim(name)
         if not config.ray.address:
             cluster = standing.start_cluster(
                 cluster, num_cpus=num_cpus(config.ray, groups), num_gpus=config.ray.num_gpus
@@ -87,11 +83,11 @@ def up(config: RunConfig, name: str) -> int:
         join(config.ray.address or cluster.address)
         # `auto` means this cluster only to this process.
         cluster = replace(cluster, address=ray.get_runtime_context().gcs_address)
-        notes.note(cluster)
+        registry.write(cluster)
         record = PoolRecord.create(name, "rlhf-ray pool up")
-        asyncio.run(_start(config, record, groups, engine))
+        asyncio.run(_start(config, record, groups, specs))
         with uninterrupted():  # from here on it is up
-            notes.note(replace(cluster, starter=None))
+            registry.write(replace(cluster, starter=None))
             record.release()
             print_pool(name, record)
             disconnect()
@@ -102,40 +98,20 @@ def up(config: RunConfig, name: str) -> int:
     return 0
 
 
-def _stages(config: RunConfig) -> list[Stage]:
-    """Of a pipeline; where a run will write is of no interest yet, nor what is there already."""
-    if not isinstance(config, PipelineConfig):
-        return []
-    anywhere = {"run_dir": os.path.abspath(config.run_dir or "runs"), "resume": "auto"}
-    return resolve_stages(config.model_copy(update=anywhere))
-
-
-def _shape(
-    config: RunConfig, stages: Sequence[Stage]
-) -> tuple[dict[str, GroupConfig], EngineSpec | None]:
-    """The groups, and what the engines start with."""
-    if not isinstance(config, JobConfig):
-        return groups_of(stages), first_engine(stages)
-    return config.groups, engine_ahead(config) if isinstance(config, OnlineConfig) else None
-
-
 async def _start(
     config: RunConfig,
     record: PoolRecord,
     groups: dict[str, GroupConfig],
-    engine: EngineSpec | None,
+    specs: Mapping[str, RoleSpec],
 ) -> None:
     pool = Pool(record.pool, config.timeouts, record=record)
-    jobs: list[Any] = (
-        [config] if isinstance(config, JobConfig) else [s.rooted for s in _stages(config)]
-    )
-    actors = await start_actors(pool, groups, jobs, engine=engine)
+    actors = await start_actors(pool, groups, specs)
     await import_libraries(actors, timeout_s=config.timeouts.start_s)
 
 
 def _undo(name: str) -> None:
     """End what this process has started under a name, and nothing that is another's."""
-    cluster = notes.cluster_of(name)
+    cluster = registry.cluster_of(name)
     if cluster is None or cluster.starter != Process.own():
         return
     # Ray cannot connect anew after a connection that was broken off; nor was anything started yet.
@@ -144,20 +120,20 @@ def _undo(name: str) -> None:
             _end_actors(cluster, only_ours=True)
         except RunError as error:
             logger.warning("%s", error)
-            return  # noted still, for `down`
+            return  # registered still, for `down`
     disconnect()
     standing.stop_cluster(cluster)
-    notes.forget(cluster)
+    registry.forget(cluster)
 
 
 def down(name: str) -> int:
-    """End a pool: actors, placement groups, processes and the note of it.
+    """End a pool: actors, placement groups, processes and its entry in the registry.
 
     Raises:
         ConfigError: A job uses it, or it is being started.
         RunError: It is on a cluster that does not answer.
     """
-    cluster = notes.cluster_of(name)
+    cluster = registry.cluster_of(name)
     if cluster is None:
         print(f"no pool {name!r} was started from this machine")
         return 0
@@ -169,7 +145,7 @@ def down(name: str) -> int:
         _end_actors(cluster)
         disconnect()
     standing.stop_cluster(cluster)
-    notes.forget(cluster)
+    registry.forget(cluster)
     print(f"pool {name} is down")
     return 0
 
@@ -193,7 +169,7 @@ def _end_actors(cluster: StandingCluster, *, only_ours: bool = False) -> None:
         if cluster.head is None:
             raise RunError(
                 f"{error}\nActors of pool {cluster.pool} may still hold GPUs at {cluster.address}; "
-                f"if that cluster is gone for good, delete {notes.note_file(cluster.pool)}"
+                f"if that cluster is gone for good, delete {registry.entry_file(cluster.pool)}"
             ) from error
         # Its own cluster takes the actors with it.
         logger.warning("%s", error)

@@ -7,7 +7,7 @@ import sys
 
 from actors.pool.record import PoolRecord
 from actors.pool.standing_cluster import StandingCluster
-from launch.run import pool_notes as notes
+from launch.run import pool_registry as registry
 from launch.run import standing
 from launch.run.cluster import disconnect, join
 from launch.tables.pool import print_pool
@@ -18,7 +18,7 @@ STATUS_S = 120.0
 
 def status(name: str) -> int:
     """Tell of one pool or of all; also where there is none or its cluster is gone."""
-    clusters = [cluster for cluster in notes.noted() if name in ("", cluster.pool)]
+    clusters = [cluster for cluster in registry.entries() if name in ("", cluster.pool)]
     if not clusters:
         print(f"no pool {name!r}" if name else "no pool is up; `rlhf-ray pool up FILE` starts one")
     if len(clusters) > 1:  # a process connects with one cluster's token only
@@ -47,7 +47,7 @@ def _status_elsewhere(pool: str) -> int:
 
 def _trouble(cluster: StandingCluster) -> str:
     """Why a pool cannot be asked, if so."""
-    since, clear = notes.clock(cluster.since_s), f"`rlhf-ray pool down --name {cluster.pool}`"
+    since, clear = registry.clock(cluster.since_s), f"`rlhf-ray pool down --name {cluster.pool}`"
     if cluster.starter is not None and cluster.is_starting:
         return f"process {cluster.starter.pid} starts it since {since}"
     if cluster.starter is not None:

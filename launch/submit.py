@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from launch import cli
 from launch.remote.watch import add_address, address_or_default, watch
 from launch.run.names import check_name
-from rlhf_ray.config.base import RunConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.elsewhere import find_missing, values_of
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.config.tools.problems import Problem, raise_for

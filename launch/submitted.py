@@ -35,7 +35,7 @@ def run(name: str, options: Sequence[str]) -> int:
     config, problems = validate(cli.CONFIGURED[payload.job], file)
     raise_for(problems, source=f"submitted {payload.job}")
     assert config is not None
-    return cli.run_job(payload.job, config)
+    return cli.check_and_run(config)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
 from rlhf_ray.config.rewards import RewardConfig, ShapingConfig
+from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 
 Job = TypeVar("Job", bound=SupervisedConfig)
@@ -90,6 +91,18 @@ class SupervisedSpec(Generic[Job]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolloutSpec:
+    """What engines sample with; what they are started with is the pool's business.
+
+    Attributes:
+        end_token_ids: Those that end a turn, of tokenizer, model and template.
+    """
+
+    rollout: RolloutConfig
+    end_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperienceSpec:
     """What of the configuration decides about advantages.
 
@@ -101,3 +114,22 @@ class ExperienceSpec:
     shaping: ShapingConfig
     max_new_tokens: int
     reward_weights: Mapping[str, float]
+
+
+# What ranks host, and all that a role may be made from.
+ModelSpec: TypeAlias = PolicySpec | ValueSpec | ReferenceSpec | RewardSpec | SupervisedSpec[Any]
+Spec: TypeAlias = ModelSpec | RolloutSpec | ExperienceSpec
+
+
+def model_path_of(spec: ModelSpec) -> str:
+    """Of the model that a role starts from or scores with; empty where it has none."""
+    match spec:
+        case PolicySpec() | ValueSpec():
+            return spec.learner.model.path
+        case ReferenceSpec():
+            return spec.reference.model.path
+        case RewardSpec():
+            return spec.reward.model.path
+        case SupervisedSpec():
+            path: str = spec.job.learner.model.path
+            return path

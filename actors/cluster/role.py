@@ -77,6 +77,11 @@ class RoleSpec(Protocol):
         ...
 
     @property
+    def beside(self) -> str:
+        """The role whose work a single actor does a part of, near its first rank; else empty."""
+        ...
+
+    @property
     def max_calls(self) -> int | None:
         """How many calls of coroutines run at a time; None for Ray's default."""
         ...
@@ -124,7 +129,6 @@ class RoleHandle(Generic[A]):
     Attributes:
         name: Of the role.
         names: Of the actors.
-        beside: The role whose work they do a part of, near its first rank; empty for their own.
         spec: What they were started from.
         hosted: Their model; None where they host none that others may ask for.
         incarnation: How often they were replaced.
@@ -138,12 +142,9 @@ class RoleHandle(Generic[A]):
     hosted: Hosted | None
     gpu_turns: Turns | None = None
 
-    def __init__(
-        self, name: str, actors: Mapping[str, Any] | None = None, *, beside: str = ""
-    ) -> None:
+    def __init__(self, name: str, actors: Mapping[str, Any] | None = None) -> None:
         """Take actors that were started, by their names."""
-        self.name, self.beside = name, beside
-        self.incarnation, self.busy = -1, BusyClock()
+        self.name, self.incarnation, self.busy = name, -1, BusyClock()
         self.replace(actors or {}, spec=None)
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ class ReplicaSpec:
 
     engine: EngineSpec
     actor_class: type[RolloutReplica] = RolloutReplica
+    beside: str = ""
     # Every group that is sampled has a call that waits for it. Ray runs 1,000 at a time unless told
     # otherwise; new weights would queue behind them, for ever.
     max_calls: int | None = 100_000

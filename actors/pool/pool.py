@@ -24,7 +24,8 @@ from actors.pool.places import Place, idle_beside, places_of, shared_host
 from actors.pool.record import PoolRecord
 from actors.pool.state import PoolState
 from actors.pool.usage import usage_of
-from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
+from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RlhfRayError
 from rlhf_ray.roles import Metrics
 
@@ -80,7 +81,7 @@ class Pool(ResidentModels):
         """The files of a role's ranks."""
         return self.files.of_ranks([place.node_id for place in self.places_of(role)])
 
-    async def start(self, role: str, spec: RoleSpec, *, beside: str = "") -> RoleHandle[Any]:
+    async def start(self, role: str, spec: RoleSpec) -> RoleHandle[Any]:
         """A role's actors, started unless they run; those of another specification are replaced.
 
         They compute in turn with the other roles that are placed on their GPUs.
@@ -88,17 +89,16 @@ class Pool(ResidentModels):
         Args:
             role: Their name; where it is not placed, a single actor without GPUs.
             spec: What they start from.
-            beside: The placed role that such an actor works for, near its first rank.
 
         Raises:
             RunError: One died or missed its deadline; none is left.
         """
         handle = self.state.roles.get(role)
         if handle is None:
-            handle = RoleHandle(role, beside=beside)
+            handle = RoleHandle(role)
         if handle.spec != spec:
             await self._start(role, spec, handle)
-        handle.busy = self.busy.setdefault(handle.beside or role, handle.busy)
+        handle.busy = self.busy.setdefault(spec.beside or role, handle.busy)
         host = "" if spec.reserves_memory else shared_host(role, self.state.groups)
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
         return handle
@@ -108,7 +108,7 @@ class Pool(ResidentModels):
             await self.end(role)
         if spec.reserves_memory:  # it fails where others have it
             await self._offload_beside(role)
-        group, placed = self.state.groups.get(role), handle.beside or role
+        group, placed = self.state.groups.get(role), spec.beside or role
         lifetime = {}
         if self.record is not None:
             lifetime = {"lifetime": "detached", "namespace": self.record.namespace}
@@ -169,7 +169,9 @@ class Pool(ResidentModels):
     async def usage(self, roles: Iterable[str]) -> Metrics:
         """What some roles needed since the last time: `wait/*`, `memory/*` and `engine/*`."""
         handles = list(self.state.roles.values())
-        actors_of = {role: [h for h in handles if role in (h.name, h.beside)] for role in roles}
+        actors_of = {
+            role: [h for h in handles if role in (h.name, h.spec.beside)] for role in roles
+        }
         return await usage_of(actors_of, timeout_s=self.timeouts.call_s)
 
     async def heal(self) -> None:

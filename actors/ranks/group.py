@@ -18,6 +18,7 @@ class RankSpec:
     """Ranks in one process group, on GPUs in turn with others, or on CPUs."""
 
     actor_class: type[Rank]
+    beside: str = ""
     max_calls: int | None = None
     reserves_memory: bool = False
 

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from rlhf_ray.rewards.functions import RewardFunction
     from rlhf_ray.rewards.remote import RemoteScorer
 
-# What the pool calls it.
-REWARD_WORKER = "reward_worker"
-
 
 class RewardWorker(Rank):
     """One process without a group; user code runs here, and in processes that it starts."""

@@ -15,16 +15,16 @@ import torch
 from actors.cluster.role import RoleHandle
 from actors.engines.rollout import RolloutReplica
 from actors.pool.pool import Pool
+from actors.roles.job_pool import JobPool
+from actors.roles.start import RANKS, role_specs, start_actors
 from benchmarks.gpu_check.machine import used_gb
 from benchmarks.gpu_check.models import TOKENIZER, device_of, make_model, random_ids, write_prompts
 from benchmarks.gpu_check.scale import Shape
 from benchmarks.gpu_check.setting import Setting
 from launch.run.cluster import connected
-from launch.training.actor_start import RANKS, start_actors
-from launch.training.online_roles import engine_spec, start_roles
 from rlhf_ray.config.base import laid_over
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig
-from rlhf_ray.data.job import load_online_data
+from rlhf_ray.jobs.online import PPO
 from rlhf_ray.roles import GenerationRequest, Roles
 from rlhf_ray.types import Prompt, Rollout
 
@@ -148,18 +148,17 @@ def opened(setting: Setting, config: OnlineConfig) -> Iterator[Online]:
     """Ray on this machine, the roles on it, the policy's weights not yet published."""
     with connected(config, config.groups), asyncio.Runner() as loop:
         pool = Pool("gpu-check", config.timeouts)
-        data = load_online_data(config)
-        spec = engine_spec(config, context_tokens=data.context_tokens)
+        data, specs = PPO.load(config), role_specs(config.groups, config)
         try:
             pool.place(config.groups)
             loop.run(pool.start("policy", RANKS["policy"]))
             process_gb = used_gb(setting.cards[0]) if setting.cards else 0.0
-            actors = loop.run(start_actors(pool, config.groups, [config], engine=spec))
+            actors = loop.run(start_actors(pool, config.groups, specs))
             loaded = loop.run(digests_of(actors["rollout"], config.timeouts.call_s))
             yield Online(
                 config=config,
                 pool=pool,
-                roles=loop.run(start_roles(config, data, pool)),
+                roles=loop.run(PPO.start(config, data, JobPool(pool, config))),
                 loop=loop,
                 loaded=loaded,
                 process_gb=process_gb,

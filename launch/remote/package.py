@@ -39,10 +39,10 @@ def shipped_files(folder: Path) -> list[str]:
     total = sum(sizes.values())
     if total > MAX_BYTES:
         largest = sorted(files, key=lambda file: -sizes[file])[:3]
-        told = ", ".join(f"{file} ({sizes[file] / 2**20:.1f} MiB)" for file in largest)
+        named = ", ".join(f"{file} ({sizes[file] / 2**20:.1f} MiB)" for file in largest)
         raise ConfigError(
             f"--working-dir {folder} holds {total / 2**20:.0f} MiB in {len(files)} files; at most "
-            f"{MAX_BYTES // 2**20} MiB are sent. The largest: {told}. Name what is not needed in "
+            f"{MAX_BYTES // 2**20} MiB are sent. The largest: {named}. Name what is not needed in "
             ".gitignore, and put models and data where every node sees them"
         )
     return files

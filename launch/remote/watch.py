@@ -43,7 +43,7 @@ def watch(api: JobsApi, name: str, address: str) -> int:
     from actors.jobs.log import exit_status, follow
 
     try:
-        said = asyncio.run(follow(api, name, _show))
+        info = asyncio.run(follow(api, name, _show))
     except KeyboardInterrupt:
         print(
             f"\n{name} goes on. Follow it: rlhf-ray jobs logs {name} --follow --address {address}\n"
@@ -51,9 +51,9 @@ def watch(api: JobsApi, name: str, address: str) -> int:
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
-    told = f" ({said.message})" if said.driver_exit_code is None and said.message else ""
-    print(f"{name}: {said.status.lower()}{told}", file=sys.stderr)
-    return exit_status(said)
+    why = f" ({info.message})" if info.driver_exit_code is None and info.message else ""
+    print(f"{name}: {info.status.lower()}{why}", file=sys.stderr)
+    return exit_status(info)
 
 
 def _show(text: str) -> None:

@@ -21,9 +21,10 @@ from actors.jobs.submission import describe_submission, is_submitted
 from launch.run.messages import is_everything_shown
 from launch.run.metadata import metadata_of
 from launch.run.names import check_name
-from launch.run.signals import interrupt_when_stopped, leave, told_when_stopped
+from launch.run.signals import interrupt_when_stopped, leave, on_stop
 from launch.run.standing import address_of
-from rlhf_ray.config.base import GroupConfig, RayConfig, RunConfig
+from rlhf_ray.config.base import GroupConfig, RayConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.planning.groups import plan_groups, total_cpus
 
@@ -44,7 +45,7 @@ def connected(run: RunConfig, roles: Mapping[str, GroupConfig]) -> Iterator[None
     session = connect(run, roles)
     closed = threading.Event()
     try:
-        with told_when_stopped(lambda: _leave_when_gone(closed)):
+        with on_stop(lambda: _leave_when_gone(closed)):
             yield
     except RunError:
         if session is not None:
@@ -128,9 +129,9 @@ def join(address: str, metadata: Mapping[str, str] | None = None) -> str:
     Raises:
         ConfigError: No cluster answers, or it runs another version of Ray or Python.
     """
-    told = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    if told not in ("", "auto"):
-        check_reachable(told)
+    known = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if known not in ("", "auto"):
+        check_reachable(known)
     try:
         return _init(address=address, job_config=JobConfig(metadata=dict(metadata or {})))
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:

@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.run import status
 from launch.run.messages import keep_in
-from launch.run.signals import told_when_stopped
-from rlhf_ray.config.base import STATUS_FILE, RunConfig
-from rlhf_ray.config.jobs import PIPELINE, job_name
-from rlhf_ray.config.sample import SampleConfig
+from launch.run.signals import on_stop
+from rlhf_ray.config.base import STATUS_FILE
+from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.config.tools.load import dump_config, is_dump_of
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.jobs import status
 
 CONFIG_FILE = "config.yaml"
 
@@ -36,24 +35,24 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
     before = _Snapshot.of(folder)
     with room_for("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with status.held(folder, job=job_name(config)) as say:
+        with status.held(folder, job=config.job) as write:
             dump_config(config, folder / CONFIG_FILE)
-            say("running", "")
+            write("running", "")
             keep_in(folder)
             try:
-                with told_when_stopped(lambda: say("interrupted", "")), room_for("it", folder):
+                with on_stop(lambda: write("interrupted", "")), room_for("it", folder):
                     yield folder
             except (KeyboardInterrupt, asyncio.CancelledError):
-                say("interrupted", "")
+                write("interrupted", "")
                 raise
             except ConfigError as error:
                 if not before.restore():
-                    say("failed", f"{type(error).__name__}: {error}")
+                    write("failed", f"{type(error).__name__}: {error}")
                 raise
             except BaseException as error:
-                say("failed", f"{type(error).__name__}: {error}")
+                write("failed", f"{type(error).__name__}: {error}")
                 raise
-            say("finished", "")
+            write("finished", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,31 +93,30 @@ def check_folder(config: RunConfig) -> None:
         ConfigError: A process runs there, it holds another kind of job, or a run that has finished
             and cannot go on otherwise, as its checkpoints are gone.
     """
-    folder, name = Path(config.run_dir), job_name(config)
+    folder, name = Path(config.run_dir), config.job
     if status.is_in_use(folder):
         raise ConfigError(status.in_use(folder))
-    told = status.read_status(folder)
-    if config.resume == "never" or not told:
+    before = status.read_status(folder)
+    if config.resume == "never" or not before:
         return
-    if told.get("job", name) != name:
-        raise ConfigError(f"run_dir {config.run_dir!r} holds a run of {told['job']}, not of {name}")
+    if before.get("job", name) != name:
+        raise ConfigError(
+            f"run_dir {config.run_dir!r} holds a run of {before['job']}, not of {name}"
+        )
     has_steps = any((folder / "checkpoints").glob("step_*"))
-    if name != PIPELINE and told["state"] == "finished" and not (has_steps or is_finished(config)):
+    if not isinstance(config, JobConfig) or before["state"] != "finished":
+        return
+    if not (has_steps or is_finished(config)):
         raise ConfigError(
             f"run_dir {config.run_dir!r} holds a finished run without its checkpoints, which "
             "cannot go on with other settings: take another run_dir"
         )
 
 
-def state_of(run_dir: str) -> str:
-    """What `status.json` says of a run; empty where there is none."""
-    return str(status.read_status(Path(run_dir)).get("state", ""))
-
-
-def is_finished(config: RunConfig) -> bool:
+def is_finished(config: JobConfig) -> bool:
     """Whether the folder holds this very run, whole, and it may go on there."""
-    if config.resume == "never" or state_of(config.run_dir) != "finished":
+    if config.resume == "never" or status.state_of(config.run_dir) != "finished":
         return False
     folder = Path(config.run_dir)
-    has_result = isinstance(config, SampleConfig) or (folder / "export").is_dir()
+    has_result = not config.trains or (folder / "export").is_dir()
     return has_result and is_dump_of(config, folder / CONFIG_FILE, besides={"resume"})

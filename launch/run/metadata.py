@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_ray.config.base import JobConfig, RunConfig
-from rlhf_ray.config.jobs import job_name
+from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.metrics.wandb_run import wandb_url
 
 
 def metadata_of(config: RunConfig) -> dict[str, str]:
     """Job, run, folder and, where it is known before W&B is asked, the run's page there."""
-    told = {"job": job_name(config), "run": Path(config.run_dir).name, "run_dir": config.run_dir}
+    metadata = {"job": config.job, "run": Path(config.run_dir).name, "run_dir": config.run_dir}
     url = wandb_url(config.wandb, Path(config.run_dir)) if isinstance(config, JobConfig) else ""
-    return told | ({"wandb": url} if url else {})
+    return metadata | ({"wandb": url} if url else {})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from actors.pool.pool import Pool
 from actors.pool.record import PoolRecord, end_orphans
-from rlhf_ray.config.base import RunConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
 
 

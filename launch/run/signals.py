@@ -20,7 +20,7 @@ from rlhf_ray.errors import EXIT_INTERRUPTED
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # With the process that asked: one that a library forks from it inherits list and handler.
-_told: list[tuple[int, Callable[[], None]]] = []
+_callbacks: list[tuple[int, Callable[[], None]]] = []
 
 
 def interrupt_when_stopped() -> None:
@@ -31,14 +31,14 @@ def interrupt_when_stopped() -> None:
 
 
 @contextmanager
-def told_when_stopped(tell: Callable[[], None]) -> Iterator[None]:
-    """Call `tell` at the signal itself, before anything is unwound; it must be quick."""
-    entry = (os.getpid(), tell)
-    _told.append(entry)
+def on_stop(call: Callable[[], None]) -> Iterator[None]:
+    """Call `call` at the signal itself, before anything is unwound; it must be quick."""
+    entry = (os.getpid(), call)
+    _callbacks.append(entry)
     try:
         yield
     finally:
-        _told.remove(entry)
+        _callbacks.remove(entry)
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def _heeded() -> list[signal.Signals]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for owner, tell in list(_told):
+    for owner, call in list(_callbacks):
         if owner == os.getpid():
-            tell()
+            call()
     raise KeyboardInterrupt

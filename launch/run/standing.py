@@ -18,13 +18,13 @@ import ray
 from actors.cluster.network import unused_ports
 from actors.cluster.ray_token import use_token_in
 from actors.pool.standing_cluster import Process, StandingCluster
-from launch.run import pool_notes as notes
+from launch.run import pool_registry as registry
 from launch.run.signals import uninterrupted
 from rlhf_ray.errors import ConfigError, RunError
 
 START_S, STOP_S = 120.0, 60.0
 # Of Ray's own words, where it does not start.
-TOLD_CHARACTERS = 2000
+SHOWN_CHARACTERS = 2000
 
 
 def address_of(pool: str) -> str:
@@ -33,9 +33,9 @@ def address_of(pool: str) -> str:
     Raises:
         ConfigError: No such pool was started from this machine.
     """
-    cluster = notes.cluster_of(pool)
+    cluster = registry.cluster_of(pool)
     if cluster is None:
-        names = ", ".join(cluster.pool for cluster in notes.noted()) or "none"
+        names = ", ".join(cluster.pool for cluster in registry.entries()) or "none"
         raise ConfigError(
             f"ray.pool is {pool!r}, but the pools of this machine are {names}; start it with "
             "`rlhf-ray pool up`, or give ray.address as well"
@@ -49,7 +49,7 @@ def address_of(pool: str) -> str:
 def start_cluster(claimed: StandingCluster, *, num_cpus: int, num_gpus: int) -> StandingCluster:
     """Start Ray on this machine, to stay when this process ends.
 
-    Whoever calls ends what is noted of it, here too where this fails.
+    Whoever calls ends what is registered of it, here too where this fails.
 
     Args:
         claimed: The pool's name, as this process has taken it.
@@ -68,7 +68,7 @@ def start_cluster(claimed: StandingCluster, *, num_cpus: int, num_gpus: int) -> 
         *(f"--ray-client-server-port={client_port}", "--dashboard-agent-listen-port=0"),
         *([f"--num-gpus={num_gpus}"] if num_gpus else []),
     ]
-    token = notes.token_file(claimed.pool)
+    token = registry.token_file(claimed.pool)
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     use_token(claimed.pool)
@@ -76,20 +76,20 @@ def start_cluster(claimed: StandingCluster, *, num_cpus: int, num_gpus: int) -> 
         process = _start_head(claimed.pool, command)
         head = Process.of(process.pid)
         cluster = replace(claimed, address=f"{host}:{port}", head=head)
-        notes.note(cluster)
+        registry.write(cluster)
     if came:
         raise KeyboardInterrupt
     deadline_s = time.monotonic() + START_S
     while not answers(cluster.address):
         if process.poll() is not None or time.monotonic() > deadline_s:
-            said = notes.log_file(claimed.pool).read_text(errors="replace")
-            raise RunError(f"Ray did not start on {cluster.address}:\n{said[-TOLD_CHARACTERS:]}")
+            log = registry.log_file(claimed.pool).read_text(errors="replace")
+            raise RunError(f"Ray did not start on {cluster.address}:\n{log[-SHOWN_CHARACTERS:]}")
         time.sleep(0.2)
     return cluster
 
 
 def _start_head(pool: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
-    with notes.log_file(pool).open("wb") as output:
+    with registry.log_file(pool).open("wb") as output:
         return subprocess.Popen(
             command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -100,7 +100,7 @@ def use_token(pool: str) -> None:
 
     Must come before this process connects to any cluster.
     """
-    token = notes.token_file(pool)
+    token = registry.token_file(pool)
     if token.is_file():
         use_token_in(token)
 

@@ -72,7 +72,7 @@ def _memory(plan: Plan) -> RenderableType:
     beside = ["+ node"] if any(need.host for need in plan.roles) else []
     headings = [*staged, "role", "model", *used, "sum", *beside]
     grid = table(*headings, left=2 + len(staged))
-    notes: list[str] = []
+    remarks: list[str] = []
     for stage in plan.stages:
         name = stage.name
         for need in stage.roles:
@@ -85,8 +85,8 @@ def _memory(plan: Plan) -> RenderableType:
                 *([size(need.host)] if beside else []),
             )
             name = ""
-            notes += _notes(need)
-    return Group(grid, *(Text(note, style="dim") for note in dict.fromkeys(notes)))
+            remarks += _remarks(need)
+    return Group(grid, *(Text(remark, style="dim") for remark in dict.fromkeys(remarks)))
 
 
 def _sum(need: RoleNeed, parts: Sequence[str]) -> int:
@@ -104,7 +104,7 @@ def _model(need: RoleNeed) -> str:
     return "none"
 
 
-def _notes(need: RoleNeed) -> Iterator[str]:
+def _remarks(need: RoleNeed) -> Iterator[str]:
     if need.cache_tokens is not None and isinstance(need.model, Engine):
         tokens, longest = max(0, need.cache_tokens), need.model.max_model_len
         yield (

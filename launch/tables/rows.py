@@ -13,9 +13,9 @@ from rich.text import Text
 
 from launch.tables.screen import screen
 from rlhf_ray.data.chat.spans import Span, printable, shortened, spans
-from rlhf_ray.data.look import Look
 from rlhf_ray.data.rows.histogram import histogram
 from rlhf_ray.data.rows.report import RowReport
+from rlhf_ray.jobs.look import Look
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
 TRAINED, OTHER, LOST = "bold green", "dim", "yellow"
@@ -50,9 +50,9 @@ def print_look(look: Look, prefix: str = "", *, marked: str = "") -> None:
         _print_row(console, look.tokenizer, row)
 
 
-def print_note(key: str, note: str) -> None:
+def print_absent(key: str, why: str) -> None:
     """A heading, and why nothing follows."""
-    _line(screen(), Text.assemble((key, "bold"), f"  {printable(note)}\n"))
+    _line(screen(), Text.assemble((key, "bold"), f"  {printable(why)}\n"))
 
 
 def _facts(look: Look) -> Iterator[tuple[str, str, str]]:

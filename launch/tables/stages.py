@@ -8,16 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.tools.stages import Stage
-
-# Of each job, the first of these that it logged at least once.
-TELLING = {
-    "sft": ("eval/loss", "sft/loss"),
-    "rm": ("eval/accuracy", "rm/accuracy"),
-    "dpo": ("eval/rewards/accuracies", "rewards/accuracies", "dpo/loss"),
-    "ppo": ("eval/reward_mean", "rollout/reward_mean"),
-    "grpo": ("eval/reward_mean", "rollout/reward_mean"),
-    "sample": ("eval/reward_mean", "rollout/reward_mean"),
-}
+from rlhf_ray.jobs.table import JOBS
 
 
 def print_table(stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
@@ -34,17 +25,17 @@ def print_table(stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
         table.add_row(
             stage.name,
             stage.job,
-            *told(Path(stage.config.run_dir) / "metrics.jsonl", stage.job),
+            *first_and_last(Path(stage.config.run_dir) / "metrics.jsonl", JOBS[stage.job].headline),
             "earlier" if took is None else f"{took:.0f}",
         )
     rich.print(table)
 
 
-def told(path: Path, job: str) -> tuple[str, str, str]:
-    """Name, first and last value of a run's telling metric; empty where it logged none."""
+def first_and_last(path: Path, names: Sequence[str]) -> tuple[str, str, str]:
+    """Of the first of these metrics that a run logged: name, first and last value; else empty."""
     lines = path.read_text().splitlines() if path.is_file() else []
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    for name in TELLING[job]:
+    for name in names:
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             return name, f"{values[0]:.4g}", f"{values[-1]:.4g}"

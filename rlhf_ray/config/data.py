@@ -189,6 +189,11 @@ class DataConfig(SourceConfig):
         return self
 
 
+def named(data_by_key: Mapping[str, DataConfig]) -> dict[str, DataConfig]:
+    """Those of them that say where rows are."""
+    return {key: data for key, data in data_by_key.items() if data.is_named}
+
+
 def refuse_pieces(data_by_key: Mapping[str, DataConfig]) -> None:
     """Of jobs that train no plain texts.
 

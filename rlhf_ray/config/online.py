@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -10,17 +10,18 @@ from rlhf_ray.config.algorithm import AlgorithmConfig, KlConfig
 from rlhf_ray.config.base import (
     Config,
     GroupConfig,
-    JobConfig,
     LearnerConfig,
+    ModelConfig,
     NonNegativeFloat,
     NonNegativeInt,
     Placement,
     ReferenceConfig,
 )
-from rlhf_ray.config.data import DataConfig, refuse_pieces, refuse_streams
+from rlhf_ray.config.data import DataConfig, named, refuse_pieces, refuse_streams
 from rlhf_ray.config.publication import Backend, backend_of
-from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.config.rewards import RewardConfig, RewardModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.config.run import JobConfig
 
 
 class PublicationConfig(Config):
@@ -103,6 +104,8 @@ class OnlineConfig(JobConfig):
             rewards applied to no rollout, dynamic sampling found no group whose scores differ, or
             all were cut off and `algorithm.truncated` is `mask`.
     """
+
+    fixed_keys: ClassVar[tuple[str, ...]] = ("algorithm.kl.controller",)
 
     prompts_per_step: PositiveInt = 32
     samples_per_prompt: PositiveInt = 8
@@ -240,11 +243,31 @@ class OnlineConfig(JobConfig):
             "rollout": placement.rollout,
             "reward": placement.reward,
         }
-        if self.uses_reference:
+        if self.uses_reference_role:
             groups["reference"] = placement.reference
         if self.uses_value:
             groups["value"] = placement.value
         return groups
+
+    @property
+    def data_sets(self) -> dict[str, DataConfig]:
+        """The data sets that the configuration names, by their keys."""
+        return named({"data": self.data, "eval.data": self.eval.data})
+
+    @property
+    def models(self) -> dict[str, ModelConfig | RewardModelConfig]:
+        """The model of each role that loads one, as the configuration names it."""
+        models: dict[str, ModelConfig | RewardModelConfig] = {"policy": self.policy.model}
+        if self.uses_reference_role:
+            models["reference"] = self.reference.model
+        if self.uses_value:
+            models["value"] = self.value.model
+        return models | {"reward": self.reward.model}
+
+    @property
+    def learners(self) -> dict[str, LearnerConfig]:
+        """The policy's, and the critic's where there is one."""
+        return super().learners | ({"value": self.value} if self.uses_value else {})
 
     @property
     def policy_updates(self) -> int:
@@ -260,7 +283,7 @@ class OnlineConfig(JobConfig):
         return num_steps * self.algorithm.epochs * self.algorithm.minibatches
 
     @property
-    def uses_reference(self) -> bool:
+    def uses_reference_role(self) -> bool:
         """Whether the KL to a reference model is part of training."""
         return self.algorithm.kl.coefficient > 0
 
@@ -279,11 +302,15 @@ class OnlineConfig(JobConfig):
 class GrpoConfig(OnlineConfig):
     """GRPO (arXiv 2402.03300): the group's other samples are the baseline."""
 
+    job = "grpo"
+
     algorithm: AlgorithmConfig = Field(default_factory=lambda: AlgorithmConfig(advantage="grpo"))
 
 
 class PpoConfig(OnlineConfig):
     """PPO (arXiv 1707.06347) with a critic, generalised advantages and KL in the reward."""
+
+    job = "ppo"
 
     samples_per_prompt: PositiveInt = 4
     algorithm: AlgorithmConfig = Field(

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_ray.config.base import Config, LocalPath, RunConfig
+from rlhf_ray.config.base import Config, LocalPath
 from rlhf_ray.config.online import PlacementConfig
+from rlhf_ray.config.run import RunConfig
 
 
 class StageConfig(Config):
@@ -40,6 +41,8 @@ class PipelineConfig(RunConfig):
         resume: `auto` skips stages whose result exists and goes on with the one that was left.
         placement: Of all stages: a role has one shape in a pool.
     """
+
+    job = "pipeline"
 
     placement: PlacementConfig = PlacementConfig()
     stages: Annotated[list[StageConfig], Field(min_length=1)]

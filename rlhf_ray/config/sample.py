@@ -31,6 +31,10 @@ class SampleConfig(OnlineConfig):
             nor `empty_steps_to_stop` can be set.
     """
 
+    job = "sample"
+    trains = False
+    fixed_keys = (*OnlineConfig.fixed_keys, "samples_per_prompt", "pairs")
+
     pairs: Literal["best_worst", "all"] = "best_worst"
     algorithm: AlgorithmConfig = Field(default_factory=_no_training)
 

@@ -18,14 +18,15 @@ from pydantic import (
 from rlhf_ray.config.base import (
     Config,
     GroupConfig,
-    JobConfig,
     LearnerConfig,
+    ModelConfig,
     NonNegativeFloat,
     NonNegativeInt,
     Placement,
     ReferenceConfig,
 )
-from rlhf_ray.config.data import DataConfig, refuse_pieces, refuse_streams
+from rlhf_ray.config.data import DataConfig, named, refuse_pieces, refuse_streams
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import ConfigError
 
 PairLoss = Literal[
@@ -59,8 +60,8 @@ class SupervisedConfig(JobConfig):
     """
 
     alternatives = (frozenset({"total_steps", "epochs"}),)
-    job: ClassVar[str]
-    trained_role: ClassVar[str] = "policy"
+    fixed_keys: ClassVar[tuple[str, ...]] = ("batch_size", "max_length")
+    takes_pieces: ClassVar[bool] = False
 
     batch_size: PositiveInt = 32
     epochs: NonNegativeFloat = 0.0
@@ -93,7 +94,7 @@ class SupervisedConfig(JobConfig):
 
     @model_validator(mode="after")
     def _texts_are_cut_for_sft(self) -> SupervisedConfig:
-        if self.job != "sft":
+        if not self.takes_pieces:
             refuse_pieces({"data": self.data, "eval.data": self.eval.data})
         return self
 
@@ -114,10 +115,29 @@ class SupervisedConfig(JobConfig):
         return self
 
     @property
-    def learner(self) -> LearnerConfig:
-        """Of the role that is trained."""
-        learner: LearnerConfig = getattr(self, self.trained_role)
-        return learner
+    def data_sets(self) -> dict[str, DataConfig]:
+        """The data sets that the configuration names, by their keys."""
+        return named({"data": self.data, "eval.data": self.eval.data})
+
+    @property
+    def answers_per_row(self) -> int:
+        """Which pass the model together; of a ranking, which may have more, those of one pair."""
+        return 1
+
+    @property
+    def reads_more_rows(self) -> bool:
+        """Whether the trained model also passes rows that it does not learn from."""
+        return self.eval.data.is_named
+
+    @property
+    def scores_rows_ahead(self) -> bool:
+        """Whether a reference scores all rows before training, and leaves."""
+        return False
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """The model of each role that loads one, as the configuration names it."""
+        return {self.trained_role: self.learner.model}
 
     @property
     def num_ranks(self) -> int:
@@ -164,6 +184,7 @@ class SftConfig(SupervisedConfig):
     """
 
     job = "sft"
+    takes_pieces = True
 
     loss_type: Literal["nll", "dft"] = "nll"
     policy: LearnerConfig
@@ -203,6 +224,7 @@ class RmConfig(SupervisedConfig):
 
     job = "rm"
     trained_role = "reward"
+    model_kind = "classifier"
 
     loss_type: Literal["bradley_terry", "logexp", "plackett_luce"] = "bradley_terry"
     use_margin: bool = True
@@ -218,6 +240,21 @@ class RmConfig(SupervisedConfig):
     def _references_are_at_hand(self) -> RmConfig:
         refuse_streams({"reference_data": self.reference_data})
         return self
+
+    @property
+    def answers_per_row(self) -> int:
+        """Two: the model compares."""
+        return 2
+
+    @property
+    def reads_more_rows(self) -> bool:
+        """The reference answers."""
+        return True
+
+    @property
+    def data_sets(self) -> dict[str, DataConfig]:
+        """With the reference answers."""
+        return super().data_sets | named({"reference_data": self.reference_data})
 
     @property
     def groups(self) -> dict[str, GroupConfig]:
@@ -254,6 +291,7 @@ class DpoConfig(SupervisedConfig):
     """
 
     job = "dpo"
+    fixed_keys = (*SupervisedConfig.fixed_keys, "loss_type", "beta")
 
     loss_type: list[PairLoss] = ["sigmoid"]
     loss_weights: list[float] = []
@@ -345,6 +383,27 @@ class DpoConfig(SupervisedConfig):
         if self.uses_reference_role:
             groups["reference"] = self.placement.reference
         return groups
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether a row is one answer with a label, and not a pair."""
+        return "kto" in self.loss_type
+
+    @property
+    def answers_per_row(self) -> int:
+        """Two of a pair."""
+        return 1 if self.takes_labels else 2
+
+    @property
+    def scores_rows_ahead(self) -> bool:
+        """Where reference_kind is `precomputed`."""
+        return self.reference_kind == "precomputed"
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """The policy's, and the reference's where it is a role."""
+        models = super().models
+        return models | ({"reference": self.reference.model} if self.uses_reference_role else {})
 
     @property
     def weighted_losses(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.algorithms.kl import kl_controller
+from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread
@@ -21,6 +22,7 @@ from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.publication import offload, publish
 from rlhf_ray.loops.report import (
+    publication_metrics,
     rollout_metrics,
     stop_if_diverged,
     stop_if_empty,
@@ -32,7 +34,7 @@ from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.packing import UpdatePlan, plan_update
 from rlhf_ray.roles import Metrics, Ref, Roles, RolloutGroup, ScoredGroup, Usage, unknown_usage
 from rlhf_ray.rollouts.feed import Collected, Feed
-from rlhf_ray.rollouts.groups import trainable
+from rlhf_ray.rollouts.groups import trainable, trained_of
 from rlhf_ray.types import Prompt, RolloutSummary
 
 logger = logging.getLogger(__name__)
@@ -133,7 +135,7 @@ class OnlineLoop:
             await offload(self.roles.reference, self.roles.reward)
         self._count_empty(step, scored)
         with clock.phase("update"):
-            updated = await self._update(scored, step, kl_coefficient)
+            updated = await self._update(step, scored, kl_coefficient)
         with clock.phase("publish"):
             published = await publish(self.roles, step)
         if "policy/kl_ref" in scored.metrics and self._policy_learns(step):
@@ -154,22 +156,16 @@ class OnlineLoop:
                 version=step - 1,
                 apart=self.config.algorithm.tells_rewards_apart,
             ),
-            **self._utilisation(scored.summaries_B, step, clock),
+            **self._utilisation(step, scored, clock),
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
-            "mismatch/logprob_abs_max": max(
-                scored.metrics.get("mismatch/logprob_abs_max", 0.0), published.logprob_abs_max
-            ),
-            "mismatch/probe_abs_mean": published.logprob_abs_mean,
-            "mismatch/probe_abs_p99": published.logprob_abs_p99,
-            "sync/seconds": published.seconds,
-            "sync/bytes": float(published.num_bytes),
+            **publication_metrics(published, scored.metrics),
             "data/epoch": self.order.epochs,
         }
 
     async def _score(self, collected: Collected) -> Scored:
         """Everything that is known of the rollouts before the update, side by side."""
-        roles, groups, algorithm = self.roles, collected.groups, self.config.algorithm
+        roles, groups = self.roles, collected.groups
         if not groups:  # dynamic sampling left all out, when they were scored
             return Scored(sampled=await collected.scored)
         old, reference, values, sampled = await asyncio.gather(
@@ -180,17 +176,10 @@ class OnlineLoop:
         )
         kept = {group.draw for group in groups}
         compared = trainable(
-            (scored for scored in sampled if scored.group.draw in kept),
+            [scored for scored in sampled if scored.group.draw in kept],
             smallest_group=self.config.smallest_group,
         )
-        # As the experience holds them.
-        trained = [
-            scored.group.where(
-                [algorithm.trains(s.finish_reason) for s in scored.group.summaries_G]
-            )
-            for scored in compared
-        ]
-        trained = [group for group in trained if group.summaries_G]
+        trained = trained_of(compared, self.config.algorithm.trains)
         if not trained:
             return Scored(sampled=sampled)
         experience, metrics = await roles.experience.build(
@@ -203,7 +192,7 @@ class OnlineLoop:
         return Scored(sampled=sampled, trained=trained, experience=experience, metrics=metrics)
 
     def _count_empty(self, step: int, scored: Scored) -> None:
-        if scored.experience is not None:
+        if scored.trained:
             self.num_empty_in_a_row = 0
             return
         self.num_empty_in_a_row += 1
@@ -217,48 +206,50 @@ class OnlineLoop:
         """Not while the critic learns alone."""
         return step > self.config.value.warmup_steps
 
-    async def _update(self, scored: Scored, step: int, kl_coefficient: float) -> dict[str, float]:
+    async def _update(self, step: int, scored: Scored, kl_coefficient: float) -> dict[str, float]:
         """Policy and critic side by side, each on its own group."""
-        if scored.experience is None:
+        if not scored.trained:
             return {}
-        experience, plan = scored.experience, partial(self._plan, scored.summaries_B, step)
+        config, experience = self.config, scored.experience
+        plan = partial(self._plan, step, scored)
         policy, value = await asyncio.gather(
             _optional(
                 self.roles.policy if self._policy_learns(step) else None,
-                "update", experience, plan("policy"), kl_coefficient,
+                "update", experience, plan(config.policy, self.num_policy_ranks), kl_coefficient,
             ),
-            _optional(self.roles.value, "update", experience, plan("value")),
+            _optional(
+                self.roles.value, "update", experience, plan(config.value, self.num_value_ranks)
+            ),
         )  # fmt: skip
         named = {f"policy/{name}": number for name, number in (policy or {}).items()}
         return named | {f"value/{name}": number for name, number in (value or {}).items()}
 
-    def _utilisation(
-        self, trained_B: Sequence[RolloutSummary], step: int, clock: StepClock
-    ) -> Metrics:
-        """Of the policy's update, where there was one."""
-        if not trained_B or not self._policy_learns(step):
-            return {}
-        num_flops = self.hardware.flops.of(
-            [s.num_tokens for s in trained_B],
-            num_scored=sum(s.num_response_tokens for s in trained_B),
-        )
-        return utilisation(
-            self.hardware,
-            num_flops=self.config.algorithm.epochs * num_flops,
-            seconds=clock.seconds["update"],
-        )
-
-    def _plan(self, trained_B: Sequence[RolloutSummary], step: int, role: str) -> UpdatePlan:
-        learner = self.config.policy if role == "policy" else self.config.value
+    def _plan(
+        self, step: int, scored: Scored, learner: LearnerConfig, num_ranks: int
+    ) -> UpdatePlan:
         return plan_update(
-            [s.num_tokens for s in trained_B],
-            [s.num_own_tokens for s in trained_B],
-            num_ranks=self.num_policy_ranks if role == "policy" else self.num_value_ranks,
+            [summary.num_tokens for summary in scored.summaries_B],
+            [summary.num_own_tokens for summary in scored.summaries_B],
+            num_ranks=num_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=self.config.algorithm.minibatches,
             num_epochs=self.config.algorithm.epochs,
             seed=self.config.seed * 1_000_003 + step,
             padded=learner.padded,
+        )
+
+    def _utilisation(self, step: int, scored: Scored, clock: StepClock) -> Metrics:
+        """Of the policy's update, where there was one."""
+        if not scored.trained or not self._policy_learns(step):
+            return {}
+        num_flops = self.hardware.flops.of(
+            [summary.num_tokens for summary in scored.summaries_B],
+            num_scored=sum(summary.num_response_tokens for summary in scored.summaries_B),
+        )
+        return utilisation(
+            self.hardware,
+            num_flops=self.config.algorithm.epochs * num_flops,
+            seconds=clock.seconds["update"],
         )
 
     async def _evaluate(self, step: int) -> dict[str, float]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
-from rlhf_ray.config.base import JobConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.flops import peak_flops, update_mfu
-from rlhf_ray.roles import Hardware, Metrics, RolloutGroup, ScoredGroup
+from rlhf_ray.roles import Hardware, Metrics, Publication, RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts.groups import has_spread, trainable
 from rlhf_ray.types import Score
 
@@ -124,6 +124,19 @@ def _parts(scores: Sequence[Score]) -> dict[str, float]:
             means[f"reward/{name}"] = fmean(values)
     cut = [score.is_cut for score in scores if score.is_cut is not None]
     return means | ({"reward/truncated_share": fmean(cut)} if cut else {})
+
+
+def publication_metrics(published: Publication, of_rollouts: Metrics) -> dict[str, float]:
+    """`sync/*` of a publication, and `mismatch/*` of its probe beside that of the rollouts."""
+    return {
+        "mismatch/logprob_abs_max": max(
+            of_rollouts.get("mismatch/logprob_abs_max", 0.0), published.logprob_abs_max
+        ),
+        "mismatch/probe_abs_mean": published.logprob_abs_mean,
+        "mismatch/probe_abs_p99": published.logprob_abs_p99,
+        "sync/seconds": published.seconds,
+        "sync/bytes": float(published.num_bytes),
+    }
 
 
 def utilisation(hardware: Hardware, *, num_flops: float, seconds: float) -> dict[str, float]:

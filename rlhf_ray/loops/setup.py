@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.config.jobs import job_name
-from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
+from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.tools.secrets import without_secrets
-from rlhf_ray.data.job import JobData
 from rlhf_ray.data.order import TrainedRows, digest_of_rows
-from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
-from rlhf_ray.loops.sample_files import SampleFiles
 
 logger = logging.getLogger(__name__)
 
@@ -30,46 +24,7 @@ SURROUNDINGS = {"run_dir", "resume", "ray", "wandb", "tensorboard", "timeouts", 
 MANNER = {"attention", "gradient_checkpointing", "trust_remote_code"}
 
 
-C = TypeVar("C", bound="OnlineConfig | SupervisedConfig")
-D = TypeVar("D", bound=JobData)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedJob(Generic[C, D]):
-    """A job that nothing in its configuration, its data or its folder refuses.
-
-    Nothing is written so far.
-
-    Attributes:
-        config: Of the job, its steps counted.
-        data: What it trains on.
-        checkpoint: What it goes on from; None for a start.
-    """
-
-    config: C
-    data: D
-    checkpoint: Checkpoint | None
-
-
-def prepare(config: C, load: Callable[[C], D]) -> PreparedJob[C, D]:
-    """Read a job's data and look for a checkpoint that it may go on from.
-
-    Args:
-        config: Of the job.
-        load: Reads the data.
-
-    Raises:
-        ConfigError: The data cannot be used, or the job cannot go on in its folder.
-    """
-    data = load(config)
-    rows = data.trained_rows
-    if isinstance(config, SupervisedConfig) and not isinstance(rows, RowStream):
-        config = config.for_rows(len(rows))
-    checkpoint = checkpoint_to_resume(config, rows)
-    return PreparedJob(config=config, data=data, checkpoint=checkpoint)
-
-
-def changes_since(config: OnlineConfig | SupervisedConfig, dumped: Mapping[str, Any]) -> list[str]:
+def changes_since(config: AnyJob, dumped: Mapping[str, Any]) -> list[str]:
     """What a job would train now that it did not when `dump_config` wrote `dumped`; in words."""
     besides = {*SURROUNDINGS, "placement"}
     before = {key: value for key, value in dumped.items() if key not in besides}
@@ -77,7 +32,7 @@ def changes_since(config: OnlineConfig | SupervisedConfig, dumped: Mapping[str, 
     return _changes(dict(_flat(before)), dict(_flat(now)))
 
 
-def setup_of(config: OnlineConfig | SupervisedConfig, rows: TrainedRows[Any]) -> dict[str, Any]:
+def setup_of(config: AnyJob, rows: TrainedRows[Any]) -> dict[str, Any]:
     """What a checkpoint holds of the job.
 
     Args:
@@ -95,16 +50,14 @@ def setup_of(config: OnlineConfig | SupervisedConfig, rows: TrainedRows[Any]) ->
     }
 
 
-def checkpoint_to_resume(
-    config: OnlineConfig | SupervisedConfig, rows: TrainedRows[Any]
-) -> Checkpoint | None:
+def checkpoint_to_resume(config: AnyJob, rows: TrainedRows[Any]) -> Checkpoint | None:
     """The newest whole checkpoint of `run_dir` where `resume` is `auto` and there is one.
 
     Other changes of the configuration are logged.
 
     Raises:
         ConfigError: It was made with another setup (names every key that differs), is behind the
-            last step, its samples are gone, or there are checkpoints and none is whole.
+            last step, or there are checkpoints and none is whole.
     """
     if config.resume == "never":
         return None
@@ -116,8 +69,6 @@ def checkpoint_to_resume(
                 f"total_steps must be at least the {found.step} steps that the run in "
                 f"{config.run_dir} has done, got {config.total_steps}"
             )
-    if found is not None and isinstance(config, SampleConfig):
-        SampleFiles(Path(config.run_dir)).check(found.state["sizes"])
     return found
 
 
@@ -136,21 +87,11 @@ def _changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _fixed(config: OnlineConfig | SupervisedConfig) -> dict[str, Any]:
-    fixed: dict[str, Any] = {"job": job_name(config), "seed": config.seed, **_data(config.data)}
-    if isinstance(config, OnlineConfig):
-        fixed |= _role("policy", config.policy, config.placement.policy.ranks)
-        fixed["algorithm.kl.controller"] = config.algorithm.kl.controller
-        if config.uses_value:
-            fixed |= _role("value", config.value, config.placement.value.ranks)
-    else:
-        fixed |= _role(config.trained_role, config.learner, config.num_ranks)
-        fixed |= {"batch_size": config.batch_size, "max_length": config.max_length}
-    if isinstance(config, DpoConfig):
-        fixed |= {"loss_type": config.loss_type, "beta": config.beta}
-    if isinstance(config, SampleConfig):
-        fixed |= {"samples_per_prompt": config.samples_per_prompt, "pairs": config.pairs}
-    return fixed
+def _fixed(config: AnyJob) -> dict[str, Any]:
+    fixed: dict[str, Any] = {"job": config.job, "seed": config.seed, **_data(config.data)}
+    for role, learner in config.learners.items():
+        fixed |= _role(role, learner, config.groups[role].ranks)
+    return fixed | {key: attrgetter(key)(config) for key in config.fixed_keys}
 
 
 def _role(role: str, learner: LearnerConfig, num_ranks: int) -> dict[str, Any]:

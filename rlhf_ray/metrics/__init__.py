@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ray.config.base import JobConfig
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.metrics.console import ConsoleSink
 from rlhf_ray.metrics.jsonl import JsonlSink, rewind
 from rlhf_ray.metrics.log import MetricsLog, Sink

@@ -4,7 +4,7 @@
 step   reward              KL  entropy   length  mismatch  tokens/s    left
 4/30    0.250 +0.12    0.0268     1.47     64.0   1.0e-05     3,494    0:41
       held out: reward 0.250 +0.25, length 64.0
-      ! most responses are cut off: rollout/truncated_share 1.00
+      ! most responses are cut off: rollout/truncated_share 0.98
 ```
 """
 
@@ -121,7 +121,7 @@ class StepTable:
             names = [name for name, said in warnings.items() if said == text]
             is_old = text != NOT_FINITE and self._warned.keys() >= set(names)
             if not is_old or self._num_rows == 1:
-                values = ", ".join(f"{name} {number(metrics[name])}" for name in names)
+                values = ", ".join(f"{name} {metrics[name]:.4g}" for name in names)
                 lines.append(Text(f"! {text}: {values}", style=_style(text)))
         return lines
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from rlhf_ray.config.base import JobConfig
+from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.memory import GIB, MIB
 from rlhf_ray.planning.cluster import Cluster
 from rlhf_ray.planning.groups import plan_groups, total_cpus
@@ -99,7 +99,7 @@ class Plan:
         )
 
 
-def plan_job(config: JobConfig, shapes: Shapes, cluster: Cluster) -> Plan:
+def plan_job(config: AnyJob, shapes: Shapes, cluster: Cluster) -> Plan:
     """Plan one job on a cluster.
 
     Raises:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rlhf_ray.config.base import ForwardConfig, JobConfig, ModelConfig
+from rlhf_ray.config.base import ForwardConfig, ModelConfig
+from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
+from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.learner.memory import ModelRank
 from rlhf_ray.models.shape import ModelShape
 from rlhf_ray.planning.engines import Engine
@@ -62,30 +62,16 @@ class Batches:
         )
 
 
-def model_paths(config: JobConfig) -> dict[str, str]:
+def model_paths(config: AnyJob) -> dict[str, str]:
     """The models that a job loads: path by the key that names it."""
-    match config:
-        case OnlineConfig():
-            paths = {"policy.model.path": config.policy.model.path}
-            if config.uses_reference:
-                paths["reference.model.path"] = config.reference.model.path
-            if config.uses_value:
-                paths["value.model.path"] = config.value.model.path
-            paths["reward.model.path"] = config.reward.model.path
-        case SupervisedConfig():
-            paths = {f"{config.trained_role}.model.path": config.learner.model.path}
-            if isinstance(config, DpoConfig) and config.uses_reference_role:
-                paths["reference.model.path"] = config.reference.model.path
-        case _:
-            raise TypeError(f"no job to plan: {type(config).__name__}")
-    return {key: path for key, path in paths.items() if path}
+    models = config.models.items()
+    return {f"{role}.model.path": model.path for role, model in models if model.path}
 
 
-def roles_of(config: JobConfig, shapes: Shapes, gpu_bytes: int) -> tuple[list[RoleNeed], Batches]:
+def roles_of(config: AnyJob, shapes: Shapes, gpu_bytes: int) -> tuple[list[RoleNeed], Batches]:
     """Every role of a job, on GPUs of so much memory, and one step of it."""
     if isinstance(config, OnlineConfig):
         return _online(config, shapes, gpu_bytes)
-    assert isinstance(config, SupervisedConfig)
     return _supervised(config, shapes)
 
 
@@ -114,7 +100,7 @@ def _online_batches(config: OnlineConfig, context: int) -> Batches:
     prompt = config.data.prompt_tokens or config.data.max_prompt_tokens or context
     rows = config.prompts_per_step * config.samples_per_prompt
     row_tokens = min(context, prompt + config.rollout.max_new_tokens)
-    if isinstance(config, SampleConfig):
+    if not config.trains:
         return Batches(rows=rows, row_tokens=row_tokens)
     return Batches.trained(
         rows,
@@ -129,7 +115,7 @@ def _online_batches(config: OnlineConfig, context: int) -> Batches:
 def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batches) -> RoleNeed:
     section = _started(getattr(config, role), config.policy.model)
     new_tokens, publishes = config.rollout.max_new_tokens, role == "policy"
-    learns = role != "reference" and not isinstance(config, SampleConfig)
+    learns = config.trains and role in config.learners
     # Prompts of the probe, of which each rank scores all.
     probe = config.publication.probe_sequences * max(1, batches.row_tokens - new_tokens)
     rank = ModelRank(
@@ -170,22 +156,21 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[RoleNeed
     length = config.max_length or shapes[learner.model.path].context_tokens or DEFAULT_CONTEXT
     batches = Batches.trained(
         config.batch_size,
-        (2 if _compares(config) else 1) * length,
+        config.answers_per_row * length,
         minibatches=1,
         epochs=1,
         ranks=config.num_ranks,
         budget=learner.max_tokens_per_micro_batch,
     )
-    ahead = isinstance(config, DpoConfig) and config.reference_kind == "precomputed"
+    ahead = config.scores_rows_ahead
 
     def need(role: str, section: ForwardConfig) -> RoleNeed:
         learns = role == config.trained_role
-        # Held-out rows, a reward model's reference answers, and all rows that a reference scores
-        # ahead fill micro-batches.
-        many = config.eval.data.is_named or isinstance(config, RmConfig) or (ahead and not learns)
+        # Rows that are only read, such as those that a reference scores ahead, fill micro-batches.
+        many = config.reads_more_rows or (ahead and not learns)
         rank = ModelRank(
             shape=shapes[section.model.path],
-            head="score" if isinstance(config, RmConfig) else "lm",
+            head="score" if config.model_kind == "classifier" else "lm",
             use="train" if learns else "read",
             section=section,
             group=config.groups[role],
@@ -196,17 +181,9 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[RoleNeed
         )
         return model_need(role, rank, leaves=ahead and not learns)
 
-    needs = [need(config.trained_role, learner)]
-    if isinstance(config, DpoConfig) and config.uses_reference_role:
-        needs.append(need("reference", _started(config.reference, learner.model)))
+    sections = {role: getattr(config, role) for role in config.models}
+    needs = [need(role, _started(section, learner.model)) for role, section in sections.items()]
     return needs, batches
-
-
-def _compares(config: SupervisedConfig) -> bool:
-    """Whether a row has two answers; a ranking may have more, which then count as several pairs."""
-    if isinstance(config, DpoConfig):
-        return "kto" not in config.loss_type
-    return isinstance(config, RmConfig)
 
 
 def _started(section: ForwardConfig, start: ModelConfig) -> ForwardConfig:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rlhf_ray.config.base import GroupConfig, JobConfig
-from rlhf_ray.config.supervised import SupervisedConfig
+from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.tools.stages import Stage
 from rlhf_ray.learner.memory import ModelRank
 from rlhf_ray.planning.needs import RoleNeed
@@ -22,19 +22,13 @@ class PlannedJob:
     """
 
     name: str = ""
-    config: JobConfig
+    config: AnyJob
     sources: frozenset[str] = frozenset()
 
     @classmethod
     def of_stage(cls, stage: Stage) -> PlannedJob:
         """With the models that can be read before anything has run."""
         return cls(name=stage.name, config=stage.rooted, sources=stage.sources)
-
-    @property
-    def result_role(self) -> str:
-        """The role that holds what the job leaves."""
-        config = self.config
-        return config.trained_role if isinstance(config, SupervisedConfig) else "policy"
 
 
 def groups_of(jobs: Sequence[PlannedJob]) -> dict[str, GroupConfig]:
@@ -65,6 +59,6 @@ def held_results(
     for job, roles in zip(jobs, needs, strict=True):
         users = tuple(later.name for later in jobs if job.name in later.sources)
         for need in roles if users else ():
-            if need.role == job.result_role and isinstance(need.model, ModelRank):
+            if need.role == job.config.trained_role and isinstance(need.model, ModelRank):
                 size = need.model.num_parameters * need.model.bytes_each
                 yield HeldResult(stage=job.name, role=need.role, bytes=size, used_by=users)

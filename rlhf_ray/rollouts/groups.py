@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from rlhf_ray.roles import ScoredGroup
-from rlhf_ray.types import Score
+from rlhf_ray.roles import RolloutGroup, ScoredGroup
+from rlhf_ray.types import FinishReason, Score
 
 
 def with_scores(scored: ScoredGroup) -> ScoredGroup:
@@ -23,6 +23,17 @@ def trainable(groups: Iterable[ScoredGroup], *, smallest_group: int) -> list[Sco
     """
     left = [with_scores(scored) for scored in groups]
     return [scored for scored in left if len(scored.scores_G) >= smallest_group]
+
+
+def trained_of(
+    groups: Iterable[ScoredGroup], trains: Callable[[FinishReason], bool]
+) -> list[RolloutGroup]:
+    """The groups with the samples that enter the losses; those without any are left out."""
+    left = [
+        scored.group.where([trains(summary.finish_reason) for summary in scored.group.summaries_G])
+        for scored in groups
+    ]
+    return [group for group in left if group.summaries_G]
 
 
 def compared_scores(scores_G: Sequence[Score], *, apart: bool) -> list[list[float]]:

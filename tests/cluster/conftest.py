@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 import ray
-from jobs import DEADLINES, ppo_config
+from jobs import DEADLINES, ppo_config, start_roles
 
 from actors.pool.pool import Pool
-from launch.training.online_roles import start_roles
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.online import PpoConfig
-from rlhf_ray.data.job import load_online_data
 
 # More than the machine has: roles mostly work by turns.
 LOGICAL_CPUS = 32
@@ -77,7 +75,7 @@ def shared_pool(
     The engine is the other pool's: only one is started a session.
     """
     config = make_config(tmp_path_factory.mktemp("start"))
-    asyncio.run(start_roles(config, load_online_data(config), pool))
+    asyncio.run(start_roles(config, pool))
     shared = Pool("two", TimeoutConfig.model_validate(DEADLINES))
     shared.state.roles["rollout"] = pool.state.roles["rollout"]
     yield shared

@@ -14,14 +14,12 @@ import ray
 
 from actors.cluster.role import RoleHandle
 from actors.pool.pool import Pool
+from actors.roles.job_pool import JobPool
 from launch.run.folder import run_folder
-from launch.training import online
-from launch.training.online_roles import start_roles
 from rlhf_ray.config.online import PpoConfig
-from rlhf_ray.data.job import load_online_data
+from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
-from rlhf_ray.loops.setup import prepare
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Record, Table
 from rlhf_ray.roles import EnginePart, Roles, RolloutGroup, SampleArrays, SleepLevel
@@ -95,10 +93,15 @@ def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def train(config: PpoConfig, pool: Pool) -> Path:
     """The whole job on a pool that is there; returns its folder."""
-    job = prepare(config, load_online_data)
+    job = PPO.prepare(config)
     with run_folder(config) as folder:
-        asyncio.run(online.train(job, pool))
+        asyncio.run(job.run(JobPool(pool, config)))
     return folder
+
+
+async def start_roles(config: PpoConfig, pool: Pool) -> Roles:
+    """The job's roles with their models, connected."""
+    return await PPO.start(config, PPO.load(config), JobPool(pool, config))
 
 
 def run_loop(
@@ -115,8 +118,8 @@ def run_loop(
     """
 
     async def run() -> tuple[Roles, list[dict[str, float]]]:
-        data = load_online_data(config)
-        roles = await start_roles(config, data, pool)
+        data = PPO.load(config)
+        roles = await PPO.start(config, data, JobPool(pool, config))
         if moves:
             model: Any = roles.reward.model  # type: ignore[attr-defined]
             for role in (roles.policy, roles.value, roles.reference, model):

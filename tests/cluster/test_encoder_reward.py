@@ -10,11 +10,10 @@ import pytest
 from jobs import run_loop
 from safetensors.numpy import load_file
 
-from launch import rm
+from actors.roles.job_pool import JobPool
 from launch.run.folder import run_folder
 from rlhf_ray.config.supervised import RmConfig
-from rlhf_ray.data.job import load_rm_data
-from rlhf_ray.loops.setup import prepare
+from rlhf_ray.jobs.rm import RM
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +54,9 @@ def test_an_encoder_is_trained_and_then_scores(pool, encoder, make_config, share
             "timeouts": ppo.timeouts.model_dump(),
         }
     )
-    job = prepare(config, load_rm_data)
+    job = RM.prepare(config)
     with run_folder(config) as folder:
-        asyncio.run(rm.train(job, pool))
+        asyncio.run(job.run(JobPool(pool, config)))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["eval/loss"] > 0.6
     assert lines[-1]["eval/loss"] < 0.2

@@ -6,13 +6,12 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from jobs import start_roles
 
 from benchmarks.gpu_check.online import Online, digests_of
 from benchmarks.gpu_check.scale import REHEARSAL, Shape
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects import publication
-from launch.training.online_roles import start_roles
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.loops.publication import publish
 
 STORIES = Shape(family="llama", settings={"vocab_size": 512})
@@ -24,7 +23,7 @@ def failing(pool, make_config, tmp_path):
     config = make_config(tmp_path)
     setting = Setting(scale=replace(REHEARSAL, small=STORIES), cards=(), folder=tmp_path)
     with asyncio.Runner() as loop:
-        roles = loop.run(start_roles(config, load_online_data(config), pool))
+        roles = loop.run(start_roles(config, pool))
         loop.run(publish(roles, 0))
         online = Online(
             config=config,

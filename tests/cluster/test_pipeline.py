@@ -20,14 +20,13 @@ from actors.ranks.policy import PolicyRank
 from actors.ranks.reference import ReferenceRank
 from actors.ranks.reward import RewardRank
 from actors.weights.bucket import unpack
-from launch.pipeline import first_engine, run_stage
-from launch.training.actor_start import import_libraries, start_actors
+from launch.pipeline import run_stage, start_all
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.pipeline import PipelineConfig
-from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
+from rlhf_ray.config.tools.stages import Stage, resolve_stages
 from rlhf_ray.data.chat.answers import tokenize_answer
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
-from rlhf_ray.data.job import load_rm_data
+from rlhf_ray.jobs.rm import RM
 from rlhf_ray.specs import PolicySpec, ReferenceSpec
 from rlhf_ray.types import Prompt, Rollout
 
@@ -113,24 +112,17 @@ def ran(pool, make_config, shared_data, tmp_path_factory) -> Ran:
 
 
 async def run_all(stages: list[Stage], pool: Pool, pairs: list[dict[str, str]]) -> Ran:
-    actors = await start_actors(
-        pool,
-        groups_of(stages),
-        [stage.rooted for stage in stages],
-        engine=first_engine(stages),
-    )
-    await import_libraries(actors, timeout_s=60)
+    await start_all(stages, pool, timeout_s=60)
     processes, outcomes_B = [process_ids(pool)], []
     await pool.want(stage.result for stage in stages[:2])
     for stage in stages:
         await run_stage(stage, pool)
         processes.append(process_ids(pool))
         if stage.job == "rm":
-            rankings = list(load_rm_data(stage.config).rows)
+            rankings = list(RM.load(stage.config).rows)
             plan = ((tuple(range(len(rankings))),),)
-            [evaluated] = await actors["reward"].call(RewardRank.evaluate, timeout_s=60)(
-                rankings, plan
-            )
+            evaluate = pool.state.roles["reward"].call(RewardRank.evaluate, timeout_s=60)
+            [evaluated] = await evaluate(rankings, plan)
             outcomes_B = list(evaluated.outcomes_B)
     return Ran(stages=stages, process_ids=processes, outcomes_B=outcomes_B, pairs=pairs)
 

@@ -7,11 +7,9 @@ import json
 
 import numpy as np
 import pytest
-from jobs import TWO_RANKS_SHARED, inside, on_ranks, run_loop, train, weights_of
+from jobs import TWO_RANKS_SHARED, inside, on_ranks, run_loop, start_roles, train, weights_of
 
 from actors.cluster.role import RoleHandle
-from launch.training.online_roles import start_roles
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.publication import publish
 
@@ -58,10 +56,9 @@ def test_weights_travel_in_several_buckets(pool, make_config, tmp_path):
 
 def test_an_engine_with_other_weights_stops_the_run(pool, make_config, tmp_path):
     config = make_config(tmp_path)
-    data = load_online_data(config)
 
     async def publish_to_nobody():
-        roles = await start_roles(config, data, pool)
+        roles = await start_roles(config, pool)
         assert (await publish(roles, 0)).logprob_abs_max < 1e-4
         nobody = RoleHandle("rollout")
 
@@ -87,7 +84,7 @@ def test_a_publication_that_carries_nan_stops_the_run(pool, make_config, tmp_pat
     config = make_config(tmp_path)
 
     async def publish_nan():
-        roles = await start_roles(config, load_online_data(config), pool)
+        roles = await start_roles(config, pool)
         nan = float("nan")
         await inside(roles.policy.actors, stretch_final_norm, nan)
         await publish(roles, 1)

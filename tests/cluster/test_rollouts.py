@@ -8,12 +8,10 @@ import itertools
 import numpy as np
 import pytest
 import ray
-from jobs import STOP_STRING, STOP_TOKEN, arrays_of, rollouts_of
+from jobs import STOP_STRING, STOP_TOKEN, arrays_of, rollouts_of, start_roles
 
 from actors.engines.sampling import Ending
-from launch.training.online_roles import start_roles
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
@@ -34,7 +32,7 @@ def roles(pool, make_config, tmp_path_factory):
     config = make_config(tmp_path_factory.mktemp("rollouts"))
 
     async def start():
-        roles = await start_roles(config, load_online_data(config), pool)
+        roles = await start_roles(config, pool)
         await roles.policy.publish(VERSION)
         return roles
 

@@ -11,12 +11,11 @@ import pytest
 from jobs import SCORERS
 
 from actors.pool.pool import Pool
-from launch import sample
+from actors.roles.job_pool import JobPool
 from launch.run.folder import run_folder
 from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import RunError
-from rlhf_ray.loops.setup import prepare
+from rlhf_ray.jobs.sample import SAMPLE
 
 
 @pytest.fixture
@@ -37,9 +36,9 @@ def sample_config(make_config):
 
 def run(config: SampleConfig, pool: Pool) -> list[dict[str, Any]]:
     """The job; returns its metrics."""
-    job = prepare(config, load_online_data)
+    job = SAMPLE.prepare(config)
     with run_folder(config) as folder:
-        asyncio.run(sample.train(job, pool))
+        asyncio.run(job.run(JobPool(pool, config)))
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.run import pool_notes as notes
+from launch.run import pool_registry as registry
 from launch.run import signals
 from launch.run import standing as clusters
 from rlhf_ray.config.tools.yaml_file import write_yaml
@@ -31,7 +31,7 @@ HOLDER = f"""
 import sys, time
 from actors.pool.record import PoolRecord
 from launch.run.cluster import connect
-from rlhf_ray.config.base import RunConfig
+from rlhf_ray.config.run import RunConfig
 connect(RunConfig(ray={{"pool": {NAME!r}}}), {{}})
 PoolRecord.find({NAME!r}).acquire("runs/holder")
 print("held", flush=True)
@@ -53,7 +53,7 @@ class Standing:
 
     Attributes:
         run: Runs `rlhf-ray` with these arguments.
-        cluster: As `pool up` noted it.
+        cluster: As `pool up` registered it.
         sft: The configuration that it was started with.
     """
 
@@ -61,7 +61,7 @@ class Standing:
     environment: dict[str, str]
     cluster: dict[str, Any]
     sft: Path
-    notes: Path
+    registry: Path
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +102,13 @@ def standing(stories, shared_data, tmp_path_factory) -> Iterator[Standing]:
     up = run("pool", "up", str(sft), "--name", NAME)
     try:
         assert up.status == 0, up.said
-        [note] = folder.glob(f"rlhf-ray-*/{NAME}.json")
+        [entry] = folder.glob(f"rlhf-ray-*/{NAME}.json")
         yield Standing(
             run=run,
             environment=environment,
-            cluster=json.loads(note.read_text()),
+            cluster=json.loads(entry.read_text()),
             sft=sft,
-            notes=note.parent,
+            registry=entry.parent,
         )
     finally:
         run("pool", "down", "--name", NAME)
@@ -155,15 +155,15 @@ def test_one_job_at_a_time_in_the_same_processes_and_nothing_left_after(standing
     down = standing.run("pool", "down", "--name", NAME)
     assert down.status == 0, down.said
     assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert not list(standing.notes.iterdir())
+    assert not list(standing.registry.iterdir())
     assert standing.run("pool", "status").said.startswith("no pool is up")
 
 
-def noted_head(note: Path) -> psutil.Process | None:
-    """The head of a pool's own cluster, as soon as it is noted."""
-    if not note.is_file():
+def registered_head(entry: Path) -> psutil.Process | None:
+    """The head of a pool's own cluster, as soon as it is registered."""
+    if not entry.is_file():
         return None
-    head = json.loads(note.read_text())["head"]
+    head = json.loads(entry.read_text())["head"]
     return head and psutil.Process(head["pid"])
 
 
@@ -178,9 +178,9 @@ def starts_actors(head: psutil.Process) -> bool:
     ids=["while Ray starts", "while actors start"],
 )
 def test_up_that_is_interrupted_leaves_nothing(sent, is_time, standing):
-    note = standing.notes / "broken-off.json"
+    entry = standing.registry / "broken-off.json"
     up = subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", "pool", "up", str(standing.sft), "--name", note.stem],
+        [sys.executable, "-m", "launch.cli", "pool", "up", str(standing.sft), "--name", entry.stem],
         env=standing.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -190,7 +190,7 @@ def test_up_that_is_interrupted_leaves_nothing(sent, is_time, standing):
     processes = []
     try:
         deadline_s = time.monotonic() + 120
-        while not ((head := noted_head(note)) and is_time(head)):
+        while not ((head := registered_head(entry)) and is_time(head)):
             assert up.poll() is None and time.monotonic() < deadline_s
             time.sleep(0.1)
         processes = [head, *head.children(recursive=True)]
@@ -198,7 +198,7 @@ def test_up_that_is_interrupted_leaves_nothing(sent, is_time, standing):
         assert up.wait(timeout=150) == EXIT_INTERRUPTED
         _, alive = psutil.wait_procs(processes, timeout=10)
         assert not alive
-        assert not note.is_file() and not note.with_suffix(".token").is_file()
+        assert not entry.is_file() and not entry.with_suffix(".token").is_file()
     finally:
         up.kill()
         up.wait(timeout=30)
@@ -207,7 +207,7 @@ def test_up_that_is_interrupted_leaves_nothing(sent, is_time, standing):
                 process.kill()
 
 
-def test_the_head_of_a_start_that_is_interrupted_is_noted(tmp_path, monkeypatch):
+def test_the_head_of_a_start_that_is_interrupted_is_registered(tmp_path, monkeypatch):
     started: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
 
@@ -216,17 +216,17 @@ def test_the_head_of_a_start_that_is_interrupted_is_noted(tmp_path, monkeypatch)
         signal.raise_signal(signal.SIGUSR1)
         return started[-1]
 
-    monkeypatch.setattr(notes, "folder", lambda: tmp_path)
+    monkeypatch.setattr(registry, "folder", lambda: tmp_path)
     monkeypatch.setattr(clusters, "use_token", lambda pool: None)  # it is this process's for good
     monkeypatch.setattr(clusters.subprocess, "Popen", start)
     # Of SIGINT a shell without a terminal may have told pytest to take no notice.
     monkeypatch.setattr(signals, "_STOPPING", (signal.SIGUSR1,))
     with pytest.raises(KeyboardInterrupt):
-        clusters.start_cluster(notes.claim("early"), num_cpus=1, num_gpus=0)
-    noted = notes.cluster_of("early")
-    assert noted is not None and noted.head is not None
-    assert [noted.head.pid] == [process.pid for process in started]
-    clusters.stop_cluster(noted)
-    assert not psutil.pid_exists(noted.head.pid)
-    notes.forget(noted)
+        clusters.start_cluster(registry.claim("early"), num_cpus=1, num_gpus=0)
+    registered = registry.cluster_of("early")
+    assert registered is not None and registered.head is not None
+    assert [registered.head.pid] == [process.pid for process in started]
+    clusters.stop_cluster(registered)
+    assert not psutil.pid_exists(registered.head.pid)
+    registry.forget(registered)
     assert not list(tmp_path.iterdir())

@@ -19,6 +19,7 @@ from jobs import (
     process_ids,
     rollouts_of,
     run_loop,
+    start_roles,
     weights_of,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,8 +28,7 @@ from actors.engines.rollout import RolloutReplica
 from actors.ranks.group import RankSpec
 from actors.ranks.policy import PolicyGroup, PolicyRank
 from actors.weights.probe import probe_sequences
-from launch.training.online_roles import start_roles
-from rlhf_ray.data.job import load_online_data
+from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.packing import plan_update
 from rlhf_ray.roles import GenerationRequest
@@ -84,7 +84,7 @@ def exported(fresh_model, shared_pool, make_config, tmp_path_factory):
             },
         ),
     )
-    rows = probe_sequences(load_online_data(config).prompts, 8)
+    rows = probe_sequences(PPO.load(config).prompts, 8)
     lengths = [row.num_tokens for row in rows]
     plan = plan_update(
         lengths,
@@ -148,7 +148,7 @@ def engine_before(shared_pool, pool):
 @pytest.fixture(scope="module")
 def started(engine_before, config, pool):
     """Roles whose engine has read the export and was sent nothing."""
-    return asyncio.run(start_roles(config, load_online_data(config), pool))
+    return asyncio.run(start_roles(config, pool))
 
 
 def test_an_export_loads_in_transformers(exported, fresh_model):
@@ -204,11 +204,11 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
             temperature=TEMPERATURE,
             max_new_tokens=num_tokens,
         )
-        for draw, prompt in enumerate(load_online_data(config).prompts[:4])
+        for draw, prompt in enumerate(PPO.load(config).prompts[:4])
     ]
 
     async def publish_while_it_generates():
-        roles = await start_roles(config, load_online_data(config), pool)
+        roles = await start_roles(config, pool)
         await roles.policy.publish(100)
         generating = asyncio.create_task(sample_all(roles.rollout, requests))
         version = 100

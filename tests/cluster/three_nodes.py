@@ -24,14 +24,12 @@ from actors.pool.job_nodes import check_nodes
 from actors.pool.pool import Pool
 from actors.ranks.group import RankSpec
 from actors.ranks.reference import ReferenceRank
+from launch.job import run_on
 from launch.run.cluster import connect
-from launch.run.job import run_on
-from launch.training import online
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.data.job import load_online_data
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.loops.setup import prepare
+from rlhf_ray.jobs.online import PPO
 
 PATIENCE_S = 20.0
 NUM_NODES = 3
@@ -64,7 +62,7 @@ async def jobs(config: PpoConfig) -> tuple[dict[str, str], list[int]]:
     first = config.model_copy(update={"total_steps": 1})
     try:
         for job in (first, config.model_copy(update={"resume": "auto"})):
-            await run_on(pool, prepare(job, load_online_data), online.train)
+            await run_on(pool, PPO.prepare(job))
         process_of = process_ids(pool)
         nodes = {name: await address_of(name) for name in process_of}
     finally:

@@ -18,7 +18,7 @@ def test_a_shortfall_of_gpus_is_said_at_once(tmp_path):
     import ray
     import torch
 
-    from launch.training import online
+    from launch import job
     from rlhf_ray.config.online import PpoConfig
     from rlhf_ray.errors import ConfigError
 
@@ -55,5 +55,5 @@ def test_a_shortfall_of_gpus_is_said_at_once(tmp_path):
         }
     )
     with pytest.raises(ConfigError, match=f"{there + 1} GPU asked, {there} there"):
-        online.run(config)
+        job.run(config)
     assert not ray.is_initialized()

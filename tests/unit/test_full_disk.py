@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from launch.run import status
-from launch.run.folder import run_folder, state_of
+from launch.run.folder import run_folder
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.jobs import status
+from rlhf_ray.jobs.status import state_of
 from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.sample_files import SampleFiles
 from rlhf_ray.metrics.jsonl import JsonlSink

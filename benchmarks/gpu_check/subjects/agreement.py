@@ -24,7 +24,7 @@ from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles import SampleId
 from rlhf_ray.rollouts.feed import sample_all
 
-# Nats a token; see `launch.training.online_roles`.
+# Nats a token; see `actors.roles.engines`.
 LIMITS = {
     "float32": {"mean": 1e-4, "99th percentile": 1e-3, "largest": 1e-3},
     "bfloat16": {"mean": 0.05, "99th percentile": 0.2, "largest": 0.5},

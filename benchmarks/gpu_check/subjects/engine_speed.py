@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from actors.engines.spec import EngineSpec, engine_arguments
+from actors.roles.engines import engine_spec
 from benchmarks.gpu_check.machine import used_gb, wait_until_free
 from benchmarks.gpu_check.online import (
     ON_ONE_CARD,
@@ -22,7 +23,6 @@ from benchmarks.gpu_check.online import (
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects.memory import needs_of
-from launch.training.online_roles import engine_ahead
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
@@ -70,7 +70,7 @@ def check_engine(setting: Setting) -> Iterator[Measurement]:
         ours = online.run(_rate(online, asked))
         cache_tokens = cache_tokens_of(online)
     wait_until_free(before_gb)
-    raw = _raw(setting, engine_ahead(config), asked)
+    raw = _raw(setting, engine_spec(config), asked)
     yield Measurement(name="engine", value=ours, unit="tokens/s")
     yield Measurement(name="vLLM alone", value=raw, unit="tokens/s")
     yield Measurement(

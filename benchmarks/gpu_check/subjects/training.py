@@ -9,15 +9,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from actors.roles.job_pool import JobPool
 from benchmarks.gpu_check.online import ON_ONE_CARD, on_one_card, online_config
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects.agreement import LIMITS, dtype_of
 from launch.run.folder import run_folder
-from launch.training import online
 from rlhf_ray.config.online import PpoConfig
-from rlhf_ray.data.job import load_online_data
-from rlhf_ray.loops.setup import prepare
+from rlhf_ray.jobs.online import PPO
 
 STAGES = {"cuda": (0, 2, 3), "cpu": (0,)}
 
@@ -36,9 +35,9 @@ def check_ppo(setting: Setting) -> Iterator[Measurement]:
             value={**zero, "optim": {"lr": 1e-4}},
             reference={"zero": {"stage": 3 if stage == 3 else 0}},
         )
-        job = prepare(config, load_online_data)
+        job = PPO.prepare(config)
         with run_folder(config) as folder:
-            session.run(online.train(job, session.pool))
+            session.run(job.run(JobPool(session.pool, config)))
         yield from _measurements(config, folder, dtype_of(setting))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rlhf_ray.config.base import ForwardConfig, JobConfig
+from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.config.checks.installed import (
     ENGINES,
     engine_fault,
@@ -16,7 +16,7 @@ from rlhf_ray.config.checks.installed import (
     needed,
     package_faults,
 )
-from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.tools.problems import Problem, raise_for
 from rlhf_ray.gpus import cuda_fault, read_driver, read_torch_build
 from rlhf_ray.libaio import libaio_fault
@@ -41,8 +41,8 @@ def require_machine(configs: Sequence[JobConfig], *, is_here: bool) -> None:
 
 
 def _engines(configs: Sequence[JobConfig], versions: dict[str, str]) -> Iterator[Problem]:
-    online = [config for config in configs if isinstance(config, OnlineConfig)]
-    for on_gpus in sorted({bool(config.placement.rollout.gpus_per_rank) for config in online}):
+    engines = [config.groups["rollout"] for config in configs if "rollout" in config.groups]
+    for on_gpus in sorted({bool(group.gpus_per_rank) for group in engines}):
         if fault := engine_fault(versions, on_gpus=on_gpus):
             yield Problem(path=("placement", "rollout", "gpus_per_rank"), message=fault)
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_ray.config.base import JobConfig, ModelConfig
+from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
+from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.supervised import SupervisedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,9 @@ def _online(config: OnlineConfig) -> Mapping[str, list[NodePath]]:
 
 
 def _supervised(config: SupervisedConfig) -> Mapping[str, list[NodePath]]:
-    role = config.trained_role
-    learner = [*_model(f"{role}.model", config.learner.model)]
-    if not isinstance(config, DpoConfig):
-        return {role: learner}
-    reference = [*_model("reference.model", config.reference.model)]
-    return {role: learner, "reference": reference or learner}
+    learner = [*_model(f"{config.trained_role}.model", config.learner.model)]
+    models = config.models.items()
+    return {role: [*_model(f"{role}.model", model)] or learner for role, model in models}
 
 
 def _model(key: str, model: ModelConfig) -> Iterator[NodePath]:

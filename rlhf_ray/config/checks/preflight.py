@@ -7,21 +7,17 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlhf_ray.config.base import (
-    CHAT_TEMPLATE_NAMES,
-    STATUS_FILE,
-    ForwardConfig,
-    ModelConfig,
-    RunConfig,
-)
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, STATUS_FILE, ModelConfig
 from rlhf_ray.config.checks import model_kind, references
 from rlhf_ray.config.checks.model_kind import Kind
 from rlhf_ray.config.checks.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
 from rlhf_ray.config.checks.wandb_login import login_fault
 from rlhf_ray.config.checks.weight_files import untied_head_fault
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SupervisedConfig
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.config.tools.problems import Problem, raise_for
 
 
@@ -73,16 +69,10 @@ def _holds_a_run(folder: Path) -> bool:
 
 def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
     role = config.trained_role
-    kind: Kind = "classifier" if isinstance(config, RmConfig) else "causal"
-    yield from _trained(f"{role}.model", config.learner.model, kind)
-    yield from _data("data", config.data)
-    yield from _eval_data(config.eval.data, config.eval.every)
-    match config:
-        case RmConfig() if config.reference_data.is_named:
-            yield from _data("reference_data", config.reference_data)
-        case DpoConfig() if config.uses_reference_role:
-            yield from _scorer("reference", config.reference)
-            yield from _kind("reference.model", config.reference.model.path, "causal")
+    yield from _trained(f"{role}.model", config.learner.model, config.model_kind)
+    yield from _data_sets(config)
+    if config.uses_reference_role:
+        yield from _reference(config.models["reference"])
     limits = read_limits(Path(config.learner.model.path))
     context = limits.context_tokens if limits else None
     if context and config.max_length > context:
@@ -95,14 +85,12 @@ def _online(config: OnlineConfig) -> Iterator[Problem]:
     policy = config.policy.model
     yield from _trained("policy.model", policy, "causal")
     if config.uses_value:
-        yield from _scorer("value", config.value)
+        yield from _scorer("value", config.value.model)
         if config.value.model.path:
             yield from _trainable("value.model", config.value.model, "critic")
-    if config.uses_reference:
-        yield from _scorer("reference", config.reference)
-        yield from _kind("reference.model", config.reference.model.path, "causal")
-    yield from _data("data", config.data)
-    yield from _eval_data(config.eval.data, config.eval.every)
+    if config.uses_reference_role:
+        yield from _reference(config.reference.model)
+    yield from _data_sets(config)
     for index, function in enumerate(config.reward.functions):
         yield from _fault(
             f"reward.functions.{index}.path", references.function_fault(function.path)
@@ -172,10 +160,7 @@ def _context(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
     room = max_model_len or context
     if not room:
         return
-    named = {"data": config.data, "eval.data": config.eval.data}
-    for section, data in named.items():
-        if not data.is_named:
-            continue
+    for section, data in config.data_sets.items():
         prompt = data.prompt_tokens or data.max_prompt_tokens or 1
         if prompt + new > room:
             yield _problem(
@@ -185,10 +170,23 @@ def _context(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
             )
 
 
-def _scorer(role: str, config: ForwardConfig) -> Iterator[Problem]:
+def _scorer(role: str, model: ModelConfig) -> Iterator[Problem]:
     """A role that takes the policy's start where it names no model."""
-    if config.model.path:
-        yield from _model(f"{role}.model", config.model)
+    if model.path:
+        yield from _model(f"{role}.model", model)
+
+
+def _reference(model: ModelConfig) -> Iterator[Problem]:
+    yield from _scorer("reference", model)
+    yield from _kind("reference.model", model.path, "causal")
+
+
+def _data_sets(config: AnyJob) -> Iterator[Problem]:
+    yield from _data("data", config.data)
+    yield from _eval_data(config.eval.data, config.eval.every)
+    for key, data in config.data_sets.items():
+        if key not in ("data", "eval.data"):
+            yield from _data(key, data)
 
 
 def _trained(key: str, model: ModelConfig, kind: Kind) -> Iterator[Problem]:

@@ -11,8 +11,9 @@ from operator import attrgetter
 from typing import Any
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.base import GroupConfig, LoraConfig, ModelConfig, OptimConfig, RunConfig
+from rlhf_ray.config.base import GroupConfig, LoraConfig, ModelConfig, OptimConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 _SAPO = ("sapo_temperature_positive", "sapo_temperature_negative")
 
 
-def tell_unused(config: RunConfig, who: str) -> None:
+def warn_of_unused(config: RunConfig, who: str) -> None:
     """Name them in the log, if there are any; `who` does not look at them."""
     if unused := unused_settings(config):
         logger.warning("settings that %s does not look at: %s", who, "; ".join(unused))
@@ -45,7 +46,7 @@ def _online(config: OnlineConfig) -> Iterator[str]:
         yield from _warmup("value", config.value.optim, config.value_updates)
     elif config.value.model.path:
         yield f"value.model.path (advantage {algorithm.advantage} has no critic)"
-    if not config.uses_reference and config.reference.model.path:
+    if not config.uses_reference_role and config.reference.model.path:
         yield "reference.model.path (algorithm.kl.coefficient is 0)"
     yield from _warmup("policy", config.policy.optim, config.policy_updates)
     yield from _guests(dict(config.placement))

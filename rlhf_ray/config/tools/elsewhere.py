@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, RunConfig
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
 from rlhf_ray.config.checks.data_files import fixed_part
 from rlhf_ray.config.checks.references import hub_dataset
-from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.layers import lay_over
 from rlhf_ray.config.tools.problems import KeyPath, Problem
 from rlhf_ray.config.tools.ready import find_config
@@ -41,7 +42,7 @@ def _whole(stage: StageConfig, pipeline: PipelineConfig) -> dict[str, Any]:
     if not stage.config:
         return given
     of_file = read_yaml(find_config(stage.job, stage.config)).values
-    cls = JOBS[stage.job]
+    cls = JOB_CONFIGS[stage.job]
     values = lay_over(cls, lay_over(cls, of_file, shared_values(pipeline, cls)), stage.set)
     return {**given, "config": "", "set": values}
 

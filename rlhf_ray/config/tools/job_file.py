@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ray.config.base import RunConfig
-from rlhf_ray.config.jobs import JOBS, PIPELINE
+from rlhf_ray.config.jobs import JOB_CONFIGS, PIPELINE
 from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.load import load_config, validate
 from rlhf_ray.config.tools.ready import file_there, find_config, ready_configs
 from rlhf_ray.config.tools.yaml_file import read_yaml
@@ -30,14 +30,14 @@ def load_job(given: str, job: str = "", arguments: Sequence[str] = ()) -> RunCon
     if job == PIPELINE or (not job and "stages" in file.values):
         return load_config(PipelineConfig, path, arguments)
     folder = path.resolve().parent.name
-    fitting = [name for name, cls in JOBS.items() if validate(cls, file)[0] is not None]
-    named = job or (folder if folder in JOBS else fitting[0] if len(fitting) == 1 else "")
-    if named not in JOBS:
+    fitting = [name for name, cls in JOB_CONFIGS.items() if validate(cls, file)[0] is not None]
+    named = job or (folder if folder in JOB_CONFIGS else fitting[0] if len(fitting) == 1 else "")
+    if named not in JOB_CONFIGS:
         raise ConfigError(
             f"{path} may configure {' or '.join(fitting) or 'no job'}: say which by --job, "
-            f"one of {', '.join(JOBS)}, {PIPELINE}"
+            f"one of {', '.join(JOB_CONFIGS)}, {PIPELINE}"
         )
-    return load_config(JOBS[named], path, arguments)
+    return load_config(JOB_CONFIGS[named], path, arguments)
 
 
 def _found(given: str) -> Path:
@@ -46,7 +46,7 @@ def _found(given: str) -> Path:
     Raises:
         ConfigError: None has this name, or several.
     """
-    having = [job for job in (*JOBS, PIPELINE) if given in ready_configs(job)]
+    having = [job for job in (*JOB_CONFIGS, PIPELINE) if given in ready_configs(job)]
     file = file_there(given)
     if file is None and not having:
         raise ConfigError(f"{given}: no such configuration file, and no ready configuration")

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.base import GroupConfig, JobConfig
+from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.checks.preflight import find_problems
-from rlhf_ray.config.jobs import JOBS
-from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
-from rlhf_ray.config.supervised import SupervisedConfig
+from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.config.tools import schema
 from rlhf_ray.config.tools.layers import lay_over, value_at
 from rlhf_ray.config.tools.load import validate
@@ -24,15 +23,15 @@ from rlhf_ray.config.tools.yaml_file import YamlFile, read_yaml
 from rlhf_ray.errors import ConfigError
 
 PREFIX = "stage:"
-POLICIES = ("sft", "dpo", "ppo", "grpo")
 EXPORT = "export"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One job of a pipeline.
+    """One job of a pipeline, or a job by itself.
 
     Attributes:
+        name: Empty for a job by itself.
         config: As the job gets it: a model of another stage is that stage's `export` folder.
         rooted: The same with the models that those were trained from, which are there before
             anything has run: what can be known of a model but its weights is known from them.
@@ -40,15 +39,27 @@ class Stage:
     """
 
     name: str
-    job: str
-    config: OnlineConfig | SupervisedConfig
-    rooted: OnlineConfig | SupervisedConfig
-    sources: frozenset[str]
+    config: AnyJob
+    rooted: AnyJob
+    sources: frozenset[str] = frozenset()
+
+    @property
+    def job(self) -> str:
+        """The job's name."""
+        return self.config.job
 
     @property
     def result(self) -> str:
         """Where its model is found."""
         return str(Path(self.config.run_dir) / EXPORT)
+
+
+def stages_of(config: RunConfig, *, check_files: bool = True) -> list[Stage]:
+    """The stages of a pipeline, as `resolve_stages`; of a job, itself as the only one."""
+    if isinstance(config, PipelineConfig):
+        return resolve_stages(config, check_files=check_files)
+    assert isinstance(config, AnyJob)
+    return [Stage(name="", config=config, rooted=config)]
 
 
 def resolve_stages(config: PipelineConfig, *, check_files: bool = True) -> list[Stage]:
@@ -83,7 +94,7 @@ def groups_of(stages: Sequence[Stage]) -> dict[str, GroupConfig]:
 def _resolve(
     given: StageConfig, pipeline: PipelineConfig, earlier: Sequence[Stage]
 ) -> tuple[Stage | None, list[Problem]]:
-    cls = JOBS[given.job]
+    cls = JOB_CONFIGS[given.job]
     try:
         file = _values(given, pipeline, cls)
     except ConfigError as error:
@@ -104,7 +115,6 @@ def _resolve(
         return None, found
     stage = Stage(
         name=given.name,
-        job=given.job,
         config=config,
         rooted=rooted,
         sources=frozenset(stage.name for stage in models.values()),
@@ -195,9 +205,12 @@ def _fault(
 
 def _kinds(role: str, job: str) -> tuple[str, ...]:
     """Jobs whose result a role can start from."""
-    if role == "reward" and job != "rm":
-        return ("rm",)
-    return POLICIES if role in ("policy", "reference") else (*POLICIES, "rm")
+    results = {name: cls for name, cls in JOB_CONFIGS.items() if cls.trains}
+    policies = tuple(name for name, cls in results.items() if cls.model_kind == "causal")
+    scorers = tuple(name for name in results if name not in policies)
+    if role == "reward" and JOB_CONFIGS[job].trained_role != role:
+        return scorers
+    return policies if role in ("policy", "reference") else (*policies, *scorers)
 
 
 def _place(path: KeyPath, reference: str, known: Mapping[str, Stage]) -> str:
@@ -209,10 +222,7 @@ def _place(path: KeyPath, reference: str, known: Mapping[str, Stage]) -> str:
 
 def _root(stage: Stage) -> str:
     """The model that a stage's result descends from."""
-    rooted = stage.rooted
-    role = rooted.trained_role if isinstance(rooted, SupervisedConfig) else "policy"
-    path: str = getattr(rooted, role).model.path
-    return path
+    return stage.rooted.learner.model.path
 
 
 def to_come(config: JobConfig, earlier: Sequence[Stage]) -> set[KeyPath]:

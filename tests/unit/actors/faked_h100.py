@@ -23,12 +23,12 @@ def resolved(job: str, path: str, overrides: Sequence[str], memory_bytes: int) -
     from vllm.v1.executor import Executor
 
     from actors.engines.spec import engine_arguments
-    from launch.training.online_roles import engine_ahead
-    from rlhf_ray.config.jobs import JOBS
+    from actors.roles.engines import engine_spec
+    from rlhf_ray.config.jobs import JOB_CONFIGS
     from rlhf_ray.config.tools.load import load_config
 
     type(current_platform).memory_bytes = memory_bytes
-    spec = engine_ahead(load_config(JOBS[job], path, overrides))
+    spec = engine_spec(load_config(JOB_CONFIGS[job], path, overrides))
     # As AsyncLLM.from_engine_args does.
     config = AsyncEngineArgs(**engine_arguments(spec)).create_engine_config(
         UsageContext.ENGINE_CONTEXT

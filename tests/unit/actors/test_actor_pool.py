@@ -12,10 +12,11 @@ from actors.engines.spec import EngineSpec
 from actors.pool import processes
 from actors.pool.places import Place
 from actors.pool.pool import Pool
-from actors.ranks.group import RankSpec
+from actors.ranks.group import RankSpec, WorkerSpec
 from actors.ranks.hosting import HostingRank
-from rlhf_ray.config.base import GroupConfig, JobConfig, TimeoutConfig
+from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.config.rollout import EngineConfig
+from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RunError
 
 
@@ -262,6 +263,27 @@ async def test_who_keeps_a_roles_handle_asks_the_actors_that_came_after(pool, as
     assert not set(handle.actors) & set(before)
     assert handle.incarnation == incarnation + 1
     assert handle.spec == engines(tokens=256)
+
+
+async def test_a_worker_goes_beside_the_first_rank_and_shares_its_role_s_clock(pool, monkeypatch):
+    where = {}
+
+    def start(name, spec, group, places, *, cpus, **options):
+        where.update(name=name, group=group, places=places, cpus=cpus)
+        return actors("reward_worker", [])
+
+    monkeypatch.setattr(processes, "start", start)
+    pool.state.groups["reference"] = GroupConfig(gpus_per_rank=1, cpus_per_rank=3)
+    ranks = await pool.start("reference", RANKS)
+    worker = await pool.start("worker", WorkerSpec(actor_class=HostingRank, beside="reference"))
+    assert where == {
+        "name": "pool/worker",
+        "group": None,
+        "places": pool.places_of("reference"),
+        "cpus": 3.0,
+    }
+    assert worker.busy is ranks.busy
+    assert worker.gpu_turns is None
 
 
 async def test_a_role_that_does_not_answer_is_ended_with_what_it_holds(pool):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.model_sizes import LLAMA, QWEN
-from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.tools.load import load_config
 
 ROOT = Path(__file__).parents[3]
@@ -28,7 +28,7 @@ def key_of(path: Path) -> str:
 
 def sizes_of(path: Path) -> dict[str, Any]:
     """Of the model that a configuration names."""
-    return {**LLAMA, **QWEN}[load_config(JOBS[path.parent.name], path).policy.model.path]
+    return {**LLAMA, **QWEN}[load_config(JOB_CONFIGS[path.parent.name], path).policy.model.path]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def resolved(tmp_path_factory, stories):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=key_of)
 def test_a_shipped_configuration_makes_an_engine(resolved, path):
-    config = load_config(JOBS[path.parent.name], path)
+    config = load_config(JOB_CONFIGS[path.parent.name], path)
     group, engine = config.placement.rollout, resolved[key_of(path)]
     assert engine["batched_tokens"] >= 8192
     assert engine["batched_tokens"] == config.rollout.max_num_batched_tokens

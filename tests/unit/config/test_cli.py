@@ -27,9 +27,9 @@ def config_path(tmp_path, monkeypatch):
 
 @pytest.fixture
 def job(monkeypatch):
-    """Stands in for `launch.sft`; set `job.run` to what the job does."""
-    module = types.ModuleType("launch.sft")
-    monkeypatch.setitem(sys.modules, "launch.sft", module)
+    """Stands in for `launch.job`; set `job.run` to what the job does."""
+    module = types.ModuleType("launch.job")
+    monkeypatch.setitem(sys.modules, "launch.job", module)
     return module
 
 
@@ -99,8 +99,8 @@ def test_a_mistake_stops_before_the_job(job, config_path, capsys):
 def test_help_and_version(capsys):
     assert cli.main(["--help"]) == 0
     overview = capsys.readouterr().out
-    assert cli.JOBS
-    for job, cls in cli.JOBS.items():
+    assert cli.JOB_CONFIGS
+    for job, cls in cli.JOB_CONFIGS.items():
         [line] = [line for line in overview.splitlines() if line.split()[:1] == [job]]
         assert cls.__doc__.split(".")[0].split()[0] in line, "what it is about"
     assert cli.main(["grpo", "--help"]) == 0

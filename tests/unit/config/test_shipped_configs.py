@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_ray.config.checks import references
 from rlhf_ray.config.checks.preflight import find_problems
-from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.supervised import RmConfig
@@ -16,7 +16,7 @@ from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.config.tools.stages import resolve_stages
 
 ROOT = Path(__file__).parents[3]
-CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name in JOBS)
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name in JOB_CONFIGS)
 PIPELINES = sorted((ROOT / "configs/pipeline").glob("*.yaml"))
 GPUS = {"1gpu": 1, "8gpu": 8, "4x8gpu": 32, "cpu": 0}
 
@@ -28,7 +28,7 @@ def ids(path):
 @cache
 def loaded(path):
     """As `rlhf-ray` loads it; the environment is that of the test run."""
-    return load_config(JOBS[path.parent.name], path)
+    return load_config(JOB_CONFIGS[path.parent.name], path)
 
 
 def configs_where(applies):
@@ -61,7 +61,7 @@ def evaluates_on_its_own_set(config):
 def test_every_job_has_the_promised_files():
     names = {ids(path) for path in CONFIGS}
     trained = ("tiny-cpu", "qwen2.5-0.5b-1gpu", "llama3-8b-8gpu")
-    assert {f"{job}/{name}" for job in JOBS if job != "sample" for name in trained} <= names
+    assert {f"{job}/{name}" for job in JOB_CONFIGS if job != "sample" for name in trained} <= names
     assert {f"{job}/stories-cpu" for job in ("sft", "grpo", "ppo")} <= names
     assert {"grpo/llama3-70b-4x8gpu", "ppo/llama3-70b-4x8gpu", "sample/tiny-cpu"} <= names
 

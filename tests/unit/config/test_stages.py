@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from launch.pipeline import _left
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.tools.stages import groups_of, resolve_stages
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.jobs.stages import stages_left
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def tell(stage: Any, state: str) -> None:
 
 
 def left(stages: list[Any]) -> list[str]:
-    return [stage.name for stage in _left(stages)]
+    return [stage.name for stage in stages_left(stages)]
 
 
 def test_a_resumed_pipeline_runs_what_is_left_and_what_that_needs(three_stages):
@@ -173,7 +173,7 @@ def test_a_stage_is_stale_that_was_made_from_one_that_would_be_made_anew(three_s
     for stage in (rm, ppo):
         tell(stage, "finished")
     with pytest.raises(ConfigError) as caught:
-        _left(three_stages)
+        stages_left(three_stages)
     message = f"{rm.config.run_dir}, {ppo.config.run_dir}: made from a stage that is gone"
     assert str(caught.value).startswith(message)
 

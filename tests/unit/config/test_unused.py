@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_ray.config.checks.unused import unused_settings
-from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.tools.load import load_config
 
 DATA = {"data": {"path": "org/rows"}}
@@ -13,7 +13,7 @@ ONLINE = {**DATA, **POLICY, "reward": {"functions": [{"path": "m:f"}]}}
 
 def unused(job, **values):
     needed = ONLINE if job in ("ppo", "grpo") else {**DATA, **POLICY}
-    return unused_settings(JOBS[job].model_validate({**needed, **values}))
+    return unused_settings(JOB_CONFIGS[job].model_validate({**needed, **values}))
 
 
 def policy(**settings):
@@ -84,4 +84,4 @@ def test_what_is_looked_at_is_not(job, values):
 
 @pytest.mark.parametrize("job", ["sft", "dpo", "rm", "grpo", "ppo", "sample"])
 def test_shipped_configurations_set_nothing_in_vain(job):
-    assert unused_settings(load_config(JOBS[job], f"configs/{job}/tiny-cpu.yaml")) == []
+    assert unused_settings(load_config(JOB_CONFIGS[job], f"configs/{job}/tiny-cpu.yaml")) == []

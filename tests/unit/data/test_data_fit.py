@@ -12,8 +12,11 @@ from transformers import AutoConfig
 
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
-from rlhf_ray.data.job import load_dpo_data, load_online_data, load_rm_data, load_sft_data
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.jobs.dpo import DPO
+from rlhf_ray.jobs.online import PPO
+from rlhf_ray.jobs.rm import RM
+from rlhf_ray.jobs.sft import SFT
 
 NUM_TOKENS = 260
 
@@ -57,18 +60,18 @@ def pairs(tmp_path: Path) -> dict[str, Any]:
 
 
 def load(values: dict[str, Any], **sections: Any) -> None:
-    load_online_data(PpoConfig.model_validate({**values, **sections}))
+    PPO.load(PpoConfig.model_validate({**values, **sections}))
 
 
 def test_what_fits_is_loaded_and_nothing_is_written(
-    online: dict[str, Any], pairs: dict[str, Any]
+    online: dict[str, Any], pairs: dict[str, Any], tmp_path: Path
 ) -> None:
-    data = load_online_data(PpoConfig.model_validate(online))
-    load_dpo_data(DpoConfig.model_validate({**pairs, "policy": online["policy"]}))
-    load_rm_data(RmConfig.model_validate({**pairs, "reward": online["policy"]}))
+    data = PPO.load(PpoConfig.model_validate(online))
+    DPO.load(DpoConfig.model_validate({**pairs, "policy": online["policy"]}))
+    RM.load(RmConfig.model_validate({**pairs, "reward": online["policy"]}))
     assert not Path(online["run_dir"]).exists()
-    data.keep_tokenizer()
-    assert (Path(data.tokenizer_path) / "tokenizer.json").is_file()
+    data.keep_tokenizer(str(tmp_path / "kept"))
+    assert (tmp_path / "kept" / "tokenizer.json").is_file()
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "clip"])
@@ -94,9 +97,9 @@ def test_quantized_weights_of_a_hub_are_seen_too(
 ) -> None:
     model = make("fp8", quantization_config={"quant_method": "fp8"})
     for cls, load_data, role in (
-        (SftConfig, load_sft_data, "policy"),
-        (RmConfig, load_rm_data, "reward"),
-        (DpoConfig, load_dpo_data, "policy"),
+        (SftConfig, SFT.load, "policy"),
+        (RmConfig, RM.load, "reward"),
+        (DpoConfig, DPO.load, "policy"),
     ):
         with pytest.raises(ConfigError, match=rf"{role}.model.path: .* quantized \(fp8\)"):
             load_data(cls.model_validate({**pairs, role: {"model": {"path": model}}}))
@@ -178,7 +181,7 @@ def test_dpos_reference_has_room_too(
     values = {**pairs, "policy": online["policy"]}
     values["reference"] = {"model": {"path": make("short", max_position_embeddings=10)}}
     with pytest.raises(ConfigError, match=r"reference.model.path: .* takes at most 10 tokens"):
-        load_dpo_data(DpoConfig.model_validate(values))
+        DPO.load(DpoConfig.model_validate(values))
 
 
 def test_more_tokens_are_asked_for_than_the_model_takes(
@@ -188,7 +191,7 @@ def test_more_tokens_are_asked_for_than_the_model_takes(
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
     values = {**pairs, "policy": online["policy"], "max_length": 90}
     with pytest.raises(ConfigError, match=r"policy.model.path: .* takes at most 64 tokens"):
-        load_dpo_data(DpoConfig.model_validate(values))
+        DPO.load(DpoConfig.model_validate(values))
 
 
 def test_a_reward_model_has_room_or_is_told_where_to_cut(

@@ -13,8 +13,9 @@ from transformers import AutoConfig
 
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.supervised import DpoConfig
-from rlhf_ray.data.job import load_dpo_data, load_online_data
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.jobs.dpo import DPO
+from rlhf_ray.jobs.online import PPO
 
 MakeModel = Callable[..., Path]
 
@@ -45,7 +46,7 @@ def online(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> dict[str, Any]
 
 def load(values: dict[str, Any], **roles: dict[str, Any]) -> None:
     models = {role: {"model": model} for role, model in roles.items()}
-    load_online_data(PpoConfig.model_validate({**values, **models}))
+    PPO.load(PpoConfig.model_validate({**values, **models}))
 
 
 @pytest.mark.parametrize("role", ["value", "reference"])
@@ -101,11 +102,11 @@ def test_dpos_reference_has_the_policys_words_too(online: dict[str, Any], tmp_pa
         "data": {"path": str(tmp_path / "pairs.jsonl")},
         "policy": online["policy"],
     }
-    assert load_dpo_data(DpoConfig.model_validate(values)).rows
+    assert DPO.load(DpoConfig.model_validate(values)).rows
     small = model_with(tmp_path / "small", None, num_rows=61)
     values["reference"] = {"model": {"path": small}}
     with pytest.raises(ConfigError, match=r"reference\.model\.path must have the policy's"):
-        load_dpo_data(DpoConfig.model_validate(values))
+        DPO.load(DpoConfig.model_validate(values))
 
 
 @pytest.mark.parametrize("function", ["gsm8k:correct_answer", "math:equivalent"])
@@ -119,7 +120,7 @@ def test_a_reference_that_no_reward_can_read_is_named_by_its_row(
     with pytest.raises(ConfigError, match=r"data: rewards cannot score 1 of 9 rows: .*:2: "):
         load(values)
     values["data"] = {**online["data"], "on_bad_row": "skip"}
-    data = load_online_data(PpoConfig.model_validate(values))
+    data = PPO.load(PpoConfig.model_validate(values))
     assert len(data.prompts) == 8
     assert "data.on_bad_row is skip" in caplog.text
     values["data"] = {**online["data"], "columns": {"solution": "answer"}}
@@ -150,7 +151,7 @@ def test_kto_refuses_answers_of_one_label(
     settings = {"data": {"path": str(path)}, "policy": {"model": model}, "loss_type": ["kto"]}
     config = DpoConfig.model_validate({**settings, "run_dir": str(tmp_path / "run")})
     with pytest.raises(ConfigError, match="every answer is labelled good"):
-        load_dpo_data(config)
+        DPO.load(config)
 
 
 def test_a_users_function_may_check_rows_too(online: dict[str, Any], tmp_path: Path) -> None:
@@ -183,6 +184,6 @@ def test_the_log_says_how_many_held_out_prompts_are_taken(
 ) -> None:
     values = {**online, "eval": {"data": online["data"], "num_prompts": 4}}
     with caplog.at_level(logging.INFO):
-        data = load_online_data(PpoConfig.model_validate(values))
+        data = PPO.load(PpoConfig.model_validate(values))
     assert len(data.eval_prompts) == 4
     assert "first 4 of 9 held-out prompts (eval.num_prompts)" in caplog.text

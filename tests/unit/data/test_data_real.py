@@ -12,8 +12,9 @@ from loads import load_labelled, load_pairs, load_prompts, load_rankings, load_s
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
-from rlhf_ray.data.job import load_dpo_data, load_rm_data
 from rlhf_ray.data.rows.report import Loaded
+from rlhf_ray.jobs.dpo import DPO
+from rlhf_ray.jobs.rm import RM
 
 HH = "hh-rlhf/helpful-base/test.jsonl.gz"
 OASST = "preference/oasst_en_100_tree.jsonl"
@@ -107,8 +108,7 @@ def test_what_a_reward_model_job_loads(shared_data: Path, tmp_path: Path) -> Non
         "eval": {"data": {"path": hh, "split": "train[-40:]", "over_length": "drop"}},
         "reference_rows": 10,
     }
-    data = load_rm_data(RmConfig.model_validate(settings))
-    assert data.tokenizer_path == str(tmp_path / "tokenizer")
+    data = RM.load(RmConfig.model_validate(settings))
     assert len(data.reference_answers) == 10
     for ranking, answer in zip(data.eval_rows, data.reference_answers, strict=False):
         assert answer.prompt_ids_T.tolist() == ranking.prompt_ids_T.tolist()
@@ -116,7 +116,7 @@ def test_what_a_reward_model_job_loads(shared_data: Path, tmp_path: Path) -> Non
     named = {**settings, "reference_data": {"path": str(shared_data / "gsm8k/test.jsonl"),
              "columns": {"prompt": "question", "completion": "answer"}, "limit": 5,
              "over_length": "drop"}}  # fmt: skip
-    answers = load_rm_data(RmConfig.model_validate(named)).reference_answers
+    answers = RM.load(RmConfig.model_validate(named)).reference_answers
     assert [answer.example_id for answer in answers] == [f"test:{n}" for n in range(5)]
 
 
@@ -129,14 +129,14 @@ def test_what_a_dpo_job_loads(shared_data: Path, tmp_path: Path) -> None:
         "data": {"sources": [{"path": str(shared_data / name), "limit": 20} for name in (EN, ZH)],
                  "over_length": "truncate"},
     }  # fmt: skip
-    pairs = load_dpo_data(DpoConfig.model_validate(settings))
+    pairs = DPO.load(DpoConfig.model_validate(settings))
     assert len(pairs.rows) >= 40 and not pairs.eval_rows
     assert {row.example_id.split(":")[0] for row in pairs.rows} == {
         "0/llamafactory_dpo_en_demo",
         "1/llamafactory_dpo_zh_demo",
     }
     assert all(len(row.prompt_ids_T) + len(row.answer_ids_K[0]) <= 512 for row in pairs.rows)
-    again = load_dpo_data(DpoConfig.model_validate(settings))
+    again = DPO.load(DpoConfig.model_validate(settings))
     assert [row.example_id for row in pairs.rows] == [row.example_id for row in again.rows]
-    labelled = load_dpo_data(DpoConfig.model_validate({**settings, "loss_type": ["kto"]}))
+    labelled = DPO.load(DpoConfig.model_validate({**settings, "loss_type": ["kto"]}))
     assert {row.desirable for row in labelled.rows} == {True, False}

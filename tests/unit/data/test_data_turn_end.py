@@ -18,8 +18,9 @@ from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_prompt
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.data.chat.turn_end import end_tokens, turn_end
 from rlhf_ray.data.errors import DataError
-from rlhf_ray.data.job import load_online_data, load_sft_data
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.jobs.online import PPO
+from rlhf_ray.jobs.sft import SFT
 
 ASKED = [{"role": "user", "content": "q"}]
 
@@ -111,8 +112,8 @@ def test_a_job_says_once_where_its_responses_end(
         "rollout": {"max_new_tokens": 8},
     }
     with caplog.at_level(logging.INFO):
-        assert load_online_data(PpoConfig.model_validate(online)).end_token_ids == (0, 1, 3)
-        assert load_sft_data(SftConfig.model_validate(values)).end_token_ids == (0, 1, 3)
+        assert PPO.load(PpoConfig.model_validate(online)).end_token_ids == (0, 1, 3)
+        assert SFT.load(SftConfig.model_validate(values)).end_token_ids == (0, 1, 3)
     said = [r.getMessage() for r in caplog.records if "responses end" in r.getMessage()]
     assert len(said) == 2 and all("'<|im_end|>' (3: chat template)" in line for line in said)
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launch import submit
-from launch.cli import JOBS
+from launch.cli import JOB_CONFIGS
 from rlhf_ray.config.tools.load import load_config
 
 ROOT = Path(__file__).parents[3]
@@ -27,7 +27,8 @@ def config_of(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, job, path, *overrides = words
     assert program == "rlhf-ray"
-    return load_config(JOBS[job], path.removeprefix("/work/"), overrides)  # as the image has it
+    file = path.removeprefix("/work/")  # as the image has it
+    return load_config(JOB_CONFIGS[job], file, overrides)
 
 
 @functools.cache

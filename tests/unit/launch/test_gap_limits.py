@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from actors.roles.engines import gap_limits
 from actors.weights.probe import EXACT, ROUNDED, GapLimits
-from launch.training.online_roles import gap_limits
 from rlhf_ray.config.online import GrpoConfig
 
 GPU = {"gpus_per_rank": 1}

@@ -5,7 +5,7 @@ import pytest
 from launch import pool
 from launch.run.cluster import connect
 from launch.run.names import check_name
-from rlhf_ray.config.base import RunConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
 
 BAD = ("a/b", "../x", ".hidden", "-option", "two words", "")

@@ -13,7 +13,7 @@ import pytest
 
 from actors.pool.standing_cluster import Process, StandingCluster
 from launch import pool, pool_status
-from launch.run import pool_notes as notes
+from launch.run import pool_registry as registry
 from launch.run import standing
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.errors import ConfigError, RunError
@@ -49,55 +49,55 @@ def config():
     )
 
 
-def note(*, head=None, starter=None, address="10.0.0.1:6379"):
+def register(*, head=None, starter=None, address="10.0.0.1:6379"):
     cluster = StandingCluster(pool="lab", address=address, head=head, starter=starter, since_s=1.0)
-    notes.note(cluster)
+    registry.write(cluster)
     return cluster
 
 
 def test_a_start_under_anothers_name_touches_nothing(config, stopped):
-    cluster = note()
+    cluster = register()
     with pytest.raises(ConfigError, match="pool lab is there since"):
         pool.up(config, "lab")
-    assert notes.cluster_of("lab") == cluster
+    assert registry.cluster_of("lab") == cluster
     assert not stopped
 
 
 @pytest.mark.parametrize("failure", [RunError("Ray did not start"), KeyboardInterrupt()])
-def test_a_start_that_fails_ends_what_it_has_noted(failure, config, stopped, monkeypatch):
+def test_a_start_that_fails_ends_what_it_has_registered(failure, config, stopped, monkeypatch):
     def start_cluster(claimed: StandingCluster, **options: Any) -> StandingCluster:
-        note(head=Process.own(), starter=claimed.starter)
+        register(head=Process.own(), starter=claimed.starter)
         raise failure
 
     monkeypatch.setattr(standing, "start_cluster", start_cluster)
     with pytest.raises(type(failure)):
         pool.up(config, "lab")
     assert [cluster.head for cluster in stopped] == [Process.own()]
-    assert not list(notes.folder().iterdir())
+    assert not list(registry.folder().iterdir())
 
 
-def test_a_start_on_a_cluster_that_cannot_be_joined_leaves_no_note(config, stopped):
+def test_a_start_on_a_cluster_that_cannot_be_joined_leaves_no_entry(config, stopped):
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at 10\.0\.0\.1:6379"):
         elsewhere = config.ray.model_copy(update={"address": "10.0.0.1:6379"})
         pool.up(config.model_copy(update={"ray": elsewhere}), "lab")
-    assert not list(notes.folder().iterdir())
+    assert not list(registry.folder().iterdir())
 
 
 def test_a_pool_on_anothers_cluster_that_does_not_answer_is_not_forgotten(stopped):
-    cluster = note()
+    cluster = register()
     with pytest.raises(RunError) as caught:
         pool.down("lab")
     assert "may still hold GPUs at 10.0.0.1:6379" in str(caught.value)
-    assert str(notes.note_file("lab")) in str(caught.value)
-    assert notes.cluster_of("lab") == cluster
+    assert str(registry.entry_file("lab")) in str(caught.value)
+    assert registry.cluster_of("lab") == cluster
     assert not stopped
 
 
 def test_a_cluster_of_its_own_is_ended_also_where_it_cannot_be_joined(stopped, capsys):
-    cluster = note(head=GONE)
+    cluster = register(head=GONE)
     assert pool.down("lab") == 0
     assert stopped == [cluster]
-    assert notes.cluster_of("lab") is None
+    assert registry.cluster_of("lab") is None
     assert "pool lab is down" in capsys.readouterr().out
 
 
@@ -109,7 +109,7 @@ def test_a_head_that_ends_by_itself_meanwhile_is_no_failure(monkeypatch):
         raise psutil.NoSuchProcess(process.pid)
 
     monkeypatch.setattr(psutil.Process, "children", children)
-    standing.stop_cluster(note(head=Process.of(head.pid)))
+    standing.stop_cluster(register(head=Process.of(head.pid)))
     assert head.returncode == 0
 
 
@@ -117,17 +117,17 @@ def test_a_pool_in_use_is_left_as_it_is(stopped, monkeypatch):
     def in_use(address: str) -> None:
         raise pool.PoolInUseError("pool lab is in use by runs/first")
 
-    cluster = note(head=GONE)
+    cluster = register(head=GONE)
     monkeypatch.setattr(pool, "join", in_use)
     with pytest.raises(ConfigError, match="in use by runs/first"):
         pool.down("lab")
-    assert notes.cluster_of("lab") == cluster
+    assert registry.cluster_of("lab") == cluster
     assert not stopped
 
 
 def test_a_pool_that_is_being_started_is_told_of_and_left(stopped, capsys):
     own = Process.own()
-    note(starter=own, address="")
+    register(starter=own, address="")
     with pytest.raises(ConfigError, match=f"process {own.pid} starts pool lab"):
         pool.down("lab")
     with pytest.raises(ConfigError, match="pool lab is not up yet"):
@@ -137,11 +137,11 @@ def test_a_pool_that_is_being_started_is_told_of_and_left(stopped, capsys):
 
 
 def test_a_start_that_was_killed_is_told_of_and_cleared_away(stopped, capsys):
-    note(starter=GONE, address="")
+    register(starter=GONE, address="")
     assert pool.status("") == 0
     assert "was broken off; `rlhf-ray pool down --name lab`" in capsys.readouterr().out
     assert pool.down("lab") == 0
-    assert notes.cluster_of("lab") is None
+    assert registry.cluster_of("lab") is None
 
 
 def test_the_status_of_many_pools_is_the_worst_of_them(monkeypatch, capsys):
@@ -153,7 +153,7 @@ def test_the_status_of_many_pools_is_the_worst_of_them(monkeypatch, capsys):
 
     def status_of(*names: str) -> int:
         clusters = [SimpleNamespace(pool=name) for name in names]
-        monkeypatch.setattr(notes, "noted", lambda: clusters)
+        monkeypatch.setattr(registry, "entries", lambda: clusters)
         return pool.status("")
 
     monkeypatch.setattr(pool_status.subprocess, "run", run)

@@ -5,21 +5,23 @@ import json
 import subprocess
 import sys
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from launch import cli, pipeline
-from launch.run import job
-from launch.run.folder import check_folder, run_folder, state_of
-from launch.run.status import read_status
+from launch import cli, job, pipeline
+from launch.run.folder import check_folder, run_folder
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
-from rlhf_ray.data.job import OnlineData, SupervisedData
 from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.jobs.online import OnlineData
+from rlhf_ray.jobs.sft import SftData
+from rlhf_ray.jobs.status import read_status, state_of
+from rlhf_ray.jobs.table import JOBS
 from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.types import Prompt, SftExample
@@ -47,9 +49,22 @@ def make_config(folder, cls=SftConfig, **settings):
 
 def loading(rows):
     def load(config):
-        return SupervisedData(rows=rows, eval_rows=[], tokenizer=None, tokenizer_path="t")
+        return SftData(rows=rows, eval_rows=[], tokenizer=Tokenizer(), end_token_ids=())
 
     return load
+
+
+class Tokenizer:
+    def save_pretrained(self, folder):
+        pass
+
+
+def run(config, load, **parts):
+    """The command, with other data and nothing of its own that starts."""
+    with pytest.MonkeyPatch.context() as patched:
+        fake = replace(JOBS[config.job], load=load, **{"roles": no_training, **parts})
+        patched.setattr(job, "JOBS", {config.job: fake})
+        return job.run(config)
 
 
 @pytest.fixture
@@ -58,7 +73,7 @@ def done(tmp_path):
     config = make_config(tmp_path / "run")
     with run_folder(config) as folder:
         write_checkpoints(config, {"setup": setup_of(config, ROWS)})
-        (folder / "metrics.jsonl").write_text('{"step": 4}\n')
+        (folder / "metrics.jsonl").write_text('{"step": 4, "time_s": 1.0}\n')
         (folder / "export").mkdir()
         (folder / "export/model.safetensors").write_text("weights")
     return config
@@ -80,7 +95,7 @@ def everything_in(folder):
     }
 
 
-async def no_training(prepared, pool):
+async def no_training(config, data, specs, pool):
     raise AssertionError("the job must have been refused")
 
 
@@ -94,7 +109,7 @@ def refused(config, *, rows=ROWS, match):
     with pytest.MonkeyPatch.context() as patched, pytest.raises(ConfigError, match=match):
         patched.setattr(job, "connected", start)
         check_folder(config)
-        job.run_job(config, loading(rows), no_training)
+        run(config, loading(rows))
     assert everything_in(Path(config.run_dir)) == before
 
 
@@ -131,7 +146,7 @@ def test_data_that_cannot_be_read(done):
 
     before = everything_in(Path(done.run_dir))
     with pytest.raises(ConfigError, match=r"rows.jsonl:3"):
-        job.run_job(make_config(done.run_dir, resume="auto", seed=1), load, no_training)
+        run(make_config(done.run_dir, resume="auto", seed=1), load)
     assert everything_in(Path(done.run_dir)) == before
 
 
@@ -191,6 +206,10 @@ def test_a_folder_in_which_a_process_runs(done, tmp_path):
     check_folder(changed)  # a lock ends with its process
 
 
+async def nothing(*arguments):
+    pass
+
+
 async def refuse_nodes(config, pool):
     raise ConfigError("the cluster is too small: ...")
 
@@ -207,7 +226,7 @@ def test_a_cluster_that_is_too_small(done, monkeypatch):
     before = everything_in(Path(done.run_dir))
     changed = make_config(done.run_dir, resume="auto", total_steps=6)
     with pytest.raises(ConfigError, match="too small"):
-        job.run_job(changed, loading(ROWS), no_training)
+        run(changed, loading(ROWS))
     assert everything_in(Path(done.run_dir)) == before
 
 
@@ -248,12 +267,20 @@ def test_a_job_that_is_not_refused_is_written_and_told_of_its_checkpoint(done, m
     monkeypatch.setattr(job, "check_nodes", fine)
     seen = []
 
-    async def train(prepared, pool):
-        seen.append((prepared.checkpoint.step, state_of(done.run_dir)))
+    class FakePool:
+        start = finish = usage = nothing
 
+        def sinks(self):
+            return []
+
+    class Loop:
+        async def run(self, checkpoint):
+            seen.append((checkpoint.step, state_of(done.run_dir)))
+
+    monkeypatch.setattr(job, "JobPool", lambda pool, config: FakePool())
     monkeypatch.setattr(job, "skipped_steps_fetched", lambda config, pool: fake_pool(config))
     longer = make_config(done.run_dir, resume="auto", total_steps=6)
-    assert job.run_job(longer, loading(ROWS), train) == 0
+    assert run(longer, loading(ROWS), roles=nothing, loop=lambda *arguments: Loop()) == 0
     assert seen == [(4, "running")]
     assert "total_steps: 6" in (Path(done.run_dir) / "config.yaml").read_text()
 
@@ -272,11 +299,9 @@ def test_samples_that_somebody_cut(tmp_path):
         return OnlineData(
             prompts=prompts,
             eval_prompts=[],
-            context_tokens=8,
             end_token_ids=(),
             vocabulary="",
             tokenizer=None,
-            tokenizer_path="t",
         )
 
     with pytest.raises(RunError), run_folder(config) as folder:
@@ -287,7 +312,7 @@ def test_samples_that_somebody_cut(tmp_path):
     before = everything_in(folder)
     again = SampleConfig.model_validate({**values, "resume": "auto"})
     with pytest.raises(ConfigError, match=r"samples.jsonl must have at least the 9 bytes"):
-        job.run_job(again, load, no_training)
+        run(again, load)
     assert everything_in(folder) == before
 
 
@@ -298,9 +323,8 @@ def test_samples_that_somebody_cut(tmp_path):
 def stages(tmp_path, monkeypatch):
     """A pipeline whose first stage is finished and whose second was left after two steps."""
     monkeypatch.setattr(pipeline, "connected", lambda *arguments: pytest.fail("it was started"))
-    monkeypatch.setattr(
-        "rlhf_ray.data.job.load_sft_data", lambda config: loading(ROWS)(config), raising=True
-    )
+    fake = replace(JOBS["sft"], load=loading(ROWS))
+    monkeypatch.setattr(pipeline, "JOBS", {"sft": fake})
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")

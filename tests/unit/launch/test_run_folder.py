@@ -4,11 +4,12 @@ import logging
 
 import pytest
 
-from launch.run import job
-from launch.run.folder import is_finished, run_folder, state_of
-from rlhf_ray.config.jobs import JOBS
+from launch import job
+from launch.run.folder import is_finished, run_folder
+from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.errors import RunError
+from rlhf_ray.jobs.status import state_of
 
 SHIPPED = {
     "grpo": "configs/grpo/tiny-cpu.yaml",
@@ -19,7 +20,7 @@ SHIPPED = {
 
 @pytest.fixture(params=SHIPPED)
 def config(request, tmp_path):
-    loaded = load_config(JOBS[request.param], SHIPPED[request.param])
+    loaded = load_config(JOB_CONFIGS[request.param], SHIPPED[request.param])
     return loaded.model_copy(update={"run_dir": str(tmp_path / "run"), "resume": "auto"})
 
 
@@ -45,7 +46,8 @@ def test_nothing_is_started_for_a_finished_run(config, monkeypatch, caplog):
     def unexpected(*arguments):
         raise AssertionError("there is nothing to do")
 
+    monkeypatch.setattr(job, "JOBS", {})
     monkeypatch.setattr(job, "connected", unexpected)
     with caplog.at_level(logging.INFO):
-        assert job.run_job(config, unexpected, unexpected) == 0
+        assert job.run(config) == 0
     assert caplog.messages == [f"{config.run_dir} is finished: nothing is left to do"]

@@ -77,14 +77,14 @@ def test_a_stopped_run_ends_in_order(sent, wait, tmp_path):
 
 FORK = """
 import multiprocessing, os, time
-from launch.run.signals import interrupt_when_stopped, told_when_stopped
+from launch.run.signals import interrupt_when_stopped, on_stop
 
 def work(started):
     started.set()
     time.sleep(60)
 
 interrupt_when_stopped()
-with told_when_stopped(lambda: print("told", flush=True)):
+with on_stop(lambda: print("told", flush=True)):
     fork = multiprocessing.get_context("fork")
     started = fork.Event()
     child = fork.Process(target=work, args=(started,))

@@ -9,7 +9,7 @@ import pytest
 from plan_jobs import EIGHT_B, ROOT, SEVENTY_B, SHAPES, advised, job, node, planned
 
 from benchmarks import largest_models
-from rlhf_ray.config.jobs import JOBS
+from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.memory import GIB
@@ -21,11 +21,13 @@ from rlhf_ray.planning.plan import plan_job
 from rlhf_ray.planning.roles import model_paths
 from rlhf_ray.planning.stages import PlannedJob
 
-CONFIGS = [path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name in JOBS]
+CONFIGS = [
+    path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name in JOB_CONFIGS
+]
 
 
 def shipped(path):
-    config = load_config(JOBS[path.parent.name], path)
+    config = load_config(JOB_CONFIGS[path.parent.name], path)
     # Local models are made by the demo, or are the tests' own.
     shapes = {model: SHAPES.get(model, SHAPES["tiny"]) for model in model_paths(config).values()}
     return config, shapes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_ray.loops.supervised_tables import (
+from rlhf_ray.jobs.tables import (
     calibration_table,
     continuation_table,
     labelled_table,

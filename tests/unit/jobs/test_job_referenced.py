@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_ray.loops import referenced as module
-from rlhf_ray.loops.referenced import precomputed, referenced, without_reference
+from rlhf_ray.jobs import referenced as module
+from rlhf_ray.jobs.referenced import precomputed, referenced, without_reference
 from rlhf_ray.types import LabelledAnswer, Ranking
 
 

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.jobs import AnyJob
-from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig
-from rlhf_ray.data.examples.preferences import (
-    Answers,
-    LabelledAnswers,
-    Pairs,
-    Rankings,
-    check_labels,
-)
-from rlhf_ray.data.examples.prompts import Prompts
-from rlhf_ray.data.examples.sft import Examples
+from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.data.examples.preferences import LabelledAnswers, check_labels
 from rlhf_ray.data.examples.tokenization import Tokenization
-from rlhf_ray.data.job_limits import most_tokens, prompt_room
 from rlhf_ray.data.loading.load import load
 from rlhf_ray.data.loading.passes import Check, Passes
 from rlhf_ray.data.loading.streams import open_passes, open_stream
@@ -33,6 +24,9 @@ from rlhf_ray.rewards.functions import RewardFunction
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# The key of a data set -> what becomes of its samples.
+RowKind: TypeAlias = Callable[[str], type[Tokenization[Any]]]
+
 _ROWS_WITH_ALL_COLUMNS = 100  # of a stream, whose other rows are not looked at
 
 
@@ -43,24 +37,30 @@ class JobRows:
         named: Those that the configuration names: to train on, held out, and for references.
     """
 
-    def __init__(self, config: AnyJob, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        config: AnyJob,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        kind: RowKind,
+        most_tokens: Callable[[], int],
+        reward: RewardConfig | None = None,
+    ) -> None:
         """Read nothing so far.
 
         Args:
             config: Of the job.
             tokenizer: Of the model that is trained.
+            kind: What becomes of the samples of each data set.
+            most_tokens: Of a prompt, or of a sequence that is trained.
+            reward: What prompts are scored by, where they are.
 
         Raises:
             ConfigError: A reward function cannot be loaded.
         """
-        self.config, self.tokenizer = config, tokenizer
-        sets: dict[str, DataConfig] = {"data": config.data, "eval.data": config.eval.data}
-        if isinstance(config, RmConfig):
-            sets["reference_data"] = config.reference_data
-        self.named = {key: data for key, data in sets.items() if data.is_named}
-        self._functions: list[RewardFunction] = []
-        if isinstance(config, OnlineConfig):
-            self._functions = checking_functions(config.reward)
+        self.config, self.tokenizer, self.named = config, tokenizer, config.data_sets
+        self._kind, self._most_tokens, self._reward = kind, most_tokens, reward
+        self._functions: list[RewardFunction] = checking_functions(reward) if reward else []
 
     def tokenization(self, key: str) -> Tokenization[Any]:
         """What becomes of the samples of a data set.
@@ -68,18 +68,8 @@ class JobRows:
         Raises:
             ConfigError: Responses leave no room for a prompt.
         """
-        config, data = self.config, self.named[key]
-        kind: type[Tokenization[Any]]
-        match config:
-            case OnlineConfig():
-                return Prompts.of(data, self.tokenizer, max_length=prompt_room(config))
-            case RmConfig():
-                kind = Answers if key == "reference_data" else Rankings
-            case DpoConfig():
-                kind = LabelledAnswers if "kto" in config.loss_type else Pairs
-            case _:
-                kind = Examples
-        return kind.of(data, self.tokenizer, max_length=most_tokens(config, self.tokenizer))
+        kind = self._kind(key)
+        return kind.of(self.named[key], self.tokenizer, max_length=self._most_tokens())
 
     def load(self, key: str) -> Loaded[Any]:
         """All examples that the job can use.
@@ -100,20 +90,28 @@ class JobRows:
             report.left_out["rewards cannot score it"] = LeftOut(count=num_refused)
         return Loaded(rows=usable, report=report)
 
-    def rows(self, key: str) -> Rows[Any] | RowStream[Any]:
-        """All examples that the job can use, or a stream of them where the data set is one.
+    def trained(self) -> Rows[Any] | RowStream[Any]:
+        """What the job trains on, or a stream of it where the data set is one.
 
         Raises:
             ConfigError: See `load`.
         """
-        data = self.named[key]
+        data = self.named["data"]
         if not data.streaming:
-            return self.load(key).rows
-        job, seed = self.tokenization(key), self.config.seed
+            return self.load("data").rows
+        job, seed = self.tokenization("data"), self.config.seed
         stream = open_stream(data, job, seed=seed, check=self._check)
-        if isinstance(self.config, OnlineConfig):
-            self.check_columns(key, stream.first(_ROWS_WITH_ALL_COLUMNS))
+        if self._reward:
+            self.check_columns("data", stream.first(_ROWS_WITH_ALL_COLUMNS))
         return stream
+
+    def held_out(self) -> Rows[Any] | None:
+        """What evaluations read; None where the configuration names nothing.
+
+        Raises:
+            ConfigError: See `load`.
+        """
+        return self.load("eval.data").rows if "eval.data" in self.named else None
 
     def passes(self, key: str) -> list[Passes[Any]]:
         """The passes over a data set that is a stream.
@@ -133,5 +131,34 @@ class JobRows:
         Raises:
             ConfigError: They lack it.
         """
-        if isinstance(self.config, OnlineConfig):
-            check_columns(self.config.reward, rows, key=key)
+        if self._reward:
+            check_columns(self._reward, rows, key=key)
+
+
+def tokenizer_of(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """A trained model's tokenizer.
+
+    Raises:
+        ConfigError: See `load_tokenizer`.
+    """
+    from rlhf_ray.data.chat.tokenizer import load_tokenizer
+
+    return load_tokenizer(
+        model.tokenizer or model.path,
+        chat_template=model.chat_template,
+        trust_remote_code=model.trust_remote_code,
+        revision=model.revision,
+    )
+
+
+def context_of(model: ModelConfig) -> int:
+    """Tokens that a model reads together.
+
+    Raises:
+        ConfigError: The model cannot be read.
+    """
+    from rlhf_ray.models.limits import context_length
+
+    return context_length(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )

@@ -1,4 +1,4 @@
-"""What this machine notes of standing pools: a file each, in a folder that is its user's alone."""
+"""The registry of this machine's standing pools: a file each, in a folder of its user's alone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from actors.pool.standing_cluster import Process, StandingCluster
 from rlhf_ray.errors import ConfigError, RunError
 
 LOCK_S = 30.0
-_NOTE = TypeAdapter(StandingCluster)
+_ENTRY = TypeAdapter(StandingCluster)
 
 
 def folder() -> Path:
-    """Where the pools of this user are noted; gone with the machine's clusters at a restart.
+    """Where the pools of this user are registered; gone with the machine's clusters at a restart.
 
     Raises:
-        ConfigError: It is another user's, or open to others, who could plant notes or read tokens.
+        ConfigError: It is another user's, or open to others, who could plant files or read tokens.
     """
     path = Path(tempfile.gettempdir()) / f"rlhf-ray-{os.getuid()}"
     with suppress(FileExistsError):
@@ -38,18 +38,18 @@ def folder() -> Path:
     return path
 
 
-def noted() -> list[StandingCluster]:
+def entries() -> list[StandingCluster]:
     """The clusters of all pools that `pool up` started from this machine, by name."""
     found = []
     for path in sorted(folder().glob("*.json")):
         with suppress(FileNotFoundError):  # taken down meanwhile
-            found.append(_NOTE.validate_json(path.read_bytes()))
+            found.append(_ENTRY.validate_json(path.read_bytes()))
     return found
 
 
 def cluster_of(pool: str) -> StandingCluster | None:
     """Where a pool was started, if from this machine."""
-    return next((cluster for cluster in noted() if cluster.pool == pool), None)
+    return next((cluster for cluster in entries() if cluster.pool == pool), None)
 
 
 def claim(pool: str) -> StandingCluster:
@@ -68,15 +68,15 @@ def claim(pool: str) -> StandingCluster:
         claimed = StandingCluster(
             pool=pool, address="", head=None, starter=Process.own(), since_s=time.time()
         )
-        note(claimed)
+        write(claimed)
     return claimed
 
 
-def note(cluster: StandingCluster) -> None:
+def write(cluster: StandingCluster) -> None:
     """Remember where a pool is."""
-    path = note_file(cluster.pool)
+    path = entry_file(cluster.pool)
     aside = path.with_suffix(f".{os.getpid()}")  # others read meanwhile
-    aside.write_bytes(_NOTE.dump_json(cluster))
+    aside.write_bytes(_ENTRY.dump_json(cluster))
     aside.replace(path)
 
 
@@ -85,12 +85,12 @@ def forget(cluster: StandingCluster) -> None:
     with _alone():
         now = cluster_of(cluster.pool)
         if now is not None and now.since_s == cluster.since_s:
-            for path in (log_file, token_file, note_file):
+            for path in (log_file, token_file, entry_file):
                 path(cluster.pool).unlink(missing_ok=True)
 
 
-def note_file(pool: str) -> Path:
-    """Where a pool's cluster is noted."""
+def entry_file(pool: str) -> Path:
+    """Where a pool's cluster is registered."""
     return folder() / f"{pool}.json"
 
 

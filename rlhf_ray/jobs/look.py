@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from rlhf_ray.config.jobs import AnyJob
-from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.examples.lengths import LengthLimit
-from rlhf_ray.data.job_limits import tokenizer_of
-from rlhf_ray.data.job_rows import JobRows
 from rlhf_ray.data.loading.streams import first_examples
 from rlhf_ray.data.rows.report import RowReport, merged
 from rlhf_ray.data.rows.rows import Numbers
+from rlhf_ray.jobs.rows import JobRows, tokenizer_of
+from rlhf_ray.jobs.table import JOBS
 
 STREAMED_ROWS = 100  # of a stream, and what is read along with them
 
@@ -59,8 +58,7 @@ def look(config: AnyJob, *, num_rows: int, skip: Sequence[str] = ()) -> Iterator
         ConfigError: What the job would say of its data: unreadable, malformed, empty, too long, or
             not what a reward function can score.
     """
-    trained = config.policy if isinstance(config, OnlineConfig) else config.learner
-    rows = JobRows(config, tokenizer_of(trained.model))
+    rows = JOBS[config.job].rows(config, tokenizer_of(config.learner.model))
     for key, data in rows.named.items():
         if key not in skip:
             yield (_streamed if data.streaming else _loaded)(rows, key, num_rows)

@@ -1,4 +1,4 @@
-"""Notes of standing pools: a name is one pool's, and nobody else's folder is believed."""
+"""The registry of standing pools: a name is one pool's, and nobody else's folder is believed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dataclasses import replace
 import pytest
 
 from actors.pool.standing_cluster import Process, StandingCluster
-from launch.run import pool_notes as notes
+from launch.run import pool_registry as registry
 from rlhf_ray.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return notes.folder()
+    return registry.folder()
 
 
 @pytest.fixture(scope="module")
@@ -31,66 +31,66 @@ def ended() -> Process:
     return stamp
 
 
-def noted(*, address="", head=None, starter=None):
+def registered(*, address="", head=None, starter=None):
     cluster = StandingCluster(pool="lab", address=address, head=head, starter=starter, since_s=1.0)
-    notes.note(cluster)
+    registry.write(cluster)
     return cluster
 
 
-def test_what_is_noted_is_read_again(ended, folder):
-    cluster = noted(address="10.0.0.1:6379", head=ended, starter=Process.own())
-    assert notes.cluster_of("lab") == cluster
-    assert notes.cluster_of("other") is None
+def test_what_is_registered_is_read_again(ended, folder):
+    cluster = registered(address="10.0.0.1:6379", head=ended, starter=Process.own())
+    assert registry.cluster_of("lab") == cluster
+    assert registry.cluster_of("other") is None
     assert [path.name for path in folder.iterdir()] == ["lab.json"]
 
 
 def test_one_of_many_at_once_gets_a_name():
     def claim(number):
         try:
-            return notes.claim("lab")
+            return registry.claim("lab")
         except ConfigError as error:
             assert f"process {os.getpid()} starts pool lab" in str(error)
             return None
 
     with ThreadPoolExecutor(8) as threads:
         taken = [claimed for claimed in threads.map(claim, range(16)) if claimed]
-    assert taken == notes.noted()
+    assert taken == registry.entries()
     assert taken[0].starter == Process.own()
 
 
 @pytest.mark.parametrize("where", [{"address": "10.0.0.1:6379"}, {"head": Process.own()}])
 def test_a_name_is_kept_as_long_as_something_may_run_under_it(where, ended):
-    cluster = noted(starter=ended, **where)
+    cluster = registered(starter=ended, **where)
     with pytest.raises(ConfigError, match="rlhf-ray pool down --name lab"):
-        notes.claim("lab")
-    assert notes.cluster_of("lab") == cluster
+        registry.claim("lab")
+    assert registry.cluster_of("lab") == cluster
 
 
 def test_a_name_of_which_nothing_is_left_is_taken(ended):
     for cluster in (
-        noted(starter=ended),
-        noted(starter=ended, head=ended, address="10.0.0.1:6379"),
-        noted(head=replace(Process.own(), started_s=1.0), address="10.0.0.1:6379"),
+        registered(starter=ended),
+        registered(starter=ended, head=ended, address="10.0.0.1:6379"),
+        registered(head=replace(Process.own(), started_s=1.0), address="10.0.0.1:6379"),
     ):
-        notes.note(cluster)
-        assert notes.claim("lab").starter == Process.own()
+        registry.write(cluster)
+        assert registry.claim("lab").starter == Process.own()
 
 
-def test_forgetting_leaves_what_another_has_noted_since(folder):
-    old = noted()
-    new = notes.claim("lab")
-    notes.token_file("lab").touch()
-    notes.forget(old)
-    assert notes.cluster_of("lab") == new
-    notes.forget(new)
+def test_forgetting_leaves_what_another_has_registered_since(folder):
+    old = registered()
+    new = registry.claim("lab")
+    registry.token_file("lab").touch()
+    registry.forget(old)
+    assert registry.cluster_of("lab") == new
+    registry.forget(new)
     assert not list(folder.iterdir())
 
 
 def test_a_folder_that_others_can_change_is_refused(folder):
     folder.chmod(0o750)
     with pytest.raises(ConfigError, match=r"mode 700, got drwxr-x--- of user"):
-        notes.noted()
+        registry.entries()
     folder.rmdir()
     folder.symlink_to("elsewhere")
     with pytest.raises(ConfigError, match="mode 700, got l"):
-        notes.claim("lab")
+        registry.claim("lab")

@@ -49,13 +49,13 @@ def held(folder: Path, *, job: str) -> Iterator[Callable[[State, str], None]]:
                 path.unlink()
             raise
 
-        def say(state: State, reason: str) -> None:
+        def write(state: State, reason: str) -> None:
             try:
                 os.pwrite(descriptor, _page(job, state, reason), 0)
-            except OSError as error:  # of the disk itself; what ended the run is told all the same
+            except OSError as error:  # of the disk itself; what ended the run is still raised
                 logger.error("%s cannot say %s: %s", path, state, error)
 
-        yield say
+        yield write
     finally:
         os.close(descriptor)
 
@@ -64,8 +64,13 @@ def read_status(folder: Path) -> dict[str, Any]:
     """What the file says; nothing where there is none, or where no run has begun."""
     path = folder / STATUS_FILE
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    told: dict[str, Any] = json.loads(text) if text.strip() else {}
-    return told
+    status: dict[str, Any] = json.loads(text) if text.strip() else {}
+    return status
+
+
+def state_of(run_dir: str) -> str:
+    """How a run is, in the file's word; empty where there is none."""
+    return str(read_status(Path(run_dir)).get("state", ""))
 
 
 def is_in_use(folder: Path) -> bool:
@@ -89,8 +94,9 @@ def is_in_use(folder: Path) -> bool:
 
 def in_use(folder: Path) -> str:
     """Whose the folder is, in words."""
-    told = read_status(folder)
-    owner = f"process {told['process']} on {told['host']}" if "host" in told else "another process"
+    status = read_status(folder)
+    is_known = "host" in status
+    owner = f"process {status['process']} on {status['host']}" if is_known else "another process"
     return f"run_dir {str(folder)!r} is in use: {owner} runs a job there"
 
 
@@ -113,8 +119,8 @@ def _allocate(descriptor: int) -> None:
 
 
 def _page(job: str, state: State, reason: str) -> bytes:
-    told = {"state": state, "reason": reason, "job": job, "process": os.getpid()}
-    page = json.dumps({**told, "host": socket.gethostname()}).encode()
+    status = {"state": state, "reason": reason, "job": job, "process": os.getpid()}
+    page = json.dumps({**status, "host": socket.gethostname()}).encode()
     if len(page) > NUM_BYTES:
         return _page(job, state, f"{reason[: len(reason) // 2]} ...")
     return page.ljust(NUM_BYTES)

@@ -1,0 +1,1 @@
+"""From a job's specifications to roles on the resident pool."""

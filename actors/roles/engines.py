@@ -1,0 +1,65 @@
+"""What a job's engines are started with, and how weights reach them."""
+
+from __future__ import annotations
+
+from actors.engines.spec import EngineSpec
+from actors.weights.probe import EXACT, ROUNDED, GapLimits
+from actors.weights.sync_spec import SyncSpec
+from rlhf_ray.config.jobs import AnyJob
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.models.identity import engine_identity
+from rlhf_ray.models.limits import context_length
+
+
+def engine_spec(*jobs: AnyJob) -> EngineSpec | None:
+    """What the engines of the first job that has any are started with, before data are read.
+
+    Raises:
+        ConfigError: Model or tokenizer cannot be read.
+    """
+    config = next((job for job in jobs if isinstance(job, OnlineConfig)), None)
+    if config is None:
+        return None
+    model = config.policy.model
+    context = config.rollout.max_model_len or context_length(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    return EngineSpec(
+        model_path=model.path,
+        tokenizer_path=model.tokenizer or model.path,
+        revision=model.revision,
+        identity=engine_identity(model),
+        trust_remote_code=model.trust_remote_code,
+        engine=config.rollout.of_engine,
+        max_model_len=context,
+        num_gpus=config.placement.rollout.gpus_per_rank,
+        weight_backend=config.weight_backend,
+        sleeps=config.engines_sleep,
+    )
+
+
+def sync_spec(config: OnlineConfig) -> SyncSpec:
+    """How weights travel to the started engines."""
+    return SyncSpec(
+        backend=config.weight_backend,
+        gpus_per_replica=config.placement.rollout.gpus_per_rank,
+        bucket_bytes=config.publication.bucket_mb * 2**20,
+        timeout_s=config.timeouts.publish_s,
+    )
+
+
+def gap_limits(config: OnlineConfig) -> GapLimits:
+    """What the probe lets pass: as configured, else by what both sides compute in."""
+    publication = config.publication
+    dtypes = {config.policy.model.dtype, config.rollout.dtype}
+    placement = config.placement
+    on_cpu = not (placement.policy.gpus_per_rank or placement.rollout.gpus_per_rank)
+    exact = dtypes == {"float32"} or (on_cpu and "bfloat16" not in dtypes)
+    # A quantized trainer computes with rounded activations, the engine with whole ones.
+    exact = exact and config.policy.model.quantization == "none"
+    default = EXACT if exact else ROUNDED
+    return GapLimits(
+        largest=publication.max_logprob_gap or default.largest,
+        mean=publication.max_logprob_gap_mean or default.mean,
+        p99=publication.max_logprob_gap_p99 or default.p99,
+    )

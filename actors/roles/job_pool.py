@@ -1,0 +1,140 @@
+"""The resident pool as one job sees it: its roles, from specifications to actors with models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.cluster.ray_metrics import RaySink
+from actors.cluster.role import RoleHandle
+from actors.engines.replica_set import ReplicaSet
+from actors.engines.sampling import Ending
+from actors.pool.pool import Pool
+from actors.ranks.experience import ExperienceGroup
+from actors.ranks.group import RankGroup
+from actors.ranks.policy import PolicyGroup
+from actors.ranks.reference import ReferenceGroup
+from actors.ranks.reward import RewardGroup, RewardRank
+from actors.ranks.supervised import SupervisedGroup
+from actors.ranks.value import ValueGroup
+from actors.roles.engines import gap_limits, sync_spec
+from actors.roles.start import REWARD_WORKER, role_specs, start_actors
+from actors.weights.probe import probe_sequences
+from rlhf_ray.config.jobs import AnyJob
+from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.metrics import Sink
+from rlhf_ray.roles import Metrics
+from rlhf_ray.specs import (
+    ExperienceSpec,
+    PolicySpec,
+    ReferenceSpec,
+    RewardSpec,
+    RolloutSpec,
+    Spec,
+    SupervisedSpec,
+    ValueSpec,
+    model_path_of,
+)
+from rlhf_ray.types import Prompt
+
+
+class JobPool:
+    """What `rlhf_ray.jobs.pool.Pool` asks for, on the actors of a resident pool."""
+
+    def __init__(self, pool: Pool, config: AnyJob) -> None:
+        """Start nothing so far.
+
+        Args:
+            pool: Where the job runs.
+            config: Of the job.
+        """
+        self.pool, self.config = pool, config
+        self.actors: Mapping[str, RoleHandle[Any]] = {}
+        self.policy: PolicyGroup | None = None
+
+    async def start(self) -> None:
+        """Start what is not there of the job's roles, and have what others left make room."""
+        groups = self.config.groups
+        self.actors = await start_actors(self.pool, groups, role_specs(groups, self.config))
+        await self.pool.make_room(self.actors)
+
+    async def load(self, role: str, spec: Spec) -> Any:
+        """Have the role's ranks host what `spec` describes; engines and helpers take it along."""
+        if isinstance(spec, RewardSpec):
+            return await self._reward(spec)
+        if not isinstance(spec, RolloutSpec | ExperienceSpec):
+            leaves = role in self.config.on_engines_gpus
+            await self.pool.load(role, spec, path=model_path_of(spec), leaves=leaves)
+        return await self._loaded(role, spec)
+
+    async def _loaded(self, role: str, spec: Spec) -> Any:
+        config, actors, timeouts = self.config, self.actors[role], self.config.timeouts
+        leaves = role in config.on_engines_gpus
+        exports_with = config.tokenizer_path if config.checkpoint.export == "each" else ""
+        match spec:
+            case PolicySpec(learner=learner):
+                self.policy = PolicyGroup(
+                    actors,
+                    learner,
+                    timeouts,
+                    self.pool.files_of(role),
+                    exports_with=exports_with,
+                    leaves=leaves,
+                )
+                return self.policy
+            case ValueSpec(learner=learner):
+                files = self.pool.files_of(role)
+                return ValueGroup(actors, learner, timeouts, files, leaves=leaves)
+            case ReferenceSpec(reference=reference):
+                return ReferenceGroup(actors, reference, timeouts, leaves=leaves)
+            case SupervisedSpec(job=job):
+                files = self.pool.files_of(role)
+                return SupervisedGroup(
+                    actors, job.learner, timeouts, files, exports_with=exports_with
+                )
+            case RolloutSpec(rollout=rollout, end_token_ids=ends):
+                ending, sleeps = Ending.of(rollout, ends), bool(config.on_engines_gpus)
+                return ReplicaSet(actors, ending, timeout_s=timeouts.call_s, sleeps=sleeps)
+            case ExperienceSpec():
+                return ExperienceGroup(actors, spec, timeouts)
+
+    async def _reward(self, spec: RewardSpec) -> RewardGroup:
+        """Its model, where it has one, and the process of its other scorers."""
+        timeouts, model = self.config.timeouts, None
+        if path := spec.reward.model.path:
+            leaves = "reward" in self.config.on_engines_gpus
+            await self.pool.load("reward", spec, path=path, leaves=leaves)
+            model = RankGroup[RewardRank](self.actors["reward"], timeouts, leaves=leaves)
+        worker = self.actors.get(REWARD_WORKER)
+        reward = RewardGroup(spec.reward, timeouts, model=model, worker=worker)
+        await reward.load(spec)
+        return reward
+
+    async def unload(self, role: str) -> None:
+        """Have a role's ranks release their model."""
+        await self.pool.unload(role)
+
+    async def connect(self, prompts: Iterable[Prompt]) -> None:
+        """Open the way from the loaded policy to the engines."""
+        config, policy, engines = self.config, self.policy, self.actors["rollout"]
+        assert policy is not None and isinstance(config, OnlineConfig)
+        await policy.connect(
+            engines,
+            sync_spec(config),
+            probe=probe_sequences(prompts, config.publication.probe_sequences),
+            limits=gap_limits(config),
+        )
+
+    async def finish(self) -> None:
+        """Write the trained role's model to `export`; keep it in memory for jobs to come."""
+        config = self.config
+        await self.pool.finish(config, config.trained_role, config.tokenizer_path)
+
+    async def usage(self) -> Metrics:
+        """What the job's actors needed since the last time."""
+        return await self.pool.usage(self.config.groups)
+
+    def sinks(self) -> Sequence[Sink]:
+        """Ray's agents."""
+        return [RaySink(run=Path(self.config.run_dir).name, job=self.config.job)]

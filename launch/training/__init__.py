@@ -1,1 +1,0 @@
-"""From a job's configuration to roles on a pool, and the loop over them."""

@@ -1,0 +1,104 @@
+"""What all runs have, and what all jobs have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import PositiveInt, model_validator
+
+from rlhf_ray.config.base import (
+    CheckpointConfig,
+    Config,
+    GroupConfig,
+    LearnerConfig,
+    LocalPath,
+    NonNegativeInt,
+    RayConfig,
+    TimeoutConfig,
+    WandbConfig,
+)
+
+
+class RunConfig(Config):
+    """What every command that trains has.
+
+    Attributes:
+        seed: Of data order, sampling and initial heads.
+        run_dir: Folder of everything the run writes; empty for `runs/<job>-<config>-<time>`.
+        resume: `auto` goes on from the last checkpoint in `run_dir`; `never` refuses a used folder.
+        tensorboard: Write TensorBoard's event files to `run_dir/tensorboard`.
+    """
+
+    # Its name on the command line.
+    job: ClassVar[str]
+
+    seed: NonNegativeInt = 0
+    run_dir: LocalPath = ""
+    resume: Literal["never", "auto"] = "never"
+    ray: RayConfig = RayConfig()
+    wandb: WandbConfig = WandbConfig()
+    tensorboard: bool = False
+    timeouts: TimeoutConfig = TimeoutConfig()
+
+    @model_validator(mode="after")
+    def _resume_has_a_folder(self) -> Self:
+        if self.resume == "auto" and not self.run_dir:
+            raise ValueError("resume 'auto' needs run_dir, the folder of the run to go on with")
+        return self
+
+
+class JobConfig(RunConfig):
+    """What every job has.
+
+    Attributes:
+        total_steps: Optimiser steps of SFT, rollout steps of PPO and GRPO.
+        nonfinite_steps_to_stop: Optimiser steps with a loss or gradient that is not finite, one
+            after the other, that stop the run.
+    """
+
+    # Whose model the job trains, or samples from: what a later stage starts from.
+    trained_role: ClassVar[str] = "policy"
+    model_kind: ClassVar[Literal["causal", "classifier"]] = "causal"
+    trains: ClassVar[bool] = True
+    # Keys beside those of data and models that a resumed run may not change.
+    fixed_keys: ClassVar[tuple[str, ...]] = ()
+
+    total_steps: PositiveInt = 100
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    nonfinite_steps_to_stop: PositiveInt = 3
+
+    @property
+    def groups(self) -> dict[str, GroupConfig]:
+        """The group of each role that the job uses."""
+        raise NotImplementedError
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """Of the role that is trained."""
+        learner: LearnerConfig = getattr(self, self.trained_role)
+        return learner
+
+    @property
+    def learners(self) -> dict[str, LearnerConfig]:
+        """Of each role that is trained, and so in a checkpoint."""
+        return {self.trained_role: self.learner}
+
+    @property
+    def on_engines_gpus(self) -> frozenset[str]:
+        """The other roles that live on the engines' GPUs, and leave them while engines sample."""
+        return frozenset()
+
+    @property
+    def uses_reference_role(self) -> bool:
+        """Whether a reference lives on a group of its own."""
+        return False
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Where the run keeps its own copy of the tokenizer."""
+        return str(Path(self.run_dir) / "tokenizer")
+
+    def for_rows(self, num_rows: int) -> Self:
+        """The same with what depends on the number of rows resolved: nothing, where that is all."""
+        return self

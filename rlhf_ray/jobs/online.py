@@ -1,0 +1,251 @@
+"""PPO and GRPO: rollouts of prompts, scores, updates."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_ray.config.base import ForwardConfig, LearnerConfig
+from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
+from rlhf_ray.data.examples.prompts import Prompts
+from rlhf_ray.data.order import TrainedRows, first_of
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.jobs.data import AnyRows, JobData, check_vocabularies, end_token_ids
+from rlhf_ray.jobs.job import Job, Loop
+from rlhf_ray.jobs.pool import Pool, WeightedReward
+from rlhf_ray.jobs.rows import JobRows, context_of, tokenizer_of
+from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.roles import Roles, RolloutEngine, Usage
+from rlhf_ray.specs import (
+    ExperienceSpec,
+    PolicySpec,
+    ReferenceSpec,
+    RewardSpec,
+    RolloutSpec,
+    Spec,
+    ValueSpec,
+)
+from rlhf_ray.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Among which the probe looks for prompts of more than one token.
+SEARCHED_PROMPTS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineData(JobData):
+    """Prompts.
+
+    Attributes:
+        end_token_ids: Tokens that end a response: the tokenizer's, the model's, the template's, and
+            special ones that the configuration names.
+        vocabulary: Digest of the tokenizer's.
+    """
+
+    prompts: TrainedRows[Prompt]
+    eval_prompts: Sequence[Prompt]
+    end_token_ids: tuple[int, ...]
+    vocabulary: str
+
+    @property
+    def trained_rows(self) -> TrainedRows[Prompt]:
+        """The prompts."""
+        return self.prompts
+
+
+def rows_of(config: OnlineConfig, tokenizer: PreTrainedTokenizerBase) -> JobRows:
+    """The job's data sets of prompts, as the rewards take them."""
+    return JobRows(
+        config,
+        tokenizer,
+        kind=lambda key: Prompts,
+        most_tokens=partial(_prompt_room, config),
+        reward=config.reward,
+    )
+
+
+def _prompt_room(config: OnlineConfig) -> int:
+    """The most tokens that a prompt may have.
+
+    Raises:
+        ConfigError: None, as responses take the whole context.
+    """
+    context = config.rollout.max_model_len or context_of(config.policy.model)
+    room = context - config.rollout.max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            f"rollout.max_new_tokens must leave room for a prompt in the context of {context} "
+            f"tokens, got {config.rollout.max_new_tokens}"
+        )
+    return room
+
+
+def load(config: OnlineConfig) -> OnlineData:
+    """Tokenizer and prompts.
+
+    Raises:
+        ConfigError: Unreadable, malformed, empty, too long for the context, not what a reward
+            function can score, or another model of the job has another vocabulary.
+    """
+    from rlhf_ray.data.chat.tokenizer import vocabulary_digest
+    from rlhf_ray.models.fit import check_model
+
+    policy = config.policy.model
+    tokenizer = tokenizer_of(policy)
+    rows = rows_of(config, tokenizer)
+    others: dict[str, ForwardConfig] = {}
+    if config.uses_value:
+        others["value"] = config.value
+    if config.uses_reference_role:
+        others["reference"] = config.reference
+    check_vocabularies(policy, tokenizer, others)
+    check_model("policy.model.path", policy, "causal", is_trained=True)
+    held_out = rows.held_out()
+    if held_out is not None and len(held_out) > config.eval.num_prompts:
+        logger.info(
+            "evaluations take the first %d of %d held-out prompts (eval.num_prompts)",
+            config.eval.num_prompts,
+            len(held_out),
+        )
+    trained = rows.trained()
+    _check_models(config, tokenizer, [trained, *([held_out] if held_out else [])])
+    return OnlineData(
+        prompts=trained,
+        eval_prompts=held_out[: config.eval.num_prompts] if held_out else [],
+        tokenizer=tokenizer,
+        end_token_ids=end_token_ids(policy, tokenizer, config.rollout.stop_token_ids),
+        vocabulary=vocabulary_digest(tokenizer),
+    )
+
+
+def _check_models(
+    config: OnlineConfig, tokenizer: PreTrainedTokenizerBase, data: Sequence[AnyRows]
+) -> None:
+    """Whether every role's model takes what the job gives it."""
+    from rlhf_ray.models import fit
+
+    for prompts in data:
+        fit.check_tokens("policy.model.path", config.policy.model, tokenizer, prompts)
+    longest = max(map(fit.longest_sequence, data)) + config.rollout.max_new_tokens
+    fit.check_room("policy.model.path", config.policy.model, longest)
+    if config.uses_value and config.value.model.path:
+        fit.check_model("value.model.path", config.value.model, "critic", is_trained=True)
+        fit.check_room("value.model.path", config.value.model, longest)
+    if config.uses_reference_role and config.reference.model.path:
+        fit.check_model("reference.model.path", config.reference.model, "causal", is_trained=False)
+        fit.check_room("reference.model.path", config.reference.model, longest)
+    if config.reward.model.path:
+        fit.check_scorer(config.reward.model, longest)
+
+
+def specs(config: OnlineConfig, data: OnlineData) -> dict[str, Spec]:
+    """What each role of the job is made from; what builds experience needs the loaded rewards."""
+    made: dict[str, Spec] = {
+        "rollout": RolloutSpec(rollout=config.rollout, end_token_ids=data.end_token_ids),
+        "policy": PolicySpec(
+            learner=config.policy,
+            algorithm=config.algorithm,
+            temperature=config.rollout.temperature,
+            max_new_tokens=config.rollout.max_new_tokens,
+            total_steps=config.policy_updates,
+            replay_folder=str(Path(config.run_dir) / "skipped" / "policy"),
+            seed=config.seed,
+        ),
+        "reward": RewardSpec(
+            reward=config.reward,
+            timeout_s=config.timeouts.reward_s,
+            vocabulary=data.vocabulary,
+            end_token_ids=data.end_token_ids,
+        ),
+    }
+    if config.uses_reference_role:
+        model = config.reference.model.or_from(config.policy.model)
+        made["reference"] = ReferenceSpec(
+            reference=config.reference.model_copy(update={"model": model}),
+            temperature=config.rollout.temperature,
+        )
+    if config.uses_value:
+        made["value"] = _value_spec(config)
+    return made
+
+
+def _value_spec(config: OnlineConfig) -> ValueSpec:
+    model = config.value.model.or_from(config.policy.model)
+    learner: LearnerConfig = config.value.model_copy(update={"model": model})
+    return ValueSpec(
+        learner=learner,
+        algorithm=config.algorithm,
+        max_new_tokens=config.rollout.max_new_tokens,
+        total_steps=config.value_updates,
+        replay_folder=str(Path(config.run_dir) / "skipped" / "value"),
+        seed=config.seed,
+    )
+
+
+async def load_roles(
+    config: OnlineConfig, data: OnlineData, specs: Mapping[str, Spec], pool: Pool
+) -> Roles:
+    """Load the models, and connect trainer and engines."""
+    rollout: RolloutEngine = await pool.load("rollout", specs["rollout"])
+    await rollout.sleep(level=2)  # the job begins with a publication
+    others = [role for role in specs if role != "rollout"]
+    loaded = await asyncio.gather(*(pool.load(role, specs[role]) for role in others))
+    roles = dict(zip(others, loaded, strict=True))
+    await pool.connect(first_of(data.prompts, SEARCHED_PROMPTS))
+    reward: WeightedReward = roles["reward"]
+    experience = ExperienceSpec(
+        algorithm=config.algorithm,
+        shaping=config.reward.shaping,
+        max_new_tokens=config.rollout.max_new_tokens,
+        reward_weights=reward.weights,
+    )
+    return Roles(
+        rollout=rollout,
+        policy=roles["policy"],
+        reward=reward,
+        experience=await pool.load("experience", experience),
+        reference=roles.get("reference"),
+        value=roles.get("value"),
+    )
+
+
+def _loop(
+    config: OnlineConfig, data: OnlineData, roles: Roles, log: MetricsLog, usage: Usage
+) -> Loop:
+    from rlhf_ray.loops.online import OnlineLoop
+
+    return OnlineLoop(
+        config,
+        roles,
+        data.prompts,
+        Evaluation(config, data.eval_prompts),
+        log,
+        num_policy_ranks=config.placement.policy.ranks,
+        num_value_ranks=config.placement.value.ranks,
+        usage=usage,
+    )
+
+
+def _job(config: type[OnlineConfig]) -> Job[OnlineConfig, OnlineData, Roles]:
+    return Job(
+        config=config,
+        rows=rows_of,
+        load=load,
+        specs=specs,
+        roles=load_roles,
+        loop=_loop,
+        headline=("eval/reward_mean", "rollout/reward_mean"),
+    )
+
+
+PPO, GRPO = _job(PpoConfig), _job(GrpoConfig)
