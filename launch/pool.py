@@ -12,7 +12,7 @@ from dataclasses import replace
 import ray
 from ray.exceptions import RayError
 
-from actors.cluster.role import RoleSpec
+from actors.cluster.role_spec import RoleSpec
 from actors.pool.pool import Pool
 from actors.pool.record import PoolInUseError, PoolRecord, end_orphans, release_groups
 from actors.pool.standing_cluster import Process, StandingCluster

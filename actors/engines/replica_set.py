@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.engines.rollout import RolloutReplica
 from actors.engines.sampling import Ending
 from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutGroup, SleepLevel

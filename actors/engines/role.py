@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.engines.rollout import RolloutReplica
 from actors.engines.spec import EngineSpec
 from rlhf_ray.config.base import TimeoutConfig

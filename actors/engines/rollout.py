@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.cluster.gpus import require_engine
 from actors.cluster.network import use_cluster_network
-from actors.cluster.role import control
+from actors.cluster.role_spec import control
 from actors.engines.report import EngineLoad, engine_stat_logger
 from actors.engines.sampling import ANSWER_S, Ending, SamplingEngine
 from actors.engines.shared_memory import outlive_actor

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.cluster.role import RoleActor, RoleHandle
+from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleActor
 from rlhf_ray.errors import RlhfRayError
 
 # An idle actor answers at once; one that still does what a dead job asked of it may take a while.

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
-from actors.cluster.role import Hosted
-from actors.pool.places import shared_host
+from actors.cluster.exports import export
+from actors.cluster.role_handle import Hosted
+from actors.cluster.run_files import RunFiles
+from actors.pool.places import places_of, shared_host
 from actors.pool.record import PoolRecord
 from actors.pool.state import PoolState
 from actors.weights.held_model import HeldModel
 from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.run import JobConfig
 
 
 class HostingActor(Protocol):
@@ -46,6 +50,7 @@ class ResidentModels:
         timeouts: Of its calls.
         record: Of a standing pool, which remembers the state.
         wanted: Folders of results that jobs to come start from.
+        files: How the job's files come to nodes that do not see this machine's folders.
     """
 
     def __init__(self, timeouts: TimeoutConfig, record: PoolRecord | None) -> None:
@@ -53,6 +58,12 @@ class ResidentModels:
         self.timeouts, self.record = timeouts, record
         self.state = PoolState() if record is None else record.state
         self.wanted: frozenset[str] = frozenset()
+        self.files = RunFiles()
+
+    def files_of(self, role: str) -> RunFiles:
+        """The files of a role's ranks."""
+        places = places_of(role, self.state.groups, self.state.places)
+        return self.files.of_ranks([place.node_id for place in places])
 
     async def load(self, role: str, spec: Any, *, path: str, leaves: bool = False) -> None:
         """Have a role's ranks host what `spec` describes, in place of what they host.
@@ -91,6 +102,23 @@ class ResidentModels:
         for other, ranks in self.state.roles.items():
             if host and ranks.hosted and shared_host(other, self.state.groups) == host:
                 await ranks.call(HostingActor.offload, timeout_s=self.timeouts.call_s)()
+
+    async def finish(self, config: JobConfig, role: str, tokenizer_path: str) -> None:
+        """Write a job's result to `export` in its folder; keep it in memory for jobs to come.
+
+        The folder always gets configuration and tokenizer, the weights as `checkpoint.export` says
+        so. On a standing pool it stays in memory until the role's next job ends.
+
+        Args:
+            config: Of the job.
+            role: That was trained.
+            tokenizer_path: Where the run's tokenizer is.
+        """
+        folder, weights = str(Path(config.run_dir) / "export"), config.checkpoint.export != "never"
+        handle, files, call_s = self.state.roles[role], self.files_of(role), self.timeouts.call_s
+        await export(handle, files, folder, tokenizer_path, weights=weights, timeout_s=call_s)
+        if self.record is not None or folder in self.wanted:
+            await self._keep(role, folder)
 
     async def want(self, folders: Iterable[str]) -> None:
         """Keep results that are written to these folders in memory, and free all others."""

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from actors.cluster.busy import BusyClock
-from actors.cluster.exports import export
-from actors.cluster.role import RoleHandle, RoleSpec
-from actors.cluster.run_files import RunFiles
+from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleSpec
 from actors.cluster.turns import Turns
 from actors.pool import placement, processes
 from actors.pool.health import fault_of
@@ -25,7 +23,6 @@ from actors.pool.record import PoolRecord
 from actors.pool.state import PoolState
 from actors.pool.usage import usage_of
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
-from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RlhfRayError
 from rlhf_ray.roles import Metrics
 
@@ -36,7 +33,6 @@ class Pool(ResidentModels):
     """Named actors on placement groups, kept until `close`.
 
     Attributes:
-        files: How the job's files come to nodes that do not see this machine's folders.
         gpu_turns: Of the roles that live on the same GPUs, by the role whose GPUs they are.
         busy: Of each role and those beside it.
     """
@@ -55,7 +51,6 @@ class Pool(ResidentModels):
         self.name = name
         self.gpu_turns: dict[str, Turns] = {}
         self.busy: dict[str, BusyClock] = {}
-        self.files = RunFiles()
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
         """Reserve the GPUs of every role that is not placed yet.
@@ -76,10 +71,6 @@ class Pool(ResidentModels):
     def places_of(self, role: str) -> list[Place]:
         """Where each rank of a placed role goes."""
         return places_of(role, self.state.groups, self.state.places)
-
-    def files_of(self, role: str) -> RunFiles:
-        """The files of a role's ranks."""
-        return self.files.of_ranks([place.node_id for place in self.places_of(role)])
 
     async def start(self, role: str, spec: RoleSpec) -> RoleHandle[Any]:
         """A role's actors, started unless they run; those of another specification are replaced.
@@ -148,23 +139,6 @@ class Pool(ResidentModels):
             call_s = self.timeouts.call_s
             if role in idle and not await handle.spec.leave_gpus(handle, timeout_s=call_s):
                 await self.end(role)
-
-    async def finish(self, config: JobConfig, role: str, tokenizer_path: str) -> None:
-        """Write a job's result to `export` in its folder; keep it in memory for jobs to come.
-
-        The folder always gets configuration and tokenizer, the weights as `checkpoint.export` says
-        so. On a standing pool it stays in memory until the role's next job ends.
-
-        Args:
-            config: Of the job.
-            role: That was trained.
-            tokenizer_path: Where the run's tokenizer is.
-        """
-        folder, weights = str(Path(config.run_dir) / "export"), config.checkpoint.export != "never"
-        handle, files, call_s = self.state.roles[role], self.files_of(role), self.timeouts.call_s
-        await export(handle, files, folder, tokenizer_path, weights=weights, timeout_s=call_s)
-        if self.record is not None or folder in self.wanted:
-            await self._keep(role, folder)
 
     async def usage(self, roles: Iterable[str]) -> Metrics:
         """What some roles needed since the last time: `wait/*`, `memory/*` and `engine/*`."""

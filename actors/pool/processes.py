@@ -9,7 +9,8 @@ from typing import Any
 
 import ray
 
-from actors.cluster.role import CONTROL_GROUP, CONTROL_THREADS, RoleActor, RoleHandle, RoleSpec
+from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import CONTROL_GROUP, CONTROL_THREADS, RoleActor, RoleSpec
 from actors.pool.placement import strategy_of
 from actors.pool.places import Place
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig

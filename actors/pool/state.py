@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.pool.places import Place
 from actors.weights.held_model import HeldModel
 from rlhf_ray.config.base import GroupConfig

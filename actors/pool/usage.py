@@ -8,7 +8,8 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
-from actors.cluster.role import RoleActor, RoleHandle
+from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleActor
 from rlhf_ray.roles import Metrics
 
 # How ranks name the time that they moved models in, and how a step does.

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.ranks.rank import Rank
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.roles import Metrics, Ref, RolloutGroup, SampleArrays, SampleId, ScoredGroup

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
 
-from actors.cluster.role import RoleHandle, put
+from actors.cluster.role_handle import RoleHandle, put
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.roles import Ref, RolloutGroup, SampleArrays, SampleId

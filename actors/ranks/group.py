@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import Rank
 from rlhf_ray.config.base import TimeoutConfig

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.cluster.role import control
+from actors.cluster.role_spec import control
 from actors.ranks.rank import Rank, free_memory, free_pinned_memory
 from actors.weights.held_model import HeldModel, in_reach, put_share
 from rlhf_ray.disk import room_for

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.cluster.network import HeldPort
-from actors.cluster.role import put
+from actors.cluster.role_handle import put
 from actors.ranks.forward import Pass, by_row, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from actors.cluster.role import RoleHandle, put
+from actors.cluster.role_handle import RoleHandle, put
 from actors.ranks.forward import Pass, by_row, forward
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank

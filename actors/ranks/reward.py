@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from actors.cluster.role import RoleHandle, put
+from actors.cluster.role_handle import RoleHandle, put
 from actors.ranks.forward import Pass, by_row, rows_of
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank

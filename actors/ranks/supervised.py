@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from actors.cluster.role import put
+from actors.cluster.role_handle import put
 from actors.ranks.hosting import HostingRank
 from actors.ranks.policy import PolicyRank
 from actors.ranks.reward import RewardRank

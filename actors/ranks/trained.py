@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from actors.cluster.exports import export
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.cluster.run_files import RunFiles
 from actors.ranks.group import R, RankGroup
 from actors.ranks.hosting import HostingRank

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from actors.cluster.role import put
+from actors.cluster.role_handle import put
 from actors.ranks.forward import Pass, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.cluster.ray_metrics import RaySink
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.sampling import Ending
 from actors.pool.pool import Pool

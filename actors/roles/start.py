@@ -7,7 +7,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from actors.cluster.role import RoleHandle, RoleSpec
+from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleSpec
 from actors.engines.role import ReplicaSpec
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceRank

@@ -14,7 +14,7 @@ import ray
 import torch
 
 from actors.cluster.deadline import get
-from actors.cluster.role import Answer
+from actors.cluster.role_handle import Answer
 from actors.weights.bucket import pack
 from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
 from rlhf_ray.errors import RunError

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from actors.cluster.role import Answer, RoleHandle
+from actors.cluster.role_handle import Answer, RoleHandle
 from rlhf_ray.config.publication import Backend
 from rlhf_ray.types import Rollout
 

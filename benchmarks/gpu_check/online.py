@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.engines.rollout import RolloutReplica
 from actors.pool.pool import Pool
 from actors.roles.job_pool import JobPool

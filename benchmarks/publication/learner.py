@@ -77,7 +77,7 @@ class Rank:
 
     def connect(self, case: Case, port: int) -> None:
         """Open the way to the engine."""
-        from actors.cluster.role import RoleHandle
+        from actors.cluster.role_handle import RoleHandle
         from actors.weights.publisher import open_publisher
         from actors.weights.sync_spec import SyncSpec
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.pool.pool import Pool
 from actors.roles.job_pool import JobPool
 from launch.run.folder import run_folder

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from actors.cluster.deadline import get
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.pool.pool import Pool
 from actors.ranks.group import RankSpec
 from actors.ranks.reward import RewardRank

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jobs import TWO_RANKS_SHARED, inside, on_ranks, run_loop, start_roles, train, weights_of
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.publication import publish
 

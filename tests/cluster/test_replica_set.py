@@ -8,7 +8,7 @@ import itertools
 import pytest
 import ray
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.sampling import Ending
 from rlhf_ray.errors import RunError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.engines.role import ReplicaSpec
 from actors.engines.spec import EngineSpec
 from actors.pool import processes

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.weights import publisher
 from actors.weights.publisher import VllmPublisher
 from actors.weights.sync_spec import SyncSpec

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.ranks.group import RankGroup
 from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import RewardWorker

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import ray
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.cluster.turns import Turns
 from actors.ranks.group import RankGroup
 from actors.ranks.policy import PolicyGroup

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from actors.cluster.busy import BusyClock
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.cluster.turns import Turns
 from actors.engines.report import EngineLoad
 from actors.pool.usage import usage_of

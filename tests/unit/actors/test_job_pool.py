@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.cluster.run_files import RunFiles
 from actors.engines.replica_set import ReplicaSet
 from actors.ranks.experience import ExperienceGroup

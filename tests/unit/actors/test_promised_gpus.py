@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from actors.cluster import gpus
-from actors.cluster.role import RoleHandle
+from actors.cluster.role_handle import RoleHandle
 from actors.engines.rollout import RolloutReplica
 from actors.pool.processes import environment
 from actors.ranks.group import RankSpec
