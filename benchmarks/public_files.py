@@ -28,7 +28,7 @@ import yaml
 
 from launch.tables.rows import print_look
 from rlhf_ray.config.jobs import JOBS, AnyJob
-from rlhf_ray.data.chat.templates import CHAT_TEMPLATES
+from rlhf_ray.data.chat.tokenizer import CHAT_TEMPLATES
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.look import Look, look
 from rlhf_ray.errors import ConfigError

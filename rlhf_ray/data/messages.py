@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.json_values import json_value, unfolded
-from rlhf_ray.data.row import Messages, Text
+from rlhf_ray.data.row import REASONING, Messages, Text
 
 # What data sets call the tools that stand beside a chat: OpenAI first and formerly, Toucan.
 TOOLS = ("tools", "functions", "available_tools")
@@ -35,7 +35,6 @@ _ROLES = {
     "tool_calls": "assistant",
 }
 _CALLING = ("function_call", "tool_call", "tool_calls")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
 # Whether a turn is trained: OpenAI, LLaMA-Factory, axolotl, ms-swift, others.
 _WEIGHTS = (
     "weight", "loss_weight", "train", "training", "trainable", "loss", "loss_mask",
@@ -48,7 +47,7 @@ _WRITTEN = re.compile(r"\s*\[\s*\{")
 _PRINTED = re.compile(r"\s*\[\s*\{\s*'(role|from|content|value)'\s*:")
 _CONSUMED = {
     "role", "from", "content", "value", "tool_calls", "function_call", "train_detail",
-    *_REASONING, *_WEIGHTS,
+    *REASONING, *_WEIGHTS,
 }  # fmt: skip
 
 
@@ -149,7 +148,7 @@ def parse_message(message: Any, where: str, place: str) -> dict[str, Any]:
     parsed |= {"role": role, "content": content or ""}
     if calls:
         parsed["tool_calls"] = [_call(call, where, place) for call in calls]
-    reasoning = reasoning or next((message[key] for key in _REASONING if message.get(key)), "")
+    reasoning = reasoning or next((message[key] for key in REASONING if message.get(key)), "")
     if not isinstance(reasoning, str):
         wrong("wrong type", f"must have its reasoning as text, got {short(reasoning)}")
     if reasoning:
@@ -180,11 +179,11 @@ def _parts(content: Any, where: str, place: str) -> tuple[str | None, list[Any],
             raise RowError(where, "images, video and audio are not supported", f"{place}: {kind!r}")
         if kind == "tool_call":
             calls += _listed(said, where, place)
-        elif not isinstance(said, str) or kind not in (*_TEXT_PARTS, *_REASONING):
-            known = ", ".join((*_TEXT_PARTS, *_REASONING, "tool_call"))
+        elif not isinstance(said, str) or kind not in (*_TEXT_PARTS, *REASONING):
+            known = ", ".join((*_TEXT_PARTS, *REASONING, "tool_call"))
             detail = f"{place} has a part of type {kind!r}; known: {known}"
             raise RowError(where, "wrong type", detail)
-        elif kind in _REASONING:
+        elif kind in REASONING:
             reasoning += said
         else:
             texts.append(said)

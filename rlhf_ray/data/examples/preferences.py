@@ -28,9 +28,8 @@ from rlhf_ray.data.formats.samples import (
 )
 from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.row import Text
-from rlhf_ray.data.rows.linked import LinkedRows
 from rlhf_ray.data.rows.records import LABELLED, RANKINGS, RecordKind
-from rlhf_ray.data.rows.rows import Rows
+from rlhf_ray.data.rows.rows import LinkedRows, Rows
 from rlhf_ray.types import IntArray, LabelledAnswer, Ranking
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ from rlhf_ray.data.files.binary import READ_ERRORS
 from rlhf_ray.data.files.json_rows import SPLIT_NAMES, rows_keys
 from rlhf_ray.data.files.kinds import kind_of_file
 from rlhf_ray.data.files.parsing import parse
-from rlhf_ray.data.files.split_files import named_splits, saved_splits
-from rlhf_ray.data.files.splits import parse_split
+from rlhf_ray.data.files.splits import named_splits, parse_split, saved_splits
 from rlhf_ray.data.row import Columns, Located
 
 _SHOWN_FILES = 3
