@@ -93,9 +93,13 @@ def adapted(tokenizer: Tokenizer, messages: Messages, where: str) -> list[dict[s
 
 def _with_reasoning_apart(message: dict[str, Any]) -> dict[str, Any]:
     """The message with the block of reasoning in its content as what it thought before it said."""
-    said = str(message["content"])
-    thought = reasoning_of(said).strip("\n")
-    return {"reasoning_content": thought, **message, "content": behind_reasoning(said).lstrip("\n")}
+    content = str(message["content"])
+    thought = reasoning_of(content).strip("\n")
+    return {
+        "reasoning_content": thought,
+        **message,
+        "content": behind_reasoning(content).lstrip("\n"),
+    }
 
 
 # What templates are is found by probes, and kept by all that a caller may change of a tokenizer.

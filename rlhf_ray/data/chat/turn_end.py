@@ -47,11 +47,11 @@ class TurnEnd:
     broken: str
     is_written: bool = True
 
-    def of(self, said: str) -> str:
+    def of(self, answer: str) -> str:
         """An answer as the template writes it, up to its end."""
         if not self.is_written:
-            return said + self.text
-        return said.removesuffix(self.rest) if said.endswith(self.text + self.rest) else said
+            return answer + self.text
+        return answer.removesuffix(self.rest) if answer.endswith(self.text + self.rest) else answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ def with_end(
 @functools.lru_cache(maxsize=16)
 def _turn_end(tokenizer: Tokenizer, chat_template: str, eos_token: str) -> TurnEnd | None:
     """The key holds all that a caller may change of a tokenizer."""
-    # A refusal is told once a chat is to be rendered.
+    # A refusal is reported once a chat is to be rendered.
     rendered = probe(tokenizer, [ASKED, {"role": "assistant", "content": PLACEHOLDER}]) or ""
     _, placeholder, behind = rendered.rpartition(PLACEHOLDER)
     if not placeholder:

@@ -209,11 +209,7 @@ def _folder(path: str, folder: Path) -> LocalData:
 
 
 def _checked(files: Iterable[Path]) -> list[DataFile]:
-    """Files that can be opened, and that end.
-
-    Raises:
-        DataError: One is not.
-    """
+    """Files that can be opened, and that end."""
     checked = []
     for file in files:
         _check(file)

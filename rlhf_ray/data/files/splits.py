@@ -98,14 +98,14 @@ def _saved_files(folder: Path) -> list[Path]:
 
 def _described(file: Path, key: str) -> list[Any]:
     try:
-        told = json.loads(file.read_text("utf-8"))[key]
+        listed = json.loads(file.read_text("utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file}: it must hold {key!r}, as save_to_disk writes it ({error!r})"
         ) from error
-    if not isinstance(told, list):
-        raise DataError(f"{file}: {key!r} must be a list, got {type(told).__name__}")
-    return told
+    if not isinstance(listed, list):
+        raise DataError(f"{file}: {key!r} must be a list, got {type(listed).__name__}")
+    return listed
 
 
 def named_splits(folder: Path, files: Sequence[Path]) -> Splits:
@@ -182,8 +182,8 @@ def _default_subset(readme: Path) -> Mapping[str, Any]:
         subsets = MetadataConfigs.from_dataset_card_data(DatasetCard.load(readme).data)
         default = subsets.get_default_config_name()
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        [said, *_] = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{readme}: what stands before its text is wrong: {said}") from error
+        [message, *_] = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{readme}: what stands before its text is wrong: {message}") from error
     if default is not None:
         subset: Mapping[str, Any] = subsets[default]
         return subset

@@ -88,15 +88,17 @@ def read(folder: Path, schema: pa.Schema) -> tuple[Any, RowReport] | None:
     from datasets import Dataset
 
     try:
-        told = json.loads((folder / _REPORT_FILE).read_text())
-        if _checksum(folder / ROWS_FILE) != told["checksum"]:
+        stored = json.loads((folder / _REPORT_FILE).read_text())
+        if _checksum(folder / ROWS_FILE) != stored["checksum"]:
             raise ValueError("its checksum is wrong")
         dataset = Dataset.from_file(str(folder / ROWS_FILE))
         dataset.data.validate()
         if not dataset.data.schema.equals(schema):
             raise ValueError(f"its columns are {dataset.data.schema.names}")
-        left_out = {name: LeftOut(**each) for name, each in told["report"].pop("left_out").items()}
-        report = RowReport(**told["report"], left_out=left_out)
+        left_out = {
+            name: LeftOut(**each) for name, each in stored["report"].pop("left_out").items()
+        }
+        report = RowReport(**stored["report"], left_out=left_out)
     except (
         FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError,
     ) as error:  # fmt: skip
@@ -118,9 +120,9 @@ def keep(file: RowFile, folder: Path, report: RowReport) -> None:
     Rows that no job has taken for some months make room.
     """
     try:
-        told = {"checksum": _checksum(file.path), "report": asdict(report)}
+        stored = {"checksum": _checksum(file.path), "report": asdict(report)}
         with (file.folder / _REPORT_FILE).open("w") as written:
-            json.dump(told, written)
+            json.dump(stored, written)
             written.flush()
             os.fsync(written.fileno())
         file.folder.rename(folder)
@@ -197,7 +199,7 @@ def file_digest(path: Path, folder: Path) -> bytes:
 def _kept_digest(kept: Path, stamp: list[int]) -> bytes:
     """The digest that was kept for this very state of a file; empty where none was."""
     try:
-        told = json.loads(kept.read_text())
-        return bytes.fromhex(told["sha256"]) if told["stamp"] == stamp else b""
+        stored = json.loads(kept.read_text())
+        return bytes.fromhex(stored["sha256"]) if stored["stamp"] == stamp else b""
     except (OSError, ValueError, KeyError, TypeError):
         return b""
