@@ -11,8 +11,8 @@ import pyarrow as pa
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.examples.tokenization import T, Tokenization
-from rlhf_ray.data.files.hub import HubData
 from rlhf_ray.data.files.local import LocalData
+from rlhf_ray.data.files.sources import HubData
 from rlhf_ray.data.files.splits import parse_split
 from rlhf_ray.data.loading.cache import decided_by
 from rlhf_ray.data.loading.passes import Check, Passes, sources_of
