@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from rlhf_ray.models.reward_scorer import ModelScore
 
 from actors.cluster.role_handle import RoleHandle
 from actors.ranks.group import RankGroup
@@ -18,6 +17,7 @@ from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import RewardWorker
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.learner.reward_scorer import ModelScore
 from rlhf_ray.roles import RolloutGroup
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
