@@ -61,7 +61,7 @@ class Rank:
     def load(self, case: Case, folder: str) -> None:
         """Host the policy of a case."""
         from rlhf_ray.config.algorithm import AlgorithmConfig
-        from rlhf_ray.learner.policy import PolicyLearner
+        from rlhf_ray.learner.build import engine_builder, make_learner
         from rlhf_ray.specs import PolicySpec
 
         spec = PolicySpec(
@@ -73,36 +73,42 @@ class Rank:
             replay_folder=folder,
             seed=0,
         )
-        self.learner = PolicyLearner(spec, device=torch.device("cpu"))
+        builder = engine_builder(spec, device=torch.device("cpu"))
+        self.learner = make_learner(spec, builder)
 
     def connect(self, case: Case, port: int) -> None:
         """Open the way to the engine."""
+        from actors.cluster.role_handle import RoleHandle
         from actors.weights.publisher import open_publisher
         from actors.weights.sync_spec import SyncSpec
 
         spec = SyncSpec(
             backend=case.backend,
-            replicas=(Replica(self.place.workers),),
-            names=("replica",),
             gpus_per_replica=len(self.place.workers),
             bucket_bytes=BUCKET_BYTES,
             timeout_s=ANSWER_S,
         )
+        self.replicas = RoleHandle("rollout", {"replica": Replica(self.place.workers)})
         with on_card(self.place.rank):
             self.publisher = open_publisher(
-                self.learner.lm, spec, rank=self.place.rank, host="127.0.0.1", port=port
+                self.learner.lm,
+                spec,
+                self.replicas,
+                rank=self.place.rank,
+                host="127.0.0.1",
+                port=port,
             )
 
     def publish(self, version: int) -> None:
         """Send the weights."""
         with on_card(self.place.rank):
-            self.publisher.publish(version)
+            self.publisher.publish(version, self.replicas)
 
     def publish_new(self, version: int, weights: Mapping[str, torch.Tensor]) -> None:
         """Send other weights as soon as the model has them."""
         with on_card(self.place.rank):
             overwrite(self.learner.lm, weights)
-            self.publisher.publish(version)
+            self.publisher.publish(version, self.replicas)
 
     def take_races(self) -> list[str]:
         """See `Streams`."""
@@ -119,7 +125,9 @@ def overwrite(lm: Any, weights: Mapping[str, torch.Tensor]) -> None:
     """Give every parameter its new numbers, as optimisers do: each rank its part."""
     import deepspeed
 
+    from rlhf_ray.models.sharding import is_sharded
+
     for name, parameter in lm.named_parameters():
-        spread = hasattr(parameter, "ds_id")
+        spread = is_sharded(parameter)
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=spread):
             parameter.copy_(weights[name])
