@@ -29,8 +29,8 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.tiny_models import VOCAB_SIZE, family_names, tiny
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.learner.base import freeze_unreached
 from rlhf_ray.learner.export import export_model
-from rlhf_ray.learner.reach import freeze_unreached
 from rlhf_ray.learner.weights import require_mergeable
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import with_adapter

@@ -32,8 +32,8 @@ from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models import attention
 from rlhf_ray.models.check import settle
-from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.models.heads import TokenScorer, ValueModel
+from rlhf_ray.models.modes import CheckedModel
 from rlhf_ray.models.reward import RewardModel
 
 ROLES = ("policy", "critic", "reward model")

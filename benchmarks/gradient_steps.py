@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import deepspeed
 import numpy as np
 import peft
 import torch
@@ -20,10 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
-from rlhf_ray.learner.engine import StepResult
+from rlhf_ray.learner.build import Spec, engine_builder, make_learner
+from rlhf_ray.learner.engine import ParallelDims, StepResult
 from rlhf_ray.learner.policy import PolicyLearner
-from rlhf_ray.learner.supervised import supervised_learner
-from rlhf_ray.learner.value import ValueLearner
+from rlhf_ray.models.sharding import gathered
 from rlhf_ray.packing import MinibatchPlan, UpdatePlan
 from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
 from rlhf_ray.types import (
@@ -49,18 +48,16 @@ LEARNERS = ("policy", "value", *JOBS)
 
 
 class PlainEngine:
-    """Stands in for `TrainingEngine`, with nothing but PyTorch: the oracle's.
+    """A `TrainingEngine` with nothing but PyTorch: the oracle's.
 
     Attributes:
-        engine: DeepSpeed's: there is none.
         gradients: Of the last step, by the names of the parameters.
     """
 
-    engine = None
-
-    def __init__(self, module: torch.nn.Module, config: LearnerConfig, *, total_steps: int) -> None:
+    def __init__(self, module: torch.nn.Module) -> None:
         """Take the module as it is."""
-        self.module, self.num_skipped_in_a_row = module, 0
+        self.module, self.dims = module, ParallelDims.of_world()
+        self.num_skipped_in_a_row = 0
         self.gradients: dict[str, torch.Tensor] = {}
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
@@ -89,6 +86,27 @@ class PlainEngine:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+class PlainBuilder:
+    """An `EngineBuilder` of the oracle's."""
+
+    shards_weights = False
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing is made before the model is there."""
+        self.device = device
+
+    def loading(self) -> AbstractContextManager[None]:
+        """As it is."""
+        return nullcontext()
+
+    def train(self, module: torch.nn.Module, *, total_steps: int) -> PlainEngine:
+        """Without a schedule."""
+        return PlainEngine(module)
+
+    def close(self) -> None:
+        """Nothing lies outside of the process."""
 
 
 def save_model(folder: Path) -> Path:
@@ -122,33 +140,30 @@ def learner_of(
     config = LearnerConfig.model_validate(
         {"max_tokens_per_micro_batch": 4096, "logits_chunk_tokens": 16, **settings}
     )
+    spec = _spec_of(name, config)
+    builder: Any = PlainBuilder(device) if plain else engine_builder(spec, device=device)
+    random_adapters = partial(peft.LoraConfig, init_lora_weights=False)
+    with mock.patch("peft.LoraConfig", random_adapters):
+        return make_learner(spec, builder)
+
+
+def _spec_of(name: str, config: LearnerConfig) -> Spec:
     common = {"learner": config, "total_steps": 100, "replay_folder": "", "seed": 0}
-    with ExitStack() as stack:
-        random_adapters = partial(peft.LoraConfig, init_lora_weights=False)
-        stack.enter_context(mock.patch("peft.LoraConfig", random_adapters))
-        if plain:
-            stack.enter_context(mock.patch("rlhf_ray.learner.base.TrainingEngine", PlainEngine))
-        if name == "policy":
-            kl = {"where": "loss", "coefficient": KL_COEFFICIENT}
-            algorithm = {"advantage": "gae", "entropy_coefficient": 0.01, "kl": kl}
-            spec = PolicySpec(
-                **common,
-                algorithm=AlgorithmConfig.model_validate(algorithm),
-                temperature=0.9,
-                max_new_tokens=24,
-            )
-            return PolicyLearner(spec, device=device)
-        if name == "value":
-            algorithm_config = AlgorithmConfig(advantage="gae")
-            return ValueLearner(
-                ValueSpec(**common, algorithm=algorithm_config, max_new_tokens=24), device=device
-            )
-        kind, job = JOBS[name]
-        role = "reward" if kind is RmConfig else "policy"
-        made = kind.model_validate({"data": {"path": "unused"}, role: config, **job})
-        return supervised_learner(
-            SupervisedSpec(job=made, total_steps=100, replay_folder=""), device=device
+    if name == "policy":
+        kl = {"where": "loss", "coefficient": KL_COEFFICIENT}
+        algorithm = {"advantage": "gae", "entropy_coefficient": 0.01, "kl": kl}
+        return PolicySpec(
+            **common,
+            algorithm=AlgorithmConfig.model_validate(algorithm),
+            temperature=0.9,
+            max_new_tokens=24,
         )
+    if name == "value":
+        return ValueSpec(**common, algorithm=AlgorithmConfig(advantage="gae"), max_new_tokens=24)
+    kind, job = JOBS[name]
+    role = "reward" if kind is RmConfig else "policy"
+    made = kind.model_validate({"data": {"path": "unused"}, role: config, **job})
+    return SupervisedSpec(job=made, total_steps=100, replay_folder="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,11 +220,7 @@ def step_of(name: str, plain: Any) -> Step:
 def whole_weights(learner: Any) -> dict[str, torch.Tensor]:
     """Every weight as it takes part in a pass, in float32."""
     parameters = dict(learner.engine.module.named_parameters())
-    is_spread = any(hasattr(parameter, "ds_id") for parameter in parameters.values())
-    gathered = (
-        deepspeed.zero.GatheredParameters(list(parameters.values())) if is_spread else nullcontext()
-    )
-    with gathered:
+    with gathered(list(parameters.values())):
         return {name: p.detach().float().clone() for name, p in parameters.items()}
 
 

@@ -1,5 +1,8 @@
 """Which rows go into which micro-batch of which rank: pure planning, no tensors.
 
+A rank here is a data-parallel one: rows are dealt out to `data_parallel_size` of them. Where an
+engine has several processes work on the same rows, a role has more ranks than its plans.
+
 Three properties that the learner rests on:
 
 * Every rank runs the same number of micro-batches in a minibatch. Under ZeRO-3 each forward and
@@ -33,7 +36,7 @@ class MinibatchPlan:
     Attributes:
         micro_batches_by_rank: Rank -> micro-batch -> row. All ranks have equally many
             micro-batches; an empty tuple is an empty micro-batch.
-        num_tokens: The policy's own response tokens of all rows on all ranks.
+        num_tokens: Tokens of all rows on all ranks that enter the loss.
         num_sequences: Rows with at least one such token, on all ranks.
     """
 
@@ -51,9 +54,9 @@ class UpdatePlan:
 
 def plan_update(
     lengths_B: Sequence[int],
-    own_tokens_B: Sequence[int],
+    loss_tokens_B: Sequence[int],
     *,
-    num_ranks: int,
+    data_parallel_size: int,
     max_tokens_per_micro_batch: int,
     num_minibatches: int,
     num_epochs: int,
@@ -67,8 +70,8 @@ def plan_update(
 
     Args:
         lengths_B: Prompt and response tokens of each row.
-        own_tokens_B: Tokens of each row that enter the loss.
-        num_ranks: Ranks of the role that is updated.
+        loss_tokens_B: Tokens of each row that enter the loss.
+        data_parallel_size: Data-parallel ranks of the role that is updated.
         max_tokens_per_micro_batch: Budget of one pass on one rank; a longer row goes alone.
         num_minibatches: Optimiser steps an epoch.
         num_epochs: Passes over all rows.
@@ -76,17 +79,21 @@ def plan_update(
         padded: Whether a micro-batch costs rows x longest row, or the sum of its lengths.
 
     Raises:
-        ValueError: No rows, a row without tokens, more own tokens than tokens, or a count below 1.
+        ValueError: No rows, a row without tokens, more loss tokens than tokens, or a count below 1.
     """
-    _check(lengths_B, num_ranks=num_ranks, max_tokens_per_micro_batch=max_tokens_per_micro_batch)
+    _check(
+        lengths_B,
+        data_parallel_size=data_parallel_size,
+        max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+    )
     _at_least_one(num_minibatches=num_minibatches, num_epochs=num_epochs, rows=len(lengths_B))
-    if len(own_tokens_B) != len(lengths_B):
+    if len(loss_tokens_B) != len(lengths_B):
         raise ValueError(
-            f"own_tokens_B must have {len(lengths_B)} entries, got {len(own_tokens_B)}"
+            f"loss_tokens_B must have {len(lengths_B)} entries, got {len(loss_tokens_B)}"
         )
-    for row, (own, length) in enumerate(zip(own_tokens_B, lengths_B, strict=True)):
-        if not 0 <= own <= length:
-            raise ValueError(f"row {row}: own tokens must be 0 to its length {length}, got {own}")
+    for row, (num, length) in enumerate(zip(loss_tokens_B, lengths_B, strict=True)):
+        if not 0 <= num <= length:
+            raise ValueError(f"row {row}: loss tokens must be 0 to its length {length}, got {num}")
 
     minibatches = []
     for epoch in range(num_epochs):
@@ -97,10 +104,10 @@ def plan_update(
             minibatches.append(
                 MinibatchPlan(
                     micro_batches_by_rank=_spread(
-                        rows, lengths_B, num_ranks, max_tokens_per_micro_batch, padded
+                        rows, lengths_B, data_parallel_size, max_tokens_per_micro_batch, padded
                     ),
-                    num_tokens=sum(int(own_tokens_B[row]) for row in rows),
-                    num_sequences=sum(own_tokens_B[row] > 0 for row in rows),
+                    num_tokens=sum(int(loss_tokens_B[row]) for row in rows),
+                    num_sequences=sum(loss_tokens_B[row] > 0 for row in rows),
                 )
             )
     return UpdatePlan(minibatches=tuple(minibatches))
@@ -109,7 +116,7 @@ def plan_update(
 def plan_forward(
     lengths_B: Sequence[int],
     *,
-    num_ranks: int,
+    data_parallel_size: int,
     max_tokens_per_micro_batch: int,
     padded: bool,
 ) -> RankedMicroBatches:
@@ -120,9 +127,13 @@ def plan_forward(
     Raises:
         ValueError: A row without tokens, or a count below 1.
     """
-    _check(lengths_B, num_ranks=num_ranks, max_tokens_per_micro_batch=max_tokens_per_micro_batch)
+    _check(
+        lengths_B,
+        data_parallel_size=data_parallel_size,
+        max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+    )
     rows = range(len(lengths_B))
-    return _spread(rows, lengths_B, num_ranks, max_tokens_per_micro_batch, padded)
+    return _spread(rows, lengths_B, data_parallel_size, max_tokens_per_micro_batch, padded)
 
 
 def cut_to_rectangles(
@@ -154,13 +165,17 @@ def cost_of(rows: Sequence[int], lengths_B: Sequence[int], *, padded: bool) -> i
 
 
 def _spread(
-    rows: Sequence[int], lengths_B: Sequence[int], num_ranks: int, budget: int, padded: bool
+    rows: Sequence[int],
+    lengths_B: Sequence[int],
+    data_parallel_size: int,
+    budget: int,
+    padded: bool,
 ) -> RankedMicroBatches:
     """Balance rows over ranks, pack them, and give all ranks the same number of micro-batches."""
     longest_first = sorted(rows, key=lambda row: (-lengths_B[row], row))
     by_rank = [
         _pack(rank_rows, lengths_B, budget, padded)
-        for rank_rows in _balance(longest_first, lengths_B, num_ranks)
+        for rank_rows in _balance(longest_first, lengths_B, data_parallel_size)
     ]
     num_micro_batches = max(len(micro_batches) for micro_batches in by_rank)
     for micro_batches in by_rank:
@@ -172,16 +187,16 @@ def _spread(
 
 
 def _balance(
-    longest_first: Sequence[int], lengths_B: Sequence[int], num_ranks: int
+    longest_first: Sequence[int], lengths_B: Sequence[int], data_parallel_size: int
 ) -> list[list[int]]:
     """Give each row to the rank with the fewest tokens; loads then differ by one row at most.
 
     Graham's longest-processing-time rule (1969, "Bounds on multiprocessing timing anomalies").
     """
-    rows_by_rank: list[list[int]] = [[] for _ in range(num_ranks)]
-    tokens_by_rank = [0] * num_ranks
+    rows_by_rank: list[list[int]] = [[] for _ in range(data_parallel_size)]
+    tokens_by_rank = [0] * data_parallel_size
     for row in longest_first:
-        rank = min(range(num_ranks), key=tokens_by_rank.__getitem__)
+        rank = min(range(data_parallel_size), key=tokens_by_rank.__getitem__)
         rows_by_rank[rank].append(row)
         tokens_by_rank[rank] += int(lengths_B[row])
     return rows_by_rank
@@ -218,8 +233,12 @@ def _grow(micro_batches: list[list[int]], num_micro_batches: int) -> None:
         del fullest[half:]
 
 
-def _check(lengths_B: Sequence[int], *, num_ranks: int, max_tokens_per_micro_batch: int) -> None:
-    _at_least_one(num_ranks=num_ranks, max_tokens_per_micro_batch=max_tokens_per_micro_batch)
+def _check(
+    lengths_B: Sequence[int], *, data_parallel_size: int, max_tokens_per_micro_batch: int
+) -> None:
+    _at_least_one(
+        data_parallel_size=data_parallel_size, max_tokens_per_micro_batch=max_tokens_per_micro_batch
+    )
     for row, length in enumerate(lengths_B):
         if length < 1:
             raise ValueError(f"row {row}: a length must be at least 1 token, got {length}")

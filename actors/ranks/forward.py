@@ -36,7 +36,7 @@ class Pass:
         cls,
         groups: Sequence[RolloutGroup],
         *,
-        num_ranks: int,
+        data_parallel_size: int,
         max_tokens_per_micro_batch: int,
         padded: bool,
     ) -> Pass:
@@ -47,7 +47,7 @@ class Pass:
             samples_B=tuple(sample for group in groups for sample in group.samples_G),
             plan=plan_forward(
                 [summary.num_tokens for summary in summaries_B],
-                num_ranks=num_ranks,
+                data_parallel_size=data_parallel_size,
                 max_tokens_per_micro_batch=max_tokens_per_micro_batch,
                 padded=padded,
             ),
@@ -74,7 +74,7 @@ async def forward(
     """An inference pass over groups; each rank leaves its arrays in the object store."""
     work = Pass.over(
         groups,
-        num_ranks=len(ranks),
+        data_parallel_size=len(ranks),
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         padded=config.padded,
     )

@@ -16,10 +16,9 @@ from actors.weights.held_model import HeldModel, in_reach, put_share
 from rlhf_ray.disk import room_for
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Evaluated, Hardware, Metrics
-from rlhf_ray.specs import PolicySpec, ReferenceSpec, SupervisedSpec, ValueSpec
 
 if TYPE_CHECKING:
-    from rlhf_ray.learner.residency import Residency
+    from rlhf_ray.learner.engine import EngineBuilder, Residency
 
 
 class HostingRank(Rank):
@@ -32,7 +31,7 @@ class HostingRank(Rank):
         learner: What is hosted; None before the first `load`.
         residency: Where it is.
         learner_path: Where other roles find the learner's result, once it was kept.
-        drive: The folder that it offloads to; None where it offloads to none.
+        builder: Brought it into its engine, and removes what that leaves outside of the process.
         kept: References to what this rank put into the object store, by the models' paths. They
             are held here as well, because whoever asked for them may die.
     """
@@ -40,7 +39,7 @@ class HostingRank(Rank):
     learner: Any = None
     residency: Residency | None = None
     learner_path: str = ""
-    drive: Any = None
+    builder: EngineBuilder | None = None
 
     def __init__(self, *arguments: Any) -> None:
         """As any rank."""
@@ -50,8 +49,7 @@ class HostingRank(Rank):
 
     def import_libraries(self) -> None:
         """What a learner needs, before there is one: 10 seconds and more on a small machine."""
-        for module in ("policy", "supervised", "reference"):
-            importlib.import_module(f"rlhf_ray.learner.{module}")
+        importlib.import_module("rlhf_ray.learner.build")
 
     def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
         """Host the learner that `spec` describes, in place of the one before.
@@ -63,12 +61,12 @@ class HostingRank(Rank):
         Raises:
             ConfigError: The model cannot be loaded as configured.
         """
-        from rlhf_ray.learner.nvme import in_own_folder
+        from rlhf_ray.learner.build import engine_builder, make_learner
 
         self.unload()
-        spec, self.drive = in_own_folder(spec)
+        self.builder = engine_builder(spec, device=self.device)
         with in_reach(held, timeout_s=self.fetch_timeout_s):
-            self.learner = _learner(spec, self.device)
+            self.learner = make_learner(spec, self.builder)
         self.residency = self.learner.residency
         _require_exportable(self.learner)
         free_memory()  # of reading and spreading weights
@@ -78,7 +76,7 @@ class HostingRank(Rank):
         if self.learner is not None:
             self.learner.close()
         self.learner, self.learner_path, self.residency = None, "", None
-        self._leave_drive()
+        self._clean_up()
         free_memory()
         free_pinned_memory()  # what the model lay in while it was on the host; others need it next
 
@@ -117,12 +115,12 @@ class HostingRank(Rank):
     @control
     def stop(self) -> None:
         """Leave nothing behind; the process is ended next."""
-        self._leave_drive()
+        self._clean_up()
 
-    def _leave_drive(self) -> None:
-        if self.drive is not None:
-            self.drive.close()
-        self.drive = None
+    def _clean_up(self) -> None:
+        if self.builder is not None:
+            self.builder.close()
+        self.builder = None
 
     def update(self, rows: Sequence[Any], plan: UpdatePlan, *coefficients: float) -> Metrics:
         """Every optimiser step of a plan."""
@@ -191,24 +189,3 @@ def _require_exportable(learner: Any) -> None:
 
     if hasattr(learner, "lm"):
         require_mergeable(learner.lm)
-
-
-def _learner(spec: Any, device: Any) -> Any:
-    match spec:
-        case PolicySpec():
-            from rlhf_ray.learner.policy import PolicyLearner
-
-            return PolicyLearner(spec, device=device)
-        case ValueSpec():
-            from rlhf_ray.learner.value import ValueLearner
-
-            return ValueLearner(spec, device=device)
-        case ReferenceSpec():
-            from rlhf_ray.learner.reference import FrozenReference
-
-            return FrozenReference(spec, device=device)
-        case SupervisedSpec():
-            from rlhf_ray.learner.supervised import supervised_learner
-
-            return supervised_learner(spec, device=device)
-    raise TypeError(f"no learner is made from a {type(spec).__name__}")

@@ -47,7 +47,7 @@ class PolicyRank(HostingRank):
         config = self.learner.spec.learner
         one = plan_forward(
             [rollout.num_tokens for rollout in rollouts],
-            num_ranks=1,
+            data_parallel_size=1,
             max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
             padded=config.padded,
         )

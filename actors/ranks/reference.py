@@ -58,7 +58,7 @@ class ReferenceGroup(RankGroup[ReferenceRank]):
         """Log-probability of each of a row's answers, in nats at temperature 1; in row order."""
         plan = plan_forward(
             [row.num_tokens for row in rows],
-            num_ranks=len(self.actors),
+            data_parallel_size=len(self.actors),
             max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
             padded=self.config.padded,
         )

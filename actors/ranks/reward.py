@@ -22,7 +22,7 @@ from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Ranking, Score
 
 if TYPE_CHECKING:
-    from rlhf_ray.models.reward_scorer import ModelScore
+    from rlhf_ray.learner.reward_scorer import ModelScore
 
 
 class RewardRank(HostingRank):
@@ -47,32 +47,25 @@ class RewardRank(HostingRank):
         if not isinstance(spec, RewardSpec):
             super().load(spec, held)
             return
-        from rlhf_ray.learner.residency import Residency
-        from rlhf_ray.models.reward_scorer import RewardScorer
+        from rlhf_ray.learner.build import make_scorer
 
         model = spec.reward.model
         trained = self._trained_here(model)
         self.unload()
         with in_reach(held, timeout_s=self.fetch_timeout_s):
-            self.model = RewardScorer(
-                model,
-                device=self.device,
-                model=trained,
-                vocabulary=spec.vocabulary,
-                end_ids=spec.end_token_ids,
-            )
-        self.residency = Residency(self.model, self.device)
+            self.model = make_scorer(spec, device=self.device, model=trained)
+        self.residency = self.model.residency
         free_memory()
 
     def _trained_here(self, model: RewardModelConfig) -> Any:
         """The module that was trained here for the path of `model`, if whole and in its dtype."""
-        if model.path != self.learner_path:
+        if self.builder is None or model.path != self.learner_path:
             return None
-        from rlhf_ray.models.load import resolve_dtype
+        from rlhf_ray.models.modes import resolve_dtype
 
         job, trained = self.learner.job, self.learner.model
         same = (
-            job.reward.zero.stage < 3
+            not self.builder.shards_weights
             and job.float32_loss
             and model.label == trained.label
             and resolve_dtype(model.dtype, self.device)
@@ -158,7 +151,7 @@ class RewardGroup:
         """
         work = Pass.over(
             groups,
-            num_ranks=1 if self.model is None else len(self.model.actors),
+            data_parallel_size=1 if self.model is None else len(self.model.actors),
             max_tokens_per_micro_batch=self.reward.model.max_tokens_per_micro_batch,
             padded=True,
         )

@@ -41,7 +41,7 @@ class SupervisedGroup(TrainedGroup[Any]):
         """Each rank's answer about all rows."""
         plan = plan_forward(
             [row.num_tokens for row in rows],
-            num_ranks=len(self.actors),
+            data_parallel_size=len(self.actors),
             max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
             padded=self.config.padded,
         )

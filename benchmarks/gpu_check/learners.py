@@ -15,6 +15,7 @@ from benchmarks.gpu_check.setting import Setting
 from benchmarks.gradients import process_group
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.learner.build import engine_builder, make_learner
 from rlhf_ray.learner.policy import PolicyLearner
 from rlhf_ray.packing import UpdatePlan, plan_update
 from rlhf_ray.specs import PolicySpec
@@ -51,7 +52,7 @@ def policy_learner(
         replay_folder="",
         seed=0,
     )
-    made = PolicyLearner(spec, device=device)
+    made = make_learner(spec, engine_builder(spec, device=device))
     try:
         yield made
     finally:
@@ -105,7 +106,7 @@ def plan_of(rows: Sequence[Experience], config: LearnerConfig) -> UpdatePlan:
     return plan_update(
         [row.rollout.num_tokens for row in rows],
         [len(row.rollout.response_ids_T) for row in rows],
-        num_ranks=1,
+        data_parallel_size=1,
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         num_minibatches=1,
         num_epochs=1,

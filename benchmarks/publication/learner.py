@@ -61,7 +61,7 @@ class Rank:
     def load(self, case: Case, folder: str) -> None:
         """Host the policy of a case."""
         from rlhf_ray.config.algorithm import AlgorithmConfig
-        from rlhf_ray.learner.policy import PolicyLearner
+        from rlhf_ray.learner.build import engine_builder, make_learner
         from rlhf_ray.specs import PolicySpec
 
         spec = PolicySpec(
@@ -73,7 +73,8 @@ class Rank:
             replay_folder=folder,
             seed=0,
         )
-        self.learner = PolicyLearner(spec, device=torch.device("cpu"))
+        builder = engine_builder(spec, device=torch.device("cpu"))
+        self.learner = make_learner(spec, builder)
 
     def connect(self, case: Case, port: int) -> None:
         """Open the way to the engine."""
@@ -124,7 +125,9 @@ def overwrite(lm: Any, weights: Mapping[str, torch.Tensor]) -> None:
     """Give every parameter its new numbers, as optimisers do: each rank its part."""
     import deepspeed
 
+    from rlhf_ray.models.sharding import is_sharded
+
     for name, parameter in lm.named_parameters():
-        spread = hasattr(parameter, "ds_id")
+        spread = is_sharded(parameter)
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=spread):
             parameter.copy_(weights[name])

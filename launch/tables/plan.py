@@ -10,7 +10,7 @@ from rich.text import Text
 
 from launch.tables.format import count, option, outcome, section, size, span, table
 from launch.tables.placement import placement
-from rlhf_ray.learner.memory import ModelRank
+from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import Advice
 from rlhf_ray.planning.engines import Engine

@@ -4,7 +4,7 @@ Every function works on flat ragged tensors. All response tokens of a set of seq
 concatenated (suffix ``_T``); a suffix ``_B`` means one value per sequence:
 
     segments_T: int64[T]   index in 0..B-1 of the sequence that a token belongs to
-    mask_T:     bool[T]    True where the policy itself wrote the token ("own" tokens);
+    mask_T:     bool[T]    True where the policy itself wrote the token (an *action token*);
                            tool output and padding are False
 
 Losses of answers that are compared or labelled take one value an answer: ``_B``, or ``_BK`` where K

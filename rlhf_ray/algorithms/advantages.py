@@ -1,15 +1,15 @@
-"""Advantage estimators: from token rewards (and values) to one advantage an own token.
+"""Advantage estimators: from token rewards (and values) to one advantage an action token.
 
 An estimator is given the whole step's sequences, those of all ranks: groups must be complete and
 means and deviations global. The group methods see one number a sequence, the sum of its token
 rewards (`gdpo`: several). In each of them a sequence whose group has no spread, so also one that is
-alone in its group, has advantage 0 exactly, and sequences without own tokens are not part of their
-group.
+alone in its group, has advantage 0 exactly, and sequences without action tokens are not part of
+their group.
 
-Whitening comes last and is one for all: over the own tokens that are trained and, where there are
-groups, whose group has spread. The others have nothing to say about the scale, and the shift of the
-mean would give them an advantage that no reward is the reason of; theirs stays 0. `reinforce++` and
-its variant always whiten, the others where they are asked to.
+Whitening comes last and is one for all: over the action tokens that are trained and, where there
+are groups, whose group has spread. The others have nothing to say about the scale, and the shift of
+the mean would give them an advantage that no reward is the reason of; theirs stays 0. `reinforce++`
+and its variant always whiten, the others where they are asked to.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.gae import generalized_advantages
 from rlhf_ray.algorithms.groups import Groups
-from rlhf_ray.algorithms.ragged import num_own_tokens, own
+from rlhf_ray.algorithms.ragged import masked, num_action_tokens, whiten
 from rlhf_ray.algorithms.registry import Registry
-from rlhf_ray.algorithms.whitening import whiten
+from rlhf_ray.config import algorithm_table as table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class AdvantageInputs:
         groups_B: int64[B], the same number for the samples of one draw.
         last_values_B: float[B], value of the state after each sequence's last token where its
             return goes on from there (gae); 0, as None for all, where the sequence ended.
-        trained_T: bool[T], own tokens that enter the loss; None for all of them. The others count
-            in their group, but not in the whitening.
+        trained_T: bool[T], action tokens that enter the loss; None for all of them. The others
+            count in their group, but not in the whitening.
         rewards_BK: float[B, K], each reward alone; None where the estimator has `needs_parts`
             False.
         applies_BK: bool[B, K], where a reward has a value.
@@ -91,9 +91,9 @@ class AdvantageOutputs:
     """What an estimator found.
 
     Attributes:
-        advantages_T: float[T]; 0 in slots that are not the policy's own.
+        advantages_T: float[T]; 0 in slots that are masked out.
         returns_T: float[T], the critic's targets; None for estimators without a critic.
-        compared_T: bool[T], own tokens of sequences that were compared with others: all of them,
+        compared_T: bool[T], action tokens of sequences that were compared with others: all of them,
             but for groups without spread.
     """
 
@@ -105,72 +105,36 @@ class AdvantageOutputs:
 AdvantageFn = Callable[[AdvantageInputs, AdvantageParams], AdvantageOutputs]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdvantageEstimator:
-    """A registered estimator; call it like its function.
+ADVANTAGES: Registry[AdvantageFn] = Registry("advantage estimator", table.ADVANTAGES)
+"""Before whitening; `estimate_advantages` calls one as a whole."""
 
-    Attributes:
-        compute: The function, before whitening.
-        needs_values: Whether it needs a critic.
-        needs_groups: Whether it compares the samples of a draw.
-        needs_parts: Whether it needs each reward alone.
-        whitens: Whether whitening is part of it.
+
+def estimate_advantages(
+    name: str, inputs: AdvantageInputs, params: AdvantageParams
+) -> AdvantageOutputs:
+    """Computes the advantages by the estimator of that name.
+
+    Raises:
+        ValueError: There is none, or `values_T` or the rewards' parts are needed and missing.
     """
-
-    compute: AdvantageFn
-    needs_values: bool
-    needs_groups: bool
-    needs_parts: bool
-    whitens: bool
-
-    def __call__(self, inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
-        """Computes the advantages.
-
-        Raises:
-            ValueError: `values_T` or the rewards' parts are needed and missing.
-        """
-        if self.needs_values and inputs.values_T is None:
-            raise ValueError("values_T must be given for an estimator that needs values, got None")
-        if self.needs_parts and inputs.rewards_BK is None:
-            raise ValueError("rewards_BK must be given for an estimator that needs parts, got None")
-        outputs = self.compute(inputs, params)
-        if not (self.whitens or params.whiten):
-            return outputs
-        trained_T = outputs.compared_T if inputs.trained_T is None else inputs.trained_T
-        white_T = whiten(outputs.advantages_T, outputs.compared_T & trained_T)
-        return replace(outputs, advantages_T=white_T)
+    compute, row = ADVANTAGES[name], table.ADVANTAGES[name]
+    if row.needs_values and inputs.values_T is None:
+        raise ValueError("values_T must be given for an estimator that needs values, got None")
+    if row.needs_parts and inputs.rewards_BK is None:
+        raise ValueError("rewards_BK must be given for an estimator that needs parts, got None")
+    outputs = compute(inputs, params)
+    if not (row.whitens or params.whiten):
+        return outputs
+    trained_T = outputs.compared_T if inputs.trained_T is None else inputs.trained_T
+    white_T = whiten(outputs.advantages_T, outputs.compared_T & trained_T)
+    return replace(outputs, advantages_T=white_T)
 
 
-ADVANTAGES: Registry[AdvantageEstimator] = Registry("advantage estimator")
-
-
-def _register(
-    name: str,
-    *,
-    needs_values: bool = False,
-    needs_groups: bool = False,
-    needs_parts: bool = False,
-    whitens: bool = False,
-) -> Callable[[AdvantageFn], AdvantageFn]:
-    def add(compute: AdvantageFn) -> AdvantageFn:
-        estimator = AdvantageEstimator(
-            compute=compute,
-            needs_values=needs_values,
-            needs_groups=needs_groups,
-            needs_parts=needs_parts,
-            whitens=whitens,
-        )
-        ADVANTAGES.register(name)(estimator)
-        return compute
-
-    return add
-
-
-@_register("gae", needs_values=True)
+@ADVANTAGES.register("gae")
 def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """Generalised advantage estimation; see `generalized_advantages`. Returns are A + V."""
     assert inputs.values_T is not None
-    values_T = own(inputs.values_T.detach(), inputs.mask_T)
+    values_T = masked(inputs.values_T.detach(), inputs.mask_T)
     advantages_T = generalized_advantages(
         inputs.token_rewards_T,
         values_T,
@@ -185,7 +149,7 @@ def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     )
 
 
-@_register("grpo", needs_groups=True)
+@ADVANTAGES.register("grpo")
 def grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """(R - mean) / (std + ε) within the group, with the unbiased deviation that TRL uses.
 
@@ -195,7 +159,7 @@ def grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     return _broadcast(_standardized(groups, params), groups.has_spread_B, inputs)
 
 
-@_register("gdpo", needs_groups=True, needs_parts=True)
+@ADVANTAGES.register("gdpo")
 def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """Each reward standardised within its group, then their weighted sum divided by its deviation.
 
@@ -211,7 +175,7 @@ def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     assert inputs.rewards_BK is not None
     assert inputs.applies_BK is not None and inputs.weights_K is not None
     num_sequences = len(inputs.groups_B)
-    is_member_B = num_own_tokens(inputs.mask_T, inputs.segments_T, num_sequences) > 0
+    is_member_B = num_action_tokens(inputs.mask_T, inputs.segments_T, num_sequences) > 0
     sum_B = inputs.rewards_BK.new_zeros(num_sequences, dtype=torch.float64)
     has_spread_B = torch.zeros_like(is_member_B)
     for number, weight in enumerate(inputs.weights_K.tolist()):
@@ -224,7 +188,7 @@ def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     return _broadcast(sum_B / (std + params.std_epsilon), has_spread_B, inputs)
 
 
-@_register("dr_grpo", needs_groups=True)
+@ADVANTAGES.register("dr_grpo")
 def dr_grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """R - mean within the group; no division by the deviation, which favours easy and hard prompts.
 
@@ -234,7 +198,7 @@ def dr_grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutput
     return _broadcast(groups.centered_B, groups.has_spread_B, inputs)
 
 
-@_register("rloo", needs_groups=True)
+@ADVANTAGES.register("rloo")
 def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """R minus the mean of the *other* samples, which is n / (n - 1) (R - mean).
 
@@ -245,7 +209,7 @@ def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     return _broadcast(factor_B * groups.centered_B, groups.has_spread_B, inputs)
 
 
-@_register("reinforce++", whitens=True)
+@ADVANTAGES.register("reinforce++")
 def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     """Discounted returns of tokens, whitened over the step.
 
@@ -262,7 +226,7 @@ def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> Adv
     return AdvantageOutputs(advantages_T=returns_T, returns_T=None, compared_T=inputs.mask_T)
 
 
-@_register("reinforce++_baseline", needs_groups=True, whitens=True)
+@ADVANTAGES.register("reinforce++_baseline")
 def reinforce_plus_plus_baseline(
     inputs: AdvantageInputs, params: AdvantageParams
 ) -> AdvantageOutputs:
@@ -286,10 +250,10 @@ def _standardized(groups: Groups, params: AdvantageParams) -> Tensor:
 def _broadcast(
     advantages_B: Tensor, has_spread_B: Tensor, inputs: AdvantageInputs
 ) -> AdvantageOutputs:
-    """Gives every own token its sequence's advantage."""
+    """Gives every action token its sequence's advantage."""
     advantages_T = advantages_B[inputs.segments_T].to(inputs.token_rewards_T.dtype)
     return AdvantageOutputs(
-        advantages_T=own(advantages_T, inputs.mask_T),
+        advantages_T=masked(advantages_T, inputs.mask_T),
         returns_T=None,
         compared_T=inputs.mask_T & has_spread_B[inputs.segments_T],
     )

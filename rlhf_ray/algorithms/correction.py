@@ -4,9 +4,9 @@ For the same weights, the engine's log-probabilities (behaviour) differ from the
 kernels and precision, and by more when generation ran ahead of training. The weight of a token is
 w = π_old / π_behaviour, bounded in one of two ways; multiply the token loss of the policy with it.
 
-Its level is that of the loss (`PolicyLoss.level`), so that ratio times weight is the loss's own
-ratio to the engine, π_new / π_behaviour: of a token; or, for GSPO, of a sequence, the geometric
-mean over its own tokens, the same at each of them.
+Its level is that of the policy's loss, so that ratio times weight is the loss's own ratio to the
+engine, π_new / π_behaviour: of a token; or, for GSPO, of a sequence, the geometric mean over its
+action tokens, the same at each of them.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.metric_sums import Metrics, effective_sample_size, max_of, mean_of
-from rlhf_ray.algorithms.ragged import own, segment_mean
-from rlhf_ray.algorithms.ratios import RatioLevel, clamp_log_ratio, is_clamped, log_ratio
+from rlhf_ray.algorithms.metric_sums import MetricSums, effective_sample_size, max_of, mean_of
+from rlhf_ray.algorithms.ragged import masked, segment_mean
+from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm_table import RatioLevel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +72,19 @@ class Correction:
     """Weights and how bad the mismatch is.
 
     Attributes:
-        weights_T: float[T], without gradient; 0 in slots that are not the policy's own.
-        metrics: `ess` (effective sample size as a share of the own tokens), `cut_share` (weights
+        weights_T: float[T], without gradient; 0 in slots that are masked out.
+        metrics: `ess` (effective sample size as a share of the action tokens), `cut_share` (weights
             that were truncated or set to 0), `clamp_share` (log-ratios beyond ±20),
             `logprob_abs_max` and `logprob_abs_mean` (of old - behaviour of tokens, in nats).
     """
 
     weights_T: Tensor
-    metrics: Metrics
+    metrics: MetricSums
 
 
 CorrectionFn = Callable[[CorrectionInputs, CorrectionParams], Correction]
 
-CORRECTIONS: Registry[CorrectionFn] = Registry("off-policy correction")
+CORRECTIONS: Registry[CorrectionFn] = Registry("off-policy correction", table.CORRECTIONS)
 
 
 @CORRECTIONS.register("none")
@@ -113,12 +115,12 @@ def mask(inputs: CorrectionInputs, params: CorrectionParams) -> Correction:
     log_ratio_T = _log_ratio(inputs, params.level)
     ratio_T = clamp_log_ratio(log_ratio_T).exp()
     is_in_T = (ratio_T >= params.low) & (ratio_T <= params.cap)
-    return _correction(inputs, log_ratio_T, own(ratio_T, is_in_T), ~is_in_T)
+    return _correction(inputs, log_ratio_T, masked(ratio_T, is_in_T), ~is_in_T)
 
 
 def _log_ratio(inputs: CorrectionInputs, level: RatioLevel) -> Tensor:
-    old_T = own(inputs.old_logprobs_T.detach(), inputs.mask_T)
-    log_ratio_T = log_ratio(old_T, own(inputs.behaviour_logprobs_T.detach(), inputs.mask_T))
+    old_T = masked(inputs.old_logprobs_T.detach(), inputs.mask_T)
+    log_ratio_T = log_ratio(old_T, masked(inputs.behaviour_logprobs_T.detach(), inputs.mask_T))
     if level == "token":
         return log_ratio_T
     return segment_mean(log_ratio_T, inputs.mask_T, inputs.segments_T, inputs.num_sequences)
@@ -135,4 +137,4 @@ def _correction(
         "logprob_abs_max": max_of(gap_T, inputs.mask_T),
         "logprob_abs_mean": mean_of(gap_T, inputs.mask_T),
     }
-    return Correction(weights_T=own(weights_T, inputs.mask_T), metrics=metrics)
+    return Correction(weights_T=masked(weights_T, inputs.mask_T), metrics=metrics)

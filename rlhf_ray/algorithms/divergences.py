@@ -12,13 +12,12 @@ The paper's own α is 1 minus this one; TRL's is this one.
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+from rlhf_ray.config.algorithm_table import Divergence
 
 MAX_EXPONENT = 40.0
 """exp(40) is 2.4e17: its square, which IPO takes, is finite in float32. Log-ratios of whole answers

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation over the policy's own tokens."""
+"""Generalised advantage estimation over action tokens."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def generalized_advantages(
 ) -> Tensor:
     """Computes A_t = δ_t + γ λ A_next with δ_t = r_t + γ V_next - V_t.
 
-    "Next" is the sequence's next *own* token: what a tool wrote in between is part of the
+    "Next" is the sequence's next *action* token: what a tool wrote in between is part of the
     environment, takes no decision and no discount. After the last one, A is 0, and so is V, unless
     the sequence was cut off and its return goes on from the value there. With zero values and λ = 1
     this is the discounted return.
@@ -37,12 +37,12 @@ def generalized_advantages(
         last_values_B: float[B], V after each sequence's last token; None for 0 everywhere.
 
     Returns:
-        float[T]; 0 in slots that are not the policy's own.
+        float[T]; 0 in slots that are masked out.
     """
     segments_N = segments_T[mask_T]
     if not len(segments_N):
         return torch.zeros_like(token_rewards_T)
-    # From here on only own tokens (N) exist, padded to one column a step (L).
+    # From here on only action tokens (N) exist, padded to one column a step (L).
     positions_N = positions(segments_N)
     shape = (int(segments_N.max()) + 1, int(positions_N.max()) + 1)
     place = (segments_N, positions_N)
@@ -52,9 +52,9 @@ def generalized_advantages(
     next_values_BL = torch.nn.functional.pad(values_BL[:, 1:], (0, 1))
     if last_values_B is not None:
         last_B = torch.bincount(segments_N, minlength=shape[0]) - 1
-        has_own_B = last_B >= 0
-        rows_N = torch.arange(shape[0], device=last_B.device)[has_own_B]
-        next_values_BL[rows_N, last_B[has_own_B]] = last_values_B[rows_N].to(rewards_BL.dtype)
+        has_action_B = last_B >= 0
+        rows_N = torch.arange(shape[0], device=last_B.device)[has_action_B]
+        next_values_BL[rows_N, last_B[has_action_B]] = last_values_B[rows_N].to(rewards_BL.dtype)
     deltas_BL = rewards_BL + gamma * next_values_BL - values_BL
     advantages_BL = torch.empty_like(deltas_BL)
     # Columns past a sequence's end have δ = 0 and come first, so they leave its accumulator at 0.

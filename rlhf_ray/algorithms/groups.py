@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.ragged import num_own_tokens, own, segment_sum
+from rlhf_ray.algorithms.ragged import masked, num_action_tokens, segment_sum
 
 
 class Groups:
@@ -25,14 +25,14 @@ class Groups:
 
         What stands in the place of a score that is no member's is not looked at.
         """
-        scores_B = own(scores_B.double(), is_member_B)
+        scores_B = masked(scores_B.double(), is_member_B)
         self._is_member_B = is_member_B
         _, self._group_B = torch.unique(groups_B, return_inverse=True)
         self.size_B = self.sum(torch.ones_like(scores_B))
         mean_B = self.sum(scores_B) / self.size_B.clamp(min=1)
         # Written so that a score that is not a number has spread, and is not hidden.
         self.has_spread_B = (self.size_B > 1) & (self._max(scores_B) != -self._max(-scores_B))
-        self.centered_B = own(scores_B - mean_B, is_member_B & self.has_spread_B)
+        self.centered_B = masked(scores_B - mean_B, is_member_B & self.has_spread_B)
         variance_B = self.sum(self.centered_B.square()) / (self.size_B - 1).clamp(min=1)
         self.std_B = variance_B.sqrt()
 
@@ -42,15 +42,15 @@ class Groups:
     ) -> Groups:
         """Compares each sequence's sum of token rewards.
 
-        Sequences without own tokens have no reward to compare and are in no group.
+        Sequences without action tokens have no reward to compare and are in no group.
         """
         num_sequences = len(groups_B)
-        totals_B = segment_sum(own(token_rewards_T, mask_T).double(), segments_T, num_sequences)
-        return cls(totals_B, num_own_tokens(mask_T, segments_T, num_sequences) > 0, groups_B)
+        totals_B = segment_sum(masked(token_rewards_T, mask_T).double(), segments_T, num_sequences)
+        return cls(totals_B, num_action_tokens(mask_T, segments_T, num_sequences) > 0, groups_B)
 
     def sum(self, values_B: Tensor) -> Tensor:
         """Sums over each sequence's group: float64[B]."""
-        members_B = own(values_B, self._is_member_B)
+        members_B = masked(values_B, self._is_member_B)
         return segment_sum(members_B, self._group_B, len(values_B))[self._group_B]
 
     def _max(self, values_B: Tensor) -> Tensor:

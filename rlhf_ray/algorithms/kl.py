@@ -22,12 +22,13 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, log_ratio
 from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config import algorithm_table as table
 from rlhf_ray.config.algorithm import KlConfig
 
 KLEstimator = Callable[[Tensor, Tensor], Tensor]
 """(logprobs_T, reference_logprobs_T) -> kl_T in nats per token; log-ratios are clamped to ±20."""
 
-KL_ESTIMATORS: Registry[KLEstimator] = Registry("KL estimator")
+KL_ESTIMATORS: Registry[KLEstimator] = Registry("KL estimator", table.KL_ESTIMATORS)
 
 
 @KL_ESTIMATORS.register("k1")

@@ -30,13 +30,18 @@ class Metric:
     sums: Tensor
 
 
-Metrics = Mapping[str, Metric]
+MetricSums = Mapping[str, Metric]
 
 
 def mean_of(values_T: Tensor, mask_T: Tensor) -> Metric:
-    """The mean of `values_T` over own tokens. Sums: [Σx, n]."""
+    """The mean of `values_T` over action tokens. Sums: [Σx, n]."""
     x = values_T.detach()[mask_T].double()
     return Metric(kind="mean", sums=torch.stack([x.sum(), _count(x)]))
+
+
+def mean_of_all(values_B: Tensor) -> Metric:
+    """The mean of all of `values_B`. Sums as in `mean_of`."""
+    return mean_of(values_B, torch.ones_like(values_B, dtype=torch.bool))
 
 
 def difference_of_means(values_T: Tensor, is_first_T: Tensor) -> Metric:
@@ -46,7 +51,7 @@ def difference_of_means(values_T: Tensor, is_first_T: Tensor) -> Metric:
 
 
 def max_of(values_T: Tensor, mask_T: Tensor) -> Metric:
-    """The largest of `values_T` over own tokens. Holds [max], -inf where there is none."""
+    """The largest of `values_T` over action tokens. Holds [max], -inf where there is none."""
     x = values_T.detach()[mask_T].double()
     return Metric(
         kind="max", sums=torch.cat([x, x.new_full((1,), -torch.inf)]).amax(0, keepdim=True)
@@ -72,7 +77,7 @@ def explained_variance(values_T: Tensor, returns_T: Tensor, mask_T: Tensor) -> M
     return Metric(kind="explained_variance", sums=sums)
 
 
-def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
+def merge(parts: Iterable[MetricSums]) -> dict[str, Metric]:
     """Merges the metrics of several micro-batches; a name may be missing from some of them."""
     merged: dict[str, Metric] = {}
     for part in parts:
@@ -83,7 +88,7 @@ def merge(parts: Iterable[Metrics]) -> dict[str, Metric]:
 
 
 def across_ranks(
-    metrics: Metrics,
+    metrics: MetricSums,
     *,
     sum_ranks: Callable[[Tensor], Tensor],
     max_ranks: Callable[[Tensor], Tensor],
@@ -107,7 +112,7 @@ def across_ranks(
     return reduced
 
 
-def values(metrics: Metrics) -> dict[str, float]:
+def values(metrics: MetricSums) -> dict[str, float]:
     """Divides at last. A metric that nothing was measured for is left out, not reported as 0."""
     computed = {name: _VALUE[metric.kind](metric.sums.tolist()) for name, metric in metrics.items()}
     return {name: value for name, value in computed.items() if value is not None}

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
-from rlhf_ray.algorithms.ragged import own, segment_mean
-from rlhf_ray.algorithms.ratios import RatioLevel, clamp_log_ratio, is_clamped, log_ratio
+from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
+from rlhf_ray.algorithms.ragged import masked, segment_mean
+from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
+from rlhf_ray.algorithms.reduction import TokenLoss
 from rlhf_ray.algorithms.registry import Registry
-from rlhf_ray.algorithms.token_loss import TokenLoss
+from rlhf_ray.config import algorithm_table as table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,35 +93,10 @@ class PolicyLossParams:
 PolicyLossFn = Callable[[PolicyLossInputs, PolicyLossParams], TokenLoss]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PolicyLoss:
-    """A registered loss; call it like its function.
-
-    Attributes:
-        compute: The function.
-        level: Whose ratio the loss takes. A weight that corrects for the engine takes the same.
-    """
-
-    compute: PolicyLossFn
-    level: RatioLevel
-
-    def __call__(self, inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
-        """Computes the token losses."""
-        return self.compute(inputs, params)
+POLICY_LOSSES: Registry[PolicyLossFn] = Registry("policy loss", table.POLICY_LOSSES)
 
 
-POLICY_LOSSES: Registry[PolicyLoss] = Registry("policy loss")
-
-
-def _register(name: str, *, level: RatioLevel = "token") -> Callable[[PolicyLossFn], PolicyLossFn]:
-    def add(compute: PolicyLossFn) -> PolicyLossFn:
-        POLICY_LOSSES.register(name)(PolicyLoss(compute=compute, level=level))
-        return compute
-
-    return add
-
-
-@_register("ppo")
+@POLICY_LOSSES.register("ppo")
 def ppo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """Clipped surrogate of single tokens, -min(r A, clip(r, 1 - low, 1 + high) A).
 
@@ -129,93 +105,93 @@ def ppo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     https://arxiv.org/abs/1912.09729, section 3. GRPO and Dr. GRPO use this loss with their own
     advantages and reductions.
     """
-    own_T = _select(inputs)
-    return _clipped_surrogate(own_T, own_T.log_ratio_T, inputs, params)
+    selected = _select(inputs)
+    return _clipped_surrogate(selected, selected.log_ratio_T, inputs, params)
 
 
-@_register("gspo", level="sequence")
+@POLICY_LOSSES.register("gspo")
 def gspo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
-    """Clipped surrogate with one ratio a sequence, s = exp(mean over own tokens of log r).
+    """Clipped surrogate with one ratio a sequence, s = exp(mean over action tokens of log r).
 
     Source: GSPO, https://arxiv.org/abs/2507.18071, eqs. 5 and 7. Every token carries its sequence's
     surrogate; reduction `sequence_mean` gives the paper's loss and, through all the tokens in s,
     the paper's gradient (eq. 10). Sequences must be whole.
     """
-    own_T = _select(inputs)
+    selected = _select(inputs)
     log_ratio_T = segment_mean(
-        own_T.log_ratio_T, inputs.mask_T, inputs.segments_T, inputs.num_sequences
+        selected.log_ratio_T, inputs.mask_T, inputs.segments_T, inputs.num_sequences
     )
-    return _clipped_surrogate(own_T, log_ratio_T, inputs, params)
+    return _clipped_surrogate(selected, log_ratio_T, inputs, params)
 
 
-@_register("cispo")
+@POLICY_LOSSES.register("cispo")
 def cispo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """REINFORCE weighted by a clipped ratio without gradient, -stop(clip(r)) A log π.
 
     Source: MiniMax-M1, https://arxiv.org/abs/2506.13585, eqs. 4 and 5.
     """
-    own_T = _select(inputs)
-    ratio_T = clamp_log_ratio(own_T.log_ratio_T).exp().detach()
+    selected = _select(inputs)
+    ratio_T = clamp_log_ratio(selected.log_ratio_T).exp().detach()
     low, high = params.bounds
-    loss_T = -ratio_T.clamp(low, high) * own_T.advantages_T * own_T.logprobs_T
+    loss_T = -ratio_T.clamp(low, high) * selected.advantages_T * selected.logprobs_T
     clipped_T = (ratio_T < low) | (ratio_T > high)
-    metrics = _metrics(own_T, own_T.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
+    metrics = _metrics(selected, selected.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
     return TokenLoss(loss_T=loss_T, metrics=metrics)
 
 
-@_register("sapo")
+@POLICY_LOSSES.register("sapo")
 def sapo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """Soft gate in place of the clip, -(4/τ) σ(τ (r - 1)) A with τ by the sign of A.
 
     Source: Soft Adaptive Policy Optimization, https://arxiv.org/abs/2511.20347, section 3. At
     r = 1 the gradient is REINFORCE's. Nothing is clipped, so `clip_share` is 0.
     """
-    own_T = _select(inputs)
-    ratio_T = clamp_log_ratio(own_T.log_ratio_T).exp()
+    selected = _select(inputs)
+    ratio_T = clamp_log_ratio(selected.log_ratio_T).exp()
     tau_pos, tau_neg = ratio_T.new_full((), params.tau_pos), ratio_T.new_full((), params.tau_neg)
-    tau_T = torch.where(own_T.advantages_T > 0.0, tau_pos, tau_neg)
+    tau_T = torch.where(selected.advantages_T > 0.0, tau_pos, tau_neg)
     gate_T = torch.sigmoid(tau_T * (ratio_T - 1.0)) * (4.0 / tau_T)
     clipped_T = torch.zeros_like(inputs.mask_T)
-    metrics = _metrics(own_T, own_T.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
-    return TokenLoss(loss_T=-gate_T * own_T.advantages_T, metrics=metrics)
+    metrics = _metrics(selected, selected.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
+    return TokenLoss(loss_T=-gate_T * selected.advantages_T, metrics=metrics)
 
 
-@_register("reinforce")
+@POLICY_LOSSES.register("reinforce")
 def reinforce(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """The plain policy gradient -A log π, for on-policy data; the ratio appears in metrics only.
 
     Source: Williams 1992, https://doi.org/10.1007/BF00992696. It uses no parameter.
     """
-    own_T = _select(inputs)
-    ratio_T = clamp_log_ratio(own_T.log_ratio_T).exp()
+    selected = _select(inputs)
+    ratio_T = clamp_log_ratio(selected.log_ratio_T).exp()
     clipped_T = torch.zeros_like(inputs.mask_T)
-    metrics = _metrics(own_T, own_T.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
-    return TokenLoss(loss_T=-own_T.advantages_T * own_T.logprobs_T, metrics=metrics)
+    metrics = _metrics(selected, selected.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
+    return TokenLoss(loss_T=-selected.advantages_T * selected.logprobs_T, metrics=metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Own:
-    """The inputs with 0 in slots that are not own; `log_ratio_T` is not yet clamped."""
+class _Selected:
+    """The inputs with 0 in slots that are masked out; `log_ratio_T` is not yet clamped."""
 
     logprobs_T: Tensor
     log_ratio_T: Tensor
     advantages_T: Tensor
 
 
-def _select(inputs: PolicyLossInputs) -> _Own:
-    logprobs_T = own(inputs.logprobs_T, inputs.mask_T)
-    return _Own(
+def _select(inputs: PolicyLossInputs) -> _Selected:
+    logprobs_T = masked(inputs.logprobs_T, inputs.mask_T)
+    return _Selected(
         logprobs_T=logprobs_T,
-        log_ratio_T=log_ratio(logprobs_T, own(inputs.old_logprobs_T, inputs.mask_T).detach()),
-        advantages_T=own(inputs.advantages_T, inputs.mask_T).detach(),
+        log_ratio_T=log_ratio(logprobs_T, masked(inputs.old_logprobs_T, inputs.mask_T).detach()),
+        advantages_T=masked(inputs.advantages_T, inputs.mask_T).detach(),
     )
 
 
 def _clipped_surrogate(
-    own_T: _Own, log_ratio_T: Tensor, inputs: PolicyLossInputs, params: PolicyLossParams
+    selected: _Selected, log_ratio_T: Tensor, inputs: PolicyLossInputs, params: PolicyLossParams
 ) -> TokenLoss:
     """PPO's surrogate for ratios of tokens or, the same value at each token, of sequences."""
-    advantages_T = own_T.advantages_T
+    advantages_T = selected.advantages_T
     ratio_T = clamp_log_ratio(log_ratio_T).exp()
     low, high = params.bounds
     surrogate_T = torch.minimum(ratio_T * advantages_T, ratio_T.clamp(low, high) * advantages_T)
@@ -227,14 +203,14 @@ def _clipped_surrogate(
         )
         clipped_T = clipped_T | ((advantages_T < 0.0) & (ratio_T > params.dual_clip))
     clipped_T = clipped_T & (advantages_T != 0.0)
-    metrics = _metrics(own_T, log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
+    metrics = _metrics(selected, log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
     return TokenLoss(loss_T=-surrogate_T, metrics=metrics)
 
 
 def _metrics(
-    own_T: _Own, log_ratio_T: Tensor, ratio_T: Tensor, clipped_T: Tensor, mask_T: Tensor
-) -> Metrics:
-    token_log_ratio_T = clamp_log_ratio(own_T.log_ratio_T.detach())
+    selected: _Selected, log_ratio_T: Tensor, ratio_T: Tensor, clipped_T: Tensor, mask_T: Tensor
+) -> MetricSums:
+    token_log_ratio_T = clamp_log_ratio(selected.log_ratio_T.detach())
     return {
         "clip_share": mean_of(clipped_T, mask_T),
         "clamp_share": mean_of(is_clamped(log_ratio_T), mask_T),

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_ray.algorithms.divergences import MAX_EXPONENT, Divergence, divergence_score
+from rlhf_ray.algorithms.divergences import MAX_EXPONENT, divergence_score, is_score_clamped
+from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of_all
 from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES, Divergence
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairInputs:
-    """The pairs of a micro-batch; for a loss in `COUPLED`, all pairs of the optimiser step.
+    """The pairs of a micro-batch; for a coupled loss, all pairs of the optimiser step.
 
     Attributes:
         chosen_logps_B: float[B], sum of the log-probabilities (nats) of the better answer's tokens
@@ -96,10 +98,7 @@ class PairParams:
 PairLoss = Callable[[PairInputs, PairParams], Tensor]
 """(inputs, params) -> loss_B."""
 
-PAIR_LOSSES: Registry[PairLoss] = Registry("pair loss")
-
-COUPLED = frozenset({"aot", "aot_unpaired"})
-"""Losses of a pair that depend on the step's other pairs: they need all of them at once."""
+PAIR_LOSSES: Registry[PairLoss] = Registry("pair loss", PREFERENCE_LOSSES)
 
 
 @PAIR_LOSSES.register("sigmoid")
@@ -293,6 +292,30 @@ def orpo(inputs: PairInputs, params: PairParams) -> Tensor:
         inputs.rejected_logps_B, inputs.rejected_lens_B
     )
     return sft(inputs, params) - params.beta * logsigmoid(gaps_B)
+
+
+def pair_metrics(inputs: PairInputs, params: PairParams) -> MetricSums:
+    """Means over pairs of both answers' rewards and log-probabilities, and of the rewards' order.
+
+    They have the names that TRL's users know. An answer's implicit reward is β log u, whatever the
+    loss and the divergence: https://arxiv.org/abs/2305.18290, eq. 5. A tie counts as out of order.
+    `clamp_share` is the share of answers whose score the divergence holds constant.
+    """
+    chosen_B = params.beta * inputs.chosen_log_ratios_B
+    rejected_B = params.beta * inputs.rejected_log_ratios_B
+    log_ratios_B = torch.cat([inputs.chosen_log_ratios_B, inputs.rejected_log_ratios_B])
+    is_clamped_B = is_score_clamped(
+        log_ratios_B, params.f_divergence_type, params.f_alpha_divergence_coef
+    )
+    return {
+        "rewards/chosen": mean_of_all(chosen_B),
+        "rewards/rejected": mean_of_all(rejected_B),
+        "rewards/accuracies": mean_of_all(chosen_B > rejected_B),
+        "rewards/margins": mean_of_all(chosen_B - rejected_B),
+        "logps/chosen": mean_of_all(inputs.chosen_logps_B),
+        "logps/rejected": mean_of_all(inputs.rejected_logps_B),
+        "clamp_share": mean_of_all(is_clamped_B),
+    }
 
 
 def _smoothed(logits_B: Tensor, label_smoothing: float) -> Tensor:

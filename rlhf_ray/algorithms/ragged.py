@@ -1,10 +1,13 @@
-"""Indexing of flat ragged tensors: own tokens, sums by sequence, positions inside a sequence."""
+"""Flat ragged tensors: action tokens, sums by sequence, positions inside one, standardisation."""
 
 import torch
 from torch import Tensor
 
+VARIANCE_FLOOR = 1e-8
+"""Added to a variance before its root, so that values without spread become 0, not 0 / 0."""
 
-def own(values_T: Tensor, mask_T: Tensor) -> Tensor:
+
+def masked(values_T: Tensor, mask_T: Tensor) -> Tensor:
     """Returns `values_T` with 0 in every slot that is not the policy's own.
 
     It selects, it does not multiply: NaN times 0 is NaN, in the value and in the gradient. Apply it
@@ -32,32 +35,32 @@ def segment_sum(values_T: Tensor, segments_T: Tensor, num_segments: int) -> Tens
     return values_T.new_zeros(num_segments).index_add(0, segments_T, values_T)
 
 
-def num_own_tokens(mask_T: Tensor, segments_T: Tensor, num_sequences: int) -> Tensor:
-    """Counts each sequence's own tokens: int64[B]."""
+def num_action_tokens(mask_T: Tensor, segments_T: Tensor, num_sequences: int) -> Tensor:
+    """Counts each sequence's action tokens: int64[B]."""
     return segment_sum(mask_T.long(), segments_T, num_sequences)
 
 
 def segment_mean(
     values_T: Tensor, mask_T: Tensor, segments_T: Tensor, num_sequences: int
 ) -> Tensor:
-    """Gives every token the mean over its sequence's own tokens: float[T].
+    """Gives every token the mean over its sequence's action tokens: float[T].
 
     Args:
-        values_T: float[T], 0 in slots that are not the policy's own.
+        values_T: float[T], 0 in slots that are masked out.
         mask_T: bool[T].
         segments_T: int64[T].
         num_sequences: B.
     """
-    lens_B = num_own_tokens(mask_T, segments_T, num_sequences)
+    lens_B = num_action_tokens(mask_T, segments_T, num_sequences)
     sums_B = segment_sum(values_T, segments_T, num_sequences)
     return (sums_B / lens_B.clamp(min=1))[segments_T]
 
 
-def last_own_token(mask_T: Tensor, segments_T: Tensor, num_sequences: int) -> Tensor:
-    """Finds the flat index of each sequence's last own token.
+def last_action_token(mask_T: Tensor, segments_T: Tensor, num_sequences: int) -> Tensor:
+    """Finds the flat index of each sequence's last action token.
 
     Returns:
-        int64[B]; -1 for a sequence without own tokens.
+        int64[B]; -1 for a sequence without action tokens.
     """
     index_T = torch.arange(len(mask_T), device=mask_T.device)
     none_B = torch.full((num_sequences,), -1, device=mask_T.device)
@@ -74,3 +77,27 @@ def positions(segments_T: Tensor) -> Tensor:
     first_T = torch.searchsorted(sorted_T, sorted_T)
     ranks_T = torch.arange(len(segments_T), device=segments_T.device) - first_T
     return torch.empty_like(ranks_T).index_copy(0, order_T, ranks_T)
+
+
+def whiten(values_T: Tensor, mask_T: Tensor, shift_mean: bool = True) -> Tensor:
+    """Scales action tokens to variance 1 and, unless told otherwise, shifts them to mean 0.
+
+    The mean and the unbiased variance are those of the tokens given: give the whole step's, of all
+    ranks, or each part is scaled by its own luck. Computed in float64, because the rounding of a
+    float32 mean, divided by the root of the floor, would turn equal values into noise.
+
+    Args:
+        values_T: float[T].
+        mask_T: bool[T].
+        shift_mean: False keeps the mean where it was (for rewards, whose sign matters).
+
+    Returns:
+        float[T] in the dtype of `values_T`; 0 in slots that are masked out.
+    """
+    masked_N = values_T[mask_T].double()
+    mean = masked_N.mean() if len(masked_N) else masked_N.new_zeros(())
+    variance = masked_N.var() if len(masked_N) > 1 else masked_N.new_zeros(())
+    white_N = (masked_N - mean) * torch.rsqrt(variance + VARIANCE_FLOOR)
+    if not shift_mean:
+        white_N = white_N + mean
+    return torch.zeros_like(values_T).masked_scatter(mask_T, white_N.to(values_T.dtype))

@@ -1,12 +1,7 @@
 """Log-ratios of two policies, clamped before they meet `exp`."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
-
-RatioLevel = Literal["token", "sequence"]
-"""Whether a ratio is a token's, or one of all a sequence's own tokens, their geometric mean."""
 
 MAX_LOG_RATIO = 20.0
 """exp(20) is 4.9e8: finite in float32 even when squared, and far beyond any useful ratio."""

@@ -1,4 +1,4 @@
-"""The one place where a loss is divided.
+"""Losses of tokens, and the one place where a loss is divided.
 
 Numerator and denominator belong to one object. The denominator is counted over the whole optimiser
 step before its first micro-batch runs, so the losses of micro-batches and ranks *add up* to that of
@@ -7,13 +7,25 @@ on the cut: https://unsloth.ai/blog/gradient.)
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
-from rlhf_ray.algorithms.ragged import own
+from rlhf_ray.algorithms.metric_sums import MetricSums
+from rlhf_ray.algorithms.ragged import masked
+from rlhf_ray.config.algorithm_table import ReductionKind
 
-ReductionKind = Literal["token_mean", "sequence_mean", "constant"]
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLoss:
+    """A loss term before `Reduction` makes a scalar of it.
+
+    Attributes:
+        loss_T: float[T], to be minimised; 0 in slots that are masked out.
+        metrics: Detached sums; see `metric_sums`.
+    """
+
+    loss_T: Tensor
+    metrics: MetricSums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +34,7 @@ class ReductionTotals:
 
     Attributes:
         num_tokens: Own tokens.
-        num_sequences: Sequences that have at least one own token.
+        num_sequences: Sequences that have at least one action token.
         constant_length: Tokens by which kind `constant` divides each sequence (the largest
             response length); None for the other kinds.
     """
@@ -37,14 +49,14 @@ class Reduction:
     """Turns token losses into the scalar to differentiate.
 
     Kinds:
-        token_mean: mean over all own tokens of the step (DAPO, https://arxiv.org/abs/2503.14476,
+        token_mean: mean over all action tokens of the step (DAPO, https://arxiv.org/abs/2503.14476,
             eq. 12). Long responses weigh more.
-        sequence_mean: mean over sequences of each one's mean over its own tokens (GRPO,
+        sequence_mean: mean over sequences of each one's mean over its action tokens (GRPO,
             https://arxiv.org/abs/2402.03300, eq. 3).
         constant: sum divided by num_sequences · constant_length (Dr. GRPO,
             https://arxiv.org/abs/2503.20783, section 3.2). No bias towards any length.
 
-    Sequences without own tokens add 0 and are not counted. Data-parallel engines that *average*
+    Sequences without action tokens add 0 and are not counted. Data-parallel engines that *average*
     gradients over ranks need the loss multiplied with the number of ranks.
 
     Raises:
@@ -71,18 +83,18 @@ class Reduction:
             loss_T: float[T].
             mask_T: bool[T].
             segments_T: int64[T].
-            sequence_lens_B: int64[B], own tokens of each sequence *in full*: right even if a
+            sequence_lens_B: int64[B], action tokens of each sequence *in full*: right even if a
                 sequence were spread over several micro-batches.
 
         Returns:
             A scalar that stays connected to `loss_T`: a differentiable 0 for an empty micro-batch.
         """
-        return (own(loss_T, mask_T) * self._weight(loss_T, segments_T, sequence_lens_B)).sum()
+        return (masked(loss_T, mask_T) * self._weight(loss_T, segments_T, sequence_lens_B)).sum()
 
     def _weight(
         self, loss_T: Tensor, segments_T: Tensor, sequence_lens_B: Tensor
     ) -> Tensor | float:
-        # max(..., 1): a step without own tokens has the loss 0, not 0 / 0.
+        # max(..., 1): a step without action tokens has the loss 0, not 0 / 0.
         num_sequences = max(self.totals.num_sequences, 1)
         if self.kind == "token_mean":
             return 1.0 / max(self.totals.num_tokens, 1)

@@ -1,4 +1,4 @@
-"""Small terms that are added, with a coefficient each, to the policy loss: entropy and KL.
+"""Small terms that are added to a loss: entropy, KL, and the load of experts.
 
 The loss of a step is the sum over terms of coefficient · Reduction.reduce(term). The coefficients
 are the caller's, and positive: a term is what should become *smaller*.
@@ -7,14 +7,16 @@ are the caller's, and positive: a term is what should become *smaller*.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS, KLEstimator
-from rlhf_ray.algorithms.metric_sums import mean_of
-from rlhf_ray.algorithms.ragged import own
+from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
+from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
+from rlhf_ray.algorithms.reduction import ReductionTotals, TokenLoss
 from rlhf_ray.algorithms.registry import Registry
-from rlhf_ray.algorithms.token_loss import TokenLoss
+from rlhf_ray.config import algorithm_table as table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,12 @@ class LossTermInputs:
 
 LossTerm = Callable[[LossTermInputs], TokenLoss]
 
-LOSS_TERMS: Registry[LossTerm] = Registry("loss term")
+LOSS_TERMS: Registry[LossTerm] = Registry("loss term", table.LOSS_TERMS)
 
 
 @LOSS_TERMS.register("entropy")
 def entropy(inputs: LossTermInputs) -> TokenLoss:
-    """The entropy bonus: minus the entropy of the policy at each own token.
+    """The entropy bonus: minus the entropy of the policy at each action token.
 
     Source: Williams and Peng 1991; PPO, https://arxiv.org/abs/1707.06347, eq. 9. It is reduced as
     the policy's loss is; TRL takes the mean over tokens whatever the reduction.
@@ -54,7 +56,7 @@ def entropy(inputs: LossTermInputs) -> TokenLoss:
     """
     if inputs.entropy_T is None:
         raise ValueError("entropy_T must be given for loss term 'entropy', got None")
-    entropy_T = own(inputs.entropy_T, inputs.mask_T)
+    entropy_T = masked(inputs.entropy_T, inputs.mask_T)
     return TokenLoss(loss_T=-entropy_T, metrics={"entropy": mean_of(entropy_T, inputs.mask_T)})
 
 
@@ -72,7 +74,7 @@ def _kl_term(name: str, estimator: KLEstimator, *, weighted: bool = False) -> Lo
             "reference_logprobs_T": inputs.reference_logprobs_T,
             **({"old_logprobs_T": inputs.old_logprobs_T} if weighted else {}),
         }
-        given = {key: own(x, inputs.mask_T) for key, x in needed.items() if x is not None}
+        given = {key: masked(x, inputs.mask_T) for key, x in needed.items() if x is not None}
         if len(given) < len(needed):
             raise ValueError(f"{', '.join(needed)} must be given for loss term {name!r}")
         logprobs_T, reference_T = given["logprobs_T"], given["reference_logprobs_T"].detach()
@@ -91,9 +93,41 @@ def _kl_term(name: str, estimator: KLEstimator, *, weighted: bool = False) -> Lo
     return kl
 
 
-# Not k1: its expected gradient is 0.
-for _name in ("k2", "k3"):
-    LOSS_TERMS.register(f"kl_{_name}")(_kl_term(f"kl_{_name}", KL_ESTIMATORS[_name]))
-LOSS_TERMS.register("kl_k3_weighted")(
-    _kl_term("kl_k3_weighted", KL_ESTIMATORS["k3"], weighted=True)
-)
+# By the table not k1: its expected gradient is 0.
+for _name, _row in table.KL_ESTIMATORS.items():
+    if _row.where == "loss":
+        LOSS_TERMS.register(f"kl_{_name}")(_kl_term(f"kl_{_name}", KL_ESTIMATORS[_name]))
+    if _row.can_be_weighted:
+        LOSS_TERMS.register(f"kl_{_name}_weighted")(
+            _kl_term(f"kl_{_name}_weighted", KL_ESTIMATORS[_name], weighted=True)
+        )
+
+
+def with_router_loss(
+    loss: Tensor,
+    metrics: MetricSums,
+    router_loss: Tensor | None,
+    *,
+    coefficient: float,
+    num_tokens: int,
+    totals: ReductionTotals,
+) -> tuple[Tensor, MetricSums]:
+    """Add a pass's load-balancing loss to its loss, and `aux_loss` to its metrics.
+
+    The loss of each pass is weighed by its tokens: that of a whole batch is no sum of its parts.
+    An empty pass weighs nothing.
+
+    Args:
+        loss: The pass's share of its step's loss.
+        metrics: Of the pass.
+        router_loss: A scalar; None leaves everything as it is.
+        coefficient: Its weight.
+        num_tokens: Trained tokens of the pass.
+        totals: Of the whole step.
+    """
+    if router_loss is None:
+        return loss, metrics
+    share = num_tokens / max(1, totals.num_tokens)
+    mask_T = torch.ones(num_tokens, dtype=torch.bool, device=router_loss.device)
+    aux_loss = mean_of(router_loss.expand(num_tokens), mask_T)
+    return loss + coefficient * share * router_loss, {**metrics, "aux_loss": aux_loss}

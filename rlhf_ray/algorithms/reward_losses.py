@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
-from rlhf_ray.algorithms.ragged import own
+from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
+from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config import algorithm_table as table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class RankingInputs:
 RewardLoss = Callable[[RankingInputs], Tensor]
 """(inputs) -> loss_B, 0 for a row of fewer than two answers; a step's loss is its mean."""
 
-REWARD_LOSSES: Registry[RewardLoss] = Registry("reward loss")
+REWARD_LOSSES: Registry[RewardLoss] = Registry("reward loss", table.REWARD_LOSSES)
 
 
 @REWARD_LOSSES.register("bradley_terry")
@@ -72,14 +73,14 @@ def plackett_luce(inputs: RankingInputs) -> Tensor:
     that is the model's own probability that it beats them all, and the product over tied answers a
     composite likelihood of the partial order.
     """
-    scores_BK = own(inputs.scores_BK, inputs.mask_BK)
+    scores_BK = masked(inputs.scores_BK, inputs.mask_BK)
     num_answers = scores_BK.shape[1]
     itself_KK = torch.eye(num_answers, dtype=torch.bool, device=scores_BK.device)
     # An answer stands against itself, in masked slots too: no logarithm of an empty sum.
     remaining_BKK = is_ordered(inputs) | itself_KK
     against_BKK = scores_BK[:, None, :].expand_as(remaining_BKK)
     against_BKK = against_BKK.masked_fill(~remaining_BKK, -torch.inf)
-    return own(against_BKK.logsumexp(2) - scores_BK, inputs.mask_BK).sum(1)
+    return masked(against_BKK.logsumexp(2) - scores_BK, inputs.mask_BK).sum(1)
 
 
 def centering(inputs: RankingInputs) -> Tensor:
@@ -91,12 +92,12 @@ def centering(inputs: RankingInputs) -> Tensor:
     Returns:
         loss_B, to be weighted and added.
     """
-    scores_BK = own(inputs.scores_BK, inputs.mask_BK)
+    scores_BK = masked(inputs.scores_BK, inputs.mask_BK)
     sums_BKK = scores_BK[:, :, None] + scores_BK[:, None, :]
     return _mean_over_pairs(sums_BKK.square(), inputs)
 
 
-def reward_metrics(inputs: RankingInputs) -> Metrics:
+def reward_metrics(inputs: RankingInputs) -> MetricSums:
     """Share of pairs in the right order (equal scores are not), their mean gap, means of scores.
 
     `reward_chosen` is of the best answers, `reward_rejected` of the others.
@@ -121,10 +122,10 @@ def is_ordered(inputs: RankingInputs) -> Tensor:
 
 def _gaps(inputs: RankingInputs) -> Tensor:
     """s_i - s_j: float[B, K, K]."""
-    scores_BK = own(inputs.scores_BK, inputs.mask_BK)
+    scores_BK = masked(inputs.scores_BK, inputs.mask_BK)
     return scores_BK[:, :, None] - scores_BK[:, None, :]
 
 
 def _mean_over_pairs(values_BKK: Tensor, inputs: RankingInputs) -> Tensor:
     pairs_BKK = is_ordered(inputs)
-    return own(values_BKK, pairs_BKK).sum((1, 2)) / pairs_BKK.sum((1, 2)).clamp(min=1)
+    return masked(values_BKK, pairs_BKK).sum((1, 2)) / pairs_BKK.sum((1, 2)).clamp(min=1)

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from torch import Tensor
 
 from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config import algorithm_table as table
 
 SftLoss = Callable[[Tensor], Tensor]
 """logprobs_T of the trained tokens (nats) -> loss_T."""
 
-SFT_LOSSES: Registry[SftLoss] = Registry("SFT loss")
+SFT_LOSSES: Registry[SftLoss] = Registry("SFT loss", table.SFT_LOSSES)
 
 
 @SFT_LOSSES.register("nll")

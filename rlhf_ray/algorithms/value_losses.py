@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.metric_sums import explained_variance, mean_of
-from rlhf_ray.algorithms.ragged import own
+from rlhf_ray.algorithms.ragged import masked
+from rlhf_ray.algorithms.reduction import TokenLoss
 from rlhf_ray.algorithms.registry import Registry
-from rlhf_ray.algorithms.token_loss import TokenLoss
+from rlhf_ray.config import algorithm_table as table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class ValueLossParams:
 
 ValueLoss = Callable[[ValueLossInputs, ValueLossParams], TokenLoss]
 
-VALUE_LOSSES: Registry[ValueLoss] = Registry("value loss")
+VALUE_LOSSES: Registry[ValueLoss] = Registry("value loss", table.VALUE_LOSSES)
 
 
 @VALUE_LOSSES.register("clipped")
@@ -60,9 +61,9 @@ def clipped(inputs: ValueLossInputs, params: ValueLossParams) -> TokenLoss:
     Source: PPO2 of OpenAI baselines, as described in
     https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, detail 9.
     """
-    values_T = own(inputs.values_T, inputs.mask_T)
-    old_values_T = own(inputs.old_values_T, inputs.mask_T).detach()
-    returns_T = own(inputs.returns_T, inputs.mask_T).detach()
+    values_T = masked(inputs.values_T, inputs.mask_T)
+    old_values_T = masked(inputs.old_values_T, inputs.mask_T).detach()
+    returns_T = masked(inputs.returns_T, inputs.mask_T).detach()
     near_T = old_values_T + (values_T - old_values_T).clamp(-params.clip, params.clip)
     error_T = (values_T - returns_T).square()
     near_error_T = (near_T - returns_T).square()
@@ -73,8 +74,8 @@ def clipped(inputs: ValueLossInputs, params: ValueLossParams) -> TokenLoss:
 @VALUE_LOSSES.register("mse")
 def mse(inputs: ValueLossInputs, params: ValueLossParams) -> TokenLoss:
     """Half the squared error; it uses no parameter."""
-    values_T = own(inputs.values_T, inputs.mask_T)
-    returns_T = own(inputs.returns_T, inputs.mask_T).detach()
+    values_T = masked(inputs.values_T, inputs.mask_T)
+    returns_T = masked(inputs.returns_T, inputs.mask_T).detach()
     loss_T = 0.5 * (values_T - returns_T).square()
     return _token_loss(inputs, loss_T, is_clipped_T=torch.zeros_like(inputs.mask_T))
 

@@ -6,36 +6,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from rlhf_ray.config.base import (
-    Config,
-    NonNegativeFloat,
-    Share,
+from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm_table import (
+    AdvantageName,
+    CorrectionName,
+    KlEstimatorName,
+    PolicyLossName,
+    RatioLevel,
+    ReductionKind,
+    ValueLossName,
 )
-
-KlEstimator = Literal["k1", "k2", "k3"]
-PolicyLoss = Literal["ppo", "gspo", "cispo", "sapo", "reinforce"]
-# How far below and above 1 each loss lets its ratio go, where the configuration does not say; None
-# for no bound. PPO: arXiv 1707.06347, section 6.1. GSPO: 2507.18071, section 5.1. CISPO has no
-# lower bound and no published upper one (2506.13585, section 3.1); a largest ratio of 5 is what TRL
-# recommends after ScaleRL (2510.13786).
-CLIP_BOUNDS: dict[PolicyLoss, tuple[float | None, float | None]] = {
-    "ppo": (0.2, 0.2),
-    "gspo": (3e-4, 4e-4),
-    "cispo": (None, 4.0),
-    "sapo": (None, None),
-    "reinforce": (None, None),
-}
+from rlhf_ray.config.base import Config, NonNegativeFloat, Share
 
 
 def _clip_low(values: dict[str, Any]) -> float | None:
-    return CLIP_BOUNDS[values["policy_loss"]][0]
+    return table.POLICY_LOSSES[values["policy_loss"]].clip_low
 
 
 def _clip_high(values: dict[str, Any]) -> float | None:
-    return CLIP_BOUNDS[values["policy_loss"]][1]
+    return table.POLICY_LOSSES[values["policy_loss"]].clip_high
 
 
-def _estimator(values: dict[str, Any]) -> KlEstimator:
+def _estimator(values: dict[str, Any]) -> str:
     return "k1" if values["where"] == "reward" else "k3"
 
 
@@ -56,7 +48,7 @@ class KlConfig(Config):
 
     coefficient: NonNegativeFloat = 0.0
     where: Literal["reward", "loss"] = "loss"
-    estimator: KlEstimator = Field(default_factory=_estimator)
+    estimator: KlEstimatorName = Field(default_factory=_estimator)
     importance_weight: bool = False
     controller: Literal["fixed", "adaptive"] = "fixed"
     target: PositiveFloat = 0.1
@@ -64,19 +56,22 @@ class KlConfig(Config):
 
     @model_validator(mode="after")
     def _has_the_gradient_of_a_kl(self) -> KlConfig:
-        if self.coefficient and (self.where, self.estimator) == ("loss", "k1"):
+        row = table.KL_ESTIMATORS[self.estimator]
+        there = [name for name, row in table.KL_ESTIMATORS.items() if row.where == self.where]
+        if self.coefficient and self.where == "loss" != row.where:
             raise ValueError(
-                "estimator k1 has no gradient in the loss, on average: take k2 or k3 there, or "
-                "where: reward"
+                f"estimator {self.estimator} has no gradient in the loss, on average: take "
+                f"{' or '.join(there)} there, or where: reward"
             )
-        if self.coefficient and self.where == "reward" and self.estimator != "k1":
+        if self.coefficient and self.where == "reward" != row.where:
             raise ValueError(
                 f"estimator {self.estimator} in the reward has another gradient than the KL's: "
-                "take k1 there, or where: loss"
+                f"take {' or '.join(there)} there, or where: loss"
             )
-        if self.importance_weight and (self.where, self.estimator) != ("loss", "k3"):
+        if self.importance_weight and not (self.where == "loss" and row.can_be_weighted):
+            weighted = [n for n, row in table.KL_ESTIMATORS.items() if row.can_be_weighted]
             raise ValueError(
-                "importance_weight is for estimator k3 with where: loss, got "
+                f"importance_weight is for estimator {' or '.join(weighted)} with where: loss, got "
                 f"{self.estimator} with where: {self.where}"
             )
         return self
@@ -89,7 +84,7 @@ class CorrectionConfig(Config):
     `gspo`, whose ratio is as well.
     """
 
-    kind: Literal["none", "truncated", "mask"] = "truncated"
+    kind: CorrectionName = "truncated"
     cap: Annotated[float, Field(ge=1)] = 2.0
     low: Share = 0.5
 
@@ -124,12 +119,10 @@ class AlgorithmConfig(Config):
         clip_high: How far above 1, likewise.
     """
 
-    advantage: Literal[
-        "gae", "grpo", "gdpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"
-    ]
-    policy_loss: PolicyLoss = "ppo"
-    value_loss: Literal["clipped", "mse"] = "clipped"
-    reduction: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    advantage: AdvantageName
+    policy_loss: PolicyLossName = "ppo"
+    value_loss: ValueLossName = "clipped"
+    reduction: ReductionKind = "token_mean"
     truncated: Literal["train", "mask", "bootstrap"] = "train"
     epochs: PositiveInt = 1
     minibatches: PositiveInt = 1
@@ -155,21 +148,32 @@ class AlgorithmConfig(Config):
 
     @model_validator(mode="after")
     def _fits_the_advantage(self) -> AlgorithmConfig:
-        if self.truncated == "bootstrap" and self.advantage != "gae":
+        if self.truncated == "bootstrap" and not self.advantage_row.needs_values:
             raise ValueError(
                 "truncated: bootstrap takes a critic's value, which only advantage gae has, got "
                 f"{self.advantage}"
             )
         if self.tells_rewards_apart and self.kl.coefficient and self.kl.where == "reward":
             raise ValueError(
-                "kl.where must be loss for advantage gdpo, which standardises each reward by itself"
+                f"kl.where must be loss for advantage {self.advantage}, which standardises each "
+                "reward by itself"
             )
         return self
 
     @property
+    def advantage_row(self) -> table.Advantage:
+        """What the estimator of advantages takes."""
+        return table.ADVANTAGES[self.advantage]
+
+    @property
     def tells_rewards_apart(self) -> bool:
         """Whether each reward is compared by itself, not their sum."""
-        return self.advantage == "gdpo"
+        return self.advantage_row.needs_parts
+
+    @property
+    def ratio_level(self) -> RatioLevel:
+        """Whose ratio the policy loss takes, and so the weights that correct for the engine."""
+        return table.POLICY_LOSSES[self.policy_loss].level
 
     def trains(self, finish_reason: Literal["stop", "length"]) -> bool:
         """Whether a response that ended so enters the losses."""

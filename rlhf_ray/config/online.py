@@ -182,8 +182,9 @@ class OnlineConfig(JobConfig):
         changed = {"clip": shaping.clip, "whiten": shaping.whiten}
         if self.algorithm.tells_rewards_apart and any(changed.values()):
             raise ValueError(
-                "reward.shaping.clip and .whiten change the sum of the rewards, and advantage gdpo "
-                f"standardises each by itself: leave them out, got {changed}"
+                "reward.shaping.clip and .whiten change the sum of the rewards, and advantage "
+                f"{self.algorithm.advantage} standardises each by itself: leave them out, got "
+                f"{changed}"
             )
         return self
 
@@ -290,13 +291,12 @@ class OnlineConfig(JobConfig):
     @property
     def smallest_group(self) -> int:
         """Scored samples that a draw needs to be trained: 2 where they are compared."""
-        compared = ("grpo", "gdpo", "dr_grpo", "rloo", "reinforce++_baseline")
-        return 2 if self.algorithm.advantage in compared else 1
+        return 2 if self.algorithm.advantage_row.needs_groups else 1
 
     @property
     def uses_value(self) -> bool:
         """Whether the advantage needs a critic."""
-        return self.algorithm.advantage == "gae"
+        return self.algorithm.advantage_row.needs_values
 
 
 class GrpoConfig(OnlineConfig):

@@ -15,6 +15,13 @@ from pydantic import (
     model_validator,
 )
 
+from rlhf_ray.config.algorithm_table import (
+    PREFERENCE_LOSSES,
+    Divergence,
+    PreferenceLossName,
+    RewardLossName,
+    SftLossName,
+)
 from rlhf_ray.config.base import (
     Config,
     GroupConfig,
@@ -28,17 +35,6 @@ from rlhf_ray.config.base import (
 from rlhf_ray.config.data import DataConfig, named, refuse_pieces, refuse_streams
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import ConfigError
-
-PairLoss = Literal[
-    "sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
-    "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft",
-    "simpo", "orpo", "kto",
-]  # fmt: skip
-REFERENCE_FREE_LOSSES = {"sft", "simpo", "orpo"}
-# Those that score answers by the divergence.
-SCORED_LOSSES = {"sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "exo_pair", "discopop"}
-# Those that take a share of the labels to be wrong.
-SMOOTHED_LOSSES = {"sigmoid", "robust", "exo_pair", "aot", "aot_unpaired", "simpo"}
 
 
 class SupervisedEvalConfig(Config):
@@ -186,7 +182,7 @@ class SftConfig(SupervisedConfig):
     job = "sft"
     takes_pieces = True
 
-    loss_type: Literal["nll", "dft"] = "nll"
+    loss_type: SftLossName = "nll"
     policy: LearnerConfig
     placement: PolicyPlacementConfig = PolicyPlacementConfig()
     eval: SftEvalConfig = SftEvalConfig()
@@ -226,7 +222,7 @@ class RmConfig(SupervisedConfig):
     trained_role = "reward"
     model_kind = "classifier"
 
-    loss_type: Literal["bradley_terry", "logexp", "plackett_luce"] = "bradley_terry"
+    loss_type: RewardLossName = "bradley_terry"
     use_margin: bool = True
     center_rewards_coefficient: NonNegativeFloat = 0.0
     float32_loss: bool = True
@@ -293,13 +289,11 @@ class DpoConfig(SupervisedConfig):
     job = "dpo"
     fixed_keys = (*SupervisedConfig.fixed_keys, "loss_type", "beta")
 
-    loss_type: list[PairLoss] = ["sigmoid"]
+    loss_type: list[PreferenceLossName] = ["sigmoid"]
     loss_weights: list[float] = []
     beta: PositiveFloat = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = (
-        "reverse_kl"
-    )
+    f_divergence_type: Divergence = "reverse_kl"
     f_alpha_divergence_coef: float = 0.5
     reference_free: bool = False
     rpo_alpha: NonNegativeFloat = 0.0
@@ -327,18 +321,20 @@ class DpoConfig(SupervisedConfig):
             raise ValueError(f"loss_weights must be at least 0, got {self.loss_weights}")
         if not self.weighted_losses:
             raise ValueError("loss_weights must leave at least one loss a weight above 0")
-        if "kto" in names and (len(names) > 1 or set(self.weighted_losses) != {"kto"}):
+        of_labels = [name for name in names if PREFERENCE_LOSSES[name].takes_labels]
+        if of_labels and (len(names) > 1 or [*self.weighted_losses] != names):
             raise ValueError(
-                "kto learns from single answers: it cannot be mixed with pair losses, rpo_alpha "
-                "among them, and needs a weight above 0"
+                f"{of_labels[0]} learns from single answers: it cannot be mixed with pair losses, "
+                "rpo_alpha among them, and needs a weight above 0"
             )
-        unscored = sorted(set(self.weighted_losses) - SCORED_LOSSES - {"sft"})
+        rows = {name: PREFERENCE_LOSSES[name] for name in sorted(self.weighted_losses)}
+        unscored = [n for n, row in rows.items() if not row.takes_divergence and n != "sft"]
         if self.f_divergence_type != "reverse_kl" and unscored:
             raise ValueError(
                 f"f_divergence_type must be reverse_kl for {', '.join(unscored)}, which ignore it, "
                 f"got {self.f_divergence_type}"
             )
-        unsmoothed = sorted(set(self.weighted_losses) - SMOOTHED_LOSSES - {"sft"})
+        unsmoothed = [n for n, row in rows.items() if not row.smooths and n != "sft"]
         if self.label_smoothing and unsmoothed:
             raise ValueError(
                 f"label_smoothing must be 0 for {', '.join(unsmoothed)}, which ignore it, "
@@ -350,10 +346,10 @@ class DpoConfig(SupervisedConfig):
 
     @model_validator(mode="after")
     def _a_stream_fits(self) -> DpoConfig:
-        if self.data.streaming and "kto" in self.loss_type:
+        if self.data.streaming and self.takes_labels:
             raise ValueError(
-                "kto takes the answer to another row's prompt from all rows: leave data.streaming "
-                "out"
+                f"{self.loss_type[0]} takes the answer to another row's prompt from all rows: "
+                "leave data.streaming out"
             )
         if self.data.streaming and self.reference_kind == "precomputed":
             raise ValueError(
@@ -387,7 +383,7 @@ class DpoConfig(SupervisedConfig):
     @property
     def takes_labels(self) -> bool:
         """Whether a row is one answer with a label, and not a pair."""
-        return "kto" in self.loss_type
+        return any(PREFERENCE_LOSSES[name].takes_labels for name in self.loss_type)
 
     @property
     def answers_per_row(self) -> int:
@@ -418,7 +414,9 @@ class DpoConfig(SupervisedConfig):
     @property
     def uses_reference(self) -> bool:
         """Whether any loss compares with a reference model."""
-        return not self.reference_free and bool(set(self.weighted_losses) - REFERENCE_FREE_LOSSES)
+        return not self.reference_free and any(
+            PREFERENCE_LOSSES[name].needs_reference for name in self.weighted_losses
+        )
 
     @property
     def uses_reference_role(self) -> bool:

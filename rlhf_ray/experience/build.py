@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from rlhf_ray.algorithms import metric_sums
-from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
+from rlhf_ray.algorithms.advantages import AdvantageInputs, AdvantageParams, estimate_advantages
 from rlhf_ray.algorithms.correction import (
     CORRECTIONS,
     Correction,
@@ -21,8 +21,7 @@ from rlhf_ray.algorithms.correction import (
     CorrectionParams,
 )
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
-from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
-from rlhf_ray.algorithms.ragged import own
+from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.algorithms.ratios import is_clamped, log_ratio
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.experience.rewards import reward_parts, shape_scores, token_rewards
@@ -85,7 +84,8 @@ def build_experience(
     flat = _flatten(rollouts_B, old_logprobs_B, reference_logprobs_B, values_B)
     kl_T = KL_ESTIMATORS[spec.algorithm.kl.estimator](flat.old_T, flat.reference_T)
     in_reward = reference_logprobs_B is not None and spec.algorithm.kl.where == "reward"
-    outputs = ADVANTAGES[spec.algorithm.advantage](
+    outputs = estimate_advantages(
+        spec.algorithm.advantage,
         _compared(
             rollouts_B,
             scores_B,
@@ -155,7 +155,7 @@ def _compared(
         segments_T=flat.segments_T,
         groups_B=flat.groups_B,
     )
-    if not ADVANTAGES[algorithm.advantage].needs_parts:
+    if not algorithm.tells_rewards_apart:
         return inputs
     parts = reward_parts(rollouts_B, scores_B, spec)
     return replace(
@@ -180,7 +180,7 @@ def _last_values(
     if algorithm.truncated != "bootstrap":
         return None
     is_cut_B = torch.tensor([rollout.finish_reason == "length" for rollout in rollouts_B])
-    return own(flat.last_values_B, is_cut_B)
+    return masked(flat.last_values_B, is_cut_B)
 
 
 def _correction(flat: _Flat, algorithm: AlgorithmConfig) -> Correction:
@@ -195,7 +195,7 @@ def _correction(flat: _Flat, algorithm: AlgorithmConfig) -> Correction:
         CorrectionParams(
             cap=algorithm.correction.cap,
             low=algorithm.correction.low,
-            level=POLICY_LOSSES[algorithm.policy_loss].level,
+            level=algorithm.ratio_level,
         ),
     )
 
@@ -211,7 +211,7 @@ def _flatten(
     zeros = [np.zeros(n, dtype=np.float32) for n in lens]
 
     def joined(arrays: Arrays) -> torch.Tensor:
-        return own(torch.from_numpy(np.concatenate(list(arrays))), mask_T)
+        return masked(torch.from_numpy(np.concatenate(list(arrays))), mask_T)
 
     return _Flat(
         old_T=joined(old_logprobs_B),

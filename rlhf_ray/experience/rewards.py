@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rlhf_ray.algorithms import whitening
-from rlhf_ray.algorithms.ragged import last_own_token, own
+from rlhf_ray.algorithms import ragged
+from rlhf_ray.algorithms.ragged import last_action_token, masked
 from rlhf_ray.config.rewards import ShapingConfig
 from rlhf_ray.specs import ExperienceSpec
 from rlhf_ray.types import Rollout, Score
@@ -62,7 +62,7 @@ def clip(scores_B: torch.Tensor, *, low: float, high: float) -> torch.Tensor:
 
 def whiten(scores_B: torch.Tensor) -> torch.Tensor:
     """Shifts and scales the scores of a whole step to mean 0 and variance 1."""
-    return whitening.whiten(scores_B, torch.ones_like(scores_B, dtype=torch.bool))
+    return ragged.whiten(scores_B, torch.ones_like(scores_B, dtype=torch.bool))
 
 
 def missing_end_penalty(
@@ -171,8 +171,8 @@ def token_rewards(
     """
     rewards_T = scores_B.new_zeros(len(mask_T))
     if kl_T is not None:
-        rewards_T = -kl_coefficient * own(kl_T.detach(), mask_T).to(scores_B.dtype)
-    last_B = last_own_token(mask_T, segments_T, len(scores_B))
+        rewards_T = -kl_coefficient * masked(kl_T.detach(), mask_T).to(scores_B.dtype)
+    last_B = last_action_token(mask_T, segments_T, len(scores_B))
     has_own_B = last_B >= 0
     return torch.index_add(rewards_T, 0, last_B[has_own_B], scores_B[has_own_B])
 

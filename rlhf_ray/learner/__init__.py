@@ -1,1 +1,1 @@
-"""Training on DeepSpeed: the engine, and one small learner a role. The only DeepSpeed import."""
+"""One small learner a trained role, over an engine's Protocol; DeepSpeed is the engine."""

@@ -2,56 +2,89 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from rlhf_ray.config.base import LearnerConfig
-from rlhf_ray.learner.engine import TrainingEngine
-from rlhf_ray.learner.loading import declare_borrowed
-from rlhf_ray.learner.reach import freeze_unreached, require_reached
-from rlhf_ray.learner.residency import Residency
-from rlhf_ray.models.check import settle
-from rlhf_ray.models.checked import CheckedModel
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.learner.engine import EngineBuilder, Residency
+from rlhf_ray.learner.scoring import fitted_update
+from rlhf_ray.learner.update import MicroBatchLoss, Preparation, UpdateSettings, run_update
+from rlhf_ray.models.check import own_outcome, sample_row, settle
+from rlhf_ray.models.modes import CheckedModel
+from rlhf_ray.packing import UpdatePlan
+
+logger = logging.getLogger(__name__)
+
+# The last of several numbers in a name: which expert of a layer, say.
+_MEMBER = re.compile(r"(?<=\.)\d+(?=\.(?:[^.\d]+\.)*[^.\d]+$)")
 
 
-class Learner:
+class Learner(ABC):
     """One rank's share of a trained role.
 
     Attributes:
-        engine: Set by the role's own constructor.
-        model: Likewise: what the engine trains.
-        residency: Where all of it is.
+        model: What the engine trains.
+        engine: What holds it.
     """
 
-    engine: TrainingEngine
     model: CheckedModel
-    residency: Residency
 
-    def _start(
+    def __init__(
         self,
-        model: CheckedModel,
         config: LearnerConfig,
+        builder: EngineBuilder,
+        settings: UpdateSettings,
         *,
         total_steps: int,
-        device: torch.device,
+        seed: int,
     ) -> None:
-        """Hand a loaded model to DeepSpeed, and let it run as it is right.
+        """Load the model, hand it to an engine, and let it run as it is right.
 
         Raises:
-            ConfigError: It does not agree with itself, or what should train cannot.
+            ConfigError: It cannot be loaded, does not agree with itself, or what should train
+                cannot.
         """
-        model.device = device
-        is_whole = config.zero.stage != 3
-        if is_whole:
-            freeze_unreached(model)
-        else:
-            declare_borrowed(model)
-        self.engine = TrainingEngine(model.train(), config, total_steps=total_steps)
-        if not is_whole:
-            require_reached(model)
-        settle(model, config, device)
-        self.residency = Residency(self, device, deepspeed=self.engine.engine)
+        torch.manual_seed(seed)
+        self.config, self.builder, self.device = config, builder, builder.device
+        self._settings = settings
+        with builder.loading():
+            self.model = self._load()
+        self.model.device = self.device
+        if not builder.shards_weights:
+            freeze_unreached(self.model)
+        self.engine = builder.train(self.model.train(), total_steps=total_steps)
+        if builder.shards_weights:
+            require_reached(self.model)
+        settle(self.model, config, self.device)
+
+    @abstractmethod
+    def _load(self) -> Any:
+        """The model as the configuration has it."""
+
+    @property
+    def residency(self) -> Residency:
+        """Where the model is."""
+        return self.engine.residency
+
+    def _update(
+        self,
+        rows: Sequence[Any],
+        lengths_B: Sequence[int],
+        plan: UpdatePlan,
+        loss_of: MicroBatchLoss,
+        prepare: Preparation | None = None,
+    ) -> dict[str, float]:
+        """Take every optimiser step of a plan; see `run_update`."""
+        plan = fitted_update(plan, lengths_B, self.config, self.model)
+        return run_update(self.engine, rows, plan, loss_of, self._settings, prepare=prepare)
 
     def save(self, folder: Path) -> None:
         """Write everything that training goes on from."""
@@ -64,3 +97,76 @@ class Learner:
     def close(self) -> None:
         """Release the model."""
         self.engine.close()
+        self.builder.close()
+
+
+def freeze_unreached(module: CheckedModel) -> None:
+    """Take out of training what the model's code leaves out of what the role reads, and say so.
+
+    Towers for images see no token, biases that balance experts and indexers of attention have no
+    gradient; some families read a matrix without calling its layer, so that an adapter there does
+    nothing. Not under ZeRO-3, which has no whole weights before DeepSpeed's start.
+
+    Raises:
+        ConfigError: Nothing would be left.
+    """
+    unreached = _unreached(module)
+    if not unreached:
+        return
+    for parameter in unreached.values():
+        parameter.requires_grad_(False)
+    fault = _in_words(module, unreached)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ConfigError(f"nothing can be trained: {fault}")
+    logger.warning("%s: they stay as they are", fault)
+
+
+def require_reached(module: CheckedModel) -> None:
+    """Refuse the same, where it cannot be taken out any more.
+
+    Raises:
+        ConfigError: Names it.
+    """
+    if unreached := _unreached(module):
+        raise ConfigError(
+            f"{_in_words(module, unreached)}: under ZeRO stage 3 set model.lora.target_modules to "
+            "other layers, or take zero.stage 2, which leaves them as they are"
+        )
+
+
+def _unreached(module: CheckedModel) -> dict[str, nn.Parameter]:
+    """Parameters under training that nothing which the role reads is computed from."""
+    was_training = module.training
+    module.eval()
+    with torch.random.fork_rng([module.device] if module.device.type == "cuda" else []):
+        outcome = own_outcome(module, sample_row(module))
+    module.train(was_training)
+    reached = {id(leaf) for leaf in _leaves(outcome)}
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    # An expert that no token went to has others of its kind beside it.
+    kinds = {_kind(name) for name, parameter in trained if id(parameter) in reached}
+    return {n: p for n, p in trained if id(p) not in reached and _kind(n) not in kinds}
+
+
+def _in_words(module: CheckedModel, unreached: Collection[str]) -> str:
+    names = ", ".join(list(unreached)[:5])
+    more = f" and {len(unreached) - 5} more" if len(unreached) > 5 else ""
+    return f"{type(module.transformer()).__name__} computes nothing with {names}{more}"
+
+
+def _kind(name: str) -> str:
+    several = sum(part.isdigit() for part in name.split(".")) > 1
+    return _MEMBER.sub("*", name) if several else name
+
+
+def _leaves(outcome: Tensor) -> Iterator[Tensor]:
+    """The tensors that gradients of the outcome would arrive at; nothing is computed."""
+    pending, seen = [outcome.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):
+            yield leaf
+        pending += [before for before, _ in node.next_functions]

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from rlhf_ray.errors import RunError
 from rlhf_ray.learner.weight_files import Written, differences
 from rlhf_ray.models.decoder import base_of
+from rlhf_ray.models.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -122,5 +123,5 @@ def _is_small(written: Mapping[str, Written]) -> bool:
 
 
 def _is_spread(base: Any) -> bool:
-    """Whether ZeRO-3 holds it: a pass would then need all ranks."""
-    return any(hasattr(parameter, "ds_id") for parameter in base.parameters())
+    """Whether ranks hold parts of it: a pass would then need all of them."""
+    return any(is_sharded(parameter) for parameter in base.parameters())

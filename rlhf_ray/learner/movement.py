@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from rlhf_ray.errors import RunError
@@ -59,11 +58,23 @@ class MovementCheck:
             them.
     """
 
-    def __init__(self, named: Sequence[tuple[str, torch.nn.Parameter]]) -> None:
-        """Take the sums; all ranks call it alike."""
-        parts = [_own_part(parameter) for _, parameter in named]
+    def __init__(
+        self,
+        named: Sequence[tuple[str, torch.nn.Parameter]],
+        master_part: Callable[[torch.nn.Parameter], Tensor],
+        device: torch.device,
+    ) -> None:
+        """Take the sums; all ranks call it alike.
+
+        Args:
+            named: Parameters under training.
+            master_part: The part of a parameter that this rank's optimiser steps on.
+            device: Of the process group.
+        """
+        self._master_part, self._device = master_part, device
+        parts = [master_part(parameter) for _, parameter in named]
         starts = [_sums(part) for part in parts]
-        squares, counts = _over_ranks(
+        squares, counts = self._over_ranks(
             [[start.squares for start in starts], [part.numel() for part in parts]],
             dist.ReduceOp.SUM,
         )
@@ -78,8 +89,10 @@ class MovementCheck:
         """Look again, after a step of rate `lr` whose gradient was not zero; all ranks alike."""
         if not self._still:
             return
-        changed = [_sums(_own_part(still.parameter)) != still.start for still in self._still]
-        [moved] = _over_ranks([changed], dist.ReduceOp.MAX)
+        changed = [
+            _sums(self._master_part(still.parameter)) != still.start for still in self._still
+        ]
+        [moved] = self._over_ranks([changed], dist.ReduceOp.MAX)
         self._still = [still for still, has in zip(self._still, moved, strict=True) if not has]
         for still in self._still:
             still.num_steps += lr >= FLOAT32_STEP * still.size
@@ -90,21 +103,11 @@ class MovementCheck:
                 f"optimiser steps: {', '.join(names[:10])}"
             )
 
-
-def _own_part(parameter: Any) -> Tensor:
-    """What this rank's optimiser steps on, where that is kept; nothing, if it is all of others."""
-    part: Tensor
-    if hasattr(parameter, "ds_id"):
-        # DeepSpeed's public way copies what is offloaded to the device, whole.
-        part, _ = parameter._z3_optimizer._get_fp32_opt_state_partition(
-            parameter, release_swap_buffers=True
-        )
-    elif hasattr(parameter, "_hp_mapping"):
-        mapping = parameter._hp_mapping
-        part = torch.empty(0) if mapping is None else mapping.hp_fragment
-    else:
-        part = parameter.flatten()
-    return part.detach()
+    def _over_ranks(self, rows: Sequence[Sequence[float]], operation: Any) -> list[list[float]]:
+        table = torch.tensor(rows, dtype=torch.float64, device=self._device)
+        dist.all_reduce(table, op=operation)
+        reduced: list[list[float]] = table.tolist()
+        return reduced
 
 
 def _sums(values: Tensor) -> _Sums:
@@ -114,11 +117,3 @@ def _sums(values: Tensor) -> _Sums:
         total += torch.stack([exact.sum(), exact.square().sum()])
     summed, squares = total.tolist()
     return _Sums(values=summed, squares=squares)
-
-
-def _over_ranks(rows: Sequence[Sequence[float]], operation: Any) -> list[list[float]]:
-    device = torch.device(get_accelerator().current_device_name())
-    table = torch.tensor(rows, dtype=torch.float64, device=device)
-    dist.all_reduce(table, op=operation)
-    reduced: list[list[float]] = table.tolist()
-    return reduced

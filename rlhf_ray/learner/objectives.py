@@ -13,10 +13,15 @@ from typing import Protocol
 
 import torch
 
-from rlhf_ray.algorithms.label_losses import LabelledInputs, LabelledParams, kto
-from rlhf_ray.algorithms.metric_sums import Metrics
-from rlhf_ray.algorithms.preference_losses import COUPLED, PAIR_LOSSES, PairInputs, PairParams
-from rlhf_ray.algorithms.preference_metrics import labelled_metrics, pair_metrics
+from rlhf_ray.algorithms.label_losses import (
+    LABEL_LOSSES,
+    LabelledInputs,
+    LabelledParams,
+    labelled_metrics,
+)
+from rlhf_ray.algorithms.metric_sums import MetricSums
+from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams, pair_metrics
+from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
 from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
 
@@ -67,14 +72,16 @@ class Objective(Protocol):
         """
         ...
 
-    def loss(self, rows: Sequence[StepRow], logps_BK: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+    def loss(
+        self, rows: Sequence[StepRow], logps_BK: torch.Tensor
+    ) -> tuple[torch.Tensor, MetricSums]:
         """The share of some of a step's rows in its loss, from the trained answers' sums."""
         ...
 
 
 def objective_of(job: DpoConfig) -> Objective:
-    """KTO's for labelled answers, else one for pairs."""
-    return LabelObjective(job) if "kto" in job.weighted_losses else PairObjective(job)
+    """That of labelled answers or of pairs, as the job's losses take them."""
+    return LabelObjective(job) if job.takes_labels else PairObjective(job)
 
 
 class PairObjective:
@@ -85,7 +92,8 @@ class PairObjective:
     def __init__(self, job: DpoConfig) -> None:
         """Take losses and their parameters from the job."""
         self.weights = job.weighted_losses
-        self.ahead = self.trained if COUPLED & self.weights.keys() else None
+        coupled = any(PREFERENCE_LOSSES[name].is_coupled for name in self.weights)
+        self.ahead = self.trained if coupled else None
         self.params = PairParams(
             beta=job.beta,
             label_smoothing=job.label_smoothing,
@@ -125,7 +133,9 @@ class PairObjective:
             for row, slopes_K, loss in zip(rows, slopes_BK.tolist(), loss_B.tolist(), strict=True)
         ]
 
-    def loss(self, rows: Sequence[StepRow], logps_BK: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+    def loss(
+        self, rows: Sequence[StepRow], logps_BK: torch.Tensor
+    ) -> tuple[torch.Tensor, MetricSums]:
         """The weighted losses' share, and TRL's metrics."""
         inputs = self._inputs(rows, logps_BK)
         metrics = pair_metrics(inputs, self.params)
@@ -163,14 +173,14 @@ class PairObjective:
 
 
 class LabelObjective:
-    """KTO on answers that were found good or bad."""
+    """A loss of answers that were found good or bad."""
 
     trained = slice(0, 1)
     ahead = slice(1, 2)
 
     def __init__(self, job: DpoConfig) -> None:
         """Take the parameters from the job."""
-        [self.weight] = job.weighted_losses.values()
+        [(self.name, self.weight)] = job.weighted_losses.items()
         self.params = LabelledParams(
             beta=job.beta,
             desirable_weight=job.desirable_weight,
@@ -188,8 +198,10 @@ class LabelObjective:
             StepRow(referenced=row, num_rows=len(rows), mismatch_kl=mismatch_kl) for row in rows
         ]
 
-    def loss(self, rows: Sequence[StepRow], logps_BK: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """KTO's share, and TRL's metrics."""
+    def loss(
+        self, rows: Sequence[StepRow], logps_BK: torch.Tensor
+    ) -> tuple[torch.Tensor, MetricSums]:
+        """The weighted loss's share, and TRL's metrics."""
         desirable = [_labelled(row.referenced).desirable for row in rows]
         inputs = LabelledInputs(
             logps_B=logps_BK[:, 0],
@@ -200,7 +212,8 @@ class LabelObjective:
             desirable_B=torch.tensor(desirable, dtype=torch.bool, device=logps_BK.device),
         )
         num_rows = rows[0].num_rows if rows else 1
-        loss = self.weight * kto(inputs, self.params).sum() / num_rows
+        loss_B = LABEL_LOSSES[self.name](inputs, self.params)
+        loss = self.weight * loss_B.sum() / num_rows
         return loss, labelled_metrics(inputs, self.params)
 
 

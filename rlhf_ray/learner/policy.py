@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rlhf_ray.algorithms import metric_sums
-from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, PolicyLossParams
-from rlhf_ray.algorithms.reduction import Reduction
+from rlhf_ray.algorithms.reduction import Reduction, TokenLoss
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
-from rlhf_ray.algorithms.token_loss import TokenLoss
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.learner.base import Learner
-from rlhf_ray.learner.fitting import fitted_update
-from rlhf_ray.learner.loading import zero3_loading
-from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
+from rlhf_ray.learner.engine import EngineBuilder
+from rlhf_ray.learner.rows import action_lens, action_mask, flat, rollout_batch
 from rlhf_ray.learner.scoring import score_rollouts
-from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.learner.update import UpdateSettings
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
@@ -31,20 +30,35 @@ from rlhf_ray.types import Experience, Rollout
 class PolicyLearner(Learner):
     """Holds one rank's share of the policy."""
 
-    def __init__(self, spec: PolicySpec, *, device: torch.device) -> None:
-        """Load the model and hand it to DeepSpeed."""
-        torch.manual_seed(spec.seed)
-        self.spec, self.device = spec, device
-        config = spec.learner
-        with zero3_loading(config.zero, config.model, device):
-            self.lm = load_causal_lm(config.model, device=device)
-        self.model = TokenScorer(
-            self.lm,
-            temperature=spec.temperature,
-            chunk_tokens=config.logits_chunk_tokens,
-            entropy_gradient=spec.algorithm.entropy_coefficient > 0,
+    model: TokenScorer
+
+    def __init__(self, spec: PolicySpec, builder: EngineBuilder) -> None:
+        """Load the model and hand it to an engine."""
+        self.spec = spec
+        super().__init__(
+            spec.learner,
+            builder,
+            UpdateSettings(
+                reduction=spec.algorithm.reduction,
+                constant_length=spec.max_new_tokens,
+                replay_folder=spec.replay_folder,
+            ),
+            total_steps=spec.total_steps,
+            seed=spec.seed,
         )
-        self._start(self.model, config, total_steps=spec.total_steps, device=device)
+
+    def _load(self) -> TokenScorer:
+        return TokenScorer(
+            load_causal_lm(self.config.model, device=self.device),
+            temperature=self.spec.temperature,
+            chunk_tokens=self.config.logits_chunk_tokens,
+            entropy_gradient=self.spec.algorithm.entropy_coefficient > 0,
+        )
+
+    @property
+    def lm(self) -> Any:
+        """The transformers model, perhaps with adapters."""
+        return self.model.lm
 
     def logprobs(
         self,
@@ -57,31 +71,28 @@ class PolicyLearner(Learner):
 
         They are those at sampling's temperature, unless another is given.
         """
-        with self.engine.inference():
-            return score_rollouts(
-                lambda batch: self.engine(batch, temperature=temperature).logprobs_T,
-                rollouts,
-                plan,
-                self.spec.learner,
-                self.model,
-            )
+        return score_rollouts(
+            self.engine,
+            lambda batch: self.engine(batch, temperature=temperature).logprobs_T,
+            rollouts,
+            plan,
+            self.config,
+        )
 
     def update(
         self, rows: Sequence[Experience], plan: UpdatePlan, kl_coefficient: float
     ) -> dict[str, float]:
         """Epochs times minibatches of the policy loss and its regularizers."""
-        spec = self.spec
-        return run_update(
-            self.engine,
+        return self._update(
             rows,
-            fitted_update(plan, [row.rollout.num_tokens for row in rows], spec.learner, self.model),
+            [row.rollout.num_tokens for row in rows],
+            plan,
             lambda picked, reduction: self._loss(picked, reduction, kl_coefficient),
-            UpdateSettings.of_rollouts(spec),
         )
 
     def _loss(
         self, rows: Sequence[Experience], reduction: Reduction, kl_coefficient: float
-    ) -> tuple[torch.Tensor, Metrics]:
+    ) -> tuple[torch.Tensor, MetricSums]:
         algorithm, device = self.spec.algorithm, self.device
         batch = rollout_batch(
             [row.rollout for row in rows],
@@ -90,7 +101,7 @@ class PolicyLearner(Learner):
         )
         scores = self.engine(batch, with_entropy=True)
         logprobs_T = scores.logprobs_T
-        mask_T = own_mask(rows, device)
+        mask_T = action_mask(rows, device)
         term_inputs = LossTermInputs(
             mask_T=mask_T,
             logprobs_T=logprobs_T,
@@ -108,7 +119,7 @@ class PolicyLearner(Learner):
         ]
         if algorithm.kl.where == "loss" and kl_coefficient:
             terms.append((kl_coefficient, self._kl(term_inputs, correction_T)))
-        lens_B = own_lens(rows, device)
+        lens_B = action_lens(rows, device)
         loss = logprobs_T.new_zeros(())
         for coefficient, term in terms:
             if coefficient:

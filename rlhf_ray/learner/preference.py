@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 
 from rlhf_ray.algorithms import metric_sums
-from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
-from rlhf_ray.algorithms.router_loss import with_router_loss
+from rlhf_ray.algorithms.regularizers import with_router_loss
 from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.objectives import StepRow, objective_of
@@ -73,23 +73,30 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
         self, rows: Sequence[Referenced], plan: RankedMicroBatches, answers: slice
     ) -> torch.Tensor:
         """Sums of the log-probabilities of answers, of all ranks' rows: float64 [B, K]."""
-        with self.engine.inference():
-            sums = score_answers(
-                self._logprobs,
-                [row.row for row in rows],
-                plan,
-                self.config,
-                self.model,
-                answers=answers,
-            )
-        width = answers.stop - answers.start
-        return over_ranks(sums, plan, num_rows=len(rows), width=width, device=self.device)
+        sums = score_answers(
+            self.engine,
+            self._logprobs,
+            [row.row for row in rows],
+            plan,
+            self.config,
+            answers=answers,
+        )
+        return over_ranks(
+            sums,
+            plan,
+            self.engine.dims,
+            num_rows=len(rows),
+            width=answers.stop - answers.start,
+            device=self.device,
+        )
 
     def _logprobs(self, batch: TokenBatch) -> torch.Tensor:
         logprobs_T: torch.Tensor = self.engine(batch).logprobs_T
         return logprobs_T
 
-    def _loss(self, rows: Sequence[StepRow], reduction: Reduction) -> tuple[torch.Tensor, Metrics]:
+    def _loss(
+        self, rows: Sequence[StepRow], reduction: Reduction
+    ) -> tuple[torch.Tensor, MetricSums]:
         trained = self.objective.trained
         batch = answer_batch(
             [row.referenced.row for row in rows],

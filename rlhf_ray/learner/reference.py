@@ -1,17 +1,14 @@
-"""The frozen reference on one rank; ZeRO-3 spreads it over ranks where one GPU cannot hold it."""
+"""The frozen reference on one rank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import deepspeed
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlhf_ray.learner.engine import deepspeed_config
-from rlhf_ray.learner.loading import declare_borrowed, zero3_loading
-from rlhf_ray.learner.residency import Residency
+from rlhf_ray.learner.engine import EngineBuilder, Residency
 from rlhf_ray.learner.scoring import score_answers, score_rollouts
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.check import settle
@@ -23,47 +20,34 @@ from rlhf_ray.types import LabelledAnswer, Ranking, Rollout
 
 
 class FrozenReference:
-    """Scores and never changes.
+    """Scores and never changes."""
 
-    Attributes:
-        residency: Where the model is.
-    """
-
-    def __init__(self, spec: ReferenceSpec, *, device: torch.device) -> None:
-        """Load the model."""
-        self.spec, self.device = spec, device
-        config = spec.reference
-        with zero3_loading(config.zero, config.model, device):
-            lm = load_causal_lm(config.model, device=device)
+    def __init__(self, spec: ReferenceSpec, builder: EngineBuilder) -> None:
+        """Load the model and hand it to an engine."""
+        self.config, self.builder = spec.reference, builder
+        with builder.loading():
+            lm = load_causal_lm(self.config.model, device=builder.device)
         self.model = TokenScorer(
-            lm, temperature=spec.temperature, chunk_tokens=config.logits_chunk_tokens
+            lm, temperature=spec.temperature, chunk_tokens=self.config.logits_chunk_tokens
         )
-        self.module: torch.nn.Module = self.model.eval()
-        if config.zero.stage == 3:
-            declare_borrowed(self.model)
-            bf16 = next(lm.parameters()).dtype is torch.bfloat16
-            settings = deepspeed_config(config.zero, bf16=bf16, max_grad_norm=0.0)
-            self.module, *_ = deepspeed.initialize(
-                model=self.module, config=settings, dist_init_required=False
-            )
-        settle(self.model, config, device)
-        self.residency = Residency(self, device, deepspeed=self._deepspeed)
+        self.engine = builder.freeze(self.model)
+        settle(self.model, self.config, builder.device)
 
     @property
-    def _deepspeed(self) -> deepspeed.DeepSpeedEngine | None:
-        return self.module if isinstance(self.module, deepspeed.DeepSpeedEngine) else None
+    def residency(self) -> Residency:
+        """Where the model is."""
+        return self.engine.residency
 
     def close(self) -> None:
-        """Release DeepSpeed's hooks, where it holds the model."""
-        if self._deepspeed is not None:
-            self._deepspeed.destroy()
+        """Release the model."""
+        self.engine.close()
+        self.builder.close()
 
     def logprobs(
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
     ) -> list[npt.NDArray[np.float32]]:
         """Log-probabilities of this rank's rows, in the order in which the plan names them."""
-        with torch.no_grad():
-            return score_rollouts(self._score, rollouts, plan, self.spec.reference, self.model)
+        return score_rollouts(self.engine, self._score, rollouts, plan, self.config)
 
     def answer_logps(
         self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
@@ -72,9 +56,8 @@ class FrozenReference:
 
         They come in the order in which the plan names the rows.
         """
-        with torch.no_grad():
-            return score_answers(self._score, rows, plan, self.spec.reference, self.model)
+        return score_answers(self.engine, self._score, rows, plan, self.config)
 
     def _score(self, batch: TokenBatch) -> torch.Tensor:
-        logprobs_T: torch.Tensor = self.module(batch).logprobs_T
+        logprobs_T: torch.Tensor = self.engine(batch).logprobs_T
         return logprobs_T

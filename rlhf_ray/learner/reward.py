@@ -6,23 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.calibration import expected_calibration_error, ranking_calibration
-from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
+from rlhf_ray.algorithms.regularizers import with_router_loss
 from rlhf_ray.algorithms.reward_losses import (
     REWARD_LOSSES,
     RankingInputs,
     centering,
     reward_metrics,
 )
-from rlhf_ray.algorithms.router_loss import with_router_loss
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.learner.examples import ExampleLearner
-from rlhf_ray.learner.fitting import fitted
-from rlhf_ray.learner.scoring import over_ranks
+from rlhf_ray.learner.scoring import over_ranks, score_rows
 from rlhf_ray.models.classifier import freeze_score_bias, load_classifier
 from rlhf_ray.models.reward import RewardModel, Rewards
 from rlhf_ray.packing import RankedMicroBatches
@@ -46,7 +44,9 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
             with_router_loss=self.job.router_aux_loss_coef > 0,
         )
 
-    def _loss(self, rows: Sequence[Ranking], reduction: Reduction) -> tuple[torch.Tensor, Metrics]:
+    def _loss(
+        self, rows: Sequence[Ranking], reduction: Reduction
+    ) -> tuple[torch.Tensor, MetricSums]:
         rewards, totals = self._forward(rows), reduction.totals
         places_BK, mask_BK = _places(rows, self.device)
         inputs = self._inputs(rows, rewards.scores_B[places_BK], mask_BK)
@@ -89,15 +89,23 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
 
     def scores(self, rows: Sequence[Ranking], plan: RankedMicroBatches) -> list[tuple[float, ...]]:
         """Scores of each row's answers, of all rows on every rank."""
-        mine: list[tuple[float, ...]] = []
-        plan = fitted(plan, [row.num_tokens for row in rows], self.config, self.model)
-        with self.engine.inference():
-            for picked in plan[dist.get_rank()]:
-                some = [rows[row] for row in picked]
-                flat = iter(self._forward(some).scores_B.tolist())
-                mine += [tuple(next(flat) for _ in row.answer_ids_K) for row in some]
+
+        def score(picked: Sequence[int]) -> list[tuple[float, ...]]:
+            some = [rows[row] for row in picked]
+            flat = iter(self._forward(some).scores_B.tolist())
+            return [tuple(next(flat) for _ in row.answer_ids_K) for row in some]
+
+        lengths_B = [row.num_tokens for row in rows]
+        scored = score_rows(self.engine, score, plan, lengths_B, self.config)
         nums_B = [len(row.answer_ids_K) for row in rows]
-        table_BK = over_ranks(mine, plan, num_rows=len(rows), width=max(nums_B), device=self.device)
+        table_BK = over_ranks(
+            scored,
+            plan,
+            self.engine.dims,
+            num_rows=len(rows),
+            width=max(nums_B),
+            device=self.device,
+        )
         return [tuple(scores[:num]) for num, scores in zip(nums_B, table_BK.tolist(), strict=True)]
 
     def evaluate(self, rows: Sequence[Ranking], plan: RankedMicroBatches) -> Evaluated:

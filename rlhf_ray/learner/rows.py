@@ -67,13 +67,13 @@ def flat(
     return torch.from_numpy(np.concatenate([of(row) for row in rows_B])).to(device, dtype)
 
 
-def own_mask(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
-    """True for the policy's own tokens: [T]."""
+def action_mask(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
+    """True for action tokens: [T]."""
     return flat(rows_B, lambda row: row.rollout.own_T, dtype=torch.bool, device=device)
 
 
-def own_lens(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
-    """Own tokens of each row: [B], one 0 for no rows."""
+def action_lens(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
+    """Action tokens of each row: [B], one 0 for no rows."""
     lens = [int(row.rollout.own_T.sum()) for row in rows_B] or [0]
     return torch.tensor(lens, device=device)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,59 +12,121 @@ import torch
 import torch.distributed as dist
 
 from rlhf_ray.config.base import ForwardConfig
-from rlhf_ray.learner.fitting import fitted
+from rlhf_ray.learner.engine import InferenceEngine, ParallelDims
 from rlhf_ray.learner.rows import answer_batch, answer_sums, rollout_batch, split_rows
 from rlhf_ray.models.batch import TokenBatch
-from rlhf_ray.models.checked import CheckedModel
-from rlhf_ray.packing import RankedMicroBatches
+from rlhf_ray.models.modes import CheckedModel
+from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, cut_to_rectangles
 from rlhf_ray.types import LabelledAnswer, Ranking, Rollout
 
+T = TypeVar("T")
 # Batch -> [T].
 Forward = Callable[[TokenBatch], torch.Tensor]
 
 
+def fitted(
+    plan: RankedMicroBatches, lengths_B: Sequence[int], config: ForwardConfig, model: CheckedModel
+) -> RankedMicroBatches:
+    """The plan, its micro-batches cut where the model pads them beyond the token budget.
+
+    Whoever plans knows the configuration, and takes `layout: auto` for packed. Whether a model
+    needs rectangles is known where it is loaded.
+
+    Args:
+        plan: Data-parallel rank -> micro-batch -> row.
+        lengths_B: Tokens of each row.
+        config: What the plan was made by.
+        model: What runs it.
+    """
+    if config.padded or not model.padded:
+        return plan
+    budget = config.max_tokens_per_micro_batch
+    return cut_to_rectangles(plan, lengths_B, max_tokens_per_micro_batch=budget)
+
+
+def fitted_update(
+    plan: UpdatePlan, lengths_B: Sequence[int], config: ForwardConfig, model: CheckedModel
+) -> UpdatePlan:
+    """The same of every optimiser step."""
+    return UpdatePlan(
+        minibatches=tuple(
+            replace(
+                minibatch,
+                micro_batches_by_rank=fitted(
+                    minibatch.micro_batches_by_rank, lengths_B, config, model
+                ),
+            )
+            for minibatch in plan.minibatches
+        )
+    )
+
+
+def score_rows(
+    engine: InferenceEngine,
+    score: Callable[[Sequence[int]], list[T]],
+    plan: RankedMicroBatches,
+    lengths_B: Sequence[int],
+    config: ForwardConfig,
+) -> list[T]:
+    """What `score` says of the rows of each of this rank's micro-batches, one pass each.
+
+    Args:
+        engine: Gradients and dropout are off while it runs.
+        score: From a micro-batch's rows to something of each.
+        plan: Data-parallel rank -> micro-batch -> row.
+        lengths_B: Tokens of each row.
+        config: What the plan was made by.
+
+    Returns:
+        In the order in which `plan` names this rank's rows.
+    """
+    scored: list[T] = []
+    with engine.inference():
+        for rows in fitted(plan, lengths_B, config, engine.module)[engine.dims.data_parallel_rank]:
+            scored += score(rows)
+    return scored
+
+
 def score_rollouts(
+    engine: InferenceEngine,
     forward: Forward,
     rollouts: Sequence[Rollout],
     plan: RankedMicroBatches,
     config: ForwardConfig,
-    model: CheckedModel,
     *,
     with_end: bool = False,
 ) -> list[npt.NDArray[np.float32]]:
     """One number a response token, for this rank's rows.
 
     Args:
-        forward: Scores one batch.
+        engine: Holds the model.
+        forward: Scores one batch by it.
         rollouts: All rows of the plan.
-        plan: Rank -> micro-batch -> row.
+        plan: Data-parallel rank -> micro-batch -> row.
         config: What the plan was made by.
-        model: Says how its batches are laid out, and where.
         with_end: One number more for each row, of what follows its last token.
 
     Returns:
         One array a row, in the order in which `plan` names this rank's rows.
     """
-    lens_B = [len(rollout.response_ids_T) + with_end for rollout in rollouts]
-    scored: list[npt.NDArray[np.float32]] = []
-    plan = fitted(plan, [rollout.num_tokens for rollout in rollouts], config, model)
-    for rows in plan[dist.get_rank()]:
-        batch = rollout_batch(
-            [rollouts[row] for row in rows],
-            padded=model.padded,
-            device=model.device,
-            with_end=with_end,
-        )
-        scored += split_rows(forward(batch), [lens_B[row] for row in rows])
-    return scored
+    model: CheckedModel = engine.module
+
+    def score(rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        some = [rollouts[row] for row in rows]
+        batch = rollout_batch(some, padded=model.padded, device=model.device, with_end=with_end)
+        lens_B = [len(rollout.response_ids_T) + with_end for rollout in some]
+        return split_rows(forward(batch), lens_B)
+
+    lengths_B = [rollout.num_tokens for rollout in rollouts]
+    return score_rows(engine, score, plan, lengths_B, config)
 
 
 def score_answers(
+    engine: InferenceEngine,
     forward: Forward,
     rows: Sequence[Ranking | LabelledAnswer],
     plan: RankedMicroBatches,
     config: ForwardConfig,
-    model: CheckedModel,
     *,
     answers: slice = slice(None),
 ) -> list[tuple[float, ...]]:
@@ -70,19 +134,21 @@ def score_answers(
 
     Arguments and order as in `score_rollouts`; `answers` picks some of each row's.
     """
-    sums: list[tuple[float, ...]] = []
-    plan = fitted(plan, [row.num_tokens for row in rows], config, model)
-    for picked in plan[dist.get_rank()]:
+    model: CheckedModel = engine.module
+
+    def score(picked: Sequence[int]) -> list[tuple[float, ...]]:
         some = [rows[row] for row in picked]
         batch = answer_batch(some, answers=answers, padded=model.padded, device=model.device)
         sums_B = iter(answer_sums(forward(batch), batch).tolist())
-        sums += [tuple(next(sums_B) for _ in row.answer_ids_K[answers]) for row in some]
-    return sums
+        return [tuple(next(sums_B) for _ in row.answer_ids_K[answers]) for row in some]
+
+    return score_rows(engine, score, plan, [row.num_tokens for row in rows], config)
 
 
 def over_ranks(
     values: Sequence[tuple[float, ...]],
     plan: RankedMicroBatches,
+    dims: ParallelDims,
     *,
     num_rows: int,
     width: int,
@@ -92,7 +158,8 @@ def over_ranks(
 
     Args:
         values: At most `width` numbers a row of this rank, in the order of the plan.
-        plan: Rank -> micro-batch -> row.
+        plan: Data-parallel rank -> micro-batch -> row; cut or not, the order of rows is the same.
+        dims: How the ranks divide the rows.
         num_rows: B.
         width: K.
         device: Of the process group.
@@ -101,9 +168,10 @@ def over_ranks(
         float64 [B, K]; 0 where a row has no number, and for rows that the plan leaves out.
     """
     table_BK = torch.zeros(num_rows, width, dtype=torch.float64)
-    mine = [row for rows in plan[dist.get_rank()] for row in rows]
-    for row, numbers in zip(mine, values, strict=True):
-        table_BK[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
+    if dims.is_first_of_part:
+        own_rows = [row for rows in plan[dims.data_parallel_rank] for row in rows]
+        for row, numbers in zip(own_rows, values, strict=True):
+            table_BK[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
     table_BK = table_BK.to(device)
     dist.all_reduce(table_BK)
     return table_BK

@@ -10,14 +10,13 @@ import torch
 import torch.distributed as dist
 
 from rlhf_ray.algorithms.logprobs import TokenScores
-from rlhf_ray.algorithms.metric_sums import Metrics, mean_of
+from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.learner.examples import ExampleLearner
-from rlhf_ray.learner.fitting import fitted
 from rlhf_ray.learner.rows import answer_sums
-from rlhf_ray.learner.scoring import over_ranks
+from rlhf_ray.learner.scoring import over_ranks, score_rows
 from rlhf_ray.models.batch import TokenBatch, build_batch
 from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.heads import TokenScorer
@@ -39,7 +38,7 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
 
     def _loss(
         self, rows: Sequence[SftExample], reduction: Reduction
-    ) -> tuple[torch.Tensor, Metrics]:
+    ) -> tuple[torch.Tensor, MetricSums]:
         batch, scores = self._forward(rows)
         mask_T = torch.ones_like(batch.targets_T, dtype=torch.bool)
         lens_B = torch.bincount(batch.segments_T, minlength=batch.num_sequences)
@@ -56,13 +55,20 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
     def evaluate(self, rows: Sequence[SftExample], plan: RankedMicroBatches) -> Evaluated:
         """Means over the trained tokens of all rows; an outcome is an example's mean loss."""
         num_trained_B = [row.num_trained_tokens for row in rows]
-        sums: list[tuple[float, ...]] = []
-        plan = fitted(plan, [row.num_tokens for row in rows], self.config, self.model)
-        with self.engine.inference():
-            for picked in plan[dist.get_rank()]:
-                sums += self._sums([rows[row] for row in picked])
+        sums = score_rows(
+            self.engine,
+            lambda picked: self._sums([rows[row] for row in picked]),
+            plan,
+            [row.num_tokens for row in rows],
+            self.config,
+        )
         table_BK = over_ranks(
-            sums, plan, num_rows=len(rows), width=len(METRICS), device=self.device
+            sums,
+            plan,
+            self.engine.dims,
+            num_rows=len(rows),
+            width=len(METRICS),
+            device=self.device,
         ).cpu()
         lens_B = torch.tensor(num_trained_B, dtype=torch.float64)
         means_K = table_BK.sum(0) / lens_B.sum()

@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 
 from rlhf_ray.algorithms import metric_sums
-from rlhf_ray.algorithms.metric_sums import Metric, Metrics
-from rlhf_ray.algorithms.reduction import Reduction, ReductionKind, ReductionTotals
+from rlhf_ray.algorithms.metric_sums import Metric, MetricSums
+from rlhf_ray.algorithms.reduction import Reduction, ReductionTotals
+from rlhf_ray.config.algorithm_table import ReductionKind
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.packing import MinibatchPlan, UpdatePlan
-from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
 
 Row = TypeVar("Row")
 # Rows of one micro-batch and the reduction of its optimiser step -> loss (this micro-batch's share
 # of the step's) and metrics.
-MicroBatchLoss = Callable[[Sequence[Any], Reduction], tuple[torch.Tensor, Metrics]]
+MicroBatchLoss = Callable[[Sequence[Any], Reduction], tuple[torch.Tensor, MetricSums]]
 # One optimiser step -> the rows that its micro-batches train on, for losses in which a row's share
 # depends on the step's other rows: by their number in the plan.
 Preparation = Callable[[MinibatchPlan], Sequence[Any] | Mapping[int, Any]]
@@ -34,31 +34,13 @@ class UpdateSettings:
 
     Attributes:
         reduction: Of token losses.
-        constant_length: For reduction `constant`.
+        constant_length: For reduction `constant`; None for the others.
         replay_folder: Where rows go whose step was skipped; empty for nowhere.
     """
 
     reduction: ReductionKind
-    constant_length: int
+    constant_length: int | None
     replay_folder: str
-
-    @classmethod
-    def of_rollouts(cls, spec: PolicySpec | ValueSpec) -> UpdateSettings:
-        """Of a role that learns from rollouts."""
-        return cls(
-            reduction=spec.algorithm.reduction,
-            constant_length=spec.max_new_tokens,
-            replay_folder=spec.replay_folder,
-        )
-
-    @classmethod
-    def of_examples(cls, spec: SupervisedSpec[Any]) -> UpdateSettings:
-        """Of a job on rows of a data set."""
-        return cls(
-            reduction="token_mean",
-            constant_length=1,
-            replay_folder=spec.replay_folder,
-        )
 
 
 def run_update(
@@ -84,26 +66,25 @@ def run_update(
         Metrics over all ranks: the loss's own, `loss` and `grad_norm`, all of the steps that were
         applied; and `lr`, `skipped_steps`, `skipped_in_a_row`.
     """
-    rank = dist.get_rank()
-    applied_parts: list[Metrics] = []
+    applied_parts: list[MetricSums] = []
     results = []
     most_skipped_in_a_row = 0
     for minibatch in plan.minibatches:
         reduction = _reduction(minibatch, settings)
-        micro_batches = minibatch.micro_batches_by_rank[rank]
-        parts: list[Metrics] = []
+        micro_batches = minibatch.micro_batches_by_rank[engine.dims.data_parallel_rank]
+        parts: list[MetricSums] = []
         step_rows: Any = rows if prepare is None else prepare(minibatch)
         for index, micro_batch in enumerate(micro_batches):
             loss, metrics = loss_of([step_rows[row] for row in micro_batch], reduction)
             engine.backward(loss, is_last=index == len(micro_batches) - 1)
-            share = 1.0 / (len(micro_batches) * dist.get_world_size())
+            share = 1.0 / (len(micro_batches) * engine.dims.data_parallel_size)
             parts.append({**metrics, "loss": _share_of_mean(loss, share)})
         result = engine.step()
         results.append(result)
         most_skipped_in_a_row = max(most_skipped_in_a_row, engine.num_skipped_in_a_row)
         if result.applied:
             applied_parts += parts
-        else:
+        elif engine.dims.world_rank == 0:
             _write_for_replay(rows, minibatch, settings.replay_folder)
     norms = [result.grad_norm for result in results if result.applied]
     return {
@@ -128,7 +109,7 @@ def _reduction(minibatch: MinibatchPlan, settings: UpdateSettings) -> Reduction:
 
 def _share_of_mean(loss: torch.Tensor, share: float) -> Metric:
     # Parts of one optimiser step's loss add up; their shares add up to 1 a step. So the quotient of
-    # the sums is the mean loss of a step.
+    # the sums is the mean loss of a step, also where several ranks work on the same rows.
     return Metric(kind="mean", sums=torch.stack([loss.detach().double(), _like(loss, share)]))
 
 
@@ -136,7 +117,7 @@ def _like(loss: torch.Tensor, value: float) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64, device=loss.device)
 
 
-def _over_ranks(parts: Sequence[Metrics]) -> dict[str, float]:
+def _over_ranks(parts: Sequence[MetricSums]) -> dict[str, float]:
     def reduced(operation: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         def reduce(sums: torch.Tensor) -> torch.Tensor:
             sums = sums.clone()
@@ -155,7 +136,7 @@ def _over_ranks(parts: Sequence[Metrics]) -> dict[str, float]:
 
 
 def _write_for_replay(rows: Sequence[Any], minibatch: MinibatchPlan, folder: str) -> None:
-    if not folder or dist.get_rank() != 0:
+    if not folder:
         return
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)

@@ -8,15 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlhf_ray.algorithms.metric_sums import Metrics
+from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
 from rlhf_ray.learner.base import Learner
-from rlhf_ray.learner.fitting import fitted_update
-from rlhf_ray.learner.loading import zero3_loading
-from rlhf_ray.learner.rows import flat, own_lens, own_mask, rollout_batch
+from rlhf_ray.learner.engine import EngineBuilder
+from rlhf_ray.learner.rows import action_lens, action_mask, flat, rollout_batch
 from rlhf_ray.learner.scoring import score_rollouts
-from rlhf_ray.learner.update import UpdateSettings, run_update
+from rlhf_ray.learner.update import UpdateSettings
 from rlhf_ray.models.classifier import load_decoder
 from rlhf_ray.models.heads import ValueModel
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
@@ -27,14 +26,27 @@ from rlhf_ray.types import Experience, Rollout
 class ValueLearner(Learner):
     """Holds one rank's share of the critic."""
 
-    def __init__(self, spec: ValueSpec, *, device: torch.device) -> None:
-        """Load a decoder, put a head on it, or keep a reward model's, and hand it to DeepSpeed."""
-        torch.manual_seed(spec.seed)
-        self.spec, self.device = spec, device
-        with zero3_loading(spec.learner.zero, spec.learner.model, device):
-            lm = load_decoder(spec.learner.model, device=device, seed=spec.seed)
-        self.model = ValueModel(lm, seed=spec.seed)
-        self._start(self.model, spec.learner, total_steps=spec.total_steps, device=device)
+    model: ValueModel
+
+    def __init__(self, spec: ValueSpec, builder: EngineBuilder) -> None:
+        """Load the model and hand it to an engine."""
+        self.spec = spec
+        super().__init__(
+            spec.learner,
+            builder,
+            UpdateSettings(
+                reduction=spec.algorithm.reduction,
+                constant_length=spec.max_new_tokens,
+                replay_folder=spec.replay_folder,
+            ),
+            total_steps=spec.total_steps,
+            seed=spec.seed,
+        )
+
+    def _load(self) -> ValueModel:
+        """A decoder with a new head, or with the reward model's that it comes from."""
+        seed = self.spec.seed
+        return ValueModel(load_decoder(self.config.model, device=self.device, seed=seed), seed=seed)
 
     def values(
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
@@ -43,37 +55,22 @@ class ValueLearner(Learner):
 
         Before every response token, and of the state after the last one.
         """
-        with self.engine.inference():
-            return score_rollouts(
-                self.engine,
-                rollouts,
-                plan,
-                self.spec.learner,
-                self.model,
-                with_end=True,
-            )
+        return score_rollouts(self.engine, self.engine, rollouts, plan, self.config, with_end=True)
 
     def update(self, rows: Sequence[Experience], plan: UpdatePlan) -> dict[str, float]:
         """Epochs times minibatches of the value loss."""
-        spec = self.spec
-        return run_update(
-            self.engine,
-            rows,
-            fitted_update(plan, [row.rollout.num_tokens for row in rows], spec.learner, self.model),
-            self._loss,
-            UpdateSettings.of_rollouts(spec),
-        )
+        return self._update(rows, [row.rollout.num_tokens for row in rows], plan, self._loss)
 
     def _loss(
         self, rows: Sequence[Experience], reduction: Reduction
-    ) -> tuple[torch.Tensor, Metrics]:
+    ) -> tuple[torch.Tensor, MetricSums]:
         device, algorithm = self.device, self.spec.algorithm
         batch = rollout_batch(
             [row.rollout for row in rows],
             padded=self.model.padded,
             device=device,
         )
-        mask_T = own_mask(rows, device)
+        mask_T = action_mask(rows, device)
         term = VALUE_LOSSES[algorithm.value_loss](
             ValueLossInputs(
                 values_T=self.engine(batch),
@@ -85,5 +82,5 @@ class ValueLearner(Learner):
             ),
             ValueLossParams(clip=algorithm.value_clip),
         )
-        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, own_lens(rows, device))
+        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, action_lens(rows, device))
         return loss, term.metrics

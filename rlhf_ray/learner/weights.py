@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import deepspeed
 import torch
 from peft.tuners.lora import ParamWrapper
 from peft.utils.integrations import dequantize_module_weight
@@ -21,6 +19,7 @@ from peft.utils.integrations import dequantize_module_weight
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.checkpoint_names import CheckpointNames, Conversion
 from rlhf_ray.models.decoder import base_of
+from rlhf_ray.models.sharding import gathered, whole_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ def _converted(
     names: CheckpointNames, conversion: Conversion, held: Mapping[str, _Held]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     sources = {name: held[name] for name, _ in conversion.sources}
-    with _gathered([part for one in sources.values() for part in one.parts()]):
+    with gathered([part for one in sources.values() for part in one.parts()]):
         whole = {name: one.whole() for name, one in sources.items()}
         yield from names.convert(conversion, whole).items()
 
@@ -191,17 +190,9 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
     if _is_quantized(tensor):
         state = getattr(tensor, "quant_state", None)
         return tuple(tensor.shape if state is None else state.shape)
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+    return whole_shape(tensor)
 
 
 def _is_quantized(tensor: torch.Tensor) -> bool:
     """Whether bitsandbytes holds it, by the name of its class: the package need not be there."""
     return type(tensor).__name__ in ("Params4bit", "Int8Params")
-
-
-def _gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[Any]:
-    partitioned = [p for p in parameters if hasattr(p, "ds_id")]
-    if not partitioned:
-        return nullcontext()
-    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(partitioned)
-    return context

@@ -13,6 +13,7 @@ from torch import nn
 from rlhf_ray.learner.weights import parameter_infos
 from rlhf_ray.metrics.flops import UpdateFlops, matrix_flops
 from rlhf_ray.models.decoder import base_of
+from rlhf_ray.models.sharding import whole_shape
 
 # An expert by itself, as code outside transformers has them; adapters on a stack of them.
 _ONE_OR_ADAPTER = re.compile(r"\.experts\.(\d+|base_layer|lora_)")
@@ -42,7 +43,7 @@ def _matrix_flops(lm: Any, experts: _Experts, counts: Callable[[str], bool]) -> 
         if len(info.shape) > 1 and counts(info.name):
             num_active += experts.visited(info.name, info.shape)
     for name, parameter in base_of(lm).named_parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
+        shape = whole_shape(parameter)
         if len(shape) > 1 and counts(name):
             size = experts.visited(name, shape)
             num_active += size * (".lora_" in name)

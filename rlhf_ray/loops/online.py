@@ -230,7 +230,7 @@ class OnlineLoop:
         return plan_update(
             [summary.num_tokens for summary in scored.summaries_B],
             [summary.num_own_tokens for summary in scored.summaries_B],
-            num_ranks=num_ranks,
+            data_parallel_size=num_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=self.config.algorithm.minibatches,
             num_epochs=self.config.algorithm.epochs,

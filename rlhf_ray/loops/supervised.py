@@ -102,7 +102,7 @@ class SupervisedLoop:
         plan = plan_update(
             lengths,
             [row.num_trained_tokens for row in rows],
-            num_ranks=self.config.num_ranks,
+            data_parallel_size=self.config.num_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=1,
             num_epochs=1,

@@ -1,14 +1,45 @@
-"""The attention functions of this project, made known to transformers."""
+"""The attention functions of this project, by the names under which transformers knows them.
+
+`varlen_attn` is causal attention in half precision on a GPU by PyTorch's own FlashAttention kernel,
+whose name there it has. Packed sequences stay end to end, and a padded rectangle is so many
+sequences of one length: no mask, no copy of the states, no heads of keys repeated. SDPA would do in
+its place, but on a GPU it may choose cuDNN, which builds a graph for each shape, and nearly every
+micro-batch has a shape of its own.
+
+`packed_sdpa` is causal attention over packed sequences by PyTorch's SDPA, on any device and in any
+dtype. Projections run on the packed row, without padding; only attention itself sees a rectangle,
+gathered from the row. With padding on the right, causality alone keeps it from every real token, so
+no mask is built and PyTorch's fast kernels apply.
+
+`masked_sdpa` is transformers' own, which takes a mask.
+"""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
 
-from rlhf_ray.models import sdpa, varlen
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+from rlhf_ray.models.batch import Packing
+
+VARLEN, PACKED_SDPA, MASKED_SDPA = "varlen_attn", "packed_sdpa", "masked_sdpa"
+# What the kernel is compiled for: mha_varlen_fwd in PyTorch's flash_attn/flash_api.cpp.
+CAPABILITY = (8, 0)
+MAX_HEAD_SIZE, HEAD_SIZE_STEP = 256, 8
+# Of the keywords that models hand to attention functions, those that leave the scores alone.
+_KNOWN = frozenset({
+    "cu_seq_lens_k", "cu_seq_lens_q", "dropout", "is_causal", "labels", "logits_to_keep",
+    "max_length_k", "max_length_q", "output_attentions", "output_hidden_states",
+    "output_router_logits", "packing", "position_ids", "return_dict", "scaling", "sliding_window",
+    "use_cache",
+})  # fmt: skip
 
 
 def register() -> None:
-    """Let models take them by their names, and let SDPA choose the same kernels in every process.
+    """Let models take these functions, and SDPA the same kernels in every process.
 
     cuDNN's attention builds a graph for each shape. vLLM turns it off where it is imported: roles
     in whose processes it is not would compute by another kernel than those in whose it is.
@@ -16,8 +47,232 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(varlen.NAME, varlen.varlen_attention)
-    AttentionInterface.register(sdpa.NAME, sdpa.packed_sdpa)
-    AttentionInterface.register(sdpa.MASKED_NAME, sdpa.masked_sdpa)
-    AttentionMaskInterface.register(sdpa.MASKED_NAME, sdpa_mask)
+    AttentionInterface.register(VARLEN, varlen_attention)
+    AttentionInterface.register(PACKED_SDPA, packed_sdpa)
+    AttentionInterface.register(MASKED_SDPA, masked_sdpa)
+    AttentionMaskInterface.register(MASKED_SDPA, sdpa_mask)
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    packing: Packing | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each sequence.
+
+    The kernel adds up the gradient of queries in any order: two backward passes differ in the last
+    bits, unless `torch.use_deterministic_algorithms(True)` asks it for one order.
+
+    Args:
+        module: The attention layer; unused.
+        query: [B, heads, T, head size]; B is 1 where `packing` is given.
+        key: As `query`, with the key-value heads.
+        value: As `key`; its head size may be another.
+        attention_mask: Must be None.
+        dropout: Of attention weights; must be 0.
+        scaling: Of the scores; None for 1 / sqrt(head size).
+        sliding_window: Tokens that each token sees, itself included.
+        packing: Where the sequences lie; None for a padded rectangle.
+        others: What other attention functions take.
+
+    Returns:
+        [B, T, heads, head size of `value`], and no weights.
+
+    Raises:
+        ValueError: With a mask or dropout, with what would change the scores (soft caps, sinks,
+            biases), and for heads that are too large.
+    """
+    _require_unmasked(VARLEN, query, key, attention_mask, packing)
+    _refuse_unknown(VARLEN, others)
+    if dropout:
+        raise ValueError(f"{VARLEN} has no dropout, got {dropout}")
+    num_rows, _, num_tokens, head_size = query.shape
+    width = _width(max(head_size, value.shape[-1]))
+    cu_lens, max_len = _borders(query, packing)
+    query_NHD, key_NHD, value_NHD = (
+        _laid_end_to_end(states, width) for states in (query, key, value)
+    )
+    output_NHD = varlen_attn(
+        query_NHD,
+        key_NHD,
+        value_NHD,
+        cu_lens,
+        cu_lens,
+        max_len,
+        max_len,
+        scale=head_size**-0.5 if scaling is None else scaling,
+        # The kernel counts the tokens on the left of each, transformers the token itself as well.
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=True,
+    )
+    assert isinstance(output_NHD, torch.Tensor)  # nothing beside it was asked for
+    output_BTHD = output_NHD.unflatten(0, (num_rows, num_tokens))
+    return output_BTHD.narrow(-1, 0, value.shape[-1]), None
+
+
+def _width(head_size: int) -> int:
+    """The head size that the kernel works on."""
+    if head_size > MAX_HEAD_SIZE:
+        raise ValueError(f"{VARLEN} takes heads of up to {MAX_HEAD_SIZE}, got {head_size}")
+    return -(-head_size // HEAD_SIZE_STEP) * HEAD_SIZE_STEP
+
+
+def _borders(query: torch.Tensor, packing: Packing | None) -> tuple[torch.Tensor, int]:
+    """Where each sequence begins, int32 [B + 1], and the longest.
+
+    Padding stands on the right, where no token of its sequence looks: it may be one of it.
+    """
+    if packing is not None:
+        return packing.cu_lens, packing.max_len
+    num_rows, _, num_tokens, _ = query.shape
+    end = num_rows * num_tokens
+    starts = torch.arange(0, end + 1, num_tokens, dtype=torch.int32, device=query.device)
+    return starts, num_tokens
+
+
+def _laid_end_to_end(states: torch.Tensor, width: int) -> torch.Tensor:
+    """[B, heads, T, size] -> [B x T, heads, width], zeros behind; a view where there are none."""
+    if states.shape[-1] < width:
+        states = F.pad(states, (0, width - states.shape[-1]))
+    return states.transpose(1, 2).flatten(0, 1)
+
+
+def packed_sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    packing: Packing | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each sequence.
+
+    Args:
+        module: The attention layer; unused.
+        query: [B, heads, T, head size]; B is 1 where `packing` is given.
+        key: As `query`, with the key-value heads.
+        value: As `key`.
+        attention_mask: Must be None.
+        dropout: Of attention weights.
+        scaling: Of the scores.
+        sliding_window: Tokens that each token sees, itself included.
+        packing: Where the sequences lie; None for a padded rectangle.
+        others: What other attention functions take.
+
+    Returns:
+        [B, T, heads, head size], and no weights.
+
+    Raises:
+        ValueError: With a mask, or with what would change the scores (soft caps, sinks, biases).
+    """
+    _require_unmasked(PACKED_SDPA, query, key, attention_mask, packing)
+    _refuse_unknown(PACKED_SDPA, others)
+    if packing is not None:
+        query, key, value = (_pad(states, packing) for states in (query, key, value))
+    num_groups = query.shape[1] // key.shape[1]
+    if query.is_cuda and num_groups > 1:
+        # In float32 no kernel takes fewer heads of keys, and scores of T x T would be computed
+        # (https://github.com/pytorch/pytorch/pull/191085).
+        key, value = (states.repeat_interleave(num_groups, dim=1) for states in (key, value))
+    num_tokens = query.shape[2]
+    mask = None
+    if sliding_window is not None and sliding_window < num_tokens:
+        index = torch.arange(num_tokens, device=query.device)
+        distance = index[:, None] - index[None, :]
+        mask = (distance >= 0) & (distance < sliding_window)
+    output = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    ).transpose(1, 2)
+    if packing is not None:
+        output = output.flatten(0, 1)[packing.to_packed].unsqueeze(0)
+    return output, None
+
+
+def _pad(states: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """[1, heads, N, size] -> [B, heads, max_len, size]."""
+    return states[0].transpose(0, 1)[packing.to_padded].transpose(1, 2)
+
+
+def masked_sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' `sdpa`, which does without a word what it does not know.
+
+    Raises:
+        ValueError: With what would change the scores (soft caps, sinks, biases).
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    _refuse_unknown(MASKED_SDPA, others)
+    output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, **others
+    )
+    return output
+
+
+def _refuse_unknown(name: str, keywords: Mapping[str, Any]) -> None:
+    """Refuse what would change the scores: soft caps, sinks, biases.
+
+    Raises:
+        ValueError: Names them, and `name`, the attention function.
+    """
+    unknown = [key for key, value in keywords.items() if value is not None and key not in _KNOWN]
+    if unknown:
+        raise ValueError(f"{name} knows nothing of {', '.join(sorted(unknown))}")
+
+
+def _require_unmasked(
+    name: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    packing: Packing | None,
+) -> None:
+    """Refuse a mask, and queries and keys of other tokens than the layout's.
+
+    On a GPU a kernel that is led beyond a tensor reads foreign memory, or ends the process.
+
+    Args:
+        name: Of the attention function.
+        query: [B, heads, T, head size].
+        key: As `query`, with the key-value heads.
+        attention_mask: What the model made of the layout's mask.
+        packing: Where the sequences lie; None for a padded rectangle.
+
+    Raises:
+        ValueError: Says what was wanted and what was given.
+    """
+    if attention_mask is not None:
+        raise ValueError(f"{name} takes no attention mask")
+    num_tokens = query.shape[2] if packing is None else packing.num_tokens
+    if not query.shape[2] == key.shape[2] == num_tokens:
+        raise ValueError(
+            f"{name} takes queries and keys of the same {num_tokens} tokens, got "
+            f"{query.shape[2]} queries and {key.shape[2]} keys"
+        )

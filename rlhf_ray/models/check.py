@@ -26,10 +26,9 @@ from torch import Tensor, nn
 
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.models.dropout import adapter_dropouts
 from rlhf_ray.models.limits import positions_of
-from rlhf_ray.models.modes import ForwardMode
+from rlhf_ray.models.modes import CheckedModel, ForwardMode
 from rlhf_ray.models.windows import lost_windows
 from rlhf_ray.types import IntArray
 

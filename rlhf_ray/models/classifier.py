@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.decoder import base_of, decoder_name
-from rlhf_ray.models.heads import new_head
+from rlhf_ray.models.linear import new_head
 from rlhf_ray.models.load import load_causal_lm, load_pretrained, with_adapter
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 class WithoutDropout(nn.Module):
     """Base of the modules that roles train; those below it never are random."""
 
-    def train(self, mode: bool = True) -> WithoutDropout:
+    def train(self, mode: bool = True) -> Self:
         """Training mode for itself, checkpointed layers and the dropout of adapters alone."""
         super().train(mode)
         if mode:

@@ -205,5 +205,5 @@ def _generation_config(key: str, model: ModelConfig) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{key}: {model.path!r}: generation_config.json: {reason}") from error
-    told: dict[str, Any] = found.to_dict()
-    return told
+    settings: dict[str, Any] = found.to_dict()
+    return settings

@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_ray.algorithms.logprobs import TokenScores
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.batch import TokenBatch, build_batch, moved
-from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.models.decoder import base_of, decode, decoder_of
+from rlhf_ray.models.linear import in_float32, new_head
 from rlhf_ray.models.logits import LogprobsHead
+from rlhf_ray.models.modes import CheckedModel
 from rlhf_ray.types import IntArray
 
 
@@ -168,45 +167,3 @@ def _all_tokens(sequences_B: Sequence[IntArray], model: CheckedModel, far: int) 
 
 def _lens(sequences_B: Sequence[IntArray]) -> list[int]:
     return [len(sequence) - 1 for sequence in sequences_B]
-
-
-class Float32Linear(nn.Linear):
-    """A linear layer with the weights of another, computed in float32 whatever their dtype.
-
-    bfloat16 keeps 8 bits: scores and values of a few units would differ by steps of a hundredth.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        """Take over the parameters; their names stay."""
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As `nn.Linear`."""
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(hidden.float(), self.weight.float(), bias)
-
-
-def in_float32(head: nn.Module) -> nn.Module:
-    """The head with every plain linear layer of it computed in float32, those of adapters too."""
-    if type(head) is nn.Linear:
-        return Float32Linear(head)
-    for name, module in list(head.named_modules()):
-        if type(module) is nn.Linear:
-            head.set_submodule(name, Float32Linear(module))
-    return head
-
-
-def new_head(size: int, *, like: torch.Tensor, bias: bool, seed: int) -> nn.Linear:
-    """A scalar head whose first estimates are small: standard deviation 1 / (D + 1).
-
-    Source: Stiennon et al. 2020, https://arxiv.org/abs/2009.01325, appendix B.1.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    head = nn.Linear(size, 1, bias=bias, dtype=like.dtype, device=like.device)
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(1, size, generator=generator) / (size + 1))
-        if bias:
-            head.bias.zero_()
-    return head

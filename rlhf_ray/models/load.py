@@ -1,59 +1,22 @@
-"""Models from a folder or hub name: dtype, attention, adapters, quantized bases."""
+"""Models from a folder or hub name: adapters, quantized bases."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models import attention, memory, sdpa, varlen
+from rlhf_ray.models import attention, memory
 from rlhf_ray.models.dropout import checkpoint_layers
-
-
-def resolve_dtype(
-    name: Literal["auto", "float32", "bfloat16"], device: torch.device
-) -> torch.dtype:
-    """`auto` is bfloat16 on GPU and float32 on CPU, where bfloat16 is slow."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return torch.float32 if name == "float32" else torch.bfloat16
-
-
-def attention_functions(config: ModelConfig, device: torch.device) -> tuple[str, ...]:
-    """Those that need no mask and run on the device, the one to prefer first.
-
-    Raises:
-        ConfigError: The one that was asked for by name does not run here.
-    """
-    flash = "flash_attention_2"  # of the package flash-attn, through transformers
-    runs_flash = (
-        device.type == "cuda"
-        and resolve_dtype(config.dtype, device) is torch.bfloat16
-        and torch.cuda.get_device_capability(device) >= varlen.CAPABILITY
-    )
-    if config.attention == "auto":
-        return (varlen.NAME, sdpa.NAME) if runs_flash else (sdpa.NAME,)
-    if config.attention != sdpa.NAME and not runs_flash:
-        raise ConfigError(
-            f"model.attention is {config.attention}, which needs a GPU of compute capability "
-            f"{'.'.join(map(str, varlen.CAPABILITY))} or above and dtype bfloat16; set "
-            f"{sdpa.NAME} or auto"
-        )
-    # The package's name alone does not say that it is version 2.
-    if config.attention == flash and not is_flash_attn_2_available():
-        raise ConfigError(
-            f"model.attention is {flash}, which needs the package flash-attn, version 2; set "
-            f"{varlen.NAME}, which needs none, or auto"
-        )
-    return (config.attention,)
+from rlhf_ray.models.modes import attention_functions, resolve_dtype
+from rlhf_ray.models.sharding import whole_shape
 
 
 def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedModel:
@@ -61,8 +24,8 @@ def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedMo
 
     Args:
         config: Where from and how.
-        device: Where the weights go. Under ZeRO-3, enter DeepSpeed's context first and the weights
-            are spread over ranks while they load.
+        device: Where the weights go. Inside an engine's `loading` they may be spread over ranks
+            while they load.
 
     Raises:
         ConfigError: Unreadable model, weights that it lacks, or bitsandbytes missing for a
@@ -80,7 +43,7 @@ def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedMo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class LoadedModel:
     """A model, and the names of its weights that were not there: they are random."""
 
     model: PreTrainedModel
@@ -94,7 +57,7 @@ def load_pretrained(
     *,
     device: torch.device,
     overrides: Mapping[str, Any] | None = None,
-) -> Loaded:
+) -> LoadedModel:
     """A model of any kind, from memory where it is held there, else from its folder or hub name.
 
     Args:
@@ -128,10 +91,10 @@ def load_pretrained(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"cannot load a {what} from {config.path!r}: {error}") from error
     below = f"{model.base_model_prefix}."
-    strangers = [name for name in report["unexpected_keys"] if name.startswith(below)]
-    if held is not None and strangers:
+    foreign = [name for name in report["unexpected_keys"] if name.startswith(below)]
+    if held is not None and foreign:
         raise ConfigError(
-            f"the weights held for {config.path!r} are another model's: {', '.join(strangers)}"
+            f"the weights held for {config.path!r} are another model's: {', '.join(foreign)}"
         )
     if held is not None and (generation := memory.generation_config_of(config.path)) is not None:
         model.generation_config = generation
@@ -140,7 +103,7 @@ def load_pretrained(
     if config.gradient_checkpointing:
         # Frozen weights under ZeRO-3 need the reentrant kind: see `token_logprobs`.
         checkpoint_layers(model, use_reentrant=config.lora.rank > 0)
-    return Loaded(model=model, missing=frozenset(report["missing_keys"]))
+    return LoadedModel(model=model, missing=frozenset(report["missing_keys"]))
 
 
 def with_adapter(
@@ -205,7 +168,7 @@ def _own_products(model: torch.nn.Module) -> list[str]:
 def _is_plain_product(module: torch.nn.Linear) -> bool:
     """Whether its own pass gives one tensor of the width that its matrix says, as Falcon's does."""
     weights = {
-        name: torch.empty(getattr(p, "ds_shape", p.shape), dtype=p.dtype, device="meta")
+        name: torch.empty(whole_shape(p), dtype=p.dtype, device="meta")
         for name, p in module.named_parameters()
     }
     hidden_BTD = torch.empty(1, 2, module.in_features, dtype=weights["weight"].dtype, device="meta")

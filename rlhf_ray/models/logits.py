@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlhf_ray.algorithms.logprobs import token_logprobs
 from rlhf_ray.models.decoder import base_of, decoder_name
+from rlhf_ray.models.sharding import is_engine_hook
 
 
 class LogprobsHead(nn.Module):
@@ -69,9 +70,9 @@ def logits_of(lm: Any, hidden_tD: Tensor) -> Tensor:
 
 @contextmanager
 def _stand_ins(base: Any, hidden_1tD: Tensor) -> Iterator[None]:
-    """While this is open, the decoder answers with `hidden_1tD`, and ZeRO leaves heads alone."""
+    """While this is open, the decoder answers with `hidden_1tD`; engines leave heads alone."""
     children, decoder = dict(base._modules), decoder_name(base)
-    heads = {name: _without_zero_hooks(head) for name, head in _heads(base)}
+    heads = {name: _without_engine_hooks(head) for name, head in _heads(base)}
     base._modules.update({**heads, decoder: _Answering(children[decoder], hidden_1tD)})
     try:
         yield
@@ -84,18 +85,16 @@ def _heads(base: Any) -> Iterator[tuple[str, nn.Module]]:
     return ((name, child) for name, child in base.named_children() if name != decoder)
 
 
-def _without_zero_hooks(module: nn.Module) -> nn.Module:
-    """The same module, its parameters and those below it shared, without DeepSpeed's hooks."""
+def _without_engine_hooks(module: nn.Module) -> nn.Module:
+    """The same module, its parameters and those below it shared, without the engine's hooks."""
     bare = copy.copy(module)
     for hooks in ("_forward_pre_hooks", "_forward_hooks"):
         kept = {
-            key: hook
-            for key, hook in getattr(module, hooks).items()
-            if not hook.__module__.startswith("deepspeed.")
+            key: hook for key, hook in getattr(module, hooks).items() if not is_engine_hook(hook)
         }
         bare.__dict__[hooks] = OrderedDict(kept)
     bare.__dict__["_modules"] = {
-        name: child if child is None else _without_zero_hooks(child)
+        name: child if child is None else _without_engine_hooks(child)
         for name, child in module._modules.items()
     }
     return bare

@@ -1,16 +1,57 @@
-"""The ways in which a model can be run over a batch, the fastest first."""
+"""The ways in which a model can be run, the fastest first, and the base of modules that are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 from rlhf_ray.config.base import ModelConfig
-from rlhf_ray.models import sdpa
-from rlhf_ray.models.load import attention_functions
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.attention import CAPABILITY, MASKED_SDPA, PACKED_SDPA, VARLEN
+from rlhf_ray.models.dropout import WithoutDropout
+from rlhf_ray.types import IntArray
+
+
+def resolve_dtype(
+    name: Literal["auto", "float32", "bfloat16"], device: torch.device
+) -> torch.dtype:
+    """`auto` is bfloat16 on GPU and float32 on CPU, where bfloat16 is slow."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return torch.float32 if name == "float32" else torch.bfloat16
+
+
+def attention_functions(config: ModelConfig, device: torch.device) -> tuple[str, ...]:
+    """Those that need no mask and run on the device, the one to prefer first.
+
+    Raises:
+        ConfigError: The one that was asked for by name does not run here.
+    """
+    flash = "flash_attention_2"  # of the package flash-attn, through transformers
+    runs_flash = (
+        device.type == "cuda"
+        and resolve_dtype(config.dtype, device) is torch.bfloat16
+        and torch.cuda.get_device_capability(device) >= CAPABILITY
+    )
+    if config.attention == "auto":
+        return (VARLEN, PACKED_SDPA) if runs_flash else (PACKED_SDPA,)
+    if config.attention != PACKED_SDPA and not runs_flash:
+        raise ConfigError(
+            f"model.attention is {config.attention}, which needs a GPU of compute capability "
+            f"{'.'.join(map(str, CAPABILITY))} or above and dtype bfloat16; set "
+            f"{PACKED_SDPA} or auto"
+        )
+    # The package's name alone does not say that it is version 2.
+    if config.attention == flash and not is_flash_attn_2_available():
+        raise ConfigError(
+            f"model.attention is {flash}, which needs the package flash-attn, version 2; set "
+            f"{VARLEN}, which needs none, or auto"
+        )
+    return (config.attention,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +103,7 @@ def all_modes(functions: Sequence[str]) -> Iterator[ForwardMode]:
         for packed in (True, False):
             for rope_alone in (False, True):
                 yield ForwardMode(packed=packed, attention=attention, rope_alone=rope_alone)
-    for attention in (sdpa.MASKED_NAME, "eager"):
+    for attention in (MASKED_SDPA, "eager"):
         yield ForwardMode(packed=False, attention=attention, with_mask=True)
 
 
@@ -73,3 +114,60 @@ def needs_mask(layer_types: Sequence[str]) -> bool:
     """
     plain = {"full_attention", "sliding_attention", "linear_attention"}
     return any(kind.endswith("_attention") and kind not in plain for kind in layer_types)
+
+
+class CheckedModel(WithoutDropout):
+    """A module around a transformers model, whose results can be had in two ways.
+
+    Attributes:
+        mode: How it runs.
+        device: Where its batches go.
+        outcome: What is read of a sequence, in words with a unit.
+    """
+
+    mode = ForwardMode(packed=True, attention=PACKED_SDPA)
+    device = torch.device("cpu")
+    outcome = ""
+
+    @property
+    def padded(self) -> bool:
+        """Whether its batches are rectangles."""
+        return not self.mode.packed
+
+    def modes(self, config: ModelConfig, layout: Layouts) -> Sequence[ForwardMode]:
+        """The ways that the configuration allows, the one to prefer first."""
+        text = self.transformer().config.get_text_config()
+        return [
+            mode
+            for mode in forward_modes(config, layout, self.device)
+            if mode.with_mask or not needs_mask(getattr(text, "layer_types", None) or ())
+        ]
+
+    def use(self, mode: ForwardMode) -> None:
+        """Run like this from now on; a family whose code has attention of its own keeps that.
+
+        Raises:
+            ValueError: transformers has no such attention for the model, or the model keeps its own
+                where sequences are packed, which that would attend to as to one.
+        """
+        transformer = self.transformer()
+        transformer.set_attn_implementation(mode.attention)
+        taken = transformer.config.get_text_config()._attn_implementation
+        if mode.packed and taken != mode.attention:
+            raise ValueError(f"its code has attention of its own ({taken})")
+        self.mode = replace(mode, attention=taken)
+
+    def transformer(self) -> Any:
+        """The transformers model in it whose attention is chosen."""
+        raise NotImplementedError
+
+    def outcomes(self, sequences_B: Sequence[IntArray], *, far: int = 0) -> list[torch.Tensor]:
+        """What the role reads of each sequence, of one batch, as it runs now.
+
+        The last sequence lies `far` positions further on.
+        """
+        raise NotImplementedError
+
+    def own_outcome(self, input_ids_1T: torch.Tensor) -> torch.Tensor:
+        """The same of one sequence, by the `forward` of the family."""
+        raise NotImplementedError

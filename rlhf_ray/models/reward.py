@@ -11,11 +11,10 @@ from transformers import PreTrainedModel
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.models.batch import Layout, lay_out, moved
-from rlhf_ray.models.checked import CheckedModel
 from rlhf_ray.models.classifier import heads_of, is_packable
 from rlhf_ray.models.decoder import base_of, decode, decoder_of, require_experts
-from rlhf_ray.models.heads import in_float32
-from rlhf_ray.models.modes import ForwardMode, Layouts
+from rlhf_ray.models.linear import in_float32
+from rlhf_ray.models.modes import CheckedModel, ForwardMode, Layouts
 from rlhf_ray.types import IntArray
 
 

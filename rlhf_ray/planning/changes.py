@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_ray.config.base import ForwardConfig, GroupConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.run import JobConfig
-from rlhf_ray.learner.memory import ModelRank
+from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.planning.plan import Plan
 from rlhf_ray.planning.stages import PlannedJob, groups_of
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.learner.memory import published_bytes
+from rlhf_ray.learner.deepspeed.memory import published_bytes
 from rlhf_ray.memory import GIB, MIB, Memory, dtype_bytes
 from rlhf_ray.models.shape import ModelShape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rlhf_ray.learner.memory import GPU_CONTEXT_BYTES
+from rlhf_ray.learner.deepspeed.memory import GPU_CONTEXT_BYTES
 from rlhf_ray.memory import Memory
 from rlhf_ray.planning.layout import Place
 from rlhf_ray.planning.needs import RoleNeed, Turn

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rlhf_ray.config.base import GroupConfig
-from rlhf_ray.learner.memory import (
+from rlhf_ray.learner.deepspeed.memory import (
     BARE_RANK_BYTES,
     GPU_CONTEXT_BYTES,
     ModelRank,

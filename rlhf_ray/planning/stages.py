@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.tools.stages import Stage
-from rlhf_ray.learner.memory import ModelRank
+from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.planning.needs import RoleNeed
 
 

@@ -158,15 +158,13 @@ def weights_of(actors: RoleHandle[Any]) -> dict[str, np.ndarray[Any, Any]]:
 
     # Nested, so that it travels by value: the workers cannot import the tests.
     def gather(rank: Any) -> dict[str, Any]:
-        import deepspeed
-
         from rlhf_ray.learner.weights import named_weights
+        from rlhf_ray.models.sharding import gathered
 
         if hasattr(rank.learner, "lm"):
             return {name: w.float().numpy().copy() for name, w in named_weights(rank.learner.lm)}
         parameters = dict(rank.learner.engine.module.named_parameters())
-        # Does nothing to parameters that are not spread over ranks.
-        with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        with gathered(list(parameters.values())):
             return {name: w.detach().numpy().copy() for name, w in parameters.items()}
 
     return on_ranks(actors, gather)[0]

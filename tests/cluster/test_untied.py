@@ -89,7 +89,7 @@ def exported(fresh_model, shared_pool, make_config, tmp_path_factory):
     plan = plan_update(
         lengths,
         [len(row.response_ids_T) for row in rows],
-        num_ranks=2,
+        data_parallel_size=2,
         max_tokens_per_micro_batch=120,
         num_minibatches=1,
         num_epochs=1,

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from markdown_pages import Page
 
-from rlhf_ray.algorithms import preference_losses
+from rlhf_ray.algorithms import advantages, preference_losses
 from rlhf_ray.algorithms.preference_losses import PairInputs, PairParams
+from rlhf_ray.config import algorithm_table as table
 from rlhf_ray.config.rewards import RewardFunctionConfig
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.row import Row
@@ -27,13 +29,66 @@ def examples(language):
     return [textwrap.dedent(block) for block in found]
 
 
-LOSS, REWARD, FORMAT = examples("python")
+TABLE = (ROOT / "rlhf_ray/config/algorithm_table.py").read_text(encoding="utf-8")
+ADVANTAGE, LOSS, REWARD, FORMAT = examples("python")
 
 
-def test_the_loss_is_registered_and_gives_one_value_a_pair(monkeypatch):
-    monkeypatch.setattr(
-        preference_losses.PAIR_LOSSES, "_entries", dict(preference_losses.PAIR_LOSSES._entries)
+@pytest.fixture
+def add_row(monkeypatch):
+    """Adds a row that the page shows; it is gone after the test, and so is its function."""
+    for registry in (advantages.ADVANTAGES, preference_losses.PAIR_LOSSES):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+    def add(rows, name):
+        [row] = re.findall(rf'`"{name}": (\w+\([^`]*\))`', TEXT)
+        monkeypatch.setitem(rows, name, eval(row, dict(vars(table))))
+
+    return add
+
+
+def test_an_advantage_is_a_row_and_a_function(add_row):
+    with pytest.raises(ValueError, match="must have a row"):
+        exec(ADVANTAGE, dict(vars(advantages)))
+    add_row(table.ADVANTAGES, "sign")
+    exec(ADVANTAGE, dict(vars(advantages)))
+    outputs = advantages.estimate_advantages(
+        "sign",
+        advantages.AdvantageInputs(
+            token_rewards_T=torch.tensor([0.0, 3.0, 1.0, 5.0]),
+            values_T=None,
+            mask_T=torch.ones(4, dtype=torch.bool),
+            segments_T=torch.tensor([0, 0, 1, 2]),
+            groups_B=torch.tensor([7, 7, 8]),
+        ),
+        advantages.AdvantageParams(gamma=1.0, lam=1.0),
     )
+    assert outputs.advantages_T.tolist() == [1.0, 1.0, -1.0, 0.0]
+
+
+def test_the_places_of_algorithms_are_there():
+    section = Page("CONTRIBUTING.md").section("## Add an algorithm")
+    line = r"^\| [^|]+ \| `(\w+)` \| `(\w+\.py)` \|[^|]+\| `(\w+\.py)` \|$"
+    places = re.findall(line, section, re.MULTILINE)
+    rows = set(re.findall(r"^([A-Z]\w+)(?:: Mapping.*)? = ", TABLE, re.MULTILINE)) - {"LOSS_TERMS"}
+    rows = {name for name in rows if name.isupper()}
+    assert {row for row, _, _ in places} == rows
+    for row, function, oracle in places:
+        assert "register" in (ROOT / "rlhf_ray/algorithms" / function).read_text(encoding="utf-8")
+        assert row in (ROOT / "rlhf_ray/algorithms" / function).read_text(encoding="utf-8")
+        assert (ROOT / "tests/unit/algorithms" / oracle).is_file()
+
+
+def test_files_that_recipes_touch_are_there():
+    for heading in ("## Replace a role", "## Add a training engine"):
+        section = Page("CONTRIBUTING.md").section(heading)
+        named = re.findall(r"`((?:rlhf_ray|actors|launch|tests)/[\w./]+|pyproject\.toml)`", section)
+        assert len(named) > 5
+        for path in named:
+            assert (ROOT / path).exists(), path
+
+
+def test_the_loss_is_registered_and_gives_one_value_a_pair(add_row):
+    add_row(table.PREFERENCE_LOSSES, "squared")
     exec(LOSS, {})
     zeros_B = torch.zeros(3)
     inputs = PairInputs(

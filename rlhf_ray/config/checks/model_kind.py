@@ -6,12 +6,11 @@ name, where the data are read (`rlhf_ray.models.fit`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.checks.model_limits import section, text_part
 
 # A critic may start from a reward model; a classifier from any model.
 Kind: TypeAlias = Literal["causal", "critic", "classifier"]
@@ -19,26 +18,6 @@ Kind: TypeAlias = Literal["causal", "critic", "classifier"]
 _ROLE_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _NO_DECODER = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering", "ForPreTraining")
 _CLASSIFIER = "ForSequenceClassification"
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A file's mapping; None where there is none."""
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return read if isinstance(read, dict) else None
-
-
-def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a model of text, which others keep in a section."""
-    return {**config, **section(config, "text_config")}
-
-
-def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The mapping below a key; an empty one where something else is there."""
-    found = config.get(key)
-    return found if isinstance(found, Mapping) else {}
 
 
 def kind_fault(config: Mapping[str, Any], kind: Kind) -> str | None:

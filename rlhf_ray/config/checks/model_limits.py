@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rlhf_ray.config.checks.model_kind import read_json, section, text_part
 
 # vllm/v1/attention/backends/cpu_attn.py, CPUAttentionBackend.get_supported_head_sizes, vLLM 0.32
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -22,6 +21,26 @@ _OLDER_NAMES = {
     "n_embd": "hidden_size",
     "n_head": "num_attention_heads",
 }
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file's mapping; None where there is none."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return read if isinstance(read, dict) else None
+
+
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a model of text, which others keep in a section."""
+    return {**config, **section(config, "text_config")}
+
+
+def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping below a key; an empty one where something else is there."""
+    found = config.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 @dataclass(frozen=True, kw_only=True)

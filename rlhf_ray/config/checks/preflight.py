@@ -10,7 +10,12 @@ from pathlib import Path
 from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, STATUS_FILE, ModelConfig
 from rlhf_ray.config.checks import model_kind, references
 from rlhf_ray.config.checks.model_kind import Kind
-from rlhf_ray.config.checks.model_limits import CPU_HEAD_DIMS, ModelLimits, read_limits
+from rlhf_ray.config.checks.model_limits import (
+    CPU_HEAD_DIMS,
+    ModelLimits,
+    read_json,
+    read_limits,
+)
 from rlhf_ray.config.checks.wandb_login import login_fault
 from rlhf_ray.config.checks.weight_files import untied_head_fault
 from rlhf_ray.config.data import DataConfig
@@ -196,7 +201,7 @@ def _trained(key: str, model: ModelConfig, kind: Kind) -> Iterator[Problem]:
 
 def _trainable(key: str, model: ModelConfig, kind: Kind) -> Iterator[Problem]:
     """Whether weights can be trained, and by a role that takes models of a kind."""
-    config = model_kind.read_json(Path(model.path) / "config.json") or {}
+    config = read_json(Path(model.path) / "config.json") or {}
     yield from _of_model(key, model.path, model_kind.quantization_fault(config, model))
     yield from _kind(key, model.path, kind)
 
@@ -204,10 +209,10 @@ def _trainable(key: str, model: ModelConfig, kind: Kind) -> Iterator[Problem]:
 def _kind(key: str, path: str, kind: Kind) -> Iterator[Problem]:
     """What a model's own files say against it; nothing of a hub's name."""
     folder = Path(path)
-    config = model_kind.read_json(folder / "config.json") if path else None
+    config = read_json(folder / "config.json") if path else None
     if config is None:
         return
-    generation = model_kind.read_json(folder / "generation_config.json") or {}
+    generation = read_json(folder / "generation_config.json") or {}
     yield from _of_model(key, path, model_kind.kind_fault(config, kind))
     for fault in model_kind.token_id_faults(config, generation):
         yield from _of_model(key, path, fault)

@@ -6,19 +6,18 @@ An ablation on the command line (`--algorithm.kl.coefficient 0`) leaves keys of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.algorithm_table import CORRECTIONS, POLICY_LOSSES
 from rlhf_ray.config.base import GroupConfig, LoraConfig, ModelConfig, OptimConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
 
 logger = logging.getLogger(__name__)
-
-_SAPO = ("sapo_temperature_positive", "sapo_temperature_negative")
 
 
 def warn_of_unused(config: RunConfig, who: str) -> None:
@@ -54,22 +53,34 @@ def _online(config: OnlineConfig) -> Iterator[str]:
 
 def _algorithm(algorithm: AlgorithmConfig, *, uses_value: bool) -> Iterator[str]:
     advantage, loss = algorithm.advantage, algorithm.policy_loss
-    correction = algorithm.correction.kind
+    kind = algorithm.correction.kind
     default = AlgorithmConfig(advantage=advantage, policy_loss=loss)
     looked_at = [  # whether, why not, and the keys
-        (loss in ("ppo", "gspo", "cispo"), f"policy_loss {loss}", ("clip_low", "clip_high")),
-        (loss in ("ppo", "gspo"), f"policy_loss {loss}", ("dual_clip",)),
-        (loss == "sapo", f"policy_loss {loss}", _SAPO),
+        *(
+            (key in POLICY_LOSSES[loss].keys, f"policy_loss {loss}", (key,))
+            for key in _keys(row.keys for row in POLICY_LOSSES.values())
+        ),
         (uses_value, f"advantage {advantage} has no critic", ("value_loss", "value_clip", "lam")),
-        (advantage in ("gae", "reinforce++"), f"advantage {advantage}", ("gamma",)),
-        (correction != "none", f"correction.kind {correction}", ("correction.cap",)),
-        (correction == "mask", f"correction.kind {correction}", ("correction.low",)),
+        (algorithm.advantage_row.discounts, f"advantage {advantage}", ("gamma",)),
+        *(
+            (
+                key in CORRECTIONS[kind],
+                f"correction.kind {kind}",
+                (f"correction.{key}",),
+            )
+            for key in _keys(CORRECTIONS.values())
+        ),
         (algorithm.kl.controller != "fixed", "kl.controller fixed", ("kl.target", "kl.horizon")),
     ]
     for is_used, reason, keys in looked_at:
         for key in () if is_used else keys:
             if attrgetter(key)(algorithm) != attrgetter(key)(default):
                 yield f"algorithm.{key} ({reason})"
+
+
+def _keys(of_rows: Iterable[Iterable[str]]) -> list[str]:
+    """Each once, in the order of the rows."""
+    return [*dict.fromkeys(key for keys in of_rows for key in keys)]
 
 
 def _supervised(config: SupervisedConfig) -> Iterator[str]:

@@ -17,7 +17,7 @@ from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import RewardWorker
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
-from rlhf_ray.models.reward_scorer import ModelScore
+from rlhf_ray.learner.reward_scorer import ModelScore
 from rlhf_ray.roles import RolloutGroup
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score

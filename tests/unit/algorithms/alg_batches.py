@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, PolicyLossParams
-from rlhf_ray.algorithms.reduction import ReductionTotals
+from rlhf_ray.algorithms.reduction import ReductionTotals, TokenLoss
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
-from rlhf_ray.algorithms.token_loss import TokenLoss
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
 
 POLICY_PARAMS = PolicyLossParams(

@@ -188,6 +188,9 @@ def kto(logps: Array, reference_logps: Array, desirable: list[bool], z0: float) 
     return float(np.mean(losses))
 
 
+LABELS: dict[str, Callable[[Array, Array, list[bool], float], float]] = {"kto": kto}
+
+
 # Rewards: scores of one ranking, the best first, and their tiers -> its loss.
 
 

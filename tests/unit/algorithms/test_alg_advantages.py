@@ -10,12 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
-from rlhf_ray.algorithms.whitening import whiten
+from rlhf_ray.algorithms.advantages import (
+    ADVANTAGES,
+    AdvantageInputs,
+    AdvantageParams,
+    estimate_advantages,
+)
+from rlhf_ray.algorithms.ragged import whiten
+from rlhf_ray.config import algorithm_table as table
 from rlhf_ray.experience.rewards import token_rewards
 
 PARAMS = AdvantageParams(gamma=0.97, lam=0.9)
-GROUP_METHODS = [name for name in ADVANTAGES if ADVANTAGES[name].needs_groups]
+GROUP_METHODS = [name for name in ADVANTAGES if table.ADVANTAGES[name].needs_groups]
 
 
 def estimate(
@@ -31,7 +37,8 @@ def estimate(
     structure = make_batch(masks, seed=0)
     own_T = torch.where(structure.mask_T, rewards_T, 0.0)
     totals_B = own_T.new_zeros(len(masks)).index_add(0, structure.segments_T, own_T)
-    return ADVANTAGES[name](
+    return estimate_advantages(
+        name,
         AdvantageInputs(
             token_rewards_T=rewards_T,
             values_T=values_T,
@@ -48,10 +55,10 @@ def estimate(
 
 
 def test_only_gae_needs_a_critic_and_only_gdpo_each_reward() -> None:
-    assert [name for name in ADVANTAGES if ADVANTAGES[name].needs_values] == ["gae"]
+    assert [name for name in ADVANTAGES if table.ADVANTAGES[name].needs_values] == ["gae"]
     with pytest.raises(ValueError, match="values_T must be given"):
         estimate("gae", torch.zeros(2), [[True, True]], [0])
-    assert [name for name in ADVANTAGES if ADVANTAGES[name].needs_parts] == ["gdpo"]
+    assert [name for name in ADVANTAGES if table.ADVANTAGES[name].needs_parts] == ["gdpo"]
     one = torch.zeros(1, dtype=torch.int64)
     sums_alone = AdvantageInputs(
         token_rewards_T=torch.zeros(1),
@@ -61,7 +68,7 @@ def test_only_gae_needs_a_critic_and_only_gdpo_each_reward() -> None:
         groups_B=one,
     )
     with pytest.raises(ValueError, match="rewards_BK must be given"):
-        ADVANTAGES["gdpo"](sums_alone, PARAMS)
+        estimate_advantages("gdpo", sums_alone, PARAMS)
 
 
 @pytest.mark.parametrize("name", GROUP_METHODS)
@@ -107,7 +114,7 @@ def test_groups_without_spread_say_nothing_when_the_step_is_whitened(
     alone = estimate(name, rewards[:6], masks[:2], [0, 0], params=params)
     if whitened or name != "gdpo":  # whose own deviation is that of the whole step
         torch.testing.assert_close(advantages[:6], alone)
-    if whitened or ADVANTAGES[name].whitens:
+    if whitened or table.ADVANTAGES[name].whitens:
         assert advantages[:6].mean().item() == pytest.approx(0.0, abs=1e-6)
         assert advantages[:6].var().item() == pytest.approx(1.0, rel=1e-5)
 
@@ -124,7 +131,7 @@ def test_whitening_looks_at_the_tokens_that_are_trained(name: str) -> None:
     assert not white[~trained_T].any()
     assert white[trained_T].mean().item() == pytest.approx(0.0, abs=1e-9)
     assert white[trained_T].var().item() == pytest.approx(1.0, rel=1e-5)
-    if not ADVANTAGES[name].whitens:
+    if not table.ADVANTAGES[name].whitens:
         kept = raw[trained_T]
         torch.testing.assert_close(
             white[trained_T], (kept - kept.mean()) / (kept.var() + 1e-8).sqrt()
@@ -144,7 +151,8 @@ def test_rewards_that_tie_in_their_sum_are_told_apart() -> None:
     parts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
 
     def advantages(rewards_BK: Tensor, weights: list[float]) -> Tensor:
-        return ADVANTAGES["gdpo"](
+        return estimate_advantages(
+            "gdpo",
             AdvantageInputs(
                 token_rewards_T=rewards_BK.sum(1),
                 values_T=None,
@@ -222,7 +230,8 @@ def test_interleaved_sequences() -> None:
     batch = make_batch(masks, seed=2)
     expected = estimate("gae", batch.returns_T, masks, [0, 1], batch.values_T)
     index = torch.tensor([3, 0, 1, 4, 2])
-    got = ADVANTAGES["gae"](
+    got = estimate_advantages(
+        "gae",
         AdvantageInputs(
             token_rewards_T=batch.returns_T[index],
             values_T=batch.values_T[index],

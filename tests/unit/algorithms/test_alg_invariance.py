@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_ray.algorithms.metric_sums import merge, values
-from rlhf_ray.algorithms.reduction import Reduction, ReductionKind
+from rlhf_ray.algorithms.reduction import Reduction
+from rlhf_ray.config.algorithm_table import ReductionKind
 
 RELATIVE = 1e-5
 GARBAGE = [math.nan, math.inf, -math.inf, 1e30]

@@ -19,10 +19,10 @@ from alg_batches import (
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.metric_sums import values
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
-from rlhf_ray.algorithms.ratios import RatioLevel
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.algorithms.value_losses import ValueLossParams
+from rlhf_ray.config.algorithm_table import RatioLevel
 
 
 @pytest.mark.parametrize("gap", [-500.0, 500.0])

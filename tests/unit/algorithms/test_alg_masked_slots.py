@@ -8,12 +8,17 @@ import pytest
 import torch
 from alg_batches import FLOAT_FIELDS, LOSS_CASES, make_batch, random_masks, totals_of, with_leaves
 
-from rlhf_ray.algorithms.advantages import ADVANTAGES, AdvantageInputs, AdvantageParams
+from rlhf_ray.algorithms.advantages import (
+    ADVANTAGES,
+    AdvantageInputs,
+    AdvantageParams,
+    estimate_advantages,
+)
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.metric_sums import values
-from rlhf_ray.algorithms.ratios import RatioLevel
+from rlhf_ray.algorithms.ragged import whiten
 from rlhf_ray.algorithms.reduction import Reduction
-from rlhf_ray.algorithms.whitening import whiten
+from rlhf_ray.config.algorithm_table import RatioLevel
 from rlhf_ray.experience.rewards import token_rewards
 
 GARBAGE = [math.nan, math.inf, -math.inf, 3e38]
@@ -87,7 +92,8 @@ def test_advantages(name: str, whitened: bool, garbage: float) -> None:
     rewards_BK = torch.arange(14.0).view(7, 2)
     applies_BK = torch.tensor([[True, False]] * 3 + [[True, True]] * 4)
     clean, dirty = (
-        ADVANTAGES[name](
+        estimate_advantages(
+            name,
             AdvantageInputs(
                 token_rewards_T=batch.returns_T,
                 values_T=batch.values_T,

@@ -25,13 +25,15 @@ from rlhf_ray.algorithms.advantages import (
     AdvantageInputs,
     AdvantageOutputs,
     AdvantageParams,
+    estimate_advantages,
 )
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.metric_sums import values
-from rlhf_ray.algorithms.ratios import RatioLevel
-from rlhf_ray.algorithms.reduction import Reduction, ReductionKind
+from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.registry import Registry
+from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm_table import RatioLevel, ReductionKind
 
 SEEDS = range(4)
 F64 = {"rtol": 1e-10, "atol": 1e-12}
@@ -44,6 +46,7 @@ ORACLES = {
     "off-policy correction": set(oracles.CORRECTIONS),
     "advantage estimator": set(oracles.ADVANTAGES),
     "pair loss": set(supervised_oracles.PAIRS),
+    "label loss": set(supervised_oracles.LABELS),
     "reward loss": set(supervised_oracles.REWARDS),
     "SFT loss": set(supervised_oracles.SFT),
 }
@@ -57,10 +60,16 @@ def all_registries() -> list[Registry[object]]:
     return [x for x in found.values() if isinstance(x, Registry)]
 
 
-def test_every_registered_name_has_an_oracle() -> None:
+def test_every_name_has_a_function_and_an_oracle() -> None:
     registered = {registry.subject: set(registry) for registry in all_registries()}
     assert registered == ORACLES
+    pairs, labels = registered.pop("pair loss"), registered.pop("label loss")
+    assert {name for name, row in table.PREFERENCE_LOSSES.items() if row.takes_labels} == labels
+    assert set(table.PREFERENCE_LOSSES) - labels == pairs
+    for registry in all_registries():
+        assert set(registry.names) == registered.get(registry.subject, pairs | labels)
     assert set(get_args(ReductionKind)) == set(oracles.REDUCTIONS)
+    assert set(get_args(table.Divergence)) == set(supervised_oracles.DIVERGENCES)
     assert set(LOSS_CASES) == set(oracles.LOSSES)
 
 
@@ -165,11 +174,11 @@ GROUPS = [7, 7, 7, 3, 3, 5, 7, 3, 5]
 
 
 def estimate(name: str, batch: Batch, **params: bool) -> AdvantageOutputs:
-    estimator = ADVANTAGES[name]
-    return estimator(
+    return estimate_advantages(
+        name,
         AdvantageInputs(
             token_rewards_T=batch.returns_T,
-            values_T=batch.values_T if estimator.needs_values else None,
+            values_T=batch.values_T if table.ADVANTAGES[name].needs_values else None,
             mask_T=batch.mask_T,
             segments_T=batch.segments_T,
             groups_B=torch.tensor(GROUPS),
@@ -187,13 +196,15 @@ def test_advantages(name: str, seed: int, whitened: bool) -> None:
     rewards, values_B = sequences(batch.returns_T, batch), sequences(batch.values_T, batch)
     raw = oracles.ADVANTAGES[name](rewards, values_B, GROUPS, 0.97, 0.9)
     expected = raw
-    if whitened and not ADVANTAGES[name].whitens:
+    if whitened and not table.ADVANTAGES[name].whitens:
         in_groups = oracles.with_spread(rewards, GROUPS)
-        expected = oracles.whiten(raw, in_groups if ADVANTAGES[name].needs_groups else [True] * 9)
+        expected = oracles.whiten(
+            raw, in_groups if table.ADVANTAGES[name].needs_groups else [True] * 9
+        )
     for got, want in zip(sequences(outputs.advantages_T, batch), expected, strict=True):
         np.testing.assert_allclose(got, want, **F64)
     assert not outputs.advantages_T[~batch.mask_T].any()
-    if ADVANTAGES[name].needs_values:
+    if table.ADVANTAGES[name].needs_values:
         assert outputs.returns_T is not None
         want_returns = [a + v for a, v in zip(raw, values_B, strict=True)]
         for got, want in zip(sequences(outputs.returns_T, batch), want_returns, strict=True):
@@ -210,7 +221,8 @@ def test_advantages_of_rewards_standardised_one_by_one(seed: int) -> None:
     rewards = rng.choice([0.0, 1.0, 0.25], size=(9, 3))
     applies = rng.random((9, 3)) < 0.8
     weights = [1.0, 0.5, 2.0]
-    outputs = ADVANTAGES["gdpo"](
+    outputs = estimate_advantages(
+        "gdpo",
         AdvantageInputs(
             token_rewards_T=torch.full_like(batch.returns_T, torch.nan),
             values_T=None,
@@ -237,7 +249,8 @@ def test_advantages_of_rewards_standardised_one_by_one(seed: int) -> None:
 def test_gae_goes_on_from_the_value_where_a_sequence_was_cut(seed: int) -> None:
     batch = make_batch(random_masks(seed), seed, torch.float64)
     last = np.random.default_rng(seed).normal(size=len(batch.lens_B))
-    outputs = ADVANTAGES["gae"](
+    outputs = estimate_advantages(
+        "gae",
         AdvantageInputs(
             token_rewards_T=batch.returns_T,
             values_T=batch.values_T,

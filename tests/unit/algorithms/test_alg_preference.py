@@ -22,16 +22,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_ray.algorithms.divergences import MAX_EXPONENT, Divergence, divergence_score
-from rlhf_ray.algorithms.label_losses import LabelledParams, kto
+from rlhf_ray.algorithms.divergences import MAX_EXPONENT, divergence_score
+from rlhf_ray.algorithms.label_losses import LabelledParams, kto, labelled_metrics
 from rlhf_ray.algorithms.metric_sums import merge, values
-from rlhf_ray.algorithms.preference_losses import COUPLED, PAIR_LOSSES, PairInputs, PairParams
-from rlhf_ray.algorithms.preference_metrics import labelled_metrics, pair_metrics
-from rlhf_ray.config import supervised
+from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams, pair_metrics
+from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES, Divergence
 
 F64 = {"rtol": 1e-10, "atol": 1e-12}
 DIVERGENCES = get_args(Divergence)
-UNCOUPLED = sorted(set(PAIR_LOSSES) - COUPLED)
+
+
+def losses_that(what: str) -> list[str]:
+    """Pair losses of whose row this is true."""
+    return sorted(name for name in PAIR_LOSSES if getattr(PREFERENCE_LOSSES[name], what))
+
+
+COUPLED = losses_that("is_coupled")
+UNCOUPLED = sorted(set(PAIR_LOSSES) - set(COUPLED))
 
 
 def step_loss(
@@ -44,26 +51,17 @@ def step_loss(
     return loss.item(), [gradient_of(getattr(inputs, name)) for name in TRAINED]
 
 
-def test_configuration_and_registry_have_the_same_names() -> None:
-    assert set(get_args(supervised.PairLoss)) == {*PAIR_LOSSES, "kto"}
-    field = supervised.DpoConfig.model_fields["f_divergence_type"]
-    assert set(get_args(field.annotation)) == set(DIVERGENCES) == set(oracles.DIVERGENCES)
-    assert set(PAIR_LOSSES) >= COUPLED
-
-
 @pytest.mark.parametrize(
-    ("uses", "change"),
+    ("what", "change"),
     [
-        (supervised.SCORED_LOSSES, {"f_divergence_type": "forward_kl"}),
-        (supervised.SMOOTHED_LOSSES, {"label_smoothing": 0.3}),
+        ("takes_divergence", {"f_divergence_type": "forward_kl"}),
+        ("smooths", {"label_smoothing": 0.3}),
     ],
 )
-def test_the_configuration_knows_which_losses_ignore_an_option(
-    uses: set[str], change: dict[str, Any]
-) -> None:
+def test_the_table_knows_which_losses_ignore_an_option(what: str, change: dict[str, Any]) -> None:
     inputs, changed = make_pairs(9, 0), replace(PAIR_PARAMS, **change)
     found = {n for n in PAIR_LOSSES if step_loss(n, inputs)[0] != step_loss(n, inputs, changed)[0]}
-    assert found == uses
+    assert sorted(found) == losses_that(what)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -122,7 +120,7 @@ def test_micro_batches_add_up_to_the_step(name: str, data: st.DataObject) -> Non
     assert total == pytest.approx(whole, rel=1e-10)
 
 
-@pytest.mark.parametrize("name", sorted(COUPLED))
+@pytest.mark.parametrize("name", COUPLED)
 @settings(max_examples=40)
 @given(seed=st.integers(0, 99), order=st.permutations(range(7)))
 def test_coupled_losses_do_not_see_the_order(name: str, seed: int, order: list[int]) -> None:
@@ -134,7 +132,7 @@ def test_coupled_losses_do_not_see_the_order(name: str, seed: int, order: list[i
         torch.testing.assert_close(gradient, expected[list(order)], **F64)
 
 
-@pytest.mark.parametrize("name", sorted(COUPLED))
+@pytest.mark.parametrize("name", COUPLED)
 def test_coupled_losses_are_more_than_their_parts(name: str) -> None:
     inputs = make_pairs(30, 0)
     parts = [step_loss(name, pick(inputs, rows))[0] for rows in ([*range(15)], [*range(15, 30)])]
@@ -198,7 +196,7 @@ def test_what_both_answers_gain_alike_does_not_count(name: str, shift: float) ->
     assert step_loss(name, shifted)[0] == pytest.approx(step_loss(name, inputs)[0], rel=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(set(PAIR_LOSSES) - supervised.REFERENCE_FREE_LOSSES))
+@pytest.mark.parametrize("name", losses_that("needs_reference"))
 @settings(max_examples=40)
 @given(shift=st.floats(-50.0, 50.0))
 def test_what_policy_and_reference_gain_alike_does_not_count(name: str, shift: float) -> None:
@@ -208,7 +206,7 @@ def test_what_policy_and_reference_gain_alike_does_not_count(name: str, shift: f
     assert step_loss(name, shifted)[0] == pytest.approx(step_loss(name, inputs)[0], rel=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(supervised.REFERENCE_FREE_LOSSES))
+@pytest.mark.parametrize("name", sorted(set(PAIR_LOSSES) - set(losses_that("needs_reference"))))
 def test_reference_free_losses_do_not_look_at_the_reference(name: str) -> None:
     inputs = make_pairs(6, 0)
     nan_B = torch.full_like(inputs.chosen_logps_B, torch.nan)

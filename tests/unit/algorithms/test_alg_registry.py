@@ -7,7 +7,7 @@ from rlhf_ray.algorithms.registry import Registry
 
 @pytest.fixture
 def colours() -> Registry[int]:
-    registry: Registry[int] = Registry("colour")
+    registry: Registry[int] = Registry("colour", ("red", "blue", "green"))
     registry.register("red")(1)
     registry.register("blue")(2)
     return registry
@@ -31,8 +31,13 @@ def test_a_name_is_taken_once(colours: Registry[int]) -> None:
         colours.register("red")
 
 
+def test_a_name_without_a_row_is_refused(colours: Registry[int]) -> None:
+    with pytest.raises(ValueError, match=r"colour 'pink' must have a row in .*algorithm_table\.py"):
+        colours.register("pink")
+
+
 def test_the_decorator_returns_what_it_was_given() -> None:
-    registry: Registry[object] = Registry("function")
+    registry: Registry[object] = Registry("function", "f")
 
     @registry.register("f")
     def f() -> int:

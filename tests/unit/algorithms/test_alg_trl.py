@@ -27,9 +27,9 @@ from trl.trainer import grpo_trainer, rloo_trainer  # noqa: E402
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax  # noqa: E402
 
 from rlhf_ray.algorithms.advantages import (  # noqa: E402
-    ADVANTAGES,
     AdvantageInputs,
     AdvantageParams,
+    estimate_advantages,
 )
 from rlhf_ray.algorithms.correction import (  # noqa: E402
     CORRECTIONS,
@@ -37,8 +37,9 @@ from rlhf_ray.algorithms.correction import (  # noqa: E402
     CorrectionParams,
 )
 from rlhf_ray.algorithms.logprobs import token_logprobs  # noqa: E402
-from rlhf_ray.algorithms.reduction import Reduction, ReductionKind  # noqa: E402
+from rlhf_ray.algorithms.reduction import Reduction  # noqa: E402
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs  # noqa: E402
+from rlhf_ray.config.algorithm_table import ReductionKind  # noqa: E402
 from rlhf_ray.experience import rewards  # noqa: E402
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
@@ -339,7 +340,8 @@ REWARDS = torch.tensor(
 def our_advantages(name: str, epsilon: float) -> Tensor:
     """Sequences of two tokens, the reward on the second."""
     n = len(REWARDS)
-    outputs = ADVANTAGES[name](
+    outputs = estimate_advantages(
+        name,
         AdvantageInputs(
             token_rewards_T=torch.stack([torch.zeros_like(REWARDS), REWARDS], dim=1).flatten(),
             values_T=None,
@@ -401,7 +403,8 @@ def test_gdpo_advantages() -> None:
         "device": "cpu",
     }
     exec(code, vars(grpo_trainer), scope)
-    ours = ADVANTAGES["gdpo"](
+    ours = estimate_advantages(
+        "gdpo",
         AdvantageInputs(
             token_rewards_T=REWARDS,
             values_T=None,

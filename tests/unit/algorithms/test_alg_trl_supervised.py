@@ -36,15 +36,14 @@ from trl.trainer.kto_trainer import KTOTrainer  # noqa: E402
 from trl.trainer.reward_trainer import RewardTrainer  # noqa: E402
 from trl.trainer.sft_trainer import SFTTrainer  # noqa: E402
 
-from rlhf_ray.algorithms.divergences import Divergence  # noqa: E402
-from rlhf_ray.algorithms.label_losses import LabelledInputs, kto  # noqa: E402
+from rlhf_ray.algorithms.label_losses import LabelledInputs, kto, labelled_metrics  # noqa: E402
 from rlhf_ray.algorithms.metric_sums import values  # noqa: E402
 from rlhf_ray.algorithms.preference_losses import (  # noqa: E402
     PAIR_LOSSES,
     PairInputs,
     PairParams,
+    pair_metrics,
 )
-from rlhf_ray.algorithms.preference_metrics import labelled_metrics, pair_metrics  # noqa: E402
 from rlhf_ray.algorithms.reward_losses import (  # noqa: E402
     REWARD_LOSSES,
     RankingInputs,
@@ -52,6 +51,7 @@ from rlhf_ray.algorithms.reward_losses import (  # noqa: E402
     reward_metrics,
 )
 from rlhf_ray.algorithms.sft_losses import SFT_LOSSES  # noqa: E402
+from rlhf_ray.config.algorithm_table import Divergence  # noqa: E402
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 CLOSE_FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}

@@ -2,13 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.config.algorithm import CLIP_BOUNDS, KlConfig, PolicyLoss
+from rlhf_ray.config.algorithm import KlConfig
+from rlhf_ray.config.algorithm_table import POLICY_LOSSES
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.config.tools.load import dump_config, load_config
@@ -283,13 +283,13 @@ def test_yaml_round_trip(tmp_path_factory, values):
     assert read_yaml(path).values == values
 
 
-@pytest.mark.parametrize("name", get_args(PolicyLoss))
+@pytest.mark.parametrize("name", sorted(POLICY_LOSSES))
 def test_clip_bounds_are_those_of_the_loss_unless_given(tmp_path, name):
     """Also where a job's defaults, a file and the command line are laid over each other."""
     file = tmp_path / "job.yaml"
     file.write_text(MINIMAL)
     ours = ["--algorithm.policy_loss", name]
-    bounds = CLIP_BOUNDS[name]
+    bounds = (POLICY_LOSSES[name].clip_low, POLICY_LOSSES[name].clip_high)
     plain = load_config(PpoConfig, file, ours).algorithm
     assert (plain.clip_low, plain.clip_high) == bounds
     # The resolved configuration shows them, and loads as an equal one.

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
-from learning import learner_config
+from learning import hosted, learner_config
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.policy import PolicyLearner
-from rlhf_ray.learner.supervised import supervised_learner
 from rlhf_ray.learner.value import ValueLearner
 from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec
 from rlhf_ray.types import (
@@ -30,8 +29,6 @@ from rlhf_ray.types import (
     Referenced,
     Rollout,
 )
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="session")
@@ -182,7 +179,11 @@ def make_policy(
     """`make_policy(model={...}, optim={...}, ...)`: a learner on a tiny Llama."""
 
     def make(
-        *, path: Path | None = None, algorithm: dict[str, Any] | None = None, **settings: Any
+        *,
+        path: Path | None = None,
+        algorithm: dict[str, Any] | None = None,
+        builder: Any = DeepSpeedBuilder,
+        **settings: Any,
     ) -> PolicyLearner:
         spec = PolicySpec(
             learner=learner_config(path or make_model("llama"), settings),
@@ -193,7 +194,7 @@ def make_policy(
             replay_folder=str(tmp_path / "skipped"),
             seed=0,
         )
-        return closed_later(PolicyLearner(spec, device=CPU))
+        return closed_later(hosted(spec, builder))
 
     return make
 
@@ -204,7 +205,12 @@ def make_value(
 ) -> Callable[..., Any]:
     """As `make_policy`, for the critic."""
 
-    def make(*, algorithm: dict[str, Any] | None = None, **settings: Any) -> ValueLearner:
+    def make(
+        *,
+        algorithm: dict[str, Any] | None = None,
+        builder: Any = DeepSpeedBuilder,
+        **settings: Any,
+    ) -> ValueLearner:
         spec = ValueSpec(
             learner=learner_config(make_model("llama"), settings),
             algorithm=AlgorithmConfig.model_validate({"advantage": "gae", **(algorithm or {})}),
@@ -213,7 +219,7 @@ def make_value(
             replay_folder=str(tmp_path / "skipped"),
             seed=0,
         )
-        return closed_later(ValueLearner(spec, device=CPU))
+        return closed_later(hosted(spec, builder))
 
     return make
 
@@ -225,13 +231,18 @@ def make_supervised(
     """`make_supervised("dpo", job={"beta": 0.3}, zero={...})`: its learner on a tiny Llama."""
 
     def make(
-        name: str, *, path: Path | None = None, job: dict[str, Any] | None = None, **settings: Any
+        name: str,
+        *,
+        path: Path | None = None,
+        job: dict[str, Any] | None = None,
+        builder: Any = DeepSpeedBuilder,
+        **settings: Any,
     ) -> ExampleLearner[Any, Any]:
         kind = {"sft": SftConfig, "rm": RmConfig, "dpo": DpoConfig}[name]
         role = "reward" if name == "rm" else "policy"
         config = learner_config(path or make_model("llama"), settings)
         made = kind.model_validate({"data": {"path": "unused"}, role: config, **(job or {})})
         spec = SupervisedSpec(job=made, total_steps=10, replay_folder=str(tmp_path / "skipped"))
-        return closed_later(supervised_learner(spec, device=CPU))
+        return closed_later(hosted(spec, builder))
 
     return make

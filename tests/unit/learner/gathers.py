@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
-from learning import gradients_of, learner_config
+from learning import gradients_of, hosted, learner_config
 
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.learner.supervised import supervised_learner
 from rlhf_ray.packing import MinibatchPlan, UpdatePlan
 from rlhf_ray.specs import SupervisedSpec
 from rlhf_ray.types import SftExample
@@ -65,7 +64,7 @@ def step_of(task: HeadTask, num_ranks: int) -> tuple[dict[str, torch.Tensor], Ga
     )
     job = SftConfig.model_validate({"data": {"path": "unused"}, "policy": config})
     spec = SupervisedSpec(job=job, total_steps=10, replay_folder="")
-    learner = supervised_learner(spec, device=torch.device("cpu"))
+    learner = hosted(spec)
     rows, plan = _rows(), _plan(num_ranks)
     try:
         with counted(learner) as found:

@@ -10,11 +10,18 @@ import torch
 
 from benchmarks.gradients import first_moments
 from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.learner.build import Spec, make_learner, section_of
+from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward, plan_update
 
 # Adam's division with a gradient's own size in it: without, rounding of a gradient near 0 becomes a
 # whole step, and two ways of computing the same part on one processor or another.
 SMOOTH = {"eps": 1e-2}
+
+
+def hosted(spec: Spec, builder: Any = DeepSpeedBuilder) -> Any:
+    """The learner of a specification, as a rank without a GPU hosts it."""
+    return make_learner(spec, builder(section_of(spec), torch.device("cpu")))
 
 
 def learner_config(path: Path, settings: dict[str, Any]) -> LearnerConfig:
@@ -28,7 +35,7 @@ def plan_of(rows: Sequence[Any], *, minibatches: int = 2, padded: bool = False) 
     return plan_update(
         [row.rollout.num_tokens for row in rows],
         [int(row.rollout.own_T.sum()) for row in rows],
-        num_ranks=1,
+        data_parallel_size=1,
         max_tokens_per_micro_batch=60,
         num_minibatches=minibatches,
         num_epochs=1,
@@ -44,7 +51,7 @@ def plan_rows(
     return plan_update(
         [row.num_tokens for row in rows],
         [row.num_trained_tokens for row in rows],
-        num_ranks=num_ranks,
+        data_parallel_size=num_ranks,
         max_tokens_per_micro_batch=budget,
         num_minibatches=1,
         num_epochs=1,
@@ -59,7 +66,7 @@ def plan_evaluation(
     """One pass over rows of a data set."""
     return plan_forward(
         [row.num_tokens for row in rows],
-        num_ranks=num_ranks,
+        data_parallel_size=num_ranks,
         max_tokens_per_micro_batch=budget,
         padded=padded,
     )
@@ -89,7 +96,7 @@ def logprobs_of(learner: Any, rows: Sequence[Any], **keywords: Any) -> list[Any]
     """Row by row, in the order of `rows`."""
     rollouts = [row.rollout for row in rows]
     lens = [rollout.num_tokens for rollout in rollouts]
-    plan = plan_forward(lens, num_ranks=1, max_tokens_per_micro_batch=60, padded=False)
+    plan = plan_forward(lens, data_parallel_size=1, max_tokens_per_micro_batch=60, padded=False)
     scored = learner.logprobs(rollouts, plan, **keywords)
     order = [row for micro_batch in plan[0] for row in micro_batch]
     return [scored[order.index(row)] for row in range(len(rows))]

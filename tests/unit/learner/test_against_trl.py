@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from learning import plan_evaluation, plan_rows
+from learning import hosted, plan_evaluation, plan_rows
 from torch.utils.data import SequentialSampler
 from transformers import (
     AutoModelForCausalLM,
@@ -21,7 +21,6 @@ from datasets import Dataset  # noqa: E402
 
 from rlhf_ray.config.base import ReferenceConfig  # noqa: E402
 from rlhf_ray.learner.export import export_model  # noqa: E402
-from rlhf_ray.learner.reference import FrozenReference  # noqa: E402
 from rlhf_ray.learner.weights import named_weights  # noqa: E402
 from rlhf_ray.specs import ReferenceSpec  # noqa: E402
 from rlhf_ray.types import Ranking, Referenced, SftExample  # noqa: E402
@@ -230,9 +229,8 @@ def test_reward(make_learner, stories, story_pairs, their_settings, capsys, tmp_
 def test_dpo(make_learner, stories, story_pairs, their_settings, capsys, loss_type):
     learner = make_learner("dpo", loss_type=[loss_type], beta=0.2)
     spec = {"model": {"path": str(stories), "dtype": "float32"}}
-    reference = FrozenReference(
-        ReferenceSpec(reference=ReferenceConfig.model_validate(spec), temperature=1.0),
-        device=torch.device("cpu"),
+    reference = hosted(
+        ReferenceSpec(reference=ReferenceConfig.model_validate(spec), temperature=1.0)
     )
     plan = plan_evaluation(story_pairs, budget=500)
     sums = reference.answer_logps(story_pairs, plan)

@@ -7,7 +7,7 @@ import torch
 from learning import plan_of
 from transformers import AutoModelForSequenceClassification, Trainer
 
-from rlhf_ray.learner.adamw import parameter_groups
+from rlhf_ray.learner.optim import parameter_groups
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "bert"])

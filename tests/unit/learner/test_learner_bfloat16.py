@@ -13,7 +13,7 @@ from quantized import dequantize, quantize
 from torch.nn import functional
 
 from rlhf_ray.config.base import LearnerConfig
-from rlhf_ray.learner.engine import TrainingEngine
+from rlhf_ray.learner.deepspeed.engine import ZeroEngine
 from rlhf_ray.models import load
 
 MODEL = {"dtype": "bfloat16", "lora": {"rank": 4, "alpha": 8.0}}
@@ -63,7 +63,7 @@ def test_steps_below_bfloat16s_own_add_up_beside_a_float32_router(stage):
     config = LearnerConfig.model_validate(
         {"zero": {"stage": stage}, "optim": {"lr": 1e-3, "warmup_steps": 0, "weight_decay": 0.0}}
     )
-    engine = TrainingEngine(module, config, total_steps=20)
+    engine = ZeroEngine(module, config, total_steps=20, device=torch.device("cpu"))
     for _ in range(20):
         engine.backward(engine(), is_last=True)
         assert engine.step().applied
@@ -77,7 +77,7 @@ def test_a_frozen_float32_router_stays_exact_beside_bfloat16():
     with torch.no_grad():
         module.router.fill_(1.001)  # 1 in bfloat16
     module.router.requires_grad_(False)
-    engine = TrainingEngine(module, LearnerConfig(), total_steps=20)
+    engine = ZeroEngine(module, LearnerConfig(), total_steps=20, device=torch.device("cpu"))
     assert module.router.dtype is torch.float32
     assert torch.equal(module.router, torch.full((8,), 1.001))
     engine.close()

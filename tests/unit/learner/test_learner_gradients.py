@@ -13,7 +13,7 @@ from benchmarks.gradient_steps import LEARNERS, save_model
 from benchmarks.gradients import Agreement, Case, agreements
 from rlhf_ray.config.base import LearnerConfig, ZeroConfig
 from rlhf_ray.config.deepspeed_settings import taken_settings
-from rlhf_ray.learner.engine import deepspeed_config
+from rlhf_ray.learner.deepspeed.settings import deepspeed_config
 
 CASES = [
     *(Case(learner=learner, dtype="bfloat16", stage=0) for learner in LEARNERS),

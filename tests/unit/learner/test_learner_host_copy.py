@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from rlhf_ray.errors import RunError
-from rlhf_ray.learner.host_copy import HostCopy
-from rlhf_ray.learner.storages import storages_of
+from rlhf_ray.learner.deepspeed.host_copy import HostCopy, storages_of
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,8 @@ import torch
 from deepspeed.runtime.swap_tensor import partitioned_optimizer_swapper, partitioned_param_swapper
 from learning import largest_gap, plan_of
 
-from rlhf_ray.learner import engine
+from rlhf_ray.learner.deepspeed import drive as drive_module
+from rlhf_ray.learner.deepspeed import engine
 from rlhf_ray.learner.weights import named_weights
 
 
@@ -85,6 +86,7 @@ def drive(monkeypatch):
     builder = lambda: SimpleNamespace(load=lambda **keywords: built)  # noqa: E731
     for module in (partitioned_optimizer_swapper, partitioned_param_swapper):
         monkeypatch.setattr(module, "AsyncIOBuilder", builder)
+    monkeypatch.setattr(drive_module, "libaio_fault", lambda: None)
     monkeypatch.setattr(engine, "adamw", PlainAdam)  # DeepSpeed's would be compiled as well
 
 

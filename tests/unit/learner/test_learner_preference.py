@@ -11,6 +11,7 @@ import torch
 from learning import (
     SMOOTH,
     gradients_of,
+    hosted,
     largest_gap,
     parameters_of,
     plan_evaluation,
@@ -19,17 +20,20 @@ from learning import (
 from transformers import AutoModelForCausalLM
 
 from rlhf_ray.algorithms.label_losses import LabelledInputs, kto
-from rlhf_ray.algorithms.preference_losses import COUPLED, PAIR_LOSSES, PairInputs
+from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs
+from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
 from rlhf_ray.config.base import ReferenceConfig
-from rlhf_ray.config.supervised import SMOOTHED_LOSSES
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.learner.reference import FrozenReference
 from rlhf_ray.specs import ReferenceSpec
 
 UNCLIPPED = {"max_grad_norm": 1e9}
 JOBS = {
     **{name: {"loss_type": [name]} for name in PAIR_LOSSES},
-    **{name: {"loss_type": [name], "label_smoothing": 0.1} for name in SMOOTHED_LOSSES},
+    **{
+        name: {"loss_type": [name], "label_smoothing": 0.1}
+        for name in PAIR_LOSSES
+        if PREFERENCE_LOSSES[name].smooths
+    },
     "mix": {"loss_type": ["sigmoid", "bco_pair"], "loss_weights": [0.8, 0.2], "rpo_alpha": 0.5},
     "coupled mix": {"loss_type": ["aot", "hinge"], "loss_weights": [0.7, 0.4], "rpo_alpha": 0.1},
     "forward kl": {"loss_type": ["sigmoid"], "f_divergence_type": "forward_kl"},
@@ -142,7 +146,7 @@ def test_the_gradient_does_not_depend_on_split_layout_or_order(make_supervised, 
 
 def test_coupled_losses_would_show_if_they_were_cut(make_supervised, pairs):
     """What the cut invariance of AOT rests on: its loss of two halves is not that of the whole."""
-    assert COUPLED
+    assert PREFERENCE_LOSSES["aot"].is_coupled
     whole, _ = gradient(make_supervised, pairs, JOBS["aot"])
     learner = make_supervised("dpo", job=JOBS["aot"], optim=UNCLIPPED)
     learner.objective.ahead = None
@@ -174,14 +178,13 @@ def test_without_its_adapter_the_policy_is_the_reference(
     lora = {"lora": {"rank": 3, "alpha": 12.0}}
     settings = {"model": lora, "zero": {"stage": stage}, "optim": SMOOTH}
     itself = make_supervised("dpo", job=job, **settings)
-    reference = FrozenReference(
+    reference = hosted(
         ReferenceSpec(
             reference=ReferenceConfig.model_validate(
                 {"model": {"path": str(make_model("llama")), "dtype": "float32"}}
             ),
             temperature=1.0,
-        ),
-        device=itself.device,
+        )
     )
     answers = [row.row for row in rows]
     plan = plan_evaluation(answers)
@@ -208,7 +211,7 @@ def test_the_reference_sums_each_answers_tokens(make_model, pairs, labelled):
         ),
         temperature=1.0,
     )
-    reference = FrozenReference(spec, device=torch.device("cpu"))
+    reference = hosted(spec)
     model = AutoModelForCausalLM.from_pretrained(make_model("llama"), dtype=torch.float64)
     for rows in (pairs, labelled):
         with torch.no_grad():

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from devices import on_device, only_what_comes
-from learning import logprobs_of, parameters_of, plan_of
+from learning import hosted, logprobs_of, parameters_of, plan_of
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gradients import first_moments
 from rlhf_ray.config.base import ReferenceConfig
-from rlhf_ray.learner.reference import FrozenReference
 from rlhf_ray.learner.weights import named_weights
 from rlhf_ray.specs import ReferenceSpec
 
@@ -141,7 +140,7 @@ def test_a_frozen_reference_leaves_and_scores_as_before(path, rows, stage):
     config = ReferenceConfig.model_validate(
         {"model": {"path": str(path), "dtype": "float32"}, "zero": {"stage": stage}}
     )
-    reference = FrozenReference(ReferenceSpec(reference=config, temperature=1.0), device=CPU)
+    reference = hosted(ReferenceSpec(reference=config, temperature=1.0))
     try:
         wanted = np.concatenate(logprobs_of(reference, rows))
         reference.residency.offload()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.config.base import OptimConfig
-from rlhf_ray.learner.schedule import learning_rate
+from rlhf_ray.learner.optim import learning_rate
 
 SCHEDULES = ("constant", "linear", "cosine")
 

@@ -299,7 +299,7 @@ def test_the_critic_also_values_the_state_after_the_last_token(make_value, rows)
 
     def values_of(rollouts):
         lens = [rollout.num_tokens for rollout in rollouts]
-        plan = plan_forward(lens, num_ranks=1, max_tokens_per_micro_batch=60, padded=False)
+        plan = plan_forward(lens, data_parallel_size=1, max_tokens_per_micro_batch=60, padded=False)
         order = [row for micro_batch in plan[0] for row in micro_batch]
         return dict(zip(order, learner.values(rollouts, plan), strict=True))
 

@@ -8,21 +8,19 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from gathers import HeadTask, step_of
-from learning import gradients_of, plan_evaluation, plan_rows
+from learning import gradients_of, hosted, plan_evaluation, plan_rows
 
 from benchmarks.gradients import first_moments
 from rlhf_ray.config.base import LearnerConfig
-from rlhf_ray.learner.engine import TrainingEngine
-from rlhf_ray.learner.residency import Residency
-from rlhf_ray.learner.supervised import supervised_learner
+from rlhf_ray.learner.deepspeed.engine import ZeroEngine
 
+CPU = torch.device("cpu")
 # Micro-batches' gradients of each rank: numbers of one bit each, whose sum needs twelve. bfloat16
 # keeps eight, so a sum that is rounded anywhere on its way is another number.
 SUMMANDS = ((1.0, 2.0**-9, 2.0**-11), (2.0**-10, 0.0, 2.0**-8))
@@ -67,7 +65,7 @@ def sum_of(dtype: torch.dtype, stage: int, *, alone: bool, offload: str) -> dict
             "optim": {"lr": 1e-12, "betas": (0.0, 0.95), "max_grad_norm": MAX_GRAD_NORM},
         }
     )
-    engine = TrainingEngine(Scales(dtype), config, total_steps=10)
+    engine = ZeroEngine(Scales(dtype), config, total_steps=10, device=CPU)
     try:
         slopes = SUMMANDS[dist.get_rank()]
         for number, slope in enumerate(slopes):
@@ -91,9 +89,8 @@ def sums() -> dict[str, Any]:
 def steps_of(dtype: torch.dtype, stage: int, *, moves: bool) -> dict[str, torch.Tensor]:
     """Weights and moments after some steps; with `moves`, ranks leave and come back before each."""
     config = LearnerConfig.model_validate({"zero": {"stage": stage}, "optim": {"lr": 1e-2}})
-    engine = TrainingEngine(Scales(dtype), config, total_steps=10)
-    holder = SimpleNamespace(model=engine.module, engine=engine)
-    residency = Residency(holder, torch.device("cpu"), deepspeed=engine.engine)
+    engine = ZeroEngine(Scales(dtype), config, total_steps=10, device=CPU)
+    residency = engine.residency
     try:
         for number in range(4):
             if moves:
@@ -127,7 +124,7 @@ def answer_of(task: dict[str, Any], num_ranks: int) -> dict[str, Any]:
     """One step and one evaluation."""
     rows, settings = task["rows"], {"num_ranks": num_ranks}
     planned = [getattr(row, "row", row) for row in rows]
-    learner = supervised_learner(task["spec"], device=torch.device("cpu"))
+    learner = hosted(task["spec"])
     try:
         evaluated = learner.evaluate(rows, plan_evaluation(planned, **settings))
         written = []

@@ -10,9 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models import attention, load, sdpa
-from rlhf_ray.models.load import attention_functions
-from rlhf_ray.models.modes import forward_modes
+from rlhf_ray.models import attention, modes
+from rlhf_ray.models.modes import attention_functions, forward_modes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -23,7 +22,7 @@ def card(monkeypatch):
 
     def become(capability=(9, 0), *, flash_attn_2=False):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(load, "is_flash_attn_2_available", lambda: flash_attn_2)
+        monkeypatch.setattr(modes, "is_flash_attn_2_available", lambda: flash_attn_2)
 
     become()
     return become
@@ -95,12 +94,12 @@ def test_sdpa_on_a_gpu_gets_as_many_heads_of_keys_as_of_queries(monkeypatch):
         calls.append((key.shape, value.shape, enable_gqa))
         return query
 
-    monkeypatch.setattr(sdpa.F, "scaled_dot_product_attention", kernel)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", kernel)
     for device in (GPU, CPU):
         with FakeTensorMode(), torch.no_grad():
             query = torch.empty(1, 4, 7, 8, device=device)
             keys = torch.empty(1, 2, 7, 8, device=device)
-            sdpa.packed_sdpa(torch.nn.Identity(), query, keys, keys, None)
+            attention.packed_sdpa(torch.nn.Identity(), query, keys, keys, None)
     on_gpu, on_cpu = calls
     assert on_gpu == ((1, 4, 7, 8), (1, 4, 7, 8), False)
     assert on_cpu == ((1, 2, 7, 8), (1, 2, 7, 8), True)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_ray.models.attention import masked_sdpa, packed_sdpa
 from rlhf_ray.models.batch import build_batch
-from rlhf_ray.models.sdpa import masked_sdpa, packed_sdpa
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 

@@ -21,7 +21,8 @@ from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.chat.answers import tokenize_answer
 from rlhf_ray.data.chat.tokenizer import vocabulary_digest
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.reward_scorer import RewardScorer
+from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
+from rlhf_ray.learner.reward_scorer import RewardScorer, forward_config
 from rlhf_ray.models.reward_statistics import write_statistics
 from rlhf_ray.types import Prompt, Rollout
 
@@ -94,8 +95,12 @@ def make_rollout(prompt, completion):
 ROLLOUTS = [make_rollout(prompt, completion) for prompt, completion in TEXTS]
 
 
+def scorer_of(config, **keywords):
+    return RewardScorer(config, DeepSpeedBuilder(forward_config(config), CPU), **keywords)
+
+
 def reward_model(folder, **settings):
-    return RewardScorer(RewardModelConfig(path=str(folder), **settings), device=CPU)
+    return scorer_of(RewardModelConfig(path=str(folder), **settings))
 
 
 def values(scores):
@@ -190,12 +195,12 @@ def test_in_the_policys_vocabulary_the_sampled_tokens_are_scored(decoder, is_end
     rollout = sampled(tokenizer, "Once upon a", pieces, is_ended=is_ended)
     expected = [*tokenizer("Once upon a")["input_ids"], *rollout.response_ids_T.tolist()]
     config = RewardModelConfig(path=str(decoder))
-    own = RewardScorer(config, device=CPU, vocabulary=vocabulary_digest(tokenizer))
+    own = scorer_of(config, vocabulary=vocabulary_digest(tokenizer))
     assert own._tokenize(rollout).tolist() == expected
     assert values(own.score([rollout])) == pytest.approx(
         plain_logits(decoder, [expected], 0), abs=1e-5
     )
-    other = RewardScorer(config, device=CPU, vocabulary="another")
+    other = scorer_of(config, vocabulary="another")
     assert len(other._tokenize(rollout)) == len(expected) - 1
 
 
@@ -210,9 +215,8 @@ def test_reasoning_that_was_cut_off_is_scored_as_it_was_sampled(decoder, known):
         response_ids_T=np.array(ids, dtype=np.int32),
         finish_reason="length",
     )
-    model = RewardScorer(
+    model = scorer_of(
         RewardModelConfig(path=str(decoder), chat_template=THINKS),
-        device=CPU,
         vocabulary=vocabulary_digest(tokenizer) if known else "another",
     )
     shown = tokenizer.decode(model._tokenize(rollout))
@@ -310,6 +314,6 @@ def test_scores_are_centred_and_scaled_by_what_training_stored(folder, tmp_path)
 
 def test_a_model_that_is_there_already_is_not_loaded_again(decoder, tmp_path):
     model = reward_model(decoder).model.train()
-    scorer = RewardScorer(RewardModelConfig(path=str(decoder)), device=CPU, model=model)
+    scorer = scorer_of(RewardModelConfig(path=str(decoder)), model=model)
     assert values(scorer.score(ROLLOUTS)) == pytest.approx(plain_scores(decoder), abs=1e-5)
-    assert model.training
+    assert not model.training, "it is read from now on"

@@ -15,13 +15,13 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks.tiny_models import tiny
 from rlhf_ray.config.base import ForwardConfig
-from rlhf_ray.models import attention, modes, sdpa, varlen
+from rlhf_ray.models import attention, modes
+from rlhf_ray.models.attention import packed_sdpa, varlen_attention
 from rlhf_ray.models.batch import lay_out
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.dropout import checkpoint_layers
 from rlhf_ray.models.heads import TokenScorer, ValueModel
 from rlhf_ray.models.reward import RewardModel
-from rlhf_ray.models.varlen import varlen_attention
 
 CPU = torch.device("cpu")
 HEADS, KV_HEADS = 4, 2
@@ -32,7 +32,9 @@ PACKED = "layout packed, attention varlen_attn"
 def kernel(monkeypatch):
     """The kernel on the CPU, and `auto` as on a GPU in half precision; gives the kernel's calls."""
     attention.register()
-    monkeypatch.setattr(modes, "attention_functions", lambda *_: (varlen.NAME, sdpa.NAME))
+    monkeypatch.setattr(
+        modes, "attention_functions", lambda *_: (attention.VARLEN, attention.PACKED_SDPA)
+    )
     with flash_kernel_on_cpu() as calls:
         yield calls
 
@@ -120,7 +122,7 @@ def test_what_the_kernel_cannot_do_is_refused_in_words(kernel):
     assert not kernel
 
 
-@pytest.mark.parametrize("function", [varlen_attention, sdpa.packed_sdpa])
+@pytest.mark.parametrize("function", [varlen_attention, packed_sdpa])
 def test_a_kernel_is_never_led_beyond_its_tensors(function, kernel):
     packing = lay_out([np.ones(6, dtype=np.int32)], padded=False, device=CPU).packing
     query, fewer = torch.randn(1, 2, 6, 8), torch.randn(1, 2, 5, 8)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from benchmarks.tiny_models import tiny
-from rlhf_ray.models import attention, varlen
+from rlhf_ray.models import attention
 from rlhf_ray.models.batch import build_batch, lay_out
 from rlhf_ray.models.dropout import checkpoint_layers
 from rlhf_ray.models.heads import TokenScorer
@@ -59,7 +59,7 @@ def run(family, *, packed, backward=False):
         if backward:
             checkpoint_layers(lm, use_reentrant=False)
         module = TokenScorer(lm, temperature=1.0, chunk_tokens=19).train(backward)
-        module.use(ForwardMode(packed=packed, attention=varlen.NAME))
+        module.use(ForwardMode(packed=packed, attention=attention.VARLEN))
         batch = build_batch(ids_B, scored_B, padded=not packed, device=torch.device("cpu"))
         with torch.set_grad_enabled(backward), Recorder() as recorder:
             scores = module(batch)
@@ -112,7 +112,7 @@ def test_on_a_gpu_all_that_the_kernel_is_given_is_there(packed):
         if packing is not None:
             borders = torch.empty(NUM_SEQUENCES + 1, dtype=torch.int32, device="cuda")
             packing = replace(packing, cu_lens=borders)
-        output, _ = varlen.varlen_attention(
+        output, _ = attention.varlen_attention(
             torch.nn.Identity(), query, key, value, None, packing=packing
         )
     assert output.shape == (num_rows, num_tokens, HEADS, 40)

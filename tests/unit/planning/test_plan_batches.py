@@ -38,7 +38,7 @@ def test_as_many_micro_batches_as_the_loop_makes(
     plan = plan_update(
         [100] * rows,
         [60] * rows,
-        num_ranks=ranks,
+        data_parallel_size=ranks,
         max_tokens_per_micro_batch=budget,
         num_minibatches=config.algorithm.minibatches,
         num_epochs=epochs,

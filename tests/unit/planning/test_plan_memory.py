@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from plan_jobs import EIGHT_B, SHAPES, job, memory_of, planned
 
-from rlhf_ray.learner.memory import PREFETCH_BUCKET, REDUCE_BUCKET
+from rlhf_ray.learner.deepspeed.memory import PREFETCH_BUCKET, REDUCE_BUCKET
 from rlhf_ray.memory import GIB, MIB
 
 NUM = SHAPES[EIGHT_B].num_parameters("lm")

@@ -8,7 +8,7 @@ import pytest
 from plan_jobs import EIGHT_B, MODELS, ROOT, SHAPES, job, node
 
 from launch import cli
-from rlhf_ray.learner.memory import GPU_CONTEXT_BYTES
+from rlhf_ray.learner.deepspeed.memory import GPU_CONTEXT_BYTES
 from rlhf_ray.planning.advice import advise
 from rlhf_ray.planning.layout import smallest_cluster
 from rlhf_ray.planning.plan import RESULTS, plan_job, plan_jobs

@@ -19,7 +19,7 @@ from rlhf_ray.packing import (
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 layout = st.fixed_dictionaries(
     {
-        "num_ranks": st.integers(1, 5),
+        "data_parallel_size": st.integers(1, 5),
         "max_tokens_per_micro_batch": st.integers(1, 150),
         "padded": st.booleans(),
     }
@@ -57,7 +57,7 @@ def test_an_inference_pass_takes_each_row_once(
     lengths_B: list[int], layout: dict[str, Any]
 ) -> None:
     by_rank = plan_forward(lengths_B, **layout)
-    assert len(by_rank) == layout["num_ranks"]
+    assert len(by_rank) == layout["data_parallel_size"]
     rows = [row for rank in by_rank for batch in rank for row in batch]
     assert sorted(rows) == list(range(len(lengths_B)))
 
@@ -120,7 +120,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
         plan = plan_update(
             [10] * 64,
             [5] * 64,
-            num_ranks=1,
+            data_parallel_size=1,
             max_tokens_per_micro_batch=640,
             num_minibatches=2,
             num_epochs=2,
@@ -138,7 +138,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 def test_packing_wastes_less_than_half_the_budget(lengths_B: list[int]) -> None:
     """First fit leaves at most one bin half empty, else two of them would have been one."""
     [micro_batches] = plan_forward(
-        lengths_B, num_ranks=1, max_tokens_per_micro_batch=200, padded=False
+        lengths_B, data_parallel_size=1, max_tokens_per_micro_batch=200, padded=False
     )
     costs = [cost_of(batch, lengths_B, padded=False) for batch in micro_batches]
     assert sum(cost <= 100 for cost in costs) <= 1
@@ -161,7 +161,7 @@ def test_a_packed_plan_is_cut_to_rectangles_within_the_budget(
 
 def test_padded_rows_meet_rows_of_like_length() -> None:
     [micro_batches] = plan_forward(
-        [100, 1, 99, 2, 98, 3], num_ranks=1, max_tokens_per_micro_batch=300, padded=True
+        [100, 1, 99, 2, 98, 3], data_parallel_size=1, max_tokens_per_micro_batch=300, padded=True
     )
     assert micro_batches == ((0, 2, 4), (5, 3, 1))
 
@@ -170,35 +170,38 @@ def test_padded_rows_meet_rows_of_like_length() -> None:
 def test_the_budget_is_met_exactly(padded: bool, cost: int) -> None:
     for budget, micro_batches in ((cost, ((0, 1),)), (cost - 1, ((0,), (1,)))):
         [planned] = plan_forward(
-            [5, 4], num_ranks=1, max_tokens_per_micro_batch=budget, padded=padded
+            [5, 4], data_parallel_size=1, max_tokens_per_micro_batch=budget, padded=padded
         )
         assert planned == micro_batches
 
 
 def test_a_row_over_the_budget_goes_alone() -> None:
     [micro_batches] = plan_forward(
-        [50, 3, 3], num_ranks=1, max_tokens_per_micro_batch=8, padded=False
+        [50, 3, 3], data_parallel_size=1, max_tokens_per_micro_batch=8, padded=False
     )
     assert micro_batches == ((0,), (1, 2))
 
 
 def test_fewer_rows_than_ranks_gives_empty_micro_batches() -> None:
-    assert plan_forward([7], num_ranks=3, max_tokens_per_micro_batch=8, padded=False) == (
+    assert plan_forward([7], data_parallel_size=3, max_tokens_per_micro_batch=8, padded=False) == (
         ((0,),),
         ((),),
         ((),),
     )
-    assert plan_forward([], num_ranks=2, max_tokens_per_micro_batch=8, padded=False) == ((), ())
+    assert plan_forward([], data_parallel_size=2, max_tokens_per_micro_batch=8, padded=False) == (
+        (),
+        (),
+    )
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"lengths_B": [], "own_tokens_B": []}, "rows must be at least 1, got 0"),
+        ({"lengths_B": [], "loss_tokens_B": []}, "rows must be at least 1, got 0"),
         ({"lengths_B": [3, 0]}, "row 1: a length must be at least 1 token, got 0"),
-        ({"own_tokens_B": [1]}, "own_tokens_B must have 2 entries, got 1"),
-        ({"own_tokens_B": [1, 4]}, "row 1: own tokens must be 0 to its length 3, got 4"),
-        ({"num_ranks": 0}, "num_ranks must be at least 1, got 0"),
+        ({"loss_tokens_B": [1]}, "loss_tokens_B must have 2 entries, got 1"),
+        ({"loss_tokens_B": [1, 4]}, "row 1: loss tokens must be 0 to its length 3, got 4"),
+        ({"data_parallel_size": 0}, "data_parallel_size must be at least 1, got 0"),
         ({"max_tokens_per_micro_batch": 0}, "max_tokens_per_micro_batch must be at least 1"),
         ({"num_minibatches": 0}, "num_minibatches must be at least 1, got 0"),
         ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
@@ -207,8 +210,8 @@ def test_fewer_rows_than_ranks_gives_empty_micro_batches() -> None:
 def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "lengths_B": [3, 3],
-        "own_tokens_B": [1, 1],
-        "num_ranks": 1,
+        "loss_tokens_B": [1, 1],
+        "data_parallel_size": 1,
         "max_tokens_per_micro_batch": 8,
         "num_minibatches": 1,
         "num_epochs": 1,

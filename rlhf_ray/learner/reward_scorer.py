@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.rewards import RewardModelConfig
@@ -18,6 +17,7 @@ from rlhf_ray.data.chat.tokenizer import load_tokenizer, vocabulary_digest
 from rlhf_ray.data.chat.tool_calls import shows_tools
 from rlhf_ray.data.messages import as_chat
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.learner.engine import EngineBuilder, Residency
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.classifier import load_classifier
 from rlhf_ray.models.decoder import base_of
@@ -51,8 +51,8 @@ class RewardScorer:
     def __init__(
         self,
         config: RewardModelConfig,
+        builder: EngineBuilder,
         *,
-        device: torch.device,
         model: RewardModel | None = None,
         vocabulary: str = "",
         end_ids: Collection[int] = (),
@@ -61,7 +61,7 @@ class RewardScorer:
 
         Args:
             config: Where from.
-            device: Where the model goes.
+            builder: Of the engine that holds the model, made from `forward_config`.
             model: The model of `config.path`, where this process holds it already.
             vocabulary: Digest of that in which rollouts were sampled; empty for unknown.
             end_ids: Tokens of that vocabulary that end a response.
@@ -70,7 +70,7 @@ class RewardScorer:
             ConfigError: It cannot be loaded, was never trained to score, has no logit
                 `config.label`, or no statistics to normalize by.
         """
-        self.config, self.device = config, device
+        self.config = config
         self.tokenizer = load_tokenizer(
             config.tokenizer or config.path,
             chat_template=config.chat_template,
@@ -79,9 +79,15 @@ class RewardScorer:
         self.end_ids = end_ids
         self.keeps_tokens = vocabulary == vocabulary_digest(self.tokenizer)
         self.statistics = _statistics(config)
-        self.model = model or _load(config, device)
+        self.model = model or _load(config, builder)
+        self.engine = builder.freeze(self.model)
         limits = (config.max_length, most_tokens(base_of(self.model.lm).config))
         self.max_tokens = min((limit for limit in limits if limit), default=None)
+
+    @property
+    def residency(self) -> Residency:
+        """Where the model is."""
+        return self.engine.residency
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ModelScore]:
         """One score a rollout, in order; micro-batches by the token budget, longest first.
@@ -140,27 +146,30 @@ class RewardScorer:
         return options
 
     def _forward(self, token_ids: list[IntArray]) -> list[float]:
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            layout = self.model.lay_out(token_ids)
-            scores: list[float] = self.model(layout).scores_B.tolist()
-        self.model.train(was_training)
+        with self.engine.inference():
+            scores: list[float] = self.engine(self.model.lay_out(token_ids)).scores_B.tolist()
         return scores
 
 
-def _load(config: RewardModelConfig, device: torch.device) -> RewardModel:
-    model = ModelConfig(
-        path=config.path, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+def forward_config(config: RewardModelConfig) -> ForwardConfig:
+    """How a reward model is held while it scores: whole, on each rank."""
+    return ForwardConfig(
+        model=ModelConfig(
+            path=config.path, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+        )
     )
-    lm = load_classifier(model, device=device)
+
+
+def _load(config: RewardModelConfig, builder: EngineBuilder) -> RewardModel:
+    section = forward_config(config)
+    lm = load_classifier(section.model, device=builder.device)
     if config.label >= lm.config.num_labels:
         raise ConfigError(
             f"reward.model.label must be below the model's {lm.config.num_labels} labels, "
             f"got {config.label}"
         )
     scorer = RewardModel(lm, label=config.label).eval()
-    settle(scorer, ForwardConfig(model=model), device)
+    settle(scorer, section, builder.device)
     return scorer
 
 

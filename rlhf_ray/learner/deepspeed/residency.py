@@ -14,30 +14,34 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from deepspeed.utils.tensor_fragment import tensor_fragment
 
-from rlhf_ray.learner.host_copy import HostCopy
-from rlhf_ray.learner.storages import Storages, storages_of
+from rlhf_ray.learner.deepspeed.host_copy import HostCopy, Storages, storages_of
 
 # A parameter knows its optimizer, and its places in what that holds.
 _OF_OPTIMIZERS = (torch.optim.Optimizer, ZeROOptimizer, tensor_fragment)
 
 
 class Holder(Protocol):
-    """A learner, or a scorer: whatever holds a model."""
+    """An engine: whatever holds a model."""
 
     @property
-    def model(self) -> torch.nn.Module:
+    def module(self) -> torch.nn.Module:
         """What is read and, perhaps, trained."""
         ...
 
+    @property
+    def engine(self) -> DeepSpeedEngine | None:
+        """DeepSpeed's, where it holds the model."""
+        ...
 
-class Residency:
+
+class HostResidency:
     """Moves a model between device and host, in two parts.
 
     *Weights* are what a pass without gradients reads: parameters, buffers, the scales of quantized
     weights; under ZeRO-3 a rank's own part of them. *States* are what training has beside: float32
     copies, the optimizer's moments, gradients.
 
-    Between two calls of a learner there is nothing else of it on the device. Its numbers are the
+    Between two calls of an engine there is nothing else of it on the device. Its numbers are the
     same ones after a way out and back, except for what gradients are summed in, which holds nothing
     between optimizer steps and comes back as zeros, and what they are sent in. No rank waits for
     others here, but all must leave between the same two passes: what ZeRO-3 has gathered is
@@ -48,17 +52,14 @@ class Residency:
         has_states: Whether these are; never without the weights.
     """
 
-    def __init__(
-        self, holder: Holder, device: torch.device, *, deepspeed: DeepSpeedEngine | None = None
-    ) -> None:
+    def __init__(self, holder: Holder, device: torch.device) -> None:
         """All is on the device.
 
         Args:
             holder: What the model and everything about it is found under.
             device: Where it computes.
-            deepspeed: Its engine, where it has one.
         """
-        self.holder, self.device, self.deepspeed = holder, device, deepspeed
+        self.holder, self.device = holder, device
         self.has_weights = self.has_states = True
         self._weights, self._states = HostCopy(device), HostCopy(device)
 
@@ -97,13 +98,13 @@ class Residency:
 
     @property
     def _optimizer(self) -> ZeROOptimizer | None:
-        return getattr(self.deepspeed, "optimizer", None)
+        return getattr(self.holder.engine, "optimizer", None)
 
     def _find_all(self) -> Storages:
         return storages_of(self.holder, self.device, stop=(HostCopy,))
 
     def _find_weights(self) -> Storages:
-        return storages_of(self.holder.model, self.device, stop=_OF_OPTIMIZERS, gradients=False)
+        return storages_of(self.holder.module, self.device, stop=_OF_OPTIMIZERS, gradients=False)
 
     # DeepSpeed's optimizers have what follows under these names. Their other fields may name
     # parameters.
