@@ -15,8 +15,7 @@ from typing import Any, TypeAlias
 
 from actors.pool.job_nodes import check_nodes
 from actors.pool.pool import Pool
-from actors.roles.engines import engine_spec
-from actors.roles.start import import_libraries, start_actors
+from actors.roles.start import import_libraries, role_specs, start_actors
 from launch import cli
 from launch.job import run_on
 from launch.run.cluster import connected, runs_here
@@ -104,8 +103,9 @@ async def _run_stages(
 
 async def start_all(stages: Sequence[Stage], pool: Pool, *, timeout_s: float) -> None:
     """Start all actors of some stages side by side, with their libraries imported."""
-    engine = engine_spec(*(stage.rooted for stage in stages))
-    actors = await start_actors(pool, groups_of(stages), engine=engine)
+    groups = groups_of(stages)
+    specs = role_specs(groups, *(stage.rooted for stage in stages))
+    actors = await start_actors(pool, groups, specs)
     await import_libraries(actors, timeout_s=timeout_s)
 
 

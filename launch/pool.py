@@ -6,18 +6,17 @@ import argparse
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import ray
 from ray.exceptions import RayError
 
-from actors.engines.spec import EngineSpec
+from actors.cluster.role_spec import RoleSpec
 from actors.pool.pool import Pool
-from actors.pool.record import PoolInUseError, PoolRecord, end_strangers, release_groups
+from actors.pool.record import PoolInUseError, PoolRecord, end_orphans, release_groups
 from actors.pool.standing_cluster import Process, StandingCluster
-from actors.roles.engines import engine_spec
-from actors.roles.start import import_libraries, start_actors
+from actors.roles.start import import_libraries, role_specs, start_actors
 from launch.pool_status import status
 from launch.run import pool_registry as registry
 from launch.run import standing
@@ -74,7 +73,7 @@ def up(config: RunConfig, name: str) -> int:
     stages = stages_of(config.model_copy(update=anywhere))
     require_machine([stage.config for stage in stages], is_here=runs_here(config.ray))
     groups = groups_of(stages)
-    engine = engine_spec(*(stage.rooted for stage in stages))
+    specs = role_specs(groups, *(stage.rooted for stage in stages))
     try:
         cluster = registry.claim(name)
         if not config.ray.address:
@@ -86,7 +85,7 @@ def up(config: RunConfig, name: str) -> int:
         cluster = replace(cluster, address=ray.get_runtime_context().gcs_address)
         registry.write(cluster)
         record = PoolRecord.create(name, "rlhf-ray pool up")
-        asyncio.run(_start(config, record, groups, engine))
+        asyncio.run(_start(config, record, groups, specs))
         with uninterrupted():  # from here on it is up
             registry.write(replace(cluster, starter=None))
             record.release()
@@ -103,10 +102,10 @@ async def _start(
     config: RunConfig,
     record: PoolRecord,
     groups: dict[str, GroupConfig],
-    engine: EngineSpec | None,
+    specs: Mapping[str, RoleSpec],
 ) -> None:
     pool = Pool(record.pool, config.timeouts, record=record)
-    actors = await start_actors(pool, groups, engine=engine)
+    actors = await start_actors(pool, groups, specs)
     await import_libraries(actors, timeout_s=config.timeouts.start_s)
 
 
@@ -182,6 +181,6 @@ async def _end(record: PoolRecord) -> None:
         raise PoolInUseError(f"pool {record.pool} is in use by {holder.name}: end that job first")
     pool = Pool(record.pool, TimeoutConfig(), record=record)
     await pool.close()
-    end_strangers(record)
+    end_orphans(record)
     release_groups(record)
     record.end()

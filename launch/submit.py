@@ -27,7 +27,7 @@ from rlhf_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from actors.jobs.api import JobsApi
-    from actors.jobs.parcel import Parcel
+    from actors.jobs.payload import Payload
 
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 # Between Ray's SIGTERM and its SIGKILL: the actors are ended meanwhile.
@@ -75,14 +75,14 @@ def main(arguments: Sequence[str]) -> int:
     address = address_or_default(options.address)
 
     from actors.jobs.api import check_version, open_api
-    from actors.jobs.parcel import Parcel
+    from actors.jobs.payload import Payload
 
     api = open_api(address)
     check_version(api)
     if api.info(name) is not None:
         raise ConfigError(f"--name: the cluster has had a job {name!r}: take another name")
-    parcel = Parcel(job=options.job, values=values, variables=variables)
-    _send(api, name, parcel, options, files)
+    payload = Payload(job=options.job, values=values, variables=variables)
+    _send(api, name, payload, options, files)
     print(f"submitted {name} to {address}", file=sys.stderr)
     if options.no_wait:
         print(name)
@@ -173,7 +173,7 @@ def _checked_files(values: Mapping[str, Any], options: Namespace) -> list[str]:
 
 
 def _send(
-    api: JobsApi, name: str, parcel: Parcel, options: Namespace, files: Sequence[str]
+    api: JobsApi, name: str, payload: Payload, options: Namespace, files: Sequence[str]
 ) -> None:
     """Upload what belongs to the job, and start it.
 
@@ -181,10 +181,10 @@ def _send(
         ConfigError: The name was taken meanwhile.
         RunError: The cluster refuses.
     """
-    from actors.jobs.parcel import send
+    from actors.jobs.payload import send
 
     environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}}
-    metadata = {"job": parcel.job, "run": name, "run_dir": parcel.values["run_dir"]}
+    metadata = {"job": payload.job, "run": name, "run_dir": payload.values["run_dir"]}
     verbose = f" {cli.VERBOSE}" if options.verbose else ""
     with tempfile.TemporaryDirectory() as temporary:
         if options.working_dir is not None:
@@ -196,7 +196,7 @@ def _send(
         try:
             api.submit_job(
                 # Logs and dashboard show this from its beginning; the shell skips to the `;`.
-                entrypoint=f": rlhf-ray {parcel.job}; {ENTRYPOINT}{send(api, parcel)}{verbose}",
+                entrypoint=f": rlhf-ray {payload.job}; {ENTRYPOINT}{send(api, payload)}{verbose}",
                 submission_id=name,
                 runtime_env=environment,
                 metadata=metadata,

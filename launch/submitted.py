@@ -15,25 +15,25 @@ from rlhf_ray.config.tools.yaml_file import YamlFile
 
 
 def run(name: str, options: Sequence[str]) -> int:
-    """Take a job's parcel and run the job on the cluster that this process belongs to.
+    """Take a job's payload and run the job on the cluster that this process belongs to.
 
     Raises:
-        ConfigError: The parcel is gone, or this installation cannot read it.
+        ConfigError: The payload is gone, or this installation cannot read it.
         RunError: The job failed.
     """
-    from actors.jobs.parcel import receive
-    from actors.pool.seating import FORWARDED
+    from actors.jobs.payload import receive
+    from actors.pool.processes import FORWARDED
 
     if cli.VERBOSE in options:
         show_everything()
-    parcel = receive(name, os.environ["RAY_ADDRESS"])
-    os.environ.update(parcel.variables)
-    os.environ[FORWARDED] = ",".join(parcel.variables)
+    payload = receive(name, os.environ["RAY_ADDRESS"])
+    os.environ.update(payload.variables)
+    os.environ[FORWARDED] = ",".join(payload.variables)
     # Where no environment is activated: what an installation brings (ninja, for one) is found.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    file = YamlFile(values=dict(parcel.values), lines={}, problems=())
-    config, problems = validate(cli.CONFIGURED[parcel.job], file)
-    raise_for(problems, source=f"submitted {parcel.job}")
+    file = YamlFile(values=dict(payload.values), lines={}, problems=())
+    config, problems = validate(cli.CONFIGURED[payload.job], file)
+    raise_for(problems, source=f"submitted {payload.job}")
     assert config is not None
     return cli.check_and_run(config)
 

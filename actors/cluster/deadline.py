@@ -5,46 +5,74 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import RlhfRayError, RunError
+from rlhf_ray.errors import ActorDied, RlhfRayError, RunError
+
+# In which Ray reports the death of a rank whose peers fail with it.
+DEATH_S = 1.0
 
 
 async def within(
-    refs: Sequence[Any], *, timeout_s: float, actors: Sequence[str], operation: str
+    refs: Sequence[Any],
+    *,
+    timeout_s: float,
+    actors: Sequence[str],
+    operation: str,
+    role: str = "",
+    indices: Sequence[int] | None = None,
 ) -> list[Any]:
     """Wait for one object reference of each actor; the first failure ends the wait for all.
 
     A rank that dies leaves its peers in a collective that never returns, so waiting for all of them
-    before looking at errors would hide the one that matters.
+    before looking at errors would hide the one that matters. Or it has them fail, before Ray
+    reports the death: that is waited for a moment.
+
+    Args:
+        refs: What is waited for.
+        timeout_s: Deadline of all.
+        actors: Names for errors, one a reference.
+        operation: What they were asked.
+        role: Theirs; empty where they are no ranks or replicas.
+        indices: Theirs in the role; 0, 1, ... where not given.
 
     Raises:
         DeadlineError: Not all were there in time; names the actors that were not, and the age.
-        RunError: An actor died or raised; names actor, operation and cause.
+        ActorDied: One died; names it, operation and age.
+        RunError: One raised; names actor, operation and cause.
     """
     started_s = time.monotonic()
+    asked = _Asked(operation=operation, names=actors, role=role, indices=indices)
     tasks = [asyncio.ensure_future(_await(ref)) for ref in refs]
-    done, pending = await asyncio.wait(
-        tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION
-    )
-    for name, task in zip(actors, tasks, strict=True):
-        if task in done and (error := task.exception()) is not None:
-            _cancel(pending)
-            raise _translate(error, name, operation, time.monotonic() - started_s) from error
-    if pending:
-        late = [name for name, task in zip(actors, tasks, strict=True) if task in pending]
-        _cancel(pending)
-        age_s = time.monotonic() - started_s
+    _, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+    age_s = time.monotonic() - started_s
+    if pending and (errors := _errors(tasks)) and not any(map(_is_cause, errors.values())):
+        _, pending = await asyncio.wait(
+            pending, timeout=DEATH_S, return_when=asyncio.FIRST_EXCEPTION
+        )
+    late = [name for name, task in zip(actors, tasks, strict=True) if task in pending]
+    for task in pending:
+        task.cancel()
+    if errors := _errors(tasks):
+        position = min(errors, key=lambda number: not _is_death(errors[number]))
+        raise asked.failed(position, errors[position], age_s) from errors[position]
+    if late:
         raise DeadlineError.of(operation, ", ".join(late), age_s=age_s, timeout_s=timeout_s)
     return [task.result() for task in tasks]
 
 
 def get(
-    refs: Sequence[Any], *, timeout_s: float, actors: Sequence[str], operation: str
+    refs: Sequence[Any],
+    *,
+    timeout_s: float,
+    actors: Sequence[str],
+    operation: str,
+    role: str = "",
 ) -> list[Any]:
     """As `within`, from code that is not asynchronous."""
     started_s = time.monotonic()
@@ -59,29 +87,83 @@ def get(
             operation, ", ".join(late), age_s=age_s, timeout_s=timeout_s
         ) from error
     except RayError as error:
-        names = ", ".join(actors)
-        raise _translate(error, names, operation, time.monotonic() - started_s) from error
+        asked = _Asked(operation=operation, names=actors, role=role)
+        age_s = time.monotonic() - started_s
+        raise asked.failed(_failed_ref(refs), error, age_s) from error
     return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """Whom a wait is for, in the words of its errors."""
+
+    operation: str
+    names: Sequence[str]
+    role: str = ""
+    indices: Sequence[int] | None = None
+
+    def failed(self, position: int, error: BaseException, age_s: float) -> RunError:
+        """The error of the actor at a position."""
+        cause = _cause(error)
+        named = f"{self.operation}: {self.names[position]}"
+        if isinstance(error, RayActorError):
+            index = position if self.indices is None else self.indices[position]
+            return ActorDied.of(
+                f"{named} died after {age_s:.0f} s: {_first_line(error)}",
+                role=self.role,
+                index=index,
+                operation=self.operation,
+                age_s=age_s,
+            )
+        if isinstance(cause, ActorDied):  # whom the actor itself waited for
+            return ActorDied.of(
+                f"{named}: {cause}",
+                role=cause.role,
+                index=cause.index,
+                operation=cause.operation,
+                age_s=cause.age_s,
+            )
+        if isinstance(cause, RlhfRayError):
+            return RunError(f"{named}: {cause}")
+        return RunError(f"{named} failed after {age_s:.0f} s: {type(cause).__name__}: {cause}")
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
-def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
+def _errors(tasks: Sequence[asyncio.Task[Any]]) -> dict[int, BaseException]:
+    """Of the tasks that failed, by their positions."""
+    found = {}
+    for position, task in enumerate(tasks):
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            found[position] = error
+    return found
 
 
-def _translate(error: BaseException, actor: str, operation: str, age_s: float) -> RunError:
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(error, RayActorError):
-        return RunError(f"{operation}: {actor} died after {age_s:.0f} s: {_first_line(error)}")
-    if isinstance(cause, RlhfRayError):
-        return RunError(f"{operation}: {actor}: {cause}")
-    return RunError(
-        f"{operation}: {actor} failed after {age_s:.0f} s: {type(cause).__name__}: {cause}"
-    )
+def _cause(error: BaseException) -> BaseException:
+    return error.cause if isinstance(error, RayTaskError) else error
+
+
+def _is_death(error: BaseException) -> bool:
+    return isinstance(_cause(error), RayActorError | ActorDied)
+
+
+def _is_cause(error: BaseException) -> bool:
+    """Whether it says what is wrong; anything else may be what a peer's death has led to."""
+    return isinstance(_cause(error), RayActorError | RlhfRayError)
+
+
+def _failed_ref(refs: Sequence[Any]) -> int:
+    """The position of the first that failed."""
+    ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)
+    for position, ref in enumerate(refs):
+        if ref in ready:
+            try:
+                ray.get(ref, timeout=0)
+            except RayError:
+                return position
+    return 0
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from actors.cluster.actor_set import ActorSet
+from typing import Any, Protocol
+
+from actors.cluster.role_handle import RoleHandle
 from actors.cluster.run_files import RunFiles
 
 
+class ExportingActor(Protocol):
+    """What an export asks of ranks; rank 0 writes."""
+
+    def export(self, folder: str, tokenizer_path: str) -> None:
+        """Write the model."""
+        ...
+
+    def describe(self, folder: str, tokenizer_path: str) -> None:
+        """Write configuration and tokenizer without the weights."""
+        ...
+
+
 async def export(
-    actors: ActorSet,
+    ranks: RoleHandle[Any],
     files: RunFiles,
     folder: str,
     tokenizer_path: str,
@@ -18,7 +32,7 @@ async def export(
     """Have a role's ranks write their model; it comes to the driver's machine as well.
 
     Args:
-        actors: The ranks.
+        ranks: Whose model.
         files: How what they write comes to the driver.
         folder: Where to write it.
         tokenizer_path: Where the run's tokenizer is, which goes beside it.
@@ -26,7 +40,6 @@ async def export(
         timeout_s: Deadline of the writing.
     """
     await files.send(tokenizer_path)
-    await actors.call(
-        "export" if weights else "describe", folder, tokenizer_path, timeout_s=timeout_s
-    )
+    write = ExportingActor.export if weights else ExportingActor.describe
+    await ranks.call(write, timeout_s=timeout_s)(folder, tokenizer_path)
     await files.fetch_export(folder)

@@ -41,7 +41,7 @@ def check_reachable(address: str) -> None:
 def _ask(address: str) -> grpc.StatusCode:
     try:
         channel = init_grpc_channel(address)
-    except AuthenticationError:  # told to show a token that is not there
+    except AuthenticationError:  # asked to show a token that is not there
         return grpc.StatusCode.UNAUTHENTICATED
     head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
     try:

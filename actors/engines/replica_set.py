@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role_handle import RoleHandle
+from actors.engines.rollout import RolloutReplica
 from actors.engines.sampling import Ending
 from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutGroup, SleepLevel
 
@@ -37,7 +38,14 @@ class LeastLoaded:
 class ReplicaSet:
     """The rollout role: replicas side by side, the least loaded one first."""
 
-    def __init__(self, actors: ActorSet, ending: Ending, *, timeout_s: float, sleeps: bool) -> None:
+    def __init__(
+        self,
+        actors: RoleHandle[RolloutReplica],
+        ending: Ending,
+        *,
+        timeout_s: float,
+        sleeps: bool,
+    ) -> None:
         """Wrap started replicas.
 
         Args:
@@ -73,22 +81,22 @@ class ReplicaSet:
         """Each replica takes all of its requests at once."""
         replicas = sorted({replica for replica, _, _ in assigned})
         refs = [
-            self.actors.actors[replica].admit.remote(
+            self.actors.start(RolloutReplica.admit, replica)(
                 [request for of, _, request in assigned if of == replica],
                 self.ending,
                 self.timeout_s,
             )
             for replica in replicas
         ]
-        await self.actors.answers(refs, "generate", timeout_s=self.timeout_s, indices=replicas)
+        await self.actors.answers(refs, "generate", timeout_s=self.timeout_s, ranks=replicas)
 
     async def _answer(self, replica: int, cost: int, request: GenerationRequest) -> RolloutGroup:
         try:
             # Two objects: the rollouts stay where they are.
-            method = self.actors.actors[replica].finished.options(num_returns=2)
-            summaries, rollouts = method.remote(request.draw)
+            finished = self.actors.start(RolloutReplica.finished, replica, num_returns=2)
+            summaries, rollouts = finished(request.draw)
             [summaries_G] = await self.actors.answers(
-                [summaries], "generate", timeout_s=self.timeout_s, indices=[replica]
+                [summaries], "generate", timeout_s=self.timeout_s, ranks=[replica]
             )
         except BaseException:
             self._give_up(replica, request)
@@ -104,14 +112,18 @@ class ReplicaSet:
 
     def _give_up(self, replica: int, request: GenerationRequest) -> None:
         """Nobody waits for the answer to this: a replica that lives ends it when it can."""
-        self.actors.actors[replica].abort.remote([request.draw])
+        self.actors.start(RolloutReplica.abort, replica)([request.draw])
 
     async def sleep(self, level: SleepLevel) -> None:
         """Between rollouts, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call("sleep", level, self.timeout_s, timeout_s=self.timeout_s)
+            await self.actors.call(RolloutReplica.sleep, timeout_s=self.timeout_s)(
+                level, self.timeout_s
+            )
 
     async def wake_up(self, part: EnginePart | None = None) -> None:
         """Before weights or requests come, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call("wake_up", part, self.timeout_s, timeout_s=self.timeout_s)
+            await self.actors.call(RolloutReplica.wake_up, timeout_s=self.timeout_s)(
+                part, self.timeout_s
+            )

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from actors.cluster.gpus import require_engine
 from actors.cluster.network import use_cluster_network
+from actors.cluster.role_spec import control
 from actors.engines.report import EngineLoad, engine_stat_logger
 from actors.engines.sampling import ANSWER_S, Ending, SamplingEngine
 from actors.engines.shared_memory import outlive_actor
@@ -29,9 +28,6 @@ logger = logging.getLogger(__name__)
 WARM_UP_S = 600.0
 
 
-# Every group that is sampled has a call that waits for it. Ray runs 1,000 calls of an asynchronous
-# actor at a time unless told otherwise; new weights would queue behind them, for ever.
-@ray.remote(max_concurrency=100_000, concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class RolloutReplica(SamplingEngine):
     """One engine: it starts, takes weights, sleeps and ends beside what it samples."""
 
@@ -84,7 +80,7 @@ class RolloutReplica(SamplingEngine):
         await self._finished(*admitted, timeout_s=WARM_UP_S)
         await self._score(prompt.token_ids_T, num_given=1, timeout_s=WARM_UP_S)
 
-    @ray.method(concurrency_group="control")
+    @control
     async def health(self) -> dict[str, Any]:
         """Answers also while the engine is busy."""
         return {
@@ -164,10 +160,6 @@ class RolloutReplica(SamplingEngine):
         """Take the memory back, or that of one part."""
         async with deadline(timeout_s, actor=self.name, operation="waking up"), self.scheduler:
             await self.sleeping.wake_up(part, timeout_s=timeout_s)
-
-    def gpu_ids(self) -> list[str]:
-        """GPUs of this engine, for the roles that live on them."""
-        return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
 
     def process_id(self) -> int:
         """Of this actor."""

@@ -15,7 +15,7 @@ from actors.cluster.ray_token import NO_TOKEN, use_token_at_hand
 from actors.cluster.reachable import check_reachable
 from rlhf_ray.errors import ConfigError, RunError
 
-for _class in JobSubmissionClient.__mro__[:-1]:  # each tells of uploads and connections
+for _class in JobSubmissionClient.__mro__[:-1]:  # each logs uploads and connections
     logging.getLogger(_class.__module__).setLevel(logging.WARNING)
 
 REQUEST_S = 15.0
@@ -38,8 +38,8 @@ class JobsApi(JobSubmissionClient):
             raise RunError(f"{method} {self._address}{endpoint}: {error}") from error
 
     def _raise_error(self, response: requests.Response) -> NoReturn:
-        said = " ".join(response.text.split())[-300:]
-        raise RunError(f"{response.url}: status {response.status_code}: {said}")
+        text = " ".join(response.text.split())[-300:]
+        raise RunError(f"{response.url}: status {response.status_code}: {text}")
 
     @property
     def ray_version(self) -> str:

@@ -76,19 +76,19 @@ async def follow(
         except _BROKEN as error:
             fault = error
         try:
-            said = await _info(jobs, job_id)
+            details = await _info(jobs, job_id)
             heard_s = time.monotonic()
         except RunError as error:
             if time.monotonic() - heard_s > lost_s:
                 raise RunError(f"{error}; the job may still run") from error
-            said = None
-        if said is not None and said.status.is_terminal():
+            details = None
+        if details is not None and details.status.is_terminal():
             ended_s = ended_s or time.monotonic()
             if fault is not None and time.monotonic() - ended_s > rest_s:
                 write(await _rest(jobs, job_id, num_shown, fault))
                 fault = None
             if fault is None:
-                return said
+                return details
         await asyncio.sleep(RETRY_S)
 
 
@@ -131,24 +131,24 @@ async def _next(pieces: AsyncIterator[str]) -> str | None:
 
 async def _info(jobs: FollowedJobs, job_id: str) -> Any:
     """What is known of a job; asking waits, and the log must go on meanwhile."""
-    said = await in_thread(
+    details = await in_thread(
         partial(jobs.info, job_id),
         timeout_s=LOST_S,
         actor="the cluster",
         operation=f"the state of {job_id}",
     )
-    if said is None:
+    if details is None:
         raise ConfigError(f"the cluster knows no job {job_id!r}")
-    return said
+    return details
 
 
-def exit_status(said: Any) -> int:
+def exit_status(details: Any) -> int:
     """Of a job that has ended: its driver's own, or what its end amounts to."""
-    if said.status == "SUCCEEDED":
+    if details.status == "SUCCEEDED":
         return 0
-    if said.status == "STOPPED":
+    if details.status == "STOPPED":
         return EXIT_INTERRUPTED
-    code: int | None = said.driver_exit_code
+    code: int | None = details.driver_exit_code
     if not code:  # it never started
         return 1
-    return code if code > 0 else 128 - code  # as a shell tells of a signal
+    return code if code > 0 else 128 - code  # as a shell has it for a signal

@@ -24,7 +24,7 @@ def is_submitted() -> bool:
     return _SETTINGS in os.environ
 
 
-def tell_submission(metadata: Mapping[str, str]) -> None:
+def describe_submission(metadata: Mapping[str, str]) -> None:
     """Add to what Ray's dashboard shows of this driver's submission; nothing where it has none.
 
     The driver's own metadata, given to `ray.init`, are not shown there.

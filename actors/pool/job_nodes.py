@@ -64,20 +64,22 @@ async def check_nodes(config: JobConfig, pool: Pool) -> None:
     if not (config.ray.address or config.ray.pool):
         return  # a cluster of one's own is this machine
     needs = [
-        _Need(role=role, node_id=slot.node_id, address=slot.address, path=path)
+        _Need(role=role, node_id=place.node_id, address=place.address, path=path)
         for role, paths in node_paths(config).items()
-        for slot in pool.slots_of(role)
+        for place in pool.places_of(role)
         for path in paths
     ]
     address_of = {
-        slot.node_id: slot.address for role in config.groups for slot in pool.slots_of(role)
+        place.node_id: place.address for role in config.groups for place in pool.places_of(role)
     }
     reports = await _reports(config, address_of, sorted({need.path.path for need in needs}))
     faults = [*_other_code(reports, address_of), *_missing(needs, reports)]
     if faults:
         raise ConfigError("not every node is as the job needs it:\n" + "\n".join(faults))
     pool.files = RunFiles(
-        distant={node: address_of[node] for node, said in reports.items() if not said.sees_token},
+        distant={
+            node: address_of[node] for node, report in reports.items() if not report.sees_token
+        },
         ranks=tuple(address_of),
         timeout_s=config.timeouts.call_s,
     )
@@ -98,7 +100,7 @@ async def _reports(
     token.parent.mkdir(parents=True, exist_ok=True)
     token.touch()
     try:
-        said = await within(
+        answers = await within(
             [start_on(node, file_tasks.report, str(token), paths) for node in address_of],
             timeout_s=config.timeouts.place_s,
             actors=[f"node {address}" for address in address_of.values()],
@@ -106,16 +108,16 @@ async def _reports(
         )
     finally:
         token.unlink()
-    return dict(zip(address_of, said, strict=True))
+    return dict(zip(address_of, answers, strict=True))
 
 
 def _other_code(reports: Mapping[str, NodeReport], address_of: Mapping[str, str]) -> Iterator[str]:
     ours = code_of_package()
-    for node, said in reports.items():
-        if said.code != ours:
+    for node, report in reports.items():
+        if report.code != ours:
             yield (
                 f"  {address_of[node]} has another rlhf-ray than this machine "
-                f"(code {said.code}, here {ours}): install the same one"
+                f"(code {report.code}, here {ours}): install the same one"
             )
 
 

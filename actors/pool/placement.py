@@ -1,11 +1,9 @@
-"""Ray placement groups of a plan: reserved, and given back."""
+"""Ray's placement groups of a pool's roles: reserved, and given back."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import ray
 from ray.util.placement_group import (
@@ -17,28 +15,58 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster.deadline import get
-from actors.cluster.nodes import addresses
+from actors.cluster.nodes import addresses, snapshot
+from actors.pool.places import Place, in_order
+from actors.pool.state import PoolState
+from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.planning.groups import GroupPlan, describe
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.planning.groups import GroupPlan, check_resources, describe, plan_groups
 
 
-@dataclass(frozen=True, kw_only=True)
-class Slot:
-    """Where one rank goes.
+def place(
+    roles: Mapping[str, GroupConfig],
+    state: PoolState,
+    *,
+    prefix: str,
+    timeout_s: float,
+    outlives_job: bool,
+) -> Iterator[None]:
+    """Reserve placement groups for every role that has none yet; yields at each new state.
 
-    Attributes:
-        gpus: As Ray names them on the node.
+    Args:
+        roles: Shape of each.
+        state: What is placed; what is new is added.
+        prefix: What the groups' names begin with.
+        timeout_s: Most seconds to wait for room, group by group.
+        outlives_job: Whether they stay when this process ends.
+
+    Raises:
+        ConfigError: The cluster is too small, or a role is placed in another shape.
+        DeadlineError: It is large enough but busy.
     """
+    groups = state.groups
+    for role, group in roles.items():
+        if role in groups and groups[role] != group:
+            raise ConfigError(
+                f"placement.{role} is {group}, but the pool holds it as {groups[role]}"
+            )
+    plans = [plan for plan in plan_groups({**groups, **roles}) if plan.host not in state.places]
+    check_resources(plans, snapshot())
+    for plan in plans:
+        name = f"{prefix}:{plan.host}"
+        state.places[plan.host] = reserve(
+            plan, name=name, timeout_s=timeout_s, outlives_job=outlives_job
+        )
+        members = {plan.host, *plan.guests} & roles.keys()
+        groups.update({role: roles[role] for role in members})
+        yield
+    groups.update(roles)
+    yield
 
-    group: PlacementGroup
-    bundle: int
-    node_id: str
-    address: str
-    gpus: tuple[str, ...] = ()
 
-
-def reserve(plan: GroupPlan, *, name: str, timeout_s: float, outlives_job: bool) -> list[Slot]:
-    """Create the placement group and wait for it; slots come in the order of their ranks.
+def reserve(plan: GroupPlan, *, name: str, timeout_s: float, outlives_job: bool) -> list[Place]:
+    """Create the placement group and wait for it; places come in the order of their ranks.
 
     Args:
         plan: What it holds.
@@ -63,37 +91,37 @@ def reserve(plan: GroupPlan, *, name: str, timeout_s: float, outlives_job: bool)
         raise
 
 
-def _placed(plan: GroupPlan, group: PlacementGroup, timeout_s: float) -> list[Slot]:
+def _placed(plan: GroupPlan, group: PlacementGroup, timeout_s: float) -> list[Place]:
     if not group.wait(timeout_s):
         raise DeadlineError(
             f"placing {plan.host}: no room for its placement group within {timeout_s:g} s; "
             f"the cluster has {_amounts(ray.available_resources())} free\n{describe([plan])}"
         )
     nodes, address_of = placement_group_table(group)["bundles_to_node_id"], addresses()
-    slots = [
-        Slot(group=group, bundle=bundle, node_id=nodes[bundle], address=address_of[nodes[bundle]])
+    places = [
+        Place(group=group, bundle=bundle, node_id=nodes[bundle], address=address_of[nodes[bundle]])
         for bundle in range(len(plan.bundles))
     ]
-    if len(slots) > 1 and "GPU" in plan.bundles[0]:
-        slots = _with_gpus(slots, plan, timeout_s)
-    return in_order(slots)
+    if "GPU" in plan.bundles[0]:
+        places = _with_gpus(places, plan, timeout_s)
+    return in_order(places)
 
 
-def _with_gpus(slots: Sequence[Slot], plan: GroupPlan, timeout_s: float) -> list[Slot]:
+def _with_gpus(places: Sequence[Place], plan: GroupPlan, timeout_s: float) -> list[Place]:
     """Ask each bundle which GPUs Ray gave it; they stay the same for whoever comes after."""
     refs = [
         _gpu_ids.options(
-            num_gpus=plan.bundles[slot.bundle]["GPU"], scheduling_strategy=strategy_of(slot)
+            num_gpus=plan.bundles[place.bundle]["GPU"], scheduling_strategy=strategy_of(place)
         ).remote()
-        for slot in slots
+        for place in places
     ]
     found = get(
         refs,
         timeout_s=timeout_s,
-        actors=[slot.address for slot in slots],
+        actors=[place.address for place in places],
         operation=f"placing {plan.host}: asking for GPUs",
     )
-    return [replace(slot, gpus=tuple(gpus)) for slot, gpus in zip(slots, found, strict=True)]
+    return [replace(place, gpus=tuple(gpus)) for place, gpus in zip(places, found, strict=True)]
 
 
 @ray.remote(num_cpus=0)
@@ -101,31 +129,16 @@ def _gpu_ids() -> list[str]:
     return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
 
 
-def in_order(slots: Sequence[Slot]) -> list[Slot]:
-    """The slots of ranks 0, 1, ...: neighbours on one node and GPU; Ray lays bundles anyhow."""
-
-    def place(slot: Slot) -> tuple[Any, ...]:
-        gpus = [_by_number(gpu) for gpu in slot.gpus]
-        return _by_number(slot.address), slot.node_id, gpus, slot.bundle
-
-    return sorted(slots, key=place)
-
-
-def _by_number(text: str) -> list[Any]:
-    """As a key of sorting that puts 10.0.0.9 before 10.0.0.10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
-
-
-def strategy_of(slot: Slot) -> PlacementGroupSchedulingStrategy:
-    """What puts an actor or task into a slot."""
+def strategy_of(place: Place) -> PlacementGroupSchedulingStrategy:
+    """What puts an actor or task into a place."""
     return PlacementGroupSchedulingStrategy(
-        placement_group=slot.group, placement_group_bundle_index=slot.bundle
+        placement_group=place.group, placement_group_bundle_index=place.bundle
     )
 
 
-def release(slots: Sequence[Slot]) -> None:
-    """Give the group's resources back."""
-    for group in {slot.group.id: slot.group for slot in slots}.values():
+def release(places: Sequence[Place]) -> None:
+    """Give the resources of their groups back."""
+    for group in {place.group.id: place.group for place in places}.values():
         remove_placement_group(group)
 
 

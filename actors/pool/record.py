@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray._raylet import PlacementGroupID
@@ -20,6 +20,9 @@ from actors.cluster.deadline import get
 from actors.pool.lease import Holder, Lease
 from actors.pool.state import PoolState
 from rlhf_ray.errors import ConfigError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 TIMEOUT_S = 30.0
 RECORD = "record"
@@ -67,7 +70,7 @@ class PoolRecord:
     def __init__(self, pool: str, keeper: Any) -> None:
         """Read the state."""
         self.pool, self.namespace, self._keeper = pool, namespace_of(pool), keeper
-        self.state: PoolState = self._call("read")
+        self.state = self._call(_Keeper.read)()
 
     @property
     def group_prefix(self) -> str:
@@ -100,7 +103,7 @@ class PoolRecord:
 
     def write(self, state: PoolState) -> None:
         """Remember."""
-        self._call("write", state)
+        self._call(_Keeper.write)(state)
 
     def acquire(self, name: str) -> None:
         """Take the lease for this driver, and read the state that the last one left.
@@ -109,23 +112,22 @@ class PoolRecord:
             ConfigError: A job that runs has it; says which.
         """
         wanted = _own_holder(name)
-        holder: Holder = self._call("acquire", wanted, running_jobs())
+        holder = self._call(_Keeper.acquire)(wanted, running_jobs())
         if holder != wanted:
             minutes = (time.time() - holder.since_s) / 60
             raise ConfigError(
                 f"pool {self.pool} is in use by {holder.name} (Ray job {holder.job_id}) for "
                 f"{minutes:.0f} min; one job at a time"
             )
-        self.state = self._call("read")
+        self.state = self._call(_Keeper.read)()
 
     def release(self) -> None:
         """Give the lease back."""
-        self._call("release", _own_job())
+        self._call(_Keeper.release)(_own_job())
 
     def holder(self) -> Holder | None:
         """The job that uses the pool."""
-        holder: Holder | None = self._call("holder", running_jobs())
-        return holder
+        return self._call(_Keeper.holder)(running_jobs())
 
     @property
     def is_ours(self) -> bool:
@@ -137,34 +139,38 @@ class PoolRecord:
         """What the cluster's own table says of a role's actors, whether they answer or not."""
         from ray._private.state import actors
 
-        return [actors(actor._actor_id.hex()) for actor in self.state.sets[role].actors]
+        return [actors(actor._actor_id.hex()) for actor in self.state.roles[role].actors]
 
     def end(self) -> None:
         """End the record."""
         ray.kill(self._keeper)
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        [value] = get(
-            [getattr(self._keeper, method).remote(*arguments)],
-            timeout_s=TIMEOUT_S,
-            actors=[f"{self.namespace}/{RECORD}"],
-            operation=method,
-        )
-        return value
+    def _call(self, method: Callable[Concatenate[_Keeper, P], T]) -> Callable[P, T]:
+        def ask(*arguments: P.args, **keywords: P.kwargs) -> T:
+            [value] = get(
+                [getattr(self._keeper, method.__name__).remote(*arguments, **keywords)],
+                timeout_s=TIMEOUT_S,
+                actors=[f"{self.namespace}/{RECORD}"],
+                operation=method.__name__,
+            )
+            answer: T = value
+            return answer
+
+        return ask
 
 
-def end_strangers(record: PoolRecord) -> None:
+def end_orphans(record: PoolRecord) -> None:
     """End actors and placement groups of the pool that it does not know.
 
     A job died before it could say so.
     """
-    known = {name for actors in record.state.sets.values() for name in actors.names} | {RECORD}
+    known = {name for role in record.state.roles.values() for name in role.names} | {RECORD}
     for entry in ray.util.list_named_actors(all_namespaces=True):
         if entry["namespace"] == record.namespace and entry["name"] not in known:
             with suppress(ValueError):  # it has ended meanwhile
                 ray.kill(ray.get_actor(entry["name"], namespace=record.namespace))
-    slots = [slot for of_role in record.state.slots.values() for slot in of_role]
-    release_groups(record, keep={slot.group.id.hex() for slot in slots})
+    places = [place for of_role in record.state.places.values() for place in of_role]
+    release_groups(record, keep={place.group.id.hex() for place in places})
 
 
 def release_groups(record: PoolRecord, keep: Collection[str] = ()) -> None:

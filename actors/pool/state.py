@@ -5,18 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.cluster.actor_set import ActorSet
-from actors.pool.placement import Slot
+from actors.cluster.role_handle import RoleHandle
+from actors.pool.places import Place
 from actors.weights.held_model import HeldModel
 from rlhf_ray.config.base import GroupConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hosted:
-    """What a role was last asked to host, and when (seconds since the epoch)."""
-
-    path: str
-    since_s: float
 
 
 @dataclass(kw_only=True)
@@ -25,16 +17,12 @@ class PoolState:
 
     Attributes:
         groups: Shape of each placed role.
-        slots: Where the ranks of each role with GPUs of its own go.
-        sets: The started actors of each role.
-        specs: What the engines were started with, by role.
+        places: Where the ranks of each role with a placement group of its own go.
+        roles: Those that are started.
         models: Models that jobs left in the actors' memory, by path.
-        hosted: The model of each role.
     """
 
     groups: dict[str, GroupConfig] = field(default_factory=dict)
-    slots: dict[str, list[Slot]] = field(default_factory=dict)
-    sets: dict[str, ActorSet] = field(default_factory=dict)
-    specs: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, list[Place]] = field(default_factory=dict)
+    roles: dict[str, RoleHandle[Any]] = field(default_factory=dict)
     models: dict[str, HeldModel] = field(default_factory=dict)
-    hosted: dict[str, Hosted] = field(default_factory=dict)

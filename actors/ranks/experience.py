@@ -6,9 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import ray
-
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role_handle import RoleHandle
 from actors.ranks.rank import Rank
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.roles import Metrics, Ref, RolloutGroup, SampleArrays, SampleId, ScoredGroup
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from rlhf_ray.specs import ExperienceSpec
 
 
-@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class ExperienceRank(Rank):
     """One process without a GPU; it keeps nothing between calls."""
 
@@ -60,7 +57,9 @@ class ExperienceRank(Rank):
 class ExperienceGroup:
     """The experience role: built in the helper actor."""
 
-    def __init__(self, actors: ActorSet, spec: ExperienceSpec, timeouts: TimeoutConfig) -> None:
+    def __init__(
+        self, actors: RoleHandle[ExperienceRank], spec: ExperienceSpec, timeouts: TimeoutConfig
+    ) -> None:
         """Wrap the started helper."""
         self.actors, self.spec, self.timeouts = actors, spec, timeouts
 
@@ -80,19 +79,17 @@ class ExperienceGroup:
             for sample, score in zip(scored.group.samples_G, scored.scores_G, strict=True)
         }
         refs = [scored.group.rollouts for scored in groups]
-        metrics, experience = (
-            self.actors.actors[0]
-            .build.options(num_returns=2)
-            .remote(refs, scores, old, reference, values, kl_coefficient, self.spec)
+        build = self.actors.call_in_parts(ExperienceRank.build, timeout_s=self.timeouts.call_s)
+        [(metrics, experience)] = await build(
+            refs, scores, old, reference, values, kl_coefficient, self.spec
         )
-        [values_of] = await self.actors.answers([metrics], "build", timeout_s=self.timeouts.call_s)
-        return experience, values_of
+        return experience, metrics
 
     async def rollouts(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[Rollout]]:
         """The samples of a few groups in full, to be shown."""
         samples_B = [sample for group in groups for sample in group.samples_G]
         refs = [group.rollouts for group in groups]
-        picked = iter(
-            await self.actors.call_one(0, "pick", refs, samples_B, timeout_s=self.timeouts.call_s)
-        )
+        pick = self.actors.call(ExperienceRank.pick, timeout_s=self.timeouts.call_s)
+        [rollouts] = await pick(refs, samples_B)
+        picked = iter(rollouts)
         return [[next(picked) for _ in group.samples_G] for group in groups]

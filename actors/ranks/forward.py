@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
 
-import ray
-
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role_handle import RoleHandle, put
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.roles import Ref, RolloutGroup, SampleArrays, SampleId
 from rlhf_ray.types import Rollout
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """One pass over B samples, as every rank of a group is told of it.
+    """One pass over B samples, as every rank of a group gets it.
 
     Attributes:
         refs: Of the groups' rollouts.
@@ -59,34 +58,30 @@ class Pass:
         return [rollouts[sample] for sample in self.samples_B]
 
     def by_sample(self, rank: int, scored: Sequence[T]) -> dict[SampleId, T]:
-        """What a rank says of its rows, in the order in which the plan names them."""
+        """A rank's answers about its rows, in the order in which the plan names them."""
         samples = [self.samples_B[row] for row in rows_of(self.plan[rank])]
         return dict(zip(samples, scored, strict=True))
 
 
 async def forward(
-    actors: ActorSet,
-    method: str,
+    ranks: RoleHandle[A],
+    method: Callable[[A, Pass], tuple[int, Any]],
     groups: Sequence[RolloutGroup],
     config: ForwardConfig,
     *,
     timeout_s: float,
 ) -> SampleArrays:
-    """An inference pass over groups; each rank leaves what it says in the object store."""
-    told = Pass.over(
+    """An inference pass over groups; each rank leaves its arrays in the object store."""
+    work = Pass.over(
         groups,
-        data_parallel_size=len(actors),
+        data_parallel_size=len(ranks),
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         padded=config.padded,
     )
-    async with actors.turn(timeout_s=timeout_s):
-        ref = ray.put(told)
-        # Two objects a call: the first says that the second is there, which stays where it is.
-        calls = [
-            getattr(actor, method).options(num_returns=2).remote(ref) for actor in actors.actors
-        ]
-        await actors.answers([done for done, _ in calls], method, timeout_s=timeout_s)
-    return [said for _, said in calls]
+    async with ranks.turn(timeout_s=timeout_s):
+        # How many rows there are says that the arrays are there, which stay where they are.
+        answers = await ranks.call_in_parts(method, timeout_s=timeout_s)(put(work))
+    return [arrays for _, arrays in answers]
 
 
 def rows_of(micro_batches: Iterable[Sequence[int]]) -> list[int]:
@@ -95,7 +90,7 @@ def rows_of(micro_batches: Iterable[Sequence[int]]) -> list[int]:
 
 
 def by_row(plan: RankedMicroBatches, answers: Sequence[Sequence[Any]]) -> list[Any]:
-    """What each rank said of its rows, in the order of all rows."""
+    """Each rank's answers about its rows, in the order of all rows."""
     of_row: dict[int, Any] = {}
     for micro_batches, of_rank in zip(plan, answers, strict=True):
         of_row.update(zip(rows_of(micro_batches), of_rank, strict=True))

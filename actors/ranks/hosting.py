@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
-
+from actors.cluster.role_spec import control
 from actors.ranks.rank import Rank, free_memory, free_pinned_memory
 from actors.weights.held_model import HeldModel, in_reach, put_share
 from rlhf_ray.disk import room_for
@@ -113,7 +112,7 @@ class HostingRank(Rank):
         moved_s, self._moved_s = self._moved_s, defaultdict(float)
         return {**super().needed(), **moved_s}
 
-    @ray.method(concurrency_group="control")
+    @control
     def stop(self) -> None:
         """Leave nothing behind; the process is ended next."""
         self._clean_up()

@@ -8,26 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from actors.cluster.actor_set import ActorSet
 from actors.cluster.network import HeldPort
+from actors.cluster.role_handle import put
 from actors.ranks.forward import Pass, by_row, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
 from actors.weights.probe import GapLimits, gap_of, largest_of
+from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
 from rlhf_ray.errors import RunError
 from rlhf_ray.packing import UpdatePlan, plan_forward
 from rlhf_ray.roles import Metrics, Publication, Ref, RolloutGroup, SampleArrays
 
 if TYPE_CHECKING:
     from actors.weights.publisher import Publisher
-    from actors.weights.sync_spec import SyncSpec
     from rlhf_ray.types import Rollout
 
-# For the word of a rank about a replica that did not answer.
+# For the error of a rank about a replica that did not answer.
 ANSWER_S = 30.0
 
 
-@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class PolicyRank(HostingRank):
     """One rank of the policy's group; it hosts whatever learner trains the policy."""
 
@@ -38,10 +37,10 @@ class PolicyRank(HostingRank):
         self.disconnect()
         super().unload()
 
-    def logprobs(self, told: Pass) -> tuple[int, Any]:
+    def logprobs(self, work: Pass) -> tuple[int, Any]:
         """How many rows are this rank's, and an array for each, by its sample."""
-        scored = self._to_read().logprobs(told.rows(self.fetch(told.refs)), told.plan)
-        return len(scored), told.by_sample(self.rank, scored)
+        scored = self._to_read().logprobs(work.rows(self.fetch(work.refs)), work.plan)
+        return len(scored), work.by_sample(self.rank, scored)
 
     def logprobs_of(self, rollouts: Sequence[Rollout]) -> Any:
         """Log-probabilities at temperature 1 of a few rollouts, on every rank alike."""
@@ -69,12 +68,14 @@ class PolicyRank(HostingRank):
         self.held_port = HeldPort(ray.util.get_node_ip_address())
         return self.held_port.host, self.held_port.port
 
-    def connect(self, spec: SyncSpec, host: str, port: int) -> None:
+    def connect(self, spec: SyncSpec, replicas: Replicas, host: str, port: int) -> None:
         """Open the way to the rollout engines."""
         from actors.weights.publisher import open_publisher
 
         self.disconnect()
-        self.publisher = open_publisher(self.learner.lm, spec, rank=self.rank, host=host, port=port)
+        self.publisher = open_publisher(
+            self.learner.lm, spec, replicas, rank=self.rank, host=host, port=port
+        )
         if self.rank == 0:
             self.held_port.release()
 
@@ -84,29 +85,34 @@ class PolicyRank(HostingRank):
             self.publisher.close()
         self.publisher = None
 
-    def publish(self, version: int) -> int:
+    def publish(self, version: int, replicas: Replicas) -> int:
         """Send the weights; returns the bytes that this rank sent."""
         if self.publisher is None:
             raise RunError(f"{self.name} is asked to publish before it is connected to engines")
         self._to_read()
-        return self.publisher.publish(version)
+        return self.publisher.publish(version, replicas)
 
 
-class PolicyGroup(TrainedGroup):
+class PolicyGroup(TrainedGroup[PolicyRank]):
     """The policy role on a group of ranks."""
 
     async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
         """Log-probabilities of the response tokens under the current weights: [T] a sample."""
         return await forward(
-            self.actors, "logprobs", groups, self.config, timeout_s=self.timeouts.call_s
+            self.actors, PolicyRank.logprobs, groups, self.config, timeout_s=self.timeouts.call_s
         )
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
         """Epochs times minibatches of the policy loss."""
-        return await self._update(experience, ray.put(plan), kl_coefficient)
+        return await self._update(experience, put(plan), kl_coefficient)
 
     async def connect(
-        self, replicas: ActorSet, spec: SyncSpec, *, probe: Sequence[Rollout], limits: GapLimits
+        self,
+        replicas: Replicas,
+        spec: SyncSpec,
+        *,
+        probe: Sequence[Rollout],
+        limits: GapLimits,
     ) -> None:
         """Open the way to the engines.
 
@@ -118,8 +124,10 @@ class PolicyGroup(TrainedGroup):
         """
         self.replicas, self.probe, self.limits = replicas, list(probe), limits
         start_s = self.timeouts.start_s
-        host, port = await self.actors.call_one(0, "rendezvous", timeout_s=start_s)
-        await self.actors.call("connect", spec, host, port, timeout_s=start_s)
+        rendezvous = self.actors.call(PolicyRank.rendezvous, only=0, timeout_s=start_s)
+        [(host, port)] = await rendezvous()
+        connect = self.actors.call(PolicyRank.connect, timeout_s=start_s)
+        await connect(spec, replicas, host, port)
 
     async def publish(self, version: int) -> None:
         """Bring the weights to every engine as `version`, and score the probe with them.
@@ -131,10 +139,11 @@ class PolicyGroup(TrainedGroup):
         # The ranks have this deadline for the replicas, and name the one that is late.
         timeout_s = self.timeouts.publish_s + ANSWER_S
         async with self.actors.turn(timeout_s=timeout_s):
-            sent = await self.actors.call("publish", version, timeout_s=timeout_s)
+            publish = self.actors.call(PolicyRank.publish, timeout_s=timeout_s)
+            sent = await publish(version, self.replicas)
             seconds = time.monotonic() - started_s
-            ours = await self.actors.call("logprobs_of", self.probe, timeout_s=timeout_s)
-        self.sent = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}
+            ours = await self.actors.call(PolicyRank.logprobs_of, timeout_s=timeout_s)(self.probe)
+        self.sent: dict[str, Any] = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}
         self.probe_logprobs = ours[0]
 
     async def compare(self) -> Publication:
@@ -146,7 +155,8 @@ class PolicyGroup(TrainedGroup):
             RunError: Engine and trainer disagree by more than the limits; names the worst tokens.
         """
         timeout_s = self.timeouts.publish_s
-        theirs = await self.replicas.call("logprobs", self.probe, timeout_s, timeout_s=timeout_s)
+        score = self.replicas.call(PublishedReplica.logprobs, timeout_s=timeout_s)
+        theirs = await score(self.probe, timeout_s)
         tokens = [rollout.response_ids_T for rollout in self.probe]
         gaps = []
         for name, engine in zip(self.replicas.names, theirs, strict=True):

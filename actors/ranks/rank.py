@@ -14,6 +14,7 @@ import ray
 
 from actors.cluster.gpus import require_capable_gpu, require_gpus
 from actors.cluster.network import use_cluster_network
+from actors.cluster.role_spec import control
 from rlhf_ray.metrics.memory import peak_memory_gb
 from rlhf_ray.roles import Ref, SampleArrays, SampleId
 from rlhf_ray.types import Rollout
@@ -32,15 +33,14 @@ class Rank:
         logging.basicConfig(level=logging.INFO)
         self.name, self.fetch_timeout_s = name, fetch_timeout_s
 
-    def gpu_ids(self) -> list[str]:
-        """GPUs of this rank, as `CUDA_VISIBLE_DEVICES` names them."""
-        return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
+    def import_libraries(self) -> None:
+        """What its work needs, before there is any."""
 
-    @ray.method(concurrency_group="control")
+    @control
     def stop(self) -> None:
         """Nothing outlives this process; answers also while the rank hangs in a collective."""
 
-    @ray.method(concurrency_group="control")
+    @control
     def usage(self) -> Mapping[str, float]:
         """What this rank needed so far; answers also while it computes."""
         return self.needed()
@@ -107,10 +107,10 @@ class Rank:
         groups = ray.get(list(refs), timeout=self.fetch_timeout_s)
         return {(r.draw, r.sample): r for rollouts in groups for r in rollouts}
 
-    def look_up(self, said: SampleArrays, samples_B: Sequence[SampleId]) -> list[Any]:
-        """What the ranks of a role said of samples, in their order."""
+    def look_up(self, arrays: SampleArrays, samples_B: Sequence[SampleId]) -> list[Any]:
+        """What the ranks of a role left for samples, in the order of these."""
         of_sample: dict[SampleId, Any] = {}
-        for of_rank in ray.get(list(said), timeout=self.fetch_timeout_s):
+        for of_rank in ray.get(list(arrays), timeout=self.fetch_timeout_s):
             of_sample.update(of_rank)
         return [of_sample[sample] for sample in samples_B]
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role_handle import RoleHandle, put
 from actors.ranks.forward import Pass, by_row, forward
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
@@ -17,14 +15,13 @@ from rlhf_ray.roles import RolloutGroup, SampleArrays
 from rlhf_ray.types import LabelledAnswer, Ranking
 
 
-@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class ReferenceRank(HostingRank):
     """One rank of the reference's group."""
 
-    def logprobs(self, told: Pass) -> tuple[int, Any]:
+    def logprobs(self, work: Pass) -> tuple[int, Any]:
         """How many rows are this rank's, and an array for each, by its sample."""
-        scored = self._to_read().logprobs(told.rows(self.fetch(told.refs)), told.plan)
-        return len(scored), told.by_sample(self.rank, scored)
+        scored = self._to_read().logprobs(work.rows(self.fetch(work.refs)), work.plan)
+        return len(scored), work.by_sample(self.rank, scored)
 
     def answer_logps(
         self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
@@ -34,12 +31,12 @@ class ReferenceRank(HostingRank):
         return logps
 
 
-class ReferenceGroup(RankGroup):
+class ReferenceGroup(RankGroup[ReferenceRank]):
     """The reference role on a group of ranks."""
 
     def __init__(
         self,
-        actors: ActorSet,
+        actors: RoleHandle[ReferenceRank],
         reference: ReferenceConfig,
         timeouts: TimeoutConfig,
         *,
@@ -52,7 +49,7 @@ class ReferenceGroup(RankGroup):
     async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
         """Log-probabilities of the response tokens: a float array [T] a sample."""
         return await forward(
-            self.actors, "logprobs", groups, self.config, timeout_s=self.timeouts.call_s
+            self.actors, ReferenceRank.logprobs, groups, self.config, timeout_s=self.timeouts.call_s
         )
 
     async def answer_logps(
@@ -65,7 +62,8 @@ class ReferenceGroup(RankGroup):
             max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
             padded=self.config.padded,
         )
-        answers: list[list[tuple[float, ...]]] = await self.actors.compute(
-            "answer_logps", ray.put(list(rows)), plan, timeout_s=self.timeouts.call_s
-        )
+        call_s = self.timeouts.call_s
+        async with self.actors.turn(timeout_s=call_s):
+            score = self.actors.call(ReferenceRank.answer_logps, timeout_s=call_s)
+            answers = await score(put(list(rows)), plan)
         return by_row(plan, answers)

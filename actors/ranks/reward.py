@@ -1,40 +1,32 @@
-"""Rewards: functions, a model, a remote scorer, behind one role."""
+"""Rewards: a model on ranks, functions and a remote scorer beside them, behind one role."""
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import ray
-
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role_handle import RoleHandle, put
 from actors.ranks.forward import Pass, by_row, rows_of
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import free_memory
+from actors.ranks.reward_worker import RewardWorker
 from actors.weights.held_model import HeldModel, in_reach
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.rewards import MODEL, REMOTE, RewardConfig, RewardModelConfig
 from rlhf_ray.packing import RankedMicroBatches
 from rlhf_ray.roles import RolloutGroup
-from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.specs import RewardSpec
-from rlhf_ray.types import Ranking, Rollout, Score
+from rlhf_ray.types import Ranking, Score
 
 if TYPE_CHECKING:
     from rlhf_ray.learner.reward_scorer import ModelScore
-    from rlhf_ray.rewards.batch import ScoringBatch
-    from rlhf_ray.rewards.functions import RewardFunction
-    from rlhf_ray.rewards.remote import RemoteScorer
 
 
-@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class RewardRank(HostingRank):
-    """One rank of the reward's group: each scores its rows with the model, rank 0 does the rest.
+    """One rank of the reward's group, which scores its rows with the model.
 
     It also trains reward models, as any rank hosts any learner.
 
@@ -45,36 +37,29 @@ class RewardRank(HostingRank):
     model: Any = None
 
     def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
-        """Make the scorers that a `RewardSpec` names, or host a learner.
+        """Host the model of a `RewardSpec`, or a learner.
 
         The model that was trained here scores as it stands, if it is the one that is asked for.
 
         Raises:
-            ConfigError: One of them cannot be loaded.
+            ConfigError: It cannot be loaded.
         """
         if not isinstance(spec, RewardSpec):
             super().load(spec, held)
             return
-        from rlhf_ray.rewards.functions import load_functions
-        from rlhf_ray.rewards.remote import RemoteScorer
+        from rlhf_ray.learner.build import make_scorer
 
-        reward = spec.reward
-        self.timeout_s = spec.timeout_s
-        self.functions = load_functions(reward.functions, taken=reward.other_names)
-        self.remote = RemoteScorer(reward.remote) if reward.remote.url else None
-        trained = self._trained_here(reward.model)
+        model = spec.reward.model
+        trained = self._trained_here(model)
         self.unload()
-        if reward.model.path:
-            from rlhf_ray.learner.build import make_scorer
-
-            with in_reach(held, timeout_s=self.fetch_timeout_s):
-                self.model = make_scorer(spec, device=self.device, model=trained)
-            self.residency = self.model.residency
+        with in_reach(held, timeout_s=self.fetch_timeout_s):
+            self.model = make_scorer(spec, device=self.device, model=trained)
+        self.residency = self.model.residency
         free_memory()
 
     def _trained_here(self, model: RewardModelConfig) -> Any:
         """The module that was trained here for the path of `model`, if whole and in its dtype."""
-        if self.builder is None or not model.path or model.path != self.learner_path:
+        if self.builder is None or model.path != self.learner_path:
             return None
         from rlhf_ray.models.modes import resolve_dtype
 
@@ -103,86 +88,60 @@ class RewardRank(HostingRank):
         scores: list[tuple[float, ...]] = self._to_read().scores(rows, plan)
         return scores
 
-    def score_with_model(self, told: Pass) -> list[ModelScore]:
+    def score_with_model(self, work: Pass) -> list[ModelScore]:
         """The model's scores of this rank's rows, in the order in which the plan names them."""
-        rollouts = told.rows(self.fetch(told.refs))
+        rollouts = work.rows(self.fetch(work.refs))
         self._to_read()
-        mine = [rollouts[row] for row in rows_of(told.plan[self.rank])]
+        mine = [rollouts[row] for row in rows_of(work.plan[self.rank])]
         scores: list[ModelScore] = self.model.score(mine)
         return scores
 
-    def score_with_functions(self, told: Pass) -> Mapping[str, Sequence[float | None]]:
-        """The functions' and the remote scorer's scores of all rows, by name.
 
-        Raises:
-            RewardError: A scorer failed; never a reward of 0 in its place.
-        """
-        from rlhf_ray.rewards.batch import ScoringBatch
+class RewardGroup:
+    """The reward role: ranks with a model, a worker for all other scorers, or both.
 
-        rollouts = told.rows(self.fetch(told.refs))
-        _seed_for(rollouts[0])
-        scoring = ScoringBatch.from_rollouts(rollouts)
-        # No coroutine may be a method here: Ray would then run every method in an event loop.
-        return asyncio.run(_scores_of(scoring, self.functions, self.remote, self.timeout_s))
-
-    def weights(self, reward: RewardConfig) -> dict[str, float]:
-        """Factor of each scorer in the sum."""
-        weights = {function.name: function.weight for function in self.functions}
-        if reward.model.path:
-            weights[MODEL] = reward.model.weight
-        if self.remote is not None:
-            weights[REMOTE] = reward.remote.weight
-        return weights
-
-
-def _seed_for(first: Rollout) -> None:
-    """Functions that draw random numbers draw the same ones for the same batch, resumed or not."""
-    import numpy as np
-    import torch
-
-    [seed] = sample_seeds(
-        seed=int(first.versions_T.max()),
-        draw=f"reward/{first.draw}",
-        prompt_id=first.prompt.prompt_id,
-        num_samples=1,
-    )
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-async def _scores_of(
-    batch: ScoringBatch,
-    functions: Sequence[RewardFunction],
-    remote: RemoteScorer | None,
-    timeout_s: float,
-) -> dict[str, Sequence[float | None]]:
-    calls = {function.name: function.score(batch, timeout_s=timeout_s) for function in functions}
-    if remote is not None:
-        calls[REMOTE] = remote.score(batch)
-    return dict(zip(calls, await asyncio.gather(*calls.values()), strict=True))
-
-
-class RewardGroup(RankGroup):
-    """The reward role on a group of ranks."""
+    Attributes:
+        weights: Factor of each scorer in the sum; once it is loaded.
+    """
 
     def __init__(
         self,
-        actors: ActorSet,
         reward: RewardConfig,
         timeouts: TimeoutConfig,
         *,
-        leaves: bool = False,
+        model: RankGroup[RewardRank] | None,
+        worker: RoleHandle[RewardWorker] | None,
     ) -> None:
-        """Wrap started ranks with loaded scorers; `leaves` as in any `RankGroup`."""
-        super().__init__(actors, timeouts, leaves=leaves)
-        self.reward = reward
+        """Wrap what was started for the scorers of `reward`.
 
-    async def read_weights(self) -> None:
-        """Ask for the factor of each scorer; once they are loaded."""
-        self.weights: dict[str, float] = await self.actors.call_one(
-            0, "weights", self.reward, timeout_s=self.timeouts.start_s
-        )
+        Args:
+            reward: The scorers.
+            timeouts: Of every call.
+            model: The ranks that host the model, if there is one.
+            worker: For functions and a remote scorer, if there are any.
+        """
+        self.reward, self.timeouts, self.model, self.worker = reward, timeouts, model, worker
+
+    async def load(self, spec: RewardSpec) -> None:
+        """Have the worker make its scorers; the ranks host the model already.
+
+        Raises:
+            RunError: One cannot be loaded; names it.
+        """
+        self.weights: dict[str, float] = {}
+        if self.worker is not None:
+            make = self.worker.call(RewardWorker.load, timeout_s=self.timeouts.start_s)
+            [of_functions] = await make(spec)
+            self.weights |= of_functions
+        if self.model is not None:
+            self.weights[MODEL] = self.reward.model.weight
+        if self.reward.remote.url:
+            self.weights[REMOTE] = self.reward.remote.weight
+
+    async def offload(self) -> None:
+        """Leave the engines' GPUs for the host; nothing where there is no model on them."""
+        if self.model is not None:
+            await self.model.offload()
 
     async def score(self, groups: Sequence[RolloutGroup]) -> Sequence[tuple[Score, ...]]:
         """One tuple a group, with a score a sample.
@@ -190,28 +149,31 @@ class RewardGroup(RankGroup):
         Raises:
             RunError: A scorer failed; names it and the cause.
         """
-        told = Pass.over(
+        work = Pass.over(
             groups,
-            data_parallel_size=len(self.actors),
+            data_parallel_size=1 if self.model is None else len(self.model.actors),
             max_tokens_per_micro_batch=self.reward.model.max_tokens_per_micro_batch,
             padded=True,
         )
-        scores_B = iter(await self._score(told))
+        scores_B = iter(await self._score(work))
         return [tuple(islice(scores_B, len(group.summaries_G))) for group in groups]
 
-    async def _score(self, told: Pass) -> Sequence[Score]:
+    async def _score(self, work: Pass) -> Sequence[Score]:
         from rlhf_ray.rewards.combine import combine
 
-        ref, num_rows = ray.put(told), len(told.samples_B)
-        # Not in the model's turn, which others may wait for; rank 0 does one at a time anyway.
-        values = await self.actors.call_one(
-            0, "score_with_functions", ref, timeout_s=self.timeouts.reward_s + 30.0
-        )
-        if not self.reward.model.path:
+        shared, num_rows = put(work), len(work.samples_B)
+        values: dict[str, Sequence[float | None]] = {}
+        if self.worker is not None:
+            timeout_s = self.timeouts.reward_s + 30.0
+            [of_worker] = await self.worker.call(RewardWorker.score, timeout_s=timeout_s)(shared)
+            values.update(of_worker)
+        if self.model is None:
             return combine(values, self.weights, num_rows=num_rows)
-        answers = await self.actors.compute("score_with_model", ref, timeout_s=self.timeouts.call_s)
-        modelled = by_row(told.plan, answers)
-        values = {**values, MODEL: [score.value for score in modelled]}
+        ranks, call_s = self.model.actors, self.timeouts.call_s
+        async with ranks.turn(timeout_s=call_s):
+            answers = await ranks.call(RewardRank.score_with_model, timeout_s=call_s)(shared)
+        modelled = by_row(work.plan, answers)
+        values[MODEL] = [score.value for score in modelled]
         return [
             replace(score, is_cut=by_model.is_cut)
             for score, by_model in zip(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
+from actors.cluster.role_handle import put
 from actors.ranks.forward import Pass, forward
 from actors.ranks.hosting import HostingRank
 from actors.ranks.trained import TrainedGroup
@@ -14,25 +13,24 @@ from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import Metrics, Ref, RolloutGroup, SampleArrays
 
 
-@ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class ValueRank(HostingRank):
     """One rank of the critic's group."""
 
-    def values(self, told: Pass) -> tuple[int, Any]:
+    def values(self, work: Pass) -> tuple[int, Any]:
         """How many rows are this rank's, and an array for each, by its sample."""
-        scored = self._to_read().values(told.rows(self.fetch(told.refs)), told.plan)
-        return len(scored), told.by_sample(self.rank, scored)
+        scored = self._to_read().values(work.rows(self.fetch(work.refs)), work.plan)
+        return len(scored), work.by_sample(self.rank, scored)
 
 
-class ValueGroup(TrainedGroup):
+class ValueGroup(TrainedGroup[ValueRank]):
     """The value role on a group of ranks."""
 
     async def values(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
         """The expected return before each response token and after the last: [T + 1] a sample."""
         return await forward(
-            self.actors, "values", groups, self.config, timeout_s=self.timeouts.call_s
+            self.actors, ValueRank.values, groups, self.config, timeout_s=self.timeouts.call_s
         )
 
     async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
         """Epochs times minibatches of the value loss."""
-        return await self._update(experience, ray.put(plan))
+        return await self._update(experience, put(plan))

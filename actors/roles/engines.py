@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from actors.cluster.actor_set import ActorSet
 from actors.engines.spec import EngineSpec
 from actors.weights.probe import EXACT, ROUNDED, GapLimits
 from actors.weights.sync_spec import SyncSpec
@@ -39,12 +38,10 @@ def engine_spec(*jobs: AnyJob) -> EngineSpec | None:
     )
 
 
-def sync_spec(config: OnlineConfig, replicas: ActorSet) -> SyncSpec:
+def sync_spec(config: OnlineConfig) -> SyncSpec:
     """How weights travel to the started engines."""
     return SyncSpec(
         backend=config.weight_backend,
-        replicas=tuple(replicas.actors),
-        names=tuple(replicas.names),
         gpus_per_replica=config.placement.rollout.gpus_per_rank,
         bucket_bytes=config.publication.bucket_mb * 2**20,
         timeout_s=config.timeouts.publish_s,

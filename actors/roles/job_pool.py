@@ -6,19 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.cluster.actor_set import ActorSet
 from actors.cluster.ray_metrics import RaySink
+from actors.cluster.role_handle import RoleHandle
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.sampling import Ending
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceGroup
+from actors.ranks.group import RankGroup
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
-from actors.ranks.reward import RewardGroup
+from actors.ranks.reward import RewardGroup, RewardRank
 from actors.ranks.supervised import SupervisedGroup
 from actors.ranks.value import ValueGroup
-from actors.roles.engines import engine_spec, gap_limits, sync_spec
-from actors.roles.start import start_actors
+from actors.roles.engines import gap_limits, sync_spec
+from actors.roles.start import REWARD_WORKER, role_specs, start_actors
 from actors.weights.probe import probe_sequences
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
@@ -49,18 +50,19 @@ class JobPool:
             config: Of the job.
         """
         self.pool, self.config = pool, config
-        self.actors: Mapping[str, ActorSet] = {}
+        self.actors: Mapping[str, RoleHandle[Any]] = {}
         self.policy: PolicyGroup | None = None
 
     async def start(self) -> None:
         """Start what is not there of the job's roles, and have what others left make room."""
-        self.actors = await start_actors(
-            self.pool, self.config.groups, engine=engine_spec(self.config)
-        )
-        await self.pool.make_room(self.config.groups)
+        groups = self.config.groups
+        self.actors = await start_actors(self.pool, groups, role_specs(groups, self.config))
+        await self.pool.make_room(self.actors)
 
     async def load(self, role: str, spec: Spec) -> Any:
         """Have the role's ranks host what `spec` describes; engines and helpers take it along."""
+        if isinstance(spec, RewardSpec):
+            return await self._reward(spec)
         if not isinstance(spec, RolloutSpec | ExperienceSpec):
             leaves = role in self.config.on_engines_gpus
             await self.pool.load(role, spec, path=model_path_of(spec), leaves=leaves)
@@ -86,10 +88,6 @@ class JobPool:
                 return ValueGroup(actors, learner, timeouts, files, leaves=leaves)
             case ReferenceSpec(reference=reference):
                 return ReferenceGroup(actors, reference, timeouts, leaves=leaves)
-            case RewardSpec(reward=reward):
-                scorers = RewardGroup(actors, reward, timeouts, leaves=leaves)
-                await scorers.read_weights()
-                return scorers
             case SupervisedSpec(job=job):
                 files = self.pool.files_of(role)
                 return SupervisedGroup(
@@ -101,6 +99,18 @@ class JobPool:
             case ExperienceSpec():
                 return ExperienceGroup(actors, spec, timeouts)
 
+    async def _reward(self, spec: RewardSpec) -> RewardGroup:
+        """Its model, where it has one, and the process of its other scorers."""
+        timeouts, model = self.config.timeouts, None
+        if path := spec.reward.model.path:
+            leaves = "reward" in self.config.on_engines_gpus
+            await self.pool.load("reward", spec, path=path, leaves=leaves)
+            model = RankGroup[RewardRank](self.actors["reward"], timeouts, leaves=leaves)
+        worker = self.actors.get(REWARD_WORKER)
+        reward = RewardGroup(spec.reward, timeouts, model=model, worker=worker)
+        await reward.load(spec)
+        return reward
+
     async def unload(self, role: str) -> None:
         """Have a role's ranks release their model."""
         await self.pool.unload(role)
@@ -111,7 +121,7 @@ class JobPool:
         assert policy is not None and isinstance(config, OnlineConfig)
         await policy.connect(
             engines,
-            sync_spec(config, engines),
+            sync_spec(config),
             probe=probe_sequences(prompts, config.publication.probe_sequences),
             limits=gap_limits(config),
         )

@@ -4,68 +4,103 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from actors.cluster.actor_set import ActorSet
-from actors.engines.rollout import RolloutReplica
-from actors.engines.spec import EngineSpec
+from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleSpec
+from actors.engines.role import ReplicaSpec
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceRank
+from actors.ranks.group import RankSpec, WorkerSpec
 from actors.ranks.policy import PolicyRank
+from actors.ranks.rank import Rank
 from actors.ranks.reference import ReferenceRank
 from actors.ranks.reward import RewardRank
+from actors.ranks.reward_worker import RewardWorker
 from actors.ranks.value import ValueRank
+from actors.roles.engines import engine_spec
 from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.jobs import AnyJob
+from rlhf_ray.config.online import OnlineConfig
 
 logger = logging.getLogger(__name__)
 
-RANKS = {
-    "policy": PolicyRank,
-    "reference": ReferenceRank,
-    "reward": RewardRank,
-    "value": ValueRank,
+RANKS: Mapping[str, RoleSpec] = {
+    "policy": RankSpec(actor_class=PolicyRank),
+    "reference": RankSpec(actor_class=ReferenceRank),
+    "reward": RankSpec(actor_class=RewardRank),
+    "value": RankSpec(actor_class=ValueRank),
 }
+# What the pool calls the process that scores with functions.
+REWARD_WORKER = "reward_worker"
+
+
+def role_specs(roles: Iterable[str], *jobs: AnyJob) -> dict[str, RoleSpec]:
+    """What is started for jobs, by the names that the pool gives it.
+
+    Engines come with the helper that builds experience, reward functions with a process of their
+    own. Without a reward model there are no ranks of the reward.
+
+    Args:
+        roles: Of all jobs.
+        jobs: Whatever runs on these.
+
+    Raises:
+        ConfigError: The engines' model or tokenizer cannot be read.
+    """
+    specs = {role: RANKS[role] for role in roles if role in RANKS}
+    if "reward" in specs and not any(map(_has_reward_model, jobs)):
+        del specs["reward"]
+    if any(map(_has_other_scorers, jobs)):
+        specs[REWARD_WORKER] = WorkerSpec(actor_class=RewardWorker, beside="reward")
+    if engine := engine_spec(*jobs):
+        specs["rollout"] = ReplicaSpec(engine=engine)
+        specs["experience"] = WorkerSpec(actor_class=ExperienceRank)
+    return specs
+
+
+def _has_reward_model(job: AnyJob) -> bool:
+    if isinstance(job, OnlineConfig):
+        return bool(job.reward.model.path)
+    return job.trained_role == "reward"
+
+
+def _has_other_scorers(job: AnyJob) -> bool:
+    return isinstance(job, OnlineConfig) and bool(job.reward.functions or job.reward.remote.url)
 
 
 async def start_actors(
-    pool: Pool, groups: Mapping[str, GroupConfig], *, engine: EngineSpec | None = None
-) -> Mapping[str, ActorSet]:
+    pool: Pool, groups: Mapping[str, GroupConfig], specs: Mapping[str, RoleSpec]
+) -> Mapping[str, RoleHandle[Any]]:
     """Start what the pool does not hold yet; those on another role's GPUs after their host.
 
     Args:
         pool: Where they go.
         groups: The roles, each with its shape.
-        engine: Of the rollout role, which comes with the helper that builds experience.
+        specs: What is started for them, as `role_specs` says it.
 
     Raises:
         ConfigError: The pool is too small or holds a role in another shape.
         RunError: An actor died or missed its deadline.
     """
     pool.place(groups)
-    missing = [role for role in groups if role not in pool.state.sets]
-    if missing:
+    there = {handle.spec.beside or role for role, handle in pool.state.roles.items()}
+    if missing := [role for role in groups if role not in there]:
         logger.info("starting %s (about a minute)", ", ".join(missing))
-    starts: dict[str, Any] = {
-        role: partial(pool.rank_group, role, RANKS[role]) for role in groups if role in RANKS
-    }
-    if engine is not None:
-        starts["rollout"] = partial(pool.replica_set, "rollout", RolloutReplica, engine)
-        starts["experience"] = partial(pool.helper, "experience", ExperienceRank)
-    guests = [role for role in starts if role in groups and groups[role].share]
-    actors: dict[str, ActorSet] = {}
-    for roles in ([role for role in starts if role not in guests], guests):
-        started = await asyncio.gather(*(starts[role]() for role in roles))
+    guests = [role for role in specs if role in groups and groups[role].share]
+    actors: dict[str, RoleHandle[Any]] = {}
+    for roles in ([role for role in specs if role not in guests], guests):
+        started = await asyncio.gather(*(pool.start(role, specs[role]) for role in roles))
         actors.update(zip(roles, started, strict=True))
     return actors
 
 
-async def import_libraries(actors: Mapping[str, ActorSet], *, timeout_s: float) -> None:
+async def import_libraries(actors: Mapping[str, RoleHandle[Any]], *, timeout_s: float) -> None:
     """Have all actors but the engines import what their work needs, before there is any."""
     await asyncio.gather(
         *(
-            of_role.call("import_libraries", timeout_s=timeout_s)
+            of_role.call(Rank.import_libraries, timeout_s=timeout_s)()
             for role, of_role in actors.items()
             if role != "rollout"
         )

@@ -7,23 +7,27 @@ Three ways, one interface. `object_store` carries buckets through Ray and works 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import ray
 import torch
 
 from actors.cluster.deadline import get
+from actors.cluster.role_handle import Answer
 from actors.weights.bucket import pack
-from actors.weights.sync_spec import SyncSpec
+from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
 from rlhf_ray.errors import RunError
 from rlhf_ray.learner.weights import named_weights, weight_infos
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Publisher(Protocol):
     """One rank's side of a publication; all ranks call it together."""
 
-    def publish(self, version: int) -> int:
+    def publish(self, version: int, replicas: Replicas) -> int:
         """Send all weights as `version`; returns the bytes sent by this rank."""
         ...
 
@@ -36,51 +40,62 @@ class ReplicaClient:
     """Calls every replica under one deadline; has the shape that vLLM's engines drive.
 
     Attributes:
+        replicas: Who is called.
         on_failure: Called where replicas do not receive weights, before the error is raised.
     """
 
-    def __init__(self, spec: SyncSpec) -> None:
+    def __init__(self, spec: SyncSpec, replicas: Replicas) -> None:
         """Nothing is called yet."""
         self.spec = spec
         self.on_failure: Callable[[], None] = lambda: None
-        self.begin(-1)
+        self.begin(-1, replicas)
 
-    def begin(self, version: int) -> None:
+    def begin(self, version: int, replicas: Replicas) -> None:
         """What is called from now on publishes `version`, and all of it within the deadline."""
-        self.version, self.deadline_s = version, time.monotonic() + self.spec.timeout_s
+        self.version, self.replicas = version, replicas
+        self.deadline_s = time.monotonic() + self.spec.timeout_s
 
-    def call(self, method: str, *arguments: Any) -> list[Any]:
+    def call(
+        self, method: Callable[Concatenate[PublishedReplica, P], Answer[T]]
+    ) -> Callable[P, list[T]]:
         """One call to each replica."""
-        return get(
-            [getattr(replica, method).remote(*arguments) for replica in self.spec.replicas],
-            timeout_s=max(0.0, self.deadline_s - time.monotonic()),
-            actors=self.spec.names,
-            operation=f"publish version {self.version}: rollout.{method}",
-        )
+
+        def ask(*arguments: P.args, **keywords: P.kwargs) -> list[T]:
+            return self._answers(
+                [
+                    self.replicas.start(method, rank)(*arguments, **keywords)
+                    for rank in range(len(self.replicas))
+                ],
+                timeout_s=max(0.0, self.deadline_s - time.monotonic()),
+                operation=f"publish version {self.version}: rollout.{method.__name__}",
+            )
+
+        return ask
+
+    def _answers(self, refs: Sequence[Any], *, timeout_s: float, operation: str) -> list[Any]:
+        names, role = self.replicas.names, self.replicas.name
+        return get(refs, timeout_s=timeout_s, actors=names, operation=operation, role=role)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Connect each replica; over NCCL its workers' ranks follow those of the one before."""
-        refs = []
-        for index, replica in enumerate(self.spec.replicas):
+        refs, timeout_s = [], self.spec.timeout_s
+        for index in range(len(self.replicas)):
             info = dict(init_info)
             if "rank_offset" in info:
                 info["rank_offset"] += index * self.spec.gpus_per_replica
-            refs.append(replica.init_weight_transfer.remote(info, self.spec.timeout_s))
-        get(
-            refs,
-            timeout_s=self.spec.timeout_s,
-            actors=self.spec.names,
-            operation="publish: rollout.init_weight_transfer",
-        )
+            connect = self.replicas.start(PublishedReplica.init_weight_transfer, index)
+            refs.append(connect(info, timeout_s))
+        operation = "publish: rollout.init_weight_transfer"
+        self._answers(refs, timeout_s=timeout_s, operation=operation)
 
     def start_weight_update(self) -> None:
         """Freeze running requests."""
-        self.call("start_weight_update", self.spec.timeout_s)
+        self.call(PublishedReplica.start_weight_update)(self.spec.timeout_s)
 
     def update_weights(self, update: Any) -> None:
         """One bucket, or what a backend needs to receive one."""
         try:
-            self.call("update_weights", update)
+            self.call(PublishedReplica.update_weights)(update)
         except BaseException:
             self.on_failure()
             raise
@@ -91,8 +106,8 @@ class ReplicaClient:
         Raises:
             RunError: A replica acknowledged another one.
         """
-        versions = self.call("finish_weight_update", self.version)
-        for name, version in zip(self.spec.names, versions, strict=True):
+        versions = self.call(PublishedReplica.finish_weight_update)(self.version)
+        for name, version in zip(self.replicas.names, versions, strict=True):
             if version != self.version:
                 raise RunError(f"{name} acknowledged version {version}, wanted {self.version}")
 
@@ -100,18 +115,18 @@ class ReplicaClient:
 class ObjectStorePublisher:
     """Buckets through Ray's object store."""
 
-    def __init__(self, lm: Any, spec: SyncSpec, *, is_sender: bool) -> None:
+    def __init__(self, lm: Any, spec: SyncSpec, replicas: Replicas, *, is_sender: bool) -> None:
         """Every rank gathers; rank 0 sends."""
         self.lm, self.spec, self.is_sender = lm, spec, is_sender
-        self.client = ReplicaClient(spec)
+        self.client = ReplicaClient(spec, replicas)
 
-    def publish(self, version: int) -> int:
+    def publish(self, version: int, replicas: Replicas) -> int:
         """Send all weights as `version`; returns the bytes sent by this rank."""
         if not self.is_sender:
             for _ in named_weights(self.lm):
                 continue
             return 0
-        self.client.begin(version)
+        self.client.begin(version, replicas)
         self.client.start_weight_update()
         num_bytes = 0
         for bucket in pack(named_weights(self.lm), bucket_bytes=self.spec.bucket_bytes):
@@ -127,13 +142,15 @@ class ObjectStorePublisher:
 class VllmPublisher:
     """vLLM's own trainer side, over NCCL or CUDA IPC."""
 
-    def __init__(self, lm: Any, spec: SyncSpec, *, rank: int, host: str, port: int) -> None:
+    def __init__(
+        self, lm: Any, spec: SyncSpec, replicas: Replicas, *, rank: int, host: str, port: int
+    ) -> None:
         """Connect to the replicas' workers."""
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        self.client = ReplicaClient(spec)
+        self.client = ReplicaClient(spec, replicas)
         sizes = [info.num_bytes for info in weight_infos(lm)]
         self.num_bytes = sum(sizes) if rank == 0 else 0
         info: Any
@@ -146,7 +163,7 @@ class VllmPublisher:
                 rank=rank,
                 master_address=host,
                 master_port=port,
-                world_size=1 + len(spec.replicas) * spec.gpus_per_replica,
+                world_size=1 + len(replicas) * spec.gpus_per_replica,
                 packed_buffer_size_bytes=spec.bucket_bytes,
                 # With two, vLLM's worker receives on two streams in turn. A layer whose weights
                 # lie in two buckets is put together on the second's, which nothing orders after
@@ -158,9 +175,9 @@ class VllmPublisher:
         )
         self.client.on_failure = self._leave_replicas
 
-    def publish(self, version: int) -> int:
+    def publish(self, version: int, replicas: Replicas) -> int:
         """Send all weights as `version`; returns the bytes sent by this rank."""
-        self.client.begin(version)
+        self.client.begin(version, replicas)
         # vLLM packs on streams of its own, which do not wait for the optimiser's.
         torch.cuda.synchronize()
         self.engine.send_weights()
@@ -181,11 +198,13 @@ class VllmPublisher:
         self.engine.shutdown()
 
 
-def open_publisher(lm: Any, spec: SyncSpec, *, rank: int, host: str, port: int) -> Publisher:
+def open_publisher(
+    lm: Any, spec: SyncSpec, replicas: Replicas, *, rank: int, host: str, port: int
+) -> Publisher:
     """The publisher of one rank; all ranks open theirs together."""
     if spec.backend == "object_store":
-        return ObjectStorePublisher(lm, spec, is_sender=rank == 0)
-    return VllmPublisher(lm, spec, rank=rank, host=host, port=port)
+        return ObjectStorePublisher(lm, spec, replicas, is_sender=rank == 0)
+    return VllmPublisher(lm, spec, replicas, rank=rank, host=host, port=port)
 
 
 def _weight_source(lm: Any) -> Any:

@@ -1,11 +1,44 @@
-"""How weights travel from the policy to the engines."""
+"""How weights travel from the policy to the engines, and what these must answer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from actors.cluster.role_handle import Answer, RoleHandle
 from rlhf_ray.config.publication import Backend
+from rlhf_ray.types import Rollout
+
+if TYPE_CHECKING:
+    from actors.weights.bucket import Bucket
+
+
+class PublishedReplica(Protocol):
+    """What a publication asks of a replica."""
+
+    def init_weight_transfer(self, init_info: Mapping[str, Any], timeout_s: float) -> Answer[None]:
+        """Connect to the trainer, where the backend needs a connection."""
+        ...
+
+    def start_weight_update(self, timeout_s: float) -> Answer[None]:
+        """Freeze running requests; the calls that follow have this deadline."""
+        ...
+
+    def update_weights(self, update: Bucket | Mapping[str, Any]) -> Answer[None]:
+        """Take one bucket, or receive what `update` describes."""
+        ...
+
+    def finish_weight_update(self, version: int) -> Answer[int]:
+        """Switch over; returns the version as acknowledgement."""
+        ...
+
+    def logprobs(self, rollouts: Sequence[Rollout], timeout_s: float) -> Answer[list[Any]]:
+        """Log-probabilities of the probe's tokens under the weights that it has."""
+        ...
+
+
+Replicas: TypeAlias = RoleHandle[PublishedReplica]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,14 +46,10 @@ class SyncSpec:
     """How weights travel.
 
     Attributes:
-        replicas: Handles of the rollout actors.
-        names: Their names, for errors.
         gpus_per_replica: Workers that receive inside each replica.
     """
 
     backend: Backend
-    replicas: tuple[Any, ...]
-    names: tuple[str, ...]
     gpus_per_replica: int
     bucket_bytes: int
     timeout_s: float

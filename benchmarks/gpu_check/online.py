@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role_handle import RoleHandle
+from actors.engines.rollout import RolloutReplica
 from actors.pool.pool import Pool
-from actors.ranks.policy import PolicyRank
-from actors.roles.engines import engine_spec
 from actors.roles.job_pool import JobPool
-from actors.roles.start import start_actors
+from actors.roles.start import RANKS, role_specs, start_actors
 from benchmarks.gpu_check.machine import used_gb
 from benchmarks.gpu_check.models import TOKENIZER, device_of, make_model, random_ids, write_prompts
 from benchmarks.gpu_check.scale import Shape
@@ -77,15 +76,21 @@ class Online:
 
         return self.loop.run(awaited())
 
-    def on_ranks(self, method: str, *arguments: Any) -> list[Any]:
+    def on_ranks(self, method: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What each rank of the policy answers."""
         timeout_s = self.config.timeouts.call_s
-        return self.run(self.roles.policy.actors.call(method, *arguments, timeout_s=timeout_s))
+        return self.run(self.roles.policy.actors.call(method, timeout_s=timeout_s)(*arguments))
 
-    def on_engines(self, method: str, *arguments: Any) -> list[Any]:
+    def on_engines(self, method: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What each engine's actor answers."""
         timeout_s = self.config.timeouts.call_s
-        return self.run(self.roles.rollout.actors.call(method, *arguments, timeout_s=timeout_s))
+        return self.run(self.roles.rollout.actors.call(method, timeout_s=timeout_s)(*arguments))
+
+    def inside(self, role: Any, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `function(actor, *arguments)` returns in each actor of a role."""
+        refs = [actor.__ray_call__.remote(function, *arguments) for actor in role.actors.actors]
+        timeout_s = self.config.timeouts.call_s
+        return self.run(role.actors.answers(refs, function.__name__, timeout_s=timeout_s))
 
 
 def online_config(
@@ -143,12 +148,12 @@ def opened(setting: Setting, config: OnlineConfig) -> Iterator[Online]:
     """Ray on this machine, the roles on it, the policy's weights not yet published."""
     with connected(config, config.groups), asyncio.Runner() as loop:
         pool = Pool("gpu-check", config.timeouts)
-        data, spec = PPO.load(config), engine_spec(config)
+        data, specs = PPO.load(config), role_specs(config.groups, config)
         try:
             pool.place(config.groups)
-            loop.run(pool.rank_group("policy", PolicyRank))
+            loop.run(pool.start("policy", RANKS["policy"]))
             process_gb = used_gb(setting.cards[0]) if setting.cards else 0.0
-            actors = loop.run(start_actors(pool, config.groups, engine=spec))
+            actors = loop.run(start_actors(pool, config.groups, specs))
             loaded = loop.run(digests_of(actors["rollout"], config.timeouts.call_s))
             yield Online(
                 config=config,
@@ -162,12 +167,13 @@ def opened(setting: Setting, config: OnlineConfig) -> Iterator[Online]:
             loop.run(pool.close())
 
 
-async def digests_of(engines: ActorSet, timeout_s: float) -> dict[str, str]:
+async def digests_of(engines: RoleHandle[Any], timeout_s: float) -> dict[str, str]:
     """Of each weight as each worker of each engine holds it."""
-    told = await engines.call("ask_workers", "compute_weight_checksums", timeout_s=timeout_s)
+    ask = engines.call(RolloutReplica.ask_workers, timeout_s=timeout_s)
+    digests = await ask("compute_weight_checksums")
     return {
         f"{engine}:{name}": digest
-        for engine, workers in enumerate(told)
+        for engine, workers in enumerate(digests)
         for worker in workers
         for name, digest in worker.items()
         if digest != EMPTY
@@ -176,7 +182,7 @@ async def digests_of(engines: ActorSet, timeout_s: float) -> dict[str, str]:
 
 def cache_tokens_of(online: Online) -> int:
     """That the first engine's cache has room for."""
-    [first, *_] = online.on_engines("__ray_call__", _cache_tokens)
+    [first, *_] = online.inside(online.roles.rollout, _cache_tokens)
     return int(first)
 
 

@@ -78,32 +78,37 @@ class Rank:
 
     def connect(self, case: Case, port: int) -> None:
         """Open the way to the engine."""
+        from actors.cluster.role_handle import RoleHandle
         from actors.weights.publisher import open_publisher
         from actors.weights.sync_spec import SyncSpec
 
         spec = SyncSpec(
             backend=case.backend,
-            replicas=(Replica(self.place.workers),),
-            names=("replica",),
             gpus_per_replica=len(self.place.workers),
             bucket_bytes=BUCKET_BYTES,
             timeout_s=ANSWER_S,
         )
+        self.replicas = RoleHandle("rollout", {"replica": Replica(self.place.workers)})
         with on_card(self.place.rank):
             self.publisher = open_publisher(
-                self.learner.lm, spec, rank=self.place.rank, host="127.0.0.1", port=port
+                self.learner.lm,
+                spec,
+                self.replicas,
+                rank=self.place.rank,
+                host="127.0.0.1",
+                port=port,
             )
 
     def publish(self, version: int) -> None:
         """Send the weights."""
         with on_card(self.place.rank):
-            self.publisher.publish(version)
+            self.publisher.publish(version, self.replicas)
 
     def publish_new(self, version: int, weights: Mapping[str, torch.Tensor]) -> None:
         """Send other weights as soon as the model has them."""
         with on_card(self.place.rank):
             overwrite(self.learner.lm, weights)
-            self.publisher.publish(version)
+            self.publisher.publish(version, self.replicas)
 
     def take_races(self) -> list[str]:
         """See `Streams`."""

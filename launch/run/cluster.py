@@ -17,7 +17,7 @@ from ray.job_config import JobConfig
 
 from actors.cluster.ray_token import use_own_token
 from actors.cluster.reachable import check_reachable
-from actors.jobs.submission import is_submitted, tell_submission
+from actors.jobs.submission import describe_submission, is_submitted
 from launch.run.messages import is_everything_shown
 from launch.run.metadata import metadata_of
 from launch.run.names import check_name
@@ -101,7 +101,7 @@ def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> str | None:
     if address:
         metadata = metadata_of(run)
         session = join(address, metadata)
-        tell_submission(metadata)
+        describe_submission(metadata)
         return session
     use_own_token()
     return _init(

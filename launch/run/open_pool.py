@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from actors.pool.pool import Pool
-from actors.pool.record import PoolRecord, end_strangers
+from actors.pool.record import PoolRecord, end_orphans
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
 
@@ -35,7 +35,7 @@ async def open_pool(config: RunConfig) -> AsyncIterator[Pool]:
     record.acquire(config.run_dir)
     try:
         pool = Pool(record.pool, config.timeouts, record=record)
-        end_strangers(record)
+        end_orphans(record)
         await pool.heal()
         yield pool
     finally:

@@ -32,9 +32,9 @@ def rows_of(record: PoolRecord) -> list[tuple[str, ...]]:
     """One row an actor."""
     state = record.state
     rows: list[tuple[str, ...]] = []
-    for role, actors in state.sets.items():
+    for role, handle in state.roles.items():
         group = state.groups.get(role)
-        hosted = state.hosted.get(role)
+        hosted = handle.hosted
         gpus = "" if group is None else f"{group.gpus_per_rank}"
         if group is not None and group.share:
             gpus += f" of {group.share}"
@@ -42,7 +42,7 @@ def rows_of(record: PoolRecord) -> list[tuple[str, ...]]:
             rows.append(
                 (
                     role,
-                    f"{rank + 1} of {len(actors)}",
+                    f"{rank + 1} of {len(handle)}",
                     gpus,
                     *_place(info),
                     hosted.path if hosted else "",

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from rlhf_ray.data.errors import RowError, short
-from rlhf_ray.data.json_values import json_value, unfolded
-from rlhf_ray.data.row import Messages, Text
+from rlhf_ray.data.json_values import is_message, json_value, unfolded
+from rlhf_ray.data.row import REASONING, Messages, Text
 
 # What data sets call the tools that stand beside a chat: OpenAI first and formerly, Toucan.
 TOOLS = ("tools", "functions", "available_tools")
@@ -35,7 +35,6 @@ _ROLES = {
     "tool_calls": "assistant",
 }
 _CALLING = ("function_call", "tool_call", "tool_calls")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
 # Whether a turn is trained: OpenAI, LLaMA-Factory, axolotl, ms-swift, others.
 _WEIGHTS = (
     "weight", "loss_weight", "train", "training", "trainable", "loss", "loss_mask",
@@ -48,7 +47,7 @@ _WRITTEN = re.compile(r"\s*\[\s*\{")
 _PRINTED = re.compile(r"\s*\[\s*\{\s*'(role|from|content|value)'\s*:")
 _CONSUMED = {
     "role", "from", "content", "value", "tool_calls", "function_call", "train_detail",
-    *_REASONING, *_WEIGHTS,
+    *REASONING, *_WEIGHTS,
 }  # fmt: skip
 
 
@@ -98,7 +97,7 @@ def is_written_chat(text: str) -> bool:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    return all(isinstance(message, dict) and {"role", "from"} & set(message) for message in value)
+    return all(map(is_message, value))
 
 
 def written_message(text: str) -> dict[str, Any] | None:
@@ -130,10 +129,10 @@ def parse_message(message: Any, where: str, place: str) -> dict[str, Any]:
     if named not in _ROLES:
         wrong("unknown role", f"has the role {short(named)}; known: {', '.join(sorted(_ROLES))}")
     role = _ROLES[named] or named
-    said = _either(message, "content", "value")
-    if role == "tool" and not isinstance(said, str) and not _is_parts(said):
-        said = None if said is None else json.dumps(said, ensure_ascii=False)
-    content, calls, reasoning = _parts(None if said == [] else said, where, f"{place} ({role})")
+    given = _either(message, "content", "value")
+    if role == "tool" and not isinstance(given, str) and not _is_parts(given):
+        given = None if given is None else json.dumps(given, ensure_ascii=False)
+    content, calls, reasoning = _parts(None if given == [] else given, where, f"{place} ({role})")
     calls += _listed(message.get("tool_calls"), where, place)
     calls += _listed(message.get("function_call"), where, place)
     if named in _CALLING and not calls:
@@ -149,7 +148,7 @@ def parse_message(message: Any, where: str, place: str) -> dict[str, Any]:
     parsed |= {"role": role, "content": content or ""}
     if calls:
         parsed["tool_calls"] = [_call(call, where, place) for call in calls]
-    reasoning = reasoning or next((message[key] for key in _REASONING if message.get(key)), "")
+    reasoning = reasoning or next((message[key] for key in REASONING if message.get(key)), "")
     if not isinstance(reasoning, str):
         wrong("wrong type", f"must have its reasoning as text, got {short(reasoning)}")
     if reasoning:
@@ -175,19 +174,19 @@ def _parts(content: Any, where: str, place: str) -> tuple[str | None, list[Any],
     reasoning = ""
     for part in content:
         kind = str(part["type"])
-        said = next((part[key] for key in ("text", "value", kind) if part.get(key)), "")
+        value = next((part[key] for key in ("text", "value", kind) if part.get(key)), "")
         if any(media in kind for media in _MEDIA):
             raise RowError(where, "images, video and audio are not supported", f"{place}: {kind!r}")
         if kind == "tool_call":
-            calls += _listed(said, where, place)
-        elif not isinstance(said, str) or kind not in (*_TEXT_PARTS, *_REASONING):
-            known = ", ".join((*_TEXT_PARTS, *_REASONING, "tool_call"))
+            calls += _listed(value, where, place)
+        elif not isinstance(value, str) or kind not in (*_TEXT_PARTS, *REASONING):
+            known = ", ".join((*_TEXT_PARTS, *REASONING, "tool_call"))
             detail = f"{place} has a part of type {kind!r}; known: {known}"
             raise RowError(where, "wrong type", detail)
-        elif kind in _REASONING:
-            reasoning += said
+        elif kind in REASONING:
+            reasoning += value
         else:
-            texts.append(said)
+            texts.append(value)
     return "".join(texts), calls, reasoning
 
 
@@ -235,8 +234,8 @@ def _call(call: Any, where: str, place: str) -> dict[str, Any]:
     if not isinstance(arguments, dict | None):
         raise RowError(where, "wrong type", f"{wanted}, these an object, got {short(arguments)}")
     named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-    said = {"name": name, "arguments": arguments or {}}
-    return {**named, "type": "function", "function": said}
+    called = {"name": name, "arguments": arguments or {}}
+    return {**named, "type": "function", "function": called}
 
 
 def without_nulls(value: Any) -> Any:
@@ -269,10 +268,10 @@ def _is_trained(message: Mapping[str, Any], role: str, where: str, place: str) -
 
 
 def _check_encodable(message: Mapping[str, Any], where: str, place: str) -> None:
-    said = [message["content"], message.get("reasoning_content", "")]
+    texts = [message["content"], message.get("reasoning_content", "")]
     if "tool_calls" in message:
-        said.append(json.dumps(message["tool_calls"], ensure_ascii=False))
-    for text in said:
+        texts.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+    for text in texts:
         check_encodable(text, where, place)
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_ray.data.json_values import glimpsed
+from rlhf_ray.data.json_values import glimpsed, is_message
 from rlhf_ray.data.row import Columns
 
 NAME_CHARACTERS = 40  # of a name that an error lists, and of one that may be meant
@@ -148,8 +148,7 @@ def is_about(name: str) -> bool:
 def is_chat(value: Any) -> bool:
     """Whether a value looks like a list of messages, or its JSON text."""
     chat = glimpsed(value)
-    first = chat[0] if isinstance(chat, list) and chat else None
-    return isinstance(first, dict) and bool({"role", "from"} & first.keys())
+    return isinstance(chat, list) and bool(chat) and is_message(chat[0])
 
 
 def _few(columns: Columns, *, through_lists: bool = False) -> Iterator[tuple[str, Any]]:

@@ -77,8 +77,7 @@ def shared_pool(
     config = make_config(tmp_path_factory.mktemp("start"))
     asyncio.run(start_roles(config, pool))
     shared = Pool("two", TimeoutConfig.model_validate(DEADLINES))
-    shared.state.sets["rollout"] = pool.state.sets["rollout"]
-    shared.state.specs["rollout"] = pool.state.specs["rollout"]
+    shared.state.roles["rollout"] = pool.state.roles["rollout"]
     yield shared
-    shared.state.sets.pop("rollout")
+    shared.state.roles.pop("rollout")
     asyncio.run(shared.close())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role_handle import RoleHandle
 from actors.pool.pool import Pool
 from actors.roles.job_pool import JobPool
 from launch.run.folder import run_folder
@@ -121,8 +121,10 @@ def run_loop(
         data = PPO.load(config)
         roles = await PPO.start(config, data, JobPool(pool, config))
         if moves:
-            for role in (roles.policy, roles.value, roles.reference, roles.reward):
-                role.leaves = True  # type: ignore[union-attr]
+            model: Any = roles.reward.model  # type: ignore[attr-defined]
+            for role in (roles.policy, roles.value, roles.reference, model):
+                if role is not None:
+                    role.leaves = True  # type: ignore[union-attr]
             roles.rollout.sleeps = True  # type: ignore[attr-defined]
         if tape is not None:
             roles = replace(roles, rollout=Replayed(roles.rollout, tape))
@@ -151,7 +153,7 @@ def metrics_of(run_dir: Path) -> list[dict[str, float]]:
     ]
 
 
-def weights_of(actors: ActorSet) -> dict[str, np.ndarray[Any, Any]]:
+def weights_of(actors: RoleHandle[Any]) -> dict[str, np.ndarray[Any, Any]]:
     """Every weight that a trained role holds, gathered and merged."""
 
     # Nested, so that it travels by value: the workers cannot import the tests.
@@ -168,9 +170,25 @@ def weights_of(actors: ActorSet) -> dict[str, np.ndarray[Any, Any]]:
     return on_ranks(actors, gather)[0]
 
 
-def on_ranks(actors: ActorSet, function: Any, *arguments: Any) -> list[Any]:
+def process_ids(pool: Pool) -> dict[str, int]:
+    """Process of every actor, by its name."""
+    roles = pool.state.roles.values()
+    return {
+        name: ray.get(actor.process_id.remote(), timeout=60)
+        for role in roles
+        for name, actor in zip(role.names, role.actors, strict=True)
+    }
+
+
+def on_ranks(actors: RoleHandle[Any], function: Any, *arguments: Any) -> list[Any]:
     """Call `function(rank actor, *arguments)` inside every rank."""
-    return asyncio.run(actors.call("__ray_call__", function, *arguments, timeout_s=60.0))
+    return asyncio.run(inside(actors, function, *arguments))
+
+
+async def inside(actors: RoleHandle[Any], function: Any, *arguments: Any) -> list[Any]:
+    """The same, from a coroutine."""
+    refs = [actor.__ray_call__.remote(function, *arguments) for actor in actors.actors]
+    return await actors.answers(refs, function.__name__, timeout_s=60.0)
 
 
 def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, str]:

@@ -29,7 +29,7 @@ def test_a_bad_reward_function_fails_the_run_by_name(function, pool, make_config
     with pytest.raises(RunError) as caught:
         train(config, pool)
     message = str(caught.value)
-    named = f"reward.score_with_functions: one/reward/0: reward function '{function}'"
+    named = f"reward_worker.score: one/reward_worker: reward function '{function}'"
     assert message.startswith(named)
     assert caught.match(SAID[function])
 

@@ -99,7 +99,7 @@ def test_roles_live_where_the_configuration_puts_them(three_nodes, nodes):
         "value": policys,
         "reference": policys,
     }
-    assert (where["reward/0"], where["rollout/0"]) == (head, engines)
+    assert (where["reward_worker"], where["rollout/0"]) == (head, engines)
 
 
 def test_the_training_is_the_same_although_it_was_broken_off(three_nodes, one_node):

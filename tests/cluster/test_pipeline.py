@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from jobs import TWO_RANKS_SHARED, on_ranks
+from jobs import TWO_RANKS_SHARED, on_ranks, process_ids
 from safetensors.numpy import load_file
 
 from actors.pool.pool import Pool
+from actors.ranks.group import RankSpec
 from actors.ranks.policy import PolicyRank
 from actors.ranks.reference import ReferenceRank
+from actors.ranks.reward import RewardRank
 from actors.weights.bucket import unpack
 from launch.pipeline import run_stage, start_all
 from rlhf_ray.config.base import ReferenceConfig
@@ -111,19 +113,18 @@ def ran(pool, make_config, shared_data, tmp_path_factory) -> Ran:
 
 async def run_all(stages: list[Stage], pool: Pool, pairs: list[dict[str, str]]) -> Ran:
     await start_all(stages, pool, timeout_s=60)
-    process_ids, outcomes_B = [pool.process_ids()], []
+    processes, outcomes_B = [process_ids(pool)], []
     await pool.want(stage.result for stage in stages[:2])
     for stage in stages:
         await run_stage(stage, pool)
-        process_ids.append(pool.process_ids())
+        processes.append(process_ids(pool))
         if stage.job == "rm":
             rankings = list(RM.load(stage.config).rows)
             plan = ((tuple(range(len(rankings))),),)
-            [evaluated] = await pool.state.sets["reward"].call(
-                "evaluate", rankings, plan, timeout_s=60
-            )
+            evaluate = pool.state.roles["reward"].call(RewardRank.evaluate, timeout_s=60)
+            [evaluated] = await evaluate(rankings, plan)
             outcomes_B = list(evaluated.outcomes_B)
-    return Ran(stages=stages, process_ids=process_ids, outcomes_B=outcomes_B, pairs=pairs)
+    return Ran(stages=stages, process_ids=processes, outcomes_B=outcomes_B, pairs=pairs)
 
 
 def held_weights(pool: Pool, path: str) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def test_the_reference_is_the_stage_that_the_policy_started_from(ran, pool):
         lm = rank.learner.module.lm
         return {name: weight.detach().numpy().copy() for name, weight in lm.named_parameters()}
 
-    [reference] = on_ranks(pool.state.sets["reference"], gather)
+    [reference] = on_ranks(pool.state.roles["reference"], gather)
     assert_same_bits(reference, load_file(f"{ran.stages[0].result}/model.safetensors"))
 
 
@@ -194,7 +195,7 @@ def test_the_trained_reward_model_scores_in_ppo_as_it_did_in_training(ran, pool,
         for row, pair in enumerate(ran.pairs)
         for side in ("chosen", "rejected")
     ]
-    [scores] = on_ranks(pool.state.sets["reward"], lambda rank: rank.model.score(answers))
+    [scores] = on_ranks(pool.state.roles["reward"], lambda rank: rank.model.score(answers))
     scores = [score.value for score in scores]
     trained = [score for outcome in ran.outcomes_B for score in outcome]
     assert np.std(trained) > 0.01
@@ -218,8 +219,8 @@ def test_weights_spread_over_ranks_are_kept_whole_and_loaded_again(
 
     async def keep_and_load() -> dict[str, Any]:
         shared_pool.place(config.groups)
-        await shared_pool.rank_group("policy", PolicyRank)
-        await shared_pool.rank_group("reference", ReferenceRank)
+        await shared_pool.start("policy", RankSpec(actor_class=PolicyRank))
+        await shared_pool.start("reference", RankSpec(actor_class=ReferenceRank))
         await shared_pool.load("policy", spec, path=str(stories))
         await shared_pool.want([result])
         finished = config.model_copy(
@@ -243,4 +244,4 @@ def test_weights_spread_over_ranks_are_kept_whole_and_loaded_again(
         lm = rank.learner.module.lm
         return {name: weight.detach().numpy().copy() for name, weight in lm.named_parameters()}
 
-    assert_same_bits(on_ranks(shared_pool.state.sets["reference"], gather)[0], held)
+    assert_same_bits(on_ranks(shared_pool.state.roles["reference"], gather)[0], held)

@@ -7,12 +7,10 @@ import json
 
 import numpy as np
 import pytest
-from jobs import TWO_RANKS_SHARED, on_ranks, run_loop, start_roles, train, weights_of
+from jobs import TWO_RANKS_SHARED, inside, on_ranks, run_loop, start_roles, train, weights_of
 
-from actors.weights.probe import EXACT, probe_sequences
-from actors.weights.sync_spec import SyncSpec
+from actors.cluster.role_handle import RoleHandle
 from rlhf_ray.errors import RunError
-from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.publication import publish
 
 LORA = {"policy": {"model": {"lora": {"rank": 4, "alpha": 16}}, "optim": {"lr": 5e-3}}}
@@ -62,23 +60,17 @@ def test_an_engine_with_other_weights_stops_the_run(pool, make_config, tmp_path)
     async def publish_to_nobody():
         roles = await start_roles(config, pool)
         assert (await publish(roles, 0)).logprob_abs_max < 1e-4
-        nobody = SyncSpec(
-            backend="object_store",
-            replicas=(),
-            names=(),
-            gpus_per_replica=0,
-            bucket_bytes=2**20,
-            timeout_s=60.0,
-        )
-        await roles.policy.connect(
-            roles.rollout.actors,
-            nobody,
-            probe=probe_sequences(PPO.load(config).prompts, 4),
-            limits=EXACT,
-        )
-        await publish(roles, 1)  # nothing has changed
-        await roles.policy.actors.call("__ray_call__", stretch_final_norm, 1.2, timeout_s=60)
-        await publish(roles, 2)
+        nobody = RoleHandle("rollout")
+
+        async def compare(version):
+            roles.policy.replicas = nobody
+            await roles.policy.publish(version)
+            roles.policy.replicas = roles.rollout.actors
+            await roles.policy.compare()
+
+        await compare(1)  # nothing has changed
+        await inside(roles.policy.actors, stretch_final_norm, 1.2)
+        await compare(2)
 
     with pytest.raises(RunError) as caught:
         asyncio.run(publish_to_nobody())
@@ -94,7 +86,7 @@ def test_a_publication_that_carries_nan_stops_the_run(pool, make_config, tmp_pat
     async def publish_nan():
         roles = await start_roles(config, pool)
         nan = float("nan")
-        await roles.policy.actors.call("__ray_call__", stretch_final_norm, nan, timeout_s=60)
+        await inside(roles.policy.actors, stretch_final_norm, nan)
         await publish(roles, 1)
 
     with pytest.raises(RunError, match="after publishing version 1"):

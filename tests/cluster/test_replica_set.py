@@ -8,7 +8,7 @@ import itertools
 import pytest
 import ray
 
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role_handle import RoleHandle
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.sampling import Ending
 from rlhf_ray.errors import RunError
@@ -77,9 +77,9 @@ def replica_class(cluster):
 @pytest.fixture
 def replicas(replica_class):
     actors = [replica_class.remote(number) for number in range(2)]
-    names = [f"job/rollout/{number}" for number in range(2)]
+    named = {f"job/rollout/{number}": actor for number, actor in enumerate(actors)}
     ending = Ending(stop=(".",))
-    yield ReplicaSet(ActorSet("rollout", names, actors), ending, timeout_s=60.0, sleeps=False)
+    yield ReplicaSet(RoleHandle("rollout", named), ending, timeout_s=60.0, sleeps=False)
     for actor in actors:
         ray.kill(actor)
 

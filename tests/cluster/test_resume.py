@@ -13,6 +13,7 @@ import torch
 from jobs import SCORERS, TWO_RANKS_SHARED, metrics_of, train, weights_of
 
 from actors.pool.pool import Pool
+from actors.ranks.group import RankSpec
 from actors.ranks.policy import PolicyRank
 from actors.ranks.value import ValueRank
 from rlhf_ray.errors import RunError
@@ -73,8 +74,8 @@ def trained_weights(pool: Pool) -> dict[str, Any]:
     """Of the policy and of the critic, as the pool holds them."""
 
     async def weights() -> dict[str, Any]:
-        policy = await pool.rank_group("policy", PolicyRank)
-        value = await pool.rank_group("value", ValueRank)
+        policy = await pool.start("policy", RankSpec(actor_class=PolicyRank))
+        value = await pool.start("value", RankSpec(actor_class=ValueRank))
         return {"policy": policy, "value": value}
 
     return {

@@ -14,7 +14,9 @@ import torch
 from jobs import (
     TWO_RANKS_SHARED,
     arrays_of,
+    inside,
     laid_over,
+    process_ids,
     rollouts_of,
     run_loop,
     start_roles,
@@ -22,6 +24,8 @@ from jobs import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actors.engines.rollout import RolloutReplica
+from actors.ranks.group import RankSpec
 from actors.ranks.policy import PolicyGroup, PolicyRank
 from actors.weights.probe import probe_sequences
 from rlhf_ray.jobs.online import PPO
@@ -95,7 +99,7 @@ def exported(fresh_model, shared_pool, make_config, tmp_path_factory):
 
     async def train_and_export():
         shared_pool.place({"policy": config.placement.policy})
-        actors = await shared_pool.rank_group("policy", PolicyRank)
+        actors = await shared_pool.start("policy", RankSpec(actor_class=PolicyRank))
         spec = PolicySpec(
             learner=config.policy,
             algorithm=config.algorithm,
@@ -105,11 +109,11 @@ def exported(fresh_model, shared_pool, make_config, tmp_path_factory):
             replay_folder="",
             seed=0,
         )
-        await actors.call("load", spec, timeout_s=60)
+        await actors.call(PolicyRank.load, timeout_s=60)(spec)
         policy = PolicyGroup(actors, config.policy, config.timeouts)
         await policy.update([experience(row) for row in rows], plan, 0.0)
-        await actors.call("export", str(folder / "export"), str(fresh_model), timeout_s=60)
-        return (await actors.call("logprobs_of", rows, timeout_s=60))[0]
+        await actors.call(PolicyRank.export, timeout_s=60)(str(folder / "export"), str(fresh_model))
+        return (await actors.call(PolicyRank.logprobs_of, timeout_s=60)(rows))[0]
 
     return folder / "export", rows, asyncio.run(train_and_export())
 
@@ -137,7 +141,7 @@ def config(exported, make_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine_before(shared_pool, pool):
     """Processes of the engine that the next one replaces."""
-    actor = pool.process_ids()["one/rollout/0"]
+    actor = process_ids(pool)["one/rollout/0"]
     return [actor, *(child.pid for child in psutil.Process(actor).children(recursive=True))]
 
 
@@ -164,7 +168,8 @@ def test_an_export_loads_in_transformers(exported, fresh_model):
 
 def test_an_export_loads_in_vllm(exported, started):
     _, rows, trainer = exported
-    [engine] = asyncio.run(started.rollout.actors.call("logprobs", rows, 60.0, timeout_s=60))
+    score = started.rollout.actors.call(RolloutReplica.logprobs, timeout_s=60)
+    [engine] = asyncio.run(score(rows, 60.0))
     for ours, theirs in zip(trainer, engine, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
@@ -211,11 +216,11 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
             await asyncio.sleep(0.3)
             version += 1
             factor = 1.0 + 0.01 * (version - 100)
-            await roles.policy.actors.call("__ray_call__", stretch, factor, timeout_s=60)
+            await inside(roles.policy.actors, stretch, factor)
             publication = await publish(roles, version)
             assert publication.logprob_abs_max < 1e-4
         groups = await generating
-        await roles.policy.actors.call("__ray_call__", stretch, 1.0, timeout_s=60)
+        await inside(roles.policy.actors, stretch, 1.0)
         return groups, await roles.policy.logprobs(groups), version
 
     groups, said, last = asyncio.run(publish_while_it_generates())
@@ -237,7 +242,7 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
 
 def test_the_engine_before_it_has_left_with_all_its_processes(engine_before, started, pool):
     assert len(engine_before) > 1
-    assert pool.process_ids()["one/rollout/0"] not in engine_before
+    assert process_ids(pool)["one/rollout/0"] not in engine_before
     _, alive = psutil.wait_procs([p for pid in engine_before if (p := process(pid))], timeout=20)
     assert not alive
 

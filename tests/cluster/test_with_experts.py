@@ -12,6 +12,8 @@ import pytest
 from jobs import TWO_RANKS_SHARED, laid_over, run_loop, weights_of
 from transformers import AutoModelForCausalLM
 
+from actors.ranks.policy import PolicyRank
+
 ENGINE = {"rollout": {"ignore_eos": True, "stop": [], "stop_token_ids": []}}
 
 
@@ -57,7 +59,9 @@ def test_experts_are_published_as_they_are_trained(
         [trained[f"{name.replace('down_proj', str(e))}.down_proj.weight"] for e in range(4)]
     )
     assert np.linalg.norm(ours - before[name]) > 1e-4 * np.linalg.norm(before[name])
-    export = roles.policy.actors.call("export", str(tmp_path / "out"), str(experts), timeout_s=60)
+    export = roles.policy.actors.call(PolicyRank.export, timeout_s=60)(
+        str(tmp_path / "out"), str(experts)
+    )
     asyncio.run(export)
     loaded = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "out").named_parameters())
     np.testing.assert_array_equal(loaded[name].detach().numpy(), ours)

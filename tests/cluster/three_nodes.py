@@ -16,11 +16,13 @@ from typing import Any
 
 import psutil
 import ray
+from jobs import inside, process_ids
 from ray.util import list_named_actors, placement_group_table
 
 from actors.cluster.nodes import addresses
 from actors.pool.job_nodes import check_nodes
 from actors.pool.pool import Pool
+from actors.ranks.group import RankSpec
 from actors.ranks.reference import ReferenceRank
 from launch.job import run_on
 from launch.run.cluster import connect
@@ -61,7 +63,7 @@ async def jobs(config: PpoConfig) -> tuple[dict[str, str], list[int]]:
     try:
         for job in (first, config.model_copy(update={"resume": "auto"})):
             await run_on(pool, PPO.prepare(job))
-        process_of = pool.process_ids()
+        process_of = process_ids(pool)
         nodes = {name: await address_of(name) for name in process_of}
     finally:
         await pool.close()
@@ -83,10 +85,10 @@ async def sum_over_nodes(config: PpoConfig) -> dict[str, Any]:
     pool = Pool("spread", config.timeouts)
     try:
         pool.place({"reference": groups["reference"]})
-        ranks = await pool.rank_group("reference", ReferenceRank)
-        sums = await ranks.call("__ray_call__", all_reduced, timeout_s=60.0)
-        slots = pool.slots_of("reference")
-        return {"addresses": [slot.address for slot in slots], "sums": sums}
+        ranks = await pool.start("reference", RankSpec(actor_class=ReferenceRank))
+        sums = await inside(ranks, all_reduced)
+        places = pool.places_of("reference")
+        return {"addresses": [place.address for place in places], "sums": sums}
     finally:
         await pool.close()
 

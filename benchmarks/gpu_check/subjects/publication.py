@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from actors.engines.rollout import RolloutReplica
+from actors.ranks.policy import PolicyRank
 from benchmarks.gpu_check.online import (
     Online,
     apart,
@@ -57,7 +59,7 @@ def check_arrival(setting: Setting, online: Online) -> Iterator[Measurement]:
     sent = online.run(publish(online.roles, 0))
     yield changed("weights that differ from what vLLM loads itself", loaded, online)
     before, _ = scores(online, scored)
-    online.on_ranks("__ray_call__", scale_weights, FACTOR)
+    online.inside(online.roles.policy, scale_weights, FACTOR)
     online.run(publish(online.roles, 1))
     yield changed("weights that are as before once all are changed", loaded, online, same=True)
     ours, theirs = scores(online, scored)
@@ -68,7 +70,7 @@ def check_arrival(setting: Setting, online: Online) -> Iterator[Measurement]:
         at_least=LEAST_MOVE,
     )
     yield from agreement(ours, theirs, dtype_of(setting))
-    online.on_ranks("__ray_call__", scale_weights, 1.0)
+    online.inside(online.roles.policy, scale_weights, 1.0)
     online.run(publish(online.roles, 2))
     yield changed("weights that differ once they are changed back", loaded, online)
     yield Measurement(name="publication", value=sent.num_bytes / sent.seconds / 2**30, unit="GB/s")
@@ -77,8 +79,8 @@ def check_arrival(setting: Setting, online: Online) -> Iterator[Measurement]:
 def scores(online: Online, scored: list[Any]) -> tuple[list[Any], list[Any]]:
     """What the first rank and the first engine make of sequences."""
     timeout_s = online.config.timeouts.call_s
-    [ours, *_] = online.on_ranks("logprobs_of", scored)
-    [theirs, *_] = online.on_engines("logprobs", scored, timeout_s)
+    [ours, *_] = online.on_ranks(PolicyRank.logprobs_of, scored)
+    [theirs, *_] = online.on_engines(RolloutReplica.logprobs, scored, timeout_s)
     return ours, theirs
 
 

@@ -11,12 +11,13 @@ reasoning would close a `<think>` that was cut off, and open a second one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rlhf_ray.data.chat.borders import Tokenizer, decode, text_tokens, tokens_behind, written_tokens
 from rlhf_ray.data.chat.frames import answered, frame_of, opened, rendered
-from rlhf_ray.data.chat.template import ChatTemplate
+from rlhf_ray.data.chat.template import ChatTemplate, template_options
 from rlhf_ray.data.chat.turn_end import checked_turn_end, known_ends, with_end
 from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.row import Text
@@ -97,12 +98,12 @@ def tokenize_answer(
         template = ChatTemplate(tokenizer=tokenizer, where=where, options=options or {})
         if is_sampled or not is_ended:
             frame = frame_of(template, answered(chat, turns), chat)
-            said = frame.written(frame.text, is_ended=is_ended, is_foreign=is_foreign)
+            written = frame.written(frame.text, is_ended=is_ended, is_foreign=is_foreign)
             shown = frame.opened
         else:
-            shown, said = rendered(template, chat, turns)
+            shown, written = rendered(template, chat, turns)
         prompt_ids_T = written_tokens(tokenizer, shown)
-        return prompt_ids_T, tokens_behind(tokenizer, prompt_ids_T, shown, said)
+        return prompt_ids_T, tokens_behind(tokenizer, prompt_ids_T, shown, written)
     prompt_ids_T = tokenize_prompt(tokenizer, prompt)
     if _separates(tokenizer):
         pair_T: list[int] = tokenizer(prompt, answer, verbose=False)["input_ids"]
@@ -111,6 +112,45 @@ def tokenize_answer(
     if is_ended:
         answer_ids_T = with_end(tokenizer, answer_ids_T, prompt_ids_T)
     return prompt_ids_T, answer_ids_T
+
+
+def tokenize_answers(
+    tokenizer: Tokenizer,
+    prompt: Text,
+    answers_K: Sequence[Text],
+    *,
+    truncated_K: Sequence[bool | None],
+    columns: Mapping[str, Any],
+    where: str,
+) -> list[tuple[list[int], list[int]]]:
+    """The same of each answer of a row.
+
+    Args:
+        tokenizer: Of the model that is shown them.
+        prompt: What is answered.
+        answers_K: As many of the row's as are wanted.
+        truncated_K: As in `Sample`: what a policy wrote says whether it was cut off.
+        columns: The row's others, of which the chat template gets some.
+        where: For errors.
+
+    Raises:
+        DataError: As in `tokenize_answer`.
+        RowError: As in `tokenize_answer`.
+    """
+    is_chat = any(not isinstance(text, str) for text in (prompt, *answers_K))
+    options = template_options(columns, where) if is_chat else {}
+    return [
+        tokenize_answer(
+            tokenizer,
+            prompt,
+            answer,
+            is_ended=not truncated,
+            is_sampled=truncated is not None,
+            options=options,
+            where=where,
+        )
+        for answer, truncated in itertools.zip_longest(answers_K, truncated_K[: len(answers_K)])
+    ]
 
 
 def tokenize_sampled(
@@ -141,26 +181,26 @@ def tokenize_sampled(
         DataError: As in `tokenize_answer`.
         RowError: As in `tokenize_answer`.
     """
-    said_T = list(response_ids_T)
+    response_T = list(response_ids_T)
     ends = known_ends(tokenizer)
-    last = said_T[-1] if said_T else None
+    last = response_T[-1] if response_T else None
     if is_ended and (last in ends or last in end_ids):
-        said_T.pop()
+        response_T.pop()
     if isinstance(prompt, str):
         prompt_ids_T = tokenize_prompt(tokenizer, prompt)
         end_T = [last] if last in ends else with_end(tokenizer, [], prompt_ids_T)
-        return prompt_ids_T, said_T + end_T * is_ended
+        return prompt_ids_T, response_T + end_T * is_ended
     prompt_ids_T = tokenize_prompt(tokenizer, prompt, options=options, where=where)
     end = checked_turn_end(tokenizer)
     if not is_ended:
-        return prompt_ids_T, said_T
+        return prompt_ids_T, response_T
     if end is not None and end.token_id is not None:
-        return prompt_ids_T, [*said_T, end.token_id]
+        return prompt_ids_T, [*response_T, end.token_id]
     template = ChatTemplate(tokenizer=tokenizer, where=where, options=options or {})
     frame = frame_of(template, answered(prompt, as_chat("", "assistant")), prompt)
-    before_T = prompt_ids_T + said_T
+    before_T = prompt_ids_T + response_T
     end_T = tokens_behind(tokenizer, before_T, decode(tokenizer, before_T), frame.end)
-    return prompt_ids_T, said_T + end_T
+    return prompt_ids_T, response_T + end_T
 
 
 def _separates(tokenizer: Tokenizer) -> bool:

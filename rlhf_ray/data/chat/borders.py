@@ -132,12 +132,12 @@ def response_text(
         response_ids_T: As sampled.
         end_ids: Tokens that end a response.
     """
-    said_T = list(response_ids_T)
-    if said_T and said_T[-1] in end_ids:
-        said_T.pop()
+    response_T = list(response_ids_T)
+    if response_T and response_T[-1] in end_ids:
+        response_T.pop()
     context_T = list(prompt_ids_T)[-_CONTEXT_TOKENS:]
     before = decode(tokenizer, context_T)
-    whole = decode(tokenizer, [*context_T, *said_T])
+    whole = decode(tokenizer, [*context_T, *response_T])
     # Bytes that are no character yet decode to a sign of their own, which the response replaces.
     parted = (at for at, (old, new) in enumerate(zip(before, whole, strict=False)) if old != new)
     return whole[next(parted, len(before)) :]

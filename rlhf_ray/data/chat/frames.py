@@ -96,8 +96,8 @@ def _continued(template: ChatTemplate, prompt: Messages, answer: Messages) -> tu
     whole = template.render_all(answered(prompt, answer))
     if not whole.startswith(shown):
         raise _changed(template.where)
-    said = whole[len(shown) :]
-    return shown, said if end is None else end.of(said)
+    text = whole[len(shown) :]
+    return shown, text if end is None else end.of(text)
 
 
 def _changed(where: str) -> DataError:
@@ -112,8 +112,8 @@ def answered(prompt: Messages, answer: Messages) -> Messages:
     begun = prompt[-1]
     if begun["role"] != "assistant":
         return [*prompt, *answer]
-    said, *later = answer
-    return [*prompt[:-1], {**begun, "content": begun["content"] + said["content"]}, *later]
+    first, *later = answer
+    return [*prompt[:-1], {**begun, "content": begun["content"] + first["content"]}, *later]
 
 
 def opened(template: ChatTemplate, prompt: Messages) -> str:

@@ -94,8 +94,8 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages[:12])
-            said = " ".join(str(error).split())[:300]
-            detail = f"{said} (the roles: {roles}{', ...' * (len(messages) > 12)})"
+            refusal = " ".join(str(error).split())[:300]
+            detail = f"{refusal} (the roles: {roles}{', ...' * (len(messages) > 12)})"
             raise RowError(self.where, "the chat template refuses this chat", detail) from error
 
 
@@ -149,10 +149,10 @@ def _left_out(messages: Sequence[dict[str, Any]], text: str) -> str:
         calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
         if lost := next((name for name in _own_tools(message) if _dense(name) not in text), ""):
             return f"the tool {lost!r} of message {index}: write it into a column `tools`"
-        for said in (message["content"].rpartition("</think>")[2], *calls):
-            end = _end_of(said, text, 0 if is_anywhere else place)
+        for part in (message["content"].rpartition("</think>")[2], *calls):
+            end = _end_of(part, text, 0 if is_anywhere else place)
             if end < 0:
-                what = f"its call of {said!r}" if said in calls else short(said)
+                what = f"its call of {part!r}" if part in calls else short(part)
                 return f"message {index}, of the role {message['role']!r}: {what}"
             place = place if is_anywhere else end
     return ""
@@ -167,12 +167,12 @@ def _own_tools(message: Mapping[str, Any]) -> Iterator[str]:
             yield schema["name"]
 
 
-def _end_of(said: str, text: str, place: int) -> int:
+def _end_of(part: str, text: str, place: int) -> int:
     """Where a saying ends in a text without space; -1 where it is not there."""
-    dense = _dense(said)
+    dense = _dense(part)
     if (at := text.find(dense, place)) >= 0:
         return at + len(dense)
-    written = _dense(json.dumps(said, ensure_ascii=False)[1:-1])
+    written = _dense(json.dumps(part, ensure_ascii=False)[1:-1])
     at = text.find(written, place)
     return at + len(written) if at >= 0 else -1
 

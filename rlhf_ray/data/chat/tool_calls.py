@@ -15,12 +15,9 @@ from typing import Any
 
 from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.chat.reasoning import behind_reasoning, reasoning_of
-from rlhf_ray.data.chat.turn_end import PLACEHOLDER
+from rlhf_ray.data.chat.turn_end import ASKED, PLACEHOLDER, probe
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.row import Messages
-
-# Names under which templates read the reasoning of a message.
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+from rlhf_ray.data.row import REASONING, Messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +73,7 @@ def adapted(tokenizer: Tokenizer, messages: Messages, where: str) -> list[dict[s
         if reasoning_of(message["content"]).strip() and _reads_reasoning(tokenizer, template):
             message = _with_reasoning_apart(message)
         if "reasoning_content" in message:
-            message = {**message, **dict.fromkeys(_REASONING, message["reasoning_content"])}
+            message = {**message, **dict.fromkeys(REASONING, message["reasoning_content"])}
         if "tool_calls" in message:
             form = _call_form(tokenizer, template)
             if form is None:
@@ -96,90 +93,71 @@ def adapted(tokenizer: Tokenizer, messages: Messages, where: str) -> list[dict[s
 
 def _with_reasoning_apart(message: dict[str, Any]) -> dict[str, Any]:
     """The message with the block of reasoning in its content as what it thought before it said."""
-    said = str(message["content"])
-    thought = reasoning_of(said).strip("\n")
-    return {"reasoning_content": thought, **message, "content": behind_reasoning(said).lstrip("\n")}
+    content = str(message["content"])
+    thought = reasoning_of(content).strip("\n")
+    return {
+        "reasoning_content": thought,
+        **message,
+        "content": behind_reasoning(content).lstrip("\n"),
+    }
 
 
+# What templates are is found by probes, and kept by all that a caller may change of a tokenizer.
 @functools.lru_cache(maxsize=16)
 def _reads_reasoning(tokenizer: Tokenizer, template: str) -> bool:
     """Whether a template has a place of its own for reasoning, and no tags in the content for it.
 
     gpt-oss is one: `<think>` would be written into its final channel as any other words.
     """
-    import jinja2
-
-    if "think>" in template:
-        return False
-    thinking = {"role": "assistant", "content": "So.", **dict.fromkeys(_REASONING, PLACEHOLDER)}
-    chat = [{"role": "user", "content": "Why?"}, thinking]
-    try:
-        return PLACEHOLDER in str(tokenizer.apply_chat_template(chat, tokenize=False))
-    except (jinja2.TemplateError, TypeError, ValueError):
-        return False
+    thinking = {"role": "assistant", "content": "So.", **dict.fromkeys(REASONING, PLACEHOLDER)}
+    return "think>" not in template and PLACEHOLDER in (probe(tokenizer, [ASKED, thinking]) or "")
 
 
 @functools.lru_cache(maxsize=16)
 def _shows_all_calls(tokenizer: Tokenizer, template: str) -> bool:
     """Whether a template writes all calls of a message; one that refuses several says so itself."""
-    import jinja2
-
     form = _call_form(tokenizer, template)
     names = [PLACEHOLDER + "one", PLACEHOLDER + "two"]
-    calls = [
-        {"id": f"probe123{number}", "type": "function", "function": {"name": name, "arguments": {}}}
-        for number, name in enumerate(names)
-    ]
-    calling = {"role": "assistant", "content": "", "tool_calls": calls}
-    chat = [{"role": "user", "content": "Why?"}, form.of(calling) if form else calling]
-    try:
-        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
-    except (jinja2.TemplateError, TypeError, ValueError):
-        return True
-    return all(name in text for name in names)
+    calling = _calling(*((name, {}) for name in names))
+    text = probe(tokenizer, [ASKED, form.of(calling) if form else calling])
+    return text is None or all(name in text for name in names)
 
 
 @functools.lru_cache(maxsize=16)
 def shows_tools(tokenizer: Tokenizer, template: str) -> bool:
-    """Whether a template tells of the tools that stand beside a chat.
+    """Whether a template writes the tools that stand beside a chat.
 
     Args:
         tokenizer: Whose template it is.
-        template: Its text; both are the key under which the answer is kept.
+        template: Its text.
     """
-    import jinja2
-
     schema = {"type": "object", "properties": {}}
-    probe = {"name": PLACEHOLDER, "description": "Probes.", "parameters": schema}
-    chat = [{"role": "user", "content": "Why?"}]
-    tools: list[Any] = [{"type": "function", "function": probe}]
-    try:
-        shown = tokenizer.apply_chat_template(
-            chat, tools=tools, tokenize=False, add_generation_prompt=True
-        )
-    except (jinja2.TemplateError, TypeError, ValueError):
-        return True  # the row's own chat will say what is wrong
-    return PLACEHOLDER in str(shown)
+    tool = {"name": PLACEHOLDER, "description": "Probes.", "parameters": schema}
+    tools = [{"type": "function", "function": tool}]
+    text = probe(tokenizer, [ASKED], tools=tools, add_generation_prompt=True)
+    return text is None or PLACEHOLDER in text  # a refusal is for the row's own chat to say
 
 
 @functools.lru_cache(maxsize=16)
 def _call_form(tokenizer: Tokenizer, template: str) -> CallForm | None:
-    """The first form in which the template writes a call's arguments, as JSON or in its own way.
-
-    The key holds all that a caller may change of a tokenizer.
-    """
-    import jinja2
-
-    said = {"name": "probe", "arguments": {"probed": PLACEHOLDER}}
-    call = {"id": "probe1234", "type": "function", "function": said}
-    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    """The first form in which the template writes a call's arguments, as JSON or in its own way."""
     for form in _FORMS:
-        chat = [{"role": "user", "content": "Why?"}, form.of(calling)]
-        try:
-            text = str(tokenizer.apply_chat_template(chat, tokenize=False))
-        except (jinja2.TemplateError, TypeError, ValueError):
-            continue
+        calling = form.of(_calling(("probe", {"probed": PLACEHOLDER})))
+        text = probe(tokenizer, [ASKED, calling]) or ""
         # Neither a string that is written as JSON once more, nor an object as Python prints it.
         if PLACEHOLDER in text and '\\"probed' not in text and f"'{PLACEHOLDER}'" not in text:
             return form
     return None
+
+
+def _calling(*functions: tuple[str, dict[str, str]]) -> dict[str, Any]:
+    """A message that calls functions by their names, with arguments; ids have nine characters."""
+    calls = [
+        {
+            "id": f"probe123{number}",
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+        for number, (name, arguments) in enumerate(functions)
+    ]
+    return {"role": "assistant", "content": "", "tool_calls": calls}

@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.errors import DataError
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Stands for an answer in a rendering. No template trims, splits or parses a plain word.
 PLACEHOLDER = "Rlhfrayanswer"
+ASKED = {"role": "user", "content": "Why?"}
 # What is meant as a token of its own: `<|im_end|>`, `<end_of_turn>`, `</s>`, DeepSeek's wide bars.
 _MARK = re.compile(r"<\|[^|<>]+\|>|<｜[^｜<>]+｜>|</s>|<\w*(?:end|eo[tsm])\w*>|<\w+\|>")
 
@@ -45,11 +47,11 @@ class TurnEnd:
     broken: str
     is_written: bool = True
 
-    def of(self, said: str) -> str:
+    def of(self, answer: str) -> str:
         """An answer as the template writes it, up to its end."""
         if not self.is_written:
-            return said + self.text
-        return said.removesuffix(self.rest) if said.endswith(self.text + self.rest) else said
+            return answer + self.text
+        return answer.removesuffix(self.rest) if answer.endswith(self.text + self.rest) else answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,16 @@ class EndTokens:
 
     ids: tuple[int, ...]
     words: str
+
+
+def probe(tokenizer: Tokenizer, chat: Sequence[Mapping[str, Any]], **options: Any) -> str | None:
+    """A chat as the tokenizer's template writes it; None where the template refuses it."""
+    import jinja2
+
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
+    except (jinja2.TemplateError, TypeError, ValueError):
+        return None
 
 
 def turn_end(tokenizer: Tokenizer) -> TurnEnd | None:
@@ -152,13 +164,8 @@ def with_end(
 @functools.lru_cache(maxsize=16)
 def _turn_end(tokenizer: Tokenizer, chat_template: str, eos_token: str) -> TurnEnd | None:
     """The key holds all that a caller may change of a tokenizer."""
-    import jinja2
-
-    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": PLACEHOLDER}]
-    try:
-        rendered = str(tokenizer.apply_chat_template(chat, tokenize=False))
-    except (jinja2.TemplateError, TypeError, ValueError):
-        return None  # `render` says so, once a chat is to be rendered
+    # A refusal is reported once a chat is to be rendered.
+    rendered = probe(tokenizer, [ASKED, {"role": "assistant", "content": PLACEHOLDER}]) or ""
     _, placeholder, behind = rendered.rpartition(PLACEHOLDER)
     if not placeholder:
         return None

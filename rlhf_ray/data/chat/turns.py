@@ -62,12 +62,12 @@ def renderings(template: ChatTemplate, chat: Messages, turns: Sequence[int]) -> 
     spans: list[tuple[int, int]] = []
     last = -1
     for turn in turns:
-        opened, said = _turn(template, chat[:turn], chat[turn], turn)
+        opened, written = _turn(template, chat[:turn], chat[turn], turn)
         if spans and not opened.startswith(text):
             template.check_all_there(chat[: last + 1], text)
             yield Rendering(text=text, spans=tuple(spans))
             spans = []
-        text, last = opened + said, turn
+        text, last = opened + written, turn
         spans.append((len(opened), len(text)))
     template.check_all_there(chat[: last + 1], text)
     # What follows the last turn is there as well, where the template leaves the rest as it is.
@@ -87,7 +87,9 @@ def _turn(
         opened = template.render(context, add_generation_prompt=True)
         if _CLOSED.search(opened) and _thought(turn):
             advice = ["take it away", "set another chat_template"]
-            advice += _variable(template, True, lambda told: not _CLOSED.search(_opened(told)))
+            advice += _variable(
+                template, True, lambda variant: not _CLOSED.search(_opened(variant))
+            )
             detail = f"message {index} has reasoning: {_either(advice)}"
             reason = "the chat template closes the reasoning before an answer"
             raise RowError(template.where, reason, detail)
@@ -95,18 +97,18 @@ def _turn(
         # An empty chat cannot be opened: what stands before the assistant's first words is taken.
         held = template.render([{**turn, "content": PLACEHOLDER}])
         opened = held.rpartition(PLACEHOLDER)[0] if PLACEHOLDER in held else held
-    said = (
+    written = (
         _behind(opened, whole)
         or _behind_last_message(template, context, turn)
         or _behind_generation_prompt(template, opened, context, turn)
     )
-    if said is None:
+    if written is None:
         raise _not_there(template, opened, index)
     end = checked_turn_end(template.tokenizer)
-    said = said if end is None else end.of(said)
-    _check_ended(template, said, index)
-    check_reasoning(template, said, turn, index)
-    return opened, said
+    written = written if end is None else end.of(written)
+    _check_ended(template, written, index)
+    check_reasoning(template, written, turn, index)
+    return opened, written
 
 
 def _behind(front: str, text: str) -> str | None:
@@ -144,38 +146,43 @@ def _behind_generation_prompt(
     more = _behind(front, opened)
     if not placeholder or more is None:
         return None
-    said = str(turn["content"])
+    written = str(turn["content"])
     if ends_open(more):
         if "reasoning_content" in turn:
-            said = f"{turn['reasoning_content']}\n</think>\n\n{said}"
-        said = within_block(said)
+            written = f"{turn['reasoning_content']}\n</think>\n\n{written}"
+        written = within_block(written)
         if opened[-1:].isspace():
-            said = said.lstrip("\n")
-        if not said:
+            written = written.lstrip("\n")
+        if not written:
             return None
-    return said + end
+    return written + end
 
 
-def _check_ended(template: ChatTemplate, said: str, index: int) -> None:
+def _check_ended(template: ChatTemplate, written: str, index: int) -> None:
     """Refuse a turn without an end token where the template has one: it would never end."""
     end = checked_turn_end(template.tokenizer)
-    if end is None or end.token_id is None or said.endswith(end.text):
+    if end is None or end.token_id is None or written.endswith(end.text):
         return
     tokenizer = template.tokenizer
     marks = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-    if not said.rstrip().endswith(tuple(marks)):
-        detail = f"message {index} ends with {short(said[-30:])}; set another chat_template"
+    if not written.rstrip().endswith(tuple(marks)):
+        detail = f"message {index} ends with {short(written[-30:])}; set another chat_template"
         raise RowError(template.where, "the chat template does not end this turn", detail)
 
 
 def check_reasoning(
-    template: ChatTemplate, said: str, turn: dict[str, Any], index: int, *, more: Sequence[str] = ()
+    template: ChatTemplate,
+    written: str,
+    turn: dict[str, Any],
+    index: int,
+    *,
+    more: Sequence[str] = (),
 ) -> None:
     """Refuse a turn that is rendered without its reasoning: it would not be trained.
 
     Args:
         template: Rendered it.
-        said: The turn, or a text that has it.
+        written: The turn, or a text that has it.
         turn: The message.
         index: Of the message, for the error.
         more: What else could be done.
@@ -184,10 +191,12 @@ def check_reasoning(
         RowError: It is not there.
     """
     thought = _thought(turn)
-    if thought and thought not in "".join(said.split()):
+    if thought and thought not in "".join(written.split()):
         within = ["write it into `content` as <think>...</think>"] * ("reasoning_content" in turn)
         answer = {"role": "assistant", "content": PLACEHOLDER, "reasoning_content": thought}
-        shown = _variable(template, True, lambda told: thought in told.render([_QUESTION, answer]))
+        shown = _variable(
+            template, True, lambda variant: thought in variant.render([_QUESTION, answer])
+        )
         advice = [*within, "take it away", *more, "set another chat_template", *shown]
         detail = f"that of message {index}: {_either(advice)}"
         raise RowError(template.where, "the chat template leaves out the reasoning", detail)
@@ -206,9 +215,9 @@ def _variable(
 ) -> Iterator[str]:
     """How to tell a template what makes it fit, where it has a variable for that."""
     for name in ("enable_thinking", "thinking"):
-        told = replace(template, options={**template.options, name: value})
+        variant = replace(template, options={**template.options, name: value})
         try:
-            if fits(told) and not fits(template):
+            if fits(variant) and not fits(template):
                 line = f"{{{name}: {str(value).lower()}}}"
                 yield f"have this one do otherwise (a column chat_template_kwargs: {line})"
                 return
@@ -226,7 +235,7 @@ def _not_there(template: ChatTemplate, opened: str, index: int) -> RowError:
         tag = opened[opened.rindex("<") :].rstrip()
         advice = [f"write it in front of the answer as {tag}...</{tag[1:]}"]
         advice += ["set a chat_template that does not open any"]
-        advice += _variable(template, False, lambda told: not ends_open(_opened(told)))
+        advice += _variable(template, False, lambda variant: not ends_open(_opened(variant)))
         detail = (
             f"the chat template opens an answer by {tag!r}, and message {index} has no reasoning: "
             + _either(advice)

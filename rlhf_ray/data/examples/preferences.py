@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from rlhf_ray.data.chat.answers import tokenize_answer
-from rlhf_ray.data.chat.template import template_options
+from rlhf_ray.data.chat.answers import tokenize_answers
 from rlhf_ray.data.errors import DataError, RowError, UnusableRow
 from rlhf_ray.data.examples.lengths import keep_last
 from rlhf_ray.data.examples.shortening import beginning, ending
@@ -28,13 +27,9 @@ from rlhf_ray.data.formats.samples import (
 )
 from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.row import Text
-from rlhf_ray.data.rows.linked import LinkedRows
 from rlhf_ray.data.rows.records import LABELLED, RANKINGS, RecordKind
-from rlhf_ray.data.rows.rows import Rows
+from rlhf_ray.data.rows.rows import LinkedRows, Rows
 from rlhf_ray.types import IntArray, LabelledAnswer, Ranking
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_labels(rows: Iterable[LabelledAnswer]) -> None:
@@ -190,26 +185,19 @@ def _tokens(job: Tokenization[Any], sample: Sample) -> tuple[IntArray, tuple[Int
     job.limit.check_text(sample.num_characters, sample.where)
     prompt: Text = as_chat(sample.prompt, "user") if job.chat else sample.prompt
     answers_K = sample.answers_K
-    is_chat = any(not isinstance(text, str) for text in (prompt, *answers_K))
-    options = template_options(sample.columns, sample.where) if is_chat else {}
     if job.limit.truncates:
         prompt = ending(prompt, job.limit.num_tokens, job.tokenizer)
         answers_K = tuple(
             beginning(answer, job.limit.num_tokens, job.tokenizer) for answer in answers_K
         )
-    truncated_K = sample.truncated_K or (None,) * len(sample.answers_K)
-    tokenized_K = [
-        tokenize_answer(
-            job.tokenizer,
-            prompt,
-            answer,
-            is_ended=not truncated,
-            is_sampled=truncated is not None,
-            options=options,
-            where=sample.where,
-        )
-        for answer, truncated in zip(answers_K, truncated_K, strict=True)
-    ]
+    tokenized_K = tokenize_answers(
+        job.tokenizer,
+        prompt,
+        answers_K,
+        truncated_K=sample.truncated_K,
+        columns=sample.columns,
+        where=sample.where,
+    )
     prompt_ids_T = tokenized_K[0][0]
     if not prompt_ids_T:
         raise RowError(sample.where, "the prompt holds no tokens")

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from rlhf_ray.data.chat.answers import tokenize_answer
+from rlhf_ray.data.chat.answers import tokenize_answers
 from rlhf_ray.data.chat.borders import Tokenizer, tokens_behind
 from rlhf_ray.data.chat.template import ChatTemplate, template_options
 from rlhf_ray.data.chat.turn_end import checked_turn_end
@@ -126,15 +126,12 @@ class Examples(Tokenization[SftExample]):
             token_ids_T = whole_text_tokens(whole, self.tokenizer, sample.where).tolist()
             return token_ids_T, [True] * len(token_ids_T)
         prompt, answer = best_answer(sample)
-        [truncated] = sample.truncated_K[:1] or (None,)
-        is_chat = self.chat or not (isinstance(prompt, str) and isinstance(answer, str))
-        prompt_ids_T, answer_ids_T = tokenize_answer(
+        [(prompt_ids_T, answer_ids_T)] = tokenize_answers(
             self.tokenizer,
             as_chat(prompt, "user") if self.chat else prompt,
-            answer,
-            is_ended=not truncated,
-            is_sampled=truncated is not None,
-            options=template_options(sample.columns, sample.where) if is_chat else {},
+            [answer],
+            truncated_K=sample.truncated_K,
+            columns=sample.columns,
             where=sample.where,
         )
         trained_T = [False] * len(prompt_ids_T) + [True] * len(answer_ids_T)
@@ -146,12 +143,7 @@ class Examples(Tokenization[SftExample]):
 
 
 def _trained_turns(sample: Sample) -> tuple[Messages, list[int]]:
-    """A chat of which turns are trained, and which; no turns where there is none such.
-
-    Raises:
-        UnusableRow: Nothing of the chat is the assistant's, none of its turns is to be trained, or
-            one of them says nothing or was asked nothing.
-    """
+    """A chat of which turns are trained, and which; no turns where there is none such."""
     if sample.prompt is None:
         [whole] = sample.answers_K
         context: Text = []

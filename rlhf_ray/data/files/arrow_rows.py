@@ -49,8 +49,8 @@ def _numbered(
                 row += 1
                 yield row, columns
     except pa.ArrowException as error:
-        [said, *_] = str(error).splitlines() or [type(error).__name__]
-        fault = RowError(f"{path}:{row + 1}", "cannot be read" if row else reason, said[:200])
+        [message, *_] = str(error).splitlines() or [type(error).__name__]
+        fault = RowError(f"{path}:{row + 1}", "cannot be read" if row else reason, message[:200])
         yield row + 1, fault
 
 

@@ -22,10 +22,8 @@ from rlhf_ray.config.checks.data_files import (
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files.binary import READ_ERRORS
 from rlhf_ray.data.files.json_rows import SPLIT_NAMES, rows_keys
-from rlhf_ray.data.files.kinds import kind_of_file
-from rlhf_ray.data.files.parsing import parse
-from rlhf_ray.data.files.split_files import named_splits, saved_splits
-from rlhf_ray.data.files.splits import parse_split
+from rlhf_ray.data.files.parsing import kind_of_file, parse
+from rlhf_ray.data.files.splits import named_splits, parse_split, saved_splits
 from rlhf_ray.data.row import Columns, Located
 
 _SHOWN_FILES = 3
@@ -210,11 +208,7 @@ def _folder(path: str, folder: Path) -> LocalData:
 
 
 def _checked(files: Iterable[Path]) -> list[DataFile]:
-    """Files that can be opened, and that end.
-
-    Raises:
-        DataError: One is not.
-    """
+    """Files that can be opened, and that end."""
     checked = []
     for file in files:
         _check(file)

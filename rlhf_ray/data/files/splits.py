@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from rlhf_ray.data.errors import DataError
 
 _BOUND = r"(-?\d+%?)?"
 _PART = re.compile(rf"(?P<name>\w+(\.\w+)*)(\[(?P<start>{_BOUND}):(?P<stop>{_BOUND})\])?")
+Splits: TypeAlias = dict[str, list[Path]]
+
+SAVED_SET, SAVED_SETS = "state.json", "dataset_dict.json"
+_SHARD = re.compile(r"data/(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +72,124 @@ def _absolute(bound: str, num_rows: int) -> int:
     share = bound.endswith("%")
     row = round(int(bound[:-1]) * num_rows / 100) if share else int(bound)
     return max(0, row + num_rows) if bound.startswith("-") else row
+
+
+def saved_splits(folder: Path) -> Splits:
+    """Files of a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, in order.
+
+    Empty for any other folder. One data set alone is the split `train`.
+
+    Raises:
+        DataError: What describes them cannot be read.
+    """
+    if (folder / SAVED_SETS).is_file():
+        names = _described(folder / SAVED_SETS, "splits")
+        return {str(name): _saved_files(folder / str(name)) for name in names}
+    return {"train": _saved_files(folder)} if (folder / SAVED_SET).is_file() else {}
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    entries = _described(folder / SAVED_SET, "_data_files")
+    try:
+        return [folder / entry["filename"] for entry in entries]
+    except (TypeError, KeyError) as error:
+        raise DataError(f"{folder / SAVED_SET}: files must have a filename: {error!r}") from error
+
+
+def _described(file: Path, key: str) -> list[Any]:
+    try:
+        listed = json.loads(file.read_text("utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file}: it must hold {key!r}, as save_to_disk writes it ({error!r})"
+        ) from error
+    if not isinstance(listed, list):
+        raise DataError(f"{file}: {key!r} must be a list, got {type(listed).__name__}")
+    return listed
+
+
+def named_splits(folder: Path, files: Sequence[Path]) -> Splits:
+    """Files by split, as README or names say; empty where neither names one.
+
+    Args:
+        folder: The README's place; names above it count for nothing.
+        files: Its data files, subfolders' included.
+
+    Raises:
+        DataError: The README cannot be read, names what is not there, or has several subsets of
+            which none is the default.
+    """
+    by_name = {file.relative_to(folder).as_posix(): file for file in files}
+    subset = _default_subset(folder / "README.md")
+    if within := str(subset.get("data_dir") or "").removeprefix("./").strip("/"):
+        start = f"{within}/"
+        by_name = {
+            name.removeprefix(start): file
+            for name, file in by_name.items()
+            if name.startswith(start)
+        }
+    if "data_files" in subset:
+        return _splits_by_pattern(by_name, subset["data_files"], folder / "README.md")
+    return _splits_by_name(by_name) or ({"train": list(by_name.values())} if within else {})
+
+
+def _splits_by_pattern(by_name: Mapping[str, Path], data_files: Any, readme: Path) -> Splits:
+    from datasets.data_files import sanitize_patterns
+
+    patterns = sanitize_patterns(data_files)
+    found = {split: _matched(by_name, each) for split, each in patterns.items()}
+    if missing := [split for split, matched in found.items() if not matched]:
+        raise DataError(
+            f"{readme}: the split {missing[0]!r} is to be in {patterns[missing[0]]}, and no data "
+            "file here has such a name"
+        )
+    return found
+
+
+def _splits_by_name(by_name: Mapping[str, Path]) -> Splits:
+    from datasets.data_files import ALL_DEFAULT_PATTERNS, DEFAULT_PATTERNS_ALL
+
+    shards: Splits = {}
+    for name, file in by_name.items():
+        if match := _SHARD.fullmatch(name):
+            shards.setdefault(match["split"], []).append(file)
+    if shards:
+        return shards
+    for patterns in ALL_DEFAULT_PATTERNS:
+        if patterns is not DEFAULT_PATTERNS_ALL:
+            found = {str(split): _matched(by_name, each) for split, each in patterns.items()}
+            if any(found.values()):
+                return {split: matched for split, matched in found.items() if matched}
+    return {}
+
+
+def _matched(by_name: Mapping[str, Path], patterns: Sequence[str]) -> list[Path]:
+    from fsspec.utils import glob_translate
+
+    any_of = [re.compile(glob_translate(pattern.removeprefix("./"))) for pattern in patterns]
+    return [file for name, file in by_name.items() if any(one.match(name) for one in any_of)]
+
+
+def _default_subset(readme: Path) -> Mapping[str, Any]:
+    """What a README says of the subset that `datasets` takes if none is named."""
+    if not readme.is_file() or not readme.read_text("utf-8", "replace").startswith("---"):
+        return {}
+    import yaml
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCard
+
+    try:
+        subsets = MetadataConfigs.from_dataset_card_data(DatasetCard.load(readme).data)
+        default = subsets.get_default_config_name()
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        [message, *_] = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{readme}: what stands before its text is wrong: {message}") from error
+    if default is not None:
+        subset: Mapping[str, Any] = subsets[default]
+        return subset
+    if subsets:
+        raise DataError(
+            f"{readme}: the folder has several data sets ({', '.join(subsets)[:300]}): name the "
+            "files of one, such as path: FOLDER/SUBSET/train-*.parquet"
+        )
+    return {}

@@ -1,4 +1,4 @@
-"""What is said of rows that are not recognised: what there is, what is needed, what to write."""
+"""Advice on rows that are not recognised: what there is, what is needed, what to write."""
 
 from __future__ import annotations
 

@@ -131,11 +131,7 @@ def _has_lists(columns: Columns) -> bool:
 
 
 def _chats(row: Row) -> Mapping[str, Messages]:
-    """Both conversations, by side; what is null in the lists was left empty.
-
-    Raises:
-        RowError: A column is no such list, or they have not as many turns.
-    """
+    """Both conversations, by side; what is null in the lists was left empty."""
     asked, *answered = (_listed_texts(row, name) for name in ARENA_TEXTS)
     if {len(texts) for texts in answered} != {len(asked)}:
         lengths = f"{len(answered[0])} and {len(answered[1])} in answers"

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.formats import fields
-from rlhf_ray.data.json_values import unfolded
+from rlhf_ray.data.json_values import is_message, unfolded
 from rlhf_ray.data.messages import (
     as_chat,
     is_written_chat,
@@ -86,21 +86,21 @@ def split(row: Row, prompt: Messages, conversation: Messages) -> tuple[Messages,
     Raises:
         RowError: The conversation does not hold that prompt.
     """
-    asked, said = _without_system(prompt), _without_system(conversation)
-    begin = len(conversation) - len(said)
+    asked, turns = _without_system(prompt), _without_system(conversation)
+    begin = len(conversation) - len(turns)
     lead = _joined_systems(row, prompt[: len(prompt) - len(asked)], conversation[:begin])
-    if not said:
+    if not turns:
         return [*lead, *asked], []
     if num_held := _num_held(prompt, conversation):
-        return [*lead, *said[:num_held]], said[num_held:]
-    num_again = _num_before_answer(said)
-    if _alike(asked[-num_again:], said[:num_again]):
-        return [*lead, *asked], said[num_again:]
-    if asked[-1]["role"] == "assistant" and said[0]["role"] != "assistant":
-        return [*lead, *asked, *said[:num_again]], said[num_again:]
+        return [*lead, *turns[:num_held]], turns[num_held:]
+    num_again = _num_before_answer(turns)
+    if _alike(asked[-num_again:], turns[:num_again]):
+        return [*lead, *asked], turns[num_again:]
+    if asked[-1]["role"] == "assistant" and turns[0]["role"] != "assistant":
+        return [*lead, *asked, *turns[:num_again]], turns[num_again:]
     detail = (
         f"column 'prompt' ends with {short(asked[-1]['content'])}, and the conversation beside it "
-        f"begins with {short(said[0]['content'])}: name the right one by data.columns, or force a "
+        f"begins with {short(turns[0]['content'])}: name the right one by data.columns, or force a "
         "format that has no prompt (data.format: implicit_prompt, messages)"
     )
     raise RowError(row.where, "two prompts that differ", detail)
@@ -163,7 +163,7 @@ def _conversation(row: Row) -> Messages:
             value = [value]
         is_list = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
         # Elsewhere objects may be something else: SQuAD's `answers`, a grader's `completion`.
-        is_chat = is_list and (name in _CHATS[:2] or bool({"role", "from"} & value[0].keys()))
+        is_chat = is_list and (name in _CHATS[:2] or is_message(value[0]))
         if is_chat or isinstance(value, str):
             return parse_messages(value, row.where, row.called(name))
     return []
@@ -171,8 +171,7 @@ def _conversation(row: Row) -> Messages:
 
 def _is_answer_alone(answer: Any) -> bool:
     """Whether an answer is a text, or an object that has one beside its rank or score."""
-    is_message = isinstance(answer, dict) and {"role", "from"} & answer.keys()
-    return isinstance(answer, str) or (isinstance(answer, dict) and not is_message)
+    return isinstance(answer, str) or (isinstance(answer, dict) and not is_message(answer))
 
 
 def _has_tools(row: Row) -> bool:
@@ -204,12 +203,12 @@ def _alike(one: Messages, other: Messages) -> bool:
 
 def _num_held(prompt: Messages, conversation: Messages) -> int:
     """Messages behind the system's up to the end of a prompt; 0 where it is not among them."""
-    asked, said = _without_system(prompt), _without_system(conversation)
-    if not said or said[0]["role"] == "assistant":
+    asked, turns = _without_system(prompt), _without_system(conversation)
+    if not turns or turns[0]["role"] == "assistant":
         return 0
-    if _alike(asked, said[: len(asked)]):
-        return len(asked) or _num_before_answer(said)
-    ends = (index + 1 for index, turn in enumerate(said) if _alike(asked, [turn]))
+    if _alike(asked, turns[: len(asked)]):
+        return len(asked) or _num_before_answer(turns)
+    ends = (index + 1 for index, turn in enumerate(turns) if _alike(asked, [turn]))
     return next(ends, 0)
 
 

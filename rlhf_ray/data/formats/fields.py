@@ -1,4 +1,7 @@
-"""Typed values out of a row's columns: every one is checked, and every fault names its place."""
+"""Typed values out of a row's columns.
+
+Every one is checked: what is missing, or is anything else, is a `RowError` that names its place.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,7 @@ _TRUTHS = {
 
 
 def column(row: Row, name: str) -> Any:
-    """A row's value.
-
-    Raises:
-        RowError: The row has no such column, or nothing in it.
-    """
+    """A row's value."""
     value = row.columns.get(name)
     if value is None:
         raise _missing(row, name)
@@ -37,7 +36,7 @@ def column(row: Row, name: str) -> Any:
 
 
 def _missing(row: Row, name: str) -> RowError:
-    """What is said of a column that is not there, or holds nothing."""
+    """The error of a column that is not there, or holds nothing."""
     called = row.called(name)
     if name in row.columns:
         detail = "nothing is in it here; data.on_bad_row: skip leaves such rows out"
@@ -51,11 +50,7 @@ def _missing(row: Row, name: str) -> RowError:
 
 
 def string(row: Row, name: str) -> str:
-    """A column that holds text.
-
-    Raises:
-        RowError: It does not, or the text cannot be encoded.
-    """
+    """A column that holds text."""
     return checked_text(row, name, column(row, name))
 
 
@@ -65,29 +60,17 @@ def optional_string(row: Row, name: str) -> str:
 
 
 def number(row: Row, name: str) -> float:
-    """A finite number; as text too, because CSV has nothing else.
-
-    Raises:
-        RowError: Anything else.
-    """
+    """A finite number; as text too, because CSV has nothing else."""
     return _number(row, name, _filled(row, name))
 
 
 def numbers(row: Row, name: str) -> list[float]:
-    """A list of finite numbers.
-
-    Raises:
-        RowError: Anything else.
-    """
+    """A list of finite numbers."""
     return [_number(row, name, value) for value in items(row, name)]
 
 
 def truth(row: Row, name: str) -> bool:
-    """True or false, also as 1 and 0, yes and no, or as the text of either.
-
-    Raises:
-        RowError: Anything else.
-    """
+    """True or false, also as 1 and 0, yes and no, or as the text of either."""
     value = _TRUTHS.get(_plain(_filled(row, name)))
     if value is None:
         raise _wrong(row, name, "true, 1 or yes, or false, 0 or no", row.columns[name])
@@ -116,11 +99,7 @@ def optional_number(row: Row, name: str) -> float | None:
 
 
 def items(row: Row, name: str) -> list[Any]:
-    """A list that is not empty, or its JSON text.
-
-    Raises:
-        RowError: Anything else.
-    """
+    """A list that is not empty, or its JSON text."""
     value = unfolded(column(row, name))
     if not isinstance(value, list) or not value:
         raise _wrong(row, name, "a list that is not empty", value)
@@ -128,57 +107,33 @@ def items(row: Row, name: str) -> list[Any]:
 
 
 def messages(row: Row, name: str) -> Messages:
-    """A column that holds a chat.
-
-    Raises:
-        RowError: Not a list of messages, each with `role` and `content` (or `from` and `value`).
-    """
+    """A column that holds a chat."""
     return parse_messages(column(row, name), row.where, row.called(name))
 
 
 def text(row: Row, name: str) -> Text:
-    """A column that holds text or a chat.
-
-    Raises:
-        RowError: Neither.
-    """
+    """A column that holds text or a chat."""
     return _text(row, name, column(row, name))
 
 
 def texts(row: Row, name: str) -> list[Text]:
-    """A list of texts or chats; a single message stands for a chat of one.
-
-    Raises:
-        RowError: Anything else.
-    """
+    """A list of texts or chats; a single message stands for a chat of one."""
     return [_text(row, name, value) for value in items(row, name)]
 
 
 def written(row: Row, name: str) -> str:
-    """A column that holds text, or a number as JSON writes it.
-
-    Raises:
-        RowError: Neither.
-    """
+    """A column that holds text, or a number as JSON writes it."""
     value = column(row, name)
     return json.dumps(value) if _is_number(value) else checked_text(row, name, value)
 
 
 def answer(row: Row, name: str) -> Text:
-    """A column that holds an answer: text, a chat, or a number as JSON writes it.
-
-    Raises:
-        RowError: None of them.
-    """
+    """A column that holds an answer: text, a chat, or a number as JSON writes it."""
     return written(row, name) if _is_number(column(row, name)) else text(row, name)
 
 
 def checked_text(row: Row, name: str, value: Any) -> str:
-    """A value as text that every tokenizer can encode.
-
-    Raises:
-        RowError: It is no text, or has half of a character of two halves.
-    """
+    """A value as text that every tokenizer can encode."""
     if not isinstance(value, str):
         raise _wrong(row, name, "a string", value)
     check_encodable(value, row.where, f"column {row.called(name)!r}")
@@ -186,11 +141,7 @@ def checked_text(row: Row, name: str, value: Any) -> str:
 
 
 def _filled(row: Row, name: str) -> Any:
-    """A column's value, if there is something in its cell.
-
-    Raises:
-        RowError: There is not.
-    """
+    """A column's value, if there is something in its cell."""
     if is_blank(row, name):
         raise _missing(row, name)
     return row.columns[name]

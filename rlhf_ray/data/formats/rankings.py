@@ -11,7 +11,7 @@ from rlhf_ray.data.formats.conversations import aligned, read_prompt_column
 from rlhf_ray.data.formats.dialogues import with_helpsteer_turns
 from rlhf_ray.data.formats.row_format import Grouping, RowFormat, lists_objects
 from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.json_values import unfolded
+from rlhf_ray.data.json_values import is_message, unfolded
 from rlhf_ray.data.nearest import listed
 from rlhf_ray.data.row import Columns, Row
 
@@ -70,7 +70,7 @@ def _numbers_of_answers(row: Row) -> str:
     names = dict.fromkeys(
         repr(name)
         for answer in fields.items(row, "answers")
-        if isinstance(answer, dict) and not {"role", "from"} & answer.keys()
+        if isinstance(answer, dict) and not is_message(answer)
         for name, value in answer.items()
         if isinstance(value, int | float)
     )
@@ -78,11 +78,7 @@ def _numbers_of_answers(row: Row) -> str:
 
 
 def _levels(row: Row, num_answers: int) -> list[float]:
-    """How good each answer is, the higher the better; empty where their order says it.
-
-    Raises:
-        RowError: There are not as many as answers, or ranks and scores tell different orders.
-    """
+    """How good each answer is, the higher the better; empty where their order says it."""
     given: dict[str, list[float]] = {}
     there: list[str] = [name for name in ("scores", "ranks") if name in row.columns]
     for name in [name for name in there if not fields.is_blank(row, name)] or there[:1]:
@@ -109,9 +105,7 @@ def _order(levels: Sequence[float]) -> list[int]:
 def _with_own_levels(row: Row) -> Row:
     """The row with ranks or scores beside its answers, where each answer has its own."""
     answers = fields.items(row, "answers")
-    if not all(
-        isinstance(answer, dict) and not {"role", "from"} & answer.keys() for answer in answers
-    ):
+    if not all(isinstance(answer, dict) and not is_message(answer) for answer in answers):
         return row
     columns, names = dict(row.columns), dict(row.names)
     for name, keys in _OWN_KEYS.items():

@@ -245,9 +245,9 @@ def reference_answer(sample: Sample) -> str:
     whole = sample.answers_K[0] if sample.prompt is None else ""
     if isinstance(whole, str) or whole[-1]["role"] != "assistant" or is_silent(whole[-1]):
         return ""
-    said = str(whole[-1]["content"])
+    content = str(whole[-1]["content"])
     calls = [call["function"] for call in whole[-1].get("tool_calls", ())]
-    return said or json.dumps(calls if len(calls) > 1 else calls[0], ensure_ascii=False)
+    return content or json.dumps(calls if len(calls) > 1 else calls[0], ensure_ascii=False)
 
 
 def is_trained(message: Mapping[str, Any]) -> bool:
@@ -266,11 +266,7 @@ def asks_nothing(message: Mapping[str, Any]) -> bool:
 
 
 def _asked(where: str, prompt: Text) -> Text:
-    """The same prompt, if it asks something.
-
-    Raises:
-        UnusableRow: It does not.
-    """
+    """The same prompt, if it asks something."""
     if asks_nothing(as_chat(prompt, "user")[-1]):
         raise UnusableRow(where, "empty prompt")
     return prompt

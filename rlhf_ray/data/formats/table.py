@@ -87,11 +87,7 @@ def recognise(row: Row, *, kinds: Collection[Kind], what: str = "examples") -> R
 
 
 def _refuse_turn_lists(row: Row, taken: RowFormat) -> None:
-    """Refuse pairs of texts that are lists of turns: they would be trained as they are written.
-
-    Raises:
-        DataError: Prompt and answers are such lists.
-    """
+    """Refuse pairs of texts that are lists of turns: they would be trained as they are written."""
     sides = _SIDES.get(taken.name)
     if sides and hold_turn_lists(row.columns, ("prompt", *sides)):
         called = ", ".join(repr(row.called(name)) for name in ("prompt", *sides))

@@ -100,11 +100,7 @@ def _rooted(row: Row) -> Row:
 
 
 def _joined(group: list[Row]) -> Row:
-    """The messages of a tree as the tree that their `parent_id` makes.
-
-    Raises:
-        RowError: There is not one root that all others hang on.
-    """
+    """The messages of a tree as the tree that their `parent_id` makes."""
     nodes = {str(row.columns.get("message_id")): {**row.columns, "replies": []} for row in group}
     roots = []
     for row in group:

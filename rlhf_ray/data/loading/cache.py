@@ -29,11 +29,10 @@ from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.examples.tokenization import T, Tokenization
-from rlhf_ray.data.files.hub import HubData
 from rlhf_ray.data.files.local import LocalData
-from rlhf_ray.data.loading.file_digests import file_digest
+from rlhf_ray.data.files.sources import HubData
 from rlhf_ray.data.rows.report import LeftOut, RowReport
-from rlhf_ray.data.rows.row_file import ROWS_FILE, RowFile
+from rlhf_ray.data.rows.store import ROWS_FILE, RowFile
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,8 @@ _SOURCES = (
     "data/**/*.py", "config/data.py", "config/checks/data_files.py", "config/checks/references.py",
     "types.py",
 )  # fmt: skip
+_KEPT_ABOVE_BYTES = 64 << 20  # less is read in a tenth of a second
+_SETTLED_NS = 10 * 10**9
 
 
 def cache_folder(
@@ -87,15 +88,17 @@ def read(folder: Path, schema: pa.Schema) -> tuple[Any, RowReport] | None:
     from datasets import Dataset
 
     try:
-        told = json.loads((folder / _REPORT_FILE).read_text())
-        if _checksum(folder / ROWS_FILE) != told["checksum"]:
+        stored = json.loads((folder / _REPORT_FILE).read_text())
+        if _checksum(folder / ROWS_FILE) != stored["checksum"]:
             raise ValueError("its checksum is wrong")
         dataset = Dataset.from_file(str(folder / ROWS_FILE))
         dataset.data.validate()
         if not dataset.data.schema.equals(schema):
             raise ValueError(f"its columns are {dataset.data.schema.names}")
-        left_out = {name: LeftOut(**each) for name, each in told["report"].pop("left_out").items()}
-        report = RowReport(**told["report"], left_out=left_out)
+        left_out = {
+            name: LeftOut(**each) for name, each in stored["report"].pop("left_out").items()
+        }
+        report = RowReport(**stored["report"], left_out=left_out)
     except (
         FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError,
     ) as error:  # fmt: skip
@@ -117,9 +120,9 @@ def keep(file: RowFile, folder: Path, report: RowReport) -> None:
     Rows that no job has taken for some months make room.
     """
     try:
-        told = {"checksum": _checksum(file.path), "report": asdict(report)}
+        stored = {"checksum": _checksum(file.path), "report": asdict(report)}
         with (file.folder / _REPORT_FILE).open("w") as written:
-            json.dump(told, written)
+            json.dump(stored, written)
             written.flush()
             os.fsync(written.fileno())
         file.folder.rename(folder)
@@ -166,3 +169,37 @@ def _tokenizer_content(tokenizer: Tokenizer) -> str:
         for file in sorted(tokenizer.save_vocabulary(folder)):
             digest.update(Path(file).read_bytes())
     return f"{type(tokenizer)} {digest.hexdigest()} {options}"
+
+
+def file_digest(path: Path, folder: Path) -> bytes:
+    """SHA-256 of a file's content.
+
+    Args:
+        path: The file.
+        folder: Where digests are kept.
+    """
+    with path.open("rb") as file:
+        # Of the open file: on a network file system that asks the server.
+        found = os.fstat(file.fileno())
+        stamp = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+        kept = folder / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
+        if found.st_size >= _KEPT_ABOVE_BYTES and (digest := _kept_digest(kept, stamp)):
+            return digest
+        began_ns = time.time_ns()
+        digest = hashlib.file_digest(file, "sha256").digest()
+    settled = max(found.st_mtime_ns, found.st_ctime_ns) < began_ns - _SETTLED_NS
+    if found.st_size >= _KEPT_ABOVE_BYTES and settled:
+        with contextlib.suppress(OSError):  # it costs a second reading, no more
+            folder.mkdir(parents=True, exist_ok=True)
+            # Half of it, which a killed job leaves, is no JSON and counts for nothing.
+            kept.write_text(json.dumps({"stamp": stamp, "sha256": digest.hex()}))
+    return digest
+
+
+def _kept_digest(kept: Path, stamp: list[int]) -> bytes:
+    """The digest that was kept for this very state of a file; empty where none was."""
+    try:
+        stored = json.loads(kept.read_text())
+        return bytes.fromhex(stored["sha256"]) if stored["stamp"] == stamp else b""
+    except (OSError, ValueError, KeyError, TypeError):
+        return b""

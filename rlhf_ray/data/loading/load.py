@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rlhf_ray.config.data import DataConfig
@@ -10,11 +12,12 @@ from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.examples.tokenization import T, Tokenization
 from rlhf_ray.data.loading import cache
 from rlhf_ray.data.loading.passes import Passes, sources_of
-from rlhf_ray.data.loading.progress import shown
 from rlhf_ray.data.rows.mixing import mix
 from rlhf_ray.data.rows.report import Loaded, RowReport, merged
 from rlhf_ray.data.rows.rows import MixedRows, StoredRows
 from rlhf_ray.data.rows.store import RowStore
+
+_QUIET_S = 2.0
 
 
 def load(config: DataConfig, job: Tokenization[T], *, seed: int) -> Loaded[T]:
@@ -71,3 +74,37 @@ def _tokenize(passes: Passes[T], store: RowStore) -> RowReport:
         store.add(part.table)
     report.close()
     return report
+
+
+def shown(items: Iterable[T], what: str, *, count: Callable[[T], int]) -> Iterator[T]:
+    """The same items; once they take more than two seconds, a terminal shows how many came.
+
+    Args:
+        items: What takes a while.
+        what: It is, in words.
+        count: How many an item stands for.
+    """
+    import rich
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    consoles = (rich.get_console(), Console(stderr=True))
+    console = next((console for console in consoles if console.is_terminal), None)
+    if console is None:
+        yield from items
+        return
+    count_of = TextColumn("{task.completed:,.0f} rows")  # of how many is not known
+    columns = (TextColumn("{task.description}"), count_of, TimeElapsedColumn())
+    progress = Progress(*columns, console=console, transient=True)
+    task = progress.add_task(what, total=None)
+    began = time.monotonic()
+    running = False
+    try:
+        for item in items:
+            if not running and time.monotonic() - began > _QUIET_S:
+                progress.start()
+                running = True
+            progress.advance(task, count(item))
+            yield item
+    finally:
+        progress.stop()

@@ -14,9 +14,8 @@ import pyarrow as pa
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.examples.tokenization import Kept, Outcome, Tokenization
-from rlhf_ray.data.files.hub import HubData
 from rlhf_ray.data.files.local import LocalData
-from rlhf_ray.data.files.sources import find_data, log_files, read_rows
+from rlhf_ray.data.files.sources import HubData, find_data, log_files, read_rows
 from rlhf_ray.data.formats.reading import samples
 from rlhf_ray.data.formats.row_format import RowFormat
 from rlhf_ray.data.formats.samples import Sample

@@ -11,8 +11,8 @@ import pyarrow as pa
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.examples.tokenization import T, Tokenization
-from rlhf_ray.data.files.hub import HubData
 from rlhf_ray.data.files.local import LocalData
+from rlhf_ray.data.files.sources import HubData
 from rlhf_ray.data.files.splits import parse_split
 from rlhf_ray.data.loading.cache import decided_by
 from rlhf_ray.data.loading.passes import Check, Passes, sources_of
@@ -91,11 +91,7 @@ def first_examples(passes: Passes[T], num_rows: int) -> tuple[pa.Table, RowRepor
 
 
 def _read(passes: Passes[T], start: int) -> Iterator[Converted]:
-    """The rows of one pass from a number on; counts go to the log as they come and at its end.
-
-    Raises:
-        DataError: A malformed row that is not to be skipped, or nothing is left of all rows.
-    """
+    """The rows of one pass from a number on; counts go to the log as they come and at its end."""
     report = passes.report()
     log_at = 1_000
     for part in passes.counted(start, report, num_workers=_num_workers(passes)):

@@ -14,16 +14,24 @@ from collections.abc import Callable
 from typing import Any
 
 _KIND = "rlhf_ray/kind"
-_READ: dict[str, Callable[[Any], Any]] = {
-    "datetime": datetime.datetime.fromisoformat,
-    "date": datetime.date.fromisoformat,
-    "time": datetime.time.fromisoformat,
-    "timedelta": lambda parts: datetime.timedelta(*parts),
-    "decimal": decimal.Decimal,
-    "bytes": bytes.fromhex,
-    "tuple": tuple,
-    "object": dict,
-}
+# What a kind is called, its class, what JSON holds of it, and how that is read. Date comes behind
+# datetime, which is one.
+_KINDS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "tuple": (tuple, lambda value: [_plain(item) for item in value], tuple),
+    "datetime": (
+        datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat,
+    ),
+    "date": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
+    "time": (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
+    "timedelta": (
+        datetime.timedelta,
+        lambda value: [value.days, value.seconds, value.microseconds],
+        lambda parts: datetime.timedelta(*parts),
+    ),
+    "decimal": (decimal.Decimal, str, decimal.Decimal),
+    "bytes": (bytes, bytes.hex, bytes.fromhex),
+    "object": (dict, lambda value: [[name, _plain(item)] for name, item in value.items()], dict),
+}  # fmt: skip
 
 
 def written(value: Any) -> str:
@@ -41,37 +49,18 @@ def read(text: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    match value:
-        case None | bool() | int() | float() | str():
-            return value
-        case list():
-            return [_plain(item) for item in value]
-        case dict():
-            plain = {name: _plain(item) for name, item in value.items()}
-            if _KIND in value:
-                return _mark("object", list(plain.items()))
-            return plain
-        case tuple():
-            return _mark("tuple", [_plain(item) for item in value])
-        case datetime.datetime():  # before dates, of which it is one
-            return _mark("datetime", value.isoformat())
-        case datetime.date():
-            return _mark("date", value.isoformat())
-        case datetime.time():
-            return _mark("time", value.isoformat())
-        case datetime.timedelta():
-            return _mark("timedelta", [value.days, value.seconds, value.microseconds])
-        case decimal.Decimal():
-            return _mark("decimal", str(value))
-        case bytes():
-            return _mark("bytes", value.hex())
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict) and _KIND not in value:
+        return {name: _plain(item) for name, item in value.items()}
+    for name, (class_, write, _) in _KINDS.items():
+        if isinstance(value, class_):
+            return {_KIND: name, "value": write(value)}
     raise TypeError(f"cannot keep a {type(value).__name__}")
-
-
-def _mark(kind: str, content: Any) -> dict[str, Any]:
-    return {_KIND: kind, "value": content}
 
 
 def _marked(item: dict[str, Any]) -> Any:
     kind = item.get(_KIND)
-    return item if kind is None else _READ[kind](item["value"])
+    return item if kind is None else _KINDS[kind][2](item["value"])

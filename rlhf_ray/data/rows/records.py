@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -31,23 +31,25 @@ _INDEX = {"length": pa.int32(), "largest_id": pa.int32(), "digest": pa.uint64()}
 
 @dataclass(frozen=True, kw_only=True)
 class RecordKind(Generic[T]):
-    """One kind of records.
+    """One kind of records, whose attributes are the columns of its table.
 
     Attributes:
+        of: Its class.
         id_name: The attribute that names a record.
-        columns: Arrow types of what it says, by column.
-        write: One record's values of these columns.
-        read: A record from its row.
+        columns: Arrow types of its attributes.
         sequences: What models are shown of it.
+        to_column: What a column holds of a record, where that is not the attribute as it stands.
+        from_column: The attribute again.
         index: Further numbers that are asked of all rows at once.
     """
 
+    of: type[T]
     id_name: str
     columns: Mapping[str, pa.DataType]
-    write: Callable[[T], Mapping[str, Any]]
-    read: Callable[[Mapping[str, pa.Scalar]], T]
-    sequences: Callable[[T], Iterator[Sequence[int] | IntArray]]
-    index: Mapping[str, tuple[pa.DataType, Callable[[T], int]]]
+    sequences: Callable[[T], Iterable[Sequence[int] | IntArray]]
+    to_column: Mapping[str, Callable[[T], Any]] = field(default_factory=dict)
+    from_column: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    index: Mapping[str, tuple[pa.DataType, Callable[[T], int]]] = field(default_factory=dict)
 
     @property
     def schema(self) -> pa.Schema:
@@ -58,12 +60,13 @@ class RecordKind(Generic[T]):
     def table(self, records: Iterable[T]) -> pa.Table:
         """Records as rows of a table."""
         rows = [self._row(record) for record in records]
-        arrays = [_array([row[field.name] for row in rows], field.type) for field in self.schema]
+        arrays = [_array([row[each.name] for row in rows], each.type) for each in self.schema]
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
     def record(self, table: pa.Table, row: int = 0) -> T:
         """The record of a table's row."""
-        return self.read({name: table.column(name)[row] for name in self.columns})
+        values = {name: _value(table.column(name)[row]) for name in self.columns}
+        return self.of(**values | {name: of(values[name]) for name, of in self.from_column.items()})
 
     def records(self, table: pa.Table) -> list[T]:
         """Those of all rows."""
@@ -72,7 +75,8 @@ class RecordKind(Generic[T]):
     def _row(self, record: T) -> dict[str, Any]:
         sequences = [np.asarray(ids_T) for ids_T in self.sequences(record)]
         return {
-            **self.write(record),
+            **vars(record),
+            **{name: value(record) for name, value in self.to_column.items()},
             "length": max(map(len, sequences)),
             "largest_id": max((int(ids_T.max()) for ids_T in sequences if len(ids_T)), default=-1),
             "digest": digest_of(record),
@@ -83,8 +87,8 @@ class RecordKind(Generic[T]):
 def digest_of(record: Any) -> int:
     """8 bytes of everything that a record says."""
     digest = hashlib.blake2b(digest_size=8)
-    for field in fields(record):
-        for part in _parts(getattr(record, field.name)):
+    for each in fields(record):
+        for part in _parts(getattr(record, each.name)):
             digest.update(part)
     return int.from_bytes(digest.digest(), "little")
 
@@ -112,68 +116,13 @@ def _array(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(np.cumsum([0, *lengths], dtype=np.int32), inner, type=type_)
 
 
-def _numbers(scalar: pa.Scalar) -> Any:
+def _value(scalar: pa.Scalar) -> Any:
     """A list's own copy as an array: it must not keep a mapped file open."""
+    if not pa.types.is_list(scalar.type):
+        return scalar.as_py()
+    if pa.types.is_list(scalar.type.value_type):
+        return tuple(map(_value, scalar))
     return scalar.values.to_numpy(zero_copy_only=False).copy()
-
-
-def _write_example(example: SftExample) -> dict[str, Any]:
-    return vars(example)
-
-
-def _read_example(row: Mapping[str, pa.Scalar]) -> SftExample:
-    return SftExample(
-        example_id=row["example_id"].as_py(),
-        token_ids_T=_numbers(row["token_ids_T"]),
-        trained_T=_numbers(row["trained_T"]),
-    )
-
-
-def _read_ranking(row: Mapping[str, pa.Scalar]) -> Ranking:
-    return Ranking(
-        example_id=row["example_id"].as_py(),
-        prompt_ids_T=_numbers(row["prompt_ids_T"]),
-        answer_ids_K=tuple(_numbers(answer) for answer in row["answer_ids_K"]),
-        margin=row["margin"].as_py(),
-        tiers_K=tuple(row["tiers_K"].as_py()),
-    )
-
-
-def _write_labelled(row: LabelledAnswer) -> dict[str, Any]:
-    return {**vars(row), "answer_ids_T": row.answer_ids_K[0]}
-
-
-def _read_labelled(row: Mapping[str, pa.Scalar]) -> LabelledAnswer:
-    """With its own answer in place of another's, as long as none is linked to it."""
-    answer_ids_T = _numbers(row["answer_ids_T"])
-    return LabelledAnswer(
-        example_id=row["example_id"].as_py(),
-        prompt_ids_T=_numbers(row["prompt_ids_T"]),
-        answer_ids_K=(answer_ids_T, answer_ids_T),
-        desirable=row["desirable"].as_py(),
-    )
-
-
-def _write_prompt(prompt: Prompt) -> dict[str, Any]:
-    return {
-        **vars(prompt),
-        "text": plain_values.written(prompt.text),
-        "columns": plain_values.written(dict(prompt.columns)),
-    }
-
-
-def _read_prompt(row: Mapping[str, pa.Scalar]) -> Prompt:
-    return Prompt(
-        prompt_id=row["prompt_id"].as_py(),
-        token_ids_T=tuple(_numbers(row["token_ids_T"]).tolist()),
-        text=plain_values.read(row["text"].as_py()),
-        columns=plain_values.read(row["columns"].as_py()),
-        opens_reasoning=row["opens_reasoning"].as_py(),
-    )
-
-
-def _whole(record: SftExample | Prompt) -> Iterator[Sequence[int] | IntArray]:
-    yield record.token_ids_T
 
 
 def _answered(record: Ranking | LabelledAnswer) -> Iterator[IntArray]:
@@ -187,15 +136,14 @@ def _prompt_key(row: LabelledAnswer) -> int:
     return int.from_bytes(digest, "little")
 
 
-EXAMPLES: RecordKind[SftExample] = RecordKind(
+EXAMPLES = RecordKind(
+    of=SftExample,
     id_name="example_id",
     columns={"example_id": pa.string(), "token_ids_T": _TOKENS, "trained_T": pa.list_(pa.bool_())},
-    write=_write_example,
-    read=_read_example,
-    sequences=_whole,
-    index={},
+    sequences=lambda example: [example.token_ids_T],
 )
-RANKINGS: RecordKind[Ranking] = RecordKind(
+RANKINGS = RecordKind(
+    of=Ranking,
     id_name="example_id",
     columns={
         "example_id": pa.string(),
@@ -204,28 +152,29 @@ RANKINGS: RecordKind[Ranking] = RecordKind(
         "margin": pa.float64(),
         "tiers_K": pa.list_(pa.int32()),
     },
-    write=vars,
-    read=_read_ranking,
     sequences=_answered,
-    index={},
+    from_column={"tiers_K": lambda tiers_K: tuple(tiers_K.tolist())},
 )
-LABELLED: RecordKind[LabelledAnswer] = RecordKind(
+# Each with its own answer in place of another's, as long as none is linked to it.
+LABELLED = RecordKind(
+    of=LabelledAnswer,
     id_name="example_id",
     columns={
         "example_id": pa.string(),
         "prompt_ids_T": _TOKENS,
-        "answer_ids_T": _TOKENS,
+        "answer_ids_K": _TOKENS,
         "desirable": pa.bool_(),
     },
-    write=_write_labelled,
-    read=_read_labelled,
     sequences=_answered,
+    to_column={"answer_ids_K": lambda row: row.answer_ids_K[0]},
+    from_column={"answer_ids_K": lambda answer_ids_T: (answer_ids_T, answer_ids_T)},
     index={
         "prompt_key": (pa.uint64(), _prompt_key),
         "prompt_length": (pa.int32(), lambda row: len(row.prompt_ids_T)),
     },
 )
-PROMPTS: RecordKind[Prompt] = RecordKind(
+PROMPTS = RecordKind(
+    of=Prompt,
     id_name="prompt_id",
     columns={
         "prompt_id": pa.string(),
@@ -234,8 +183,14 @@ PROMPTS: RecordKind[Prompt] = RecordKind(
         "columns": pa.string(),
         "opens_reasoning": pa.bool_(),
     },
-    write=_write_prompt,
-    read=_read_prompt,
-    sequences=_whole,
-    index={},
+    sequences=lambda prompt: [prompt.token_ids_T],
+    to_column={
+        "text": lambda prompt: plain_values.written(prompt.text),
+        "columns": lambda prompt: plain_values.written(dict(prompt.columns)),
+    },
+    from_column={
+        "token_ids_T": lambda ids_T: tuple(ids_T.tolist()),
+        "text": plain_values.read,
+        "columns": plain_values.read,
+    },
 )

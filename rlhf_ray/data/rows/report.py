@@ -145,10 +145,8 @@ def merged(reports: Sequence[RowReport], data: str) -> RowReport:
     """The counts of several data sets together."""
     whole = RowReport(data=data, format=", ".join(dict.fromkeys(each.format for each in reports)))
     for report in reports:
-        whole.num_read += report.num_read
-        whole.num_kept += report.num_kept
-        whole.num_truncated += report.num_truncated
-        whole.num_pieces += report.num_pieces
+        for name in ("num_read", "num_kept", "num_truncated", "num_pieces"):
+            setattr(whole, name, getattr(whole, name) + getattr(report, name))
         for name, reason in report.left_out.items():
             total = whole.left_out.setdefault(name, LeftOut())
             total.count += reason.count

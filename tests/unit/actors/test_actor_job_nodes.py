@@ -11,7 +11,7 @@ from actors.cluster.file_tasks import NodeReport, code_of_package
 from actors.cluster.run_files import RunFiles
 from actors.pool import job_nodes
 from actors.pool.job_nodes import check_nodes, skipped_steps_fetched
-from actors.pool.placement import Slot
+from actors.pool.places import Place
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.errors import ConfigError, RunError
 
@@ -32,9 +32,9 @@ class PlacedPool:
     def place(self, groups: Any) -> None:
         self.is_placed = True
 
-    def slots_of(self, role: str) -> list[Slot]:
+    def places_of(self, role: str) -> list[Place]:
         address = ADDRESSES[role]
-        return [Slot(group=None, bundle=n, node_id=address, address=address) for n in range(2)]
+        return [Place(group=None, bundle=n, node_id=address, address=address) for n in range(2)]
 
 
 @pytest.fixture

@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from actors.pool.placement import Slot
+from actors.cluster.role_handle import RoleHandle
+from actors.engines.role import ReplicaSpec
+from actors.engines.spec import EngineSpec
+from actors.pool import processes
+from actors.pool.places import Place
 from actors.pool.pool import Pool
+from actors.ranks.group import RankSpec, WorkerSpec
+from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.rollout import EngineConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RunError
 
 
-class Actors:
-    """A role of two ranks; `answers` says what they answer to some methods, or that they fail."""
+class Method:
+    """One of a fake actor, with Ray's `.remote`."""
 
-    actors = ()  # whom Ray would have to kill
+    def __init__(self, actor: Actor, name: str) -> None:
+        self.actor, self.name = actor, name
 
-    def __init__(self, role: str, asked: list[tuple[Any, ...]]) -> None:
-        self.role, self.asked = role, asked
-        self.answers: dict[str, Any] = {"health": [health(), health()]}
-
-    @asynccontextmanager
-    async def turn(self, *, timeout_s: float) -> AsyncIterator[None]:
-        yield
-
-    async def call(self, method: str, *arguments: Any, timeout_s: float) -> list[Any]:
-        self.asked.append((self.role, method, *arguments))
-        answer = self.answers.get(method, [[f"{self.role}{rank}"] for rank in range(2)])
+    async def remote(self, *arguments: Any) -> Any:
+        actor = self.actor
+        if actor.rank == 0:
+            actor.asked.append((actor.role, self.name, *arguments))
+        answer = actor.answers.get(self.name, [f"{actor.role}{actor.rank}"])
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    compute = call
+
+class Actor:
+    """One of two of a role; `answers` says what it answers to some methods, or that it fails."""
+
+    def __init__(self, role: str, rank: int, asked: list[tuple[Any, ...]]) -> None:
+        self.role, self.rank, self.asked = role, rank, asked
+        self.answers: dict[str, Any] = {"health": health()}
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(self, name)
+
+
+def actors(role: str, asked: list[tuple[Any, ...]]) -> dict[str, Actor]:
+    """By their names."""
+    return {f"pool/{role}/{rank}": Actor(role, rank, asked) for rank in range(2)}
 
 
 def health(*, alive: bool = True, updating: bool = False) -> dict[str, Any]:
@@ -44,9 +57,44 @@ def health(*, alive: bool = True, updating: bool = False) -> dict[str, Any]:
     return {"name": "pool/rollout/0", "version": 3, "alive": alive, "updating": updating}
 
 
+def engines(*, sleeps: bool = True, tokens: int = 128) -> ReplicaSpec:
+    """Of a job."""
+    return ReplicaSpec(
+        engine=EngineSpec(
+            model_path="base",
+            tokenizer_path="base",
+            revision="",
+            identity="",
+            trust_remote_code=False,
+            engine=EngineConfig(),
+            max_model_len=tokens,
+            num_gpus=1,
+            weight_backend="ipc",
+            sleeps=sleeps,
+        )
+    )
+
+
+RANKS = RankSpec(actor_class=HostingRank)
+
+
 @pytest.fixture
 def asked() -> list[tuple[Any, ...]]:
+    """Role, method and arguments of every call, once a role."""
     return []
+
+
+@pytest.fixture(autouse=True)
+def no_processes(monkeypatch, asked) -> None:
+    """In place of actors come fakes, which nobody has to kill."""
+
+    def start(name, spec, group, places, **options):
+        role = name.rpartition("/")[2]
+        asked.append((role, "started"))
+        return actors(role, asked)
+
+    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.setattr(processes.ray, "kill", lambda actor: None)
 
 
 @pytest.fixture
@@ -60,11 +108,11 @@ def pool(asked) -> Pool:
         "reward": shared,
         "rollout": shared,
     }
-    slot = Slot(group=None, bundle=0, node_id="node", address="10.0.0.1")
-    pool.state.slots = {"policy": [slot], "reference": [slot]}
+    place = Place(group=None, bundle=0, node_id="node", address="10.0.0.1", gpus=("0",))
+    pool.state.places = {"policy": [place], "reference": [place]}
     for role in pool.state.groups:
-        pool.state.sets[role] = Actors(role, asked)
-    pool.state.specs["rollout"] = SimpleNamespace(sleeps=True)
+        handle = pool.state.roles[role] = RoleHandle(role)
+        handle.replace(actors(role, asked), spec=engines() if role == "rollout" else RANKS)
     return pool
 
 
@@ -93,10 +141,10 @@ async def test_what_a_job_before_left_on_shared_gpus_is_not_there_while_models_l
 
 async def test_engines_that_cannot_sleep_end(pool, asked):
     """A GRPO job without a reference shares its GPUs with nobody; then DPO wants them for one."""
-    pool.state.specs["rollout"] = SimpleNamespace(sleeps=False)
+    pool.state.roles["rollout"].spec = engines(sleeps=False)
     await pool.make_room(["policy"])
     assert asked == [("rollout", "stop")]
-    assert "rollout" not in pool.state.sets
+    assert "rollout" not in pool.state.roles
 
 
 async def test_engines_on_cpus_are_left_alone(pool, asked):
@@ -113,19 +161,14 @@ async def test_a_model_on_the_engines_gpus_goes_on_to_the_host(pool, asked):
     ]  # fmt: skip
 
 
-async def test_an_engine_starts_on_gpus_that_models_have_left(pool, asked, monkeypatch):
+async def test_an_engine_starts_on_gpus_that_models_have_left(pool, asked):
     """Those of a job before, which their ranks hold still."""
     for role in ("policy", "reference"):
         await pool.load(role, "spec", path="base")
     asked.clear()
 
-    def start(role, actor_class, spec):
-        asked.append((role, "started"))
-        return Actors(role, asked)
-
-    monkeypatch.setattr(pool, "_start", start)
-    del pool.state.sets["rollout"]
-    await pool.replica_set("rollout", None, "engine")
+    del pool.state.roles["rollout"]
+    await pool.start("rollout", engines())
     assert asked == [("policy", "offload"), ("rollout", "started"), ("rollout", "start")]
 
 
@@ -138,7 +181,7 @@ async def test_nobody_has_to_leave_a_group_of_its_own(pool, asked):
 
 async def test_roles_compute_in_turn_where_they_live_on_the_same_gpus(pool):
     policy, reward, reference = [
-        await pool.rank_group(role, None) for role in ("policy", "reward", "reference")
+        await pool.start(role, RANKS) for role in ("policy", "reward", "reference")
     ]
     assert policy.gpu_turns is reward.gpu_turns is not None
     assert reference.gpu_turns is None
@@ -148,8 +191,8 @@ async def test_roles_compute_in_turn_where_they_live_on_the_same_gpus(pool):
 async def test_a_guest_on_a_cpu_takes_no_turns(pool, gpus):
     shared = GroupConfig(share="policy")
     pool.state.groups = {"policy": GroupConfig(gpus_per_rank=gpus), "reward": shared}
-    assert (await pool.rank_group("policy", None)).gpu_turns is None
-    assert (await pool.rank_group("reward", None)).gpu_turns is None
+    assert (await pool.start("policy", RANKS)).gpu_turns is None
+    assert (await pool.start("reward", RANKS)).gpu_turns is None
 
 
 async def test_a_result_that_nobody_wants_is_only_written(pool, asked):
@@ -183,9 +226,9 @@ async def test_jobs_of_a_role_each_keep_what_another_still_wants(pool):
 
 
 async def test_a_pool_that_is_well_keeps_its_actors(pool, asked):
-    before = dict(pool.state.sets)
+    before = dict(pool.state.roles)
     await pool.heal()
-    assert pool.state.sets == before
+    assert pool.state.roles == before
     assert ("rollout", "health") in asked
     assert not [call for call in asked if call[1] == "stop"]
 
@@ -196,33 +239,59 @@ async def test_a_pool_that_is_well_keeps_its_actors(pool, asked):
 async def test_engines_that_cannot_serve_are_ended_although_their_actors_answer(
     pool, asked, caplog, sick
 ):
-    pool.state.sets["rollout"].answers["health"] = [health(), sick]
+    pool.state.roles["rollout"].actors[1].answers["health"] = sick
     await pool.heal()
-    assert set(pool.state.sets) == {"policy", "reference", "reward"}
+    assert set(pool.state.roles) == {"policy", "reference", "reward"}
     assert [call for call in asked if call[1] == "stop"] == [("rollout", "stop")]
     assert "rollout is started anew" in caplog.text
 
 
-async def test_engines_that_were_ended_are_started_again_with_the_same_specification(
-    pool, monkeypatch
-):
-    pool.state.specs["rollout"] = "spec"
-    pool.state.sets["rollout"].answers["health"] = [health(updating=True), health()]
+async def test_engines_that_were_ended_are_started_again_with_the_same_specification(pool, asked):
+    pool.state.roles["rollout"].actors[0].answers["health"] = health(updating=True)
     await pool.heal()
-    started = Actors("rollout", [])
-    monkeypatch.setattr(pool, "_start", lambda role, actor_class, argument: started)
-    assert await pool.replica_set("rollout", None, "spec") is started
-    assert started.asked == [("rollout", "start")]
-    assert await pool.replica_set("rollout", None, "spec") is pool.state.sets["rollout"]
+    asked.clear()
+    started = await pool.start("rollout", engines())
+    assert asked == [("rollout", "started"), ("rollout", "start")]
+    assert await pool.start("rollout", engines()) is started
+
+
+async def test_who_keeps_a_roles_handle_asks_the_actors_that_came_after(pool, asked):
+    handle = pool.state.roles["rollout"]
+    before, incarnation = list(handle.actors), handle.incarnation
+    assert await pool.start("rollout", engines(tokens=256)) is handle
+    assert asked == [("rollout", "stop"), ("rollout", "started"), ("rollout", "start")]
+    assert not set(handle.actors) & set(before)
+    assert handle.incarnation == incarnation + 1
+    assert handle.spec == engines(tokens=256)
+
+
+async def test_a_worker_goes_beside_the_first_rank_and_shares_its_role_s_clock(pool, monkeypatch):
+    where = {}
+
+    def start(name, spec, group, places, *, cpus, **options):
+        where.update(name=name, group=group, places=places, cpus=cpus)
+        return actors("reward_worker", [])
+
+    monkeypatch.setattr(processes, "start", start)
+    pool.state.groups["reference"] = GroupConfig(gpus_per_rank=1, cpus_per_rank=3)
+    ranks = await pool.start("reference", RANKS)
+    worker = await pool.start("worker", WorkerSpec(actor_class=HostingRank, beside="reference"))
+    assert where == {
+        "name": "pool/worker",
+        "group": None,
+        "places": pool.places_of("reference"),
+        "cpus": 3.0,
+    }
+    assert worker.busy is ranks.busy
+    assert worker.gpu_turns is None
 
 
 async def test_a_role_that_does_not_answer_is_ended_with_what_it_holds(pool):
     await pool.want(["runs/a/export"])
     await pool.finish(job("runs/a"), "policy", "tokenizer")
-    pool.state.sets["policy"].answers["process_id"] = RunError("policy: no answer")
-    pool.state.sets["policy"].answers["stop"] = RunError("policy: no answer")
+    for actor in pool.state.roles["policy"].actors:
+        actor.answers |= dict.fromkeys(("process_id", "stop"), RunError("no answer"))
     await pool.heal()
-    assert "policy" not in pool.state.sets
+    assert "policy" not in pool.state.roles
     assert not pool.state.models
-    assert "policy" not in pool.state.hosted
     assert "policy" in pool.state.groups, "its place stays reserved"

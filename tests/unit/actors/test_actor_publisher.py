@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from actors.cluster.role_handle import RoleHandle
 from actors.weights import publisher
 from actors.weights.publisher import VllmPublisher
 from actors.weights.sync_spec import SyncSpec
@@ -69,14 +70,13 @@ def connected(monkeypatch, communicator):
     def connect(replica):
         spec = SyncSpec(
             backend="nccl",
-            replicas=(replica,),
-            names=("job/rollout/0",),
             gpus_per_replica=2,
             bucket_bytes=2**12,
             timeout_s=60.0,
         )
         lm, _ = tiny("llama")
-        return VllmPublisher(lm, spec, rank=0, host="127.0.0.1", port=1)
+        replicas = RoleHandle("rollout", {"job/rollout/0": replica})
+        return VllmPublisher(lm, spec, replicas, rank=0, host="127.0.0.1", port=1)
 
     with on_card(0):
         yield connect
@@ -89,7 +89,7 @@ def test_a_replica_that_dies_amid_the_exchange_ends_it_with_its_own_error(connec
 
     publisher = connected(Replica(die))
     with pytest.raises(RunError, match="job/rollout/0 died after 3 s"):
-        publisher.publish(1)
+        publisher.publish(1, publisher.client.replicas)
     publisher.close()
 
 

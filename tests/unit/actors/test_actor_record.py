@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from actors.pool import placement, record
-from actors.pool.placement import Slot, reserve
+from actors.pool.placement import reserve
+from actors.pool.places import Place
 from actors.pool.state import PoolState
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import RunError
@@ -35,8 +36,8 @@ class Record:
     pool, namespace, group_prefix = "lab", "rlhf-ray/lab", "standing/lab"
 
     def __init__(self) -> None:
-        slot = Slot(group=Group("known"), bundle=0, node_id="n", address="10.0.0.1")
-        self.state = PoolState(slots={"policy": [slot]})
+        place = Place(group=Group("known"), bundle=0, node_id="n", address="10.0.0.1")
+        self.state = PoolState(places={"policy": [place]})
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_lost_groups_and_actors_are_ended(removed, named, monkeypatch):
     killed: list[str] = []
     monkeypatch.setattr(record.ray, "get_actor", lambda name, namespace: name)
     monkeypatch.setattr(record.ray, "kill", killed.append)
-    record.end_strangers(Record())
+    record.end_orphans(Record())
     assert (killed, removed) == (["lab/policy/0"], ["lost"])
 
 
@@ -81,7 +82,7 @@ def test_an_actor_that_ends_by_itself_stops_nothing(removed, named, monkeypatch)
         raise ValueError(f"Failed to look up actor with name '{name}'")
 
     monkeypatch.setattr(record.ray, "get_actor", vanished)
-    record.end_strangers(Record())
+    record.end_orphans(Record())
     assert removed == ["lost"]
 
 

@@ -16,5 +16,5 @@ def test_a_job_goes_on_where_the_dashboard_cannot_be_told(monkeypatch, caplog):
     settings = {"metadata": {"job_submission_id": "first"}}
     monkeypatch.setenv(submission._SETTINGS, json.dumps(settings))
     with caplog.at_level(logging.WARNING):
-        submission.tell_submission({"run": "first"})
+        submission.describe_submission({"run": "first"})
     assert "the head is busy" in caplog.text

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 import ray
 
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role_handle import RoleHandle
 from actors.cluster.turns import Turns
+from actors.ranks.group import RankGroup
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
@@ -30,6 +31,13 @@ class Method:
 
     def remote(self, *arguments: object) -> object:
         return self.work()
+
+
+class Rank:
+    """What a rank of the test is asked."""
+
+    def update(self) -> str: ...
+    def fail(self) -> None: ...
 
 
 class Actor:
@@ -60,14 +68,18 @@ def seen() -> list[str]:
 
 
 @pytest.fixture
-def roles(seen) -> list[ActorSet]:
+def roles(seen) -> list[RoleHandle]:
     """Policy and critic, of one rank each, on GPUs of their own."""
-    names = ("policy", "value")
-    return [ActorSet(name, [f"job/{name}/0"], [Actor(name, seen)]) for name in names]
+    return [RoleHandle(name, {f"job/{name}/0": Actor(name, seen)}) for name in ("policy", "value")]
 
 
-async def update_all(roles: list[ActorSet]) -> list[list[str]]:
-    return await asyncio.gather(*(role.compute("update", timeout_s=5.0) for role in roles))
+async def compute(role: RoleHandle, method: Callable[..., object]) -> list[object]:
+    async with role.turn(timeout_s=5.0):
+        return await role.call(method, timeout_s=5.0)()
+
+
+async def update_all(roles: list[RoleHandle]) -> list[list[str]]:
+    return await asyncio.gather(*(compute(role, Rank.update) for role in roles))
 
 
 async def test_roles_with_gpus_of_their_own_compute_side_by_side(roles, seen):
@@ -87,8 +99,8 @@ async def test_roles_on_the_same_gpus_wait_until_the_other_has_freed_its_memory(
 async def test_a_turn_that_failed_is_over(roles, seen):
     share(roles)
     with pytest.raises(RunError, match="no such model"):
-        await roles[0].compute("fail", timeout_s=5.0)
-    assert await roles[1].compute("update", timeout_s=5.0) == ["value"]
+        await compute(roles[0], Rank.fail)
+    assert await compute(roles[1], Rank.update) == ["value"]
 
 
 async def test_a_role_that_waits_for_its_turn_is_idle(roles):
@@ -126,16 +138,18 @@ PLAN = UpdatePlan(minibatches=())
 LEARNER, TIMEOUTS = LearnerConfig(), TimeoutConfig()
 
 
-async def publish(ranks: ActorSet) -> None:
+async def publish(ranks: RoleHandle) -> None:
     policy = PolicyGroup(ranks, LEARNER, TIMEOUTS)
     engine = RecordingRank([], {"logprobs": []})
-    policy.replicas, policy.probe, policy.limits = ActorSet("rollout", ["e"], [engine]), [], EXACT
+    policy.replicas, policy.probe, policy.limits = RoleHandle("rollout", {"e": engine}), [], EXACT
     await policy.publish(1)
 
 
-async def score(ranks: ActorSet) -> None:
+async def score(ranks: RoleHandle) -> None:
     config = RewardConfig.model_validate({"model": {"path": "rm"}, "functions": [{"path": "a:b"}]})
-    reward = RewardGroup(ranks, config, TIMEOUTS)
+    worker = RoleHandle("reward_worker", {"w": RecordingRank([], {"score": {}})})
+    model = RankGroup(ranks, TIMEOUTS, leaves=False)
+    reward = RewardGroup(config, TIMEOUTS, model=model, worker=worker)
     reward.weights = {"model": 1.0}
     await reward.score([])
 
@@ -150,26 +164,25 @@ async def score(ranks: ActorSet) -> None:
         (lambda r: ValueGroup(r, LEARNER, TIMEOUTS).values([]), ["values"]),
         (lambda r: ValueGroup(r, LEARNER, TIMEOUTS).update(None, PLAN), ["update"]),
         (lambda r: ReferenceGroup(r, ReferenceConfig(), TIMEOUTS).logprobs([]), ["logprobs"]),
-        # Functions may take long, and need no GPU.
         (score, ["score_with_model"]),
     ],
 )
 async def test_whatever_passes_a_model_does_so_in_its_turn(work, turn, monkeypatch):
     monkeypatch.setattr(ray, "put", lambda value: value)
     asked: list[str] = []
-    answers = {"publish": 7, "update": {}, "score_with_functions": {}, "logprobs_of": []}
+    answers = {"publish": 7, "update": {}, "logprobs_of": []}
     answers["score_with_model"] = []
-    ranks = ActorSet("role", ["job/role/0"], [RecordingRank(asked, answers)])
+    ranks = RoleHandle("role", {"job/role/0": RecordingRank(asked, answers)})
     ranks.gpu_turns = turns = Turns()
     async with turns.turn("another role", at_most_s=5.0):
         waiting = asyncio.ensure_future(work(ranks))
         await asyncio.sleep(PASS_S)
         assert not set(turn) & set(asked)
     await waiting
-    assert [name for name in asked if name != "score_with_functions"] == [*turn, "free_memory"]
+    assert asked == [*turn, "free_memory"]
 
 
-def share(roles: list[ActorSet]) -> None:
+def share(roles: list[RoleHandle]) -> None:
     turns = Turns()
     for role in roles:
         role.gpu_turns = turns

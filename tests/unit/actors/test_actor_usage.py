@@ -1,12 +1,14 @@
 """What roles say of themselves: waiting by an injected clock, engines' queues, memory."""
 
+import asyncio
 import pickle
 from types import SimpleNamespace
 
 import pytest
 
-from actors.cluster.actor_set import ActorSet
 from actors.cluster.busy import BusyClock
+from actors.cluster.role_handle import RoleHandle
+from actors.cluster.turns import Turns
 from actors.engines.report import EngineLoad
 from actors.pool.usage import usage_of
 from rlhf_ray.metrics.memory import peak_memory_gb
@@ -66,11 +68,13 @@ def test_a_call_that_failed_is_over(clock):
     assert busy.take_idle_s() == 2
 
 
-def test_an_actor_set_that_travels_keeps_all_but_its_clock():
-    sent = ActorSet("policy", ["p/0"], ["actor"])
+def test_a_handle_that_travels_keeps_all_but_its_clock_and_turns():
+    sent = RoleHandle("policy", {"p/0": "actor"})
+    sent.gpu_turns = Turns()
     with sent.busy.working():
         arrived = pickle.loads(pickle.dumps(sent))
-    assert (arrived.role, arrived.names, arrived.actors) == ("policy", ["p/0"], ["actor"])
+    assert (arrived.name, arrived.names, arrived.actors) == ("policy", ["p/0"], ["actor"])
+    assert arrived.gpu_turns is None
     assert arrived.busy.take_idle_s() >= 0
 
 
@@ -98,31 +102,35 @@ def test_an_engines_load_is_over_its_steps_since_the_last_report():
     assert set(load.take().values()) == {0.0}
 
 
-class FakeSet:
-    """Two actors of a role that answer at once."""
+class Actor:
+    """It answers at once."""
 
-    def __init__(self, clock, answers):
-        self.busy, self.answers = BusyClock(clock), answers
+    def __init__(self, usage):
+        self.usage = SimpleNamespace(remote=lambda: asyncio.sleep(0, usage))
 
-    async def call(self, method, *, timeout_s):
-        assert method == "usage"
-        return self.answers
+
+def role(name, clock, answers):
+    """Actors that answer this."""
+    handle = RoleHandle(name, {f"{name}/{n}": Actor(usage) for n, usage in enumerate(answers)})
+    handle.busy = BusyClock(clock)
+    return handle
 
 
 async def test_usage_has_the_hungriest_rank_and_all_engines(clock):
     load = {"queue_mean": 1.0, "queue_max": 3.0, "preemptions": 2.0}
-    sets = {
-        "policy": FakeSet(clock, [{"peak_gb": 1.0}, {"peak_gb": 1.5}]),
-        "rollout": FakeSet(
+    roles = [
+        role("policy", clock, [{"peak_gb": 1.0}, {"peak_gb": 1.5}]),
+        role(
+            "rollout",
             clock,
             [
                 {"peak_gb": 2.0, **load},
                 {"peak_gb": 1.0, "queue_mean": 2.0, "queue_max": 2.0, "preemptions": 1.0},
             ],
         ),
-    }
+    ]
     clock.now += 6
-    usage = await usage_of(sets, timeout_s=1.0)
+    usage = await usage_of({role.name: [role] for role in roles}, timeout_s=1.0)
     assert usage == {
         "wait/policy": 6.0,
         "wait/rollout": 6.0,
@@ -135,19 +143,30 @@ async def test_usage_has_the_hungriest_rank_and_all_engines(clock):
     check_names(usage)
 
 
+async def test_who_works_beside_a_role_counts_as_part_of_it(clock):
+    ranks, worker = role("reward", clock, [{"peak_gb": 1.0}]), role("w", clock, [{"peak_gb": 3.0}])
+    worker.busy = ranks.busy
+    with worker.busy.working():
+        clock.now += 2
+    clock.now += 5
+    usage = await usage_of({"reward": [ranks, worker]}, timeout_s=1.0)
+    assert usage == {"wait/reward": 5.0, "memory/reward_peak_gb": 3.0}
+
+
 async def test_the_time_of_moving_models_is_that_of_each_roles_slowest_rank(clock):
-    sets = {
-        "policy": FakeSet(
+    roles = [
+        role(
+            "policy",
             clock,
             [
                 {"peak_gb": 1.0, "offload_s": 0.5, "reload_s": 1.0},
                 {"peak_gb": 1.0, "offload_s": 0.75, "reload_s": 0.25},
             ],
         ),
-        "value": FakeSet(clock, [{"peak_gb": 1.0, "offload_s": 0.25}]),
-        "reward": FakeSet(clock, [{"peak_gb": 1.0}]),
-    }
-    usage = await usage_of(sets, timeout_s=1.0)
+        role("value", clock, [{"peak_gb": 1.0, "offload_s": 0.25}]),
+        role("reward", clock, [{"peak_gb": 1.0}]),
+    ]
+    usage = await usage_of({role.name: [role] for role in roles}, timeout_s=1.0)
     moves = {name: value for name, value in usage.items() if name.startswith(("time", "engine"))}
     assert moves == {"time/offload": 1.0, "time/reload": 1.0}
     check_names(usage)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 
 import pytest
+from ray.exceptions import RayActorError
 
 from actors.cluster.deadline import within
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.errors import ActorDied, ConfigError, RunError
 
 
 class Answer:
@@ -62,3 +64,48 @@ async def test_the_first_failure_ends_the_wait_for_the_others(error, said):
         await asked([Answer(error), other])
     await asyncio.sleep(0)
     assert other.given_up
+
+
+def gone() -> RayActorError:
+    return RayActorError(error_msg="The actor died unexpectedly before finishing this task.")
+
+
+async def died(answers: list[Answer]) -> ActorDied:
+    names = [f"job/policy/{n}" for n in range(2, 2 + len(answers))]
+    with pytest.raises(ActorDied) as caught:
+        await within(
+            answers,
+            timeout_s=5.0,
+            actors=names,
+            operation="policy.update",
+            role="policy",
+            indices=range(2, 2 + len(answers)),
+        )
+    return caught.value
+
+
+async def test_a_death_says_whose_it_was():
+    error = await died([Answer(after_s=60), Answer(gone())])
+    assert str(error).startswith("policy.update: job/policy/3 died after 0 s: The actor died")
+    assert (error.role, error.index, error.operation) == ("policy", 3, "policy.update")
+    assert 0 <= error.age_s < 5
+
+
+async def test_who_died_is_named_and_not_the_peers_that_it_left_in_a_collective():
+    left = RuntimeError("Connection closed by peer [127.0.0.1]:4242")
+    error = await died([Answer(left), Answer(gone(), after_s=0.1), Answer(left, after_s=0.2)])
+    assert error.index == 3
+
+
+async def test_the_death_of_whom_an_actor_waited_for_is_passed_on():
+    replica = ActorDied.of(
+        "publish version 3: rollout.update_weights: job/rollout/1 died after 2 s: gone",
+        role="rollout",
+        index=1,
+        operation="publish version 3: rollout.update_weights",
+        age_s=2.0,
+    )
+    arrived = pickle.loads(pickle.dumps(replica))
+    error = await died([Answer(arrived), Answer(after_s=60)])
+    assert str(error) == f"policy.update: job/policy/2: {replica}"
+    assert (error.role, error.index, error.operation) == ("rollout", 1, replica.operation)

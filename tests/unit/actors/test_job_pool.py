@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from actors.cluster.role_handle import RoleHandle
 from actors.cluster.run_files import RunFiles
 from actors.engines.replica_set import ReplicaSet
 from actors.ranks.experience import ExperienceGroup
@@ -15,29 +16,13 @@ from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
 from actors.ranks.supervised import SupervisedGroup
 from actors.ranks.value import ValueGroup
-from actors.roles import job_pool
+from actors.roles import job_pool, start
 from actors.roles.job_pool import JobPool
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.jobs.online import OnlineData, specs
 from rlhf_ray.jobs.pool import Pool
 from rlhf_ray.specs import ExperienceSpec, SupervisedSpec
-
-ROLES = ("policy", "reference", "reward", "value", "rollout", "experience")
-
-
-class Actors:
-    """Of one role; the reward's know the weights of its parts."""
-
-    def __init__(self, role: str) -> None:
-        self.role = role
-
-    def __len__(self) -> int:
-        return 1
-
-    async def call_one(self, index: int, method: str, *arguments: Any, timeout_s: float) -> Any:
-        assert (self.role, index, method) == ("reward", 0, "weights")
-        return {"score": 2.0}
 
 
 class ResidentPool:
@@ -69,13 +54,13 @@ class ResidentPool:
 def resident(monkeypatch: pytest.MonkeyPatch) -> Any:
     pool = ResidentPool()
 
-    async def start_actors(where: Any, groups: Any, *, engine: Any = None) -> Any:
+    async def start_actors(where: Any, groups: Any, specs: Any) -> Any:
         assert where is pool
-        pool.asked.append(("start", *sorted(groups), engine))
-        return {role: Actors(role) for role in ROLES}
+        pool.asked.append(("start", *sorted(groups)))
+        return {role: RoleHandle(role, {f"job/{role}/0": None}) for role in specs}
 
     monkeypatch.setattr(job_pool, "start_actors", start_actors)
-    monkeypatch.setattr(job_pool, "engine_spec", lambda config: f"engine of {config.job}")
+    monkeypatch.setattr(start, "engine_spec", lambda *jobs: jobs[0].job)
     return pool
 
 
@@ -113,11 +98,11 @@ async def test_a_specification_becomes_a_role_with_its_model(resident: Any, tmp_
     assert {role: type(group) for role, group in loaded.items()} == kinds
     assert loaded["policy"].exports_with == str(tmp_path / "tokenizer")
     assert loaded["value"].exports_with == ""
-    assert loaded["reward"].weights == {"score": 2.0}
+    assert loaded["reward"].weights == {"model": 1.0}
     assert loaded["rollout"].ending.end_token_ids == (9,)
     assert resident.asked == [
-        ("start", "policy", "reference", "reward", "rollout", "value", "engine of ppo"),
-        ("make_room", "policy", "reference", "reward", "rollout", "value"),
+        ("start", "policy", "reference", "reward", "rollout", "value"),
+        ("make_room", "experience", "policy", "reference", "reward", "rollout", "value"),
         ("load", "policy", "org/start", False),
         ("load", "reward", "org/judge", False),
         ("load", "reference", "org/start", False),
@@ -144,7 +129,8 @@ async def test_roles_on_the_engines_gpus_leave_them(resident: Any, tmp_path: Pat
     loaded = {role: await pool.load(role, spec) for role, spec in specs(config, DATA).items()}
     assert loaded["rollout"].sleeps
     leave = {"policy": True, "value": True, "reference": False, "reward": False}
-    assert {role: loaded[role].leaves for role in leave} == leave
+    groups = {**loaded, "reward": loaded["reward"].model}
+    assert {role: groups[role].leaves for role in leave} == leave
     assert {role: leaves for _, role, _, leaves in resident.asked[2:]} == leave
 
 
@@ -170,3 +156,26 @@ async def test_a_reward_model_is_trained_where_it_scores(resident: Any, tmp_path
         ("unload", "reward"),
     ]
     assert await pool.usage() == {"wait/reward": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("reward", "actors"),
+    [
+        ({"functions": [{"path": "rewards.py:f"}]}, {"reward_worker"}),
+        ({"remote": {"url": "http://judge"}}, {"reward_worker"}),
+        ({"model": {"path": "org/judge"}}, {"reward"}),
+        (
+            {"functions": [{"path": "rewards.py:f"}], "model": {"path": "org/judge"}},
+            {"reward", "reward_worker"},
+        ),
+    ],
+    ids=["functions", "remote", "model", "functions and model"],
+)
+def test_only_a_reward_model_needs_ranks(
+    reward: dict[str, Any], actors: set[str], resident: Any, tmp_path: Path
+) -> None:
+    config = ppo(tmp_path).model_dump() | {"reward": reward}
+    job = PpoConfig.model_validate(config)
+    specs = start.role_specs(job.groups, job)
+    assert specs.keys() - {"policy", "reference", "value", "rollout", "experience"} == actors
+    assert all(specs[name].beside == "reward" for name in actors & {"reward_worker"})

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 
 from actors.cluster import gpus
-from actors.cluster.actor_set import ActorSet
+from actors.cluster.role_handle import RoleHandle
 from actors.engines.rollout import RolloutReplica
-from actors.pool.pool import Pool
-from actors.pool.seating import environment
+from actors.pool.processes import environment
+from actors.ranks.group import RankSpec
 from actors.ranks.rank import Rank
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.gpus import Card, Driver
 
@@ -87,8 +87,8 @@ def test_on_a_node_with_gpus_a_rank_is_where_it_was_put(machine, joined, on_gpu,
     assert backends == [backend]
 
 
-@pytest.mark.parametrize(("gpus_per_rank", "on_gpu"), [(0, False), (1, True)])
-def test_all_ranks_of_a_group_are_told_the_same(gpus_per_rank, on_gpu):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_all_ranks_of_a_group_are_told_the_same(on_gpu):
     told = []
 
     def method(answer):
@@ -99,10 +99,9 @@ def test_all_ranks_of_a_group_are_told_the_same(gpus_per_rank, on_gpu):
         return SimpleNamespace(remote=call)
 
     rank = SimpleNamespace(open_store=method(("host", 1)), join=method(None))
-    actors = ActorSet("policy", ["policy/0", "policy/1"], [rank, rank])
-    pool = Pool("pool", TimeoutConfig())
-    pool.state.groups = {"policy": GroupConfig(ranks=2, gpus_per_rank=gpus_per_rank)}
-    asyncio.run(pool._join(actors))
+    ranks = RoleHandle("policy", {"policy/0": rank, "policy/1": rank})
+    spec = RankSpec(actor_class=Rank)
+    asyncio.run(spec.join(ranks, on_gpu=on_gpu, timeouts=TimeoutConfig()))
     assert [arguments[-1] for arguments in told[1:]] == [on_gpu, on_gpu]
 
 
@@ -119,9 +118,8 @@ def test_deepspeed_and_cuda_are_told_where_a_role_is():
 
 def start(num_gpus):
     """An engine's start, up to where vLLM is imported."""
-    replica = RolloutReplica.__ray_metadata__.modified_class
     engine = SimpleNamespace(name="run/rollout/0", spec=SimpleNamespace(num_gpus=num_gpus))
-    asyncio.run(replica.start(engine))
+    asyncio.run(RolloutReplica.start(engine))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A way for weights is taken only where it can work, on the GPUs on which ranks are seated."""
+"""A way for weights is taken only where it can work, on the GPUs on which ranks are."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.pool.placement import Slot
-from actors.pool.seating import guest_seats
+from actors.pool.places import Place, guest_places
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.online import PlacementConfig
 from rlhf_ray.config.publication import backend_of
@@ -15,25 +14,29 @@ from rlhf_ray.config.publication import backend_of
 ROLES = ("policy", "rollout", "reference")
 
 
-def seated(placement):
+def gpus_of(placement):
     """The GPUs of each rank of each role: hosts have their own, guests lie on their host's."""
 
-    def own_slots(role):
+    def own_places(role):
         group = getattr(placement, role)
-        for rank in range(group.ranks):
-            slot = Slot(group=None, bundle=rank, node_id="node", address="10.0.0.1")
-            yield slot, [f"{role}{rank}.{gpu}" for gpu in range(group.gpus_per_rank)]
+        where = {"group": None, "node_id": "node", "address": "10.0.0.1"}
+        return [
+            Place(
+                **where,
+                bundle=rank,
+                gpus=tuple(f"{role}{rank}.{gpu}" for gpu in range(group.gpus_per_rank)),
+            )
+            for rank in range(group.ranks)
+        ]
 
     found = {}
     for role in ROLES:
         group = getattr(placement, role)
-        if group.share and group.gpus_per_rank:
-            seats = guest_seats(role, group, list(own_slots(group.share)))
-            found[role] = [seat.gpus for seat in seats]
-        elif group.share:
-            found[role] = [()] * group.ranks
+        if group.share:
+            places = guest_places(role, group, own_places(group.share))
         else:
-            found[role] = [tuple(gpus) for _, gpus in own_slots(role)]
+            places = own_places(role)
+        found[role] = [place.gpus for place in places]
     return found
 
 
@@ -69,7 +72,7 @@ def placements(draw):
 
 def works(backend, placement):
     """Whether a way works there, by what NCCL and CUDA IPC ask of GPUs."""
-    gpus = seated(placement)
+    gpus = gpus_of(placement)
     engine_gpus = {gpu for engine in gpus["rollout"] for gpu in engine}
     policy_gpus = [set(rank) for rank in gpus["policy"]]
     on_gpus = bool(engine_gpus) and all(policy_gpus)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
 from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_prompt
-from rlhf_ray.data.chat.templates import CHAT_TEMPLATES
+from rlhf_ray.data.chat.tokenizer import CHAT_TEMPLATES
 from rlhf_ray.data.errors import DataError
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)

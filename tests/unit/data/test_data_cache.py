@@ -29,10 +29,10 @@ from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.examples.sft import Examples
 from rlhf_ray.data.files import sources as files
-from rlhf_ray.data.loading import cache, file_digests
+from rlhf_ray.data.loading import cache
 from rlhf_ray.data.order import digest_of_rows
 from rlhf_ray.data.rows import store
-from rlhf_ray.data.rows.row_file import RowFile
+from rlhf_ray.data.rows.store import RowFile
 from rlhf_ray.types import SftExample
 
 
@@ -383,7 +383,7 @@ def test_a_job_that_fails_leaves_nothing_and_what_a_killed_one_left_is_removed(
     assert list(cache_folder.iterdir()) == []
     script = (
         "import os, sys, pathlib, pyarrow as pa\n"
-        "from rlhf_ray.data.rows.row_file import RowFile\n"
+        "from rlhf_ray.data.rows.store import RowFile\n"
         "RowFile(pathlib.Path(sys.argv[1]), 'killed', pa.schema({'n': pa.int32()}))\n"
         "os._exit(1)\n"
     )
@@ -445,16 +445,14 @@ def test_records_at_hand_have_the_digest_of_their_rows(tmp_path: Path, chat_toke
 def test_a_large_file_is_read_for_its_digest_once_until_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_digests, "_KEPT_ABOVE_BYTES", 4)
-    monkeypatch.setattr(file_digests, "_SETTLED_NS", 10**7)
+    monkeypatch.setattr(cache, "_KEPT_ABOVE_BYTES", 4)
+    monkeypatch.setattr(cache, "_SETTLED_NS", 10**7)
     path, reads = tmp_path / "a.jsonl", []
     read_whole = hashlib.file_digest
-    monkeypatch.setattr(
-        file_digests.hashlib, "file_digest", lambda *a: reads.append(a) or read_whole(*a)
-    )
+    monkeypatch.setattr(cache.hashlib, "file_digest", lambda *a: reads.append(a) or read_whole(*a))
 
     def digest() -> str:
-        return file_digests.file_digest(path, tmp_path / "kept").hex()
+        return cache.file_digest(path, tmp_path / "kept").hex()
 
     def expected() -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -8,7 +8,7 @@ from argparse import Namespace
 
 import pytest
 
-from actors.jobs.parcel import Parcel
+from actors.jobs.payload import Payload
 from launch import cli, submit
 from launch.run import cluster
 from launch.run.messages import FILE, keep_in, libraries_to_file
@@ -119,8 +119,8 @@ def test_a_submitted_job_is_told_of_verbose(verbose):
         def submit_job(self, *, entrypoint, **_):
             self.entrypoint = entrypoint
 
-    api, parcel = Api(), Parcel(job="sft", values={"run_dir": "/runs/x"}, variables={})
-    submit._send(api, "x", parcel, Namespace(working_dir=None, verbose=verbose), [])
+    api, payload = Api(), Payload(job="sft", values={"run_dir": "/runs/x"}, variables={})
+    submit._send(api, "x", payload, Namespace(working_dir=None, verbose=verbose), [])
     assert api.entrypoint.endswith(".zip --verbose" if verbose else ".zip")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.pool.seating import FORWARDED, environment
+from actors.pool.processes import FORWARDED, environment
 from launch.run.metadata import metadata_of
 from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.supervised import SftConfig

@@ -1,9 +1,9 @@
-"""What a submitted job is told past Ray's records: its configuration, and variables with secrets.
+"""What a submitted job gets past Ray's records: its configuration, and variables with secrets.
 
 Ray shows and logs the command, the metadata and the runtime environment of a job, and unpacks its
-package on every node's disk. A parcel is in none of these: it lies in the memory of the head until
-the job's driver takes it, once, or ten minutes have passed. Who can reach the cluster can run any
-code on it, and so could read a parcel as well.
+package on every node's disk. The payload is in none of these: it lies in the memory of the head
+until the job's driver takes it, once, or ten minutes have passed. Who can reach the cluster can run
+any code on it, and so could read a payload as well.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parcel:
+class Payload:
     """One job.
 
     Attributes:
@@ -37,18 +37,18 @@ class Parcel:
     variables: Mapping[str, str]
 
 
-def send(api: JobsApi, parcel: Parcel) -> str:
+def send(api: JobsApi, payload: Payload) -> str:
     """Leave it at the head; returns the name by which the driver finds it.
 
     Raises:
         RunError: The cluster does not take it.
     """
     name = f"_ray_pkg_{secrets.token_hex(16)}.zip"  # Ray knows no other kind of name
-    api.put_bytes(name, json.dumps(asdict(parcel)).encode())
+    api.put_bytes(name, json.dumps(asdict(payload)).encode())
     return name
 
 
-def receive(name: str, address: str) -> Parcel:
+def receive(name: str, address: str) -> Payload:
     """Take it; nobody can a second time.
 
     Args:
@@ -63,4 +63,4 @@ def receive(name: str, address: str) -> Parcel:
     if content is None:
         raise ConfigError("the job's configuration is gone: it waited too long; submit it again")
     head.internal_kv_del(key, False, None, timeout=TIMEOUT_S)
-    return Parcel(**json.loads(content))
+    return Payload(**json.loads(content))

@@ -1,0 +1,217 @@
+"""A role's actors, and typed calls to them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, overload
+
+import ray
+
+from actors.cluster.busy import BusyClock
+from actors.cluster.deadline import within
+from actors.cluster.turns import Turns
+
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U")
+A = TypeVar("A")
+
+# What an actor's method returns, whether it is a coroutine or not.
+Answer: TypeAlias = T | Coroutine[Any, Any, T]
+
+# In one turn: publication has two, and what frees the memory is one more.
+MOST_CALLS = 3
+
+
+def put(value: T) -> T:
+    """Lay an argument of several calls into the object store once; an actor gets the value."""
+    reference: Any = ray.put(value)
+    return reference  # type: ignore[no-any-return]
+
+
+class ComputingActor(Protocol):
+    """An actor that computes in turn with those on the same GPU."""
+
+    def free_memory(self) -> None:
+        """Give back what its passes took."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosted:
+    """The model that a role was last asked to host, and when (seconds since the epoch)."""
+
+    path: str
+    since_s: float
+
+
+class RoleHandle(Generic[A]):
+    """The actors of one role in the order of their ranks; nobody else keeps them.
+
+    Whoever works with a role keeps this handle, which finds the actors when it is called: after
+    `replace` the next call goes to the new ones.
+
+    Attributes:
+        name: Of the role.
+        names: Of the actors.
+        spec: What they were started from.
+        hosted: Their model; None where they host none that others may ask for.
+        incarnation: How often they were replaced.
+        busy: Runs while any of them is asked something.
+        gpu_turns: Which of the roles on the same GPUs computes; None where no other role does.
+    """
+
+    names: list[str]
+    actors: list[Any]
+    spec: Any
+    hosted: Hosted | None
+    gpu_turns: Turns | None = None
+
+    def __init__(self, name: str, actors: Mapping[str, Any] | None = None) -> None:
+        """Take actors that were started, by their names."""
+        self.name, self.incarnation, self.busy = name, -1, BusyClock()
+        self.replace(actors or {}, spec=None)
+
+    def __len__(self) -> int:
+        """How many actors."""
+        return len(self.actors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process, or a later one, begins with a clock and turns of its own."""
+        return {key: self.__dict__[key] for key in self.__dict__.keys() - {"busy", "gpu_turns"}}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """See `__getstate__`."""
+        self.__dict__.update(state, busy=BusyClock())
+
+    def replace(self, actors: Mapping[str, Any], *, spec: Any) -> None:
+        """Ask these from now on, which host nothing yet."""
+        self.names, self.actors = list(actors), list(actors.values())
+        self.spec, self.hosted = spec, None
+        self.incarnation += 1
+
+    @overload
+    def call(
+        self,
+        method: Callable[Concatenate[A, P], Coroutine[Any, Any, T]],
+        *,
+        timeout_s: float,
+        only: int | None = None,
+    ) -> Callable[P, Coroutine[Any, Any, list[T]]]: ...
+
+    @overload
+    def call(
+        self,
+        method: Callable[Concatenate[A, P], Answer[T]],
+        *,
+        timeout_s: float,
+        only: int | None = None,
+    ) -> Callable[P, Coroutine[Any, Any, list[T]]]: ...
+
+    def call(
+        self, method: Callable[..., Any], *, timeout_s: float, only: int | None = None
+    ) -> Callable[..., Coroutine[Any, Any, list[Any]]]:
+        """A method of every actor, or of one: called with its arguments, it waits for all answers.
+
+        Args:
+            method: Of the actors' class.
+            timeout_s: Deadline of all answers.
+            only: Rank of the one that is asked.
+
+        Raises:
+            ActorDied: One died.
+            DeadlineError: Not all answered in time.
+            RunError: One raised.
+        """
+
+        async def ask(*arguments: Any, **keywords: Any) -> list[Any]:
+            asked = range(len(self)) if only is None else [only]
+            refs = [self.start(method, rank)(*arguments, **keywords) for rank in asked]
+            return await self.answers(refs, method.__name__, timeout_s=timeout_s, ranks=asked)
+
+        return ask
+
+    @overload
+    def call_in_parts(
+        self,
+        method: Callable[Concatenate[A, P], Coroutine[Any, Any, tuple[T, U]]],
+        *,
+        timeout_s: float,
+    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]: ...
+
+    @overload
+    def call_in_parts(
+        self, method: Callable[Concatenate[A, P], Answer[tuple[T, U]]], *, timeout_s: float
+    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]: ...
+
+    def call_in_parts(
+        self, method: Callable[..., Any], *, timeout_s: float
+    ) -> Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]:
+        """As `call`, of a method that returns two things: the second stays where it is.
+
+        What comes back is the first and a reference to the second.
+        """
+
+        async def ask(*arguments: Any, **keywords: Any) -> list[tuple[Any, Any]]:
+            pairs = [
+                self.start(method, rank, num_returns=2)(*arguments, **keywords)
+                for rank in range(len(self))
+            ]
+            firsts = [first for first, _ in pairs]
+            answers = await self.answers(firsts, method.__name__, timeout_s=timeout_s)
+            return [(answer, second) for answer, (_, second) in zip(answers, pairs, strict=True)]
+
+        return ask
+
+    def start(
+        self, method: Callable[Concatenate[A, P], Any], rank: int, *, num_returns: int = 1
+    ) -> Callable[P, Any]:
+        """A method of one actor: called with its arguments, it returns references at once."""
+        bound = getattr(self.actors[rank], method.__name__)
+        if num_returns > 1:
+            bound = bound.options(num_returns=num_returns)
+        ask: Callable[P, Any] = bound.remote
+        return ask
+
+    async def answers(
+        self,
+        refs: Sequence[Any],
+        operation: str,
+        *,
+        timeout_s: float,
+        ranks: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """Wait for what was started: by every actor, or by those of `ranks`."""
+        asked = range(len(self)) if ranks is None else ranks
+        with self.busy.working():
+            return await within(
+                refs,
+                timeout_s=timeout_s,
+                actors=[self.names[rank] for rank in asked],
+                operation=f"{self.name}.{operation}",
+                role=self.name,
+                indices=asked,
+            )
+
+    @asynccontextmanager
+    async def turn(self, *, timeout_s: float) -> AsyncIterator[None]:
+        """What is inside computes; on shared GPUs only while no other role does.
+
+        The memory of its passes is given back before the next one's turn: PyTorch would keep it for
+        the process that had it.
+
+        Args:
+            timeout_s: Of each call inside.
+
+        Raises:
+            DeadlineError: The turns of the others did not end in time.
+        """
+        if self.gpu_turns is None:
+            yield
+            return
+        async with self.gpu_turns.turn(self.name, at_most_s=MOST_CALLS * timeout_s):
+            yield
+            computing: RoleHandle[Any] = self
+            await computing.call(ComputingActor.free_memory, timeout_s=timeout_s)()

@@ -1,0 +1,85 @@
+"""What a role's actors are, as far as the pool needs to know it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import ray
+
+from actors.cluster.role_handle import Answer, RoleHandle
+from rlhf_ray.config.base import TimeoutConfig
+
+M = TypeVar("M", bound=Callable[..., Any])
+
+# Calls that an actor answers beside its work run in threads of their own.
+CONTROL_GROUP, CONTROL_THREADS = "control", 2
+
+
+def control(method: M) -> M:
+    """Mark a method of an actor's class: it is answered also while the actor works."""
+    marked: M = ray.method(concurrency_group=CONTROL_GROUP)(method)
+    return marked
+
+
+class RoleActor(Protocol):
+    """What the pool asks of any role's actor."""
+
+    def process_id(self) -> int:
+        """Of the actor."""
+        ...
+
+    def usage(self) -> Answer[Mapping[str, float]]:
+        """What it needed since the last time, by the names that `usage_of` knows."""
+        ...
+
+    def stop(self) -> Answer[None]:
+        """Leave nothing behind; the process is ended next."""
+        ...
+
+
+class RoleSpec(Protocol):
+    """What a role's actors are and what they start with; the pool knows no more of a role.
+
+    Actors of one specification serve wherever an equal one is asked for.
+    """
+
+    @property
+    def actor_class(self) -> type[RoleActor]:
+        """A plain class; its objects are made from a name, an environment and `argument`."""
+        ...
+
+    @property
+    def beside(self) -> str:
+        """The role whose work a single actor does a part of, near its first rank; else empty."""
+        ...
+
+    @property
+    def max_calls(self) -> int | None:
+        """How many calls of coroutines run at a time; None for Ray's default."""
+        ...
+
+    @property
+    def reserves_memory(self) -> bool:
+        """Whether it takes its GPUs' memory when it starts, instead of computing in turn."""
+        ...
+
+    def argument(self, timeouts: TimeoutConfig) -> Any:
+        """The third of what an actor is made from."""
+        ...
+
+    async def join(self, role: RoleHandle[Any], *, on_gpu: bool, timeouts: TimeoutConfig) -> None:
+        """Make started actors ready for work, together."""
+        ...
+
+    async def leave_gpus(self, role: RoleHandle[Any], *, timeout_s: float) -> bool:
+        """Leave GPUs that the next job uses for others; False where only its end frees them."""
+        ...
+
+    async def check(self, role: RoleHandle[Any], *, timeout_s: float) -> None:
+        """Make sure that actors that answer can serve the next job, and drop what the last left.
+
+        Raises:
+            RunError: They cannot.
+        """
+        ...

@@ -1,0 +1,147 @@
+"""The models that a pool's roles hold: loaded, moved to the host, kept for jobs to come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.cluster.exports import export
+from actors.cluster.role_handle import Hosted
+from actors.cluster.run_files import RunFiles
+from actors.pool.places import places_of, shared_host
+from actors.pool.record import PoolRecord
+from actors.pool.state import PoolState
+from actors.weights.held_model import HeldModel
+from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.run import JobConfig
+
+
+class HostingActor(Protocol):
+    """What the pool asks of the ranks of a role that hosts models."""
+
+    def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
+        """Host what `spec` describes, in place of what was hosted; `held` are in memory."""
+        ...
+
+    def unload(self) -> None:
+        """Release what is hosted."""
+        ...
+
+    def offload(self) -> None:
+        """Leave the GPU for the host; what needs the model there brings it back."""
+        ...
+
+    def keep(self, folder: str) -> list[Any]:
+        """Leave this rank's share of the weights in the object store; references to it."""
+        ...
+
+    def drop(self, folder: str) -> None:
+        """Free what `keep` put there."""
+        ...
+
+
+class ResidentModels:
+    """What the started roles of a pool hold.
+
+    Attributes:
+        state: The pool's.
+        timeouts: Of its calls.
+        record: Of a standing pool, which remembers the state.
+        wanted: Folders of results that jobs to come start from.
+        files: How the job's files come to nodes that do not see this machine's folders.
+    """
+
+    def __init__(self, timeouts: TimeoutConfig, record: PoolRecord | None) -> None:
+        """What a record remembers, or nothing."""
+        self.timeouts, self.record = timeouts, record
+        self.state = PoolState() if record is None else record.state
+        self.wanted: frozenset[str] = frozenset()
+        self.files = RunFiles()
+
+    def files_of(self, role: str) -> RunFiles:
+        """The files of a role's ranks."""
+        places = places_of(role, self.state.groups, self.state.places)
+        return self.files.of_ranks([place.node_id for place in places])
+
+    async def load(self, role: str, spec: Any, *, path: str, leaves: bool = False) -> None:
+        """Have a role's ranks host what `spec` describes, in place of what they host.
+
+        Args:
+            role: A started group of ranks.
+            spec: What it is made from.
+            path: Of its model: where a job left that one in memory, it is taken from there.
+            leaves: Whether it goes on to the host, to be brought back by what needs it: other
+                roles' models are loaded there, or engines sample.
+
+        Raises:
+            ConfigError: The model cannot be loaded as configured.
+        """
+        held = [model for model in [self.state.models.get(path)] if model]
+        ranks, start_s = self.state.roles[role], self.timeouts.start_s
+        ranks.hosted = None  # gone, also if the next one cannot be loaded
+        async with ranks.turn(timeout_s=start_s):
+            await ranks.call(HostingActor.load, timeout_s=start_s)(spec, held)
+            if leaves:
+                await ranks.call(HostingActor.offload, timeout_s=start_s)()
+        if path:
+            ranks.hosted = Hosted(path=path, since_s=time.time())
+        self._remember()
+
+    async def unload(self, role: str) -> None:
+        """Have a role's ranks release what they host."""
+        ranks = self.state.roles[role]
+        await ranks.call(HostingActor.unload, timeout_s=self.timeouts.start_s)()
+        ranks.hosted = None
+        self._remember()
+
+    async def _offload_beside(self, role: str) -> None:
+        """Have models leave the GPUs of a role for the host; what needs them brings them back."""
+        host = shared_host(role, self.state.groups)
+        for other, ranks in self.state.roles.items():
+            if host and ranks.hosted and shared_host(other, self.state.groups) == host:
+                await ranks.call(HostingActor.offload, timeout_s=self.timeouts.call_s)()
+
+    async def finish(self, config: JobConfig, role: str, tokenizer_path: str) -> None:
+        """Write a job's result to `export` in its folder; keep it in memory for jobs to come.
+
+        The folder always gets configuration and tokenizer, the weights as `checkpoint.export` says
+        so. On a standing pool it stays in memory until the role's next job ends.
+
+        Args:
+            config: Of the job.
+            role: That was trained.
+            tokenizer_path: Where the run's tokenizer is.
+        """
+        folder, weights = str(Path(config.run_dir) / "export"), config.checkpoint.export != "never"
+        handle, files, call_s = self.state.roles[role], self.files_of(role), self.timeouts.call_s
+        await export(handle, files, folder, tokenizer_path, weights=weights, timeout_s=call_s)
+        if self.record is not None or folder in self.wanted:
+            await self._keep(role, folder)
+
+    async def want(self, folders: Iterable[str]) -> None:
+        """Keep results that are written to these folders in memory, and free all others."""
+        self.wanted = frozenset(folders)
+        await self._forget([path for path in self.state.models if path not in self.wanted])
+
+    async def _keep(self, role: str, folder: str) -> None:
+        """Leave a result in memory for whoever loads `folder`, in place of what nobody wants."""
+        ranks, models = self.state.roles[role], self.state.models
+        old = [model.path for model in models.values() if model.role == role]
+        await self._forget([path for path in old if path not in self.wanted])
+        shares = await ranks.call(HostingActor.keep, timeout_s=self.timeouts.call_s)(folder)
+        refs = tuple(ref for share in shares for ref in share)
+        models[folder] = HeldModel(path=folder, role=role, bucket_refs=refs)
+        ranks.hosted = Hosted(path=folder, since_s=time.time())
+        self._remember()
+
+    async def _forget(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            owner = self.state.roles[self.state.models.pop(path).role]
+            await owner.call(HostingActor.drop, timeout_s=self.timeouts.call_s)(path)
+        self._remember()
+
+    def _remember(self) -> None:
+        if self.record is not None:
+            self.record.write(self.state)

@@ -1,0 +1,101 @@
+"""The processes of a role: started in their places, and ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+
+from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import CONTROL_GROUP, CONTROL_THREADS, RoleActor, RoleSpec
+from actors.pool.placement import strategy_of
+from actors.pool.places import Place
+from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.errors import RlhfRayError
+
+logger = logging.getLogger(__name__)
+
+# Names, with commas between them, of the driver's variables that its actors get as well.
+FORWARDED = "RLHF_RAY_FORWARD"
+# Well within what a stopped job is given to end in: what is still busy then is killed.
+STOP_S = 15.0
+
+
+def start(
+    name: str,
+    spec: RoleSpec,
+    group: GroupConfig | None,
+    places: Sequence[Place],
+    *,
+    cpus: float,
+    timeouts: TimeoutConfig,
+    lifetime: Mapping[str, str],
+) -> dict[str, Any]:
+    """Start a role's actors, which are asked for nothing yet; by their names.
+
+    Args:
+        name: What theirs begin with.
+        spec: What they are made from.
+        group: The role's shape; a role without one is a single actor without GPUs.
+        places: Of its ranks; a single actor goes to the first, or to any node.
+        cpus: Threads that each actor may use.
+        timeouts: Of the pool.
+        lifetime: Ray's options of an actor that outlives this process; else empty.
+    """
+    limits: dict[str, Any] = {"concurrency_groups": {CONTROL_GROUP: CONTROL_THREADS}}
+    if spec.max_calls is not None:
+        limits["max_concurrency"] = spec.max_calls
+    actor_class: Any = ray.remote(**limits)(spec.actor_class)
+
+    def actor(name: str, variables: Mapping[str, str], **options: Any) -> Any:
+        made = actor_class.options(name=name, **lifetime, **options)
+        return made.remote(name, variables, spec.argument(timeouts))
+
+    if group is None:
+        where = {"scheduling_strategy": strategy_of(places[0])} if places else {}
+        return {name: actor(name, environment(cpus, ()), num_cpus=0, **where)}
+    actors = {}
+    for rank, place in enumerate(places):
+        # Ray says which GPUs a role has that owns them.
+        gpus = place.gpus if group.share or not group.gpus_per_rank else None
+        actors[f"{name}/{rank}"] = actor(
+            f"{name}/{rank}",
+            environment(cpus, gpus),
+            num_cpus=0 if group.share else group.cpus_per_rank,
+            num_gpus=0 if group.share else group.gpus_per_rank,
+            scheduling_strategy=strategy_of(place),
+        )
+    return actors
+
+
+async def end(role: RoleHandle[Any]) -> None:
+    """End a role's actors, whether they answer or not."""
+    try:
+        await role.call(RoleActor.stop, timeout_s=STOP_S)()
+    except RlhfRayError as error:
+        logger.warning("%s; it is killed", error)
+    for actor in role.actors:
+        ray.kill(actor)
+
+
+def environment(cpus: float, gpus: Sequence[str] | None) -> dict[str, str]:
+    """What must be set before torch is imported: threads, and the GPUs where Ray does not.
+
+    With it goes what the driver was asked to hand on. Ray's runtime environment would do as well,
+    but it is shown and logged, and there are secrets among these.
+    """
+    threads = str(max(1, int(cpus)))
+    variables = _forwarded() | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    if gpus is not None:  # Ray leaves all GPUs visible to an actor that asked for none
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    # DeepSpeed would decide by what it finds, and a role is where its configuration puts it.
+    variables["DS_ACCELERATOR"] = "cpu" if gpus is not None and not gpus else "cuda"
+    return variables
+
+
+def _forwarded() -> dict[str, str]:
+    names = os.environ.get(FORWARDED, "").split(",")
+    return {name: os.environ[name] for name in names if name in os.environ}
