@@ -20,8 +20,7 @@ from rlhf_ray.config.rewards import RewardFunctionConfig, function_names
 from rlhf_ray.deadlines import in_daemon_thread
 from rlhf_ray.errors import ConfigError, RlhfRayError
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
-from rlhf_ray.rewards.files import forget_files
-from rlhf_ray.rewards.loading import load_function
+from rlhf_ray.rewards.loading import forget_files, load_function
 
 # What a function may have as an attribute: a function that finds what is wrong with rows.
 CHECK = "check_rows"
