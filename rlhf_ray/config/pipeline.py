@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rlhf_ray.config.base import Config, LocalPath
 from rlhf_ray.config.online import PlacementConfig
@@ -47,10 +48,9 @@ class PipelineConfig(RunConfig):
     placement: PlacementConfig = PlacementConfig()
     stages: Annotated[list[StageConfig], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _names_differ(self) -> PipelineConfig:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         names = [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"stages must have names of their own, got {name!r} twice")
-        return self
+                yield f"stages must have names of their own, got {name!r} twice"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 
 from rlhf_ray.config.base import (
     CheckpointConfig,
@@ -41,11 +42,9 @@ class RunConfig(Config):
     tensorboard: bool = False
     timeouts: TimeoutConfig = TimeoutConfig()
 
-    @model_validator(mode="after")
-    def _resume_has_a_folder(self) -> Self:
+    def _faults(self) -> Iterator[str]:
         if self.resume == "auto" and not self.run_dir:
-            raise ValueError("resume 'auto' needs run_dir, the folder of the run to go on with")
-        return self
+            yield "resume 'auto' needs run_dir, the folder of the run to go on with"
 
 
 class JobConfig(RunConfig):
