@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.cluster import Cluster
-from rlhf_ray.planning.groups import GroupPlan, check_resources, plan_groups
-from rlhf_ray.planning.nodes import Node
+from rlhf_ray.planning.groups import GroupPlan, Node, check_resources, plan_groups
 
 
 @dataclass(frozen=True, kw_only=True)
