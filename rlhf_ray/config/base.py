@@ -17,8 +17,6 @@ from pydantic import (
     model_validator,
 )
 
-from rlhf_ray.config.deepspeed_settings import taken_settings
-
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -158,6 +156,46 @@ class OptimConfig(Config):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: NonNegativeInt = 0
     min_lr_share: Share = 0.0
+
+
+# What DeepSpeed's settings decide a gradient's value, and what to set instead. A learner's gradient
+# is the sum over its micro-batches and ranks, in float32, clipped by the norm that is reported; in
+# which buckets and with what overlap DeepSpeed gets there is open.
+_ABSENT = object()
+_TAKEN_SETTINGS = {
+    "set model.dtype": "bf16 bfloat16 fp16 amp torch_autocast",
+    "gradients are summed over micro-batches and ranks in float32": (
+        "data_types communication_data_type prescale_gradients gradient_predivide_factor "
+        "gradient_allreduce_op sparse_gradients managed_gradient_accumulation "
+        "zero_optimization.zenflow zero_optimization.zero_quantized_gradients"
+    ),
+    "set max_tokens_per_micro_batch": (
+        "gradient_accumulation_steps train_batch_size train_micro_batch_size_per_gpu"
+    ),
+    "set optim.max_grad_norm": "gradient_clipping",
+    "set optim": "optimizer",
+    "set optim.schedule": "scheduler",
+    "set zero.stage": "zero_optimization.stage",
+    "set zero.offload_optimizer": (
+        "zero_optimization.cpu_offload zero_optimization.offload_optimizer.device"
+    ),
+    "set zero.nvme_path": (
+        "zero_optimization.offload_optimizer.nvme_path zero_optimization.offload_param.nvme_path"
+    ),
+    "set zero.offload_param": "zero_optimization.offload_param.device",
+    "the norm is always reported": "zero_optimization.compute_grad_norm",
+}
+
+
+def taken_settings(extra: Mapping[str, Any]) -> Iterator[str]:
+    """What stands in `extra` and must not, each with what to do instead."""
+    for instead, paths in _TAKEN_SETTINGS.items():
+        for path in paths.split():
+            value: Any = extra
+            for key in path.split("."):
+                value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+            if value is not _ABSENT:
+                yield f"{path}: {instead}"
 
 
 class ZeroConfig(Config):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -14,11 +14,13 @@ from rlhf_ray.config.base import (
     GroupConfig,
     LearnerConfig,
     LocalPath,
+    ModelConfig,
     NonNegativeInt,
     RayConfig,
     TimeoutConfig,
     WandbConfig,
 )
+from rlhf_ray.config.rewards import RewardModelConfig
 
 
 class RunConfig(Config):
@@ -70,6 +72,11 @@ class JobConfig(RunConfig):
     @property
     def groups(self) -> dict[str, GroupConfig]:
         """The group of each role that the job uses."""
+        raise NotImplementedError
+
+    @property
+    def models(self) -> Mapping[str, ModelConfig | RewardModelConfig]:
+        """The model of each role that loads one, as the configuration names it."""
         raise NotImplementedError
 
     @property
