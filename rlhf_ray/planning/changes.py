@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_ray.config.base import ForwardConfig, GroupConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.tools.layers import put
 from rlhf_ray.config.tools.stages import Stage, groups_of
 from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.planning.plan import Plan
@@ -29,15 +30,15 @@ def changed(jobs: Sequence[Stage], change: Change) -> list[Stage]:
     """
     values = [job.rooted.model_dump() for job in jobs]
     for key, value in change.items():
-        path = key.split(".")
+        path = tuple(key.split("."))
         if path[0] == PLACEMENT:
             for of_job in values:
                 if path[1] in of_job[PLACEMENT]:
-                    _set(of_job, path, value)
+                    put(of_job, path, value)
         elif path[0] == "stages":
-            _set(values[int(path[1])], path[3:], value)
+            put(values[int(path[1])], path[3:], value)
         else:
-            _set(values[0], path, value)
+            put(values[0], path, value)
     configs = [
         type(job.rooted).model_validate(of_job) for job, of_job in zip(jobs, values, strict=True)
     ]
@@ -45,13 +46,6 @@ def changed(jobs: Sequence[Stage], change: Change) -> list[Stage]:
         replace(job, config=config, rooted=config)
         for job, config in zip(jobs, configs, strict=True)
     ]
-
-
-def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    *above, last = path
-    for name in above:
-        values = values[name]
-    values[last] = value
 
 
 def less_memory(jobs: Sequence[Stage], plan: Plan) -> Iterator[Change]:

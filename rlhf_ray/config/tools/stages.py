@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob
 from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
 from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.config.tools import schema
-from rlhf_ray.config.tools.layers import lay_over, value_at
+from rlhf_ray.config.tools.layers import lay_over, put, texts, value_at
 from rlhf_ray.config.tools.load import validate
 from rlhf_ray.config.tools.problems import KeyPath, Problem, raise_for
 from rlhf_ray.config.tools.ready import find_config
@@ -159,22 +160,10 @@ def shared_values(pipeline: PipelineConfig, cls: type[JobConfig]) -> dict[str, A
     return shared
 
 
-def _texts(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Every text below a value, with its key."""
-    if isinstance(value, str):
-        yield path, value
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts(item, (*path, str(key)))
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _texts(item, (*path, str(index)))
-
-
 def _references(values: Mapping[str, Any]) -> dict[KeyPath, str]:
     """What stands behind `stage:`, by its key."""
     return {
-        path: text.removeprefix(PREFIX) for path, text in _texts(values) if text.startswith(PREFIX)
+        path: text.removeprefix(PREFIX) for path, text in texts(values) if text.startswith(PREFIX)
     }
 
 
@@ -230,7 +219,7 @@ def to_come(config: JobConfig, earlier: Sequence[Stage]) -> set[KeyPath]:
     folders = [stage.config.run_dir + os.sep for stage in earlier]
     return {
         path
-        for path, text in _texts(config.model_dump())
+        for path, text in texts(config.model_dump())
         if any(os.path.abspath(text).startswith(folder) for folder in folders)
     }
 
@@ -238,20 +227,10 @@ def to_come(config: JobConfig, earlier: Sequence[Stage]) -> set[KeyPath]:
 def _validated(
     cls: type[JobConfig], file: YamlFile, places: Mapping[KeyPath, str]
 ) -> tuple[Any, list[Problem]]:
-    values = file.values
+    values = deepcopy(file.values)
     for path, place in places.items():
-        values = _with(values, path, place)
+        put(values, path, place)
     return validate(cls, replace(file, values=values))
-
-
-def _with(value: Any, path: KeyPath, new: str) -> Any:
-    """A copy with one value replaced."""
-    if not path:
-        return new
-    key, *rest = path
-    if isinstance(value, list):
-        return [_with(v, tuple(rest), new) if str(i) == key else v for i, v in enumerate(value)]
-    return {**value, key: _with(value[key], tuple(rest), new)}
 
 
 def _of_stage(problem: Problem, given: StageConfig) -> Problem:
