@@ -135,8 +135,6 @@ def run_loop(
             data.prompts,
             Evaluation(config, []),
             MetricsLog([recorder]),
-            num_policy_ranks=config.placement.policy.ranks,
-            num_value_ranks=config.placement.value.ranks,
         )
         await loop.run(None)
         return roles, recorder.steps[1:]
