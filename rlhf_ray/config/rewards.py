@@ -39,12 +39,7 @@ class RewardFunctionConfig(Config):
 def function_names(
     configs: Sequence[RewardFunctionConfig], taken: Collection[str] = ()
 ) -> list[str]:
-    """The names of functions, all different; those that users gave stay.
-
-    Args:
-        configs: Of the functions.
-        taken: Names of other scorers.
-    """
+    """The names of functions, all different and not `taken`; those that users gave stay."""
     used = {*taken, *(config.name for config in configs if config.name)}
     names = []
     for config in configs:

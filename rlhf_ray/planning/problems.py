@@ -38,14 +38,7 @@ class Problem:
 def stage_problems(
     name: str, needs: Sequence[RoleNeed], gpus: Sequence[GpuNeed], cluster: Cluster
 ) -> Iterator[Problem]:
-    """All that speaks against one job on its engines and GPUs; nothing where it fits.
-
-    Args:
-        name: Of the job, where it is one of several.
-        needs: Of its roles.
-        gpus: Each at its worst moment.
-        cluster: What there is.
-    """
+    """All that speaks against one job, named where it is one of several; each GPU at its worst."""
     prefix = f"stage {name}: " if name else ""
     for need in needs:
         if isinstance(need.model, Engine):

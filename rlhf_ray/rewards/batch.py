@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -70,15 +70,13 @@ class ScoringBatch:
 
     def part(self, begin: int, end: int) -> ScoringBatch:
         """Rows `begin` to `end - 1`."""
-        return ScoringBatch(
-            prompt_ids_B=self.prompt_ids_B[begin:end],
-            prompts_B=self.prompts_B[begin:end],
-            completions_B=self.completions_B[begin:end],
-            prompt_token_ids_B=self.prompt_token_ids_B[begin:end],
-            completion_ids_B=self.completion_ids_B[begin:end],
-            opens_reasoning_B=self.opens_reasoning_B[begin:end],
-            columns={name: values[begin:end] for name, values in self.columns.items()},
-        )
+        lists_B = {
+            field.name: getattr(self, field.name)[begin:end]
+            for field in fields(self)
+            if field.name.endswith("_B")
+        }
+        columns = {name: values[begin:end] for name, values in self.columns.items()}
+        return ScoringBatch(**lists_B, columns=columns)
 
 
 def completion_text(completion: str | Messages) -> str:
@@ -87,12 +85,7 @@ def completion_text(completion: str | Messages) -> str:
 
 
 def check_scores(values: Any, batch: ScoringBatch, scorer: str) -> Scores:
-    """What a scorer returned, as one finite float or `None` a row.
-
-    Args:
-        values: A list, tuple, array or tensor of numbers.
-        batch: What was scored.
-        scorer: Named in errors.
+    """What a scorer, named in errors, returned: one finite float or `None` a row.
 
     Raises:
         RewardError: Not one value a row, or a value that is neither a finite number nor `None`.

@@ -18,10 +18,8 @@ from rlhf_ray.types import Prompt
 def check_columns(reward: RewardConfig, prompts: Iterable[Prompt], *, key: str) -> None:
     """Whether every function finds what it must be given; no module is imported for it.
 
-    Args:
-        reward: The functions.
-        prompts: A column counts where one of them has it: the others give None.
-        key: Of the data in the configuration, for errors.
+    A column counts where one of the prompts has it: the others give None. Errors name the data's
+    `key` in the configuration.
 
     Raises:
         ConfigError: A function needs what is neither a column of the data nor an argument.
@@ -69,13 +67,8 @@ def usable_prompts(
 ) -> Rows[Prompt]:
     """The prompts that every function can score.
 
-    A function checks some thousands of rows at a time.
-
-    Args:
-        prompts: With their columns.
-        functions: With checks or without.
-        key: Of the data in the configuration, for errors.
-        skip: Whether to leave out others, which is logged; otherwise they are an error.
+    With `skip` others are left out, which is logged; otherwise they are an error that names the
+    data's `key` in the configuration.
 
     Raises:
         ConfigError: A function finds something wrong with a row, or with all of them.
@@ -106,10 +99,7 @@ def prompt_faults(
 ) -> list[str | None]:
     """What the first function says that finds something wrong with a prompt; None where none does.
 
-    Args:
-        prompts: With their columns.
-        functions: With checks or without.
-        names: Of all columns, where others of the data set have more of them.
+    `names` are those of all columns, where others of the data set have more of them.
 
     Raises:
         ConfigError: A function finds something wrong with all of them.

@@ -161,21 +161,21 @@ class _Loader(SourceFileLoader):
         """Run the module with an `__import__` of its own."""
         module.__file__ = self.path
         package = module.__name__.partition(".")[0]
-        vars(module)["__builtins__"] = {
-            **vars(builtins),
-            "__import__": _Import(package=package),
-        }
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import_in(package)}
         super().exec_module(module)
 
 
-class _Import:
+def _import_in(package: str) -> Callable[..., ModuleType]:
     """What `import` means in the modules of one package."""
 
-    def __init__(self, *, package: str) -> None:
-        self._package = package
+    def is_neighbour(top: str) -> bool:
+        if top in sys.stdlib_module_names:
+            return False
+        spec = PathFinder.find_spec(f"{package}.{top}", _Finder.folders[package])
+        # A folder without code, such as one of data, must not hide a library of its name.
+        return spec is not None and spec.origin is not None
 
-    def __call__(
-        self,
+    def import_module(
         name: str,
         globals: Mapping[str, Any] | None = None,
         locals: Mapping[str, Any] | None = None,
@@ -183,14 +183,9 @@ class _Import:
         level: int = 0,
     ) -> ModuleType:
         top = name.partition(".")[0]
-        if level or not self._is_neighbour(top):
+        if level or not is_neighbour(top):
             return builtins.__import__(name, globals, locals, fromlist, level)
-        module = builtins.__import__(f"{self._package}.{name}", globals, locals, fromlist, 0)
-        return module if fromlist else sys.modules[f"{self._package}.{top}"]
+        module = builtins.__import__(f"{package}.{name}", globals, locals, fromlist, 0)
+        return module if fromlist else sys.modules[f"{package}.{top}"]
 
-    def _is_neighbour(self, top: str) -> bool:
-        if top in sys.stdlib_module_names:
-            return False
-        spec = PathFinder.find_spec(f"{self._package}.{top}", _Finder.folders[self._package])
-        # A folder without code, such as one of data, must not hide a library of its name.
-        return spec is not None and spec.origin is not None
+    return import_module

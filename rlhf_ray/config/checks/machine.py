@@ -69,12 +69,7 @@ def package_faults(
 
 
 def engine_fault(versions: Mapping[str, str], *, on_gpus: bool) -> str | None:
-    """Why the installed vLLM runs no engines of a kind; None where it does.
-
-    Args:
-        versions: Of the packages that are there.
-        on_gpus: Which kind is asked for.
-    """
+    """Why the installed packages run no engines on GPUs or CPUs; None where they do."""
     if on_gpus:
         wanted, other, where = GPU_ENGINE, CPU_ENGINE, "GPUs"
     else:
@@ -86,11 +81,7 @@ def engine_fault(versions: Mapping[str, str], *, on_gpus: bool) -> str | None:
 
 
 def require_machine(configs: Sequence[JobConfig], *, is_here: bool) -> None:
-    """Refuse what cannot run.
-
-    Args:
-        configs: A job, or the stages of a pipeline.
-        is_here: Whether the roles run on this machine, and not on a cluster.
+    """Refuse what cannot run; `is_here` where the roles run on this machine, not on a cluster.
 
     Raises:
         ConfigError: With every reason.

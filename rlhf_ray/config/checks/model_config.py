@@ -117,12 +117,7 @@ _CLASSIFIER = "ForSequenceClassification"
 
 
 def kind_fault(config: Mapping[str, Any], kind: Kind) -> str | None:
-    """Whether a model is of another kind than a role takes.
-
-    Args:
-        config: As in `config.json`.
-        kind: That the role takes.
-    """
+    """Whether a model, by its `config.json`, is of another kind than a role takes."""
     if kind == "classifier":
         return None
     names = config.get("architectures") or []
@@ -136,12 +131,7 @@ def kind_fault(config: Mapping[str, Any], kind: Kind) -> str | None:
 
 
 def quantization_fault(config: Mapping[str, Any], model: ModelConfig) -> str | None:
-    """Whether a model that is to be trained comes in weights that cannot be.
-
-    Args:
-        config: As in `config.json`.
-        model: How the role holds it.
-    """
+    """Whether a model that is to be trained comes in weights that cannot be."""
     if not config.get("quantization_config"):
         return None
     method = section(config, "quantization_config").get("quant_method") or "bitsandbytes"
@@ -154,12 +144,7 @@ def quantization_fault(config: Mapping[str, Any], model: ModelConfig) -> str | N
 
 
 def token_id_faults(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Iterator[str]:
-    """Padding, begin and end tokens that the model has no embedding of.
-
-    Args:
-        config: As in `config.json`.
-        generation: As in `generation_config.json`.
-    """
+    """Special tokens in `config.json` or `generation_config.json` that have no embedding."""
     num_rows = text_part(config).get("vocab_size")
     if not isinstance(num_rows, int):
         return

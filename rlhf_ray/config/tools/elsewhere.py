@@ -48,12 +48,7 @@ def _whole(stage: StageConfig, pipeline: PipelineConfig) -> dict[str, Any]:
 
 
 def find_missing(values: Mapping[str, Any], shipped: Collection[str] | None) -> list[Problem]:
-    """Relative paths that lead nowhere where only some files are.
-
-    Args:
-        values: As `values_of` gives them.
-        shipped: The files that go along, relative; None where none do.
-    """
+    """Relative paths that lead nowhere with the `shipped` files alone; None where none go along."""
     problems = []
     for path, text in _relative(values):
         if shipped is None:

@@ -29,15 +29,10 @@ def load_config(
     *,
     elsewhere: bool = False,
 ) -> ConfigT:
-    """Read a file, lay `--key value` overrides over it and validate the result.
+    """Read a job's file, lay `--key value` overrides over it and validate the result.
 
     Relative paths inside stay as they are given: they are relative to the working directory.
-
-    Args:
-        cls: Of the job.
-        yaml_path: Of the file.
-        arguments: As of the command line.
-        elsewhere: Whether the job runs on another machine, whose home `~` stands for.
+    With `elsewhere` the job runs on another machine, whose home `~` stands for.
 
     Raises:
         ConfigError: With every problem found: its key, what was given and what is allowed.
@@ -65,11 +60,7 @@ def validate(
 ) -> tuple[ConfigT | None, list[Problem]]:
     """A file's values as a configuration, or what is wrong with them.
 
-    Args:
-        cls: Of the job.
-        file: Its values, and the line of each key.
-        from_command_line: Keys whose values do not come from the file.
-        elsewhere: As in `load_config`.
+    Keys `from_command_line` have values that are not the file's; `elsewhere` as in `load_config`.
     """
     asked = (
         f"{MASK} stands for a secret that was left out of the file: give it again, best as "

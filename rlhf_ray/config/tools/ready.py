@@ -56,12 +56,9 @@ def _what_is_there(given: str, job: str, ready: dict[str, Path]) -> str:
 
 
 def load_job(given: str, job: str = "", arguments: Sequence[str] = ()) -> RunConfig:
-    """Read a file as what it is: a pipeline has stages, a job is in a folder of its name.
+    """Read a file or a ready configuration as what it is, where `job` does not say it.
 
-    Args:
-        given: The file, or a ready configuration's name.
-        job: Its job, where it is known.
-        arguments: As of the command line.
+    A pipeline has stages; a job is in a folder of its name.
 
     Raises:
         ConfigError: It cannot be told what it is, or it has a mistake.
