@@ -15,8 +15,7 @@ from rlhf_ray.config.tools.stages import Stage, groups_of
 from rlhf_ray.errors import EXIT_CONFIG, ConfigError
 from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import advise, advise_placement
-from rlhf_ray.planning.cluster import Cluster, shown_bytes
-from rlhf_ray.planning.layout import smallest_cluster
+from rlhf_ray.planning.layout import Cluster, shown_bytes, smallest_cluster
 from rlhf_ray.planning.plan import Plan, plan_jobs
 from rlhf_ray.planning.roles import Shapes, model_paths
 from rlhf_ray.planning.sources import read_shapes

@@ -128,6 +128,18 @@ class OnlineConfig(JobConfig):
             yield "data.path must name a data set of prompts"
         yield from piece_faults({"data": self.data, "eval.data": self.eval.data})
         yield from stream_faults({"eval.data": self.eval.data})
+        yield from self._unfit_counts()
+        yield from self._unfit_rewards()
+        for role in ("policy", "value"):
+            dropout = getattr(self, role).model.lora.dropout
+            if dropout:
+                yield (
+                    f"{role}.model.lora.dropout must be 0, got {dropout}: a token must get the "
+                    "same probability before and in the update"
+                )
+        _ = self.weight_backend  # raises where no way leads to the engines
+
+    def _unfit_counts(self) -> Iterator[str]:
         if self.samples_per_prompt == 1 and (
             self.smallest_group > 1 or self.algorithm.dynamic_sampling.enabled
         ):
@@ -152,7 +164,10 @@ class OnlineConfig(JobConfig):
                 f"value.warmup_steps must be below total_steps ({self.total_steps}), got {warmup}: "
                 "the policy would not learn"
             )
-        buffer = self.reward.shaping.overlong_buffer_tokens
+
+    def _unfit_rewards(self) -> Iterator[str]:
+        shaping = self.reward.shaping
+        buffer = shaping.overlong_buffer_tokens
         if buffer > self.rollout.max_new_tokens:
             yield (
                 "reward.shaping.overlong_buffer_tokens must be at most rollout.max_new_tokens "
@@ -161,7 +176,6 @@ class OnlineConfig(JobConfig):
         kl = self.algorithm.kl
         if kl.controller == "adaptive" and not kl.coefficient:
             yield "algorithm.kl.coefficient must be above 0 to adapt from, got 0"
-        shaping = self.reward.shaping
         changed = {"clip": shaping.clip, "whiten": shaping.whiten}
         if self.algorithm.tells_rewards_apart and any(changed.values()):
             yield (
@@ -169,14 +183,6 @@ class OnlineConfig(JobConfig):
                 f"{self.algorithm.advantage} standardises each by itself: leave them out, got "
                 f"{changed}"
             )
-        for role in ("policy", "value"):
-            dropout = getattr(self, role).model.lora.dropout
-            if dropout:
-                yield (
-                    f"{role}.model.lora.dropout must be 0, got {dropout}: a token must get the "
-                    "same probability before and in the update"
-                )
-        _ = self.weight_backend
 
     @property
     def weight_backend(self) -> Backend:

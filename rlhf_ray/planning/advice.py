@@ -10,9 +10,8 @@ from pydantic import ValidationError
 from rlhf_ray.config.tools.stages import Stage, groups_of
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.changes import Change, changed, fewer_gpus, less_memory
-from rlhf_ray.planning.cluster import Cluster
 from rlhf_ray.planning.engines import Engine
-from rlhf_ray.planning.layout import smallest_cluster
+from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.plan import Plan, plan_jobs
 from rlhf_ray.planning.roles import Shapes
 

@@ -11,9 +11,8 @@ from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.tools.stages import Stage, groups_of, stages_of
 from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.memory import GIB, MIB
-from rlhf_ray.planning.cluster import Cluster
 from rlhf_ray.planning.groups import plan_groups, total_cpus
-from rlhf_ray.planning.layout import Place, lay_out
+from rlhf_ray.planning.layout import Cluster, Place, lay_out
 from rlhf_ray.planning.moments import GpuNeed, gpu_needs, idle_memory
 from rlhf_ray.planning.needs import RoleNeed
 from rlhf_ray.planning.problems import Problem, host_problems, stage_problems

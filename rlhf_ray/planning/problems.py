@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlhf_ray.memory import GIB, Memory
-from rlhf_ray.planning.cluster import Cluster
 from rlhf_ray.planning.engines import Engine
+from rlhf_ray.planning.layout import Cluster
 from rlhf_ray.planning.moments import GpuNeed
 from rlhf_ray.planning.needs import RoleNeed
 

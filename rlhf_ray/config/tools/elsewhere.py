@@ -9,8 +9,7 @@ from typing import Any
 from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
 from rlhf_ray.config.checks.data_files import fixed_part
 from rlhf_ray.config.checks.references import hub_dataset
-from rlhf_ray.config.jobs import JOB_CONFIGS
-from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
+from rlhf_ray.config.jobs import JOB_CONFIGS, PipelineConfig, StageConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.layers import lay_over, texts
 from rlhf_ray.config.tools.problems import KeyPath, Problem

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from rlhf_ray.config.jobs import JOB_CONFIGS, PIPELINE
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import JOB_CONFIGS, PIPELINE, PipelineConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.load import load_config, validate
 from rlhf_ray.config.tools.yaml_file import read_yaml

@@ -12,8 +12,7 @@ from typing import Any
 
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.checks.preflight import find_problems
-from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob
-from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
+from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob, PipelineConfig, StageConfig
 from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.config.tools import schema
 from rlhf_ray.config.tools.layers import lay_over, put, texts, value_at

@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 from launch import cli
 from rlhf_ray.config.base import ELSEWHERE, LocalPath
 from rlhf_ray.config.checks.preflight import find_problems
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.tools import schema
 from rlhf_ray.config.tools.elsewhere import _PATH_KEYS, values_of
 from rlhf_ray.config.tools.load import load_config

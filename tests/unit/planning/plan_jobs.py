@@ -13,8 +13,7 @@ from rlhf_ray.config.tools.stages import stages_of
 from rlhf_ray.memory import GIB
 from rlhf_ray.models.shape import shape_of
 from rlhf_ray.planning.advice import Advice, advise
-from rlhf_ray.planning.cluster import Cluster
-from rlhf_ray.planning.layout import smallest_cluster
+from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.plan import Plan, plan_job
 
 ROOT = Path(__file__).parents[3]
