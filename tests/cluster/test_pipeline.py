@@ -22,7 +22,7 @@ from actors.ranks.reward import RewardRank
 from actors.weights.bucket import unpack
 from launch.pipeline import run_stage, start_all
 from rlhf_ray.config.base import ReferenceConfig
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.tools.stages import Stage, resolve_stages
 from rlhf_ray.data.chat.answers import tokenize_answer
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
