@@ -40,7 +40,7 @@ PROCESSES = {
     "policy": "ray::PolicyRank",
     "value": "ray::ValueRank",
     "reference": "ray::ReferenceRank",
-    "reward": "ray::RewardRank",
+    "reward": "ray::Reward",
     "rollout": "VLLM::Worker",
 }
 FAMILIES = ("llama", "qwen2", "gpt2", "qwen3")

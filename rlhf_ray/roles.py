@@ -19,7 +19,7 @@ from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 Ref: TypeAlias = Any
 # A rollout among all: its draw, and its number among the draw's samples.
 SampleId: TypeAlias = tuple[int, int]
-# What a role says of samples, one reference a rank: each resolves to `{sample id: array}`.
+# A role's arrays, one reference a rank: each resolves to `{sample id: array}`.
 SampleArrays: TypeAlias = Sequence[Ref]
 Metrics: TypeAlias = Mapping[str, float]
 # What the job's processes needed since the last time that it was called: `wait/*`, `memory/*`, ...
@@ -290,7 +290,7 @@ class ExperienceBuilder(Protocol):
 
         Args:
             groups: What is compared; each sample has a total.
-            old: What the policy says of these samples, and perhaps of others.
+            old: The policy's arrays of these samples, and perhaps of others.
             reference: The same of the reference; None where the job has none.
             values: The same of the critic; None where the job has none.
             kl_coefficient: Current weight of the KL to the reference.

@@ -163,10 +163,21 @@ class FakeTokenizer:
         Path(folder).mkdir(parents=True, exist_ok=True)
 
 
-_: tuple[type[Pool], type[WeightedReward], type[RowReference], type[SupervisedRole], type[Loop]] = (
-    FakePool,
-    FakeReward,
-    FakeRowReference,
-    FakeSupervisedRole,
-    FakeLoop,
-)
+def _(fake: FakePool) -> Pool:
+    return fake
+
+
+def _(fake: FakeReward) -> WeightedReward:
+    return fake
+
+
+def _(fake: FakeRowReference) -> RowReference:
+    return fake
+
+
+def _(fake: FakeSupervisedRole) -> SupervisedRole:
+    return fake
+
+
+def _(fake: FakeLoop) -> Loop:
+    return fake

@@ -32,4 +32,5 @@ class FakeSink:
         self.closed = failed
 
 
-_: type[Sink] = FakeSink
+def _(fake: FakeSink) -> Sink:
+    return fake

@@ -58,7 +58,7 @@ class RoleHandle(Generic[A]):
         names: Of the actors.
         spec: What they were started from.
         hosted: Their model; None where they host none that others may ask for.
-        incarnation: How often they were replaced.
+        incarnation: Counts up whenever other actors come.
         busy: Runs while any of them is asked something.
         gpu_turns: Which of the roles on the same GPUs computes; None where no other role does.
     """

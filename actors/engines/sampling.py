@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,14 @@ class Ending:
         return sorted({*self.stop_token_ids, *ends})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """A group on its way: vLLM's names of its requests, and what waits for all of them."""
+
+    request_ids: tuple[str, ...]
+    task: asyncio.Task[list[Rollout]]
+
+
 class SamplingEngine:
     """Base of the actor around one of vLLM's engines: the part that answers requests.
 
@@ -78,8 +86,9 @@ class SamplingEngine:
         self.num_requests = 0
         self.running: set[str] = set()
         # By their draws; those that were asked for go when others are admitted.
-        self.groups: dict[int, asyncio.Task[list[Rollout]]] = {}
+        self.groups: dict[int, Sampling] = {}
         self.answered: set[int] = set()
+        self.admitting: set[int] = set()
         self.sleeping = EngineSleep(name, self._ask)
         # Held while requests are admitted, while weights are exchanged, and on the way to sleep and
         # back: whoever pauses the scheduler must be the one who resumes it.
@@ -101,24 +110,48 @@ class SamplingEngine:
         Raises:
             RunError: The engine has no model, or a draw is being sampled already.
         """
-        self.groups = {d: task for d, task in self.groups.items() if d not in self.answered}
+        self.groups = {d: group for d, group in self.groups.items() if d not in self.answered}
         self.answered.clear()
-        if again := self.groups.keys() & {request.draw for request in requests}:
+        draws = {request.draw for request in requests}
+        if again := draws & {*self.groups, *self.admitting}:
             raise RunError(f"{self.name} samples draws {sorted(again)} already")
+        self.admitting |= draws
+        try:
+            await self._admit_together(requests, ending, timeout_s)
+        finally:
+            self.admitting -= draws
+
+    async def _admit_together(
+        self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
+    ) -> None:
         async with deadline(timeout_s, actor=self.name, operation="admission"), self.scheduler:
             self.sleeping.require_model("asked to sample")
             await self._ask("pause_generation", mode="keep", clear_cache=False, timeout_s=timeout_s)
             try:
                 for request in requests:
-                    admitted = [
-                        await self._admit(request, seed, ending, timeout_s=timeout_s)
-                        for seed in request.seeds_G
-                    ]
-                    self.groups[request.draw] = asyncio.create_task(
-                        self._group(request, admitted, ending, timeout_s)
-                    )
+                    if request.draw in self.admitting:
+                        await self._begin(request, ending, timeout_s)
             finally:
                 await self._ask("resume_generation", timeout_s=ANSWER_S)
+
+    async def _begin(self, request: GenerationRequest, ending: Ending, timeout_s: float) -> None:
+        """Admit a group, all of it or nothing; it may be aborted meanwhile."""
+        collectors: dict[str, Any] = {}
+        try:
+            for seed in request.seeds_G:
+                request_id, collector = await self._admit(
+                    request, seed, ending, timeout_s=timeout_s
+                )
+                collectors[request_id] = collector
+        except BaseException:
+            await self._end(collectors)
+            raise
+        self.groups[request.draw] = Sampling(
+            request_ids=tuple(collectors),
+            task=asyncio.create_task(self._group(request, collectors, ending, timeout_s)),
+        )
+        if request.draw not in self.admitting:
+            await self.abort([request.draw])
 
     async def finished(self, draw: int) -> tuple[list[RolloutSummary], list[Rollout]]:
         """The group of a draw that was admitted, once it is there; can be asked again.
@@ -134,42 +167,45 @@ class SamplingEngine:
             raise RunError(f"{self.name} is asked for draw {draw}, which it does not sample")
         try:
             # Whoever asks may give up and ask again: `abort` alone ends the group.
-            rollouts = await asyncio.shield(group)
+            rollouts = await asyncio.shield(group.task)
         except asyncio.CancelledError:
-            if group.cancelled():
+            if group.task.cancelled():
                 raise RunError(f"{self.name}: draw {draw} was aborted") from None
             raise
         finally:
-            if group.done():
+            if group.task.done():
                 self.answered.add(draw)
         return [summarize(rollout) for rollout in rollouts], rollouts
 
     async def abort(self, draws: Sequence[int]) -> None:
         """End the groups of draws that nobody waits for any more, and forget them."""
-        ended = [task for draw in draws if (task := self.groups.pop(draw, None))]
-        for task in ended:
-            task.cancel()
-        if ended:
-            await asyncio.wait(ended, timeout=ANSWER_S)
+        self.admitting.difference_update(draws)
+        ended = [group for draw in draws if (group := self.groups.pop(draw, None))]
+        for group in ended:
+            group.task.cancel()
+        await self._end(request_id for group in ended for request_id in group.request_ids)
 
     async def _group(
         self,
         request: GenerationRequest,
-        admitted: Sequence[tuple[str, Any]],
+        collectors: Mapping[str, Any],
         ending: Ending,
         timeout_s: float,
     ) -> list[Rollout]:
         """All samples of a draw; where one fails, the others are ended as well."""
+        answers = [
+            asyncio.ensure_future(self._finished(*one, timeout_s=timeout_s))
+            for one in collectors.items()
+        ]
         try:
-            outputs = await asyncio.gather(
-                *(self._finished(*one, timeout_s=timeout_s) for one in admitted)
-            )
             return [
                 self._rollout(request, sample, output.outputs[0], ending)
-                for sample, output in enumerate(outputs)
+                for sample, output in enumerate(await asyncio.gather(*answers))
             ]
-        except BaseException:
-            await self._end([request_id for request_id, _ in admitted])
+        except Exception:
+            for answer in answers:
+                answer.cancel()
+            await self._end(collectors)
             raise
 
     async def _admit(
@@ -230,7 +266,7 @@ class SamplingEngine:
         await self.abort(list(self.groups))
         await self._end(self.running)
 
-    async def _end(self, request_ids: Collection[str]) -> None:
+    async def _end(self, request_ids: Iterable[str]) -> None:
         if ended := self.running & set(request_ids):
             self.running -= ended
             await self._ask("abort", ended, timeout_s=ANSWER_S)

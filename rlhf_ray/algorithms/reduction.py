@@ -56,8 +56,8 @@ class Reduction:
         constant: sum divided by num_sequences · constant_length (Dr. GRPO,
             https://arxiv.org/abs/2503.20783, section 3.2). No bias towards any length.
 
-    Sequences without action tokens add 0 and are not counted. Data-parallel engines that *average*
-    gradients over ranks need the loss multiplied with the number of ranks.
+    Sequences without action tokens add 0 and are not counted. An engine that *averages* gradients
+    over data parallelism needs the loss times its size.
 
     Raises:
         ValueError: Kind `constant` without a positive `constant_length`.

@@ -14,12 +14,8 @@ from typing import Any, NoReturn
 
 from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.json_values import is_message, json_value, unfolded
-from rlhf_ray.data.row import REASONING, Messages, Text
+from rlhf_ray.data.text import REASONING, Messages
 
-# What data sets call the tools that stand beside a chat: OpenAI first and formerly, Toucan.
-TOOLS = ("tools", "functions", "available_tools")
-# Who answers, as most data sets say it: no conversation begins so.
-ASSISTANTS = ("assistant", "gpt", "model")
 # Who speaks, by the names that ShareGPT, OpenAssistant, Llama and OpenAI's older interface use.
 _ROLES = {
     **dict.fromkeys(("system", "developer", "user", "assistant", "tool"), ""),
@@ -292,45 +288,3 @@ def _keys(message: Mapping[str, Any]) -> str:
     """A message as an error shows it."""
     shown = ", ".join(f"{key}: {short(value)}" for key, value in list(message.items())[:6])
     return "{" + shown + "}"
-
-
-def as_chat(text: Text, role: str) -> Messages:
-    """A chat; a string becomes one message of `role`."""
-    return [{"role": role, "content": text}] if isinstance(text, str) else text
-
-
-def tool_schemas(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """The tools that stand beside a chat; none where there is no such column.
-
-    Raises:
-        RowError: The column holds anything but JSON schemas.
-    """
-    name = next((name for name in TOOLS if _holds_tools(name, columns.get(name))), "")
-    tools = columns.get(name) or []
-    if isinstance(tools, str):
-        tools = json_value(tools, where, f"column {name!r}", "a list of JSON schemas")
-    else:
-        tools = without_nulls(tools)
-    schemas = []
-    for tool in tools if isinstance(tools, list) else [tools]:
-        schema = tool
-        if isinstance(tool, str):
-            schema = json_value(tool, where, f"a tool of column {name!r}", "a JSON schema")
-        if not isinstance(schema, dict):
-            detail = f"column {name!r} must be a list of JSON schemas of functions, got "
-            raise RowError(where, "wrong type", detail + short(schema))
-        is_bare = "function" not in schema and "name" in schema
-        schemas.append({"type": "function", "function": schema} if is_bare else schema)
-    return schemas
-
-
-def _holds_tools(name: str, value: Any) -> bool:
-    """Whether a column has tools; of another name than the usual one it must look like them."""
-    if name == TOOLS[0] or not value:
-        return bool(value)
-    tools = unfolded(value)
-    schemas = [unfolded(tool) for tool in tools] if isinstance(tools, list) else [tools]
-    return bool(schemas) and all(
-        isinstance(schema, dict) and bool({"function", "name"} & schema.keys())
-        for schema in schemas
-    )

@@ -9,10 +9,6 @@ from typing import Any, TypeAlias
 from rlhf_ray.data.errors import RowError
 
 Columns: TypeAlias = dict[str, Any]
-Messages: TypeAlias = list[dict[str, Any]]
-Text: TypeAlias = str | Messages
-# What data sets and templates call the reasoning of a message.
-REASONING = ("reasoning_content", "reasoning", "thinking")
 # With the line where a row begins, or its number where it has none.
 NumberedRows: TypeAlias = Iterator[tuple[int, Columns | RowError]]
 # The row's id, and its place with what stands there.

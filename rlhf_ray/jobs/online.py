@@ -230,8 +230,6 @@ def _loop(
         data.prompts,
         Evaluation(config, data.eval_prompts),
         log,
-        num_policy_ranks=config.placement.policy.ranks,
-        num_value_ranks=config.placement.value.ranks,
         usage=usage,
     )
 

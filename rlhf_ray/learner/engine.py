@@ -17,8 +17,6 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from rlhf_ray.models.modes import CheckedModel
-
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelDims:
@@ -199,11 +197,11 @@ class EngineBuilder(Protocol):
         """While this is open, a model is loaded as the engine holds it."""
         ...
 
-    def train(self, module: CheckedModel, *, total_steps: int) -> TrainingEngine:
+    def train(self, module: torch.nn.Module, *, total_steps: int) -> TrainingEngine:
         """Train the parameters that require a gradient; `total_steps` are the schedule's."""
         ...
 
-    def freeze(self, module: CheckedModel) -> InferenceEngine:
+    def freeze(self, module: torch.nn.Module) -> InferenceEngine:
         """Only read the model."""
         ...
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_ray.algorithms.kl import kl_controller
-from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.base import GroupConfig, LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread
@@ -81,14 +81,11 @@ class OnlineLoop:
         evaluation: Evaluation,
         log: MetricsLog,
         *,
-        num_policy_ranks: int,
-        num_value_ranks: int,
         usage: Usage = unknown_usage,
     ) -> None:
         """Put the parts together; `run` starts them."""
         self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
         self.usage = usage
-        self.num_policy_ranks, self.num_value_ranks = num_policy_ranks, num_value_ranks
         self.order = order_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
         self.feed = Feed(
             config, self.order, engine=roles.rollout, reward=roles.reward, publishes=True
@@ -210,27 +207,26 @@ class OnlineLoop:
         """Policy and critic side by side, each on its own group."""
         if not scored.trained:
             return {}
-        config, experience = self.config, scored.experience
-        plan = partial(self._plan, step, scored)
+        experience, plan = scored.experience, partial(self._plan, step, scored)
         policy, value = await asyncio.gather(
             _optional(
                 self.roles.policy if self._policy_learns(step) else None,
-                "update", experience, plan(config.policy, self.num_policy_ranks), kl_coefficient,
+                "update", experience, plan("policy"), kl_coefficient,
             ),
             _optional(
-                self.roles.value, "update", experience, plan(config.value, self.num_value_ranks)
+                self.roles.value, "update", experience, plan("value")
             ),
         )  # fmt: skip
         named = {f"policy/{name}": number for name, number in (policy or {}).items()}
         return named | {f"value/{name}": number for name, number in (value or {}).items()}
 
-    def _plan(
-        self, step: int, scored: Scored, learner: LearnerConfig, num_ranks: int
-    ) -> UpdatePlan:
+    def _plan(self, step: int, scored: Scored, role: Literal["policy", "value"]) -> UpdatePlan:
+        learner: LearnerConfig = getattr(self.config, role)
+        group: GroupConfig = getattr(self.config.placement, role)
         return plan_update(
             [summary.num_tokens for summary in scored.summaries_B],
             [summary.num_own_tokens for summary in scored.summaries_B],
-            data_parallel_size=num_ranks,
+            data_parallel_size=group.ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=self.config.algorithm.minibatches,
             num_epochs=self.config.algorithm.epochs,

@@ -73,18 +73,18 @@ def rollout_metrics(
     """
     seconds = clock.seconds
     num_tokens = sum(summary.num_tokens for group in trained for summary in group.summaries_G)
-    told = sample_metrics(sampled, clock, apart=apart)
+    metrics = sample_metrics(sampled, clock, apart=apart)
     if "wait/policy" in used:
-        told["perf/bubble_share"] = used["wait/policy"] / told["time/step"]
+        metrics["perf/bubble_share"] = used["wait/policy"] / metrics["time/step"]
     return {
-        **told,
+        **metrics,
         "rollout/trained_groups": float(len(trained)),
         "rollout/left_out_groups": float(num_kept - len(trained)),
         "rollout/refilled_groups": float(num_refilled),
         **(_staleness(trained, version) if trained else {}),
         "time/wait_rollout": seconds["generate"],
         "time/wait_update": seconds["score"] + seconds["update"],
-        "perf/tokens_per_s": num_tokens / told["time/step"],
+        "perf/tokens_per_s": num_tokens / metrics["time/step"],
         "perf/score_tokens_per_s": num_tokens / seconds["score"],
         "perf/update_tokens_per_s": num_tokens / seconds["update"],
     }
@@ -103,10 +103,10 @@ def _rewards(groups: Sequence[ScoredGroup], *, apart: bool) -> dict[str, float]:
     """Of the samples that have a score; those that have none are counted."""
     scores_B = [score for scored in groups for score in scored.scores_G]
     totals = [score.total for score in scores_B if score.total is not None]
-    told = {"rollout/unscored": float(len(scores_B) - len(totals))}
+    metrics = {"rollout/unscored": float(len(scores_B) - len(totals))}
     if not totals:
-        return told
-    return told | {
+        return metrics
+    return metrics | {
         "rollout/reward_mean": fmean(totals),
         "rollout/reward_std": pstdev(totals),
         "rollout/zero_spread_share": fmean(

@@ -134,16 +134,16 @@ def _in_turns(room: Sequence[int], num: int) -> list[int]:
 
 
 def _guests(role: str, group: GroupConfig, hosts: Sequence[Place]) -> list[Place]:
-    """On the hosts' GPUs in order, as the pool seats them; without GPUs in turns."""
+    """On the hosts' GPUs in order, as the pool places them; without GPUs in turns."""
     if not group.gpus_per_rank:
         return [
             Place(role=role, rank=rank, node=hosts[rank % len(hosts)].node, gpus=())
             for rank in range(group.ranks)
         ]
-    seats = [(host.node, gpu) for host in hosts for gpu in host.gpus]
+    flat = [(host.node, gpu) for host in hosts for gpu in host.gpus]
     places = []
     for rank in range(group.ranks):
-        mine = seats[rank * group.gpus_per_rank : (rank + 1) * group.gpus_per_rank]
+        mine = flat[rank * group.gpus_per_rank : (rank + 1) * group.gpus_per_rank]
         nodes = {node for node, _ in mine}
         if len(nodes) > 1:
             raise ConfigError(

@@ -31,4 +31,5 @@ class ReplayedEngine:
         await self.engine.wake_up(part)
 
 
-_: type[RolloutEngine] = ReplayedEngine
+def _(fake: ReplayedEngine) -> RolloutEngine:
+    return fake

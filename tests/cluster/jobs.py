@@ -137,8 +137,6 @@ def run_loop(
             data.prompts,
             Evaluation(config, []),
             MetricsLog([sink]),
-            num_policy_ranks=config.placement.policy.ranks,
-            num_value_ranks=config.placement.value.ranks,
         )
         await loop.run(None)
         return roles, [metrics for step, metrics in sink.steps.items() if step > 0]

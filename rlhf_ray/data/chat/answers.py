@@ -17,10 +17,10 @@ from typing import Any
 
 from rlhf_ray.data.chat.borders import Tokenizer, decode, text_tokens, tokens_behind, written_tokens
 from rlhf_ray.data.chat.frames import answered, frame_of, opened, rendered
-from rlhf_ray.data.chat.template import ChatTemplate, template_options
+from rlhf_ray.data.chat.template import ChatTemplate
 from rlhf_ray.data.chat.turn_end import checked_turn_end, known_ends, with_end
-from rlhf_ray.data.messages import as_chat
-from rlhf_ray.data.row import Text
+from rlhf_ray.data.chat_options import template_options
+from rlhf_ray.data.text import Text, as_chat
 
 
 def tokenize_prompt(

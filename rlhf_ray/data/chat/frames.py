@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rlhf_ray.data.chat.probe import PLACEHOLDER
 from rlhf_ray.data.chat.template import ChatTemplate
-from rlhf_ray.data.chat.turn_end import PLACEHOLDER, checked_turn_end
+from rlhf_ray.data.chat.turn_end import checked_turn_end
 from rlhf_ray.data.chat.turns import renderings
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.row import Messages
+from rlhf_ray.data.text import Messages
 
 _TAG = re.compile(r"</?[^<>\s]+>")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +11,8 @@ from typing import Any
 from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.chat.tool_calls import adapted, shows_tools
 from rlhf_ray.data.errors import DataError, RowError, short
-from rlhf_ray.data.json_values import json_value, unfolded
-from rlhf_ray.data.messages import tool_schemas
-from rlhf_ray.data.row import Messages
+from rlhf_ray.data.json_values import unfolded
+from rlhf_ray.data.text import Messages
 
 # What templates that write a date (gpt-oss, Llama 3.2) take for today: the rows of a run are the
 # same ones when it is resumed on another day, or started again from the same seed.
@@ -97,44 +95,6 @@ class ChatTemplate:
             refusal = " ".join(str(error).split())[:300]
             detail = f"{refusal} (the roles: {roles}{', ...' * (len(messages) > 12)})"
             raise RowError(self.where, "the chat template refuses this chat", detail) from error
-
-
-def template_options(columns: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a row has for the chat template beside its messages.
-
-    Args:
-        columns: The row's. `tools` (or another name of them) holds JSON schemas of functions, as a
-            list or its JSON text; `chat_template_kwargs` variables of the template by name, as TRL
-            has them, and `enable_thinking` one of them, as verl has it.
-        where: File and line, for errors.
-
-    Raises:
-        RowError: They hold anything else.
-    """
-    options: dict[str, Any] = {}
-    if isinstance(columns.get("enable_thinking"), bool):
-        options["enable_thinking"] = columns["enable_thinking"]
-    if named := columns.get("chat_template_kwargs"):
-        if isinstance(named, str):
-            named = json_value(named, where, "column 'chat_template_kwargs'", "an object")
-        if not isinstance(named, dict):
-            detail = f"column 'chat_template_kwargs' must be an object, got {short(named)}"
-            raise RowError(where, "wrong type", detail)
-        if reserved := sorted(_reserved() & set(named)):
-            detail = f"'chat_template_kwargs' may hold variables of the template, not {reserved}"
-            raise RowError(where, "wrong type", detail)
-        options |= {name: value for name, value in named.items() if value is not None}
-    if tools := tool_schemas(columns, where):
-        options["tools"] = tools
-    return options
-
-
-def _reserved() -> set[str]:
-    """Arguments of `apply_chat_template` that are none of a template's own variables."""
-    from transformers import PreTrainedTokenizerBase
-
-    named = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
-    return (named | {"messages"}) - {"kwargs", "documents"}
 
 
 def _left_out(messages: Sequence[dict[str, Any]], text: str) -> str:

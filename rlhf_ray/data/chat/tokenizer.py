@@ -1,4 +1,4 @@
-"""Loading a tokenizer: chat template, pad token, and errors that say what is missing."""
+"""Loading a tokenizer: its chat template, which may be one by name, and its pad token."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from rlhf_ray.data.chat.turn_end import checked_turn_end, only_token
 from rlhf_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+# Chat templates by name, for models that bring none. All of them render a chat's beginning alike
+# whatever follows, so that a prompt has the same tokens while sampling and while training.
 _CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"

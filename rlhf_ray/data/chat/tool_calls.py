@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_ray.data.chat.borders import Tokenizer
+from rlhf_ray.data.chat.probe import ASKED, PLACEHOLDER, probe
 from rlhf_ray.data.chat.reasoning import behind_reasoning, reasoning_of
-from rlhf_ray.data.chat.turn_end import ASKED, PLACEHOLDER, probe
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.row import REASONING, Messages
+from rlhf_ray.data.text import REASONING, Messages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,18 +8,15 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rlhf_ray.data.chat.borders import Tokenizer
+from rlhf_ray.data.chat.probe import ASKED, PLACEHOLDER, probe
 from rlhf_ray.data.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# Stands for an answer in a rendering. No template trims, splits or parses a plain word.
-PLACEHOLDER = "Rlhfrayanswer"
-ASKED = {"role": "user", "content": "Why?"}
 # What is meant as a token of its own: `<|im_end|>`, `<end_of_turn>`, `</s>`, DeepSeek's wide bars.
 _MARK = re.compile(r"<\|[^|<>]+\|>|<｜[^｜<>]+｜>|</s>|<\w*(?:end|eo[tsm])\w*>|<\w+\|>")
 
@@ -65,16 +62,6 @@ class EndTokens:
 
     ids: tuple[int, ...]
     words: str
-
-
-def probe(tokenizer: Tokenizer, chat: Sequence[Mapping[str, Any]], **options: Any) -> str | None:
-    """A chat as the tokenizer's template writes it; None where the template refuses it."""
-    import jinja2
-
-    try:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
-    except (jinja2.TemplateError, TypeError, ValueError):
-        return None
 
 
 def turn_end(tokenizer: Tokenizer) -> TurnEnd | None:

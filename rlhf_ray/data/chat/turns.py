@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rlhf_ray.data.chat.probe import PLACEHOLDER
 from rlhf_ray.data.chat.reasoning import ends_open, reasoning_of, within_block
 from rlhf_ray.data.chat.template import ChatTemplate
-from rlhf_ray.data.chat.turn_end import PLACEHOLDER, checked_turn_end
+from rlhf_ray.data.chat.turn_end import checked_turn_end
 from rlhf_ray.data.errors import RowError, short
-from rlhf_ray.data.row import Messages
+from rlhf_ray.data.text import Messages
 
 _TAG = "(?:think|thinking|reasoning)"
 # Reasoning that is closed at once, or was opened elsewhere.

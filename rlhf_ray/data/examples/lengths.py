@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.errors import DataError, UnusableRow
 
@@ -36,6 +37,21 @@ class LengthLimit:
         """
         if self.num_tokens < 1:
             raise ValueError(f"{self.name} must leave at least 1 token, got {self.num_tokens}")
+
+    @classmethod
+    def of(
+        cls, config: DataConfig, tokenizer: Tokenizer, num_tokens: int, name: str
+    ) -> LengthLimit:
+        """What the configuration says of a tokenizer's sequences.
+
+        A token stands for no more characters than its own, the unknown one excepted.
+        """
+        return cls(
+            num_tokens=num_tokens,
+            name=name,
+            over_length=config.over_length,
+            longest_token=max(map(len, tokenizer.get_vocab())),
+        )
 
     @property
     def truncates(self) -> bool:
@@ -72,11 +88,6 @@ class LengthLimit:
         if self.over_length != "drop":
             raise DataError(f"{where}: {detail}; set over_length to drop or truncate")
         raise UnusableRow(where, "too long", detail)
-
-
-def longest_token(tokenizer: Tokenizer) -> int:
-    """Characters of the longest token; a token stands for no more, the unknown one excepted."""
-    return max(map(len, tokenizer.get_vocab()))
 
 
 def keep_last(token_ids_T: list[int], num_tokens: int, tokenizer: Tokenizer) -> list[int]:

@@ -25,10 +25,9 @@ from rlhf_ray.data.formats.samples import (
     wholly_trained,
     with_answers,
 )
-from rlhf_ray.data.messages import as_chat
-from rlhf_ray.data.row import Text
 from rlhf_ray.data.rows.records import LABELLED, RANKINGS, RecordKind
 from rlhf_ray.data.rows.rows import LinkedRows, Rows
+from rlhf_ray.data.text import Text, as_chat
 from rlhf_ray.types import IntArray, LabelledAnswer, Ranking
 
 

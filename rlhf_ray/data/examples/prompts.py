@@ -10,16 +10,15 @@ from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.answers import tokenize_prompt
 from rlhf_ray.data.chat.borders import Tokenizer, decode, text_tokens, written_tokens
 from rlhf_ray.data.chat.reasoning import behind_reasoning, ends_open
-from rlhf_ray.data.chat.template import template_options
+from rlhf_ray.data.chat_options import template_options
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.examples.lengths import LengthLimit, keep_last, longest_token
+from rlhf_ray.data.examples.lengths import LengthLimit, keep_last
 from rlhf_ray.data.examples.shortening import beginning, ending
 from rlhf_ray.data.examples.tokenization import Kept, Tokenization
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample, num_characters, prompt_of, reference_answer
-from rlhf_ray.data.messages import as_chat
-from rlhf_ray.data.row import Text
 from rlhf_ray.data.rows.records import PROMPTS, RecordKind
+from rlhf_ray.data.text import Text, as_chat
 from rlhf_ray.types import Prompt
 
 # Enough for a tag that is spelt by ordinary tokens, and space behind it.
@@ -53,11 +52,11 @@ class Prompts(Tokenization[Prompt]):
     def of(cls, config: DataConfig, tokenizer: Tokenizer, *, max_length: int) -> Prompts:
         """With what the context leaves as `max_length`, which `max_prompt_tokens` can lower."""
         by_setting = 0 < config.max_prompt_tokens <= max_length
-        limit = LengthLimit(
-            num_tokens=config.max_prompt_tokens if by_setting else max_length,
-            name="max_prompt_tokens" if by_setting else "the context",
-            over_length=config.over_length,
-            longest_token=longest_token(tokenizer),
+        limit = LengthLimit.of(
+            config,
+            tokenizer,
+            config.max_prompt_tokens if by_setting else max_length,
+            "max_prompt_tokens" if by_setting else "the context",
         )
         return cls(
             tokenizer=tokenizer, chat=config.chat, limit=limit, prompt_tokens=config.prompt_tokens

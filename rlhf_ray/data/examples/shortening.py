@@ -12,7 +12,7 @@ from dataclasses import replace
 from rlhf_ray.data.chat.borders import Tokenizer, word_border, written_tokens
 from rlhf_ray.data.chat.reasoning import has_tags
 from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.row import Text
+from rlhf_ray.data.text import Text
 
 # Around a cut tokens may be others than in the whole text. A word of as many is rare.
 _UNSETTLED_TOKENS = 256

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.errors import RowError
-from rlhf_ray.data.examples.lengths import LengthLimit, longest_token
+from rlhf_ray.data.examples.lengths import LengthLimit
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.rows.records import RecordKind
@@ -60,12 +60,7 @@ class Tokenization(ABC, Generic[T]):
             tokenizer: Of the model that is trained.
             max_length: Most tokens of a sequence.
         """
-        limit = LengthLimit(
-            num_tokens=max_length,
-            name="max_length",
-            over_length=config.over_length,
-            longest_token=longest_token(tokenizer),
-        )
+        limit = LengthLimit.of(config, tokenizer, max_length, "max_length")
         return cls(tokenizer=tokenizer, chat=config.chat, limit=limit)
 
     def parts(self, sample: Sample) -> Iterator[Sample | RowError]:

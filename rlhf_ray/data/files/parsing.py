@@ -1,5 +1,7 @@
 """From a data file to its rows: the number of the line where a row begins, and its columns.
 
+A file may be another than its name says, which its first bytes tell.
+
 What is wrong with a row comes in the row's place, so that those after it can still be read; what is
 wrong with a file comes after its last readable row.
 """

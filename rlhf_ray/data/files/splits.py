@@ -1,4 +1,10 @@
-"""Split expressions of local files, as `datasets` writes them: `train[:500]`, `train[10%:20%]`."""
+"""Splits of local data, as `datasets` sees them: expressions, and which files belong to which.
+
+An expression is one of `train`, `train[:500]`, `train[10%:20%]`. Of a folder, what a README of the
+hub's form says comes first, then names: `data/train-00000-of-00002.parquet`, folders such as
+`test/`, files such as `train.jsonl` and `gsm8k_test.json`. Folders that `save_to_disk` wrote say it
+themselves.
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ from rlhf_ray.data.formats.row_format import (
 )
 from rlhf_ray.data.formats.samples import Sample, best_answer
 from rlhf_ray.data.json_values import is_list_of, unfolded
-from rlhf_ray.data.messages import as_chat, parse_messages
-from rlhf_ray.data.row import Columns, Messages, Row
+from rlhf_ray.data.messages import parse_messages
+from rlhf_ray.data.row import Columns, Row
+from rlhf_ray.data.text import Messages, as_chat
 
 
 def _reads(chat_of: Callable[[Row], Messages]) -> Reader:

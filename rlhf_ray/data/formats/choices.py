@@ -16,7 +16,8 @@ from rlhf_ray.data.errors import RowError, UnusableRow, short
 from rlhf_ray.data.formats import fields
 from rlhf_ray.data.json_values import is_list_of, unfolded
 from rlhf_ray.data.messages import is_written_chat
-from rlhf_ray.data.row import Columns, Messages, Row
+from rlhf_ray.data.row import Columns, Row
+from rlhf_ray.data.text import Messages
 
 ARENA_TEXTS = ("prompt", "response_a", "response_b")
 ARENA_WINNER = BetterConfig(

@@ -19,7 +19,8 @@ from rlhf_ray.data.messages import (
     written_message,
 )
 from rlhf_ray.data.nearest import listed
-from rlhf_ray.data.row import Messages, Row, Text
+from rlhf_ray.data.row import Row
+from rlhf_ray.data.text import Messages, Text
 
 _TRUTHS = {
     **dict.fromkeys(("true", "1", "1.0", "yes"), True),

@@ -30,8 +30,8 @@ from rlhf_ray.data.formats.dialogues import (
 from rlhf_ray.data.formats.row_format import ALPACA, Fits, RowFormat
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.json_values import unfolded
-from rlhf_ray.data.messages import as_chat
-from rlhf_ray.data.row import Columns, Messages, Row, Text
+from rlhf_ray.data.row import Columns, Row
+from rlhf_ray.data.text import Messages, Text, as_chat
 
 _SIDES = ("chosen", "rejected")
 # What the scores of both sides are called, if the row has them.

@@ -25,6 +25,7 @@ from rlhf_ray.data.nearest import (
     words,
 )
 from rlhf_ray.data.row import Columns
+from rlhf_ray.data.text import ASSISTANTS
 
 _TEXT = ("text",)
 _CHAT_COLUMNS = ("prompt", "chosen", "rejected", "completion")
@@ -237,4 +238,4 @@ def _holds(wanted: str, value: Any) -> bool:
 def _ends_answered(chat: Sequence[Any]) -> bool:
     """Whether a chat ends with the assistant's turn: the prompt is what stands before that."""
     last = chat[-1] if isinstance(chat[-1], dict) else {}
-    return len(chat) > 1 and last.get("role", last.get("from")) in ("assistant", "gpt", "model")
+    return len(chat) > 1 and last.get("role", last.get("from")) in ASSISTANTS

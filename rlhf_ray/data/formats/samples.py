@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from rlhf_ray.data.errors import RowError, UnusableRow
-from rlhf_ray.data.messages import as_chat
-from rlhf_ray.data.row import Messages, Row, Text
+from rlhf_ray.data.row import Row
+from rlhf_ray.data.text import Messages, Text, as_chat
 
 _MOST_ANSWERS = 256  # of one prompt: 32,640 pairs
 

@@ -13,7 +13,8 @@ from rlhf_ray.data.formats.conversations import with_system
 from rlhf_ray.data.formats.row_format import Grouping, RowFormat
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.json_values import unfolded
-from rlhf_ray.data.row import Columns, Messages, Row
+from rlhf_ray.data.row import Columns, Row
+from rlhf_ray.data.text import Messages
 
 _TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 

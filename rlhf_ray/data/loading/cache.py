@@ -172,7 +172,12 @@ def _tokenizer_content(tokenizer: Tokenizer) -> str:
 
 
 def file_digest(path: Path, folder: Path) -> bytes:
-    """SHA-256 of a file's content.
+    """SHA-256 of a file's content, kept so that one of many gigabytes is not read again.
+
+    A kept digest counts for a file of the same device, inode, size and times of content and of
+    status. The last cannot be set by a program, so that what was overwritten in place, or copied
+    with its old time, is read again. Times are as coarse as a file system's clock: as in git's
+    index, the digest of a file that was changed only just before it was read is not kept.
 
     Args:
         path: The file.

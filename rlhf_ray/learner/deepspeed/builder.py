@@ -14,7 +14,7 @@ from rlhf_ray.learner.deepspeed.drive import DriveFolder, own_folder
 from rlhf_ray.learner.deepspeed.engine import FrozenEngine, ZeroEngine
 from rlhf_ray.learner.deepspeed.settings import deepspeed_config
 from rlhf_ray.models import sharding
-from rlhf_ray.models.modes import CheckedModel, resolve_dtype
+from rlhf_ray.models.modes import resolve_dtype
 
 
 class DeepSpeedBuilder:
@@ -51,12 +51,12 @@ class DeepSpeedBuilder:
         finally:
             del active
 
-    def train(self, module: CheckedModel, *, total_steps: int) -> ZeroEngine:
+    def train(self, module: torch.nn.Module, *, total_steps: int) -> ZeroEngine:
         """Train it."""
         assert isinstance(self.config, LearnerConfig)
         return ZeroEngine(module, self.config, total_steps=total_steps, device=self.device)
 
-    def freeze(self, module: CheckedModel) -> FrozenEngine:
+    def freeze(self, module: torch.nn.Module) -> FrozenEngine:
         """Only read it."""
         return FrozenEngine(module, self.config, device=self.device)
 

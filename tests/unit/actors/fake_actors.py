@@ -128,12 +128,26 @@ def get(refs: Sequence[Any], *, timeout_s: float, **_: Any) -> list[Any]:
     return [asyncio.run(ref) for ref in refs]
 
 
+def _(fake: ComputingRank) -> ComputingActor:
+    return fake
+
+
 # The classes that `RecordingActor` stands for are held to the Protocols as well.
-_: tuple[
-    type[ComputingActor],
-    type[ComputingActor],
-    type[RoleActor],
-    type[HostingActor],
-    type[ExportingActor],
-    type[PublishedReplica],
-] = (ComputingRank, Rank, Rank, HostingRank, HostingRank, RolloutReplica)
+def _(real: Rank) -> ComputingActor:
+    return real
+
+
+def _(real: Rank) -> RoleActor:
+    return real
+
+
+def _(real: HostingRank) -> HostingActor:
+    return real
+
+
+def _(real: HostingRank) -> ExportingActor:
+    return real
+
+
+def _(real: RolloutReplica) -> PublishedReplica:
+    return real

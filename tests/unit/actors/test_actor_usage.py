@@ -1,6 +1,5 @@
 """What roles say of themselves: waiting by an injected clock, engines' queues, memory."""
 
-import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,6 @@ from fake_actors import RecordingActor
 
 from actors.cluster.busy import BusyClock
 from actors.cluster.role_handle import RoleHandle
-from actors.cluster.turns import Turns
 from actors.engines.report import EngineLoad
 from actors.pool.usage import usage_of
 from actors.ranks.rank import Rank
@@ -67,16 +65,6 @@ def test_a_call_that_failed_is_over(clock):
         raise RuntimeError
     clock.now += 2
     assert busy.take_idle_s() == 2
-
-
-def test_a_handle_that_travels_keeps_all_but_its_clock_and_turns():
-    sent = RoleHandle("policy", {"p/0": "actor"})
-    sent.gpu_turns = Turns()
-    with sent.busy.working():
-        arrived = pickle.loads(pickle.dumps(sent))
-    assert (arrived.name, arrived.names, arrived.actors) == ("policy", ["p/0"], ["actor"])
-    assert arrived.gpu_turns is None
-    assert arrived.busy.take_idle_s() >= 0
 
 
 def engine_step(running, waiting, *, deferred=0, cache=0.0):

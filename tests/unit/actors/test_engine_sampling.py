@@ -24,6 +24,7 @@ class FakeEngine:
 
     def __init__(self):
         self.calls, self.answers = [], {}
+        self.refused = ""
 
     async def pause_generation(self, **_):
         self.calls.append("pause")
@@ -33,6 +34,9 @@ class FakeEngine:
 
     async def add_request(self, request_id, prompt, params):
         self.calls.append(f"add {request_id}")
+        await asyncio.sleep(0)
+        if request_id == self.refused:
+            raise ValueError(f"{request_id} is too long")
         self.answers[request_id] = asyncio.Queue()
         return self.answers[request_id]
 
@@ -85,7 +89,7 @@ async def test_a_group_is_answered_before_others_and_again(replica):
         assert [(r.draw, r.sample) for r in rollouts_G] == [(8, 0), (8, 1)]
         assert [s.sample for s in summaries_G] == [0, 1]
         assert {s.version_min for s in summaries_G} == {3}
-    assert not replica.groups[7].done()
+    assert not replica.groups[7].task.done()
     # It was answered: it goes when others are admitted, and its draw may come again.
     await admit(replica, 9)
     with pytest.raises(RunError, match="asked for draw 8, which it does not sample"):
@@ -140,6 +144,25 @@ async def test_what_a_job_left_behind_is_dropped(replica):
         "abort p7/1", "abort p7/2", "abort p8/3", "abort p8/4"
     ]  # fmt: skip
     await admit(replica, 7)
+
+
+@pytest.mark.parametrize("num_added", [1, 2, 3])
+async def test_what_is_aborted_while_it_is_admitted_leaves_no_request(replica, num_added):
+    admission = asyncio.ensure_future(admit(replica, 7, 8, 9))
+    while sum(call.startswith("add") for call in replica.engine.calls) < num_added:
+        await asyncio.sleep(0)
+    await replica.abort([7, 8])
+    await admission
+    assert (set(replica.groups), replica.admitting) == ({9}, set())
+    assert {request_id.partition("/")[0] for request_id in replica.running} == {"p9"}
+
+
+async def test_a_group_that_is_not_admitted_whole_leaves_no_request(replica):
+    replica.engine.refused = "p7/2"
+    with pytest.raises(ValueError, match="p7/2 is too long"):
+        await admit(replica, 7)
+    assert replica.engine.calls[-2:] == ["abort p7/1", "resume"]
+    assert (replica.groups, replica.admitting) == ({}, set())
 
 
 async def test_an_engine_without_a_model_admits_nothing(replica):

@@ -287,12 +287,29 @@ class FakeValue:
         self.company.said("value.restore")
 
 
-_: tuple[
-    type[RolloutEngine],
-    type[Policy],
-    type[Reward],
-    type[ExperienceBuilder],
-    type[Reference],
-    type[Value],
-    Usage,
-] = (Company, Company, Company, Company, FakeReference, FakeValue, CountedUsage())
+def _(fake: Company) -> RolloutEngine:
+    return fake
+
+
+def _(fake: Company) -> Policy:
+    return fake
+
+
+def _(fake: Company) -> Reward:
+    return fake
+
+
+def _(fake: Company) -> ExperienceBuilder:
+    return fake
+
+
+def _(fake: FakeReference) -> Reference:
+    return fake
+
+
+def _(fake: FakeValue) -> Value:
+    return fake
+
+
+def _(fake: CountedUsage) -> Usage:
+    return fake

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 
 import pytest
 from fakes import Company, make_config, make_prompts, resolve
@@ -255,3 +256,73 @@ async def test_a_group_that_failed_ends_the_others_and_is_sampled_again(tmp_path
         (n, f"p{n}") for n in range(4)
     ]
     assert order.position == 4, "no prompt is passed over"
+
+
+class Unsteady(Company):
+    """Any call of it may fail, or be cut off by whoever waits, as `dice` has it."""
+
+    def __init__(self, *arguments, dice):
+        super().__init__(*arguments)
+        self.dice = dice
+
+    async def trip(self):
+        await asyncio.sleep(0)
+        if self.dice.random() < 0.2:
+            raise RunError("a replica died")
+        if self.dice.random() < 0.1:
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
+
+    async def generate(self, requests):
+        await self.trip()
+        return [self.unsteady(answer) for answer in await super().generate(requests)]
+
+    async def unsteady(self, answer):
+        group = await answer
+        for _ in range(self.dice.randrange(3)):
+            await asyncio.sleep(0)
+        if self.dice.random() < 0.1:
+            raise RunError("a group was lost")
+        return group
+
+    async def score(self, groups):
+        if self.config.algorithm.dynamic_sampling.enabled:
+            await self.trip()
+        return await super().score(groups)
+
+
+async def steps_of(feed, num_steps):
+    steps = []
+    while len(steps) < num_steps:
+        try:
+            collected = await feed.take(len(steps) + 1, StepClock())
+        except (RunError, asyncio.CancelledError):
+            continue
+        steps.append(
+            (resolve(collected.groups), await totals_of(collected), collected.num_refilled)
+        )
+    return steps
+
+
+def told(steps):
+    return [
+        ([(r.draw, r.sample, r.prompt.prompt_id) for r in rollouts], totals, num_refilled)
+        for rollouts, totals, num_refilled in steps
+    ]
+
+
+@pytest.mark.parametrize("algorithm", [{}, DYNAMIC], ids=["plain", "dynamic"])
+@pytest.mark.parametrize("seed", range(8))
+async def test_failures_at_any_wait_lose_no_prompt_and_change_no_step(tmp_path, algorithm, seed):
+    def some_alike(prompt_id, sample):
+        return 1.0 if prompt_id in {"p1", "p4", "p5"} else float(sample)
+
+    feed, _, order = feed_on(tmp_path, some_alike, **algorithm)
+    undisturbed = told(await steps_of(feed, 6))
+    config = feed.config
+    again = RowsInOrder(make_prompts(10), seed=0, shuffle=False)
+    company = Unsteady(config, some_alike, dice=random.Random(seed))
+    feed = Feed(config, again, engine=company, reward=company, publishes=True)
+    assert told(await steps_of(feed, 6)) == undisturbed
+    assert again.position == order.position
+    assert not (feed.admission.running or feed._prompts or feed._kept or feed._sampled)

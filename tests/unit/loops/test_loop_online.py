@@ -45,14 +45,12 @@ def loop_of(config, company, *, held_out=0, value=True, recorder=None, **keyword
         make_prompts(10),
         evaluation,
         MetricsLog([recorder or FakeSink()]),
-        num_policy_ranks=2,
-        num_value_ranks=1,
         **keywords,
     )
 
 
 async def test_a_step_is_told_as_the_design_tells_it(tmp_path):
-    config = make_config(tmp_path, total_steps=1)
+    config = make_config(tmp_path, total_steps=1, placement={"policy": {"ranks": 2}})
     company = Company(config, spread)
     await loop_of(config, company).run(None)
     calls = company.calls

@@ -30,8 +30,6 @@ def loop_on(card, config, company, *, held_out=0):
         make_prompts(10),
         Evaluation(config, make_prompts(held_out)),
         MetricsLog([FakeSink()]),
-        num_policy_ranks=1,
-        num_value_ranks=1,
     )
 
 

@@ -57,8 +57,6 @@ async def test_the_loop_asks_what_the_straight_loop_asks(tmp_path, dynamic, easy
         prompts,
         Evaluation(config, []),
         MetricsLog([FakeSink()]),
-        num_policy_ranks=1,
-        num_value_ranks=1,
     )
     await loop.run(None)
     assert company.requests == oracle.requests

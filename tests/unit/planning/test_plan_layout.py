@@ -1,4 +1,4 @@
-"""Ranks on nodes and GPUs, as Ray's strategies and the pool's seating put them."""
+"""Ranks on nodes and GPUs, as Ray's strategies and the pool put them."""
 
 from __future__ import annotations
 
