@@ -148,7 +148,7 @@ def learner_of(
 
 
 def _spec_of(name: str, config: LearnerConfig) -> Spec:
-    common = {"learner": config, "total_steps": 100, "replay_folder": "", "seed": 0}
+    common: dict[str, Any] = {"learner": config, "total_steps": 100, "replay_folder": "", "seed": 0}
     if name == "policy":
         kl = {"where": "loss", "coefficient": KL_COEFFICIENT}
         algorithm = {"advantage": "gae", "entropy_coefficient": 0.01, "kl": kl}
@@ -275,8 +275,8 @@ def _experiences(
     return made
 
 
-def _one_pass(rollouts: Sequence[Rollout]) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    return ((tuple(range(len(rollouts))),),) * dist.get_world_size()
+def _one_pass(rows: Sequence[Any]) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    return ((tuple(range(len(rows))),),) * dist.get_world_size()
 
 
 def _policy_rows(generator: np.random.Generator, plain: Any) -> list[Experience]:
@@ -327,10 +327,11 @@ def _pairs(generator: np.random.Generator, plain: Any) -> list[Referenced]:
 def _labelled(generator: np.random.Generator, plain: Any) -> list[Referenced]:
     made = []
     for number, pair in enumerate(_pairs(generator, plain)):
+        answer_ids_T, other_ids_T = pair.row.answer_ids_K
         row = LabelledAnswer(
             example_id=pair.row.example_id,
             prompt_ids_T=pair.row.prompt_ids_T,
-            answer_ids_K=pair.row.answer_ids_K,
+            answer_ids_K=(answer_ids_T, other_ids_T),
             desirable=number % 3 > 0,
         )
         # Unlikely in the reference, so that KTO's reference point is well above its bound of 0.

@@ -154,7 +154,7 @@ def process_group(
 ) -> Iterator[None]:
     """Of this process, and of as many as there are ranks; rank 0 keeps the store at `port`."""
     deadline = timedelta(seconds=60)
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         "127.0.0.1", port, is_master=rank == 0, wait_for_workers=False, timeout=deadline
     )
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
