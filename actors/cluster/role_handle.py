@@ -15,7 +15,6 @@ from actors.cluster.turns import Turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
-U = TypeVar("U")
 A = TypeVar("A")
 
 # What an actor's method returns, whether it is a coroutine or not.
@@ -133,28 +132,15 @@ class RoleHandle(Generic[A]):
 
         return ask
 
-    @overload
     def call_in_parts(
-        self,
-        method: Callable[Concatenate[A, P], Coroutine[Any, Any, tuple[T, U]]],
-        *,
-        timeout_s: float,
-    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]: ...
-
-    @overload
-    def call_in_parts(
-        self, method: Callable[Concatenate[A, P], Answer[tuple[T, U]]], *, timeout_s: float
-    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]: ...
-
-    def call_in_parts(
-        self, method: Callable[..., Any], *, timeout_s: float
-    ) -> Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]:
+        self, method: Callable[Concatenate[A, P], tuple[T, Any]], *, timeout_s: float
+    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]:
         """As `call`, of a method that returns two things: the second stays where it is.
 
         What comes back is the first and a reference to the second.
         """
 
-        async def ask(*arguments: Any, **keywords: Any) -> list[tuple[Any, Any]]:
+        async def ask(*arguments: P.args, **keywords: P.kwargs) -> list[tuple[T, Any]]:
             pairs = [
                 self.start(method, rank, num_returns=2)(*arguments, **keywords)
                 for rank in range(len(self))

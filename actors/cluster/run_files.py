@@ -16,17 +16,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from actors.cluster import file_tasks
 from actors.cluster.deadline import within
 from actors.cluster.file_tasks import FileStamp, stamps_of, start_on
+from actors.cluster.role_handle import RoleHandle
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import RunError
 
 # What driver and node hold of a file at a time.
 CHUNK_BYTES = 32 * 2**20
+
+
+class ExportingActor(Protocol):
+    """What an export asks of ranks; rank 0 writes."""
+
+    def export(self, folder: str, tokenizer_path: str) -> None:
+        """Write the model."""
+        ...
+
+    def describe(self, folder: str, tokenizer_path: str) -> None:
+        """Write configuration and tokenizer without the weights."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +89,27 @@ class RunFiles:
             *(self._fetch_files(node, folder, target, from_node[node]) for node in nodes)
         )
 
-    async def fetch_export(self, folder: str) -> None:
-        """Bring what rank 0 alone wrote, in place of what the driver's folder held."""
+    async def export(
+        self,
+        ranks: RoleHandle[Any],
+        folder: str,
+        tokenizer_path: str,
+        *,
+        weights: bool = True,
+        timeout_s: float,
+    ) -> None:
+        """Have a role's ranks write their model; it comes to the driver's machine as well.
+
+        Args:
+            ranks: Whose model; rank 0 writes, and what the driver's folder held is replaced.
+            folder: Where to write it.
+            tokenizer_path: Where the run's tokenizer is, which goes beside it.
+            weights: Whether they are written, or configuration and tokenizer alone.
+            timeout_s: Deadline of the writing.
+        """
+        await self.send(tokenizer_path)
+        write = ExportingActor.export if weights else ExportingActor.describe
+        await ranks.call(write, timeout_s=timeout_s)(folder, tokenizer_path)
         first, aside = self.of_ranks(self.ranks[:1]), f"{folder}.part"
         if first._distant_ranks:
             shutil.rmtree(aside, ignore_errors=True)

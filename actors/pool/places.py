@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,25 +30,6 @@ class Place:
     gpus: tuple[str, ...] = ()
 
 
-def places_of(
-    role: str, groups: Mapping[str, GroupConfig], own: Mapping[str, Sequence[Place]]
-) -> list[Place]:
-    """The place of each rank of a role that is placed, its own or in its host's.
-
-    Args:
-        role: Which.
-        groups: Shape of each placed role.
-        own: The places of each role with a placement group of its own.
-
-    Raises:
-        ConfigError: A rank's GPUs would lie on several nodes.
-    """
-    group = groups[role]
-    if not group.share:
-        return list(own[role])
-    return guest_places(role, group, own[group.share])
-
-
 def guest_places(role: str, group: GroupConfig, host: Sequence[Place]) -> list[Place]:
     """The place of each rank of a role that lives on another's GPUs, from the first of them on.
 
@@ -71,20 +51,6 @@ def guest_places(role: str, group: GroupConfig, host: Sequence[Place]) -> list[P
             )
         places.append(replace(own[0][0], gpus=tuple(gpu for _, gpu in own)))
     return places
-
-
-def shared_host(role: str, groups: Mapping[str, GroupConfig]) -> str:
-    """The role whose GPUs this one and at least one other live on; empty where it has its own."""
-    host_of = {name: g.host_of(name) for name, g in groups.items() if g.gpus_per_rank}
-    num_there = Counter(host_of.values())
-    return host_of[role] if role in host_of and num_there[host_of[role]] > 1 else ""
-
-
-def idle_beside(roles: Collection[str], groups: Mapping[str, GroupConfig]) -> set[str]:
-    """The other roles on the GPUs of some roles."""
-    host_of = {name: g.host_of(name) for name, g in groups.items() if g.gpus_per_rank}
-    busy = {host_of[role] for role in roles if role in host_of}
-    return {name for name, host in host_of.items() if host in busy and name not in roles}
 
 
 def in_order(places: Sequence[Place]) -> list[Place]:

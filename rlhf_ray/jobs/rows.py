@@ -46,14 +46,7 @@ class JobRows:
         most_tokens: Callable[[], int],
         reward: RewardConfig | None = None,
     ) -> None:
-        """Read nothing so far.
-
-        Args:
-            config: Of the job.
-            tokenizer: Of the model that is trained.
-            kind: What becomes of the samples of each data set.
-            most_tokens: Of a prompt, or of a sequence that is trained.
-            reward: What prompts are scored by, where they are.
+        """Read nothing so far; `most_tokens` is of a prompt, or of a sequence that is trained.
 
         Raises:
             ConfigError: A reward function cannot be loaded.

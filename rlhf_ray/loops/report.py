@@ -18,12 +18,9 @@ from rlhf_ray.types import Score
 def sample_metrics(
     groups: Sequence[ScoredGroup], clock: StepClock, *, apart: bool = False
 ) -> dict[str, float]:
-    """`rollout/*`, `reward/*`, `time/*` and `share/*` of sampled and scored groups.
+    """`rollout/*`, `reward/*`, `time/*` and `share/*` of all groups of a step.
 
-    Args:
-        groups: All of them.
-        clock: Of the step.
-        apart: Whether each reward is compared by itself, not their sum.
+    Where rewards are told `apart`, each is compared by itself, not their sum.
     """
     summaries_B = [summary for scored in groups for summary in scored.group.summaries_G]
     num_generated = sum(s.num_response_tokens for s in summaries_B)

@@ -29,6 +29,10 @@ class PlacedPool:
     files = RunFiles()
     is_placed = False
 
+    @property
+    def state(self) -> PlacedPool:
+        return self
+
     def place(self, groups: Any) -> None:
         self.is_placed = True
 
