@@ -19,10 +19,9 @@ from actors.pool.job_nodes import check_nodes
 from actors.pool.pool import Pool
 from actors.roles.start import role_specs, start_all
 from launch import cli
-from launch.job import run_on
+from launch.job import open_pool, run_on
 from launch.run.cluster import connected, runs_here
 from launch.run.folder import check_folder, run_folder
-from launch.run.open_pool import open_pool
 from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.checks.unused import warn_of_unused
 from rlhf_ray.config.pipeline import PipelineConfig

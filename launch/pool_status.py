@@ -13,7 +13,7 @@ from actors.pool.standing_cluster import StandingCluster
 from launch.run import pool_registry as registry
 from launch.run import standing
 from launch.run.cluster import disconnect, join
-from launch.tables.screen import screen
+from launch.tables.format import screen
 from rlhf_ray.errors import EXIT_RUN
 
 STATUS_S = 120.0

@@ -97,7 +97,7 @@ class SamplingEngine:
     async def admit(
         self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
     ) -> None:
-        """Begin to sample requests, one a draw; hold the scheduler until the engine has all of them.
+        """Begin to sample requests, one a draw; hold the scheduler until the engine has them all.
 
         Which requests share a batch decides the last bits of every logit: the same requests give
         the same bits. Answers that were asked for are kept until the next call.

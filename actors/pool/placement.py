@@ -15,8 +15,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster.deadline import get
-from actors.pool.places import Place, in_order
-from actors.pool.state import PoolState
+from actors.pool.state import Place, PoolState, in_order
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ConfigError

@@ -12,7 +12,7 @@ import ray
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import CONTROL_GROUP, CONTROL_THREADS, RoleActor, RoleSpec
 from actors.pool.placement import strategy_of
-from actors.pool.places import Place
+from actors.pool.state import Place
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.errors import RlhfRayError
 

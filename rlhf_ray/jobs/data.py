@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rlhf_ray.config.base import ForwardConfig, ModelConfig
+from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.data.order import TrainedRows
 from rlhf_ray.data.rows.rows import Rows
 from rlhf_ray.data.rows.streaming import RowStream
@@ -56,17 +56,3 @@ def end_token_ids(
     ends = end_tokens(tokenizer, generation_ids, stop_token_ids)
     logger.info("responses end at %s", ends.words)
     return ends.ids
-
-
-def check_vocabularies(
-    policy: ModelConfig, tokenizer: PreTrainedTokenizerBase, others: Mapping[str, ForwardConfig]
-) -> None:
-    """Whether the models of other roles have the policy's vocabulary.
-
-    Raises:
-        ConfigError: One has another.
-    """
-    from rlhf_ray.models import vocabulary
-
-    named = {f"{role}.model.path": config.model for role, config in others.items()}
-    vocabulary.check_vocabularies(policy, tokenizer, named)

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_ray.config.base import ForwardConfig, LearnerConfig
+from rlhf_ray.config.base import LearnerConfig, ModelConfig
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
 from rlhf_ray.data.examples.prompts import Prompts
 from rlhf_ray.data.order import TrainedRows, first_of
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.jobs.data import AnyRows, JobData, check_vocabularies, end_token_ids
+from rlhf_ray.jobs.data import AnyRows, JobData, end_token_ids
 from rlhf_ray.jobs.job import Job, Loop
 from rlhf_ray.jobs.pool import Pool, WeightedReward
 from rlhf_ray.jobs.rows import JobRows, context_of, tokenizer_of
@@ -99,15 +99,16 @@ def load(config: OnlineConfig) -> OnlineData:
     """
     from rlhf_ray.data.chat.tokenizer import vocabulary_digest
     from rlhf_ray.models.fit import check_model
+    from rlhf_ray.models.vocabulary import check_vocabularies
 
     policy = config.policy.model
     tokenizer = tokenizer_of(policy)
     rows = rows_of(config, tokenizer)
-    others: dict[str, ForwardConfig] = {}
+    others: dict[str, ModelConfig] = {}
     if config.uses_value:
-        others["value"] = config.value
+        others["value.model.path"] = config.value.model
     if config.uses_reference_role:
-        others["reference"] = config.reference
+        others["reference.model.path"] = config.reference.model
     check_vocabularies(policy, tokenizer, others)
     check_model("policy.model.path", policy, "causal", is_trained=True)
     held_out = rows.held_out()

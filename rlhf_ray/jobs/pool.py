@@ -40,7 +40,7 @@ class Pool(Protocol):
         ...
 
     async def connect(self, prompts: Iterable[Prompt]) -> None:
-        """Open the way from the loaded policy to the loaded engines; `prompts` are for its probe."""
+        """Open the way from the loaded policy to the engines; `prompts` are for its probe."""
         ...
 
     async def finish(self) -> None:

@@ -11,7 +11,7 @@ from actors.cluster.file_tasks import NodeReport, code_of_package
 from actors.cluster.run_files import RunFiles
 from actors.pool import job_nodes
 from actors.pool.job_nodes import check_nodes, skipped_steps_fetched
-from actors.pool.places import Place
+from actors.pool.state import Place
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.errors import ConfigError, RunError
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 
-from actors.pool.places import Place, in_order
-from actors.pool.state import PoolState
+from actors.pool.state import Place, PoolState, in_order
 from rlhf_ray.config.base import GroupConfig
 
 

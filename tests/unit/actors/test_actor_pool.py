@@ -11,8 +11,8 @@ from actors.cluster.role_spec import RoleSpec
 from actors.engines.replica_set import ReplicaSpec
 from actors.engines.spec import EngineSpec
 from actors.pool import processes
-from actors.pool.places import Place
 from actors.pool.pool import Pool
+from actors.pool.state import Place
 from actors.ranks.group import RankSpec
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig

@@ -9,8 +9,7 @@ import pytest
 
 from actors.pool import placement, record
 from actors.pool.placement import reserve
-from actors.pool.places import Place
-from actors.pool.state import PoolState
+from actors.pool.state import Place, PoolState
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.planning.groups import plan_groups
