@@ -19,8 +19,7 @@ from actors.pool.state import Place, PoolState, in_order
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.planning.groups import GroupPlan, check_resources, describe, plan_groups
-from rlhf_ray.planning.nodes import Node
+from rlhf_ray.planning.groups import GroupPlan, Node, check_resources, describe, plan_groups
 
 
 def place(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from rlhf_ray.config.checks.model_limits import is_stretched, usable_positions
+from rlhf_ray.config.checks.model_config import is_stretched, usable_positions
 from rlhf_ray.errors import ConfigError
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from launch import cli, job, pipeline
 from launch.run.folder import check_folder, run_folder
+from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.errors import ConfigError, RunError
