@@ -35,7 +35,6 @@ class ComputingActor(Protocol):
 
     def free_memory(self) -> None:
         """Give back what its passes took."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +111,7 @@ class RoleHandle(Generic[A]):
     def call(
         self, method: Callable[..., Any], *, timeout_s: float, only: int | None = None
     ) -> Callable[..., Coroutine[Any, Any, list[Any]]]:
-        """A method of every actor, or of one: called with its arguments, it waits for all answers.
-
-        Args:
-            method: Of the actors' class.
-            timeout_s: Deadline of all answers.
-            only: Rank of the one that is asked.
+        """A method of every actor, or of one rank: called with its arguments, it waits for answers.
 
         Raises:
             ActorDied: One died.
@@ -183,13 +177,10 @@ class RoleHandle(Generic[A]):
 
     @asynccontextmanager
     async def turn(self, *, timeout_s: float) -> AsyncIterator[None]:
-        """What is inside computes; on shared GPUs only while no other role does.
+        """What is inside computes, no call longer than `timeout_s`; alone where GPUs are shared.
 
         The memory of its passes is given back before the next one's turn: PyTorch would keep it for
         the process that had it.
-
-        Args:
-            timeout_s: Of each call inside.
 
         Raises:
             DeadlineError: The turns of the others did not end in time.

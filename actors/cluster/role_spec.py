@@ -28,15 +28,12 @@ class RoleActor(Protocol):
 
     def process_id(self) -> int:
         """Of the actor."""
-        ...
 
     def usage(self) -> Answer[Mapping[str, float]]:
         """What it needed since the last time, by the names that `usage_of` knows."""
-        ...
 
     def stop(self) -> Answer[None]:
         """Leave nothing behind; the process is ended next."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

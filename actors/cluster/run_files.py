@@ -35,11 +35,9 @@ class ExportingActor(Protocol):
 
     def export(self, folder: str, tokenizer_path: str) -> None:
         """Write the model."""
-        ...
 
     def describe(self, folder: str, tokenizer_path: str) -> None:
         """Write configuration and tokenizer without the weights."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +63,7 @@ class RunFiles:
         return [node for node in dict.fromkeys(self.ranks) if node in self.distant]
 
     async def fetch(self, folder: str, *, into: str = "") -> None:
-        """Bring what the ranks wrote below `folder` to the same place here; it joins what is there.
-
-        Args:
-            folder: On the ranks' nodes.
-            into: Another place.
+        """Bring what the ranks wrote below `folder` here, or `into` another; joins what is there.
 
         Raises:
             RunError: Two nodes hold different files of one name, or one changed on its way.
@@ -98,14 +92,9 @@ class RunFiles:
         weights: bool = True,
         timeout_s: float,
     ) -> None:
-        """Have a role's ranks write their model; it comes to the driver's machine as well.
+        """Have a role's ranks write their model, in place of what the driver's folder holds.
 
-        Args:
-            ranks: Whose model; rank 0 writes, and what the driver's folder held is replaced.
-            folder: Where to write it.
-            tokenizer_path: Where the run's tokenizer is, which goes beside it.
-            weights: Whether they are written, or configuration and tokenizer alone.
-            timeout_s: Deadline of the writing.
+        The tokenizer goes beside it. Without `weights` only that and the configuration do.
         """
         await self.send(tokenizer_path)
         write = ExportingActor.export if weights else ExportingActor.describe

@@ -28,13 +28,9 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, role: str, *, at_most_s: float) -> AsyncIterator[None]:
-        """What is inside is done while it is the role's turn.
+        """What is inside is done while it is the role's turn, in `at_most_s` by its own deadlines.
 
         Every turn has a deadline of its own, so the wait for one has the sum of those before it.
-
-        Args:
-            role: Whose turn it is to be.
-            at_most_s: What the work inside may take by its own deadlines.
 
         Raises:
             DeadlineError: The turns before did not end; names the role that has it.

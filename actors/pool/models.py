@@ -21,23 +21,18 @@ class HostingActor(Protocol):
 
     def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
         """Host what `spec` describes, in place of what was hosted; `held` are in memory."""
-        ...
 
     def unload(self) -> None:
         """Release what is hosted."""
-        ...
 
     def offload(self) -> None:
         """Leave the GPU for the host; what needs the model there brings it back."""
-        ...
 
     def keep(self, folder: str) -> list[Any]:
         """Leave this rank's share of the weights in the object store; references to it."""
-        ...
 
     def drop(self, folder: str) -> None:
         """Free what `keep` put there."""
-        ...
 
 
 class ResidentModels:

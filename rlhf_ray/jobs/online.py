@@ -1,25 +1,28 @@
-"""PPO and GRPO: rollouts of prompts, scores, updates."""
+"""PPO, GRPO and sampling: rollouts of prompts and scores; updates, where the policy learns."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rlhf_ray.config.base import LearnerConfig, ModelConfig
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
+from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.examples.prompts import Prompts
 from rlhf_ray.data.order import TrainedRows, first_of
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.jobs.data import AnyRows, JobData, end_token_ids
 from rlhf_ray.jobs.job import Job, Loop
 from rlhf_ray.jobs.pool import Pool, WeightedReward
-from rlhf_ray.jobs.rows import JobRows, context_of, tokenizer_of
+from rlhf_ray.jobs.rows import AnyRows, JobData, JobRows, context_of, end_token_ids, tokenizer_of
+from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.loops.sample_files import SampleFiles
+from rlhf_ray.loops.sampling import SampleLoop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Roles, RolloutEngine, Usage
 from rlhf_ray.specs import (
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=OnlineConfig)
 
 # Among which the probe looks for prompts of more than one token.
 SEARCHED_PROMPTS = 1024
@@ -235,7 +240,19 @@ def _loop(
     )
 
 
-def _job(config: type[OnlineConfig]) -> Job[OnlineConfig, OnlineData, Roles]:
+def _sampling(
+    config: SampleConfig, data: OnlineData, roles: Roles, log: MetricsLog, usage: Usage
+) -> Loop:
+    evaluation = Evaluation(config, data.eval_prompts)
+    return SampleLoop(config, roles, data.prompts, evaluation, log, usage=usage)
+
+
+def _check_files(config: SampleConfig, checkpoint: Checkpoint) -> None:
+    """Whether what was sampled before is there, as steps to come add to it."""
+    SampleFiles(Path(config.run_dir)).check(checkpoint.state["sizes"])
+
+
+def _job(config: type[C]) -> Job[C, OnlineData, Roles]:
     return Job(
         config=config,
         rows=rows_of,
@@ -248,3 +265,4 @@ def _job(config: type[OnlineConfig]) -> Job[OnlineConfig, OnlineData, Roles]:
 
 
 PPO, GRPO = _job(PpoConfig), _job(GrpoConfig)
+SAMPLE = replace(_job(SampleConfig), loop=_sampling, check_checkpoint=_check_files)

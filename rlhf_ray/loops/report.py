@@ -58,15 +58,8 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """`rollout/*`, `reward/*`, `async/*`, `time/*`, `share/*` and `perf/*` of one step.
 
-    Args:
-        sampled: The step's groups.
-        trained: What is left of them for the update, perhaps nothing.
-        used: What the processes needed in the step.
-        clock: Of the step, which is over.
-        num_kept: Groups that dynamic sampling let through.
-        num_refilled: Groups that it sampled in place of others.
-        version: Of the weights when the step began.
-        apart: As in `sample_metrics`.
+    The step is over, and perhaps nothing was left to be `trained`. Dynamic sampling let `num_kept`
+    groups through and sampled `num_refilled` in place of others. The step began with `version`.
     """
     seconds = clock.seconds
     num_tokens = sum(summary.num_tokens for group in trained for summary in group.summaries_G)
