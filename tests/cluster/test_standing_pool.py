@@ -31,7 +31,7 @@ HOLDER = f"""
 import sys, time
 from actors.pool.record import PoolRecord
 from launch.run.cluster import connect
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import PipelineConfig
 stage = {{"name": "sft", "job": "sft"}}
 connect(PipelineConfig(ray={{"pool": {NAME!r}}}, stages=[stage]), {{}})
 PoolRecord.find({NAME!r}).acquire("runs/holder")

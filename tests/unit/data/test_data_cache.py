@@ -130,12 +130,7 @@ def test_all_code_that_rows_pass_through_is_known() -> None:
     assert len(imported & known) > 40
     # Of configurations, settings of others than data; files of weights; errors; processes.
     assert {file.stem for file in imported - known} == {
-<<<<<<< HEAD
-        "__init__", "base", "deepspeed_settings", "model_limits", "weight_files", "errors",
-        "parent_process",
-=======
         "__init__", "base", "model_config", "weight_files", "errors", "parent_process",
->>>>>>> part-small
     }  # fmt: skip
 
 
