@@ -9,9 +9,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, Ty
 
 import ray
 
-from actors.cluster.busy import BusyClock
 from actors.cluster.deadline import within
-from actors.cluster.turns import Turns
+from actors.cluster.turns import BusyClock, Turns
 
 P = ParamSpec("P")
 T = TypeVar("T")

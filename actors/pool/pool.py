@@ -11,10 +11,9 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from actors.cluster.busy import BusyClock
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleActor, RoleSpec
-from actors.cluster.turns import Turns
+from actors.cluster.turns import BusyClock, Turns
 from actors.pool import placement, processes
 from actors.pool.models import ResidentModels
 from actors.pool.record import PoolRecord

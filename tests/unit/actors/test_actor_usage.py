@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.cluster.busy import BusyClock
 from actors.cluster.role_handle import RoleHandle
+from actors.cluster.turns import BusyClock
 from actors.engines.report import EngineLoad
 from actors.pool.usage import usage_of
 from rlhf_ray.metrics.memory import peak_memory_gb
