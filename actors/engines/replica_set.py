@@ -85,21 +85,23 @@ class LeastLoaded:
         self.tokens_in_flight[replica] -= tokens
 
 
+@dataclass(eq=False)
 class ReplicaSet:
-    """The rollout role: replicas side by side, the least loaded one first."""
+    """The rollout role: replicas side by side, the least loaded one first.
 
-    def __init__(
-        self,
-        actors: RoleHandle[RolloutReplica],
-        ending: Ending,
-        *,
-        timeout_s: float,
-        sleeps: bool,
-    ) -> None:
-        """Wrap started replicas; where one `sleeps`, another role needs its GPUs meanwhile."""
-        self.actors, self.ending = actors, ending
-        self.timeout_s, self.sleeps = timeout_s, sleeps
-        self._load = LeastLoaded(len(actors))
+    Attributes:
+        timeout_s: Deadline of the answers to one call of `generate`.
+        sleeps: Whether they live on GPUs that another role needs between rollouts.
+    """
+
+    actors: RoleHandle[RolloutReplica]
+    ending: Ending
+    timeout_s: float
+    sleeps: bool
+
+    def __post_init__(self) -> None:
+        """All idle."""
+        self._load = LeastLoaded(len(self.actors))
 
     async def generate(
         self, requests: Sequence[GenerationRequest]

@@ -60,13 +60,15 @@ class HostingRank(Rank):
             ConfigError: The model cannot be loaded as configured.
         """
         from rlhf_ray.learner.build import engine_builder, make_learner
+        from rlhf_ray.learner.weights import require_mergeable
 
         self.unload()
         self.builder = engine_builder(spec, device=self.device)
         with in_reach(held, timeout_s=self.fetch_timeout_s):
             self.learner = make_learner(spec, self.builder)
         self.residency = self.learner.residency
-        _require_exportable(self.learner)
+        if hasattr(self.learner, "lm"):  # before any training; a critic stays where it is
+            require_mergeable(self.learner.lm)
         free_memory()  # of reading and spreading weights
 
     def unload(self) -> None:
@@ -200,11 +202,3 @@ class HostingRank(Rank):
     def drop(self, folder: str) -> None:
         """Free what `keep` put there."""
         self.kept.pop(folder, None)
-
-
-def _require_exportable(learner: Any) -> None:
-    """Before any training; a critic stays where it is."""
-    from rlhf_ray.learner.weights import require_mergeable
-
-    if hasattr(learner, "lm"):
-        require_mergeable(learner.lm)
