@@ -124,7 +124,8 @@ NEEDED["sample"] = NEEDED["grpo"]
 def job(name: str, **sections: Any) -> Any:
     """A configuration; `sections` are laid over what the job needs."""
     values = {"data": {"path": "rows.jsonl"}, **NEEDED[name]}
-    return JOBS[name].model_validate(laid_over(values, sections))
+    cls: Any = JOBS[name]
+    return cls.model_validate(laid_over(values, sections))
 
 
 def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
