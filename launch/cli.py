@@ -131,11 +131,15 @@ def _run_configured(job: str, arguments: list[str]) -> int:
     if VERBOSE in arguments:
         show_everything()
         arguments = [argument for argument in arguments if argument != VERBOSE]
-    file = find_config(job, arguments[0])
-    config = load_config(CONFIGURED[job], file, arguments[1:])
-    # Absolute, because actors on other nodes work in other folders.
+    return check_and_run(_read(job, arguments[0], arguments[1:]))
+
+
+def _read(job: str, given: str, overrides: Sequence[str]) -> RunConfig:
+    """A configuration; its folder is absolute, because actors on other nodes work in other ones."""
+    file = find_config(job, given)
+    config = load_config(CONFIGURED[job], file, overrides)
     run_dir = os.path.abspath(config.run_dir or default_run_dir(job, file))
-    return check_and_run(config.model_copy(update={"run_dir": run_dir}))
+    return config.model_copy(update={"run_dir": run_dir})
 
 
 def check_and_run(config: RunConfig) -> int:
@@ -166,11 +170,7 @@ def read_stages(job: str, given: str, overrides: Sequence[str]) -> list[Stage]:
     Raises:
         ConfigError: The configuration has a mistake.
     """
-    file = find_config(job, given)
-    config = load_config(CONFIGURED[job], file, overrides)
-    # Absolute, as a run's: what lies in it is what a stage writes.
-    run_dir = os.path.abspath(config.run_dir or default_run_dir(job, file))
-    return stages_of(config.model_copy(update={"run_dir": run_dir}), check_files=False)
+    return stages_of(_read(job, given, overrides), check_files=False)
 
 
 def default_run_dir(job: str, config: Path) -> str:

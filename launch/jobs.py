@@ -64,7 +64,7 @@ def show(api: JobsApi) -> int:
     """One line a job, the newest last."""
     from rich.table import Table
 
-    from launch.tables.screen import screen
+    from launch.tables.format import screen
 
     table = Table()
     table.add_column("name", no_wrap=True)

@@ -7,21 +7,21 @@ their libraries imported, and the model that another stage left in their memory.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from actors.pool.job_nodes import check_nodes
 from actors.pool.pool import Pool
-from actors.roles.start import import_libraries, role_specs, start_actors
+from actors.roles.start import role_specs, start_all
 from launch import cli
-from launch.job import run_on
+from launch.job import open_pool, run_on
 from launch.run.cluster import connected, runs_here
 from launch.run.folder import check_folder, run_folder
-from launch.run.open_pool import open_pool
-from launch.tables.stages import print_table
 from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.checks.unused import warn_of_unused
 from rlhf_ray.config.jobs import PipelineConfig
@@ -65,7 +65,7 @@ def run(config: PipelineConfig) -> int:
     elif state_of(config.run_dir) != "finished":  # stopped behind its last stage
         with run_folder(config):
             pass
-    print_table(stages, seconds)
+    _print_table(stages, seconds)
     return 0
 
 
@@ -80,18 +80,18 @@ async def _run(
         for stage in stages:
             await check_nodes(stage.rooted, pool)
         with run_folder(config):
-            await _run_stages(config, stages, begun, seconds, pool)
+            await _run_stages(stages, begun, seconds, pool)
 
 
 async def _run_stages(
-    config: PipelineConfig,
     stages: Sequence[Stage],
     begun: Mapping[str, Prepared],
     seconds: dict[str, float],
     pool: Pool,
 ) -> None:
     started_s = time.monotonic()
-    await start_all(stages, pool, timeout_s=config.timeouts.start_s)
+    groups = groups_of(stages)
+    await start_all(pool, groups, role_specs(groups, *(stage.rooted for stage in stages)))
     logger.info("all actors are ready after %.0f s", time.monotonic() - started_s)
     for index, stage in enumerate(stages):
         await pool.want(results_needed(stages, stages[index:]))
@@ -101,14 +101,6 @@ async def _run_stages(
         seconds[stage.name] = time.monotonic() - started_s
 
 
-async def start_all(stages: Sequence[Stage], pool: Pool, *, timeout_s: float) -> None:
-    """Start all actors of some stages side by side, with their libraries imported."""
-    groups = groups_of(stages)
-    specs = role_specs(groups, *(stage.rooted for stage in stages))
-    actors = await start_actors(pool, groups, specs)
-    await import_libraries(actors, timeout_s=timeout_s)
-
-
 async def run_stage(stage: Stage, pool: Pool, begun: Prepared | None = None) -> None:
     """One job, from its data to its result; where it was begun, they are there already."""
     await run_on(pool, begun or _prepare(stage))
@@ -116,6 +108,38 @@ async def run_stage(stage: Stage, pool: Pool, begun: Prepared | None = None) -> 
 
 def _prepare(stage: Stage) -> Prepared:
     return JOBS[stage.job].prepare(stage.config)
+
+
+def _print_table(stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
+    """What each stage brought: the metric that tells most, before and after."""
+    import rich
+    from rich.table import Table
+
+    table = Table(title="what the stages brought")
+    for column in ("stage", "job", "metric", "start", "end", "seconds"):
+        is_number = column in ("start", "end", "seconds")
+        table.add_column(column, justify="right" if is_number else "left")
+    for stage in stages:
+        took = seconds.get(stage.name)
+        table.add_row(
+            stage.name,
+            stage.job,
+            *_first_and_last(stage),
+            "earlier" if took is None else f"{took:.0f}",
+        )
+    rich.print(table)
+
+
+def _first_and_last(stage: Stage) -> tuple[str, str, str]:
+    """Of the first headline that a run logged: name, first and last value; else empty."""
+    path = Path(stage.config.run_dir) / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    for name in JOBS[stage.job].headline:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            return name, f"{values[0]:.4g}", f"{values[-1]:.4g}"
+    return "", "", ""
 
 
 if __name__ == "__main__":

@@ -6,25 +6,23 @@ import argparse
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import ray
 from ray.exceptions import RayError
 
-from actors.cluster.role_spec import RoleSpec
 from actors.pool.pool import Pool
 from actors.pool.record import PoolInUseError, PoolRecord, end_orphans, release_groups
 from actors.pool.standing_cluster import Process, StandingCluster
-from actors.roles.start import import_libraries, role_specs, start_actors
-from launch.pool_status import status
+from actors.roles.start import role_specs, start_all
+from launch.pool_status import print_pool, status
 from launch.run import pool_registry as registry
 from launch.run import standing
 from launch.run.cluster import disconnect, join, num_cpus, runs_here
 from launch.run.names import check_name
 from launch.run.signals import uninterrupted
-from launch.tables.pool import print_pool
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.ready import load_job
@@ -85,7 +83,7 @@ def up(config: RunConfig, name: str) -> int:
         cluster = replace(cluster, address=ray.get_runtime_context().gcs_address)
         registry.write(cluster)
         record = PoolRecord.create(name, "rlhf-ray pool up")
-        asyncio.run(_start(config, record, groups, specs))
+        asyncio.run(start_all(Pool(name, config.timeouts, record=record), groups, specs))
         with uninterrupted():  # from here on it is up
             registry.write(replace(cluster, starter=None))
             record.release()
@@ -96,17 +94,6 @@ def up(config: RunConfig, name: str) -> int:
             _undo(name)
         raise
     return 0
-
-
-async def _start(
-    config: RunConfig,
-    record: PoolRecord,
-    groups: dict[str, GroupConfig],
-    specs: Mapping[str, RoleSpec],
-) -> None:
-    pool = Pool(record.pool, config.timeouts, record=record)
-    actors = await start_actors(pool, groups, specs)
-    await import_libraries(actors, timeout_s=config.timeouts.start_s)
 
 
 def _undo(name: str) -> None:

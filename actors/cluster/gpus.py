@@ -12,10 +12,6 @@ from rlhf_ray.gpus import Card, card_fault, cuda_fault, read_driver, torch_build
 def require_gpus(name: str, *, num_gpus: int) -> None:
     """Make sure that torch sees what this actor was given: no role falls back to the CPU.
 
-    Args:
-        name: Of the actor.
-        num_gpus: That its configuration promises.
-
     Raises:
         ConfigError: torch sees fewer; names the driver, CUDA and torch's build.
     """

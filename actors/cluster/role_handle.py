@@ -9,13 +9,11 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, Ty
 
 import ray
 
-from actors.cluster.busy import BusyClock
 from actors.cluster.deadline import within
-from actors.cluster.turns import Turns
+from actors.cluster.turns import BusyClock, Turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
-U = TypeVar("U")
 A = TypeVar("A")
 
 # What an actor's method returns, whether it is a coroutine or not.
@@ -36,7 +34,6 @@ class ComputingActor(Protocol):
 
     def free_memory(self) -> None:
         """Give back what its passes took."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +110,7 @@ class RoleHandle(Generic[A]):
     def call(
         self, method: Callable[..., Any], *, timeout_s: float, only: int | None = None
     ) -> Callable[..., Coroutine[Any, Any, list[Any]]]:
-        """A method of every actor, or of one: called with its arguments, it waits for all answers.
-
-        Args:
-            method: Of the actors' class.
-            timeout_s: Deadline of all answers.
-            only: Rank of the one that is asked.
+        """A method of every actor, or of one rank: called with its arguments, it waits for answers.
 
         Raises:
             ActorDied: One died.
@@ -133,28 +125,15 @@ class RoleHandle(Generic[A]):
 
         return ask
 
-    @overload
     def call_in_parts(
-        self,
-        method: Callable[Concatenate[A, P], Coroutine[Any, Any, tuple[T, U]]],
-        *,
-        timeout_s: float,
-    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]: ...
-
-    @overload
-    def call_in_parts(
-        self, method: Callable[Concatenate[A, P], Answer[tuple[T, U]]], *, timeout_s: float
-    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]: ...
-
-    def call_in_parts(
-        self, method: Callable[..., Any], *, timeout_s: float
-    ) -> Callable[..., Coroutine[Any, Any, list[tuple[Any, Any]]]]:
+        self, method: Callable[Concatenate[A, P], tuple[T, Any]], *, timeout_s: float
+    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]:
         """As `call`, of a method that returns two things: the second stays where it is.
 
         What comes back is the first and a reference to the second.
         """
 
-        async def ask(*arguments: Any, **keywords: Any) -> list[tuple[Any, Any]]:
+        async def ask(*arguments: P.args, **keywords: P.kwargs) -> list[tuple[T, Any]]:
             pairs = [
                 self.start(method, rank, num_returns=2)(*arguments, **keywords)
                 for rank in range(len(self))
@@ -197,13 +176,10 @@ class RoleHandle(Generic[A]):
 
     @asynccontextmanager
     async def turn(self, *, timeout_s: float) -> AsyncIterator[None]:
-        """What is inside computes; on shared GPUs only while no other role does.
+        """What is inside computes, no call longer than `timeout_s`; alone where GPUs are shared.
 
         The memory of its passes is given back before the next one's turn: PyTorch would keep it for
         the process that had it.
-
-        Args:
-            timeout_s: Of each call inside.
 
         Raises:
             DeadlineError: The turns of the others did not end in time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import ray
@@ -27,54 +28,44 @@ class RoleActor(Protocol):
 
     def process_id(self) -> int:
         """Of the actor."""
-        ...
 
     def usage(self) -> Answer[Mapping[str, float]]:
         """What it needed since the last time, by the names that `usage_of` knows."""
-        ...
 
     def stop(self) -> Answer[None]:
         """Leave nothing behind; the process is ended next."""
-        ...
 
 
-class RoleSpec(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class RoleSpec:
     """What a role's actors are and what they start with; the pool knows no more of a role.
 
-    Actors of one specification serve wherever an equal one is asked for.
+    As it stands: processes that work each by itself. Actors of one specification serve wherever an
+    equal one is asked for.
+
+    Attributes:
+        actor_class: A plain class; its objects are made from a name, an environment and `argument`.
+        beside: The role whose work a single actor does a part of, near its first rank; else empty.
+        max_calls: How many calls of coroutines run at a time; None for Ray's default.
+        reserves_memory: Whether it takes its GPUs' memory when it starts, instead of computing in
+            turn.
     """
 
-    @property
-    def actor_class(self) -> type[RoleActor]:
-        """A plain class; its objects are made from a name, an environment and `argument`."""
-        ...
-
-    @property
-    def beside(self) -> str:
-        """The role whose work a single actor does a part of, near its first rank; else empty."""
-        ...
-
-    @property
-    def max_calls(self) -> int | None:
-        """How many calls of coroutines run at a time; None for Ray's default."""
-        ...
-
-    @property
-    def reserves_memory(self) -> bool:
-        """Whether it takes its GPUs' memory when it starts, instead of computing in turn."""
-        ...
+    actor_class: type[RoleActor]
+    beside: str = ""
+    max_calls: int | None = None
+    reserves_memory: bool = False
 
     def argument(self, timeouts: TimeoutConfig) -> Any:
-        """The third of what an actor is made from."""
-        ...
+        """The third of what an actor is made from: seconds to wait for what others leave to it."""
+        return timeouts.call_s
 
     async def join(self, role: RoleHandle[Any], *, on_gpu: bool, timeouts: TimeoutConfig) -> None:
         """Make started actors ready for work, together."""
-        ...
 
     async def leave_gpus(self, role: RoleHandle[Any], *, timeout_s: float) -> bool:
         """Leave GPUs that the next job uses for others; False where only its end frees them."""
-        ...
+        return True
 
     async def check(self, role: RoleHandle[Any], *, timeout_s: float) -> None:
         """Make sure that actors that answer can serve the next job, and drop what the last left.
@@ -82,4 +73,3 @@ class RoleSpec(Protocol):
         Raises:
             RunError: They cannot.
         """
-        ...

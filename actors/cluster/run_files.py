@@ -16,17 +16,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from actors.cluster import file_tasks
 from actors.cluster.deadline import within
 from actors.cluster.file_tasks import FileStamp, stamps_of, start_on
+from actors.cluster.role_handle import RoleHandle
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import RunError
 
 # What driver and node hold of a file at a time.
 CHUNK_BYTES = 32 * 2**20
+
+
+class ExportingActor(Protocol):
+    """What an export asks of ranks; rank 0 writes."""
+
+    def export(self, folder: str, tokenizer_path: str) -> None:
+        """Write the model."""
+
+    def describe(self, folder: str, tokenizer_path: str) -> None:
+        """Write configuration and tokenizer without the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +63,7 @@ class RunFiles:
         return [node for node in dict.fromkeys(self.ranks) if node in self.distant]
 
     async def fetch(self, folder: str, *, into: str = "") -> None:
-        """Bring what the ranks wrote below `folder` to the same place here; it joins what is there.
-
-        Args:
-            folder: On the ranks' nodes.
-            into: Another place.
+        """Bring what the ranks wrote below `folder` here, or `into` another; joins what is there.
 
         Raises:
             RunError: Two nodes hold different files of one name, or one changed on its way.
@@ -76,8 +83,22 @@ class RunFiles:
             *(self._fetch_files(node, folder, target, from_node[node]) for node in nodes)
         )
 
-    async def fetch_export(self, folder: str) -> None:
-        """Bring what rank 0 alone wrote, in place of what the driver's folder held."""
+    async def export(
+        self,
+        ranks: RoleHandle[Any],
+        folder: str,
+        tokenizer_path: str,
+        *,
+        weights: bool = True,
+        timeout_s: float,
+    ) -> None:
+        """Have a role's ranks write their model, in place of what the driver's folder holds.
+
+        The tokenizer goes beside it. Without `weights` only that and the configuration do.
+        """
+        await self.send(tokenizer_path)
+        write = ExportingActor.export if weights else ExportingActor.describe
+        await ranks.call(write, timeout_s=timeout_s)(folder, tokenizer_path)
         first, aside = self.of_ranks(self.ranks[:1]), f"{folder}.part"
         if first._distant_ranks:
             shutil.rmtree(aside, ignore_errors=True)

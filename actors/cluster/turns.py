@@ -1,11 +1,11 @@
-"""Whose turn it is on GPUs that several roles share."""
+"""When roles compute: their turns on GPUs that they share, and how long each had nothing to do."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from rlhf_ray.deadlines import DeadlineError
 
@@ -28,13 +28,9 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, role: str, *, at_most_s: float) -> AsyncIterator[None]:
-        """What is inside is done while it is the role's turn.
+        """What is inside is done while it is the role's turn, in `at_most_s` by its own deadlines.
 
         Every turn has a deadline of its own, so the wait for one has the sum of those before it.
-
-        Args:
-            role: Whose turn it is to be.
-            at_most_s: What the work inside may take by its own deadlines.
 
         Raises:
             DeadlineError: The turns before did not end; names the role that has it.
@@ -58,3 +54,35 @@ class Turns:
                 self._lock.release()
         finally:
             self._ahead_s.remove(at_most_s)
+
+
+class BusyClock:
+    """Adds up the time in which nothing was being answered; calls may overlap."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Idle from now on."""
+        self._clock = clock
+        self._num_calls, self._idle_s, self._seen_s = 0, 0.0, clock()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """What is inside is work."""
+        self._advance()
+        self._num_calls += 1
+        try:
+            yield
+        finally:
+            self._advance()
+            self._num_calls -= 1
+
+    def take_idle_s(self) -> float:
+        """Seconds without work since the last time that this was asked."""
+        self._advance()
+        idle_s, self._idle_s = self._idle_s, 0.0
+        return idle_s
+
+    def _advance(self) -> None:
+        now_s = self._clock()
+        if not self._num_calls:
+            self._idle_s += now_s - self._seen_s
+        self._seen_s = now_s

@@ -1,14 +1,64 @@
-"""The rollout role as the loop sees it: independent replicas, requests spread by load."""
+"""The rollout role as pool and loop see it: independent replicas, requests spread by load."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleSpec
 from actors.engines.rollout import RolloutReplica
 from actors.engines.sampling import Ending
+from actors.engines.spec import EngineSpec
+from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.errors import RunError
 from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutGroup, SleepLevel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSpec(RoleSpec):
+    """Independent engines, which take their share of their GPUs when they start."""
+
+    engine: EngineSpec
+    actor_class: type[RolloutReplica] = RolloutReplica
+    # Every group that is sampled has a call that waits for it. Ray runs 1,000 at a time unless told
+    # otherwise; new weights would queue behind them, for ever.
+    max_calls: int | None = 100_000
+    reserves_memory: bool = True
+
+    def argument(self, timeouts: TimeoutConfig) -> EngineSpec:
+        """What each engine is started with."""
+        return self.engine
+
+    async def join(self, role: RoleHandle[Any], *, on_gpu: bool, timeouts: TimeoutConfig) -> None:
+        """Start the engines, each by itself."""
+        await role.call(RolloutReplica.start, timeout_s=timeouts.start_s)()
+
+    async def leave_gpus(self, role: RoleHandle[Any], *, timeout_s: float) -> bool:
+        """Sleep without weights: a job with rollouts begins with a publication.
+
+        Engines that no role of their own job shares GPUs with cannot.
+        """
+        if self.engine.sleeps:
+            await role.call(RolloutReplica.sleep, timeout_s=timeout_s)(2, timeout_s)
+        return self.engine.sleeps
+
+    async def check(self, role: RoleHandle[Any], *, timeout_s: float) -> None:
+        """An actor answers also for an engine that is dead or was left amid a publication.
+
+        Requests of the last job are dropped.
+
+        Raises:
+            RunError: One is.
+        """
+        for health in await role.call(RolloutReplica.health, timeout_s=timeout_s)():
+            if not health["alive"] or health["updating"]:
+                raise RunError(
+                    f"{health['name']}: its engine is dead, or was left amid a publication"
+                )
+        await role.call(RolloutReplica.drop_requests, timeout_s=timeout_s)()
 
 
 class LeastLoaded:
@@ -35,28 +85,23 @@ class LeastLoaded:
         self.tokens_in_flight[replica] -= tokens
 
 
+@dataclass(eq=False)
 class ReplicaSet:
-    """The rollout role: replicas side by side, the least loaded one first."""
+    """The rollout role: replicas side by side, the least loaded one first.
 
-    def __init__(
-        self,
-        actors: RoleHandle[RolloutReplica],
-        ending: Ending,
-        *,
-        timeout_s: float,
-        sleeps: bool,
-    ) -> None:
-        """Wrap started replicas.
+    Attributes:
+        timeout_s: Deadline of the answers to one call of `generate`.
+        sleeps: Whether they live on GPUs that another role needs between rollouts.
+    """
 
-        Args:
-            actors: The replicas.
-            ending: What ends a response.
-            timeout_s: Deadline of the answers to one call of `generate`.
-            sleeps: Whether they live on GPUs that another role needs between rollouts.
-        """
-        self.actors, self.ending = actors, ending
-        self.timeout_s, self.sleeps = timeout_s, sleeps
-        self._load = LeastLoaded(len(actors))
+    actors: RoleHandle[RolloutReplica]
+    ending: Ending
+    timeout_s: float
+    sleeps: bool
+
+    def __post_init__(self) -> None:
+        """All idle."""
+        self._load = LeastLoaded(len(self.actors))
 
     async def generate(
         self, requests: Sequence[GenerationRequest]

@@ -14,8 +14,7 @@ from actors.cluster.network import use_cluster_network
 from actors.cluster.role_spec import control
 from actors.engines.report import EngineLoad, engine_stat_logger
 from actors.engines.sampling import ANSWER_S, Ending, SamplingEngine
-from actors.engines.shared_memory import outlive_actor
-from actors.engines.spec import EngineSpec, engine_arguments, engine_environment
+from actors.engines.spec import EngineSpec, engine_arguments, engine_environment, outlive_actor
 from actors.weights.bucket import Bucket
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
@@ -117,8 +116,7 @@ class RolloutReplica(SamplingEngine):
     async def start_weight_update(self, timeout_s: float) -> None:
         """Freeze running requests where they are and make the model ready for new weights.
 
-        Args:
-            timeout_s: Of each call of this exchange, those that follow included.
+        Each call of this exchange has this deadline, those that follow included.
         """
         self.exchange_s = timeout_s
         async with deadline(timeout_s, actor=self.name, operation="the scheduler for new weights"):

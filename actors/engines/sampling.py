@@ -97,15 +97,10 @@ class SamplingEngine:
     async def admit(
         self, requests: Sequence[GenerationRequest], ending: Ending, timeout_s: float
     ) -> None:
-        """Begin to sample all requests, and hold the scheduler until the engine has all of them.
+        """Begin to sample requests, one a draw; hold the scheduler until the engine has them all.
 
         Which requests share a batch decides the last bits of every logit: the same requests give
         the same bits. Answers that were asked for are kept until the next call.
-
-        Args:
-            requests: One a draw.
-            ending: What ends a response.
-            timeout_s: Of admission, and again of each answer.
 
         Raises:
             RunError: The engine has no model, or a draw is being sampled already.

@@ -1,11 +1,26 @@
-"""What a vLLM engine is started with."""
+"""What a vLLM engine is started with: arguments, environment, and a tracker of shared memory."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from typing import Any
 
 from rlhf_ray.config.rollout import EngineConfig
+
+TRACKER_START_S = 60.0
+
+# The parent ends at once, so that the tracker is nobody's child.
+_TRACKER = """
+import os
+if os.fork():
+    os._exit(0)
+from multiprocessing.resource_tracker import main
+main({fd})
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +109,27 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
         # precision to Triton, which rounds factors to TF32's 10 bits unless it is told otherwise.
         environment["TRITON_F32_DEFAULT"] = "ieee"
     return environment
+
+
+def outlive_actor() -> None:
+    """Start the resource tracker of this process and its children where Ray does not see it.
+
+    vLLM's processes talk through segments of hundreds of megabytes below /dev/shm. Python has a
+    process that unlinks them when all their users are gone, however these ended. But it is a child
+    of the actor, and Ray kills an actor together with its children and process group.
+    """
+    tracker: Any = resource_tracker._resource_tracker
+    if tracker._fd is not None:
+        return
+    read_end, write_end = os.pipe()
+    try:
+        subprocess.run(
+            [sys.executable, "-c", _TRACKER.format(fd=read_end)],
+            pass_fds=[read_end],
+            start_new_session=True,
+            check=True,
+            timeout=TRACKER_START_S,
+        )
+    finally:
+        os.close(read_end)
+    tracker._fd = write_end

@@ -31,15 +31,12 @@ class FollowedJobs(Protocol):
 
     def info(self, job_id: str) -> Any:
         """What is known of a job; None where there is none."""
-        ...
 
     def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
         """Its log from the beginning, in pieces, until it has ended."""
-        ...
 
     def get_job_logs(self, job_id: str) -> str:
         """Its log so far, as a whole."""
-        ...
 
 
 async def follow(

@@ -66,11 +66,13 @@ async def check_nodes(config: JobConfig, pool: Pool) -> None:
     needs = [
         _Need(role=role, node_id=place.node_id, address=place.address, path=path)
         for role, paths in node_paths(config).items()
-        for place in pool.places_of(role)
+        for place in pool.state.places_of(role)
         for path in paths
     ]
     address_of = {
-        place.node_id: place.address for role in config.groups for place in pool.places_of(role)
+        place.node_id: place.address
+        for role in config.groups
+        for place in pool.state.places_of(role)
     }
     reports = await _reports(config, address_of, sorted({need.path.path for need in needs}))
     faults = [*_other_code(reports, address_of), *_missing(needs, reports)]

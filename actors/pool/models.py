@@ -7,10 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.cluster.exports import export
 from actors.cluster.role_handle import Hosted
 from actors.cluster.run_files import RunFiles
-from actors.pool.places import places_of, shared_host
 from actors.pool.record import PoolRecord
 from actors.pool.state import PoolState
 from actors.weights.held_model import HeldModel
@@ -23,23 +21,18 @@ class HostingActor(Protocol):
 
     def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
         """Host what `spec` describes, in place of what was hosted; `held` are in memory."""
-        ...
 
     def unload(self) -> None:
         """Release what is hosted."""
-        ...
 
     def offload(self) -> None:
         """Leave the GPU for the host; what needs the model there brings it back."""
-        ...
 
     def keep(self, folder: str) -> list[Any]:
         """Leave this rank's share of the weights in the object store; references to it."""
-        ...
 
     def drop(self, folder: str) -> None:
         """Free what `keep` put there."""
-        ...
 
 
 class ResidentModels:
@@ -62,18 +55,14 @@ class ResidentModels:
 
     def files_of(self, role: str) -> RunFiles:
         """The files of a role's ranks."""
-        places = places_of(role, self.state.groups, self.state.places)
-        return self.files.of_ranks([place.node_id for place in places])
+        return self.files.of_ranks([place.node_id for place in self.state.places_of(role)])
 
     async def load(self, role: str, spec: Any, *, path: str, leaves: bool = False) -> None:
         """Have a role's ranks host what `spec` describes, in place of what they host.
 
-        Args:
-            role: A started group of ranks.
-            spec: What it is made from.
-            path: Of its model: where a job left that one in memory, it is taken from there.
-            leaves: Whether it goes on to the host, to be brought back by what needs it: other
-                roles' models are loaded there, or engines sample.
+        Where a job left the model of this `path` in memory, it is taken from there. One that
+        `leaves` goes on to the host, to be brought back by what needs it: other roles' models are
+        loaded there, or engines sample.
 
         Raises:
             ConfigError: The model cannot be loaded as configured.
@@ -98,9 +87,9 @@ class ResidentModels:
 
     async def _offload_beside(self, role: str) -> None:
         """Have models leave the GPUs of a role for the host; what needs them brings them back."""
-        host = shared_host(role, self.state.groups)
+        host = self.state.shared_host(role)
         for other, ranks in self.state.roles.items():
-            if host and ranks.hosted and shared_host(other, self.state.groups) == host:
+            if host and ranks.hosted and self.state.shared_host(other) == host:
                 await ranks.call(HostingActor.offload, timeout_s=self.timeouts.call_s)()
 
     async def finish(self, config: JobConfig, role: str, tokenizer_path: str) -> None:
@@ -108,15 +97,11 @@ class ResidentModels:
 
         The folder always gets configuration and tokenizer, the weights as `checkpoint.export` says
         so. On a standing pool it stays in memory until the role's next job ends.
-
-        Args:
-            config: Of the job.
-            role: That was trained.
-            tokenizer_path: Where the run's tokenizer is.
         """
         folder, weights = str(Path(config.run_dir) / "export"), config.checkpoint.export != "never"
-        handle, files, call_s = self.state.roles[role], self.files_of(role), self.timeouts.call_s
-        await export(handle, files, folder, tokenizer_path, weights=weights, timeout_s=call_s)
+        ranks, call_s = self.state.roles[role], self.timeouts.call_s
+        write = self.files_of(role).export
+        await write(ranks, folder, tokenizer_path, weights=weights, timeout_s=call_s)
         if self.record is not None or folder in self.wanted:
             await self._keep(role, folder)
 

@@ -15,13 +15,11 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster.deadline import get
-from actors.cluster.nodes import addresses, snapshot
-from actors.pool.places import Place, in_order
-from actors.pool.state import PoolState
+from actors.pool.state import Place, PoolState, in_order
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.planning.groups import GroupPlan, check_resources, describe, plan_groups
+from rlhf_ray.planning.groups import GroupPlan, Node, check_resources, describe, plan_groups
 
 
 def place(
@@ -34,12 +32,7 @@ def place(
 ) -> Iterator[None]:
     """Reserve placement groups for every role that has none yet; yields at each new state.
 
-    Args:
-        roles: Shape of each.
-        state: What is placed; what is new is added.
-        prefix: What the groups' names begin with.
-        timeout_s: Most seconds to wait for room, group by group.
-        outlives_job: Whether they stay when this process ends.
+    Each waits for room for `timeout_s`; their names begin with `prefix`.
 
     Raises:
         ConfigError: The cluster is too small, or a role is placed in another shape.
@@ -67,12 +60,6 @@ def place(
 
 def reserve(plan: GroupPlan, *, name: str, timeout_s: float, outlives_job: bool) -> list[Place]:
     """Create the placement group and wait for it; places come in the order of their ranks.
-
-    Args:
-        plan: What it holds.
-        name: By which it is found again.
-        timeout_s: Most seconds to wait for room.
-        outlives_job: Whether it stays when this process ends.
 
     Raises:
         DeadlineError: The cluster could not place it in time.
@@ -144,3 +131,21 @@ def release(places: Sequence[Place]) -> None:
 
 def _amounts(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU"))
+
+
+def snapshot() -> list[Node]:
+    """The nodes that are alive, with what each has in total."""
+    return [
+        Node(
+            address=entry["NodeManagerAddress"],
+            resources=entry["Resources"],
+            labels=entry["Labels"],
+        )
+        for entry in ray.nodes()
+        if entry["Alive"]
+    ]
+
+
+def addresses() -> dict[str, str]:
+    """Address of every node, by its id."""
+    return {entry["NodeID"]: entry["NodeManagerAddress"] for entry in ray.nodes()}

@@ -11,14 +11,11 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from actors.cluster.busy import BusyClock
 from actors.cluster.role_handle import RoleHandle
-from actors.cluster.role_spec import RoleSpec
-from actors.cluster.turns import Turns
+from actors.cluster.role_spec import RoleActor, RoleSpec
+from actors.cluster.turns import BusyClock, Turns
 from actors.pool import placement, processes
-from actors.pool.health import fault_of
 from actors.pool.models import ResidentModels
-from actors.pool.places import Place, idle_beside, places_of, shared_host
 from actors.pool.record import PoolRecord
 from actors.pool.state import PoolState
 from actors.pool.usage import usage_of
@@ -27,6 +24,9 @@ from rlhf_ray.errors import RlhfRayError
 from rlhf_ray.roles import Metrics
 
 logger = logging.getLogger(__name__)
+
+# An idle actor answers at once; one that still does what a dead job asked of it may take a while.
+ANSWER_S = 60.0
 
 
 class Pool(ResidentModels):
@@ -40,12 +40,9 @@ class Pool(ResidentModels):
     def __init__(
         self, name: str, timeouts: TimeoutConfig, *, record: PoolRecord | None = None
     ) -> None:
-        """A pool on the cluster that this process is connected to.
+        """A pool on the cluster that this process is connected to; `name` begins its actors' names.
 
-        Args:
-            name: Prefix of its actors' names.
-            timeouts: Of placing and starting.
-            record: Of a standing pool, whose actors outlive this process.
+        The actors of a standing pool, which has a `record`, outlive this process.
         """
         super().__init__(timeouts, record)
         self.name = name
@@ -68,18 +65,11 @@ class Pool(ResidentModels):
         ):
             self._remember()  # what outlives the job and no record names would be lost
 
-    def places_of(self, role: str) -> list[Place]:
-        """Where each rank of a placed role goes."""
-        return places_of(role, self.state.groups, self.state.places)
-
     async def start(self, role: str, spec: RoleSpec) -> RoleHandle[Any]:
         """A role's actors, started unless they run; those of another specification are replaced.
 
-        They compute in turn with the other roles that are placed on their GPUs.
-
-        Args:
-            role: Their name; where it is not placed, a single actor without GPUs.
-            spec: What they start from.
+        They compute in turn with the other roles that are placed on their GPUs. A role that is not
+        placed is a single actor without GPUs.
 
         Raises:
             RunError: One died or missed its deadline; none is left.
@@ -90,7 +80,7 @@ class Pool(ResidentModels):
         if handle.spec != spec:
             await self._start(role, spec, handle)
         handle.busy = self.busy.setdefault(spec.beside or role, handle.busy)
-        host = "" if spec.reserves_memory else shared_host(role, self.state.groups)
+        host = "" if spec.reserves_memory else self.state.shared_host(role)
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
         return handle
 
@@ -108,7 +98,7 @@ class Pool(ResidentModels):
             f"{self.name}/{role}",
             spec,
             group,
-            self.places_of(placed) if has_place else [],
+            self.state.places_of(placed) if has_place else [],
             cpus=self.state.groups[placed].cpus_per_rank if has_place else 1.0,
             timeouts=self.timeouts,
             lifetime=lifetime,
@@ -131,10 +121,10 @@ class Pool(ResidentModels):
         Roles that cannot leave end. Models are released; results that later jobs start from stay in
         memory.
         """
-        groups = self.state.groups
-        idle = idle_beside(roles, groups)
-        for role, handle in list(self.state.roles.items()):
-            if handle.hosted and (role in idle or (role in roles and shared_host(role, groups))):
+        state = self.state
+        idle = state.idle_beside(roles)
+        for role, handle in list(state.roles.items()):
+            if handle.hosted and (role in idle or (role in roles and state.shared_host(role))):
                 await self.unload(role)
             call_s = self.timeouts.call_s
             if role in idle and not await handle.spec.leave_gpus(handle, timeout_s=call_s):
@@ -149,9 +139,15 @@ class Pool(ResidentModels):
         return await usage_of(actors_of, timeout_s=self.timeouts.call_s)
 
     async def heal(self) -> None:
-        """End the roles that cannot serve any more; they are started anew when asked for."""
+        """End the roles that cannot serve the next job; they are started anew when asked for.
+
+        Of the others, what the last job left running is dropped.
+        """
         for role, handle in list(self.state.roles.items()):
-            if fault := await fault_of(handle):
+            try:
+                await handle.call(RoleActor.process_id, timeout_s=ANSWER_S)()
+                await handle.spec.check(handle, timeout_s=ANSWER_S)
+            except RlhfRayError as fault:
                 logger.warning("%s; %s is started anew", fault, role)
                 await self.end(role)
 

@@ -12,7 +12,7 @@ import ray
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import CONTROL_GROUP, CONTROL_THREADS, RoleActor, RoleSpec
 from actors.pool.placement import strategy_of
-from actors.pool.places import Place
+from actors.pool.state import Place
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.errors import RlhfRayError
 
@@ -36,14 +36,8 @@ def start(
 ) -> dict[str, Any]:
     """Start a role's actors, which are asked for nothing yet; by their names.
 
-    Args:
-        name: What theirs begin with.
-        spec: What they are made from.
-        group: The role's shape; a role without one is a single actor without GPUs.
-        places: Of its ranks; a single actor goes to the first, or to any node.
-        cpus: Threads that each actor may use.
-        timeouts: Of the pool.
-        lifetime: Ray's options of an actor that outlives this process; else empty.
+    A role without a `group` is a single actor without GPUs: in the first of `places`, or on any
+    node. Each may use `cpus` threads. `lifetime` are Ray's options of what outlives this process.
     """
     limits: dict[str, Any] = {"concurrency_groups": {CONTROL_GROUP: CONTROL_THREADS}}
     if spec.max_calls is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
@@ -17,7 +18,6 @@ from ray.util.placement_group import (
 )
 
 from actors.cluster.deadline import get
-from actors.pool.lease import Holder, Lease
 from actors.pool.state import PoolState
 from rlhf_ray.errors import ConfigError
 
@@ -28,27 +28,50 @@ TIMEOUT_S = 30.0
 RECORD = "record"
 
 
-class _Keeper:
-    """The actor itself: a state and a lease."""
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A job that has the pool.
 
-    def __init__(self, creator: Holder) -> None:
-        self._state = PoolState()
-        self._lease = Lease(creator)
+    Attributes:
+        job_id: Ray's, of the driver.
+        name: What its user calls it: its run folder.
+        since_s: Since the epoch.
+    """
+
+    job_id: str
+    name: str
+    since_s: float
+
+
+class Keeper:
+    """The actor itself: a state and a lease, which a job has until its driver is gone."""
+
+    def __init__(self, creator: Holder | None = None) -> None:
+        """An empty pool; `creator` has the lease, or nobody."""
+        self._state, self._holder = PoolState(), creator
 
     def read(self) -> PoolState:
+        """The state that was written last."""
         return self._state
 
     def write(self, state: PoolState) -> None:
+        """Remember."""
         self._state = state
 
-    def acquire(self, wanted: Holder, running_jobs: list[str]) -> Holder:
-        return self._lease.acquire(wanted, running_jobs)
+    def acquire(self, wanted: Holder, running_jobs: Collection[str]) -> Holder:
+        """Who has the lease now: `wanted`, or the other job that has it, if its driver is alive."""
+        self._holder = self.holder(running_jobs) or wanted
+        return self._holder
 
     def release(self, job_id: str) -> None:
-        self._lease.release(job_id)
+        """Give the lease back; nothing where another job has it."""
+        if self._holder is not None and self._holder.job_id == job_id:
+            self._holder = None
 
-    def holder(self, running_jobs: list[str]) -> Holder | None:
-        return self._lease.current(running_jobs)
+    def holder(self, running_jobs: Collection[str]) -> Holder | None:
+        """Who has the lease, if that job is still alive."""
+        holder = self._holder
+        return holder if holder is not None and holder.job_id in running_jobs else None
 
 
 def namespace_of(pool: str) -> str:
@@ -70,7 +93,7 @@ class PoolRecord:
     def __init__(self, pool: str, keeper: Any) -> None:
         """Read the state."""
         self.pool, self.namespace, self._keeper = pool, namespace_of(pool), keeper
-        self.state = self._call(_Keeper.read)()
+        self.state = self._call(Keeper.read)()
 
     @property
     def group_prefix(self) -> str:
@@ -84,7 +107,7 @@ class PoolRecord:
         Raises:
             ConfigError: The cluster has a pool of that name.
         """
-        keeper = ray.remote(num_cpus=0)(_Keeper)
+        keeper = ray.remote(num_cpus=0)(Keeper)
         options = {"name": RECORD, "namespace": namespace_of(pool), "lifetime": "detached"}
         try:
             actor = keeper.options(**options).remote(_own_holder(creator))
@@ -103,7 +126,7 @@ class PoolRecord:
 
     def write(self, state: PoolState) -> None:
         """Remember."""
-        self._call(_Keeper.write)(state)
+        self._call(Keeper.write)(state)
 
     def acquire(self, name: str) -> None:
         """Take the lease for this driver, and read the state that the last one left.
@@ -112,22 +135,22 @@ class PoolRecord:
             ConfigError: A job that runs has it; says which.
         """
         wanted = _own_holder(name)
-        holder = self._call(_Keeper.acquire)(wanted, running_jobs())
+        holder = self._call(Keeper.acquire)(wanted, running_jobs())
         if holder != wanted:
             minutes = (time.time() - holder.since_s) / 60
             raise ConfigError(
                 f"pool {self.pool} is in use by {holder.name} (Ray job {holder.job_id}) for "
                 f"{minutes:.0f} min; one job at a time"
             )
-        self.state = self._call(_Keeper.read)()
+        self.state = self._call(Keeper.read)()
 
     def release(self) -> None:
         """Give the lease back."""
-        self._call(_Keeper.release)(_own_job())
+        self._call(Keeper.release)(_own_job())
 
     def holder(self) -> Holder | None:
         """The job that uses the pool."""
-        return self._call(_Keeper.holder)(running_jobs())
+        return self._call(Keeper.holder)(running_jobs())
 
     @property
     def is_ours(self) -> bool:
@@ -145,7 +168,7 @@ class PoolRecord:
         """End the record."""
         ray.kill(self._keeper)
 
-    def _call(self, method: Callable[Concatenate[_Keeper, P], T]) -> Callable[P, T]:
+    def _call(self, method: Callable[Concatenate[Keeper, P], T]) -> Callable[P, T]:
         def ask(*arguments: P.args, **keywords: P.kwargs) -> T:
             [value] = get(
                 [getattr(self._keeper, method.__name__).remote(*arguments, **keywords)],

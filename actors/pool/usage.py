@@ -19,11 +19,7 @@ MOVES = {"offload_s": "time/offload", "reload_s": "time/reload"}
 async def usage_of(
     actors_of: Mapping[str, Sequence[RoleHandle[Any]]], *, timeout_s: float
 ) -> Metrics:
-    """Ask every actor once.
-
-    Args:
-        actors_of: The roles of the job, each with those that do its work.
-        timeout_s: Deadline of an answer; actors answer beside their work.
+    """Ask every actor once: of each role, those that do its work.
 
     Returns:
         `wait/<role>`, since the last time that this was asked; `memory/<role>_peak_gb`, of the

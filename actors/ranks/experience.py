@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actors.cluster.role_handle import RoleHandle
@@ -54,14 +55,13 @@ class ExperienceRank(Rank):
         return [rollouts[sample] for sample in samples_B]
 
 
+@dataclass(eq=False)
 class ExperienceGroup:
     """The experience role: built in the helper actor."""
 
-    def __init__(
-        self, actors: RoleHandle[ExperienceRank], spec: ExperienceSpec, timeouts: TimeoutConfig
-    ) -> None:
-        """Wrap the started helper."""
-        self.actors, self.spec, self.timeouts = actors, spec, timeouts
+    actors: RoleHandle[ExperienceRank]
+    spec: ExperienceSpec
+    timeouts: TimeoutConfig
 
     async def build(
         self,

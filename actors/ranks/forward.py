@@ -84,6 +84,26 @@ async def forward(
     return [arrays for _, arrays in answers]
 
 
+async def over_rows(
+    ranks: RoleHandle[A],
+    method: Callable[[A, Sequence[Any], RankedMicroBatches], T],
+    rows: Sequence[Any],
+    config: ForwardConfig,
+    *,
+    timeout_s: float,
+) -> tuple[RankedMicroBatches, list[T]]:
+    """An inference pass over rows of a data set: its plan, and each rank's answer."""
+    plan = plan_forward(
+        [row.num_tokens for row in rows],
+        data_parallel_size=len(ranks),
+        max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
+        padded=config.padded,
+    )
+    async with ranks.turn(timeout_s=timeout_s):
+        answers = await ranks.call(method, timeout_s=timeout_s)(put(list(rows)), plan)
+    return plan, answers
+
+
 def rows_of(micro_batches: Iterable[Sequence[int]]) -> list[int]:
     """The rows of a rank in the order in which it works on them."""
     return list(chain.from_iterable(micro_batches))

@@ -1,30 +1,30 @@
-"""A group of ranks as the pool and the loop see it."""
+"""A group of ranks as the pool and the loop see it; what every trained role's group does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_handle import RoleHandle, put
+from actors.cluster.role_spec import RoleSpec
+from actors.cluster.run_files import RunFiles
+from actors.ranks.forward import over_rows
 from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import Rank
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.base import LearnerConfig, TimeoutConfig
+from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
+from rlhf_ray.roles import Evaluated, Hardware, Metrics, Ref
+from rlhf_ray.types import Ranking
 
 R = TypeVar("R", bound=HostingRank)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSpec:
+class RankSpec(RoleSpec):
     """Ranks in one process group, on GPUs in turn with others, or on CPUs."""
-
-    actor_class: type[Rank]
-    beside: str = ""
-    max_calls: int | None = None
-    reserves_memory: bool = False
-
-    def argument(self, timeouts: TimeoutConfig) -> float:
-        """How long a rank waits for what lies in the object store, in seconds."""
-        return timeouts.call_s
 
     async def join(self, role: RoleHandle[Any], *, on_gpu: bool, timeouts: TimeoutConfig) -> None:
         """Make the ranks one process group."""
@@ -36,36 +36,118 @@ class RankSpec:
         ]
         await role.answers(refs, "join", timeout_s=start_s)
 
-    async def leave_gpus(self, role: RoleHandle[Any], *, timeout_s: float) -> bool:
-        """They hold nothing there without a model."""
-        return True
 
-    async def check(self, role: RoleHandle[Any], *, timeout_s: float) -> None:
-        """Ranks that answer can serve."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSpec(RankSpec):
-    """Processes without a group, which work by themselves."""
-
-    async def join(self, role: RoleHandle[Any], *, on_gpu: bool, timeouts: TimeoutConfig) -> None:
-        """Nobody to join."""
-
-
+@dataclass(kw_only=True, eq=False)
 class RankGroup(Generic[R]):
-    """A role on a group of ranks, as the loop asks it."""
+    """A role on a group of ranks that host its model, as the loop asks it.
 
-    def __init__(self, actors: RoleHandle[R], timeouts: TimeoutConfig, *, leaves: bool) -> None:
-        """Wrap started ranks with a loaded model.
+    Attributes:
+        actors: The ranks.
+        timeouts: Of every call.
+        leaves: Whether they live on the engines' GPUs.
+    """
 
-        Args:
-            actors: The ranks.
-            timeouts: Of every call.
-            leaves: Whether they live on the engines' GPUs.
-        """
-        self.actors, self.timeouts, self.leaves = actors, timeouts, leaves
+    actors: RoleHandle[R]
+    timeouts: TimeoutConfig
+    leaves: bool = False
 
     async def offload(self) -> None:
         """Leave the engines' GPUs for the host; nothing where these are not theirs."""
         if self.leaves:
             await self.actors.call(HostingRank.offload, timeout_s=self.timeouts.call_s)()
+
+
+@dataclass(kw_only=True, eq=False)
+class TrainedGroup(RankGroup[R]):
+    """A rank group whose ranks hold a learner.
+
+    Attributes:
+        config: Of the learner.
+        files: How what the ranks write comes to the driver, where its folders are not theirs.
+        exports_with: The tokenizer of the model that `save` exports as well; else empty.
+    """
+
+    config: LearnerConfig
+    files: RunFiles = field(default_factory=RunFiles)
+    exports_with: str = ""
+
+    async def _update(self, rows: Ref, plan: UpdatePlan, *coefficients: float) -> Metrics:
+        """Every optimiser step of a plan; what only training needs leaves shared GPUs with it.
+
+        Another role that trains there has no room for its own beside.
+        """
+        call_s = self.timeouts.call_s
+        async with self.actors.turn(timeout_s=call_s):
+            update = self.actors.call(HostingRank.update, timeout_s=call_s)
+            metrics = await update(rows, plan, *coefficients)
+            if self.leaves:
+                await self.actors.call(HostingRank.offload, timeout_s=call_s)(keep_weights=True)
+        return metrics[0]
+
+    async def hardware(self) -> Hardware:
+        """What the role's utilisation is counted from."""
+        start_s = self.timeouts.start_s
+        [hardware] = await self.actors.call(HostingRank.hardware, only=0, timeout_s=start_s)()
+        return hardware
+
+    async def save(self, folder: str) -> None:
+        """Write this role's trained state below `folder`, on the driver's machine as well.
+
+        An export goes to `export` beside it.
+        """
+        call_s = self.timeouts.call_s
+        await self.files.clear(folder)  # what a run that broke off may have left there
+        await self.actors.call(HostingRank.save, timeout_s=call_s)(folder)
+        await self.files.fetch(folder)
+        await self.files.clear(folder)
+        if self.exports_with:
+            beside = str(Path(folder).with_name("export"))
+            await self.files.export(self.actors, beside, self.exports_with, timeout_s=call_s)
+            await self.files.clear(beside)
+        await self.offload()
+
+    async def restore(self, folder: str) -> None:
+        """Read what `save` wrote."""
+        await self.files.send(folder)
+        call_s = self.timeouts.call_s
+        async with self.actors.turn(timeout_s=call_s):
+            await self.actors.call(HostingRank.restore, timeout_s=call_s)(folder)
+        await self.offload()
+        await self.files.clear(folder)
+
+
+class SupervisedGroup(TrainedGroup[Any]):
+    """Learns from rows of a data set: SFT and DPO on the policy's ranks, or a reward model."""
+
+    async def update(self, rows: Sequence[Any], plan: UpdatePlan) -> Metrics:
+        """One optimiser step a minibatch of the plan."""
+        return await self._update(put(list(rows)), plan)
+
+    async def evaluate(self, rows: Sequence[Any]) -> Evaluated:
+        """Metrics and outcomes of held-out rows."""
+        [evaluated, *_] = await self._forward(HostingRank.evaluate, rows)
+        assert evaluated is not None
+        return evaluated
+
+    async def score_answers(self, rows: Sequence[Ranking]) -> Sequence[tuple[float, ...]]:
+        """The scores that a reward model in training gives each row's answers."""
+        [scores, *_] = await self._forward(HostingRank.score_answers, rows)
+        return scores
+
+    async def _forward(
+        self, method: Callable[[Any, Sequence[Any], RankedMicroBatches], T], rows: Sequence[Any]
+    ) -> list[T]:
+        """Each rank's answer about all rows."""
+        call_s = self.timeouts.call_s
+        _, answers = await over_rows(self.actors, method, rows, self.config, timeout_s=call_s)
+        return answers
+
+    async def continuations(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: Sequence[int]
+    ) -> list[list[int]]:
+        """What the model writes after each prompt, greedily, up to an end token."""
+        call_s = self.timeouts.call_s
+        async with self.actors.turn(timeout_s=call_s):
+            write = self.actors.call(HostingRank.continuations, timeout_s=call_s)
+            [written, *_] = await write(list(prompts), max_new_tokens, end_ids)
+        return written

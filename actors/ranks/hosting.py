@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.cluster.role_spec import control
+from actors.ranks.forward import Pass
 from actors.ranks.rank import Rank, free_memory, free_pinned_memory
 from actors.weights.held_model import HeldModel, in_reach, put_share
 from rlhf_ray.disk import room_for
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Evaluated, Hardware, Metrics
+from rlhf_ray.types import Ranking
 
 if TYPE_CHECKING:
     from rlhf_ray.learner.engine import EngineBuilder, Residency
@@ -52,23 +54,21 @@ class HostingRank(Rank):
         importlib.import_module("rlhf_ray.learner.build")
 
     def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
-        """Host the learner that `spec` describes, in place of the one before.
-
-        Args:
-            spec: Of a policy, a critic, a reference or a supervised job.
-            held: Models in memory that it may start from.
+        """Host the learner that `spec` describes, in place of the one before; `held` are in memory.
 
         Raises:
             ConfigError: The model cannot be loaded as configured.
         """
         from rlhf_ray.learner.build import engine_builder, make_learner
+        from rlhf_ray.learner.weights import require_mergeable
 
         self.unload()
         self.builder = engine_builder(spec, device=self.device)
         with in_reach(held, timeout_s=self.fetch_timeout_s):
             self.learner = make_learner(spec, self.builder)
         self.residency = self.learner.residency
-        _require_exportable(self.learner)
+        if hasattr(self.learner, "lm"):  # before any training; a critic stays where it is
+            require_mergeable(self.learner.lm)
         free_memory()  # of reading and spreading weights
 
     def unload(self) -> None:
@@ -127,11 +127,32 @@ class HostingRank(Rank):
         metrics: Metrics = self._to_train().update(rows, plan, *coefficients)
         return metrics
 
+    def logprobs(self, work: Pass) -> tuple[int, Any]:
+        """How many rows are this rank's, and an array for each, by its sample."""
+        scored = self._to_read().logprobs(work.rows(self.fetch(work.refs)), work.plan)
+        return len(scored), work.by_sample(self.rank, scored)
+
     def evaluate(self, rows: Sequence[Any], plan: RankedMicroBatches) -> Evaluated | None:
         """What held-out rows show; all ranks know, the first one says it."""
         evaluated: Evaluated = self._to_read().evaluate(rows, plan)
         free_memory()  # its passes are other than those of training, which cannot reuse their room
         return evaluated if self.rank == 0 else None
+
+    def score_answers(
+        self, rows: Sequence[Ranking], plan: RankedMicroBatches
+    ) -> list[tuple[float, ...]]:
+        """Scores by the reward model in training, of all rows' answers on every rank."""
+        scores: list[tuple[float, ...]] = self._to_read().scores(rows, plan)
+        return scores
+
+    def continuations(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_ids: Sequence[int]
+    ) -> list[list[int]]:
+        """What the model writes after each prompt, greedily."""
+        written: list[list[int]] = self._to_read().continuations(
+            prompts, max_new_tokens=max_new_tokens, end_ids=end_ids
+        )
+        return written
 
     def hardware(self) -> Hardware:
         """What the utilisation of this rank's device is counted from."""
@@ -181,11 +202,3 @@ class HostingRank(Rank):
     def drop(self, folder: str) -> None:
         """Free what `keep` put there."""
         self.kept.pop(folder, None)
-
-
-def _require_exportable(learner: Any) -> None:
-    """Before any training; a critic stays where it is."""
-    from rlhf_ray.learner.weights import require_mergeable
-
-    if hasattr(learner, "lm"):
-        require_mergeable(learner.lm)

@@ -10,9 +10,9 @@ import ray
 
 from actors.cluster.network import HeldPort
 from actors.cluster.role_handle import put
-from actors.ranks.forward import Pass, by_row, forward
+from actors.ranks.forward import by_row, forward
+from actors.ranks.group import TrainedGroup
 from actors.ranks.hosting import HostingRank
-from actors.ranks.trained import TrainedGroup
 from actors.weights.probe import GapLimits, gap_of, largest_of
 from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
 from rlhf_ray.errors import RunError
@@ -37,11 +37,6 @@ class PolicyRank(HostingRank):
         self.disconnect()
         super().unload()
 
-    def logprobs(self, work: Pass) -> tuple[int, Any]:
-        """How many rows are this rank's, and an array for each, by its sample."""
-        scored = self._to_read().logprobs(work.rows(self.fetch(work.refs)), work.plan)
-        return len(scored), work.by_sample(self.rank, scored)
-
     def logprobs_of(self, rollouts: Sequence[Rollout]) -> Any:
         """Log-probabilities at temperature 1 of a few rollouts, on every rank alike."""
         config = self.learner.spec.learner
@@ -53,15 +48,6 @@ class PolicyRank(HostingRank):
         )
         scored = self._to_read().logprobs(rollouts, one * self.num_ranks, temperature=1.0)
         return by_row(one, [scored])
-
-    def continuations(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_ids: Sequence[int]
-    ) -> list[list[int]]:
-        """What the model writes after each prompt, greedily."""
-        written: list[list[int]] = self._to_read().continuations(
-            prompts, max_new_tokens=max_new_tokens, end_ids=end_ids
-        )
-        return written
 
     def rendezvous(self) -> tuple[str, int]:
         """An address on this node that is kept for the engines' connection until `connect`."""
@@ -114,14 +100,7 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         probe: Sequence[Rollout],
         limits: GapLimits,
     ) -> None:
-        """Open the way to the engines.
-
-        Args:
-            replicas: The rollout actors.
-            spec: How weights travel.
-            probe: Sequences that both sides score after each publication.
-            limits: Differences of log-probabilities that are let pass.
-        """
+        """Open the way to the engines; `limits` say how far both may differ about the `probe`."""
         self.replicas, self.probe, self.limits = replicas, list(probe), limits
         start_s = self.timeouts.start_s
         rendezvous = self.actors.call(PolicyRank.rendezvous, only=0, timeout_s=start_s)

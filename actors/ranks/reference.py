@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from actors.cluster.role_handle import RoleHandle, put
-from actors.ranks.forward import Pass, by_row, forward
+from actors.ranks.forward import by_row, forward, over_rows
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
-from rlhf_ray.config.base import ReferenceConfig, TimeoutConfig
-from rlhf_ray.packing import RankedMicroBatches, plan_forward
+from rlhf_ray.config.base import ReferenceConfig
+from rlhf_ray.packing import RankedMicroBatches
 from rlhf_ray.roles import RolloutGroup, SampleArrays
 from rlhf_ray.types import LabelledAnswer, Ranking
 
 
 class ReferenceRank(HostingRank):
     """One rank of the reference's group."""
-
-    def logprobs(self, work: Pass) -> tuple[int, Any]:
-        """How many rows are this rank's, and an array for each, by its sample."""
-        scored = self._to_read().logprobs(work.rows(self.fetch(work.refs)), work.plan)
-        return len(scored), work.by_sample(self.rank, scored)
 
     def answer_logps(
         self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
@@ -31,20 +25,11 @@ class ReferenceRank(HostingRank):
         return logps
 
 
+@dataclass(kw_only=True, eq=False)
 class ReferenceGroup(RankGroup[ReferenceRank]):
     """The reference role on a group of ranks."""
 
-    def __init__(
-        self,
-        actors: RoleHandle[ReferenceRank],
-        reference: ReferenceConfig,
-        timeouts: TimeoutConfig,
-        *,
-        leaves: bool = False,
-    ) -> None:
-        """Wrap started ranks with a loaded model; `leaves` as in any `RankGroup`."""
-        super().__init__(actors, timeouts, leaves=leaves)
-        self.config = reference
+    config: ReferenceConfig
 
     async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
         """Log-probabilities of the response tokens: a float array [T] a sample."""
@@ -56,14 +41,5 @@ class ReferenceGroup(RankGroup[ReferenceRank]):
         self, rows: Sequence[Ranking | LabelledAnswer]
     ) -> list[tuple[float, ...]]:
         """Log-probability of each of a row's answers, in nats at temperature 1; in row order."""
-        plan = plan_forward(
-            [row.num_tokens for row in rows],
-            data_parallel_size=len(self.actors),
-            max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
-            padded=self.config.padded,
-        )
-        call_s = self.timeouts.call_s
-        async with self.actors.turn(timeout_s=call_s):
-            score = self.actors.call(ReferenceRank.answer_logps, timeout_s=call_s)
-            answers = await score(put(list(rows)), plan)
-        return by_row(plan, answers)
+        score, call_s = ReferenceRank.answer_logps, self.timeouts.call_s
+        return by_row(*await over_rows(self.actors, score, rows, self.config, timeout_s=call_s))

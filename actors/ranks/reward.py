@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,9 @@ from actors.ranks.reward_worker import RewardWorker
 from actors.weights.held_model import HeldModel, in_reach
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.rewards import MODEL, REMOTE, RewardConfig, RewardModelConfig
-from rlhf_ray.packing import RankedMicroBatches
 from rlhf_ray.roles import RolloutGroup
 from rlhf_ray.specs import RewardSpec
-from rlhf_ray.types import Ranking, Score
+from rlhf_ray.types import Score
 
 if TYPE_CHECKING:
     from rlhf_ray.learner.reward_scorer import ModelScore
@@ -81,13 +80,6 @@ class RewardRank(HostingRank):
         self.model = None
         super().unload()
 
-    def score_answers(
-        self, rows: Sequence[Ranking], plan: RankedMicroBatches
-    ) -> list[tuple[float, ...]]:
-        """Scores by the model in training, of all rows' answers on every rank."""
-        scores: list[tuple[float, ...]] = self._to_read().scores(rows, plan)
-        return scores
-
     def score_with_model(self, work: Pass) -> list[ModelScore]:
         """The model's scores of this rank's rows, in the order in which the plan names them."""
         rollouts = work.rows(self.fetch(work.refs))
@@ -97,6 +89,7 @@ class RewardRank(HostingRank):
         return scores
 
 
+@dataclass(eq=False)
 class RewardGroup:
     """The reward role: ranks with a model, a worker for all other scorers, or both.
 
@@ -104,23 +97,11 @@ class RewardGroup:
         weights: Factor of each scorer in the sum; once it is loaded.
     """
 
-    def __init__(
-        self,
-        reward: RewardConfig,
-        timeouts: TimeoutConfig,
-        *,
-        model: RankGroup[RewardRank] | None,
-        worker: RoleHandle[RewardWorker] | None,
-    ) -> None:
-        """Wrap what was started for the scorers of `reward`.
-
-        Args:
-            reward: The scorers.
-            timeouts: Of every call.
-            model: The ranks that host the model, if there is one.
-            worker: For functions and a remote scorer, if there are any.
-        """
-        self.reward, self.timeouts, self.model, self.worker = reward, timeouts, model, worker
+    reward: RewardConfig
+    timeouts: TimeoutConfig
+    model: RankGroup[RewardRank] | None
+    worker: RoleHandle[RewardWorker] | None
+    weights: dict[str, float] = field(default_factory=dict, init=False)
 
     async def load(self, spec: RewardSpec) -> None:
         """Have the worker make its scorers; the ranks host the model already.
@@ -128,7 +109,7 @@ class RewardGroup:
         Raises:
             RunError: One cannot be loaded; names it.
         """
-        self.weights: dict[str, float] = {}
+        self.weights = {}
         if self.worker is not None:
             make = self.worker.call(RewardWorker.load, timeout_s=self.timeouts.start_s)
             [of_functions] = await make(spec)

@@ -7,8 +7,8 @@ from typing import Any
 
 from actors.cluster.role_handle import put
 from actors.ranks.forward import Pass, forward
+from actors.ranks.group import TrainedGroup
 from actors.ranks.hosting import HostingRank
-from actors.ranks.trained import TrainedGroup
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import Metrics, Ref, RolloutGroup, SampleArrays
 

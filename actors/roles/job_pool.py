@@ -12,11 +12,10 @@ from actors.engines.replica_set import ReplicaSet
 from actors.engines.sampling import Ending
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceGroup
-from actors.ranks.group import RankGroup
+from actors.ranks.group import RankGroup, SupervisedGroup
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup, RewardRank
-from actors.ranks.supervised import SupervisedGroup
 from actors.ranks.value import ValueGroup
 from actors.roles.engines import gap_limits, sync_spec
 from actors.roles.start import REWARD_WORKER, role_specs, start_actors
@@ -43,12 +42,7 @@ class JobPool:
     """What `rlhf_ray.jobs.pool.Pool` asks for, on the actors of a resident pool."""
 
     def __init__(self, pool: Pool, config: AnyJob) -> None:
-        """Start nothing so far.
-
-        Args:
-            pool: Where the job runs.
-            config: Of the job.
-        """
+        """Start nothing so far."""
         self.pool, self.config = pool, config
         self.actors: Mapping[str, RoleHandle[Any]] = {}
         self.policy: PolicyGroup | None = None
@@ -75,23 +69,33 @@ class JobPool:
         match spec:
             case PolicySpec(learner=learner):
                 self.policy = PolicyGroup(
-                    actors,
-                    learner,
-                    timeouts,
-                    self.pool.files_of(role),
+                    actors=actors,
+                    config=learner,
+                    timeouts=timeouts,
+                    files=self.pool.files_of(role),
                     exports_with=exports_with,
                     leaves=leaves,
                 )
                 return self.policy
             case ValueSpec(learner=learner):
-                files = self.pool.files_of(role)
-                return ValueGroup(actors, learner, timeouts, files, leaves=leaves)
+                return ValueGroup(
+                    actors=actors,
+                    config=learner,
+                    timeouts=timeouts,
+                    files=self.pool.files_of(role),
+                    leaves=leaves,
+                )
             case ReferenceSpec(reference=reference):
-                return ReferenceGroup(actors, reference, timeouts, leaves=leaves)
+                return ReferenceGroup(
+                    actors=actors, config=reference, timeouts=timeouts, leaves=leaves
+                )
             case SupervisedSpec(job=job):
-                files = self.pool.files_of(role)
                 return SupervisedGroup(
-                    actors, job.learner, timeouts, files, exports_with=exports_with
+                    actors=actors,
+                    config=job.learner,
+                    timeouts=timeouts,
+                    files=self.pool.files_of(role),
+                    exports_with=exports_with,
                 )
             case RolloutSpec(rollout=rollout, end_token_ids=ends):
                 ending, sleeps = Ending.of(rollout, ends), bool(config.on_engines_gpus)
@@ -105,7 +109,9 @@ class JobPool:
         if path := spec.reward.model.path:
             leaves = "reward" in self.config.on_engines_gpus
             await self.pool.load("reward", spec, path=path, leaves=leaves)
-            model = RankGroup[RewardRank](self.actors["reward"], timeouts, leaves=leaves)
+            model = RankGroup[RewardRank](
+                actors=self.actors["reward"], timeouts=timeouts, leaves=leaves
+            )
         worker = self.actors.get(REWARD_WORKER)
         reward = RewardGroup(spec.reward, timeouts, model=model, worker=worker)
         await reward.load(spec)

@@ -9,10 +9,10 @@ from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
-from actors.engines.role import ReplicaSpec
+from actors.engines.replica_set import ReplicaSpec
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceRank
-from actors.ranks.group import RankSpec, WorkerSpec
+from actors.ranks.group import RankSpec
 from actors.ranks.policy import PolicyRank
 from actors.ranks.rank import Rank
 from actors.ranks.reference import ReferenceRank
@@ -42,10 +42,6 @@ def role_specs(roles: Iterable[str], *jobs: AnyJob) -> dict[str, RoleSpec]:
     Engines come with the helper that builds experience, reward functions with a process of their
     own. Without a reward model there are no ranks of the reward.
 
-    Args:
-        roles: Of all jobs.
-        jobs: Whatever runs on these.
-
     Raises:
         ConfigError: The engines' model or tokenizer cannot be read.
     """
@@ -53,10 +49,10 @@ def role_specs(roles: Iterable[str], *jobs: AnyJob) -> dict[str, RoleSpec]:
     if "reward" in specs and not any(map(_has_reward_model, jobs)):
         del specs["reward"]
     if any(map(_has_other_scorers, jobs)):
-        specs[REWARD_WORKER] = WorkerSpec(actor_class=RewardWorker, beside="reward")
+        specs[REWARD_WORKER] = RoleSpec(actor_class=RewardWorker, beside="reward")
     if engine := engine_spec(*jobs):
         specs["rollout"] = ReplicaSpec(engine=engine)
-        specs["experience"] = WorkerSpec(actor_class=ExperienceRank)
+        specs["experience"] = RoleSpec(actor_class=ExperienceRank)
     return specs
 
 
@@ -75,11 +71,6 @@ async def start_actors(
 ) -> Mapping[str, RoleHandle[Any]]:
     """Start what the pool does not hold yet; those on another role's GPUs after their host.
 
-    Args:
-        pool: Where they go.
-        groups: The roles, each with its shape.
-        specs: What is started for them, as `role_specs` says it.
-
     Raises:
         ConfigError: The pool is too small or holds a role in another shape.
         RunError: An actor died or missed its deadline.
@@ -96,11 +87,14 @@ async def start_actors(
     return actors
 
 
-async def import_libraries(actors: Mapping[str, RoleHandle[Any]], *, timeout_s: float) -> None:
-    """Have all actors but the engines import what their work needs, before there is any."""
+async def start_all(
+    pool: Pool, groups: Mapping[str, GroupConfig], specs: Mapping[str, RoleSpec]
+) -> None:
+    """As `start_actors`; all but the engines import what their work needs, before there is any."""
+    actors = await start_actors(pool, groups, specs)
     await asyncio.gather(
         *(
-            of_role.call(Rank.import_libraries, timeout_s=timeout_s)()
+            of_role.call(Rank.import_libraries, timeout_s=pool.timeouts.start_s)()
             for role, of_role in actors.items()
             if role != "rollout"
         )

@@ -29,11 +29,9 @@ class Publisher(Protocol):
 
     def publish(self, version: int, replicas: Replicas) -> int:
         """Send all weights as `version`; returns the bytes sent by this rank."""
-        ...
 
     def close(self) -> None:
         """End the connection."""
-        ...
 
 
 class ReplicaClient:

@@ -19,23 +19,18 @@ class PublishedReplica(Protocol):
 
     def init_weight_transfer(self, init_info: Mapping[str, Any], timeout_s: float) -> Answer[None]:
         """Connect to the trainer, where the backend needs a connection."""
-        ...
 
     def start_weight_update(self, timeout_s: float) -> Answer[None]:
         """Freeze running requests; the calls that follow have this deadline."""
-        ...
 
     def update_weights(self, update: Bucket | Mapping[str, Any]) -> Answer[None]:
         """Take one bucket, or receive what `update` describes."""
-        ...
 
     def finish_weight_update(self, version: int) -> Answer[int]:
         """Switch over; returns the version as acknowledgement."""
-        ...
 
     def logprobs(self, rollouts: Sequence[Rollout], timeout_s: float) -> Answer[list[Any]]:
         """Log-probabilities of the probe's tokens under the weights that it has."""
-        ...
 
 
 Replicas: TypeAlias = RoleHandle[PublishedReplica]

@@ -8,24 +8,25 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 from ray.exceptions import RayError
-from ray.job_config import JobConfig
+from ray.job_config import JobConfig as RayJobConfig
 
 from actors.cluster.ray_token import use_own_token
 from actors.cluster.reachable import check_reachable
 from actors.jobs.submission import describe_submission, is_submitted
 from launch.run.messages import is_everything_shown
-from launch.run.metadata import metadata_of
 from launch.run.names import check_name
 from launch.run.signals import interrupt_when_stopped, leave, on_stop
 from launch.run.standing import address_of
 from rlhf_ray.config.base import GroupConfig, RayConfig
-from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.metrics.wandb_run import wandb_url
 from rlhf_ray.planning.groups import plan_groups, total_cpus
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,13 @@ def connect(run: RunConfig, roles: Mapping[str, GroupConfig]) -> str | None:
     )
 
 
+def metadata_of(config: RunConfig) -> dict[str, str]:
+    """What Ray's dashboard shows: job, run, folder and, where it is known, the page at W&B."""
+    metadata = {"job": config.job, "run": Path(config.run_dir).name, "run_dir": config.run_dir}
+    url = wandb_url(config.wandb, Path(config.run_dir)) if isinstance(config, JobConfig) else ""
+    return metadata | ({"wandb": url} if url else {})
+
+
 def num_cpus(config: RayConfig, roles: Mapping[str, GroupConfig]) -> int:
     """Cores that a cluster of one's own says it has."""
     wanted = math.ceil(total_cpus(plan_groups(roles)))
@@ -133,7 +141,7 @@ def join(address: str, metadata: Mapping[str, str] | None = None) -> str:
     if known not in ("", "auto"):
         check_reachable(known)
     try:
-        return _init(address=address, job_config=JobConfig(metadata=dict(metadata or {})))
+        return _init(address=address, job_config=RayJobConfig(metadata=dict(metadata or {})))
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the cluster at {address!r} cannot be joined: {reason}") from error

@@ -47,14 +47,9 @@ def address_of(pool: str) -> str:
 
 
 def start_cluster(claimed: StandingCluster, *, num_cpus: int, num_gpus: int) -> StandingCluster:
-    """Start Ray on this machine, to stay when this process ends.
+    """Start Ray on this machine, to stay when this process ends; it finds GPUs where they are 0.
 
     Whoever calls ends what is registered of it, here too where this fails.
-
-    Args:
-        claimed: The pool's name, as this process has taken it.
-        num_cpus: That it says it has.
-        num_gpus: Likewise; 0 for those that Ray finds.
 
     Raises:
         RunError: It did not come up in time.

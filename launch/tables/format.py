@@ -1,10 +1,11 @@
-"""How a plan's tables look, and how they write numbers."""
+"""Where tables go, how those of a plan look, and how they write numbers."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +13,17 @@ from rich.text import Text
 from rlhf_ray.memory import GIB, MIB
 from rlhf_ray.planning.changes import Change
 from rlhf_ray.planning.plan import Plan
+
+# Of a file or pipe: names and paths stay whole, to be searched and copied.
+WIDTH_ELSEWHERE = 240
+
+
+def screen() -> Console:
+    """Standard output, as wide as its terminal."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH_ELSEWHERE
+    return console
 
 
 def section(title: str, body: RenderableType) -> RenderableType:

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from launch.tables.screen import screen
+from launch.tables.format import screen
 from rlhf_ray.data.chat.spans import Span, printable, shortened, spans
 from rlhf_ray.data.rows.histogram import histogram
 from rlhf_ray.data.rows.report import RowReport

@@ -1,6 +1,6 @@
 """Which way weights travel from the policy to the engines, and where each way can work.
 
-A guest's ranks lie on the first GPUs of its host (`actors.pool.places`). So where policy and
+A guest's ranks lie on the first GPUs of its host (`actors.pool.state`). So where policy and
 engines are placed on the same GPUs, rank 0 of the policy and engine 0 share the first of them.
 """
 

@@ -12,7 +12,6 @@ from rlhf_ray.config.supervised import DpoConfig
 from rlhf_ray.data.examples.preferences import LabelledAnswers, Pairs
 from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.jobs import on_rows
-from rlhf_ray.jobs.data import check_vocabularies
 from rlhf_ray.jobs.job import Job
 from rlhf_ray.jobs.on_rows import RowRoles, SupervisedData
 from rlhf_ray.jobs.pool import Pool, RowReference, SupervisedRole
@@ -38,8 +37,10 @@ def _rows(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -> JobRows:
 
 
 def _load(config: DpoConfig) -> DpoData:
+    from rlhf_ray.models.vocabulary import check_vocabularies
+
     rows = on_rows.open_rows(config, _rows)
-    others = {"reference": config.reference} if config.uses_reference_role else {}
+    others = {"reference.model.path": config.reference.model} if config.uses_reference_role else {}
     check_vocabularies(config.policy.model, rows.tokenizer, others)
     return on_rows.load(config, rows)
 

@@ -10,9 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.data.rows.streaming import RowStream
-from rlhf_ray.jobs.data import JobData
 from rlhf_ray.jobs.pool import Pool
-from rlhf_ray.jobs.rows import JobRows
+from rlhf_ray.jobs.rows import JobData, JobRows
 from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.setup import checkpoint_to_resume
 from rlhf_ray.metrics import MetricsLog, open_metrics
@@ -31,7 +30,6 @@ class Loop(Protocol):
 
     async def run(self, checkpoint: Checkpoint | None) -> None:
         """From the start or a checkpoint to the last step."""
-        ...
 
 
 def _go_on(config: Any, checkpoint: Checkpoint) -> None:

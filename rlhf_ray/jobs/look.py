@@ -47,12 +47,7 @@ class Look:
 
 
 def look(config: AnyJob, *, num_rows: int, skip: Sequence[str] = ()) -> Iterator[Look]:
-    """Look at a job's data sets, one after the other.
-
-    Args:
-        config: Of the job.
-        num_rows: Records to show of each.
-        skip: Keys of data sets that are left alone.
+    """Look at a job's data sets but those to `skip`, one after the other.
 
     Raises:
         ConfigError: What the job would say of its data: unreadable, malformed, empty, too long, or

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.order import TrainedRows
-from rlhf_ray.jobs.data import AnyRows, JobData
 from rlhf_ray.jobs.pool import Pool, SupervisedRole
-from rlhf_ray.jobs.rows import JobRows, RowKind, context_of, tokenizer_of
+from rlhf_ray.jobs.rows import AnyRows, JobData, JobRows, RowKind, context_of, tokenizer_of
 from rlhf_ray.loops.supervised import Prepare, SupervisedLoop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Table

@@ -1,25 +1,28 @@
-"""PPO and GRPO: rollouts of prompts, scores, updates."""
+"""PPO, GRPO and sampling: rollouts of prompts and scores; updates, where the policy learns."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from rlhf_ray.config.base import ForwardConfig, LearnerConfig
+from rlhf_ray.config.base import LearnerConfig, ModelConfig
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
+from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.examples.prompts import Prompts
 from rlhf_ray.data.order import TrainedRows, first_of
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.jobs.data import AnyRows, JobData, check_vocabularies, end_token_ids
 from rlhf_ray.jobs.job import Job, Loop
 from rlhf_ray.jobs.pool import Pool, WeightedReward
-from rlhf_ray.jobs.rows import JobRows, context_of, tokenizer_of
+from rlhf_ray.jobs.rows import AnyRows, JobData, JobRows, context_of, end_token_ids, tokenizer_of
+from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.loops.sample_files import SampleFiles
+from rlhf_ray.loops.sampling import SampleLoop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Roles, RolloutEngine, Usage
 from rlhf_ray.specs import (
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=OnlineConfig)
 
 # Among which the probe looks for prompts of more than one token.
 SEARCHED_PROMPTS = 1024
@@ -99,15 +104,16 @@ def load(config: OnlineConfig) -> OnlineData:
     """
     from rlhf_ray.data.chat.tokenizer import vocabulary_digest
     from rlhf_ray.models.fit import check_model
+    from rlhf_ray.models.vocabulary import check_vocabularies
 
     policy = config.policy.model
     tokenizer = tokenizer_of(policy)
     rows = rows_of(config, tokenizer)
-    others: dict[str, ForwardConfig] = {}
+    others: dict[str, ModelConfig] = {}
     if config.uses_value:
-        others["value"] = config.value
+        others["value.model.path"] = config.value.model
     if config.uses_reference_role:
-        others["reference"] = config.reference
+        others["reference.model.path"] = config.reference.model
     check_vocabularies(policy, tokenizer, others)
     check_model("policy.model.path", policy, "causal", is_trained=True)
     held_out = rows.held_out()
@@ -234,7 +240,19 @@ def _loop(
     )
 
 
-def _job(config: type[OnlineConfig]) -> Job[OnlineConfig, OnlineData, Roles]:
+def _sampling(
+    config: SampleConfig, data: OnlineData, roles: Roles, log: MetricsLog, usage: Usage
+) -> Loop:
+    evaluation = Evaluation(config, data.eval_prompts)
+    return SampleLoop(config, roles, data.prompts, evaluation, log, usage=usage)
+
+
+def _check_files(config: SampleConfig, checkpoint: Checkpoint) -> None:
+    """Whether what was sampled before is there, as steps to come add to it."""
+    SampleFiles(Path(config.run_dir)).check(checkpoint.state["sizes"])
+
+
+def _job(config: type[C]) -> Job[C, OnlineData, Roles]:
     return Job(
         config=config,
         rows=rows_of,
@@ -247,3 +265,4 @@ def _job(config: type[OnlineConfig]) -> Job[OnlineConfig, OnlineData, Roles]:
 
 
 PPO, GRPO = _job(PpoConfig), _job(GrpoConfig)
+SAMPLE = replace(_job(SampleConfig), loop=_sampling, check_checkpoint=_check_files)

@@ -21,7 +21,6 @@ class Pool(Protocol):
             ConfigError: The pool is too small or holds a role in another shape.
             RunError: An actor died or missed its deadline.
         """
-        ...
 
     async def load(self, role: str, spec: Spec) -> Any:
         """Make a started role what `spec` describes.
@@ -33,31 +32,21 @@ class Pool(Protocol):
         Raises:
             ConfigError: A model or scorer cannot be loaded.
         """
-        ...
 
     async def unload(self, role: str) -> None:
         """Have a role release its model."""
-        ...
 
     async def connect(self, prompts: Iterable[Prompt]) -> None:
-        """Open the way from the loaded policy to the loaded engines.
-
-        Args:
-            prompts: Of which the probe takes the first that are long enough.
-        """
-        ...
+        """Open the way from the loaded policy to the engines; `prompts` are for its probe."""
 
     async def finish(self) -> None:
         """Leave the trained role's model in the run's folder, and in memory for later jobs."""
-        ...
 
     async def usage(self) -> Metrics:
         """What the job's processes needed since the last time."""
-        ...
 
     def sinks(self) -> Sequence[Sink]:
         """Where metrics go beside what the library knows."""
-        ...
 
 
 class WeightedReward(Reward, Protocol):
@@ -66,7 +55,6 @@ class WeightedReward(Reward, Protocol):
     @property
     def weights(self) -> Mapping[str, float]:
         """Factor of each part in the sum."""
-        ...
 
 
 class RowReference(Reference, Protocol):
@@ -76,7 +64,6 @@ class RowReference(Reference, Protocol):
         self, rows: Sequence[Ranking | LabelledAnswer]
     ) -> Sequence[tuple[float, ...]]:
         """Log-probability of each of a row's answers, in nats at temperature 1; in row order."""
-        ...
 
 
 class SupervisedRole(Supervised, Protocol):
@@ -84,10 +71,8 @@ class SupervisedRole(Supervised, Protocol):
 
     async def score_answers(self, rows: Sequence[Ranking]) -> Sequence[tuple[float, ...]]:
         """The scores that a reward model in training gives each row's answers."""
-        ...
 
     async def continuations(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: Sequence[int]
     ) -> Sequence[Sequence[int]]:
         """What a policy writes after each prompt, greedily, up to an end token."""
-        ...

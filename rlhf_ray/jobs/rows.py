@@ -1,9 +1,12 @@
-"""A job's data sets: what examples it makes of them, and what its rewards and losses ask."""
+"""What a job reads before anything starts: its tokenizer and its data sets, as it takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rlhf_ray.config.base import ModelConfig
@@ -14,19 +17,45 @@ from rlhf_ray.data.examples.tokenization import Tokenization
 from rlhf_ray.data.loading.load import load
 from rlhf_ray.data.loading.passes import Check, Passes
 from rlhf_ray.data.loading.streams import open_passes, open_stream
+from rlhf_ray.data.order import TrainedRows
 from rlhf_ray.data.rows.report import LeftOut, Loaded
 from rlhf_ray.data.rows.rows import Rows
 from rlhf_ray.data.rows.streaming import RowStream
+from rlhf_ray.disk import room_for
 from rlhf_ray.rewards.checks import check_columns, checking_functions, prompt_faults, usable_prompts
 from rlhf_ray.rewards.functions import RewardFunction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
+AnyRows: TypeAlias = Rows[Any] | RowStream[Any]
 # The key of a data set -> what becomes of its samples.
 RowKind: TypeAlias = Callable[[str], type[Tokenization[Any]]]
 
 _ROWS_WITH_ALL_COLUMNS = 100  # of a stream, whose other rows are not looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobData:
+    """What is read before anything starts.
+
+    Attributes:
+        tokenizer: Of the model that is trained.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def trained_rows(self) -> TrainedRows[Any]:
+        """What the job trains on."""
+        raise NotImplementedError
+
+    def keep_tokenizer(self, folder: str) -> None:
+        """Write the run's copy, with padding token and chat template set."""
+        with room_for("the tokenizer", Path(folder)):
+            self.tokenizer.save_pretrained(folder)
 
 
 class JobRows:
@@ -45,14 +74,7 @@ class JobRows:
         most_tokens: Callable[[], int],
         reward: RewardConfig | None = None,
     ) -> None:
-        """Read nothing so far.
-
-        Args:
-            config: Of the job.
-            tokenizer: Of the model that is trained.
-            kind: What becomes of the samples of each data set.
-            most_tokens: Of a prompt, or of a sequence that is trained.
-            reward: What prompts are scored by, where they are.
+        """Read nothing so far; `most_tokens` is of a prompt, or of a sequence that is trained.
 
         Raises:
             ConfigError: A reward function cannot be loaded.
@@ -89,7 +111,7 @@ class JobRows:
             report.left_out["rewards cannot score it"] = LeftOut(count=num_refused)
         return Loaded(rows=usable, report=report)
 
-    def trained(self) -> Rows[Any] | RowStream[Any]:
+    def trained(self) -> AnyRows:
         """What the job trains on, or a stream of it where the data set is one.
 
         Raises:
@@ -161,3 +183,18 @@ def context_of(model: ModelConfig) -> int:
     return context_length(
         model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
+
+
+def end_token_ids(
+    model: ModelConfig, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """What ends a response; the log says so."""
+    from rlhf_ray.data.chat.turn_end import end_tokens
+    from rlhf_ray.models.identity import generation_end_ids
+
+    generation_ids = generation_end_ids(
+        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    ends = end_tokens(tokenizer, generation_ids, stop_token_ids)
+    logger.info("responses end at %s", ends.words)
+    return ends.ids

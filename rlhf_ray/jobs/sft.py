@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.examples.sft import Examples
 from rlhf_ray.jobs import on_rows
-from rlhf_ray.jobs.data import end_token_ids
 from rlhf_ray.jobs.job import Job
 from rlhf_ray.jobs.on_rows import RowRoles, SupervisedData
 from rlhf_ray.jobs.pool import SupervisedRole
-from rlhf_ray.jobs.rows import JobRows
+from rlhf_ray.jobs.rows import JobRows, end_token_ids
 from rlhf_ray.jobs.tables import continuation_table, prompts_of
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import Evaluated

@@ -7,9 +7,8 @@ from typing import Any
 
 from rlhf_ray.jobs.dpo import DPO
 from rlhf_ray.jobs.job import Job
-from rlhf_ray.jobs.online import GRPO, PPO
+from rlhf_ray.jobs.online import GRPO, PPO, SAMPLE
 from rlhf_ray.jobs.rm import RM
-from rlhf_ray.jobs.sample import SAMPLE
 from rlhf_ray.jobs.sft import SFT
 
 JOBS: Mapping[str, Job[Any, Any, Any]] = {

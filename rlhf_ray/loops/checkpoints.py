@@ -64,14 +64,9 @@ class CheckpointStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def commit(self, step: int, state: Mapping[str, Any], *, roles: Sequence[str]) -> Path:
-        """Seal what was written in `writing`: state, digests, fsync, rename; then prune.
+        """Seal what was written in `writing`: state as JSON, digests, fsync, rename; then prune.
 
         What is there of later steps goes as well: this run passed it over, and goes another way.
-
-        Args:
-            step: As given to `writing`.
-            state: The controllers' state, as JSON can hold it.
-            roles: Folders that must be there.
 
         Raises:
             RunError: A role's folder is empty: its ranks wrote somewhere else.

@@ -18,12 +18,9 @@ from rlhf_ray.types import Score
 def sample_metrics(
     groups: Sequence[ScoredGroup], clock: StepClock, *, apart: bool = False
 ) -> dict[str, float]:
-    """`rollout/*`, `reward/*`, `time/*` and `share/*` of sampled and scored groups.
+    """`rollout/*`, `reward/*`, `time/*` and `share/*` of all groups of a step.
 
-    Args:
-        groups: All of them.
-        clock: Of the step.
-        apart: Whether each reward is compared by itself, not their sum.
+    Where rewards are told `apart`, each is compared by itself, not their sum.
     """
     summaries_B = [summary for scored in groups for summary in scored.group.summaries_G]
     num_generated = sum(s.num_response_tokens for s in summaries_B)
@@ -61,15 +58,8 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """`rollout/*`, `reward/*`, `async/*`, `time/*`, `share/*` and `perf/*` of one step.
 
-    Args:
-        sampled: The step's groups.
-        trained: What is left of them for the update, perhaps nothing.
-        used: What the processes needed in the step.
-        clock: Of the step, which is over.
-        num_kept: Groups that dynamic sampling let through.
-        num_refilled: Groups that it sampled in place of others.
-        version: Of the weights when the step began.
-        apart: As in `sample_metrics`.
+    The step is over, and perhaps nothing was left to be `trained`. Dynamic sampling let `num_kept`
+    groups through and sampled `num_refilled` in place of others. The step began with `version`.
     """
     seconds = clock.seconds
     num_tokens = sum(summary.num_tokens for group in trained for summary in group.summaries_G)

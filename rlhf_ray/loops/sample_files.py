@@ -38,8 +38,7 @@ class SampleFiles:
     def rewind(self, sizes: Mapping[str, int]) -> None:
         """Take back what came after `sizes` was told, half a line that a crash left included.
 
-        Args:
-            sizes: As `sizes` told them; a file that is not named there begins anew.
+        A file that is not named there begins anew.
 
         Raises:
             ConfigError: As in `check`.

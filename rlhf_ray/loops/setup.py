@@ -33,11 +33,7 @@ def changes_since(config: AnyJob, dumped: Mapping[str, Any]) -> list[str]:
 
 
 def setup_of(config: AnyJob, rows: TrainedRows[Any]) -> dict[str, Any]:
-    """What a checkpoint holds of the job.
-
-    Args:
-        config: Of the job.
-        rows: What it trains on, tokenized.
+    """What a checkpoint holds of the job that trains on `rows`, which are tokenized.
 
     Returns:
         `fixed`: keys and values that the checkpoint depends on. `settings`: all of the

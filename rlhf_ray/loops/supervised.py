@@ -44,16 +44,8 @@ class SupervisedLoop:
     ) -> None:
         """Put the parts together; `run` starts them.
 
-        Args:
-            config: Of the job; its `job` is the prefix of metrics without one.
-            role: What is trained.
-            rows: To train on.
-            eval_rows: Held out.
-            log: Where metrics go.
-            prepare: Completes a batch before it is trained, that of the next step while this one
-                trains.
-            show: Makes tables of each evaluation.
-            usage: Says what the processes needed in a step.
+        The job's name is the prefix of metrics that have none. `prepare` completes a batch before
+        it is trained, the next step's while this one trains; `show` makes tables of evaluations.
         """
         self.config, self.role, self.log, self.usage = config, role, log, usage
         self.eval_rows = eval_rows

@@ -19,11 +19,12 @@ from actors.ranks.group import RankSpec
 from actors.ranks.policy import PolicyRank
 from actors.ranks.reference import ReferenceRank
 from actors.ranks.reward import RewardRank
+from actors.roles.start import role_specs, start_all
 from actors.weights.bucket import unpack
-from launch.pipeline import run_stage, start_all
+from launch.pipeline import run_stage
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.jobs import PipelineConfig
-from rlhf_ray.config.tools.stages import Stage, resolve_stages
+from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
 from rlhf_ray.data.chat.answers import tokenize_answer
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.jobs.rm import RM
@@ -112,7 +113,8 @@ def ran(pool, make_config, shared_data, tmp_path_factory) -> Ran:
 
 
 async def run_all(stages: list[Stage], pool: Pool, pairs: list[dict[str, str]]) -> Ran:
-    await start_all(stages, pool, timeout_s=60)
+    groups = groups_of(stages)
+    await start_all(pool, groups, role_specs(groups, *(stage.rooted for stage in stages)))
     processes, outcomes_B = [process_ids(pool)], []
     await pool.want(stage.result for stage in stages[:2])
     for stage in stages:

@@ -15,7 +15,7 @@ from actors.roles.job_pool import JobPool
 from launch.run.folder import run_folder
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.errors import RunError
-from rlhf_ray.jobs.sample import SAMPLE
+from rlhf_ray.jobs.online import SAMPLE
 
 
 @pytest.fixture

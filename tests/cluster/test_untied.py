@@ -110,7 +110,7 @@ def exported(fresh_model, shared_pool, make_config, tmp_path_factory):
             seed=0,
         )
         await actors.call(PolicyRank.load, timeout_s=60)(spec)
-        policy = PolicyGroup(actors, config.policy, config.timeouts)
+        policy = PolicyGroup(actors=actors, config=config.policy, timeouts=config.timeouts)
         await policy.update([experience(row) for row in rows], plan, 0.0)
         await actors.call(PolicyRank.export, timeout_s=60)(str(folder / "export"), str(fresh_model))
         return (await actors.call(PolicyRank.logprobs_of, timeout_s=60)(rows))[0]

@@ -19,8 +19,8 @@ import ray
 from jobs import inside, process_ids
 from ray.util import list_named_actors, placement_group_table
 
-from actors.cluster.nodes import addresses
 from actors.pool.job_nodes import check_nodes
+from actors.pool.placement import addresses
 from actors.pool.pool import Pool
 from actors.ranks.group import RankSpec
 from actors.ranks.reference import ReferenceRank
@@ -88,7 +88,7 @@ async def sum_over_nodes(config: PpoConfig) -> dict[str, Any]:
         pool.place({"reference": groups["reference"]})
         ranks = await pool.start("reference", RankSpec(actor_class=ReferenceRank))
         sums = await inside(ranks, all_reduced)
-        places = pool.places_of("reference")
+        places = pool.state.places_of("reference")
         return {"addresses": [place.address for place in places], "sums": sums}
     finally:
         await pool.close()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from actors.cluster.exports import ExportingActor
 from actors.cluster.role_handle import ComputingActor
 from actors.cluster.role_spec import RoleActor
+from actors.cluster.run_files import ExportingActor
 from actors.engines.rollout import RolloutReplica
 from actors.pool.models import HostingActor
 from actors.ranks.hosting import HostingRank

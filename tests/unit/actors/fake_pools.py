@@ -8,10 +8,9 @@ from typing import Any
 from ray.util.placement_group import PlacementGroup
 
 from actors.cluster.run_files import RunFiles
-from actors.pool.places import Place
 from actors.pool.pool import Pool
 from actors.pool.record import PoolRecord
-from actors.pool.state import PoolState
+from actors.pool.state import Place, PoolState
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.roles import Metrics
@@ -66,10 +65,12 @@ class PlacedPool(Pool):
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
         self.is_placed = True
-
-    def places_of(self, role: str) -> list[Place]:
-        address, group = self.addresses[role], FakePlacementGroup(role)
-        return [Place(group=group, bundle=n, node_id=address, address=address) for n in range(2)]
+        for role, address in self.addresses.items():
+            group = FakePlacementGroup(role)
+            self.state.groups[role] = GroupConfig()
+            self.state.places[role] = [
+                Place(group=group, bundle=n, node_id=address, address=address) for n in range(2)
+            ]
 
 
 class FakeRecord(PoolRecord):

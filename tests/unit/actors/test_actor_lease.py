@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.pool.lease import Holder, Lease
+from actors.pool.record import Holder, Keeper
 
 
 def job(number):
@@ -13,34 +13,34 @@ def job(number):
 
 
 def test_the_first_gets_it_and_the_second_is_told_who_has_it():
-    lease = Lease()
+    lease = Keeper()
     first, second = job(1), job(2)
     both = [first.job_id, second.job_id]
     assert lease.acquire(first, both) == first
     assert lease.acquire(second, both) == first
-    assert lease.current(both) == first
+    assert lease.holder(both) == first
 
 
 def test_a_dead_holder_is_taken_over_and_cannot_give_away_what_it_lost():
-    lease = Lease()
+    lease = Keeper()
     first, second = job(1), job(2)
     lease.acquire(first, [first.job_id])
-    assert lease.current([second.job_id]) is None
+    assert lease.holder([second.job_id]) is None
     assert lease.acquire(second, [second.job_id]) == second
     lease.release(first.job_id)
-    assert lease.current([second.job_id]) == second
+    assert lease.holder([second.job_id]) == second
 
 
 def test_given_back_it_is_free():
-    lease = Lease()
+    lease = Keeper()
     lease.acquire(job(1), [job(1).job_id])
     lease.release(job(1).job_id)
-    assert lease.current([job(1).job_id]) is None
+    assert lease.holder([job(1).job_id]) is None
 
 
 @given(st.lists(st.tuples(st.sampled_from(["acquire", "release", "die"]), st.integers(0, 3))))
 def test_never_two_jobs_at_a_time(events):
-    lease, alive = Lease(), {job(n).job_id for n in range(4)}
+    lease, alive = Keeper(), {job(n).job_id for n in range(4)}
     working = None
     for event, number in events:
         asking = job(number)
@@ -54,4 +54,4 @@ def test_never_two_jobs_at_a_time(events):
             got = lease.acquire(asking, alive) == asking
             assert got == (working in (None, asking))
             working = asking if got else working
-        assert lease.current(alive) == working
+        assert lease.holder(alive) == working

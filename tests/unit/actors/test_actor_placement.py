@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from actors.pool.places import Place, in_order, places_of
+from actors.pool.state import Place, PoolState, in_order
 from rlhf_ray.config.base import GroupConfig
 
 
@@ -37,7 +37,9 @@ def bundles(**guest):
         "policy": GroupConfig(share="rollout", **guest),
     }
     host = [place(n, f"10.0.0.{n}", "0", "1") for n in range(4)]
-    return [p.bundle for p in places_of("policy", groups, {"rollout": host})]
+    return [
+        p.bundle for p in PoolState(groups=groups, places={"rollout": host}).places_of("policy")
+    ]
 
 
 def test_guests_go_round_their_hosts_or_follow_their_gpus():

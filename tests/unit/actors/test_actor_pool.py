@@ -9,12 +9,12 @@ from fake_actors import ActorOfRole
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
-from actors.engines.role import ReplicaSpec
+from actors.engines.replica_set import ReplicaSpec
 from actors.engines.spec import EngineSpec
 from actors.pool import processes
-from actors.pool.places import Place
 from actors.pool.pool import Pool
-from actors.ranks.group import RankSpec, WorkerSpec
+from actors.pool.state import Place
+from actors.ranks.group import RankSpec
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.config.rollout import EngineConfig
@@ -256,11 +256,11 @@ async def test_a_worker_goes_beside_the_first_rank_and_shares_its_role_s_clock(p
     monkeypatch.setattr(processes, "start", start)
     pool.state.groups["reference"] = GroupConfig(gpus_per_rank=1, cpus_per_rank=3)
     ranks = await pool.start("reference", RANKS)
-    worker = await pool.start("worker", WorkerSpec(actor_class=HostingRank, beside="reference"))
+    worker = await pool.start("worker", RoleSpec(actor_class=HostingRank, beside="reference"))
     assert where == {
         "name": "pool/worker",
         "group": None,
-        "places": pool.places_of("reference"),
+        "places": pool.state.places_of("reference"),
         "cpus": 3.0,
     }
     assert worker.busy is ranks.busy

@@ -105,7 +105,7 @@ def reward(monkeypatch) -> Any:
         group = RewardGroup(
             config,
             TimeoutConfig(),
-            model=RankGroup(handle, TimeoutConfig(), leaves=False) if config.model.path else None,
+            model=RankGroup(actors=handle, timeouts=TimeoutConfig()) if config.model.path else None,
             worker=worker if config.functions else None,
         )
         await group.load(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from actors.cluster import run_files
+from actors.cluster.role_handle import RoleHandle
 from actors.cluster.run_files import RunFiles
 from rlhf_ray.errors import RunError
 
@@ -52,6 +55,13 @@ def files() -> RunFiles:
     """Two nodes with disks of their own, and one that sees the driver's."""
     distant = {"a": "10.0.0.2", "b": "10.0.0.3"}
     return RunFiles(distant=distant, ranks=("a", "a", "b", "near"), timeout_s=5.0)
+
+
+@pytest.fixture
+def ranks() -> RoleHandle[Any]:
+    """They wrote what they were asked to."""
+    done = SimpleNamespace(remote=lambda *arguments: asyncio.sleep(0))
+    return RoleHandle("policy", {"job/policy/0": SimpleNamespace(export=done)})
 
 
 def write(path: Path, text: str) -> None:
@@ -117,14 +127,15 @@ async def test_only_what_a_node_lacks_is_sent_to_it(disks, files):
     assert disks.chunks == 4
 
 
-async def test_an_export_is_the_first_ranks_and_replaces_what_was_here(disks, files):
+async def test_an_export_is_the_first_ranks_and_replaces_what_was_here(disks, files, ranks):
+    folder, tokenizer = (str(disks.at("driver", name)) for name in ("export", "tokenizer"))
     write(disks.at("driver", "export/old.safetensors"), "old")
     write(disks.at("a", "export/new.safetensors"), "new")
     write(disks.at("b", "export/sent.safetensors"), "what another job sent there")
-    await files.fetch_export(str(disks.at("driver", "export")))
+    await files.export(ranks, folder, tokenizer, timeout_s=5.0)
     assert read(disks.at("driver")) == {"export/new.safetensors": "new"}
     near = files.of_ranks(["near", "a"])
-    await near.fetch_export(str(disks.at("driver", "export")))
+    await near.export(ranks, folder, tokenizer, timeout_s=5.0)
     assert read(disks.at("driver")) == {"export/new.safetensors": "new"}
 
 
@@ -143,7 +154,9 @@ async def test_a_folder_that_is_the_drivers_after_all_is_not_cleared(disks, file
     assert read(disks.at("driver", "run")) == {"x": "x"}
 
 
-async def test_nothing_is_asked_where_every_node_sees_the_drivers_folders(tmp_path, monkeypatch):
+async def test_nothing_is_asked_where_every_node_sees_the_drivers_folders(
+    tmp_path, monkeypatch, ranks
+):
     async def ask(*arguments):
         raise AssertionError("no node should be asked")
 
@@ -152,7 +165,7 @@ async def test_nothing_is_asked_where_every_node_sees_the_drivers_folders(tmp_pa
     near = RunFiles(distant={"elsewhere": "10.0.0.9"}, ranks=("near",), timeout_s=5.0)
     for files in (RunFiles(), near):
         await files.fetch(folder)
-        await files.fetch_export(folder)
+        await files.export(ranks, folder, folder, timeout_s=5.0)
         await files.send(folder)
         await files.clear(folder)
     assert not list(tmp_path.iterdir())

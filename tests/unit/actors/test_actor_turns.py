@@ -84,17 +84,28 @@ PLAN = UpdatePlan(minibatches=())
 LEARNER, TIMEOUTS = LearnerConfig(), TimeoutConfig()
 
 
+def policy(ranks: RoleHandle) -> PolicyGroup:
+    return PolicyGroup(actors=ranks, config=LEARNER, timeouts=TIMEOUTS)
+
+
+def critic(ranks: RoleHandle) -> ValueGroup:
+    return ValueGroup(actors=ranks, config=LEARNER, timeouts=TIMEOUTS)
+
+
+def reference(ranks: RoleHandle) -> ReferenceGroup:
+    return ReferenceGroup(actors=ranks, config=ReferenceConfig(), timeouts=TIMEOUTS)
+
+
 async def publish(ranks: RoleHandle) -> None:
-    policy = PolicyGroup(ranks, LEARNER, TIMEOUTS)
-    engine = RecordingActor(RolloutReplica, logprobs=[])
-    policy.replicas, policy.probe, policy.limits = RoleHandle("rollout", {"e": engine}), [], EXACT
-    await policy.publish(1)
+    group, engine = policy(ranks), RecordingActor(RolloutReplica, logprobs=[])
+    group.replicas, group.probe, group.limits = RoleHandle("rollout", {"e": engine}), [], EXACT
+    await group.publish(1)
 
 
 async def score(ranks: RoleHandle) -> None:
     config = RewardConfig.model_validate({"model": {"path": "rm"}, "functions": [{"path": "a:b"}]})
     worker = RoleHandle("reward_worker", {"w": RecordingActor(RewardWorker, score={})})
-    model = RankGroup(ranks, TIMEOUTS, leaves=False)
+    model = RankGroup(actors=ranks, timeouts=TIMEOUTS)
     reward = RewardGroup(config, TIMEOUTS, model=model, worker=worker)
     reward.weights = {"model": 1.0}
     await reward.score([])
@@ -103,13 +114,13 @@ async def score(ranks: RoleHandle) -> None:
 @pytest.mark.parametrize(
     ("work", "turn"),
     [
-        (lambda r: PolicyGroup(r, LEARNER, TIMEOUTS).logprobs([]), ["logprobs"]),
-        (lambda r: PolicyGroup(r, LEARNER, TIMEOUTS).update(None, PLAN, 0.0), ["update"]),
-        (lambda r: PolicyGroup(r, LEARNER, TIMEOUTS).restore("checkpoint"), ["restore"]),
+        (lambda r: policy(r).logprobs([]), ["logprobs"]),
+        (lambda r: policy(r).update(None, PLAN, 0.0), ["update"]),
+        (lambda r: policy(r).restore("checkpoint"), ["restore"]),
         (publish, ["publish", "logprobs_of"]),
-        (lambda r: ValueGroup(r, LEARNER, TIMEOUTS).values([]), ["values"]),
-        (lambda r: ValueGroup(r, LEARNER, TIMEOUTS).update(None, PLAN), ["update"]),
-        (lambda r: ReferenceGroup(r, ReferenceConfig(), TIMEOUTS).logprobs([]), ["logprobs"]),
+        (lambda r: critic(r).values([]), ["values"]),
+        (lambda r: critic(r).update(None, PLAN), ["update"]),
+        (lambda r: reference(r).logprobs([]), ["logprobs"]),
         (score, ["score_with_model"]),
     ],
 )

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from fake_actors import RecordingActor
 
-from actors.cluster.busy import BusyClock
 from actors.cluster.role_handle import RoleHandle
+from actors.cluster.turns import BusyClock
 from actors.engines.report import EngineLoad
 from actors.pool.usage import usage_of
 from actors.ranks.rank import Rank

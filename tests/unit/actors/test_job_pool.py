@@ -11,10 +11,10 @@ from fake_pools import RecordingPool
 from actors.cluster.role_handle import RoleHandle
 from actors.engines.replica_set import ReplicaSet
 from actors.ranks.experience import ExperienceGroup
+from actors.ranks.group import SupervisedGroup
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
-from actors.ranks.supervised import SupervisedGroup
 from actors.ranks.value import ValueGroup
 from actors.roles import job_pool, start
 from actors.roles.job_pool import JobPool

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.pool.places import Place, guest_places
+from actors.pool.state import Place, guest_places
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.online import PlacementConfig
 from rlhf_ray.config.publication import backend_of

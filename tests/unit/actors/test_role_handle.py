@@ -75,7 +75,7 @@ async def test_the_second_part_of_an_answer_is_a_reference(policy):
 
 async def test_a_group_that_keeps_its_handle_asks_those_that_came_after_a_death(policy):
     policy.replace(ranks("a", "dead"), spec="ranks")
-    group: RankGroup[Any] = RankGroup(policy, TimeoutConfig(), leaves=True)
+    group: RankGroup[Any] = RankGroup(actors=policy, timeouts=TimeoutConfig(), leaves=True)
     with pytest.raises(ActorDied, match=r"policy\.offload: job/policy/1 died") as caught:
         await group.offload()
     assert (caught.value.role, caught.value.index) == ("policy", 1)

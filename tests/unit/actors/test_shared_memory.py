@@ -13,7 +13,7 @@ SCRIPT = """
 import sys, time
 from multiprocessing import get_context
 from multiprocessing.shared_memory import SharedMemory
-from actors.engines.shared_memory import outlive_actor
+from actors.engines.spec import outlive_actor
 
 def hold(name):
     kept = SharedMemory(name, create=True, size=4096)

@@ -3,7 +3,7 @@
 import pytest
 
 from actors.pool.processes import FORWARDED, environment
-from launch.run.metadata import metadata_of
+from launch.run.cluster import metadata_of
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.metrics.wandb_run import keep_wandb_run_id
