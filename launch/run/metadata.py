@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_ray.config.run import JobConfig, RunConfig
-from rlhf_ray.metrics.wandb_run import wandb_url
+from rlhf_ray.metrics.wandb_sink import wandb_url
 
 
 def metadata_of(config: RunConfig) -> dict[str, str]:
