@@ -159,6 +159,4 @@ def context_of(model: ModelConfig) -> int:
     """
     from rlhf_ray.models.limits import context_length
 
-    return context_length(
-        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
+    return context_length(model)

@@ -60,9 +60,7 @@ def _another(key: str, model: ModelConfig, how: str) -> ConfigError:
 def _num_rows(key: str, model: ModelConfig) -> int:
     """Of the embedding, padding included."""
     try:
-        config = read_config(
-            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        config = read_config(model)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from error
     return int(config.get_text_config().vocab_size)
