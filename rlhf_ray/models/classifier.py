@@ -29,14 +29,13 @@ def load_classifier(
     Raises:
         ConfigError: Unreadable model, weights that it lacks, or as many labels as cannot be.
     """
-    loaded = load_pretrained(
+    model, missing = load_pretrained(
         AutoModelForSequenceClassification,
         "reward model",
         config,
         device=device,
         overrides={} if head_seed is None else {"num_labels": 1},
     )
-    model, missing = loaded.model, loaded.missing
     head_names = heads_of(model)
     # transformers makes up what is missing at random, with a warning. BERT's pooler counts as head:
     # a masked language model has none.
