@@ -20,7 +20,7 @@ from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.memory import GIB
 from rlhf_ray.models.shape import shape_of
-from rlhf_ray.planning.cluster import Cluster, shown_bytes
+from rlhf_ray.planning.layout import Cluster, shown_bytes
 from rlhf_ray.planning.plan import Plan, plan_job
 
 CONFIGS = Path(__file__).parents[1] / "configs"

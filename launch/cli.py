@@ -22,8 +22,7 @@ from launch.run.messages import libraries_to_file, show_everything, show_own_log
 from launch.run.signals import exit_when_stopped, interrupt_when_stopped
 from rlhf_ray.config.checks.preflight import preflight
 from rlhf_ray.config.checks.unused import warn_of_unused
-from rlhf_ray.config.jobs import JOB_CONFIGS, PIPELINE
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import JOB_CONFIGS, PIPELINE, PipelineConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.help import help_text, summary_of
 from rlhf_ray.config.tools.load import load_config

@@ -19,8 +19,7 @@ from pathlib import Path
 from launch.cli import guarded
 from launch.run.messages import libraries_to_file
 from launch.sorting_task import write_model, write_task
-from rlhf_ray.config.jobs import PIPELINE
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import PIPELINE, PipelineConfig
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.config.tools.ready import find_config
 

@@ -24,7 +24,7 @@ from launch.run.open_pool import open_pool
 from launch.tables.stages import print_table
 from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.checks.unused import warn_of_unused
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
 from rlhf_ray.jobs.job import PreparedJob
 from rlhf_ray.jobs.stages import check_same, has_steps, results_needed, stages_left

@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 
 from launch import cli
 from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.tools.stages import Stage, groups_of
 from rlhf_ray.errors import EXIT_CONFIG, ConfigError
 from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import advise, advise_placement
-from rlhf_ray.planning.cluster import Cluster, shown_bytes
-from rlhf_ray.planning.layout import smallest_cluster
+from rlhf_ray.planning.layout import Cluster, shown_bytes, smallest_cluster
 from rlhf_ray.planning.plan import Plan, plan_jobs
 from rlhf_ray.planning.roles import Shapes, model_paths
 from rlhf_ray.planning.sources import read_shapes
-from rlhf_ray.planning.stages import PlannedJob, groups_of
 
 GPUS_OF_A_NODE = 8
 
@@ -31,8 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         ConfigError: The configuration or a model's cannot be read, or ranks have no place.
     """
     options, overrides = parser().parse_known_args(arguments)
-    stages = cli.read_stages(options.job, options.config, overrides)
-    jobs = [PlannedJob.of_stage(stage) for stage in stages]
+    jobs = cli.read_stages(options.job, options.config, overrides)
     shapes = read_shapes(_paths(jobs), options.model_config)
     plan = _plan(jobs, shapes, _cluster(options, groups_of(jobs)))
 
@@ -42,16 +40,16 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if plan.fits else EXIT_CONFIG
 
 
-def _paths(jobs: Sequence[PlannedJob]) -> dict[str, str]:
+def _paths(jobs: Sequence[Stage]) -> dict[str, str]:
     """Every model, by the key that names it."""
     return {
         f"stages.{job.name}.{key}" if job.name else key: path
         for job in jobs
-        for key, path in model_paths(job.config).items()
+        for key, path in model_paths(job.rooted).items()
     }
 
 
-def _plan(jobs: Sequence[PlannedJob], shapes: Shapes, cluster: Cluster) -> Plan:
+def _plan(jobs: Sequence[Stage], shapes: Shapes, cluster: Cluster) -> Plan:
     """The plan.
 
     Raises:

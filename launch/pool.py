@@ -27,7 +27,7 @@ from launch.tables.pool import print_pool
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.config.tools.job_file import load_job
+from rlhf_ray.config.tools.ready import load_job
 from rlhf_ray.config.tools.stages import groups_of, stages_of
 from rlhf_ray.errors import ConfigError, RlhfRayError, RunError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from rlhf_ray.config.checks.installed import ENGINES, engine_fault, installed_versions
+from rlhf_ray.config.checks.machine import ENGINES, engine_fault, installed_versions
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.gpus import Card, card_fault, cuda_fault, read_driver, torch_build
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ray
 
-from rlhf_ray.planning.nodes import Node
+from rlhf_ray.planning.groups import Node
 
 
 def snapshot() -> list[Node]:

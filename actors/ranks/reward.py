@@ -159,7 +159,7 @@ class RewardGroup:
         return [tuple(islice(scores_B, len(group.summaries_G))) for group in groups]
 
     async def _score(self, work: Pass) -> Sequence[Score]:
-        from rlhf_ray.rewards.combine import combine
+        from rlhf_ray.rewards.batch import combine
 
         shared, num_rows = put(work), len(work.samples_B)
         values: dict[str, Sequence[float | None]] = {}

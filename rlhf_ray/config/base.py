@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -16,8 +16,6 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
-
-from rlhf_ray.config.deepspeed_settings import taken_settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -55,6 +53,16 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for fault in self._faults():
+            raise ValueError(fault)
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        """What is wrong with the values beside each other; a mistake is told one by one."""
+        yield from ()
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +158,46 @@ class OptimConfig(Config):
     min_lr_share: Share = 0.0
 
 
+# What DeepSpeed's settings decide a gradient's value, and what to set instead. A learner's gradient
+# is the sum over its micro-batches and ranks, in float32, clipped by the norm that is reported; in
+# which buckets and with what overlap DeepSpeed gets there is open.
+_ABSENT = object()
+_TAKEN_SETTINGS = {
+    "set model.dtype": "bf16 bfloat16 fp16 amp torch_autocast",
+    "gradients are summed over micro-batches and ranks in float32": (
+        "data_types communication_data_type prescale_gradients gradient_predivide_factor "
+        "gradient_allreduce_op sparse_gradients managed_gradient_accumulation "
+        "zero_optimization.zenflow zero_optimization.zero_quantized_gradients"
+    ),
+    "set max_tokens_per_micro_batch": (
+        "gradient_accumulation_steps train_batch_size train_micro_batch_size_per_gpu"
+    ),
+    "set optim.max_grad_norm": "gradient_clipping",
+    "set optim": "optimizer",
+    "set optim.schedule": "scheduler",
+    "set zero.stage": "zero_optimization.stage",
+    "set zero.offload_optimizer": (
+        "zero_optimization.cpu_offload zero_optimization.offload_optimizer.device"
+    ),
+    "set zero.nvme_path": (
+        "zero_optimization.offload_optimizer.nvme_path zero_optimization.offload_param.nvme_path"
+    ),
+    "set zero.offload_param": "zero_optimization.offload_param.device",
+    "the norm is always reported": "zero_optimization.compute_grad_norm",
+}
+
+
+def taken_settings(extra: Mapping[str, Any]) -> Iterator[str]:
+    """What stands in `extra` and must not, each with what to do instead."""
+    for instead, paths in _TAKEN_SETTINGS.items():
+        for path in paths.split():
+            value: Any = extra
+            for key in path.split("."):
+                value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+            if value is not _ABSENT:
+                yield f"{path}: {instead}"
+
+
 class ZeroConfig(Config):
     """DeepSpeed's ZeRO stage and offloading.
 
@@ -165,29 +213,23 @@ class ZeroConfig(Config):
     nvme_path: LocalPath = ""
     extra: dict[str, Any] = {}
 
-    @model_validator(mode="after")
-    def _offload_fits_the_stage(self) -> ZeroConfig:
+    def _faults(self) -> Iterator[str]:
         if self.offload_param != "none" and self.stage != 3:
-            raise ValueError(f"offload_param needs stage 3, got stage {self.stage}")
+            yield f"offload_param needs stage 3, got stage {self.stage}"
         if self.offload_optimizer != "none" and self.stage == 0:
-            raise ValueError("offload_optimizer needs stage 1, 2 or 3, got stage 0")
+            yield "offload_optimizer needs stage 1, 2 or 3, got stage 0"
         if self.offloads_to_nvme and self.stage != 3:
             # DeepSpeed's stages 1 and 2 take "nvme" and leave everything where it is.
-            raise ValueError(f"offloading to nvme needs stage 3, got stage {self.stage}")
+            yield f"offloading to nvme needs stage 3, got stage {self.stage}"
         if self.offloads_to_nvme and not self.nvme_path:
-            raise ValueError("offloading to nvme needs nvme_path, a folder on the drive")
-        return self
+            yield "offloading to nvme needs nvme_path, a folder on the drive"
+        for problem in taken_settings(self.extra):
+            yield f"extra must not set DeepSpeed's {problem}"
 
     @property
     def offloads_to_nvme(self) -> bool:
         """Whether anything lies on a drive."""
         return "nvme" in (self.offload_optimizer, self.offload_param)
-
-    @model_validator(mode="after")
-    def _extra_leaves_the_gradient_alone(self) -> ZeroConfig:
-        for problem in taken_settings(self.extra):
-            raise ValueError(f"extra must not set DeepSpeed's {problem}")
-        return self
 
 
 class ForwardConfig(Config):
@@ -219,24 +261,22 @@ class LearnerConfig(ForwardConfig):
 
     optim: OptimConfig = OptimConfig()
 
-    @model_validator(mode="after")
-    def _quantized_weights_cannot_train(self) -> LearnerConfig:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         if self.model.quantization != "none" and self.model.lora.rank == 0:
-            raise ValueError(
+            yield (
                 f"model.quantization {self.model.quantization!r} needs model.lora.rank above 0: "
                 "quantized weights cannot be trained"
             )
-        return self
 
 
 class ReferenceConfig(ForwardConfig):
     """The frozen model that KL is measured to; an empty `model.path` takes the policy's start."""
 
-    @model_validator(mode="after")
-    def _nothing_in_it_trains(self) -> ReferenceConfig:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         if self.model.lora.rank:
-            raise ValueError("a frozen reference has no adapter: model.lora.rank must be 0")
-        return self
+            yield "a frozen reference has no adapter: model.lora.rank must be 0"
 
 
 class GroupConfig(Config):
@@ -262,13 +302,9 @@ class GroupConfig(Config):
     resources: dict[str, PositiveFloat] = {}
     labels: dict[str, LabelSelector] = {}
 
-    @model_validator(mode="after")
-    def _a_guest_goes_where_its_host_is(self) -> GroupConfig:
+    def _faults(self) -> Iterator[str]:
         if self.share and (self.resources or self.labels):
-            raise ValueError(
-                f"a role that shares with {self.share} takes its place: no resources or labels"
-            )
-        return self
+            yield (f"a role that shares with {self.share} takes its place: no resources or labels")
 
     def host_of(self, role: str) -> str:
         """On whose GPUs `role` lives, whose group this is: itself, or the one it shares with."""
@@ -278,26 +314,24 @@ class GroupConfig(Config):
 class Placement(Config):
     """The groups of a job's roles: one field a role."""
 
-    @model_validator(mode="after")
-    def _shares_are_rooted(self) -> Self:
+    def _faults(self) -> Iterator[str]:
         groups: dict[str, GroupConfig] = dict(self)
         for role, group in groups.items():
             if role != "rollout" and group.gpus_per_rank > 1:
-                raise ValueError(
+                yield (
                     f"{role}.gpus_per_rank must be 0 or 1, got {group.gpus_per_rank}: ask for more "
                     "ranks instead"
                 )
             if not group.share:
                 continue
             if group.share == role:
-                raise ValueError(f"{role}.share names itself")
+                yield f"{role}.share names itself"
             # The host may be another job's role, in a pipeline or a standing pool.
             if group.share in groups and groups[group.share].share:
-                raise ValueError(
+                yield (
                     f"{role}.share must name a role with GPUs of its own, got {group.share!r}, "
                     f"which lives with {groups[group.share].share!r}"
                 )
-        return self
 
 
 class CheckpointConfig(Config):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -13,7 +13,6 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
-    model_validator,
 )
 
 from rlhf_ray.config.base import Config, LocalPath, NonNegativeInt
@@ -64,15 +63,13 @@ class BetterConfig(Config):
         labels: Label | list[Label] = getattr(self, side)
         return labels if isinstance(labels, list) else [labels]
 
-    @model_validator(mode="after")
-    def _a_label_says_one_thing(self) -> BetterConfig:
+    def _faults(self) -> Iterator[str]:
         labels = [plain_label(label) for side in ("a", "b", "tie") for label in self.labels(side)]
         twice = next((label for label in labels if labels.count(label) > 1), None)
         if twice is not None:
-            raise ValueError(f"a, b and tie must have labels of their own, got {twice!r} twice")
+            yield f"a, b and tie must have labels of their own, got {twice!r} twice"
         if not (self.columns and self.labels("a") and self.labels("b")):
-            raise ValueError("column, a and b must each name something")
-        return self
+            yield "column, a and b must each name something"
 
 
 def plain_label(label: object) -> str:
@@ -108,12 +105,10 @@ class SourceConfig(Config):
     format: DataFormat = "auto"
     columns: dict[str, str | BetterConfig] = {}
 
-    @model_validator(mode="after")
-    def _a_label_says_which_is_better(self) -> SourceConfig:
+    def _faults(self) -> Iterator[str]:
         for ours, theirs in self.columns.items():
             if isinstance(theirs, BetterConfig) and ours != "better":
-                raise ValueError(f"columns.{ours} must be a column's name: only better has labels")
-        return self
+                yield f"columns.{ours} must be a column's name: only better has labels"
 
 
 class MixedSourceConfig(SourceConfig):
@@ -168,25 +163,24 @@ class DataConfig(SourceConfig):
         """Whether it says where rows are."""
         return bool(self.path or self.sources)
 
-    @model_validator(mode="after")
-    def _one_way_to_name_the_data(self) -> DataConfig:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         if self.path and self.sources:
-            raise ValueError("data has either a path or sources, got both")
+            yield "data has either a path or sources, got both"
         if self.sources:
             for name in ("split", "limit", "skip", "format", "columns"):
                 if getattr(self, name) != SourceConfig.model_fields[name].default:
-                    raise ValueError(f"{name} belongs to each of sources, not beside them")
+                    yield f"{name} belongs to each of sources, not beside them"
         if 0 < self.max_prompt_tokens < self.prompt_tokens:
-            raise ValueError(
+            yield (
                 f"prompt_tokens must be at most max_prompt_tokens ({self.max_prompt_tokens}), got "
                 f"{self.prompt_tokens}"
             )
         if self.streaming and self.mixing != "until_all":
-            raise ValueError(f"a stream has no end: leave mixing out, got {self.mixing!r}")
+            yield f"a stream has no end: leave mixing out, got {self.mixing!r}"
         for index, source in enumerate(self.sources):
             if not source.path:
-                raise ValueError(f"sources.{index}.path must name a data set")
-        return self
+                yield f"sources.{index}.path must name a data set"
 
 
 def named(data_by_key: Mapping[str, DataConfig]) -> dict[str, DataConfig]:
@@ -194,23 +188,15 @@ def named(data_by_key: Mapping[str, DataConfig]) -> dict[str, DataConfig]:
     return {key: data for key, data in data_by_key.items() if data.is_named}
 
 
-def refuse_pieces(data_by_key: Mapping[str, DataConfig]) -> None:
-    """Of jobs that train no plain texts.
-
-    Raises:
-        ValueError: One is to be cut into pieces.
-    """
+def piece_faults(data_by_key: Mapping[str, DataConfig]) -> Iterator[str]:
+    """Of jobs that train no plain texts: data that are to be cut into pieces."""
     for key, data in data_by_key.items():
         if data.over_length == "split":
-            raise ValueError(f"{key}.over_length split cuts the texts of sft: take truncate")
+            yield f"{key}.over_length split cuts the texts of sft: take truncate"
 
 
-def refuse_streams(data_by_key: Mapping[str, DataConfig]) -> None:
-    """Of data that are read whole.
-
-    Raises:
-        ValueError: One is a stream.
-    """
+def stream_faults(data_by_key: Mapping[str, DataConfig]) -> Iterator[str]:
+    """Of data that are read whole: streams."""
     for key, data in data_by_key.items():
         if data.streaming:
-            raise ValueError(f"{key}.streaming must be false: held-out rows are read whole")
+            yield f"{key}.streaming must be false: held-out rows are read whole"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
 from rlhf_ray.config.algorithm import AlgorithmConfig, KlConfig
 from rlhf_ray.config.base import (
@@ -17,7 +18,7 @@ from rlhf_ray.config.base import (
     Placement,
     ReferenceConfig,
 )
-from rlhf_ray.config.data import DataConfig, named, refuse_pieces, refuse_streams
+from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
 from rlhf_ray.config.publication import Backend, backend_of
 from rlhf_ray.config.rewards import RewardConfig, RewardModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
@@ -65,14 +66,12 @@ class EvalConfig(Config):
     temperature: NonNegativeFloat = 0.0
     table_rows: NonNegativeInt = 4
 
-    @model_validator(mode="after")
-    def _samples_can_differ(self) -> EvalConfig:
+    def _faults(self) -> Iterator[str]:
         if self.samples_per_prompt > 1 and not self.temperature:
-            raise ValueError(
+            yield (
                 f"temperature must be above 0 for samples_per_prompt {self.samples_per_prompt}: "
                 "greedy samples of a prompt are all the same"
             )
-        return self
 
 
 class PlacementConfig(Placement):
@@ -121,88 +120,69 @@ class OnlineConfig(JobConfig):
     eval: EvalConfig = EvalConfig()
     empty_steps_to_stop: PositiveInt = 10
 
-    @model_validator(mode="after")
-    def _policy_is_named(self) -> OnlineConfig:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         if not self.policy.model.path:
-            raise ValueError("policy.model.path must name a model")
+            yield "policy.model.path must name a model"
         if not self.data.is_named:
-            raise ValueError("data.path must name a data set of prompts")
-        refuse_pieces({"data": self.data, "eval.data": self.eval.data})
-        refuse_streams({"eval.data": self.eval.data})
-        return self
+            yield "data.path must name a data set of prompts"
+        yield from piece_faults({"data": self.data, "eval.data": self.eval.data})
+        yield from stream_faults({"eval.data": self.eval.data})
+        yield from self._unfit_counts()
+        yield from self._unfit_rewards()
+        for role in ("policy", "value"):
+            dropout = getattr(self, role).model.lora.dropout
+            if dropout:
+                yield (
+                    f"{role}.model.lora.dropout must be 0, got {dropout}: a token must get the "
+                    "same probability before and in the update"
+                )
+        _ = self.weight_backend  # raises where no way leads to the engines
 
-    @model_validator(mode="after")
-    def _groups_can_differ(self) -> OnlineConfig:
+    def _unfit_counts(self) -> Iterator[str]:
         if self.samples_per_prompt == 1 and (
             self.smallest_group > 1 or self.algorithm.dynamic_sampling.enabled
         ):
-            raise ValueError(
+            yield (
                 "samples_per_prompt must be at least 2 where a group is compared with itself "
                 f"(advantage {self.algorithm.advantage}): one sample alone has advantage 0"
             )
         num_rollouts = self.prompts_per_step * self.samples_per_prompt
         if self.algorithm.minibatches > num_rollouts:
-            raise ValueError(
+            yield (
                 f"algorithm.minibatches must be at most the step's {num_rollouts} rollouts, "
                 f"got {self.algorithm.minibatches}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _the_policy_learns_as_well(self) -> OnlineConfig:
         warmup = self.value.warmup_steps
         if warmup and not self.uses_value:
-            raise ValueError(
+            yield (
                 f"value.warmup_steps must be 0 without a critic (advantage "
                 f"{self.algorithm.advantage}), got {warmup}"
             )
         if warmup >= self.total_steps:
-            raise ValueError(
+            yield (
                 f"value.warmup_steps must be below total_steps ({self.total_steps}), got {warmup}: "
                 "the policy would not learn"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _shaping_fits(self) -> OnlineConfig:
-        buffer = self.reward.shaping.overlong_buffer_tokens
+    def _unfit_rewards(self) -> Iterator[str]:
+        shaping = self.reward.shaping
+        buffer = shaping.overlong_buffer_tokens
         if buffer > self.rollout.max_new_tokens:
-            raise ValueError(
+            yield (
                 "reward.shaping.overlong_buffer_tokens must be at most rollout.max_new_tokens "
                 f"({self.rollout.max_new_tokens}), got {buffer}"
             )
         kl = self.algorithm.kl
         if kl.controller == "adaptive" and not kl.coefficient:
-            raise ValueError("algorithm.kl.coefficient must be above 0 to adapt from, got 0")
-        return self
-
-    @model_validator(mode="after")
-    def _rewards_can_be_told_apart(self) -> OnlineConfig:
-        shaping = self.reward.shaping
+            yield "algorithm.kl.coefficient must be above 0 to adapt from, got 0"
         changed = {"clip": shaping.clip, "whiten": shaping.whiten}
         if self.algorithm.tells_rewards_apart and any(changed.values()):
-            raise ValueError(
+            yield (
                 "reward.shaping.clip and .whiten change the sum of the rewards, and advantage "
                 f"{self.algorithm.advantage} standardises each by itself: leave them out, got "
                 f"{changed}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _dropout_is_off(self) -> OnlineConfig:
-        for role in ("policy", "value"):
-            dropout = getattr(self, role).model.lora.dropout
-            if dropout:
-                raise ValueError(
-                    f"{role}.model.lora.dropout must be 0, got {dropout}: a token must get the "
-                    "same probability before and in the update"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _weights_reach_the_engines(self) -> OnlineConfig:
-        _ = self.weight_backend
-        return self
 
     @property
     def weight_backend(self) -> Backend:

@@ -25,11 +25,6 @@ def backend_of(
     twice. `ipc` hands memory over to another process on the same GPU: each engine's GPU needs a
     rank of the policy. `object_store` copies through the hosts' memory, from anywhere to anywhere.
 
-    Args:
-        asked: As the configuration has it.
-        policy: Where the policy's ranks are placed.
-        rollout: Where the engines are placed.
-
     Raises:
         ValueError: What was asked for cannot work there, or nothing that `auto` takes can.
     """

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from rlhf_ray.config.base import (
     Config,
@@ -39,12 +39,7 @@ class RewardFunctionConfig(Config):
 def function_names(
     configs: Sequence[RewardFunctionConfig], taken: Collection[str] = ()
 ) -> list[str]:
-    """The names of functions, all different; those that users gave stay.
-
-    Args:
-        configs: Of the functions.
-        taken: Names of other scorers.
-    """
+    """The names of functions, all different and not `taken`; those that users gave stay."""
     used = {*taken, *(config.name for config in configs if config.name)}
     names = []
     for config in configs:
@@ -124,25 +119,19 @@ class RewardConfig(Config):
     remote: RemoteRewardConfig = RemoteRewardConfig()
     shaping: ShapingConfig = ShapingConfig()
 
-    @model_validator(mode="after")
-    def _something_scores(self) -> RewardConfig:
+    def _faults(self) -> Iterator[str]:
         if not (self.functions or self.model.path or self.remote.url):
-            raise ValueError("no reward: set functions, model.path or remote.url")
-        return self
+            yield "no reward: set functions, model.path or remote.url"
+        names = [*self.other_names, *(each.name for each in self.functions if each.name)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            yield (
+                f"functions must have names that differ from each other and from those of the "
+                f"other scorers ({MODEL}, {REMOTE}), got {twice!r} twice"
+            )
 
     @property
     def other_names(self) -> tuple[str, ...]:
         """What the scorers are called that are no functions."""
         named = {MODEL: self.model.path, REMOTE: self.remote.url}
         return tuple(name for name, place in named.items() if place)
-
-    @model_validator(mode="after")
-    def _every_scorer_has_a_name_of_its_own(self) -> RewardConfig:
-        names = [*self.other_names, *(each.name for each in self.functions if each.name)]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(
-                f"functions must have names that differ from each other and from those of the "
-                f"other scorers ({MODEL}, {REMOTE}), got {twice!r} twice"
-            )
-        return self

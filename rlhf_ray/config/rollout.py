@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt
 
 from rlhf_ray.config.base import (
     Config,
@@ -49,20 +50,14 @@ class EngineConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     engine: dict[str, Any] = {}
 
-    @model_validator(mode="after")
-    def _engine_leaves_own_keys_alone(self) -> EngineConfig:
+    def _faults(self) -> Iterator[str]:
         for argument in OWN_KEYS.keys() & self.engine.keys():
-            raise ValueError(f"engine must not set {argument}: {OWN_KEYS[argument]} does")
-        return self
-
-    @model_validator(mode="after")
-    def _a_step_has_a_token_of_each_sequence(self) -> EngineConfig:
+            yield f"engine must not set {argument}: {OWN_KEYS[argument]} does"
         if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError(
+            yield (
                 f"max_num_batched_tokens must be at least max_num_seqs ({self.max_num_seqs}), got "
                 f"{self.max_num_batched_tokens}"
             )
-        return self
 
 
 class RolloutConfig(EngineConfig):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 
 from rlhf_ray.config.base import (
     CheckpointConfig,
@@ -13,11 +14,13 @@ from rlhf_ray.config.base import (
     GroupConfig,
     LearnerConfig,
     LocalPath,
+    ModelConfig,
     NonNegativeInt,
     RayConfig,
     TimeoutConfig,
     WandbConfig,
 )
+from rlhf_ray.config.rewards import RewardModelConfig
 
 
 class RunConfig(Config):
@@ -41,11 +44,9 @@ class RunConfig(Config):
     tensorboard: bool = False
     timeouts: TimeoutConfig = TimeoutConfig()
 
-    @model_validator(mode="after")
-    def _resume_has_a_folder(self) -> Self:
+    def _faults(self) -> Iterator[str]:
         if self.resume == "auto" and not self.run_dir:
-            raise ValueError("resume 'auto' needs run_dir, the folder of the run to go on with")
-        return self
+            yield "resume 'auto' needs run_dir, the folder of the run to go on with"
 
 
 class JobConfig(RunConfig):
@@ -71,6 +72,11 @@ class JobConfig(RunConfig):
     @property
     def groups(self) -> dict[str, GroupConfig]:
         """The group of each role that the job uses."""
+        raise NotImplementedError
+
+    @property
+    def models(self) -> Mapping[str, ModelConfig | RewardModelConfig]:
+        """The model of each role that loads one, as the configuration names it."""
         raise NotImplementedError
 
     @property

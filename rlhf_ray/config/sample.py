@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import ReferenceConfig
@@ -38,8 +39,8 @@ class SampleConfig(OnlineConfig):
     pairs: Literal["best_worst", "all"] = "best_worst"
     algorithm: AlgorithmConfig = Field(default_factory=_no_training)
 
-    @model_validator(mode="after")
-    def _nothing_trains(self) -> SampleConfig:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         unused = {
             "algorithm": self.algorithm != _no_training(),
             "value": self.value != CriticConfig(),
@@ -49,8 +50,7 @@ class SampleConfig(OnlineConfig):
             "reward.shaping": self.reward.shaping != ShapingConfig(),
         }
         if given := [key for key, is_given in unused.items() if is_given]:
-            raise ValueError(
+            yield (
                 f"{', '.join(given)}: sampling trains nothing and would ignore what is set there; "
                 "leave it out"
             )
-        return self

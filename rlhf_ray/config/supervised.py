@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -32,7 +32,7 @@ from rlhf_ray.config.base import (
     Placement,
     ReferenceConfig,
 )
-from rlhf_ray.config.data import DataConfig, named, refuse_pieces, refuse_streams
+from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import ConfigError
 
@@ -82,33 +82,20 @@ class SupervisedConfig(JobConfig):
             values.pop("total_steps", None)
         return values
 
-    @model_validator(mode="after")
-    def _data_is_named(self) -> SupervisedConfig:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         if not self.data.is_named:
-            raise ValueError("data.path must name a data set")
-        return self
-
-    @model_validator(mode="after")
-    def _texts_are_cut_for_sft(self) -> SupervisedConfig:
+            yield "data.path must name a data set"
         if not self.takes_pieces:
-            refuse_pieces({"data": self.data, "eval.data": self.eval.data})
-        return self
-
-    @model_validator(mode="after")
-    def _a_stream_has_no_epochs(self) -> SupervisedConfig:
-        refuse_streams({"eval.data": self.eval.data})
+            yield from piece_faults({"data": self.data, "eval.data": self.eval.data})
+        yield from stream_faults({"eval.data": self.eval.data})
         if self.data.streaming and self.epochs:
-            raise ValueError(
+            yield (
                 f"epochs need the number of rows, which nobody knows of a stream: give total_steps "
                 f"in place of epochs {self.epochs:g}, or leave data.streaming out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _model_is_named(self) -> SupervisedConfig:
         if not self.learner.model.path:
-            raise ValueError(f"{self.trained_role}.model.path must name a model")
-        return self
+            yield f"{self.trained_role}.model.path must name a model"
 
     @property
     def data_sets(self) -> dict[str, DataConfig]:
@@ -232,10 +219,9 @@ class RmConfig(SupervisedConfig):
     reward: LearnerConfig
     placement: RmPlacementConfig = RmPlacementConfig()
 
-    @model_validator(mode="after")
-    def _references_are_at_hand(self) -> RmConfig:
-        refuse_streams({"reference_data": self.reference_data})
-        return self
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
+        yield from stream_faults({"reference_data": self.reference_data})
 
     @property
     def answers_per_row(self) -> int:
@@ -307,70 +293,61 @@ class DpoConfig(SupervisedConfig):
     reference: ReferenceConfig = ReferenceConfig()
     placement: DpoPlacementConfig = DpoPlacementConfig()
 
-    @model_validator(mode="after")
-    def _losses_fit(self) -> DpoConfig:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         names = self.loss_type
         if not names:
-            raise ValueError("loss_type must name at least one loss")
+            yield "loss_type must name at least one loss"
         if self.loss_weights and len(self.loss_weights) != len(names):
-            raise ValueError(
+            yield (
                 f"loss_weights must have one entry for each of {len(names)} losses, "
                 f"got {len(self.loss_weights)}"
             )
         if any(weight < 0 for weight in self.loss_weights):
-            raise ValueError(f"loss_weights must be at least 0, got {self.loss_weights}")
+            yield f"loss_weights must be at least 0, got {self.loss_weights}"
         if not self.weighted_losses:
-            raise ValueError("loss_weights must leave at least one loss a weight above 0")
+            yield "loss_weights must leave at least one loss a weight above 0"
         of_labels = [name for name in names if PREFERENCE_LOSSES[name].takes_labels]
         if of_labels and (len(names) > 1 or [*self.weighted_losses] != names):
-            raise ValueError(
+            yield (
                 f"{of_labels[0]} learns from single answers: it cannot be mixed with pair losses, "
                 "rpo_alpha among them, and needs a weight above 0"
             )
         rows = {name: PREFERENCE_LOSSES[name] for name in sorted(self.weighted_losses)}
         unscored = [n for n, row in rows.items() if not row.takes_divergence and n != "sft"]
         if self.f_divergence_type != "reverse_kl" and unscored:
-            raise ValueError(
+            yield (
                 f"f_divergence_type must be reverse_kl for {', '.join(unscored)}, which ignore it, "
                 f"got {self.f_divergence_type}"
             )
         unsmoothed = [n for n, row in rows.items() if not row.smooths and n != "sft"]
         if self.label_smoothing and unsmoothed:
-            raise ValueError(
+            yield (
                 f"label_smoothing must be 0 for {', '.join(unsmoothed)}, which ignore it, "
                 f"got {self.label_smoothing}"
             )
         if "exo_pair" in names and not self.label_smoothing:
-            raise ValueError("exo_pair needs label_smoothing above 0: its target has the log of it")
-        return self
-
-    @model_validator(mode="after")
-    def _a_stream_fits(self) -> DpoConfig:
+            yield "exo_pair needs label_smoothing above 0: its target has the log of it"
         if self.data.streaming and self.takes_labels:
-            raise ValueError(
+            yield (
                 f"{self.loss_type[0]} takes the answer to another row's prompt from all rows: "
                 "leave data.streaming out"
             )
         if self.data.streaming and self.reference_kind == "precomputed":
-            raise ValueError(
+            yield (
                 "reference_kind precomputed scores all rows before it begins: with data.streaming "
                 "take role or adapter_off"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _reference_fits(self) -> DpoConfig:
         if self.reference_kind == "adapter_off" and not self.policy.model.lora.rank:
-            raise ValueError(
+            yield (
                 "reference_kind adapter_off needs policy.model.lora.rank above 0: without an "
                 "adapter the policy is all there is"
             )
         if self.policy.model.lora.dropout:
-            raise ValueError(
+            yield (
                 "policy.model.lora.dropout must be 0: policy and reference must differ by "
                 "training alone"
             )
-        return self
 
     @property
     def groups(self) -> dict[str, GroupConfig]:

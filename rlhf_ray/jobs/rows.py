@@ -17,8 +17,7 @@ from rlhf_ray.data.loading.streams import open_passes, open_stream
 from rlhf_ray.data.rows.report import LeftOut, Loaded
 from rlhf_ray.data.rows.rows import Rows
 from rlhf_ray.data.rows.streaming import RowStream
-from rlhf_ray.rewards.checks import checking_functions, prompt_faults, usable_prompts
-from rlhf_ray.rewards.columns import check_columns
+from rlhf_ray.rewards.checks import check_columns, checking_functions, prompt_faults, usable_prompts
 from rlhf_ray.rewards.functions import RewardFunction
 
 if TYPE_CHECKING:

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.config.base import ModelConfig
-from rlhf_ray.config.checks.model_kind import Kind, kind_fault, quantization_fault, token_id_faults
+from rlhf_ray.config.checks.model_config import (
+    Kind,
+    kind_fault,
+    quantization_fault,
+    token_id_faults,
+)
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.rows.rows import Rows
 from rlhf_ray.data.rows.streaming import RowStream

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
+from rlhf_ray.config.tools.stages import Stage, groups_of
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.changes import Change, changed, fewer_gpus, less_memory
-from rlhf_ray.planning.cluster import Cluster
 from rlhf_ray.planning.engines import Engine
-from rlhf_ray.planning.layout import smallest_cluster
+from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.plan import Plan, plan_jobs
 from rlhf_ray.planning.roles import Shapes
-from rlhf_ray.planning.stages import PlannedJob, groups_of
 
 MOST_CHANGES = 8
 # More GPUs than so many times what was asked for is no advice.
@@ -34,7 +33,7 @@ class Advice:
     plan: Plan
 
 
-def advise(jobs: Sequence[PlannedJob], shapes: Shapes, plan: Plan) -> list[Advice]:
+def advise(jobs: Sequence[Stage], shapes: Shapes, plan: Plan) -> list[Advice]:
     """Changes after which jobs fit that do not.
 
     Every single one that is enough, first those that take no more nodes; several together where
@@ -54,7 +53,7 @@ def advise(jobs: Sequence[PlannedJob], shapes: Shapes, plan: Plan) -> list[Advic
     return sorted(ways, key=lambda way: way.plan.cluster.nodes > plan.cluster.nodes)
 
 
-def advise_placement(jobs: Sequence[PlannedJob], shapes: Shapes, cluster: Cluster) -> list[Advice]:
+def advise_placement(jobs: Sequence[Stage], shapes: Shapes, cluster: Cluster) -> list[Advice]:
     """Changes after which jobs fit a cluster that has no place for them as they are."""
     search = _Search(jobs=jobs, shapes=shapes, cluster=cluster)
     return search.together(None, more_nodes=False)
@@ -65,7 +64,7 @@ class _Attempt:
     """Jobs after a change; `plan` is None where the cluster has no place for them."""
 
     change: Change
-    jobs: Sequence[PlannedJob]
+    jobs: Sequence[Stage]
     plan: Plan | None
 
     @property
@@ -78,7 +77,7 @@ class _Attempt:
 class _Search:
     """Tries changes of some jobs on a cluster."""
 
-    jobs: Sequence[PlannedJob]
+    jobs: Sequence[Stage]
     shapes: Shapes
     cluster: Cluster
 
@@ -99,7 +98,7 @@ class _Search:
             now = best
         return []
 
-    def changed(self, change: Change) -> Sequence[PlannedJob] | None:
+    def changed(self, change: Change) -> Sequence[Stage] | None:
         """The jobs after a change; None if it is invalid."""
         try:
             return changed(self.jobs, change)
@@ -125,7 +124,7 @@ class _Search:
         return _Attempt(change=change, jobs=jobs, plan=plan)
 
 
-def _num_gpus(jobs: Sequence[PlannedJob]) -> int:
+def _num_gpus(jobs: Sequence[Stage]) -> int:
     groups = groups_of(jobs).values()
     return sum(group.ranks * group.gpus_per_rank for group in groups if not group.share)
 

@@ -9,9 +9,10 @@ from typing import Any
 from rlhf_ray.config.base import ForwardConfig, GroupConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.tools.layers import put
+from rlhf_ray.config.tools.stages import Stage, groups_of
 from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.planning.plan import Plan
-from rlhf_ray.planning.stages import PlannedJob, groups_of
 
 # One change by key and value, as they are given on the command line; a key that belongs to another
 # goes with it.
@@ -21,37 +22,33 @@ MEMORY_SHARES = (0.9, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 PLACEMENT = "placement"
 
 
-def changed(jobs: Sequence[PlannedJob], change: Change) -> list[PlannedJob]:
+def changed(jobs: Sequence[Stage], change: Change) -> list[Stage]:
     """The jobs after a change; what concerns placement is laid over all that have the role.
 
     Raises:
         ValidationError: It cannot be.
     """
-    values = [job.config.model_dump() for job in jobs]
+    values = [job.rooted.model_dump() for job in jobs]
     for key, value in change.items():
-        path = key.split(".")
+        path = tuple(key.split("."))
         if path[0] == PLACEMENT:
             for of_job in values:
                 if path[1] in of_job[PLACEMENT]:
-                    _set(of_job, path, value)
+                    put(of_job, path, value)
         elif path[0] == "stages":
-            _set(values[int(path[1])], path[3:], value)
+            put(values[int(path[1])], path[3:], value)
         else:
-            _set(values[0], path, value)
+            put(values[0], path, value)
+    configs = [
+        type(job.rooted).model_validate(of_job) for job, of_job in zip(jobs, values, strict=True)
+    ]
     return [
-        replace(job, config=type(job.config).model_validate(of_job))
-        for job, of_job in zip(jobs, values, strict=True)
+        replace(job, config=config, rooted=config)
+        for job, config in zip(jobs, configs, strict=True)
     ]
 
 
-def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    *above, last = path
-    for name in above:
-        values = values[name]
-    values[last] = value
-
-
-def less_memory(jobs: Sequence[PlannedJob], plan: Plan) -> Iterator[Change]:
+def less_memory(jobs: Sequence[Stage], plan: Plan) -> Iterator[Change]:
     """Single steps towards less memory, the cheapest for speed first."""
     groups = groups_of(jobs)
     for index, (job, stage) in enumerate(zip(jobs, plan.stages, strict=True)):
@@ -60,10 +57,10 @@ def less_memory(jobs: Sequence[PlannedJob], plan: Plan) -> Iterator[Change]:
             change
             for role, model in models.items()
             if isinstance(model, ModelRank)
-            for change in _of_model(job.config, role, model, groups)
+            for change in _of_model(job.rooted, role, model, groups)
         ]
-        if isinstance(job.config, OnlineConfig):
-            changes += _of_engine(job.config)
+        if isinstance(job.rooted, OnlineConfig):
+            changes += _of_engine(job.rooted)
         prefix = f"stages.{index}.set." if job.name else ""
         for change in changes:
             yield {
@@ -72,7 +69,7 @@ def less_memory(jobs: Sequence[PlannedJob], plan: Plan) -> Iterator[Change]:
             }
 
 
-def fewer_gpus(jobs: Sequence[PlannedJob]) -> Iterator[Change]:
+def fewer_gpus(jobs: Sequence[Stage]) -> Iterator[Change]:
     """Single steps towards fewer GPUs: roles move in with the policy, groups become smaller."""
     groups = groups_of(jobs)
     alone = {role: g for role, g in groups.items() if g.gpus_per_rank and not g.share}

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rlhf_ray.config.jobs import AnyJob
+from rlhf_ray.config.tools.stages import Stage, groups_of, stages_of
+from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.memory import GIB, MIB
-from rlhf_ray.planning.cluster import Cluster
 from rlhf_ray.planning.groups import plan_groups, total_cpus
-from rlhf_ray.planning.layout import Place, lay_out
+from rlhf_ray.planning.layout import Cluster, Place, lay_out
 from rlhf_ray.planning.moments import GpuNeed, gpu_needs, idle_memory
 from rlhf_ray.planning.needs import RoleNeed
 from rlhf_ray.planning.problems import Problem, host_problems, stage_problems
 from rlhf_ray.planning.roles import Batches, Shapes, roles_of
-from rlhf_ray.planning.stages import HeldResult, PlannedJob, groups_of, held_results
 
 # Beside the ranks: the driver, and the actor that builds experience.
 DRIVER_BYTES = 850 * MIB
@@ -34,6 +34,22 @@ class StagePlan:
     roles: tuple[RoleNeed, ...]
     batches: Batches
     gpus: tuple[GpuNeed, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldResult:
+    """One stage's weights, in the object store of its ranks' nodes until the last user has them.
+
+    Attributes:
+        role: Whose ranks keep them, each an equal share.
+        bytes: Of all shares together.
+        used_by: Later stages that start from it.
+    """
+
+    stage: str
+    role: str
+    bytes: int
+    used_by: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +121,10 @@ def plan_job(config: AnyJob, shapes: Shapes, cluster: Cluster) -> Plan:
     Raises:
         ConfigError: The cluster has no place for a role, whatever its memory.
     """
-    return plan_jobs([PlannedJob(config=config)], shapes, cluster)
+    return plan_jobs(stages_of(config), shapes, cluster)
 
 
-def plan_jobs(jobs: Sequence[PlannedJob], shapes: Shapes, cluster: Cluster) -> Plan:
+def plan_jobs(jobs: Sequence[Stage], shapes: Shapes, cluster: Cluster) -> Plan:
     """Plan jobs that one pool runs one after the other.
 
     Raises:
@@ -116,7 +132,7 @@ def plan_jobs(jobs: Sequence[PlannedJob], shapes: Shapes, cluster: Cluster) -> P
     """
     groups = groups_of(jobs)
     places = tuple(lay_out(groups, cluster))
-    roles = [roles_of(job.config, shapes, cluster.gpu_bytes) for job in jobs]
+    roles = [roles_of(job.rooted, shapes, cluster.gpu_bytes) for job in jobs]
     idle = idle_memory(need for needs, _ in roles for need in needs)
     plan = Plan(
         cluster=cluster,
@@ -131,11 +147,23 @@ def plan_jobs(jobs: Sequence[PlannedJob], shapes: Shapes, cluster: Cluster) -> P
         ),
         places=places,
         hosts=(),
-        held=tuple(held_results(jobs, [needs for needs, _ in roles])),
+        held=tuple(_held_results(jobs, [needs for needs, _ in roles])),
         cpus={role: group.cpus_per_rank for role, group in groups.items()},
         reserved_cpus=total_cpus(plan_groups(groups)),
     )
     return replace(plan, hosts=tuple(_hosts(plan)))
+
+
+def _held_results(
+    jobs: Sequence[Stage], needs: Sequence[Sequence[RoleNeed]]
+) -> Iterator[HeldResult]:
+    """Every result that a later stage starts from, of jobs in their order with their roles."""
+    for job, roles in zip(jobs, needs, strict=True):
+        users = tuple(later.name for later in jobs if job.name in later.sources)
+        for need in roles if users else ():
+            if need.role == job.rooted.trained_role and isinstance(need.model, ModelRank):
+                size = need.model.num_parameters * need.model.bytes_each
+                yield HeldResult(stage=job.name, role=need.role, bytes=size, used_by=users)
 
 
 def _hosts(plan: Plan) -> Iterator[Mapping[str, int]]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlhf_ray.memory import GIB, Memory
-from rlhf_ray.planning.cluster import Cluster
 from rlhf_ray.planning.engines import Engine
+from rlhf_ray.planning.layout import Cluster
 from rlhf_ray.planning.moments import GpuNeed
 from rlhf_ray.planning.needs import RoleNeed
 
@@ -38,14 +38,7 @@ class Problem:
 def stage_problems(
     name: str, needs: Sequence[RoleNeed], gpus: Sequence[GpuNeed], cluster: Cluster
 ) -> Iterator[Problem]:
-    """All that speaks against one job on its engines and GPUs; nothing where it fits.
-
-    Args:
-        name: Of the job, where it is one of several.
-        needs: Of its roles.
-        gpus: Each at its worst moment.
-        cluster: What there is.
-    """
+    """All that speaks against one job, named where it is one of several; each GPU at its worst."""
     prefix = f"stage {name}: " if name else ""
     for need in needs:
         if isinstance(need.model, Engine):

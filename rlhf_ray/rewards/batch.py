@@ -1,15 +1,15 @@
-"""What a scorer is given, and what it may give back."""
+"""What a scorer is given, what it may give back, and the one score that several make."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, TypeAlias
 
 from rlhf_ray.errors import RunError
-from rlhf_ray.types import Rollout
+from rlhf_ray.types import Rollout, Score
 
 Messages: TypeAlias = list[dict[str, str]]
 Scores: TypeAlias = list[float | None]
@@ -70,15 +70,13 @@ class ScoringBatch:
 
     def part(self, begin: int, end: int) -> ScoringBatch:
         """Rows `begin` to `end - 1`."""
-        return ScoringBatch(
-            prompt_ids_B=self.prompt_ids_B[begin:end],
-            prompts_B=self.prompts_B[begin:end],
-            completions_B=self.completions_B[begin:end],
-            prompt_token_ids_B=self.prompt_token_ids_B[begin:end],
-            completion_ids_B=self.completion_ids_B[begin:end],
-            opens_reasoning_B=self.opens_reasoning_B[begin:end],
-            columns={name: values[begin:end] for name, values in self.columns.items()},
-        )
+        lists_B = {
+            field.name: getattr(self, field.name)[begin:end]
+            for field in fields(self)
+            if field.name.endswith("_B")
+        }
+        columns = {name: values[begin:end] for name, values in self.columns.items()}
+        return ScoringBatch(**lists_B, columns=columns)
 
 
 def completion_text(completion: str | Messages) -> str:
@@ -87,12 +85,7 @@ def completion_text(completion: str | Messages) -> str:
 
 
 def check_scores(values: Any, batch: ScoringBatch, scorer: str) -> Scores:
-    """What a scorer returned, as one finite float or `None` a row.
-
-    Args:
-        values: A list, tuple, array or tensor of numbers.
-        batch: What was scored.
-        scorer: Named in errors.
+    """What a scorer, named in errors, returned: one finite float or `None` a row.
 
     Raises:
         RewardError: Not one value a row, or a value that is neither a finite number nor `None`.
@@ -125,3 +118,39 @@ def _check_score(value: Any, prompt_id: str, scorer: str) -> float | None:
             f"got {number!r:.80}"
         )
     return float(number)
+
+
+def combine(
+    values_B: Mapping[str, Sequence[float | None]],
+    weights: Mapping[str, float],
+    *,
+    num_rows: int,
+) -> list[Score]:
+    """Add up each row's values by weight; a scorer that does not apply adds nothing.
+
+    A row that no scorer applies to has no total: neither 0, which would be a reward, nor an error.
+
+    Args:
+        values_B: Scorer's name -> one value a row, `None` where it does not apply.
+        weights: Scorer's name -> its factor in the sum.
+        num_rows: B.
+
+    Raises:
+        ValueError: Scorers without a weight, or not one value a row.
+    """
+    if set(values_B) != set(weights):
+        raise ValueError(
+            f"weights must be those of the scorers {sorted(values_B)}, got {sorted(weights)}"
+        )
+    for name, values in values_B.items():
+        if len(values) != num_rows:
+            raise ValueError(f"scorer {name!r} must give {num_rows} values, got {len(values)}")
+    return [
+        _combine_row({name: values[row] for name, values in values_B.items()}, weights)
+        for row in range(num_rows)
+    ]
+
+
+def _combine_row(parts: dict[str, float | None], weights: Mapping[str, float]) -> Score:
+    weighted = [weights[name] * value for name, value in parts.items() if value is not None]
+    return Score(total=sum(weighted) if weighted else None, parts=parts)

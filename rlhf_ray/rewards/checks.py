@@ -1,17 +1,51 @@
-"""What reward functions find wrong with rows of data, before anything starts."""
+"""What reward functions find missing or wrong in the data, before anything starts."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from rlhf_ray.config.checks.references import says
+from rlhf_ray.config.checks.references import required_arguments, says
 from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.data.nearest import listed, nearest, quoted
 from rlhf_ray.data.rows.rows import Rows, SelectedRows
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.rewards.functions import CHECK, RewardFunction, load_functions
+from rlhf_ray.rewards.functions import CHECK, GIVEN, RewardFunction, load_functions
 from rlhf_ray.types import Prompt
+
+
+def check_columns(reward: RewardConfig, prompts: Iterable[Prompt], *, key: str) -> None:
+    """Whether every function finds what it must be given; no module is imported for it.
+
+    A column counts where one of the prompts has it: the others give None. Errors name the data's
+    `key` in the configuration.
+
+    Raises:
+        ConfigError: A function needs what is neither a column of the data nor an argument.
+    """
+    missing = {
+        name: function.path
+        for function in reward.functions
+        for name in required_arguments(function.path)
+        if name not in GIVEN and name not in function.arguments
+    }
+    first: Prompt | None = None
+    for prompt in prompts:
+        first = first or prompt
+        missing = {name: path for name, path in missing.items() if name not in prompt.columns}
+        if not missing:
+            return
+    if missing and first is not None:
+        name, path = next(iter(missing.items()))
+        columns = dict(first.columns)
+        near = nearest(name, columns)
+        line = f"; set {key}.columns: {{{name}: {quoted(near)}}}" if near else ""
+        raise ConfigError(
+            f"{key}: the reward function {path!r} needs {name!r}, which is neither a column of the "
+            f"data nor one of its arguments; there are {listed(columns, name)}{line}"
+        )
+
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +67,8 @@ def usable_prompts(
 ) -> Rows[Prompt]:
     """The prompts that every function can score.
 
-    A function checks some thousands of rows at a time.
-
-    Args:
-        prompts: With their columns.
-        functions: With checks or without.
-        key: Of the data in the configuration, for errors.
-        skip: Whether to leave out others, which is logged; otherwise they are an error.
+    With `skip` others are left out, which is logged; otherwise they are an error that names the
+    data's `key` in the configuration.
 
     Raises:
         ConfigError: A function finds something wrong with a row, or with all of them.
@@ -70,10 +99,7 @@ def prompt_faults(
 ) -> list[str | None]:
     """What the first function says that finds something wrong with a prompt; None where none does.
 
-    Args:
-        prompts: With their columns.
-        functions: With checks or without.
-        names: Of all columns, where others of the data set have more of them.
+    `names` are those of all columns, where others of the data set have more of them.
 
     Raises:
         ConfigError: A function finds something wrong with all of them.

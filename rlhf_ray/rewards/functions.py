@@ -20,8 +20,7 @@ from rlhf_ray.config.rewards import RewardFunctionConfig, function_names
 from rlhf_ray.deadlines import in_daemon_thread
 from rlhf_ray.errors import ConfigError, RlhfRayError
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
-from rlhf_ray.rewards.files import forget_files
-from rlhf_ray.rewards.loading import load_function
+from rlhf_ray.rewards.loading import forget_files, load_function
 
 # What a function may have as an attribute: a function that finds what is wrong with rows.
 CHECK = "check_rows"
@@ -76,10 +75,7 @@ class RewardFunction:
         return check_scores(values, batch, f"reward function {self.name!r}")
 
     def check_rows(self, columns: Mapping[str, list[Any]]) -> list[str | None]:
-        """What the function itself finds wrong with each row of the data, by its `check_rows`.
-
-        Args:
-            columns: As in `ScoringBatch`, and `prompts`.
+        """What the function's own `check_rows` finds wrong with each row of columns and `prompts`.
 
         Raises:
             ConfigError: The check raised, or did not return a text or None a row.
@@ -185,11 +181,7 @@ class RewardFunction:
 def load_functions(
     configs: Sequence[RewardFunctionConfig], *, taken: Collection[str] = ()
 ) -> list[RewardFunction]:
-    """Load every configured function, from files as they are now.
-
-    Args:
-        configs: Of the functions.
-        taken: Names of other scorers.
+    """Load every configured function, from files as they are now, under names that are not taken.
 
     Raises:
         ConfigError: One cannot be loaded, or does not take its arguments.

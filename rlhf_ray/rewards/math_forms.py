@@ -11,9 +11,66 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rlhf_ray.rewards.math_units import with_unit
-from rlhf_ray.rewards.numbers import bare_number
+from rlhf_ray.rewards.numbers import bare_number, is_unit
 from rlhf_ray.rewards.plain_text import plain_characters
+
+# A unit's spelling, by its names.
+_SPELLINGS = {
+    name: unit
+    for unit, names in {
+        "cm": "centimeter centimetre", "mm": "millimeter millimetre", "km": "kilometer kilometre",
+        "m": "meter metre", "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile",
+        "l": "liter litre", "ml": "milliliter millilitre", "g": "gram", "kg": "kilogram",
+        "mg": "milligram", "lb": "pound", "oz": "ounce", "s": "second sec", "min": "minute",
+        "h": "hour hr", "%": "percent percentage", "°": "degree deg", "": "unit",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+_KNOWN_UNITS = "|".join(
+    sorted({*_SPELLINGS, *(unit for unit in _SPELLINGS.values() if len(unit) > 1)}, key=len)
+)
+_DEGREE_SIGN = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*$")
+_PERCENT_SIGN = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*\\?%\s*\})\s*$")
+_STYLED_UNIT = re.compile(
+    r"\s*\\(?:text|mathrm|textrm|mbox|operatorname)\s*\{\s*(?P<name>[A-Za-z][A-Za-z ./]*)\}"
+    r"\s*(?P<power>\^\{?[23]\}?)?\s*$"
+)
+_PLAIN_UNIT = re.compile(
+    rf"(?:(?<=[0-9)}}])\s*|\s+)(?P<name>(?:{_KNOWN_UNITS})s?)\.?\s*(?P<power>\^\{{?[23]\}}?)?\s*$",
+    re.IGNORECASE,
+)
+_UNIT_IN_WORDS = re.compile(r"\s+(?P<name>[A-Za-z]{3,}(?:[ /][A-Za-z]+)*)(?P<power>)\s*$")
+
+
+def with_unit(term: str) -> tuple[str, str]:
+    """A term without its unit, and the unit."""
+    if _PERCENT_SIGN.search(term):
+        return _PERCENT_SIGN.sub("", term), "%"
+    bare = _DEGREE_SIGN.sub("", term)
+    if bare != term and bare_number(bare) is not None:
+        return bare, "°"
+    for pattern in (_STYLED_UNIT, _PLAIN_UNIT, _UNIT_IN_WORDS):
+        match = pattern.search(term)
+        before = term[: match.start()].strip() if match else ""
+        if match is None or not before or before[-1] in ",;=+-*/^_\\":
+            continue
+        if pattern is not _PLAIN_UNIT and not is_unit(f" {match['name'].strip()}"):
+            continue
+        if pattern is not _UNIT_IN_WORDS or bare_number(before) is not None:
+            power = re.sub("[^23]", "", match["power"] or "")
+            return before, _spelling(match["name"]) + power
+    return term, ""
+
+
+def _spelling(name: str) -> str:
+    words = name.lower().replace(".", " ").split()
+    powers = {"square": "2", "sq": "2", "cubic": "3"}
+    power = powers.get(words[0], "") if len(words) > 1 else ""
+    if power:
+        words = words[1:]
+    singular = [word.rstrip("s") or word for word in words]
+    return "".join(_SPELLINGS.get(word, word) for word in singular) + power
+
 
 _MAX_CHARACTERS = 1000
 _NAMES = {

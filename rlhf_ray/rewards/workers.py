@@ -106,9 +106,7 @@ class Workers:
     def ask(self, questions: Sequence[Hashable], *, timeout_s: float) -> list[Any]:
         """The answers, each a `Failure` where there is none; equal questions are asked once.
 
-        Args:
-            questions: In the order of the answers.
-            timeout_s: Processor time for one; one that does nothing is ended somewhat later.
+        `timeout_s` is processor time for one; one that does nothing is ended somewhat later.
 
         Raises:
             RunError: The processes cannot start.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from fake_engine import ReplayedEngine
+from fake_sink import FakeSink
 
 from actors.cluster.role_handle import RoleHandle
 from actors.pool.pool import Pool
@@ -21,9 +23,7 @@ from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.metrics.log import Record, Table
-from rlhf_ray.roles import EnginePart, Roles, RolloutGroup, SampleArrays, SleepLevel
-from rlhf_ray.rollouts.feed import sample_all
+from rlhf_ray.roles import Roles, RolloutGroup, SampleArrays
 from rlhf_ray.types import Rollout
 
 SCORERS = Path(__file__).with_name("scorers.py")
@@ -32,8 +32,10 @@ STOP_TOKEN = 426  # stories260K's full stop
 DEADLINES = {"place_s": 60, "start_s": 180, "call_s": 120, "publish_s": 60, "reward_s": 30}
 
 # What a clock or the machine's memory says differs from run to run, and no other metric does.
-MEASURED = ("time", "share/", "wait/", "perf/", "engine/", "memory/")
-MEASURED += ("rollout/tokens_per_s", "sync/seconds")
+MEASURED = (
+    *("time", "share/", "wait/", "perf/", "engine/", "memory/"),
+    *("rollout/tokens_per_s", "sync/seconds"),
+)
 
 TWO_RANKS_SHARED = {
     "policy": {"ranks": 2},
@@ -127,17 +129,17 @@ def run_loop(
                     role.leaves = True  # type: ignore[union-attr]
             roles.rollout.sleeps = True  # type: ignore[attr-defined]
         if tape is not None:
-            roles = replace(roles, rollout=Replayed(roles.rollout, tape))
-        recorder = Recorder()
+            roles = replace(roles, rollout=ReplayedEngine(roles.rollout, tape))
+        sink = FakeSink()
         loop = OnlineLoop(
             config,
             roles,
             data.prompts,
             Evaluation(config, []),
-            MetricsLog([recorder]),
+            MetricsLog([sink]),
         )
         await loop.run(None)
-        return roles, recorder.steps[1:]
+        return roles, [metrics for step, metrics in sink.steps.items() if step > 0]
 
     return asyncio.run(run())
 
@@ -165,7 +167,8 @@ def weights_of(actors: RoleHandle[Any]) -> dict[str, np.ndarray[Any, Any]]:
         with gathered(list(parameters.values())):
             return {name: w.detach().numpy().copy() for name, w in parameters.items()}
 
-    return on_ranks(actors, gather)[0]
+    weights: dict[str, np.ndarray[Any, Any]] = on_ranks(actors, gather)[0]
+    return weights
 
 
 def process_ids(pool: Pool) -> dict[str, int]:
@@ -213,38 +216,3 @@ def arrays_of(said: SampleArrays, groups: Sequence[RolloutGroup]) -> list[Any]:
     for of_rank in ray.get(list(said), timeout=30):
         of_sample |= of_rank
     return [of_sample[sample] for group in groups for sample in group.samples_G]
-
-
-class Recorder:
-    """A metrics sink that keeps everything."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-
-    def log(self, record: Record) -> None:
-        self.steps.append(dict(record.metrics))
-
-    def table(self, table: Table) -> None:
-        pass
-
-    def close(self, *, failed: bool) -> None:
-        pass
-
-
-class Replayed:
-    """The engine the first time it is asked for a step's rollouts; then the same ones again."""
-
-    def __init__(self, engine: Any, tape: dict[Any, Any]) -> None:
-        self.engine, self.tape = engine, tape
-
-    async def generate(self, requests: Sequence[Any]) -> list[Awaitable[RolloutGroup]]:
-        key = tuple((request.prompt.prompt_id, request.seeds_G) for request in requests)
-        if key not in self.tape:
-            self.tape[key] = await sample_all(self.engine, requests)
-        return [asyncio.sleep(0, result=group) for group in self.tape[key]]
-
-    async def sleep(self, level: SleepLevel) -> None:
-        await self.engine.sleep(level)
-
-    async def wake_up(self, part: EnginePart | None = None) -> None:
-        await self.engine.wake_up(part)

@@ -1,15 +1,24 @@
 """Reward functions of the cluster tests, loaded by path as a user's would be."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
-def share_of_e(prompts, completions, **columns):
+def share_of_e(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
     """Different for almost every response, so that every group has a spread."""
     return [text.count("e") / max(1, len(text)) for text in completions]
 
 
-def breaks_down(prompts, completions, *, calls, at_call, **columns):
+def breaks_down(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    calls: str,
+    at_call: int,
+    **columns: Any,
+) -> list[float]:
     """As `share_of_e`, but call number `at_call` fails; the file `calls` counts them."""
     with Path(calls).open("a") as file:
         file.write("x")
@@ -18,22 +27,22 @@ def breaks_down(prompts, completions, *, calls, at_call, **columns):
     return share_of_e(prompts, completions)
 
 
-def raises(prompts, completions, **columns):
+def raises(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
     raise LookupError("no such word")
 
 
-def one_too_few(prompts, completions, **columns):
+def one_too_few(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
     return [1.0] * (len(completions) - 1)
 
 
-def not_a_number(prompts, completions, **columns):
+def not_a_number(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
     return [*[1.0] * (len(completions) - 1), float("nan")]
 
 
-def never_returns(prompts, completions, **columns):
+def never_returns(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> None:
     threading.Event().wait()
 
 
-def says_was(prompts, completions, **columns):
+def says_was(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
     """The same for all answers of many groups, which dynamic sampling replaces."""
     return [float("was" in text) for text in completions]

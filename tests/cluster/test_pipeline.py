@@ -22,7 +22,7 @@ from actors.ranks.reward import RewardRank
 from actors.weights.bucket import unpack
 from launch.pipeline import run_stage, start_all
 from rlhf_ray.config.base import ReferenceConfig
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.tools.stages import Stage, resolve_stages
 from rlhf_ray.data.chat.answers import tokenize_answer
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
@@ -165,7 +165,7 @@ def test_a_result_in_memory_has_its_description_but_no_weights_on_disk(ran):
 
 def test_the_reference_is_the_stage_that_the_policy_started_from(ran, pool):
     def gather(rank: Any) -> dict[str, Any]:
-        lm = rank.learner.module.lm
+        lm = rank.learner.model.lm
         return {name: weight.detach().numpy().copy() for name, weight in lm.named_parameters()}
 
     [reference] = on_ranks(pool.state.roles["reference"], gather)
@@ -241,7 +241,7 @@ def test_weights_spread_over_ranks_are_kept_whole_and_loaded_again(
 
     def gather(rank: Any) -> dict[str, Any]:
         assert not rank.kept
-        lm = rank.learner.module.lm
+        lm = rank.learner.model.lm
         return {name: weight.detach().numpy().copy() for name, weight in lm.named_parameters()}
 
     assert_same_bits(on_ranks(shared_pool.state.roles["reference"], gather)[0], held)

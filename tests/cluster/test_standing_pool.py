@@ -31,8 +31,9 @@ HOLDER = f"""
 import sys, time
 from actors.pool.record import PoolRecord
 from launch.run.cluster import connect
-from rlhf_ray.config.run import RunConfig
-connect(RunConfig(ray={{"pool": {NAME!r}}}), {{}})
+from rlhf_ray.config.jobs import PipelineConfig
+stage = {{"name": "sft", "job": "sft"}}
+connect(PipelineConfig(ray={{"pool": {NAME!r}}}, stages=[stage]), {{}})
 PoolRecord.find({NAME!r}).acquire("runs/holder")
 print("held", flush=True)
 time.sleep(600)

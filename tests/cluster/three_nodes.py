@@ -71,7 +71,8 @@ async def jobs(config: PpoConfig) -> tuple[dict[str, str], list[int]]:
 
 
 async def address_of(name: str) -> str:
-    return await ray.get_actor(name).__ray_call__.remote(lambda _: ray.util.get_node_ip_address())
+    actor: Any = ray.get_actor(name)
+    return str(await actor.__ray_call__.remote(lambda _: ray.util.get_node_ip_address()))
 
 
 async def sum_over_nodes(config: PpoConfig) -> dict[str, Any]:

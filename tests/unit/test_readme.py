@@ -26,7 +26,7 @@ from rlhf_ray.algorithms.value_losses import VALUE_LOSSES
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.checks import references
 from rlhf_ray.config.data import DataFormat
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.rewards import RewardFunctionConfig, ShapingConfig
 from rlhf_ray.config.tools import schema, stages
 from rlhf_ray.config.tools.load import load_config
@@ -37,7 +37,7 @@ from rlhf_ray.data.formats.table import ROW_FORMATS, recognise
 from rlhf_ray.data.row import Row
 from rlhf_ray.metrics.names import NAMES, PREFIXES
 from rlhf_ray.models.shape import shape_of
-from rlhf_ray.planning.cluster import Cluster, shown_bytes
+from rlhf_ray.planning.layout import Cluster, shown_bytes
 from rlhf_ray.planning.plan import plan_job
 from rlhf_ray.rewards.batch import ScoringBatch
 from rlhf_ray.rewards.functions import load_functions

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import netrc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
 
 from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, STATUS_FILE, ModelConfig
-from rlhf_ray.config.checks import model_kind, references
-from rlhf_ray.config.checks.model_kind import Kind
-from rlhf_ray.config.checks.model_limits import (
-    CPU_HEAD_DIMS,
-    ModelLimits,
-    read_json,
-    read_limits,
-)
-from rlhf_ray.config.checks.wandb_login import login_fault
+from rlhf_ray.config.checks import model_config, references
+from rlhf_ray.config.checks.model_config import CPU_HEAD_DIMS, Kind, ModelLimits, read_limits
 from rlhf_ray.config.checks.weight_files import untied_head_fault
-from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.config.tools.problems import Problem, raise_for
+
+# A key, and what is wrong there; None for nothing.
+Checked: TypeAlias = tuple[str, str | None]
+
+# What a job leaves in its folder that failed before its first step.
+_BEFORE_THE_FIRST_STEP = frozenset({"config.yaml", STATUS_FILE, "tokenizer"})
+# Any of these is a login to W&B itself.
+_WANDB_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
 def preflight(config: RunConfig) -> None:
@@ -39,227 +42,199 @@ def preflight(config: RunConfig) -> None:
 
 def find_problems(config: RunConfig) -> list[Problem]:
     """Everything that is wrong with what a configuration points at."""
-    problems = [*_run_dir(config), *_wandb(config)]
+    checked = [("run_dir", _run_dir_fault(config))]
+    if config.wandb.mode == "online":
+        checked.append(("wandb.mode", login_fault()))
     match config:
         case OnlineConfig():
-            problems += _online(config)
+            checked += _online(config)
         case SupervisedConfig():
-            problems += _supervised(config)
-    return problems
+            checked += _supervised(config)
+    return [Problem(path=tuple(key.split(".")), message=fault) for key, fault in checked if fault]
 
 
-def _run_dir(config: RunConfig) -> Iterator[Problem]:
+def login_fault(environment: Mapping[str, str] = os.environ) -> str | None:
+    """None where there is a login to W&B, which is not imported; else what to do."""
+    if any(environment.get(key) for key in _WANDB_KEYS):
+        return None
+    host = urlsplit(environment.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    if host in _netrc_hosts(environment):
+        return None
+    return (
+        f"'online' needs a login to {host}: set WANDB_API_KEY, run `wandb login`, or set "
+        "wandb.mode to 'offline'"
+    )
+
+
+def _netrc_hosts(environment: Mapping[str, str]) -> set[str]:
+    """The machines whose logins `wandb login` and others have noted."""
+    home = Path.home()
+    named = environment.get("NETRC")
+    for path in [Path(named).expanduser()] if named else [home / ".netrc", home / "_netrc"]:
+        try:
+            return set(netrc.netrc(path).hosts)
+        except (OSError, netrc.NetrcParseError):  # W&B would find nothing in it either
+            continue
+    return set()
+
+
+def _run_dir_fault(config: RunConfig) -> str | None:
     folder = Path(config.run_dir)
     if not config.run_dir or not folder.exists():
-        return
+        return None
     if not folder.is_dir():
-        yield _problem("run_dir", f"must be a folder, got the file {config.run_dir!r}")
-    elif config.resume == "never" and _holds_a_run(folder):
-        yield _problem(
-            "run_dir",
-            f"{config.run_dir!r} is not empty: take another, or go on with it by --resume auto",
-        )
+        return f"must be a folder, got the file {config.run_dir!r}"
+    if config.resume != "never" or {path.name for path in folder.iterdir()} <= (
+        _BEFORE_THE_FIRST_STEP
+    ):
+        return None
+    return f"{config.run_dir!r} is not empty: take another, or go on with it by --resume auto"
 
 
-def _wandb(config: RunConfig) -> Iterator[Problem]:
-    if config.wandb.mode == "online":
-        yield from _fault("wandb.mode", login_fault())
-
-
-def _holds_a_run(folder: Path) -> bool:
-    """Whether there is more than what a job leaves that failed before its first step."""
-    there = {path.name for path in folder.iterdir()}
-    return bool(there - {"config.yaml", STATUS_FILE, "tokenizer"})
-
-
-def _supervised(config: SupervisedConfig) -> Iterator[Problem]:
-    role = config.trained_role
-    yield from _trained(f"{role}.model", config.learner.model, config.model_kind)
+def _supervised(config: SupervisedConfig) -> Iterator[Checked]:
+    model = config.learner.model
+    yield from _trained(f"{config.trained_role}.model", model, config.model_kind)
     yield from _data_sets(config)
     if config.uses_reference_role:
-        yield from _reference(config.models["reference"])
-    limits = read_limits(Path(config.learner.model.path))
-    context = limits.context_tokens if limits else None
-    if context and config.max_length > context:
-        yield _problem(
-            "max_length", f"must be at most the model's {context}, got {config.max_length}"
-        )
+        yield from _frozen("reference.model", config.models["reference"])
+    yield "max_length", _excess(config.max_length, read_limits(Path(model.path)))
 
 
-def _online(config: OnlineConfig) -> Iterator[Problem]:
-    policy = config.policy.model
+def _online(config: OnlineConfig) -> Iterator[Checked]:
+    policy, value = config.policy.model, config.value.model
     yield from _trained("policy.model", policy, "causal")
-    if config.uses_value:
-        yield from _scorer("value", config.value.model)
-        if config.value.model.path:
-            yield from _trainable("value.model", config.value.model, "critic")
+    if config.uses_value and value.path:
+        yield from _trained("value.model", value, "critic")
     if config.uses_reference_role:
-        yield from _reference(config.reference.model)
+        yield from _frozen("reference.model", config.reference.model)
     yield from _data_sets(config)
     for index, function in enumerate(config.reward.functions):
-        yield from _fault(
-            f"reward.functions.{index}.path", references.function_fault(function.path)
-        )
+        yield f"reward.functions.{index}.path", references.function_fault(function.path)
     remote = config.reward.remote
     is_here = not (config.ray.address or config.ray.pool)  # elsewhere a node may have it
     if remote.url and remote.token_env and is_here and not os.environ.get(remote.token_env):
-        yield _problem(
+        yield (
             "reward.remote.token_env",
             f"names {remote.token_env!r}, which is not set in the environment",
         )
-    reward_model = config.reward.model
-    if reward_model.path:
-        yield from _fault("reward.model.path", references.model_fault(reward_model.path))
-        yield from _kind("reward.model", reward_model.path, "classifier")
-        scorer = read_limits(Path(reward_model.path))
-        positions = scorer.context_tokens if scorer else None
-        if positions and reward_model.max_length > positions:
-            yield _problem(
-                "reward.model.max_length",
-                f"must be at most the model's {positions}, got {reward_model.max_length}",
-            )
-    if reward_model.tokenizer:
-        yield from _fault(
-            "reward.model.tokenizer", references.tokenizer_fault(reward_model.tokenizer)
-        )
+    scorer = config.reward.model
+    if scorer.path:
+        yield "reward.model.path", references.model_fault(scorer.path)
+        yield from _kind("reward.model", scorer.path, "classifier")
+        limits = read_limits(Path(scorer.path))
+        yield "reward.model.max_length", _excess(scorer.max_length, limits)
+    if scorer.tokenizer:
+        yield "reward.model.tokenizer", references.tokenizer_fault(scorer.tokenizer)
     limits = read_limits(Path(policy.path))
     if limits is not None:
         yield from _engine(config, limits)
         yield from _context(config, limits)
 
 
-def _engine(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
-    gpus = config.placement.rollout.gpus_per_rank
+def _engine(config: OnlineConfig, limits: ModelLimits) -> Iterator[Checked]:
+    """What vLLM takes: on a CPU some sizes of heads, on GPUs as many heads as it can divide."""
+    gpus, kv_heads = config.placement.rollout.gpus_per_rank, limits.num_kv_heads
     if gpus == 0 and limits.head_dim and limits.head_dim not in CPU_HEAD_DIMS:
-        yield _problem(
+        yield (
             "policy.model.path",
             f"vLLM on CPU takes attention heads of dimension {', '.join(map(str, CPU_HEAD_DIMS))}; "
             f"the model's have {limits.head_dim}",
         )
-    if gpus > 1:
-        yield from _parallelism(gpus, limits)
-
-
-def _parallelism(gpus: int, limits: ModelLimits) -> Iterator[Problem]:
-    """As vLLM divides heads: fewer key and value heads than GPUs are copied."""
-    key, kv_heads = "placement.rollout.gpus_per_rank", limits.num_kv_heads
+    if gpus <= 1:
+        return
+    key = "placement.rollout.gpus_per_rank"
     if limits.num_heads and limits.num_heads % gpus:
-        yield _problem(
-            key, f"tensor parallelism must divide the model's {limits.num_heads} heads, got {gpus}"
+        yield (
+            key,
+            f"tensor parallelism must divide the model's {limits.num_heads} heads, got {gpus}",
         )
+    # Fewer key and value heads than GPUs are copied.
     elif kv_heads and (kv_heads % gpus if kv_heads > gpus else gpus % kv_heads):
-        yield _problem(
+        yield (
             key,
             f"tensor parallelism must divide the model's {kv_heads} key and value heads or be a "
             f"multiple of them, got {gpus}",
         )
 
 
-def _context(config: OnlineConfig, limits: ModelLimits) -> Iterator[Problem]:
-    context = limits.context_tokens
+def _context(config: OnlineConfig, limits: ModelLimits) -> Iterator[Checked]:
     max_model_len, new = config.rollout.max_model_len, config.rollout.max_new_tokens
-    if context and max_model_len > context:
-        yield _problem(
-            "rollout.max_model_len", f"must be at most the model's {context}, got {max_model_len}"
-        )
-    room = max_model_len or context
-    if not room:
-        return
+    yield "rollout.max_model_len", _excess(max_model_len, limits)
+    room = max_model_len or limits.context_tokens
     for section, data in config.data_sets.items():
         prompt = data.prompt_tokens or data.max_prompt_tokens or 1
-        if prompt + new > room:
-            yield _problem(
+        if room and prompt + new > room:
+            yield (
                 "rollout.max_new_tokens",
                 f"prompts of {section} ({prompt} tokens) and {new} new tokens do not fit "
                 f"into {room} tokens of context",
             )
 
 
-def _scorer(role: str, model: ModelConfig) -> Iterator[Problem]:
-    """A role that takes the policy's start where it names no model."""
-    if model.path:
-        yield from _model(f"{role}.model", model)
+def _excess(given: int, limits: ModelLimits | None) -> str | None:
+    """Whether so many tokens are more than a model can take at once."""
+    context = limits.context_tokens if limits else None
+    if context and given > context:
+        return f"must be at most the model's {context}, got {given}"
+    return None
 
 
-def _reference(model: ModelConfig) -> Iterator[Problem]:
-    yield from _scorer("reference", model)
-    yield from _kind("reference.model", model.path, "causal")
+def _data_sets(config: AnyJob) -> Iterator[Checked]:
+    data_sets = {"data": config.data, "eval.data": config.eval.data, **config.data_sets}
+    for key, data in data_sets.items():
+        if data.path:
+            yield f"{key}.path", references.data_fault(data.path)
+        for index, source in enumerate(data.sources):
+            yield f"{key}.sources.{index}.path", references.data_fault(source.path)
+        if not data.is_named and config.eval.every:
+            yield f"{key}.path", f"must name held-out rows, as eval.every is {config.eval.every}"
 
 
-def _data_sets(config: AnyJob) -> Iterator[Problem]:
-    yield from _data("data", config.data)
-    yield from _eval_data(config.eval.data, config.eval.every)
-    for key, data in config.data_sets.items():
-        if key not in ("data", "eval.data"):
-            yield from _data(key, data)
-
-
-def _trained(key: str, model: ModelConfig, kind: Kind) -> Iterator[Problem]:
+def _trained(key: str, model: ModelConfig, kind: Kind) -> Iterator[Checked]:
     yield from _model(key, model)
-    yield from _trainable(key, model, kind)
-
-
-def _trainable(key: str, model: ModelConfig, kind: Kind) -> Iterator[Problem]:
-    """Whether weights can be trained, and by a role that takes models of a kind."""
-    config = read_json(Path(model.path) / "config.json") or {}
-    yield from _of_model(key, model.path, model_kind.quantization_fault(config, model))
+    config = model_config.read_json(Path(model.path) / "config.json") or {}
+    yield _of_model(key, model.path, model_config.quantization_fault(config, model))
     yield from _kind(key, model.path, kind)
 
 
-def _kind(key: str, path: str, kind: Kind) -> Iterator[Problem]:
-    """What a model's own files say against it; nothing of a hub's name."""
-    folder = Path(path)
-    config = read_json(folder / "config.json") if path else None
-    if config is None:
-        return
-    generation = read_json(folder / "generation_config.json") or {}
-    yield from _of_model(key, path, model_kind.kind_fault(config, kind))
-    for fault in model_kind.token_id_faults(config, generation):
-        yield from _of_model(key, path, fault)
-    yield from _fault(f"{key}.path", untied_head_fault(folder, config))
+def _frozen(key: str, model: ModelConfig) -> Iterator[Checked]:
+    """A model that takes the policy's start where it names none."""
+    if model.path:
+        yield from _model(key, model)
+        yield from _kind(key, model.path, "causal")
 
 
-def _of_model(key: str, path: str, fault: str | None) -> Iterator[Problem]:
-    yield from _fault(f"{key}.path", fault and f"{path!r} {fault}")
-
-
-def _model(key: str, model: ModelConfig) -> Iterator[Problem]:
-    yield from _fault(f"{key}.path", references.model_fault(model.path))
+def _model(key: str, model: ModelConfig) -> Iterator[Checked]:
+    yield f"{key}.path", references.model_fault(model.path)
     if model.quantization != "none" and find_spec("bitsandbytes") is None:
-        yield _problem(
+        yield (
             f"{key}.quantization",
             f"{model.quantization!r} needs the package bitsandbytes; install it, or set 'none'",
         )
     if model.tokenizer:
-        yield from _fault(f"{key}.tokenizer", references.tokenizer_fault(model.tokenizer))
+        yield f"{key}.tokenizer", references.tokenizer_fault(model.tokenizer)
     template = model.chat_template
     known = not template or "{" in template or template in CHAT_TEMPLATE_NAMES
     if not known and not Path(template).is_file():
-        yield _problem(
+        yield (
             f"{key}.chat_template",
             f"must be one of {', '.join(CHAT_TEMPLATE_NAMES)}, Jinja text or a file's path, "
             f"got {template!r}",
         )
 
 
-def _eval_data(data: DataConfig, every: int) -> Iterator[Problem]:
-    if data.is_named:
-        yield from _data("eval.data", data)
-    elif every:
-        yield _problem("eval.data.path", f"must name held-out rows, as eval.every is {every}")
+def _kind(key: str, path: str, kind: Kind) -> Iterator[Checked]:
+    """What a model's own files say against it; nothing of a hub's name."""
+    folder = Path(path)
+    config = model_config.read_json(folder / "config.json")
+    if config is None:
+        return
+    generation = model_config.read_json(folder / "generation_config.json") or {}
+    yield _of_model(key, path, model_config.kind_fault(config, kind))
+    for fault in model_config.token_id_faults(config, generation):
+        yield _of_model(key, path, fault)
+    yield f"{key}.path", untied_head_fault(folder, config)
 
 
-def _data(key: str, data: DataConfig) -> Iterator[Problem]:
-    if data.path:
-        yield from _fault(f"{key}.path", references.data_fault(data.path))
-    for index, source in enumerate(data.sources):
-        yield from _fault(f"{key}.sources.{index}.path", references.data_fault(source.path))
-
-
-def _fault(key: str, fault: str | None) -> Iterator[Problem]:
-    if fault is not None:
-        yield _problem(key, fault)
-
-
-def _problem(key: str, message: str) -> Problem:
-    return Problem(path=tuple(key.split(".")), message=message)
+def _of_model(key: str, path: str, fault: str | None) -> Checked:
+    return f"{key}.path", fault and f"{path!r} {fault}"

@@ -55,32 +55,22 @@ def _algorithm(algorithm: AlgorithmConfig, *, uses_value: bool) -> Iterator[str]
     advantage, loss = algorithm.advantage, algorithm.policy_loss
     kind = algorithm.correction.kind
     default = AlgorithmConfig(advantage=advantage, policy_loss=loss)
-    looked_at = [  # whether, why not, and the keys
-        *(
-            (key in POLICY_LOSSES[loss].keys, f"policy_loss {loss}", (key,))
-            for key in _keys(row.keys for row in POLICY_LOSSES.values())
-        ),
-        (uses_value, f"advantage {advantage} has no critic", ("value_loss", "value_clip", "lam")),
-        (algorithm.advantage_row.discounts, f"advantage {advantage}", ("gamma",)),
-        *(
-            (
-                key in CORRECTIONS[kind],
-                f"correction.kind {kind}",
-                (f"correction.{key}",),
-            )
-            for key in _keys(CORRECTIONS.values())
-        ),
-        (algorithm.kl.controller != "fixed", "kl.controller fixed", ("kl.target", "kl.horizon")),
-    ]
-    for is_used, reason, keys in looked_at:
-        for key in () if is_used else keys:
+    of_losses = dict.fromkeys(key for row in POLICY_LOSSES.values() for key in row.keys)
+    of_corrections = dict.fromkeys(key for keys in CORRECTIONS.values() for key in keys)
+    critic, kl = ("value_loss", "value_clip", "lam"), ("kl.target", "kl.horizon")
+    in_vain: dict[str, Iterable[str]] = {  # by the reason
+        f"policy_loss {loss}": [key for key in of_losses if key not in POLICY_LOSSES[loss].keys],
+        f"advantage {advantage} has no critic": () if uses_value else critic,
+        f"advantage {advantage}": () if algorithm.advantage_row.discounts else ("gamma",),
+        f"correction.kind {kind}": [
+            f"correction.{key}" for key in of_corrections if key not in CORRECTIONS[kind]
+        ],
+        "kl.controller fixed": kl if algorithm.kl.controller == "fixed" else (),
+    }
+    for reason, keys in in_vain.items():
+        for key in keys:
             if attrgetter(key)(algorithm) != attrgetter(key)(default):
                 yield f"algorithm.{key} ({reason})"
-
-
-def _keys(of_rows: Iterable[Iterable[str]]) -> list[str]:
-    """Each once, in the order of the rows."""
-    return [*dict.fromkeys(key for keys in of_rows for key in keys)]
 
 
 def _supervised(config: SupervisedConfig) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlhf_ray.config.checks.model_limits import read_json
+from rlhf_ray.config.checks.model_config import read_json
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 # How Git LFS begins what stands for a file that was not fetched.

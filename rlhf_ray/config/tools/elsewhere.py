@@ -9,10 +9,9 @@ from typing import Any
 from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
 from rlhf_ray.config.checks.data_files import fixed_part
 from rlhf_ray.config.checks.references import hub_dataset
-from rlhf_ray.config.jobs import JOB_CONFIGS
-from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
+from rlhf_ray.config.jobs import JOB_CONFIGS, PipelineConfig, StageConfig
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.config.tools.layers import lay_over
+from rlhf_ray.config.tools.layers import lay_over, texts
 from rlhf_ray.config.tools.problems import KeyPath, Problem
 from rlhf_ray.config.tools.ready import find_config
 from rlhf_ray.config.tools.stages import PREFIX, resolve_stages, shared_values
@@ -48,14 +47,9 @@ def _whole(stage: StageConfig, pipeline: PipelineConfig) -> dict[str, Any]:
 
 
 def find_missing(values: Mapping[str, Any], shipped: Collection[str] | None) -> list[Problem]:
-    """Relative paths that lead nowhere where only some files are.
-
-    Args:
-        values: As `values_of` gives them.
-        shipped: The files that go along, relative; None where none do.
-    """
+    """Relative paths that lead nowhere with the `shipped` files alone; None where none go along."""
     problems = []
-    for path, text in _relative(values, ()):
+    for path, text in _relative(values):
         if shipped is None:
             message = (
                 f"{text!r} is relative to a folder that the cluster does not have: send it along "
@@ -77,17 +71,12 @@ def _is_there(text: str, shipped: Collection[str]) -> bool:
     return wanted in (".", *shipped) or any(file.startswith(f"{wanted}/") for file in shipped)
 
 
-def _relative(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+def _relative(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """Every relative path of files, with its key."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _relative(item, (*path, str(key)))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _relative(item, (*path, str(index)))
-    elif isinstance(value, str) and path[-1] in _PATH_KEYS:
+    for path, value in texts(values):
         text = value.rpartition(":")[0] if "functions" in path else value
-        if text and _names_files(text, path) and not text.startswith(("/", "~", PREFIX)):
+        is_path = path[-1] in _PATH_KEYS and text and _names_files(text, path)
+        if is_path and not text.startswith(("/", "~", PREFIX)):
             yield path, text
 
 

@@ -31,11 +31,8 @@ def _section(
 ) -> Iterator[str]:
     """The section's own keys, then the sections below it.
 
-    Args:
-        cls: The section's class.
-        prefix: What stands before its keys: `policy.optim.`.
-        defaults: The section as it is when nothing is given, None where something must be.
-        width: Of the terminal.
+    `prefix` stands before its keys: `policy.optim.`. `defaults` is the section as it is when
+    nothing is given, None where something must be.
     """
     summary, meanings = summary_of(cls), _meanings(cls)
     yield from ["", *_wrap(f"{prefix.rstrip('.') or 'job'}: {summary}", indent=0, width=width)]

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rlhf_ray.config.base import ELSEWHERE
-from rlhf_ray.config.tools import overrides, schema
+from rlhf_ray.config.tools import schema
+from rlhf_ray.config.tools.layers import COMMAND_LINE, lay_arguments, value_at, with_sections
 from rlhf_ray.config.tools.problems import KeyPath, Problem, raise_for
 from rlhf_ray.config.tools.secrets import MASK, masked_keys, without_secrets
 from rlhf_ray.config.tools.yaml_file import YamlFile, read_yaml, write_yaml
@@ -28,28 +29,18 @@ def load_config(
     *,
     elsewhere: bool = False,
 ) -> ConfigT:
-    """Read a file, lay `--key value` overrides over it and validate the result.
+    """Read a job's file, lay `--key value` overrides over it and validate the result.
 
     Relative paths inside stay as they are given: they are relative to the working directory.
-
-    Args:
-        cls: Of the job.
-        yaml_path: Of the file.
-        arguments: As of the command line.
-        elsewhere: Whether the job runs on another machine, whose home `~` stands for.
+    With `elsewhere` the job runs on another machine, whose home `~` stands for.
 
     Raises:
         ConfigError: With every problem found: its key, what was given and what is allowed.
     """
     file = read_yaml(Path(yaml_path).expanduser())
-    given, problems = overrides.parse(cls, arguments)
-    applied = [overrides.apply(cls, override, file.values) for override in given]
-    overrides.drop_replaced(cls, given, file.values)
-    problems = [*file.problems, *problems, *(problem for problem in applied if problem)]
-    from_command_line = {
-        override.path[: depth + 1] for override in given for depth in range(len(override.path))
-    } - file.lines.keys()
-    from_command_line |= {override.path for override in given}
+    given, problems = lay_arguments(cls, arguments, file.values)
+    problems = [*file.problems, *problems]
+    from_command_line = (with_sections(given) - file.lines.keys()) | given
     config, found = validate(cls, file, from_command_line, elsewhere=elsewhere)
     known = {problem.path for problem in problems}
     raise_for(
@@ -69,14 +60,16 @@ def validate(
 ) -> tuple[ConfigT | None, list[Problem]]:
     """A file's values as a configuration, or what is wrong with them.
 
-    Args:
-        cls: Of the job.
-        file: Its values, and the line of each key.
-        from_command_line: Keys whose values do not come from the file.
-        elsewhere: As in `load_config`.
+    Keys `from_command_line` have values that are not the file's; `elsewhere` as in `load_config`.
     """
-    masked = [_masked(path, file.lines, from_command_line) for path in masked_keys(file.values)]
-    if masked:
+    asked = (
+        f"{MASK} stands for a secret that was left out of the file: give it again, best as "
+        "${NAME} of an environment variable"
+    )
+    if masked := [
+        Problem(path=path, message=asked, where=_where(path, file.lines, from_command_line))
+        for path in masked_keys(file.values)
+    ]:
         return None, masked
     try:
         return cls.model_validate(file.values, context={ELSEWHERE: elsewhere}), []
@@ -104,17 +97,6 @@ def is_dump_of(config: BaseModel, path: Path, *, besides: Collection[str]) -> bo
     return {k: v for k, v in values.items() if k not in besides} == {
         k: v for k, v in written.items() if k not in besides
     }
-
-
-def _masked(
-    path: KeyPath, lines: Mapping[KeyPath, int], from_command_line: Collection[KeyPath]
-) -> Problem:
-    return Problem(
-        path=path,
-        message=f"{MASK} stands for a secret that was left out of the file: give it again, "
-        "best as ${NAME} of an environment variable",
-        where=_where(path, lines, from_command_line),
-    )
 
 
 def _explain_all(
@@ -147,7 +129,8 @@ def _explain(
             return path, str(error["ctx"]["error"])
         case "missing":
             return full, f"is missing: must be {schema.describe(schema.at_path(cls, full))}"
-    return path, f"must be {allowed}, got {_at(values, path, error['input'])!r}"
+    given = value_at(values, path)  # a default has none
+    return path, f"must be {allowed}, got {error['input'] if given is None else given!r}"
 
 
 def _unknown_key(cls: type[BaseModel], path: KeyPath) -> str:
@@ -167,24 +150,12 @@ def _known_part(cls: type[BaseModel], path: KeyPath) -> KeyPath:
     return known
 
 
-def _at(values: Any, path: KeyPath, otherwise: Any) -> Any:
-    """The value that was given at `path`; a default has none."""
-    for key in path:
-        if isinstance(values, Mapping) and key in values:
-            values = values[key]
-        elif isinstance(values, list) and key.isdigit() and int(key) < len(values):
-            values = values[int(key)]
-        else:
-            return otherwise
-    return values
-
-
 def _where(
     path: KeyPath, lines: Mapping[KeyPath, int], from_command_line: Collection[KeyPath]
 ) -> str:
     for depth in range(len(path), 0, -1):
         if path[:depth] in from_command_line:
-            return "command line"
+            return COMMAND_LINE
         if path[:depth] in lines:
             return f"line {lines[path[:depth]]}"
     return ""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhf_ray.config.tools.layers import texts
 from rlhf_ray.config.tools.problems import KeyPath
 
 MASK = "***"
@@ -50,19 +51,12 @@ def secrets_in_url(url: str) -> list[str]:
     return [match["login"] or match["value"] for match in _IN_URL.finditer(url)]
 
 
-def masked_keys(values: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+def masked_keys(values: Any) -> Iterator[KeyPath]:
     """Where a configuration has the mask of `without_secrets` in place of a secret."""
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            if value == MASK and _is_secret(str(key)):
-                yield (*path, str(key))
-            elif key != _NAMES_ONLY:
-                yield from masked_keys(value, (*path, str(key)))
-    elif isinstance(values, list):
-        for index, value in enumerate(values):
-            yield from masked_keys(value, (*path, str(index)))
-    elif isinstance(values, str) and _MASKED.search(values):
-        yield path
+    for path, text in texts(values):
+        is_mask = text == MASK and bool(path) and _is_secret(path[-1])
+        if _NAMES_ONLY not in path and (is_mask or _MASKED.search(text)):
+            yield path
 
 
 def _value_without_secrets(key: str, value: Any) -> Any:

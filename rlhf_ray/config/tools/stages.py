@@ -5,17 +5,17 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.checks.preflight import find_problems
-from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob
-from rlhf_ray.config.pipeline import PipelineConfig, StageConfig
+from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob, PipelineConfig, StageConfig
 from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.config.tools import schema
-from rlhf_ray.config.tools.layers import lay_over, value_at
+from rlhf_ray.config.tools.layers import lay_over, put, texts, value_at
 from rlhf_ray.config.tools.load import validate
 from rlhf_ray.config.tools.problems import KeyPath, Problem, raise_for
 from rlhf_ray.config.tools.ready import find_config
@@ -63,11 +63,7 @@ def stages_of(config: RunConfig, *, check_files: bool = True) -> list[Stage]:
 
 
 def resolve_stages(config: PipelineConfig, *, check_files: bool = True) -> list[Stage]:
-    """Read and check every stage.
-
-    Args:
-        config: Of the pipeline.
-        check_files: Whether data, models and functions must be there.
+    """Read and check every stage; with `check_files`, data, models and functions must be there.
 
     Raises:
         ConfigError: With every problem of every stage.
@@ -77,8 +73,12 @@ def resolve_stages(config: PipelineConfig, *, check_files: bool = True) -> list[
     for given in config.stages:
         stage, found = _resolve(given, config, stages)
         if stage is not None and check_files:
-            found = _missing(stage, stages)
-        problems += [_of_stage(problem, given) for problem in found]
+            unwritten = to_come(stage.config, stages)  # they are there when its turn comes
+            found = [one for one in find_problems(stage.rooted) if one.path not in unwritten]
+        for one in found:
+            where = f"{one.where} of {given.config}" if one.where else ""
+            path = ("stages", given.name, *one.path)
+            problems.append(Problem(path=path, message=one.message, where=where))
         if stage is not None:
             stages.append(stage)
     problems += _shapes(stages)
@@ -100,7 +100,11 @@ def _resolve(
     except ConfigError as error:
         return None, [Problem(path=("config",), message=str(error))]
     known = {stage.name: stage for stage in earlier}
-    references = _references(file.values)
+    references = {
+        path: text.removeprefix(PREFIX)
+        for path, text in texts(file.values)
+        if text.startswith(PREFIX)
+    }
     names = [stage.name for stage in pipeline.stages]
     faults = {path: _fault(path, ref, given.job, known, names) for path, ref in references.items()}
     problems = [Problem(path=path, message=fault) for path, fault in faults.items() if fault]
@@ -109,7 +113,7 @@ def _resolve(
     places = {path: _place(path, ref, known) for path, ref in references.items()}
     models = {path: known[ref] for path, ref in references.items() if _names_model(path)}
     config, found = _validated(cls, file, places)
-    roots = {path: _root(stage) for path, stage in models.items()}
+    roots = {path: stage.rooted.learner.model.path for path, stage in models.items()}
     rooted, _ = _validated(cls, file, places | roots)
     if config is None or rooted is None:
         return None, found
@@ -120,12 +124,6 @@ def _resolve(
         sources=frozenset(stage.name for stage in models.values()),
     )
     return stage, []
-
-
-def _missing(stage: Stage, earlier: Sequence[Stage]) -> list[Problem]:
-    """What a stage points at and is not there, nor will be when its turn comes."""
-    unwritten = to_come(stage.config, earlier)
-    return [problem for problem in find_problems(stage.rooted) if problem.path not in unwritten]
 
 
 def _values(given: StageConfig, pipeline: PipelineConfig, cls: type[JobConfig]) -> YamlFile:
@@ -157,25 +155,6 @@ def shared_values(pipeline: PipelineConfig, cls: type[JobConfig]) -> dict[str, A
     roles = schema.keys(schema.at_path(cls, ("placement",)))
     shared["placement"] = {role: group for role, group in placement.items() if role in roles}
     return shared
-
-
-def _texts(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Every text below a value, with its key."""
-    if isinstance(value, str):
-        yield path, value
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts(item, (*path, str(key)))
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _texts(item, (*path, str(index)))
-
-
-def _references(values: Mapping[str, Any]) -> dict[KeyPath, str]:
-    """What stands behind `stage:`, by its key."""
-    return {
-        path: text.removeprefix(PREFIX) for path, text in _texts(values) if text.startswith(PREFIX)
-    }
 
 
 def _names_model(path: KeyPath) -> bool:
@@ -220,17 +199,12 @@ def _place(path: KeyPath, reference: str, known: Mapping[str, Stage]) -> str:
     return stage.result if _names_model(path) else str(Path(stage.config.run_dir) / file)
 
 
-def _root(stage: Stage) -> str:
-    """The model that a stage's result descends from."""
-    return stage.rooted.learner.model.path
-
-
 def to_come(config: JobConfig, earlier: Sequence[Stage]) -> set[KeyPath]:
     """Keys that name files in earlier stages' folders, which are not there yet."""
     folders = [stage.config.run_dir + os.sep for stage in earlier]
     return {
         path
-        for path, text in _texts(config.model_dump())
+        for path, text in texts(config.model_dump())
         if any(os.path.abspath(text).startswith(folder) for folder in folders)
     }
 
@@ -238,25 +212,10 @@ def to_come(config: JobConfig, earlier: Sequence[Stage]) -> set[KeyPath]:
 def _validated(
     cls: type[JobConfig], file: YamlFile, places: Mapping[KeyPath, str]
 ) -> tuple[Any, list[Problem]]:
-    values = file.values
+    values = deepcopy(file.values)
     for path, place in places.items():
-        values = _with(values, path, place)
+        put(values, path, place)
     return validate(cls, replace(file, values=values))
-
-
-def _with(value: Any, path: KeyPath, new: str) -> Any:
-    """A copy with one value replaced."""
-    if not path:
-        return new
-    key, *rest = path
-    if isinstance(value, list):
-        return [_with(v, tuple(rest), new) if str(i) == key else v for i, v in enumerate(value)]
-    return {**value, key: _with(value[key], tuple(rest), new)}
-
-
-def _of_stage(problem: Problem, given: StageConfig) -> Problem:
-    where = f"{problem.where} of {given.config}" if problem.where else ""
-    return replace(problem, path=("stages", given.name, *problem.path), where=where)
 
 
 def _shapes(stages: Sequence[Stage]) -> Iterator[Problem]:

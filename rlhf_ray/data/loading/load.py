@@ -65,10 +65,11 @@ def _load(passes: Passes[T]) -> Loaded[T]:
 
 def _tokenize(passes: Passes[T], store: RowStore) -> RowReport:
     """Fill the store; what the rows were is returned."""
-    report, unread = passes.report(), passes.opening.errors
-    for error in unread:
+    opening = passes.begin()
+    report = RowReport(data=passes.source.path, format=opening.words)
+    for error in opening.errors:
         report.leave_out(error, skip=passes.skips)
-    parts = passes.counted(len(unread), report, num_workers=passes.config.workers)
+    parts = passes.counted(opening, report, num_workers=passes.config.workers)
     what = f"tokenizing {Path(passes.source.path).name}"
     for part in shown(parts, what, count=lambda part: part.num_rows):
         store.add(part.table)

@@ -100,11 +100,13 @@ class Opening:
         format: Of the first row that shows one.
         words: The same for the log, with its columns.
         errors: What is wrong with the rows before it, which are left out.
+        rows: To be converted: from that row on, or from wherever a pass begins.
     """
 
     format: RowFormat
     words: str
     errors: Sequence[RowError]
+    rows: Iterator[Row | RowError]
 
 
 @dataclass(frozen=True)
@@ -142,16 +144,16 @@ class Passes(Generic[T]):
         log_files(data, source.split)
         return cls(source=source, data=data, config=config, job=job, check=check)
 
-    @cached_property
-    def opening(self) -> Opening:
-        """What the first rows show.
+    def begin(self) -> Opening:
+        """Read until a row shows a format.
 
         Raises:
             DataError: There are no rows, or the job cannot take what they show.
         """
         report = RowReport(data=self.source.path)
         errors: list[RowError] = []
-        for row in self._rows(0):
+        rows = self._rows(0)
+        for row in rows:
             try:
                 if isinstance(row, RowError):
                     raise row
@@ -170,26 +172,38 @@ class Passes(Generic[T]):
                 logger.warning("%s: %s", self.source.path, format_.note)
             used = {*format_.columns, *format_.prompt_columns}
             columns = ", ".join(name for name in row.columns if name in used)
-            return Opening(format=format_, words=f"{format_.name} ({columns})", errors=errors)
+            return Opening(
+                format=format_,
+                words=f"{format_.name} ({columns})",
+                errors=errors,
+                rows=itertools.chain([row], rows),
+            )
         report.close()
         raise AssertionError("a report without a row kept does not close")
 
-    def report(self) -> RowReport:
-        """Counts of a pass that begins."""
-        return RowReport(data=self.source.path, format=self.opening.words)
+    def begin_at(self, start: int) -> Opening:
+        """The same with the rows from a number on, of whatever use those before it are."""
+        return replace(self.opening, rows=self._rows(start))
 
-    def counted(self, start: int, report: RowReport, *, num_workers: int) -> Iterator[Converted]:
-        """The rows from a number on, counted in the report.
+    @cached_property
+    def opening(self) -> Opening:
+        """What `begin` finds, with none of the rows."""
+        return replace(self.begin(), rows=iter(()))
+
+    def counted(
+        self, opening: Opening, report: RowReport, *, num_workers: int
+    ) -> Iterator[Converted]:
+        """Convert the rows of an opening, and count them.
 
         Args:
-            start: Rows that are passed over: they were read before.
+            opening: With the rows that are left to read.
             report: Of this pass.
             num_workers: Processes that tokenize; 0 for one a core once there are many rows.
 
         Raises:
             DataError: A malformed row that is not to be skipped.
         """
-        format_, rows = self.opening.format, self._rows(start)
+        format_, rows = opening.format, opening.rows
         work = RowWork(format_name=format_.name, job=self.job)
         grouped = format_.group(rows) if format_.group else rows
         for part in map(self._checked, convert(grouped, work, num_workers=num_workers)):

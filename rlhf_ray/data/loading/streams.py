@@ -79,9 +79,9 @@ def first_examples(passes: Passes[T], num_rows: int) -> tuple[pa.Table, RowRepor
     Raises:
         DataError: See `Passes.counted`.
     """
-    report = passes.report()
+    report = _report(passes)
     tables = [passes.job.kind.schema.empty_table()]
-    for part in passes.counted(0, report, num_workers=_num_workers(passes)):
+    for part in _counted(passes, 0, report):
         tables.append(part.table)
         if report.num_kept >= num_rows:
             break
@@ -92,9 +92,9 @@ def first_examples(passes: Passes[T], num_rows: int) -> tuple[pa.Table, RowRepor
 
 def _read(passes: Passes[T], start: int) -> Iterator[Converted]:
     """The rows of one pass from a number on; counts go to the log as they come and at its end."""
-    report = passes.report()
+    report = _report(passes)
     log_at = 1_000
-    for part in passes.counted(start, report, num_workers=_num_workers(passes)):
+    for part in _counted(passes, start, report):
         if report.num_read >= log_at:
             report.log(" so far")
             log_at *= 10
@@ -105,9 +105,14 @@ def _read(passes: Passes[T], start: int) -> Iterator[Converted]:
         report.log(f" in the rest of this pass, from row {start} on")
 
 
-def _num_workers(passes: Passes[T]) -> int:
-    """Processes only where they are asked for: a step takes few rows."""
-    return passes.config.workers or 1
+def _report(passes: Passes[T]) -> RowReport:
+    return RowReport(data=passes.source.path, format=passes.opening.words)
+
+
+def _counted(passes: Passes[T], start: int, report: RowReport) -> Iterator[Converted]:
+    # Processes only where they are asked for: a step takes few rows.
+    num_workers = passes.config.workers or 1
+    return passes.counted(passes.begin_at(start), report, num_workers=num_workers)
 
 
 def _decided_by(passes: Passes[T]) -> Iterator[str]:

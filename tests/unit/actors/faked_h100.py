@@ -29,6 +29,7 @@ def resolved(job: str, path: str, overrides: Sequence[str], memory_bytes: int) -
 
     type(current_platform).memory_bytes = memory_bytes
     spec = engine_spec(load_config(JOB_CONFIGS[job], path, overrides))
+    assert spec is not None, f"{job} has no engines"
     # As AsyncLLM.from_engine_args does.
     config = AsyncEngineArgs(**engine_arguments(spec)).create_engine_config(
         UsageContext.ENGINE_CONTEXT
@@ -63,7 +64,7 @@ def fake() -> None:
     from vllm.platforms.cuda import NonNvmlCudaPlatform
     from vllm.platforms.interface import DeviceCapability
 
-    class FakedH100(NonNvmlCudaPlatform):
+    class FakedH100(NonNvmlCudaPlatform):  # type: ignore[misc]
         memory_bytes = 0
 
         @classmethod

@@ -6,12 +6,12 @@ import logging
 from typing import Any
 
 import pytest
+from fake_pools import PlacedPool
 
 from actors.cluster.file_tasks import NodeReport, code_of_package
 from actors.cluster.run_files import RunFiles
 from actors.pool import job_nodes
 from actors.pool.job_nodes import check_nodes, skipped_steps_fetched
-from actors.pool.places import Place
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.errors import ConfigError, RunError
 
@@ -21,20 +21,6 @@ ADDRESSES = {
     "rollout": "10.0.0.3",
     "reward": "10.0.0.4",
 }
-
-
-class PlacedPool:
-    """Every role with two ranks on one node."""
-
-    files = RunFiles()
-    is_placed = False
-
-    def place(self, groups: Any) -> None:
-        self.is_placed = True
-
-    def places_of(self, role: str) -> list[Place]:
-        address = ADDRESSES[role]
-        return [Place(group=None, bundle=n, node_id=address, address=address) for n in range(2)]
 
 
 @pytest.fixture
@@ -85,12 +71,12 @@ def config(tmp_path, model):
 
 async def refusal(config) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        await check_nodes(config, PlacedPool())
+        await check_nodes(config, PlacedPool(ADDRESSES))
     return str(caught.value).splitlines()[1:]
 
 
 async def test_nodes_that_see_everything_need_no_files(config, nodes, sent):
-    pool = PlacedPool()
+    pool = PlacedPool(ADDRESSES)
     await check_nodes(config, pool)
     assert pool.is_placed
     assert not pool.files.distant
@@ -117,7 +103,7 @@ async def test_a_runs_result_is_sent_where_it_is_missing_or_may_be_old(config, n
     (model.parent / "status.json").touch()
     nodes["10.0.0.2"] = {"missing": {str(model)}}
     nodes["10.0.0.3"] = {"sees_token": False}
-    pool = PlacedPool()
+    pool = PlacedPool(ADDRESSES)
     await check_nodes(config, pool)
     assert sent == [(str(model), {"10.0.0.2", "10.0.0.3"})]
     assert pool.files.distant == {"10.0.0.3": "10.0.0.3"}
@@ -128,7 +114,7 @@ async def test_a_cluster_of_ones_own_is_not_asked(config, monkeypatch):
         raise AssertionError("this machine need not be asked")
 
     monkeypatch.setattr(job_nodes, "_reports", reports)
-    pool = PlacedPool()
+    pool = PlacedPool(ADDRESSES)
     own = GrpoConfig.model_validate({**config.model_dump(), "ray": {}})
     await check_nodes(own, pool)
     assert pool.is_placed
@@ -145,7 +131,7 @@ async def test_what_skipped_steps_left_is_fetched_after_a_failure_too(
 
     monkeypatch.setattr(RunFiles, "fetch", fetch)
     with caplog.at_level(logging.WARNING), pytest.raises(RunError, match="three in a row"):
-        async with skipped_steps_fetched(config, PlacedPool()):
+        async with skipped_steps_fetched(config, PlacedPool(ADDRESSES)):
             raise RunError("three in a row")
     assert fetched == [f"{config.run_dir}/skipped"]
     assert "the node is gone" in caplog.text

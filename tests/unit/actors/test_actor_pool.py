@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fake_actors import ActorOfRole
 
 from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleSpec
 from actors.engines.role import ReplicaSpec
 from actors.engines.spec import EngineSpec
 from actors.pool import processes
@@ -18,38 +20,6 @@ from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.config.rollout import EngineConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RunError
-
-
-class Method:
-    """One of a fake actor, with Ray's `.remote`."""
-
-    def __init__(self, actor: Actor, name: str) -> None:
-        self.actor, self.name = actor, name
-
-    async def remote(self, *arguments: Any) -> Any:
-        actor = self.actor
-        if actor.rank == 0:
-            actor.asked.append((actor.role, self.name, *arguments))
-        answer = actor.answers.get(self.name, [f"{actor.role}{actor.rank}"])
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-class Actor:
-    """One of two of a role; `answers` says what it answers to some methods, or that it fails."""
-
-    def __init__(self, role: str, rank: int, asked: list[tuple[Any, ...]]) -> None:
-        self.role, self.rank, self.asked = role, rank, asked
-        self.answers: dict[str, Any] = {"health": health()}
-
-    def __getattr__(self, name: str) -> Method:
-        return Method(self, name)
-
-
-def actors(role: str, asked: list[tuple[Any, ...]]) -> dict[str, Actor]:
-    """By their names."""
-    return {f"pool/{role}/{rank}": Actor(role, rank, asked) for rank in range(2)}
 
 
 def health(*, alive: bool = True, updating: bool = False) -> dict[str, Any]:
@@ -78,6 +48,16 @@ def engines(*, sleeps: bool = True, tokens: int = 128) -> ReplicaSpec:
 RANKS = RankSpec(actor_class=HostingRank)
 
 
+def actors(role: str, spec: RoleSpec, asked: list[tuple[Any, ...]]) -> dict[str, ActorOfRole]:
+    """By their names."""
+    return {
+        f"pool/{role}/{rank}": ActorOfRole(
+            role, rank, spec.actor_class, asked, keep=[f"{role}{rank}"], health=health()
+        )
+        for rank in range(2)
+    }
+
+
 @pytest.fixture
 def asked() -> list[tuple[Any, ...]]:
     """Role, method and arguments of every call, once a role."""
@@ -91,7 +71,7 @@ def no_processes(monkeypatch, asked) -> None:
     def start(name, spec, group, places, **options):
         role = name.rpartition("/")[2]
         asked.append((role, "started"))
-        return actors(role, asked)
+        return actors(role, spec, asked)
 
     monkeypatch.setattr(processes, "start", start)
     monkeypatch.setattr(processes.ray, "kill", lambda actor: None)
@@ -112,7 +92,8 @@ def pool(asked) -> Pool:
     pool.state.places = {"policy": [place], "reference": [place]}
     for role in pool.state.groups:
         handle = pool.state.roles[role] = RoleHandle(role)
-        handle.replace(actors(role, asked), spec=engines() if role == "rollout" else RANKS)
+        spec = engines() if role == "rollout" else RANKS
+        handle.replace(actors(role, spec, asked), spec=spec)
     return pool
 
 
@@ -270,7 +251,7 @@ async def test_a_worker_goes_beside_the_first_rank_and_shares_its_role_s_clock(p
 
     def start(name, spec, group, places, *, cpus, **options):
         where.update(name=name, group=group, places=places, cpus=cpus)
-        return actors("reward_worker", [])
+        return actors("reward_worker", spec, [])
 
     monkeypatch.setattr(processes, "start", start)
     pool.state.groups["reference"] = GroupConfig(gpus_per_rank=1, cpus_per_rank=3)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 
 import pytest
+from fake_actors import RecordingActor, get
 
 from actors.cluster.role_handle import RoleHandle
+from actors.engines.rollout import RolloutReplica
 from actors.weights import publisher
 from actors.weights.publisher import VllmPublisher
 from actors.weights.sync_spec import SyncSpec
 from benchmarks.publication.fake_cuda import on_card
-from benchmarks.publication.replica import get
 from benchmarks.tiny_models import tiny
 from rlhf_ray.errors import RunError
 
@@ -34,24 +35,6 @@ class WaitingCommunicator:
 
     def destroy(self):
         self.ended.set()
-
-
-class Method:
-    def __init__(self, answer=lambda: None):
-        self.answer, self.calls = answer, []
-
-    def remote(self, *arguments):
-        self.calls.append(arguments)
-        return self
-
-    def result(self, timeout_s):
-        return self.answer()
-
-
-class Replica:
-    def __init__(self, update_weights=lambda: None):
-        self.init_weight_transfer, self.start_weight_update = Method(), Method()
-        self.update_weights, self.finish_weight_update = Method(update_weights), Method(lambda: 1)
 
 
 @pytest.fixture
@@ -87,15 +70,18 @@ def test_a_replica_that_dies_amid_the_exchange_ends_it_with_its_own_error(connec
         communicator.waits.wait()
         raise RunError("publish version 1: rollout.update_weights: job/rollout/0 died after 3 s")
 
-    publisher = connected(Replica(die))
+    publisher = connected(
+        RecordingActor(RolloutReplica, update_weights=die, finish_weight_update=1)
+    )
     with pytest.raises(RunError, match="job/rollout/0 died after 3 s"):
         publisher.publish(1, publisher.client.replicas)
     publisher.close()
 
 
 def test_both_sides_receive_one_bucket_at_a_time(connected):
-    replica = Replica()
+    replica = RecordingActor(RolloutReplica, finish_weight_update=1)
     publisher = connected(replica)
-    [(info, _)] = replica.init_weight_transfer.calls
+    [(method, info, _)] = replica.asked
+    assert method == "init_weight_transfer"
     assert info["packed_num_buffers"] == publisher.engine.packed_num_buffers == 1
     assert info["packed_buffer_size_bytes"] == 2**12

@@ -6,38 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_pools import FakePlacementGroup, FakeRecord
 
 from actors.pool import placement, record
 from actors.pool.placement import reserve
-from actors.pool.places import Place
-from actors.pool.state import PoolState
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.planning.groups import plan_groups
-
-
-class Group:
-    """A placement group by its id in hexadecimal."""
-
-    def __init__(self, name: str) -> None:
-        self.id = self
-        self.name = name
-
-    def hex(self) -> str:
-        return self.name
-
-    def wait(self, timeout_s: float) -> bool:
-        return True
-
-
-class Record:
-    """Of a pool with one placed role and one actor."""
-
-    pool, namespace, group_prefix = "lab", "rlhf-ray/lab", "standing/lab"
-
-    def __init__(self) -> None:
-        place = Place(group=Group("known"), bundle=0, node_id="n", address="10.0.0.1")
-        self.state = PoolState(places={"policy": [place]})
 
 
 @pytest.fixture
@@ -73,7 +48,7 @@ def test_lost_groups_and_actors_are_ended(removed, named, monkeypatch):
     killed: list[str] = []
     monkeypatch.setattr(record.ray, "get_actor", lambda name, namespace: name)
     monkeypatch.setattr(record.ray, "kill", killed.append)
-    record.end_orphans(Record())
+    record.end_orphans(FakeRecord())
     assert (killed, removed) == (["lab/policy/0"], ["lost"])
 
 
@@ -82,22 +57,22 @@ def test_an_actor_that_ends_by_itself_stops_nothing(removed, named, monkeypatch)
         raise ValueError(f"Failed to look up actor with name '{name}'")
 
     monkeypatch.setattr(record.ray, "get_actor", vanished)
-    record.end_orphans(Record())
+    record.end_orphans(FakeRecord())
     assert removed == ["lost"]
 
 
 def test_a_pool_that_ends_keeps_no_group(removed):
-    record.release_groups(Record())
+    record.release_groups(FakeRecord())
     assert removed == ["known", "lost"]
 
 
 @pytest.mark.parametrize("failure", [RunError("an actor died"), KeyboardInterrupt()])
 def test_a_group_whose_gpus_cannot_be_asked_for_is_given_back(failure, monkeypatch):
-    def table(group: Group) -> Any:
+    def table(group: FakePlacementGroup) -> Any:
         raise failure
 
-    removed: list[Group] = []
-    group = Group("new")
+    removed: list[FakePlacementGroup] = []
+    group = FakePlacementGroup("new")
     monkeypatch.setattr(placement, "placement_group", lambda bundles, **options: group)
     monkeypatch.setattr(placement, "placement_group_table", table)
     monkeypatch.setattr(placement, "remove_placement_group", removed.append)

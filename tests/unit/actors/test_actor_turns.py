@@ -7,14 +7,17 @@ from collections.abc import Callable
 
 import pytest
 import ray
+from fake_actors import ComputingRank, FakeHandle, RecordingActor
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.turns import Turns
+from actors.engines.rollout import RolloutReplica
 from actors.ranks.group import RankGroup
-from actors.ranks.policy import PolicyGroup
-from actors.ranks.reference import ReferenceGroup
-from actors.ranks.reward import RewardGroup
-from actors.ranks.value import ValueGroup
+from actors.ranks.policy import PolicyGroup, PolicyRank
+from actors.ranks.reference import ReferenceGroup, ReferenceRank
+from actors.ranks.reward import RewardGroup, RewardRank
+from actors.ranks.reward_worker import RewardWorker
+from actors.ranks.value import ValueGroup, ValueRank
 from actors.weights.probe import EXACT
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
@@ -25,43 +28,6 @@ from rlhf_ray.packing import UpdatePlan
 PASS_S = 0.02
 
 
-class Method:
-    def __init__(self, work: Callable[[], object]) -> None:
-        self.work = work
-
-    def remote(self, *arguments: object) -> object:
-        return self.work()
-
-
-class Rank:
-    """What a rank of the test is asked."""
-
-    def update(self) -> str: ...
-    def fail(self) -> None: ...
-
-
-class Actor:
-    """One rank; what it does is written down when it begins and when it is done."""
-
-    def __init__(self, role: str, seen: list[str]) -> None:
-        self.role, self.seen = role, seen
-        self.update = Method(self._update)
-        self.fail = Method(self._fail)
-        self.free_memory = Method(self._free_memory)
-
-    async def _update(self) -> str:
-        self.seen.append(f"{self.role} begins")
-        await asyncio.sleep(PASS_S)
-        self.seen.append(f"{self.role} ends")
-        return self.role
-
-    async def _fail(self) -> None:
-        raise ValueError("no such model")
-
-    async def _free_memory(self) -> None:
-        self.seen.append(f"{self.role} frees")
-
-
 @pytest.fixture
 def seen() -> list[str]:
     return []
@@ -70,7 +36,10 @@ def seen() -> list[str]:
 @pytest.fixture
 def roles(seen) -> list[RoleHandle]:
     """Policy and critic, of one rank each, on GPUs of their own."""
-    return [RoleHandle(name, {f"job/{name}/0": Actor(name, seen)}) for name in ("policy", "value")]
+    return [
+        RoleHandle(name, {f"job/{name}/0": FakeHandle(ComputingRank(name, seen, pass_s=PASS_S))})
+        for name in ("policy", "value")
+    ]
 
 
 async def compute(role: RoleHandle, method: Callable[..., object]) -> list[object]:
@@ -79,7 +48,7 @@ async def compute(role: RoleHandle, method: Callable[..., object]) -> list[objec
 
 
 async def update_all(roles: list[RoleHandle]) -> list[list[str]]:
-    return await asyncio.gather(*(compute(role, Rank.update) for role in roles))
+    return await asyncio.gather(*(compute(role, ComputingRank.update) for role in roles))
 
 
 async def test_roles_with_gpus_of_their_own_compute_side_by_side(roles, seen):
@@ -99,8 +68,8 @@ async def test_roles_on_the_same_gpus_wait_until_the_other_has_freed_its_memory(
 async def test_a_turn_that_failed_is_over(roles, seen):
     share(roles)
     with pytest.raises(RunError, match="no such model"):
-        await compute(roles[0], Rank.fail)
-    assert await compute(roles[1], Rank.update) == ["value"]
+        await compute(roles[0], ComputingRank.fail)
+    assert await compute(roles[1], ComputingRank.update) == ["value"]
 
 
 async def test_a_role_that_waits_for_its_turn_is_idle(roles):
@@ -111,43 +80,20 @@ async def test_a_role_that_waits_for_its_turn_is_idle(roles):
     assert roles[1].busy.take_idle_s() > PASS_S / 2
 
 
-class RecordingRank:
-    """A rank that answers every method with what is given for it, and notes that it was asked."""
-
-    def __init__(self, asked: list[str], answers: dict[str, object]) -> None:
-        self.asked, self.answers = asked, answers
-
-    def __getattr__(self, name: str) -> Recorded:
-        return Recorded(self, name)
-
-
-class Recorded:
-    def __init__(self, rank: RecordingRank, name: str, *, num_returns: int = 1) -> None:
-        self.rank, self.name, self.num_returns = rank, name, num_returns
-
-    def options(self, *, num_returns: int) -> Recorded:
-        return Recorded(self.rank, self.name, num_returns=num_returns)
-
-    def remote(self, *arguments: object) -> object:
-        self.rank.asked.append(self.name)
-        answer = asyncio.sleep(0, result=self.rank.answers.get(self.name))
-        return answer if self.num_returns == 1 else (answer, None)
-
-
 PLAN = UpdatePlan(minibatches=())
 LEARNER, TIMEOUTS = LearnerConfig(), TimeoutConfig()
 
 
 async def publish(ranks: RoleHandle) -> None:
     policy = PolicyGroup(ranks, LEARNER, TIMEOUTS)
-    engine = RecordingRank([], {"logprobs": []})
+    engine = RecordingActor(RolloutReplica, logprobs=[])
     policy.replicas, policy.probe, policy.limits = RoleHandle("rollout", {"e": engine}), [], EXACT
     await policy.publish(1)
 
 
 async def score(ranks: RoleHandle) -> None:
     config = RewardConfig.model_validate({"model": {"path": "rm"}, "functions": [{"path": "a:b"}]})
-    worker = RoleHandle("reward_worker", {"w": RecordingRank([], {"score": {}})})
+    worker = RoleHandle("reward_worker", {"w": RecordingActor(RewardWorker, score={})})
     model = RankGroup(ranks, TIMEOUTS, leaves=False)
     reward = RewardGroup(config, TIMEOUTS, model=model, worker=worker)
     reward.weights = {"model": 1.0}
@@ -169,17 +115,16 @@ async def score(ranks: RoleHandle) -> None:
 )
 async def test_whatever_passes_a_model_does_so_in_its_turn(work, turn, monkeypatch):
     monkeypatch.setattr(ray, "put", lambda value: value)
-    asked: list[str] = []
-    answers = {"publish": 7, "update": {}, "logprobs_of": []}
-    answers["score_with_model"] = []
-    ranks = RoleHandle("role", {"job/role/0": RecordingRank(asked, answers)})
+    answers = {"publish": 7, "update": {}, "logprobs_of": [], "score_with_model": []}
+    rank = RecordingActor(PolicyRank, ValueRank, ReferenceRank, RewardRank, **answers)
+    ranks = RoleHandle("role", {"job/role/0": rank})
     ranks.gpu_turns = turns = Turns()
     async with turns.turn("another role", at_most_s=5.0):
         waiting = asyncio.ensure_future(work(ranks))
         await asyncio.sleep(PASS_S)
-        assert not set(turn) & set(asked)
+        assert not rank.asked
     await waiting
-    assert asked == [*turn, "free_memory"]
+    assert [method for method, *_ in rank.asked] == [*turn, "free_memory"]
 
 
 def share(roles: list[RoleHandle]) -> None:

@@ -1,14 +1,15 @@
 """What roles say of themselves: waiting by an injected clock, engines' queues, memory."""
 
-import asyncio
 from types import SimpleNamespace
 
 import pytest
+from fake_actors import RecordingActor
 
 from actors.cluster.busy import BusyClock
 from actors.cluster.role_handle import RoleHandle
 from actors.engines.report import EngineLoad
 from actors.pool.usage import usage_of
+from actors.ranks.rank import Rank
 from rlhf_ray.metrics.memory import peak_memory_gb
 from rlhf_ray.metrics.names import check_names
 
@@ -90,16 +91,11 @@ def test_an_engines_load_is_over_its_steps_since_the_last_report():
     assert set(load.take().values()) == {0.0}
 
 
-class Actor:
-    """It answers at once."""
-
-    def __init__(self, usage):
-        self.usage = SimpleNamespace(remote=lambda: asyncio.sleep(0, usage))
-
-
 def role(name, clock, answers):
     """Actors that answer this."""
-    handle = RoleHandle(name, {f"{name}/{n}": Actor(usage) for n, usage in enumerate(answers)})
+    handle = RoleHandle(
+        name, {f"{name}/{n}": RecordingActor(Rank, usage=usage) for n, usage in enumerate(answers)}
+    )
     handle.busy = BusyClock(clock)
     return handle
 

@@ -1,51 +1,13 @@
 """Following a job's log with a cluster that is played: pieces, breaks, ends."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import aiohttp
 import pytest
+from fake_jobs import SILENCE, Played, Said
 from ray.job_submission import JobStatus
 
 from actors.jobs import log as job_log
 from actors.jobs.log import exit_status, follow
 from rlhf_ray.errors import ConfigError, RunError
-
-SILENCE = object()
-
-
-@dataclass
-class Said:
-    status: JobStatus
-    driver_exit_code: int | None = None
-
-
-class Played:
-    """Every connection tells the log from its beginning: texts, silence, or an error."""
-
-    def __init__(self, connections: list[list[Any]], statuses: list[Any]) -> None:
-        self.connections, self.statuses = connections, statuses
-
-    def info(self, job_id: str) -> Any:
-        said = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
-        if isinstance(said, Exception):
-            raise said
-        return said
-
-    def get_job_logs(self, job_id: str) -> str:
-        return "a\nwhole\n"
-
-    async def tail_job_logs(self, job_id: str):
-        import asyncio
-
-        for piece in self.connections.pop(0):
-            if piece is SILENCE:
-                await asyncio.sleep(60)
-            elif isinstance(piece, Exception):
-                raise piece
-            else:
-                yield piece
-
 
 RUNNING, DONE = Said(JobStatus.RUNNING), Said(JobStatus.SUCCEEDED, 0)
 

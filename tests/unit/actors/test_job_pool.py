@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_pools import RecordingPool
 
 from actors.cluster.role_handle import RoleHandle
-from actors.cluster.run_files import RunFiles
 from actors.engines.replica_set import ReplicaSet
 from actors.ranks.experience import ExperienceGroup
 from actors.ranks.policy import PolicyGroup
@@ -25,34 +25,9 @@ from rlhf_ray.jobs.pool import Pool
 from rlhf_ray.specs import ExperienceSpec, SupervisedSpec
 
 
-class ResidentPool:
-    """Writes down what it is asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[Any, ...]] = []
-
-    def files_of(self, role: str) -> RunFiles:
-        return RunFiles()
-
-    async def make_room(self, roles: Any) -> None:
-        self.asked.append(("make_room", *sorted(roles)))
-
-    async def load(self, role: str, spec: Any, *, path: str, leaves: bool = False) -> None:
-        self.asked.append(("load", role, path, leaves))
-
-    async def unload(self, role: str) -> None:
-        self.asked.append(("unload", role))
-
-    async def finish(self, config: Any, role: str, tokenizer_path: str) -> None:
-        self.asked.append(("finish", role, tokenizer_path))
-
-    async def usage(self, roles: Any) -> dict[str, float]:
-        return {f"wait/{role}": 0.0 for role in roles}
-
-
 @pytest.fixture
 def resident(monkeypatch: pytest.MonkeyPatch) -> Any:
-    pool = ResidentPool()
+    pool = RecordingPool()
 
     async def start_actors(where: Any, groups: Any, specs: Any) -> Any:
         assert where is pool

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +137,7 @@ def _term_case(name: str) -> LossCase:
     return case
 
 
-def policy_case(name: str, **changes: float | None) -> LossCase:
+def policy_case(name: str, **changes: Any) -> LossCase:
     return _policy_case(name, replace(POLICY_PARAMS, **changes))
 
 

@@ -16,7 +16,9 @@ LossOracle = Callable[[dict[str, Array], Array], tuple[Array, Array]]
 CLIP_LOW, CLIP_HIGH, DUAL_CLIP, TAU_POS, TAU_NEG, VALUE_CLIP = 0.2, 0.28, 3.0, 1.0, 1.05, 0.3
 
 
-def _surrogate(ratio: float, a: float, low: float = CLIP_LOW, high: float = CLIP_HIGH):
+def _surrogate(
+    ratio: float, a: float, low: float = CLIP_LOW, high: float = CLIP_HIGH
+) -> tuple[float, float]:
     """PPO's surrogate by cases: (loss, d loss / d log ratio)."""
     if a > 0 and ratio > 1 + high:
         return -(1 + high) * a, 0.0
@@ -161,7 +163,9 @@ CORRECTIONS = {"none": correct_none, "truncated": correct_truncated, "mask": cor
 # Advantages: lists (a sequence each) of own tokens' rewards and values, and groups -> advantages.
 
 
-def gae(rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float):
+def gae(
+    rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float
+) -> Sequences:
     """Eq. 16: the sum over l of (γ λ)^l δ_{t+l}."""
     out = []
     for r, v in zip(rewards, values, strict=True):
@@ -181,7 +185,9 @@ def _group_totals(rewards: Sequences, groups: list[int], i: int) -> Array:
     return np.array([rewards[j].sum() for j in members])
 
 
-def _per_sequence(rewards: Sequences, groups: list[int], fn: Callable[[float, Array], float]):
+def _per_sequence(
+    rewards: Sequences, groups: list[int], fn: Callable[[float, Array], float]
+) -> Sequences:
     totals = [r.sum() for r in rewards]
     return [
         np.full(len(r), fn(totals[i], _group_totals(rewards, groups, i)) if len(r) else 0.0)
@@ -189,24 +195,30 @@ def _per_sequence(rewards: Sequences, groups: list[int], fn: Callable[[float, Ar
     ]
 
 
-def grpo(rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float):
+def grpo(
+    rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float
+) -> Sequences:
     def fn(total: float, group: Array) -> float:
         if len(group) < 2:
             return 0.0
-        return (total - np.mean(group)) / (np.std(group, ddof=1) + 1e-6)
+        return float((total - np.mean(group)) / (np.std(group, ddof=1) + 1e-6))
 
     return _per_sequence(rewards, groups, fn)
 
 
-def dr_grpo(rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float):
-    return _per_sequence(rewards, groups, lambda total, group: total - np.mean(group))
+def dr_grpo(
+    rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float
+) -> Sequences:
+    return _per_sequence(rewards, groups, lambda total, group: total - float(np.mean(group)))
 
 
-def rloo(rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float):
+def rloo(
+    rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float
+) -> Sequences:
     def fn(total: float, group: Array) -> float:
         if len(group) < 2:
             return 0.0
-        return total - (np.sum(group) - total) / (len(group) - 1)
+        return float(total - (np.sum(group) - total) / (len(group) - 1))
 
     return _per_sequence(rewards, groups, fn)
 
@@ -229,7 +241,7 @@ def with_spread(rewards: Sequences, groups: list[int]) -> list[bool]:
 
 def reinforce_pp(
     rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float
-):
+) -> Sequences:
     returns = [
         np.array([sum(gamma ** (k - t) * r[k] for k in range(t, len(r))) for t in range(len(r))])
         for r in rewards
@@ -239,7 +251,7 @@ def reinforce_pp(
 
 def reinforce_pp_baseline(
     rewards: Sequences, values: Sequences, groups: list[int], gamma: float, lam: float
-):
+) -> Sequences:
     centered = dr_grpo(rewards, values, groups, gamma, lam)
     return whiten(centered, with_spread(rewards, groups))
 
@@ -252,19 +264,21 @@ def gdpo(
     for k, weight in enumerate(weights):
         for i, group in enumerate(groups):
             peers = [
-                parts[j][k]
-                for j in range(len(groups))
-                if groups[j] == group and has_own[j] and parts[j][k] is not None
+                part
+                for j, part in enumerate(row[k] for row in parts)
+                if groups[j] == group and has_own[j] and part is not None
             ]
-            if has_own[i] and parts[i][k] is not None and len(set(peers)) > 1:
-                sums[i] += weight * (parts[i][k] - np.mean(peers)) / (np.std(peers, ddof=1) + 1e-6)
+            part = parts[i][k]
+            if has_own[i] and part is not None and len(set(peers)) > 1:
+                sums[i] += weight * float((part - np.mean(peers)) / (np.std(peers, ddof=1) + 1e-6))
     scored = [
         s
         for s, row, own in zip(sums, parts, has_own, strict=True)
         if own and any(v is not None for v in row)
     ]
     assert abs(np.mean(scored)) < 1e-12, "the paper's shift by the mean is one by 0"
-    return [(s - np.mean(scored)) / (np.std(scored, ddof=1) + 1e-6) if s else 0.0 for s in sums]
+    mean, std = float(np.mean(scored)), float(np.std(scored, ddof=1))
+    return [(s - mean) / (std + 1e-6) if s else 0.0 for s in sums]
 
 
 # `gdpo` has arguments of its own.

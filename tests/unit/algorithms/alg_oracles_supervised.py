@@ -30,25 +30,33 @@ class Pair:
     @property
     def u(self) -> tuple[float, float]:
         """Policy / reference probability of both answers."""
-        return np.exp(self.chosen - self.reference_chosen), np.exp(
+        return exp(self.chosen - self.reference_chosen), exp(
             self.rejected - self.reference_rejected
         )
 
 
+def log(x: float) -> float:
+    return float(np.log(x))
+
+
+def exp(x: float) -> float:
+    return float(np.exp(x))
+
+
 DIVERGENCES: dict[str, Callable[[float], float]] = {
-    "reverse_kl": lambda u: np.log(u),
+    "reverse_kl": log,
     "forward_kl": lambda u: 1.0 - 1.0 / u,
-    "js_divergence": lambda u: np.log(2.0 * u / (1.0 + u)),
+    "js_divergence": lambda u: log(2.0 * u / (1.0 + u)),
     "alpha_divergence": lambda u: (u ** (ALPHA - 1.0) - 1.0) / (ALPHA - 1.0),
 }
 
 
 def sigma(x: float) -> float:
-    return 1.0 / (1.0 + np.exp(-x))
+    return 1.0 / (1.0 + exp(-x))
 
 
 def smoothed(logit: float, epsilon: float = EPSILON) -> float:
-    return -(1.0 - epsilon) * np.log(sigma(logit)) - epsilon * np.log(1.0 - sigma(logit))
+    return -(1.0 - epsilon) * log(sigma(logit)) - epsilon * log(1.0 - sigma(logit))
 
 
 def gap(pair: Pair, divergence: str) -> float:
@@ -62,8 +70,8 @@ def mean_gap(pair: Pair, divergence: str) -> float:
 
 
 def robust(pair: Pair, divergence: str) -> float:
-    clean = -np.log(sigma(BETA * gap(pair, divergence)))
-    flipped = -np.log(sigma(-BETA * gap(pair, divergence)))
+    clean = -log(sigma(BETA * gap(pair, divergence)))
+    flipped = -log(sigma(-BETA * gap(pair, divergence)))
     return ((1.0 - EPSILON) * clean - EPSILON * flipped) / (1.0 - 2.0 * EPSILON)
 
 
@@ -75,32 +83,30 @@ def exo_pair(pair: Pair, divergence: str) -> float:
 def discopop(pair: Pair, divergence: str) -> float:
     rho = BETA * gap(pair, divergence)
     gate = sigma(rho / DISCOPOP_TAU)
-    return (1.0 - gate) * np.log(1.0 + np.exp(-rho)) + gate * np.exp(-rho)
+    return (1.0 - gate) * log(1.0 + exp(-rho)) + gate * exp(-rho)
 
 
 def nca_pair(pair: Pair, divergence: str) -> float:
-    r_chosen, r_rejected = (BETA * np.log(u) for u in pair.u)
-    return -np.log(sigma(r_chosen)) - 0.5 * sum(np.log(sigma(-r)) for r in (r_chosen, r_rejected))
+    r_chosen, r_rejected = (BETA * log(u) for u in pair.u)
+    return -log(sigma(r_chosen)) - 0.5 * sum(log(sigma(-r)) for r in (r_chosen, r_rejected))
 
 
 def bco_pair(pair: Pair, divergence: str) -> float:
-    return -np.log(sigma(BETA * np.log(pair.u[0]))) - np.log(sigma(-BETA * np.log(pair.u[1])))
+    return -log(sigma(BETA * log(pair.u[0]))) - log(sigma(-BETA * log(pair.u[1])))
 
 
 def sppo_hard(pair: Pair, divergence: str) -> float:
     # eta = 1 / beta; the win rate of the winner is 1, of the loser 0.
     eta = 1.0 / BETA
-    return (np.log(pair.u[0]) - eta * (1.0 - 0.5)) ** 2 + (
-        np.log(pair.u[1]) - eta * (0.0 - 0.5)
-    ) ** 2
+    return (log(pair.u[0]) - eta * (1.0 - 0.5)) ** 2 + (log(pair.u[1]) - eta * (0.0 - 0.5)) ** 2
 
 
 def apo_zero(pair: Pair, divergence: str) -> float:
-    return -sigma(BETA * np.log(pair.u[0])) + sigma(BETA * np.log(pair.u[1])) + 1.0
+    return -sigma(BETA * log(pair.u[0])) + sigma(BETA * log(pair.u[1])) + 1.0
 
 
 def apo_down(pair: Pair, divergence: str) -> float:
-    r_chosen, r_rejected = (BETA * np.log(u) for u in pair.u)
+    r_chosen, r_rejected = (BETA * log(u) for u in pair.u)
     return sigma(r_chosen) - sigma(r_chosen - r_rejected) + 1.0
 
 
@@ -110,10 +116,10 @@ def simpo(pair: Pair, divergence: str) -> float:
 
 
 def odds_ratio(pair: Pair) -> float:
-    p_chosen = np.exp(pair.chosen / pair.chosen_len)
-    p_rejected = np.exp(pair.rejected / pair.rejected_len)
+    p_chosen = exp(pair.chosen / pair.chosen_len)
+    p_rejected = exp(pair.rejected / pair.rejected_len)
     odds = (p_chosen / (1.0 - p_chosen)) / (p_rejected / (1.0 - p_rejected))
-    return -np.log(sigma(np.log(odds)))
+    return -log(sigma(log(odds)))
 
 
 # Losses of a step: the mean over its pairs of a pair's own loss,
@@ -147,7 +153,7 @@ def aot(pairs: list[Pair], divergence: str) -> float:
 
 
 def aot_unpaired(pairs: list[Pair], divergence: str) -> float:
-    return quantile_loss([np.log(p.u[0]) for p in pairs], [np.log(p.u[1]) for p in pairs])
+    return quantile_loss([log(p.u[0]) for p in pairs], [log(p.u[1]) for p in pairs])
 
 
 PAIRS: dict[str, Callable[[list[Pair], str], float]] = {
@@ -156,7 +162,7 @@ PAIRS: dict[str, Callable[[list[Pair], str], float]] = {
     "hinge": mean_of(lambda pair, divergence: max(0.0, 1.0 - BETA * gap(pair, divergence))),
     "ipo": mean_of(lambda pair, divergence: (mean_gap(pair, divergence) - 0.5 / BETA) ** 2),
     "sigmoid_norm": mean_of(
-        lambda pair, divergence: -np.log(sigma(BETA * mean_gap(pair, divergence)))
+        lambda pair, divergence: -log(sigma(BETA * mean_gap(pair, divergence)))
     ),
     "exo_pair": mean_of(exo_pair),
     "discopop": mean_of(discopop),
@@ -208,12 +214,12 @@ def mean_over_pairs(values: list[float]) -> float:
 def bradley_terry(scores: Array, margin: float, tiers: Array) -> float:
     margin = margin if len(scores) == 2 else 0.0
     pairs = ordered_pairs(tiers)
-    return mean_over_pairs([-np.log(sigma(scores[i] - scores[j] - margin)) for i, j in pairs])
+    return mean_over_pairs([-log(sigma(scores[i] - scores[j] - margin)) for i, j in pairs])
 
 
 def logexp(scores: Array, margin: float, tiers: Array) -> float:
     pairs = ordered_pairs(tiers)
-    return mean_over_pairs([np.log(1.0 + np.exp(scores[j] - scores[i])) for i, j in pairs])
+    return mean_over_pairs([log(1.0 + exp(scores[j] - scores[i])) for i, j in pairs])
 
 
 def plackett_luce(scores: Array, margin: float, tiers: Array) -> float:

@@ -10,11 +10,11 @@ from pydantic import AfterValidator
 from launch import cli
 from rlhf_ray.config.base import ELSEWHERE, LocalPath
 from rlhf_ray.config.checks.preflight import find_problems
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.tools import schema
 from rlhf_ray.config.tools.elsewhere import _PATH_KEYS, values_of
-from rlhf_ray.config.tools.job_file import load_job
 from rlhf_ray.config.tools.load import load_config
+from rlhf_ray.config.tools.ready import load_job
 from rlhf_ray.config.tools.stages import resolve_stages
 from rlhf_ray.config.tools.yaml_file import read_yaml
 from rlhf_ray.errors import ConfigError

@@ -8,8 +8,13 @@ import pytest
 from packaging.requirements import Requirement
 
 from rlhf_ray.config.checks import machine
-from rlhf_ray.config.checks.installed import ENGINES, installed_versions, needed, package_faults
-from rlhf_ray.config.checks.machine import require_machine
+from rlhf_ray.config.checks.machine import (
+    ENGINES,
+    installed_versions,
+    needed,
+    package_faults,
+    require_machine,
+)
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.errors import ConfigError

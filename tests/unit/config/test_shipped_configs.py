@@ -8,9 +8,8 @@ import pytest
 
 from rlhf_ray.config.checks import references
 from rlhf_ray.config.checks.preflight import find_problems
-from rlhf_ray.config.jobs import JOB_CONFIGS
+from rlhf_ray.config.jobs import JOB_CONFIGS, PipelineConfig
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.config.tools.stages import resolve_stages

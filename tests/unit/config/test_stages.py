@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.tools.stages import groups_of, resolve_stages
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.stages import stages_left

@@ -2,8 +2,7 @@
 
 import pytest
 
-from rlhf_ray.config.checks.preflight import find_problems
-from rlhf_ray.config.checks.wandb_login import login_fault
+from rlhf_ray.config.checks.preflight import find_problems, login_fault
 from rlhf_ray.config.supervised import SftConfig
 
 

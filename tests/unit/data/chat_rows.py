@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def config(tmp_path: Path, *rows: dict[str, Any], **settings: Any) -> DataConfig
     return DataConfig(path=str(path), **settings)
 
 
-def examples(tmp_path: Path, tokenizer: Any, *rows: dict[str, Any]) -> list[SftExample]:
+def examples(tmp_path: Path, tokenizer: Any, *rows: dict[str, Any]) -> Sequence[SftExample]:
     return load_sft(config(tmp_path, *rows), tokenizer, max_length=999).rows
 
 

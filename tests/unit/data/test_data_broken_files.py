@@ -16,9 +16,7 @@ from loads import load_prompts
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.errors import DataError, RowError
-from rlhf_ray.data.files import binary as file_bytes
-from rlhf_ray.data.files import json_window
-from rlhf_ray.data.files import text_rows as text_files
+from rlhf_ray.data.files import binary, json_window, text_rows
 from rlhf_ray.data.files.sources import read_rows
 from rlhf_ray.data.row import Row
 
@@ -109,7 +107,7 @@ def test_rows_may_be_nested_as_deeply_as_whatever_keeps_them_bears(
 def test_a_row_without_end_is_not_read_to_its_end(
     tmp_path: Path, name: str, content: bytes, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (file_bytes, json_window, text_files):
+    for module in (binary, json_window, text_rows):
         monkeypatch.setattr(module, "MAX_ROW_BYTES", 100)
     monkeypatch.setattr(json_window, "_READ_BYTES", 20)
     path = tmp_path / name

@@ -28,7 +28,7 @@ from loads import load_labelled, load_pairs, load_prompts, load_sft
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.examples.sft import Examples
-from rlhf_ray.data.files import sources as files
+from rlhf_ray.data.files import sources
 from rlhf_ray.data.loading import cache
 from rlhf_ray.data.order import digest_of_rows
 from rlhf_ray.data.rows import store
@@ -130,8 +130,7 @@ def test_all_code_that_rows_pass_through_is_known() -> None:
     assert len(imported & known) > 40
     # Of configurations, settings of others than data; files of weights; errors; processes.
     assert {file.stem for file in imported - known} == {
-        "__init__", "base", "deepspeed_settings", "model_kind", "weight_files", "errors",
-        "parent_process",
+        "__init__", "base", "model_config", "weight_files", "errors", "parent_process",
     }  # fmt: skip
 
 
@@ -164,7 +163,7 @@ def test_what_changes_while_it_is_read_is_not_kept(
 
     def read_later(*arguments: Any, **options: Any) -> Any:
         texts(tmp_path / "a.jsonl", 6)
-        yield from files.read_rows(*arguments, **options)
+        yield from sources.read_rows(*arguments, **options)
         if is_gone:
             (tmp_path / "a.jsonl").unlink()
 

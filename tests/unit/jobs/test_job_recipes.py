@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_pool import FakePool
+from fake_pool import FakeLoop, FakePool, FakeTokenizer
 
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.jobs import JOB_CONFIGS
@@ -17,7 +17,6 @@ from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.jobs.job import PreparedJob
 from rlhf_ray.jobs.on_rows import SupervisedData
 from rlhf_ray.jobs.online import OnlineData
-from rlhf_ray.jobs.pool import Pool
 from rlhf_ray.jobs.rm import RmData
 from rlhf_ray.jobs.sft import SftData
 from rlhf_ray.jobs.table import JOBS
@@ -36,13 +35,6 @@ from rlhf_ray.specs import (
 from rlhf_ray.types import Prompt, Ranking, SftExample
 
 
-class Tokenizer:
-    """Leaves a trace of itself."""
-
-    def save_pretrained(self, folder: str) -> None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-
-
 def ids(*tokens: int) -> Any:
     return np.array(tokens, dtype=np.int32)
 
@@ -59,7 +51,7 @@ PROMPTS = [Prompt(prompt_id=f"p{n}", token_ids_T=(1, 2), text="p") for n in rang
 
 
 def data_of(kind: str) -> Any:
-    tokenizer: Any = Tokenizer()
+    tokenizer: Any = FakeTokenizer()
     on_rows = {"tokenizer": tokenizer, "eval_rows": []}
     match kind:
         case "sft":
@@ -92,19 +84,9 @@ def config_of(kind: str, run_dir: Path, **settings: Any) -> Any:
     return cls.model_validate({**values, **settings})
 
 
-class FakeLoop:
-    """In the place of a job's loop: says that it ran, and from where."""
-
-    def __init__(self, pool: FakePool) -> None:
-        self.pool = pool
-
-    async def run(self, checkpoint: Any) -> None:
-        self.pool.asked("loop" if checkpoint is None else f"loop from {checkpoint.step}")
-
-
 def prepared(kind: str, run_dir: Path, pool: FakePool, **settings: Any) -> PreparedJob[Any, Any]:
     job = replace(
-        JOBS[kind], load=lambda config: data_of(kind), loop=lambda *arguments: FakeLoop(pool)
+        JOBS[kind], load=lambda config: data_of(kind), loop=lambda *arguments: FakeLoop(pool.asked)
     )
     return job.prepare(config_of(kind, run_dir, **settings))
 
@@ -144,8 +126,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 async def test_what_a_job_asks_of_its_pool(case: str, tmp_path: Path) -> None:
     kind, settings, calls = CASES[case]
     pool = FakePool(tmp_path)
-    is_a_pool: Pool = pool
-    await prepared(kind, tmp_path, pool, **settings).run(is_a_pool)
+    await prepared(kind, tmp_path, pool, **settings).run(pool)
     assert pool.calls == calls
     assert (tmp_path / "tokenizer").is_dir()
 

@@ -4,7 +4,7 @@ import pytest
 
 from actors.pool.processes import FORWARDED, environment
 from launch.run.metadata import metadata_of
-from rlhf_ray.config.pipeline import PipelineConfig
+from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.metrics.wandb_sink import keep_wandb_run_id
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_pool import FakeLoop, FakePool, FakeTokenizer
 
 from launch import cli, job, pipeline
 from launch.run.folder import check_folder, run_folder
+from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.config.pipeline import PipelineConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.errors import ConfigError, RunError
@@ -49,14 +50,9 @@ def make_config(folder, cls=SftConfig, **settings):
 
 def loading(rows):
     def load(config):
-        return SftData(rows=rows, eval_rows=[], tokenizer=Tokenizer(), end_token_ids=())
+        return SftData(rows=rows, eval_rows=[], tokenizer=FakeTokenizer(), end_token_ids=())
 
     return load
-
-
-class Tokenizer:
-    def save_pretrained(self, folder):
-        pass
 
 
 def run(config, load, **parts):
@@ -267,21 +263,14 @@ def test_a_job_that_is_not_refused_is_written_and_told_of_its_checkpoint(done, m
     monkeypatch.setattr(job, "check_nodes", fine)
     seen = []
 
-    class FakePool:
-        start = finish = usage = nothing
+    def asked(what):
+        seen.append((what, state_of(done.run_dir)))
 
-        def sinks(self):
-            return []
-
-    class Loop:
-        async def run(self, checkpoint):
-            seen.append((checkpoint.step, state_of(done.run_dir)))
-
-    monkeypatch.setattr(job, "JobPool", lambda pool, config: FakePool())
+    monkeypatch.setattr(job, "JobPool", lambda pool, config: FakePool(Path(config.run_dir)))
     monkeypatch.setattr(job, "skipped_steps_fetched", lambda config, pool: fake_pool(config))
     longer = make_config(done.run_dir, resume="auto", total_steps=6)
-    assert run(longer, loading(ROWS), roles=nothing, loop=lambda *arguments: Loop()) == 0
-    assert seen == [(4, "running")]
+    assert run(longer, loading(ROWS), roles=nothing, loop=lambda *arguments: FakeLoop(asked)) == 0
+    assert seen == [("loop from 4", "running")]
     assert "total_steps: 6" in (Path(done.run_dir) / "config.yaml").read_text()
 
 

@@ -53,4 +53,4 @@ def _storages() -> dict[int, torch.UntypedStorage]:
 def _digest(storage: torch.UntypedStorage) -> str:
     # A copy: what NumPy has seen of a tensor, PyTorch does not resize any more.
     data = torch.empty(0, dtype=torch.uint8).set_(storage).clone()
-    return hashlib.blake2b(data.numpy(), digest_size=16).hexdigest()
+    return hashlib.blake2b(data.numpy().data, digest_size=16).hexdigest()

@@ -134,7 +134,7 @@ def _rows() -> list[SftExample]:
 
 
 def _plan(num_ranks: int) -> UpdatePlan:
-    by_rank = tuple(zip(*PASSES, strict=True))
+    by_rank: tuple[tuple[tuple[int, ...], ...], ...] = tuple(zip(*PASSES, strict=True))
     if num_ranks == 1:
         by_rank = (tuple(sum(passes, ()) for passes in PASSES),)
     minibatch = MinibatchPlan(

@@ -89,7 +89,7 @@ def largest_gap(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
         for n in ours
     )
     size = sum(float(theirs[n].double().square().sum()) for n in ours)
-    return (gap / size) ** 0.5
+    return float((gap / size) ** 0.5)
 
 
 def logprobs_of(learner: Any, rows: Sequence[Any], **keywords: Any) -> list[Any]:

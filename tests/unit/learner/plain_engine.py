@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from rlhf_ray.learner.engine import ParallelDims, StepResult, random_state, set_random_state
+from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.learner.engine import (
+    EngineBuilder,
+    InferenceEngine,
+    ParallelDims,
+    Residency,
+    StepResult,
+    TrainingEngine,
+    random_state,
+    set_random_state,
+)
 from rlhf_ray.learner.optim import adamw_settings, learning_rate, parameter_groups
 
 
@@ -18,23 +30,24 @@ class Stays:
     has_weights = has_states = True
     host_bytes = 0
 
-    def offload(self, *, keep_weights=False):
+    def offload(self, *, keep_weights: bool = False) -> None:
         raise NotImplementedError
 
-    def reload(self, *, weights_only=False):
+    def reload(self, *, weights_only: bool = False) -> None:
         """It is there."""
 
 
-class PlainEngine:
-    def __init__(self, module, config=None, *, total_steps=0):
-        self.module, self.config, self.total_steps = module, config, total_steps
-        self.dims, self.residency = ParallelDims.of_world(), Stays()
-        self.num_steps = self.num_skipped_in_a_row = 0
-        if config is not None:
-            groups = parameter_groups(module, weight_decay=config.optim.weight_decay)
-            self.optimizer = torch.optim.AdamW(groups, **adamw_settings(config.optim))
+class FrozenEngine:
+    """Only reads its model."""
 
-    def __call__(self, *arguments, **keywords):
+    trains = False
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.dims = ParallelDims.of_world()
+        self.residency: Residency = Stays()
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self.module(*arguments, **keywords)
 
     @contextmanager
@@ -42,9 +55,25 @@ class PlainEngine:
         self.module.eval()
         with torch.no_grad():
             yield
-        self.module.train(self.config is not None)
+        self.module.train(self.trains)
 
-    def backward(self, loss, *, is_last):
+    def close(self) -> None:
+        """Nothing is held elsewhere."""
+
+
+class PlainEngine(FrozenEngine):
+    """Trains it."""
+
+    trains = True
+
+    def __init__(self, module: Any, config: LearnerConfig, *, total_steps: int) -> None:
+        super().__init__(module)
+        self.config, self.total_steps = config, total_steps
+        self.num_steps = self.num_skipped_in_a_row = 0
+        groups = parameter_groups(module, weight_decay=config.optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, **adamw_settings(config.optim))
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         loss.backward()
 
     def step(self) -> StepResult:
@@ -60,37 +89,50 @@ class PlainEngine:
         self.num_skipped_in_a_row = 0 if applied else self.num_skipped_in_a_row + 1
         return StepResult(grad_norm=norm, lr=lr, applied=applied)
 
-    def save(self, folder):
+    def save(self, folder: Path) -> None:
         state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         counters = {"steps": self.num_steps, "skipped": self.num_skipped_in_a_row}
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({**state, **counters, "random": random_state()}, folder / "state.pt")
 
-    def load(self, folder):
+    def load(self, folder: Path) -> None:
         state = torch.load(folder / "state.pt", weights_only=True)
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.num_steps, self.num_skipped_in_a_row = state["steps"], state["skipped"]
         set_random_state(state["random"])
 
-    def close(self):
-        """Nothing is held elsewhere."""
-
 
 class PlainBuilder:
     shards_weights = False
 
-    def __init__(self, config, device):
+    def __init__(self, config: LearnerConfig, device: torch.device) -> None:
         self.config, self.device = config, device
 
-    def loading(self):
+    def loading(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def train(self, module, *, total_steps):
+    def train(self, module: torch.nn.Module, *, total_steps: int) -> PlainEngine:
         return PlainEngine(module, self.config, total_steps=total_steps)
 
-    def freeze(self, module):
-        return PlainEngine(module.eval())
+    def freeze(self, module: torch.nn.Module) -> FrozenEngine:
+        return FrozenEngine(module.eval())
 
-    def close(self):
+    def close(self) -> None:
         """Nothing lies outside of the process."""
+
+
+def _(fake: Stays) -> Residency:
+    return fake
+
+
+def _(fake: FrozenEngine) -> InferenceEngine:
+    return fake
+
+
+def _(fake: PlainEngine) -> TrainingEngine:
+    return fake
+
+
+def _(fake: PlainBuilder) -> EngineBuilder:
+    return fake

@@ -26,7 +26,8 @@ class Linear4bit(nn.Linear):
         self.bias = linear.bias
 
     def dequantized(self) -> torch.Tensor:
-        return (self.weight.float() - 8.0) * self.scale
+        codes: torch.Tensor = self.weight.float()
+        return (codes - 8.0) * self.scale
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         weight = self.dequantized().bfloat16()

@@ -11,8 +11,7 @@ import pytest
 
 from benchmarks.gradient_steps import LEARNERS, save_model
 from benchmarks.gradients import Agreement, Case, agreements
-from rlhf_ray.config.base import LearnerConfig, ZeroConfig
-from rlhf_ray.config.deepspeed_settings import taken_settings
+from rlhf_ray.config.base import LearnerConfig, ZeroConfig, taken_settings
 from rlhf_ray.learner.deepspeed.settings import deepspeed_config
 
 CASES = [

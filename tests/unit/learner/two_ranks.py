@@ -122,15 +122,15 @@ def steps() -> dict[str, Any]:
 
 def answer_of(task: dict[str, Any], num_ranks: int) -> dict[str, Any]:
     """One step and one evaluation."""
-    rows, settings = task["rows"], {"num_ranks": num_ranks}
+    rows = task["rows"]
     planned = [getattr(row, "row", row) for row in rows]
     learner = hosted(task["spec"])
     try:
-        evaluated = learner.evaluate(rows, plan_evaluation(planned, **settings))
+        evaluated = learner.evaluate(rows, plan_evaluation(planned, num_ranks=num_ranks))
         written = []
         if hasattr(learner, "continuations"):
             written = learner.continuations([[5, 6], [7]], max_new_tokens=4, end_ids=[9])
-        metrics = learner.update(rows, plan_rows(planned, **settings))
+        metrics = learner.update(rows, plan_rows(planned, num_ranks=num_ranks))
         return {
             "metrics": metrics,
             "gradients": gradients_of(learner),
@@ -147,7 +147,9 @@ def main(rank: int, port: int, folder: Path) -> None:
         MASTER_PORT=str(port),
     )  # fmt: skip
     deadline = timedelta(seconds=60)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=deadline)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", port, is_master=False, timeout=deadline
+    )
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=deadline)
     tasks = pickle.loads((folder / "tasks.pkl").read_bytes())
     answers = {

@@ -11,15 +11,26 @@ import numpy as np
 
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.metrics.flops import UpdateFlops
-from rlhf_ray.metrics.log import Record, Table
+from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import (
+    EnginePart,
+    ExperienceBuilder,
     GenerationRequest,
     Hardware,
+    Metrics,
+    Policy,
     Publication,
+    Ref,
+    Reference,
+    Reward,
     Roles,
+    RolloutEngine,
     RolloutGroup,
     SampleArrays,
     ScoredGroup,
+    SleepLevel,
+    Usage,
+    Value,
 )
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
@@ -142,11 +153,11 @@ class Company:
             for sample, seed in enumerate(request.seeds_G)
         ]
 
-    async def sleep(self, level: int) -> None:
+    async def sleep(self, level: SleepLevel) -> None:
         self.said(f"rollout.sleep@{level}")
         self.asleep = True
 
-    async def wake_up(self, part: str | None = None) -> None:
+    async def wake_up(self, part: EnginePart | None = None) -> None:
         self.said(f"rollout.wake_up({part})")
         self.asleep = False
 
@@ -178,7 +189,7 @@ class Company:
         reference: SampleArrays | None,
         values: SampleArrays | None,
         kl_coefficient: float,
-    ) -> tuple[str, dict[str, float]]:
+    ) -> tuple[Ref, Metrics]:
         self.said("experience.build")
         rollouts = resolve([scored.group for scored in groups])
         assert len(rollouts) == sum(len(scored.scores_G) for scored in groups)
@@ -188,7 +199,7 @@ class Company:
     async def rollouts(self, groups: Sequence[RolloutGroup]) -> list[list[Rollout]]:
         return [resolve([group]) for group in groups]
 
-    async def update(self, experience, plan, kl_coefficient):
+    async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
         self.said("policy.update")
         rows = sorted(
             row
@@ -259,7 +270,7 @@ class FakeValue:
         self.company.said("value.values")
         return []
 
-    async def update(self, experience, plan):
+    async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
         self.company.said("value.update")
         await asyncio.sleep(0)
         return {"loss": 0.1, "skipped_in_a_row": 0.0}
@@ -276,18 +287,29 @@ class FakeValue:
         self.company.said("value.restore")
 
 
-class Recorder:
-    """A metrics sink that keeps everything."""
+def _(fake: Company) -> RolloutEngine:
+    return fake
 
-    def __init__(self) -> None:
-        self.steps: dict[int, dict[str, float]] = {}
-        self.tables: list[Table] = []
 
-    def log(self, record: Record) -> None:
-        self.steps[record.step] = dict(record.metrics)
+def _(fake: Company) -> Policy:
+    return fake
 
-    def table(self, table: Table) -> None:
-        self.tables.append(table)
 
-    def close(self, *, failed: bool) -> None:
-        pass
+def _(fake: Company) -> Reward:
+    return fake
+
+
+def _(fake: Company) -> ExperienceBuilder:
+    return fake
+
+
+def _(fake: FakeReference) -> Reference:
+    return fake
+
+
+def _(fake: FakeValue) -> Value:
+    return fake
+
+
+def _(fake: CountedUsage) -> Usage:
+    return fake

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar, cast
 
 from fakes import Company, FakeReference, FakeValue
 
-from rlhf_ray.roles import Roles
+from rlhf_ray.roles import (
+    EnginePart,
+    GenerationRequest,
+    Publication,
+    Roles,
+    RolloutEngine,
+    RolloutGroup,
+    SleepLevel,
+)
+
+R = TypeVar("R")
 
 READS = ("logprobs", "values", "score", "publish")
 TRAINS = ("update", "save", "restore")
@@ -48,18 +59,20 @@ class Engines:
     def __init__(self, company: Company, card: Card) -> None:
         self.company, self.card, self.has_model = company, card, False
 
-    async def generate(self, requests: Any) -> Any:
+    async def generate(
+        self, requests: Sequence[GenerationRequest]
+    ) -> list[Awaitable[RolloutGroup]]:
         await self.wake_up()
         return await self.company.generate(requests)
 
-    async def sleep(self, level: int) -> None:
+    async def sleep(self, level: SleepLevel) -> None:
         if "rollout.weights" in self.card.held:
             self.has_model &= level == 1
             self.card.moves.append(f"sleep {level}")
         self.card.leave("rollout.weights")
         self.card.leave("rollout.kv_cache")
 
-    async def wake_up(self, part: str | None = None) -> None:
+    async def wake_up(self, part: EnginePart | None = None) -> None:
         if part != "weights":
             assert self.has_model, "an engine wakes up to sample from nothing"
         for name in [part] if part else ["weights", "kv_cache"]:
@@ -96,9 +109,10 @@ class Guest:
         await self.role.publish(version)
         self.engines.has_model = True
 
-    async def compare(self) -> Any:
+    async def compare(self) -> Publication:
         assert "rollout.kv_cache" in self.card.held, "the engines score the probe as well"
-        return await self.role.compare()
+        compared: Publication = await self.role.compare()
+        return compared
 
     async def offload(self) -> None:
         self.card.leave(f"{self.name}.states")
@@ -109,8 +123,8 @@ def roles_on(card: Card, company: Company) -> Roles:
     """All of a job's roles on one card; the job has a reward model."""
     engines = Engines(company, card)
 
-    def guest(name: str, role: Any) -> Any:
-        return Guest(name, role, card, engines)
+    def guest(name: str, role: R) -> R:
+        return cast(R, Guest(name, role, card, engines))
 
     return Roles(
         rollout=engines,
@@ -120,3 +134,7 @@ def roles_on(card: Card, company: Company) -> Roles:
         reference=guest("reference", FakeReference(company)),
         value=guest("value", FakeValue(company)),
     )
+
+
+def _(fake: Engines) -> RolloutEngine:
+    return fake

@@ -3,57 +3,69 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
+from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.loops.publication import publish
-from rlhf_ray.roles import GenerationRequest, ScoredGroup
+from rlhf_ray.packing import UpdatePlan
+from rlhf_ray.roles import GenerationRequest, Roles, RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts.seeds import sample_seeds
+from rlhf_ray.types import Prompt
 
 
-async def straight_loop(config, roles, prompts):
+async def straight_loop(config: PpoConfig, roles: Roles, prompts: Sequence[Prompt]) -> None:
     """Ask of `roles` what `OnlineLoop` does; prompts come as they stand."""
+    assert roles.reference is not None and roles.value is not None
     await publish(roles, 0)
     dynamic, draws = config.algorithm.dynamic_sampling, itertools.count()
+    plan = UpdatePlan(minibatches=())
     for step in range(1, config.total_steps + 1):
-        kept = []
+        groups: list[RolloutGroup] = []
+        spread: list[ScoredGroup] = []
         for _ in range(dynamic.max_rounds if dynamic.enabled else 1):
-            num_missing = config.prompts_per_step - len(kept)
+            num_missing = config.prompts_per_step - len(groups)
             requests = [request(config, prompts, next(draws)) for _ in range(num_missing)]
             if requests:
-                groups = [await answer for answer in await roles.rollout.generate(requests)]
+                found = [await answer for answer in await roles.rollout.generate(requests)]
                 if dynamic.enabled:
-                    groups = await scored(roles, groups)
-                    groups = [g for g in groups if len({s.total for s in g.scores_G}) > 1]
-                kept += groups
+                    kept = await scored(roles, found)
+                    kept = [g for g in kept if len({s.total for s in g.scores_G}) > 1]
+                    spread += kept
+                    found = [g.group for g in kept]
+                groups += found
         await roles.rollout.sleep(level=2)
-        if kept:
-            groups = [group.group for group in kept] if dynamic.enabled else kept
+        if groups:
             old = await roles.policy.logprobs(groups)
             reference = await roles.reference.logprobs(groups)
             values = await roles.value.values(groups)
             experience, _ = await roles.experience.build(
-                kept if dynamic.enabled else await scored(roles, kept),
+                spread if dynamic.enabled else await scored(roles, groups),
                 old=old,
                 reference=reference,
                 values=values,
                 kl_coefficient=config.algorithm.kl.coefficient,
             )
-            await roles.policy.update(experience, None, config.algorithm.kl.coefficient)
-            await roles.value.update(experience, None)
+            await roles.policy.update(experience, plan, config.algorithm.kl.coefficient)
+            await roles.value.update(experience, plan)
         await publish(roles, step)
 
 
-async def scored(roles, groups):
+async def scored(roles: Roles, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
     scores = await roles.reward.score(groups)
     return [ScoredGroup(group=g, scores_G=s) for g, s in zip(groups, scores, strict=True)]
 
 
-def request(config, prompts, draw):
+def request(config: PpoConfig, prompts: Sequence[Prompt], draw: int) -> GenerationRequest:
     prompt = prompts[draw % len(prompts)]
-    by = {"seed": config.seed, "draw": draw, "prompt_id": prompt.prompt_id}
     return GenerationRequest(
         prompt=prompt,
         draw=draw,
-        seeds_G=sample_seeds(**by, num_samples=config.samples_per_prompt),
+        seeds_G=sample_seeds(
+            seed=config.seed,
+            draw=draw,
+            prompt_id=prompt.prompt_id,
+            num_samples=config.samples_per_prompt,
+        ),
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
     )

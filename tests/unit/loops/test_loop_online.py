@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
+from fake_companies import CutCompany, ReadableCompany
+from fake_sink import FakeSink
 from fakes import (
     COSTS,
     Company,
     CountedUsage,
-    Recorder,
     groups_of,
     make_config,
     make_prompts,
     make_rollout,
-    resolve,
     summary_of,
 )
 
@@ -45,7 +44,7 @@ def loop_of(config, company, *, held_out=0, value=True, recorder=None, **keyword
         company.roles(value=value),
         make_prompts(10),
         evaluation,
-        MetricsLog([recorder or Recorder()]),
+        MetricsLog([recorder or FakeSink()]),
         **keywords,
     )
 
@@ -75,7 +74,7 @@ async def test_a_step_is_told_as_the_design_tells_it(tmp_path):
 
 
 async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
-    config, recorder = make_config(tmp_path), Recorder()
+    config, recorder = make_config(tmp_path), FakeSink()
     company = Company(config, spread)
     await loop_of(config, company, recorder=recorder, usage=CountedUsage()).run(None)
     for step in (1, 2, 3):
@@ -95,7 +94,7 @@ async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
 
 
 async def test_utilisation_counts_every_epoch_and_no_prompt_as_scored(tmp_path):
-    config, recorder = make_config(tmp_path, algorithm={"epochs": 2}), Recorder()
+    config, recorder = make_config(tmp_path, algorithm={"epochs": 2}), FakeSink()
     company = Company(config, spread)
 
     async def hardware():
@@ -119,7 +118,7 @@ async def test_a_step_lasts_from_log_to_log(tmp_path):
     config = make_config(
         tmp_path, total_steps=2, checkpoint=KEEP_ALL, eval={"every": 1, "data": {"path": "x"}}
     )
-    company, recorder = Company(config, spread), Recorder()
+    company, recorder = Company(config, spread), FakeSink()
     save = company.save
 
     async def slow_save(folder):
@@ -141,7 +140,7 @@ async def test_rollout_metrics_speak_of_all_that_was_sampled(tmp_path):
     # p1 and p3 score alike, and so does p4 of the two that come in their place.
     company, recorder = (
         Company(config, lambda p, s: 5.0 if p in ("p1", "p3", "p4") else s),
-        Recorder(),
+        FakeSink(),
     )
     await loop_of(config, company, recorder=recorder).run(None)
     told = recorder.steps[1]
@@ -171,7 +170,7 @@ def test_staleness_is_counted_over_tokens():
 
 async def test_every_step_samples_from_the_weights_of_the_one_before(tmp_path):
     config = make_config(tmp_path)
-    company, recorder = Company(config, spread), Recorder()
+    company, recorder = Company(config, spread), FakeSink()
     await loop_of(config, company, recorder=recorder).run(None)
     versions = [call for call in company.calls if "@" in call and "sleep" not in call]
     assert versions == [
@@ -195,7 +194,7 @@ async def test_held_out_prompts_are_scored_before_every_few_and_after(tmp_path):
     config = make_config(
         tmp_path, total_steps=5, eval={"every": 2, "data": {"path": "x"}, "table_rows": 2}
     )
-    company, recorder = Company(config, spread), Recorder()
+    company, recorder = Company(config, spread), FakeSink()
     await loop_of(config, company, held_out=3, recorder=recorder).run(None)
     evaluated = [step for step, m in recorder.steps.items() if "eval/reward_mean" in m]
     assert evaluated == [0, 2, 4, 5]
@@ -210,7 +209,7 @@ async def test_a_resumed_loop_goes_on_as_if_nothing_had_been(tmp_path):
     adaptive = {"kl": {"coefficient": 0.1, "controller": "adaptive", "target": 0.01}}
     settings = {"total_steps": 5, "checkpoint": KEEP_ALL, "algorithm": adaptive}
     config = make_config(tmp_path / "whole", **settings)
-    whole, recorded = Company(config, spread), Recorder()
+    whole, recorded = Company(config, spread), FakeSink()
     await loop_of(config, whole, recorder=recorded).run(None)
 
     config = make_config(tmp_path / "cut", **settings)
@@ -220,7 +219,7 @@ async def test_a_resumed_loop_goes_on_as_if_nothing_had_been(tmp_path):
     checkpoint = CheckpointStore(tmp_path / "cut", keep=10).latest()
     assert checkpoint.step == 3
 
-    resumed, again = Company(config, spread), Recorder()
+    resumed, again = Company(config, spread), FakeSink()
     await loop_of(config, resumed, recorder=again).run(checkpoint)
     assert resumed.calls[:4] == [
         "policy.restore", "value.restore", "rollout.wake_up(weights)", "policy.publish@3"
@@ -250,7 +249,7 @@ async def test_a_state_is_plain_json(tmp_path):
 
 async def test_steps_that_are_not_finite_stop_the_run_when_they_come_in_a_row(tmp_path):
     config = make_config(tmp_path, total_steps=9, nonfinite_steps_to_stop=3)
-    company, recorder = Company(config, spread, skipped=[1, 2, 0, 1, 0, 4]), Recorder()
+    company, recorder = Company(config, spread, skipped=[1, 2, 0, 1, 0, 4]), FakeSink()
     with pytest.raises(RunError, match=r"step 6: .* not finite in 4 optimiser steps in a row .pol"):
         await loop_of(config, company, recorder=recorder).run(None)
     assert company.num_updates == 6
@@ -280,21 +279,6 @@ def sometimes(prompt_id, sample):
     return None if (prompt_id, sample) in UNSCORED else float(sample)
 
 
-class ReadableCompany(Company):
-    """Passes hand back the rows themselves, so that the builder sees what it is given."""
-
-    async def logprobs(self, groups):
-        return [{(r.draw, r.sample): r for r in resolve(groups)}]
-
-    async def build(self, groups, *, old, **others):
-        rollouts = resolve([scored.group for scored in groups])
-        assert [old[0][r.draw, r.sample] for r in rollouts] == rollouts
-        self.built = [(r.prompt.prompt_id, r.sample) for r in rollouts]
-        scores = [score.total for scored in groups for score in scored.scores_G]
-        assert scores == [self.scoring(*row) for row in self.built]
-        return await super().build(groups, old=old, **others)
-
-
 @pytest.mark.parametrize(
     ("advantage", "left", "groups"),
     [
@@ -310,7 +294,7 @@ async def test_rows_that_no_reward_applies_to_leave_their_group(tmp_path, advant
         data={"path": "x", "shuffle": False},
         algorithm={"advantage": advantage, "minibatches": 4},
     )
-    company, recorder = ReadableCompany(config, sometimes), Recorder()
+    company, recorder = ReadableCompany(config, sometimes), FakeSink()
     await loop_of(config, company, value=advantage == "gae", recorder=recorder).run(None)
     told = recorder.steps[1]
     assert company.built == left
@@ -336,7 +320,7 @@ async def test_a_step_that_nothing_is_left_of_is_passed_over_and_counted(tmp_pat
         algorithm={"kl": adaptive, "dynamic_sampling": {"enabled": dynamic, "max_rounds": 2}},
         eval={"every": 1, "data": {"path": "x"}},
     )
-    company, recorder = Company(config, spread), Recorder()
+    company, recorder = Company(config, spread), FakeSink()
     company.scoring = none_in_steps(company, 2, 3)
     await loop_of(config, company, held_out=2, recorder=recorder).run(None)
     assert company.num_updates == 2
@@ -381,7 +365,7 @@ async def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path):
         algorithm={"kl": adaptive},
         checkpoint=KEEP_ALL,
     )
-    company, recorder = Company(config, spread), Recorder()
+    company, recorder = Company(config, spread), FakeSink()
     await loop_of(config, company, recorder=recorder).run(None)
     assert company.calls.count("value.update") == 4
     assert company.num_updates == 2
@@ -394,39 +378,13 @@ async def test_while_the_critic_warms_up_the_policy_stays_as_it_is(tmp_path):
     store = CheckpointStore(tmp_path, keep=10)
     for later in (2, 3, 4):
         shutil.rmtree(store.root / f"step_{later:08d}")
-    resumed, again = Company(config, spread), Recorder()
+    resumed, again = Company(config, spread), FakeSink()
     await loop_of(config, resumed, recorder=again).run(store.latest())
     assert resumed.requests == company.requests[4:]
     assert (resumed.calls.count("value.update"), resumed.num_updates) == (3, 2)
     for step in (2, 3, 4):
         for name in ("policy/kl_coefficient", "rollout/reward_mean"):
             assert again.steps[step][name] == recorder.steps[step][name]
-
-
-class CutCompany(Company):
-    """Every other of its rollouts is cut off, in some steps all; it keeps the updates' plans."""
-
-    def __init__(self, *arguments, all_in_steps=()):
-        super().__init__(*arguments)
-        self.plans = []
-        self.all_in_steps = all_in_steps
-
-    async def generate(self, requests):
-        self.lens = []
-        return await super().generate(requests)
-
-    def sampled(self, request):
-        rollouts = super().sampled(request)
-        self.lens += [len(rollout.response_ids_T) for rollout in rollouts]
-        cuts_all = self.version + 1 in self.all_in_steps
-        return [
-            replace(rollout, finish_reason="length" if rollout.sample % 2 or cuts_all else "stop")
-            for rollout in rollouts
-        ]
-
-    async def update(self, experience, plan, kl_coefficient):
-        self.plans.append(plan)
-        return await super().update(experience, plan, kl_coefficient)
 
 
 @pytest.mark.parametrize("truncated", ["train", "mask", "bootstrap"])
@@ -448,7 +406,7 @@ async def test_a_step_of_masked_responses_alone_moves_no_weights(tmp_path, trunc
     config = make_config(
         tmp_path, total_steps=3, empty_steps_to_stop=2, algorithm={"truncated": truncated}
     )
-    company, recorder = CutCompany(config, spread, all_in_steps=(2,)), Recorder()
+    company, recorder = CutCompany(config, spread, all_in_steps=(2,)), FakeSink()
     await loop_of(config, company, recorder=recorder).run(None)
     masks = truncated == "mask"
     assert company.num_updates == company.calls.count("value.update") == 3 - masks

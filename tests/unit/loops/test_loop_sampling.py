@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from fakes import Company, CountedUsage, Recorder, make_prompts
+from fake_companies import HurriedCompany
+from fake_sink import FakeSink
+from fakes import Company, CountedUsage, make_prompts
 from pydantic import ValidationError
 
 from rlhf_ray.config.sample import SampleConfig
@@ -46,7 +48,7 @@ def loop_of(config, company, *, prompts=None, held_out=0, recorder=None, usage=u
         company.roles(value=False),
         prompts or make_prompts(6),
         Evaluation(config, make_prompts(held_out)),
-        MetricsLog([recorder or Recorder()]),
+        MetricsLog([recorder or FakeSink()]),
         usage=usage,
     )
 
@@ -111,7 +113,7 @@ async def test_it_is_said_that_there_are_no_pairs(tmp_path, caplog):
 async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
     config = sample_config(tmp_path, total_steps=3)
     company = Company(config, lambda prompt, sample: sample * (prompt != "p3"))
-    recorder = Recorder()
+    recorder = FakeSink()
     loop = loop_of(config, company, held_out=2, recorder=recorder, usage=CountedUsage())
     await loop.run(None)
 
@@ -134,7 +136,7 @@ async def test_every_answer_is_written_and_a_pair_where_scores_differ(tmp_path):
 async def test_answers_without_a_score_are_written_and_in_no_pair(tmp_path):
     config = sample_config(tmp_path, total_steps=1, samples_per_prompt=3)
     scores = {("p0", 0): 0.5, ("p0", 2): 0.0, ("p1", 1): 9.0}
-    recorder = Recorder()
+    recorder = FakeSink()
     company = Company(config, lambda *row: scores.get(row))
     await loop_of(config, company, recorder=recorder).run(None)
     found = [row["score"] for row in written(tmp_path, "samples")]
@@ -162,20 +164,10 @@ async def test_a_prompt_that_is_drawn_twice_makes_pairs_of_each_draw_alone(tmp_p
     ]
 
 
-class Hurried(Company):
-    """Its second answers are cut off."""
-
-    async def rollouts(self, groups):
-        return [
-            [replace(r, finish_reason="length") if r.sample else r for r in rollouts_G]
-            for rollouts_G in await super().rollouts(groups)
-        ]
-
-
 @pytest.mark.parametrize("better", [0, 1])
 async def test_an_answer_that_was_cut_off_says_so(tmp_path, better):
     config = sample_config(tmp_path, total_steps=1)
-    await loop_of(config, Hurried(config, lambda prompt, sample: sample == better)).run(None)
+    await loop_of(config, HurriedCompany(config, lambda prompt, sample: sample == better)).run(None)
     assert [row["truncated"] for row in written(tmp_path, "samples")] == [False, True] * 2
     pair = written(tmp_path, "pairs")[0]
     cut = (pair["truncated_chosen"], pair["truncated_rejected"])
@@ -226,12 +218,12 @@ async def cut(tmp_path):
 
 async def test_a_resumed_run_keeps_what_is_there_and_ends_like_an_undisturbed_one(cut, tmp_path):
     config = sample_config(tmp_path / "whole", total_steps=5)
-    whole, recorded = Company(config, spread), Recorder()
+    whole, recorded = Company(config, spread), FakeSink()
     await loop_of(config, whole, held_out=2, recorder=recorded).run(None)
 
     checkpoint = checkpoint_to_resume(cut, make_prompts(6))
     assert checkpoint.step == 2
-    resumed, again = Company(cut, spread), Recorder()
+    resumed, again = Company(cut, spread), FakeSink()
     await loop_of(cut, resumed, held_out=2, recorder=again).run(checkpoint)
     assert resumed.requests == whole.requests[-6:], "three steps of two prompts, none of the others"
     assert list(again.steps) == [3, 4, 5], "the held-out prompts were judged before the cut"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fakes import Company, Recorder, make_config, make_prompts
+from fake_sink import FakeSink
+from fakes import Company, make_config, make_prompts
 from shared_card import Card, roles_on
 
 from rlhf_ray.config.sample import SampleConfig
@@ -28,7 +29,7 @@ def loop_on(card, config, company, *, held_out=0):
         roles_on(card, company),
         make_prompts(10),
         Evaluation(config, make_prompts(held_out)),
-        MetricsLog([Recorder()]),
+        MetricsLog([FakeSink()]),
     )
 
 
@@ -114,7 +115,7 @@ async def test_engines_keep_their_weights_where_no_publication_follows(tmp_path)
         roles_on(card, company),
         make_prompts(10),
         Evaluation(config, make_prompts(2)),
-        MetricsLog([Recorder()]),
+        MetricsLog([FakeSink()]),
     )
     await loop.run(None)
     assert "sleep 1" in card.moves

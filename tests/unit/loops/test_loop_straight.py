@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import random
 from itertools import groupby
 
 import pytest
-from fakes import Company, Recorder, make_config, make_prompts
+from fake_companies import HashedCompany
+from fake_sink import FakeSink
+from fakes import make_config, make_prompts
 from straight_loop import straight_loop
 
 from rlhf_ray.loops.evaluation import Evaluation
@@ -20,39 +20,6 @@ BESIDE = {
     **dict.fromkeys(("policy.logprobs", "reference.logprobs", "value.values", "reward.score"), 1),
     **dict.fromkeys(("policy.update", "value.update"), 2),
 }
-
-
-class Hashed(Company):
-    """Its weights are a hash of all that it was trained on; groups are done in any order."""
-
-    weights = ""
-
-    def __init__(self, *arguments, delays=None):
-        super().__init__(*arguments)
-        self.delays = delays
-
-    async def generate(self, requests):
-        return [self.late(answer) for answer in await super().generate(requests)]
-
-    async def late(self, answer):
-        if self.delays is not None:
-            await asyncio.sleep(self.delays.random() / 1000)
-        return await answer
-
-    async def build(self, groups, **others):
-        await super().build(groups, **others)
-        rows = [
-            (sample, score.total)
-            for scored in groups
-            for sample, score in zip(scored.group.samples_G, scored.scores_G, strict=True)
-        ]
-        return repr((rows, others["kl_coefficient"])), {}
-
-    async def update(self, experience, plan, kl_coefficient):
-        self.said("policy.update")
-        told = f"{self.weights}{self.version}{experience}{kl_coefficient}"
-        self.weights = hashlib.sha256(told.encode()).hexdigest()
-        return {}
 
 
 def in_order(calls):
@@ -81,15 +48,15 @@ async def test_the_loop_asks_what_the_straight_loop_asks(tmp_path, dynamic, easy
     def score(prompt_id, sample):
         return 1.0 if prompt_id in alike else float(sample)
 
-    oracle = Hashed(config, score)
+    oracle = HashedCompany(config, score)
     await straight_loop(config, oracle.roles(), prompts)
-    company = Hashed(config, score, delays=random.Random(easy))
+    company = HashedCompany(config, score, delays=random.Random(easy))
     loop = OnlineLoop(
         config,
         company.roles(),
         prompts,
         Evaluation(config, []),
-        MetricsLog([Recorder()]),
+        MetricsLog([FakeSink()]),
     )
     await loop.run(None)
     assert company.requests == oracle.requests

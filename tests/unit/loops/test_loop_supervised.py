@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import COSTS, CountedUsage, Recorder
+from fake_sink import FakeSink
+from fake_supervised import Completing, FakeSupervised, SlowSupervised
+from fakes import COSTS, CountedUsage
 
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.config.tools.layers import lay_over
@@ -20,60 +20,11 @@ from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.supervised import SupervisedLoop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.roles import Evaluated, Hardware
+from rlhf_ray.roles import Hardware
 from rlhf_ray.types import SftExample
 
 KEEP_ALL = {"every": 1, "keep": 10}
 NUM_EXAMPLES = 10
-
-
-class FakePolicy:
-    """Keeps the batches it was given.
-
-    `skipped` is how many steps in a row each update reports as skipped, then 0.
-    """
-
-    def __init__(self, skipped=(), fails_at=0):
-        self.skipped, self.fails_at = list(skipped), fails_at
-        self.batches, self.plans, self.calls = [], [], []
-        self.evaluated, self.num_updates = [], 0
-
-    async def hardware(self):
-        return Hardware(flops=COSTS, device_name="cpu", num_devices=1)
-
-    async def update(self, rows, plan):
-        await asyncio.sleep(0)  # as a call to an actor, it leaves the loop time for others
-        self.calls.append("update")
-        self.num_updates += 1
-        if self.num_updates == self.fails_at:
-            raise OSError("power cut")
-        self.batches.append([row.example_id for row in rows])
-        self.plans.append(plan)
-        return {
-            "loss": 0.5,
-            "rewards/margins": 1.5,
-            "skipped_in_a_row": self.skipped.pop(0) if self.skipped else 0.0,
-        }
-
-    async def evaluate(self, rows):
-        self.calls.append("evaluate")
-        self.evaluated.append([row.example_id for row in rows])
-        return Evaluated(
-            metrics={"loss": 2.0 - self.num_updates, "rewards/margins": 1.0},
-            outcomes_B=[(0.0,)] * len(rows),
-        )
-
-    async def save(self, folder):
-        self.calls.append("save")
-        Path(folder).mkdir(parents=True)
-        (Path(folder) / "weights").write_text(str(self.num_updates))
-
-    async def restore(self, folder):
-        self.calls.append("restore")
-        self.num_updates = int((Path(folder) / "weights").read_text())
-
-    async def export(self, folder, tokenizer_path):
-        raise AssertionError("the loop does not export")
 
 
 def make_examples(count, name="train"):
@@ -102,13 +53,13 @@ def make_config(run_dir, **settings):
 
 
 def loop_of(config, policy, *, held_out=0, recorder=None, **keywords):
-    log = MetricsLog([recorder or Recorder()])
+    log = MetricsLog([recorder or FakeSink()])
     examples, eval_examples = make_examples(NUM_EXAMPLES), make_examples(held_out, "held_out")
     return SupervisedLoop(config, policy, examples, eval_examples, log, **keywords)
 
 
 async def test_an_epoch_has_every_row_once_also_where_batches_do_not_divide_it(tmp_path):
-    policy, recorder = FakePolicy(), Recorder()
+    policy, recorder = FakeSupervised(), FakeSink()
     await loop_of(make_config(tmp_path), policy, recorder=recorder).run(None)
     assert [len(batch) for batch in policy.batches] == [4] * 5
     taken = [example for batch in policy.batches for example in batch]
@@ -124,8 +75,8 @@ async def test_an_epoch_has_every_row_once_also_where_batches_do_not_divide_it(t
 
 
 async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
-    recorder = Recorder()
-    loop = loop_of(make_config(tmp_path), FakePolicy(), recorder=recorder, usage=CountedUsage())
+    recorder = FakeSink()
+    loop = loop_of(make_config(tmp_path), FakeSupervised(), recorder=recorder, usage=CountedUsage())
     await loop.run(None)
     told = recorder.steps[5]
     assert told["wait/policy"] == 6
@@ -136,9 +87,9 @@ async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
 
 async def test_a_step_lasts_from_log_to_log(tmp_path):
     """With the checkpoint before it and its own evaluation."""
-    recorder = Recorder()
+    recorder = FakeSink()
     config = make_config(tmp_path, eval={"every": 1}, checkpoint=KEEP_ALL)
-    await loop_of(config, FakePolicy(), held_out=2, recorder=recorder).run(None)
+    await loop_of(config, FakeSupervised(), held_out=2, recorder=recorder).run(None)
     assert "time/checkpoint" not in recorder.steps[1]
     told = recorder.steps[5]
     parts = [told[f"time/{part}"] for part in ("checkpoint", "score", "update", "evaluate")]
@@ -146,7 +97,7 @@ async def test_a_step_lasts_from_log_to_log(tmp_path):
 
 
 async def test_utilisation_is_there_where_the_peak_is_known(tmp_path):
-    policy, recorder = FakePolicy(), Recorder()
+    policy, recorder = FakeSupervised(), FakeSink()
 
     async def hardware():
         return Hardware(flops=COSTS, device_name="NVIDIA H100 80GB", num_devices=2)
@@ -163,7 +114,7 @@ async def test_utilisation_is_there_where_the_peak_is_known(tmp_path):
 
 
 async def test_rows_stand_in_the_order_of_the_data_where_nothing_is_shuffled(tmp_path):
-    policy = FakePolicy()
+    policy = FakeSupervised()
     data = {"path": "examples.jsonl", "shuffle": False}
     await loop_of(make_config(tmp_path, data=data), policy).run(None)
     taken = [example for batch in policy.batches for example in batch]
@@ -171,7 +122,7 @@ async def test_rows_stand_in_the_order_of_the_data_where_nothing_is_shuffled(tmp
 
 
 async def test_a_batch_is_one_optimiser_step_over_its_trained_tokens(tmp_path):
-    policy = FakePolicy()
+    policy = FakeSupervised()
     config = make_config(tmp_path, placement={"policy": {"ranks": 2}})
     await loop_of(config, policy).run(None)
     trained = {e.example_id: int(e.trained_T.sum()) for e in make_examples(NUM_EXAMPLES)}
@@ -187,7 +138,7 @@ async def test_a_batch_is_one_optimiser_step_over_its_trained_tokens(tmp_path):
 async def test_held_out_examples_are_evaluated_before_every_few_and_after(
     tmp_path, every, expected
 ):
-    policy, recorder = FakePolicy(), Recorder()
+    policy, recorder = FakeSupervised(), FakeSink()
     config = make_config(tmp_path, eval={"every": every})
     await loop_of(config, policy, held_out=3, recorder=recorder).run(None)
     told = {step: m["eval/loss"] for step, m in recorder.steps.items() if "eval/loss" in m}
@@ -197,7 +148,7 @@ async def test_held_out_examples_are_evaluated_before_every_few_and_after(
 
 
 async def test_a_job_without_held_out_examples_evaluates_nothing(tmp_path):
-    policy = FakePolicy()
+    policy = FakeSupervised()
     await loop_of(make_config(tmp_path, eval={"every": 1}), policy).run(None)
     assert policy.calls == ["update"] * 5 + ["save"]
 
@@ -219,10 +170,10 @@ def stream_of(examples):
 async def test_a_stream_is_resumed_behind_the_last_batch_that_was_trained(tmp_path, last):
     def looping(policy, folder, steps, recorder=None):
         config = make_config(folder, total_steps=steps, checkpoint=KEEP_ALL)
-        log = MetricsLog([recorder or Recorder()])
+        log = MetricsLog([recorder or FakeSink()])
         return SupervisedLoop(config, policy, stream_of(make_examples(NUM_EXAMPLES)), [], log)
 
-    whole, first, rest, recorder = FakePolicy(), FakePolicy(), FakePolicy(), Recorder()
+    whole, first, rest, recorder = FakeSupervised(), FakeSupervised(), FakeSupervised(), FakeSink()
     await looping(whole, tmp_path / "whole", 5, recorder).run(None)
     assert recorder.steps[5]["data/epoch"] == 2.0
     taken = Counter(example for batch in whole.batches for example in batch)
@@ -234,17 +185,17 @@ async def test_a_stream_is_resumed_behind_the_last_batch_that_was_trained(tmp_pa
 
 
 async def test_a_resumed_loop_trains_the_rows_that_were_left(tmp_path):
-    whole = FakePolicy()
+    whole = FakeSupervised()
     await loop_of(make_config(tmp_path / "whole"), whole).run(None)
 
     config = make_config(tmp_path / "cut", checkpoint=KEEP_ALL)
-    cut = FakePolicy(fails_at=4)
+    cut = FakeSupervised(fails_at=4)
     with pytest.raises(OSError, match="power cut"):
         await loop_of(config, cut).run(None)
     checkpoint = CheckpointStore(tmp_path / "cut", keep=10).latest()
     assert checkpoint.step == 3
 
-    resumed, recorder = FakePolicy(), Recorder()
+    resumed, recorder = FakeSupervised(), FakeSink()
     await loop_of(config, resumed, held_out=2, recorder=recorder).run(checkpoint)
     assert resumed.calls[:2] == ["restore", "update"]
     assert cut.batches + resumed.batches == whole.batches
@@ -257,14 +208,14 @@ async def test_a_resumed_loop_trains_the_rows_that_were_left(tmp_path):
 @pytest.mark.parametrize(("every", "kept"), [(0, [5]), (2, [2, 4, 5])])
 async def test_checkpoints_are_written_every_few_and_at_the_end(tmp_path, every, kept):
     config = make_config(tmp_path, checkpoint={"every": every, "keep": 10})
-    await loop_of(config, FakePolicy()).run(None)
+    await loop_of(config, FakeSupervised()).run(None)
     folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert folders == [f"step_{step:08d}" for step in kept]
 
 
 async def test_steps_that_are_not_finite_stop_the_run_when_they_come_in_a_row(tmp_path):
     config = make_config(tmp_path, total_steps=9)
-    policy, recorder = FakePolicy(skipped=[1, 2, 0, 1, 2, 3]), Recorder()
+    policy, recorder = FakeSupervised(skipped=[1, 2, 0, 1, 2, 3]), FakeSink()
     with pytest.raises(RunError, match=r"step 6: .* not finite in 3 optimiser steps in a row .sft"):
         await loop_of(config, policy, recorder=recorder).run(None)
     assert policy.num_updates == 6
@@ -272,32 +223,9 @@ async def test_steps_that_are_not_finite_stop_the_run_when_they_come_in_a_row(tm
     assert "save" not in policy.calls
 
 
-class Reference:
-    """Completes batches; notes what the policy had done when it was asked."""
-
-    def __init__(self, policy):
-        self.policy, self.asked = policy, []
-
-    async def __call__(self, rows):
-        self.asked.append((self.policy.num_updates, [row.example_id for row in rows]))
-        return rows
-
-
-class SlowPolicy(FakePolicy):
-    """Whose update takes as long as the next batch does, where that is asked for meanwhile."""
-
-    async def update(self, rows, plan):
-        num_asked = len(self.reference.asked)
-        for _ in range(200):
-            if num_asked == 5 or len(self.reference.asked) > num_asked:
-                break
-            await asyncio.sleep(0.005)
-        return await super().update(rows, plan)
-
-
 async def test_a_batch_is_completed_while_the_one_before_trains(tmp_path):
-    policy = SlowPolicy()
-    reference = policy.reference = Reference(policy)
+    policy = SlowSupervised()
+    reference = policy.reference = Completing(policy)
     await loop_of(make_config(tmp_path), policy, prepare=reference).run(None)
     assert [rows for _, rows in reference.asked] == policy.batches
     # Asked for before the update of the step before was over, and not once too often.
@@ -305,22 +233,22 @@ async def test_a_batch_is_completed_while_the_one_before_trains(tmp_path):
 
 
 async def test_a_checkpoint_does_not_count_the_batch_that_was_completed_ahead(tmp_path):
-    whole = FakePolicy()
-    await loop_of(make_config(tmp_path / "whole"), whole, prepare=Reference(whole)).run(None)
+    whole = FakeSupervised()
+    await loop_of(make_config(tmp_path / "whole"), whole, prepare=Completing(whole)).run(None)
 
     config = make_config(tmp_path / "cut", checkpoint=KEEP_ALL)
-    cut = FakePolicy(fails_at=3)
+    cut = FakeSupervised(fails_at=3)
     with pytest.raises(OSError, match="power cut"):
-        await loop_of(config, cut, prepare=Reference(cut)).run(None)
-    resumed = FakePolicy()
+        await loop_of(config, cut, prepare=Completing(cut)).run(None)
+    resumed = FakeSupervised()
     checkpoint = CheckpointStore(tmp_path / "cut", keep=10).latest()
-    await loop_of(config, resumed, prepare=Reference(resumed)).run(checkpoint)
+    await loop_of(config, resumed, prepare=Completing(resumed)).run(checkpoint)
     assert cut.batches + resumed.batches == whole.batches
 
 
 async def test_held_out_rows_are_completed_once_and_shown_after_each_evaluation(tmp_path):
-    policy, recorder = FakePolicy(), Recorder()
-    reference = Reference(policy)
+    policy, recorder = FakeSupervised(), FakeSink()
+    reference = Completing(policy)
 
     async def show(step, rows, evaluated):
         outcomes = [outcome[0] for outcome in evaluated.outcomes_B]

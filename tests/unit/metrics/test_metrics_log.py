@@ -1,23 +1,10 @@
 """The one interface: names, steps, and what reaches a sink."""
 
 import pytest
+from fake_sink import FakeSink
 
 from rlhf_ray.metrics.log import MetricsLog, Table
 from rlhf_ray.metrics.names import NAMES, check_names
-
-
-class Recorder:
-    def __init__(self):
-        self.records, self.tables, self.closed = [], [], None
-
-    def log(self, record):
-        self.records.append(record)
-
-    def table(self, table):
-        self.tables.append(table)
-
-    def close(self, *, failed):
-        self.closed = failed
 
 
 class Clock:
@@ -28,7 +15,7 @@ class Clock:
 
 
 def test_a_step_reaches_every_sink_sorted_and_timed():
-    clock, sinks = Clock(), [Recorder(), Recorder()]
+    clock, sinks = Clock(), [FakeSink(), FakeSink()]
     log = MetricsLog(sinks, elapsed_s=5.0, clock=clock)
     clock.now += 2.0
     log.log(1, {"rollout/reward_mean": 1, "policy/loss": 0.5})
@@ -88,7 +75,7 @@ def test_a_row_must_fit_its_columns():
 
 
 def test_leaving_the_block_closes_and_tells_of_a_failure():
-    good, bad = Recorder(), Recorder()
+    good, bad = FakeSink(), FakeSink()
     with MetricsLog([good]):
         pass
     with pytest.raises(RuntimeError), MetricsLog([bad]):

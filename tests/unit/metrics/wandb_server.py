@@ -119,7 +119,7 @@ def synced(run_dir: Path) -> Received:
         }
         runs = sorted(run_dir.glob("wandb/offline-run-*"))
         wandb = Path(sys.executable).with_name("wandb")
-        command = [wandb, "sync", "--yes", *runs]
+        command = [str(wandb), "sync", "--yes", *map(str, runs)]
         subprocess.run(
             command, env=environment, cwd=run_dir, check=True, capture_output=True, timeout=120
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,10 @@ def flash_kernel_on_cpu() -> Iterator[list[KernelCall]]:
     """While this is open, the kernel has a CPU version; yields what each forward pass gave it."""
     calls: list[KernelCall] = []
 
-    def forward(query, key, value, cum_q, cum_k, max_q, max_k, dropout, causal, debug, **keywords):
+    def forward(
+        query: Tensor, key: Tensor, value: Tensor, cum_q: Tensor, cum_k: Tensor, max_q: int,
+        max_k: int, dropout: float, causal: bool, debug: bool, **keywords: Any,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         assert dropout == 0.0 and not debug
         call = KernelCall(
             query=query, key=key, value=value, cum_q=cum_q, cum_k=cum_k, max_q=max_q, max_k=max_k,
@@ -106,9 +110,11 @@ def flash_kernel_on_cpu() -> Iterator[list[KernelCall]]:
         return *_forward(call), none, none, none
 
     def backward(
-        grad, query, key, value, out, lse, cum_q, cum_k, max_q, max_k, dropout, causal, *unused,
-        scale, window_size_left, window_size_right,
-    ):  # fmt: skip
+        grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
+        cum_q: Tensor, cum_k: Tensor, max_q: int, max_k: int, dropout: float, causal: bool,
+        *unused: Any, scale: float | None, window_size_left: int | None,
+        window_size_right: int | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         call = KernelCall(
             query=query, key=key, value=value, cum_q=cum_q, cum_k=cum_k, max_q=max_q, max_k=max_k,
             causal=causal, scale=scale, left=window_size_left, right=window_size_right,

@@ -9,13 +9,12 @@ from benchmarks.model_sizes import LLAMA, QWEN
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.tools.stages import stages_of
 from rlhf_ray.memory import GIB
 from rlhf_ray.models.shape import shape_of
 from rlhf_ray.planning.advice import Advice, advise
-from rlhf_ray.planning.cluster import Cluster
-from rlhf_ray.planning.layout import smallest_cluster
+from rlhf_ray.planning.layout import Cluster, smallest_cluster
 from rlhf_ray.planning.plan import Plan, plan_job
-from rlhf_ray.planning.stages import PlannedJob
 
 ROOT = Path(__file__).parents[3]
 
@@ -125,7 +124,8 @@ NEEDED["sample"] = NEEDED["grpo"]
 def job(name: str, **sections: Any) -> Any:
     """A configuration; `sections` are laid over what the job needs."""
     values = {"data": {"path": "rows.jsonl"}, **NEEDED[name]}
-    return JOBS[name].model_validate(laid_over(values, sections))
+    cls: Any = JOBS[name]
+    return cls.model_validate(laid_over(values, sections))
 
 
 def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def planned(config: Any, cluster: Cluster | None = None) -> Plan:
 
 
 def advised(config: Any, plan: Plan) -> list[Advice]:
-    return advise([PlannedJob(config=config)], SHAPES, plan)
+    return advise(stages_of(config), SHAPES, plan)
 
 
 def memory_of(plan: Plan, role: str) -> Any:

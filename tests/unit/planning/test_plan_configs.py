@@ -12,14 +12,13 @@ from benchmarks import largest_models
 from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.tools.load import load_config
+from rlhf_ray.config.tools.stages import stages_of
 from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import advise_placement
 from rlhf_ray.planning.changes import changed
-from rlhf_ray.planning.cluster import Cluster, shown_bytes
-from rlhf_ray.planning.layout import smallest_cluster
+from rlhf_ray.planning.layout import Cluster, shown_bytes, smallest_cluster
 from rlhf_ray.planning.plan import plan_job
 from rlhf_ray.planning.roles import model_paths
-from rlhf_ray.planning.stages import PlannedJob
 
 CONFIGS = [
     path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name in JOB_CONFIGS
@@ -191,7 +190,7 @@ def test_what_is_advised_fits():
 @pytest.mark.parametrize("nodes", [1, 2, 3])
 def test_on_fewer_nodes_70b_is_told_what_would_make_room(nodes):
     config, shapes = shipped(ROOT / "configs/grpo/llama3-70b-4x8gpu.yaml")
-    jobs = [PlannedJob(config=config)]
+    jobs = stages_of(config)
     [way] = advise_placement(jobs, shapes, node(nodes=nodes))
     assert way.plan.fits
     [changed_job] = changed(jobs, way.change)
@@ -200,7 +199,7 @@ def test_on_fewer_nodes_70b_is_told_what_would_make_room(nodes):
 
 def test_there_is_no_room_for_70b_on_one_gpu():
     config, shapes = shipped(ROOT / "configs/grpo/llama3-70b-4x8gpu.yaml")
-    assert advise_placement([PlannedJob(config=config)], shapes, node(gpus=1)) == []
+    assert advise_placement(stages_of(config), shapes, node(gpus=1)) == []
 
 
 @pytest.mark.parametrize("num_gpus", [1, 8, 32])

@@ -6,8 +6,7 @@ import pytest
 
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.planning.groups import check_resources, describe, plan_groups, total_cpus
-from rlhf_ray.planning.nodes import Node
+from rlhf_ray.planning.groups import Node, check_resources, describe, plan_groups, total_cpus
 
 
 def group(**settings):

@@ -8,15 +8,19 @@ import pytest
 from plan_jobs import EIGHT_B, MODELS, ROOT, SHAPES, job, node
 
 from launch import cli
+from rlhf_ray.config.tools.stages import Stage, groups_of
 from rlhf_ray.learner.deepspeed.memory import GPU_CONTEXT_BYTES
 from rlhf_ray.planning.advice import advise
 from rlhf_ray.planning.layout import smallest_cluster
 from rlhf_ray.planning.plan import RESULTS, plan_job, plan_jobs
-from rlhf_ray.planning.stages import PlannedJob, groups_of
 
 ON_POLICY = {"gpus_per_rank": 1, "ranks": 8, "share": "policy"}
 GROUP = {"gpus_per_rank": 1, "ranks": 8}
 SAVING = {"zero": {"stage": 3}, "model": {"gradient_checkpointing": True}}
+
+
+def staged(name, config, sources=()):
+    return Stage(name=name, config=config, rooted=config, sources=frozenset(sources))
 
 
 def stages(**of_ppo):
@@ -40,9 +44,9 @@ def stages(**of_ppo):
         **of_ppo,
     )
     return [
-        PlannedJob(name="sft", config=sft),
-        PlannedJob(name="rm", config=rm, sources=frozenset({"sft"})),
-        PlannedJob(name="ppo", config=ppo, sources=frozenset({"sft", "rm"})),
+        staged("sft", sft),
+        staged("rm", rm, sources={"sft"}),
+        staged("ppo", ppo, sources={"sft", "rm"}),
     ]
 
 
@@ -94,8 +98,8 @@ def test_results_that_later_stages_start_from_count_on_the_nodes_of_who_made_the
 
 def test_a_node_has_room_for_the_largest_of_a_roles_stages():
     jobs = [
-        PlannedJob(name="small", config=job("sft", policy={"model": {"path": "tiny"}})),
-        PlannedJob(name="large", config=job("sft", policy={"model": {"path": "llama-134m"}})),
+        staged("small", job("sft", policy={"model": {"path": "tiny"}})),
+        staged("large", job("sft", policy={"model": {"path": "llama-134m"}})),
     ]
     plan = planned(jobs, gpus=0)
     sizes = [stage.roles[0].memory.total for stage in plan.stages]
@@ -107,7 +111,7 @@ def test_a_stage_that_does_not_fit_is_named_and_mended_by_its_own_keys():
     jobs = stages()
     values = {"zero": {"stage": 3}, "max_tokens_per_micro_batch": 60_000}
     rm = job("rm", reward=values, batch_size=2048, placement={"reward": GROUP})
-    jobs[1] = PlannedJob(name="rm", config=rm, sources=jobs[1].sources)
+    jobs[1] = staged("rm", rm, sources=jobs[1].sources)
     plan = planned(jobs)
     [problem] = plan.problems
     assert problem.message.startswith("stage rm: reward needs ")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_ray.rewards.combine import combine
+from rlhf_ray.rewards.batch import combine
 from rlhf_ray.types import Score
 
 
