@@ -9,7 +9,7 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.clock import StepClock
-from rlhf_ray.metrics.flops import peak_flops
+from rlhf_ray.metrics.flops import peak_flops, update_mfu
 from rlhf_ray.roles import Hardware, Metrics, Publication, RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts.groups import has_spread, trainable
 from rlhf_ray.types import Score
@@ -144,7 +144,10 @@ def utilisation(hardware: Hardware, *, num_flops: float, seconds: float) -> dict
     peak = peak_flops(hardware.device_name)
     if peak is None:
         return {}
-    return {"perf/mfu": num_flops / (seconds * hardware.num_devices * peak)}
+    share = update_mfu(
+        num_flops=num_flops, seconds=seconds, num_devices=hardware.num_devices, peak=peak
+    )
+    return {"perf/mfu": share}
 
 
 def stop_if_diverged(step: int, metrics: Metrics, config: JobConfig) -> None:

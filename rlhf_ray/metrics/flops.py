@@ -65,3 +65,8 @@ def attended_pairs(length: int, window: int | None) -> int:
     """
     width = length if window is None else min(window, length)
     return width * (width + 1) // 2 + (length - width) * width
+
+
+def update_mfu(*, num_flops: float, seconds: float, num_devices: int, peak: float) -> float:
+    """Share of the devices' peak (FLOP/s each) that an update reaches, all its epochs together."""
+    return num_flops / (seconds * num_devices * peak)
