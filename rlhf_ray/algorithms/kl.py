@@ -71,11 +71,7 @@ class KLController:
         self.is_fixed = config.controller == "fixed"
 
     def update(self, kl: float, num_sequences: int) -> None:
-        """Moves an adaptive coefficient once.
-
-        Args:
-            kl: Mean KL of a step, in the unit of the target.
-            num_sequences: Sequences of that step.
+        """Moves an adaptive coefficient once, by the mean KL of a step, in the target's unit.
 
         Raises:
             ValueError: `kl` is not finite: it would stay in the coefficient for ever.

@@ -115,15 +115,8 @@ def with_router_loss(
     """Add a pass's load-balancing loss to its loss, and `aux_loss` to its metrics.
 
     The loss of each pass is weighed by its tokens: that of a whole batch is no sum of its parts.
-    An empty pass weighs nothing.
-
-    Args:
-        loss: The pass's share of its step's loss.
-        metrics: Of the pass.
-        router_loss: A scalar; None leaves everything as it is.
-        coefficient: Its weight.
-        num_tokens: Trained tokens of the pass.
-        num_step_tokens: Of the whole step.
+    An empty pass weighs nothing, and a `router_loss` of None leaves everything as it is. Tokens are
+    the trained ones, of the pass and of the whole step.
     """
     if router_loss is None:
         return loss, metrics

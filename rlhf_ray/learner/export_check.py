@@ -32,12 +32,9 @@ MERGED_SHARE = 0.1
 
 
 def check_export(lm: Any, folder: Path, written: Mapping[str, Written]) -> None:
-    """Compare the folder with the model, as its own readers see it.
+    """Compare a complete export with the model, as its own readers see it.
 
-    Args:
-        lm: The model, perhaps with adapters.
-        folder: A complete export.
-        written: What was in memory when its weights were written.
+    `written` is what was in memory when its weights were written.
 
     Raises:
         RunError: They differ; it names the weights.

@@ -58,10 +58,7 @@ class MovementCheck:
     ) -> None:
         """Take the sums; all ranks call it alike.
 
-        Args:
-            named: Parameters under training.
-            master_part: The part of a parameter that this rank's optimiser steps on.
-            device: Of the process group.
+        `master_part` gives the part of a parameter that this rank's optimiser steps on.
         """
         self._master_part, self._device = master_part, device
         parts = [master_part(parameter) for _, parameter in named]

@@ -57,14 +57,10 @@ class RewardScorer:
         vocabulary: str = "",
         end_ids: Collection[int] = (),
     ) -> None:
-        """Load model and tokenizer.
+        """Load model and tokenizer; `model` is that of `config.path`, where it is held already.
 
-        Args:
-            config: Where from.
-            builder: Of the engine that holds the model, made from `forward_config`.
-            model: The model of `config.path`, where this process holds it already.
-            vocabulary: Digest of that in which rollouts were sampled; empty for unknown.
-            end_ids: Tokens of that vocabulary that end a response.
+        `builder` is made from `forward_config`; `vocabulary` and `end_ids` are of what rollouts
+        were sampled in, see `RewardSpec`.
 
         Raises:
             ConfigError: It cannot be loaded, was never trained to score, has no logit

@@ -54,13 +54,8 @@ def run_update(
 ) -> dict[str, float]:
     """Take every optimiser step of a plan, on one rank; all ranks call it with the same arguments.
 
-    Args:
-        engine: What is trained.
-        rows: All rows of the plan, those of other ranks included.
-        plan: Which rows go where.
-        loss_of: Loss of one micro-batch.
-        settings: Reduction and the like.
-        prepare: What comes before an optimiser step's first pass.
+    The rows are all of the plan, those of other ranks included; `prepare` comes before an optimiser
+    step's first pass.
 
     Returns:
         Metrics over all ranks: the loss's own, `loss` and `grad_norm`, all of the steps that were

@@ -18,13 +18,10 @@ from rlhf_ray.models.load import load_causal_lm, load_pretrained, with_adapter
 def load_classifier(
     config: ModelConfig, *, device: torch.device, head_seed: int | None = None
 ) -> PreTrainedModel:
-    """A sequence classifier, ready to train or to score.
+    """A sequence classifier, ready to train or to score; see `load_causal_lm`.
 
-    Args:
-        config: Where from and how.
-        device: As in `load_causal_lm`.
-        head_seed: The model is to have one logit, and gets a new head where the checkpoint is a
-            plain language model. None takes the labels as they are, and no new head.
+    With `head_seed` the model is to have one logit, and gets a new head where the checkpoint is a
+    plain language model. None takes the labels as they are, and no new head.
 
     Raises:
         ConfigError: Unreadable model, weights that it lacks, or as many labels as cannot be.

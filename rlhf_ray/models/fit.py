@@ -34,13 +34,9 @@ _CLASSES = {
 
 
 def check_model(key: str, model: ModelConfig, kind: Kind, *, is_trained: bool) -> None:
-    """Refuse a model that is no use in its role.
+    """Refuse a model that is no use in its role, which takes `kind`.
 
-    Args:
-        key: Where the configuration names it, such as `policy.model.path`.
-        model: The model.
-        kind: That the role takes.
-        is_trained: Or only computed with.
+    `key` is where the configuration names it, such as `policy.model.path`.
 
     Raises:
         ConfigError: Says what it is; or it cannot be read.
@@ -66,12 +62,7 @@ def check_tokens(
     """Refuse a tokenizer that gives a model tokens which it has no embedding of.
 
     What it knows beyond the embedding and the job does not use (Gemma's picture tokens) is no harm.
-
-    Args:
-        key: Where the configuration names the model.
-        model: The model.
-        tokenizer: Whose tokens the job gives it.
-        rows: The job's, tokenized; of a stream they are looked at as they come.
+    Of the job's tokenized rows, those of a stream are looked at as they come.
 
     Raises:
         ConfigError: Names the token.
@@ -114,10 +105,8 @@ def check_room(key: str, model: ModelConfig, longest: int) -> None:
 def check_scorer(reward: RewardModelConfig, longest: int) -> None:
     """Refuse a reward model that cannot score the job's texts.
 
-    Args:
-        reward: Where it comes from.
-        longest: Tokens of the longest text, in the policy's tokens: the model's own may be more or
-            fewer, and what is longer in them is cut and counted.
+    `longest` is the longest text in the policy's tokens: the model's own may be more or fewer, and
+    what is longer in them is cut and counted.
 
     Raises:
         ConfigError: It is of no use as a scorer, or its positions are fewer than its texts need.

@@ -21,10 +21,7 @@ from rlhf_ray.models.sharding import whole_shape
 def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedModel:
     """A causal language model, ready to train or to score.
 
-    Args:
-        config: Where from and how.
-        device: Where the weights go. Inside an engine's `loading` they may be spread over ranks
-            while they load.
+    Inside an engine's `loading` weights may be spread over ranks while they load.
 
     Raises:
         ConfigError: Unreadable model, weights that it lacks, or bitsandbytes missing for a
@@ -55,7 +52,7 @@ def load_pretrained(
         kind: One of transformers' auto classes.
         what: The kind in words, for errors.
         config: Where from and how; adapters are not put on here.
-        device: As in `load_causal_lm`.
+        device: Where the weights go.
         overrides: Laid over the model's own configuration.
 
     Returns:

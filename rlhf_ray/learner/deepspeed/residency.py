@@ -46,12 +46,7 @@ class HostResidency:
     """
 
     def __init__(self, holder: Holder, device: torch.device) -> None:
-        """All is on the device.
-
-        Args:
-            holder: What the model and everything about it is found under.
-            device: Where it computes.
-        """
+        """All is on the device; the model and everything about it is found under `holder`."""
         self.holder, self.device = holder, device
         self.has_weights = self.has_states = True
         self._weights, self._states = HostCopy(device), HostCopy(device)
