@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.tiny_models import VOCAB_SIZE, family_names, tiny
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.learner.base import freeze_unreached
+from rlhf_ray.learner.base import settle_unreached
 from rlhf_ray.learner.export import export_model
 from rlhf_ray.learner.weights import require_mergeable
 from rlhf_ray.models.heads import TokenScorer
@@ -74,7 +74,7 @@ def exported(model_type: str, folder: Path, *, rank: int) -> Outcome:
         try:
             lm = with_adapter(lm, config).eval()
             require_mergeable(lm)
-            freeze_unreached(TokenScorer(lm, temperature=1.0, chunk_tokens=RANK))
+            settle_unreached(TokenScorer(lm, temperature=1.0, chunk_tokens=RANK), is_sharded=False)
         except (ConfigError, ValueError) as error:
             return Outcome(refused=f"{type(error).__name__}: {error}")
         randomize_adapters(lm)

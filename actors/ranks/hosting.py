@@ -66,7 +66,7 @@ class HostingRank(Rank):
         self.builder = engine_builder(spec, device=self.device)
         with in_reach(held, timeout_s=self.fetch_timeout_s):
             self.learner = make_learner(spec, self.builder)
-        self.residency = self.learner.residency
+        self.residency = self.learner.engine.residency
         if hasattr(self.learner, "lm"):  # before any training; a critic stays where it is
             require_mergeable(self.learner.lm)
         free_memory()  # of reading and spreading weights

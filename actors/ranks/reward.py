@@ -53,7 +53,7 @@ class RewardRank(HostingRank):
         self.unload()
         with in_reach(held, timeout_s=self.fetch_timeout_s):
             self.model = make_scorer(spec, device=self.device, model=trained)
-        self.residency = self.model.residency
+        self.residency = self.model.engine.residency
         free_memory()
 
     def _trained_here(self, model: RewardModelConfig) -> Any:

@@ -21,9 +21,7 @@ def engine_spec(*jobs: AnyJob) -> EngineSpec | None:
     if config is None:
         return None
     model = config.policy.model
-    context = config.rollout.max_model_len or context_length(
-        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
+    context = config.rollout.max_model_len or context_length(model)
     return EngineSpec(
         model_path=model.path,
         tokenizer_path=model.tokenizer or model.path,

@@ -26,7 +26,7 @@ from launch.run.standing import address_of
 from rlhf_ray.config.base import GroupConfig, RayConfig
 from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.errors import ConfigError, RunError
-from rlhf_ray.metrics.wandb_run import wandb_url
+from rlhf_ray.metrics.wandb_sink import wandb_url
 from rlhf_ray.planning.groups import plan_groups, total_cpus
 
 logger = logging.getLogger(__name__)

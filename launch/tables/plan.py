@@ -96,7 +96,7 @@ def _sum(need: RoleNeed, parts: Sequence[str]) -> int:
 def _model(need: RoleNeed) -> str:
     match need.model:
         case ModelRank(ranks=ranks) as rank:
-            where = f" / {ranks}" if ranks > 1 and rank.zero.stage == 3 else ""
+            where = f" / {ranks}" if ranks > 1 and rank.section.zero.stage == 3 else ""
             return f"{count(rank.num_parameters)}{where}"
         case Engine(shape=shape) as engine:
             split = f" / {engine.gpus}" if engine.gpus > 1 else ""

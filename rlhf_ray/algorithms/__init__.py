@@ -11,5 +11,5 @@ Losses of answers that are compared or labelled take one value an answer: ``_B``
 answers are ranked.
 
 A slot where ``mask_T`` is False may hold anything, NaN and inf included: it reaches neither a loss
-nor a gradient nor a metric.
+nor a gradient nor a metric. Parameters are not checked here: the configuration has done it.
 """

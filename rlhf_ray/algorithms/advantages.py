@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.gae import generalized_advantages
 from rlhf_ray.algorithms.groups import Groups
-from rlhf_ray.algorithms.ragged import masked, num_action_tokens, whiten
+from rlhf_ray.algorithms.ragged import masked, num_action_tokens, segment_sum, whiten
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
 
@@ -67,23 +67,12 @@ class AdvantageParams:
         std_epsilon: Added to a standard deviation (grpo, gdpo), in units of the reward; TRL's is
             1e-4.
         whiten: Whether to whiten at last; `reinforce++` and its variant do in any case.
-
-    Raises:
-        ValueError: A value is out of range.
     """
 
     gamma: float
     lam: float
     std_epsilon: float = 1e-6
     whiten: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for name in ("gamma", "lam"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if not self.std_epsilon > 0.0:
-            raise ValueError(f"std_epsilon must be positive, got {self.std_epsilon}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,9 +227,10 @@ def reinforce_plus_plus_baseline(
 
 
 def _groups(inputs: AdvantageInputs) -> Groups:
-    return Groups.of_totals(
-        inputs.token_rewards_T, inputs.mask_T, inputs.segments_T, inputs.groups_B
-    )
+    """Compares each sequence's sum of token rewards; one without action tokens is in no group."""
+    mask_T, segments_T, num = inputs.mask_T, inputs.segments_T, len(inputs.groups_B)
+    totals_B = segment_sum(masked(inputs.token_rewards_T, mask_T).double(), segments_T, num)
+    return Groups(totals_B, num_action_tokens(mask_T, segments_T, num) > 0, inputs.groups_B)
 
 
 def _standardized(groups: Groups, params: AdvantageParams) -> Tensor:

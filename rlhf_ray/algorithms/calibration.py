@@ -44,15 +44,10 @@ def pair_confidences(
 def calibration(
     probabilities_B: npt.ArrayLike, correct_B: npt.ArrayLike, num_bins: int
 ) -> tuple[CalibrationBin, ...]:
-    """The reliability curve: predictions in ranges of equal width, empty ones left out.
+    """The reliability curve of predictions in `num_bins` ranges of equal width, without empty ones.
 
     Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 2. The ranges span 0 to 1 and
     each holds its upper end.
-
-    Args:
-        probabilities_B: Confidence of each prediction, 0 to 1.
-        correct_B: Whether it is right.
-        num_bins: Ranges.
 
     Raises:
         ValueError: There are fewer bins than 1, a probability is not one, or lengths differ.
@@ -84,9 +79,7 @@ def ranking_calibration(
 ) -> tuple[CalibrationBin, ...]:
     """The reliability curve of a reward model over all pairs of rankings that are no ties.
 
-    Args:
-        scores_B: Of each ranking's answers, the best first.
-        tiers_B: Of the same, which tier each takes.
+    Scores and tiers are those of each ranking's answers, the best first.
     """
     gaps = [
         scores[better] - scores[worse]

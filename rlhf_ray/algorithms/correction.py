@@ -50,21 +50,11 @@ class CorrectionParams:
         cap: Largest weight, at least 1 (truncated, mask).
         low: Smallest weight, in [0, 1] (mask).
         level: Whether a weight is a token's or a sequence's.
-
-    Raises:
-        ValueError: A value is out of range.
     """
 
     cap: float
     low: float
     level: RatioLevel
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        if not self.cap >= 1.0:
-            raise ValueError(f"cap must be at least 1, got {self.cap}")
-        if not 0.0 <= self.low <= 1.0:
-            raise ValueError(f"low must be in [0, 1], got {self.low}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,9 @@
 """Scores of sequences, seen from the group of samples of one draw."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.ragged import masked, num_action_tokens, segment_sum
+from rlhf_ray.algorithms.ragged import masked, segment_sum
 
 
 class Groups:
@@ -35,18 +33,6 @@ class Groups:
         self.centered_B = masked(scores_B - mean_B, is_member_B & self.has_spread_B)
         variance_B = self.sum(self.centered_B.square()) / (self.size_B - 1).clamp(min=1)
         self.std_B = variance_B.sqrt()
-
-    @classmethod
-    def of_totals(
-        cls, token_rewards_T: Tensor, mask_T: Tensor, segments_T: Tensor, groups_B: Tensor
-    ) -> Groups:
-        """Compares each sequence's sum of token rewards.
-
-        Sequences without action tokens have no reward to compare and are in no group.
-        """
-        num_sequences = len(groups_B)
-        totals_B = segment_sum(masked(token_rewards_T, mask_T).double(), segments_T, num_sequences)
-        return cls(totals_B, num_action_tokens(mask_T, segments_T, num_sequences) > 0, groups_B)
 
     def sum(self, values_B: Tensor) -> Tensor:
         """Sums over each sequence's group: float64[B]."""

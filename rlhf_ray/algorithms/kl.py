@@ -15,7 +15,6 @@ GRPO's loss is k3, https://arxiv.org/abs/2402.03300, eq. 4.
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -50,113 +49,50 @@ def k3(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
     return torch.expm1(log_ratio_T) - log_ratio_T
 
 
-class KLController(Protocol):
-    """Decides the weight of the KL penalty from the KL that was measured."""
+class KLController:
+    """The weight of the KL penalty: constant, or held so that the KL stays at a target.
 
-    @property
-    def coefficient(self) -> float:
-        """The weight to use in the next step."""
-
-    def update(self, kl: float, num_sequences: int) -> None:
-        """Takes in what a step measured."""
-
-    def state_dict(self) -> dict[str, float]:
-        """Returns what a resumed run needs."""
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restores what `state_dict` returned."""
-
-
-class FixedKLController:
-    """A constant coefficient. It has no state: the configuration's value holds after a resume."""
-
-    def __init__(self, *, coefficient: float) -> None:
-        """Takes the coefficient (at least 0; raises ValueError)."""
-        self.coefficient = _not_negative("coefficient", coefficient)
-
-    def update(self, kl: float, num_sequences: int) -> None:
-        """Does nothing."""
-
-    def state_dict(self) -> dict[str, float]:
-        """Returns an empty state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Accepts an empty state only (ValueError)."""
-        if state:
-            raise ValueError(f"a fixed KL controller has no state, got {sorted(state)}")
-
-
-class AdaptiveKLController:
-    """Proportional control in log space towards a target KL.
-
-    Source: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences",
-    https://arxiv.org/abs/1909.08593, section 2.2:
+    `adaptive` is proportional control in log space. Source: Ziegler et al. 2019, "Fine-Tuning
+    Language Models from Human Preferences", https://arxiv.org/abs/1909.08593, section 2.2:
 
         e = clip(KL / target - 1, -0.2, 0.2)
         coefficient ← coefficient · (1 + e · num_sequences / horizon)
+
+    Attributes:
+        coefficient: The weight to use in the next step.
     """
 
     MAX_ERROR = 0.2
     """Bounds one update, so that a single wild batch cannot throw the coefficient."""
 
-    def __init__(self, *, initial_coefficient: float, target: float, horizon: int) -> None:
-        """Creates the controller.
-
-        Args:
-            initial_coefficient: At least 0.
-            target: KL to hold, in the unit that `update` is given (the paper's: nats per sequence).
-            horizon: Sequences over which a full error changes the coefficient by its own size.
-
-        Raises:
-            ValueError: A value is out of range.
-        """
-        self.coefficient = _not_negative("initial_coefficient", initial_coefficient)
-        if not target > 0.0:
-            raise ValueError(f"target must be positive, got {target}")
-        if horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {horizon}")
-        self.target = target
-        self.horizon = horizon
+    def __init__(self, config: KlConfig) -> None:
+        """Begins with the configuration's coefficient."""
+        self.config, self.coefficient = config, config.coefficient
+        self.is_fixed = config.controller == "fixed"
 
     def update(self, kl: float, num_sequences: int) -> None:
-        """Moves the coefficient once.
-
-        Args:
-            kl: Mean KL of a step, in the unit of `target`.
-            num_sequences: Sequences of that step.
+        """Moves an adaptive coefficient once, by the mean KL of a step, in the target's unit.
 
         Raises:
             ValueError: `kl` is not finite: it would stay in the coefficient for ever.
         """
+        if self.is_fixed:
+            return
         if not math.isfinite(kl):
             raise ValueError(f"kl must be finite, got {kl}")
-        error = min(max(kl / self.target - 1.0, -self.MAX_ERROR), self.MAX_ERROR)
+        error = min(max(kl / self.config.target - 1.0, -self.MAX_ERROR), self.MAX_ERROR)
         # A step longer than the horizon counts as one horizon; otherwise one of five horizons would
         # turn the coefficient to 0, where it stays.
-        self.coefficient *= 1.0 + error * min(num_sequences / self.horizon, 1.0)
+        self.coefficient *= 1.0 + error * min(num_sequences / self.config.horizon, 1.0)
 
     def state_dict(self) -> dict[str, float]:
-        """Returns the coefficient."""
-        return {"coefficient": self.coefficient}
+        """What a resumed run needs: nothing of a fixed one, whose configuration's value holds."""
+        return {} if self.is_fixed else {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restores the coefficient (ValueError if it is missing or not alone)."""
-        if set(state) != {"coefficient"}:
+        """Restores what `state_dict` returned (ValueError for the state of another kind)."""
+        if self.is_fixed and state:
+            raise ValueError(f"a fixed KL controller has no state, got {sorted(state)}")
+        if not self.is_fixed and set(state) != {"coefficient"}:
             raise ValueError(f"state must hold 'coefficient' only, got {sorted(state)}")
-        self.coefficient = _not_negative("coefficient", state["coefficient"])
-
-
-def kl_controller(config: KlConfig) -> KLController:
-    """The controller that a configuration asks for."""
-    if config.controller == "fixed":
-        return FixedKLController(coefficient=config.coefficient)
-    return AdaptiveKLController(
-        initial_coefficient=config.coefficient, target=config.target, horizon=config.horizon
-    )
-
-
-def _not_negative(name: str, value: float) -> float:
-    if not value >= 0.0:
-        raise ValueError(f"{name} must be at least 0, got {value}")
-    return value
+        self.coefficient = state.get("coefficient", self.coefficient)

@@ -43,20 +43,11 @@ class LabelledParams:
         beta: Temperature β.
         desirable_weight: λ_D, of good answers.
         undesirable_weight: λ_U, of bad ones.
-
-    Raises:
-        ValueError: A value is not positive.
     """
 
     beta: float
     desirable_weight: float
     undesirable_weight: float
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for name in ("beta", "desirable_weight", "undesirable_weight"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 LabelLoss = Callable[[LabelledInputs, LabelledParams], Tensor]

@@ -63,7 +63,8 @@ def token_logprobs(
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
 
     def chunk_scores(hidden_tD: Tensor, targets_t: Tensor) -> tuple[Tensor, ...]:
-        logits_tV = _in_float32(head(hidden_tD)) / temperature
+        raw_tV = head(hidden_tD)
+        logits_tV = raw_tV.to(torch.promote_types(raw_tV.dtype, torch.float32)) / temperature
         scores = [_logprobs(logits_tV, targets_t)]
         if with_entropy:
             scores.append(_entropy(logits_tV if entropy_gradient else logits_tV.detach()))
@@ -83,10 +84,6 @@ def token_logprobs(
         entropy_T=others.pop(0) if with_entropy else None,
         top_T=others.pop(0) if with_top else None,
     )
-
-
-def _in_float32(raw_tV: Tensor) -> Tensor:
-    return raw_tV.to(torch.promote_types(raw_tV.dtype, torch.float32))
 
 
 def _logprobs(logits_tV: Tensor, targets_t: Tensor) -> Tensor:

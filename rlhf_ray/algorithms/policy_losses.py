@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
+from rlhf_ray.algorithms.metric_sums import mean_of
 from rlhf_ray.algorithms.ragged import masked, segment_mean
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.reduction import TokenLoss
@@ -60,9 +60,6 @@ class PolicyLossParams:
         dual_clip: Bound c > 1 on the ratio where A < 0 (ppo, gspo); None for no bound.
         tau_pos: Gate temperature where A > 0 (sapo; the paper's value is 1.0).
         tau_neg: Gate temperature where A <= 0 (sapo; the paper's value is 1.05).
-
-    Raises:
-        ValueError: A value is out of range.
     """
 
     clip_low: float | None
@@ -70,18 +67,6 @@ class PolicyLossParams:
     dual_clip: float | None
     tau_pos: float
     tau_neg: float
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for name in ("clip_low", "clip_high"):
-            bound = getattr(self, name)
-            if bound is not None and not bound >= 0.0:
-                raise ValueError(f"{name} must be at least 0, got {bound}")
-        for name in ("tau_pos", "tau_neg"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.dual_clip is not None and not self.dual_clip > 1.0:
-            raise ValueError(f"dual_clip must be above 1, got {self.dual_clip}")
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -106,7 +91,7 @@ def ppo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     advantages and reductions.
     """
     selected = _select(inputs)
-    return _clipped_surrogate(selected, selected.log_ratio_T, inputs, params)
+    return _clipped_surrogate(selected, selected.log_ratio_T, params)
 
 
 @POLICY_LOSSES.register("gspo")
@@ -121,7 +106,7 @@ def gspo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     log_ratio_T = segment_mean(
         selected.log_ratio_T, inputs.mask_T, inputs.segments_T, inputs.num_sequences
     )
-    return _clipped_surrogate(selected, log_ratio_T, inputs, params)
+    return _clipped_surrogate(selected, log_ratio_T, params)
 
 
 @POLICY_LOSSES.register("cispo")
@@ -135,8 +120,7 @@ def cispo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     low, high = params.bounds
     loss_T = -ratio_T.clamp(low, high) * selected.advantages_T * selected.logprobs_T
     clipped_T = (ratio_T < low) | (ratio_T > high)
-    metrics = _metrics(selected, selected.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
-    return TokenLoss(loss_T=loss_T, metrics=metrics)
+    return _token_loss(loss_T, selected, selected.log_ratio_T, ratio_T, clipped_T)
 
 
 @POLICY_LOSSES.register("sapo")
@@ -150,10 +134,9 @@ def sapo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     ratio_T = clamp_log_ratio(selected.log_ratio_T).exp()
     tau_pos, tau_neg = ratio_T.new_full((), params.tau_pos), ratio_T.new_full((), params.tau_neg)
     tau_T = torch.where(selected.advantages_T > 0.0, tau_pos, tau_neg)
-    gate_T = torch.sigmoid(tau_T * (ratio_T - 1.0)) * (4.0 / tau_T)
+    loss_T = -(torch.sigmoid(tau_T * (ratio_T - 1.0)) * (4.0 / tau_T)) * selected.advantages_T
     clipped_T = torch.zeros_like(inputs.mask_T)
-    metrics = _metrics(selected, selected.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
-    return TokenLoss(loss_T=-gate_T * selected.advantages_T, metrics=metrics)
+    return _token_loss(loss_T, selected, selected.log_ratio_T, ratio_T, clipped_T)
 
 
 @POLICY_LOSSES.register("reinforce")
@@ -164,9 +147,9 @@ def reinforce(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """
     selected = _select(inputs)
     ratio_T = clamp_log_ratio(selected.log_ratio_T).exp()
+    loss_T = -selected.advantages_T * selected.logprobs_T
     clipped_T = torch.zeros_like(inputs.mask_T)
-    metrics = _metrics(selected, selected.log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
-    return TokenLoss(loss_T=-selected.advantages_T * selected.logprobs_T, metrics=metrics)
+    return _token_loss(loss_T, selected, selected.log_ratio_T, ratio_T, clipped_T)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +159,7 @@ class _Selected:
     logprobs_T: Tensor
     log_ratio_T: Tensor
     advantages_T: Tensor
+    mask_T: Tensor
 
 
 def _select(inputs: PolicyLossInputs) -> _Selected:
@@ -184,11 +168,12 @@ def _select(inputs: PolicyLossInputs) -> _Selected:
         logprobs_T=logprobs_T,
         log_ratio_T=log_ratio(logprobs_T, masked(inputs.old_logprobs_T, inputs.mask_T).detach()),
         advantages_T=masked(inputs.advantages_T, inputs.mask_T).detach(),
+        mask_T=inputs.mask_T,
     )
 
 
 def _clipped_surrogate(
-    selected: _Selected, log_ratio_T: Tensor, inputs: PolicyLossInputs, params: PolicyLossParams
+    selected: _Selected, log_ratio_T: Tensor, params: PolicyLossParams
 ) -> TokenLoss:
     """PPO's surrogate for ratios of tokens or, the same value at each token, of sequences."""
     advantages_T = selected.advantages_T
@@ -203,17 +188,17 @@ def _clipped_surrogate(
         )
         clipped_T = clipped_T | ((advantages_T < 0.0) & (ratio_T > params.dual_clip))
     clipped_T = clipped_T & (advantages_T != 0.0)
-    metrics = _metrics(selected, log_ratio_T, ratio_T, clipped_T, inputs.mask_T)
-    return TokenLoss(loss_T=-surrogate_T, metrics=metrics)
+    return _token_loss(-surrogate_T, selected, log_ratio_T, ratio_T, clipped_T)
 
 
-def _metrics(
-    selected: _Selected, log_ratio_T: Tensor, ratio_T: Tensor, clipped_T: Tensor, mask_T: Tensor
-) -> MetricSums:
-    token_log_ratio_T = clamp_log_ratio(selected.log_ratio_T.detach())
-    return {
+def _token_loss(
+    loss_T: Tensor, selected: _Selected, log_ratio_T: Tensor, ratio_T: Tensor, clipped_T: Tensor
+) -> TokenLoss:
+    token_log_ratio_T, mask_T = clamp_log_ratio(selected.log_ratio_T.detach()), selected.mask_T
+    metrics = {
         "clip_share": mean_of(clipped_T, mask_T),
         "clamp_share": mean_of(is_clamped(log_ratio_T), mask_T),
         "ratio_mean": mean_of(ratio_T, mask_T),
         "kl_old": mean_of(torch.expm1(token_log_ratio_T) - token_log_ratio_T, mask_T),
     }
+    return TokenLoss(loss_T=loss_T, metrics=metrics)

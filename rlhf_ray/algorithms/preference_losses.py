@@ -70,9 +70,6 @@ class PairParams:
         f_alpha_divergence_coef: α of `alpha_divergence`.
         discopop_tau: Temperature of the gate in DiscoPOP.
         simpo_gamma: Target margin γ of SimPO, in units of reward.
-
-    Raises:
-        ValueError: A value is out of range.
     """
 
     beta: float
@@ -81,18 +78,6 @@ class PairParams:
     f_alpha_divergence_coef: float
     discopop_tau: float
     simpo_gamma: float
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for name in ("beta", "discopop_tau"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0.0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f"label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}"
-            )
-        if not self.simpo_gamma >= 0.0:
-            raise ValueError(f"simpo_gamma must be at least 0, got {self.simpo_gamma}")
 
 
 PairLoss = Callable[[PairInputs, PairParams], Tensor]

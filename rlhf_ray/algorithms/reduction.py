@@ -29,22 +29,6 @@ class TokenLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReductionTotals:
-    """Denominators of one optimiser step, over all its ranks and micro-batches.
-
-    Attributes:
-        num_tokens: Own tokens.
-        num_sequences: Sequences that have at least one action token.
-        constant_length: Tokens by which kind `constant` divides each sequence (the largest
-            response length); None for the other kinds.
-    """
-
-    num_tokens: int
-    num_sequences: int
-    constant_length: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Reduction:
     """Turns token losses into the scalar to differentiate.
 
@@ -59,19 +43,28 @@ class Reduction:
     Sequences without action tokens add 0 and are not counted. An engine that *averages* gradients
     over data parallelism needs the loss times its size.
 
+    Attributes:
+        kind: See above.
+        num_tokens: Action tokens of one optimiser step, over all its ranks and micro-batches.
+        num_sequences: Those of the step that have at least one action token.
+        constant_length: Tokens by which kind `constant` divides each sequence (the largest
+            response length); None for the other kinds.
+
     Raises:
         ValueError: Kind `constant` without a positive `constant_length`.
     """
 
     kind: ReductionKind
-    totals: ReductionTotals
+    num_tokens: int
+    num_sequences: int
+    constant_length: int | None
 
     def __post_init__(self) -> None:
         """Checks that `constant` has its length."""
-        if self.kind == "constant" and not (self.totals.constant_length or 0) > 0:
+        if self.kind == "constant" and not (self.constant_length or 0) > 0:
             raise ValueError(
                 "constant_length must be positive for reduction 'constant', "
-                f"got {self.totals.constant_length}"
+                f"got {self.constant_length}"
             )
 
     def reduce(
@@ -95,11 +88,11 @@ class Reduction:
         self, loss_T: Tensor, segments_T: Tensor, sequence_lens_B: Tensor
     ) -> Tensor | float:
         # max(..., 1): a step without action tokens has the loss 0, not 0 / 0.
-        num_sequences = max(self.totals.num_sequences, 1)
+        num_sequences = max(self.num_sequences, 1)
         if self.kind == "token_mean":
-            return 1.0 / max(self.totals.num_tokens, 1)
+            return 1.0 / max(self.num_tokens, 1)
         if self.kind == "sequence_mean":
             lens_T = sequence_lens_B[segments_T].clamp(min=1).to(loss_T.dtype)
             return 1.0 / (lens_T * num_sequences)
-        assert self.totals.constant_length is not None
-        return 1.0 / (num_sequences * self.totals.constant_length)
+        assert self.constant_length is not None
+        return 1.0 / (num_sequences * self.constant_length)

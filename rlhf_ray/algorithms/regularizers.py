@@ -14,7 +14,7 @@ from rlhf_ray.algorithms.kl import KL_ESTIMATORS, KLEstimator
 from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
 from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
-from rlhf_ray.algorithms.reduction import ReductionTotals, TokenLoss
+from rlhf_ray.algorithms.reduction import TokenLoss
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
 
@@ -110,24 +110,17 @@ def with_router_loss(
     *,
     coefficient: float,
     num_tokens: int,
-    totals: ReductionTotals,
+    num_step_tokens: int,
 ) -> tuple[Tensor, MetricSums]:
     """Add a pass's load-balancing loss to its loss, and `aux_loss` to its metrics.
 
     The loss of each pass is weighed by its tokens: that of a whole batch is no sum of its parts.
-    An empty pass weighs nothing.
-
-    Args:
-        loss: The pass's share of its step's loss.
-        metrics: Of the pass.
-        router_loss: A scalar; None leaves everything as it is.
-        coefficient: Its weight.
-        num_tokens: Trained tokens of the pass.
-        totals: Of the whole step.
+    An empty pass weighs nothing, and a `router_loss` of None leaves everything as it is. Tokens are
+    the trained ones, of the pass and of the whole step.
     """
     if router_loss is None:
         return loss, metrics
-    share = num_tokens / max(1, totals.num_tokens)
+    share = num_tokens / max(1, num_step_tokens)
     mask_T = torch.ones(num_tokens, dtype=torch.bool, device=router_loss.device)
     aux_loss = mean_of(router_loss.expand(num_tokens), mask_T)
     return loss + coefficient * share * router_loss, {**metrics, "aux_loss": aux_loss}

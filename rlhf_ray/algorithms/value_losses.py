@@ -30,32 +30,14 @@ class ValueLossInputs:
     mask_T: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValueLossParams:
-    """Parameters of all value losses.
-
-    Attributes:
-        clip: How far a value may move from its old one (clipped), in units of the return.
-
-    Raises:
-        ValueError: `clip` is not positive.
-    """
-
-    clip: float
-
-    def __post_init__(self) -> None:
-        """Checks the range."""
-        if not self.clip > 0.0:
-            raise ValueError(f"clip must be positive, got {self.clip}")
-
-
-ValueLoss = Callable[[ValueLossInputs, ValueLossParams], TokenLoss]
+ValueLoss = Callable[[ValueLossInputs, float], TokenLoss]
+"""(inputs, clip) -> loss_T; `clip` is how far a value may move from its old one, in returns."""
 
 VALUE_LOSSES: Registry[ValueLoss] = Registry("value loss", table.VALUE_LOSSES)
 
 
 @VALUE_LOSSES.register("clipped")
-def clipped(inputs: ValueLossInputs, params: ValueLossParams) -> TokenLoss:
+def clipped(inputs: ValueLossInputs, clip: float) -> TokenLoss:
     """Half the larger squared error of the value and of the value kept near the old one.
 
     Source: PPO2 of OpenAI baselines, as described in
@@ -64,7 +46,7 @@ def clipped(inputs: ValueLossInputs, params: ValueLossParams) -> TokenLoss:
     values_T = masked(inputs.values_T, inputs.mask_T)
     old_values_T = masked(inputs.old_values_T, inputs.mask_T).detach()
     returns_T = masked(inputs.returns_T, inputs.mask_T).detach()
-    near_T = old_values_T + (values_T - old_values_T).clamp(-params.clip, params.clip)
+    near_T = old_values_T + (values_T - old_values_T).clamp(-clip, clip)
     error_T = (values_T - returns_T).square()
     near_error_T = (near_T - returns_T).square()
     loss_T = 0.5 * torch.maximum(error_T, near_error_T)
@@ -72,8 +54,8 @@ def clipped(inputs: ValueLossInputs, params: ValueLossParams) -> TokenLoss:
 
 
 @VALUE_LOSSES.register("mse")
-def mse(inputs: ValueLossInputs, params: ValueLossParams) -> TokenLoss:
-    """Half the squared error; it uses no parameter."""
+def mse(inputs: ValueLossInputs, clip: float) -> TokenLoss:
+    """Half the squared error, without a clip."""
     values_T = masked(inputs.values_T, inputs.mask_T)
     returns_T = masked(inputs.returns_T, inputs.mask_T).detach()
     loss_T = 0.5 * (values_T - returns_T).square()

@@ -180,9 +180,7 @@ def context_of(model: ModelConfig) -> int:
     """
     from rlhf_ray.models.limits import context_length
 
-    return context_length(
-        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
+    return context_length(model)
 
 
 def end_token_ids(
@@ -192,9 +190,6 @@ def end_token_ids(
     from rlhf_ray.data.chat.turn_end import end_tokens
     from rlhf_ray.models.identity import generation_end_ids
 
-    generation_ids = generation_end_ids(
-        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
-    ends = end_tokens(tokenizer, generation_ids, stop_token_ids)
+    ends = end_tokens(tokenizer, generation_end_ids(model), stop_token_ids)
     logger.info("responses end at %s", ends.words)
     return ends.ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.learner.engine import EngineBuilder, Residency
+from rlhf_ray.learner.engine import EngineBuilder
+from rlhf_ray.learner.rows import flat, rollout_batch
 from rlhf_ray.learner.scoring import fitted_update
 from rlhf_ray.learner.update import MicroBatchLoss, Preparation, UpdateSettings, run_update
+from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.check import own_outcome, sample_row, settle
 from rlhf_ray.models.modes import CheckedModel
 from rlhf_ray.packing import UpdatePlan
+from rlhf_ray.specs import PolicySpec, ValueSpec
+from rlhf_ray.types import Experience
 
 logger = logging.getLogger(__name__)
 
@@ -59,20 +63,15 @@ class Learner(ABC):
             self.model = self._load()
         self.model.device = self.device
         if not builder.shards_weights:
-            freeze_unreached(self.model)
+            settle_unreached(self.model, is_sharded=False)
         self.engine = builder.train(self.model.train(), total_steps=total_steps)
         if builder.shards_weights:
-            require_reached(self.model)
+            settle_unreached(self.model, is_sharded=True)
         settle(self.model, config, self.device)
 
     @abstractmethod
     def _load(self) -> Any:
         """The model as the configuration has it."""
-
-    @property
-    def residency(self) -> Residency:
-        """Where the model is."""
-        return self.engine.residency
 
     def _update(
         self,
@@ -100,38 +99,67 @@ class Learner(ABC):
         self.builder.close()
 
 
-def freeze_unreached(module: CheckedModel) -> None:
+class ExperienceLearner(Learner):
+    """One rank's share of what learns from rollouts: the policy, or its critic."""
+
+    spec: PolicySpec | ValueSpec
+
+    def __init__(self, spec: PolicySpec | ValueSpec, builder: EngineBuilder) -> None:
+        """Load the model and hand it to an engine."""
+        self.spec = spec
+        super().__init__(
+            spec.learner,
+            builder,
+            UpdateSettings(
+                reduction=spec.algorithm.reduction,
+                constant_length=spec.max_new_tokens,
+                replay_folder=spec.replay_folder,
+            ),
+            total_steps=spec.total_steps,
+            seed=spec.seed,
+        )
+
+    def _update_on(
+        self, rows: Sequence[Experience], plan: UpdatePlan, loss_of: MicroBatchLoss
+    ) -> dict[str, float]:
+        return self._update(rows, [row.rollout.num_tokens for row in rows], plan, loss_of)
+
+    def _batch(self, rows: Sequence[Experience]) -> TokenBatch:
+        rollouts = [row.rollout for row in rows]
+        return rollout_batch(rollouts, padded=self.model.padded, device=self.device)
+
+    def _floats(self, rows: Sequence[Experience], name: str) -> Tensor:
+        """A field of all rows, end to end: float32 [T]."""
+        return flat(rows, lambda row: getattr(row, name), dtype=torch.float32, device=self.device)
+
+
+def settle_unreached(module: CheckedModel, *, is_sharded: bool) -> None:
     """Take out of training what the model's code leaves out of what the role reads, and say so.
 
     Towers for images see no token, biases that balance experts and indexers of attention have no
     gradient; some families read a matrix without calling its layer, so that an adapter there does
-    nothing. Not under ZeRO-3, which has no whole weights before DeepSpeed's start.
+    nothing. Under ZeRO-3 there are no whole weights before DeepSpeed's start, and after it nothing
+    can be taken out: there it is refused.
 
     Raises:
-        ConfigError: Nothing would be left.
+        ConfigError: Nothing would be left, or it cannot be taken out any more.
     """
     unreached = _unreached(module)
     if not unreached:
         return
+    names = ", ".join(list(unreached)[:5])
+    more = f" and {len(unreached) - 5} more" if len(unreached) > 5 else ""
+    fault = f"{type(module.transformer()).__name__} computes nothing with {names}{more}"
+    if is_sharded:
+        raise ConfigError(
+            f"{fault}: under ZeRO stage 3 set model.lora.target_modules to other layers, or take "
+            "zero.stage 2, which leaves them as they are"
+        )
     for parameter in unreached.values():
         parameter.requires_grad_(False)
-    fault = _in_words(module, unreached)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ConfigError(f"nothing can be trained: {fault}")
     logger.warning("%s: they stay as they are", fault)
-
-
-def require_reached(module: CheckedModel) -> None:
-    """Refuse the same, where it cannot be taken out any more.
-
-    Raises:
-        ConfigError: Names it.
-    """
-    if unreached := _unreached(module):
-        raise ConfigError(
-            f"{_in_words(module, unreached)}: under ZeRO stage 3 set model.lora.target_modules to "
-            "other layers, or take zero.stage 2, which leaves them as they are"
-        )
 
 
 def _unreached(module: CheckedModel) -> dict[str, nn.Parameter]:
@@ -146,12 +174,6 @@ def _unreached(module: CheckedModel) -> dict[str, nn.Parameter]:
     # An expert that no token went to has others of its kind beside it.
     kinds = {_kind(name) for name, parameter in trained if id(parameter) in reached}
     return {n: p for n, p in trained if id(p) not in reached and _kind(n) not in kinds}
-
-
-def _in_words(module: CheckedModel, unreached: Collection[str]) -> str:
-    names = ", ".join(list(unreached)[:5])
-    more = f" and {len(unreached) - 5} more" if len(unreached) > 5 else ""
-    return f"{type(module.transformer()).__name__} computes nothing with {names}{more}"
 
 
 def _kind(name: str) -> str:

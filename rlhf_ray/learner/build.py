@@ -8,9 +8,9 @@ import torch
 
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
 from rlhf_ray.learner.engine import EngineBuilder
-from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.policy import PolicyLearner
 from rlhf_ray.learner.preference import PreferenceLearner
 from rlhf_ray.learner.reference import FrozenReference
@@ -24,7 +24,10 @@ from rlhf_ray.specs import PolicySpec, ReferenceSpec, RewardSpec, SupervisedSpec
 # What a rank hosts a model by.
 Spec: TypeAlias = PolicySpec | ValueSpec | ReferenceSpec | SupervisedSpec[Any]
 
-_SUPERVISED: dict[type, type[ExampleLearner[Any, Any]]] = {
+_LEARNERS: dict[type, type[Learner] | type[FrozenReference]] = {
+    PolicySpec: PolicyLearner,
+    ValueSpec: ValueLearner,
+    ReferenceSpec: FrozenReference,
     SftConfig: SftLearner,
     RmConfig: RewardLearner,
     DpoConfig: PreferenceLearner,
@@ -58,15 +61,8 @@ def make_learner(spec: Spec, builder: EngineBuilder) -> Any:
     Raises:
         ConfigError: The model cannot be loaded as configured.
     """
-    match spec:
-        case PolicySpec():
-            return PolicyLearner(spec, builder)
-        case ValueSpec():
-            return ValueLearner(spec, builder)
-        case ReferenceSpec():
-            return FrozenReference(spec, builder)
-        case SupervisedSpec():
-            return _SUPERVISED[type(spec.job)](spec, builder)
+    kind: Any = _LEARNERS[type(spec.job if isinstance(spec, SupervisedSpec) else spec)]
+    return kind(spec, builder)
 
 
 def make_scorer(

@@ -72,7 +72,8 @@ class CheckpointNames:
         (first, pattern), *_ = conversion.sources
         if pattern is None:
             return {conversion.target: tensors[first]}
-        converter = copy.deepcopy(self._converter(pattern))
+        converter = next(one for one in self._converters if pattern in one.source_patterns)
+        converter = copy.deepcopy(converter)
         for name, its_pattern in conversion.sources:
             converter.add_tensor(conversion.target, name, its_pattern, tensors[name])
         converted = converter.convert(conversion.target, model=self.model, config=self.model.config)
@@ -80,9 +81,6 @@ class CheckpointNames:
             name: tensor[0] if isinstance(tensor, list) else tensor
             for name, tensor in converted.items()
         }
-
-    def _converter(self, pattern: str) -> Any:
-        return next(one for one in self._converters if pattern in one.source_patterns)
 
 
 def _has_way_back(conversion: Any) -> bool:

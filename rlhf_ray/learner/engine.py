@@ -89,17 +89,14 @@ class Residency(Protocol):
     @property
     def has_weights(self) -> bool:
         """Whether they are on the device."""
-        ...
 
     @property
     def has_states(self) -> bool:
         """Whether these are; never without the weights."""
-        ...
 
     @property
     def host_bytes(self) -> int:
         """That wait on the host at the moment."""
-        ...
 
     def offload(self, *, keep_weights: bool = False) -> None:
         """Leave the device; with `keep_weights` the model can still be read there.
@@ -107,11 +104,9 @@ class Residency(Protocol):
         Raises:
             RunError: The host has no memory for it.
         """
-        ...
 
     def reload(self, *, weights_only: bool = False) -> None:
         """Come back to the device; with `weights_only` to be read there."""
-        ...
 
 
 class InferenceEngine(Protocol):
@@ -129,15 +124,12 @@ class InferenceEngine(Protocol):
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Forward pass; all ranks take part in as many."""
-        ...
 
     def inference(self) -> AbstractContextManager[None]:
         """Passes without gradients and without dropout."""
-        ...
 
     def close(self) -> None:
         """Let go of the model, so that the process can host another."""
-        ...
 
 
 class TrainingEngine(InferenceEngine, Protocol):
@@ -159,7 +151,6 @@ class TrainingEngine(InferenceEngine, Protocol):
 
         A loss that is not finite on one rank makes all ranks skip the step.
         """
-        ...
 
     def step(self) -> StepResult:
         """Clip and update at the schedule's rate; skipped where the gradient is not finite.
@@ -167,11 +158,9 @@ class TrainingEngine(InferenceEngine, Protocol):
         Raises:
             RunError: A parameter that should train does not move.
         """
-        ...
 
     def save(self, folder: Path) -> None:
         """Write weights, optimiser and random state; every rank calls it."""
-        ...
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, on as many ranks; the optimiser's settings stay the own ones.
@@ -179,7 +168,6 @@ class TrainingEngine(InferenceEngine, Protocol):
         Raises:
             ValueError: Nothing was saved there.
         """
-        ...
 
 
 class EngineBuilder(Protocol):
@@ -195,22 +183,18 @@ class EngineBuilder(Protocol):
 
     def loading(self) -> AbstractContextManager[None]:
         """While this is open, a model is loaded as the engine holds it."""
-        ...
 
     def train(self, module: torch.nn.Module, *, total_steps: int) -> TrainingEngine:
         """Train the parameters that require a gradient; `total_steps` are the schedule's."""
-        ...
 
     def freeze(self, module: torch.nn.Module) -> InferenceEngine:
         """Only read the model."""
-        ...
 
     def close(self) -> None:
         """Remove what lies outside of the process; once more does nothing.
 
         It also works while a pass runs, of a process that is ended next.
         """
-        ...
 
 
 def random_state() -> dict[str, torch.Tensor]:

@@ -20,11 +20,8 @@ from rlhf_ray.models.decoder import base_of
 def export_model(lm: Any, folder: Path, tokenizer_path: str, *, write: bool) -> None:
     """Write weights, configuration and tokenizer, aside first; every rank calls it, one writes.
 
-    Args:
-        lm: The model, perhaps with adapters or spread by ZeRO-3.
-        folder: Created if needed; what was there stays until the new export is complete.
-        tokenizer_path: Where the run's tokenizer is.
-        write: Whether this rank writes; the others only take part in gathering.
+    What was there stays until the new export is complete. Ranks that do not `write` only take part
+    in gathering what ZeRO-3 has spread.
 
     Raises:
         RunError: What was written is not the model in memory.

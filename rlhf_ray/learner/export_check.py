@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,19 @@ MERGED_SHARE = 0.1
 
 
 def check_export(lm: Any, folder: Path, written: Mapping[str, Written]) -> None:
-    """Compare the folder with the model, as its own readers see it.
+    """Compare a complete export with the model, as its own readers see it.
 
-    Args:
-        lm: The model, perhaps with adapters.
-        folder: A complete export.
-        written: What was in memory when its weights were written.
+    `written` is what was in memory when its weights were written.
 
     Raises:
         RunError: They differ; it names the weights.
     """
     base = base_of(lm)
     lines = differences(folder, written) or _not_loaded(base, folder)
-    if not lines and _is_small(written) and not _is_spread(base):
+    size = sum(one.dtype.itemsize * math.prod(one.shape) for one in written.values())
+    # A pass through a model of which ranks hold parts would need all of them.
+    is_spread = any(is_sharded(parameter) for parameter in base.parameters())
+    if not lines and size <= SMALL_BYTES and not is_spread:
         lines = _other_answers(lm, folder)
     if lines:
         more = f", and {len(lines) - 10} more" if len(lines) > 10 else ""
@@ -115,13 +116,3 @@ def _logits(model: Any, device: torch.device) -> torch.Tensor:
     finally:
         model.train(was_training)
     return logits.float()
-
-
-def _is_small(written: Mapping[str, Written]) -> bool:
-    sizes = (one.dtype.itemsize * torch.Size(one.shape).numel() for one in written.values())
-    return sum(sizes) <= SMALL_BYTES
-
-
-def _is_spread(base: Any) -> bool:
-    """Whether ranks hold parts of it: a pass would then need all of them."""
-    return any(is_sharded(parameter) for parameter in base.parameters())

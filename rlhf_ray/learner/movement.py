@@ -21,27 +21,19 @@ FLOAT32_STEP = torch.finfo(torch.float32).eps
 PIECE = 2**22
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sums:
-    """Of this rank's part of a parameter."""
-
-    values: float
-    squares: float
-
-
 @dataclass(kw_only=True)
 class _Still:
     """A parameter that has not moved yet.
 
     Attributes:
-        start: Of the values that it began with.
+        start: Sum, and sum of squares, of the values that this rank's part of it began with.
         size: Root mean square of its values, on all ranks.
         num_steps: Steps that should have moved it.
     """
 
     name: str
     parameter: torch.nn.Parameter
-    start: _Sums
+    start: tuple[float, float]
     size: float
     num_steps: int = 0
 
@@ -66,16 +58,13 @@ class MovementCheck:
     ) -> None:
         """Take the sums; all ranks call it alike.
 
-        Args:
-            named: Parameters under training.
-            master_part: The part of a parameter that this rank's optimiser steps on.
-            device: Of the process group.
+        `master_part` gives the part of a parameter that this rank's optimiser steps on.
         """
         self._master_part, self._device = master_part, device
         parts = [master_part(parameter) for _, parameter in named]
         starts = [_sums(part) for part in parts]
         squares, counts = self._over_ranks(
-            [[start.squares for start in starts], [part.numel() for part in parts]],
+            [[square for _, square in starts], [part.numel() for part in parts]],
             dist.ReduceOp.SUM,
         )
         self._still = [
@@ -110,10 +99,11 @@ class MovementCheck:
         return reduced
 
 
-def _sums(values: Tensor) -> _Sums:
+def _sums(values: Tensor) -> tuple[float, float]:
+    """Of values and of their squares."""
     total = torch.zeros(2, dtype=torch.float64, device=values.device)
     for piece in values.split(PIECE):
         exact = piece.double()
         total += torch.stack([exact.sum(), exact.square().sum()])
     summed, squares = total.tolist()
-    return _Sums(values=summed, squares=squares)
+    return summed, squares

@@ -8,8 +8,7 @@ micro-batches and ranks. What a row's loss takes from the others is then a const
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -48,44 +47,13 @@ class StepRow:
     loss: float = 0.0
 
 
-class Objective(Protocol):
-    """What is learned from answers."""
-
-    @property
-    def trained(self) -> slice:
-        """Which of a row's answers the loss is differentiated by."""
-        ...
-
-    @property
-    def ahead(self) -> slice | None:
-        """Which of them must be known of the whole step before; None for none."""
-        ...
-
-    def prepare(
-        self, rows: Sequence[Referenced], ahead_BK: torch.Tensor | None
-    ) -> Sequence[StepRow]:
-        """Collect what the rows of one optimiser step take from one another.
-
-        Args:
-            rows: All of them.
-            ahead_BK: float64, sums of the log-probabilities of the answers in `ahead`.
-        """
-        ...
-
-    def loss(
-        self, rows: Sequence[StepRow], logps_BK: torch.Tensor
-    ) -> tuple[torch.Tensor, MetricSums]:
-        """The share of some of a step's rows in its loss, from the trained answers' sums."""
-        ...
-
-
-def objective_of(job: DpoConfig) -> Objective:
-    """That of labelled answers or of pairs, as the job's losses take them."""
-    return LabelObjective(job) if job.takes_labels else PairObjective(job)
-
-
 class PairObjective:
-    """A weighted sum of pair losses."""
+    """A weighted sum of pair losses.
+
+    Attributes:
+        trained: Which of a row's answers the loss is differentiated by.
+        ahead: Which of them must be known of the whole step before; None for none.
+    """
 
     trained = slice(0, 2)
 
@@ -108,29 +76,24 @@ class PairObjective:
     ) -> Sequence[StepRow]:
         """Count chosen tokens; differentiate a coupled loss by every log-probability of the step.
 
+        `ahead_BK` is float64, sums of the log-probabilities of the answers in `ahead`.
         The training pass goes on from there by the chain rule, a micro-batch at a time (gradient
         caching, https://arxiv.org/abs/2101.06983, section 3.2).
         """
         num_chosen_tokens = sum(len(_pair(row).answer_ids_K[0]) for row in rows)
 
-        def step_row(row: Referenced, slopes_K: tuple[float, ...] | None, loss: float) -> StepRow:
-            return StepRow(
-                referenced=row,
-                num_rows=len(rows),
-                num_chosen_tokens=num_chosen_tokens,
-                slopes_K=slopes_K,
-                loss=loss,
-            )
-
-        plain = [step_row(row, None, 0.0) for row in rows]
+        plain = [
+            StepRow(referenced=row, num_rows=len(rows), num_chosen_tokens=num_chosen_tokens)
+            for row in rows
+        ]
         if ahead_BK is None:
             return plain
         leaves_BK = ahead_BK.detach().requires_grad_()
         loss_B = self._losses(self._inputs(plain, leaves_BK))
         [slopes_BK] = torch.autograd.grad(loss_B.sum(), [leaves_BK])
         return [
-            step_row(row, tuple(slopes_K), loss)
-            for row, slopes_K, loss in zip(rows, slopes_BK.tolist(), loss_B.tolist(), strict=True)
+            replace(row, slopes_K=tuple(slopes_K), loss=loss)
+            for row, slopes_K, loss in zip(plain, slopes_BK.tolist(), loss_B.tolist(), strict=True)
         ]
 
     def loss(
@@ -173,7 +136,7 @@ class PairObjective:
 
 
 class LabelObjective:
-    """A loss of answers that were found good or bad."""
+    """A loss of answers that were found good or bad; see `PairObjective`."""
 
     trained = slice(0, 1)
     ahead = slice(1, 2)
@@ -215,6 +178,11 @@ class LabelObjective:
         loss_B = LABEL_LOSSES[self.name](inputs, self.params)
         loss = self.weight * loss_B.sum() / num_rows
         return loss, labelled_metrics(inputs, self.params)
+
+
+def objective_of(job: DpoConfig) -> PairObjective | LabelObjective:
+    """That of labelled answers or of pairs, as the job's losses take them."""
+    return LabelObjective(job) if job.takes_labels else PairObjective(job)
 
 
 def _pair(row: Referenced) -> Ranking:

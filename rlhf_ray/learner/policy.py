@@ -14,12 +14,9 @@ from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, PolicyLossParams
 from rlhf_ray.algorithms.reduction import Reduction, TokenLoss
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
-from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.learner.base import Learner
-from rlhf_ray.learner.engine import EngineBuilder
-from rlhf_ray.learner.rows import action_lens, action_mask, flat, rollout_batch
+from rlhf_ray.learner.base import ExperienceLearner
+from rlhf_ray.learner.rows import action_lens, action_mask
 from rlhf_ray.learner.scoring import score_rollouts
-from rlhf_ray.learner.update import UpdateSettings
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
@@ -27,25 +24,11 @@ from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience, Rollout
 
 
-class PolicyLearner(Learner):
+class PolicyLearner(ExperienceLearner):
     """Holds one rank's share of the policy."""
 
     model: TokenScorer
-
-    def __init__(self, spec: PolicySpec, builder: EngineBuilder) -> None:
-        """Load the model and hand it to an engine."""
-        self.spec = spec
-        super().__init__(
-            spec.learner,
-            builder,
-            UpdateSettings(
-                reduction=spec.algorithm.reduction,
-                constant_length=spec.max_new_tokens,
-                replay_folder=spec.replay_folder,
-            ),
-            total_steps=spec.total_steps,
-            seed=spec.seed,
-        )
+    spec: PolicySpec
 
     def _load(self) -> TokenScorer:
         return TokenScorer(
@@ -83,35 +66,41 @@ class PolicyLearner(Learner):
         self, rows: Sequence[Experience], plan: UpdatePlan, kl_coefficient: float
     ) -> dict[str, float]:
         """Epochs times minibatches of the policy loss and its regularizers."""
-        return self._update(
-            rows,
-            [row.rollout.num_tokens for row in rows],
-            plan,
-            lambda picked, reduction: self._loss(picked, reduction, kl_coefficient),
+        return self._update_on(
+            rows, plan, lambda picked, reduction: self._loss(picked, reduction, kl_coefficient)
         )
 
     def _loss(
         self, rows: Sequence[Experience], reduction: Reduction, kl_coefficient: float
     ) -> tuple[torch.Tensor, MetricSums]:
-        algorithm, device = self.spec.algorithm, self.device
-        batch = rollout_batch(
-            [row.rollout for row in rows],
-            padded=self.model.padded,
-            device=device,
-        )
+        algorithm, batch = self.spec.algorithm, self._batch(rows)
         scores = self.engine(batch, with_entropy=True)
-        logprobs_T = scores.logprobs_T
-        mask_T = action_mask(rows, device)
+        logprobs_T, mask_T = scores.logprobs_T, action_mask(rows, self.device)
+        old_logprobs_T = self._floats(rows, "old_logprobs_T")
+        correction_T = self._floats(rows, "correction_T")
         term_inputs = LossTermInputs(
             mask_T=mask_T,
             logprobs_T=logprobs_T,
-            reference_logprobs_T=_floats(rows, "reference_logprobs_T", device),
-            old_logprobs_T=_floats(rows, "old_logprobs_T", device),
+            reference_logprobs_T=self._floats(rows, "reference_logprobs_T"),
+            old_logprobs_T=old_logprobs_T,
             entropy_T=scores.entropy_T,
         )
-        correction_T = _floats(rows, "correction_T", device)
-        policy_term = self._policy_loss(
-            rows, logprobs_T, mask_T, batch.segments_T, batch.num_sequences
+        policy_term = POLICY_LOSSES[algorithm.policy_loss](
+            PolicyLossInputs(
+                logprobs_T=logprobs_T,
+                old_logprobs_T=old_logprobs_T,
+                advantages_T=self._floats(rows, "advantages_T"),
+                mask_T=mask_T,
+                segments_T=batch.segments_T,
+                num_sequences=batch.num_sequences,
+            ),
+            PolicyLossParams(
+                clip_low=algorithm.clip_low,
+                clip_high=algorithm.clip_high,
+                dual_clip=algorithm.dual_clip or None,
+                tau_pos=algorithm.sapo_temperature_positive,
+                tau_neg=algorithm.sapo_temperature_negative,
+            ),
         )
         terms = [
             (1.0, _weighted(policy_term, correction_T)),
@@ -119,34 +108,13 @@ class PolicyLearner(Learner):
         ]
         if algorithm.kl.where == "loss" and kl_coefficient:
             terms.append((kl_coefficient, self._kl(term_inputs, correction_T)))
-        lens_B = action_lens(rows, device)
+        lens_B = action_lens(rows, self.device)
         loss = logprobs_T.new_zeros(())
         for coefficient, term in terms:
             if coefficient:
                 reduced = reduction.reduce(term.loss_T, mask_T, batch.segments_T, lens_B)
                 loss = loss + coefficient * reduced
         return loss, metric_sums.merge(term.metrics for _, term in terms)
-
-    def _policy_loss(
-        self,
-        rows: Sequence[Experience],
-        logprobs_T: torch.Tensor,
-        mask_T: torch.Tensor,
-        segments_T: torch.Tensor,
-        num_sequences: int,
-    ) -> TokenLoss:
-        algorithm, device = self.spec.algorithm, self.device
-        return POLICY_LOSSES[algorithm.policy_loss](
-            PolicyLossInputs(
-                logprobs_T=logprobs_T,
-                old_logprobs_T=_floats(rows, "old_logprobs_T", device),
-                advantages_T=_floats(rows, "advantages_T", device),
-                mask_T=mask_T,
-                segments_T=segments_T,
-                num_sequences=num_sequences,
-            ),
-            policy_loss_params(algorithm),
-        )
 
     def _kl(self, inputs: LossTermInputs, correction_T: torch.Tensor) -> TokenLoss:
         """Where tokens are weighted, then from the engine's policy on, which sampled them."""
@@ -158,18 +126,3 @@ class PolicyLearner(Learner):
 
 def _weighted(term: TokenLoss, weights_T: torch.Tensor) -> TokenLoss:
     return TokenLoss(loss_T=term.loss_T * weights_T, metrics=term.metrics)
-
-
-def policy_loss_params(algorithm: AlgorithmConfig) -> PolicyLossParams:
-    """The configuration's numbers for the losses; a dual clip of 0 is none."""
-    return PolicyLossParams(
-        clip_low=algorithm.clip_low,
-        clip_high=algorithm.clip_high,
-        dual_clip=algorithm.dual_clip or None,
-        tau_pos=algorithm.sapo_temperature_positive,
-        tau_neg=algorithm.sapo_temperature_negative,
-    )
-
-
-def _floats(rows: Sequence[Experience], name: str, device: torch.device) -> torch.Tensor:
-    return flat(rows, lambda row: getattr(row, name), dtype=torch.float32, device=device)

@@ -17,7 +17,6 @@ from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.objectives import StepRow, objective_of
 from rlhf_ray.learner.rows import answer_batch, answer_sums
 from rlhf_ray.learner.scoring import over_ranks, score_answers
-from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.decoder import base_of, require_experts
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
@@ -73,14 +72,8 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
         self, rows: Sequence[Referenced], plan: RankedMicroBatches, answers: slice
     ) -> torch.Tensor:
         """Sums of the log-probabilities of answers, of all ranks' rows: float64 [B, K]."""
-        sums = score_answers(
-            self.engine,
-            self._logprobs,
-            [row.row for row in rows],
-            plan,
-            self.config,
-            answers=answers,
-        )
+        answered = [row.row for row in rows]
+        sums = score_answers(self.engine, answered, plan, self.config, answers=answers)
         return over_ranks(
             sums,
             plan,
@@ -89,10 +82,6 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
             width=answers.stop - answers.start,
             device=self.device,
         )
-
-    def _logprobs(self, batch: TokenBatch) -> torch.Tensor:
-        logprobs_T: torch.Tensor = self.engine(batch).logprobs_T
-        return logprobs_T
 
     def _loss(
         self, rows: Sequence[StepRow], reduction: Reduction
@@ -114,7 +103,7 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
             scores.router_loss,
             coefficient=self.job.router_aux_loss_coef,
             num_tokens=sum(row.referenced.row.num_trained_tokens for row in rows),
-            totals=reduction.totals,
+            num_step_tokens=reduction.num_tokens,
         )
 
     def evaluate(self, rows: Sequence[Referenced], plan: RankedMicroBatches) -> Evaluated:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from rlhf_ray.learner.engine import EngineBuilder, Residency
+from rlhf_ray.learner.engine import EngineBuilder
 from rlhf_ray.learner.scoring import score_answers, score_rollouts
-from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
@@ -33,11 +31,6 @@ class FrozenReference:
         self.engine = builder.freeze(self.model)
         settle(self.model, self.config, builder.device)
 
-    @property
-    def residency(self) -> Residency:
-        """Where the model is."""
-        return self.engine.residency
-
     def close(self) -> None:
         """Release the model."""
         self.engine.close()
@@ -47,7 +40,13 @@ class FrozenReference:
         self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
     ) -> list[npt.NDArray[np.float32]]:
         """Log-probabilities of this rank's rows, in the order in which the plan names them."""
-        return score_rollouts(self.engine, self._score, rollouts, plan, self.config)
+        return score_rollouts(
+            self.engine,
+            lambda batch: self.engine(batch).logprobs_T,
+            rollouts,
+            plan,
+            self.config,
+        )
 
     def answer_logps(
         self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
@@ -56,8 +55,4 @@ class FrozenReference:
 
         They come in the order in which the plan names the rows.
         """
-        return score_answers(self.engine, self._score, rows, plan, self.config)
-
-    def _score(self, batch: TokenBatch) -> torch.Tensor:
-        logprobs_T: torch.Tensor = self.engine(batch).logprobs_T
-        return logprobs_T
+        return score_answers(self.engine, rows, plan, self.config)

@@ -47,17 +47,17 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
     def _loss(
         self, rows: Sequence[Ranking], reduction: Reduction
     ) -> tuple[torch.Tensor, MetricSums]:
-        rewards, totals = self._forward(rows), reduction.totals
+        rewards = self._forward(rows)
         places_BK, mask_BK = _places(rows, self.device)
         inputs = self._inputs(rows, rewards.scores_B[places_BK], mask_BK)
-        loss = self._row_losses(inputs).sum() / max(1, totals.num_sequences)
+        loss = self._row_losses(inputs).sum() / max(1, reduction.num_sequences)
         return with_router_loss(
             loss,
             reward_metrics(inputs),
             rewards.router_loss,
             coefficient=self.job.router_aux_loss_coef,
             num_tokens=sum(row.num_trained_tokens for row in rows),
-            totals=totals,
+            num_step_tokens=reduction.num_tokens,
         )
 
     def _inputs(

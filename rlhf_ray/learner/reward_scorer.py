@@ -17,7 +17,7 @@ from rlhf_ray.data.chat.tool_calls import shows_tools
 from rlhf_ray.data.chat_options import template_options
 from rlhf_ray.data.text import as_chat
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.learner.engine import EngineBuilder, Residency
+from rlhf_ray.learner.engine import EngineBuilder
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.classifier import load_classifier
 from rlhf_ray.models.decoder import base_of
@@ -57,14 +57,10 @@ class RewardScorer:
         vocabulary: str = "",
         end_ids: Collection[int] = (),
     ) -> None:
-        """Load model and tokenizer.
+        """Load model and tokenizer; `model` is that of `config.path`, where it is held already.
 
-        Args:
-            config: Where from.
-            builder: Of the engine that holds the model, made from `forward_config`.
-            model: The model of `config.path`, where this process holds it already.
-            vocabulary: Digest of that in which rollouts were sampled; empty for unknown.
-            end_ids: Tokens of that vocabulary that end a response.
+        `builder` is made from `forward_config`; `vocabulary` and `end_ids` are of what rollouts
+        were sampled in, see `RewardSpec`.
 
         Raises:
             ConfigError: It cannot be loaded, was never trained to score, has no logit
@@ -83,11 +79,6 @@ class RewardScorer:
         self.engine = builder.freeze(self.model)
         limits = (config.max_length, most_tokens(base_of(self.model.lm).config))
         self.max_tokens = min((limit for limit in limits if limit), default=None)
-
-    @property
-    def residency(self) -> Residency:
-        """Where the model is."""
-        return self.engine.residency
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ModelScore]:
         """One score a rollout, in order; micro-batches by the token budget, longest first.

@@ -70,15 +70,8 @@ def score_rows(
 ) -> list[T]:
     """What `score` says of the rows of each of this rank's micro-batches, one pass each.
 
-    Args:
-        engine: Gradients and dropout are off while it runs.
-        score: From a micro-batch's rows to something of each.
-        plan: Data-parallel rank -> micro-batch -> row.
-        lengths_B: Tokens of each row.
-        config: What the plan was made by.
-
-    Returns:
-        In the order in which `plan` names this rank's rows.
+    It is called without gradients and dropout. Other arguments are as in `fitted`; what it says
+    comes in the order in which `plan` names this rank's rows.
     """
     scored: list[T] = []
     with engine.inference():
@@ -96,18 +89,10 @@ def score_rollouts(
     *,
     with_end: bool = False,
 ) -> list[npt.NDArray[np.float32]]:
-    """One number a response token, for this rank's rows.
+    """One number a response token, for this rank's rows: an array each, in the order of the plan.
 
-    Args:
-        engine: Holds the model.
-        forward: Scores one batch by it.
-        rollouts: All rows of the plan.
-        plan: Data-parallel rank -> micro-batch -> row.
-        config: What the plan was made by.
-        with_end: One number more for each row, of what follows its last token.
-
-    Returns:
-        One array a row, in the order in which `plan` names this rank's rows.
+    `rollouts` are all rows of the plan. `with_end` makes one number more for each row, of what
+    follows its last token.
     """
     model: CheckedModel = engine.module
 
@@ -123,23 +108,22 @@ def score_rollouts(
 
 def score_answers(
     engine: InferenceEngine,
-    forward: Forward,
     rows: Sequence[Ranking | LabelledAnswer],
     plan: RankedMicroBatches,
     config: ForwardConfig,
     *,
     answers: slice = slice(None),
 ) -> list[tuple[float, ...]]:
-    """The sum of each answer's token scores, for this rank's rows.
+    """The sum of each answer's log-probabilities (nats), for this rank's rows; `answers` of each.
 
-    Arguments and order as in `score_rollouts`; `answers` picks some of each row's.
+    Order as in `score_rows`.
     """
     model: CheckedModel = engine.module
 
     def score(picked: Sequence[int]) -> list[tuple[float, ...]]:
         some = [rows[row] for row in picked]
         batch = answer_batch(some, answers=answers, padded=model.padded, device=model.device)
-        sums_B = iter(answer_sums(forward(batch), batch).tolist())
+        sums_B = iter(answer_sums(engine(batch).logprobs_T, batch).tolist())
         return [tuple(next(sums_B) for _ in row.answer_ids_K[answers]) for row in some]
 
     return score_rows(engine, score, plan, [row.num_tokens for row in rows], config)
@@ -154,15 +138,10 @@ def over_ranks(
     width: int,
     device: torch.device,
 ) -> torch.Tensor:
-    """The numbers of all ranks' rows, on every rank.
+    """The numbers of all ranks' rows, on every rank; `device` is the process group's.
 
-    Args:
-        values: At most `width` numbers a row of this rank, in the order of the plan.
-        plan: Data-parallel rank -> micro-batch -> row; cut or not, the order of rows is the same.
-        dims: How the ranks divide the rows.
-        num_rows: B.
-        width: K.
-        device: Of the process group.
+    `values` are at most `width` (K) numbers a row of this rank, in the order of `plan`, cut to
+    rectangles or not.
 
     Returns:
         float64 [B, K]; 0 where a row has no number, and for rows that the plan leaves out.

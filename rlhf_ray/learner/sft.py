@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rlhf_ray.algorithms.logprobs import TokenScores
 from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
@@ -39,18 +38,11 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
     def _loss(
         self, rows: Sequence[SftExample], reduction: Reduction
     ) -> tuple[torch.Tensor, MetricSums]:
-        batch, scores = self._forward(rows)
+        batch, values = self._values(rows)
         mask_T = torch.ones_like(batch.targets_T, dtype=torch.bool)
         lens_B = torch.bincount(batch.segments_T, minlength=batch.num_sequences)
-        loss_T = SFT_LOSSES[self.job.loss_type](scores.logprobs_T)
-        loss = reduction.reduce(loss_T, mask_T, batch.segments_T, lens_B)
-        assert scores.entropy_T is not None and scores.top_T is not None
-        metrics = {
-            "nll": mean_of(-scores.logprobs_T, mask_T),
-            "entropy": mean_of(scores.entropy_T, mask_T),
-            "token_accuracy": mean_of(scores.top_T.eq(batch.targets_T), mask_T),
-        }
-        return loss, metrics
+        loss = reduction.reduce(values.pop("loss"), mask_T, batch.segments_T, lens_B)
+        return loss, {name: mean_of(values_T, mask_T) for name, values_T in values.items()}
 
     def evaluate(self, rows: Sequence[SftExample], plan: RankedMicroBatches) -> Evaluated:
         """Means over the trained tokens of all rows; an outcome is an example's mean loss."""
@@ -80,18 +72,12 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
 
     def _sums(self, rows: Sequence[SftExample]) -> list[tuple[float, ...]]:
         """Each row's sums over its trained tokens, in the order of `METRICS`."""
-        batch, scores = self._forward(rows)
-        assert scores.entropy_T is not None and scores.top_T is not None
-        values = (
-            SFT_LOSSES[self.job.loss_type](scores.logprobs_T),
-            -scores.logprobs_T,
-            scores.entropy_T,
-            scores.top_T.eq(batch.targets_T).float(),
-        )
-        columns = [answer_sums(values_T, batch)[: len(rows)].tolist() for values_T in values]
+        batch, values = self._values(rows)
+        columns = [answer_sums(values[name], batch)[: len(rows)].tolist() for name in METRICS]
         return list(zip(*columns, strict=True))
 
-    def _forward(self, rows: Sequence[SftExample]) -> tuple[TokenBatch, TokenScores]:
+    def _values(self, rows: Sequence[SftExample]) -> tuple[TokenBatch, dict[str, torch.Tensor]]:
+        """The rows as a batch, and float [T] of each of `METRICS`."""
         batch = build_batch(
             [row.token_ids_T for row in rows],
             [np.flatnonzero(row.trained_T) for row in rows],
@@ -99,7 +85,12 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
             device=self.device,
         )
         scores = self.engine(batch, with_entropy=True, with_top=True)
-        return batch, scores
+        return batch, {
+            "loss": SFT_LOSSES[self.job.loss_type](scores.logprobs_T),
+            "nll": -scores.logprobs_T,
+            "entropy": scores.entropy_T,
+            "token_accuracy": scores.top_T.eq(batch.targets_T).float(),
+        }
 
     def continuations(
         self,

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.metric_sums import Metric, MetricSums
-from rlhf_ray.algorithms.reduction import Reduction, ReductionTotals
+from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.config.algorithm_table import ReductionKind
 from rlhf_ray.learner.engine import TrainingEngine
 from rlhf_ray.packing import MinibatchPlan, UpdatePlan
@@ -54,13 +54,8 @@ def run_update(
 ) -> dict[str, float]:
     """Take every optimiser step of a plan, on one rank; all ranks call it with the same arguments.
 
-    Args:
-        engine: What is trained.
-        rows: All rows of the plan, those of other ranks included.
-        plan: Which rows go where.
-        loss_of: Loss of one micro-batch.
-        settings: Reduction and the like.
-        prepare: What comes before an optimiser step's first pass.
+    The rows are all of the plan, those of other ranks included; `prepare` comes before an optimiser
+    step's first pass.
 
     Returns:
         Metrics over all ranks: the loss's own, `loss` and `grad_norm`, all of the steps that were
@@ -70,15 +65,25 @@ def run_update(
     results = []
     most_skipped_in_a_row = 0
     for minibatch in plan.minibatches:
-        reduction = _reduction(minibatch, settings)
+        reduction = Reduction(
+            kind=settings.reduction,
+            num_tokens=minibatch.num_tokens,
+            num_sequences=minibatch.num_sequences,
+            constant_length=settings.constant_length,
+        )
         micro_batches = minibatch.micro_batches_by_rank[engine.dims.data_parallel_rank]
         parts: list[MetricSums] = []
         step_rows: Any = rows if prepare is None else prepare(minibatch)
         for index, micro_batch in enumerate(micro_batches):
             loss, metrics = loss_of([step_rows[row] for row in micro_batch], reduction)
             engine.backward(loss, is_last=index == len(micro_batches) - 1)
-            share = 1.0 / (len(micro_batches) * engine.dims.data_parallel_size)
-            parts.append({**metrics, "loss": _share_of_mean(loss, share)})
+            # Parts of one optimiser step's loss add up; their shares add up to 1 a step. So the
+            # quotient of the sums is the mean loss of a step, also where several ranks work on the
+            # same rows.
+            total = loss.detach().double()
+            share = total.new_tensor(1.0 / (len(micro_batches) * engine.dims.data_parallel_size))
+            sums = torch.stack([total, share])
+            parts.append({**metrics, "loss": Metric(kind="mean", sums=sums)})
         result = engine.step()
         results.append(result)
         most_skipped_in_a_row = max(most_skipped_in_a_row, engine.num_skipped_in_a_row)
@@ -94,27 +99,6 @@ def run_update(
         "skipped_steps": float(sum(not result.applied for result in results)),
         "skipped_in_a_row": float(most_skipped_in_a_row),
     }
-
-
-def _reduction(minibatch: MinibatchPlan, settings: UpdateSettings) -> Reduction:
-    return Reduction(
-        kind=settings.reduction,
-        totals=ReductionTotals(
-            num_tokens=minibatch.num_tokens,
-            num_sequences=minibatch.num_sequences,
-            constant_length=settings.constant_length,
-        ),
-    )
-
-
-def _share_of_mean(loss: torch.Tensor, share: float) -> Metric:
-    # Parts of one optimiser step's loss add up; their shares add up to 1 a step. So the quotient of
-    # the sums is the mean loss of a step, also where several ranks work on the same rows.
-    return Metric(kind="mean", sums=torch.stack([loss.detach().double(), _like(loss, share)]))
-
-
-def _like(loss: torch.Tensor, value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64, device=loss.device)
 
 
 def _over_ranks(parts: Sequence[MetricSums]) -> dict[str, float]:

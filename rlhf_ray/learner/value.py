@@ -10,12 +10,10 @@ import torch
 
 from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
-from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
-from rlhf_ray.learner.base import Learner
-from rlhf_ray.learner.engine import EngineBuilder
-from rlhf_ray.learner.rows import action_lens, action_mask, flat, rollout_batch
+from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs
+from rlhf_ray.learner.base import ExperienceLearner
+from rlhf_ray.learner.rows import action_lens, action_mask
 from rlhf_ray.learner.scoring import score_rollouts
-from rlhf_ray.learner.update import UpdateSettings
 from rlhf_ray.models.classifier import load_decoder
 from rlhf_ray.models.heads import ValueModel
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
@@ -23,25 +21,11 @@ from rlhf_ray.specs import ValueSpec
 from rlhf_ray.types import Experience, Rollout
 
 
-class ValueLearner(Learner):
+class ValueLearner(ExperienceLearner):
     """Holds one rank's share of the critic."""
 
     model: ValueModel
-
-    def __init__(self, spec: ValueSpec, builder: EngineBuilder) -> None:
-        """Load the model and hand it to an engine."""
-        self.spec = spec
-        super().__init__(
-            spec.learner,
-            builder,
-            UpdateSettings(
-                reduction=spec.algorithm.reduction,
-                constant_length=spec.max_new_tokens,
-                replay_folder=spec.replay_folder,
-            ),
-            total_steps=spec.total_steps,
-            seed=spec.seed,
-        )
+    spec: ValueSpec
 
     def _load(self) -> ValueModel:
         """A decoder with a new head, or with the reward model's that it comes from."""
@@ -59,28 +43,21 @@ class ValueLearner(Learner):
 
     def update(self, rows: Sequence[Experience], plan: UpdatePlan) -> dict[str, float]:
         """Epochs times minibatches of the value loss."""
-        return self._update(rows, [row.rollout.num_tokens for row in rows], plan, self._loss)
+        return self._update_on(rows, plan, self._loss)
 
     def _loss(
         self, rows: Sequence[Experience], reduction: Reduction
     ) -> tuple[torch.Tensor, MetricSums]:
-        device, algorithm = self.device, self.spec.algorithm
-        batch = rollout_batch(
-            [row.rollout for row in rows],
-            padded=self.model.padded,
-            device=device,
-        )
-        mask_T = action_mask(rows, device)
+        algorithm, batch = self.spec.algorithm, self._batch(rows)
+        mask_T = action_mask(rows, self.device)
         term = VALUE_LOSSES[algorithm.value_loss](
             ValueLossInputs(
                 values_T=self.engine(batch),
-                old_values_T=flat(
-                    rows, lambda row: row.values_T, dtype=torch.float32, device=device
-                ),
-                returns_T=flat(rows, lambda row: row.returns_T, dtype=torch.float32, device=device),
+                old_values_T=self._floats(rows, "values_T"),
+                returns_T=self._floats(rows, "returns_T"),
                 mask_T=mask_T,
             ),
-            ValueLossParams(clip=algorithm.value_clip),
+            algorithm.value_clip,
         )
-        loss = reduction.reduce(term.loss_T, mask_T, batch.segments_T, action_lens(rows, device))
-        return loss, term.metrics
+        lens_B = action_lens(rows, self.device)
+        return reduction.reduce(term.loss_T, mask_T, batch.segments_T, lens_B), term.metrics

@@ -44,11 +44,8 @@ def write_weights(
 ) -> dict[str, Written]:
     """Write each file as soon as it is complete, and the index beside more than one.
 
-    Args:
-        folder: Where to.
-        infos: What comes, in its order.
-        named: The weights, each needed no longer than until the next one.
-        max_file_bytes: Of one file; a larger weight gets one of its own.
+    `infos` say what comes, in its order; each weight is needed no longer than until the next one. A
+    weight of more than `max_file_bytes` gets a file of its own.
 
     Returns:
         What was in memory, by name.

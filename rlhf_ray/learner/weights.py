@@ -163,7 +163,7 @@ def _state(base: Any) -> dict[str, torch.Tensor]:
     return {
         name: tensor
         for name, tensor in named.items()
-        if name in kept and not _is_of_adapter(name) and _plain(name) not in ignored
+        if name in kept and ".lora_" not in f".{name}" and _plain(name) not in ignored
     }
 
 
@@ -180,10 +180,6 @@ def _adapters(base: Any) -> dict[str, Any]:
 
 def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "base_layer")
-
-
-def _is_of_adapter(name: str) -> bool:
-    return any(part.startswith("lora_") for part in name.split("."))
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:

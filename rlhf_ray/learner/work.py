@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from rlhf_ray.learner.weights import parameter_infos
-from rlhf_ray.metrics.flops import UpdateFlops, matrix_flops
+from rlhf_ray.metrics.flops import UpdateFlops
 from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.sharding import whole_shape
 
@@ -27,8 +27,13 @@ def update_flops(lm: Any) -> UpdateFlops:
     """
     base = base_of(lm)
     config = base.config.get_text_config()
-    experts, heads = _Experts.of(config), _head_names(base)
-    others = _table_names(base) | heads
+    experts, head = _Experts.of(config), base.get_output_embeddings()
+    # What the vocabulary product's matrix is called; a tied one has more names than one.
+    named = base.named_parameters(remove_duplicate=False)
+    heads = {name for name, parameter in named if head is not None and parameter is head.weight}
+    modules = base.named_modules()
+    tables = {f"{name}.weight" for name, module in modules if isinstance(module, nn.Embedding)}
+    others = tables | heads
     return UpdateFlops(
         per_token=_matrix_flops(lm, experts, lambda name: name not in others),
         per_scored_token=_matrix_flops(lm, experts, lambda name: name in heads),
@@ -37,7 +42,10 @@ def update_flops(lm: Any) -> UpdateFlops:
 
 
 def _matrix_flops(lm: Any, experts: _Experts, counts: Callable[[str], bool]) -> float:
-    """Of one token through the matrices whose names count; vectors are only added."""
+    """Of one token through the matrices whose names count; vectors are only added.
+
+    2 a parameter forward, 2 for the gradient of its input, 2 for its own gradient.
+    """
     num_active = num_trained = 0.0
     for info in parameter_infos(lm):
         if len(info.shape) > 1 and counts(info.name):
@@ -48,19 +56,7 @@ def _matrix_flops(lm: Any, experts: _Experts, counts: Callable[[str], bool]) -> 
             size = experts.visited(name, shape)
             num_active += size * (".lora_" in name)
             num_trained += size * parameter.requires_grad
-    return matrix_flops(num_active=num_active, num_trained=num_trained)
-
-
-def _head_names(base: Any) -> set[str]:
-    """What the vocabulary product's matrix is called; a tied one has more names than one."""
-    head = base.get_output_embeddings()
-    named = base.named_parameters(remove_duplicate=False)
-    return {name for name, parameter in named if head is not None and parameter is head.weight}
-
-
-def _table_names(base: Any) -> set[str]:
-    modules = base.named_modules()
-    return {f"{name}.weight" for name, module in modules if isinstance(module, nn.Embedding)}
+    return 4.0 * num_active + 2.0 * num_trained
 
 
 def _attention_flops(config: Any) -> Mapping[int | None, float]:

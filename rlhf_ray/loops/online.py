@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_ray.algorithms.kl import kl_controller
+from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.config.base import GroupConfig, LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import TrainedRows, order_of
@@ -91,7 +91,7 @@ class OnlineLoop:
             config, self.order, engine=roles.rollout, reward=roles.reward, publishes=True
         )
         self.setup = setup_of(config, prompts)
-        self.kl = kl_controller(config.algorithm.kl)
+        self.kl = KLController(config.algorithm.kl)
         self.num_empty_in_a_row = 0
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
 

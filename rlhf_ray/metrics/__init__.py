@@ -19,13 +19,10 @@ __all__ = ["MetricsLog", "Sink", "open_metrics"]
 def open_metrics(
     config: JobConfig, *, job: str, resumed_step: int | None = None, beside: Sequence[Sink] = ()
 ) -> MetricsLog:
-    """The log of a run below `config.run_dir`.
+    """The log of a run of `job` (`ppo` for instance) below `config.run_dir`.
 
-    Args:
-        config: Of the job.
-        job: Its name, `ppo` for instance.
-        resumed_step: The last step of the checkpoint that the run goes on from; None for a new run.
-        beside: Sinks that this library does not know, such as Ray's.
+    `resumed_step` is the last step of the checkpoint that the run goes on from, None for a new run;
+    `beside` are sinks that this library does not know, such as Ray's.
     """
     run_dir = Path(config.run_dir)
     last_step = -1 if resumed_step is None else resumed_step

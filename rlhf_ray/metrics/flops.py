@@ -67,25 +67,6 @@ def attended_pairs(length: int, window: int | None) -> int:
     return width * (width + 1) // 2 + (length - width) * width
 
 
-def matrix_flops(*, num_active: float, num_trained: float) -> float:
-    """FLOPs of one token in an update, forward and backward.
-
-    2 a parameter forward, 2 for the gradient of its input, 2 for its own gradient.
-
-    Args:
-        num_active: Parameters of matrices that a token meets, the frozen ones included.
-        num_trained: Of those, the ones with a gradient of their own.
-    """
-    return 4.0 * num_active + 2.0 * num_trained
-
-
 def update_mfu(*, num_flops: float, seconds: float, num_devices: int, peak: float) -> float:
-    """Share of the peak that an update reaches.
-
-    Args:
-        num_flops: See `UpdateFlops`; of all epochs.
-        seconds: Of the update.
-        num_devices: Of the policy's group.
-        peak: Of one device, in FLOP/s.
-    """
+    """Share of the devices' peak (FLOP/s each) that an update reaches, all its epochs together."""
     return num_flops / (seconds * num_devices * peak)

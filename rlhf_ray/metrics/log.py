@@ -43,15 +43,12 @@ class Sink(Protocol):
 
     def log(self, record: Record) -> None:
         """Take one step's metrics."""
-        ...
 
     def table(self, table: Table) -> None:
         """Take a table."""
-        ...
 
     def close(self, *, failed: bool) -> None:
         """Write what is still held back; `failed` where the run ends by an error."""
-        ...
 
 
 class MetricsLog:

@@ -23,10 +23,6 @@ class Meaning:
         return f"{self.text} [{self.unit}]" if self.unit else self.text
 
 
-def _named(prefix: str, meanings: Mapping[str, tuple[str, str]]) -> dict[str, Meaning]:
-    return {f"{prefix}/{k}": Meaning(unit=unit, text=text) for k, (unit, text) in meanings.items()}
-
-
 _OPTIMISER = {
     "grad_norm": ("", "norm of the gradient before clipping"),
     "lr": ("", "learning rate of the step"),
@@ -38,191 +34,147 @@ _PHASES = ("generate", "score", "update", "publish")
 _ROLES = ("policy", "value", "reference", "reward", "rollout")
 _SUPERVISED = ("sft", "rm", "dpo")
 
+# By the part of a name before the slash: the rest, its unit and its text.
+_GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "rollout": {
+        "reward_mean": (
+            "",
+            "mean score of all that was sampled in the step and that a reward applied to, "
+            "weighted over reward functions",
+        ),
+        "reward_std": ("", "standard deviation of the scores"),
+        "response_tokens_mean": ("tokens", "mean length of a response"),
+        "truncated_share": ("", "share of responses cut off at max_new_tokens"),
+        "tokens_per_s": ("tokens/s", "generated tokens over the time of generation"),
+        "zero_spread_share": (
+            "",
+            "share of groups whose samples all scored alike; under gdpo in every reward",
+        ),
+        "unscored": ("", "responses that no reward applied to: they are not trained"),
+        "trained_groups": ("", "groups that the step trains"),
+        "left_out_groups": (
+            "",
+            "groups with too few scored responses to be compared, or masked ones alone",
+        ),
+        "empty_steps_in_a_row": ("", "steps, this one included, that had nothing to train"),
+        "refilled_groups": ("", "groups that dynamic sampling sampled in place of others"),
+    },
+    "policy": {
+        "loss": ("", "the policy's loss, KL and entropy terms included"),
+        "clip_share": ("", "share of tokens whose ratio was clipped"),
+        "clamp_share": ("", "share of tokens whose log-ratio was clamped to ±20"),
+        "ratio_mean": ("", "mean ratio of new to old probability"),
+        "entropy": ("nats/token", "entropy of the policy"),
+        "kl_ref": ("nats/token", "KL to the reference model"),
+        "kl_clamp_share": ("", "share of tokens whose log-ratio to the reference was clamped"),
+        "kl_old": ("nats/token", "KL to the policy before the update"),
+        "kl_coefficient": ("", "weight of the KL to the reference"),
+        **_OPTIMISER,
+    },
+    "value": {
+        "loss": ("", "the critic's loss"),
+        "clip_share": ("", "share of values that were clipped"),
+        "explained_variance": ("", "share of the returns' variance that the critic explains"),
+        **_OPTIMISER,
+    },
+    "mismatch": {
+        "logprob_abs_max": ("nats", "largest gap of engine and trainer on one token"),
+        "logprob_abs_mean": ("nats", "mean gap of engine and trainer on the rollouts"),
+        "probe_abs_mean": ("nats", "mean gap on the probe after the publication"),
+        "probe_abs_p99": ("nats", "99th percentile of the gaps on the probe"),
+        "ess": ("", "effective sample size of the correction's weights, as a share"),
+        "cut_share": ("", "share of tokens whose weight was capped or masked"),
+        "clamp_share": ("", "share of tokens whose log-ratio was clamped to ±20"),
+    },
+    "async": {
+        "staleness_mean": ("versions", "mean age of the weights that sampled a token"),
+        "staleness_max": ("versions", "largest age of the weights that sampled a token"),
+    },
+    "sync": {
+        "seconds": ("s", "duration of the publication of weights"),
+        "bytes": ("bytes", "size of the published weights"),
+    },
+    "time": {
+        "generate": ("s", "rollouts, those that dynamic sampling leaves out included"),
+        "score": ("s", "rewards, values and log-probabilities"),
+        "update": ("s", "optimiser steps of policy and value"),
+        "publish": ("s", "weights to the engines, and the probe"),
+        "offload": ("s", "models' way from GPUs that engines share to the host, in all phases"),
+        "reload": ("s", "their way back, in all phases"),
+        "evaluate": ("s", "evaluation"),
+        "checkpoint": ("s", "writing the checkpoint after the step before"),
+        "step": ("s", "since the step before was logged: evaluation and checkpoint included"),
+        "wait_rollout": ("s", "learner idle for want of rollouts"),
+        "wait_update": ("s", "engines idle for want of an update"),
+    },
+    "share": {phase: ("", f"share of the step in time/{phase}") for phase in _PHASES},
+    "wait": {role: ("s", f"{role} idle, since the step before was logged") for role in _ROLES},
+    "memory": {
+        f"{role}_peak_gb": ("GB", f"most memory that one rank of {role} has taken so far")
+        for role in _ROLES
+    },
+    "engine": {
+        "running_mean": ("requests", "requests that an engine worked on, mean of its steps"),
+        "queue_mean": ("requests", "requests that waited for an engine, mean of its steps"),
+        "queue_max": ("requests", "most requests that waited for one engine"),
+        "kv_cache_share_max": ("", "largest share of an engine's KV cache in use"),
+        "preemptions": ("", "requests put back because the KV cache was full"),
+    },
+    "perf": {
+        "tokens_per_s": ("tokens/s", "trained tokens, prompts included, over the whole step"),
+        "score_tokens_per_s": ("tokens/s", "the same tokens over the time of scoring"),
+        "update_tokens_per_s": ("tokens/s", "the same tokens over the time of the update"),
+        "samples_per_s": ("samples/s", "sampled rollouts, or rows, over the whole step"),
+        "mfu": ("", "model FLOPs utilisation of the update: share of the hardware's peak"),
+        "bubble_share": ("", "share of the step in which the policy had no work: wait/policy"),
+    },
+    "data": {
+        "epoch": ("epochs", "passes over the data so far"),
+    },
+    "sft": {
+        "loss": ("nats/token", "the loss that is trained, by loss_type"),
+        "nll": ("nats/token", "negative log-likelihood of a trained token; with nll the loss"),
+        "entropy": ("nats/token", "entropy of the model"),
+        "token_accuracy": ("", "share of trained tokens that the model would have chosen"),
+        **_OPTIMISER,
+    },
+    "reward": {
+        "truncated_share": ("", "share of texts of which the reward model saw the beginning alone"),
+    },
+    "rm": {
+        "loss": ("", "the reward model's loss, centring included"),
+        "accuracy": ("", "share of pairs whose better answer scores higher"),
+        "margin": ("", "mean gap of the better answer's score to the worse one's"),
+        "reward_mean": ("", "mean score of all answers"),
+        "reward_chosen": ("", "mean score of the best answers"),
+        "reward_rejected": ("", "mean score of the others"),
+        "calibration_error": ("", "expected gap of the stated probability to the accuracy"),
+        "aux_loss": ("", "load-balancing loss of a mixture of experts"),
+        **_OPTIMISER,
+    },
+    "dpo": {
+        "loss": ("", "the weighted sum of the losses"),
+        "clamp_share": ("", "share of answers whose log-ratio was clamped in a divergence"),
+        "kl": ("nats", "KTO's estimate of the KL to the reference, an answer"),
+        "aux_loss": ("", "load-balancing loss of a mixture of experts"),
+        **_OPTIMISER,
+    },
+    "rewards": {
+        "chosen": ("", "mean implicit reward of the chosen answers"),
+        "rejected": ("", "mean implicit reward of the rejected answers"),
+        "accuracies": ("", "share of pairs whose chosen answer has the higher reward"),
+        "margins": ("", "mean gap of the two implicit rewards"),
+    },
+    "logps": {
+        "chosen": ("nats", "mean log-probability of a chosen answer"),
+        "rejected": ("nats", "mean log-probability of a rejected answer"),
+    },
+}
+
 NAMES: Mapping[str, Meaning] = {
-    **_named(
-        "rollout",
-        {
-            "reward_mean": (
-                "",
-                "mean score of all that was sampled in the step and that a reward applied to, "
-                "weighted over reward functions",
-            ),
-            "reward_std": ("", "standard deviation of the scores"),
-            "response_tokens_mean": ("tokens", "mean length of a response"),
-            "truncated_share": ("", "share of responses cut off at max_new_tokens"),
-            "tokens_per_s": ("tokens/s", "generated tokens over the time of generation"),
-            "zero_spread_share": (
-                "",
-                "share of groups whose samples all scored alike; under gdpo in every reward",
-            ),
-            "unscored": ("", "responses that no reward applied to: they are not trained"),
-            "trained_groups": ("", "groups that the step trains"),
-            "left_out_groups": (
-                "",
-                "groups with too few scored responses to be compared, or masked ones alone",
-            ),
-            "empty_steps_in_a_row": ("", "steps, this one included, that had nothing to train"),
-            "refilled_groups": ("", "groups that dynamic sampling sampled in place of others"),
-        },
-    ),
-    **_named(
-        "policy",
-        {
-            "loss": ("", "the policy's loss, KL and entropy terms included"),
-            "clip_share": ("", "share of tokens whose ratio was clipped"),
-            "clamp_share": ("", "share of tokens whose log-ratio was clamped to ±20"),
-            "ratio_mean": ("", "mean ratio of new to old probability"),
-            "entropy": ("nats/token", "entropy of the policy"),
-            "kl_ref": ("nats/token", "KL to the reference model"),
-            "kl_clamp_share": ("", "share of tokens whose log-ratio to the reference was clamped"),
-            "kl_old": ("nats/token", "KL to the policy before the update"),
-            "kl_coefficient": ("", "weight of the KL to the reference"),
-            **_OPTIMISER,
-        },
-    ),
-    **_named(
-        "value",
-        {
-            "loss": ("", "the critic's loss"),
-            "clip_share": ("", "share of values that were clipped"),
-            "explained_variance": ("", "share of the returns' variance that the critic explains"),
-            **_OPTIMISER,
-        },
-    ),
-    **_named(
-        "mismatch",
-        {
-            "logprob_abs_max": ("nats", "largest gap of engine and trainer on one token"),
-            "logprob_abs_mean": ("nats", "mean gap of engine and trainer on the rollouts"),
-            "probe_abs_mean": ("nats", "mean gap on the probe after the publication"),
-            "probe_abs_p99": ("nats", "99th percentile of the gaps on the probe"),
-            "ess": ("", "effective sample size of the correction's weights, as a share"),
-            "cut_share": ("", "share of tokens whose weight was capped or masked"),
-            "clamp_share": ("", "share of tokens whose log-ratio was clamped to ±20"),
-        },
-    ),
-    **_named(
-        "async",
-        {
-            "staleness_mean": ("versions", "mean age of the weights that sampled a token"),
-            "staleness_max": ("versions", "largest age of the weights that sampled a token"),
-        },
-    ),
-    **_named(
-        "sync",
-        {
-            "seconds": ("s", "duration of the publication of weights"),
-            "bytes": ("bytes", "size of the published weights"),
-        },
-    ),
-    **_named(
-        "time",
-        {
-            "generate": ("s", "rollouts, those that dynamic sampling leaves out included"),
-            "score": ("s", "rewards, values and log-probabilities"),
-            "update": ("s", "optimiser steps of policy and value"),
-            "publish": ("s", "weights to the engines, and the probe"),
-            "offload": ("s", "models' way from GPUs that engines share to the host, in all phases"),
-            "reload": ("s", "their way back, in all phases"),
-            "evaluate": ("s", "evaluation"),
-            "checkpoint": ("s", "writing the checkpoint after the step before"),
-            "step": ("s", "since the step before was logged: evaluation and checkpoint included"),
-            "wait_rollout": ("s", "learner idle for want of rollouts"),
-            "wait_update": ("s", "engines idle for want of an update"),
-        },
-    ),
-    **_named("share", {phase: ("", f"share of the step in time/{phase}") for phase in _PHASES}),
-    **_named(
-        "wait",
-        {role: ("s", f"{role} idle, since the step before was logged") for role in _ROLES},
-    ),
-    **_named(
-        "memory",
-        {
-            f"{role}_peak_gb": ("GB", f"most memory that one rank of {role} has taken so far")
-            for role in _ROLES
-        },
-    ),
-    **_named(
-        "engine",
-        {
-            "running_mean": ("requests", "requests that an engine worked on, mean of its steps"),
-            "queue_mean": ("requests", "requests that waited for an engine, mean of its steps"),
-            "queue_max": ("requests", "most requests that waited for one engine"),
-            "kv_cache_share_max": ("", "largest share of an engine's KV cache in use"),
-            "preemptions": ("", "requests put back because the KV cache was full"),
-        },
-    ),
-    **_named(
-        "perf",
-        {
-            "tokens_per_s": ("tokens/s", "trained tokens, prompts included, over the whole step"),
-            "score_tokens_per_s": ("tokens/s", "the same tokens over the time of scoring"),
-            "update_tokens_per_s": ("tokens/s", "the same tokens over the time of the update"),
-            "samples_per_s": ("samples/s", "sampled rollouts, or rows, over the whole step"),
-            "mfu": ("", "model FLOPs utilisation of the update: share of the hardware's peak"),
-            "bubble_share": ("", "share of the step in which the policy had no work: wait/policy"),
-        },
-    ),
-    **_named(
-        "data",
-        {
-            "epoch": ("epochs", "passes over the data so far"),
-        },
-    ),
-    **_named(
-        "sft",
-        {
-            "loss": ("nats/token", "the loss that is trained, by loss_type"),
-            "nll": ("nats/token", "negative log-likelihood of a trained token; with nll the loss"),
-            "entropy": ("nats/token", "entropy of the model"),
-            "token_accuracy": ("", "share of trained tokens that the model would have chosen"),
-            **_OPTIMISER,
-        },
-    ),
-    "reward/truncated_share": Meaning(
-        text="share of texts of which the reward model saw the beginning alone"
-    ),
-    **_named(
-        "rm",
-        {
-            "loss": ("", "the reward model's loss, centring included"),
-            "accuracy": ("", "share of pairs whose better answer scores higher"),
-            "margin": ("", "mean gap of the better answer's score to the worse one's"),
-            "reward_mean": ("", "mean score of all answers"),
-            "reward_chosen": ("", "mean score of the best answers"),
-            "reward_rejected": ("", "mean score of the others"),
-            "calibration_error": ("", "expected gap of the stated probability to the accuracy"),
-            "aux_loss": ("", "load-balancing loss of a mixture of experts"),
-            **_OPTIMISER,
-        },
-    ),
-    **_named(
-        "dpo",
-        {
-            "loss": ("", "the weighted sum of the losses"),
-            "clamp_share": ("", "share of answers whose log-ratio was clamped in a divergence"),
-            "kl": ("nats", "KTO's estimate of the KL to the reference, an answer"),
-            "aux_loss": ("", "load-balancing loss of a mixture of experts"),
-            **_OPTIMISER,
-        },
-    ),
-    **_named(
-        "rewards",
-        {
-            "chosen": ("", "mean implicit reward of the chosen answers"),
-            "rejected": ("", "mean implicit reward of the rejected answers"),
-            "accuracies": ("", "share of pairs whose chosen answer has the higher reward"),
-            "margins": ("", "mean gap of the two implicit rewards"),
-        },
-    ),
-    **_named(
-        "logps",
-        {
-            "chosen": ("nats", "mean log-probability of a chosen answer"),
-            "rejected": ("nats", "mean log-probability of a rejected answer"),
-        },
-    ),
+    f"{group}/{name}": Meaning(unit=unit, text=text)
+    for group, meanings in _GROUPS.items()
+    for name, (unit, text) in meanings.items()
 }
 
 PREFIXES: Mapping[str, Meaning] = {

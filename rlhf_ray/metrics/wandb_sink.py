@@ -1,22 +1,52 @@
-"""Weights & Biases: the run, its configuration without secrets, metrics and tables."""
+"""Weights & Biases: whose run a folder is; configuration without secrets, metrics and tables."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.config.base import WandbConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.tools.secrets import without_secrets
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.log import Record, Table
-from rlhf_ray.metrics.wandb_run import keep_wandb_run_id
 
 logger = logging.getLogger(__name__)
+
+
+def wandb_run_id(run_dir: Path) -> str:
+    """The folder's, or one that `keep_wandb_run_id` will leave there once the run has begun."""
+    path = run_dir / "wandb_run_id"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else _new_id(run_dir)
+
+
+def keep_wandb_run_id(run_dir: Path) -> str:
+    """Leave the id in the run directory, so that a resumed job finds it."""
+    run_id = wandb_run_id(run_dir)
+    (run_dir / "wandb_run_id").write_text(run_id, encoding="utf-8")
+    return run_id
+
+
+@functools.cache
+def _new_id(run_dir: Path) -> str:
+    return secrets.token_hex(4)
+
+
+def wandb_url(config: WandbConfig, run_dir: Path) -> str:
+    """The run's page; empty where there is none, or where only W&B knows whose it is."""
+    entity = config.entity or os.environ.get("WANDB_ENTITY", "")
+    if config.mode != "online" or not entity:
+        return ""
+    site = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
+    site = site.replace("://api.wandb.ai", "://wandb.ai")
+    return f"{site}/{entity}/{config.project}/runs/{wandb_run_id(run_dir)}"
 
 
 class WandbSink:

@@ -159,22 +159,7 @@ def packed_sdpa(
     packing: Packing | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each sequence.
-
-    Args:
-        module: The attention layer; unused.
-        query: [B, heads, T, head size]; B is 1 where `packing` is given.
-        key: As `query`, with the key-value heads.
-        value: As `key`.
-        attention_mask: Must be None.
-        dropout: Of attention weights.
-        scaling: Of the scores.
-        sliding_window: Tokens that each token sees, itself included.
-        packing: Where the sequences lie; None for a padded rectangle.
-        others: What other attention functions take.
-
-    Returns:
-        [B, T, heads, head size], and no weights.
+    """Attend within each sequence, on any device; as `varlen_attention`, but with dropout.
 
     Raises:
         ValueError: With a mask, or with what would change the scores (soft caps, sinks, biases).
@@ -237,11 +222,7 @@ def masked_sdpa(
 
 
 def _refuse_unknown(name: str, keywords: Mapping[str, Any]) -> None:
-    """Refuse what would change the scores: soft caps, sinks, biases.
-
-    Raises:
-        ValueError: Names them, and `name`, the attention function.
-    """
+    """Refuse what would change the scores: soft caps, sinks, biases."""
     unknown = [key for key, value in keywords.items() if value is not None and key not in _KNOWN]
     if unknown:
         raise ValueError(f"{name} knows nothing of {', '.join(sorted(unknown))}")
@@ -257,16 +238,6 @@ def _require_unmasked(
     """Refuse a mask, and queries and keys of other tokens than the layout's.
 
     On a GPU a kernel that is led beyond a tensor reads foreign memory, or ends the process.
-
-    Args:
-        name: Of the attention function.
-        query: [B, heads, T, head size].
-        key: As `query`, with the key-value heads.
-        attention_mask: What the model made of the layout's mask.
-        packing: Where the sequences lie; None for a padded rectangle.
-
-    Raises:
-        ValueError: Says what was wanted and what was given.
     """
     if attention_mask is not None:
         raise ValueError(f"{name} takes no attention mask")

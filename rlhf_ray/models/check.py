@@ -51,12 +51,8 @@ _REFUSALS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 def settle(module: CheckedModel, config: ForwardConfig, device: torch.device) -> None:
     """Make `module` run the first way in which it is right.
 
-    Every rank of a group calls it. Random state and training mode stay as they were.
-
-    Args:
-        module: The loaded model; behind DeepSpeed's start where that spreads its weights.
-        config: Which ways the role may take.
-        device: Where batches go.
+    Every rank of a group calls it, behind DeepSpeed's start where that spreads its weights. Random
+    state and training mode stay as they were.
 
     Raises:
         ConfigError: It is right in none: says what differs, by how much, and what would work.

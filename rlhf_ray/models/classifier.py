@@ -18,25 +18,21 @@ from rlhf_ray.models.load import load_causal_lm, load_pretrained, with_adapter
 def load_classifier(
     config: ModelConfig, *, device: torch.device, head_seed: int | None = None
 ) -> PreTrainedModel:
-    """A sequence classifier, ready to train or to score.
+    """A sequence classifier, ready to train or to score; see `load_causal_lm`.
 
-    Args:
-        config: Where from and how.
-        device: As in `load_causal_lm`.
-        head_seed: The model is to have one logit, and gets a new head where the checkpoint is a
-            plain language model. None takes the labels as they are, and no new head.
+    With `head_seed` the model is to have one logit, and gets a new head where the checkpoint is a
+    plain language model. None takes the labels as they are, and no new head.
 
     Raises:
         ConfigError: Unreadable model, weights that it lacks, or as many labels as cannot be.
     """
-    loaded = load_pretrained(
+    model, missing = load_pretrained(
         AutoModelForSequenceClassification,
         "reward model",
         config,
         device=device,
         overrides={} if head_seed is None else {"num_labels": 1},
     )
-    model, missing = loaded.model, loaded.missing
     head_names = heads_of(model)
     # transformers makes up what is missing at random, with a warning. BERT's pooler counts as head:
     # a masked language model has none.

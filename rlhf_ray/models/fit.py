@@ -34,18 +34,14 @@ _CLASSES = {
 
 
 def check_model(key: str, model: ModelConfig, kind: Kind, *, is_trained: bool) -> None:
-    """Refuse a model that is no use in its role.
+    """Refuse a model that is no use in its role, which takes `kind`.
 
-    Args:
-        key: Where the configuration names it, such as `policy.model.path`.
-        model: The model.
-        kind: That the role takes.
-        is_trained: Or only computed with.
+    `key` is where the configuration names it, such as `policy.model.path`.
 
     Raises:
         ConfigError: Says what it is; or it cannot be read.
     """
-    config = _config_of(model)
+    config = read_config(model)
     written, _ = type(config).get_config_dict(model.path, revision=model.revision)
     generation = _generation_config(key, model) if kind == "causal" else {}
     faults = [kind_fault(written, kind), _class_fault(config, written, kind, model)]
@@ -66,21 +62,16 @@ def check_tokens(
     """Refuse a tokenizer that gives a model tokens which it has no embedding of.
 
     What it knows beyond the embedding and the job does not use (Gemma's picture tokens) is no harm.
-
-    Args:
-        key: Where the configuration names the model.
-        model: The model.
-        tokenizer: Whose tokens the job gives it.
-        rows: The job's, tokenized; of a stream they are looked at as they come.
+    Of the job's tokenized rows, those of a stream are looked at as they come.
 
     Raises:
         ConfigError: Names the token.
     """
-    num_rows = int(_config_of(model).get_text_config().vocab_size)
+    num_rows = int(read_config(model).get_text_config().vocab_size)
     used = {"padding token": tokenizer.pad_token_id, "end token": tokenizer.eos_token_id}
-    used["vocabulary"] = max(
-        (index for index in _own_ids(tokenizer) if index >= num_rows), default=None
-    )
+    # The tokens that any text may hold.
+    own_ids = {*tokenizer.get_vocab().values()} - {*tokenizer.get_added_vocab().values()}
+    used["vocabulary"] = max((index for index in own_ids if index >= num_rows), default=None)
     if isinstance(rows, RowStream):
         rows.refuse_tokens_from(num_rows)
     elif rows is not None:
@@ -103,7 +94,7 @@ def check_room(key: str, model: ModelConfig, longest: int) -> None:
     Raises:
         ConfigError: Says both.
     """
-    positions = most_tokens(_config_of(model))
+    positions = most_tokens(read_config(model))
     if positions is not None and positions < longest:
         raise ConfigError(
             f"{key}: {model.path!r} takes at most {positions} tokens, but the job's longest "
@@ -114,10 +105,8 @@ def check_room(key: str, model: ModelConfig, longest: int) -> None:
 def check_scorer(reward: RewardModelConfig, longest: int) -> None:
     """Refuse a reward model that cannot score the job's texts.
 
-    Args:
-        reward: Where it comes from.
-        longest: Tokens of the longest text, in the policy's tokens: the model's own may be more or
-            fewer, and what is longer in them is cut and counted.
+    `longest` is the longest text in the policy's tokens: the model's own may be more or fewer, and
+    what is longer in them is cut and counted.
 
     Raises:
         ConfigError: It is of no use as a scorer, or its positions are fewer than its texts need.
@@ -133,7 +122,7 @@ def check_scorer(reward: RewardModelConfig, longest: int) -> None:
         trust_remote_code=reward.trust_remote_code,
     )
     check_tokens(key, model, tokenizer)
-    positions = most_tokens(_config_of(model))
+    positions = most_tokens(read_config(model))
     if positions is None:
         return
     if reward.max_length > positions:
@@ -162,17 +151,6 @@ def longest_sequence(rows: Rows[Any] | RowStream[Any]) -> int:
 def _name_of(row: Any) -> str:
     name: str = row.prompt_id if isinstance(row, Prompt) else row.example_id
     return name
-
-
-def _own_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that any text may hold."""
-    return {*tokenizer.get_vocab().values()} - {*tokenizer.get_added_vocab().values()}
-
-
-def _config_of(model: ModelConfig) -> Any:
-    return read_config(
-        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
 
 
 def _class_fault(config: Any, written: Any, kind: Kind, model: ModelConfig) -> str | None:

@@ -26,9 +26,7 @@ def engine_identity(model: ModelConfig) -> str:
     Raises:
         ConfigError: No readable model or tokenizer there.
     """
-    config = read_config(
-        model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
+    config = read_config(model)
     tokenizer = load_tokenizer(
         model.tokenizer or model.path,
         chat_template=model.chat_template,
@@ -39,7 +37,7 @@ def engine_identity(model: ModelConfig) -> str:
     # vLLM ends responses by the model's end tokens without being asked, and always is asked to by
     # the chat template's, which an export names among the model's.
     end = turn_end(tokenizer)
-    ends = {*_end_ids(model.path, config, model.revision)}
+    ends = {*_end_ids(model, config)}
     if end is not None and end.token_id is not None:
         ends.add(end.token_id)
     parts = [architecture, sorted(ends), _words(tokenizer)]
@@ -47,21 +45,20 @@ def engine_identity(model: ModelConfig) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def generation_end_ids(path: str, *, revision: str, trust_remote_code: bool) -> tuple[int, ...]:
+def generation_end_ids(model: ModelConfig) -> tuple[int, ...]:
     """Tokens that end a response by the model's `generation_config`, or else its configuration.
 
     Raises:
         ConfigError: No readable model there.
     """
-    config = read_config(path, revision=revision, trust_remote_code=trust_remote_code)
-    return _end_ids(path, config, revision)
+    return _end_ids(model, read_config(model))
 
 
-def _end_ids(path: str, config: Any, revision: str) -> tuple[int, ...]:
+def _end_ids(model: ModelConfig, config: Any) -> tuple[int, ...]:
     from transformers import GenerationConfig
 
     try:
-        ends = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
+        ends = GenerationConfig.from_pretrained(model.path, revision=model.revision).eos_token_id
     except OSError:
         ends = GenerationConfig.from_model_config(config).eos_token_id
     return () if ends is None else tuple(ends) if isinstance(ends, list) else (int(ends),)

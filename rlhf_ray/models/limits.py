@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
+from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.checks.model_config import is_stretched, usable_positions
 from rlhf_ray.errors import ConfigError
 
 
-def read_config(path: str, *, revision: str, trust_remote_code: bool) -> Any:
+def read_config(model: ModelConfig) -> Any:
     """A model's configuration, of a folder or a hub's name.
 
     Raises:
@@ -20,27 +21,26 @@ def read_config(path: str, *, revision: str, trust_remote_code: bool) -> Any:
 
     try:
         return AutoConfig.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).partition("\n\n")[0].split())
         raise ConfigError(
-            f"cannot read the configuration of model {path!r}: {reason} (transformers "
+            f"cannot read the configuration of model {model.path!r}: {reason} (transformers "
             f"{importlib.metadata.version('transformers')})"
         ) from error
 
 
-def context_length(path: str, *, revision: str, trust_remote_code: bool) -> int:
+def context_length(model: ModelConfig) -> int:
     """Most tokens that the model can take.
 
     Raises:
         ConfigError: No readable configuration there, or it names no limit.
     """
-    config = read_config(path, revision=revision, trust_remote_code=trust_remote_code)
-    length = positions_of(config)
+    length = positions_of(read_config(model))
     if length is None:
         raise ConfigError(
-            f"the configuration of model {path!r} names no longest sequence: set "
+            f"the configuration of model {model.path!r} names no longest sequence: set "
             "rollout.max_model_len, or max_length in sft, rm and dpo"
         )
     return length

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,32 +21,21 @@ from rlhf_ray.models.sharding import whole_shape
 def load_causal_lm(config: ModelConfig, *, device: torch.device) -> PreTrainedModel:
     """A causal language model, ready to train or to score.
 
-    Args:
-        config: Where from and how.
-        device: Where the weights go. Inside an engine's `loading` they may be spread over ranks
-            while they load.
+    Inside an engine's `loading` weights may be spread over ranks while they load.
 
     Raises:
         ConfigError: Unreadable model, weights that it lacks, or bitsandbytes missing for a
             quantized one.
     """
-    loaded = load_pretrained(AutoModelForCausalLM, "causal language model", config, device=device)
-    if loaded.missing:
+    model, missing = load_pretrained(
+        AutoModelForCausalLM, "causal language model", config, device=device
+    )
+    if missing:
         raise ConfigError(
             f"{config.path!r} is no causal language model: it lacks the weights "
-            f"{', '.join(sorted(loaded.missing))}"
+            f"{', '.join(sorted(missing))}"
         )
-    if config.lora.rank:
-        return with_adapter(loaded.model, config)
-    return loaded.model
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedModel:
-    """A model, and the names of its weights that were not there: they are random."""
-
-    model: PreTrainedModel
-    missing: frozenset[str]
+    return with_adapter(model, config) if config.lora.rank else model
 
 
 def load_pretrained(
@@ -57,15 +45,18 @@ def load_pretrained(
     *,
     device: torch.device,
     overrides: Mapping[str, Any] | None = None,
-) -> LoadedModel:
+) -> tuple[PreTrainedModel, frozenset[str]]:
     """A model of any kind, from memory where it is held there, else from its folder or hub name.
 
     Args:
         kind: One of transformers' auto classes.
         what: The kind in words, for errors.
         config: Where from and how; adapters are not put on here.
-        device: As in `load_causal_lm`.
+        device: Where the weights go.
         overrides: Laid over the model's own configuration.
+
+    Returns:
+        The model, and the names of its weights that were not there: they are random.
 
     Raises:
         ConfigError: Unreadable, or held weights of another model.
@@ -75,8 +66,7 @@ def load_pretrained(
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     keywords: dict[str, Any] = {"dtype": resolve_dtype(config.dtype, device), **hub}
     if config.quantization != "none":
-        _check_quantization(config, device)
-        keywords["quantization_config"] = _quantization(config, keywords["dtype"])
+        keywords["quantization_config"] = _quantization(config, device, keywords["dtype"])
         keywords["device_map"] = {"": device}
     held = memory.weights_of(config.path)
     source = config.path if held is None else None
@@ -103,7 +93,7 @@ def load_pretrained(
     if config.gradient_checkpointing:
         # Frozen weights under ZeRO-3 need the reentrant kind: see `token_logprobs`.
         checkpoint_layers(model, use_reentrant=config.lora.rank > 0)
-    return LoadedModel(model=model, missing=frozenset(report["missing_keys"]))
+    return model, frozenset(report["missing_keys"])
 
 
 def with_adapter(
@@ -179,7 +169,7 @@ def _is_plain_product(module: torch.nn.Linear) -> bool:
     return isinstance(output, torch.Tensor) and output.shape == (1, 2, module.out_features)
 
 
-def _check_quantization(config: ModelConfig, device: torch.device) -> None:
+def _quantization(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"model.quantization is {config.quantization!r}, which needs the package bitsandbytes; "
@@ -189,9 +179,6 @@ def _check_quantization(config: ModelConfig, device: torch.device) -> None:
         # There bitsandbytes repacks weights at the first pass without gradients, and what
         # dequantizes them for publication does not know the new layout.
         raise ConfigError("model.quantization '4bit' needs a GPU; on a CPU take '8bit' or 'none'")
-
-
-def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if config.quantization == "8bit":

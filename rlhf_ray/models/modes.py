@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -89,22 +89,16 @@ def forward_modes(
     config: ModelConfig, layout: Layouts, device: torch.device
 ) -> tuple[ForwardMode, ...]:
     """Those that the configuration allows, the one to prefer first."""
-    return tuple(
-        mode
-        for mode in all_modes(attention_functions(config, device))
-        if layout in ("auto", "packed" if mode.packed else "padded")
-        and (config.attention == "auto" or mode.attention == config.attention)
-    )
-
-
-def all_modes(functions: Sequence[str]) -> Iterator[ForwardMode]:
-    """Every one; `functions` are the attention functions that need no mask, the best first."""
-    for attention in functions:
-        for packed in (True, False):
-            for rope_alone in (False, True):
-                yield ForwardMode(packed=packed, attention=attention, rope_alone=rope_alone)
-    for attention in (MASKED_SDPA, "eager"):
-        yield ForwardMode(packed=False, attention=attention, with_mask=True)
+    modes = [
+        ForwardMode(packed=packed, attention=attention, rope_alone=rope_alone)
+        for attention in attention_functions(config, device)
+        for packed in (True, False)
+        for rope_alone in (False, True)
+    ]
+    if config.attention == "auto":
+        masked = (MASKED_SDPA, "eager")
+        modes += [ForwardMode(packed=False, attention=name, with_mask=True) for name in masked]
+    return tuple(m for m in modes if layout in ("auto", "packed" if m.packed else "padded"))
 
 
 def needs_mask(layer_types: Sequence[str]) -> bool:

@@ -17,19 +17,15 @@ class Sharding(Protocol):
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is one of those."""
-        ...
 
     def shape(self, tensor: torch.Tensor) -> tuple[int, ...]:
         """Of the whole, in place of this rank's part."""
-        ...
 
     def gathered(self, tensors: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
         """While this is open, they are whole on every rank; all ranks call it alike."""
-        ...
 
     def is_hook(self, hook: Callable[..., Any]) -> bool:
         """Whether the engine put a hook on a module, to gather and release its parameters."""
-        ...
 
 
 _shardings: list[Sharding] = []

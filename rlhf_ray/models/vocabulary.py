@@ -24,12 +24,8 @@ def check_vocabularies(
 ) -> None:
     """Refuse models that are shown the policy's token ids and were trained on others.
 
-    Tokens that were added later, such as those of a chat template, may differ.
-
-    Args:
-        policy: Whose ids they are.
-        tokenizer: The policy's.
-        others: By the keys that name them; those that start where the policy does are passed over.
+    Tokens that were added later, such as those of a chat template, may differ. Of the others, by
+    the keys that name them, those that start where the policy does are passed over.
 
     Raises:
         ConfigError: Another vocabulary, one that is too small, or a model that cannot be read.
@@ -60,9 +56,7 @@ def _another(key: str, model: ModelConfig, how: str) -> ConfigError:
 def _num_rows(key: str, model: ModelConfig) -> int:
     """Of the embedding, padding included."""
     try:
-        config = read_config(
-            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        config = read_config(model)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from error
     return int(config.get_text_config().vocab_size)

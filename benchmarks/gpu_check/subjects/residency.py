@@ -44,7 +44,7 @@ def _check(setting: Setting, name: str, learner: dict[str, Any]) -> Iterator[Mea
         before = _scores(left, shape)
         held = _allocated(setting) - empty
         began_s = time.monotonic()
-        left.residency.offload()
+        left.engine.residency.offload()
         away_s = time.monotonic() - began_s
         if setting.scale.on_gpu:
             yield Measurement(
@@ -54,7 +54,7 @@ def _check(setting: Setting, name: str, learner: dict[str, Any]) -> Iterator[Mea
                 note=f"{held / 2**30:.2f} GB",
             )
         began_s = time.monotonic()
-        left.residency.reload()
+        left.engine.residency.reload()
         back_s = time.monotonic() - began_s
         yield Measurement(
             name=f"{name}: log-probabilities change by",

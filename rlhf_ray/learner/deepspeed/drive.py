@@ -37,9 +37,6 @@ class DriveFolder:
 
     The kernel gives the lock back however the process ends, so that what a killed one left is known
     and removed by the next one that comes: it may be most of the drive.
-
-    Attributes:
-        path: Of the folder.
     """
 
     def __init__(self, below: Path) -> None:
@@ -98,13 +95,7 @@ def own_folder(section: F) -> tuple[F, DriveFolder | None]:
 
 
 def save_states(optimizer: Any, folder: Path, counters: Mapping[str, int]) -> None:
-    """Write weights and states of this rank.
-
-    Args:
-        optimizer: DeepSpeed's, of ZeRO-3.
-        folder: Of the checkpoint; all ranks may write into one.
-        counters: Go with them.
-    """
+    """Write weights and states of this rank's part of ZeRO-3, and the counters with them."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(dict(counters), _counters(folder))
     for index in range(len(optimizer.fp16_groups)):
@@ -120,11 +111,7 @@ def save_states(optimizer: Any, folder: Path, counters: Mapping[str, int]) -> No
 
 
 def load_states(optimizer: Any, folder: Path) -> Mapping[str, int]:
-    """Read what `save_states` wrote, on as many ranks, into optimiser and model.
-
-    Returns:
-        The counters.
-    """
+    """Read what `save_states` wrote, on as many ranks, into optimiser and model: the counters."""
     optimizer.checkpoint_event_prologue()
     for index in range(len(optimizer.fp16_groups)):
         saved = torch.load(_file(folder, index), weights_only=True)

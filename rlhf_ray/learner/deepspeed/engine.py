@@ -75,11 +75,7 @@ class FrozenEngine:
 
 
 class ZeroEngine:
-    """One module under training; see `TrainingEngine`.
-
-    Attributes:
-        engine: DeepSpeed's own.
-    """
+    """One module under training; see `TrainingEngine`."""
 
     def __init__(
         self,
@@ -89,14 +85,7 @@ class ZeroEngine:
         total_steps: int,
         device: torch.device,
     ) -> None:
-        """Hand the module to DeepSpeed.
-
-        Args:
-            module: Its parameters that require a gradient are trained.
-            config: Optimiser, ZeRO stage.
-            total_steps: Optimiser steps of the whole run, for the schedule.
-            device: Where it computes.
-        """
+        """Hand the module to DeepSpeed; `total_steps` are those of the schedule."""
         self.config, self.total_steps, self.dims = config, total_steps, ParallelDims.of_world()
         self.num_steps = self.num_skipped_in_a_row = 0
         if config.zero.stage == 3:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
-from rlhf_ray.config.base import ForwardConfig, GroupConfig, ModelConfig, ZeroConfig
+from rlhf_ray.config.base import ForwardConfig, GroupConfig
 from rlhf_ray.memory import GIB, MIB, Memory, dtype_bytes
 from rlhf_ray.models.shape import Head, ModelShape
 
@@ -64,16 +64,6 @@ class ModelRank:
     publishes_mb: int = 0
 
     @property
-    def model(self) -> ModelConfig:
-        """How it is held."""
-        return self.section.model
-
-    @property
-    def zero(self) -> ZeroConfig:
-        """How it is spread."""
-        return self.section.zero
-
-    @property
     def ranks(self) -> int:
         """That the role has."""
         return self.group.ranks
@@ -96,7 +86,7 @@ class ModelRank:
     @property
     def bytes_each(self) -> int:
         """Of a weight that is not quantized, and of an activation."""
-        return dtype_bytes(self.model.dtype, on_gpu=self.on_gpu)
+        return dtype_bytes(self.section.model.dtype, on_gpu=self.on_gpu)
 
     @property
     def num_parameters(self) -> int:
@@ -106,7 +96,7 @@ class ModelRank:
     @property
     def num_trained(self) -> int:
         """Parameters that get a gradient: all, or those of adapters and of a new head."""
-        lora = self.model.lora
+        lora = self.section.model.lora
         if self.use == "read" or not lora.rank:
             return 0 if self.use == "read" else self.num_parameters
         new_head = 0 if self.head == "lm" else self.shape.num_head(self.head)
@@ -116,17 +106,17 @@ class ModelRank:
     def stage(self) -> int:
         """As it runs: of a frozen model 3 or none; training in bfloat16 needs 1 at least."""
         if self.use == "read":
-            return 3 if self.zero.stage == 3 else 0
-        return self.zero.stage or int(self.bytes_each == 2)
+            return 3 if self.section.zero.stage == 3 else 0
+        return self.section.zero.stage or int(self.bytes_each == 2)
 
     def offloads(self, what: Literal["offload_optimizer", "offload_param"]) -> bool:
         """Whether it leaves the device: to the CPU's own memory offloading moves nothing."""
-        to = getattr(self.zero, what)
+        to = getattr(self.section.zero, what)
         return self.stage > 0 and (to == "nvme" or (to == "cpu" and self.on_gpu))
 
     def setting(self, name: str, default: int) -> int:
         """What the configuration says to DeepSpeed itself, in weights."""
-        return int(self.zero.extra.get("zero_optimization", {}).get(name, default))
+        return int(self.section.zero.extra.get("zero_optimization", {}).get(name, default))
 
 
 def resting_memory(rank: ModelRank) -> tuple[Memory, int]:
@@ -148,12 +138,12 @@ def resting_memory(rank: ModelRank) -> tuple[Memory, int]:
         # A published bucket stays mapped in the object store's shared memory.
         bucket += min(rank.publishes_mb * MIB, weights)
     if offloads:
-        host += optimizer + summed if rank.zero.offload_optimizer == "cpu" else 0
+        host += optimizer + summed if rank.section.zero.offload_optimizer == "cpu" else 0
         # At stage 1 in bfloat16 a pass's own are then beside the sum.
         gradients += own if (stage, each) == (1, 2) else -summed
         optimizer = 0
     if rank.offloads("offload_param"):
-        host += weights if rank.zero.offload_param == "cpu" else 0
+        host += weights if rank.section.zero.offload_param == "cpu" else 0
         weights = 0
     memory = Memory(
         process=_process_bytes(rank),
@@ -173,9 +163,9 @@ def _process_bytes(rank: ModelRank) -> int:
 
 def _weights_bytes(rank: ModelRank) -> int:
     """Quantized or not, with adapters; a share of them under ZeRO-3."""
-    num = rank.num_parameters + (rank.num_trained if rank.model.lora.rank else 0)
-    quantized = rank.shape.num_quantized if rank.model.quantization != "none" else 0
-    size = quantized * QUANTIZED_BYTES.get(rank.model.quantization, 0)
+    num = rank.num_parameters + (rank.num_trained if rank.section.model.lora.rank else 0)
+    quantized = rank.shape.num_quantized if rank.section.model.quantization != "none" else 0
+    size = quantized * QUANTIZED_BYTES.get(rank.section.model.quantization, 0)
     size += (num - quantized) * rank.bytes_each
     return int(size) // (rank.ranks if rank.stage == 3 else 1)
 
@@ -255,7 +245,7 @@ def _activation_bytes(rank: ModelRank, kind: Pass) -> int:
     attention = (2 if each == 2 else 3) * query + 2 * key
     inner = (4 if shape.is_gated else 5) * shape.ffn
     layer = 2 * shape.hidden * (4 + 2 * each) + (attention + inner) * each
-    if not rank.model.gradient_checkpointing:
+    if not rank.section.model.gradient_checkpointing:
         return outside + shape.num_layers * layer
     return outside + shape.num_layers * shape.hidden * each + layer
 

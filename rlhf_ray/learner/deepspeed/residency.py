@@ -26,39 +26,27 @@ class Holder(Protocol):
     @property
     def module(self) -> torch.nn.Module:
         """What is read and, perhaps, trained."""
-        ...
 
     @property
     def engine(self) -> DeepSpeedEngine | None:
         """DeepSpeed's, where it holds the model."""
-        ...
 
 
 class HostResidency:
-    """Moves a model between device and host, in two parts.
+    """See `Residency`.
 
-    *Weights* are what a pass without gradients reads: parameters, buffers, the scales of quantized
-    weights; under ZeRO-3 a rank's own part of them. *States* are what training has beside: float32
-    copies, the optimizer's moments, gradients.
+    *Weights* are parameters, buffers, the scales of quantized weights; under ZeRO-3 a rank's own
+    part of them. *States* are float32 copies, the optimizer's moments, gradients.
 
-    Between two calls of an engine there is nothing else of it on the device. Its numbers are the
-    same ones after a way out and back, except for what gradients are summed in, which holds nothing
-    between optimizer steps and comes back as zeros, and what they are sent in. No rank waits for
-    others here, but all must leave between the same two passes: what ZeRO-3 has gathered is
-    released, and ranks that still had it would not take part in gathering it anew.
-
-    Attributes:
-        has_weights: Whether they are on the device.
-        has_states: Whether these are; never without the weights.
+    Between two calls of an engine there is nothing else of it on the device. What gradients are
+    summed in holds nothing between optimizer steps and comes back as zeros; what they are sent in
+    may hold anything. No rank waits for others here, but all must leave between the same two
+    passes: what ZeRO-3 has gathered is released, and ranks that still had it would not take part in
+    gathering it anew.
     """
 
     def __init__(self, holder: Holder, device: torch.device) -> None:
-        """All is on the device.
-
-        Args:
-            holder: What the model and everything about it is found under.
-            device: Where it computes.
-        """
+        """All is on the device; the model and everything about it is found under `holder`."""
         self.holder, self.device = holder, device
         self.has_weights = self.has_states = True
         self._weights, self._states = HostCopy(device), HostCopy(device)

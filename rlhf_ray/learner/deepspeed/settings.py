@@ -16,9 +16,7 @@ from rlhf_ray.config.base import LearnerConfig, ZeroConfig
 from rlhf_ray.learner.optim import adamw_settings, parameter_groups
 
 
-def deepspeed_config(
-    zero: ZeroConfig, *, bf16: bool, max_grad_norm: float, micro_batch_size: int = 1
-) -> dict[str, Any]:
+def deepspeed_config(zero: ZeroConfig, *, bf16: bool, max_grad_norm: float) -> dict[str, Any]:
     """DeepSpeed's own configuration; `zero.extra`, which leaves all of this alone, comes last."""
     optimization: dict[str, Any] = {"stage": effective_stage(zero, bf16=bf16)}
     for name in ("optimizer", "param"):
@@ -28,7 +26,7 @@ def deepspeed_config(
             if device == "nvme":
                 optimization[f"offload_{name}"]["nvme_path"] = zero.nvme_path
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": bf16},

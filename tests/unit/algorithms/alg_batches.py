@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, PolicyLossParams
-from rlhf_ray.algorithms.reduction import ReductionTotals, TokenLoss
+from rlhf_ray.algorithms.reduction import Reduction, TokenLoss
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
-from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs, ValueLossParams
+from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs
+from rlhf_ray.config.algorithm_table import ReductionKind
 
 POLICY_PARAMS = PolicyLossParams(
     clip_low=0.2, clip_high=0.28, dual_clip=3.0, tau_pos=1.0, tau_neg=1.05
 )
-VALUE_PARAMS = ValueLossParams(clip=0.3)
+VALUE_CLIP = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def _value_case(name: str) -> LossCase:
             returns_T=b.returns_T,
             mask_T=b.mask_T,
         )
-        return VALUE_LOSSES[name](inputs, VALUE_PARAMS)
+        return VALUE_LOSSES[name](inputs, VALUE_CLIP)
 
     return case
 
@@ -147,9 +148,12 @@ LOSS_CASES: dict[str, LossCase] = {
 }
 
 
-def totals_of(sequence_lens_B: list[int], *, constant_length: int | None = None) -> ReductionTotals:
-    """As the plan of an optimiser step counts them."""
-    return ReductionTotals(
+def reduction_of(
+    kind: ReductionKind, sequence_lens_B: list[int], *, constant_length: int | None = None
+) -> Reduction:
+    """As the plan of an optimiser step counts."""
+    return Reduction(
+        kind=kind,
         num_tokens=sum(sequence_lens_B),
         num_sequences=sum(length > 0 for length in sequence_lens_B),
         constant_length=constant_length,

@@ -17,7 +17,7 @@ from alg_batches import (
     Batch,
     LossCase,
     make_batch,
-    totals_of,
+    reduction_of,
     with_leaves,
 )
 from hypothesis import given, settings
@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_ray.algorithms.metric_sums import merge, values
-from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.config.algorithm_table import ReductionKind
 
 RELATIVE = 1e-5
@@ -94,8 +93,7 @@ def run_step(
 ) -> tuple[float, Tensor, dict[str, float]]:
     """Loss, gradient (of all leaves, in the order of `batch`) and metrics of a step cut so."""
     batch = with_leaves(batch)
-    totals = totals_of(batch.lens_B.tolist(), constant_length=8)
-    reduction = Reduction(kind=kind, totals=totals)
+    reduction = reduction_of(kind, batch.lens_B.tolist(), constant_length=8)
     loss = torch.zeros(())
     metrics = []
     for rank, micro_batches in enumerate(cut.ranks):
@@ -137,7 +135,7 @@ def test_a_step_has_one_gradient(
 @pytest.mark.parametrize("name", sorted(LOSS_CASES))
 def test_a_micro_batch_without_tokens_keeps_the_graph(name: str, kind: ReductionKind) -> None:
     batch = make_batch([[True, True], [True]], seed=0)
-    reduction = Reduction(kind=kind, totals=totals_of([2, 1], constant_length=8))
+    reduction = reduction_of(kind, [2, 1], constant_length=8)
     for garbage_share in (0.0, 3.0):
         leaves = with_leaves(batch)
         part = cut_out(leaves, [], garbage_share, seed=0)
@@ -169,7 +167,7 @@ def test_a_wrong_denominator_is_caught() -> None:
     leaves = with_leaves(batch)
     for sequence in (0, 1):
         part = cut_out(leaves, [sequence], 0.0, seed=0)
-        wrong = Reduction(kind="token_mean", totals=totals_of(part.lens_B.tolist()))
+        wrong = reduction_of("token_mean", part.lens_B.tolist())
         loss_T = case(part).loss_T
         (wrong.reduce(loss_T, part.mask_T, part.segments_T, part.lens_B) / 2).backward()
     assert leaves.logprobs_T.grad is not None

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_ray.algorithms.kl import KL_ESTIMATORS, AdaptiveKLController, FixedKLController
+from rlhf_ray.algorithms.kl import KL_ESTIMATORS, KLController
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
+from rlhf_ray.config.algorithm import KlConfig
 
 
 def distributions() -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,8 +136,14 @@ def test_k3_keeps_its_digits_near_zero() -> None:
     assert kl.item() == pytest.approx(math.expm1(1e-3) - 1e-3, rel=1e-3)
 
 
+def adaptive(coefficient: float, *, target: float, horizon: int) -> KLController:
+    return KLController(
+        KlConfig(controller="adaptive", coefficient=coefficient, target=target, horizon=horizon)
+    )
+
+
 def test_adaptive_controller_follows_the_paper() -> None:
-    controller = AdaptiveKLController(initial_coefficient=0.2, target=6.0, horizon=1000)
+    controller = adaptive(0.2, target=6.0, horizon=1000)
     coefficient = 0.2
     for kl in (6.0, 6.6, 5.7, 60.0, 0.0, -3.0):
         controller.update(kl, 100)
@@ -151,7 +158,7 @@ def test_adaptive_controller_follows_the_paper() -> None:
 def test_adaptive_coefficient_stays_positive_and_moves_towards_the_target(
     kls: list[float], num_sequences: int
 ) -> None:
-    controller = AdaptiveKLController(initial_coefficient=0.1, target=0.05, horizon=10_000)
+    controller = adaptive(0.1, target=0.05, horizon=10_000)
     for kl in kls:
         before = controller.coefficient
         controller.update(kl, num_sequences)
@@ -161,9 +168,9 @@ def test_adaptive_coefficient_stays_positive_and_moves_towards_the_target(
 
 
 def test_adaptive_state_survives_a_restart() -> None:
-    one = AdaptiveKLController(initial_coefficient=0.2, target=6.0, horizon=100)
+    one = adaptive(0.2, target=6.0, horizon=100)
     one.update(9.0, 50)
-    two = AdaptiveKLController(initial_coefficient=0.7, target=6.0, horizon=100)
+    two = adaptive(0.7, target=6.0, horizon=100)
     two.load_state_dict(one.state_dict())
     one.update(2.0, 10)
     two.update(2.0, 10)
@@ -171,23 +178,17 @@ def test_adaptive_state_survives_a_restart() -> None:
 
 
 def test_fixed_coefficient_is_the_configurations() -> None:
-    controller = FixedKLController(coefficient=0.05)
+    controller = KLController(KlConfig(coefficient=0.05))
     controller.update(100.0, 10**6)
     controller.load_state_dict(controller.state_dict())
     assert controller.coefficient == 0.05
 
 
 def test_what_controllers_refuse() -> None:
-    adaptive = AdaptiveKLController(initial_coefficient=0.2, target=6.0, horizon=100)
+    controller = adaptive(0.2, target=6.0, horizon=100)
     with pytest.raises(ValueError, match="kl must be finite, got nan"):
-        adaptive.update(math.nan, 1)
+        controller.update(math.nan, 1)
     with pytest.raises(ValueError, match=r"state must hold 'coefficient' only, got \[\]"):
-        adaptive.load_state_dict({})
+        controller.load_state_dict({})
     with pytest.raises(ValueError, match="a fixed KL controller has no state"):
-        FixedKLController(coefficient=0.1).load_state_dict(adaptive.state_dict())
-    with pytest.raises(ValueError, match=r"target must be positive, got 0\.0"):
-        AdaptiveKLController(initial_coefficient=0.2, target=0.0, horizon=100)
-    with pytest.raises(ValueError, match="horizon must be at least 1, got 0"):
-        AdaptiveKLController(initial_coefficient=0.2, target=1.0, horizon=0)
-    with pytest.raises(ValueError, match=r"coefficient must be at least 0, got -0\.1"):
-        FixedKLController(coefficient=-0.1)
+        KLController(KlConfig(coefficient=0.1)).load_state_dict(controller.state_dict())

@@ -8,20 +8,17 @@ import torch
 from alg_batches import (
     FLOAT_FIELDS,
     LOSS_CASES,
-    POLICY_PARAMS,
     make_batch,
     policy_case,
     random_masks,
-    totals_of,
+    reduction_of,
     with_leaves,
 )
 
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.metric_sums import values
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
-from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
-from rlhf_ray.algorithms.value_losses import ValueLossParams
 from rlhf_ray.config.algorithm_table import RatioLevel
 
 
@@ -132,32 +129,10 @@ def test_on_policy_every_policy_loss_has_the_gradient_of_reinforce(name: str) ->
     torch.testing.assert_close(batch.logprobs_T.grad, expected)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"clip_low": -0.1}, "clip_low must be at least 0, got -0.1"),
-        ({"clip_high": float("nan")}, "clip_high must be at least 0, got nan"),
-        ({"dual_clip": 1.0}, "dual_clip must be above 1, got 1.0"),
-        ({"tau_pos": 0.0}, "tau_pos must be positive, got 0.0"),
-        ({"tau_neg": -1.0}, "tau_neg must be positive, got -1.0"),
-    ],
-)
-def test_bad_policy_parameters(changes: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(POLICY_PARAMS, **changes)
-
-
-def test_other_bad_parameters() -> None:
-    with pytest.raises(ValueError, match=r"clip must be positive, got 0\.0"):
-        ValueLossParams(clip=0.0)
-    with pytest.raises(ValueError, match=r"cap must be at least 1, got 0\.5"):
-        CorrectionParams(cap=0.5, low=0.5, level="token")
-    with pytest.raises(ValueError, match=r"low must be in \[0, 1\], got 1\.5"):
-        CorrectionParams(cap=2.0, low=1.5, level="token")
+def test_a_constant_reduction_needs_its_length() -> None:
     for length in (None, 0):
-        totals = totals_of([1], constant_length=length)
         with pytest.raises(ValueError, match=f"constant_length must be positive .* got {length}"):
-            Reduction(kind="constant", totals=totals)
+            reduction_of("constant", [1], constant_length=length)
 
 
 @pytest.mark.parametrize("name", sorted(LOSS_TERMS))
@@ -172,7 +147,7 @@ def test_a_sequence_may_be_spread_over_micro_batches() -> None:
     mask_T = torch.ones(4, dtype=torch.bool)
     segments_T = torch.tensor([0, 0, 0, 1])
     lens_B = torch.tensor([3, 1])
-    reduction = Reduction(kind="sequence_mean", totals=totals_of([3, 1]))
+    reduction = reduction_of("sequence_mean", [3, 1])
     parts = [
         reduction.reduce(loss_T[s], mask_T[s], segments_T[s], lens_B)
         for s in (slice(0, 1), slice(1, 3), slice(3, 4))
@@ -182,7 +157,7 @@ def test_a_sequence_may_be_spread_over_micro_batches() -> None:
 
 @pytest.mark.parametrize("kind", ["token_mean", "sequence_mean", "constant"])
 def test_a_step_without_own_tokens_has_loss_zero(kind: str) -> None:
-    reduction = Reduction(kind=kind, totals=totals_of([0], constant_length=4))
+    reduction = reduction_of(kind, [0], constant_length=4)
     loss_T = torch.full((2,), float("nan"), requires_grad=True)
     mask_T = torch.zeros(2, dtype=torch.bool)
     loss = reduction.reduce(loss_T, mask_T, torch.zeros(2, dtype=torch.int64), torch.tensor([0]))

@@ -6,7 +6,14 @@ from typing import get_args
 
 import pytest
 import torch
-from alg_batches import FLOAT_FIELDS, LOSS_CASES, make_batch, random_masks, totals_of, with_leaves
+from alg_batches import (
+    FLOAT_FIELDS,
+    LOSS_CASES,
+    make_batch,
+    random_masks,
+    reduction_of,
+    with_leaves,
+)
 
 from rlhf_ray.algorithms.advantages import (
     ADVANTAGES,
@@ -17,7 +24,6 @@ from rlhf_ray.algorithms.advantages import (
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.metric_sums import values
 from rlhf_ray.algorithms.ragged import whiten
-from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.config.algorithm_table import RatioLevel
 from rlhf_ray.experience.rewards import token_rewards
 
@@ -40,7 +46,7 @@ def test_loss_terms(name: str, garbage: float) -> None:
     results = []
     for batch in map(with_leaves, clean_and_dirty(garbage)):
         term = LOSS_CASES[name](batch)
-        reduction = Reduction(kind="sequence_mean", totals=totals_of(batch.lens_B.tolist()))
+        reduction = reduction_of("sequence_mean", batch.lens_B.tolist())
         loss = reduction.reduce(term.loss_T, batch.mask_T, batch.segments_T, batch.lens_B)
         loss.backward()
         assert torch.isfinite(term.loss_T).all()
@@ -58,7 +64,7 @@ def test_loss_terms(name: str, garbage: float) -> None:
 def test_reduction_of_losses_that_are_garbage_themselves(garbage: float) -> None:
     clean, dirty = clean_and_dirty(garbage)
     loss_T = dirty.values_T.clone().requires_grad_()
-    reduction = Reduction(kind="token_mean", totals=totals_of(clean.lens_B.tolist()))
+    reduction = reduction_of("token_mean", clean.lens_B.tolist())
     reduction.reduce(loss_T, dirty.mask_T, dirty.segments_T, dirty.lens_B).backward()
     expected = clean.mask_T.float() / clean.mask_T.sum()
     torch.testing.assert_close(loss_T.grad, expected)

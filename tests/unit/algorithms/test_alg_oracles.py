@@ -15,7 +15,7 @@ from alg_batches import (
     Batch,
     make_batch,
     random_masks,
-    totals_of,
+    reduction_of,
     with_leaves,
 )
 
@@ -30,7 +30,6 @@ from rlhf_ray.algorithms.advantages import (
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.metric_sums import values
-from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
 from rlhf_ray.config.algorithm_table import RatioLevel, ReductionKind
@@ -279,9 +278,7 @@ def test_gae_goes_on_from_the_value_where_a_sequence_was_cut(seed: int) -> None:
 @pytest.mark.parametrize("kind", get_args(ReductionKind))
 def test_reduction(kind: ReductionKind, seed: int) -> None:
     batch = make_batch(random_masks(seed), seed, torch.float64)
-    totals = totals_of(batch.lens_B.tolist(), constant_length=11)
-    got = Reduction(kind=kind, totals=totals).reduce(
-        batch.returns_T, batch.mask_T, batch.segments_T, batch.lens_B
-    )
+    reduction = reduction_of(kind, batch.lens_B.tolist(), constant_length=11)
+    got = reduction.reduce(batch.returns_T, batch.mask_T, batch.segments_T, batch.lens_B)
     want = oracles.REDUCTIONS[kind](sequences(batch.returns_T, batch), 11)
     assert got.item() == pytest.approx(want, rel=1e-12)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from alg_batches import POLICY_PARAMS, make_batch, policy_case, random_masks
+from pydantic import ValidationError
 
 from rlhf_ray.algorithms.advantages import (
     ADVANTAGES,
@@ -15,8 +16,10 @@ from rlhf_ray.algorithms.advantages import (
 )
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
 from rlhf_ray.config import algorithm_table as table
-from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.algorithm import AlgorithmConfig, CorrectionConfig, KlConfig
+from rlhf_ray.config.base import Config
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.supervised import DpoConfig
 
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2, 2])
 BATCH = make_batch(random_masks(1), 1, torch.float64, scale=2.0)
@@ -103,3 +106,41 @@ def test_a_correction_looks_at_the_keys_of_its_row(name: str) -> None:
         )
     }
     assert looked_at == set(table.CORRECTIONS[name])
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "bad"),
+    [
+        (AlgorithmConfig, "gamma", 1.1),
+        (AlgorithmConfig, "lam", -0.1),
+        (AlgorithmConfig, "clip_low", -0.1),
+        (AlgorithmConfig, "clip_high", float("nan")),
+        (AlgorithmConfig, "sapo_temperature_positive", 0.0),
+        (AlgorithmConfig, "sapo_temperature_negative", -1.0),
+        (AlgorithmConfig, "value_clip", 0.0),
+        (CorrectionConfig, "cap", 0.5),
+        (CorrectionConfig, "low", 1.5),
+        (KlConfig, "coefficient", -0.1),
+        (KlConfig, "target", 0.0),
+        (KlConfig, "horizon", 0),
+        (DpoConfig, "beta", 0.0),
+        (DpoConfig, "discopop_tau", -1.0),
+        (DpoConfig, "label_smoothing", 0.5),
+        (DpoConfig, "simpo_gamma", -0.1),
+        (DpoConfig, "desirable_weight", 0.0),
+        (DpoConfig, "undesirable_weight", 0.0),
+    ],
+)
+def test_the_configuration_refuses_parameters_out_of_range(
+    section: type[Config], name: str, bad: float
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        section(**{name: bad})
+    assert (name,) in {error["loc"] for error in refused.value.errors()}
+
+
+def test_the_configuration_refuses_a_dual_clip_of_one() -> None:
+    with pytest.raises(
+        ValidationError, match=r"dual_clip must be above 1, or 0 for none, got 1\.0"
+    ):
+        AlgorithmConfig(advantage="gae", dual_clip=1.0)

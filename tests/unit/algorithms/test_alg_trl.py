@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from alg_batches import make_batch, policy_case, totals_of
+from alg_batches import make_batch, policy_case, reduction_of
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -37,7 +37,6 @@ from rlhf_ray.algorithms.correction import (  # noqa: E402
     CorrectionParams,
 )
 from rlhf_ray.algorithms.logprobs import token_logprobs  # noqa: E402
-from rlhf_ray.algorithms.reduction import Reduction  # noqa: E402
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs  # noqa: E402
 from rlhf_ray.config.algorithm_table import ReductionKind  # noqa: E402
 from rlhf_ray.experience import rewards  # noqa: E402
@@ -140,8 +139,7 @@ def value_and_gradient(fn: Callable[[Tensor], Tensor], x_T: Tensor) -> tuple[Ten
 
 
 def reducer(kind: ReductionKind, batch: Any) -> Callable[[Tensor], Tensor]:
-    totals = totals_of(batch.lens_B.tolist(), constant_length=MAX_LENGTH)
-    reduction = Reduction(kind=kind, totals=totals)
+    reduction = reduction_of(kind, batch.lens_B.tolist(), constant_length=MAX_LENGTH)
     return lambda loss_T: reduction.reduce(loss_T, batch.mask_T, batch.segments_T, batch.lens_B)
 
 

@@ -6,7 +6,7 @@ from actors.pool.processes import FORWARDED, environment
 from launch.run.cluster import metadata_of
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.metrics.wandb_run import keep_wandb_run_id
+from rlhf_ray.metrics.wandb_sink import keep_wandb_run_id
 
 
 def config(run_dir, **wandb):

@@ -31,7 +31,7 @@ def on_device(holder: Any) -> dict[int, str]:
 
     Those that a learner's residency has on the host are left out.
     """
-    residency = holder.residency
+    residency = holder.engine.residency
     chunks = [*residency._weights._chunks, *residency._states._chunks]
     host = {chunk.untyped_storage()._cdata for chunk in chunks}
     return {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -109,8 +107,8 @@ def make_adapted(request, make_policy, make_model, monkeypatch):
 
             def loaded(kind, what, config, **keywords):
                 plain = config.model_copy(update={"quantization": "none"})
-                found = real(kind, what, plain, **keywords)
-                return replace(found, model=quantize(found.model))
+                found, missing = real(kind, what, plain, **keywords)
+                return quantize(found), missing
 
             monkeypatch.setattr(load, "load_pretrained", loaded)
         model = {**MODEL, "quantization": quantization}

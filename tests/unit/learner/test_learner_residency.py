@@ -60,13 +60,13 @@ def test_nothing_of_a_learner_stays_on_its_device(make, rows):
     learner = make()
     learner.update(rows, plan_of(rows), 0.0)
     there = on_device(learner)
-    learner.residency.offload()
+    learner.engine.residency.offload()
     assert on_device(learner) == {}
     assert not any(w.untyped_storage().nbytes() for w in learner.lm.parameters())
-    assert learner.residency.host_bytes > 0
+    assert learner.engine.residency.host_bytes > 0
 
-    learner.residency.reload()
-    assert learner.residency.host_bytes == 0
+    learner.engine.residency.reload()
+    assert learner.engine.residency.host_bytes == 0
     back = on_device(learner)
     optimizer = learner.engine.engine.optimizer
     sums = [getattr(optimizer, "grad_partitions_flat_buffer", None)]
@@ -81,11 +81,11 @@ def test_a_run_with_ways_out_and_back_is_the_run_without(make, rows, tmp_path):
     def run(learner, *, moves):
         def leave(**keywords):
             if moves:
-                learner.residency.offload(**keywords)
+                learner.engine.residency.offload(**keywords)
 
         def come(**keywords):
             if moves:
-                learner.residency.reload(**keywords)
+                learner.engine.residency.reload(**keywords)
 
         told = []
         leave()
@@ -95,7 +95,7 @@ def test_a_run_with_ways_out_and_back_is_the_run_without(make, rows, tmp_path):
             come()
             told.append(learner.update(rows, plan_of(rows), 0.0))
             leave(keep_weights=True)
-            assert not moves or learner.residency.host_bytes >= moments_of(learner)
+            assert not moves or learner.engine.residency.host_bytes >= moments_of(learner)
             told += [(name, float(w.float().sum())) for name, w in named_weights(learner.lm)]
             leave()
         come()
@@ -120,8 +120,8 @@ def test_weights_that_a_bucket_of_gradients_still_names_are_kept(make, rows):
     moments = {name: m.clone() for name, m in first_moments(learner.engine).items()}
     for bucket in learner.engine.engine.optimizer.ipg_buckets.values():
         bucket.params.extend(learner.engine.module.parameters())
-    learner.residency.offload()
-    learner.residency.reload()
+    learner.engine.residency.offload()
+    learner.engine.residency.reload()
     for bucket in learner.engine.engine.optimizer.ipg_buckets.values():
         bucket.params.clear()
     assert np.array_equal(np.concatenate(logprobs_of(learner, rows)), wanted)
@@ -143,9 +143,9 @@ def test_a_frozen_reference_leaves_and_scores_as_before(path, rows, stage):
     reference = hosted(ReferenceSpec(reference=config, temperature=1.0))
     try:
         wanted = np.concatenate(logprobs_of(reference, rows))
-        reference.residency.offload()
+        reference.engine.residency.offload()
         assert on_device(reference) == {}
-        reference.residency.reload()
+        reference.engine.residency.reload()
         assert np.array_equal(np.concatenate(logprobs_of(reference, rows)), wanted)
     finally:
         reference.close()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.checks.model_config import POSITIONS_AFTER_PADDING, read_limits
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.limits import context_length, positions_of
@@ -17,7 +18,7 @@ def test_positions_before_the_first_token_are_not_context(
 
     config = AutoConfig.for_model(kind, max_position_embeddings=64, pad_token_id=1)
     config.save_pretrained(tmp_path)
-    assert context_length(str(tmp_path), revision="main", trust_remote_code=False) == length
+    assert context_length(ModelConfig(path=str(tmp_path))) == length
     limits = read_limits(tmp_path)
     assert limits is not None
     assert limits.context_tokens == length
@@ -68,4 +69,4 @@ def test_a_configuration_that_cannot_be_read_is_said_in_words(
 ) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=said):
-        context_length(str(tmp_path), revision="main", trust_remote_code=False)
+        context_length(ModelConfig(path=str(tmp_path)))
