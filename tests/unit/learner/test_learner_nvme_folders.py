@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_a_rank_removes_its_folder_with_its_model(tmp_path, monkeypatch):
         def __init__(self, spec, builder):
             self.path = Path(builder.config.zero.nvme_path)
             (self.path / "states").write_bytes(bytes(10))
-            self.residency = None
+            self.engine = SimpleNamespace(residency=None)
 
         def close(self):
             assert self.path.is_dir(), "DeepSpeed still has it"
