@@ -29,8 +29,7 @@ import yaml
 from launch.tables.rows import print_look
 from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob
 from rlhf_ray.data.chat.tokenizer import CHAT_TEMPLATES
-from rlhf_ray.data.errors import RowError
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, RowError
 from rlhf_ray.jobs.look import Look, look
 
 JOB_NAMES = ["sft", "rm", "dpo", "kto", "grpo"]

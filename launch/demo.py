@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli import guarded
+from launch.cli import check_and_run, guarded
 from launch.run.messages import libraries_to_file
 from launch.sorting_task import write_model, write_task
 from rlhf_ray.config.jobs import PIPELINE, PipelineConfig
@@ -35,18 +35,12 @@ def _run() -> int:
     started_s = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
     with libraries_to_file():
-        _train()
+        write_task(FOLDER / "data", num_sft=4000, num_train=4000, num_test=256, seed=0)
+        write_model(FOLDER / "model", seed=0)
+    config = load_config(PipelineConfig, find_config(PIPELINE, "tiny-cpu"))
+    check_and_run(config.model_copy(update={"run_dir": os.path.abspath(FOLDER)}))
     _print_table(_gold_scores(), time.monotonic() - started_s)
     return 0
-
-
-def _train() -> None:
-    from launch import pipeline
-
-    write_task(FOLDER / "data", num_sft=4000, num_train=4000, num_test=256, seed=0)
-    write_model(FOLDER / "model", seed=0)
-    config = load_config(PipelineConfig, find_config(PIPELINE, "tiny-cpu"))
-    pipeline.run(config.model_copy(update={"run_dir": os.path.abspath(FOLDER)}))
 
 
 def _gold_scores() -> list[tuple[str, float, float]]:

@@ -15,7 +15,7 @@ from launch.tables.format import screen
 from rlhf_ray.data.chat.spans import Span, printable, shortened, spans
 from rlhf_ray.data.rows.histogram import histogram
 from rlhf_ray.data.rows.report import RowReport
-from rlhf_ray.jobs.look import Look
+from rlhf_ray.jobs.rows import Look
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 
 TRAINED, OTHER, LOST = "bold green", "dim", "yellow"

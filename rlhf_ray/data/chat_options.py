@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.json_values import json_value, unfolded
 from rlhf_ray.data.messages import without_nulls
+from rlhf_ray.errors import RowError, short
 
 # What data sets call the tools that stand beside a chat: OpenAI first and formerly, Toucan.
 TOOLS = ("tools", "functions", "available_tools")

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from rlhf_ray.config.data import BetterConfig, plain_label
-from rlhf_ray.data.errors import DataError, RowError, short
 from rlhf_ray.data.json_values import unfolded
 from rlhf_ray.data.nearest import listed, nearest, quoted
 from rlhf_ray.data.row import Columns, Located
+from rlhf_ray.errors import DataError, RowError, short
 
 # Ours -> theirs, which may be a path into a column, or a label that says which answer is better.
 Names: TypeAlias = Mapping[str, str | BetterConfig]

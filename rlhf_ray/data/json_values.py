@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from rlhf_ray.data.errors import RowError, short
+from rlhf_ray.errors import RowError, short
 
 _GLIMPSED = 10_000  # characters
 _BEGIN = re.compile(r"\s*[\[{]")

@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.json_values import is_message, json_value, unfolded
 from rlhf_ray.data.text import REASONING, Messages
+from rlhf_ray.errors import RowError, short
 
 # Who speaks, by the names that ShareGPT, OpenAssistant, Llama and OpenAI's older interface use.
 _ROLES = {

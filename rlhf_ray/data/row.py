@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from rlhf_ray.data.errors import RowError
+from rlhf_ray.errors import RowError
 
 Columns: TypeAlias = dict[str, Any]
 # With the line where a row begins, or its number where it has none.

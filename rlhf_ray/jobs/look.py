@@ -7,43 +7,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from rlhf_ray.config.jobs import AnyJob
-from rlhf_ray.data.examples.lengths import LengthLimit
 from rlhf_ray.data.loading.streams import first_examples
-from rlhf_ray.data.rows.report import RowReport, merged
-from rlhf_ray.data.rows.rows import Numbers
-from rlhf_ray.jobs.rows import JobRows, tokenizer_of
+from rlhf_ray.data.rows.report import merged
+from rlhf_ray.jobs.rows import JobRows, Look, tokenizer_of
 from rlhf_ray.jobs.table import JOBS
 
 STREAMED_ROWS = 100  # of a stream, and what is read along with them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """One data set of a job.
-
-    Attributes:
-        key: Where the configuration names it.
-        tokenizer: Of the model that is trained.
-        limit: The most tokens of a sequence.
-        report: What became of the rows.
-        lengths: Tokens of each row's longest sequence.
-        rows: The first records.
-        is_streamed: Whether these are the beginning of a stream alone.
-    """
-
-    key: str
-    tokenizer: Any
-    limit: LengthLimit
-    report: RowReport
-    lengths: Numbers
-    rows: Sequence[Any]
-    is_streamed: bool
 
 
 def look(config: AnyJob, *, num_rows: int, skip: Sequence[str] = ()) -> Iterator[Look]:

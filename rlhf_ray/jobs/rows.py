@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.data.examples.lengths import LengthLimit
 from rlhf_ray.data.examples.preferences import LabelledAnswers, check_labels
 from rlhf_ray.data.examples.tokenization import Tokenization
 from rlhf_ray.data.loading.load import load
 from rlhf_ray.data.loading.passes import Check, Passes
 from rlhf_ray.data.loading.streams import open_passes, open_stream
 from rlhf_ray.data.order import TrainedRows
-from rlhf_ray.data.rows.report import LeftOut, Loaded
-from rlhf_ray.data.rows.rows import Rows
+from rlhf_ray.data.rows.report import LeftOut, Loaded, RowReport
+from rlhf_ray.data.rows.rows import Numbers, Rows
 from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.disk import room_for
 from rlhf_ray.rewards.checks import check_columns, checking_functions, prompt_faults, usable_prompts
@@ -56,6 +57,29 @@ class JobData:
         """Write the run's copy, with padding token and chat template set."""
         with room_for("the tokenizer", Path(folder)):
             self.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One data set of a job.
+
+    Attributes:
+        key: Where the configuration names it.
+        tokenizer: Of the model that is trained.
+        limit: The most tokens of a sequence.
+        report: What became of the rows.
+        lengths: Tokens of each row's longest sequence.
+        rows: The first records.
+        is_streamed: Whether these are the beginning of a stream alone.
+    """
+
+    key: str
+    tokenizer: Any
+    limit: LengthLimit
+    report: RowReport
+    lengths: Numbers
+    rows: Sequence[Any]
+    is_streamed: bool
 
 
 class JobRows:

@@ -15,8 +15,8 @@ from rlhf_ray.algorithms import advantages, preference_losses
 from rlhf_ray.algorithms.preference_losses import PairInputs, PairParams
 from rlhf_ray.config import algorithm_table as table
 from rlhf_ray.config.rewards import RewardFunctionConfig
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.row import Row
+from rlhf_ray.errors import RowError
 from rlhf_ray.rewards.batch import ScoringBatch
 from rlhf_ray.rewards.functions import load_functions
 

@@ -9,8 +9,8 @@ from rlhf_ray.data.chat.probe import PLACEHOLDER
 from rlhf_ray.data.chat.template import ChatTemplate
 from rlhf_ray.data.chat.turn_end import checked_turn_end
 from rlhf_ray.data.chat.turns import renderings
-from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.text import Messages
+from rlhf_ray.errors import DataError, RowError
 
 _TAG = re.compile(r"</?[^<>\s]+>")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.chat.tool_calls import adapted, shows_tools
-from rlhf_ray.data.errors import DataError, RowError, short
 from rlhf_ray.data.json_values import unfolded
 from rlhf_ray.data.text import Messages
+from rlhf_ray.errors import DataError, RowError, short
 
 # What templates that write a date (gpt-oss, Llama 3.2) take for today: the rows of a run are the
 # same ones when it is resumed on another day, or started again from the same seed.

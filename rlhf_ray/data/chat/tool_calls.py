@@ -16,8 +16,8 @@ from typing import Any
 from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.chat.probe import ASKED, PLACEHOLDER, probe
 from rlhf_ray.data.chat.reasoning import behind_reasoning, reasoning_of
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.text import REASONING, Messages
+from rlhf_ray.errors import RowError
 
 
 @dataclass(frozen=True, kw_only=True)

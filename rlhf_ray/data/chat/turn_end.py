@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.chat.probe import ASKED, PLACEHOLDER, probe
-from rlhf_ray.data.errors import DataError
+from rlhf_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
 

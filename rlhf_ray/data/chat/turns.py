@@ -17,8 +17,8 @@ from rlhf_ray.data.chat.probe import PLACEHOLDER
 from rlhf_ray.data.chat.reasoning import ends_open, reasoning_of, within_block
 from rlhf_ray.data.chat.template import ChatTemplate
 from rlhf_ray.data.chat.turn_end import checked_turn_end
-from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.text import Messages
+from rlhf_ray.errors import RowError, short
 
 _TAG = "(?:think|thinking|reasoning)"
 # Reasoning that is closed at once, or was opened elsewhere.

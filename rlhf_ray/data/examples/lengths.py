@@ -7,7 +7,7 @@ from typing import Literal
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.borders import Tokenizer
-from rlhf_ray.data.errors import DataError, UnusableRow
+from rlhf_ray.errors import DataError, UnusableRow
 
 OverLength = Literal["auto", "error", "drop", "truncate", "split"]
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from rlhf_ray.data.chat.borders import Tokenizer, text_tokens, tokens_going_on, word_border
 from rlhf_ray.data.chat.turn_end import with_end
-from rlhf_ray.data.errors import RowError, UnusableRow
 from rlhf_ray.data.examples.tokenization import Kept
 from rlhf_ray.data.formats.samples import Sample
+from rlhf_ray.errors import RowError, UnusableRow
 from rlhf_ray.types import IntArray, SftExample
 
 # Tokenized at a time: what a tokenizer holds of a text is 150 times the text.

@@ -22,7 +22,6 @@ from rlhf_ray.data.chat.template import ChatTemplate
 from rlhf_ray.data.chat.turn_end import checked_turn_end
 from rlhf_ray.data.chat.turns import Rendering, check_reasoning, renderings
 from rlhf_ray.data.chat_options import template_options
-from rlhf_ray.data.errors import DataError, RowError, UnusableRow
 from rlhf_ray.data.examples.pieces import is_plain_text, pieces, whole_text_tokens
 from rlhf_ray.data.examples.shortening import beginning_of_sample, enough_characters
 from rlhf_ray.data.examples.tokenization import Kept, Tokenization
@@ -30,6 +29,7 @@ from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample, asks_nothing, best_answer, is_silent, is_trained
 from rlhf_ray.data.rows.records import EXAMPLES, RecordKind
 from rlhf_ray.data.text import Messages, Text, as_chat
+from rlhf_ray.errors import DataError, RowError, UnusableRow
 from rlhf_ray.types import SftExample
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")

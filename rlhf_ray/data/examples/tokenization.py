@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.borders import Tokenizer
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.examples.lengths import LengthLimit
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.rows.records import RecordKind
 from rlhf_ray.data.rows.rows import Rows
+from rlhf_ray.errors import RowError
 
 T = TypeVar("T")
 S = TypeVar("S")

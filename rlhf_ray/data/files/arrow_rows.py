@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.files.binary import MAX_ROW_BYTES, too_long
 from rlhf_ray.data.row import NumberedRows
+from rlhf_ray.errors import RowError, short
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from rlhf_ray.data.errors import RowError
+from rlhf_ray.errors import RowError
 
 # Of one row. Text takes up to four bytes a character, and exists twice while it is decoded.
 MAX_ROW_BYTES = 128 << 20

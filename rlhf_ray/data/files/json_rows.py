@@ -6,17 +6,17 @@ as columns that are objects with the rows' numbers for keys, which is how pandas
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_ray.data.errors import RowError, short
-from rlhf_ray.data.files import json_lines
-from rlhf_ray.data.files.binary import open_bytes
+from rlhf_ray.data.files.binary import lines, not_utf8, open_bytes, too_long
 from rlhf_ray.data.files.json_window import JsonWindow
-from rlhf_ray.data.json_values import checked_object
+from rlhf_ray.data.json_values import DECODER, checked_object, depth_fault, fault_of
 from rlhf_ray.data.row import NumberedRows
+from rlhf_ray.errors import RowError, short
 
 SPLIT_NAMES = {
     "train", "training", "validation", "valid", "dev", "val", "test", "testing", "eval",
@@ -24,6 +24,7 @@ SPLIT_NAMES = {
 }  # fmt: skip
 # Keys that hold a file's rows, whatever stands beside them.
 _ROWS_KEYS = SPLIT_NAMES | {"data", "rows", "examples", "instances", "items", "records", "samples"}
+_UNFINISHED = "the row does not end in this line; `jq -c . FILE` writes one row a line"
 _MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
 
 
@@ -48,18 +49,18 @@ def read(path: Path, key: str = "") -> NumberedRows:
             return
     outline = _outline(path)
     if outline is None:
-        yield from json_lines.read(path)
+        yield from line_rows(path)
     else:
         yield from _read_object(path, outline)
 
 
 def read_lines(path: Path) -> NumberedRows:
     """Rows of JSON lines; or of an array, which some files of that name are."""
-    first, second = json_lines.first_lines(path)
+    first, second = first_lines(path)
     begins_array = first is not None and first.lstrip().startswith(b"[")
-    if first and begins_array and (not second or json_lines.is_unfinished(first)):
+    if first and begins_array and (not second or is_unfinished(first)):
         return read(path)
-    return json_lines.read(path)
+    return line_rows(path)
 
 
 def rows_keys(path: Path) -> tuple[list[str], str]:
@@ -109,10 +110,10 @@ class _Outline:
 
 def _outline(path: Path) -> _Outline | None:
     """Of a file that is one object; None for JSON lines and anything else."""
-    first, second = json_lines.first_lines(path)
+    first, second = first_lines(path)
     if first is not None and not first.lstrip().startswith(b"{"):
         return None
-    if first is not None and second != b"" and not json_lines.is_unfinished(first):
+    if first is not None and second != b"" and not is_unfinished(first):
         return None
     kinds: dict[str, Any] = {}
     fault: RowError | None = None
@@ -134,7 +135,7 @@ def _outline(path: Path) -> _Outline | None:
                 fault = value
     outline = _Outline(kinds=kinds, fault=fault, line=line)
     # A first line that is cut, among lines that are rows.
-    return None if fault and not outline.rows_keys and json_lines.is_row(second) else outline
+    return None if fault and not outline.rows_keys and is_row(second) else outline
 
 
 def _kind(value: Any, is_list: bool) -> str:
@@ -261,3 +262,52 @@ def _columns(value: dict[str, Any]) -> dict[str, list[Any]]:
         if all(list(column) == numbers for column in columns):
             return {name: list(column.values()) for name, column in value.items()}
     return {}
+
+
+def line_rows(path: Path) -> NumberedRows:
+    """Rows with their lines; blank lines are none."""
+    for line, raw in enumerate(lines(path), start=1):
+        if raw is None:
+            yield line, too_long(f"{path}:{line}")
+        elif raw.strip():
+            yield line, _row(raw, f"{path}:{line}")
+
+
+def first_lines(path: Path) -> tuple[bytes | None, bytes | None]:
+    """The first two lines that are not blank; None for one that is too long."""
+    filled = (line for line in lines(path) if line is None or line.strip())
+    return next(filled, b""), next(filled, b"")
+
+
+def is_row(line: bytes | None) -> bool:
+    """Whether a line is a row, whole and alone."""
+    return line is not None and isinstance(_row(line, ""), dict)
+
+
+def is_unfinished(line: bytes) -> bool:
+    """Whether a line is the beginning of a JSON value, which goes on behind it."""
+    try:
+        DECODER.decode(line.decode("utf-8", errors="replace"))
+    except json.JSONDecodeError as error:
+        return _ends_within(error)
+    except (ValueError, RecursionError):
+        return False  # something else is wrong with it
+    return False
+
+
+def _ends_within(error: json.JSONDecodeError) -> bool:
+    return error.msg.startswith("Unterminated") or error.pos >= len(error.doc.rstrip())
+
+
+def _row(raw: bytes, where: str) -> dict[str, Any] | RowError:
+    try:
+        text = raw.rstrip().decode("utf-8")
+        value = DECODER.decode(text)
+    except UnicodeDecodeError as error:
+        return not_utf8(raw[error.start], where)
+    except json.JSONDecodeError as error:
+        more = f": {_UNFINISHED}" if _ends_within(error) else ""
+        return RowError(where, "not JSON", f"{error.msg} at column {error.colno}{more}")
+    except (ValueError, RecursionError) as error:
+        return fault_of(error, where)
+    return depth_fault(value, text, where) or checked_object(value, where)

@@ -7,9 +7,9 @@ import json
 import re
 from typing import IO, Any
 
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files.binary import MAX_ROW_BYTES, too_long, utf8_fault
 from rlhf_ray.data.json_values import DECODER, LENIENT_DECODER, depth_fault, fault_of
+from rlhf_ray.errors import RowError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _READ_BYTES = 1 << 20

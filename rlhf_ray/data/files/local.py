@@ -19,12 +19,12 @@ from rlhf_ray.config.checks.data_files import (
     fixed_part,
     is_data_file,
 )
-from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files.binary import READ_ERRORS
 from rlhf_ray.data.files.json_rows import SPLIT_NAMES, rows_keys
 from rlhf_ray.data.files.parsing import kind_of_file, parse
 from rlhf_ray.data.files.splits import named_splits, parse_split, saved_splits
 from rlhf_ray.data.row import Columns, Located
+from rlhf_ray.errors import DataError, RowError
 
 _SHOWN_FILES = 3
 

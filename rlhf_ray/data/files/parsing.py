@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_ray.config.checks.data_files import ARROW_FORMATS, COMPRESSIONS, data_format
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.files import arrow_rows, json_rows, text_rows
 from rlhf_ray.data.files.binary import READ_ERRORS, open_bytes
 from rlhf_ray.data.row import NumberedRows
+from rlhf_ray.errors import RowError
 
 _PARSERS: dict[str, Callable[[Path], NumberedRows]] = {
     ".jsonl": json_rows.read_lines,

@@ -16,10 +16,9 @@ from rlhf_ray.config.checks import references
 from rlhf_ray.config.checks.data_files import ACCEPTED
 from rlhf_ray.config.data import SourceConfig
 from rlhf_ray.data.columns import check_names, file_names, named
-from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files.local import LocalData, local_data
 from rlhf_ray.data.row import Located, Row
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import DataError, RowError, RunError
 
 logger = logging.getLogger(__name__)
 

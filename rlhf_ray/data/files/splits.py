@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rlhf_ray.data.errors import DataError
+from rlhf_ray.errors import DataError
 
 _BOUND = r"(-?\d+%?)?"
 _PART = re.compile(rf"(?P<name>\w+(\.\w+)*)(\[(?P<start>{_BOUND}):(?P<stop>{_BOUND})\])?")

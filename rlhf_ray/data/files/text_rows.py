@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf_ray.data.errors import DataError, RowError, short
 from rlhf_ray.data.files.binary import (
     MAX_ROW_BYTES,
     decode,
@@ -18,6 +17,7 @@ from rlhf_ray.data.files.binary import (
     utf8_fault,
 )
 from rlhf_ray.data.row import NumberedRows
+from rlhf_ray.errors import DataError, RowError, short
 
 _READ_BYTES = 1 << 20
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.formats import fields
 from rlhf_ray.data.formats.conversations import aligned, alpaca_prompt, with_system
 from rlhf_ray.data.formats.row_format import (
@@ -24,6 +23,7 @@ from rlhf_ray.data.json_values import is_list_of, unfolded
 from rlhf_ray.data.messages import parse_messages
 from rlhf_ray.data.row import Columns, Row
 from rlhf_ray.data.text import Messages, as_chat
+from rlhf_ray.errors import RowError
 
 
 def _reads(chat_of: Callable[[Row], Messages]) -> Reader:

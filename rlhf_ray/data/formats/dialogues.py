@@ -10,12 +10,12 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.formats import fields
 from rlhf_ray.data.json_values import unfolded
 from rlhf_ray.data.messages import is_written_chat
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.text import ASSISTANTS
+from rlhf_ray.errors import RowError
 
 ASSISTANT_TURN = "\n\nAssistant:"
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")

@@ -9,7 +9,6 @@ import json
 import math
 from typing import Any
 
-from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.json_values import unfolded
 from rlhf_ray.data.messages import (
     check_encodable,
@@ -21,6 +20,7 @@ from rlhf_ray.data.messages import (
 from rlhf_ray.data.nearest import listed
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.text import Messages, Text
+from rlhf_ray.errors import RowError, short
 
 _TRUTHS = {
     **dict.fromkeys(("true", "1", "1.0", "yes"), True),

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from rlhf_ray.config.data import BetterConfig
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.formats import choices, fields
 from rlhf_ray.data.formats.conversations import (
     aligned,
@@ -32,6 +31,7 @@ from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.json_values import unfolded
 from rlhf_ray.data.row import Columns, Row
 from rlhf_ray.data.text import Messages, Text, as_chat
+from rlhf_ray.errors import RowError
 
 _SIDES = ("chosen", "rejected")
 # What the scores of both sides are called, if the row has them.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from rlhf_ray.data.errors import RowError, UnusableRow
 from rlhf_ray.data.formats import fields
 from rlhf_ray.data.formats.conversations import aligned, read_prompt_column
 from rlhf_ray.data.formats.dialogues import with_helpsteer_turns
@@ -14,6 +13,7 @@ from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.json_values import is_message, unfolded
 from rlhf_ray.data.nearest import listed
 from rlhf_ray.data.row import Columns, Row
+from rlhf_ray.errors import RowError, UnusableRow
 
 # What an answer that is an object may call its text, its rank and its score.
 _OWN_KEYS = {

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_ray.data.columns import file_names, resolved
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.formats.conversations import is_chat_beside
 from rlhf_ray.data.formats.dialogues import with_turns
 from rlhf_ray.data.formats.row_format import RowFormat
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.row import Row
+from rlhf_ray.errors import RowError
 
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 # What a text says where a picture belongs, and names of the column that then holds it.

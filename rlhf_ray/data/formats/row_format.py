@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from rlhf_ray.data.columns import Names
-from rlhf_ray.data.errors import RowError, short
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.json_values import is_list_of, is_message
 from rlhf_ray.data.row import Columns, Row
+from rlhf_ray.errors import RowError, short
 
 Reader: TypeAlias = Callable[[Row], Iterator[Sample | RowError]]
 Fits: TypeAlias = Callable[[Columns], bool]

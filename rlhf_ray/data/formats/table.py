@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 
-from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.formats import fields, texts
 from rlhf_ray.data.formats.advice import advice
 from rlhf_ray.data.formats.chats import CHAT_FORMATS, LABELLED_FORMATS
@@ -16,6 +15,7 @@ from rlhf_ray.data.formats.row_format import Kind, RowFormat
 from rlhf_ray.data.formats.trees import TREE_FORMATS
 from rlhf_ray.data.nearest import quoted
 from rlhf_ray.data.row import Columns, Row
+from rlhf_ray.errors import DataError, RowError
 
 # The first whose columns a row has is the one it shows.
 ROW_FORMATS: Mapping[str, RowFormat] = {

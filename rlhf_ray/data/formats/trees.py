@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from rlhf_ray.data.errors import RowError, UnusableRow, short
 from rlhf_ray.data.formats import fields
 from rlhf_ray.data.formats.conversations import with_system
 from rlhf_ray.data.formats.row_format import Grouping, RowFormat
@@ -15,6 +14,7 @@ from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.json_values import unfolded
 from rlhf_ray.data.row import Columns, Row
 from rlhf_ray.data.text import Messages
+from rlhf_ray.errors import RowError, UnusableRow, short
 
 _TREE_ROLES = {"prompter": "user", "assistant": "assistant"}
 

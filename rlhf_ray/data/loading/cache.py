@@ -27,12 +27,12 @@ import pyarrow as pa
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.chat.borders import Tokenizer
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.examples.tokenization import T, Tokenization
 from rlhf_ray.data.files.local import LocalData
 from rlhf_ray.data.files.sources import HubData
 from rlhf_ray.data.rows.report import LeftOut, RowReport
 from rlhf_ray.data.rows.store import ROWS_FILE, RowFile
+from rlhf_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
 

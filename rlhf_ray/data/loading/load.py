@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.examples.tokenization import T, Tokenization
 from rlhf_ray.data.loading import cache
 from rlhf_ray.data.loading.passes import Passes, sources_of
@@ -16,6 +15,7 @@ from rlhf_ray.data.rows.mixing import mix
 from rlhf_ray.data.rows.report import Loaded, RowReport, merged
 from rlhf_ray.data.rows.rows import MixedRows, StoredRows
 from rlhf_ray.data.rows.store import RowStore
+from rlhf_ray.errors import DataError
 
 _QUIET_S = 2.0
 

@@ -17,10 +17,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeAlias
 
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.rows.report import Converted
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import RowError, RunError
 from rlhf_ray.parent_process import end_with_parent
 
 ROWS_WORTH_PROCESSES = 20_000  # below, starting processes takes longer than the rows do

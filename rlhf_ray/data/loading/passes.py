@@ -12,7 +12,6 @@ from typing import Generic, TypeAlias, TypeVar
 import pyarrow as pa
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
-from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.examples.tokenization import Kept, Outcome, Tokenization
 from rlhf_ray.data.files.local import LocalData
 from rlhf_ray.data.files.sources import HubData, find_data, log_files, read_rows
@@ -23,6 +22,7 @@ from rlhf_ray.data.formats.table import ROW_FORMATS, check_names, recognise, ref
 from rlhf_ray.data.loading.parallel import convert
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.rows.report import Converted, RowReport
+from rlhf_ray.errors import DataError, RowError
 
 logger = logging.getLogger(__name__)
 

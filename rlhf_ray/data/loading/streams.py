@@ -9,7 +9,6 @@ from functools import partial
 import pyarrow as pa
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.examples.tokenization import T, Tokenization
 from rlhf_ray.data.files.local import LocalData
 from rlhf_ray.data.files.sources import HubData
@@ -18,6 +17,7 @@ from rlhf_ray.data.loading.cache import decided_by
 from rlhf_ray.data.loading.passes import Check, Passes, sources_of
 from rlhf_ray.data.rows.report import Converted, RowReport
 from rlhf_ray.data.rows.streaming import RowStream, SourceStream, StreamSettings
+from rlhf_ray.errors import DataError
 
 
 def open_stream(

@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 import pyarrow as pa
 
-from rlhf_ray.data.errors import DataError, RowError, UnusableRow
 from rlhf_ray.data.rows.rows import Rows
+from rlhf_ray.errors import DataError, RowError, UnusableRow
 
 logger = logging.getLogger(__name__)
 

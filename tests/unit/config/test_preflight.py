@@ -8,8 +8,8 @@ from model_folders import ON_GPU, refused, write_model
 from rlhf_ray.config.checks.preflight import preflight
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files.local import local_data
+from rlhf_ray.errors import DataError
 
 
 def test_a_good_configuration_passes(good):

@@ -12,7 +12,7 @@ from loads import load_pairs, load_prompts, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.borders import decode
-from rlhf_ray.data.errors import RowError
+from rlhf_ray.errors import RowError
 from rlhf_ray.types import Prompt, Ranking, SftExample
 
 SYSTEM = {"role": "system", "content": "be brief"}

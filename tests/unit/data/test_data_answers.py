@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
 from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_prompt
 from rlhf_ray.data.chat.tokenizer import CHAT_TEMPLATES
-from rlhf_ray.data.errors import DataError
+from rlhf_ray.errors import DataError
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 CHAT_TEMPLATE_ENDS = dict.fromkeys(CHAT_TEMPLATE_NAMES, "</s>") | {

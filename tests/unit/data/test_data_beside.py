@@ -30,9 +30,9 @@ from chat_rows import (
 from loads import load_pairs, load_prompts, load_sft
 
 from rlhf_ray.data.chat.borders import decode
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.formats.reading import refuse_media
 from rlhf_ray.data.row import Row
+from rlhf_ray.errors import RowError
 
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
 TREE = {

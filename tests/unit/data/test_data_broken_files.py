@@ -15,10 +15,10 @@ from broken_files import BROKEN, GOOD, Broken
 from loads import load_prompts
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
-from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import binary, json_window, text_rows
 from rlhf_ray.data.files.sources import read_rows
 from rlhf_ray.data.row import Row
+from rlhf_ray.errors import DataError, RowError
 
 DEADLINE_S = 10.0
 MAX_PEAK_GB = 2.0
@@ -122,7 +122,7 @@ def test_a_row_without_end_is_not_read_to_its_end(
 HUGE = """
     import sys, time
     from rlhf_ray.config.data import SourceConfig
-    from rlhf_ray.data.errors import RowError
+    from rlhf_ray.errors import RowError
     from rlhf_ray.data.files.sources import read_rows
     from rlhf_ray.metrics.memory import peak_memory_gb
 

@@ -26,13 +26,13 @@ import pytest
 from loads import load_labelled, load_pairs, load_prompts, load_sft
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
-from rlhf_ray.data.errors import RowError
 from rlhf_ray.data.examples.sft import Examples
 from rlhf_ray.data.files import sources
 from rlhf_ray.data.loading import cache
 from rlhf_ray.data.order import digest_of_rows
 from rlhf_ray.data.rows import store
 from rlhf_ray.data.rows.store import RowFile
+from rlhf_ray.errors import RowError
 from rlhf_ray.types import SftExample
 
 

@@ -11,8 +11,8 @@ import pytest
 from loads import load_labelled, load_pairs, load_prompts, load_sft
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.json_values import unfolded
+from rlhf_ray.errors import DataError
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from rlhf_ray.config.data import BetterConfig, DataConfig
 from rlhf_ray.config.tools.help import help_text
-from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.examples.preferences import check_labels
+from rlhf_ray.errors import DataError, RowError
 
 VERL = {
     "data_source": "openai/gsm8k",

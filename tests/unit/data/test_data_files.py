@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_ray.config.data import SourceConfig
-from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files.sources import read_rows
 from rlhf_ray.data.row import Row
+from rlhf_ray.errors import DataError, RowError
 
 
 def rows_of(path: str, *, separator: str = "<|endoftext|>", **source: Any) -> list[Row]:

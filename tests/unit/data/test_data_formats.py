@@ -10,10 +10,10 @@ from loads import load_answers, load_labelled, load_pairs, load_prompts, load_ra
 from published_rows import PUBLISHED
 
 from rlhf_ray.config.data import DataConfig, DataFormat
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.formats.table import ROW_FORMATS, recognise
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.rows.report import Loaded
+from rlhf_ray.errors import DataError
 
 USER = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.config.data import SourceConfig
-from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.files import json_window
 from rlhf_ray.data.files.json_window import JsonWindow
 from rlhf_ray.data.files.sources import read_rows
 from rlhf_ray.data.row import Row
+from rlhf_ray.errors import DataError, RowError
 
 A, B = {"text": "a"}, {"text": "b"}
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]

@@ -15,10 +15,10 @@ from loads import load_sft
 
 from rlhf_ray.config.checks.references import data_fault
 from rlhf_ray.config.data import DataConfig, SourceConfig
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files.local import local_data
 from rlhf_ray.data.files.sources import find_data, log_files, read_rows
 from rlhf_ray.data.row import Row
+from rlhf_ray.errors import DataError
 
 README = """---
 configs:

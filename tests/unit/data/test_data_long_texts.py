@@ -20,8 +20,8 @@ from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.supervised import DpoConfig, SftConfig
 from rlhf_ray.data.chat.borders import text_tokens
 from rlhf_ray.data.chat.turn_end import with_end
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.examples import pieces, shortening
+from rlhf_ray.errors import DataError
 
 
 @pytest.fixture(params=[*FAMILIES, "stories260K"])

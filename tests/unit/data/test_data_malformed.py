@@ -13,8 +13,8 @@ import pytest
 from loads import load_labelled, load_pairs, load_sft
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.rows.report import Loaded
+from rlhf_ray.errors import DataError, RowError
 
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 USER = {"role": "user", "content": "q"}

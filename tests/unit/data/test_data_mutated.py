@@ -15,7 +15,7 @@ from loads import load_labelled, load_pairs, load_prompts, load_rankings, load_s
 from published_rows import PAIRS, PUBLISHED
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data.errors import DataError
+from rlhf_ray.errors import DataError
 
 ROWS: list[dict[str, Any]] = [
     *(row for rows in PUBLISHED.values() for row in rows),

@@ -11,8 +11,8 @@ from loads import load_prompts
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files.sources import read_rows
+from rlhf_ray.errors import DataError
 from rlhf_ray.types import Prompt
 
 CONTEXT = 200

@@ -10,8 +10,8 @@ import pytest
 from loads import load_labelled, load_pairs, load_rankings, load_sft
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.rows.report import Loaded
+from rlhf_ray.errors import DataError
 
 USER = {"role": "user", "content": "q"}
 

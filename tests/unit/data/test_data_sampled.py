@@ -14,7 +14,7 @@ from loads import load_labelled, load_pairs, load_rankings, load_sft
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_prompt, tokenize_sampled
 from rlhf_ray.data.chat.borders import decode, response_text
-from rlhf_ray.data.errors import DataError, RowError
+from rlhf_ray.errors import DataError, RowError
 
 ASKED = [{"role": "user", "content": "q"}]
 TEMPLATES = {

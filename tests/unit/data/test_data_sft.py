@@ -11,7 +11,7 @@ from loads import load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
-from rlhf_ray.data.errors import DataError
+from rlhf_ray.errors import DataError
 from rlhf_ray.types import SftExample
 
 TURNS = [

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.config.data import SourceConfig
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.files.sources import read_rows
 from rlhf_ray.data.files.splits import parse_split
 from rlhf_ray.data.row import Row
+from rlhf_ray.errors import DataError
 
 
 def numbers(path: Path, **source: object) -> list[int]:

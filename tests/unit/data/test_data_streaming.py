@@ -15,14 +15,13 @@ from loads import load_sft
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
-from rlhf_ray.data.errors import DataError, RowError
 from rlhf_ray.data.examples.preferences import Pairs
 from rlhf_ray.data.examples.prompts import Prompts
 from rlhf_ray.data.examples.sft import Examples
 from rlhf_ray.data.loading import parallel
 from rlhf_ray.data.loading.streams import open_stream
 from rlhf_ray.data.rows.streaming import RowStream
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import DataError, RowError, RunError
 from rlhf_ray.types import Prompt, SftExample
 
 NUM_ROWS = 50

@@ -17,8 +17,7 @@ from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_prompt
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.data.chat.turn_end import end_tokens, turn_end
-from rlhf_ray.data.errors import DataError
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.jobs.online import PPO
 from rlhf_ray.jobs.sft import SFT
 

@@ -13,8 +13,8 @@ from loads import load_answers, load_sft
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.borders import decode
-from rlhf_ray.data.errors import DataError
 from rlhf_ray.data.examples.sft import inside_spans
+from rlhf_ray.errors import DataError
 from rlhf_ray.types import SftExample
 
 TURNS = [
