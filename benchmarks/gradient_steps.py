@@ -209,7 +209,7 @@ def step_of(name: str, plain: Any) -> Step:
     generator = np.random.default_rng(1)
     rows = _ROWS[name](generator, plain)
     nums_B = [
-        int(row.rollout.own_T.sum())
+        int(row.rollout.action_mask_T.sum())
         if isinstance(row, Experience)
         else getattr(row, "row", row).num_trained_tokens
         for row in rows
@@ -236,9 +236,9 @@ def _experiences(
     rollouts = []
     for number in range(NUM_ROWS):
         response_T = _ids(generator, 1, 25)
-        own_T = np.ones(len(response_T), dtype=np.bool_)
+        action_mask_T = np.ones(len(response_T), dtype=np.bool_)
         if number % 3 == 0:
-            own_T[1::4] = False
+            action_mask_T[1::4] = False
         zeros_T = np.zeros(len(response_T), dtype=np.float32)
         rollout = Rollout(
             prompt=Prompt(
@@ -249,7 +249,7 @@ def _experiences(
             response_ids_T=response_T,
             logprobs_T=zeros_T,
             versions_T=zeros_T.astype(np.int32),
-            own_T=own_T,
+            action_mask_T=action_mask_T,
             finish_reason="stop",
             text="",
         )

@@ -66,7 +66,7 @@ class Rollout:
         logprobs_T: Log-probability (nats) of each response token under the engine's weights and
             temperature at the time it was sampled.
         versions_T: Version of the weights that sampled each token.
-        own_T: False for tokens that the policy did not write (a tool's answer).
+        action_mask_T: False for tokens that the policy did not write (a tool's answer).
         finish_reason: `stop` (end token or stop string) or `length` (cut off).
         text: What the response adds to the text of its prompt: both are decoded together, special
             tokens as sampled, and cut at the border. The token that ended it is no part of it.
@@ -78,7 +78,7 @@ class Rollout:
     response_ids_T: IntArray
     logprobs_T: FloatArray
     versions_T: IntArray
-    own_T: BoolArray
+    action_mask_T: BoolArray
     finish_reason: FinishReason
     text: str
 
@@ -100,7 +100,7 @@ class RolloutSummary:
     sample: int
     num_prompt_tokens: int
     num_response_tokens: int
-    num_own_tokens: int
+    num_action_tokens: int
     finish_reason: FinishReason
     version_min: int
     version_max: int

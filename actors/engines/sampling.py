@@ -289,7 +289,7 @@ class SamplingEngine:
                 [logprobs.logprobs[start] for start in logprobs.start_indices], dtype=np.float32
             ),
             versions_T=versions_T,
-            own_T=np.ones(num_tokens, dtype=np.bool_),
+            action_mask_T=np.ones(num_tokens, dtype=np.bool_),
             finish_reason=output.finish_reason,
             text=response_text(self.tokenizer, prompt.token_ids_T, output.token_ids, end_ids=ends),
         )
@@ -337,7 +337,7 @@ def summarize(rollout: Rollout) -> RolloutSummary:
         sample=rollout.sample,
         num_prompt_tokens=len(rollout.prompt.token_ids_T),
         num_response_tokens=len(rollout.response_ids_T),
-        num_own_tokens=int(rollout.own_T.sum()),
+        num_action_tokens=int(rollout.action_mask_T.sum()),
         finish_reason=rollout.finish_reason,
         version_min=int(rollout.versions_T.min()),
         version_max=int(rollout.versions_T.max()),

@@ -76,7 +76,7 @@ def _as_rollout(prompt: Prompt) -> Rollout:
         response_ids_T=np.asarray(rest, dtype=np.int32),
         logprobs_T=np.zeros(len(rest), dtype=np.float32),
         versions_T=np.zeros(len(rest), dtype=np.int32),
-        own_T=np.ones(len(rest), dtype=np.bool_),
+        action_mask_T=np.ones(len(rest), dtype=np.bool_),
         finish_reason="stop",
         text="",
     )

@@ -81,7 +81,7 @@ def experience(
             response_ids_T=random_ids(generator, shape, num_response),
             logprobs_T=zeros_T,
             versions_T=zeros_T.astype(np.int32),
-            own_T=np.ones(num_response, dtype=np.bool_),
+            action_mask_T=np.ones(num_response, dtype=np.bool_),
             finish_reason="length",
             text="",
         )

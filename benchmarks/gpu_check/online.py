@@ -226,7 +226,7 @@ def probes(shape: Shape, *, num: int = 8, num_tokens: int = 160) -> list[Rollout
                 response_ids_T=np.asarray(rest, dtype=np.int32),
                 logprobs_T=np.zeros(len(rest), dtype=np.float32),
                 versions_T=np.zeros(len(rest), dtype=np.int32),
-                own_T=np.ones(len(rest), dtype=np.bool_),
+                action_mask_T=np.ones(len(rest), dtype=np.bool_),
                 finish_reason="length",
                 text="",
             )

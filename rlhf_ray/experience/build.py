@@ -207,7 +207,7 @@ def _flatten(
     values_B: Arrays | None,
 ) -> _Flat:
     lens = [len(rollout.response_ids_T) for rollout in rollouts_B]
-    mask_T = torch.from_numpy(np.concatenate([rollout.own_T for rollout in rollouts_B]))
+    mask_T = torch.from_numpy(np.concatenate([rollout.action_mask_T for rollout in rollouts_B]))
     zeros = [np.zeros(n, dtype=np.float32) for n in lens]
 
     def joined(arrays: Arrays) -> torch.Tensor:

@@ -173,8 +173,8 @@ def token_rewards(
     if kl_T is not None:
         rewards_T = -kl_coefficient * masked(kl_T.detach(), mask_T).to(scores_B.dtype)
     last_B = last_action_token(mask_T, segments_T, len(scores_B))
-    has_own_B = last_B >= 0
-    return torch.index_add(rewards_T, 0, last_B[has_own_B], scores_B[has_own_B])
+    has_action_B = last_B >= 0
+    return torch.index_add(rewards_T, 0, last_B[has_action_B], scores_B[has_action_B])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,12 +69,12 @@ def flat(
 
 def action_mask(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
     """True for action tokens: [T]."""
-    return flat(rows_B, lambda row: row.rollout.own_T, dtype=torch.bool, device=device)
+    return flat(rows_B, lambda row: row.rollout.action_mask_T, dtype=torch.bool, device=device)
 
 
 def action_lens(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
     """Action tokens of each row: [B], one 0 for no rows."""
-    lens = [int(row.rollout.own_T.sum()) for row in rows_B] or [0]
+    lens = [int(row.rollout.action_mask_T.sum()) for row in rows_B] or [0]
     return torch.tensor(lens, device=device)
 
 

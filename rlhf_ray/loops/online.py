@@ -225,7 +225,7 @@ class OnlineLoop:
         group: GroupConfig = getattr(self.config.placement, role)
         return plan_update(
             [summary.num_tokens for summary in scored.summaries_B],
-            [summary.num_own_tokens for summary in scored.summaries_B],
+            [summary.num_action_tokens for summary in scored.summaries_B],
             data_parallel_size=group.ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=self.config.algorithm.minibatches,

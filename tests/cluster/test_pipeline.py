@@ -184,7 +184,7 @@ def sampled(tokenizer, prompt, answer, *, draw):
         response_ids_T=np.array(answer_ids_T, dtype=np.int32),
         logprobs_T=np.zeros(num_tokens, dtype=np.float32),
         versions_T=np.zeros(num_tokens, dtype=np.int32),
-        own_T=np.ones(num_tokens, dtype=np.bool_),
+        action_mask_T=np.ones(num_tokens, dtype=np.bool_),
         finish_reason="stop",
         text=answer,
     )

@@ -55,7 +55,7 @@ def replica_class(cluster):
                     sample=sample,
                     num_prompt_tokens=1,
                     num_response_tokens=1,
-                    num_own_tokens=1,
+                    num_action_tokens=1,
                     finish_reason="stop",
                     version_min=0,
                     version_max=0,

@@ -87,7 +87,9 @@ def test_groups_come_in_the_order_of_requests_and_hold_their_samples(roles, requ
         assert summary.sample == rollout.sample
         assert summary.num_prompt_tokens == len(rollout.prompt.token_ids_T)
         assert summary.num_response_tokens == len(rollout.response_ids_T)
-        assert summary.num_own_tokens == rollout.own_T.sum() == len(rollout.own_T)
+        assert (
+            summary.num_action_tokens == rollout.action_mask_T.sum() == len(rollout.action_mask_T)
+        )
         assert summary.version_min == summary.version_max == VERSION
         assert np.all(rollout.versions_T == VERSION)
 

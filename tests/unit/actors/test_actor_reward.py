@@ -40,7 +40,7 @@ def rollout(sample: int, text: str) -> Rollout:
         response_ids_T=np.zeros(3, dtype=np.int32),
         logprobs_T=np.zeros(3, dtype=np.float32),
         versions_T=np.zeros(3, dtype=np.int32),
-        own_T=np.ones(3, dtype=np.bool_),
+        action_mask_T=np.ones(3, dtype=np.bool_),
         finish_reason="stop",
         text=text,
     )
@@ -52,7 +52,7 @@ def group() -> RolloutGroup:
             sample=sample,
             num_prompt_tokens=2,
             num_response_tokens=3,
-            num_own_tokens=3,
+            num_action_tokens=3,
             finish_reason="stop",
             version_min=0,
             version_max=0,

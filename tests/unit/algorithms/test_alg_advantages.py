@@ -35,8 +35,8 @@ def estimate(
 ) -> Tensor:
     """Where rewards are told apart, there are two: a sequence's total, and its square."""
     structure = make_batch(masks, seed=0)
-    own_T = torch.where(structure.mask_T, rewards_T, 0.0)
-    totals_B = own_T.new_zeros(len(masks)).index_add(0, structure.segments_T, own_T)
+    action_mask_T = torch.where(structure.mask_T, rewards_T, 0.0)
+    totals_B = action_mask_T.new_zeros(len(masks)).index_add(0, structure.segments_T, action_mask_T)
     return estimate_advantages(
         name,
         AdvantageInputs(

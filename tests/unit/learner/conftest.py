@@ -55,9 +55,9 @@ def rows() -> list[Experience]:
     made = []
     for number in range(12):
         num_prompt, num_response = generator.integers(1, 9), generator.integers(1, 25)
-        own_T = np.ones(num_response, dtype=np.bool_)
+        action_mask_T = np.ones(num_response, dtype=np.bool_)
         if number % 3 == 0:
-            own_T[1::4] = False
+            action_mask_T[1::4] = False
 
         def floats(mean: float, *, size: int = num_response) -> Any:
             return generator.normal(mean, 0.5, size=size).astype(np.float32)
@@ -73,7 +73,7 @@ def rows() -> list[Experience]:
             response_ids_T=generator.integers(3, 61, size=num_response).astype(np.int32),
             logprobs_T=floats(-4),
             versions_T=np.zeros(num_response, dtype=np.int32),
-            own_T=own_T,
+            action_mask_T=action_mask_T,
             finish_reason="stop",
             text="",
         )

@@ -34,7 +34,7 @@ def learner_config(path: Path, settings: dict[str, Any]) -> LearnerConfig:
 def plan_of(rows: Sequence[Any], *, minibatches: int = 2, padded: bool = False) -> UpdatePlan:
     return plan_update(
         [row.rollout.num_tokens for row in rows],
-        [int(row.rollout.own_T.sum()) for row in rows],
+        [int(row.rollout.action_mask_T.sum()) for row in rows],
         data_parallel_size=1,
         max_tokens_per_micro_batch=60,
         num_minibatches=minibatches,

@@ -41,15 +41,15 @@ def story_pairs(stories, shared_data):
     token_ids = [np.array(tokenizer(text)["input_ids"], dtype=np.int32) for text in texts]
     assert len(token_ids) == STEPS * BATCH
     made = []
-    for number, own_T in enumerate(token_ids):
+    for number, action_mask_T in enumerate(token_ids):
         border, other_T = 8 + number % 9, token_ids[number - 1]
         lens = (12 + (7 * number) % 23, 12 + (5 * number) % 17)
         made.append(
             Ranking(
                 example_id=f"stories:{number}",
-                prompt_ids_T=own_T[:border],
+                prompt_ids_T=action_mask_T[:border],
                 answer_ids_K=(
-                    own_T[border : border + lens[0]],
+                    action_mask_T[border : border + lens[0]],
                     other_T[border : border + lens[1]],
                 ),
             )

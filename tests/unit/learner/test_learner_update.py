@@ -76,8 +76,8 @@ def test_an_update_raises_what_had_an_advantage(make_policy, rows):
     before = np.concatenate(logprobs_of(learner, rows))
     learner.update(rows, plan_of(rows), 0.0)
     after = np.concatenate(logprobs_of(learner, rows))
-    own_T = np.concatenate([row.rollout.own_T for row in rows])
-    assert after[own_T].mean() > before[own_T].mean() + 0.01
+    action_mask_T = np.concatenate([row.rollout.action_mask_T for row in rows])
+    assert after[action_mask_T].mean() > before[action_mask_T].mean() + 0.01
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -292,7 +292,7 @@ def test_the_critic_also_values_the_state_after_the_last_token(make_value, rows)
             response_ids_T=np.append(rollout.response_ids_T, np.int32(5)),
             logprobs_T=np.append(rollout.logprobs_T, np.float32(0)),
             versions_T=np.append(rollout.versions_T, np.int32(0)),
-            own_T=np.append(rollout.own_T, True),
+            action_mask_T=np.append(rollout.action_mask_T, True),
         )
         for rollout in rollouts
     ]

@@ -70,7 +70,7 @@ def make_rollout(
         response_ids_T=np.arange(num_tokens, dtype=np.int32),
         logprobs_T=np.full(num_tokens, -1.0, dtype=np.float32),
         versions_T=np.full(num_tokens, version, dtype=np.int32),
-        own_T=np.ones(num_tokens, dtype=np.bool_),
+        action_mask_T=np.ones(num_tokens, dtype=np.bool_),
         finish_reason="stop",
         text=f"answer {sample} to {prompt.prompt_id}",
     )
@@ -97,7 +97,7 @@ def summary_of(rollout: Rollout) -> RolloutSummary:
         sample=rollout.sample,
         num_prompt_tokens=len(rollout.prompt.token_ids_T),
         num_response_tokens=len(rollout.response_ids_T),
-        num_own_tokens=len(rollout.response_ids_T),
+        num_action_tokens=len(rollout.response_ids_T),
         finish_reason=rollout.finish_reason,
         version_min=int(rollout.versions_T.min()),
         version_max=int(rollout.versions_T.max()),

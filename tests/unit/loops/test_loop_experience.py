@@ -211,28 +211,28 @@ def test_a_job_without_a_reference_has_no_kl(rollouts):
     assert advantages_of(step) == pytest.approx([-0.5, -3.5, 0, 0.5, 3.5, 0])
 
 
-def in_foreign_slots(arrays, own_B, value):
+def in_foreign_slots(arrays, action_B, value):
     return [
-        np.where(own_T, array, np.float32(value))
-        for array, own_T in zip(arrays, own_B, strict=True)
+        np.where(action_mask_T, array, np.float32(value))
+        for array, action_mask_T in zip(arrays, action_B, strict=True)
     ]
 
 
 def with_foreign_slots(rollouts, value, advantage):
     """What stands in slots of tokens that the policy did not write is `value`, everywhere."""
-    own_B = [np.arange(len(r.response_ids_T)) % 3 != 1 for r in rollouts]
-    own_B[2][-1] = False  # a tool had the last word
+    action_B = [np.arange(len(r.response_ids_T)) % 3 != 1 for r in rollouts]
+    action_B[2][-1] = False  # a tool had the last word
     marked = [
-        replace(rollout, own_T=own_T, logprobs_T=logprobs_T)
-        for rollout, own_T, logprobs_T in zip(
+        replace(rollout, action_mask_T=action_mask_T, logprobs_T=logprobs_T)
+        for rollout, action_mask_T, logprobs_T in zip(
             rollouts,
-            own_B,
-            in_foreign_slots(floats(rollouts, 4), own_B, value),
+            action_B,
+            in_foreign_slots(floats(rollouts, 4), action_B, value),
             strict=True,
         )
     ]
     old, reference, values = (
-        in_foreign_slots(floats(rollouts, seed), own_B, value) for seed in (1, 2, 3)
+        in_foreign_slots(floats(rollouts, seed), action_B, value) for seed in (1, 2, 3)
     )
     step = built(
         marked,
@@ -245,19 +245,21 @@ def with_foreign_slots(rollouts, value, advantage):
         whiten_advantages=True,
         kl={"where": "reward"},
     )
-    return step, own_B
+    return step, action_B
 
 
 @pytest.mark.parametrize("advantage", ["gae", "grpo", "reinforce++", "reinforce++_baseline"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 def test_slots_of_others_hold_zeros_and_change_nothing(rollouts, advantage, value):
-    clean, own_B = with_foreign_slots(rollouts, 0.0, advantage)
+    clean, action_B = with_foreign_slots(rollouts, 0.0, advantage)
     dirty, _ = with_foreign_slots(rollouts, value, advantage)
-    for row, expected, own_T in zip(dirty.experience_B, clean.experience_B, own_B, strict=True):
+    for row, expected, action_mask_T in zip(
+        dirty.experience_B, clean.experience_B, action_B, strict=True
+    ):
         for name in COLUMNS:
             np.testing.assert_array_equal(getattr(row, name), getattr(expected, name))
-            assert not getattr(row, name)[~own_T].any(), name
-        assert row.advantages_T[own_T].any()
+            assert not getattr(row, name)[~action_mask_T].any(), name
+        assert row.advantages_T[action_mask_T].any()
     assert dirty.metrics == clean.metrics
     assert np.isfinite(list(dirty.metrics.values())).all()
 

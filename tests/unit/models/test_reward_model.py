@@ -86,7 +86,7 @@ def make_rollout(prompt, completion):
         response_ids_T=np.array([7, 7], dtype=np.int32),
         logprobs_T=np.zeros(2, dtype=np.float32),
         versions_T=np.zeros(2, dtype=np.int32),
-        own_T=np.ones(2, dtype=np.bool_),
+        action_mask_T=np.ones(2, dtype=np.bool_),
         finish_reason="stop",
         text=completion,
     )

@@ -23,7 +23,7 @@ def rollout(number: int, prompt: Any, completion: str, columns: dict[str, Any]) 
         response_ids_T=ids_T,
         logprobs_T=np.zeros(len(ids_T), dtype=np.float32),
         versions_T=np.zeros(len(ids_T), dtype=np.int32),
-        own_T=np.ones(len(ids_T), dtype=np.bool_),
+        action_mask_T=np.ones(len(ids_T), dtype=np.bool_),
         finish_reason="stop",
         text=completion,
     )
