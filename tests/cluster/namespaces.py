@@ -49,7 +49,10 @@ class Nodes:
         # Without what another cluster of this machine says of itself.
         plain = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self.environment: Mapping[str, str] = {**plain, **token}
+        # What pytest has on its path, as the folder of its `conftest.py`.
+        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        path = {"PYTHONPATH": os.pathsep.join(paths)}
+        self.environment: Mapping[str, str] = {**plain, **token, **path}
         self.namespaces: list[str] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         self.bridge = self._add_namespace("b")
