@@ -170,7 +170,7 @@ def registered_head(entry: Path) -> psutil.Process | None:
 
 def starts_actors(head: psutil.Process) -> bool:
     """Whether the pool's record, the first of its actors, is there."""
-    return any("ray::_Keeper" in " ".join(p.cmdline()) for p in head.children(recursive=True))
+    return any("ray::Keeper" in " ".join(p.cmdline()) for p in head.children(recursive=True))
 
 
 @pytest.mark.parametrize(
