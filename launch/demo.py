@@ -38,7 +38,9 @@ def _run() -> int:
         write_task(FOLDER / "data", num_sft=4000, num_train=4000, num_test=256, seed=0)
         write_model(FOLDER / "model", seed=0)
     config = load_config(PipelineConfig, find_config(PIPELINE, "tiny-cpu"))
-    check_and_run(config.model_copy(update={"run_dir": os.path.abspath(FOLDER)}))
+    # Model and data are in its folder already.
+    settings = {"run_dir": os.path.abspath(FOLDER), "resume": "auto"}
+    check_and_run(config.model_copy(update=settings))
     _print_table(_gold_scores(), time.monotonic() - started_s)
     return 0
 
