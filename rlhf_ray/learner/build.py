@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import torch
 
 from rlhf_ray.config.base import ForwardConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
 from rlhf_ray.learner.engine import EngineBuilder

@@ -21,7 +21,7 @@ from rlhf_ray.algorithms.label_losses import (
 from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams, pair_metrics
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
-from rlhf_ray.config.supervised import DpoConfig
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
 
 

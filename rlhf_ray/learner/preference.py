@@ -12,7 +12,7 @@ from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import with_router_loss
-from rlhf_ray.config.supervised import DpoConfig
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.objectives import StepRow, objective_of
 from rlhf_ray.learner.rows import answer_batch, answer_sums

@@ -13,9 +13,10 @@ from typing import Any
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.algorithm_table import CORRECTIONS, POLICY_LOSSES
 from rlhf_ray.config.base import GroupConfig, LoraConfig, ModelConfig, OptimConfig
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.config.supervised import DpoConfig, SupervisedConfig
+from rlhf_ray.config.supervised import SupervisedConfig
 
 logger = logging.getLogger(__name__)
 

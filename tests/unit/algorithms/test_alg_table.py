@@ -18,8 +18,8 @@ from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, Correc
 from rlhf_ray.config import algorithm_table as table
 from rlhf_ray.config.algorithm import AlgorithmConfig, CorrectionConfig, KlConfig
 from rlhf_ray.config.base import Config
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.supervised import DpoConfig
 
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2, 2])
 BATCH = make_batch(random_masks(1), 1, torch.float64, scale=2.0)

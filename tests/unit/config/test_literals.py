@@ -20,7 +20,8 @@ from rlhf_ray.config.algorithm import AlgorithmConfig, CorrectionConfig, KlConfi
 from rlhf_ray.config.algorithm_table import Divergence, ReductionKind
 from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.data.chat.tokenizer import CHAT_TEMPLATES
 from rlhf_ray.data.formats.table import ROW_FORMATS
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rlhf_ray.config.checks.node_paths import node_paths
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.online import PpoConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.supervised import RmConfig, SftConfig
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 from model_folders import ON_GPU, refused, write_model, write_weights
 
 from rlhf_ray.config.checks.preflight import preflight
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.supervised import RmConfig, SftConfig
 
 
 def spoil_empty(folder):

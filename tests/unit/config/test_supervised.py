@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from rlhf_ray.config.supervised import DpoConfig
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.errors import ConfigError
 
 BASE = {"data": {"path": "pairs.jsonl"}, "policy": {"model": {"path": "model"}}}

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.online import PpoConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.dpo import DPO
 from rlhf_ray.jobs.online import PPO

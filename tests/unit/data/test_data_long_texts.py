@@ -17,7 +17,8 @@ from loads import load_pairs, load_prompts, load_sft
 from trained_tokenizers import FAMILIES, OTHER_SCRIPT, TEXT, trained
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.config.supervised import DpoConfig, SftConfig
+from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.chat.borders import text_tokens
 from rlhf_ray.data.chat.turn_end import with_end
 from rlhf_ray.data.examples import pieces, shortening

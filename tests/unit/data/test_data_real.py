@@ -10,7 +10,8 @@ import pytest
 from loads import load_labelled, load_pairs, load_prompts, load_rankings, load_sft
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig
+from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.data.rows.report import Loaded
 from rlhf_ray.jobs.dpo import DPO

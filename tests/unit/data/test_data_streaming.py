@@ -13,8 +13,9 @@ import pytest
 from loads import load_sft
 
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.data.examples.preferences import Pairs
 from rlhf_ray.data.examples.prompts import Prompts
 from rlhf_ray.data.examples.sft import Examples

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from learning import hosted, learner_config
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
 from rlhf_ray.learner.examples import ExampleLearner
 from rlhf_ray.learner.policy import PolicyLearner

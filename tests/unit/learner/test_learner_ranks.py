@@ -18,7 +18,8 @@ from gathers import HeadTask, step_of
 from learning import largest_gap, learner_config
 from two_ranks import MAX_GRAD_NORM, SUMMANDS, SUMS, answer_of
 
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.specs import SupervisedSpec
 from rlhf_ray.types import SftExample
 

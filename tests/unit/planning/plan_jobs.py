@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.model_sizes import LLAMA, QWEN
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.config.supervised import DpoConfig, RmConfig, SftConfig
+from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.config.tools.stages import stages_of
 from rlhf_ray.memory import GIB
 from rlhf_ray.models.shape import shape_of
