@@ -127,9 +127,14 @@ class RolloutEngine(Protocol):
     """A set of engines that sample."""
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> Sequence[Awaitable[RolloutGroup]]:
-        """Begin to sample all requests together, after waking up.
+        """Begin to sample requests, after waking up.
+
+        Args:
+            requests: One a draw.
+            together: Whether all are admitted at once, so that the same requests share a batch;
+                else each begins when an engine has room for it, in their order.
 
         Returns:
             One awaitable a request, in their order, each done when its group is. Cancelling it ends
@@ -170,8 +175,8 @@ class Reference(Offloads, Protocol):
 class Reward(Offloads, Protocol):
     """Functions, a model or a service that scores."""
 
-    async def score(self, groups: Sequence[RolloutGroup]) -> Sequence[tuple[Score, ...]]:
-        """One tuple a group, with a score a sample."""
+    async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
+        """One a sample; any number of groups may be asked for at a time."""
         ...
 
 
@@ -297,8 +302,20 @@ class ExperienceBuilder(Protocol):
         """
         ...
 
-    async def rollouts(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[Rollout]]:
-        """The samples of a few groups in full, to be shown."""
+
+class RolloutStore(Protocol):
+    """Where rollouts lie, for those few who look at them in full."""
+
+    async def fetch(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[Rollout]]:
+        """The samples of groups.
+
+        Raises:
+            RunError: They are lost, with the node that held them.
+        """
+        ...
+
+    def put(self, rollouts: Sequence[Rollout]) -> Ref:
+        """Lay down a group's samples; the reference is as good as an engine's."""
         ...
 
 
@@ -310,5 +327,6 @@ class Roles:
     policy: Policy
     reward: Reward
     experience: ExperienceBuilder
+    store: RolloutStore
     reference: Reference | None
     value: Value | None

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from actors.cluster.role_handle import RoleHandle
 from actors.ranks.rank import Rank
 from rlhf_ray.config.base import TimeoutConfig
-from rlhf_ray.roles import Metrics, Ref, RolloutGroup, SampleArrays, SampleId, ScoredGroup
-from rlhf_ray.types import Rollout, Score
+from rlhf_ray.roles import Metrics, Ref, SampleArrays, SampleId, ScoredGroup
+from rlhf_ray.types import Score
 
 if TYPE_CHECKING:
     from rlhf_ray.specs import ExperienceSpec
@@ -49,11 +49,6 @@ class ExperienceRank(Rank):
         )
         return built.metrics, built.experience_B
 
-    def pick(self, refs: Sequence[Ref], samples_B: Sequence[SampleId]) -> list[Rollout]:
-        """Some rollouts of groups."""
-        rollouts = self.fetch(refs)
-        return [rollouts[sample] for sample in samples_B]
-
 
 @dataclass(eq=False)
 class ExperienceGroup:
@@ -84,12 +79,3 @@ class ExperienceGroup:
             refs, scores, old, reference, values, kl_coefficient, self.spec
         )
         return experience, metrics
-
-    async def rollouts(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[Rollout]]:
-        """The samples of a few groups in full, to be shown."""
-        samples_B = [sample for group in groups for sample in group.samples_G]
-        refs = [group.rollouts for group in groups]
-        pick = self.actors.call(ExperienceRank.pick, timeout_s=self.timeouts.call_s)
-        [rollouts] = await pick(refs, samples_B)
-        picked = iter(rollouts)
-        return [[next(picked) for _ in group.samples_G] for group in groups]

@@ -8,6 +8,7 @@ from typing import Any
 
 from actors.cluster.ray_metrics import RaySink
 from actors.cluster.role_handle import RoleHandle
+from actors.cluster.rollout_store import ObjectStore
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.sampling import Ending
 from actors.pool.pool import Pool
@@ -140,6 +141,10 @@ class JobPool:
     async def usage(self) -> Metrics:
         """What the job's actors needed since the last time."""
         return await self.pool.usage(self.config.groups)
+
+    def store(self) -> ObjectStore:
+        """Ray's object store."""
+        return ObjectStore(timeout_s=self.config.timeouts.call_s)
 
     def sinks(self) -> Sequence[Sink]:
         """Ray's agents."""

@@ -4,9 +4,10 @@ For the same weights, the engine's log-probabilities (behaviour) differ from the
 kernels and precision, and by more when generation ran ahead of training. The weight of a token is
 w = π_old / π_behaviour, bounded in one of two ways; multiply the token loss of the policy with it.
 
-Its level is that of the policy's loss, so that ratio times weight is the loss's own ratio to the
-engine, π_new / π_behaviour: of a token; or, for GSPO, of a sequence, the geometric mean over its
-action tokens, the same at each of them.
+By default its level is that of the policy's loss, so that ratio times weight is the loss's own
+ratio to the engine, π_new / π_behaviour: of a token; or, for GSPO, of a sequence, the geometric
+mean over its action tokens, the same at each of them. The product over a sequence is what makes a
+gradient without bias of older samples, at a variance that grows with their length.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.metric_sums import MetricSums, effective_sample_size, max_of, mean_of
-from rlhf_ray.algorithms.ragged import masked, segment_mean
+from rlhf_ray.algorithms.ragged import masked, segment_mean, segment_sum
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
@@ -49,7 +50,7 @@ class CorrectionParams:
     Attributes:
         cap: Largest weight, at least 1 (truncated, mask).
         low: Smallest weight, in [0, 1] (mask).
-        level: Whether a weight is a token's or a sequence's.
+        level: Whose a weight is; all tokens of a sequence share its own.
     """
 
     cap: float
@@ -113,6 +114,8 @@ def _log_ratio(inputs: CorrectionInputs, level: RatioLevel) -> Tensor:
     log_ratio_T = log_ratio(old_T, masked(inputs.behaviour_logprobs_T.detach(), inputs.mask_T))
     if level == "token":
         return log_ratio_T
+    if level == "sequence":
+        return segment_sum(log_ratio_T, inputs.segments_T, inputs.num_sequences)[inputs.segments_T]
     return segment_mean(log_ratio_T, inputs.mask_T, inputs.segments_T, inputs.num_sequences)
 
 

@@ -80,13 +80,22 @@ class KlConfig(Config):
 class CorrectionConfig(Config):
     """Correction for engine and trainer giving one token different probabilities.
 
-    A weight is a token's, and a sequence's (the geometric mean of its tokens') for policy loss
-    `gspo`, whose ratio is as well.
+    They do by kernels and rounding, and by more where generation runs ahead (`max_staleness`).
+
+    Attributes:
+        kind: `truncated` clamps weights at `cap`, `mask` leaves tokens out whose weight is not in
+            [`low`, `cap`], `none` measures and changes nothing.
+        level: Whose a weight is: each `token`'s, or its sequence's, as the `geometric` mean of its
+            tokens' or as their product (`sequence`). `auto` takes that of the policy loss:
+            `geometric` for `gspo`, else `token`.
+        allow_uncorrected: Lets `max_staleness` go with `kind: none`.
     """
 
     kind: CorrectionName = "truncated"
+    level: RatioLevel | Literal["auto"] = "auto"
     cap: Annotated[float, Field(ge=1)] = 2.0
     low: Share = 0.5
+    allow_uncorrected: bool = False
 
 
 class DynamicSamplingConfig(Config):
@@ -171,8 +180,10 @@ class AlgorithmConfig(Config):
         return self.advantage_row.needs_parts
 
     @property
-    def ratio_level(self) -> RatioLevel:
-        """Whose ratio the policy loss takes, and so the weights that correct for the engine."""
+    def correction_level(self) -> RatioLevel:
+        """Whose the weights are that correct for the engine; by default the policy loss's own."""
+        if self.correction.level != "auto":
+            return self.correction.level
         return table.POLICY_LOSSES[self.policy_loss].level
 
     def trains(self, finish_reason: Literal["stop", "length"]) -> bool:

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-RatioLevel = Literal["token", "sequence"]
+# Whose a ratio of probabilities is: each token's, or its sequence's, as the geometric mean over its
+# tokens or as their product.
+RatioLevel = Literal["token", "geometric", "sequence"]
 """Whether a ratio is a token's, or one of all a sequence's action tokens, their geometric mean."""
 ReductionKind = Literal["token_mean", "sequence_mean", "constant"]
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
@@ -71,7 +73,7 @@ POLICY_LOSSES: Mapping[str, PolicyLoss] = {
     "ppo": PolicyLoss(clip_low=0.2, clip_high=0.2, keys=(*_CLIPS, "dual_clip")),
     # arXiv 2507.18071, section 5.1.
     "gspo": PolicyLoss(
-        level="sequence", clip_low=3e-4, clip_high=4e-4, keys=(*_CLIPS, "dual_clip")
+        level="geometric", clip_low=3e-4, clip_high=4e-4, keys=(*_CLIPS, "dual_clip")
     ),
     # No lower bound and no published upper one (arXiv 2506.13585, section 3.1); a largest ratio of
     # 5 is what TRL recommends after ScaleRL (2510.13786).

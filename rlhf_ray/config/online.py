@@ -99,6 +99,9 @@ class OnlineConfig(JobConfig):
     """PPO, GRPO and their kin: rollouts, scores, advantages, updates.
 
     Attributes:
+        max_staleness: How many publications may pass between the weights that sampled a group and
+            those that it is trained on. 0 samples a step's groups, then trains them. With more,
+            sampling goes on while earlier steps are trained, that many steps ahead at most.
         empty_steps_to_stop: Steps with nothing to train, one after the other, that stop the run:
             rewards applied to no rollout, dynamic sampling found no group whose scores differ, or
             all were cut off and `algorithm.truncated` is `mask`.
@@ -108,6 +111,7 @@ class OnlineConfig(JobConfig):
 
     prompts_per_step: PositiveInt = 32
     samples_per_prompt: PositiveInt = 8
+    max_staleness: NonNegativeInt = 0
     data: DataConfig
     policy: LearnerConfig
     value: CriticConfig = CriticConfig()
@@ -130,6 +134,7 @@ class OnlineConfig(JobConfig):
         yield from stream_faults({"eval.data": self.eval.data})
         yield from self._unfit_counts()
         yield from self._unfit_rewards()
+        yield from self._unfit_staleness()
         for role in ("policy", "value"):
             dropout = getattr(self, role).model.lora.dropout
             if dropout:
@@ -182,6 +187,23 @@ class OnlineConfig(JobConfig):
                 "reward.shaping.clip and .whiten change the sum of the rewards, and advantage "
                 f"{self.algorithm.advantage} standardises each by itself: leave them out, got "
                 f"{changed}"
+            )
+
+    def _unfit_staleness(self) -> Iterator[str]:
+        if not self.max_staleness:
+            return
+        if self.engines_sleep:
+            yield (
+                f"max_staleness must be 0 where {', '.join(sorted(self.on_engines_gpus))} and the "
+                "engines share GPUs, as nothing can be sampled while those compute, got "
+                f"{self.max_staleness}: give rollout GPUs of its own"
+            )
+        correction = self.algorithm.correction
+        if correction.kind == "none" and not correction.allow_uncorrected:
+            yield (
+                f"algorithm.correction.kind must not be none with max_staleness "
+                f"{self.max_staleness}: older weights sampled what is trained; "
+                "algorithm.correction.allow_uncorrected: true trains it all the same"
             )
 
     @property

@@ -195,7 +195,7 @@ def _correction(flat: _Flat, algorithm: AlgorithmConfig) -> Correction:
         CorrectionParams(
             cap=algorithm.correction.cap,
             low=algorithm.correction.low,
-            level=algorithm.ratio_level,
+            level=algorithm.correction_level,
         ),
     )
 

@@ -220,6 +220,7 @@ async def load_roles(
         policy=roles["policy"],
         reward=reward,
         experience=await pool.load("experience", experience),
+        store=pool.store(),
         reference=roles.get("reference"),
         value=roles.get("value"),
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rlhf_ray.metrics import Sink
-from rlhf_ray.roles import Metrics, Reference, Reward, Supervised
+from rlhf_ray.roles import Metrics, Reference, Reward, RolloutStore, Supervised
 from rlhf_ray.specs import Spec
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking
 
@@ -44,6 +44,9 @@ class Pool(Protocol):
 
     async def usage(self) -> Metrics:
         """What the job's processes needed since the last time."""
+
+    def store(self) -> RolloutStore:
+        """Where the job's rollouts lie."""
 
     def sinks(self) -> Sequence[Sink]:
         """Where metrics go beside what the library knows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -65,10 +66,10 @@ class Evaluation:
         groups = await sample_all(roles.rollout, self.requests)
         if self.makes_room:
             await roles.rollout.sleep(level=1)
-        scores = await roles.reward.score(groups)
+        scores = await asyncio.gather(*map(roles.reward.score, groups))
         await roles.reward.offload()
         shown = groups[: self.table_rows]
-        rollouts = await roles.experience.rollouts(shown)
+        rollouts = await roles.store.fetch(shown)
         summaries_B = [summary for group in groups for summary in group.summaries_G]
         metrics = {
             **_rewards(scores),

@@ -35,6 +35,8 @@ from rlhf_ray.packing import UpdatePlan, plan_update
 from rlhf_ray.roles import Metrics, Ref, Roles, RolloutGroup, ScoredGroup, Usage, unknown_usage
 from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.rollouts.groups import trainable, trained_of
+from rlhf_ray.rollouts.journal import Journal
+from rlhf_ray.rollouts.recorder import Recorder
 from rlhf_ray.types import Prompt, RolloutSummary
 
 logger = logging.getLogger(__name__)
@@ -87,13 +89,11 @@ class OnlineLoop:
         self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
         self.usage = usage
         self.order = order_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
-        self.feed = Feed(
-            config, self.order, engine=roles.rollout, reward=roles.reward, publishes=True
-        )
         self.setup = setup_of(config, prompts)
         self.kl = KLController(config.algorithm.kl)
         self.num_empty_in_a_row = 0
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
+        self.journal = Journal(Path(config.run_dir) / "rollouts", identity=self.setup["fixed"])
 
     async def run(self, checkpoint: Checkpoint | None) -> None:
         """Train from the start or from a checkpoint to the last step.
@@ -110,6 +110,34 @@ class OnlineLoop:
         if checkpoint is None:
             self.log.log(0, await self._evaluate(0))
         await self.usage()  # starting is no part of the first step
+        self.feed = self._feed_behind(first - 1)
+        try:
+            await self._steps(first)
+        finally:
+            await self.feed.close()
+            self.journal.end_segment()
+        self.journal.prune(self.feed.admission.frontier)  # the result is whole
+        await self.roles.rollout.sleep(level=2)  # the result is exported next
+
+    def _feed_behind(self, steps: int) -> Feed:
+        """What an earlier process has decided about draws behind these steps is not lost."""
+        recorder = Recorder(
+            self.journal,
+            self.journal.replay(self.order.position),
+            self.roles.store,
+            timeout_s=self.config.timeouts.call_s,
+        )
+        return Feed(
+            self.config,
+            self.order,
+            engine=self.roles.rollout,
+            reward=self.roles.reward,
+            publishes=True,
+            steps=steps,
+            recorder=recorder,
+        )
+
+    async def _steps(self, first: int) -> None:
         saved: Metrics = {}
         clock = StepClock()
         for step in range(first, self.config.total_steps + 1):
@@ -120,7 +148,6 @@ class OnlineLoop:
             stop_if_empty(step, self.num_empty_in_a_row, self.config)
             clock = StepClock()  # the checkpoint's time is the next step's
             saved = await self._save(step)
-        await self.roles.rollout.sleep(level=2)  # the result is exported next
 
     async def _step(self, step: int, clock: StepClock) -> Metrics:
         kl_coefficient = self.kl.coefficient
@@ -152,7 +179,9 @@ class OnlineLoop:
                 num_refilled=collected.num_refilled,
                 version=step - 1,
                 apart=self.config.algorithm.tells_rewards_apart,
+                runs_ahead=self.config.max_staleness > 0,
             ),
+            **self._ahead(collected),
             **self._utilisation(step, scored, clock),
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
@@ -198,6 +227,15 @@ class OnlineLoop:
             step, sum(len(group.scores_G) for group in scored.sampled),
             " and is not cut off" if self.config.algorithm.truncated == "mask" else "",
         )  # fmt: skip
+
+    def _ahead(self, collected: Collected) -> Metrics:
+        """How far generation is ahead, where it may be."""
+        if not self.config.max_staleness:
+            return {}
+        return {
+            "async/groups_ahead": float(collected.num_ahead),
+            "async/groups_running": float(collected.num_running),
+        }
 
     def _policy_learns(self, step: int) -> bool:
         """Not while the critic learns alone."""
@@ -281,7 +319,7 @@ class OnlineLoop:
 
     def _state(self) -> Mapping[str, Any]:
         return {
-            "order": self.order.state_dict(),
+            "order": self.feed.order_at_frontier,
             "kl": self.kl.state_dict(),
             "num_empty_in_a_row": self.num_empty_in_a_row,
             "setup": self.setup,
@@ -289,7 +327,6 @@ class OnlineLoop:
 
     async def _restore(self, checkpoint: Checkpoint) -> None:
         self.order.load_state_dict(checkpoint.state["order"])
-        self.feed.begin_behind(checkpoint.step)
         self.kl.load_state_dict(checkpoint.state["kl"])
         self.num_empty_in_a_row = checkpoint.state["num_empty_in_a_row"]
         await self.roles.policy.restore(str(checkpoint.folder / "policy"))

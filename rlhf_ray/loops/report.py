@@ -16,19 +16,25 @@ from rlhf_ray.types import Score
 
 
 def sample_metrics(
-    groups: Sequence[ScoredGroup], clock: StepClock, *, apart: bool = False
+    groups: Sequence[ScoredGroup],
+    clock: StepClock,
+    *,
+    apart: bool = False,
+    runs_ahead: bool = False,
 ) -> dict[str, float]:
     """`rollout/*`, `reward/*`, `time/*` and `share/*` of all groups of a step.
 
-    Where rewards are told `apart`, each is compared by itself, not their sum.
+    Where rewards are told `apart`, each is compared by itself, not their sum. Where generation
+    `runs_ahead` it takes the whole step, and of `time/generate` only what is waited for.
     """
+    generated_s = clock.elapsed_s() if runs_ahead else clock.seconds["generate"]
     summaries_B = [summary for scored in groups for summary in scored.group.summaries_G]
     num_generated = sum(s.num_response_tokens for s in summaries_B)
     return {
         **_rewards(groups, apart=apart),
         "rollout/response_tokens_mean": num_generated / len(summaries_B),
         "rollout/truncated_share": fmean(s.finish_reason == "length" for s in summaries_B),
-        "rollout/tokens_per_s": num_generated / clock.seconds["generate"],
+        "rollout/tokens_per_s": num_generated / generated_s,
         **_parts([score for scored in groups for score in scored.scores_G]),
         **time_metrics(clock, num_samples=len(summaries_B)),
     }
@@ -55,6 +61,7 @@ def rollout_metrics(
     num_refilled: int,
     version: int,
     apart: bool,
+    runs_ahead: bool = False,
 ) -> dict[str, float]:
     """`rollout/*`, `reward/*`, `async/*`, `time/*`, `share/*` and `perf/*` of one step.
 
@@ -63,7 +70,7 @@ def rollout_metrics(
     """
     seconds = clock.seconds
     num_tokens = sum(summary.num_tokens for group in trained for summary in group.summaries_G)
-    metrics = sample_metrics(sampled, clock, apart=apart)
+    metrics = sample_metrics(sampled, clock, apart=apart, runs_ahead=runs_ahead)
     if "wait/policy" in used:
         metrics["perf/bubble_share"] = used["wait/policy"] / metrics["time/step"]
     return {

@@ -59,9 +59,6 @@ class SampleLoop:
         self.config, self.roles, self.evaluation, self.log = config, roles, evaluation, log
         self.usage = usage
         self.order = order_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
-        self.feed = Feed(
-            config, self.order, engine=roles.rollout, reward=roles.reward, publishes=False
-        )
         self.setup = setup_of(config, prompts)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self.files = SampleFiles(Path(config.run_dir))
@@ -77,13 +74,20 @@ class SampleLoop:
         """
         if checkpoint is not None:
             self.order.load_state_dict(checkpoint.state["order"])
-            self.feed.begin_behind(checkpoint.step)
         self.files.rewind({} if checkpoint is None else checkpoint.state["sizes"])
         await publish(self.roles, 0)
         if checkpoint is None:
             self.log.log(0, await self._judge())
         await self.usage()  # starting is no part of the first step
         first = 1 if checkpoint is None else checkpoint.step + 1
+        self.feed = Feed(
+            self.config,
+            self.order,
+            engine=self.roles.rollout,
+            reward=self.roles.reward,
+            publishes=False,
+            steps=first - 1,
+        )
         clock = StepClock()
         for step in range(first, self.config.total_steps + 1):
             # Logged before it is saved: a run that resumes after this step has its metrics.
@@ -104,7 +108,7 @@ class SampleLoop:
         with clock.phase("score"):
             groups = await collected.scored
             await self.roles.reward.offload()
-        rollouts = await self.roles.experience.rollouts(collected.sampled)
+        rollouts = await self.roles.store.fetch(collected.sampled)
         self.files.append(*self._rows(groups, rollouts))
         used = await self.usage()
         return {**sample_metrics(groups, clock), **used}
@@ -112,7 +116,7 @@ class SampleLoop:
     def _save(self, step: int) -> None:
         """After every step, so that nothing that was judged is lost with the run."""
         state = {
-            "order": self.order.state_dict(),
+            "order": self.feed.order_at_frontier,
             "sizes": self.files.sizes(),
             "setup": self.setup,
         }

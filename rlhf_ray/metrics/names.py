@@ -89,6 +89,8 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "async": {
         "staleness_mean": ("versions", "mean age of the weights that sampled a token"),
         "staleness_max": ("versions", "largest age of the weights that sampled a token"),
+        "groups_ahead": ("", "groups of later steps that are sampled already"),
+        "groups_running": ("", "groups of later steps that are being sampled"),
     },
     "sync": {
         "seconds": ("s", "duration of the publication of weights"),

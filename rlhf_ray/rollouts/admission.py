@@ -24,6 +24,11 @@ class StepDraws:
     accepted: tuple[int, ...]
     rejected: tuple[int, ...]
 
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Both, in order."""
+        return tuple(sorted((*self.accepted, *self.rejected)))
+
 
 class Admission:
     """Admits draws so far ahead of the steps that none is older than allowed when it is trained.
@@ -51,6 +56,7 @@ class Admission:
         max_running: int | None = None,
         frontier: int = 0,
         steps: int = 0,
+        last_step: int | None = None,
     ) -> None:
         """Begin behind `steps` steps, of which the weights know.
 
@@ -63,6 +69,7 @@ class Admission:
             max_running: Draws that are sampled at a time, at least 1; None for no bound.
             frontier: The first draw that no step has taken.
             steps: Steps that were taken.
+            last_step: Nothing is admitted for steps behind it; None for no end.
 
         Raises:
             ValueError: A number is too small.
@@ -78,6 +85,7 @@ class Admission:
         self.groups_per_step, self.max_rounds = groups_per_step, max_rounds
         self.max_staleness, self.max_running = max_staleness, max_running
         self.frontier, self.steps, self.version = frontier, steps, steps
+        self.last_step = last_step
         self.running: set[int] = set()
         self._next = frontier
         self._lost: set[int] = set()
@@ -87,8 +95,11 @@ class Admission:
         """Draws to sample now, in order; those that were lost come before new ones."""
         if self.running and not self.max_staleness:
             return []
+        until = self.version + self.max_staleness + 1
+        if self.last_step is not None:
+            until = min(until, self.last_step)
         end = self.frontier
-        for _ in range(self.version + self.max_staleness + 1 - self.steps):
+        for _ in range(until - self.steps):
             end = self._end_of_step(end)
         draws = [*sorted(self._lost), *range(self._next, end)]
         if self.max_running is not None:
@@ -122,10 +133,9 @@ class Admission:
         """Take the next step, which is known."""
         step = self.step_draws()
         assert step is not None, f"draws of step {self.steps + 1} are not decided"
-        draws = sorted((*step.accepted, *step.rejected))
-        for draw in draws:
+        for draw in step.all:
             del self._is_accepted[draw]
-        self.frontier, self.steps = draws[-1] + 1, self.steps + 1
+        self.frontier, self.steps = step.all[-1] + 1, self.steps + 1
         return step
 
     def moved_to(self, version: int) -> None:

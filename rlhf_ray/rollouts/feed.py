@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import DataOrder
@@ -16,6 +17,7 @@ from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.roles import GenerationRequest, Reward, RolloutEngine, RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts.admission import Admission, StepDraws
 from rlhf_ray.rollouts.groups import has_spread, require_finite, with_scores
+from rlhf_ray.rollouts.recorder import Recorder
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.types import Prompt
 
@@ -28,19 +30,32 @@ class Collected:
 
     Attributes:
         sampled: All of them.
-        scored: The same with their scores, which are perhaps still being computed.
+        scored: The same with their scores, which are perhaps still being computed. When they are
+            there, what was decided about the groups is on the disk.
         groups: To train on if a reward applies to them: all, unless dynamic sampling left some out.
         num_refilled: Groups that dynamic sampling sampled in place of others.
+        num_ahead: Groups of later steps that are sampled already.
+        num_running: Groups of later steps that are being sampled.
     """
 
     sampled: Sequence[RolloutGroup]
     scored: asyncio.Future[Sequence[ScoredGroup]]
     groups: Sequence[RolloutGroup]
     num_refilled: int
+    num_ahead: int
+    num_running: int
 
 
 class Feed:
-    """Draws prompts, has them answered and scored, and decides which groups make a step."""
+    """Draws prompts, has them answered and scored, and decides which groups make a step.
+
+    Each group goes its way by itself, as far ahead of the loop as `Admission` lets it. The first
+    failure ends all that is under way and is raised to whoever waits; what was decided stays, and
+    the next wait begins again what was lost.
+
+    Attributes:
+        order_at_frontier: State of the data's order before the first draw that no step has taken.
+    """
 
     def __init__(
         self,
@@ -50,119 +65,244 @@ class Feed:
         engine: RolloutEngine,
         reward: Reward,
         publishes: bool,
+        steps: int = 0,
+        recorder: Recorder | None = None,
     ) -> None:
-        """Draw what `order` gives; `publishes` says whether each step ends with that."""
+        """Go on behind `steps` steps, from where `order` is, which nobody else takes from.
+
+        `publishes` says whether each step ends with that; `recorder` keeps what was decided, where
+        a run that goes on shall not sample it again.
+        """
         self.config, self.order = config, order
         self.rollout, self.reward, self.publishes = engine, reward, publishes
+        self.recorder = recorder
         self.filters = config.algorithm.dynamic_sampling.enabled
-        self.begin_behind(0)
-
-    def begin_behind(self, steps: int) -> None:
-        """Go on behind so many steps, from where the order is."""
         self.admission = Admission(
-            groups_per_step=self.config.prompts_per_step,
-            max_rounds=self.config.algorithm.dynamic_sampling.max_rounds if self.filters else 1,
-            frontier=self.order.position,
+            groups_per_step=config.prompts_per_step,
+            max_rounds=config.algorithm.dynamic_sampling.max_rounds if self.filters else 1,
+            max_staleness=config.max_staleness,
+            frontier=order.position,
             steps=steps,
+            last_step=config.total_steps,
         )
-        self._prompts: dict[int, Prompt] = {}
-        self._sampled: dict[int, RolloutGroup] = {}
-        self._kept: dict[int, RolloutGroup] = {}
-        self._scoring: list[asyncio.Future[list[ScoredGroup]]] = []
+        self.order_at_frontier = order.state_dict()
+        # A draw's prompt, with the state of the order behind it; read in threads, one at a time.
+        self._rows: dict[int, tuple[Prompt, Mapping[str, Any]]] = {}
+        self._reading = threading.Lock()
+        # What is known of draws, until the scores of their step are handed over.
+        self._groups: dict[int, RolloutGroup] = {}
+        self._scored: dict[int, ScoredGroup] = {}
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their beginning
+        self._failure: BaseException | None = None
+        self._changed = asyncio.Event()
 
     async def take(self, step: int, clock: StepClock) -> Collected:
-        """The groups of the next step; the clock is told what is generation and what is scoring.
+        """The groups of the next step; the clock is told which waits are generation, which scoring.
 
-        The engines have the weights of the step before. What a call that failed was sampling is
-        sampled again by the next.
+        The engines have the weights of the step before.
 
         Raises:
-            RunError: Dynamic sampling found fewer groups with spread than the step needs, where
-                that is to be an error.
+            RunError: A role failed, or dynamic sampling found fewer groups with spread than the
+                step needs, where that is to be an error.
         """
         self.admission.moved_to(step - 1)
+        self._admit()
         while self.admission.step_draws() is None:
-            await self._sample(self.admission.admit(), clock)
+            with clock.phase("generate" if self._is_sampling() else "score"):
+                await self._change()
         draws = self.admission.consume()
         self._require_enough(step, draws)
-        of_step = sorted((*draws.accepted, *draws.rejected))
-        for draw in of_step:
-            del self._prompts[draw]
-        scoring, self._scoring = self._scoring, []
+        self.order_at_frontier = self._rows[draws.all[-1]][1]
+        for draw in draws.all:
+            del self._rows[draw]
         return Collected(
-            sampled=[self._sampled.pop(draw) for draw in of_step],
-            scored=asyncio.ensure_future(_in_order(scoring)),
-            groups=[self._kept.pop(draw) for draw in draws.accepted],
-            num_refilled=len(of_step) - self.config.prompts_per_step,
+            sampled=[self._groups[draw] for draw in draws.all],
+            scored=asyncio.ensure_future(self._scores_of(draws)),
+            groups=[self._kept(draw) for draw in draws.accepted],
+            num_refilled=len(draws.all) - self.config.prompts_per_step,
+            num_ahead=sum(draw >= self.admission.frontier for draw in self._groups),
+            num_running=len(self.admission.running),
         )
 
-    async def _sample(self, draws: Sequence[int], clock: StepClock) -> None:
-        """Have draws answered together, and decide about each."""
-        try:
-            with clock.phase("generate"):
-                groups = await sample_all(self.rollout, await self._requests(draws))
-                if self.config.scores_on_engines_gpus:
-                    # Another round may follow where groups are filtered.
-                    await self.rollout.sleep(2 if self.publishes and not self.filters else 1)
-            # Where nothing is filtered, scoring goes on beside the model passes that follow.
-            scoring = asyncio.ensure_future(self._score(groups))
-            kept = await self._with_spread(scoring, clock) if self.filters else groups
-        except BaseException:
-            for draw in draws:
+    async def close(self) -> None:
+        """End what is under way."""
+        self._failure = self._failure or RunError("sampling was cut off")
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait([*self._tasks])
+
+    def _kept(self, draw: int) -> RolloutGroup:
+        """What of an accepted group may be trained, as far as that is decided."""
+        return with_scores(self._scored[draw]).group if self.filters else self._groups[draw]
+
+    async def _scores_of(self, draws: StepDraws) -> list[ScoredGroup]:
+        while not all(draw in self._scored for draw in draws.all):
+            await self._change()
+        if self.recorder is not None:
+            await self.recorder.sync()
+        for draw in draws.all:
+            del self._groups[draw]
+        return [self._scored.pop(draw) for draw in draws.all]
+
+    # What is under way.
+
+    async def _change(self) -> None:
+        """Wait until more is known of a draw, with everything under way that may be.
+
+        Raises:
+            RunError: A role failed.
+        """
+        if not self._tasks:
+            self._begin_again()
+        await self._changed.wait()
+        self._changed.clear()
+        if self._failure is not None and not self._tasks:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _begin_again(self) -> None:
+        """What a failure has left: nobody works on it."""
+        self._admit()
+        for draw in self._groups:
+            if draw not in self._scored and draw not in self.admission.running:
+                self._start(self._score(draw))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """One piece of work is done; where it failed, all are ended, and their draws lost."""
+        del self._tasks[task]
+        error = RunError("sampling was cut off") if task.cancelled() else task.exception()
+        if error is not None and self._failure is None:
+            self._failure = error
+            for other in self._tasks:
+                other.cancel()
+        if self._failure is not None and not self._tasks:
+            for draw in sorted(self.admission.running):
                 self.admission.lost(draw)
-            raise
-        self._scoring.append(scoring)
-        self._sampled |= {group.draw: group for group in groups}
-        self._kept |= {group.draw: group for group in kept}
+        self._changed.set()
+
+    def _is_sampling(self) -> bool:
+        running = self.admission.running
+        return not running or any(draw not in self._groups for draw in running)
+
+    # The way of a draw.
+
+    def _admit(self) -> None:
+        """Begin what may run now."""
+        if self._failure is None and (draws := self.admission.admit()):
+            self._start(self._begin(draws))
+
+    async def _begin(self, draws: Sequence[int]) -> None:
+        """Have draws answered: together where none runs ahead, else each by itself."""
+        ahead = self.config.max_staleness > 0
+        await self._read(draws)
+        sampled = [draw for draw in draws if draw in self._groups]  # before a failure
+        others = [draw for draw in draws if draw not in self._groups]
+        recorded = self._recorded(others)
+        for draw in recorded:
+            self._start(self._replay(draw))
+        if fresh := [draw for draw in others if draw not in recorded]:
+            requests = [self._request(draw) for draw in fresh]
+            answers = await self.rollout.generate(requests, together=not ahead)
+            for draw, answer in zip(fresh, map(asyncio.ensure_future, answers), strict=True):
+                task = self._start(self._sample(draw, answer))
+                # Also where it ends before it began.
+                task.add_done_callback(lambda _, answer=answer: answer.cancel())
+        if sampled:
+            await self._go_on(sampled)
+
+    async def _sample(self, draw: int, answer: asyncio.Future[RolloutGroup]) -> None:
+        self._groups[draw] = await answer
+        await self._go_on([draw])
+
+    async def _go_on(self, draws: Sequence[int]) -> None:
+        """With draws that are sampled: their scores, and what follows from these."""
+        if self.config.scores_on_engines_gpus:
+            if self._is_sampling():
+                return
+            # Another round may follow where groups are filtered.
+            await self.rollout.sleep(2 if self.publishes and not self.filters else 1)
+            draws = sorted(self.admission.running)
         for draw in draws:
-            self.admission.decided(draw, accepted=draw in self._kept)
+            self._start(self._score(draw))
+            if not self.filters:
+                self._decide(draw, accepted=True)
 
-    async def _score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-        scores = await self.reward.score(groups)
-        return [
-            ScoredGroup(group=group, scores_G=tuple(scores_G))
-            for group, scores_G in zip(groups, scores, strict=True)
-        ]
+    async def _score(self, draw: int) -> None:
+        group = self._groups[draw]
+        scored = ScoredGroup(group=group, scores_G=await self.reward.score(group))
+        accepted = not self.filters or self._has_spread(scored)
+        if self.recorder is not None:
+            await self.recorder.record(scored, accepted=accepted)
+        self._scored[draw] = scored
+        if self.filters:
+            if all(running in self._scored for running in self.admission.running):
+                await self.reward.offload()
+            self._decide(draw, accepted=accepted)
 
-    async def _with_spread(
-        self, scoring: asyncio.Future[list[ScoredGroup]], clock: StepClock
-    ) -> list[RolloutGroup]:
-        """The groups whose scores differ, each with the samples that have one."""
-        with clock.phase("score"):
-            scored_groups = await scoring
-            await self.reward.offload()
+    def _decide(self, draw: int, *, accepted: bool) -> None:
+        self.admission.decided(draw, accepted=accepted)
+        self._admit()
+
+    def _has_spread(self, scored: ScoredGroup) -> bool:
+        require_finite(scored)
         apart = self.config.algorithm.tells_rewards_apart
-        for scored in scored_groups:
-            require_finite(scored)
-        left = [with_scores(scored) for scored in scored_groups]
-        return [scored.group for scored in left if has_spread(scored.scores_G, apart=apart)]
+        return has_spread(with_scores(scored).scores_G, apart=apart)
 
-    async def _requests(self, draws: Sequence[int]) -> list[GenerationRequest]:
-        new = [draw for draw in draws if draw not in self._prompts]
-        if new:
-            assert new[0] == self.order.position, (new, self.order.position)
-            prompts = await in_thread(
-                partial(self.order.take, len(new)),
-                timeout_s=self.config.timeouts.call_s,
-                actor="the driver",
-                operation="reading prompts",
-            )
-            self._prompts.update(zip(new, prompts, strict=True))
-        return [
-            GenerationRequest(
-                prompt=self._prompts[draw],
+    def _recorded(self, draws: Sequence[int]) -> list[int]:
+        """Draws that an earlier process decided.
+
+        Of a wave all or none: which requests share a batch decides the last bits of all.
+        """
+        if self.recorder is None:
+            return []
+        found = [draw for draw in draws if draw in self.recorder]
+        return found if self.config.max_staleness or len(found) == len(draws) else []
+
+    async def _replay(self, draw: int) -> None:
+        assert self.recorder is not None
+        scored, accepted = await self.recorder.replay(draw, self._rows[draw][0])
+        self._groups[draw], self._scored[draw] = scored.group, scored
+        self._decide(draw, accepted=accepted)
+
+    async def _read(self, draws: Sequence[int]) -> None:
+        """The prompts of draws, which come in their order; a thread that was given up goes on."""
+
+        def read() -> None:
+            with self._reading:
+                for draw in draws:
+                    if draw not in self._rows:
+                        assert draw == self.order.position, (draw, self.order.position)
+                        [prompt] = self.order.take(1)
+                        self._rows[draw] = prompt, self.order.state_dict()
+
+        await in_thread(
+            read,
+            timeout_s=self.config.timeouts.call_s,
+            actor="the driver",
+            operation="reading prompts",
+        )
+
+    def _request(self, draw: int) -> GenerationRequest:
+        prompt, _ = self._rows[draw]
+        return GenerationRequest(
+            prompt=prompt,
+            draw=draw,
+            seeds_G=sample_seeds(
+                seed=self.config.seed,
                 draw=draw,
-                seeds_G=sample_seeds(
-                    seed=self.config.seed,
-                    draw=draw,
-                    prompt_id=self._prompts[draw].prompt_id,
-                    num_samples=self.config.samples_per_prompt,
-                ),
-                temperature=self.config.rollout.temperature,
-                max_new_tokens=self.config.rollout.max_new_tokens,
-            )
-            for draw in draws
-        ]
+                prompt_id=prompt.prompt_id,
+                num_samples=self.config.samples_per_prompt,
+            ),
+            temperature=self.config.rollout.temperature,
+            max_new_tokens=self.config.rollout.max_new_tokens,
+        )
 
     def _require_enough(self, step: int, draws: StepDraws) -> None:
         num_found, num_wanted = len(draws.accepted), self.config.prompts_per_step
@@ -192,8 +332,3 @@ async def sample_all(
         for answer in answers:
             answer.cancel()
         raise
-
-
-async def _in_order(scoring: Sequence[asyncio.Future[list[ScoredGroup]]]) -> list[ScoredGroup]:
-    scored = [group for wave in scoring for group in await wave]
-    return sorted(scored, key=lambda one: one.group.draw)

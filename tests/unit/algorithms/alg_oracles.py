@@ -134,7 +134,7 @@ def token_ratios(old: Sequences, behaviour: Sequences) -> Sequences:
     return [np.exp(o) / np.exp(b) for o, b in zip(old, behaviour, strict=True)]
 
 
-def sequence_ratios(old: Sequences, behaviour: Sequences) -> Sequences:
+def geometric_ratios(old: Sequences, behaviour: Sequences) -> Sequences:
     """The geometric mean of a sequence's token ratios, at each of its tokens."""
     return [
         np.full(len(ratio), np.prod(ratio) ** (1.0 / max(len(ratio), 1)))
@@ -142,7 +142,12 @@ def sequence_ratios(old: Sequences, behaviour: Sequences) -> Sequences:
     ]
 
 
-RATIOS = {"token": token_ratios, "sequence": sequence_ratios}
+def sequence_ratios(old: Sequences, behaviour: Sequences) -> Sequences:
+    """The product of a sequence's token ratios, at each of its tokens."""
+    return [np.full(len(ratio), np.prod(ratio)) for ratio in token_ratios(old, behaviour)]
+
+
+RATIOS = {"token": token_ratios, "geometric": geometric_ratios, "sequence": sequence_ratios}
 
 
 def correct_none(ratio: Array, cap: float, low: float) -> Array:

@@ -38,7 +38,7 @@ from rlhf_ray.algorithms.correction import (  # noqa: E402
 )
 from rlhf_ray.algorithms.logprobs import token_logprobs  # noqa: E402
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs  # noqa: E402
-from rlhf_ray.config.algorithm_table import ReductionKind  # noqa: E402
+from rlhf_ray.config.algorithm_table import RatioLevel, ReductionKind  # noqa: E402
 from rlhf_ray.experience import rewards  # noqa: E402
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
@@ -300,26 +300,31 @@ def test_corrections_and_their_place_in_the_loss(name: str, mode: str, low: floa
     )
 
 
-def test_the_weight_of_a_sequence_is_the_geometric_mean_of_its_tokens() -> None:
-    """TRL's is their product, for whatever loss; GSPO's own ratio is the mean on both sides."""
+def test_weights_of_a_sequence_are_product_and_geometric_mean_of_its_tokens() -> None:
+    """TRL's is the product, for whatever loss; GSPO's own ratio is the mean on both sides."""
     batch = make_batch(MASKS, 0, torch.float64, scale=0.1)
     sampling_T = batch.reference_logprobs_T
-    weights_T = CORRECTIONS["truncated"](
-        CorrectionInputs(
-            old_logprobs_T=batch.old_logprobs_T,
-            behaviour_logprobs_T=sampling_T,
-            mask_T=batch.mask_T,
-            segments_T=batch.segments_T,
-            num_sequences=len(batch.lens_B),
-        ),
-        CorrectionParams(cap=2.0, low=0.5, level="sequence"),
-    ).weights_T
+    inputs = CorrectionInputs(
+        old_logprobs_T=batch.old_logprobs_T,
+        behaviour_logprobs_T=sampling_T,
+        mask_T=batch.mask_T,
+        segments_T=batch.segments_T,
+        num_sequences=len(batch.lens_B),
+    )
+
+    def weights_of(level: RatioLevel) -> Tensor:
+        params = CorrectionParams(cap=2.0, low=0.5, level=level)
+        return CORRECTIONS["truncated"](inputs, params).weights_T
+
     products_B1 = trl_weights(
         "sequence_truncate", batch.old_logprobs_T, sampling_T, batch.mask_T, None
     )
     assert products_B1.max() < 2.0, "nothing is truncated"
     means_T = (products_B1[:, 0] ** (1.0 / batch.lens_B.double()))[batch.segments_T]
     own = batch.mask_T
+    products_T = products_B1[:, 0][batch.segments_T]
+    torch.testing.assert_close(weights_of("sequence")[own], products_T[own], **CLOSE)
+    weights_T = weights_of("geometric")
     torch.testing.assert_close(weights_T[own], means_T[own], **CLOSE)
 
     # With it the first step's ratio is the one that GSPO has to the engine.

@@ -53,10 +53,10 @@ class CutCompany(Company):
         self.lens: list[int] = []
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> list[Awaitable[RolloutGroup]]:
         self.lens = []
-        return await super().generate(requests)
+        return await super().generate(requests, together=together)
 
     def sampled(self, request: GenerationRequest) -> list[Rollout]:
         rollouts = super().sampled(request)
@@ -75,10 +75,10 @@ class CutCompany(Company):
 class HurriedCompany(Company):
     """Its second answers are cut off."""
 
-    async def rollouts(self, groups: Sequence[RolloutGroup]) -> list[list[Rollout]]:
+    async def fetch(self, groups: Sequence[RolloutGroup]) -> list[list[Rollout]]:
         return [
             [replace(r, finish_reason="length") if r.sample else r for r in rollouts_G]
-            for rollouts_G in await super().rollouts(groups)
+            for rollouts_G in await super().fetch(groups)
         ]
 
 
@@ -94,9 +94,9 @@ class HashedCompany(Company):
         self.delays = delays
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> list[Awaitable[RolloutGroup]]:
-        return [self.late(answer) for answer in await super().generate(requests)]
+        return [self.late(answer) for answer in await super().generate(requests, together=together)]
 
     async def late(self, answer: Awaitable[RolloutGroup]) -> RolloutGroup:
         if self.delays is not None:

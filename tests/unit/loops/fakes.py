@@ -26,6 +26,7 @@ from rlhf_ray.roles import (
     Roles,
     RolloutEngine,
     RolloutGroup,
+    RolloutStore,
     SampleArrays,
     ScoredGroup,
     SleepLevel,
@@ -132,7 +133,7 @@ class Company:
 
     def roles(self, *, value: bool = True) -> Roles:
         return Roles(
-            rollout=self, policy=self, reward=self, experience=self,
+            rollout=self, policy=self, reward=self, experience=self, store=self,
             reference=FakeReference(self), value=FakeValue(self) if value else None,
         )  # fmt: skip
 
@@ -140,7 +141,7 @@ class Company:
         self.calls.append(call)
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> list[Awaitable[RolloutGroup]]:
         self.said(f"rollout.generate@{self.version}")
         self.asleep = False
@@ -164,15 +165,12 @@ class Company:
     async def offload(self) -> None:
         pass
 
-    async def score(self, groups: Sequence[RolloutGroup]) -> list[tuple[Score, ...]]:
+    async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
         self.said("reward.score")
-        return [
-            tuple(
-                Score(total=self.scoring(group.prompt.prompt_id, s.sample), parts={})
-                for s in group.summaries_G
-            )
-            for group in groups
-        ]
+        return tuple(
+            Score(total=self.scoring(group.prompt.prompt_id, s.sample), parts={})
+            for s in group.summaries_G
+        )
 
     async def hardware(self) -> Hardware:
         return Hardware(flops=COSTS, device_name="cpu", num_devices=1)
@@ -196,7 +194,10 @@ class Company:
         self.num_built = sum(self.config.algorithm.trains(r.finish_reason) for r in rollouts)
         return "experience", {"mismatch/logprob_abs_max": 0.0, "policy/kl_ref": 0.2}
 
-    async def rollouts(self, groups: Sequence[RolloutGroup]) -> list[list[Rollout]]:
+    def put(self, rollouts: Sequence[Rollout]) -> Ref:
+        return list(rollouts)
+
+    async def fetch(self, groups: Sequence[RolloutGroup]) -> list[list[Rollout]]:
         return [resolve([group]) for group in groups]
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
@@ -300,6 +301,10 @@ def _(fake: Company) -> Reward:
 
 
 def _(fake: Company) -> ExperienceBuilder:
+    return fake
+
+
+def _(fake: Company) -> RolloutStore:
     return fake
 
 

@@ -60,10 +60,10 @@ class Engines:
         self.company, self.card, self.has_model = company, card, False
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> list[Awaitable[RolloutGroup]]:
         await self.wake_up()
-        return await self.company.generate(requests)
+        return await self.company.generate(requests, together=together)
 
     async def sleep(self, level: SleepLevel) -> None:
         if "rollout.weights" in self.card.held:
@@ -131,6 +131,7 @@ def roles_on(card: Card, company: Company) -> Roles:
         policy=guest("policy", company),
         reward=guest("reward", company),
         experience=company,
+        store=company,
         reference=guest("reference", FakeReference(company)),
         value=guest("value", FakeValue(company)),
     )

@@ -22,16 +22,18 @@ SHARED = {"share": "policy", "gpus_per_rank": 1}
 ON_ONE_GPU = {"policy": {"gpus_per_rank": 1}, "rollout": SHARED, "reward": SHARED}
 
 
-def feed_on(tmp_path, scoring, *, num_prompts=10, settings=None, publishes=True, **algorithm):
+def feed_on(
+    tmp_path, scoring, *, num_prompts=10, settings=None, publishes=True, steps=0, **algorithm
+):
     config = make_config(
         tmp_path,
         data={"path": "x", "shuffle": False},
         algorithm=algorithm,
-        **(settings or {}),
+        **{"total_steps": 100, **(settings or {})},
     )
     company = Company(config, scoring)
     order = RowsInOrder(make_prompts(num_prompts), seed=0, shuffle=False)
-    feed = Feed(config, order, engine=company, reward=company, publishes=publishes)
+    feed = Feed(config, order, engine=company, reward=company, publishes=publishes, steps=steps)
     return feed, company, order
 
 
@@ -79,11 +81,12 @@ async def test_engines_leave_a_shared_gpu_to_the_reward_model(
         tmp_path, by_sample, settings=model, publishes=publishes, **algorithm
     )
     await (await feed.take(1, StepClock())).scored
-    assert company.calls == ["rollout.generate@-1", f"rollout.sleep@{level}", "reward.score"]
+    scores = ["reward.score"] * 4
+    assert company.calls == ["rollout.generate@-1", f"rollout.sleep@{level}", *scores]
     apart = {**model, "placement": {**ON_ONE_GPU, "reward": {"gpus_per_rank": 1}}}
     feed, company, _ = feed_on(tmp_path, by_sample, settings=apart, **algorithm)
     await (await feed.take(1, StepClock())).scored
-    assert company.calls == ["rollout.generate@-1", "reward.score"]
+    assert company.calls == ["rollout.generate@-1", *scores]
 
 
 async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):
@@ -104,19 +107,17 @@ async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):
         0.0 if r.prompt.prompt_id in flat else float(r.sample) for r in sampled
     ]
     assert order.position == 7, "nothing is generated that is not needed"
-    assert [call.partition("@")[0] for call in company.calls] == [
-        "rollout.generate",
-        "reward.score",
-    ] * 3
+    rounds = [["rollout.generate", *["reward.score"] * num_groups] for num_groups in (4, 2, 1)]
+    assert [call.partition("@")[0] for call in company.calls] == sum(rounds, [])
 
 
 async def test_generation_and_scoring_are_timed_apart(tmp_path):
     feed, company, _ = feed_on(tmp_path, by_sample, **DYNAMIC)
     score = company.score
 
-    async def slow_score(groups):
+    async def slow_score(group):
         await asyncio.sleep(0.2)
-        return await score(groups)
+        return await score(group)
 
     company.score, clock = slow_score, StepClock()
     await feed.take(1, clock)
@@ -138,8 +139,7 @@ async def test_after_the_last_round_the_step_goes_on_with_what_there_is(tmp_path
 
 async def test_a_step_that_lacks_groups_can_be_an_error(tmp_path):
     dynamic = {**DYNAMIC["dynamic_sampling"], "on_exhausted": "error"}
-    feed, _, _ = feed_on(tmp_path, only_p2, dynamic_sampling=dynamic)
-    feed.begin_behind(6)
+    feed, _, _ = feed_on(tmp_path, only_p2, steps=6, dynamic_sampling=dynamic)
     message = (
         r"step 7: 1 of 4 groups have scores that differ after 3 rounds \(9 filtered\); the "
         "prompts are too easy or too hard, or max_rounds is too low"
@@ -149,8 +149,7 @@ async def test_a_step_that_lacks_groups_can_be_an_error(tmp_path):
 
 
 async def test_no_group_with_spread_at_all_leaves_a_step_without_groups(tmp_path, caplog):
-    feed, _, order = feed_on(tmp_path, lambda prompt_id, sample: 1.0, **DYNAMIC)
-    feed.begin_behind(6)
+    feed, _, order = feed_on(tmp_path, lambda prompt_id, sample: 1.0, steps=6, **DYNAMIC)
     collected = await feed.take(7, StepClock())
     assert collected.groups == []
     assert len(resolve(collected.sampled)) == len(await totals_of(collected)) == 3 * 4 * 2
@@ -216,11 +215,9 @@ async def test_groups_whose_rewards_tie_in_their_sum_are_kept_where_they_are_tol
         a = float(prompt_id == "p0" and sample == 1)
         return {"a": a, "b": 1.0 - a}
 
-    async def score(groups):
-        return [
-            tuple(Score(total=1.0, parts=parts(g.prompt.prompt_id, s)) for _, s in g.samples_G)
-            for g in groups
-        ]
+    async def score(group):
+        name = group.prompt.prompt_id
+        return tuple(Score(total=1.0, parts=parts(name, s)) for _, s in group.samples_G)
 
     company.score = score
     collected = await feed.take(1, StepClock())
@@ -242,7 +239,7 @@ async def test_a_group_that_failed_ends_the_others_and_is_sampled_again(tmp_path
     async def failing(draw):
         raise RunError(f"draw {draw} is gone")
 
-    async def broken(requests):
+    async def broken(requests, *, together):
         return [(failing if r.draw == 2 else lasting)(r.draw) for r in requests]
 
     company.generate = broken
@@ -273,9 +270,11 @@ class Unsteady(Company):
             asyncio.current_task().cancel()
             await asyncio.sleep(0)
 
-    async def generate(self, requests):
+    async def generate(self, requests, *, together=True):
         await self.trip()
-        return [self.unsteady(answer) for answer in await super().generate(requests)]
+        return [
+            self.unsteady(answer) for answer in await super().generate(requests, together=together)
+        ]
 
     async def unsteady(self, answer):
         group = await answer
@@ -285,10 +284,10 @@ class Unsteady(Company):
             raise RunError("a group was lost")
         return group
 
-    async def score(self, groups):
+    async def score(self, group):
         if self.config.algorithm.dynamic_sampling.enabled:
             await self.trip()
-        return await super().score(groups)
+        return await super().score(group)
 
 
 async def steps_of(feed, num_steps):
@@ -325,4 +324,4 @@ async def test_failures_at_any_wait_lose_no_prompt_and_change_no_step(tmp_path, 
     feed = Feed(config, again, engine=company, reward=company, publishes=True)
     assert told(await steps_of(feed, 6)) == undisturbed
     assert again.position == order.position
-    assert not (feed.admission.running or feed._prompts or feed._kept or feed._sampled)
+    assert not (feed.admission.running or feed._rows or feed._groups or feed._scored)

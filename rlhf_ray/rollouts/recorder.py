@@ -1,0 +1,80 @@
+"""Between the feed and the journal: groups to their records, and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from rlhf_ray.deadlines import in_thread
+from rlhf_ray.roles import RolloutGroup, RolloutStore, ScoredGroup
+from rlhf_ray.rollouts.journal import Journal, RecordedGroup, Replay
+from rlhf_ray.types import Prompt
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Writes what is decided to the journal, and gives back what an earlier process decided.
+
+    Attributes:
+        journal: Of the run.
+        left: What earlier processes have decided.
+        store: Where rollouts lie.
+        timeout_s: Deadline of a read or write.
+    """
+
+    journal: Journal
+    left: Replay
+    store: RolloutStore
+    timeout_s: float
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+
+    def __contains__(self, draw: int) -> bool:
+        """Whether an earlier process decided about the draw."""
+        return draw in self.left.draws
+
+    async def record(self, scored: ScoredGroup, *, accepted: bool) -> None:
+        """Append what was decided about a group."""
+        group = scored.group
+        rollouts = await self.store.fetch([group]) if accepted else [[]]
+        record = RecordedGroup(
+            draw=group.draw,
+            prompt_id=group.prompt.prompt_id,
+            is_accepted=accepted,
+            scores_G=scored.scores_G,
+            summaries_G=group.summaries_G,
+            rollouts_G=tuple(rollouts[0]),
+        )
+        async with self._writing:
+            await self._in_thread(partial(self.journal.append, record), f"draw {group.draw}")
+
+    async def sync(self) -> None:
+        """Bring to the disk what was appended."""
+        async with self._writing:
+            await self._in_thread(self.journal.sync, "what was appended")
+
+    async def replay(self, draw: int, prompt: Prompt) -> tuple[ScoredGroup, bool]:
+        """A group as it was decided, and whether it was accepted.
+
+        The rollouts of one that was not are nowhere.
+        """
+        found = await self._in_thread(partial(self.left.take, draw, prompt), f"draw {draw}")
+        group = RolloutGroup(
+            prompt=prompt,
+            draw=draw,
+            summaries_G=found.summaries_G,
+            rollouts=self.store.put(found.rollouts_G) if found.is_accepted else None,
+        )
+        return ScoredGroup(group=group, scores_G=found.scores_G), found.is_accepted
+
+    async def _in_thread(self, call: Callable[[], T], what: str) -> T:
+        return await in_thread(
+            call,
+            timeout_s=self.timeout_s,
+            actor="the driver",
+            operation=f"the journal of rollouts ({what})",
+        )
