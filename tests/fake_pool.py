@@ -16,6 +16,7 @@ from rlhf_ray.roles import (
     Hardware,
     Metrics,
     RolloutGroup,
+    RolloutStore,
     SampleArrays,
     SleepLevel,
 )
@@ -141,6 +142,9 @@ class FakePool:
 
     async def usage(self) -> Metrics:
         return {}
+
+    def store(self) -> RolloutStore:
+        raise LoopOnly
 
     def sinks(self) -> Sequence[Sink]:
         return []

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rlhf_ray.config.online import OnlineConfig
@@ -213,7 +214,7 @@ class Feed:
             for draw, answer in zip(fresh, map(asyncio.ensure_future, answers), strict=True):
                 task = self._start(self._sample(draw, answer))
                 # Also where it ends before it began.
-                task.add_done_callback(lambda _, answer=answer: answer.cancel())
+                task.add_done_callback(partial(_cancel, answer))
         if sampled:
             await self._go_on(sampled)
 
@@ -319,6 +320,10 @@ class Feed:
             "step %d trains %d of %d groups: in %d rounds no more had scores that differ",
             step, num_found, num_wanted, settings.max_rounds,
         )  # fmt: skip
+
+
+def _cancel(answer: asyncio.Future[Any], _: Any) -> None:
+    answer.cancel()
 
 
 async def sample_all(

@@ -1,0 +1,224 @@
+"""Running ahead: no group is older than allowed, steps are in the order of draws, none is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from fake_companies import HashedCompany
+from fake_sink import FakeSink
+from fakes import make_config, make_prompts, resolve
+
+from rlhf_ray.data.order import RowsInOrder
+from rlhf_ray.errors import RunError
+from rlhf_ray.loops.checkpoints import CheckpointStore
+from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.loops.online import OnlineLoop
+from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.metrics.clock import StepClock
+from rlhf_ray.rollouts.feed import Feed
+
+DYNAMIC = {"enabled": True, "max_rounds": 3}
+
+
+class Killed(BaseException):
+    """The driver is gone."""
+
+
+class TimedCompany(HashedCompany):
+    """Its calls take a while, and the driver may be killed at any of them.
+
+    Attributes:
+        kill_at: The number of the call that the driver does not survive; None for none.
+        slow: The draw that takes 200 times as long as the others; None for none.
+    """
+
+    def __init__(self, config, scoring, *, delays, kill_at=None, slow=None):
+        super().__init__(config, scoring, delays=delays)
+        self.kill_at, self.slow, self.num_waits = kill_at, slow, 0
+        self.trained: list[list[tuple[int, int]]] = []
+        self.weights_of: dict[int, str] = {}
+
+    async def wait(self, factor=1.0):
+        self.num_waits += 1
+        if self.num_waits == self.kill_at:
+            raise Killed
+        await asyncio.sleep(factor * self.delays.random() / 2000)
+
+    async def late(self, answer):
+        group = await answer
+        await self.wait(200 if group.draw == self.slow else 1)
+        return group
+
+    async def score(self, group):
+        await self.wait()
+        return await super().score(group)
+
+    async def logprobs(self, groups):
+        await self.wait()
+        return await super().logprobs(groups)
+
+    async def build(self, groups, **others):
+        rollouts = resolve([scored.group for scored in groups])
+        versions = [(r.draw, int(v)) for r in rollouts for v in r.versions_T]
+        self.trained.append(sorted(set(versions)))
+        experience, metrics = await super().build(groups, **others)
+        return f"{experience}{versions}", metrics
+
+    async def update(self, experience, plan, kl_coefficient):
+        await self.wait(4)
+        metrics = await super().update(experience, plan, kl_coefficient)
+        self.weights_of[self.version + 1] = self.weights
+        return metrics
+
+    async def publish(self, version):
+        await self.wait()
+        await super().publish(version)
+
+    async def save(self, folder):
+        await self.wait()
+        await super().save(folder)
+        with open(f"{folder}/weights", "w") as file:
+            file.write(self.weights)
+
+    async def restore(self, folder):
+        with open(f"{folder}/weights") as file:
+            self.weights = file.read()
+
+
+def some_alike(prompt_id, sample):
+    return 1.0 if prompt_id in {"p1", "p4", "p5"} else float(sample)
+
+
+def config_of(tmp_path, max_staleness, dynamic=None, **settings):
+    return make_config(
+        tmp_path,
+        total_steps=7,
+        max_staleness=max_staleness,
+        data={"path": "x", "shuffle": False},
+        algorithm={"dynamic_sampling": dynamic or {}},
+        checkpoint={"every": 2, "keep": 2},
+        empty_steps_to_stop=9,
+        **settings,
+    )
+
+
+def loop_of(config, company, recorder=None):
+    roles = company.roles(value=False)
+    log = MetricsLog([recorder or FakeSink()])
+    return OnlineLoop(config, roles, make_prompts(9), Evaluation(config, []), log)
+
+
+async def run(config, company, recorder=None):
+    """As a new process does: from the last checkpoint of the folder."""
+    loop = loop_of(config, company, recorder)
+    await loop.run(CheckpointStore(tmp := loop.store.root.parent, keep=2).latest())
+    assert not list((tmp / "rollouts").glob("*")), "a run that is over needs no journal"
+    return company
+
+
+@pytest.mark.parametrize("dynamic", [{}, DYNAMIC], ids=["plain", "dynamic"])
+@pytest.mark.parametrize("max_staleness", [1, 2, 4])
+async def test_the_rows_of_each_step_are_those_of_the_straight_order(
+    tmp_path, max_staleness, dynamic
+):
+    def rows(company):
+        return [sorted({draw for draw, _ in step}) for step in company.trained]
+
+    straight = await run(
+        config := config_of(tmp_path / "0", 0, dynamic),
+        TimedCompany(config, some_alike, delays=random.Random(0)),
+    )
+    for seed in range(3):
+        config = config_of(tmp_path / f"{seed + 1}", max_staleness, dynamic)
+        recorder = FakeSink()
+        company = TimedCompany(config, some_alike, delays=random.Random(seed))
+        await run(config, company, recorder)
+        assert rows(company) == rows(straight)
+        ages = [step - v for step, told in enumerate(company.trained) for _, v in told]
+        assert 0 < max(ages) <= max_staleness
+        told = [recorder.steps[step]["async/staleness_max"] for step in range(1, 8)]
+        assert max(told) == max(ages)
+        # Nothing is sampled for steps that do not come.
+        assert len(company.requests) == len(straight.requests)
+
+
+async def test_a_slow_group_holds_steps_up_and_nothing_is_dropped(tmp_path):
+    config = config_of(tmp_path, 1)
+    company = TimedCompany(config, some_alike, delays=random.Random(0), slow=9)
+    await run(config, company)
+    assert [draw for step in company.trained for draw in sorted({d for d, _ in step})] == [
+        *range(28)
+    ]
+    assert max(step - v for step, told in enumerate(company.trained) for _, v in told) <= 1
+
+
+@pytest.mark.parametrize("dynamic", [{}, DYNAMIC], ids=["plain", "dynamic"])
+@pytest.mark.parametrize("max_staleness", [0, 2])
+async def test_a_killed_run_goes_on_with_what_was_decided(tmp_path, max_staleness, dynamic):
+    """Wherever it is killed, and killed again: a step that was trained is trained alike again."""
+    dice = random.Random(0)
+    config = config_of(tmp_path / "undisturbed", max_staleness, dynamic)
+    undisturbed = await run(config, TimedCompany(config, some_alike, delays=dice))
+    num_replayed = 0
+    for number in range(8):
+        config = config_of(tmp_path / f"{number}", max_staleness, dynamic)
+        weights_of: dict[int, str] = {}
+        company, is_over = undisturbed, False
+        while not is_over:
+            kill_at = dice.randrange(1, 110)
+            company = TimedCompany(config, some_alike, delays=dice, kill_at=kill_at)
+            loop = loop_of(config, company)
+            checkpoint = loop.store.latest()
+            frontier = checkpoint.state["order"]["position"] if checkpoint else 0
+            journaled = set(loop.journal.replay(frontier).draws)
+            try:
+                await loop.run(checkpoint)
+                is_over = True
+            except Killed:
+                pass
+            asked = {request.draw for request in company.requests}
+            num_replayed += len(journaled - asked)
+            if max_staleness:
+                assert not journaled & asked, "sampled again"
+            for step, weights in company.weights_of.items():
+                assert weights_of.setdefault(step, weights) == weights, step
+        if max_staleness == 0:
+            assert company.weights == undisturbed.weights
+    assert num_replayed > 20
+
+
+class Unsteady(TimedCompany):
+    """Any of its calls may fail."""
+
+    async def wait(self, factor=1.0):
+        await super().wait(factor)
+        if self.delays.random() < 0.05:
+            raise RunError("a replica died")
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_failures_lose_no_draw_and_change_no_step(tmp_path, seed):
+    config = config_of(tmp_path, 2, DYNAMIC)
+    straight = await run(
+        config := config_of(tmp_path, 0, DYNAMIC),
+        TimedCompany(config, some_alike, delays=random.Random(0)),
+    )
+    config = config_of(tmp_path, 2, DYNAMIC)
+    company = Unsteady(config, some_alike, delays=random.Random(seed))
+    order = RowsInOrder(make_prompts(9), seed=0, shuffle=False)
+    feed = Feed(config, order, engine=company, reward=company, publishes=True)
+    steps, num_failures = [], 0
+    while len(steps) < 7:
+        try:
+            collected = await feed.take(len(steps) + 1, StepClock())
+        except RunError:
+            num_failures += 1
+            continue
+        assert len(await collected.scored) == len(collected.sampled)
+        steps.append([group.draw for group in collected.groups])
+    assert num_failures
+    assert steps == [sorted({draw for draw, _ in step}) for step in straight.trained]
+    await feed.close()
+    assert not (feed.admission.running or feed._rows or feed._groups or feed._scored)
