@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -111,11 +112,9 @@ class OnlineLoop:
             self.log.log(0, await self._evaluate(0))
         await self.usage()  # starting is no part of the first step
         self.feed = self._feed_behind(first - 1)
-        try:
+        async with aclosing(self.feed):
             await self._steps(first)
-        finally:
-            await self.feed.close()
-            self.journal.end_segment()
+        self.journal.end_segment()
         self.journal.prune(self.feed.admission.frontier)  # the result is whole
         await self.roles.rollout.sleep(level=2)  # the result is exported next
 
@@ -193,12 +192,12 @@ class OnlineLoop:
         """Everything that is known of the rollouts before the update, side by side."""
         roles, groups = self.roles, collected.groups
         if not groups:  # dynamic sampling left all out, when they were scored
-            return Scored(sampled=await collected.scored)
+            return Scored(sampled=await self.feed.scores(collected))
         old, reference, values, sampled = await asyncio.gather(
             roles.policy.logprobs(groups),
             _optional(roles.reference, "logprobs", groups),
             _optional(roles.value, "values", groups),
-            collected.scored,
+            self.feed.scores(collected),
         )
         kept = {group.draw for group in groups}
         compared = trainable(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,12 +89,13 @@ class SampleLoop:
             publishes=False,
             steps=first - 1,
         )
-        clock = StepClock()
-        for step in range(first, self.config.total_steps + 1):
-            # Logged before it is saved: a run that resumes after this step has its metrics.
-            self.log.log(step, await self._step(step, clock))
+        async with aclosing(self.feed):
             clock = StepClock()
-            self._save(step)
+            for step in range(first, self.config.total_steps + 1):
+                # Logged before it is saved: a run that resumes after this step has its metrics.
+                self.log.log(step, await self._step(step, clock))
+                clock = StepClock()
+                self._save(step)
         if self.config.samples_per_prompt > 1 and not self.files.sizes()[PAIRS]:
             logger.warning("no pairs: no two answers to one prompt differ in their score")
 
@@ -106,7 +108,7 @@ class SampleLoop:
     async def _step(self, step: int, clock: StepClock) -> Metrics:
         collected = await self.feed.take(step, clock)
         with clock.phase("score"):
-            groups = await collected.scored
+            groups = await self.feed.scores(collected)
             await self.roles.reward.offload()
         rollouts = await self.roles.store.fetch(collected.sampled)
         self.files.append(*self._rows(groups, rollouts))

@@ -30,9 +30,7 @@ class Collected:
     """A step's groups, in the order of their draws.
 
     Attributes:
-        sampled: All of them.
-        scored: The same with their scores, which are perhaps still being computed. When they are
-            there, what was decided about the groups is on the disk.
+        sampled: All of them; `Feed.scores` has what they are worth.
         groups: To train on if a reward applies to them: all, unless dynamic sampling left some out.
         num_refilled: Groups that dynamic sampling sampled in place of others.
         num_ahead: Groups of later steps that are sampled already.
@@ -40,7 +38,6 @@ class Collected:
     """
 
     sampled: Sequence[RolloutGroup]
-    scored: asyncio.Future[Sequence[ScoredGroup]]
     groups: Sequence[RolloutGroup]
     num_refilled: int
     num_ahead: int
@@ -118,14 +115,30 @@ class Feed:
             del self._rows[draw]
         return Collected(
             sampled=[self._groups[draw] for draw in draws.all],
-            scored=asyncio.ensure_future(self._scores_of(draws)),
             groups=[self._kept(draw) for draw in draws.accepted],
             num_refilled=len(draws.all) - self.config.prompts_per_step,
             num_ahead=sum(draw >= self.admission.frontier for draw in self._groups),
             num_running=len(self.admission.running),
         )
 
-    async def close(self) -> None:
+    async def scores(self, collected: Collected) -> list[ScoredGroup]:
+        """The scores of a step that was taken, as soon as they are there; to be asked once.
+
+        What was decided about its groups is on the disk then.
+
+        Raises:
+            RunError: A role failed.
+        """
+        draws = [group.draw for group in collected.sampled]
+        while not all(draw in self._scored for draw in draws):
+            await self._change()
+        if self.recorder is not None:
+            await self.recorder.sync()
+        for draw in draws:
+            del self._groups[draw]
+        return [self._scored.pop(draw) for draw in draws]
+
+    async def aclose(self) -> None:
         """End what is under way."""
         self._failure = self._failure or RunError("sampling was cut off")
         for task in self._tasks:
@@ -137,15 +150,6 @@ class Feed:
         """What of an accepted group may be trained, as far as that is decided."""
         return with_scores(self._scored[draw]).group if self.filters else self._groups[draw]
 
-    async def _scores_of(self, draws: StepDraws) -> list[ScoredGroup]:
-        while not all(draw in self._scored for draw in draws.all):
-            await self._change()
-        if self.recorder is not None:
-            await self.recorder.sync()
-        for draw in draws.all:
-            del self._groups[draw]
-        return [self._scored.pop(draw) for draw in draws.all]
-
     # What is under way.
 
     async def _change(self) -> None:
@@ -156,6 +160,7 @@ class Feed:
         """
         if not self._tasks:
             self._begin_again()
+            assert self._tasks or self._failure, "nothing would ever change"
         await self._changed.wait()
         self._changed.clear()
         if self._failure is not None and not self._tasks:

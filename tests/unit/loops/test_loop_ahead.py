@@ -216,9 +216,9 @@ async def test_failures_lose_no_draw_and_change_no_step(tmp_path, seed):
         except RunError:
             num_failures += 1
             continue
-        assert len(await collected.scored) == len(collected.sampled)
+        assert len(await feed.scores(collected)) == len(collected.sampled)
         steps.append([group.draw for group in collected.groups])
     assert num_failures
     assert steps == [sorted({draw for draw, _ in step}) for step in straight.trained]
-    await feed.close()
+    await feed.aclose()
     assert not (feed.admission.running or feed._rows or feed._groups or feed._scored)

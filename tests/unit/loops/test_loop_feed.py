@@ -41,8 +41,8 @@ def by_sample(prompt_id, sample):
     return float(sample)
 
 
-async def totals_of(collected):
-    return [score.total for scored in await collected.scored for score in scored.scores_G]
+async def totals_of(feed, collected):
+    return [score.total for scored in await feed.scores(collected) for score in scored.scores_G]
 
 
 async def test_each_step_takes_the_next_prompts(tmp_path):
@@ -53,7 +53,7 @@ async def test_each_step_takes_the_next_prompts(tmp_path):
     assert [(r.prompt.prompt_id, r.sample) for r in resolve(collected.groups)] == [
         (f"p{n}", sample) for n in range(4) for sample in (0, 1)
     ]
-    assert await totals_of(collected) == [0.0, 1.0] * 4
+    assert await totals_of(feed, collected) == [0.0, 1.0] * 4
     assert collected.num_refilled == 0
     await feed.take(2, StepClock())
     assert [r.prompt.prompt_id for r in company.requests[4:]] == ["p4", "p5", "p6", "p7"]
@@ -63,7 +63,7 @@ async def test_each_step_takes_the_next_prompts(tmp_path):
 async def test_a_prompt_that_comes_again_is_sampled_anew(tmp_path):
     feed, company, _ = feed_on(tmp_path, lambda prompt_id, sample: 0.0)
     for step in range(1, 6):
-        await (await feed.take(step, StepClock())).scored
+        await feed.scores(await feed.take(step, StepClock()))
     seeds = [seed for request in company.requests for seed in request.seeds_G]
     assert [r.prompt.prompt_id for r in company.requests].count("p0") == 2
     assert len(set(seeds)) == len(seeds) == 40
@@ -80,12 +80,12 @@ async def test_engines_leave_a_shared_gpu_to_the_reward_model(
     feed, company, _ = feed_on(
         tmp_path, by_sample, settings=model, publishes=publishes, **algorithm
     )
-    await (await feed.take(1, StepClock())).scored
+    await feed.scores(await feed.take(1, StepClock()))
     scores = ["reward.score"] * 4
     assert company.calls == ["rollout.generate@-1", f"rollout.sleep@{level}", *scores]
     apart = {**model, "placement": {**ON_ONE_GPU, "reward": {"gpus_per_rank": 1}}}
     feed, company, _ = feed_on(tmp_path, by_sample, settings=apart, **algorithm)
-    await (await feed.take(1, StepClock())).scored
+    await feed.scores(await feed.take(1, StepClock()))
     assert company.calls == ["rollout.generate@-1", *scores]
 
 
@@ -103,7 +103,7 @@ async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):
     # What was left out is still known, in the order of sampling.
     sampled = resolve(collected.sampled)
     assert [r.prompt.prompt_id for r in sampled[::2]] == [f"p{n}" for n in range(7)]
-    assert await totals_of(collected) == [
+    assert await totals_of(feed, collected) == [
         0.0 if r.prompt.prompt_id in flat else float(r.sample) for r in sampled
     ]
     assert order.position == 7, "nothing is generated that is not needed"
@@ -152,7 +152,7 @@ async def test_no_group_with_spread_at_all_leaves_a_step_without_groups(tmp_path
     feed, _, order = feed_on(tmp_path, lambda prompt_id, sample: 1.0, steps=6, **DYNAMIC)
     collected = await feed.take(7, StepClock())
     assert collected.groups == []
-    assert len(resolve(collected.sampled)) == len(await totals_of(collected)) == 3 * 4 * 2
+    assert len(resolve(collected.sampled)) == len(await totals_of(feed, collected)) == 3 * 4 * 2
     assert order.position == 12
     assert "step 7 trains 0 of 4 groups" in caplog.text
 
@@ -298,7 +298,7 @@ async def steps_of(feed, num_steps):
         except (RunError, asyncio.CancelledError):
             continue
         steps.append(
-            (resolve(collected.groups), await totals_of(collected), collected.num_refilled)
+            (resolve(collected.groups), await totals_of(feed, collected), collected.num_refilled)
         )
     return steps
 
