@@ -1,0 +1,240 @@
+"""Decided draws on the disk: what was sampled and scored outlives the process that asked for it.
+
+    rollouts/segment_00000001.rollouts    header | group | group | ...
+
+A run writes one segment after another; the order of their names is the order in which they were
+written, whatever process did. The header has the file's format and what a run that replays it must
+agree on. What is damaged ends its segment: of each a prefix is read, and draws that are not in it
+are sampled again, which costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, KeysView, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf_ray.disk import room_for
+from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.rollouts.records import (
+    DamagedRecord,
+    RecordedGroup,
+    group_of,
+    group_record,
+    read_record,
+    record,
+)
+from rlhf_ray.types import Prompt
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+class Journal:
+    """The folder `rollouts` of a run; for one caller at a time."""
+
+    def __init__(self, folder: Path, *, identity: Mapping[str, Any]) -> None:
+        """Use `folder`, which is made with the first segment; nothing is read or written yet.
+
+        Args:
+            folder: Holds the segments.
+            identity: JSON: what a run must agree on with the segments that it replays.
+        """
+        self.folder = folder
+        # As a file gives it back: lists for tuples, texts for keys.
+        self._identity = json.loads(json.dumps({"the file's format": FORMAT, **identity}))
+        self._file: io.FileIO | None = None
+        self._num_synced_bytes = 0
+        self._last_draws: dict[Path, int] = {}
+
+    def append(self, group: RecordedGroup) -> None:
+        """Write a group to the end of the open segment, or of a new one.
+
+        When this returns, the group outlives the process, but not yet the machine: see `sync`.
+
+        Raises:
+            RunError: The disk is full; what was appended before stays as it is.
+            ValueError: A score is not finite.
+        """
+        data = group_record(group)
+        with room_for("rollouts", self.folder):
+            file = self._file = self._file or self._new_file()
+            end = file.tell()
+            if end == 0:
+                data = record({"identity": self._identity}) + data
+            try:
+                _write(file, data)
+            except BaseException:
+                file.seek(end)
+                file.truncate()
+                raise
+        path = Path(file.name)
+        self._last_draws[path] = max(group.draw, self._last_draws.get(path, -1))
+
+    def sync(self) -> None:
+        """Have all that was appended outlive the machine.
+
+        Raises:
+            RunError: The disk is full.
+        """
+        if self._file is None or (end := self._file.tell()) == self._num_synced_bytes:
+            return
+        with room_for("rollouts", self.folder):
+            os.fsync(self._file.fileno())
+            if not self._num_synced_bytes:
+                _sync_folder(self.folder)
+        self._num_synced_bytes = end
+
+    def end_segment(self) -> None:
+        """Sync and close the open segment, if any; the next group begins another.
+
+        Raises:
+            RunError: The disk is full.
+        """
+        self.sync()
+        if self._file is not None:
+            self._file.close()
+            self._file, self._num_synced_bytes = None, 0
+
+    def replay(self, frontier: int) -> Replay:
+        """The decided draws from `frontier` on in all segments; of records of a draw the last.
+
+        What is damaged is logged and left out.
+
+        Raises:
+            ConfigError: A segment is of another run: names it, and every key that differs.
+        """
+        places: dict[int, _Place] = {}
+        for path in self._segments():
+            self._last_draws[path] = -1
+            for offset, values in _sound_records(path):
+                if "identity" in values:
+                    self._require_same(path, values["identity"])
+                    continue
+                draw = values["draw"]
+                self._last_draws[path] = max(draw, self._last_draws[path])
+                if draw >= frontier:
+                    places[draw] = _Place(path, offset)
+        return Replay(places)
+
+    def prune(self, frontier: int) -> None:
+        """Remove closed segments, written or replayed, whose every draw lies before `frontier`."""
+        for path, last_draw in list(self._last_draws.items()):
+            is_open = self._file is not None and path == Path(self._file.name)
+            if last_draw < frontier and not is_open:
+                path.unlink(missing_ok=True)
+                del self._last_draws[path]
+
+    def clear(self) -> None:
+        """Remove all segments, whosever they are: the run begins anew."""
+        self.end_segment()
+        for path in self._segments():
+            path.unlink()
+        self._last_draws.clear()
+
+    def _segments(self) -> list[Path]:
+        return sorted(self.folder.glob("segment_*.rollouts"))
+
+    def _new_file(self) -> io.FileIO:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(path.stem.removeprefix("segment_")) for path in self._segments()]
+        name = f"segment_{max(numbers, default=0) + 1:08d}.rollouts"
+        return (self.folder / name).open("xb", buffering=0)
+
+    def _require_same(self, path: Path, saved: Mapping[str, Any]) -> None:
+        now = self._identity
+        if changed := [
+            f"{key} was {saved.get(key)!r}, is {now.get(key)!r}"
+            for key in sorted({*saved, *now})
+            if saved.get(key) != now.get(key)
+        ]:
+            raise ConfigError(f"the rollouts in {path} cannot be replayed: {'; '.join(changed)}")
+
+
+class _Place(NamedTuple):
+    path: Path
+    offset: int
+
+
+class Replay:
+    """Draws that were decided before; each is read from the disk when it is taken."""
+
+    def __init__(self, places: dict[int, _Place]) -> None:
+        """Of draws by the places of their records."""
+        self._places = places
+
+    @property
+    def draws(self) -> KeysView[int]:
+        """Those that were not taken or discarded yet."""
+        return self._places.keys()
+
+    def take(self, draw: int, prompt: Prompt) -> RecordedGroup:
+        """The group of one of `draws`, which was sampled for `prompt`; its arrays are read-only.
+
+        Raises:
+            ConfigError: It was sampled for another prompt.
+            RunError: The file is not what it was when `replay` read it.
+        """
+        path, offset = self._places[draw]
+        with path.open("rb") as file:
+            try:
+                values, num_array_bytes = read_record(file, offset)
+            except DamagedRecord as error:
+                raise RunError(
+                    f"{path} was damaged at byte {offset} while the run used it ({error}): resume "
+                    "the run, and the draws behind that are sampled again"
+                ) from error
+            arrays = file.read(num_array_bytes)
+        if values["prompt_id"] != prompt.prompt_id:
+            raise ConfigError(
+                f"the rollouts in {path} cannot be replayed: the prompt of draw {draw} was "
+                f"{values['prompt_id']!r}, is {prompt.prompt_id!r}"
+            )
+        del self._places[draw]
+        return group_of(values, arrays, prompt)
+
+    def discard(self, draws: Iterable[int]) -> None:
+        """Leave out draws that are sampled again, whether they are there or not."""
+        for draw in draws:
+            self._places.pop(draw, None)
+
+
+def _sound_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Offset and JSON of the records before the first damaged one: the header, then groups."""
+    offset, num_records, num_file_bytes = 0, 0, path.stat().st_size
+    with path.open("rb") as file:
+        try:
+            while offset < num_file_bytes or not num_records:
+                values, num_array_bytes = read_record(file, offset)
+                if ("identity" in values) == bool(num_records):
+                    raise DamagedRecord("one header begins a segment")
+                end = file.tell() + num_array_bytes
+                yield offset, values
+                offset, num_records = end, num_records + 1
+        except DamagedRecord as error:
+            if num_records:
+                logger.warning(
+                    "%s is damaged at byte %d (%s): the %d draws before that are used, those "
+                    "behind it are sampled again", path, offset, error, num_records - 1,
+                )  # fmt: skip
+            else:
+                logger.warning("%s has no sound header (%s): it is passed over", path, error)
+
+
+def _write(file: io.FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:  # a file without a buffer may take a part
+        rest = rest[file.write(rest) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
