@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 
 import pytest
 from fake_companies import HashedCompany
@@ -154,6 +155,13 @@ async def test_a_slow_group_holds_steps_up_and_nothing_is_dropped(tmp_path):
     assert max(step - v for step, told in enumerate(company.trained) for _, v in told) <= 1
 
 
+def wait_for_threads():
+    """A process that is killed takes what it was writing with it."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("the journal"):
+            thread.join(timeout=10)
+
+
 @pytest.mark.parametrize("dynamic", [{}, DYNAMIC], ids=["plain", "dynamic"])
 @pytest.mark.parametrize("max_staleness", [0, 2])
 async def test_a_killed_run_goes_on_with_what_was_decided(tmp_path, max_staleness, dynamic):
@@ -177,7 +185,7 @@ async def test_a_killed_run_goes_on_with_what_was_decided(tmp_path, max_stalenes
                 await loop.run(checkpoint)
                 is_over = True
             except Killed:
-                pass
+                wait_for_threads()
             asked = {request.draw for request in company.requests}
             num_replayed += len(journaled - asked)
             if max_staleness:
