@@ -170,8 +170,8 @@ class Reference(Offloads, Protocol):
 class Reward(Offloads, Protocol):
     """Functions, a model or a service that scores."""
 
-    async def score(self, groups: Sequence[RolloutGroup]) -> Sequence[tuple[Score, ...]]:
-        """One tuple a group, with a score a sample."""
+    async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
+        """A score a sample. Any number of groups may be asked about at a time."""
         ...
 
 

@@ -46,7 +46,7 @@ class FakeRole:
 class FakeReward(FakeRole):
     weights = {"score": 1.0}
 
-    async def score(self, groups: Sequence[RolloutGroup]) -> Sequence[tuple[Score, ...]]:
+    async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
         raise LoopOnly
 
 

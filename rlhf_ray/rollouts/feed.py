@@ -10,7 +10,7 @@ from functools import partial
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import DataOrder
-from rlhf_ray.deadlines import in_thread
+from rlhf_ray.deadlines import in_thread, side_by_side
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.roles import GenerationRequest, Reward, RolloutEngine, RolloutGroup, ScoredGroup
@@ -118,9 +118,9 @@ class Feed:
             self.admission.decided(draw, accepted=draw in self._kept)
 
     async def _score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-        scores = await self.reward.score(groups)
+        scores = await side_by_side(self.reward.score(group) for group in groups)
         return [
-            ScoredGroup(group=group, scores_G=tuple(scores_G))
+            ScoredGroup(group=group, scores_G=scores_G)
             for group, scores_G in zip(groups, scores, strict=True)
         ]
 

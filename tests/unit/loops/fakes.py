@@ -164,15 +164,12 @@ class Company:
     async def offload(self) -> None:
         pass
 
-    async def score(self, groups: Sequence[RolloutGroup]) -> list[tuple[Score, ...]]:
+    async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
         self.said("reward.score")
-        return [
-            tuple(
-                Score(total=self.scoring(group.prompt.prompt_id, s.sample), parts={})
-                for s in group.summaries_G
-            )
-            for group in groups
-        ]
+        return tuple(
+            Score(total=self.scoring(group.prompt.prompt_id, s.sample), parts={})
+            for s in group.summaries_G
+        )
 
     async def hardware(self) -> Hardware:
         return Hardware(flops=COSTS, device_name="cpu", num_devices=1)

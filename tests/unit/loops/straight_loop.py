@@ -51,8 +51,7 @@ async def straight_loop(config: PpoConfig, roles: Roles, prompts: Sequence[Promp
 
 
 async def scored(roles: Roles, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-    scores = await roles.reward.score(groups)
-    return [ScoredGroup(group=g, scores_G=s) for g, s in zip(groups, scores, strict=True)]
+    return [ScoredGroup(group=g, scores_G=await roles.reward.score(g)) for g in groups]
 
 
 def request(config: PpoConfig, prompts: Sequence[Prompt], draw: int) -> GenerationRequest:

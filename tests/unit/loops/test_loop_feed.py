@@ -79,11 +79,12 @@ async def test_engines_leave_a_shared_gpu_to_the_reward_model(
         tmp_path, by_sample, settings=model, publishes=publishes, **algorithm
     )
     await (await feed.take(1, StepClock())).scored
-    assert company.calls == ["rollout.generate@-1", f"rollout.sleep@{level}", "reward.score"]
+    scored = ["reward.score"] * 4
+    assert company.calls == ["rollout.generate@-1", f"rollout.sleep@{level}", *scored]
     apart = {**model, "placement": {**ON_ONE_GPU, "reward": {"gpus_per_rank": 1}}}
     feed, company, _ = feed_on(tmp_path, by_sample, settings=apart, **algorithm)
     await (await feed.take(1, StepClock())).scored
-    assert company.calls == ["rollout.generate@-1", "reward.score"]
+    assert company.calls == ["rollout.generate@-1", *scored]
 
 
 async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):
@@ -105,18 +106,17 @@ async def test_groups_without_spread_are_replaced_one_for_one(tmp_path):
     ]
     assert order.position == 7, "nothing is generated that is not needed"
     assert [call.partition("@")[0] for call in company.calls] == [
-        "rollout.generate",
-        "reward.score",
-    ] * 3
+        call for n in (4, 2, 1) for call in ("rollout.generate", *["reward.score"] * n)
+    ]
 
 
 async def test_generation_and_scoring_are_timed_apart(tmp_path):
     feed, company, _ = feed_on(tmp_path, by_sample, **DYNAMIC)
     score = company.score
 
-    async def slow_score(groups):
+    async def slow_score(group):
         await asyncio.sleep(0.2)
-        return await score(groups)
+        return await score(group)
 
     company.score, clock = slow_score, StepClock()
     await feed.take(1, clock)
@@ -216,11 +216,9 @@ async def test_groups_whose_rewards_tie_in_their_sum_are_kept_where_they_are_tol
         a = float(prompt_id == "p0" and sample == 1)
         return {"a": a, "b": 1.0 - a}
 
-    async def score(groups):
-        return [
-            tuple(Score(total=1.0, parts=parts(g.prompt.prompt_id, s)) for _, s in g.samples_G)
-            for g in groups
-        ]
+    async def score(group):
+        prompt_id = group.prompt.prompt_id
+        return tuple(Score(total=1.0, parts=parts(prompt_id, s)) for _, s in group.samples_G)
 
     company.score = score
     collected = await feed.take(1, StepClock())
@@ -285,10 +283,10 @@ class Unsteady(Company):
             raise RunError("a group was lost")
         return group
 
-    async def score(self, groups):
+    async def score(self, group):
         if self.config.algorithm.dynamic_sampling.enabled:
             await self.trip()
-        return await super().score(groups)
+        return await super().score(group)
 
 
 async def steps_of(feed, num_steps):

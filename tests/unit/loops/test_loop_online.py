@@ -62,13 +62,14 @@ async def test_a_step_is_told_as_the_design_tells_it(tmp_path):
         ]  # fmt: skip
 
     assert calls[:6] == [*publication(0), "rollout.generate@0", "rollout.sleep@2"]
-    scored = calls[6:10]
+    scored = calls[6:13]
     assert set(scored) == {
         "policy.logprobs", "reference.logprobs", "value.values", "reward.score"
     }  # fmt: skip
-    assert calls[10] == "experience.build"
-    assert set(calls[11:13]) == {"policy.update", "value.update"}
-    assert calls[13:] == [
+    assert scored.count("reward.score") == 4, "a call a group"
+    assert calls[13] == "experience.build"
+    assert set(calls[14:16]) == {"policy.update", "value.update"}
+    assert calls[16:] == [
         *publication(1), "rollout.sleep@2", "policy.save", "value.save", "rollout.sleep@2"
     ]  # fmt: skip
 
