@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -42,6 +42,17 @@ async def deadline(timeout_s: float, *, actor: str, operation: str) -> AsyncIter
             raise  # of something inside
         age_s = time.monotonic() - started_s
         raise DeadlineError.of(operation, actor, age_s=age_s, timeout_s=timeout_s) from error
+
+
+async def side_by_side(awaitables: Iterable[Awaitable[T]]) -> list[T]:
+    """What all give, in their order; the first that fails ends the others."""
+    futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        return await asyncio.gather(*futures)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
 
 
 async def in_thread(call: Callable[[], T], *, timeout_s: float, actor: str, operation: str) -> T:

@@ -176,7 +176,7 @@ class Reward(Offloads, Protocol):
     """Functions, a model or a service that scores."""
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
-        """One a sample; any number of groups may be asked for at a time."""
+        """A score a sample. Any number of groups may be asked about at a time."""
         ...
 
 

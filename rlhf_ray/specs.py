@@ -63,7 +63,7 @@ class RewardSpec:
     """What scores.
 
     Attributes:
-        timeout_s: What a function or remote scorer has for a batch.
+        timeout_s: What a function has for a group.
         vocabulary: Digest of the policy's: a reward model of the same one scores the tokens that
             were sampled.
         end_token_ids: Of that vocabulary, those that end a response.
@@ -73,6 +73,7 @@ class RewardSpec:
     timeout_s: float
     vocabulary: str
     end_token_ids: tuple[int, ...]
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)

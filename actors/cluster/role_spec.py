@@ -46,7 +46,8 @@ class RoleSpec:
     Attributes:
         actor_class: A plain class; its objects are made from a name, an environment and `argument`.
         beside: The role whose work a single actor does a part of, near its first rank; else empty.
-        max_calls: How many calls of coroutines run at a time; None for Ray's default.
+        max_calls: How many calls run at a time, of coroutines or in threads; None for Ray's
+            default, which is one thread.
         reserves_memory: Whether it takes its GPUs' memory when it starts, instead of computing in
             turn.
     """

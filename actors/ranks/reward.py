@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from actors.cluster.role_handle import RoleHandle, put
-from actors.ranks.forward import Pass, by_row, rows_of
+from actors.cluster.role_handle import RoleHandle
+from actors.cluster.turns import SLACK_S, Turns
+from actors.ranks.free_ranks import FreeRanks
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import free_memory
-from actors.ranks.reward_worker import RewardWorker
+from actors.ranks.reward_worker import SIDE_BY_SIDE, LoadedFunctions, RewardWorker
 from actors.weights.held_model import HeldModel, in_reach
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.rewards import MODEL, REMOTE, RewardConfig, RewardModelConfig
-from rlhf_ray.roles import RolloutGroup
+from rlhf_ray.deadlines import side_by_side
+from rlhf_ray.roles import Ref, RolloutGroup, SampleId
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Score
 
@@ -80,18 +81,38 @@ class RewardRank(HostingRank):
         self.model = None
         super().unload()
 
-    def score_with_model(self, work: Pass) -> list[ModelScore]:
-        """The model's scores of this rank's rows, in the order in which the plan names them."""
-        rollouts = work.rows(self.fetch(work.refs))
+    def score_with_model(
+        self, refs: Sequence[Ref], samples_G: Sequence[SampleId]
+    ) -> list[ModelScore]:
+        """The model's scores of a group's samples, which depend on no other group."""
+        rollouts = self.fetch(refs)
         self._to_read()
-        mine = [rollouts[row] for row in rows_of(work.plan[self.rank])]
-        scores: list[ModelScore] = self.model.score(mine)
+        scores: list[ModelScore] = self.model.score([rollouts[sample] for sample in samples_G])
         return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """Scorers of the worker that are asked about a group together.
+
+    Attributes:
+        names: Theirs.
+        turns: Of groups, as many at a time as these can score.
+        timeout_s: Of a group.
+    """
+
+    names: tuple[str, ...]
+    turns: Turns
+    timeout_s: float
 
 
 @dataclass(eq=False)
 class RewardGroup:
     """The reward role: ranks with a model, a worker for all other scorers, or both.
+
+    Any number of groups may be asked about at a time. As many are let through as can be scored,
+    first come first served, and a group's deadline begins then: one at a time to plain functions, a
+    few to what waits for others, and one to each rank, which holds the whole model.
 
     Attributes:
         weights: Factor of each scorer in the sum; once it is loaded.
@@ -103,61 +124,82 @@ class RewardGroup:
     worker: RoleHandle[RewardWorker] | None
     weights: dict[str, float] = field(default_factory=dict, init=False)
 
+    def __post_init__(self) -> None:
+        """Nothing is scored."""
+        self._ranks = None if self.model is None else FreeRanks(self.model.actors)
+        self._shares: list[_Share] = []
+
     async def load(self, spec: RewardSpec) -> None:
         """Have the worker make its scorers; the ranks host the model already.
 
         Raises:
             RunError: One cannot be loaded; names it.
         """
-        self.weights = {}
+        self.weights, self._shares = {}, []
         if self.worker is not None:
             make = self.worker.call(RewardWorker.load, timeout_s=self.timeouts.start_s)
-            [of_functions] = await make(spec)
-            self.weights |= of_functions
+            [loaded] = await make(spec)
+            self.weights |= loaded.weights
+            self._shares = list(self._shares_of(loaded))
         if self.model is not None:
             self.weights[MODEL] = self.reward.model.weight
         if self.reward.remote.url:
             self.weights[REMOTE] = self.reward.remote.weight
+
+    def _shares_of(self, loaded: LoadedFunctions) -> Iterator[_Share]:
+        reward_s = self.timeouts.reward_s
+        beside = [name for name in loaded.weights if name not in loaded.plain]
+        if self.reward.remote.url:
+            beside.append(REMOTE)
+        if loaded.plain:
+            timeout_s = len(loaded.plain) * reward_s + SLACK_S
+            yield _Share(names=loaded.plain, turns=Turns(on="the worker"), timeout_s=timeout_s)
+        if beside:
+            turns = Turns(SIDE_BY_SIDE, on="the worker")
+            yield _Share(names=tuple(beside), turns=turns, timeout_s=reward_s + SLACK_S)
 
     async def offload(self) -> None:
         """Leave the engines' GPUs for the host; nothing where there is no model on them."""
         if self.model is not None:
             await self.model.offload()
 
-    async def score(self, groups: Sequence[RolloutGroup]) -> Sequence[tuple[Score, ...]]:
-        """One tuple a group, with a score a sample.
+    async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
+        """A score a sample; the first scorer that fails ends the others.
 
         Raises:
             RunError: A scorer failed; names it and the cause.
         """
-        work = Pass.over(
-            groups,
-            data_parallel_size=1 if self.model is None else len(self.model.actors),
-            max_tokens_per_micro_batch=self.reward.model.max_tokens_per_micro_batch,
-            padded=True,
-        )
-        scores_B = iter(await self._score(work))
-        return [tuple(islice(scores_B, len(group.summaries_G))) for group in groups]
-
-    async def _score(self, work: Pass) -> Sequence[Score]:
         from rlhf_ray.rewards.batch import combine
 
-        shared, num_rows = put(work), len(work.samples_B)
-        values: dict[str, Sequence[float | None]] = {}
-        if self.worker is not None:
-            timeout_s = self.timeouts.reward_s + 30.0
-            [of_worker] = await self.worker.call(RewardWorker.score, timeout_s=timeout_s)(shared)
-            values.update(of_worker)
+        asked = [self._by_worker(share, group) for share in self._shares]
+        by_model_G, *by_worker = await side_by_side([self._by_model(group), *asked])
+        values = {name: of_name_G for found in by_worker for name, of_name_G in found.items()}
+        if self.model is not None:
+            values[MODEL] = [score.value for score in by_model_G]
+        # A sum of floats depends on the order: functions as configured, remote, model.
+        ordered = {name: values[name] for name in self.weights if name != MODEL}
+        scores_G = combine(ordered | values, self.weights, num_rows=len(group.summaries_G))
         if self.model is None:
-            return combine(values, self.weights, num_rows=num_rows)
-        ranks, call_s = self.model.actors, self.timeouts.call_s
-        async with ranks.turn(timeout_s=call_s):
-            answers = await ranks.call(RewardRank.score_with_model, timeout_s=call_s)(shared)
-        modelled = by_row(work.plan, answers)
-        values[MODEL] = [score.value for score in modelled]
-        return [
+            return tuple(scores_G)
+        return tuple(
             replace(score, is_cut=by_model.is_cut)
-            for score, by_model in zip(
-                combine(values, self.weights, num_rows=num_rows), modelled, strict=True
-            )
-        ]
+            for score, by_model in zip(scores_G, by_model_G, strict=True)
+        )
+
+    async def _by_worker(self, share: _Share, group: RolloutGroup) -> Any:
+        """Scorer's name -> one value a sample."""
+        assert self.worker is not None
+        timeout_s = share.timeout_s
+        async with share.turns.turn(f"draw {group.draw}", at_most_s=timeout_s):
+            score = self.worker.call(RewardWorker.score, timeout_s=timeout_s)
+            refs, samples_G = [group.rollouts], group.samples_G
+            [values] = await score(share.names, refs, samples_G, timeout_s)
+        return values
+
+    async def _by_model(self, group: RolloutGroup) -> Any:
+        """One `ModelScore` a sample; none without a model."""
+        if self._ranks is None:
+            return []
+        score, timeout_s = RewardRank.score_with_model, self.timeouts.call_s
+        refs, samples_G = [group.rollouts], group.samples_G
+        return await self._ranks.call(score, timeout_s=timeout_s)(refs, samples_G)

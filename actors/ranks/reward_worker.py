@@ -4,84 +4,103 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import random
+import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
-from actors.ranks.forward import Pass
 from actors.ranks.rank import Rank
-from rlhf_ray.config.rewards import REMOTE
+from rlhf_ray.roles import Ref, SampleId
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Rollout
 
-if TYPE_CHECKING:
-    from rlhf_ray.rewards.batch import ScoringBatch
-    from rlhf_ray.rewards.functions import RewardFunction
-    from rlhf_ray.rewards.remote import RemoteScorer
+# Groups whose async functions and requests are waited for at a time.
+SIDE_BY_SIDE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedFunctions:
+    """What a worker loaded.
+
+    Attributes:
+        weights: Each function's factor in the sum, by its name.
+        plain: Names of those that score one after the other.
+    """
+
+    weights: Mapping[str, float]
+    plain: tuple[str, ...]
 
 
 class RewardWorker(Rank):
-    """One process without a group; user code runs here, and in processes that it starts."""
+    """One process without a group; user code runs here, and in processes that it starts.
+
+    Its calls are answered in threads, each of which waits for an event loop beside them. No
+    coroutine may be a method here: Ray would then run every method in an event loop.
+    """
+
+    scorers: Any = None
+    loop: asyncio.AbstractEventLoop | None = None
 
     def import_libraries(self) -> None:
         """What scoring needs, before there is anything to score."""
-        importlib.import_module("rlhf_ray.rewards.functions")
-        importlib.import_module("torch")
+        importlib.import_module("rlhf_ray.rewards.scorers")
 
-    def load(self, spec: RewardSpec) -> dict[str, float]:
-        """Make the functions and the remote scorer; returns each function's factor in the sum.
+    def load(self, spec: RewardSpec) -> LoadedFunctions:
+        """Make the functions and the remote scorer.
 
         Raises:
             ConfigError: One of them cannot be loaded.
         """
-        from rlhf_ray.rewards.functions import load_functions
-        from rlhf_ray.rewards.remote import RemoteScorer
+        from rlhf_ray.rewards.scorers import Scorers
 
-        reward = spec.reward
-        self.timeout_s = spec.timeout_s
-        self.functions = load_functions(reward.functions, taken=reward.other_names)
-        self.remote = RemoteScorer(reward.remote) if reward.remote.url else None
-        return {function.name: function.weight for function in self.functions}
+        if self.loop is None:
+            self.loop = asyncio.new_event_loop()
+            threading.Thread(target=self.loop.run_forever, name="scorers", daemon=True).start()
+        self.scorers, self.seed = Scorers(spec), spec.seed
+        functions = self.scorers.functions.values()
+        return LoadedFunctions(
+            weights={function.name: function.weight for function in functions},
+            plain=tuple(function.name for function in functions if not function.is_async),
+        )
 
-    def score(self, work: Pass) -> Mapping[str, Sequence[float | None]]:
-        """Each scorer's values of all rows, by its name.
+    def score(
+        self,
+        names: Sequence[str],
+        refs: Sequence[Ref],
+        samples_G: Sequence[SampleId],
+        timeout_s: float,
+    ) -> dict[str, list[float | None]]:
+        """What the scorers of these names say of a group's samples: name -> one value a sample.
+
+        After `timeout_s` nobody waits for it.
 
         Raises:
             RewardError: A scorer failed; never a reward of 0 in its place.
         """
-        from rlhf_ray.rewards.batch import ScoringBatch
+        assert self.loop is not None, "scorers must be loaded"
+        rollouts = self.fetch(refs)
+        rollouts_G = [rollouts[sample] for sample in samples_G]
+        scoring = self.scorers.score(self._seeds(names, rollouts_G[0]), rollouts_G)
+        values = asyncio.run_coroutine_threadsafe(scoring, self.loop)
+        try:
+            found: dict[str, list[float | None]] = values.result(timeout=timeout_s)
+        finally:
+            values.cancel()
+        return found
 
-        rollouts = work.rows(self.fetch(work.refs))
-        _seed_for(rollouts[0])
-        scoring = ScoringBatch.from_rollouts(rollouts)
-        # No coroutine may be a method here: Ray would then run every method in an event loop.
-        return asyncio.run(_scores_of(scoring, self.functions, self.remote, self.timeout_s))
+    def _seeds(self, names: Sequence[str], first: Rollout) -> dict[str, int]:
+        """A function that draws random numbers draws the same ones for the same group.
 
-
-def _seed_for(first: Rollout) -> None:
-    """Functions that draw random numbers draw the same ones for the same batch, resumed or not."""
-    import numpy as np
-    import torch
-
-    [seed] = sample_seeds(
-        seed=int(first.versions_T.max()),
-        draw=f"reward/{first.draw}",
-        prompt_id=first.prompt.prompt_id,
-        num_samples=1,
-    )
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-async def _scores_of(
-    batch: ScoringBatch,
-    functions: Sequence[RewardFunction],
-    remote: RemoteScorer | None,
-    timeout_s: float,
-) -> dict[str, Sequence[float | None]]:
-    calls = {function.name: function.score(batch, timeout_s=timeout_s) for function in functions}
-    if remote is not None:
-        calls[REMOTE] = remote.score(batch)
-    return dict(zip(calls, await asyncio.gather(*calls.values()), strict=True))
+        So a resumed run scores as the undisturbed one, in whatever order groups come. An
+        evaluation, whose draws are those of no training, has the same numbers every time.
+        """
+        return {
+            name: sample_seeds(
+                seed=self.seed,
+                draw=f"reward/{name}/{first.draw}",
+                prompt_id=first.prompt.prompt_id,
+                num_samples=1,
+            )[0]
+            for name in names
+        }

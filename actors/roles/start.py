@@ -17,7 +17,7 @@ from actors.ranks.policy import PolicyRank
 from actors.ranks.rank import Rank
 from actors.ranks.reference import ReferenceRank
 from actors.ranks.reward import RewardRank
-from actors.ranks.reward_worker import RewardWorker
+from actors.ranks.reward_worker import SIDE_BY_SIDE, RewardWorker
 from actors.ranks.value import ValueRank
 from actors.roles.engines import engine_spec
 from rlhf_ray.config.base import GroupConfig
@@ -49,7 +49,9 @@ def role_specs(roles: Iterable[str], *jobs: AnyJob) -> dict[str, RoleSpec]:
     if "reward" in specs and not any(map(_has_reward_model, jobs)):
         del specs["reward"]
     if any(map(_has_other_scorers, jobs)):
-        specs[REWARD_WORKER] = RoleSpec(actor_class=RewardWorker, beside="reward")
+        specs[REWARD_WORKER] = RoleSpec(
+            actor_class=RewardWorker, beside="reward", max_calls=SIDE_BY_SIDE + 1
+        )
     if engine := engine_spec(*jobs):
         specs["rollout"] = ReplicaSpec(engine=engine)
         specs["experience"] = RoleSpec(actor_class=ExperienceRank)

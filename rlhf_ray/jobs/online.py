@@ -172,6 +172,7 @@ def specs(config: OnlineConfig, data: OnlineData) -> dict[str, Spec]:
             timeout_s=config.timeouts.reward_s,
             vocabulary=data.vocabulary,
             end_token_ids=data.end_token_ids,
+            seed=config.seed,
         ),
     }
     if config.uses_reference_role:

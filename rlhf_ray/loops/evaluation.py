@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import GenerationRequest, Roles
@@ -66,7 +66,7 @@ class Evaluation:
         groups = await sample_all(roles.rollout, self.requests)
         if self.makes_room:
             await roles.rollout.sleep(level=1)
-        scores = await asyncio.gather(*map(roles.reward.score, groups))
+        scores = await side_by_side(roles.reward.score(group) for group in groups)
         await roles.reward.offload()
         shown = groups[: self.table_rows]
         rollouts = await roles.store.fetch(shown)

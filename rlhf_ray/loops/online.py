@@ -5,7 +5,6 @@ The controller holds ids, lengths, scores and references; tokens go from actor t
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
@@ -18,7 +17,7 @@ from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.config.base import GroupConfig, LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import TrainedRows, order_of
-from rlhf_ray.deadlines import in_thread
+from rlhf_ray.deadlines import in_thread, side_by_side
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.publication import offload, publish
@@ -193,12 +192,13 @@ class OnlineLoop:
         roles, groups = self.roles, collected.groups
         if not groups:  # dynamic sampling left all out, when they were scored
             return Scored(sampled=await self.feed.scores(collected))
-        old, reference, values, sampled = await asyncio.gather(
+        passes = [
             roles.policy.logprobs(groups),
             _optional(roles.reference, "logprobs", groups),
             _optional(roles.value, "values", groups),
             self.feed.scores(collected),
-        )
+        ]
+        old, reference, values, sampled = await side_by_side(passes)
         kept = {group.draw for group in groups}
         compared = trainable(
             [scored for scored in sampled if scored.group.draw in kept],
@@ -245,15 +245,12 @@ class OnlineLoop:
         if not scored.trained:
             return {}
         experience, plan = scored.experience, partial(self._plan, step, scored)
-        policy, value = await asyncio.gather(
-            _optional(
-                self.roles.policy if self._policy_learns(step) else None,
-                "update", experience, plan("policy"), kl_coefficient,
-            ),
-            _optional(
-                self.roles.value, "update", experience, plan("value")
-            ),
-        )  # fmt: skip
+        learner = self.roles.policy if self._policy_learns(step) else None
+        updates = [
+            _optional(learner, "update", experience, plan("policy"), kl_coefficient),
+            _optional(self.roles.value, "update", experience, plan("value")),
+        ]
+        policy, value = await side_by_side(updates)
         named = {f"policy/{name}": number for name, number in (policy or {}).items()}
         return named | {f"value/{name}": number for name, number in (value or {}).items()}
 

@@ -62,6 +62,12 @@ class RewardFunction:
                     f"reward function {self.name!r} takes no argument {name!r}; {hint}"
                 )
 
+    @property
+    def is_async(self) -> bool:
+        """Whether it says that it waits for others: written with `async def`."""
+        called = getattr(type(self.function), "__call__", None)  # noqa: B004  an object of the user's
+        return any(map(inspect.iscoroutinefunction, (self.function, called)))
+
     async def score(self, batch: ScoringBatch, *, timeout_s: float) -> Scores:
         """Call the function once for all rows, in a thread of its own.
 

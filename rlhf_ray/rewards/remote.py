@@ -10,19 +10,24 @@ import asyncio
 import json
 import os
 import random
+from itertools import chain
+from math import ceil
 from typing import Any
 
 import aiohttp
 
 from rlhf_ray.config.rewards import RemoteRewardConfig
 from rlhf_ray.config.tools.secrets import MASK, secrets_in_url
+from rlhf_ray.deadlines import deadline, side_by_side
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
 
-# Keeps one step's rollouts from opening hundreds of connections to a service at once.
+# Keeps groups that are scored side by side from opening hundreds of connections at once.
 _MAX_REQUESTS_IN_FLIGHT = 8
 # However often a request failed, the service's return is noticed within this.
 _MAX_BACKOFF_S = 30.0
+# Not the process's own generator: functions draw from that behind their seeds.
+_JITTER = random.Random()
 
 
 class _Retry(Exception):
@@ -30,7 +35,7 @@ class _Retry(Exception):
 
 
 class RemoteScorer:
-    """Scores by asking a service."""
+    """Scores by asking a service; all methods are for one event loop."""
 
     def __init__(self, config: RemoteRewardConfig) -> None:
         """Read the token from the environment.
@@ -46,35 +51,33 @@ class RemoteScorer:
                 "which is not set in the environment"
             )
         self._secrets = [*secrets_in_url(config.url), *filter(None, [self._token])]
+        self._free = asyncio.Semaphore(_MAX_REQUESTS_IN_FLIGHT)
+        self._num_parts = 0  # that are asked about, or wait to be
 
     async def score(self, batch: ScoringBatch) -> Scores:
-        """Score all rows, several requests at a time.
+        """Score all rows, several requests at a time, counted over all calls.
 
         Raises:
             RewardError: A request failed for good, or was answered with something other than one
                 finite number or null a row.
         """
-        scores_B: Scores = [None] * len(batch)
         size = self._config.batch_size
-        begins = iter(range(0, len(batch), size))
+        parts = [batch.part(begin, begin + size) for begin in range(0, len(batch), size)]
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         async with aiohttp.ClientSession(headers=headers) as session:
+            scores = await side_by_side(self._in_order(session, part) for part in parts)
+        return list(chain.from_iterable(scores))
 
-            async def score_parts() -> None:
-                for begin in begins:  # which the tasks share
-                    part = batch.part(begin, begin + size)
-                    scores_B[begin : begin + size] = await self._score_part(session, part)
-
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(_MAX_REQUESTS_IN_FLIGHT):
-                        group.create_task(score_parts())
-            except* RewardError as failures:
-                # The others were cancelled: one failure is all there is to say.
-                failure = failures.exceptions[0]
-            else:
-                return scores_B
-        raise failure
+    async def _in_order(self, session: aiohttp.ClientSession, part: ScoringBatch) -> Scores:
+        """The scores of a part, once those before it leave room for a request."""
+        self._num_parts += 1
+        longest_s = (self._config.retries + 1) * (self._config.timeout_s + _MAX_BACKOFF_S)
+        wait_s = ceil(self._num_parts / _MAX_REQUESTS_IN_FLIGHT) * longest_s
+        try:
+            async with deadline(wait_s, actor=self._name, operation="requests"), self._free:
+                return await self._score_part(session, part)
+        finally:
+            self._num_parts -= 1
 
     async def _score_part(self, session: aiohttp.ClientSession, part: ScoringBatch) -> Scores:
         body = self._body(part)
@@ -86,7 +89,7 @@ class RemoteScorer:
                 if attempt + 1 == num_attempts:
                     raise self._error(f"failed {num_attempts} times; last: {error}") from error
                 # Jitter: requests that failed together should not come back together.
-                backoff_s = self._config.backoff_s * 2**attempt * random.uniform(0.5, 1.5)
+                backoff_s = self._config.backoff_s * 2**attempt * _JITTER.uniform(0.5, 1.5)
                 await asyncio.sleep(min(backoff_s, _MAX_BACKOFF_S))
             else:
                 return check_scores(self._scores(answer), part, self._name)

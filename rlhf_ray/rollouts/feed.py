@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import DataOrder
-from rlhf_ray.deadlines import in_thread
+from rlhf_ray.deadlines import in_thread, side_by_side
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.roles import GenerationRequest, Reward, RolloutEngine, RolloutGroup, ScoredGroup
@@ -335,10 +335,4 @@ async def sample_all(
     rollout: RolloutEngine, requests: Sequence[GenerationRequest]
 ) -> list[RolloutGroup]:
     """Have requests answered together; the first that fails ends the others."""
-    answers = [asyncio.ensure_future(answer) for answer in await rollout.generate(requests)]
-    try:
-        return await asyncio.gather(*answers)
-    except BaseException:
-        for answer in answers:
-            answer.cancel()
-        raise
+    return await side_by_side(await rollout.generate(requests))

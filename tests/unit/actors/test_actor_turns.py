@@ -16,7 +16,7 @@ from actors.ranks.group import RankGroup
 from actors.ranks.policy import PolicyGroup, PolicyRank
 from actors.ranks.reference import ReferenceGroup, ReferenceRank
 from actors.ranks.reward import RewardGroup, RewardRank
-from actors.ranks.reward_worker import RewardWorker
+from actors.ranks.reward_worker import LoadedFunctions, RewardWorker
 from actors.ranks.value import ValueGroup, ValueRank
 from actors.weights.probe import EXACT
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
@@ -24,6 +24,9 @@ from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
 from rlhf_ray.packing import UpdatePlan
+from rlhf_ray.roles import RolloutGroup
+from rlhf_ray.specs import RewardSpec
+from rlhf_ray.types import Prompt
 
 PASS_S = 0.02
 
@@ -104,11 +107,17 @@ async def publish(ranks: RoleHandle) -> None:
 
 async def score(ranks: RoleHandle) -> None:
     config = RewardConfig.model_validate({"model": {"path": "rm"}, "functions": [{"path": "a:b"}]})
-    worker = RoleHandle("reward_worker", {"w": RecordingActor(RewardWorker, score={})})
+    loaded = LoadedFunctions(weights={"b": 1.0}, plain=("b",))
+    worker = RoleHandle(
+        "reward_worker", {"w": RecordingActor(RewardWorker, load=loaded, score={"b": []})}
+    )
     model = RankGroup(actors=ranks, timeouts=TIMEOUTS)
     reward = RewardGroup(config, TIMEOUTS, model=model, worker=worker)
-    reward.weights = {"model": 1.0}
-    await reward.score([])
+    await reward.load(
+        RewardSpec(reward=config, timeout_s=5.0, vocabulary="", end_token_ids=(0,), seed=0)
+    )
+    prompt = Prompt(prompt_id="p", token_ids_T=(1,), text="?")
+    await reward.score(RolloutGroup(prompt=prompt, draw=0, summaries_G=(), rollouts=None))
 
 
 @pytest.mark.parametrize(
@@ -161,9 +170,9 @@ async def test_a_turn_that_does_not_end_is_named_by_who_waits_for_the_next(monke
         assert asyncio.get_running_loop().time() - started_s >= 0.35
     # Whoever gave up leaves nothing behind.
     await take(turns, "value", at_most_s=0.1)
-    assert turns.holder == ""
+    assert not turns.holders
 
 
 async def take(turns: Turns, role: str, *, at_most_s: float) -> None:
     async with turns.turn(role, at_most_s=at_most_s):
-        assert turns.holder == role
+        assert list(turns.holders.values()) == [role]

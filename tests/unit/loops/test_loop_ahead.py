@@ -194,7 +194,7 @@ async def test_a_killed_run_goes_on_with_what_was_decided(tmp_path, max_stalenes
                 assert weights_of.setdefault(step, weights) == weights, step
         if max_staleness == 0:
             assert company.weights == undisturbed.weights
-    assert num_replayed > 20
+    assert num_replayed > 5, num_replayed
 
 
 class Unsteady(TimedCompany):

@@ -40,10 +40,11 @@ async def test_engines_leave_a_shared_gpu_to_the_reward_model():
     shared = {"share": "policy", "gpus_per_rank": 1}
     placement = {"policy": {"gpus_per_rank": 1}, "rollout": shared, "reward": shared}
     company, _ = await evaluated(sections={"placement": placement})
-    assert company.calls == ["rollout.generate@-1", "reward.score"], "functions need no GPU"
+    scored = ["reward.score"] * 4
+    assert company.calls == ["rollout.generate@-1", *scored], "functions need no GPU"
     model = {"reward": {"model": {"path": "rm"}}, "placement": placement}
     company, _ = await evaluated(sections=model)
-    assert company.calls == ["rollout.generate@-1", "rollout.sleep@1", "reward.score"]
+    assert company.calls == ["rollout.generate@-1", "rollout.sleep@1", *scored]
 
 
 async def test_of_one_sample_there_is_no_best():
