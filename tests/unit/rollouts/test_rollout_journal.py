@@ -354,6 +354,18 @@ def test_empty_and_foreign_files_are_passed_over(tmp_path, caplog):
     assert list(everything(tmp_path)) == [1, 2]
 
 
+def test_a_segment_has_one_header_and_that_first(tmp_path, caplog):
+    write(tmp_path, group_of(1))
+    path = tmp_path / "segment_00000001.rollouts"
+    whole = path.read_bytes()
+    path.write_bytes(whole[whole.index(b"RHJ", 1) :])
+    assert not everything(tmp_path)
+    assert "has no sound header (one header begins a segment)" in caplog.text
+    path.write_bytes(whole + whole)
+    assert list(everything(tmp_path)) == [1]
+    assert f"damaged at byte {len(whole)} (one header begins a segment)" in caplog.text
+
+
 def test_a_folder_that_is_not_there_has_nothing(tmp_path):
     journal = Journal(tmp_path / "rollouts", identity=IDENTITY)
     assert not journal.replay(0).draws
@@ -508,9 +520,12 @@ def test_pruning_leaves_what_a_checkpoint_needs(tmp_path):
 def test_a_segment_stays_while_one_of_its_draws_is_needed(tmp_path):
     journal = write(tmp_path, group_of(7), group_of(2))
     journal.end_segment()
-    journal.prune(7)
-    assert list(everything(tmp_path)) == [2, 7]
-    journal.prune(8)
+    again = Journal(tmp_path, identity=IDENTITY)
+    again.replay(0)
+    for process in (journal, again):
+        process.prune(7)
+        assert list(everything(tmp_path)) == [2, 7]
+    again.prune(8)
     assert not segments(tmp_path)
 
 
@@ -572,6 +587,9 @@ def test_groups_and_their_folder_are_synced_once(tmp_path, monkeypatch):
     assert synced == [path, str(tmp_path), path], "before another segment begins"
     journal.end_segment()
     assert len(synced) == 3
+    journal.append(group_of(3))
+    journal.sync()
+    assert synced[3:] == [path.replace("1.", "2."), str(tmp_path)]
 
 
 def test_a_resume_holds_no_groups(tmp_path):
