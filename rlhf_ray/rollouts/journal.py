@@ -3,9 +3,12 @@
     rollouts/segment_00000001.rollouts    header | group | group | ...
 
 A run writes one segment after another; the order of their names is the order in which they were
-written, whatever process did. The header has the file's format and what a run that replays it must
-agree on. What is damaged ends its segment: of each a prefix is read, and draws that are not in it
-are sampled again, which costs time and nothing else.
+written, whatever process did. The header has the file's format, what a run that replays it must
+agree on, and how much of the segments before its writer knew.
+
+What is damaged ends its segment, and so do segments whose writer knew what is damaged now: which
+draws it admitted, and for which step, followed from decisions that are made anew. So what is read
+is what some process knew at some time. Other draws are sampled again, which costs time alone.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ import io
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator, KeysView, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +40,19 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 
 
+@dataclass
+class _Segment:
+    """What is known of a file: its sound bytes, and the largest draw in them."""
+
+    num_bytes: int = 0
+    last_draw: int = -1
+
+
 class Journal:
-    """The folder `rollouts` of a run; for one caller at a time."""
+    """The folder `rollouts` of a run. Threads may share it: one of them at a time writes.
+
+    A process replays what there is, or clears it, before it appends.
+    """
 
     def __init__(self, folder: Path, *, identity: Mapping[str, Any]) -> None:
         """Use `folder`, which is made with the first segment; nothing is read or written yet.
@@ -50,7 +66,8 @@ class Journal:
         self._identity = json.loads(json.dumps({"the file's format": FORMAT, **identity}))
         self._file: io.FileIO | None = None
         self._num_synced_bytes = 0
-        self._last_draws: dict[Path, int] = {}
+        self._segments: dict[Path, _Segment] = {}
+        self._lock = threading.RLock()
 
     def append(self, group: RecordedGroup) -> None:
         """Write a group to the end of the open segment, or of a new one.
@@ -62,19 +79,20 @@ class Journal:
             ValueError: A score is not finite.
         """
         data = group_record(group)
-        with room_for("rollouts", self.folder):
+        with self._lock, room_for("rollouts", self.folder):
             file = self._file = self._file or self._new_file()
             end = file.tell()
             if end == 0:
-                data = record({"identity": self._identity}) + data
+                data = self._header() + data
             try:
                 _write(file, data)
             except BaseException:
                 file.seek(end)
                 file.truncate()
                 raise
-        path = Path(file.name)
-        self._last_draws[path] = max(group.draw, self._last_draws.get(path, -1))
+            segment = self._segments.setdefault(Path(file.name), _Segment())
+            segment.num_bytes = end + len(data)
+            segment.last_draw = max(group.draw, segment.last_draw)
 
     def sync(self) -> None:
         """Have all that was appended outlive the machine.
@@ -82,13 +100,13 @@ class Journal:
         Raises:
             RunError: The disk is full.
         """
-        if self._file is None or (end := self._file.tell()) == self._num_synced_bytes:
-            return
-        with room_for("rollouts", self.folder):
+        with self._lock, room_for("rollouts", self.folder):
+            if self._file is None or (end := self._file.tell()) == self._num_synced_bytes:
+                return
             os.fsync(self._file.fileno())
             if not self._num_synced_bytes:
                 _sync_folder(self.folder)
-        self._num_synced_bytes = end
+            self._num_synced_bytes = end
 
     def end_segment(self) -> None:
         """Sync and close the open segment, if any; the next group begins another.
@@ -96,64 +114,87 @@ class Journal:
         Raises:
             RunError: The disk is full.
         """
-        self.sync()
-        if self._file is not None:
-            self._file.close()
-            self._file, self._num_synced_bytes = None, 0
+        with self._lock:
+            self.sync()
+            if self._file is not None:
+                self._file.close()
+                self._file, self._num_synced_bytes = None, 0
 
     def replay(self, frontier: int) -> Replay:
         """The decided draws from `frontier` on in all segments; of records of a draw the last.
 
-        What is damaged is logged and left out.
+        What is damaged is logged and left out. Ends the open segment.
 
         Raises:
             ConfigError: A segment is of another run: names it, and every key that differs.
         """
         places: dict[int, _Place] = {}
-        for path in self._segments():
-            self._last_draws[path] = -1
-            for offset, values in _sound_records(path):
-                if "identity" in values:
-                    self._require_same(path, values["identity"])
-                    continue
-                draw = values["draw"]
-                self._last_draws[path] = max(draw, self._last_draws[path])
-                if draw >= frontier:
-                    places[draw] = _Place(path, offset)
+        with self._lock:
+            self.end_segment()
+            self._segments = {}
+            for path in self._paths():
+                # Also of one that is passed over: others may have been written without it.
+                segment = self._segments[path] = _Segment()
+                for offset, end, values in _sound_records(path):
+                    if "identity" in values and not self._follows(path, values):
+                        break
+                    segment.num_bytes = end
+                    if "draw" in values:
+                        draw = values["draw"]
+                        segment.last_draw = max(draw, segment.last_draw)
+                        if draw >= frontier:
+                            places[draw] = _Place(path, offset)
         return Replay(places)
 
     def prune(self, frontier: int) -> None:
         """Remove closed segments, written or replayed, whose every draw lies before `frontier`."""
-        for path, last_draw in list(self._last_draws.items()):
-            is_open = self._file is not None and path == Path(self._file.name)
-            if last_draw < frontier and not is_open:
-                path.unlink(missing_ok=True)
-                del self._last_draws[path]
+        with self._lock:
+            for path, segment in list(self._segments.items()):
+                is_open = self._file is not None and path == Path(self._file.name)
+                if segment.last_draw < frontier and not is_open:
+                    path.unlink(missing_ok=True)
+                    del self._segments[path]
 
     def clear(self) -> None:
         """Remove all segments, whosever they are: the run begins anew."""
-        self.end_segment()
-        for path in self._segments():
-            path.unlink()
-        self._last_draws.clear()
+        with self._lock:
+            self.end_segment()
+            for path in self._paths():
+                path.unlink()
+            self._segments.clear()
 
-    def _segments(self) -> list[Path]:
+    def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("segment_*.rollouts"))
 
     def _new_file(self) -> io.FileIO:
         self.folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(path.stem.removeprefix("segment_")) for path in self._segments()]
+        numbers = [int(path.stem.removeprefix("segment_")) for path in self._paths()]
         name = f"segment_{max(numbers, default=0) + 1:08d}.rollouts"
         return (self.folder / name).open("xb", buffering=0)
 
-    def _require_same(self, path: Path, saved: Mapping[str, Any]) -> None:
-        now = self._identity
+    def _header(self) -> bytes:
+        known = {path.name: segment.num_bytes for path, segment in self._segments.items()}
+        return record({"identity": self._identity, "known": known})
+
+    def _follows(self, path: Path, header: Mapping[str, Any]) -> bool:
+        """Whether a segment is of this run, else an error; and what its writer knew is there."""
+        saved, now = header["identity"], self._identity
         if changed := [
             f"{key} was {saved.get(key)!r}, is {now.get(key)!r}"
             for key in sorted({*saved, *now})
             if saved.get(key) != now.get(key)
         ]:
             raise ConfigError(f"the rollouts in {path} cannot be replayed: {'; '.join(changed)}")
+        for name, num_bytes in header["known"].items():
+            # What was pruned is behind all checkpoints.
+            before = self._segments.get(self.folder / name)
+            if before is not None and before.num_bytes < num_bytes:
+                logger.warning(
+                    "%s is passed over: it follows from %s, of which %d of %d bytes are used",
+                    path, name, before.num_bytes, num_bytes,
+                )  # fmt: skip
+                return False
+        return True
 
 
 class _Place(NamedTuple):
@@ -204,8 +245,8 @@ class Replay:
             self._places.pop(draw, None)
 
 
-def _sound_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Offset and JSON of the records before the first damaged one: the header, then groups."""
+def _sound_records(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Offset, end and JSON of the records before a damaged one: the header, then groups."""
     offset, num_records, num_file_bytes = 0, 0, path.stat().st_size
     with path.open("rb") as file:
         try:
@@ -214,7 +255,7 @@ def _sound_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if ("identity" in values) == bool(num_records):
                     raise DamagedRecord("one header begins a segment")
                 end = file.tell() + num_array_bytes
-                yield offset, values
+                yield offset, end, values
                 offset, num_records = end, num_records + 1
         except DamagedRecord as error:
             if num_records:

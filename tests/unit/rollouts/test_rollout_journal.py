@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -235,31 +236,29 @@ def written(tmp_path_factory):
     records: dict[str, list] = {}
     journal = Journal(folder, identity=IDENTITY)
     for number, draws in enumerate([(3, 0, 1, 5), (4, 1, 6, 2), (5, 7, 0, 8, 9)]):
-        if number == 2:
-            journal = Journal(folder, identity=IDENTITY)  # the first process was killed
+        if number == 2:  # the first process was killed
+            journal = Journal(folder, identity=IDENTITY)
+            journal.replay(0)
         journal.end_segment()
         for draw in draws:
             group = group_of(draw, version=number, accepted=draw % 4 > 0, text="é" * draw)
             journal.append(group)
-            name = segments(folder)[-1]
-            ends = records.setdefault(name, [])
-            if not ends:
-                path = folder / name
-                header_bytes = path.read_bytes().index(b"RHJ", 1)
-                ends.append((header_bytes, None, None))
-            ends.append(((folder / name).stat().st_size, draw, plain(group)))
+            path = folder / segments(folder)[-1]
+            header_end = path.read_bytes().index(b"RHJ", 1)
+            of_file = records.setdefault(path.name, [(header_end, None, None)])
+            of_file.append((path.stat().st_size, draw, plain(group)))
     assert len(records) == 3
     return folder, records
 
 
-def prefixes(records, ends):
-    """What is to be read: of each file the records that end at its first damage or before."""
-    return {
-        draw: group
-        for name, of_file in records.items()
-        for end, draw, group in of_file
-        if draw is not None and end <= ends.get(name, end)
-    }
+def used_bytes(records, num_sound):
+    """Of each file, up to its first damage; nothing, if one before is not used to its end."""
+    used = {}
+    for name, of_file in records.items():
+        is_known = all(used[before] == records[before][-1][0] for before in used)
+        ends = [end for end, _, _ in of_file if end <= num_sound.get(name, end)]
+        used[name] = max(ends, default=0) if is_known else 0
+    return used
 
 
 def num_equal_bytes(before, after):
@@ -268,10 +267,8 @@ def num_equal_bytes(before, after):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_what_is_damaged_costs_the_end_of_its_segment_and_is_logged(
-    written, tmp_path, caplog, seed
-):
-    """1,200 times: one or two files are cut, have a bit flipped, a run of bytes lost or zeroed."""
+def test_what_is_damaged_costs_what_follows_and_is_logged(written, tmp_path, caplog, seed):
+    """1,200 times: one or two files of three are cut, lose or zero some bytes, or flip a bit."""
     original, records = written
     chance = random.Random(seed)
     folder = tmp_path / "rollouts"
@@ -296,20 +293,34 @@ def test_what_is_damaged_costs_the_end_of_its_segment_and_is_logged(
             path.write_bytes(after)
             if after != before:
                 damaged[name] = num_equal_bytes(before, after)
-        assert everything(folder) == prefixes(records, damaged)
-        for name, same in damaged.items():
-            ends = [0, *(end for end, _, _ in records[name])]
-            whole = max(end for end in ends if end <= same)
-            is_cut_between = (folder / name).stat().st_size == whole > 0
-            said = [one.getMessage() for one in caplog.records if name in one.getMessage()]
-            assert len(said) == (not is_cut_between)
-            for message in said:
-                if whole == 0:
-                    assert "has no sound header" in message
-                else:
-                    assert f"{name} is damaged at byte {whole} (" in message
-                    assert f"the {ends.index(whole) - 1} draws before that are used" in message
-        assert len(caplog.records) <= len(damaged)
+        used = used_bytes(records, damaged)
+        assert everything(folder) == {
+            draw: group
+            for name, of_file in records.items()
+            for end, draw, group in of_file[1:]
+            if end <= used[name]
+        }
+        expected = []
+        broken = None  # the first file that is not used to its end
+        for name, of_file in records.items():
+            is_whole_up_to_its_end = (folder / name).stat().st_size == used[name]
+            if damaged.get(name, of_file[0][0]) < of_file[0][0]:
+                expected.append(f"{name} has no sound header (")
+            elif broken:
+                expected.append(
+                    f"{name} is passed over: it follows from {broken}, of which {used[broken]} of "
+                    f"{records[broken][-1][0]} bytes are used"
+                )
+            elif not is_whole_up_to_its_end:
+                num_draws = sum(end <= used[name] for end, _, _ in of_file) - 1
+                assert f"the {num_draws} draws before that are used" in caplog.text
+                expected.append(f"{name} is damaged at byte {used[name]} (")
+            if used[name] < of_file[-1][0]:
+                broken = broken or name
+        logged = [record.getMessage().removeprefix(f"{folder}/") for record in caplog.records]
+        assert len(logged) == len(expected)
+        for message, beginning in zip(logged, expected, strict=True):
+            assert message.startswith(beginning)
 
 
 def test_two_bytes_that_are_wrong_in_every_record_are_seen(written, tmp_path):
@@ -343,6 +354,18 @@ def test_empty_and_foreign_files_are_passed_over(tmp_path, caplog):
     assert list(everything(tmp_path)) == [1, 2]
 
 
+def test_a_segment_has_one_header_and_that_first(tmp_path, caplog):
+    write(tmp_path, group_of(1))
+    path = tmp_path / "segment_00000001.rollouts"
+    whole = path.read_bytes()
+    path.write_bytes(whole[whole.index(b"RHJ", 1) :])
+    assert not everything(tmp_path)
+    assert "has no sound header (one header begins a segment)" in caplog.text
+    path.write_bytes(whole + whole)
+    assert list(everything(tmp_path)) == [1]
+    assert f"damaged at byte {len(whole)} (one header begins a segment)" in caplog.text
+
+
 def test_a_folder_that_is_not_there_has_nothing(tmp_path):
     journal = Journal(tmp_path / "rollouts", identity=IDENTITY)
     assert not journal.replay(0).draws
@@ -373,7 +396,51 @@ def test_a_process_replays_its_own_groups_and_goes_on(tmp_path):
     assert sorted(journal.replay(1).draws) == [1]
     journal.append(group_of(2))
     assert sorted(journal.replay(0).draws) == [0, 1, 2]
-    assert len(segments(tmp_path)) == 1
+    assert len(segments(tmp_path)) == 2
+
+
+def test_what_a_killed_process_left_half_written_costs_nothing_else(tmp_path):
+    """Each goes on from what it can read, and is itself killed while it writes."""
+    for draw in range(4):
+        journal = Journal(tmp_path, identity=IDENTITY)
+        assert sorted(journal.replay(0).draws) == [*range(draw)]
+        journal.append(group_of(draw))
+        path = tmp_path / segments(tmp_path)[-1]
+        num_bytes = path.stat().st_size
+        journal.append(group_of(100 + draw))
+        os.truncate(path, num_bytes + 1 + 20 * draw)
+    assert list(everything(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_what_follows_from_lost_decisions_is_lost_with_them(tmp_path, caplog):
+    """Draw 4 was admitted because 0 to 3 were rejected: made anew, they may all be accepted."""
+    journal = write(tmp_path, *(group_of(draw, accepted=False) for draw in range(4)))
+    journal.end_segment()
+    journal.append(group_of(4))
+    first, second = segments(tmp_path)
+    os.truncate(tmp_path / first, (tmp_path / first).stat().st_size - 1)
+    again = Journal(tmp_path, identity=IDENTITY)
+    assert sorted(again.replay(0).draws) == [0, 1, 2]
+    assert f"{second} is passed over: it follows from {first}, of which" in caplog.text
+    again.append(group_of(3))
+    assert list(everything(tmp_path)) == [0, 1, 2, 3], "what was written without it is read"
+
+
+def test_what_was_pruned_is_not_missed(tmp_path):
+    journal = write(tmp_path, group_of(0))
+    journal.end_segment()
+    journal.append(group_of(1))
+    journal.prune(1)
+    assert list(everything(tmp_path)) == [1]
+
+
+def test_threads_write_one_group_after_another(tmp_path):
+    journal = Journal(tmp_path, identity=IDENTITY)
+    with ThreadPoolExecutor(8) as threads:
+        for draw in range(100):
+            threads.submit(journal.append, group_of(draw, lengths_G=(2000,)))
+            threads.submit(journal.sync if draw % 9 else journal.end_segment)
+    assert list(everything(tmp_path)) == [*range(100)]
 
 
 def test_what_is_discarded_is_not_there(tmp_path):
@@ -453,9 +520,12 @@ def test_pruning_leaves_what_a_checkpoint_needs(tmp_path):
 def test_a_segment_stays_while_one_of_its_draws_is_needed(tmp_path):
     journal = write(tmp_path, group_of(7), group_of(2))
     journal.end_segment()
-    journal.prune(7)
-    assert list(everything(tmp_path)) == [2, 7]
-    journal.prune(8)
+    again = Journal(tmp_path, identity=IDENTITY)
+    again.replay(0)
+    for process in (journal, again):
+        process.prune(7)
+        assert list(everything(tmp_path)) == [2, 7]
+    again.prune(8)
     assert not segments(tmp_path)
 
 
@@ -517,6 +587,9 @@ def test_groups_and_their_folder_are_synced_once(tmp_path, monkeypatch):
     assert synced == [path, str(tmp_path), path], "before another segment begins"
     journal.end_segment()
     assert len(synced) == 3
+    journal.append(group_of(3))
+    journal.sync()
+    assert synced[3:] == [path.replace("1.", "2."), str(tmp_path)]
 
 
 def test_a_resume_holds_no_groups(tmp_path):
