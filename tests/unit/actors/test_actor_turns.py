@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 
 import pytest
@@ -257,3 +258,56 @@ async def test_a_group_that_fails_leaves_rank_and_turn_to_others(scorer, seen):
     await asyncio.gather(waiting, return_exceptions=True)
     assert not turns.holders
     assert (await score_groups(scorer, 1))[0].startswith("rank")
+
+
+class Exclusive:
+    """A rank that must never compute while one of another role does; it may fail.
+
+    Attributes:
+        inside: The roles that compute, of all ranks; freeing memory counts.
+    """
+
+    def __init__(self, role: str, inside: list[str], dice: random.Random) -> None:
+        self.role, self.inside, self.dice = role, inside, dice
+
+    async def update(self) -> str:
+        return await self.compute(fails=self.dice.random() < 0.2)
+
+    async def free_memory(self) -> None:
+        await self.compute(fails=False)
+
+    async def compute(self, *, fails: bool) -> str:
+        self.inside.append(self.role)
+        for _ in range(self.dice.randrange(4)):
+            assert set(self.inside) == {self.role}
+            await asyncio.sleep(0)
+        self.inside.remove(self.role)
+        if fails:
+            raise ValueError("no such model")
+        return self.role
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_fails_roles_compute_apart_and_all_are_served(seed):
+    dice, inside = random.Random(seed), list[str]()
+    sizes = {"policy": 1, "value": 2, "reward": 3}
+    roles = {
+        name: RoleHandle(
+            name, {f"{name}/{n}": FakeHandle(Exclusive(name, inside, dice)) for n in range(size)}
+        )
+        for name, size in sizes.items()
+    }
+    share([*roles.values()])
+    free = FreeRanks(roles["reward"])
+
+    async def work() -> str:
+        await asyncio.sleep(dice.random() * 0.02)
+        if dice.random() < 0.7:
+            return await free.call(Exclusive.update, timeout_s=5.0)()
+        return (await compute(roles[dice.choice(["policy", "value"])], Exclusive.update))[0]
+
+    done = await asyncio.gather(*(work() for _ in range(60)), return_exceptions=True)
+    failed = [answer for answer in done if isinstance(answer, BaseException)]
+    assert all("no such model" in str(error) for error in failed)
+    assert 0 < len(failed) < len(done)
+    assert not roles["policy"].gpu_turns.holders and not inside
