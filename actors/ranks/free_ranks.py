@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -69,11 +68,16 @@ class FreeRanks(Generic[A]):
                 await turn.__aenter__()
                 self._turn = turn
             self._num_in_turn += 1
+        failure: BaseException | None = None
         try:
             yield
             await asyncio.sleep(0)  # whoever has the rank now joins
+        except BaseException as error:
+            failure = error
+            raise
         finally:
             self._num_in_turn -= 1
             if not self._num_in_turn:
                 assert self._turn is not None
-                await self._turn.__aexit__(*sys.exc_info())
+                trace = failure.__traceback__ if failure else None
+                await self._turn.__aexit__(type(failure) if failure else None, failure, trace)

@@ -22,8 +22,9 @@ MODEL, REMOTE = "model", "remote"
 class RewardFunctionConfig(Config):
     """A Python function by import path (`package.module:function` or `file.py:function`).
 
-    Called as `function(prompts, completions, **columns, **arguments) -> list[float | None]`; None
-    is where it does not apply. A completion that no reward applies to is not trained.
+    Called for each prompt as `function(prompts, completions, **columns, **arguments) ->
+    list[float | None]`; None is where it does not apply. A completion that no reward applies to is
+    not trained.
 
     Attributes:
         name: Of its metric, `reward/<name>`; without one, the function's own name, with a number

@@ -23,7 +23,8 @@ _COMPARING = Workers(function="rlhf_ray.rewards.math_worker:is_same")
 _READING = Workers(function="rlhf_ray.rewards.math_worker:is_readable")
 
 
-def equivalent(
+# Not plain: its thread waits for processes, which have their limits, while other groups are scored.
+async def equivalent(
     completions: list[str | Messages],
     answer: list[str | int | float | None],
     *,

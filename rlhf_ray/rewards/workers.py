@@ -14,6 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -33,6 +34,8 @@ _START_S = 120.0
 _WALL_TIMES, _WALL_S = 2.0, 5.0
 _MEMORY_BYTES = 4 * 2**30
 _MAX_WORKERS = 8
+# For a process that others' questions have. Whoever asks has a deadline that comes before.
+_FREE_S = 3600.0
 # Between two questions; a closed connection wakes it at once.
 _IDLE_S = 60.0
 
@@ -89,7 +92,7 @@ class _Worker:
 
 @dataclass(kw_only=True)
 class Workers:
-    """A few processes behind one function.
+    """A few processes behind one function, for all who ask.
 
     Attributes:
         function: `module:function`, of one picklable question; imported in the processes alone.
@@ -98,6 +101,9 @@ class Workers:
     function: str
     # Several threads may ask: its methods are atomic.
     _idle: deque[_Worker] = field(default_factory=deque)
+    _free: threading.Semaphore = field(
+        default_factory=lambda: threading.Semaphore(min(len(os.sched_getaffinity(0)), _MAX_WORKERS))
+    )
 
     def __post_init__(self) -> None:
         """Leave no process behind."""
@@ -123,20 +129,22 @@ class Workers:
     def _ask(self, questions: Sequence[Hashable], timeout_s: float) -> list[Any]:
         answers: list[Any] = [None] * len(questions)
         waiting = deque(range(len(questions)))
-        num_workers = min(len(questions), len(os.sched_getaffinity(0)), _MAX_WORKERS)
         repeated: set[int] = set()
         busy: dict[Connection, _Worker] = {}
         try:
             while waiting or busy:
-                while waiting and len(busy) < num_workers:
+                while waiting and self._free.acquire(timeout=0 if busy else _FREE_S):
                     worker = self._ready()
                     busy[worker.connection] = worker
                     worker.place = waiting.popleft()
                     worker.deadline_s = time.monotonic() + _WALL_TIMES * timeout_s + _WALL_S
                     with suppress(OSError):  # it is gone: found when it does not answer
                         worker.connection.send((questions[worker.place], timeout_s))
+                if not busy:
+                    raise RunError(f"no process for {self.function} was free for {_FREE_S:g} s")
                 for worker in self._finished(busy):
                     answer = answers[worker.place] = self._answer(worker, timeout_s)
+                    self._free.release()
                     # It may have ended for another reason: a machine without memory ends any.
                     is_crash = isinstance(answer, Failure) and answer.kind == "crash"
                     if is_crash and worker.place not in repeated:
@@ -145,6 +153,7 @@ class Workers:
         finally:
             for worker in busy.values():
                 worker.end()
+                self._free.release()
         return answers
 
     def _finished(self, busy: dict[Connection, _Worker]) -> list[_Worker]:
@@ -174,6 +183,13 @@ class Workers:
         return Failure(kind="timeout", cause=f"it took more than {timeout_s:g} s")
 
     def _ready(self) -> _Worker:
+        try:
+            return self._used_or_new()
+        except BaseException:
+            self._free.release()
+            raise
+
+    def _used_or_new(self) -> _Worker:
         while (worker := self._take()) is not None:
             if worker.process.poll() is None:
                 return worker

@@ -101,8 +101,8 @@ def test_a_resumed_run_reaches_the_same_bits(
     weights_then = trained_weights(job_pool)
 
     broken = make_config(
-        tmp_path / "broken", **settings_of(ranks, stage, tmp_path / "broken_calls", 3)
-    )
+        tmp_path / "broken", **settings_of(ranks, stage, tmp_path / "broken_calls", 13)
+    )  # amid step 3: a call for each of 5 prompts
     with pytest.raises(RunError, match=r"reward.*the scorer went away"):
         train(broken, job_pool)
     status = json.loads((tmp_path / "broken/status.json").read_text())

@@ -50,7 +50,7 @@ def test_a_resumed_run_writes_what_the_undisturbed_one_does(pool, sample_config,
         assert step["memory/rollout_peak_gb"] > 0.1
         assert step["engine/running_mean"] > 0
 
-    cut = sample_config(tmp_path / "cut", 2)
+    cut = sample_config(tmp_path / "cut", 8)  # amid step 2: a call for each of 5 prompts
     with pytest.raises(RunError, match=r"reward.*the scorer went away"):
         run(cut, pool)
     before = (tmp_path / "cut/samples.jsonl").read_bytes()

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rlhf_ray.deadlines import DeadlineError, deadline, in_daemon_thread, in_thread
+from rlhf_ray.deadlines import DeadlineError, deadline, in_daemon_thread, in_thread, side_by_side
 
 
 async def test_what_is_late_is_named_with_operation_and_age():
@@ -64,3 +64,29 @@ async def test_what_a_call_raises_is_raised_here(error):
     with pytest.raises(type(error)) as caught:
         await in_daemon_thread(call, name="test")
     assert caught.value is error
+
+
+async def test_the_first_failure_of_several_ends_the_others():
+    ended = []
+
+    async def lasting(number):
+        try:
+            await asyncio.sleep(0 if number < 2 else 60)
+        except asyncio.CancelledError:
+            ended.append(number)
+            raise
+        if number == 1:
+            raise KeyError("no such")
+        return number
+
+    assert await side_by_side(lasting(0) for _ in range(3)) == [0, 0, 0]
+    with pytest.raises(KeyError, match="no such"):
+        await side_by_side(lasting(number) for number in range(4))
+    await asyncio.sleep(0)
+    assert ended == [2, 3]
+    waiting = asyncio.ensure_future(side_by_side([lasting(5)]))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert ended == [2, 3, 5]

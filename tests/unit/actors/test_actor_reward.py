@@ -273,6 +273,8 @@ async def test_plain_functions_score_one_group_after_the_other_in_order(config, 
     assert [scores_G[0].parts for scores_G in scores] == [
         {"plain": float(draw), "loaded": 1.0} for draw in range(8)
     ]
+    module = reward.process.scorers.functions["plain"].function.__globals__
+    assert module["seen"] == [*range(8)]
     role = await reward(config("plain", sleep_s=0.2), reward_s=0.5)
     await score_all(role, range(5))  # longer than one may take
     with pytest.raises(RunError, match=r"'plain' did not return within 0\.1 s for 2 completions"):
@@ -293,7 +295,7 @@ async def test_no_more_than_a_few_groups_are_scored_side_by_side(config, reward,
     await score_all(role, range(10))
     module = reward.process.scorers.functions["waits"].function.__globals__
     assert module["most_inside"] == 3
-    assert module["seen"] == sorted(module["seen"])
+    assert sorted(module["seen"]) == [*range(10)]
 
 
 async def test_functions_that_draw_numbers_draw_the_same_for_the_same_group(config, reward):

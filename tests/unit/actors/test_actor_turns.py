@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from fake_actors import ComputingRank, FakeHandle, RecordingActor
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.turns import Turns
 from actors.engines.rollout import RolloutReplica
+from actors.ranks.free_ranks import FreeRanks
 from actors.ranks.group import RankGroup
 from actors.ranks.policy import PolicyGroup, PolicyRank
 from actors.ranks.reference import ReferenceGroup, ReferenceRank
@@ -176,3 +178,136 @@ async def test_a_turn_that_does_not_end_is_named_by_who_waits_for_the_next(monke
 async def take(turns: Turns, role: str, *, at_most_s: float) -> None:
     async with turns.turn(role, at_most_s=at_most_s):
         assert list(turns.holders.values()) == [role]
+
+
+async def test_a_few_at_a_time_come_in_order_and_have_places_of_their_own():
+    turns, done = Turns(2, on="the worker"), []
+
+    async def work(number: int) -> None:
+        async with turns.turn(f"draw {number}", at_most_s=5.0) as place:
+            assert turns.holders[place] == f"draw {number}"
+            assert len(turns.holders) <= 2
+            await asyncio.sleep(0.01 if number else 0.05)
+            done.append(number)
+
+    working = [asyncio.ensure_future(work(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    assert turns.are_waited_for
+    working.pop(3).cancel()
+    await asyncio.gather(*working)
+    assert done == [1, 2, 4, 0]
+    assert not turns.holders and not turns.are_waited_for
+
+
+@pytest.fixture
+def scorer(seen) -> RoleHandle:
+    """Two ranks that score."""
+    ranks = [ComputingRank(f"rank {n}", seen, pass_s=PASS_S) for n in range(2)]
+    return RoleHandle("reward", {f"job/reward/{n}": FakeHandle(r) for n, r in enumerate(ranks)})
+
+
+async def score_groups(scorer: RoleHandle, number: int) -> list[str]:
+    free = FreeRanks(scorer)
+    return await asyncio.gather(
+        *(free.call(ComputingRank.update, timeout_s=5.0)() for _ in range(number))
+    )
+
+
+def happened(seen: list[str], what: str) -> int:
+    return sum(line.endswith(what) for line in seen)
+
+
+async def test_what_is_scored_side_by_side_is_in_one_turn(scorer, seen):
+    scorer.gpu_turns = turns = Turns()
+    assert sorted(await score_groups(scorer, 5)) == ["rank 0"] * 2 + ["rank 1"] * 3
+    assert seen[:2] == ["rank 1 begins", "rank 0 begins"]
+    assert seen[-2:] == ["rank 0 frees", "rank 1 frees"]
+    assert happened(seen, "frees") == 2, "once a rank, with the turn"
+    assert not turns.holders
+
+
+async def test_a_role_that_waits_comes_before_what_is_not_scored_yet(scorer, roles, seen):
+    [critic] = roles[1:]
+    share([scorer, critic])
+    scoring = asyncio.ensure_future(score_groups(scorer, 6))
+    await asyncio.sleep(PASS_S / 2)
+    assert await compute(critic, ComputingRank.update) == ["value"]
+    await scoring
+    begins = [line for line in seen if line.endswith("begins")]
+    assert begins.index("value begins") == 2, "behind the two that were being scored"
+    assert happened(seen, "begins") == 7
+    before = seen[: seen.index("value begins")]
+    assert happened(before, "ends") == happened(before, "frees") == 2
+    after = seen[seen.index("value frees") + 1 :]
+    assert happened(after, "begins") == 4
+    assert happened(after, "frees") == 2
+
+
+async def test_a_group_that_fails_leaves_rank_and_turn_to_others(scorer, seen):
+    scorer.gpu_turns = turns = Turns()
+    free = FreeRanks(scorer)
+    methods = [ComputingRank.fail, ComputingRank.update, ComputingRank.fail, ComputingRank.update]
+    answers = await asyncio.gather(
+        *(free.call(method, timeout_s=5.0)() for method in methods), return_exceptions=True
+    )
+    assert ["no such model" in str(answer) for answer in answers] == [True, False, True, False]
+    assert not turns.holders
+    waiting = asyncio.ensure_future(free.call(ComputingRank.update, timeout_s=5.0)())
+    await asyncio.sleep(PASS_S / 2)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert not turns.holders
+    assert (await score_groups(scorer, 1))[0].startswith("rank")
+
+
+class Exclusive:
+    """A rank that must never compute while one of another role does; it may fail.
+
+    Attributes:
+        inside: The roles that compute, of all ranks; freeing memory counts.
+    """
+
+    def __init__(self, role: str, inside: list[str], dice: random.Random) -> None:
+        self.role, self.inside, self.dice = role, inside, dice
+
+    async def update(self) -> str:
+        return await self.compute(fails=self.dice.random() < 0.2)
+
+    async def free_memory(self) -> None:
+        await self.compute(fails=False)
+
+    async def compute(self, *, fails: bool) -> str:
+        self.inside.append(self.role)
+        for _ in range(self.dice.randrange(4)):
+            assert set(self.inside) == {self.role}
+            await asyncio.sleep(0)
+        self.inside.remove(self.role)
+        if fails:
+            raise ValueError("no such model")
+        return self.role
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_fails_roles_compute_apart_and_all_are_served(seed):
+    dice, inside = random.Random(seed), list[str]()
+    sizes = {"policy": 1, "value": 2, "reward": 3}
+    roles = {
+        name: RoleHandle(
+            name, {f"{name}/{n}": FakeHandle(Exclusive(name, inside, dice)) for n in range(size)}
+        )
+        for name, size in sizes.items()
+    }
+    share([*roles.values()])
+    free = FreeRanks(roles["reward"])
+
+    async def work() -> str:
+        await asyncio.sleep(dice.random() * 0.02)
+        if dice.random() < 0.7:
+            return await free.call(Exclusive.update, timeout_s=5.0)()
+        return (await compute(roles[dice.choice(["policy", "value"])], Exclusive.update))[0]
+
+    done = await asyncio.gather(*(work() for _ in range(60)), return_exceptions=True)
+    failed = [answer for answer in done if isinstance(answer, BaseException)]
+    assert all("no such model" in str(error) for error in failed)
+    assert 0 < len(failed) < len(done)
+    assert not roles["policy"].gpu_turns.holders and not inside

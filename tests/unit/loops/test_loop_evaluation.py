@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from fakes import Company, make_prompts
+from fakes import Company, make_config, make_prompts
 from pydantic import ValidationError
 
 from rlhf_ray.config.online import EvalConfig, GrpoConfig
+from rlhf_ray.errors import RunError
 from rlhf_ray.loops.evaluation import Evaluation
 
 SCORES = {("p0", 0): 0.0, ("p0", 1): 1.0, ("p0", 2): 0.0, ("p2", 2): 1.0}
@@ -84,3 +87,31 @@ async def test_without_any_score_there_is_no_mean():
 def test_greedy_samples_would_all_be_the_same():
     with pytest.raises(ValidationError, match="temperature must be above 0"):
         EvalConfig(samples_per_prompt=2)
+
+
+class Slow(Company):
+    """Scores as many at a time as it is asked about; one of them fails after a while."""
+
+    fails_at = ""
+
+    async def score(self, group):
+        try:
+            await asyncio.sleep(0.05 if group.prompt.prompt_id != self.fails_at else 0.01)
+        except asyncio.CancelledError:
+            self.said(f"cancelled {group.prompt.prompt_id}")
+            raise
+        if group.prompt.prompt_id == self.fails_at:
+            raise RunError("no such scorer")
+        return await super().score(group)
+
+
+async def test_groups_are_scored_side_by_side_and_the_first_failure_ends_the_others(tmp_path):
+    company = Slow(make_config(tmp_path), lambda prompt, sample: 0.0)
+    evaluation = Evaluation(company.config, make_prompts(30))
+    result = await evaluation.run(company.roles(), 0)
+    assert result.metrics["time/evaluate"] < 30 * 0.05 / 3
+    company.fails_at = "p3"
+    with pytest.raises(RunError, match="no such scorer"):
+        await evaluation.run(company.roles(), 0)
+    await asyncio.sleep(0)
+    assert sum(call.startswith("cancelled") for call in company.calls) == 29

@@ -328,3 +328,27 @@ def test_what_cannot_be_called_by_keyword_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="'f' must take 'completions' by keyword"):
         RewardFunction(name="f", function=positional, arguments={}, weight=1.0)
+
+
+class Inherits(Asynchronous):
+    """Waits as its parent does."""
+
+
+def test_what_is_written_as_async_says_so() -> None:
+    async def asynchronous(completions: list[str], scale: float = 1.0) -> list[float]:
+        return [scale for _ in completions]
+
+    def plain(completions: list[str], scale: float = 1.0) -> list[float]:
+        return [scale for _ in completions]
+
+    for function, is_async in (
+        (asynchronous, True),
+        (functools.partial(asynchronous, scale=2.0), True),
+        (Asynchronous(), True),
+        (Inherits(), True),
+        (plain, False),
+        (functools.partial(plain, scale=2.0), False),
+        (Stateful(), False),
+    ):
+        reward = RewardFunction(name="f", function=function, arguments={}, weight=1.0)
+        assert reward.is_async is is_async, function

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -42,7 +43,7 @@ def test_completions_are_scored_and_an_endless_one_is_counted(
     completions: list[Any] = [chat, r"\boxed{9^{9^{9^{9}}}}", "no idea", r"\boxed{0.5}", "4"]
     answers: list[Any] = [r"\sqrt{8}", r"\sqrt{3}", r"\sqrt{8}", r"so \boxed{\frac12}", None]
     with caplog.at_level(logging.WARNING):
-        scores = equivalent(completions, answer=answers, timeout_s=1.0, prompts=[])
+        scores = asyncio.run(equivalent(completions, answer=answers, timeout_s=1.0, prompts=[]))
     assert scores == [1.0, 0.0, 0.0, 1.0, None]
     assert "1 (timeout) of 2 answers could not be compared and score 0" in caplog.text
 
@@ -51,7 +52,7 @@ def test_numbers_and_texts_take_no_process() -> None:
     began_s = time.monotonic()
     completions: list[Any] = [rf"\boxed{{{number}}}" for number in range(1000)]
     answers: list[Any] = [str(number) for number in range(1000)]
-    assert equivalent(completions, answer=answers) == [1.0] * 1000
+    assert asyncio.run(equivalent(completions, answer=answers)) == [1.0] * 1000
     assert time.monotonic() - began_s < 5
 
 

@@ -91,6 +91,15 @@ async def test_batches_come_back_in_order(service: Service, make_batch: MakeBatc
     }
 
 
+async def test_requests_are_limited_over_all_groups(
+    service: Service, make_batch: MakeBatch
+) -> None:
+    scorer = service.scorer(batch_size=1)
+    scores = await asyncio.gather(*(scorer.score(make_batch("a", "bb")) for _ in range(32)))
+    assert scores == [[1.0, 2.0]] * 32
+    assert 4 < service.most_in_flight <= 8
+
+
 async def test_null_means_that_the_service_does_not_apply(
     service: Service, make_batch: MakeBatch
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -59,8 +60,13 @@ def test_processes_stay_for_the_next_question_and_end_when_closed(workers: Worke
     assert not psutil.pid_exists(int(first)) and not psutil.pid_exists(int(other))
 
 
-def test_threads_may_ask_side_by_side(workers: Workers) -> None:
+def test_threads_may_ask_side_by_side(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: dict[int, list[str]] = {}
+    started: list[str] = []
+    start = module._Worker.start
+    monkeypatch.setattr(
+        module._Worker, "start", lambda function: started.append(function) or start(function)
+    )
 
     def ask(number: int) -> None:
         asked = [f"{number}-{index}" for index in range(20)]
@@ -72,6 +78,7 @@ def test_threads_may_ask_side_by_side(workers: Workers) -> None:
     for thread in threads:
         thread.join(60)
     assert {n: a[19] for n, a in answers.items()} == {n: f"{n}-19" * 2 for n in range(3)}
+    assert 0 < len(started) <= len(os.sched_getaffinity(0)), "they share the processes"
 
 
 def test_a_function_that_is_not_there_is_an_error() -> None:
