@@ -5,7 +5,6 @@ For example `rlhf-ray plan grpo configs/grpo/llama3-8b-8gpu.yaml --gpu-memory 80
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 
@@ -136,7 +135,3 @@ def _cluster(options: Namespace, groups: Mapping[str, GroupConfig]) -> Cluster:
         node_bytes=int(options.node_memory * GIB),
     )
     return cluster if options.nodes else smallest_cluster(groups, cluster)
-
-
-if __name__ == "__main__":
-    sys.exit(cli.main(["plan", *sys.argv[1:]]))

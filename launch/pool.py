@@ -6,8 +6,12 @@ import argparse
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -16,20 +20,23 @@ from actors.pool.pool import Pool
 from actors.pool.record import PoolInUseError, PoolRecord, end_orphans, release_groups
 from actors.pool.standing_cluster import Process, StandingCluster
 from actors.roles.start import role_specs, start_all
-from launch.pool_status import print_pool, status
 from launch.run import pool_registry as registry
 from launch.run import standing
 from launch.run.cluster import disconnect, join, num_cpus, runs_here
 from launch.run.names import check_name
 from launch.run.signals import uninterrupted
+from launch.tables.format import screen
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.config.tools.ready import load_job
+from rlhf_ray.config.tools.load import load_job
 from rlhf_ray.config.tools.stages import groups_of, stages_of
-from rlhf_ray.errors import ConfigError, RlhfRayError, RunError
+from rlhf_ray.errors import EXIT_RUN, ConfigError, RlhfRayError, RunError
 
 logger = logging.getLogger(__name__)
+
+STATUS_S = 120.0
+COLUMNS = ("role", "rank", "GPUs", "node", "pid", "state", "model held", "since")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -171,3 +178,89 @@ async def _end(record: PoolRecord) -> None:
     end_orphans(record)
     release_groups(record)
     record.end()
+
+
+def status(name: str) -> int:
+    """Tell of one pool or of all; also where there is none or its cluster is gone."""
+    clusters = [cluster for cluster in registry.entries() if name in ("", cluster.pool)]
+    if not clusters:
+        print(f"no pool {name!r}" if name else "no pool is up; `rlhf-ray pool up FILE` starts one")
+    if len(clusters) > 1:  # a process connects with one cluster's token only
+        return max(_status_elsewhere(cluster.pool) for cluster in clusters)
+    for cluster in clusters:
+        if trouble := _trouble(cluster):
+            print(f"pool {cluster.pool}: {trouble}")
+            continue
+        standing.use_token(cluster.pool)
+        join(cluster.address)
+        print_pool(cluster.pool, PoolRecord.find(cluster.pool))
+        disconnect()
+    return 0
+
+
+def _status_elsewhere(pool: str) -> int:
+    """Tell of one pool in a process of its own; its exit status."""
+    command = ["-m", "launch.cli", "pool", "status", "--name", pool]
+    try:
+        done = subprocess.run([sys.executable, *command], timeout=STATUS_S, check=False)
+    except subprocess.TimeoutExpired:
+        print(f"pool {pool}: no answer within {STATUS_S:g} s")
+        return EXIT_RUN
+    return done.returncode if done.returncode >= 0 else EXIT_RUN
+
+
+def _trouble(cluster: StandingCluster) -> str:
+    """Why a pool cannot be asked, if so."""
+    since, clear = registry.clock(cluster.since_s), f"`rlhf-ray pool down --name {cluster.pool}`"
+    if cluster.starter is not None and cluster.is_starting:
+        return f"process {cluster.starter.pid} starts it since {since}"
+    if cluster.starter is not None:
+        return f"its start at {since} was broken off; {clear} clears it away"
+    if not standing.answers(cluster.address):
+        return f"its cluster at {cluster.address}, started {since}, does not answer; {clear}"
+    return ""
+
+
+def print_pool(name: str, record: PoolRecord | None) -> None:
+    """The table, or that the pool is gone from its cluster."""
+    from rich.table import Table
+
+    if record is None:
+        print(f"pool {name}: its cluster runs, but its actors are gone; `rlhf-ray pool down`")
+        return
+    holder = record.holder()
+    table = Table(title=f"pool {name}: " + (f"in use by {holder.name}" if holder else "free"))
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
+    for row in _rows_of(record):
+        table.add_row(*row)
+    screen().print(table)
+
+
+def _rows_of(record: PoolRecord) -> list[tuple[str, ...]]:
+    """One row an actor."""
+    state = record.state
+    rows: list[tuple[str, ...]] = []
+    for role, handle in state.roles.items():
+        group = state.groups.get(role)
+        hosted = handle.hosted
+        gpus = "" if group is None else f"{group.gpus_per_rank}"
+        if group is not None and group.share:
+            gpus += f" of {group.share}"
+        for rank, info in enumerate(record.actor_infos(role)):
+            rows.append(
+                (
+                    role,
+                    f"{rank + 1} of {len(handle)}",
+                    gpus,
+                    *_place(info),
+                    hosted.path if hosted else "",
+                    time.strftime("%H:%M:%S", time.localtime(hosted.since_s)) if hosted else "",
+                )
+            )
+    return rows
+
+
+def _place(info: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Node, process and state, as the cluster's table of actors has them."""
+    return str(info["Address"]["IPAddress"]), str(info["Pid"]), str(info["State"]).lower()

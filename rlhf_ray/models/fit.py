@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.config.base import ModelConfig
-from rlhf_ray.config.checks.model_config import (
+from rlhf_ray.config.checks.model_files import (
     Kind,
     kind_fault,
     quantization_fault,

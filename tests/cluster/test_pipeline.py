@@ -21,7 +21,7 @@ from actors.ranks.reference import ReferenceRank
 from actors.ranks.reward import RewardRank
 from actors.roles.start import role_specs, start_all
 from actors.weights.bucket import unpack
-from launch.pipeline import run_stage
+from launch.job import prepare, run_on
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
@@ -118,7 +118,7 @@ async def run_all(stages: list[Stage], pool: Pool, pairs: list[dict[str, str]]) 
     processes, outcomes_B = [process_ids(pool)], []
     await pool.want(stage.result for stage in stages[:2])
     for stage in stages:
-        await run_stage(stage, pool)
+        await run_on(pool, prepare(stage.config))
         processes.append(process_ids(pool))
         if stage.job == "rm":
             rankings = list(RM.load(stage.config).rows)

@@ -29,8 +29,7 @@ from rlhf_ray.config.data import DataFormat
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.rewards import RewardFunctionConfig, ShapingConfig
 from rlhf_ray.config.tools import schema, stages
-from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.config.tools.ready import find_config
+from rlhf_ray.config.tools.load import find_config, load_config
 from rlhf_ray.config.tools.stages import resolve_stages
 from rlhf_ray.config.tools.yaml_file import read_yaml, write_yaml
 from rlhf_ray.data.formats.table import ROW_FORMATS, recognise

@@ -8,14 +8,13 @@ import pytest
 from pydantic import AfterValidator
 
 from launch import cli
+from launch.package import PATH_KEYS
 from rlhf_ray.config.base import ELSEWHERE, LocalPath
 from rlhf_ray.config.checks.preflight import find_problems
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.tools import schema
-from rlhf_ray.config.tools.elsewhere import _PATH_KEYS, values_of
-from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.config.tools.ready import load_job
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.load import load_config, load_job
+from rlhf_ray.config.tools.stages import resolve_stages, values_of
 from rlhf_ray.config.tools.yaml_file import read_yaml
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.sources import read_shapes
@@ -82,7 +81,7 @@ def test_no_key_that_is_called_like_a_path_is_forgotten(job):
     """Whoever adds a key for a file declares it as one."""
     cls = cli.CONFIGURED[job]
     for path in schema.all_paths(cls):
-        named = path[-1] in (*_PATH_KEYS, "run_dir") or path[-1].endswith(("_path", "_dir"))
+        named = path[-1] in (*PATH_KEYS, "run_dir") or path[-1].endswith(("_path", "_dir"))
         assert is_local_path(schema.at_path(cls, path)) == named, ".".join(path)
     for index in ("sources", "functions", "stages"):
         for path in schema.all_paths(cls):

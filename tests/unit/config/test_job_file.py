@@ -11,7 +11,7 @@ from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.online import GrpoConfig, PpoConfig
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.config.tools.ready import load_job
+from rlhf_ray.config.tools.load import load_job
 from rlhf_ray.config.tools.yaml_file import write_yaml
 from rlhf_ray.errors import ConfigError
 

@@ -8,10 +8,9 @@ from launch.run.folder import is_finished, run_folder
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
-from rlhf_ray.config.tools.elsewhere import values_of
 from rlhf_ray.config.tools.layers import lay_over
 from rlhf_ray.config.tools.load import dump_config, load_config
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.stages import resolve_stages, values_of
 from rlhf_ray.errors import ConfigError
 
 BASE = """

@@ -145,7 +145,7 @@ def test_head_dimensions_that_the_cpu_engine_refuses(good, tmp_path, changes, pa
 
 def test_the_head_dimensions_are_vllms():
     cpu_attn = pytest.importorskip("vllm.v1.attention.backends.cpu_attn")
-    from rlhf_ray.config.checks.model_config import CPU_HEAD_DIMS
+    from rlhf_ray.config.checks.model_files import CPU_HEAD_DIMS
 
     supported = cpu_attn.CPUAttentionBackend.get_supported_head_sizes()
     assert tuple(supported) == CPU_HEAD_DIMS

@@ -11,10 +11,8 @@ from launch import cli
 from launch.cli import CONFIGURED, default_run_dir
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.config.tools.elsewhere import values_of
-from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.config.tools.ready import find_config, load_job, ready_configs
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.load import find_config, load_config, load_job, ready_configs
+from rlhf_ray.config.tools.stages import resolve_stages, values_of
 from rlhf_ray.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "configs"

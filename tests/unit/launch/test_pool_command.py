@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from actors.pool.standing_cluster import Process, StandingCluster
-from launch import pool, pool_status
+from launch import pool
 from launch.run import pool_registry as registry
 from launch.run import standing
 from rlhf_ray.config.supervised import SftConfig
@@ -156,7 +156,7 @@ def test_the_status_of_many_pools_is_the_worst_of_them(monkeypatch, capsys):
         monkeypatch.setattr(registry, "entries", lambda: clusters)
         return pool.status("")
 
-    monkeypatch.setattr(pool_status.subprocess, "run", run)
+    monkeypatch.setattr(pool.subprocess, "run", run)
     assert status_of("good", "good") == 0
     assert status_of("good", "slow") == 1
     assert "pool slow: no answer within 120 s" in capsys.readouterr().out

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from fake_pool import FakeLoop, FakePool, FakeTokenizer
 
-from launch import cli, job, pipeline
+from launch import cli, job
 from launch.run.folder import check_folder, run_folder
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
+from rlhf_ray.config.tools.stages import resolve_stages
 from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.jobs.online import OnlineData
 from rlhf_ray.jobs.sft import SftData
@@ -311,9 +312,9 @@ def test_samples_that_somebody_cut(tmp_path):
 @pytest.fixture
 def stages(tmp_path, monkeypatch):
     """A pipeline whose first stage is finished and whose second was left after two steps."""
-    monkeypatch.setattr(pipeline, "connected", lambda *arguments: pytest.fail("it was started"))
+    monkeypatch.setattr(job, "connected", lambda *arguments: pytest.fail("it was started"))
     fake = replace(JOBS["sft"], load=loading(ROWS))
-    monkeypatch.setattr(pipeline, "JOBS", {"sft": fake})
+    monkeypatch.setattr(job, "JOBS", {"sft": fake})
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -335,7 +336,7 @@ def stages(tmp_path, monkeypatch):
         return PipelineConfig.model_validate(values)
 
     whole = make()
-    one, two = pipeline.resolve_stages(whole)
+    one, two = resolve_stages(whole)
     with pytest.raises(RunError), run_folder(whole):
         with run_folder(one.config) as folder:
             (folder / "export").mkdir()
@@ -363,14 +364,14 @@ def write_weights(path):
 def test_a_stage_of_a_pipeline(stages, tmp_path, changes, match):
     before = everything_in(tmp_path / "run")
     with pytest.raises(ConfigError, match=match):
-        pipeline.run(stages(**changes))
+        job.run(stages(**changes))
     assert everything_in(tmp_path / "run") == before
 
 
 def test_what_a_stage_does_not_look_at_is_said(stages, caplog):
     model = {"path": "stage:one", "lora": {"alpha": 4}}
     with pytest.raises(ConfigError):
-        pipeline.run(stages(two={"seed": 1, "policy": {"model": model}}))
+        job.run(stages(two={"seed": 1, "policy": {"model": model}}))
     assert "settings that stage two does not look at: policy.model.lora (its rank" in caplog.text
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from launch import cli
 from launch.jobs import parser as jobs_parser
+from launch.package import find_missing
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.config.tools.elsewhere import find_missing, values_of
 from rlhf_ray.config.tools.load import load_config, validate
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.stages import resolve_stages, values_of
 from rlhf_ray.config.tools.yaml_file import YamlFile, write_yaml
 
 SFT = {"data": {"path": "/data/rows.jsonl"}, "policy": {"model": {"path": "org/model"}}}
