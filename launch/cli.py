@@ -27,13 +27,7 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.load import find_config, load_config, ready_configs
 from rlhf_ray.config.tools.schema import help_text, summary_of
 from rlhf_ray.config.tools.stages import Stage, stages_of
-from rlhf_ray.errors import (
-    EXIT_CONFIG,
-    EXIT_INTERRUPTED,
-    EXIT_RUN,
-    ConfigError,
-    RlhfRayError,
-)
+from rlhf_ray.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_RUN, ConfigError, RlhfRayError
 
 # What takes a configuration file.
 CONFIGURED: Mapping[str, type[RunConfig]] = {**JOB_CONFIGS, PIPELINE: PipelineConfig}

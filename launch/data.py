@@ -10,9 +10,9 @@ import os
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from launch import cli
+from rlhf_ray.config.tools.layers import value_at
 from rlhf_ray.config.tools.stages import Stage, to_come
 
 
@@ -80,17 +80,10 @@ def _unwritten(stage: Stage, earlier: Sequence[Stage]) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(to_come(stage.config, earlier)):
         length = next((len(key) for key in keys if path[: len(key)] == key), 0)
-        file = _at(values, path)
+        file = str(value_at(values, path))
         if length and not os.path.exists(file):
             found[".".join(path[:length])] = file
     return found
-
-
-def _at(values: Any, path: Sequence[str]) -> str:
-    """What stands at a key."""
-    for part in path:
-        values = values[int(part) if isinstance(values, list) else part]
-    return str(values)
 
 
 def _count(text: str) -> int:

@@ -27,7 +27,7 @@ from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.checks.unused import warn_of_unused
 from rlhf_ray.config.jobs import AnyJob, PipelineConfig
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
+from rlhf_ray.config.tools.stages import Stage, groups_of, stages_of
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.job import PreparedJob
 from rlhf_ray.jobs.stages import check_same, has_steps, results_needed, stages_left
@@ -122,7 +122,7 @@ async def run_on(pool: Pool, prepared: Prepared) -> None:
 
 
 def _run_pipeline(config: PipelineConfig) -> int:
-    stages = resolve_stages(config)
+    stages = stages_of(config)
     require_machine([stage.config for stage in stages], is_here=runs_here(config.ray))
     for stage in stages:
         warn_of_unused(stage.config, f"stage {stage.name}")

@@ -22,7 +22,7 @@ from actors.pool.standing_cluster import Process, StandingCluster
 from actors.roles.start import role_specs, start_all
 from launch.run import pool_registry as registry
 from launch.run import standing
-from launch.run.cluster import disconnect, join, num_cpus, runs_here
+from launch.run.cluster import join, num_cpus, runs_here
 from launch.run.names import check_name
 from launch.run.signals import uninterrupted
 from launch.tables.format import screen
@@ -95,7 +95,7 @@ def up(config: RunConfig, name: str) -> int:
             registry.write(replace(cluster, starter=None))
             record.release()
             print_pool(name, record)
-            disconnect()
+            ray.shutdown()
     except BaseException:
         with uninterrupted():
             _undo(name)
@@ -115,7 +115,7 @@ def _undo(name: str) -> None:
         except RunError as error:
             logger.warning("%s", error)
             return  # registered still, for `down`
-    disconnect()
+    ray.shutdown()
     standing.stop_cluster(cluster)
     registry.forget(cluster)
 
@@ -137,7 +137,7 @@ def down(name: str) -> int:
     if cluster.address and (cluster.head is None or standing.answers(cluster.address)):
         standing.use_token(name)
         _end_actors(cluster)
-        disconnect()
+        ray.shutdown()
     standing.stop_cluster(cluster)
     registry.forget(cluster)
     print(f"pool {name} is down")
@@ -194,7 +194,7 @@ def status(name: str) -> int:
         standing.use_token(cluster.pool)
         join(cluster.address)
         print_pool(cluster.pool, PoolRecord.find(cluster.pool))
-        disconnect()
+        ray.shutdown()
     return 0
 
 

@@ -45,11 +45,10 @@ PIPE_WIDTH = 100
 TIGHT_SHARE = 0.85
 
 
-def print_plan(plan: Plan, advice: Sequence[Advice], *, console: Console | None = None) -> None:
+def print_plan(plan: Plan, advice: Sequence[Advice]) -> None:
     """Placement, memory, batches, and what to change where it does not fit."""
-    if console is None:
-        console = Console(highlight=False)
-        console.width = console.width if console.is_terminal else PIPE_WIDTH
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else PIPE_WIDTH
     blocks = [
         section("Placement, with the node's cores and memory", _placement(plan)),
         section("Memory of one rank, GB", _memory(plan)),

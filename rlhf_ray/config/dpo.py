@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    PositiveFloat,
-)
+from pydantic import Field, PositiveFloat
 
-from rlhf_ray.config.algorithm_table import (
-    PREFERENCE_LOSSES,
-    Divergence,
-    PreferenceLossName,
-)
+from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES, Divergence, PreferenceLossName
 from rlhf_ray.config.base import (
     GroupConfig,
     LearnerConfig,
@@ -23,9 +16,7 @@ from rlhf_ray.config.base import (
     Placement,
     ReferenceConfig,
 )
-from rlhf_ray.config.supervised import (
-    SupervisedConfig,
-)
+from rlhf_ray.config.supervised import SupervisedConfig
 
 
 class DpoPlacementConfig(Placement):

@@ -8,13 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from rlhf_ray.config.base import (
-    Config,
-    LocalPath,
-    ModelSource,
-    NonNegativeFloat,
-    NonNegativeInt,
-)
+from rlhf_ray.config.base import Config, LocalPath, ModelSource, NonNegativeFloat, NonNegativeInt
 
 # Names of the scorers that are no functions.
 MODEL, REMOTE = "model", "remote"

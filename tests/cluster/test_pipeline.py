@@ -24,7 +24,7 @@ from actors.weights.bucket import unpack
 from launch.job import prepare, run_on
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.jobs import PipelineConfig
-from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
+from rlhf_ray.config.tools.stages import Stage, groups_of, stages_of
 from rlhf_ray.data.chat.answers import tokenize_answer
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.jobs.rm import RM
@@ -68,7 +68,7 @@ def ran(pool, make_config, shared_data, tmp_path_factory) -> Ran:
     ppo = make_config(folder).model_dump(mode="json", exclude_unset=True)
     model = ppo["policy"]["model"]
     optim = {"lr": 1e-2}
-    stages = resolve_stages(
+    stages = stages_of(
         PipelineConfig.model_validate(
             {
                 "run_dir": str(folder / "run"),

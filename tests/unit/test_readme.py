@@ -30,7 +30,7 @@ from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.rewards import RewardFunctionConfig, ShapingConfig
 from rlhf_ray.config.tools import schema, stages
 from rlhf_ray.config.tools.load import find_config, load_config
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.stages import stages_of
 from rlhf_ray.config.tools.yaml_file import read_yaml, write_yaml
 from rlhf_ray.data.formats.table import ROW_FORMATS, recognise
 from rlhf_ray.data.row import Row
@@ -102,7 +102,7 @@ def test_every_configuration_is_valid(job, body, tmp_path, monkeypatch):
     if isinstance(config, PipelineConfig):
         # Nothing is wrong with the stages but that the demo's files may not be there.
         monkeypatch.setattr(stages, "find_problems", lambda config: [])
-        resolve_stages(config.model_copy(update={"run_dir": str(tmp_path)}))
+        stages_of(config.model_copy(update={"run_dir": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(("job", "file", "body"), [*whole_blocks()])

@@ -203,7 +203,7 @@ def _what_is_there(given: str, job: str, ready: dict[str, Path]) -> str:
     )
 
 
-def load_job(given: str, job: str = "", arguments: Sequence[str] = ()) -> RunConfig:
+def load_job(given: str, job: str = "") -> RunConfig:
     """Read a file or a ready configuration as what it is, where `job` does not say it.
 
     A pipeline has stages; a job is in a folder of its name.
@@ -214,7 +214,7 @@ def load_job(given: str, job: str = "", arguments: Sequence[str] = ()) -> RunCon
     path = find_config(job, given) if job else _found(given)
     file = read_yaml(path)
     if job == PIPELINE or (not job and "stages" in file.values):
-        return load_config(PipelineConfig, path, arguments)
+        return load_config(PipelineConfig, path)
     folder = path.resolve().parent.name
     fitting = [name for name, cls in JOB_CONFIGS.items() if validate(cls, file)[0] is not None]
     named = job or (folder if folder in JOB_CONFIGS else fitting[0] if len(fitting) == 1 else "")
@@ -223,7 +223,7 @@ def load_job(given: str, job: str = "", arguments: Sequence[str] = ()) -> RunCon
             f"{path} may configure {' or '.join(fitting) or 'no job'}: say which by --job, "
             f"one of {', '.join(JOB_CONFIGS)}, {PIPELINE}"
         )
-    return load_config(JOB_CONFIGS[named], path, arguments)
+    return load_config(JOB_CONFIGS[named], path)
 
 
 def _found(given: str) -> Path:

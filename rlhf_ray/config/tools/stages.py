@@ -54,19 +54,16 @@ class Stage:
 
 
 def stages_of(config: RunConfig, *, check_files: bool = True) -> list[Stage]:
-    """The stages of a pipeline, as `resolve_stages`; of a job, itself as the only one."""
-    if isinstance(config, PipelineConfig):
-        return resolve_stages(config, check_files=check_files)
-    assert isinstance(config, AnyJob)
-    return [Stage(name="", config=config, rooted=config)]
+    """The stages of a pipeline, each read and checked; of a job, itself as the only one.
 
-
-def resolve_stages(config: PipelineConfig, *, check_files: bool = True) -> list[Stage]:
-    """Read and check every stage; with `check_files`, data, models and functions must be there.
+    With `check_files`, the data, models and functions of stages must be there.
 
     Raises:
         ConfigError: With every problem of every stage.
     """
+    if not isinstance(config, PipelineConfig):
+        assert isinstance(config, AnyJob)
+        return [Stage(name="", config=config, rooted=config)]
     stages: list[Stage] = []
     problems: list[Problem] = []
     for given in config.stages:
@@ -241,7 +238,7 @@ def values_of(config: RunConfig) -> dict[str, Any]:
     """
     values = config.model_dump(mode="json", exclude_unset=True)
     if isinstance(config, PipelineConfig):
-        resolve_stages(config, check_files=False)
+        stages_of(config, check_files=False)
         values["stages"] = [_whole(stage, config) for stage in config.stages]
     return values
 

@@ -14,7 +14,7 @@ from rlhf_ray.config.checks.preflight import find_problems
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.tools import schema
 from rlhf_ray.config.tools.load import load_config, load_job
-from rlhf_ray.config.tools.stages import resolve_stages, values_of
+from rlhf_ray.config.tools.stages import stages_of, values_of
 from rlhf_ray.config.tools.yaml_file import read_yaml
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.sources import read_shapes
@@ -103,7 +103,7 @@ def test_a_pipelines_files_and_values(home):
     stage = {"name": "one", "job": "grpo", "config": "~/job.yaml"}
     other = {**stage, "name": "two", "set": {"policy": {"model": {"path": "~/other"}}}}
     config = PipelineConfig.model_validate({"run_dir": "~/runs", "stages": [stage, other]})
-    one, two = resolve_stages(config, check_files=False)
+    one, two = stages_of(config, check_files=False)
     assert one.config.run_dir == f"{home}/runs/one"
     assert one.config.policy.model.path == f"{home}/model"
     assert two.config.policy.model.path == f"{home}/other"

@@ -42,7 +42,6 @@ def test_a_job_is_in_a_folder_of_its_name(written):
 
 def test_what_is_said_comes_first(written):
     assert type(load_job(written(MODEL, folder="sft"), "dpo")) is DpoConfig
-    assert load_job(written(MODEL, folder="sft"), "dpo", ["--beta", "0.7"]).beta == 0.7
 
 
 def test_keys_that_one_job_alone_has_tell_it(written):

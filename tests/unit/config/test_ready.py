@@ -12,7 +12,7 @@ from launch.cli import CONFIGURED, default_run_dir
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.tools.load import find_config, load_config, load_job, ready_configs
-from rlhf_ray.config.tools.stages import resolve_stages, values_of
+from rlhf_ray.config.tools.stages import stages_of, values_of
 from rlhf_ray.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -80,7 +80,7 @@ def test_stages_of_a_pipeline_are_found_by_name(tmp_path):
     config = load_config(PipelineConfig, find_config("pipeline", "tiny-cpu"))
     assert {stage.config for stage in config.stages} == {"tiny-cpu"}
     config = config.model_copy(update={"run_dir": str(tmp_path / "run")})
-    stages = resolve_stages(config, check_files=False)
+    stages = stages_of(config, check_files=False)
     sft = load_config(CONFIGURED["sft"], find_config("sft", "tiny-cpu"))
     assert stages[0].config.total_steps == sft.total_steps
     # What is sent to a cluster names no file of this machine.
@@ -94,7 +94,7 @@ def test_a_stage_whose_name_is_none_is_a_problem_of_the_stage(tmp_path):
         {"stages": [{"name": "one", "job": "sft", "config": "tiny-gpu"}]}
     )
     with pytest.raises(ConfigError, match=r"stages\.one\.config.* did you mean tiny-cpu\?"):
-        resolve_stages(config)
+        stages_of(config)
 
 
 def test_where_no_job_is_said_the_name_tells_it_or_not():

@@ -26,8 +26,8 @@ def no_cluster(tmp_path, monkeypatch):
     """None is started; one that is joined does not answer."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(standing, "answers", lambda address: True)
-    monkeypatch.setattr(pool, "ray", SimpleNamespace(is_initialized=lambda: False))
-    monkeypatch.setattr(pool, "disconnect", lambda: None)
+    fake = SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: None)
+    monkeypatch.setattr(pool, "ray", fake)
 
     def join(address: str) -> None:
         raise ConfigError(f"no Ray cluster answers at {address}")

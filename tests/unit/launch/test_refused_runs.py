@@ -18,7 +18,7 @@ from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.stages import stages_of
 from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.jobs.online import OnlineData
 from rlhf_ray.jobs.sft import SftData
@@ -336,7 +336,7 @@ def stages(tmp_path, monkeypatch):
         return PipelineConfig.model_validate(values)
 
     whole = make()
-    one, two = resolve_stages(whole)
+    one, two = stages_of(whole)
     with pytest.raises(RunError), run_folder(whole):
         with run_folder(one.config) as folder:
             (folder / "export").mkdir()
