@@ -9,9 +9,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -20,7 +19,6 @@ from actors.pool.pool import Pool
 from actors.pool.record import PoolInUseError, PoolRecord, end_orphans, release_groups
 from actors.pool.standing_cluster import Process, StandingCluster
 from actors.roles.start import role_specs, start_all
-from launch.run import pool_registry as registry
 from launch.run import standing
 from launch.run.cluster import join, num_cpus, runs_here
 from launch.run.names import check_name
@@ -80,7 +78,7 @@ def up(config: RunConfig, name: str) -> int:
     groups = groups_of(stages)
     specs = role_specs(groups, *(stage.rooted for stage in stages))
     try:
-        cluster = registry.claim(name)
+        cluster = standing.claim(name)
         if not config.ray.address:
             cluster = standing.start_cluster(
                 cluster, num_cpus=num_cpus(config.ray, groups), num_gpus=config.ray.num_gpus
@@ -88,11 +86,11 @@ def up(config: RunConfig, name: str) -> int:
         join(config.ray.address or cluster.address)
         # `auto` means this cluster only to this process.
         cluster = replace(cluster, address=ray.get_runtime_context().gcs_address)
-        registry.write(cluster)
+        standing.register(cluster)
         record = PoolRecord.create(name, "rlhf-ray pool up")
         asyncio.run(start_all(Pool(name, config.timeouts, record=record), groups, specs))
         with uninterrupted():  # from here on it is up
-            registry.write(replace(cluster, starter=None))
+            standing.register(replace(cluster, starter=None))
             record.release()
             print_pool(name, record)
             ray.shutdown()
@@ -105,7 +103,7 @@ def up(config: RunConfig, name: str) -> int:
 
 def _undo(name: str) -> None:
     """End what this process has started under a name, and nothing that is another's."""
-    cluster = registry.cluster_of(name)
+    cluster = standing.cluster_of(name)
     if cluster is None or cluster.starter != Process.own():
         return
     # Ray cannot connect anew after a connection that was broken off; nor was anything started yet.
@@ -117,7 +115,7 @@ def _undo(name: str) -> None:
             return  # registered still, for `down`
     ray.shutdown()
     standing.stop_cluster(cluster)
-    registry.forget(cluster)
+    standing.forget(cluster)
 
 
 def down(name: str) -> int:
@@ -127,7 +125,7 @@ def down(name: str) -> int:
         ConfigError: A job uses it, or it is being started.
         RunError: It is on a cluster that does not answer.
     """
-    cluster = registry.cluster_of(name)
+    cluster = standing.cluster_of(name)
     if cluster is None:
         print(f"no pool {name!r} was started from this machine")
         return 0
@@ -139,7 +137,7 @@ def down(name: str) -> int:
         _end_actors(cluster)
         ray.shutdown()
     standing.stop_cluster(cluster)
-    registry.forget(cluster)
+    standing.forget(cluster)
     print(f"pool {name} is down")
     return 0
 
@@ -163,7 +161,7 @@ def _end_actors(cluster: StandingCluster, *, only_ours: bool = False) -> None:
         if cluster.head is None:
             raise RunError(
                 f"{error}\nActors of pool {cluster.pool} may still hold GPUs at {cluster.address}; "
-                f"if that cluster is gone for good, delete {registry.entry_file(cluster.pool)}"
+                f"if that cluster is gone for good, delete {standing.entry_file(cluster.pool)}"
             ) from error
         # Its own cluster takes the actors with it.
         logger.warning("%s", error)
@@ -182,7 +180,7 @@ async def _end(record: PoolRecord) -> None:
 
 def status(name: str) -> int:
     """Tell of one pool or of all; also where there is none or its cluster is gone."""
-    clusters = [cluster for cluster in registry.entries() if name in ("", cluster.pool)]
+    clusters = [cluster for cluster in standing.entries() if name in ("", cluster.pool)]
     if not clusters:
         print(f"no pool {name!r}" if name else "no pool is up; `rlhf-ray pool up FILE` starts one")
     if len(clusters) > 1:  # a process connects with one cluster's token only
@@ -211,7 +209,7 @@ def _status_elsewhere(pool: str) -> int:
 
 def _trouble(cluster: StandingCluster) -> str:
     """Why a pool cannot be asked, if so."""
-    since, clear = registry.clock(cluster.since_s), f"`rlhf-ray pool down --name {cluster.pool}`"
+    since, clear = standing.clock(cluster.since_s), f"`rlhf-ray pool down --name {cluster.pool}`"
     if cluster.starter is not None and cluster.is_starting:
         return f"process {cluster.starter.pid} starts it since {since}"
     if cluster.starter is not None:
@@ -253,14 +251,11 @@ def _rows_of(record: PoolRecord) -> list[tuple[str, ...]]:
                     role,
                     f"{rank + 1} of {len(handle)}",
                     gpus,
-                    *_place(info),
+                    str(info["Address"]["IPAddress"]),
+                    str(info["Pid"]),
+                    str(info["State"]).lower(),
                     hosted.path if hosted else "",
                     time.strftime("%H:%M:%S", time.localtime(hosted.since_s)) if hosted else "",
                 )
             )
     return rows
-
-
-def _place(info: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Node, process and state, as the cluster's table of actors has them."""
-    return str(info["Address"]["IPAddress"]), str(info["Pid"]), str(info["State"]).lower()

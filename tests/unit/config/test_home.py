@@ -12,7 +12,7 @@ from launch.package import PATH_KEYS
 from rlhf_ray.config.base import ELSEWHERE, LocalPath
 from rlhf_ray.config.checks.preflight import find_problems
 from rlhf_ray.config.jobs import PipelineConfig
-from rlhf_ray.config.tools import schema
+from rlhf_ray.config.tools import layers, schema
 from rlhf_ray.config.tools.load import load_config, load_job
 from rlhf_ray.config.tools.stages import stages_of, values_of
 from rlhf_ray.config.tools.yaml_file import read_yaml
@@ -42,15 +42,8 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def texts(value):
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from texts(item)
+def texts(values):
+    return [text for _, text in layers.texts(values)]
 
 
 def is_local_path(annotation):
