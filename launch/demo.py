@@ -87,16 +87,14 @@ def _print_table(golds: Sequence[tuple[str, float, float]], seconds: float) -> N
 def make_rows(num_rows: int, *, seed: int) -> list[dict[str, str]]:
     """Distinct prompts with their answers: `prompt`, `completion`, and `answer` for a verifier."""
     generator = random.Random(seed)
-    seen: set[str] = set()
-    rows: list[dict[str, str]] = []
-    while len(rows) < num_rows:
+    answers: dict[str, str] = {}
+    while len(answers) < num_rows:
         digits = "".join(generator.choices("123456789", k=NUM_DIGITS))
-        if digits in seen:
-            continue
-        seen.add(digits)
-        answer = "".join(sorted(digits))
-        rows.append({"prompt": f"sort {digits} =", "completion": answer, "answer": answer})
-    return rows
+        answers[digits] = "".join(sorted(digits))
+    return [
+        {"prompt": f"sort {digits} =", "completion": answer, "answer": answer}
+        for digits, answer in answers.items()
+    ]
 
 
 def write_task(folder: Path, *, num_sft: int, num_train: int, num_test: int, seed: int) -> None:

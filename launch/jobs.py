@@ -8,6 +8,7 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.errors import EXIT_INTERRUPTED, ConfigError, RunError
@@ -144,7 +145,7 @@ def watch(api: JobsApi, name: str, address: str) -> int:
     from actors.jobs.log import exit_status, follow
 
     try:
-        info = asyncio.run(follow(api, name, _show))
+        info = asyncio.run(follow(api, name, partial(print, end="", flush=True)))
     except KeyboardInterrupt:
         print(
             f"\n{name} goes on. Follow it: rlhf-ray jobs logs {name} --follow --address {address}\n"
@@ -155,7 +156,3 @@ def watch(api: JobsApi, name: str, address: str) -> int:
     why = f" ({info.message})" if info.driver_exit_code is None and info.message else ""
     print(f"{name}: {info.status.lower()}{why}", file=sys.stderr)
     return exit_status(info)
-
-
-def _show(text: str) -> None:
-    print(text, end="", flush=True)

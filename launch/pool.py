@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import ray
@@ -235,27 +235,21 @@ def print_pool(name: str, record: PoolRecord | None) -> None:
     screen().print(table)
 
 
-def _rows_of(record: PoolRecord) -> list[tuple[str, ...]]:
+def _rows_of(record: PoolRecord) -> Iterator[tuple[str, ...]]:
     """One row an actor."""
-    state = record.state
-    rows: list[tuple[str, ...]] = []
-    for role, handle in state.roles.items():
-        group = state.groups.get(role)
-        hosted = handle.hosted
+    for role, handle in record.state.roles.items():
+        group, hosted = record.state.groups.get(role), handle.hosted
         gpus = "" if group is None else f"{group.gpus_per_rank}"
         if group is not None and group.share:
             gpus += f" of {group.share}"
         for rank, info in enumerate(record.actor_infos(role)):
-            rows.append(
-                (
-                    role,
-                    f"{rank + 1} of {len(handle)}",
-                    gpus,
-                    str(info["Address"]["IPAddress"]),
-                    str(info["Pid"]),
-                    str(info["State"]).lower(),
-                    hosted.path if hosted else "",
-                    time.strftime("%H:%M:%S", time.localtime(hosted.since_s)) if hosted else "",
-                )
+            yield (
+                role,
+                f"{rank + 1} of {len(handle)}",
+                gpus,
+                str(info["Address"]["IPAddress"]),
+                str(info["Pid"]),
+                str(info["State"]).lower(),
+                hosted.path if hosted else "",
+                time.strftime("%H:%M:%S", time.localtime(hosted.since_s)) if hosted else "",
             )
-    return rows

@@ -21,7 +21,7 @@ from launch.package import find_missing, shipped_files, write_package
 from launch.run.names import check_name
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.load import find_config, load_config
-from rlhf_ray.config.tools.problems import Problem, raise_for
+from rlhf_ray.config.tools.problems import raise_for
 from rlhf_ray.config.tools.stages import values_of
 from rlhf_ray.errors import ConfigError, RunError
 
@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     name = options.name or Path(cli.default_run_dir(options.job, file)).name
     check_name("--name", name)
     values = values_of(config) | {"run_dir": _run_dir(config, name)}
-    files = _checked_files(values, options)
+    files = None if options.working_dir is None else shipped_files(options.working_dir)
+    raise_for(find_missing(values, files), source=options.config)
     address = address_or_default(options.address)
 
     from actors.jobs.api import check_version, open_api
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     if api.info(name) is not None:
         raise ConfigError(f"--name: the cluster has had a job {name!r}: take another name")
     payload = Payload(job=options.job, values=values, variables=variables)
-    _send(api, name, payload, options, files)
+    _send(api, name, payload, options, files or [])
     print(f"submitted {name} to {address}", file=sys.stderr)
     if options.no_wait:
         print(name)
@@ -152,20 +153,6 @@ def _run_dir(config: RunConfig, name: str) -> str:
             f"{config.run_dir!r}"
         )
     return config.run_dir or f"~/runs/{name}"
-
-
-def _checked_files(values: Mapping[str, Any], options: Namespace) -> list[str]:
-    """The files that go along.
-
-    Raises:
-        ConfigError: A path of the configuration would lead nowhere.
-    """
-    files: list[str] | None = None
-    if options.working_dir is not None:
-        files = shipped_files(options.working_dir)
-    problems: list[Problem] = find_missing(values, files)
-    raise_for(problems, source=options.config)
-    return files or []
 
 
 def _send(

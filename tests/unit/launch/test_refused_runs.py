@@ -35,6 +35,11 @@ def row(*ids):
 
 
 ROWS = [row(1, 2), row(3, 4)]
+ONLINE = {
+    "data": {"path": "org/rows"},
+    "policy": {"model": {"path": "org/model"}},
+    "reward": {"functions": [{"path": "m:f"}]},
+}
 
 
 def make_config(folder, cls=SftConfig, **settings):
@@ -276,12 +281,7 @@ def test_a_job_that_is_not_refused_is_written_and_told_of_its_checkpoint(done, m
 
 
 def test_samples_that_somebody_cut(tmp_path):
-    values = {
-        "run_dir": str(tmp_path / "run"),
-        "data": {"path": "org/rows"},
-        "policy": {"model": {"path": "org/model"}},
-        "reward": {"functions": [{"path": "m:f"}]},
-    }
+    values = {**ONLINE, "run_dir": str(tmp_path / "run")}
     config = SampleConfig.model_validate(values)
     prompts = [Prompt(prompt_id="a", token_ids_T=(1,), text="a")]
 
@@ -315,11 +315,7 @@ def stages(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "connected", lambda *arguments: pytest.fail("it was started"))
     fake = replace(JOBS["sft"], load=loading(ROWS))
     monkeypatch.setattr(job, "JOBS", {"sft": fake})
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    write_weights(model / "model.safetensors")
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    model = write_inputs(tmp_path)
 
     def make(**settings):
         stage = {"total_steps": 4, "batch_size": 2, "data": {"path": f"{tmp_path}/rows.jsonl"}}
@@ -346,6 +342,16 @@ def stages(tmp_path, monkeypatch):
             write_checkpoints(two.config, {"setup": setup_of(two.config, ROWS)})
             raise RunError("stopped")
     return make
+
+
+def write_inputs(folder):
+    """A file of rows, and the folder of a model."""
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    write_weights(model / "model.safetensors")
+    (folder / "rows.jsonl").write_text('{"text": "a"}\n')
+    return model
 
 
 def write_weights(path):
@@ -377,11 +383,7 @@ def test_what_a_stage_does_not_look_at_is_said(stages, caplog):
 
 def test_the_command_refuses_too(tmp_path, done, monkeypatch, capsys):
     """All the way from the command line: exit status 2."""
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    write_weights(model / "model.safetensors")
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    model = write_inputs(tmp_path)
     values = {"data": {"path": f"{tmp_path}/rows.jsonl"}, "reward": {"model": {"path": str(model)}}}
     (tmp_path / "rm.yaml").write_text(json.dumps(values))
     before = everything_in(Path(done.run_dir))
@@ -392,14 +394,7 @@ def test_the_command_refuses_too(tmp_path, done, monkeypatch, capsys):
 
 
 def test_a_started_run_is_marked(tmp_path):
-    config = GrpoConfig.model_validate(
-        {
-            "run_dir": str(tmp_path / "run"),
-            "data": {"path": "org/rows"},
-            "policy": {"model": {"path": "org/model"}},
-            "reward": {"functions": [{"path": "m:f"}]},
-        }
-    )
+    config = GrpoConfig.model_validate({**ONLINE, "run_dir": str(tmp_path / "run")})
 
     async def stop():
         with run_folder(config):
