@@ -131,22 +131,18 @@ def clock(since_s: float) -> str:
 def _alone() -> Iterator[None]:
     """Let no other process take or free a name meanwhile; a lock ends with its process."""
     held = os.open(folder(), os.O_RDONLY)
+    deadline_s = time.monotonic() + LOCK_S
     try:
-        _lock(held, deadline_s=time.monotonic() + LOCK_S)
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() > deadline_s:
+                raise RunError(f"another process has kept {folder()} for {LOCK_S:g} s")
+            time.sleep(0.05)
         yield
     finally:
         os.close(held)
-
-
-def _lock(file: int, *, deadline_s: float) -> None:
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline_s:
-                raise RunError(f"another process has kept {folder()} for {LOCK_S:g} s") from None
-            time.sleep(0.05)
 
 
 def address_of(pool: str) -> str:

@@ -3,7 +3,7 @@
 `function(prompts, completions, prompt_ids, completion_ids, opens_reasoning, **columns,
 **arguments)` returns a `list[float | None]`. All comes by keyword, as lists with one entry a
 completion; but the arguments come from the configuration. A function without `**` gets what it
-names and no more.
+names and no more. What functions find missing or wrong in the data is found before anything starts.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class RewardFunction:
         accepted, takes_any = self._keywords()
         for name in self.arguments:
             if not takes_any and name not in accepted:
-                nearest = get_close_matches(name, accepted, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"it takes {accepted}"
+                near = get_close_matches(name, accepted, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it takes {accepted}"
                 raise ConfigError(
                     f"reward function {self.name!r} takes no argument {name!r}; {hint}"
                 )
