@@ -51,12 +51,7 @@ class RowsInOrder(Generic[T]):
     """
 
     def __init__(self, rows: Sequence[T], *, seed: int, shuffle: bool = True) -> None:
-        """Start at the first row of the first epoch.
-
-        Args:
-            rows: The data set.
-            seed: Of all epochs' orders.
-            shuffle: False goes through the rows as they stand.
+        """Start at the first row of the first epoch; without `shuffle`, rows come as they stand.
 
         Raises:
             ValueError: No rows.

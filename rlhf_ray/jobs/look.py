@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rlhf_ray.config.jobs import AnyJob
-from rlhf_ray.data.loading.streams import first_examples
+from rlhf_ray.data.loading.load import first_examples
 from rlhf_ray.data.rows.report import merged
 from rlhf_ray.jobs.rows import JobRows, Look, tokenizer_of
 from rlhf_ray.jobs.table import JOBS

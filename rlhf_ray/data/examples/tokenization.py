@@ -53,13 +53,7 @@ class Tokenization(ABC, Generic[T]):
 
     @classmethod
     def of(cls, config: DataConfig, tokenizer: Tokenizer, *, max_length: int) -> Self:
-        """What the configuration asks for.
-
-        Args:
-            config: Of the data.
-            tokenizer: Of the model that is trained.
-            max_length: Most tokens of a sequence.
-        """
+        """What the configuration asks for, in sequences of `max_length` tokens at most."""
         limit = LengthLimit.of(config, tokenizer, max_length, "max_length")
         return cls(tokenizer=tokenizer, chat=config.chat, limit=limit)
 

@@ -13,31 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_ray.config.checks.data_files import ARROW_FORMATS, COMPRESSIONS, data_format
-from rlhf_ray.data.files import arrow_rows, json_rows, text_rows
-from rlhf_ray.data.files.binary import READ_ERRORS, open_bytes
+from rlhf_ray.data.files import json_rows, tables
+from rlhf_ray.data.files.reading import READ_ERRORS, open_bytes
 from rlhf_ray.data.row import NumberedRows
 from rlhf_ray.errors import RowError
 
 _PARSERS: dict[str, Callable[[Path], NumberedRows]] = {
     ".jsonl": json_rows.read_lines,
     ".ndjson": json_rows.read_lines,
-    ".csv": text_rows.read_csv,
-    ".tsv": text_rows.read_tsv,
-    ".parquet": arrow_rows.read_parquet,
-    ".arrow": arrow_rows.read_arrow,
+    ".csv": tables.read_csv,
+    ".tsv": tables.read_tsv,
+    ".parquet": tables.read_parquet,
+    ".arrow": tables.read_arrow,
 }
 _HEAD_BYTES = 1024
 
 
 def parse(path: Path, *, separator: str, key: str = "") -> NumberedRows:
-    """Yield `(line, columns)` of each row of a file.
+    """Yield `(line, columns)` of each row of a file, whose name says what it is (`data_format`).
 
-    Lines count from 1; where a row has no line, in parquet say, its number stands for it.
-
-    Args:
-        path: A file whose name says what it is (`data_format`).
-        separator: Between two texts of a `.txt` file, whose one column is called `text`.
-        key: Under which the rows of a `.json` file are, where it is one object.
+    Lines count from 1; where a row has no line, in parquet say, its number stands for it. The texts
+    of a `.txt` file, between separators, are a column `text`. The rows of a `.json` file that is
+    one object are under `key`.
     """
     line = 0
     try:
@@ -53,7 +50,7 @@ def parse(path: Path, *, separator: str, key: str = "") -> NumberedRows:
 def _rows(path: Path, separator: str, key: str) -> NumberedRows:
     match data_format(path.name):
         case ".txt":
-            return text_rows.read_texts(path, separator)
+            return tables.read_texts(path, separator)
         case ".json":
             return json_rows.read(path, key)
         case format_:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,8 +29,8 @@ from rlhf_ray.data.formats.dialogues import (
 from rlhf_ray.data.formats.row_format import ALPACA, Fits, RowFormat
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.json_values import unfolded
+from rlhf_ray.data.messages import Messages, Text, as_chat
 from rlhf_ray.data.row import Columns, Row
-from rlhf_ray.data.text import Messages, Text, as_chat
 from rlhf_ray.errors import RowError
 
 _SIDES = ("chosen", "rejected")
@@ -109,17 +109,18 @@ def read_hh_chat(row: Row) -> Iterator[Sample]:
     yield _pair(row, prompt, chosen[num_shared:], rejected[num_shared:])
 
 
-def read_sharegpt_pairs(row: Row) -> Iterator[Sample]:
-    """`conversations` as the prompt, `chosen` and `rejected` as one message each."""
-    chosen, rejected = _sides(row)
-    prompt = with_system(row, fields.messages(row, "conversations"))
-    yield _pair(row, prompt, chosen, rejected)
+def _reads(prompt_of: Callable[[Row], Messages]) -> Callable[[Row], Iterator[Sample]]:
+    """A reader of `chosen` and `rejected` behind a prompt that other columns make."""
+
+    def read(row: Row) -> Iterator[Sample]:
+        chosen, rejected = _sides(row)
+        yield _pair(row, prompt_of(row), chosen, rejected)
+
+    return read
 
 
-def read_alpaca_pairs(row: Row) -> Iterator[Sample]:
-    """Alpaca's instruction with `chosen` and `rejected`."""
-    chosen, rejected = _sides(row)
-    yield _pair(row, alpaca_prompt(row), chosen, rejected)
+read_alpaca_pairs = _reads(alpaca_prompt)
+read_sharegpt_pairs = _reads(lambda row: with_system(row, fields.messages(row, "conversations")))
 
 
 def read_alpaca_outputs(row: Row) -> Iterator[Sample]:

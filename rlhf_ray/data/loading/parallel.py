@@ -36,28 +36,21 @@ _work: Work  # of a worker process, for its life
 def convert(rows: Iterable[Row | RowError], work: Work, *, num_workers: int) -> Iterator[Converted]:
     """What `work` makes of rows, in their order.
 
-    Args:
-        rows: Read no further ahead than keeps the processes busy.
-        work: Goes to each process once.
-        num_workers: Processes; 0 for one a core once there are many rows.
+    Rows are read no further ahead than keeps the processes busy, to each of which `work` goes once.
+    These are `num_workers`; 0 stands for one a core once there are many rows.
     """
     rows = iter(rows)
     if num_workers == 0:
-        yield from _here(itertools.islice(rows, ROWS_WORTH_PROCESSES), work)
+        yield from map(work, _chunks(itertools.islice(rows, ROWS_WORTH_PROCESSES)))
         num_workers = len(os.sched_getaffinity(0))
         first = next(rows, None)
         if first is None:
             return
         rows = itertools.chain([first], rows)
     if num_workers == 1:
-        yield from _here(rows, work)
-        return
-    yield from _in_processes(rows, work, num_workers)
-
-
-def _here(rows: Iterator[Row | RowError], work: Work) -> Iterator[Converted]:
-    for chunk in _chunks(rows):
-        yield work(chunk)
+        yield from map(work, _chunks(rows))
+    else:
+        yield from _in_processes(rows, work, num_workers)
 
 
 def _in_processes(

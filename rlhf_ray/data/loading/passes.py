@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Generic, TypeAlias, TypeVar
 
 import pyarrow as pa
@@ -15,10 +15,8 @@ from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.examples.tokenization import Kept, Outcome, Tokenization
 from rlhf_ray.data.files.local import LocalData
 from rlhf_ray.data.files.sources import HubData, find_data, log_files, read_rows
-from rlhf_ray.data.formats.reading import samples
 from rlhf_ray.data.formats.row_format import RowFormat
-from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.formats.table import ROW_FORMATS, check_names, recognise, refusal
+from rlhf_ray.data.formats.table import ROW_FORMATS, check_names, recognise, refusal, samples
 from rlhf_ray.data.loading.parallel import convert
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.rows.report import Converted, RowReport
@@ -62,15 +60,13 @@ class RowWork(Generic[T]):
 
     def outcomes(self, row: Row | RowError) -> list[Outcome[T]]:
         """All examples of a row, what is wrong with one in its place."""
+        read = partial(samples, ROW_FORMATS[self.format_name], chat=self.job.chat)
         return [
             outcome
-            for sample in _outcomes(self._samples, row)
+            for sample in _outcomes(read, row)
             for part in _outcomes(self.job.parts, sample)
             for outcome in _outcomes(self.job.examples, part)
         ]
-
-    def _samples(self, row: Row) -> Iterator[Sample | RowError]:
-        return samples(ROW_FORMATS[self.format_name], row, chat=self.job.chat)
 
 
 def _outcomes(
@@ -115,34 +111,26 @@ class Passes(Generic[T]):
 
     Attributes:
         source: Which of the data sets of `config`.
-        data: What it names.
         job: What becomes of a row.
         check: What else may be wrong with an example; as a malformed row it is an error, or counted
             and left out.
     """
 
     source: SourceConfig
-    data: LocalData | HubData
     config: DataConfig
     job: Tokenization[T]
     check: Check[T] | None = None
 
-    @classmethod
-    def over(
-        cls,
-        source: SourceConfig,
-        config: DataConfig,
-        job: Tokenization[T],
-        check: Check[T] | None = None,
-    ) -> Passes[T]:
-        """Find the data; nothing is read.
+    @cached_property
+    def data(self) -> LocalData | HubData:
+        """What the source names; the log says which of its files are read.
 
         Raises:
-            DataError: There are none.
+            DataError: There are no data.
         """
-        data = find_data(source.path)
-        log_files(data, source.split)
-        return cls(source=source, data=data, config=config, job=job, check=check)
+        data = find_data(self.source.path)
+        log_files(data, self.source.split)
+        return data
 
     def begin(self) -> Opening:
         """Read until a row shows a format.
@@ -193,12 +181,7 @@ class Passes(Generic[T]):
     def counted(
         self, opening: Opening, report: RowReport, *, num_workers: int
     ) -> Iterator[Converted]:
-        """Convert the rows of an opening, and count them.
-
-        Args:
-            opening: With the rows that are left to read.
-            report: Of this pass.
-            num_workers: Processes that tokenize; 0 for one a core once there are many rows.
+        """Convert the rows of an opening that are left to read, and count them.
 
         Raises:
             DataError: A malformed row that is not to be skipped.

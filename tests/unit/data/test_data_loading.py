@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.loading import parallel
 from rlhf_ray.data.order import RowsInOrder
-from rlhf_ray.data.rows.mixing import mix
+from rlhf_ray.data.rows.rows import mix
 from rlhf_ray.errors import DataError, RowError, UnusableRow
 from rlhf_ray.types import SftExample
 

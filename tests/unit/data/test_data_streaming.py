@@ -20,7 +20,7 @@ from rlhf_ray.data.examples.preferences import Pairs
 from rlhf_ray.data.examples.prompts import Prompts
 from rlhf_ray.data.examples.sft import Examples
 from rlhf_ray.data.loading import parallel
-from rlhf_ray.data.loading.streams import open_stream
+from rlhf_ray.data.loading.load import open_stream
 from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.errors import DataError, RowError, RunError
 from rlhf_ray.types import Prompt, SftExample
