@@ -52,7 +52,7 @@ def tokenize_prompt(
         return text_tokens(tokenizer, prompt)
     checked_turn_end(tokenizer)
     template = ChatTemplate(tokenizer=tokenizer, where=where, options=options or {})
-    return written_tokens(tokenizer, opened(template, prompt))
+    return written_tokens(tokenizer, _opened(template, prompt))
 
 
 def tokenize_answer(
@@ -87,11 +87,11 @@ def tokenize_answer(
         chat, turns = as_chat(prompt, "user"), as_chat(answer, "assistant")
         template = ChatTemplate(tokenizer=tokenizer, where=where, options=options or {})
         if is_sampled or not is_ended:
-            frame = frame_of(template, answered(chat, turns), chat)
+            frame = _frame_of(template, _answered(chat, turns), chat)
             written = frame.written(frame.text, is_ended=is_ended, is_foreign=is_foreign)
             shown = frame.opened
         else:
-            shown, written = rendered(template, chat, turns)
+            shown, written = _rendered(template, chat, turns)
         prompt_ids_T = written_tokens(tokenizer, shown)
         return prompt_ids_T, tokens_behind(tokenizer, prompt_ids_T, shown, written)
     prompt_ids_T = tokenize_prompt(tokenizer, prompt)
@@ -118,8 +118,7 @@ def tokenize_answers(
     What a policy wrote says by `truncated_K` whether it was cut off, as in `Sample`.
 
     Raises:
-        DataError: As in `tokenize_answer`.
-        RowError: As in `tokenize_answer`.
+        RowError, DataError: As in `tokenize_answer`.
     """
     is_chat = any(not isinstance(text, str) for text in (prompt, *answers_K))
     options = template_options(columns, where) if is_chat else {}
@@ -153,8 +152,7 @@ def tokenize_sampled(
     stop string ended gets an end token. `end_ids` end a response for those who sampled it.
 
     Raises:
-        DataError: As in `tokenize_answer`.
-        RowError: As in `tokenize_answer`.
+        RowError, DataError: As in `tokenize_answer`.
     """
     response_T = list(response_ids_T)
     ends = known_ends(tokenizer)
@@ -172,7 +170,7 @@ def tokenize_sampled(
     if end is not None and end.token_id is not None:
         return prompt_ids_T, [*response_T, end.token_id]
     template = ChatTemplate(tokenizer=tokenizer, where=where, options=options or {})
-    frame = frame_of(template, answered(prompt, as_chat("", "assistant")), prompt)
+    frame = _frame_of(template, _answered(prompt, as_chat("", "assistant")), prompt)
     before_T = prompt_ids_T + response_T
     end_T = tokens_behind(tokenizer, before_T, decode(tokenizer, before_T), frame.end)
     return prompt_ids_T, response_T + end_T
@@ -193,7 +191,7 @@ _TAG = re.compile(r"</?[^<>\s]+>")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame:
+class _Frame:
     r"""What a template puts around an answer.
 
     Attributes:
@@ -230,13 +228,13 @@ class Frame:
         return closes or any(tag in text for tag in _TAG.findall(self.lead))
 
 
-def frame_of(template: ChatTemplate, chat: Messages, prompt: Messages) -> Frame:
+def _frame_of(template: ChatTemplate, chat: Messages, prompt: Messages) -> _Frame:
     """What stands around the last message of a chat whose beginning is `prompt`."""
     *context, last = chat
-    shown = opened(template, prompt)
+    shown = _opened(template, prompt)
     continues = len(context) < len(prompt)
     begun = prompt[-1]["content"] if continues else ""
-    before = shown if continues else opened(template, context)
+    before = shown if continues else _opened(template, context)
     if not before.startswith(shown):
         raise _changed(template.where)
     held = [*context, {**last, "content": begun + PLACEHOLDER}]
@@ -245,7 +243,7 @@ def frame_of(template: ChatTemplate, chat: Messages, prompt: Messages) -> Frame:
     if not placeholder:
         raise _changed(template.where)
     end = checked_turn_end(template.tokenizer)
-    return Frame(
+    return _Frame(
         opened=shown,
         context=before[len(shown) :],
         lead="" if continues or not turn.startswith(before) else turn[len(before) :],
@@ -254,7 +252,7 @@ def frame_of(template: ChatTemplate, chat: Messages, prompt: Messages) -> Frame:
     )
 
 
-def rendered(template: ChatTemplate, prompt: Messages, answer: Messages) -> tuple[str, str]:
+def _rendered(template: ChatTemplate, prompt: Messages, answer: Messages) -> tuple[str, str]:
     """A prompt as the template opens it, and the answer as it writes it, to the end token."""
     if prompt[-1]["role"] == "assistant":
         return _continued(template, prompt, answer)
@@ -270,8 +268,8 @@ def rendered(template: ChatTemplate, prompt: Messages, answer: Messages) -> tupl
 def _continued(template: ChatTemplate, prompt: Messages, answer: Messages) -> tuple[str, str]:
     """The same, where the answer goes on with the assistant's turn."""
     end = checked_turn_end(template.tokenizer)
-    shown = opened(template, prompt)
-    whole = template.render_all(answered(prompt, answer))
+    shown = _opened(template, prompt)
+    whole = template.render_all(_answered(prompt, answer))
     if not whole.startswith(shown):
         raise _changed(template.where)
     text = whole[len(shown) :]
@@ -285,7 +283,7 @@ def _changed(where: str) -> DataError:
     )
 
 
-def answered(prompt: Messages, answer: Messages) -> Messages:
+def _answered(prompt: Messages, answer: Messages) -> Messages:
     """The chat with its answer, which goes on with the assistant's turn where that is begun."""
     begun = prompt[-1]
     if begun["role"] != "assistant":
@@ -294,7 +292,7 @@ def answered(prompt: Messages, answer: Messages) -> Messages:
     return [*prompt[:-1], {**begun, "content": begun["content"] + first["content"]}, *later]
 
 
-def opened(template: ChatTemplate, prompt: Messages) -> str:
+def _opened(template: ChatTemplate, prompt: Messages) -> str:
     """A chat, rendered up to where the policy's own words begin."""
     *context, last = prompt
     if last["role"] != "assistant":
@@ -305,7 +303,7 @@ def opened(template: ChatTemplate, prompt: Messages) -> str:
     begun = template.render_all(prompt, continue_final_message=True)
     if not context or context[-1]["role"] == "assistant":
         return begun
-    frame = frame_of(template, [*context, {**last, "content": ""}], context)
+    frame = _frame_of(template, [*context, {**last, "content": ""}], context)
     if frame.lead.strip() and frame.brings_reasoning(last["content"]):
         # Reasoning that is begun: the template would close it before it was said.
         return frame.opened + str(last["content"])

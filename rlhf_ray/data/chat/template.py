@@ -99,7 +99,7 @@ class ChatTemplate:
                 "template: set the model's chat_template to a name (chatml, alpaca, ...), Jinja "
                 "text or a file"
             )
-        shown = adapted(tokenizer, messages, self.where)
+        shown = _adapted(tokenizer, messages, self.where)
         if "tools" in self.options and not shows_tools(tokenizer, str(tokenizer.chat_template)):
             detail = (
                 "set a chat_template that has, or write them into the system's text and leave the "
@@ -195,7 +195,7 @@ _SILENCES: tuple[Mapping[str, str | None], ...] = ({"content": ""}, {"content": 
 _FORMS = [CallForm(silence, as_text) for silence in _SILENCES for as_text in (False, True)]
 
 
-def adapted(tokenizer: Tokenizer, messages: Messages, where: str) -> list[dict[str, Any]]:
+def _adapted(tokenizer: Tokenizer, messages: Messages, where: str) -> list[dict[str, Any]]:
     """The messages as the tokenizer's template wants them.
 
     Raises:

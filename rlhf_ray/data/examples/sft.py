@@ -66,8 +66,8 @@ class Examples(Tokenization[SftExample]):
 
     def examples(self, sample: Sample) -> Iterator[Kept[SftExample] | RowError]:
         """A plain text in pieces where that is the setting, anything else as one example."""
-        if self.limit.over_length in ("auto", "split") and is_plain_text(sample):
-            yield from pieces(sample, self.limit.num_tokens, self.tokenizer)
+        if self.limit.over_length in ("auto", "split") and _is_plain_text(sample):
+            yield from _pieces(sample, self.limit.num_tokens, self.tokenizer)
         else:
             yield self.tokenize(sample)
 
@@ -130,7 +130,7 @@ class Examples(Tokenization[SftExample]):
             [whole] = sample.answers_K
             if not isinstance(whole, str):
                 return _marked(self._template(sample), whole)
-            token_ids_T = whole_text_tokens(whole, self.tokenizer, sample.where).tolist()
+            token_ids_T = _whole_text_tokens(whole, self.tokenizer, sample.where).tolist()
             return token_ids_T, [True] * len(token_ids_T)
         prompt, answer = best_answer(sample)
         [(prompt_ids_T, answer_ids_T)] = tokenize_answers(
@@ -277,12 +277,12 @@ def _check_fast(tokenizer: Tokenizer, where: str) -> None:
         raise DataError(f"{where}: training on chats needs a fast tokenizer")
 
 
-def is_plain_text(sample: Sample) -> bool:
+def _is_plain_text(sample: Sample) -> bool:
     """Whether it is one text, all of which is trained."""
     return sample.prompt is None and any(isinstance(text, str) for text in sample.answers_K)
 
 
-def pieces(sample: Sample, max_length: int, tokenizer: Tokenizer) -> Iterator[Kept[SftExample]]:
+def _pieces(sample: Sample, max_length: int, tokenizer: Tokenizer) -> Iterator[Kept[SftExample]]:
     """A plain text in pieces of `max_length` tokens; a short one is the only piece.
 
     The first token of a sequence is not trained, so a piece begins with the last token of the one
@@ -295,7 +295,7 @@ def pieces(sample: Sample, max_length: int, tokenizer: Tokenizer) -> Iterator[Ke
     """
     text = sample.answers_K[0]
     assert isinstance(text, str)
-    token_ids_T = whole_text_tokens(text, tokenizer, sample.where)
+    token_ids_T = _whole_text_tokens(text, tokenizer, sample.where)
     if len(token_ids_T) < 2 or max_length < 2:
         raise RowError(sample.where, "no token to train in this row")
     is_cut = len(token_ids_T) > max_length
@@ -311,7 +311,7 @@ def pieces(sample: Sample, max_length: int, tokenizer: Tokenizer) -> Iterator[Ke
         yield Kept(row=example, is_piece=is_cut)
 
 
-def whole_text_tokens(text: str, tokenizer: Tokenizer, where: str) -> IntArray:
+def _whole_text_tokens(text: str, tokenizer: Tokenizer, where: str) -> IntArray:
     """All tokens of a text that is trained whole, its end token included.
 
     Raises:

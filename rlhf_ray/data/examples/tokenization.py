@@ -17,7 +17,6 @@ from rlhf_ray.data.rows.rows import Rows
 from rlhf_ray.errors import RowError
 
 T = TypeVar("T")
-S = TypeVar("S")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +68,7 @@ class Tokenization(ABC, Generic[T]):
         """What becomes of one part: one example, or several where a text may be cut into pieces.
 
         Raises:
-            RowError: As in `tokenize`.
-            DataError: As in `tokenize`.
+            RowError, DataError: As in `tokenize`.
         """
         yield self.tokenize(sample)
 

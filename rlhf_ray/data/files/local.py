@@ -20,8 +20,8 @@ from rlhf_ray.config.checks.data_files import (
     is_data_file,
 )
 from rlhf_ray.data.files.json_rows import SPLIT_NAMES, rows_keys
-from rlhf_ray.data.files.parsing import kind_of_file, parse
-from rlhf_ray.data.files.reading import READ_ERRORS
+from rlhf_ray.data.files.parsing import parse
+from rlhf_ray.data.files.reading import READ_ERRORS, kind_of_file
 from rlhf_ray.data.files.splits import named_splits, parse_split, saved_splits
 from rlhf_ray.data.row import Columns, Located
 from rlhf_ray.errors import DataError, RowError

@@ -73,7 +73,7 @@ def advice(row: Row, kinds: Collection[Kind], what: str) -> str:
     there = f"there are {listed(row.found, needed[0][0])}; {what} need " + " or ".join(
         " + ".join(layout) for layout in needed
     )
-    names = names_for(layouts, columns, with_sides="preferences" in kinds)
+    names = _names_for(layouts, columns, with_sides="preferences" in kinds)
     if names:
         return f"{there}: set {_line(row, names)}{_warning(row, kinds, names)}"
     if "preferences" in kinds and all(
@@ -109,7 +109,7 @@ def _warning(row: Row, kinds: Collection[Kind], names: Mapping[str, str]) -> str
     return f"; {row.called(judge)!r} says which answers are good, and all would be trained"
 
 
-def names_for(
+def _names_for(
     layouts: Sequence[Sequence[str]], columns: Columns, *, with_sides: bool
 ) -> dict[str, str]:
     """What to call the columns so that the row has one of the layouts; empty where none comes out.

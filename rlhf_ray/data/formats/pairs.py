@@ -70,17 +70,14 @@ def read_implicit_prompt(row: Row) -> Iterator[Sample]:
 
     Texts must have turns: the prompt ends where the last of the assistant's begins that both have.
     """
-    shared, better, worse = _without_shared(row, *_sides(row))
-    yield _pair(row, shared if isinstance(shared, str) else with_system(row, shared), better, worse)
+    yield _implicit_pair(row, *_sides(row))
 
 
 def read_common_beginning(row: Row) -> Iterator[Sample]:
     """`chosen` and `rejected` as texts; the words that both begin with are the prompt."""
     chosen, rejected = fields.string(row, "chosen"), fields.string(row, "rejected")
     num_shared = _num_shared_characters(chosen, rejected)
-    if not num_shared:
-        raise _no_common_prompt(row)
-    yield _pair(row, chosen[:num_shared], chosen[num_shared:], rejected[num_shared:])
+    yield _pair(row, *_parted(row, chosen, rejected, num_shared))
 
 
 def read_hh(row: Row) -> Iterator[Sample]:
@@ -91,22 +88,14 @@ def read_hh(row: Row) -> Iterator[Sample]:
     chosen, rejected = fields.string(row, "chosen"), fields.string(row, "rejected")
     for transcript in (chosen, rejected):
         turns_of(row, transcript)  # to be sure that it is one
-    shared = chosen[: _num_alike(chosen, rejected)]
-    border = shared.rfind(ASSISTANT_TURN) + len(ASSISTANT_TURN)
-    if border < len(ASSISTANT_TURN):
-        raise _no_common_prompt(row)
-    yield _pair(row, chosen[:border], chosen[border:], rejected[border:])
+    before, turn, _ = chosen[: _num_alike(chosen, rejected)].rpartition(ASSISTANT_TURN)
+    yield _pair(row, *_parted(row, chosen, rejected, len(before + turn)))
 
 
 def read_hh_chat(row: Row) -> Iterator[Sample]:
     """The same transcripts as chats, for a chat template."""
-    chosen = turns_of(row, fields.string(row, "chosen"))
-    rejected = turns_of(row, fields.string(row, "rejected"))
-    num_shared = _num_shared_messages(chosen, rejected)
-    if not num_shared:
-        raise _no_common_prompt(row)
-    prompt = with_system(row, chosen[:num_shared])
-    yield _pair(row, prompt, chosen[num_shared:], rejected[num_shared:])
+    chosen, rejected = (turns_of(row, fields.string(row, side)) for side in _SIDES)
+    yield _implicit_pair(row, chosen, rejected)
 
 
 def _reads(prompt_of: Callable[[Row], Messages]) -> Callable[[Row], Iterator[Sample]]:
@@ -131,6 +120,14 @@ def read_alpaca_outputs(row: Row) -> Iterator[Sample]:
     yield _pair(row, alpaca_prompt(row), *sides)
 
 
+def _implicit_pair(row: Row, chosen: Text, rejected: Text) -> Sample:
+    """A pair whose prompt is what both answers begin with."""
+    shared, better, worse = _without_shared(row, chosen, rejected)
+    return _pair(
+        row, shared if isinstance(shared, str) else with_system(row, shared), better, worse
+    )
+
+
 def _without_shared(row: Row, chosen: Text, rejected: Text) -> tuple[Any, Any, Any]:
     """What two texts with turns or two conversations begin with alike, and how each goes on."""
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -142,6 +139,10 @@ def _without_shared(row: Row, chosen: Text, rejected: Text) -> tuple[Any, Any, A
         one, other = (row.called(side) for side in _SIDES)
         detail = f"{one!r} and {other!r} must both be texts, or both be chats"
         raise RowError(row.where, "wrong type", detail)
+    return _parted(row, chosen, rejected, num_shared)
+
+
+def _parted(row: Row, chosen: Any, rejected: Any, num_shared: int) -> tuple[Any, Any, Any]:
     if not num_shared:
         raise _no_common_prompt(row)
     return chosen[:num_shared], chosen[num_shared:], rejected[num_shared:]

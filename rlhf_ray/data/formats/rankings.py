@@ -260,9 +260,7 @@ RANKING_FORMATS = (
         fits=lists_objects("answers", "text", "pm_score"), names={"prompt": "question"},
         read=read_scored_ranking, prompt_columns=("question",),
     ),
-    _format(
-        name="ranking", columns=("prompt", "answers"), read=read_ranking,
-    ),
+    _format(name="ranking", columns=("prompt", "answers"), read=read_ranking),
     _format(
         name="oasst_message", prepare=_rooted, read=read_oasst_tree,
         columns=("message_id", "role", "text", "replies"),

@@ -20,7 +20,7 @@ from rlhf_ray.data.formats.rankings import RANKING_FORMATS
 from rlhf_ray.data.formats.row_format import Kind, RowFormat
 from rlhf_ray.data.formats.samples import Sample
 from rlhf_ray.data.formats.texts import TEXT_FORMATS
-from rlhf_ray.data.nearest import quoted
+from rlhf_ray.data.nearest import quoted, words
 from rlhf_ray.data.row import Columns, Row
 from rlhf_ray.errors import DataError, RowError
 
@@ -202,7 +202,7 @@ def refuse_media(row: Row) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _may_be_media(name: str) -> bool:
-    return not _MEDIA_WORDS.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
+    return not _MEDIA_WORDS.isdisjoint(words(name))
 
 
 def _is_empty(value: Any) -> bool:

@@ -253,12 +253,7 @@ class RowStream(Generic[T]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state` was taken.
-
-        Raises:
-            ValueError: It was taken from other data, or in another order: going on would train some
-                rows twice and others never.
-        """
+        """Go on from where `state` was taken; see `DataOrder`."""
         for name, value in self._fixed().items():
             if state.get(name) != value:
                 raise ValueError(
