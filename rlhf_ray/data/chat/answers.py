@@ -25,6 +25,8 @@ from rlhf_ray.data.chat_options import template_options
 from rlhf_ray.data.messages import Messages, Text, as_chat
 from rlhf_ray.errors import DataError, RowError
 
+_TAG = re.compile(r"</?[^<>\s]+>")
+
 
 def tokenize_prompt(
     tokenizer: Tokenizer,
@@ -185,9 +187,6 @@ def _separates(tokenizer: Tokenizer) -> bool:
     if separator is None or tokenizer("a", verbose=False)["input_ids"][-1] != separator:
         return False
     return separator != tokenizer.eos_token_id or tokenizer.cls_token_id is not None
-
-
-_TAG = re.compile(r"</?[^<>\s]+>")
 
 
 @dataclass(frozen=True, kw_only=True)

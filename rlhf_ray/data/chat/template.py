@@ -166,20 +166,20 @@ class CallForm:
     """How a template wants a message that calls tools.
 
     Attributes:
-        silence: The `content` of one that says nothing; empty where it may have none.
+        empty: The `content` of one that says nothing; empty itself where there must be none.
         as_text: Whether arguments are JSON text; an object otherwise.
     """
 
-    silence: Mapping[str, str | None]
+    empty: Mapping[str, str | None]
     as_text: bool
 
     def of(self, message: dict[str, Any]) -> dict[str, Any]:
         """The message in this form; what it says beside its calls stays."""
         calls = [self._call(call) for call in message["tool_calls"]]
-        formed = {**message, **self.silence, "tool_calls": calls}
+        formed = {**message, **self.empty, "tool_calls": calls}
         if message["content"]:
             formed["content"] = message["content"]
-        elif not self.silence:
+        elif not self.empty:
             del formed["content"]
         return formed
 
@@ -191,8 +191,8 @@ class CallForm:
         return {**call, "function": {**function, "arguments": written}}
 
 
-_SILENCES: tuple[Mapping[str, str | None], ...] = ({"content": ""}, {"content": None}, {})
-_FORMS = [CallForm(silence, as_text) for silence in _SILENCES for as_text in (False, True)]
+_EMPTY: tuple[Mapping[str, str | None], ...] = ({"content": ""}, {"content": None}, {})
+_FORMS = [CallForm(empty, as_text) for empty in _EMPTY for as_text in (False, True)]
 
 
 def _adapted(tokenizer: Tokenizer, messages: Messages, where: str) -> list[dict[str, Any]]:

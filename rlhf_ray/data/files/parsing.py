@@ -197,7 +197,7 @@ def _text_fault(text: str, where: str) -> RowError | None:
 def _read_batches(
     path: Path, batches_of: Callable[[Path], Iterator[pa.RecordBatch | int]], reason: str
 ) -> NumberedRows:
-    """Rows of batches with their numbers, from 1; a batch may be a number of rows too long to read."""
+    """Rows of batches with their numbers, from 1; a number stands for so many that are too long."""
     import pyarrow as pa
 
     row = 0
