@@ -98,13 +98,7 @@ def glimpsed(value: Any) -> Any:
 
 
 def json_value(text: str, where: str, place: str, wanted: str) -> Any:
-    """What a JSON text in a column says.
-
-    Args:
-        text: Of the cell.
-        where: File and line, for errors.
-        place: In words, which cell.
-        wanted: What it should hold.
+    """What the JSON text of a cell says; `place` says which cell, `wanted` what it should hold.
 
     Raises:
         RowError: It is no JSON, or has two values for one key.

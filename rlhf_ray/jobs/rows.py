@@ -18,9 +18,8 @@ from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.examples.lengths import LengthLimit
 from rlhf_ray.data.examples.preferences import LabelledAnswers, check_labels
 from rlhf_ray.data.examples.tokenization import Tokenization
-from rlhf_ray.data.loading.load import load
+from rlhf_ray.data.loading.load import first_examples, load, open_passes, open_stream
 from rlhf_ray.data.loading.passes import Check, Passes
-from rlhf_ray.data.loading.streams import first_examples, open_passes, open_stream
 from rlhf_ray.data.order import TrainedRows
 from rlhf_ray.data.rows.report import LeftOut, Loaded, RowReport, merged
 from rlhf_ray.data.rows.rows import Numbers, Rows
