@@ -10,15 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
-from rlhf_ray.data.json_values import is_message, json_value, unfolded
+from rlhf_ray.data.json_values import REASONING, Messages, Text, is_message, json_value, unfolded
 from rlhf_ray.errors import RowError, short
 
-Messages: TypeAlias = list[dict[str, Any]]
-Text: TypeAlias = str | Messages
-# What data sets and templates call the reasoning of a message.
-REASONING = ("reasoning_content", "reasoning", "thinking")
 # Who answers, as most data sets say it: no conversation begins so.
 ASSISTANTS = ("assistant", "gpt", "model")
 

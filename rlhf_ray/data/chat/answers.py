@@ -22,7 +22,8 @@ from rlhf_ray.data.chat.template import PLACEHOLDER, ChatTemplate
 from rlhf_ray.data.chat.turn_end import checked_turn_end, known_ends, with_end
 from rlhf_ray.data.chat.turns import renderings
 from rlhf_ray.data.chat_options import template_options
-from rlhf_ray.data.messages import Messages, Text, as_chat
+from rlhf_ray.data.json_values import Messages, Text
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.errors import DataError, RowError
 
 _TAG = re.compile(r"</?[^<>\s]+>")

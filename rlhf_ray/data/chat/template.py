@@ -17,8 +17,7 @@ from typing import Any
 
 from rlhf_ray.data.chat.borders import Tokenizer
 from rlhf_ray.data.chat.reasoning import behind_reasoning, reasoning_of
-from rlhf_ray.data.json_values import unfolded
-from rlhf_ray.data.messages import REASONING, Messages
+from rlhf_ray.data.json_values import REASONING, Messages, unfolded
 from rlhf_ray.errors import DataError, RowError, short
 
 # What templates that write a date (gpt-oss, Llama 3.2) take for today: the rows of a run are the

@@ -16,7 +16,7 @@ from typing import Any
 from rlhf_ray.data.chat.reasoning import ends_open, reasoning_of, within_block
 from rlhf_ray.data.chat.template import PLACEHOLDER, ChatTemplate
 from rlhf_ray.data.chat.turn_end import checked_turn_end
-from rlhf_ray.data.messages import Messages
+from rlhf_ray.data.json_values import Messages
 from rlhf_ray.errors import RowError, short
 
 _TAG = "(?:think|thinking|reasoning)"

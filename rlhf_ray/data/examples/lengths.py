@@ -16,7 +16,7 @@ from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.borders import Tokenizer, word_border, written_tokens
 from rlhf_ray.data.chat.reasoning import has_tags
 from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.messages import Text
+from rlhf_ray.data.json_values import Text
 from rlhf_ray.errors import DataError, UnusableRow
 
 OverLength = Literal["auto", "error", "drop", "truncate", "split"]

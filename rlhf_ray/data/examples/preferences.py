@@ -23,7 +23,8 @@ from rlhf_ray.data.formats.samples import (
     wholly_trained,
     with_answers,
 )
-from rlhf_ray.data.messages import Text, as_chat
+from rlhf_ray.data.json_values import Text
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.rows.records import LABELLED, RANKINGS, RecordKind
 from rlhf_ray.data.rows.rows import LinkedRows, Rows
 from rlhf_ray.errors import DataError, RowError, UnusableRow

@@ -15,7 +15,8 @@ from rlhf_ray.data.examples.lengths import LengthLimit, beginning, ending, keep_
 from rlhf_ray.data.examples.tokenization import Kept, Tokenization
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample, num_characters, prompt_of, reference_answer
-from rlhf_ray.data.messages import Text, as_chat
+from rlhf_ray.data.json_values import Text
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.rows.records import PROMPTS, RecordKind
 from rlhf_ray.errors import DataError, RowError
 from rlhf_ray.types import Prompt

@@ -32,7 +32,8 @@ from rlhf_ray.data.examples.lengths import beginning_of_sample, enough_character
 from rlhf_ray.data.examples.tokenization import Kept, Tokenization
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample, asks_nothing, best_answer, is_silent, is_trained
-from rlhf_ray.data.messages import Messages, Text, as_chat
+from rlhf_ray.data.json_values import Messages, Text
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.rows.records import EXAMPLES, RecordKind
 from rlhf_ray.errors import DataError, RowError, UnusableRow
 from rlhf_ray.types import IntArray, SftExample

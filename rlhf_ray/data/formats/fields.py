@@ -9,10 +9,8 @@ import json
 import math
 from typing import Any
 
-from rlhf_ray.data.json_values import unfolded
+from rlhf_ray.data.json_values import Messages, Text, unfolded
 from rlhf_ray.data.messages import (
-    Messages,
-    Text,
     check_encodable,
     is_written_chat,
     parse_message,

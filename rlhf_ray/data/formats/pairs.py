@@ -28,8 +28,8 @@ from rlhf_ray.data.formats.dialogues import (
 )
 from rlhf_ray.data.formats.row_format import ALPACA, Fits, RowFormat
 from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.json_values import unfolded
-from rlhf_ray.data.messages import Messages, Text, as_chat
+from rlhf_ray.data.json_values import Messages, Text, unfolded
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.row import Columns, Row
 from rlhf_ray.errors import RowError
 

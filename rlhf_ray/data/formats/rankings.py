@@ -12,8 +12,7 @@ from rlhf_ray.data.formats.conversations import aligned, read_prompt_column, wit
 from rlhf_ray.data.formats.dialogues import with_helpsteer_turns
 from rlhf_ray.data.formats.row_format import Grouping, RowFormat, lists_objects
 from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.json_values import is_message, unfolded
-from rlhf_ray.data.messages import Messages
+from rlhf_ray.data.json_values import Messages, is_message, unfolded
 from rlhf_ray.data.nearest import listed
 from rlhf_ray.data.row import Columns, Row
 from rlhf_ray.errors import RowError, UnusableRow, short

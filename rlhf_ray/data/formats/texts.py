@@ -24,8 +24,8 @@ from rlhf_ray.data.formats.row_format import (
     lists_texts,
 )
 from rlhf_ray.data.formats.samples import Sample, best_answer
-from rlhf_ray.data.json_values import is_list_of, unfolded
-from rlhf_ray.data.messages import Messages, as_chat, is_written_chat, parse_messages
+from rlhf_ray.data.json_values import Messages, is_list_of, unfolded
+from rlhf_ray.data.messages import as_chat, is_written_chat, parse_messages
 from rlhf_ray.data.row import Columns, Row
 from rlhf_ray.errors import RowError
 
