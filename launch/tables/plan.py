@@ -13,7 +13,7 @@ from launch.tables.placement import placement
 from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import Advice
-from rlhf_ray.planning.engines import Engine
+from rlhf_ray.planning.needs import Engine
 from rlhf_ray.planning.moments import GpuNeed
 from rlhf_ray.planning.needs import RoleNeed
 from rlhf_ray.planning.plan import Plan

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_ray.algorithms.divergences import MAX_EXPONENT, divergence_score, is_score_clamped
+from rlhf_ray.algorithms.ratios import MAX_EXPONENT, divergence_score, is_score_clamped
 from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of_all
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES, Divergence

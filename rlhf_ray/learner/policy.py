@@ -16,7 +16,7 @@ from rlhf_ray.algorithms.reduction import Reduction, TokenLoss
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.learner.base import ExperienceLearner
 from rlhf_ray.learner.rows import action_lens, action_mask
-from rlhf_ray.learner.scoring import score_rollouts
+from rlhf_ray.learner.rows import score_rollouts
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan

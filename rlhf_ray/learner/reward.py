@@ -19,8 +19,8 @@ from rlhf_ray.algorithms.reward_losses import (
     reward_metrics,
 )
 from rlhf_ray.config.supervised import RmConfig
-from rlhf_ray.learner.examples import ExampleLearner
-from rlhf_ray.learner.scoring import over_ranks, score_rows
+from rlhf_ray.learner.base import ExampleLearner
+from rlhf_ray.learner.rows import over_ranks, score_rows
 from rlhf_ray.models.classifier import freeze_score_bias, load_classifier
 from rlhf_ray.models.reward import RewardModel, Rewards
 from rlhf_ray.packing import RankedMicroBatches

@@ -13,7 +13,7 @@ from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs
 from rlhf_ray.learner.base import ExperienceLearner
 from rlhf_ray.learner.rows import action_lens, action_mask
-from rlhf_ray.learner.scoring import score_rollouts
+from rlhf_ray.learner.rows import score_rollouts
 from rlhf_ray.models.classifier import load_decoder
 from rlhf_ray.models.heads import ValueModel
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan

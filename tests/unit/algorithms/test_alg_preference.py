@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_ray.algorithms.divergences import MAX_EXPONENT, divergence_score
+from rlhf_ray.algorithms.ratios import MAX_EXPONENT, divergence_score
 from rlhf_ray.algorithms.label_losses import kto, labelled_metrics
 from rlhf_ray.algorithms.metric_sums import merge, values
 from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams, pair_metrics

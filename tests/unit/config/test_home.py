@@ -18,7 +18,7 @@ from rlhf_ray.config.tools.ready import load_job
 from rlhf_ray.config.tools.stages import resolve_stages
 from rlhf_ray.config.tools.yaml_file import read_yaml
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.planning.sources import read_shapes
+from rlhf_ray.models.shape import read_shapes
 
 JOB = """
 run_dir: ~/runs/one
