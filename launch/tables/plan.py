@@ -13,9 +13,8 @@ from launch.tables.placement import placement
 from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import Advice
-from rlhf_ray.planning.needs import Engine
 from rlhf_ray.planning.moments import GpuNeed
-from rlhf_ray.planning.needs import RoleNeed
+from rlhf_ray.planning.needs import Engine, RoleNeed
 from rlhf_ray.planning.plan import Plan
 from rlhf_ray.planning.roles import Batches
 

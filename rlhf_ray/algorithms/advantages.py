@@ -12,6 +12,8 @@ the mean would give them an advantage that no reward is the reason of; theirs st
 and its variant always whiten, the others where they are asked to.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,6 +23,10 @@ from torch import Tensor
 from rlhf_ray.algorithms.ragged import masked, num_action_tokens, positions, segment_sum, whiten
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm import AlgorithmConfig
+
+STD_EPSILON = 1e-6
+"""Added to a standard deviation (grpo, gdpo), in units of the reward; TRL's is 1e-4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +62,6 @@ class AdvantageInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvantageParams:
-    """Parameters of all estimators; each uses those that it names.
-
-    Attributes:
-        gamma: Discount a token, in [0, 1] (gae, reinforce++).
-        lam: λ of GAE, in [0, 1].
-        std_epsilon: Added to a standard deviation (grpo, gdpo), in units of the reward; TRL's is
-            1e-4.
-        whiten: Whether to whiten at last; `reinforce++` and its variant do in any case.
-    """
-
-    gamma: float
-    lam: float
-    std_epsilon: float = 1e-6
-    whiten: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class AdvantageOutputs:
     """What an estimator found.
 
@@ -89,7 +77,7 @@ class AdvantageOutputs:
     compared_T: Tensor
 
 
-AdvantageFn = Callable[[AdvantageInputs, AdvantageParams], AdvantageOutputs]
+AdvantageFn = Callable[[AdvantageInputs, AlgorithmConfig], AdvantageOutputs]
 
 
 ADVANTAGES: Registry[AdvantageFn] = Registry("advantage estimator", table.ADVANTAGES)
@@ -97,7 +85,7 @@ ADVANTAGES: Registry[AdvantageFn] = Registry("advantage estimator", table.ADVANT
 
 
 def estimate_advantages(
-    name: str, inputs: AdvantageInputs, params: AdvantageParams
+    name: str, inputs: AdvantageInputs, params: AlgorithmConfig
 ) -> AdvantageOutputs:
     """Computes the advantages by the estimator of that name.
 
@@ -110,7 +98,7 @@ def estimate_advantages(
     if row.needs_parts and inputs.rewards_BK is None:
         raise ValueError("rewards_BK must be given for an estimator that needs parts, got None")
     outputs = compute(inputs, params)
-    if not (row.whitens or params.whiten):
+    if not (row.whitens or params.whiten_advantages):
         return outputs
     trained_T = outputs.compared_T if inputs.trained_T is None else inputs.trained_T
     white_T = whiten(outputs.advantages_T, outputs.compared_T & trained_T)
@@ -118,7 +106,7 @@ def estimate_advantages(
 
 
 @ADVANTAGES.register("gae")
-def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def gae(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """Generalised advantage estimation; see `generalized_advantages`. Returns are A + V."""
     assert inputs.values_T is not None
     values_T = masked(inputs.values_T.detach(), inputs.mask_T)
@@ -137,17 +125,17 @@ def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
 
 
 @ADVANTAGES.register("grpo")
-def grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def grpo(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """(R - mean) / (std + ε) within the group, with the unbiased deviation that TRL uses.
 
     Source: DeepSeekMath, https://arxiv.org/abs/2402.03300, section 4.1.2.
     """
     groups = _groups(inputs)
-    return _broadcast(_standardized(groups, params), groups.has_spread_B, inputs)
+    return _broadcast(_standardized(groups), groups.has_spread_B, inputs)
 
 
 @ADVANTAGES.register("gdpo")
-def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def gdpo(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """Each reward standardised within its group, then their weighted sum divided by its deviation.
 
         A_k = (r_k - mean) / (std + ε) over the group's samples that reward k applies to, else 0
@@ -168,15 +156,15 @@ def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     for number, weight in enumerate(inputs.weights_K.tolist()):
         applies_B = is_member_B & inputs.applies_BK[:, number]
         groups = Groups(inputs.rewards_BK[:, number], applies_B, inputs.groups_B)
-        sum_B = sum_B + weight * _standardized(groups, params)
+        sum_B = sum_B + weight * _standardized(groups)
         has_spread_B = has_spread_B | groups.has_spread_B
     sums_N = sum_B[is_member_B & inputs.applies_BK.any(dim=1)]
     std = sums_N.std() if len(sums_N) > 1 else sums_N.new_zeros(())
-    return _broadcast(sum_B / (std + params.std_epsilon), has_spread_B, inputs)
+    return _broadcast(sum_B / (std + STD_EPSILON), has_spread_B, inputs)
 
 
 @ADVANTAGES.register("dr_grpo")
-def dr_grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def dr_grpo(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """R - mean within the group; no division by the deviation, which favours easy and hard prompts.
 
     Source: Dr. GRPO, https://arxiv.org/abs/2503.20783, section 3.2.
@@ -186,7 +174,7 @@ def dr_grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutput
 
 
 @ADVANTAGES.register("rloo")
-def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def rloo(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """R minus the mean of the *other* samples, which is n / (n - 1) (R - mean).
 
     Source: https://arxiv.org/abs/2402.14740, section 3.
@@ -197,7 +185,7 @@ def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
 
 
 @ADVANTAGES.register("reinforce++")
-def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def reinforce_plus_plus(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """Discounted returns of tokens, whitened over the step.
 
     Source: REINFORCE++, https://arxiv.org/abs/2501.03262, section 3.
@@ -215,75 +203,13 @@ def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> Adv
 
 @ADVANTAGES.register("reinforce++_baseline")
 def reinforce_plus_plus_baseline(
-    inputs: AdvantageInputs, params: AdvantageParams
+    inputs: AdvantageInputs, params: AlgorithmConfig
 ) -> AdvantageOutputs:
     """R - mean within the group, whitened over the step.
 
     Source: REINFORCE++ with baseline, https://arxiv.org/abs/2501.03262, section 3.
     """
     return dr_grpo(inputs, params)
-
-
-def _groups(inputs: AdvantageInputs) -> Groups:
-    """Compares each sequence's sum of token rewards; one without action tokens is in no group."""
-    mask_T, segments_T, num = inputs.mask_T, inputs.segments_T, len(inputs.groups_B)
-    totals_B = segment_sum(masked(inputs.token_rewards_T, mask_T).double(), segments_T, num)
-    return Groups(totals_B, num_action_tokens(mask_T, segments_T, num) > 0, inputs.groups_B)
-
-
-def _standardized(groups: Groups, params: AdvantageParams) -> Tensor:
-    return groups.centered_B / (groups.std_B + params.std_epsilon)
-
-
-def _broadcast(
-    advantages_B: Tensor, has_spread_B: Tensor, inputs: AdvantageInputs
-) -> AdvantageOutputs:
-    """Gives every action token its sequence's advantage."""
-    advantages_T = advantages_B[inputs.segments_T].to(inputs.token_rewards_T.dtype)
-    return AdvantageOutputs(
-        advantages_T=masked(advantages_T, inputs.mask_T),
-        returns_T=None,
-        compared_T=inputs.mask_T & has_spread_B[inputs.segments_T],
-    )
-
-
-class Groups:
-    """Each sequence's score against those of its group. All in float64.
-
-    Attributes:
-        size_B: How many members the sequence's group has.
-        has_spread_B: bool[B], whether the members of the sequence's group differ; the sequence
-            itself need not be one.
-        centered_B: Score minus the group's mean; exactly 0 in a group without spread, where the
-            rounding of the mean could otherwise be divided by a deviation just as small.
-        std_B: Unbiased standard deviation of the group's scores.
-    """
-
-    def __init__(self, scores_B: Tensor, is_member_B: Tensor, groups_B: Tensor) -> None:
-        """Compares scores, float[B], of the members, bool[B]; `groups_B` is int64[B], any numbers.
-
-        What stands in the place of a score that is no member's is not looked at.
-        """
-        scores_B = masked(scores_B.double(), is_member_B)
-        self._is_member_B = is_member_B
-        _, self._group_B = torch.unique(groups_B, return_inverse=True)
-        self.size_B = self.sum(torch.ones_like(scores_B))
-        mean_B = self.sum(scores_B) / self.size_B.clamp(min=1)
-        # Written so that a score that is not a number has spread, and is not hidden.
-        self.has_spread_B = (self.size_B > 1) & (self._max(scores_B) != -self._max(-scores_B))
-        self.centered_B = masked(scores_B - mean_B, is_member_B & self.has_spread_B)
-        variance_B = self.sum(self.centered_B.square()) / (self.size_B - 1).clamp(min=1)
-        self.std_B = variance_B.sqrt()
-
-    def sum(self, values_B: Tensor) -> Tensor:
-        """Sums over each sequence's group: float64[B]."""
-        members_B = masked(values_B, self._is_member_B)
-        return segment_sum(members_B, self._group_B, len(values_B))[self._group_B]
-
-    def _max(self, values_B: Tensor) -> Tensor:
-        members_B = torch.where(self._is_member_B, values_B, -torch.inf)
-        none_B = torch.full_like(values_B, -torch.inf)
-        return none_B.scatter_reduce(0, self._group_B, members_B, "amax")[self._group_B]
 
 
 def generalized_advantages(
@@ -343,3 +269,65 @@ def generalized_advantages(
         accumulator_B = deltas_BL[:, column] + gamma * lam * accumulator_B
         advantages_BL[:, column] = accumulator_B
     return torch.zeros_like(token_rewards_T).masked_scatter(mask_T, advantages_BL[place])
+
+
+class Groups:
+    """Each sequence's score against those of its group. All in float64.
+
+    Attributes:
+        size_B: How many members the sequence's group has.
+        has_spread_B: bool[B], whether the members of the sequence's group differ; the sequence
+            itself need not be one.
+        centered_B: Score minus the group's mean; exactly 0 in a group without spread, where the
+            rounding of the mean could otherwise be divided by a deviation just as small.
+        std_B: Unbiased standard deviation of the group's scores.
+    """
+
+    def __init__(self, scores_B: Tensor, is_member_B: Tensor, groups_B: Tensor) -> None:
+        """Compares scores, float[B], of the members, bool[B]; `groups_B` is int64[B], any numbers.
+
+        What stands in the place of a score that is no member's is not looked at.
+        """
+        scores_B = masked(scores_B.double(), is_member_B)
+        self._is_member_B = is_member_B
+        _, self._group_B = torch.unique(groups_B, return_inverse=True)
+        self.size_B = self.sum(torch.ones_like(scores_B))
+        mean_B = self.sum(scores_B) / self.size_B.clamp(min=1)
+        # Written so that a score that is not a number has spread, and is not hidden.
+        self.has_spread_B = (self.size_B > 1) & (self._max(scores_B) != -self._max(-scores_B))
+        self.centered_B = masked(scores_B - mean_B, is_member_B & self.has_spread_B)
+        variance_B = self.sum(self.centered_B.square()) / (self.size_B - 1).clamp(min=1)
+        self.std_B = variance_B.sqrt()
+
+    def sum(self, values_B: Tensor) -> Tensor:
+        """Sums over each sequence's group: float64[B]."""
+        members_B = masked(values_B, self._is_member_B)
+        return segment_sum(members_B, self._group_B, len(values_B))[self._group_B]
+
+    def _max(self, values_B: Tensor) -> Tensor:
+        members_B = torch.where(self._is_member_B, values_B, -torch.inf)
+        none_B = torch.full_like(values_B, -torch.inf)
+        return none_B.scatter_reduce(0, self._group_B, members_B, "amax")[self._group_B]
+
+
+def _groups(inputs: AdvantageInputs) -> Groups:
+    """Compares each sequence's sum of token rewards; one without action tokens is in no group."""
+    mask_T, segments_T, num = inputs.mask_T, inputs.segments_T, len(inputs.groups_B)
+    totals_B = segment_sum(masked(inputs.token_rewards_T, mask_T).double(), segments_T, num)
+    return Groups(totals_B, num_action_tokens(mask_T, segments_T, num) > 0, inputs.groups_B)
+
+
+def _standardized(groups: Groups) -> Tensor:
+    return groups.centered_B / (groups.std_B + STD_EPSILON)
+
+
+def _broadcast(
+    advantages_B: Tensor, has_spread_B: Tensor, inputs: AdvantageInputs
+) -> AdvantageOutputs:
+    """Gives every action token its sequence's advantage."""
+    advantages_T = advantages_B[inputs.segments_T].to(inputs.token_rewards_T.dtype)
+    return AdvantageOutputs(
+        advantages_T=masked(advantages_T, inputs.mask_T),
+        returns_T=None,
+        compared_T=inputs.mask_T & has_spread_B[inputs.segments_T],
+    )

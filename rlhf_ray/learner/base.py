@@ -18,8 +18,7 @@ from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.engine import EngineBuilder
-from rlhf_ray.learner.rows import flat, rollout_batch
-from rlhf_ray.learner.rows import fitted_update
+from rlhf_ray.learner.rows import fitted_update, flat, rollout_batch
 from rlhf_ray.learner.update import MicroBatchLoss, Preparation, UpdateSettings, run_update
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.check import own_outcome, sample_row, settle

@@ -1,4 +1,9 @@
-"""Direct preference optimisation on one rank: pairs or labelled answers, by any registered loss."""
+"""Direct preference optimisation on one rank: pairs or labelled answers, by any registered loss.
+
+Some losses need numbers of the whole optimiser step before its first gradient: AOT sorts all pairs,
+KTO has a mean over all mismatched answers. A pass without gradients collects those sums over all
+micro-batches and ranks. What a row's loss takes from the others is then a constant of the row.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +14,21 @@ from dataclasses import dataclass, replace
 import torch
 
 from rlhf_ray.algorithms import metric_sums
-from rlhf_ray.algorithms.label_losses import (
-    LABEL_LOSSES,
-    LabelledInputs,
-    LabelledParams,
-    labelled_metrics,
-)
 from rlhf_ray.algorithms.metric_sums import MetricSums
-from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams, pair_metrics
+from rlhf_ray.algorithms.preference_losses import (
+    LABEL_LOSSES,
+    PAIR_LOSSES,
+    LabelledInputs,
+    PairInputs,
+    labelled_metrics,
+    pair_metrics,
+)
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import with_router_loss
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
-from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.dpo import DpoConfig, PreferenceLossConfig
 from rlhf_ray.learner.base import ExampleLearner
-from rlhf_ray.learner.rows import answer_batch, answer_sums
-from rlhf_ray.learner.rows import over_ranks, score_answers
+from rlhf_ray.learner.rows import answer_batch, answer_sums, over_ranks, score_answers
 from rlhf_ray.models.decoder import base_of, require_experts
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
@@ -38,7 +43,8 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
     """Holds one rank's share of the policy."""
 
     def _load(self) -> TokenScorer:
-        self.objective = objective_of(self.job)
+        objective = LabelObjective if self.job.takes_labels else PairObjective
+        self.objective = objective(self.job)
         lm = load_causal_lm(self.config.model, device=self.device)
         balances_experts = self.job.router_aux_loss_coef > 0
         if balances_experts:
@@ -160,19 +166,11 @@ class PairObjective:
 
     trained = slice(0, 2)
 
-    def __init__(self, job: DpoConfig) -> None:
-        """Take losses and their parameters from the job."""
-        self.weights = job.weighted_losses
+    def __init__(self, params: PreferenceLossConfig) -> None:
+        """Take losses by name, and their parameters."""
+        self.params, self.weights = params, params.weighted_losses
         coupled = any(PREFERENCE_LOSSES[name].is_coupled for name in self.weights)
         self.ahead = self.trained if coupled else None
-        self.params = PairParams(
-            beta=job.beta,
-            label_smoothing=job.label_smoothing,
-            f_divergence_type=job.f_divergence_type,
-            f_alpha_divergence_coef=job.f_alpha_divergence_coef,
-            discopop_tau=job.discopop_tau,
-            simpo_gamma=job.simpo_gamma,
-        )
 
     def prepare(
         self, rows: Sequence[Referenced], ahead_BK: torch.Tensor | None
@@ -184,7 +182,6 @@ class PairObjective:
         caching, https://arxiv.org/abs/2101.06983, section 3.2).
         """
         num_chosen_tokens = sum(len(_pair(row).answer_ids_K[0]) for row in rows)
-
         plain = [
             StepRow(referenced=row, num_rows=len(rows), num_chosen_tokens=num_chosen_tokens)
             for row in rows
@@ -244,14 +241,10 @@ class LabelObjective:
     trained = slice(0, 1)
     ahead = slice(1, 2)
 
-    def __init__(self, job: DpoConfig) -> None:
-        """Take the parameters from the job."""
-        [(self.name, self.weight)] = job.weighted_losses.items()
-        self.params = LabelledParams(
-            beta=job.beta,
-            desirable_weight=job.desirable_weight,
-            undesirable_weight=job.undesirable_weight,
-        )
+    def __init__(self, params: PreferenceLossConfig) -> None:
+        """Take the loss by name, and its parameters."""
+        self.params = params
+        [(self.name, self.weight)] = params.weighted_losses.items()
 
     def prepare(
         self, rows: Sequence[Referenced], ahead_BK: torch.Tensor | None
@@ -281,11 +274,6 @@ class LabelObjective:
         loss_B = LABEL_LOSSES[self.name](inputs, self.params)
         loss = self.weight * loss_B.sum() / num_rows
         return loss, labelled_metrics(inputs, self.params)
-
-
-def objective_of(job: DpoConfig) -> PairObjective | LabelObjective:
-    """That of labelled answers or of pairs, as the job's losses take them."""
-    return LabelObjective(job) if job.takes_labels else PairObjective(job)
 
 
 def _pair(row: Referenced) -> Ranking:

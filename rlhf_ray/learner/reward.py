@@ -12,7 +12,7 @@ from rlhf_ray.algorithms.calibration import expected_calibration_error, ranking_
 from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import with_router_loss
-from rlhf_ray.algorithms.reward_losses import (
+from rlhf_ray.algorithms.supervised_losses import (
     REWARD_LOSSES,
     RankingInputs,
     centering,

@@ -1,4 +1,4 @@
-"""Rows as flat tensors, and passes over them, micro-batch by micro-batch, in step with other ranks."""
+"""Rows as flat tensors, and passes over them by micro-batches, in step with the other ranks."""
 
 from __future__ import annotations
 

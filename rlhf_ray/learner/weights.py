@@ -218,7 +218,12 @@ class Conversion:
 
 
 class CheckpointNames:
-    """What `save_pretrained` makes of a model's weights, planned by their names alone."""
+    """What `save_pretrained` makes of a model's weights, planned by their names alone.
+
+    transformers 5 holds some families otherwise than their checkpoints do (a layer's experts lie in
+    one tensor) and converts at loading. `save_pretrained` reverts that for a whole model at once;
+    here it is reverted weight by weight, so that no rank ever holds a model twice.
+    """
 
     def __init__(self, model: Any) -> None:
         """Take the conversions that the model was loaded with, backwards.

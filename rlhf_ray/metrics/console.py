@@ -1,6 +1,14 @@
 """The driver's screen: a table with a row a step, or a plain line a step where no one looks.
 
 Nothing is drawn over, so that other messages may come between and scrolling back shows all of it.
+The table has its heads again and again:
+
+```text
+step   reward              KL  entropy   length  mismatch  tokens/s    left
+4/30    0.250 +0.12    0.0268     1.47     64.0   1.0e-05     3,494    0:41
+      held out: reward 0.250 +0.25, length 64.0
+      ! most responses are cut off: rollout/truncated_share 0.98
+```
 """
 
 from __future__ import annotations
@@ -21,6 +29,12 @@ from rlhf_ray.metrics.names import COLUMNS, LINE, NOT_FINITE, Column, held_out_n
 
 # The time that is left is estimated from so many; with their median, evaluations do not count.
 MEASURED_STEPS = 20
+# Seconds between two rows, so that quick steps can be read.
+ROW_S = 1.0
+# Rows below one head.
+HEAD_EVERY = 20
+# Characters: of a value, of a change beside it, of the time that is left, between columns.
+VALUE, CHANGE, LEFT, GAP = 7, 6, 6, 2
 
 
 class ConsoleSink:
@@ -78,14 +92,6 @@ class ConsoleSink:
 def _cell(cell: object, longest: int = 400) -> str:
     text = f"{cell:.4g}" if isinstance(cell, float) else str(cell).strip()
     return text if len(text) <= longest else text[:longest] + " ..."
-
-
-# Seconds between two rows, so that quick steps can be read.
-ROW_S = 1.0
-# Rows below one head.
-HEAD_EVERY = 20
-# Characters: of a value, of a change beside it, of the time that is left, between columns.
-VALUE, CHANGE, LEFT, GAP = 7, 6, 6, 2
 
 
 class StepTable:

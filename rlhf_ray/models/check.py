@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.modes import adapter_dropouts
 from rlhf_ray.models.limits import positions_of
-from rlhf_ray.models.modes import CheckedModel, ForwardMode
+from rlhf_ray.models.modes import CheckedModel, ForwardMode, adapter_dropouts
 from rlhf_ray.types import IntArray
 
 logger = logging.getLogger(__name__)

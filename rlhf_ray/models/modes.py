@@ -1,4 +1,11 @@
-"""The ways in which a model can be run, the fastest first, and the base of modules that are."""
+"""The ways in which a model can be run, the fastest first, and the base of modules that are.
+
+No model drops anything out, in any job. transformers' layers read `self.training` for two things:
+whether to be random (dropout of modules and of functions, layers that are left out, jitter of
+routers), and whether to compute activations again in the backward pass. So a model stays in
+evaluation mode while it is trained, but for layers that are checkpointed, around their own forward
+pass, and for the dropout of adapters, which the configuration of the job asks for by name.
+"""
 
 from __future__ import annotations
 
@@ -112,8 +119,8 @@ def needs_mask(layer_types: Sequence[str]) -> bool:
     return any(kind.endswith("_attention") and kind not in plain for kind in layer_types)
 
 
-class CheckedModel(WithoutDropout):
-    """A module around a transformers model, whose results can be had in two ways.
+class CheckedModel(nn.Module):
+    """A module around a transformers model, whose results can be had in two ways, never random.
 
     Attributes:
         mode: How it runs.
@@ -129,6 +136,16 @@ class CheckedModel(WithoutDropout):
     def padded(self) -> bool:
         """Whether its batches are rectangles."""
         return not self.mode.packed
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for itself, checkpointed layers and the dropout of adapters alone."""
+        super().train(mode)
+        if mode:
+            for child in self.children():
+                child.eval()
+            for module in (*adapter_dropouts(self), *_checkpointed(self)):
+                module.training = True
+        return self
 
     def modes(self, config: ModelConfig, layout: Layouts) -> Sequence[ForwardMode]:
         """The ways that the configuration allows, the one to prefer first."""
@@ -167,20 +184,6 @@ class CheckedModel(WithoutDropout):
     def own_outcome(self, input_ids_1T: torch.Tensor) -> torch.Tensor:
         """The same of one sequence, by the `forward` of the family."""
         raise NotImplementedError
-
-
-class WithoutDropout(nn.Module):
-    """Base of the modules that roles train; those below it never are random."""
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode for itself, checkpointed layers and the dropout of adapters alone."""
-        super().train(mode)
-        if mode:
-            for child in self.children():
-                child.eval()
-            for module in (*adapter_dropouts(self), *_checkpointed(self)):
-                module.training = True
-        return self
 
 
 def adapter_dropouts(model: nn.Module) -> Iterator[nn.Module]:

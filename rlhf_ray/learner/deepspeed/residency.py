@@ -3,6 +3,9 @@
 DeepSpeed 0.19.8 has `offload_states`, which does not do: ZeRO-3's wants its own FusedAdam, stage 1
 in bfloat16 and engines without an optimizer have none, and none moves frozen weights. Here what a
 learner holds is found by looking through it, at every stage alike, quantized or not.
+
+A storage is emptied where it is (`UntypedStorage.resize_(0)`), as FSDP does with gathered weights;
+no tensor changes. Every view of it, whoever holds it, is whole again when the storage is.
 """
 
 from __future__ import annotations
@@ -21,6 +24,17 @@ from rlhf_ray.errors import RunError
 
 # A parameter knows its optimizer, and its places in what that holds.
 _OF_OPTIMIZERS = (torch.optim.Optimizer, ZeROOptimizer, tensor_fragment)
+# What leads from any object to the whole program; and values, of which there are many.
+_LEADS_AWAY = (
+    type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
+    str, bytes, int, float, bool, type(None), torch.dtype, torch.device, torch.Size,
+)  # fmt: skip
+Storages = dict[int, torch.UntypedStorage]
+# A power of two: PyTorch rounds pinned memory up to the next one. All storages lie in such pieces
+# end to end, however large they are.
+CHUNK_BYTES = 2**28
+# A view of a storage's bytes starts where any dtype may.
+ALIGNMENT_BYTES = 16
 
 
 class Holder(Protocol):
@@ -116,13 +130,6 @@ class HostResidency:
         release = getattr(self._optimizer, "empty_partition_cache", None)
         if release is not None:
             release()
-
-
-# A power of two: PyTorch rounds pinned memory up to the next one. All storages lie in such pieces
-# end to end, however large they are.
-CHUNK_BYTES = 2**28
-# A view of a storage's bytes starts where any dtype may.
-ALIGNMENT_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,15 +239,6 @@ class HostCopy:
 
 def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-
-
-# What leads from any object to the whole program; and values, of which there are many.
-_LEADS_AWAY = (
-    type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
-    str, bytes, int, float, bool, type(None), torch.dtype, torch.device, torch.Size,
-)  # fmt: skip
-
-Storages = dict[int, torch.UntypedStorage]
 
 
 def storages_of(

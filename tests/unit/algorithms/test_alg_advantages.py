@@ -1,7 +1,5 @@
 """What holds for advantages beyond the formulas: groups, transparent tokens, whitening, scores."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -13,14 +11,14 @@ from torch import Tensor
 from rlhf_ray.algorithms.advantages import (
     ADVANTAGES,
     AdvantageInputs,
-    AdvantageParams,
     estimate_advantages,
 )
 from rlhf_ray.algorithms.ragged import whiten
 from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.experience.rewards import token_rewards
 
-PARAMS = AdvantageParams(gamma=0.97, lam=0.9)
+PARAMS = AlgorithmConfig(advantage="gae", gamma=0.97, lam=0.9)
 GROUP_METHODS = [name for name in ADVANTAGES if table.ADVANTAGES[name].needs_groups]
 
 
@@ -30,7 +28,7 @@ def estimate(
     masks: list[list[bool]],
     groups: list[int],
     values_T: Tensor | None = None,
-    params: AdvantageParams = PARAMS,
+    params: AlgorithmConfig = PARAMS,
     trained_T: Tensor | None = None,
 ) -> Tensor:
     """Where rewards are told apart, there are two: a sequence's total, and its square."""
@@ -87,7 +85,7 @@ def test_a_group_of_one_sample_has_advantage_zero(name: str) -> None:
 def test_a_group_without_spread_has_advantage_exactly_zero(
     name: str, whitened: bool, score: float, dtype: torch.dtype
 ) -> None:
-    params = replace(PARAMS, whiten=whitened)
+    params = PARAMS.model_copy(update={"whiten_advantages": whitened})
     for size in (2, 3, 7):
         rewards = torch.full((size,), score, dtype=dtype)
         assert not estimate(name, rewards, [[True]] * size, [0] * size, params=params).any()
@@ -107,7 +105,7 @@ def test_groups_without_spread_say_nothing_when_the_step_is_whitened(
     rewards = torch.zeros(12)
     rewards[4], rewards[5] = -1.0, 2.0
     rewards[[8, 10]] = 0.7  # two that score alike, and after them one alone
-    params = replace(PARAMS, whiten=whitened)
+    params = PARAMS.model_copy(update={"whiten_advantages": whitened})
     advantages = estimate(name, rewards, masks, [0, 0, 1, 1, 2], params=params)
     assert not advantages[6:].any()
     assert advantages[:6].all()
@@ -127,7 +125,11 @@ def test_whitening_looks_at_the_tokens_that_are_trained(name: str) -> None:
     arguments = (name, batch.returns_T, masks, [0, 0, 1, 1], batch.values_T)
     trained_T = batch.segments_T != 1
     raw = estimate(*arguments)
-    white = estimate(*arguments, params=replace(PARAMS, whiten=True), trained_T=trained_T)
+    white = estimate(
+        *arguments,
+        params=PARAMS.model_copy(update={"whiten_advantages": True}),
+        trained_T=trained_T,
+    )
     assert not white[~trained_T].any()
     assert white[trained_T].mean().item() == pytest.approx(0.0, abs=1e-9)
     assert white[trained_T].var().item() == pytest.approx(1.0, rel=1e-5)

@@ -15,10 +15,11 @@ from alg_batches import (
     with_leaves,
 )
 
-from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
+from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs
 from rlhf_ray.algorithms.metric_sums import values
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
+from rlhf_ray.config.algorithm import CorrectionConfig
 from rlhf_ray.config.algorithm_table import RatioLevel
 
 
@@ -61,8 +62,9 @@ def test_corrections_count_clamped_ratios(name: str, level: RatioLevel) -> None:
             mask_T=everything,
             segments_T=torch.arange(4),
             num_sequences=4,
+            level=level,
         ),
-        CorrectionParams(cap=2.0, low=0.5, level=level),
+        CorrectionConfig(cap=2.0, low=0.5),
     )
     assert values(correction.metrics)["clamp_share"] == 0.5
     assert not correction.weights_T.requires_grad

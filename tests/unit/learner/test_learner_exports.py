@@ -15,8 +15,7 @@ from benchmarks.tiny_models import tiny
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.learner import export
-from rlhf_ray.learner.export import export_model
-from rlhf_ray.learner.export import differences, write_weights
+from rlhf_ray.learner.export import differences, export_model, write_weights
 from rlhf_ray.learner.weights import named_weights, require_mergeable, weight_infos
 from rlhf_ray.models import memory
 from rlhf_ray.models.load import load_causal_lm, with_adapter
