@@ -31,6 +31,21 @@ from rlhf_ray.models.classifier import is_packable
 from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.sharding import is_sharded
 
+logger = logging.getLogger(__name__)
+
+# As transformers splits a model; also what the writing rank holds of it at a time.
+MAX_FILE_BYTES = 5 * 10**9
+# Up to this size a model is also loaded and asked: a second or so.
+SMALL_BYTES = 256 * 2**20
+NUM_TOKENS = 24
+# How far logits may be apart, as a share of their size, in float32 and in what rounds more. The
+# weights are compared bit by bit, so that this is about what is missing: a router's bias changes
+# logits by their own size.
+FLOAT32_GAP, ROUNDED_GAP = 1e-3, 0.1
+# Merging rounds, and some models make much of that; but by no more than this share of what the
+# adapters do.
+MERGED_SHARE = 0.1
+
 
 def export_model(lm: Any, folder: Path, tokenizer_path: str, *, write: bool) -> None:
     """Write weights, configuration and tokenizer, aside first; every rank calls it, one writes.
@@ -112,10 +127,6 @@ def _copy_processor(config: Any, folder: Path) -> None:
             shutil.copy(found, folder / name)
 
 
-# As transformers splits a model; also what the writing rank holds of it at a time.
-MAX_FILE_BYTES = 5 * 10**9
-
-
 @dataclass(frozen=True, kw_only=True)
 class Written:
     """One weight as it was in memory when it was written."""
@@ -187,20 +198,6 @@ def differences(folder: Path, written: Mapping[str, Written]) -> list[str]:
         elif wanted.digest != got.digest:
             lines.append(f"{name} has other values")
     return sorted(lines)
-
-
-logger = logging.getLogger(__name__)
-
-# Up to this size a model is also loaded and asked: a second or so.
-SMALL_BYTES = 256 * 2**20
-NUM_TOKENS = 24
-# How far logits may be apart, as a share of their size, in float32 and in what rounds more. The
-# weights are compared bit by bit, so that this is about what is missing: a router's bias changes
-# logits by their own size.
-FLOAT32_GAP, ROUNDED_GAP = 1e-3, 0.1
-# Merging rounds, and some models make much of that; but by no more than this share of what the
-# adapters do.
-MERGED_SHARE = 0.1
 
 
 def check_export(lm: Any, folder: Path, written: Mapping[str, Written]) -> None:

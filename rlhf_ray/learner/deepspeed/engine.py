@@ -25,8 +25,7 @@ from rlhf_ray.learner.engine import (
     random_state,
     set_random_state,
 )
-from rlhf_ray.learner.movement import MovementCheck
-from rlhf_ray.learner.optim import learning_rate
+from rlhf_ray.learner.optim import MovementCheck, learning_rate
 from rlhf_ray.models import sharding
 from rlhf_ray.models.logits import LogprobsHead
 from rlhf_ray.models.modes import resolve_dtype

@@ -206,6 +206,7 @@ def test_kl_in_the_loss_is_k3(weighted: bool) -> None:
             logprobs_T=x,
             reference_logprobs_T=batch.reference_logprobs_T,
             old_logprobs_T=batch.old_logprobs_T,
+            entropy_T=batch.entropy_T,
         )
         return 0.3 * reduce(LOSS_TERMS[name](inputs).loss_T)
 
@@ -221,7 +222,13 @@ def test_entropy_bonus() -> None:
     reduce = reducer("token_mean", batch)
 
     def ours(x: Tensor) -> Tensor:
-        inputs = LossTermInputs(mask_T=batch.mask_T, entropy_T=x)
+        inputs = LossTermInputs(
+            mask_T=batch.mask_T,
+            logprobs_T=batch.logprobs_T,
+            reference_logprobs_T=batch.reference_logprobs_T,
+            old_logprobs_T=batch.old_logprobs_T,
+            entropy_T=x,
+        )
         return 0.5 * reduce(LOSS_TERMS["entropy"](inputs).loss_T)
 
     def theirs(x: Tensor) -> Tensor:
