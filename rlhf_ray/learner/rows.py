@@ -19,6 +19,7 @@ from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, cut_to_rectangles
 from rlhf_ray.types import Experience, LabelledAnswer, Ranking, Rollout
 
 Row = TypeVar("Row")
+T = TypeVar("T")
 
 
 def rollout_batch(
@@ -90,11 +91,6 @@ def split_rows(values_T: torch.Tensor, lens_B: Sequence[int]) -> list[npt.NDArra
     return [part.copy() for part in np.split(array, np.cumsum(lens_B)[:-1])] if lens_B else []
 
 
-T = TypeVar("T")
-# Batch -> [T].
-Forward = Callable[[TokenBatch], torch.Tensor]
-
-
 def fitted(
     plan: RankedMicroBatches, lengths_B: Sequence[int], config: ForwardConfig, model: CheckedModel
 ) -> RankedMicroBatches:
@@ -153,7 +149,7 @@ def score_rows(
 
 def score_rollouts(
     engine: InferenceEngine,
-    forward: Forward,
+    forward: Callable[[TokenBatch], torch.Tensor],
     rollouts: Sequence[Rollout],
     plan: RankedMicroBatches,
     config: ForwardConfig,
