@@ -14,10 +14,9 @@ from launch.tables.format import count, option, outcome, section, size, span, ta
 from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.memory import GIB
 from rlhf_ray.planning.advice import Advice
-from rlhf_ray.planning.engines import Engine
 from rlhf_ray.planning.layout import Place
 from rlhf_ray.planning.moments import GpuNeed
-from rlhf_ray.planning.needs import RoleNeed
+from rlhf_ray.planning.needs import Engine, RoleNeed
 from rlhf_ray.planning.plan import DRIVER, RESULTS, Plan
 from rlhf_ray.planning.roles import Batches
 

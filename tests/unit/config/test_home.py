@@ -17,7 +17,7 @@ from rlhf_ray.config.tools.load import load_config, load_job
 from rlhf_ray.config.tools.stages import stages_of, values_of
 from rlhf_ray.config.tools.yaml_file import read_yaml
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.planning.sources import read_shapes
+from rlhf_ray.models.shape import read_shapes
 
 JOB = """
 run_dir: ~/runs/one

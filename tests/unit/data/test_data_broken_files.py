@@ -124,7 +124,7 @@ HUGE = """
     from rlhf_ray.config.data import SourceConfig
     from rlhf_ray.errors import RowError
     from rlhf_ray.data.files.sources import read_rows
-    from rlhf_ray.metrics.memory import peak_memory_gb
+    from rlhf_ray.metrics.usage import peak_memory_gb
 
     for path in sys.argv[1:]:
         start = time.process_time()  # other processes have a part of the clock's
