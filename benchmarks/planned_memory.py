@@ -30,10 +30,10 @@ from rlhf_ray.config.online import OnlineConfig, PpoConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.memory import MIB
+from rlhf_ray.models.shape import read_shapes
 from rlhf_ray.planning.layout import Cluster
 from rlhf_ray.planning.plan import plan_job
 from rlhf_ray.planning.roles import model_paths
-from rlhf_ray.planning.sources import read_shapes
 
 MARK = "PLANNED_MEMORY"
 PROCESSES = {

@@ -30,7 +30,8 @@ from launch.tables.rows import print_look
 from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob
 from rlhf_ray.data.chat.tokenizer import CHAT_TEMPLATES
 from rlhf_ray.errors import ConfigError, RowError
-from rlhf_ray.jobs.look import Look, look
+from rlhf_ray.jobs.rows import Look, tokenizer_of
+from rlhf_ray.jobs.table import JOBS
 
 JOB_NAMES = ["sft", "rm", "dpo", "kto", "grpo"]
 CONTEXT = 1 << 20  # tokens: nothing is too long
@@ -128,7 +129,8 @@ def outcome(job: str, file: Path, model: str, data: dict[str, Any], num_rows: in
         begin = time.monotonic()
         config = job_config(job, model, {"path": str(file), **data, **settings})
         try:
-            [seen] = look(config, num_rows=num_rows)
+            rows = JOBS[job].rows(config, tokenizer_of(config.learner.model))
+            seen = rows.look("data", num_rows=num_rows)
         except ConfigError as error:
             words = " ".join(str(error).replace(str(file), file.name).split())
             more = proposed(error)

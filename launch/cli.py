@@ -24,17 +24,10 @@ from rlhf_ray.config.checks.preflight import preflight
 from rlhf_ray.config.checks.unused import warn_of_unused
 from rlhf_ray.config.jobs import JOB_CONFIGS, PIPELINE, PipelineConfig
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.config.tools.help import help_text, summary_of
-from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.config.tools.ready import find_config, ready_configs
+from rlhf_ray.config.tools.load import find_config, load_config, ready_configs
+from rlhf_ray.config.tools.schema import help_text, summary_of
 from rlhf_ray.config.tools.stages import Stage, stages_of
-from rlhf_ray.errors import (
-    EXIT_CONFIG,
-    EXIT_INTERRUPTED,
-    EXIT_RUN,
-    ConfigError,
-    RlhfRayError,
-)
+from rlhf_ray.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_RUN, ConfigError, RlhfRayError
 
 # What takes a configuration file.
 CONFIGURED: Mapping[str, type[RunConfig]] = {**JOB_CONFIGS, PIPELINE: PipelineConfig}
@@ -143,7 +136,7 @@ def _read(job: str, given: str, overrides: Sequence[str]) -> RunConfig:
 
 
 def check_and_run(config: RunConfig) -> int:
-    """Check what a configuration points at, then import what runs a job or pipeline, and run it.
+    """Check what a configuration points at, then import what runs it, and run it.
 
     Raises:
         ConfigError: It points at something that is not there or does not fit, or its folder is
@@ -154,8 +147,7 @@ def check_and_run(config: RunConfig) -> int:
         preflight(config)
         check_folder(config)
         warn_of_unused(config, "the job")
-        module = _module(PIPELINE if config.job == PIPELINE else "job")
-        run: Callable[[RunConfig], int] = module.run
+        run: Callable[[RunConfig], int] = _module("job").run
         return run(config)
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from launch import cli
+from rlhf_ray.config.tools.layers import value_at
 from rlhf_ray.config.tools.stages import Stage, to_come
 
 
@@ -27,20 +26,22 @@ def main(arguments: Sequence[str]) -> int:
     stages = cli.read_stages(options.job, options.config, overrides)
 
     from launch.tables.rows import print_absent, print_look
-    from rlhf_ray.jobs.look import look
+    from rlhf_ray.jobs.rows import tokenizer_of
     from rlhf_ray.jobs.table import JOBS
 
     explained: set[str] = set()
     with _quiet_reports():
         for number, stage in enumerate(stages):
-            marked = JOBS[stage.job].marked
+            job, config = JOBS[stage.job], stage.rooted
             prefix = f"{stage.name}: " if stage.name else ""
             unwritten = _unwritten(stage, stages[:number])
             for key, path in unwritten.items():
                 print_absent(f"{prefix}{key}", f"an earlier stage will write it: {path}")
-            for each in look(stage.rooted, num_rows=options.rows, skip=[*unwritten]):
-                print_look(each, prefix, marked="" if marked in explained else marked)
-                explained.add(marked)
+            rows = job.rows(config, tokenizer_of(config.learner.model))
+            for key in [key for key in rows.named if key not in unwritten]:
+                marked = "" if job.marked in explained else job.marked
+                print_look(rows.look(key, num_rows=options.rows), prefix, marked=marked)
+                explained.add(job.marked)
     return 0
 
 
@@ -79,24 +80,13 @@ def _unwritten(stage: Stage, earlier: Sequence[Stage]) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(to_come(stage.config, earlier)):
         length = next((len(key) for key in keys if path[: len(key)] == key), 0)
-        file = _at(values, path)
+        file = str(value_at(values, path))
         if length and not os.path.exists(file):
             found[".".join(path[:length])] = file
     return found
-
-
-def _at(values: Any, path: Sequence[str]) -> str:
-    """What stands at a key."""
-    for part in path:
-        values = values[int(part) if isinstance(values, list) else part]
-    return str(values)
 
 
 def _count(text: str) -> int:
     if not text.isdigit():
         raise ArgumentTypeError(f"must be a number of rows, got {text!r}")
     return int(text)
-
-
-if __name__ == "__main__":
-    sys.exit(cli.main(["data", *sys.argv[1:]]))

@@ -1,29 +1,36 @@
 """`make demo`: a whole RLHF pipeline of a tiny model on one pool, and a table of what it brought.
 
-Model and task are made on the spot (`launch.sorting_task`), the rest is
-`configs/pipeline/tiny-cpu.yaml`: SFT; pairs of answers, judged by the task's own check; a reward
-model of these pairs; PPO against that model, and DPO on the same pairs. PPO and DPO start from the
-same weights and are measured by the same check on the same held-out prompts.
+Model and task are made on the spot, so that the whole system can be shown without a download: a
+tokenizer of single characters, a model small enough for a laptop, and numbers whose digits are to
+be sorted, `sort 52913 =` is answered by `12359`. The rest is `configs/pipeline/tiny-cpu.yaml`: SFT;
+pairs of answers, judged by the task's own check; a reward model of these pairs; PPO against that
+model, and DPO on the same pairs. PPO and DPO start from the same weights and are measured by the
+same check on the same held-out prompts.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.cli import check_and_run, guarded
 from launch.run.messages import libraries_to_file
-from launch.sorting_task import write_model, write_task
 from rlhf_ray.config.jobs import PIPELINE, PipelineConfig
-from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.config.tools.ready import find_config
+from rlhf_ray.config.tools.load import find_config, load_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FOLDER = Path("runs/demo")
+NUM_DIGITS = 6
+PAD, END = "<pad>", "<end>"
 
 
 def main() -> int:
@@ -75,6 +82,69 @@ def _print_table(golds: Sequence[tuple[str, float, float]], seconds: float) -> N
         f"in {seconds:.0f} s; everything that was written is in {FOLDER}",
         sep="\n",
     )
+
+
+def make_rows(num_rows: int, *, seed: int) -> list[dict[str, str]]:
+    """Distinct prompts with their answers: `prompt`, `completion`, and `answer` for a verifier."""
+    generator = random.Random(seed)
+    answers: dict[str, str] = {}
+    while len(answers) < num_rows:
+        digits = "".join(generator.choices("123456789", k=NUM_DIGITS))
+        answers[digits] = "".join(sorted(digits))
+    return [
+        {"prompt": f"sort {digits} =", "completion": answer, "answer": answer}
+        for digits, answer in answers.items()
+    ]
+
+
+def write_task(folder: Path, *, num_sft: int, num_train: int, num_test: int, seed: int) -> None:
+    """Write `sft.jsonl`, `train.jsonl` and `test.jsonl`; no prompt is in two of them."""
+    rows = make_rows(num_sft + num_train + num_test, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {
+        "sft": rows[:num_sft],
+        "train": rows[num_sft : num_sft + num_train],
+        "test": rows[num_sft + num_train :],
+    }
+    for name, part in parts.items():
+        lines = "".join(json.dumps(row) + "\n" for row in part)
+        (folder / f"{name}.jsonl").write_text(lines)
+
+
+def write_model(folder: Path, *, seed: int) -> None:
+    """Write an untrained model of 0.2 M parameters and its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _character_tokenizer()
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _character_tokenizer() -> PreTrainedTokenizerBase:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [PAD, END, *"0123456789 =sort"]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
 
 
 if __name__ == "__main__":

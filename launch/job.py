@@ -1,49 +1,77 @@
-"""Running one job of any kind: what could refuse it first, then cluster, pool, folder, training."""
+"""Running a job of any kind, or a pipeline: jobs one after the other on one pool.
+
+First comes what could refuse it, then cluster, pool, folder, training. All actors of a pipeline
+start side by side before the first stage, so that later stages find them running with their
+libraries imported, and the model that another stage left in their memory.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from actors.pool.job_nodes import check_nodes, skipped_steps_fetched
 from actors.pool.pool import Pool
 from actors.pool.record import PoolRecord, end_orphans
 from actors.roles.job_pool import JobPool
+from actors.roles.start import role_specs, start_all
 from launch.run.cluster import connected, runs_here
-from launch.run.folder import is_finished, run_folder
+from launch.run.folder import check_folder, is_finished, run_folder
 from rlhf_ray.config.checks.machine import require_machine
-from rlhf_ray.config.jobs import AnyJob
+from rlhf_ray.config.checks.unused import warn_of_unused
+from rlhf_ray.config.jobs import AnyJob, PipelineConfig
 from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.tools.stages import Stage, groups_of, stages_of
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.job import PreparedJob
+from rlhf_ray.jobs.stages import check_same, has_steps, results_needed, stages_left
+from rlhf_ray.jobs.status import state_of
 from rlhf_ray.jobs.table import JOBS
 
 logger = logging.getLogger(__name__)
 
+Prepared: TypeAlias = PreparedJob[Any, Any]
 
-def run(config: AnyJob) -> int:
-    """Run a job from its data to its last step; returns the exit status.
+
+def run(config: AnyJob | PipelineConfig) -> int:
+    """Run a job from its data to its last step, or what is left of a pipeline's stages.
+
+    Returns:
+        The exit status.
 
     Raises:
-        ConfigError: The job is refused: its folder is as it was.
+        ConfigError: It is refused, or one of its stages is: all folders are as they were.
         RunError: It failed.
     """
+    if isinstance(config, PipelineConfig):
+        return _run_pipeline(config)
     if is_finished(config):
         logger.info("%s is finished: nothing is left to do", config.run_dir)
         return 0
     require_machine([config], is_here=runs_here(config.ray))
-    prepared = JOBS[config.job].prepare(config)
+    prepared = prepare(config)
     with connected(config, config.groups):
         asyncio.run(_on_own_pool(prepared))
     logger.info("finished: %s", config.run_dir)
     return 0
 
 
-async def _on_own_pool(prepared: PreparedJob[Any, Any]) -> None:
+def prepare(config: AnyJob) -> Prepared:
+    """A job with its data, ready to run on a pool.
+
+    Raises:
+        ConfigError: Its data or models refuse it.
+    """
+    return JOBS[config.job].prepare(config)
+
+
+async def _on_own_pool(prepared: Prepared) -> None:
     async with open_pool(prepared.config) as pool:
         await run_on(pool, prepared)
 
@@ -78,7 +106,7 @@ async def open_pool(config: RunConfig) -> AsyncIterator[Pool]:
         record.release()
 
 
-async def run_on(pool: Pool, prepared: PreparedJob[Any, Any]) -> None:
+async def run_on(pool: Pool, prepared: Prepared) -> None:
     """Run a job on a pool; its folder is written from when its roles have their places.
 
     Raises:
@@ -91,3 +119,86 @@ async def run_on(pool: Pool, prepared: PreparedJob[Any, Any]) -> None:
         logger.info("run directory: %s", folder)
         async with skipped_steps_fetched(config, pool):
             await prepared.run(JobPool(pool, config))
+
+
+def _run_pipeline(config: PipelineConfig) -> int:
+    stages = stages_of(config)
+    require_machine([stage.config for stage in stages], is_here=runs_here(config.ray))
+    for stage in stages:
+        warn_of_unused(stage.config, f"stage {stage.name}")
+    left = stages_left(stages)
+    for stage in stages:
+        if stage in left:
+            check_folder(stage.config)
+        else:
+            check_same(stage)
+    # A stage that was begun is prepared ahead of those before it, as it may be refused.
+    begun = {stage.name: prepare(stage.config) for stage in left if has_steps(stage)}
+    for stage in stages:
+        if stage not in left:
+            logger.info("stage %s is finished: skipped", stage.name)
+    seconds: dict[str, float] = {}
+    if left:
+        with connected(config, groups_of(left)):
+            asyncio.run(_run_left(config, left, begun, seconds))
+    elif state_of(config.run_dir) != "finished":  # stopped behind its last stage
+        with run_folder(config):
+            pass
+    _print_table(stages, seconds)
+    return 0
+
+
+async def _run_left(
+    config: PipelineConfig,
+    stages: Sequence[Stage],
+    begun: Mapping[str, Prepared],
+    seconds: dict[str, float],
+) -> None:
+    """Run stages, and note the seconds of each."""
+    async with open_pool(config) as pool:
+        groups = groups_of(stages)
+        pool.place(groups)
+        for stage in stages:
+            await check_nodes(stage.rooted, pool)
+        with run_folder(config):
+            started_s = time.monotonic()
+            await start_all(pool, groups, role_specs(groups, *(stage.rooted for stage in stages)))
+            logger.info("all actors are ready after %.0f s", time.monotonic() - started_s)
+            for index, stage in enumerate(stages):
+                await pool.want(results_needed(stages, stages[index:]))
+                started_s = time.monotonic()
+                logger.info("stage %s: %s in %s", stage.name, stage.job, stage.config.run_dir)
+                await run_on(pool, begun.get(stage.name) or prepare(stage.config))
+                seconds[stage.name] = time.monotonic() - started_s
+
+
+def _print_table(stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
+    """What each stage brought: the metric that tells most, before and after."""
+    import rich
+    from rich.table import Table
+
+    table = Table(title="what the stages brought")
+    for column in ("stage", "job", "metric", "start", "end", "seconds"):
+        is_number = column in ("start", "end", "seconds")
+        table.add_column(column, justify="right" if is_number else "left")
+    for stage in stages:
+        took = seconds.get(stage.name)
+        table.add_row(
+            stage.name,
+            stage.job,
+            *_first_and_last(stage),
+            "earlier" if took is None else f"{took:.0f}",
+        )
+    rich.print(table)
+
+
+def _first_and_last(stage: Stage) -> tuple[str, str, str]:
+    """Of the first headline that a run logged: name, first and last value; else empty."""
+    path = Path(stage.config.run_dir) / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    for name in JOBS[stage.job].headline:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            return name, f"{values[0]:.4g}", f"{values[-1]:.4g}"
+    return "", "", ""

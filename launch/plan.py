@@ -5,7 +5,6 @@ For example `rlhf-ray plan grpo configs/grpo/llama3-8b-8gpu.yaml --gpu-memory 80
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 
@@ -14,11 +13,11 @@ from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.tools.stages import Stage, groups_of
 from rlhf_ray.errors import EXIT_CONFIG, ConfigError
 from rlhf_ray.memory import GIB
+from rlhf_ray.models.shape import read_shapes
 from rlhf_ray.planning.advice import advise, advise_placement
 from rlhf_ray.planning.layout import Cluster, shown_bytes, smallest_cluster
 from rlhf_ray.planning.plan import Plan, plan_jobs
 from rlhf_ray.planning.roles import Shapes, model_paths
-from rlhf_ray.planning.sources import read_shapes
 
 GPUS_OF_A_NODE = 8
 
@@ -136,7 +135,3 @@ def _cluster(options: Namespace, groups: Mapping[str, GroupConfig]) -> Cluster:
         node_bytes=int(options.node_memory * GIB),
     )
     return cluster if options.nodes else smallest_cluster(groups, cluster)
-
-
-if __name__ == "__main__":
-    sys.exit(cli.main(["plan", *sys.argv[1:]]))

@@ -6,7 +6,10 @@ import argparse
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import ray
@@ -16,20 +19,22 @@ from actors.pool.pool import Pool
 from actors.pool.record import PoolInUseError, PoolRecord, end_orphans, release_groups
 from actors.pool.standing_cluster import Process, StandingCluster
 from actors.roles.start import role_specs, start_all
-from launch.pool_status import print_pool, status
-from launch.run import pool_registry as registry
 from launch.run import standing
-from launch.run.cluster import disconnect, join, num_cpus, runs_here
+from launch.run.cluster import join, num_cpus, runs_here
 from launch.run.names import check_name
 from launch.run.signals import uninterrupted
+from launch.tables.format import screen
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.config.tools.ready import load_job
+from rlhf_ray.config.tools.load import load_job
 from rlhf_ray.config.tools.stages import groups_of, stages_of
-from rlhf_ray.errors import ConfigError, RlhfRayError, RunError
+from rlhf_ray.errors import EXIT_RUN, ConfigError, RlhfRayError, RunError
 
 logger = logging.getLogger(__name__)
+
+STATUS_S = 120.0
+COLUMNS = ("role", "rank", "GPUs", "node", "pid", "state", "model held", "since")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,7 +78,7 @@ def up(config: RunConfig, name: str) -> int:
     groups = groups_of(stages)
     specs = role_specs(groups, *(stage.rooted for stage in stages))
     try:
-        cluster = registry.claim(name)
+        cluster = standing.claim(name)
         if not config.ray.address:
             cluster = standing.start_cluster(
                 cluster, num_cpus=num_cpus(config.ray, groups), num_gpus=config.ray.num_gpus
@@ -81,14 +86,14 @@ def up(config: RunConfig, name: str) -> int:
         join(config.ray.address or cluster.address)
         # `auto` means this cluster only to this process.
         cluster = replace(cluster, address=ray.get_runtime_context().gcs_address)
-        registry.write(cluster)
+        standing.register(cluster)
         record = PoolRecord.create(name, "rlhf-ray pool up")
         asyncio.run(start_all(Pool(name, config.timeouts, record=record), groups, specs))
         with uninterrupted():  # from here on it is up
-            registry.write(replace(cluster, starter=None))
+            standing.register(replace(cluster, starter=None))
             record.release()
             print_pool(name, record)
-            disconnect()
+            ray.shutdown()
     except BaseException:
         with uninterrupted():
             _undo(name)
@@ -98,7 +103,7 @@ def up(config: RunConfig, name: str) -> int:
 
 def _undo(name: str) -> None:
     """End what this process has started under a name, and nothing that is another's."""
-    cluster = registry.cluster_of(name)
+    cluster = standing.cluster_of(name)
     if cluster is None or cluster.starter != Process.own():
         return
     # Ray cannot connect anew after a connection that was broken off; nor was anything started yet.
@@ -108,9 +113,9 @@ def _undo(name: str) -> None:
         except RunError as error:
             logger.warning("%s", error)
             return  # registered still, for `down`
-    disconnect()
+    ray.shutdown()
     standing.stop_cluster(cluster)
-    registry.forget(cluster)
+    standing.forget(cluster)
 
 
 def down(name: str) -> int:
@@ -120,7 +125,7 @@ def down(name: str) -> int:
         ConfigError: A job uses it, or it is being started.
         RunError: It is on a cluster that does not answer.
     """
-    cluster = registry.cluster_of(name)
+    cluster = standing.cluster_of(name)
     if cluster is None:
         print(f"no pool {name!r} was started from this machine")
         return 0
@@ -130,9 +135,9 @@ def down(name: str) -> int:
     if cluster.address and (cluster.head is None or standing.answers(cluster.address)):
         standing.use_token(name)
         _end_actors(cluster)
-        disconnect()
+        ray.shutdown()
     standing.stop_cluster(cluster)
-    registry.forget(cluster)
+    standing.forget(cluster)
     print(f"pool {name} is down")
     return 0
 
@@ -156,7 +161,7 @@ def _end_actors(cluster: StandingCluster, *, only_ours: bool = False) -> None:
         if cluster.head is None:
             raise RunError(
                 f"{error}\nActors of pool {cluster.pool} may still hold GPUs at {cluster.address}; "
-                f"if that cluster is gone for good, delete {registry.entry_file(cluster.pool)}"
+                f"if that cluster is gone for good, delete {standing.entry_file(cluster.pool)}"
             ) from error
         # Its own cluster takes the actors with it.
         logger.warning("%s", error)
@@ -171,3 +176,80 @@ async def _end(record: PoolRecord) -> None:
     end_orphans(record)
     release_groups(record)
     record.end()
+
+
+def status(name: str) -> int:
+    """Tell of one pool or of all; also where there is none or its cluster is gone."""
+    clusters = [cluster for cluster in standing.entries() if name in ("", cluster.pool)]
+    if not clusters:
+        print(f"no pool {name!r}" if name else "no pool is up; `rlhf-ray pool up FILE` starts one")
+    if len(clusters) > 1:  # a process connects with one cluster's token only
+        return max(_status_elsewhere(cluster.pool) for cluster in clusters)
+    for cluster in clusters:
+        if trouble := _trouble(cluster):
+            print(f"pool {cluster.pool}: {trouble}")
+            continue
+        standing.use_token(cluster.pool)
+        join(cluster.address)
+        print_pool(cluster.pool, PoolRecord.find(cluster.pool))
+        ray.shutdown()
+    return 0
+
+
+def _status_elsewhere(pool: str) -> int:
+    """Tell of one pool in a process of its own; its exit status."""
+    command = ["-m", "launch.cli", "pool", "status", "--name", pool]
+    try:
+        done = subprocess.run([sys.executable, *command], timeout=STATUS_S, check=False)
+    except subprocess.TimeoutExpired:
+        print(f"pool {pool}: no answer within {STATUS_S:g} s")
+        return EXIT_RUN
+    return done.returncode if done.returncode >= 0 else EXIT_RUN
+
+
+def _trouble(cluster: StandingCluster) -> str:
+    """Why a pool cannot be asked, if so."""
+    since, clear = standing.clock(cluster.since_s), f"`rlhf-ray pool down --name {cluster.pool}`"
+    if cluster.starter is not None and cluster.is_starting:
+        return f"process {cluster.starter.pid} starts it since {since}"
+    if cluster.starter is not None:
+        return f"its start at {since} was broken off; {clear} clears it away"
+    if not standing.answers(cluster.address):
+        return f"its cluster at {cluster.address}, started {since}, does not answer; {clear}"
+    return ""
+
+
+def print_pool(name: str, record: PoolRecord | None) -> None:
+    """The table, or that the pool is gone from its cluster."""
+    from rich.table import Table
+
+    if record is None:
+        print(f"pool {name}: its cluster runs, but its actors are gone; `rlhf-ray pool down`")
+        return
+    holder = record.holder()
+    table = Table(title=f"pool {name}: " + (f"in use by {holder.name}" if holder else "free"))
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
+    for row in _rows_of(record):
+        table.add_row(*row)
+    screen().print(table)
+
+
+def _rows_of(record: PoolRecord) -> Iterator[tuple[str, ...]]:
+    """One row an actor."""
+    for role, handle in record.state.roles.items():
+        group, hosted = record.state.groups.get(role), handle.hosted
+        gpus = "" if group is None else f"{group.gpus_per_rank}"
+        if group is not None and group.share:
+            gpus += f" of {group.share}"
+        for rank, info in enumerate(record.actor_infos(role)):
+            yield (
+                role,
+                f"{rank + 1} of {len(handle)}",
+                gpus,
+                str(info["Address"]["IPAddress"]),
+                str(info["Pid"]),
+                str(info["State"]).lower(),
+                hosted.path if hosted else "",
+                time.strftime("%H:%M:%S", time.localtime(hosted.since_s)) if hosted else "",
+            )

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import cli
-from launch.remote.watch import add_address, address_or_default, watch
+from launch.jobs import STOP_S, add_address, address_or_default, watch
+from launch.package import find_missing, shipped_files, write_package
 from launch.run.names import check_name
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.config.tools.elsewhere import find_missing, values_of
-from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.config.tools.problems import Problem, raise_for
-from rlhf_ray.config.tools.ready import find_config
+from rlhf_ray.config.tools.load import find_config, load_config
+from rlhf_ray.config.tools.problems import raise_for
+from rlhf_ray.config.tools.stages import values_of
 from rlhf_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from actors.jobs.payload import Payload
 
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
-# Between Ray's SIGTERM and its SIGKILL: the actors are ended meanwhile.
-STOP_S = 60
 # The worker that runs this shell was started by the raylet, which knows the interpreter of its
 # installation; no environment has to be activated, and `python` need not be on the path.
 ENTRYPOINT = (
@@ -71,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     name = options.name or Path(cli.default_run_dir(options.job, file)).name
     check_name("--name", name)
     values = values_of(config) | {"run_dir": _run_dir(config, name)}
-    files = _checked_files(values, options)
+    files = None if options.working_dir is None else shipped_files(options.working_dir)
+    raise_for(find_missing(values, files), source=options.config)
     address = address_or_default(options.address)
 
     from actors.jobs.api import check_version, open_api
@@ -82,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     if api.info(name) is not None:
         raise ConfigError(f"--name: the cluster has had a job {name!r}: take another name")
     payload = Payload(job=options.job, values=values, variables=variables)
-    _send(api, name, payload, options, files)
+    _send(api, name, payload, options, files or [])
     print(f"submitted {name} to {address}", file=sys.stderr)
     if options.no_wait:
         print(name)
@@ -156,22 +155,6 @@ def _run_dir(config: RunConfig, name: str) -> str:
     return config.run_dir or f"~/runs/{name}"
 
 
-def _checked_files(values: Mapping[str, Any], options: Namespace) -> list[str]:
-    """The files that go along.
-
-    Raises:
-        ConfigError: A path of the configuration would lead nowhere.
-    """
-    files: list[str] | None = None
-    if options.working_dir is not None:
-        from launch.remote.package import shipped_files
-
-        files = shipped_files(options.working_dir)
-    problems: list[Problem] = find_missing(values, files)
-    raise_for(problems, source=options.config)
-    return files or []
-
-
 def _send(
     api: JobsApi, name: str, payload: Payload, options: Namespace, files: Sequence[str]
 ) -> None:
@@ -188,8 +171,6 @@ def _send(
     verbose = f" {cli.VERBOSE}" if options.verbose else ""
     with tempfile.TemporaryDirectory() as temporary:
         if options.working_dir is not None:
-            from launch.remote.package import write_package
-
             archive = Path(temporary) / "package.zip"
             write_package(options.working_dir, files, archive)
             environment["working_dir"] = str(archive)
@@ -205,7 +186,3 @@ def _send(
             if "already exists" in str(error):
                 raise ConfigError(f"--name: the cluster has had a job {name!r}") from error
             raise RunError(f"the cluster refuses the job: {error}") from error
-
-
-if __name__ == "__main__":
-    sys.exit(cli.main(["submit", *sys.argv[1:]]))

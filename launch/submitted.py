@@ -1,4 +1,4 @@
-"""A submitted job's driver, on the cluster: `python -m launch.submitted PARCEL [--verbose]`."""
+"""A submitted job's driver, on the cluster: `python -m launch.submitted PAYLOAD [--verbose]`."""
 
 from __future__ import annotations
 

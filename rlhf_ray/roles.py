@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, Literal, Protocol, TypeAlias
 
-from rlhf_ray.metrics.flops import UpdateFlops
+from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 

@@ -13,9 +13,9 @@ from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
 from rlhf_ray.config.rewards import RewardConfig, ShapingConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.config.supervised import SupervisedConfig
+from rlhf_ray.config.run import JobConfig
 
-Job = TypeVar("Job", bound=SupervisedConfig)
+Job = TypeVar("Job", bound=JobConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_ray.metrics.memory import peak_memory_gb
+from rlhf_ray.metrics.usage import peak_memory_gb
 
 
 class EngineLoad:

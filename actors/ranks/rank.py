@@ -15,7 +15,7 @@ import ray
 from actors.cluster.gpus import require_capable_gpu, require_gpus
 from actors.cluster.network import use_cluster_network
 from actors.cluster.role_spec import control
-from rlhf_ray.metrics.memory import peak_memory_gb
+from rlhf_ray.metrics.usage import peak_memory_gb
 from rlhf_ray.roles import Ref, SampleArrays, SampleId
 from rlhf_ray.types import Rollout
 

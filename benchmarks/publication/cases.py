@@ -83,7 +83,7 @@ def write_other_weights(case: Case, folder: Path, wanted: Path) -> dict[str, tor
     transformers writes the files; what it does not merge, our own export.
     """
     from benchmarks.tiny_models import fill
-    from rlhf_ray.learner.weight_files import write_weights
+    from rlhf_ray.learner.export import write_weights
     from rlhf_ray.learner.weights import named_weights, weight_infos
     from rlhf_ray.models.load import load_causal_lm
 

@@ -38,7 +38,7 @@ CLOSE_S = 10.0
 
 @contextmanager
 def connected(run: RunConfig, roles: Mapping[str, GroupConfig]) -> Iterator[None]:
-    """`connect`, then `disconnect`.
+    """`connect`, then leave the cluster or end the one of our own.
 
     A stop that reaches the processes of a cluster of our own as well ends them first; what waits
     for Ray then waits for minutes, and in vain.
@@ -53,7 +53,7 @@ def connected(run: RunConfig, roles: Mapping[str, GroupConfig]) -> Iterator[None
             logger.info("what the actors wrote is in %s/logs on their nodes", session)
         raise
     finally:
-        disconnect()
+        ray.shutdown()
         closed.set()
 
 
@@ -163,8 +163,3 @@ def _init(**options: Any) -> str:
         raise KeyboardInterrupt from stopped
     finally:
         interrupt_when_stopped()
-
-
-def disconnect() -> None:
-    """Leave the cluster, or end the one of our own."""
-    ray.shutdown()

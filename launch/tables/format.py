@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_ray.memory import GIB, MIB
-from rlhf_ray.planning.changes import Change
+from rlhf_ray.planning.advice import Change
 from rlhf_ray.planning.plan import Plan
 
 # Of a file or pipe: names and paths stay whole, to be searched and copied.

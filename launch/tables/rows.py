@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from launch.tables.format import screen
-from rlhf_ray.data.chat.spans import Span, printable, shortened, spans
-from rlhf_ray.data.rows.histogram import histogram
-from rlhf_ray.data.rows.report import RowReport
+from rlhf_ray.data.chat.borders import Span, printable, shortened, spans
+from rlhf_ray.data.rows.report import RowReport, histogram
 from rlhf_ray.jobs.rows import Look
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, SftExample
 

@@ -11,5 +11,6 @@ Losses of answers that are compared or labelled take one value an answer: ``_B``
 answers are ranked.
 
 A slot where ``mask_T`` is False may hold anything, NaN and inf included: it reaches neither a loss
-nor a gradient nor a metric. Parameters are not checked here: the configuration has done it.
+nor a gradient nor a metric. Parameters are keys of the configuration's sections, such as
+`AlgorithmConfig`, which check their ranges.
 """

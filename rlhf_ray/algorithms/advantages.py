@@ -12,17 +12,21 @@ the mean would give them an advantage that no reward is the reason of; theirs st
 and its variant always whiten, the others where they are asked to.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.gae import generalized_advantages
-from rlhf_ray.algorithms.groups import Groups
-from rlhf_ray.algorithms.ragged import masked, num_action_tokens, segment_sum, whiten
+from rlhf_ray.algorithms.ragged import masked, num_action_tokens, positions, segment_sum, whiten
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm import AlgorithmConfig
+
+STD_EPSILON = 1e-6
+"""Added to a standard deviation (grpo, gdpo), in units of the reward; TRL's is 1e-4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +62,6 @@ class AdvantageInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvantageParams:
-    """Parameters of all estimators; each uses those that it names.
-
-    Attributes:
-        gamma: Discount a token, in [0, 1] (gae, reinforce++).
-        lam: λ of GAE, in [0, 1].
-        std_epsilon: Added to a standard deviation (grpo, gdpo), in units of the reward; TRL's is
-            1e-4.
-        whiten: Whether to whiten at last; `reinforce++` and its variant do in any case.
-    """
-
-    gamma: float
-    lam: float
-    std_epsilon: float = 1e-6
-    whiten: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class AdvantageOutputs:
     """What an estimator found.
 
@@ -91,7 +77,7 @@ class AdvantageOutputs:
     compared_T: Tensor
 
 
-AdvantageFn = Callable[[AdvantageInputs, AdvantageParams], AdvantageOutputs]
+AdvantageFn = Callable[[AdvantageInputs, AlgorithmConfig], AdvantageOutputs]
 
 
 ADVANTAGES: Registry[AdvantageFn] = Registry("advantage estimator", table.ADVANTAGES)
@@ -99,7 +85,7 @@ ADVANTAGES: Registry[AdvantageFn] = Registry("advantage estimator", table.ADVANT
 
 
 def estimate_advantages(
-    name: str, inputs: AdvantageInputs, params: AdvantageParams
+    name: str, inputs: AdvantageInputs, params: AlgorithmConfig
 ) -> AdvantageOutputs:
     """Computes the advantages by the estimator of that name.
 
@@ -112,7 +98,7 @@ def estimate_advantages(
     if row.needs_parts and inputs.rewards_BK is None:
         raise ValueError("rewards_BK must be given for an estimator that needs parts, got None")
     outputs = compute(inputs, params)
-    if not (row.whitens or params.whiten):
+    if not (row.whitens or params.whiten_advantages):
         return outputs
     trained_T = outputs.compared_T if inputs.trained_T is None else inputs.trained_T
     white_T = whiten(outputs.advantages_T, outputs.compared_T & trained_T)
@@ -120,7 +106,7 @@ def estimate_advantages(
 
 
 @ADVANTAGES.register("gae")
-def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def gae(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """Generalised advantage estimation; see `generalized_advantages`. Returns are A + V."""
     assert inputs.values_T is not None
     values_T = masked(inputs.values_T.detach(), inputs.mask_T)
@@ -139,17 +125,17 @@ def gae(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
 
 
 @ADVANTAGES.register("grpo")
-def grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def grpo(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """(R - mean) / (std + ε) within the group, with the unbiased deviation that TRL uses.
 
     Source: DeepSeekMath, https://arxiv.org/abs/2402.03300, section 4.1.2.
     """
     groups = _groups(inputs)
-    return _broadcast(_standardized(groups, params), groups.has_spread_B, inputs)
+    return _broadcast(_standardized(groups), groups.has_spread_B, inputs)
 
 
 @ADVANTAGES.register("gdpo")
-def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def gdpo(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """Each reward standardised within its group, then their weighted sum divided by its deviation.
 
         A_k = (r_k - mean) / (std + ε) over the group's samples that reward k applies to, else 0
@@ -170,15 +156,15 @@ def gdpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
     for number, weight in enumerate(inputs.weights_K.tolist()):
         applies_B = is_member_B & inputs.applies_BK[:, number]
         groups = Groups(inputs.rewards_BK[:, number], applies_B, inputs.groups_B)
-        sum_B = sum_B + weight * _standardized(groups, params)
+        sum_B = sum_B + weight * _standardized(groups)
         has_spread_B = has_spread_B | groups.has_spread_B
     sums_N = sum_B[is_member_B & inputs.applies_BK.any(dim=1)]
     std = sums_N.std() if len(sums_N) > 1 else sums_N.new_zeros(())
-    return _broadcast(sum_B / (std + params.std_epsilon), has_spread_B, inputs)
+    return _broadcast(sum_B / (std + STD_EPSILON), has_spread_B, inputs)
 
 
 @ADVANTAGES.register("dr_grpo")
-def dr_grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def dr_grpo(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """R - mean within the group; no division by the deviation, which favours easy and hard prompts.
 
     Source: Dr. GRPO, https://arxiv.org/abs/2503.20783, section 3.2.
@@ -188,7 +174,7 @@ def dr_grpo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutput
 
 
 @ADVANTAGES.register("rloo")
-def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def rloo(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """R minus the mean of the *other* samples, which is n / (n - 1) (R - mean).
 
     Source: https://arxiv.org/abs/2402.14740, section 3.
@@ -199,7 +185,7 @@ def rloo(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
 
 
 @ADVANTAGES.register("reinforce++")
-def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> AdvantageOutputs:
+def reinforce_plus_plus(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """Discounted returns of tokens, whitened over the step.
 
     Source: REINFORCE++, https://arxiv.org/abs/2501.03262, section 3.
@@ -217,13 +203,111 @@ def reinforce_plus_plus(inputs: AdvantageInputs, params: AdvantageParams) -> Adv
 
 @ADVANTAGES.register("reinforce++_baseline")
 def reinforce_plus_plus_baseline(
-    inputs: AdvantageInputs, params: AdvantageParams
+    inputs: AdvantageInputs, params: AlgorithmConfig
 ) -> AdvantageOutputs:
     """R - mean within the group, whitened over the step.
 
     Source: REINFORCE++ with baseline, https://arxiv.org/abs/2501.03262, section 3.
     """
     return dr_grpo(inputs, params)
+
+
+def generalized_advantages(
+    token_rewards_T: Tensor,
+    values_T: Tensor,
+    mask_T: Tensor,
+    segments_T: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    last_values_B: Tensor | None = None,
+) -> Tensor:
+    """Computes A_t = δ_t + γ λ A_next with δ_t = r_t + γ V_next - V_t.
+
+    "Next" is the sequence's next *action* token: what a tool wrote in between is part of the
+    environment, takes no decision and no discount. After the last one, A is 0, and so is V, unless
+    the sequence was cut off and its return goes on from the value there. With zero values and λ = 1
+    this is the discounted return.
+
+    Source: https://arxiv.org/abs/1506.02438, eqs. 11, 12 and 16; sequences that are cut off:
+    Pardo et al. 2018, "Time Limits in Reinforcement Learning", https://arxiv.org/abs/1712.00378,
+    section 3.
+
+    Args:
+        token_rewards_T: float[T].
+        values_T: float[T].
+        mask_T: bool[T].
+        segments_T: int64[T]; the tokens of a sequence in order of time.
+        gamma: Discount of rewards.
+        lam: λ: 0 trusts the critic, 1 the rewards.
+        last_values_B: float[B], V after each sequence's last token; None for 0 everywhere.
+
+    Returns:
+        float[T]; 0 in slots that are masked out.
+    """
+    segments_N = segments_T[mask_T]
+    if not len(segments_N):
+        return torch.zeros_like(token_rewards_T)
+    # From here on only action tokens (N) exist, padded to one column a step (L).
+    positions_N = positions(segments_N)
+    shape = (int(segments_N.max()) + 1, int(positions_N.max()) + 1)
+    place = (segments_N, positions_N)
+    rewards_BL = token_rewards_T.new_zeros(shape).index_put(place, token_rewards_T[mask_T])
+    values_BL = torch.zeros_like(rewards_BL).index_put(place, values_T[mask_T].to(rewards_BL.dtype))
+
+    next_values_BL = torch.nn.functional.pad(values_BL[:, 1:], (0, 1))
+    if last_values_B is not None:
+        last_B = torch.bincount(segments_N, minlength=shape[0]) - 1
+        has_action_B = last_B >= 0
+        rows_N = torch.arange(shape[0], device=last_B.device)[has_action_B]
+        next_values_BL[rows_N, last_B[has_action_B]] = last_values_B[rows_N].to(rewards_BL.dtype)
+    deltas_BL = rewards_BL + gamma * next_values_BL - values_BL
+    advantages_BL = torch.empty_like(deltas_BL)
+    # Columns past a sequence's end have δ = 0 and come first, so they leave its accumulator at 0.
+    accumulator_B = deltas_BL.new_zeros(shape[0])
+    for column in reversed(range(shape[1])):
+        accumulator_B = deltas_BL[:, column] + gamma * lam * accumulator_B
+        advantages_BL[:, column] = accumulator_B
+    return torch.zeros_like(token_rewards_T).masked_scatter(mask_T, advantages_BL[place])
+
+
+class Groups:
+    """Each sequence's score against those of its group. All in float64.
+
+    Attributes:
+        size_B: How many members the sequence's group has.
+        has_spread_B: bool[B], whether the members of the sequence's group differ; the sequence
+            itself need not be one.
+        centered_B: Score minus the group's mean; exactly 0 in a group without spread, where the
+            rounding of the mean could otherwise be divided by a deviation just as small.
+        std_B: Unbiased standard deviation of the group's scores.
+    """
+
+    def __init__(self, scores_B: Tensor, is_member_B: Tensor, groups_B: Tensor) -> None:
+        """Compares scores, float[B], of the members, bool[B]; `groups_B` is int64[B], any numbers.
+
+        What stands in the place of a score that is no member's is not looked at.
+        """
+        scores_B = masked(scores_B.double(), is_member_B)
+        self._is_member_B = is_member_B
+        _, self._group_B = torch.unique(groups_B, return_inverse=True)
+        self.size_B = self.sum(torch.ones_like(scores_B))
+        mean_B = self.sum(scores_B) / self.size_B.clamp(min=1)
+        # Written so that a score that is not a number has spread, and is not hidden.
+        self.has_spread_B = (self.size_B > 1) & (self._max(scores_B) != -self._max(-scores_B))
+        self.centered_B = masked(scores_B - mean_B, is_member_B & self.has_spread_B)
+        variance_B = self.sum(self.centered_B.square()) / (self.size_B - 1).clamp(min=1)
+        self.std_B = variance_B.sqrt()
+
+    def sum(self, values_B: Tensor) -> Tensor:
+        """Sums over each sequence's group: float64[B]."""
+        members_B = masked(values_B, self._is_member_B)
+        return segment_sum(members_B, self._group_B, len(values_B))[self._group_B]
+
+    def _max(self, values_B: Tensor) -> Tensor:
+        members_B = torch.where(self._is_member_B, values_B, -torch.inf)
+        none_B = torch.full_like(values_B, -torch.inf)
+        return none_B.scatter_reduce(0, self._group_B, members_B, "amax")[self._group_B]
 
 
 def _groups(inputs: AdvantageInputs) -> Groups:
@@ -233,8 +317,8 @@ def _groups(inputs: AdvantageInputs) -> Groups:
     return Groups(totals_B, num_action_tokens(mask_T, segments_T, num) > 0, inputs.groups_B)
 
 
-def _standardized(groups: Groups, params: AdvantageParams) -> Tensor:
-    return groups.centered_B / (groups.std_B + params.std_epsilon)
+def _standardized(groups: Groups) -> Tensor:
+    return groups.centered_B / (groups.std_B + STD_EPSILON)
 
 
 def _broadcast(

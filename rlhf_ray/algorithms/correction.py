@@ -21,6 +21,7 @@ from rlhf_ray.algorithms.ragged import masked, segment_mean, segment_sum
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm import CorrectionConfig
 from rlhf_ray.config.algorithm_table import RatioLevel
 
 
@@ -34,6 +35,7 @@ class CorrectionInputs:
         mask_T: bool[T].
         segments_T: int64[T].
         num_sequences: B.
+        level: Whose a weight is; all tokens of a sequence share its own.
     """
 
     old_logprobs_T: Tensor
@@ -41,20 +43,6 @@ class CorrectionInputs:
     mask_T: Tensor
     segments_T: Tensor
     num_sequences: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorrectionParams:
-    """Parameters of all corrections.
-
-    Attributes:
-        cap: Largest weight, at least 1 (truncated, mask).
-        low: Smallest weight, in [0, 1] (mask).
-        level: Whose a weight is; all tokens of a sequence share its own.
-    """
-
-    cap: float
-    low: float
     level: RatioLevel
 
 
@@ -73,37 +61,37 @@ class Correction:
     metrics: MetricSums
 
 
-CorrectionFn = Callable[[CorrectionInputs, CorrectionParams], Correction]
+CorrectionFn = Callable[[CorrectionInputs, CorrectionConfig], Correction]
 
 CORRECTIONS: Registry[CorrectionFn] = Registry("off-policy correction", table.CORRECTIONS)
 
 
 @CORRECTIONS.register("none")
-def none(inputs: CorrectionInputs, params: CorrectionParams) -> Correction:
+def none(inputs: CorrectionInputs, params: CorrectionConfig) -> Correction:
     """Weight 1: the mismatch is measured and left alone."""
-    log_ratio_T = _log_ratio(inputs, params.level)
+    log_ratio_T = _log_ratio(inputs, inputs.level)
     cut_T = torch.zeros_like(inputs.mask_T)
     return _correction(inputs, log_ratio_T, torch.ones_like(log_ratio_T), cut_T)
 
 
 @CORRECTIONS.register("truncated")
-def truncated(inputs: CorrectionInputs, params: CorrectionParams) -> Correction:
+def truncated(inputs: CorrectionInputs, params: CorrectionConfig) -> Correction:
     """Truncated importance sampling, min(w, cap).
 
     Source: Ionides 2008; for engine and trainer, https://fengyao.notion.site/off-policy-rl.
     """
-    log_ratio_T = _log_ratio(inputs, params.level)
+    log_ratio_T = _log_ratio(inputs, inputs.level)
     ratio_T = clamp_log_ratio(log_ratio_T).exp()
     return _correction(inputs, log_ratio_T, ratio_T.clamp(max=params.cap), ratio_T > params.cap)
 
 
 @CORRECTIONS.register("mask")
-def mask(inputs: CorrectionInputs, params: CorrectionParams) -> Correction:
+def mask(inputs: CorrectionInputs, params: CorrectionConfig) -> Correction:
     """Importance weights with outliers left out: w inside [low, cap], 0 outside.
 
     Source: IcePop of Ring-1T, https://arxiv.org/abs/2510.18855.
     """
-    log_ratio_T = _log_ratio(inputs, params.level)
+    log_ratio_T = _log_ratio(inputs, inputs.level)
     ratio_T = clamp_log_ratio(log_ratio_T).exp()
     is_in_T = (ratio_T >= params.low) & (ratio_T <= params.cap)
     return _correction(inputs, log_ratio_T, masked(ratio_T, is_in_T), ~is_in_T)

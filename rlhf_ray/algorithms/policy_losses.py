@@ -1,7 +1,8 @@
 """Policy-gradient losses, token by token.
 
-Each takes `PolicyLossInputs` and `PolicyLossParams` and returns a `TokenLoss`. They differ in how
-the ratio r = π_new / π_old weighs the advantage A and in what happens far from r = 1:
+Each takes `PolicyLossInputs` and those keys of `AlgorithmConfig` that its row in the table names,
+and returns a `TokenLoss`. They differ in how the ratio r = π_new / π_old weighs the advantage A and
+in what happens far from r = 1:
 
     ppo        -min(r A, clip(r) A): no gradient beyond the clip
     gspo       the same with one ratio a sequence
@@ -26,6 +27,7 @@ from rlhf_ray.algorithms.ratios import clamp_log_ratio, is_clamped, log_ratio
 from rlhf_ray.algorithms.reduction import TokenLoss
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm import AlgorithmConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,40 +51,14 @@ class PolicyLossInputs:
     num_sequences: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class PolicyLossParams:
-    """Parameters of all policy losses; each uses those that it names.
-
-    Attributes:
-        clip_low: Ratios below 1 - clip_low are clipped (ppo, gspo, cispo); None for no bound.
-        clip_high: Ratios above 1 + clip_high are clipped; None for no bound. The configuration
-            knows each loss's own bounds.
-        dual_clip: Bound c > 1 on the ratio where A < 0 (ppo, gspo); None for no bound.
-        tau_pos: Gate temperature where A > 0 (sapo; the paper's value is 1.0).
-        tau_neg: Gate temperature where A <= 0 (sapo; the paper's value is 1.05).
-    """
-
-    clip_low: float | None
-    clip_high: float | None
-    dual_clip: float | None
-    tau_pos: float
-    tau_neg: float
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Of the ratio: from 1 - clip_low, at least 0, to 1 + clip_high."""
-        low = 0.0 if self.clip_low is None else max(1.0 - self.clip_low, 0.0)
-        return low, math.inf if self.clip_high is None else 1.0 + self.clip_high
-
-
-PolicyLossFn = Callable[[PolicyLossInputs, PolicyLossParams], TokenLoss]
+PolicyLossFn = Callable[[PolicyLossInputs, AlgorithmConfig], TokenLoss]
 
 
 POLICY_LOSSES: Registry[PolicyLossFn] = Registry("policy loss", table.POLICY_LOSSES)
 
 
 @POLICY_LOSSES.register("ppo")
-def ppo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
+def ppo(inputs: PolicyLossInputs, params: AlgorithmConfig) -> TokenLoss:
     """Clipped surrogate of single tokens, -min(r A, clip(r, 1 - low, 1 + high) A).
 
     Source: PPO, https://arxiv.org/abs/1707.06347, eq. 7; two different bounds: DAPO,
@@ -95,7 +71,7 @@ def ppo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
 
 
 @POLICY_LOSSES.register("gspo")
-def gspo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
+def gspo(inputs: PolicyLossInputs, params: AlgorithmConfig) -> TokenLoss:
     """Clipped surrogate with one ratio a sequence, s = exp(mean over action tokens of log r).
 
     Source: GSPO, https://arxiv.org/abs/2507.18071, eqs. 5 and 7. Every token carries its sequence's
@@ -110,21 +86,21 @@ def gspo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
 
 
 @POLICY_LOSSES.register("cispo")
-def cispo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
+def cispo(inputs: PolicyLossInputs, params: AlgorithmConfig) -> TokenLoss:
     """REINFORCE weighted by a clipped ratio without gradient, -stop(clip(r)) A log π.
 
     Source: MiniMax-M1, https://arxiv.org/abs/2506.13585, eqs. 4 and 5.
     """
     selected = _select(inputs)
     ratio_T = clamp_log_ratio(selected.log_ratio_T).exp().detach()
-    low, high = params.bounds
+    low, high = _bounds(params)
     loss_T = -ratio_T.clamp(low, high) * selected.advantages_T * selected.logprobs_T
     clipped_T = (ratio_T < low) | (ratio_T > high)
     return _token_loss(loss_T, selected, selected.log_ratio_T, ratio_T, clipped_T)
 
 
 @POLICY_LOSSES.register("sapo")
-def sapo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
+def sapo(inputs: PolicyLossInputs, params: AlgorithmConfig) -> TokenLoss:
     """Soft gate in place of the clip, -(4/τ) σ(τ (r - 1)) A with τ by the sign of A.
 
     Source: Soft Adaptive Policy Optimization, https://arxiv.org/abs/2511.20347, section 3. At
@@ -132,7 +108,8 @@ def sapo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
     """
     selected = _select(inputs)
     ratio_T = clamp_log_ratio(selected.log_ratio_T).exp()
-    tau_pos, tau_neg = ratio_T.new_full((), params.tau_pos), ratio_T.new_full((), params.tau_neg)
+    tau_pos = ratio_T.new_full((), params.sapo_temperature_positive)
+    tau_neg = ratio_T.new_full((), params.sapo_temperature_negative)
     tau_T = torch.where(selected.advantages_T > 0.0, tau_pos, tau_neg)
     loss_T = -(torch.sigmoid(tau_T * (ratio_T - 1.0)) * (4.0 / tau_T)) * selected.advantages_T
     clipped_T = torch.zeros_like(inputs.mask_T)
@@ -140,7 +117,7 @@ def sapo(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
 
 
 @POLICY_LOSSES.register("reinforce")
-def reinforce(inputs: PolicyLossInputs, params: PolicyLossParams) -> TokenLoss:
+def reinforce(inputs: PolicyLossInputs, params: AlgorithmConfig) -> TokenLoss:
     """The plain policy gradient -A log π, for on-policy data; the ratio appears in metrics only.
 
     Source: Williams 1992, https://doi.org/10.1007/BF00992696. It uses no parameter.
@@ -172,16 +149,22 @@ def _select(inputs: PolicyLossInputs) -> _Selected:
     )
 
 
+def _bounds(params: AlgorithmConfig) -> tuple[float, float]:
+    """Of the ratio: from 1 - clip_low, at least 0, to 1 + clip_high."""
+    low = 0.0 if params.clip_low is None else max(1.0 - params.clip_low, 0.0)
+    return low, math.inf if params.clip_high is None else 1.0 + params.clip_high
+
+
 def _clipped_surrogate(
-    selected: _Selected, log_ratio_T: Tensor, params: PolicyLossParams
+    selected: _Selected, log_ratio_T: Tensor, params: AlgorithmConfig
 ) -> TokenLoss:
     """PPO's surrogate for ratios of tokens or, the same value at each token, of sequences."""
     advantages_T = selected.advantages_T
     ratio_T = clamp_log_ratio(log_ratio_T).exp()
-    low, high = params.bounds
+    low, high = _bounds(params)
     surrogate_T = torch.minimum(ratio_T * advantages_T, ratio_T.clamp(low, high) * advantages_T)
     clipped_T = torch.where(advantages_T > 0.0, ratio_T > high, ratio_T < low)
-    if params.dual_clip is not None:
+    if params.dual_clip:
         floor_T = params.dual_clip * advantages_T
         surrogate_T = torch.where(
             advantages_T < 0.0, torch.maximum(surrogate_T, floor_T), surrogate_T

@@ -1,8 +1,10 @@
-"""Losses of preference pairs: DPO and its kin, under TRL's names and with TRL 1.16's readings.
+"""Losses of preferences, DPO and its kin, under TRL's names and with TRL 1.16's readings.
 
-Notation: u = policy / reference probability of an answer, r = f'(u) its score (`divergences`; log u
-under the reverse KL), Δ = r_chosen - r_rejected, β the temperature. Where a paper's formula is
-written with log u, so is the loss here, whatever the divergence; TRL does the same.
+Most compare the two answers of a pair; label losses take single answers that were found good or
+bad. Notation: u = policy / reference probability of an answer, r = f'(u) its score
+(`divergence_score`; log u under the reverse KL), Δ = r_chosen - r_rejected, β the temperature.
+Where a paper's formula is written with log u, so is the loss here, whatever the divergence; TRL
+does the same.
 
 A step's loss is the sum over its pairs of `loss_B` / `num_pairs`, however they are split.
 """
@@ -15,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_ray.algorithms.divergences import MAX_EXPONENT, divergence_score, is_score_clamped
-from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of_all
+from rlhf_ray.algorithms.metric_sums import MetricSums, difference_of_means, mean_of, mean_of_all
+from rlhf_ray.algorithms.ratios import MAX_EXPONENT, divergence_score, is_score_clamped
 from rlhf_ray.algorithms.registry import Registry
-from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES, Divergence
+from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
+from rlhf_ray.config.dpo import PreferenceLossConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,37 +60,14 @@ class PairInputs:
         return self.rejected_logps_B - self.reference_rejected_logps_B.detach()
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairParams:
-    """Parameters of all pair losses; each uses those that it names.
-
-    Attributes:
-        beta: Temperature β; IPO's τ, SPPO's η = 1/β, ORPO's λ.
-        label_smoothing: Share ε of pairs whose label is taken to be wrong (sigmoid, robust,
-            exo_pair, aot, aot_unpaired, simpo).
-        f_divergence_type: Scores of answers (sigmoid, robust, hinge, ipo, exo_pair, discopop,
-            sigmoid_norm).
-        f_alpha_divergence_coef: α of `alpha_divergence`.
-        discopop_tau: Temperature of the gate in DiscoPOP.
-        simpo_gamma: Target margin γ of SimPO, in units of reward.
-    """
-
-    beta: float
-    label_smoothing: float
-    f_divergence_type: Divergence
-    f_alpha_divergence_coef: float
-    discopop_tau: float
-    simpo_gamma: float
-
-
-PairLoss = Callable[[PairInputs, PairParams], Tensor]
+PairLoss = Callable[[PairInputs, PreferenceLossConfig], Tensor]
 """(inputs, params) -> loss_B."""
 
 PAIR_LOSSES: Registry[PairLoss] = Registry("pair loss", PREFERENCE_LOSSES)
 
 
 @PAIR_LOSSES.register("sigmoid")
-def sigmoid(inputs: PairInputs, params: PairParams) -> Tensor:
+def sigmoid(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """-(1-ε) log σ(βΔ) - ε log σ(-βΔ).
 
     Source: DPO, https://arxiv.org/abs/2305.18290, eq. 7; ε > 0: conservative DPO,
@@ -97,7 +77,7 @@ def sigmoid(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("robust")
-def robust(inputs: PairInputs, params: PairParams) -> Tensor:
+def robust(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """(-(1-ε) log σ(βΔ) + ε log σ(-βΔ)) / (1-2ε): unbiased where a share ε of labels is flipped.
 
     Source: robust DPO, https://arxiv.org/abs/2403.00409, section 3.1.
@@ -109,7 +89,7 @@ def robust(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("hinge")
-def hinge(inputs: PairInputs, params: PairParams) -> Tensor:
+def hinge(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """max(0, 1 - βΔ).
 
     Source: SLiC-HF, https://arxiv.org/abs/2305.10425, section 2, on likelihoods divided by the
@@ -119,7 +99,7 @@ def hinge(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("ipo")
-def ipo(inputs: PairInputs, params: PairParams) -> Tensor:
+def ipo(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """(Δ - 1/(2β))² with each score divided by the answer's length.
 
     Source: IPO, https://arxiv.org/abs/2310.12036, eq. 17. The paper writes sums; its authors took
@@ -129,7 +109,7 @@ def ipo(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("sigmoid_norm")
-def sigmoid_norm(inputs: PairInputs, params: PairParams) -> Tensor:
+def sigmoid_norm(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """-log σ(βΔ) with each score divided by the answer's length.
 
     Source: length-normalised DPO of Tülu 3, https://arxiv.org/abs/2411.15124, section 5.
@@ -138,7 +118,7 @@ def sigmoid_norm(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("exo_pair")
-def exo_pair(inputs: PairInputs, params: PairParams) -> Tensor:
+def exo_pair(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """KL of (σ(βΔ), σ(-βΔ)) from the label's (1-ε, ε).
 
     Source: EXO, https://arxiv.org/abs/2402.00856, eq. 16.
@@ -155,7 +135,7 @@ def exo_pair(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("discopop")
-def discopop(inputs: PairInputs, params: PairParams) -> Tensor:
+def discopop(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """-(1-g) log σ(βΔ) + g exp(-βΔ) with the gate g = σ(βΔ/τ): log-ratio modulated loss.
 
     Source: DiscoPOP, https://arxiv.org/abs/2406.08414, eq. 5.
@@ -169,7 +149,7 @@ def discopop(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("nca_pair")
-def nca_pair(inputs: PairInputs, params: PairParams) -> Tensor:
+def nca_pair(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """-log σ(β log u_c) - ½ log σ(-β log u_c) - ½ log σ(-β log u_r).
 
     Source: noise contrastive alignment, https://arxiv.org/abs/2402.05369, section 4.1.
@@ -179,7 +159,7 @@ def nca_pair(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("bco_pair")
-def bco_pair(inputs: PairInputs, params: PairParams) -> Tensor:
+def bco_pair(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """-log σ(β log u_c) - log σ(-β log u_r): a classifier of good and bad, without reward shift.
 
     Source: BCO, https://arxiv.org/abs/2404.04656, section 4, with δ = 0 as TRL has it.
@@ -189,7 +169,7 @@ def bco_pair(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("sppo_hard")
-def sppo_hard(inputs: PairInputs, params: PairParams) -> Tensor:
+def sppo_hard(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """(log u_c - 1/(2β))² + (log u_r + 1/(2β))²: the winner's probability taken as 1.
 
     Source: SPPO, https://arxiv.org/abs/2405.00675, eq. 4.7.
@@ -200,7 +180,7 @@ def sppo_hard(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("apo_zero")
-def apo_zero(inputs: PairInputs, params: PairParams) -> Tensor:
+def apo_zero(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """1 - σ(β log u_c) + σ(β log u_r), where chosen answers beat the model's own.
 
     Source: APO, https://arxiv.org/abs/2408.06266, eq. 7.
@@ -210,7 +190,7 @@ def apo_zero(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("apo_down")
-def apo_down(inputs: PairInputs, params: PairParams) -> Tensor:
+def apo_down(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """σ(β log u_c) + 1 - σ(β (log u_c - log u_r)), where the model's own beat chosen answers.
 
     Source: APO, https://arxiv.org/abs/2408.06266, eq. 8.
@@ -220,7 +200,7 @@ def apo_down(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("aot")
-def aot(inputs: PairInputs, params: PairParams) -> Tensor:
+def aot(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """Smoothed logistic loss between equal quantiles of the policy's and the reference's margins.
 
     Source: alignment via optimal transport, https://arxiv.org/abs/2406.05882, section 3 (paired).
@@ -233,7 +213,7 @@ def aot(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("aot_unpaired")
-def aot_unpaired(inputs: PairInputs, params: PairParams) -> Tensor:
+def aot_unpaired(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """Smoothed logistic loss between equal quantiles of log u of chosen and of rejected answers.
 
     Source: alignment via optimal transport, https://arxiv.org/abs/2406.05882, section 3 (unpaired).
@@ -245,7 +225,7 @@ def aot_unpaired(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("sft")
-def sft(inputs: PairInputs, params: PairParams) -> Tensor:
+def sft(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """Negative log-likelihood of chosen answers, a mean over all their tokens of the step.
 
     Source: iterative RPO, https://arxiv.org/abs/2404.19733, eq. 1, with TRL's token mean in place
@@ -255,7 +235,7 @@ def sft(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("simpo")
-def simpo(inputs: PairInputs, params: PairParams) -> Tensor:
+def simpo(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """Smoothed logistic loss of β (mean log π_c - mean log π_r) - γ, without a reference.
 
     Source: SimPO, https://arxiv.org/abs/2405.14734, eq. 6.
@@ -267,7 +247,7 @@ def simpo(inputs: PairInputs, params: PairParams) -> Tensor:
 
 
 @PAIR_LOSSES.register("orpo")
-def orpo(inputs: PairInputs, params: PairParams) -> Tensor:
+def orpo(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     """`sft` and -β log σ(log odds_c - log odds_r), odds = p / (1-p) of the mean log p of a token.
 
     Source: ORPO, https://arxiv.org/abs/2403.07691, eqs. 4, 6 and 7; β is the paper's λ. TRL's
@@ -279,15 +259,14 @@ def orpo(inputs: PairInputs, params: PairParams) -> Tensor:
     return sft(inputs, params) - params.beta * logsigmoid(gaps_B)
 
 
-def pair_metrics(inputs: PairInputs, params: PairParams) -> MetricSums:
+def pair_metrics(inputs: PairInputs, params: PreferenceLossConfig) -> MetricSums:
     """Means over pairs of both answers' rewards and log-probabilities, and of the rewards' order.
 
     They have the names that TRL's users know. An answer's implicit reward is β log u, whatever the
     loss and the divergence: https://arxiv.org/abs/2305.18290, eq. 5. A tie counts as out of order.
     `clamp_share` is the share of answers whose score the divergence holds constant.
     """
-    chosen_B = params.beta * inputs.chosen_log_ratios_B
-    rejected_B = params.beta * inputs.rejected_log_ratios_B
+    chosen_B, rejected_B = _rewards(inputs, params)
     log_ratios_B = torch.cat([inputs.chosen_log_ratios_B, inputs.rejected_log_ratios_B])
     is_clamped_B = is_score_clamped(
         log_ratios_B, params.f_divergence_type, params.f_alpha_divergence_coef
@@ -303,18 +282,77 @@ def pair_metrics(inputs: PairInputs, params: PairParams) -> MetricSums:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelledInputs:
+    """The answers of a micro-batch.
+
+    Attributes:
+        logps_B: float[B], sum of the log-probabilities (nats) of each answer's tokens under the
+            policy being trained.
+        reference_logps_B: float[B], under the reference.
+        mismatch_kl: float[], the reference point z0: the mean over all of the step's mismatched
+            answers (those of another prompt) of policy minus reference log-probability, at least 0.
+        desirable_B: bool[B], which answers were found good.
+    """
+
+    logps_B: Tensor
+    reference_logps_B: Tensor
+    mismatch_kl: Tensor
+    desirable_B: Tensor
+
+    @property
+    def log_ratios_B(self) -> Tensor:
+        """Log u, u = policy / reference probability of an answer."""
+        return self.logps_B - self.reference_logps_B.detach()
+
+
+LabelLoss = Callable[[LabelledInputs, PreferenceLossConfig], Tensor]
+"""(inputs, params) -> loss_B; a step's loss is its mean over all answers of the step."""
+
+LABEL_LOSSES: Registry[LabelLoss] = Registry("label loss", PREFERENCE_LOSSES)
+
+
+@LABEL_LOSSES.register("kto")
+def kto(inputs: LabelledInputs, params: PreferenceLossConfig) -> Tensor:
+    """λ_D (1 - σ(β (log u - z0))) of a good answer, λ_U (1 - σ(β (z0 - log u))) of a bad one.
+
+    Source: KTO, https://arxiv.org/abs/2402.01306, eqs. 7 and 8. z0 gets no gradient.
+    """
+    gaps_B = params.beta * (inputs.log_ratios_B - inputs.mismatch_kl.detach())
+    good_B = params.desirable_weight * torch.sigmoid(-gaps_B)
+    bad_B = params.undesirable_weight * torch.sigmoid(gaps_B)
+    return torch.where(inputs.desirable_B, good_B, bad_B)
+
+
+def labelled_metrics(inputs: LabelledInputs, params: PreferenceLossConfig) -> MetricSums:
+    """As `pair_metrics`, of single answers, the good ones as chosen; the reference point is `kl`.
+
+    `rewards/margins` is the difference of the two sides' means. There is no accuracy.
+    """
+    is_good_B = inputs.desirable_B
+    rewards_B = params.beta * inputs.log_ratios_B
+    return {
+        "rewards/chosen": mean_of(rewards_B, is_good_B),
+        "rewards/rejected": mean_of(rewards_B, ~is_good_B),
+        "rewards/margins": difference_of_means(rewards_B, is_good_B),
+        "logps/chosen": mean_of(inputs.logps_B, is_good_B),
+        "logps/rejected": mean_of(inputs.logps_B, ~is_good_B),
+        "kl": mean_of_all(inputs.mismatch_kl.expand_as(rewards_B)),
+    }
+
+
 def _smoothed(logits_B: Tensor, label_smoothing: float) -> Tensor:
     """Cross-entropy of the logits from the label's (1-ε, ε)."""
     right_B, wrong_B = -logsigmoid(logits_B), -logsigmoid(-logits_B)
     return (1.0 - label_smoothing) * right_B + label_smoothing * wrong_B
 
 
-def _rewards(inputs: PairInputs, params: PairParams) -> tuple[Tensor, Tensor]:
+def _rewards(inputs: PairInputs, params: PreferenceLossConfig) -> tuple[Tensor, Tensor]:
     """β log u of chosen and rejected answers."""
     return params.beta * inputs.chosen_log_ratios_B, params.beta * inputs.rejected_log_ratios_B
 
 
-def _scores(inputs: PairInputs, params: PairParams) -> tuple[Tensor, Tensor]:
+def _scores(inputs: PairInputs, params: PreferenceLossConfig) -> tuple[Tensor, Tensor]:
     """f'(u) of chosen and rejected answers."""
     kind, alpha = params.f_divergence_type, params.f_alpha_divergence_coef
     return (
@@ -323,12 +361,12 @@ def _scores(inputs: PairInputs, params: PairParams) -> tuple[Tensor, Tensor]:
     )
 
 
-def _score_gap(inputs: PairInputs, params: PairParams) -> Tensor:
+def _score_gap(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     chosen_B, rejected_B = _scores(inputs, params)
     return chosen_B - rejected_B
 
 
-def _mean_score_gap(inputs: PairInputs, params: PairParams) -> Tensor:
+def _mean_score_gap(inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     chosen_B, rejected_B = _scores(inputs, params)
     return _mean(chosen_B, inputs.chosen_lens_B) - _mean(rejected_B, inputs.rejected_lens_B)
 

@@ -79,8 +79,8 @@ def positions(segments_T: Tensor) -> Tensor:
     return torch.empty_like(ranks_T).index_copy(0, order_T, ranks_T)
 
 
-def whiten(values_T: Tensor, mask_T: Tensor, shift_mean: bool = True) -> Tensor:
-    """Scales action tokens to variance 1 and, unless told otherwise, shifts them to mean 0.
+def whiten(values_T: Tensor, mask_T: Tensor) -> Tensor:
+    """Scales action tokens to variance 1 and shifts them to mean 0.
 
     The mean and the unbiased variance are those of the tokens given: give the whole step's, of all
     ranks, or each part is scaled by its own luck. Computed in float64, because the rounding of a
@@ -89,7 +89,6 @@ def whiten(values_T: Tensor, mask_T: Tensor, shift_mean: bool = True) -> Tensor:
     Args:
         values_T: float[T].
         mask_T: bool[T].
-        shift_mean: False keeps the mean where it was (for rewards, whose sign matters).
 
     Returns:
         float[T] in the dtype of `values_T`; 0 in slots that are masked out.
@@ -98,6 +97,4 @@ def whiten(values_T: Tensor, mask_T: Tensor, shift_mean: bool = True) -> Tensor:
     mean = masked_N.mean() if len(masked_N) else masked_N.new_zeros(())
     variance = masked_N.var() if len(masked_N) > 1 else masked_N.new_zeros(())
     white_N = (masked_N - mean) * torch.rsqrt(variance + VARIANCE_FLOOR)
-    if not shift_mean:
-        white_N = white_N + mean
     return torch.zeros_like(values_T).masked_scatter(mask_T, white_N.to(values_T.dtype))

@@ -33,10 +33,10 @@ class LossTermInputs:
     """
 
     mask_T: Tensor
-    logprobs_T: Tensor | None = None
-    reference_logprobs_T: Tensor | None = None
-    old_logprobs_T: Tensor | None = None
-    entropy_T: Tensor | None = None
+    logprobs_T: Tensor
+    reference_logprobs_T: Tensor
+    old_logprobs_T: Tensor
+    entropy_T: Tensor
 
 
 LossTerm = Callable[[LossTermInputs], TokenLoss]
@@ -50,17 +50,12 @@ def entropy(inputs: LossTermInputs) -> TokenLoss:
 
     Source: Williams and Peng 1991; PPO, https://arxiv.org/abs/1707.06347, eq. 9. It is reduced as
     the policy's loss is; TRL takes the mean over tokens whatever the reduction.
-
-    Raises:
-        ValueError: `entropy_T` is missing.
     """
-    if inputs.entropy_T is None:
-        raise ValueError("entropy_T must be given for loss term 'entropy', got None")
     entropy_T = masked(inputs.entropy_T, inputs.mask_T)
     return TokenLoss(loss_T=-entropy_T, metrics={"entropy": mean_of(entropy_T, inputs.mask_T)})
 
 
-def _kl_term(name: str, estimator: KLEstimator, *, weighted: bool = False) -> LossTerm:
+def _kl_term(estimator: KLEstimator, *, weighted: bool = False) -> LossTerm:
     """Makes the loss term that penalises `estimator`'s KL to the reference.
 
     Where it is `weighted`, each token counts by w = π / π_old, through which the gradient flows:
@@ -69,19 +64,13 @@ def _kl_term(name: str, estimator: KLEstimator, *, weighted: bool = False) -> Lo
     """
 
     def kl(inputs: LossTermInputs) -> TokenLoss:
-        needed = {
-            "logprobs_T": inputs.logprobs_T,
-            "reference_logprobs_T": inputs.reference_logprobs_T,
-            **({"old_logprobs_T": inputs.old_logprobs_T} if weighted else {}),
-        }
-        given = {key: masked(x, inputs.mask_T) for key, x in needed.items() if x is not None}
-        if len(given) < len(needed):
-            raise ValueError(f"{', '.join(needed)} must be given for loss term {name!r}")
-        logprobs_T, reference_T = given["logprobs_T"], given["reference_logprobs_T"].detach()
+        logprobs_T = masked(inputs.logprobs_T, inputs.mask_T)
+        reference_T = masked(inputs.reference_logprobs_T, inputs.mask_T).detach()
         kl_T = estimator(logprobs_T, reference_T)
         clamped_T = is_clamped(log_ratio(logprobs_T, reference_T))
         if weighted:
-            to_old_T = log_ratio(logprobs_T, given["old_logprobs_T"].detach())
+            old_T = masked(inputs.old_logprobs_T, inputs.mask_T).detach()
+            to_old_T = log_ratio(logprobs_T, old_T)
             kl_T = clamp_log_ratio(to_old_T).exp() * kl_T
             clamped_T = clamped_T | is_clamped(to_old_T)
         metrics = {
@@ -96,11 +85,9 @@ def _kl_term(name: str, estimator: KLEstimator, *, weighted: bool = False) -> Lo
 # By the table not k1: its expected gradient is 0.
 for _name, _row in table.KL_ESTIMATORS.items():
     if _row.where == "loss":
-        LOSS_TERMS.register(f"kl_{_name}")(_kl_term(f"kl_{_name}", KL_ESTIMATORS[_name]))
+        LOSS_TERMS.register(f"kl_{_name}")(_kl_term(KL_ESTIMATORS[_name]))
     if _row.can_be_weighted:
-        LOSS_TERMS.register(f"kl_{_name}_weighted")(
-            _kl_term(f"kl_{_name}_weighted", KL_ESTIMATORS[_name], weighted=True)
-        )
+        LOSS_TERMS.register(f"kl_{_name}_weighted")(_kl_term(KL_ESTIMATORS[_name], weighted=True))
 
 
 def with_router_loss(

@@ -11,6 +11,7 @@ from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.algorithms.reduction import TokenLoss
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm import AlgorithmConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +31,14 @@ class ValueLossInputs:
     mask_T: Tensor
 
 
-ValueLoss = Callable[[ValueLossInputs, float], TokenLoss]
-"""(inputs, clip) -> loss_T; `clip` is how far a value may move from its old one, in returns."""
+ValueLoss = Callable[[ValueLossInputs, AlgorithmConfig], TokenLoss]
+"""(inputs, params) -> loss_T; `value_clip` is how far a value may move from its old one."""
 
 VALUE_LOSSES: Registry[ValueLoss] = Registry("value loss", table.VALUE_LOSSES)
 
 
 @VALUE_LOSSES.register("clipped")
-def clipped(inputs: ValueLossInputs, clip: float) -> TokenLoss:
+def clipped(inputs: ValueLossInputs, params: AlgorithmConfig) -> TokenLoss:
     """Half the larger squared error of the value and of the value kept near the old one.
 
     Source: PPO2 of OpenAI baselines, as described in
@@ -46,6 +47,7 @@ def clipped(inputs: ValueLossInputs, clip: float) -> TokenLoss:
     values_T = masked(inputs.values_T, inputs.mask_T)
     old_values_T = masked(inputs.old_values_T, inputs.mask_T).detach()
     returns_T = masked(inputs.returns_T, inputs.mask_T).detach()
+    clip = params.value_clip
     near_T = old_values_T + (values_T - old_values_T).clamp(-clip, clip)
     error_T = (values_T - returns_T).square()
     near_error_T = (near_T - returns_T).square()
@@ -54,7 +56,7 @@ def clipped(inputs: ValueLossInputs, clip: float) -> TokenLoss:
 
 
 @VALUE_LOSSES.register("mse")
-def mse(inputs: ValueLossInputs, clip: float) -> TokenLoss:
+def mse(inputs: ValueLossInputs, params: AlgorithmConfig) -> TokenLoss:
     """Half the squared error, without a clip."""
     values_T = masked(inputs.values_T, inputs.mask_T)
     returns_T = masked(inputs.returns_T, inputs.mask_T).detach()

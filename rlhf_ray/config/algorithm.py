@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from rlhf_ray.config import algorithm_table as table
 from rlhf_ray.config.algorithm_table import (
@@ -54,27 +55,25 @@ class KlConfig(Config):
     target: PositiveFloat = 0.1
     horizon: PositiveInt = 10_000
 
-    @model_validator(mode="after")
-    def _has_the_gradient_of_a_kl(self) -> KlConfig:
+    def _faults(self) -> Iterator[str]:
         row = table.KL_ESTIMATORS[self.estimator]
         there = [name for name, row in table.KL_ESTIMATORS.items() if row.where == self.where]
         if self.coefficient and self.where == "loss" != row.where:
-            raise ValueError(
+            yield (
                 f"estimator {self.estimator} has no gradient in the loss, on average: take "
                 f"{' or '.join(there)} there, or where: reward"
             )
         if self.coefficient and self.where == "reward" != row.where:
-            raise ValueError(
+            yield (
                 f"estimator {self.estimator} in the reward has another gradient than the KL's: "
                 f"take {' or '.join(there)} there, or where: loss"
             )
         if self.importance_weight and not (self.where == "loss" and row.can_be_weighted):
             weighted = [n for n, row in table.KL_ESTIMATORS.items() if row.can_be_weighted]
-            raise ValueError(
+            yield (
                 f"importance_weight is for estimator {' or '.join(weighted)} with where: loss, got "
                 f"{self.estimator} with where: {self.where}"
             )
-        return self
 
 
 class CorrectionConfig(Config):
@@ -149,25 +148,19 @@ class AlgorithmConfig(Config):
     correction: CorrectionConfig = CorrectionConfig()
     dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
 
-    @model_validator(mode="after")
-    def _dual_clip_is_above_one(self) -> AlgorithmConfig:
+    def _faults(self) -> Iterator[str]:
         if self.dual_clip and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip must be above 1, or 0 for none, got {self.dual_clip}")
-        return self
-
-    @model_validator(mode="after")
-    def _fits_the_advantage(self) -> AlgorithmConfig:
+            yield f"dual_clip must be above 1, or 0 for none, got {self.dual_clip}"
         if self.truncated == "bootstrap" and not self.advantage_row.needs_values:
-            raise ValueError(
+            yield (
                 "truncated: bootstrap takes a critic's value, which only advantage gae has, got "
                 f"{self.advantage}"
             )
         if self.tells_rewards_apart and self.kl.coefficient and self.kl.where == "reward":
-            raise ValueError(
+            yield (
                 f"kl.where must be loss for advantage {self.advantage}, which standardises each "
                 "reward by itself"
             )
-        return self
 
     @property
     def advantage_row(self) -> table.Advantage:

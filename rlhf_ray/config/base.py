@@ -100,7 +100,15 @@ class LoraConfig(Config):
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
 
 
-class ModelConfig(Config):
+class ModelSource(Config):
+    """What every model of a job is named by."""
+
+    path: LocalPath = ""
+    tokenizer: LocalPath = ""
+    chat_template: LocalPath = ""
+
+
+class ModelConfig(ModelSource):
     """Where a model comes from and how it is held.
 
     Attributes:
@@ -118,9 +126,6 @@ class ModelConfig(Config):
         quantization: Base weights in 4 or 8 bit through bitsandbytes; needs `lora.rank` above 0.
     """
 
-    path: LocalPath = ""
-    tokenizer: LocalPath = ""
-    chat_template: LocalPath = ""
     revision: str = "main"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "varlen_attn", "packed_sdpa", "flash_attention_2"] = "auto"

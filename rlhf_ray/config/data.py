@@ -6,14 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Literal, TypeAlias
 
-from pydantic import (
-    PositiveFloat,
-    PositiveInt,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-)
+from pydantic import PositiveFloat, PositiveInt, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from rlhf_ray.config.base import Config, LocalPath, NonNegativeInt
 

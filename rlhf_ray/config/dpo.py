@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    PositiveFloat,
-)
+from pydantic import Field, PositiveFloat
 
-from rlhf_ray.config.algorithm_table import (
-    PREFERENCE_LOSSES,
-    Divergence,
-    PreferenceLossName,
-)
+from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES, Divergence, PreferenceLossName
 from rlhf_ray.config.base import (
+    Config,
     GroupConfig,
     LearnerConfig,
     ModelConfig,
@@ -23,9 +17,7 @@ from rlhf_ray.config.base import (
     Placement,
     ReferenceConfig,
 )
-from rlhf_ray.config.supervised import (
-    SupervisedConfig,
-)
+from rlhf_ray.config.supervised import SupervisedConfig
 
 
 class DpoPlacementConfig(Placement):
@@ -35,8 +27,8 @@ class DpoPlacementConfig(Placement):
     reference: GroupConfig = GroupConfig()
 
 
-class DpoConfig(SupervisedConfig):
-    """Direct preference optimisation and its kin, under TRL's names.
+class PreferenceLossConfig(Config):
+    """Losses of DPO and its kin, by name; `rlhf_ray.algorithms` holds one small function each.
 
     Attributes:
         loss_type: One loss or several, added by `loss_weights`.
@@ -51,13 +43,7 @@ class DpoConfig(SupervisedConfig):
         discopop_tau: Temperature of DiscoPOP.
         simpo_gamma: SimPO's target margin (https://arxiv.org/abs/2405.14734).
         desirable_weight: KTO's weight of good answers; `undesirable_weight` of bad ones.
-        reference_kind: `role` scores each batch on the reference's group; `precomputed` scores all
-            rows once, keeps the answer on disk and frees its memory; `adapter_off` is the policy
-            without its LoRA adapter.
     """
-
-    job = "dpo"
-    fixed_keys = (*SupervisedConfig.fixed_keys, "loss_type", "beta")
 
     loss_type: list[PreferenceLossName] = ["sigmoid"]
     loss_weights: list[float] = []
@@ -71,11 +57,6 @@ class DpoConfig(SupervisedConfig):
     simpo_gamma: NonNegativeFloat = 0.5
     desirable_weight: PositiveFloat = 1.0
     undesirable_weight: PositiveFloat = 1.0
-    router_aux_loss_coef: NonNegativeFloat = 0.0
-    reference_kind: Literal["role", "precomputed", "adapter_off"] = "role"
-    policy: LearnerConfig
-    reference: ReferenceConfig = ReferenceConfig()
-    placement: DpoPlacementConfig = DpoPlacementConfig()
 
     def _faults(self) -> Iterator[str]:
         yield from super()._faults()
@@ -112,6 +93,43 @@ class DpoConfig(SupervisedConfig):
             )
         if "exo_pair" in names and not self.label_smoothing:
             yield "exo_pair needs label_smoothing above 0: its target has the log of it"
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether a row is one answer with a label, and not a pair."""
+        return any(PREFERENCE_LOSSES[name].takes_labels for name in self.loss_type)
+
+    @property
+    def weighted_losses(self) -> dict[str, float]:
+        """Weight of each loss by name, `rpo_alpha` included."""
+        weights = self.loss_weights or [1.0] * len(self.loss_type)
+        losses: dict[str, float] = {}
+        for name, weight in [*zip(self.loss_type, weights, strict=True), ("sft", self.rpo_alpha)]:
+            if weight:
+                losses[name] = losses.get(name, 0.0) + weight
+        return losses
+
+
+class DpoConfig(PreferenceLossConfig, SupervisedConfig):
+    """Direct preference optimisation and its kin, under TRL's names.
+
+    Attributes:
+        reference_kind: `role` scores each batch on the reference's group; `precomputed` scores all
+            rows once, keeps the answer on disk and frees its memory; `adapter_off` is the policy
+            without its LoRA adapter.
+    """
+
+    job = "dpo"
+    fixed_keys = (*SupervisedConfig.fixed_keys, "loss_type", "beta")
+
+    router_aux_loss_coef: NonNegativeFloat = 0.0
+    reference_kind: Literal["role", "precomputed", "adapter_off"] = "role"
+    policy: LearnerConfig
+    reference: ReferenceConfig = ReferenceConfig()
+    placement: DpoPlacementConfig = DpoPlacementConfig()
+
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         if self.data.streaming and self.takes_labels:
             yield (
                 f"{self.loss_type[0]} takes the answer to another row's prompt from all rows: "
@@ -142,11 +160,6 @@ class DpoConfig(SupervisedConfig):
         return groups
 
     @property
-    def takes_labels(self) -> bool:
-        """Whether a row is one answer with a label, and not a pair."""
-        return any(PREFERENCE_LOSSES[name].takes_labels for name in self.loss_type)
-
-    @property
     def answers_per_row(self) -> int:
         """Two of a pair."""
         return 1 if self.takes_labels else 2
@@ -161,16 +174,6 @@ class DpoConfig(SupervisedConfig):
         """The policy's, and the reference's where it is a role."""
         models = super().models
         return models | ({"reference": self.reference.model} if self.uses_reference_role else {})
-
-    @property
-    def weighted_losses(self) -> dict[str, float]:
-        """Weight of each loss by name, `rpo_alpha` included."""
-        weights = self.loss_weights or [1.0] * len(self.loss_type)
-        losses: dict[str, float] = {}
-        for name, weight in [*zip(self.loss_type, weights, strict=True), ("sft", self.rpo_alpha)]:
-            if weight:
-                losses[name] = losses.get(name, 0.0) + weight
-        return losses
 
     @property
     def uses_reference(self) -> bool:

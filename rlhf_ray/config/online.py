@@ -12,7 +12,7 @@ from rlhf_ray.config.base import (
     Config,
     GroupConfig,
     LearnerConfig,
-    ModelConfig,
+    ModelSource,
     NonNegativeFloat,
     NonNegativeInt,
     Placement,
@@ -20,7 +20,7 @@ from rlhf_ray.config.base import (
 )
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
 from rlhf_ray.config.publication import Backend, backend_of
-from rlhf_ray.config.rewards import RewardConfig, RewardModelConfig
+from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
 
@@ -258,9 +258,9 @@ class OnlineConfig(JobConfig):
         return named({"data": self.data, "eval.data": self.eval.data})
 
     @property
-    def models(self) -> dict[str, ModelConfig | RewardModelConfig]:
+    def models(self) -> dict[str, ModelSource]:
         """The model of each role that loads one, as the configuration names it."""
-        models: dict[str, ModelConfig | RewardModelConfig] = {"policy": self.policy.model}
+        models: dict[str, ModelSource] = {"policy": self.policy.model}
         if self.uses_reference_role:
             models["reference"] = self.reference.model
         if self.uses_value:

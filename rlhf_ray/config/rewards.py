@@ -8,12 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from rlhf_ray.config.base import (
-    Config,
-    LocalPath,
-    NonNegativeFloat,
-    NonNegativeInt,
-)
+from rlhf_ray.config.base import Config, LocalPath, ModelSource, NonNegativeFloat, NonNegativeInt
 
 # Names of the scorers that are no functions.
 MODEL, REMOTE = "model", "remote"
@@ -54,7 +49,7 @@ def function_names(
     return names
 
 
-class RewardModelConfig(Config):
+class RewardModelConfig(ModelSource):
     """Any `AutoModelForSequenceClassification`, with its own tokenizer; off without a `path`.
 
     Attributes:
@@ -67,9 +62,6 @@ class RewardModelConfig(Config):
         weight: Factor of the score in the sum with other rewards.
     """
 
-    path: LocalPath = ""
-    tokenizer: LocalPath = ""
-    chat_template: LocalPath = ""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     label: NonNegativeInt = 0
     chat: bool = False

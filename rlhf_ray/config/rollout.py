@@ -7,11 +7,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from rlhf_ray.config.base import (
-    Config,
-    NonNegativeInt,
-    Share,
-)
+from rlhf_ray.config.base import Config, NonNegativeInt, Share
 
 # vLLM's arguments that follow from keys of the configuration, which the memory plan reads.
 OWN_KEYS = {

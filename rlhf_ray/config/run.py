@@ -14,13 +14,12 @@ from rlhf_ray.config.base import (
     GroupConfig,
     LearnerConfig,
     LocalPath,
-    ModelConfig,
+    ModelSource,
     NonNegativeInt,
     RayConfig,
     TimeoutConfig,
     WandbConfig,
 )
-from rlhf_ray.config.rewards import RewardModelConfig
 
 
 class RunConfig(Config):
@@ -75,7 +74,7 @@ class JobConfig(RunConfig):
         raise NotImplementedError
 
     @property
-    def models(self) -> Mapping[str, ModelConfig | RewardModelConfig]:
+    def models(self) -> Mapping[str, ModelSource]:
         """The model of each role that loads one, as the configuration names it."""
         raise NotImplementedError
 

@@ -6,17 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
-from pydantic import (
-    PositiveInt,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from rlhf_ray.config.algorithm_table import (
-    RewardLossName,
-    SftLossName,
-)
+from rlhf_ray.config.algorithm_table import RewardLossName, SftLossName
 from rlhf_ray.config.base import (
     Config,
     GroupConfig,

@@ -17,11 +17,9 @@ TOOLS = ("tools", "functions", "available_tools")
 def template_options(columns: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What a row has for the chat template beside its messages.
 
-    Args:
-        columns: The row's. `tools` (or another name of them) holds JSON schemas of functions, as a
-            list or its JSON text; `chat_template_kwargs` variables of the template by name, as TRL
-            has them, and `enable_thinking` one of them, as verl has it.
-        where: File and line, for errors.
+    `tools` (or another name of them) holds JSON schemas of functions, as a list or its JSON text;
+    `chat_template_kwargs` variables of the template by name, as TRL has them, and `enable_thinking`
+    one of them, as verl has it.
 
     Raises:
         RowError: They hold anything else.

@@ -119,7 +119,8 @@ def _better(columns: Columns, config: BetterConfig, where: str) -> str:
         label = _at(columns, name)
         if label is None or label is _ABSENT:
             continue
-        side = config.sides.get(plain_label(label)) if _is_label(label) else None
+        is_label = isinstance(label, str | int | float)
+        side = config.sides.get(plain_label(label)) if is_label else None
         if side is None:
             known = "; ".join(
                 f"{side}: {', '.join(map(str, config.labels(side)))[:80] or 'none'}"
@@ -132,7 +133,3 @@ def _better(columns: Columns, config: BetterConfig, where: str) -> str:
         raise RowError(where, "no label", f"nothing in {', '.join(config.columns)[:80]}")
     (most, count), *others = votes.most_common()
     return most if not others or others[0][1] < count else "tie"
-
-
-def _is_label(value: Any) -> bool:
-    return isinstance(value, str | int | float)

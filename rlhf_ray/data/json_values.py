@@ -1,13 +1,18 @@
-"""JSON values, what is wrong with text that should be one, and those in cells that hold text."""
+"""JSON values, chats among them: what is wrong with text that should be one, and cells of text."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from rlhf_ray.errors import RowError, short
+
+Messages: TypeAlias = list[dict[str, Any]]
+Text: TypeAlias = str | Messages
+# What data sets and templates call the reasoning of a message.
+REASONING = ("reasoning_content", "reasoning", "thinking")
 
 _GLIMPSED = 10_000  # characters
 _BEGIN = re.compile(r"\s*[\[{]")
@@ -98,13 +103,7 @@ def glimpsed(value: Any) -> Any:
 
 
 def json_value(text: str, where: str, place: str, wanted: str) -> Any:
-    """What a JSON text in a column says.
-
-    Args:
-        text: Of the cell.
-        where: File and line, for errors.
-        place: In words, which cell.
-        wanted: What it should hold.
+    """What the JSON text of a cell says; `place` says which cell, `wanted` what it should hold.
 
     Raises:
         RowError: It is no JSON, or has two values for one key.

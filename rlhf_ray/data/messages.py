@@ -12,9 +12,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from rlhf_ray.data.json_values import is_message, json_value, unfolded
-from rlhf_ray.data.text import REASONING, Messages
+from rlhf_ray.data.json_values import REASONING, Messages, Text, is_message, json_value, unfolded
 from rlhf_ray.errors import RowError, short
+
+# Who answers, as most data sets say it: no conversation begins so.
+ASSISTANTS = ("assistant", "gpt", "model")
+
+
+def as_chat(text: Text, role: str) -> Messages:
+    """A chat; a string becomes one message of `role`."""
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
+
 
 # Who speaks, by the names that ShareGPT, OpenAssistant, Llama and OpenAI's older interface use.
 _ROLES = {
@@ -48,12 +56,7 @@ _CONSUMED = {
 
 
 def parse_messages(value: Any, where: str, name: str) -> Messages:
-    """A chat, from a list of messages or the JSON text of one.
-
-    Args:
-        value: What a column holds.
-        where: File and line, for errors.
-        name: The column's.
+    """A chat, from the list of messages that a column holds, or the JSON text of one.
 
     Raises:
         RowError: It is none; the error says which message is wrong, and how.

@@ -39,7 +39,8 @@ class DataOrder(Protocol[T_co]):
         """Go on from where `state` was taken.
 
         Raises:
-            ValueError: It was taken from other rows, or in another order.
+            ValueError: It was taken from other rows, or in another order: going on would train some
+                rows twice and others never.
         """
 
 
@@ -51,12 +52,7 @@ class RowsInOrder(Generic[T]):
     """
 
     def __init__(self, rows: Sequence[T], *, seed: int, shuffle: bool = True) -> None:
-        """Start at the first row of the first epoch.
-
-        Args:
-            rows: The data set.
-            seed: Of all epochs' orders.
-            shuffle: False goes through the rows as they stand.
+        """Start at the first row of the first epoch; without `shuffle`, rows come as they stand.
 
         Raises:
             ValueError: No rows.
@@ -100,12 +96,7 @@ class RowsInOrder(Generic[T]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state` was taken.
-
-        Raises:
-            ValueError: It was taken from another data set, seed or order: going on would train some
-                rows twice and others never.
-        """
+        """Go on from where `state` was taken; see `DataOrder`."""
         for name, value in self.state_dict().items():
             if name != "position" and state.get(name) != value:
                 raise ValueError(

@@ -13,12 +13,11 @@ import numpy.typing as npt
 import torch
 
 from rlhf_ray.algorithms import metric_sums
-from rlhf_ray.algorithms.advantages import AdvantageInputs, AdvantageParams, estimate_advantages
+from rlhf_ray.algorithms.advantages import AdvantageInputs, estimate_advantages
 from rlhf_ray.algorithms.correction import (
     CORRECTIONS,
     Correction,
     CorrectionInputs,
-    CorrectionParams,
 )
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.ragged import masked
@@ -95,11 +94,7 @@ def build_experience(
             has_values=values_B is not None,
             spec=spec,
         ),
-        AdvantageParams(
-            gamma=spec.algorithm.gamma,
-            lam=spec.algorithm.lam,
-            whiten=spec.algorithm.whiten_advantages,
-        ),
+        spec.algorithm,
     )
     correction = _correction(flat, spec.algorithm)
     metrics = {f"mismatch/{k}": v for k, v in metric_sums.values(correction.metrics).items()}
@@ -191,12 +186,9 @@ def _correction(flat: _Flat, algorithm: AlgorithmConfig) -> Correction:
             mask_T=flat.mask_T,
             segments_T=flat.segments_T,
             num_sequences=len(flat.groups_B),
-        ),
-        CorrectionParams(
-            cap=algorithm.correction.cap,
-            low=algorithm.correction.low,
             level=algorithm.correction_level,
         ),
+        algorithm.correction,
     )
 
 

@@ -37,7 +37,7 @@ def _rows(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -> JobRows:
 
 
 def _load(config: DpoConfig) -> DpoData:
-    from rlhf_ray.models.vocabulary import check_vocabularies
+    from rlhf_ray.models.fit import check_vocabularies
 
     rows = on_rows.open_rows(config, _rows)
     others = {"reference.model.path": config.reference.model} if config.uses_reference_role else {}

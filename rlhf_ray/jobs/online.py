@@ -103,8 +103,7 @@ def load(config: OnlineConfig) -> OnlineData:
             function can score, or another model of the job has another vocabulary.
     """
     from rlhf_ray.data.chat.tokenizer import vocabulary_digest
-    from rlhf_ray.models.fit import check_model
-    from rlhf_ray.models.vocabulary import check_vocabularies
+    from rlhf_ray.models.fit import check_model, check_vocabularies
 
     policy = config.policy.model
     tokenizer = tokenizer_of(policy)

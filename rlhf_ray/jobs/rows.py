@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,22 +10,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.examples.lengths import LengthLimit
 from rlhf_ray.data.examples.preferences import LabelledAnswers, check_labels
 from rlhf_ray.data.examples.tokenization import Tokenization
-from rlhf_ray.data.loading.load import load
+from rlhf_ray.data.loading.load import first_examples, load, open_passes, open_stream
 from rlhf_ray.data.loading.passes import Check, Passes
-from rlhf_ray.data.loading.streams import open_passes, open_stream
 from rlhf_ray.data.order import TrainedRows
-from rlhf_ray.data.rows.report import LeftOut, Loaded, RowReport
+from rlhf_ray.data.rows.report import LeftOut, Loaded, RowReport, merged
 from rlhf_ray.data.rows.rows import Numbers, Rows
 from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.disk import room_for
-from rlhf_ray.rewards.checks import check_columns, checking_functions, prompt_faults, usable_prompts
-from rlhf_ray.rewards.functions import RewardFunction
+from rlhf_ray.rewards.functions import (
+    RewardFunction,
+    check_columns,
+    checking_functions,
+    prompt_faults,
+    usable_prompts,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +42,9 @@ AnyRows: TypeAlias = Rows[Any] | RowStream[Any]
 # The key of a data set -> what becomes of its samples.
 RowKind: TypeAlias = Callable[[str], type[Tokenization[Any]]]
 
-_ROWS_WITH_ALL_COLUMNS = 100  # of a stream, whose other rows are not looked at
+# Of a stream, whose other rows are not looked at.
+_ROWS_WITH_ALL_COLUMNS = 100
+_LOOKED_AT = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +70,7 @@ class JobData:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """One data set of a job.
+    """One data set of a job before it runs: what was recognised, counts, lengths, the first rows.
 
     Attributes:
         key: Where the configuration names it.
@@ -165,6 +174,45 @@ class JobRows:
             ConfigError: See `open_passes`.
         """
         return open_passes(self.named[key], self.tokenization(key), check=self._check)
+
+    def look(self, key: str, *, num_rows: int) -> Look:
+        """A look at a data set before the job runs; everything is read as the job reads it.
+
+        Raises:
+            ConfigError: See `load`.
+        """
+        if self.named[key].streaming:
+            return self._look_at_stream(key, num_rows)
+        loaded = self.load(key)
+        return Look(
+            key=key,
+            tokenizer=self.tokenizer,
+            limit=self.tokenization(key).limit,
+            report=loaded.report,
+            lengths=loaded.rows.numbers("length"),
+            rows=list(loaded.rows[:num_rows]),
+            is_streamed=False,
+        )
+
+    def _look_at_stream(self, key: str, num_rows: int) -> Look:
+        passes = self.passes(key)
+        looks = [first_examples(each, max(num_rows, _LOOKED_AT)) for each in passes]
+        kind = passes[0].job.kind
+        by_source = [kind.records(table) for table, _ in looks]
+        # One of each source in turn.
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*by_source))
+        records = [record for record in turns if record is not None]
+        self.check_columns(key, records)
+        paths = " + ".join(each.source.path for each in passes)
+        return Look(
+            key=key,
+            tokenizer=self.tokenizer,
+            limit=passes[0].job.limit,
+            report=merged([report for _, report in looks], paths),
+            lengths=np.concatenate([table.column("length").to_numpy() for table, _ in looks]),
+            rows=records[:num_rows],
+            is_streamed=True,
+        )
 
     @property
     def _check(self) -> Check[Any] | None:

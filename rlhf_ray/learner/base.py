@@ -5,25 +5,28 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from rlhf_ray.algorithms.metric_sums import MetricSums
+from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.engine import EngineBuilder
-from rlhf_ray.learner.rows import flat, rollout_batch
-from rlhf_ray.learner.scoring import fitted_update
+from rlhf_ray.learner.rows import fitted_update, flat, rollout_batch
 from rlhf_ray.learner.update import MicroBatchLoss, Preparation, UpdateSettings, run_update
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.check import own_outcome, sample_row, settle
 from rlhf_ray.models.modes import CheckedModel
-from rlhf_ray.packing import UpdatePlan
-from rlhf_ray.specs import PolicySpec, ValueSpec
-from rlhf_ray.types import Experience
+from rlhf_ray.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
+from rlhf_ray.roles import Evaluated
+from rlhf_ray.specs import Job, PolicySpec, SupervisedSpec, ValueSpec
+from rlhf_ray.types import Experience, Ranking, Referenced, SftExample
 
 logger = logging.getLogger(__name__)
 
@@ -192,3 +195,54 @@ def _leaves(outcome: Tensor) -> Iterator[Tensor]:
         if isinstance(leaf := getattr(node, "variable", None), Tensor):
             yield leaf
         pending += [before for before, _ in node.next_functions]
+
+
+Row = TypeVar("Row", bound=SftExample | Ranking | Referenced)
+
+
+class ExampleLearner(Learner, Generic[Job, Row]):
+    """One rank's share of a model that learns from the rows of a data set."""
+
+    model: Any  # one with an `lm`: a `TokenScorer` or a `RewardModel`
+
+    def __init__(self, spec: SupervisedSpec[Job], builder: EngineBuilder) -> None:
+        """Load the model and hand it to an engine.
+
+        Raises:
+            ConfigError: It cannot be loaded, has no experts to balance, or does not agree with
+                itself.
+        """
+        self.spec, self.job = spec, spec.job
+        super().__init__(
+            spec.job.learner,
+            builder,
+            UpdateSettings(
+                reduction="token_mean", constant_length=None, replay_folder=spec.replay_folder
+            ),
+            total_steps=spec.total_steps,
+            seed=spec.job.seed,
+        )
+
+    @property
+    def lm(self) -> Any:
+        """The transformers model, perhaps with adapters: only peft knows how to switch them off."""
+        return self.model.lm
+
+    def update(self, rows: Sequence[Row], plan: UpdatePlan) -> dict[str, float]:
+        """One optimiser step a minibatch of the plan."""
+        lengths_B = [row.num_tokens for row in rows]
+        return self._update(rows, lengths_B, plan, self._loss, partial(self._prepare, rows))
+
+    @abstractmethod
+    def evaluate(self, rows: Sequence[Row], plan: RankedMicroBatches) -> Evaluated:
+        """Metrics and outcomes of held-out rows; all ranks call it alike."""
+
+    @abstractmethod
+    def _loss(self, rows: Sequence[Any], reduction: Reduction) -> tuple[torch.Tensor, MetricSums]:
+        """Of one micro-batch; see `run_update`."""
+
+    def _prepare(
+        self, rows: Sequence[Row], minibatch: MinibatchPlan
+    ) -> Sequence[Any] | Mapping[int, Any]:
+        """What one optimiser step trains on, by the rows' numbers: here the rows as they are."""
+        return rows

@@ -10,7 +10,7 @@ from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.learner.base import Learner
-from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
+from rlhf_ray.learner.deepspeed.engine import DeepSpeedBuilder
 from rlhf_ray.learner.engine import EngineBuilder
 from rlhf_ray.learner.policy import PolicyLearner
 from rlhf_ray.learner.preference import PreferenceLearner

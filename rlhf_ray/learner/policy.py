@@ -11,12 +11,11 @@ import torch
 
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.metric_sums import MetricSums
-from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, PolicyLossParams
+from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs
 from rlhf_ray.algorithms.reduction import Reduction, TokenLoss
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.learner.base import ExperienceLearner
-from rlhf_ray.learner.rows import action_lens, action_mask
-from rlhf_ray.learner.scoring import score_rollouts
+from rlhf_ray.learner.rows import action_lens, action_mask, score_rollouts
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
@@ -94,13 +93,7 @@ class PolicyLearner(ExperienceLearner):
                 segments_T=batch.segments_T,
                 num_sequences=batch.num_sequences,
             ),
-            PolicyLossParams(
-                clip_low=algorithm.clip_low,
-                clip_high=algorithm.clip_high,
-                dual_clip=algorithm.dual_clip or None,
-                tau_pos=algorithm.sapo_temperature_positive,
-                tau_neg=algorithm.sapo_temperature_negative,
-            ),
+            algorithm,
         )
         terms = [
             (1.0, _weighted(policy_term, correction_T)),

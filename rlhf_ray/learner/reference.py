@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlhf_ray.learner.engine import EngineBuilder
-from rlhf_ray.learner.scoring import score_answers, score_rollouts
+from rlhf_ray.learner.rows import score_answers, score_rollouts
 from rlhf_ray.models.check import settle
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm

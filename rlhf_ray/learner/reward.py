@@ -12,15 +12,15 @@ from rlhf_ray.algorithms.calibration import expected_calibration_error, ranking_
 from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import with_router_loss
-from rlhf_ray.algorithms.reward_losses import (
+from rlhf_ray.algorithms.supervised_losses import (
     REWARD_LOSSES,
     RankingInputs,
     centering,
     reward_metrics,
 )
 from rlhf_ray.config.supervised import RmConfig
-from rlhf_ray.learner.examples import ExampleLearner
-from rlhf_ray.learner.scoring import over_ranks, score_rows
+from rlhf_ray.learner.base import ExampleLearner
+from rlhf_ray.learner.rows import over_ranks, score_rows
 from rlhf_ray.models.classifier import freeze_score_bias, load_classifier
 from rlhf_ray.models.reward import RewardModel, Rewards
 from rlhf_ray.packing import RankedMicroBatches

@@ -12,10 +12,10 @@ import numpy as np
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_sampled
+from rlhf_ray.data.chat.template import shows_tools
 from rlhf_ray.data.chat.tokenizer import load_tokenizer, vocabulary_digest
-from rlhf_ray.data.chat.tool_calls import shows_tools
 from rlhf_ray.data.chat_options import template_options
-from rlhf_ray.data.text import as_chat
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.engine import EngineBuilder
 from rlhf_ray.models.check import settle

@@ -1,18 +1,25 @@
-"""Flat tensors from rows: the numbers that stand beside a micro-batch's tokens."""
+"""Rows as flat tensors, and passes over them by micro-batches, in step with the other ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 
+from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.learner.engine import InferenceEngine, ParallelDims
 from rlhf_ray.models.batch import TokenBatch, build_batch
+from rlhf_ray.models.modes import CheckedModel
+from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, cut_to_rectangles
 from rlhf_ray.types import Experience, LabelledAnswer, Ranking, Rollout
 
 Row = TypeVar("Row")
+T = TypeVar("T")
 
 
 def rollout_batch(
@@ -82,3 +89,135 @@ def split_rows(values_T: torch.Tensor, lens_B: Sequence[int]) -> list[npt.NDArra
     """[T] back into one array a row."""
     array = values_T.detach().float().cpu().numpy()
     return [part.copy() for part in np.split(array, np.cumsum(lens_B)[:-1])] if lens_B else []
+
+
+def fitted(
+    plan: RankedMicroBatches, lengths_B: Sequence[int], config: ForwardConfig, model: CheckedModel
+) -> RankedMicroBatches:
+    """The plan, its micro-batches cut where the model pads them beyond the token budget.
+
+    Whoever plans knows the configuration, and takes `layout: auto` for packed. Whether a model
+    needs rectangles is known where it is loaded.
+
+    Args:
+        plan: Data-parallel rank -> micro-batch -> row.
+        lengths_B: Tokens of each row.
+        config: What the plan was made by.
+        model: What runs it.
+    """
+    if config.padded or not model.padded:
+        return plan
+    budget = config.max_tokens_per_micro_batch
+    return cut_to_rectangles(plan, lengths_B, max_tokens_per_micro_batch=budget)
+
+
+def fitted_update(
+    plan: UpdatePlan, lengths_B: Sequence[int], config: ForwardConfig, model: CheckedModel
+) -> UpdatePlan:
+    """The same of every optimiser step."""
+    return UpdatePlan(
+        minibatches=tuple(
+            replace(
+                minibatch,
+                micro_batches_by_rank=fitted(
+                    minibatch.micro_batches_by_rank, lengths_B, config, model
+                ),
+            )
+            for minibatch in plan.minibatches
+        )
+    )
+
+
+def score_rows(
+    engine: InferenceEngine,
+    score: Callable[[Sequence[int]], list[T]],
+    plan: RankedMicroBatches,
+    lengths_B: Sequence[int],
+    config: ForwardConfig,
+) -> list[T]:
+    """What `score` says of the rows of each of this rank's micro-batches, one pass each.
+
+    It is called without gradients and dropout. Other arguments are as in `fitted`; what it says
+    comes in the order in which `plan` names this rank's rows.
+    """
+    scored: list[T] = []
+    with engine.inference():
+        for rows in fitted(plan, lengths_B, config, engine.module)[engine.dims.data_parallel_rank]:
+            scored += score(rows)
+    return scored
+
+
+def score_rollouts(
+    engine: InferenceEngine,
+    forward: Callable[[TokenBatch], torch.Tensor],
+    rollouts: Sequence[Rollout],
+    plan: RankedMicroBatches,
+    config: ForwardConfig,
+    *,
+    with_end: bool = False,
+) -> list[npt.NDArray[np.float32]]:
+    """One number a response token, for this rank's rows: an array each, in the order of the plan.
+
+    `rollouts` are all rows of the plan. `with_end` makes one number more for each row, of what
+    follows its last token.
+    """
+    model: CheckedModel = engine.module
+
+    def score(rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        some = [rollouts[row] for row in rows]
+        batch = rollout_batch(some, padded=model.padded, device=model.device, with_end=with_end)
+        lens_B = [len(rollout.response_ids_T) + with_end for rollout in some]
+        return split_rows(forward(batch), lens_B)
+
+    lengths_B = [rollout.num_tokens for rollout in rollouts]
+    return score_rows(engine, score, plan, lengths_B, config)
+
+
+def score_answers(
+    engine: InferenceEngine,
+    rows: Sequence[Ranking | LabelledAnswer],
+    plan: RankedMicroBatches,
+    config: ForwardConfig,
+    *,
+    answers: slice = slice(None),
+) -> list[tuple[float, ...]]:
+    """The sum of each answer's log-probabilities (nats), for this rank's rows; `answers` of each.
+
+    Order as in `score_rows`.
+    """
+    model: CheckedModel = engine.module
+
+    def score(picked: Sequence[int]) -> list[tuple[float, ...]]:
+        some = [rows[row] for row in picked]
+        batch = answer_batch(some, answers=answers, padded=model.padded, device=model.device)
+        sums_B = iter(answer_sums(engine(batch).logprobs_T, batch).tolist())
+        return [tuple(next(sums_B) for _ in row.answer_ids_K[answers]) for row in some]
+
+    return score_rows(engine, score, plan, [row.num_tokens for row in rows], config)
+
+
+def over_ranks(
+    values: Sequence[tuple[float, ...]],
+    plan: RankedMicroBatches,
+    dims: ParallelDims,
+    *,
+    num_rows: int,
+    width: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """The numbers of all ranks' rows, on every rank; `device` is the process group's.
+
+    `values` are at most `width` (K) numbers a row of this rank, in the order of `plan`, cut to
+    rectangles or not.
+
+    Returns:
+        float64 [B, K]; 0 where a row has no number, and for rows that the plan leaves out.
+    """
+    table_BK = torch.zeros(num_rows, width, dtype=torch.float64)
+    if dims.is_first_of_part:
+        own_rows = [row for rows in plan[dims.data_parallel_rank] for row in rows]
+        for row, numbers in zip(own_rows, values, strict=True):
+            table_BK[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
+    table_BK = table_BK.to(device)
+    dist.all_reduce(table_BK)
+    return table_BK

@@ -11,11 +11,10 @@ import torch.distributed as dist
 
 from rlhf_ray.algorithms.metric_sums import MetricSums, mean_of
 from rlhf_ray.algorithms.reduction import Reduction
-from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
+from rlhf_ray.algorithms.supervised_losses import SFT_LOSSES
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.learner.examples import ExampleLearner
-from rlhf_ray.learner.rows import answer_sums
-from rlhf_ray.learner.scoring import over_ranks, score_rows
+from rlhf_ray.learner.base import ExampleLearner
+from rlhf_ray.learner.rows import answer_sums, over_ranks, score_rows
 from rlhf_ray.models.batch import TokenBatch, build_batch
 from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.heads import TokenScorer

@@ -12,8 +12,7 @@ from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs
 from rlhf_ray.learner.base import ExperienceLearner
-from rlhf_ray.learner.rows import action_lens, action_mask
-from rlhf_ray.learner.scoring import score_rollouts
+from rlhf_ray.learner.rows import action_lens, action_mask, score_rollouts
 from rlhf_ray.models.classifier import load_decoder
 from rlhf_ray.models.heads import ValueModel
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
@@ -57,7 +56,7 @@ class ValueLearner(ExperienceLearner):
                 returns_T=self._floats(rows, "returns_T"),
                 mask_T=mask_T,
             ),
-            algorithm.value_clip,
+            algorithm,
         )
         lens_B = action_lens(rows, self.device)
         return reduction.reduce(term.loss_T, mask_T, batch.segments_T, lens_B), term.metrics

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from rlhf_ray.learner.weights import parameter_infos
-from rlhf_ray.metrics.flops import UpdateFlops
+from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.sharding import whole_shape
 

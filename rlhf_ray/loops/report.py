@@ -9,7 +9,7 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.clock import StepClock
-from rlhf_ray.metrics.flops import peak_flops, update_mfu
+from rlhf_ray.metrics.usage import peak_flops, update_mfu
 from rlhf_ray.roles import Hardware, Metrics, Publication, RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts.groups import has_spread, trainable
 from rlhf_ray.types import Score

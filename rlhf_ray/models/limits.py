@@ -6,7 +6,7 @@ import importlib.metadata
 from typing import Any
 
 from rlhf_ray.config.base import ModelConfig
-from rlhf_ray.config.checks.model_config import is_stretched, usable_positions
+from rlhf_ray.config.checks.model_files import is_stretched, usable_positions
 from rlhf_ray.errors import ConfigError
 
 

@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models import attention, memory
-from rlhf_ray.models.dropout import checkpoint_layers
-from rlhf_ray.models.modes import attention_functions, resolve_dtype
+from rlhf_ray.models.modes import attention_functions, checkpoint_layers, resolve_dtype
 from rlhf_ray.models.sharding import whole_shape
 
 

@@ -1,18 +1,27 @@
-"""The ways in which a model can be run, the fastest first, and the base of modules that are."""
+"""The ways in which a model can be run, the fastest first, and the base of modules that are.
+
+No model drops anything out, in any job. transformers' layers read `self.training` for two things:
+whether to be random (dropout of modules and of functions, layers that are left out, jitter of
+routers), and whether to compute activations again in the backward pass. So a model stays in
+evaluation mode while it is trained, but for layers that are checkpointed, around their own forward
+pass, and for the dropout of adapters, which the configuration of the job asks for by name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Self
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.utils import is_flash_attn_2_available
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.attention import CAPABILITY, MASKED_SDPA, PACKED_SDPA, VARLEN
-from rlhf_ray.models.dropout import WithoutDropout
 from rlhf_ray.types import IntArray
 
 
@@ -110,8 +119,8 @@ def needs_mask(layer_types: Sequence[str]) -> bool:
     return any(kind.endswith("_attention") and kind not in plain for kind in layer_types)
 
 
-class CheckedModel(WithoutDropout):
-    """A module around a transformers model, whose results can be had in two ways.
+class CheckedModel(nn.Module):
+    """A module around a transformers model, whose results can be had in two ways, never random.
 
     Attributes:
         mode: How it runs.
@@ -127,6 +136,16 @@ class CheckedModel(WithoutDropout):
     def padded(self) -> bool:
         """Whether its batches are rectangles."""
         return not self.mode.packed
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for itself, checkpointed layers and the dropout of adapters alone."""
+        super().train(mode)
+        if mode:
+            for child in self.children():
+                child.eval()
+            for module in (*adapter_dropouts(self), *_checkpointed(self)):
+                module.training = True
+        return self
 
     def modes(self, config: ModelConfig, layout: Layouts) -> Sequence[ForwardMode]:
         """The ways that the configuration allows, the one to prefer first."""
@@ -165,3 +184,40 @@ class CheckedModel(WithoutDropout):
     def own_outcome(self, input_ids_1T: torch.Tensor) -> torch.Tensor:
         """The same of one sequence, by the `forward` of the family."""
         raise NotImplementedError
+
+
+def adapter_dropouts(model: nn.Module) -> Iterator[nn.Module]:
+    """The dropouts of low-rank adapters, as `lora.dropout` has them."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and ".lora_dropout." in name:
+            yield module
+
+
+def checkpoint_layers(model: Any, *, use_reentrant: bool) -> None:
+    """Compute activations of the layers again in the backward pass, without dropout then either."""
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    for layer in _checkpointed(model):
+        layer._gradient_checkpointing_func = partial(  # type: ignore[assignment]
+            _checkpoint, layer, use_reentrant=use_reentrant
+        )
+
+
+def _checkpointed(model: nn.Module) -> Iterator[nn.Module]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            yield module
+
+
+def _checkpoint(
+    layer: nn.Module, function: Callable[..., Any], *arguments: Any, use_reentrant: bool
+) -> Any:
+    def forward(*arguments: Any) -> Any:
+        layer.training = False
+        try:
+            return function(*arguments)
+        finally:
+            layer.training = True
+
+    return checkpoint(forward, *arguments, use_reentrant=use_reentrant)

@@ -12,8 +12,7 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.models.shape import ModelShape
-from rlhf_ray.planning.engines import Engine
-from rlhf_ray.planning.needs import RoleNeed, bare_need, engine_need, model_need
+from rlhf_ray.planning.needs import Engine, RoleNeed, bare_need, engine_need, model_need
 
 # Where neither configuration nor model says how long a sequence may be.
 DEFAULT_CONTEXT = 4096

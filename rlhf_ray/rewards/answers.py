@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 
 from rlhf_ray.data.chat.reasoning import behind_reasoning
-from rlhf_ray.rewards.numbers import NUMBER
-from rlhf_ray.rewards.plain_text import plain_text
+from rlhf_ray.rewards.numbers import NUMBER, plain_text
 
 # What stands beside a box is looked at no further: patterns take long on long space.
 _BESIDE = 40

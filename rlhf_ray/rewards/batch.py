@@ -145,12 +145,9 @@ def combine(
     for name, values in values_B.items():
         if len(values) != num_rows:
             raise ValueError(f"scorer {name!r} must give {num_rows} values, got {len(values)}")
-    return [
-        _combine_row({name: values[row] for name, values in values_B.items()}, weights)
-        for row in range(num_rows)
-    ]
-
-
-def _combine_row(parts: dict[str, float | None], weights: Mapping[str, float]) -> Score:
-    weighted = [weights[name] * value for name, value in parts.items() if value is not None]
-    return Score(total=sum(weighted) if weighted else None, parts=parts)
+    scores = []
+    for row in range(num_rows):
+        parts = {name: values[row] for name, values in values_B.items()}
+        weighted = [weights[name] * value for name, value in parts.items() if value is not None]
+        scores.append(Score(total=sum(weighted) if weighted else None, parts=parts))
+    return scores

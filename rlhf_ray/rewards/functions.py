@@ -3,7 +3,7 @@
 `function(prompts, completions, prompt_ids, completion_ids, opens_reasoning, **columns,
 **arguments)` returns a `list[float | None]`. All comes by keyword, as lists with one entry a
 completion; but the arguments come from the configuration. A function without `**` gets what it
-names and no more.
+names and no more. What functions find missing or wrong in the data is found before anything starts.
 """
 
 from __future__ import annotations
@@ -11,22 +11,31 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from rlhf_ray.config.rewards import RewardFunctionConfig, function_names
+from rlhf_ray.config.checks.references import required_arguments, says
+from rlhf_ray.config.rewards import RewardConfig, RewardFunctionConfig, function_names
+from rlhf_ray.data.nearest import listed, nearest, quoted
+from rlhf_ray.data.rows.rows import Rows, SelectedRows
 from rlhf_ray.deadlines import in_daemon_thread
 from rlhf_ray.errors import ConfigError, RlhfRayError
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch, check_scores
 from rlhf_ray.rewards.loading import forget_files, load_function
+from rlhf_ray.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 # What a function may have as an attribute: a function that finds what is wrong with rows.
 CHECK = "check_rows"
 # What a function gets beside columns and arguments.
 GIVEN = frozenset({"prompts", "completions", "prompt_ids", "completion_ids", "opens_reasoning"})
 _GRACE_S = 1.0
+_SHOWN = 3  # of the rows that cannot be scored
+_CHECKED_ROWS = 8192  # at a time
 # Most of what a batch holds; not worth a call each.
 _UNCHANGING = frozenset((str, int, float, bool, type(None)))
 
@@ -56,8 +65,8 @@ class RewardFunction:
         accepted, takes_any = self._keywords()
         for name in self.arguments:
             if not takes_any and name not in accepted:
-                nearest = get_close_matches(name, accepted, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"it takes {accepted}"
+                near = get_close_matches(name, accepted, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it takes {accepted}"
                 raise ConfigError(
                     f"reward function {self.name!r} takes no argument {name!r}; {hint}"
                 )
@@ -224,3 +233,99 @@ def _own_copy(value: Any) -> Any:
     if isinstance(value, list):
         return [item if type(item) in _UNCHANGING else _own_copy(item) for item in value]
     return copy.deepcopy(value)
+
+
+def check_columns(reward: RewardConfig, prompts: Iterable[Prompt], *, key: str) -> None:
+    """Whether every function finds what it must be given; no module is imported for it.
+
+    A column counts where one of the prompts has it: the others give None. Errors name the data's
+    `key` in the configuration.
+
+    Raises:
+        ConfigError: A function needs what is neither a column of the data nor an argument.
+    """
+    missing = {
+        name: function.path
+        for function in reward.functions
+        for name in required_arguments(function.path)
+        if name not in GIVEN and name not in function.arguments
+    }
+    first: Prompt | None = None
+    for prompt in prompts:
+        first = first or prompt
+        missing = {name: path for name, path in missing.items() if name not in prompt.columns}
+        if not missing:
+            return
+    if missing and first is not None:
+        name, path = next(iter(missing.items()))
+        columns = dict(first.columns)
+        near = nearest(name, columns)
+        line = f"; set {key}.columns: {{{name}: {quoted(near)}}}" if near else ""
+        raise ConfigError(
+            f"{key}: the reward function {path!r} needs {name!r}, which is neither a column of the "
+            f"data nor one of its arguments; there are {listed(columns, name)}{line}"
+        )
+
+
+def checking_functions(reward: RewardConfig) -> list[RewardFunction]:
+    """Those that may have a check: the module of any other is imported where it scores alone.
+
+    Raises:
+        ConfigError: One cannot be loaded.
+    """
+    return load_functions([each for each in reward.functions if says(each.path, CHECK)])
+
+
+def usable_prompts(
+    prompts: Rows[Prompt], functions: Sequence[RewardFunction], *, key: str, skip: bool
+) -> Rows[Prompt]:
+    """The prompts that every function can score.
+
+    With `skip` others are left out, which is logged; otherwise they are an error that names the
+    data's `key` in the configuration.
+
+    Raises:
+        ConfigError: A function finds something wrong with a row, or with all of them.
+    """
+    if not functions:
+        return prompts
+    faults: dict[int, str] = {}
+    names = {name for prompt in prompts for name in prompt.columns}
+    for start in range(0, len(prompts), _CHECKED_ROWS):
+        checked = list(prompts[start : start + _CHECKED_ROWS])
+        for row, fault in enumerate(prompt_faults(checked, functions, names)):
+            if fault is not None:
+                faults[start + row] = f"{checked[row].prompt_id}: {fault}"
+    if not faults:
+        return prompts
+    first = "; ".join(list(faults.values())[:_SHOWN])
+    message = f"{key}: rewards cannot score {len(faults)} of {len(prompts)} rows: {first}"
+    if not skip or len(faults) == len(prompts):
+        raise ConfigError(message)
+    logger.warning("%s; left out (%s.on_bad_row is skip)", message, key)
+    return SelectedRows(prompts, [row for row in range(len(prompts)) if row not in faults])
+
+
+def prompt_faults(
+    prompts: Sequence[Prompt],
+    functions: Sequence[RewardFunction],
+    names: Collection[str] = (),
+) -> list[str | None]:
+    """What the first function says that finds something wrong with a prompt; None where none does.
+
+    `names` are those of all columns, where others of the data set have more of them.
+
+    Raises:
+        ConfigError: A function finds something wrong with all of them.
+    """
+    named = sorted({*names, *(name for prompt in prompts for name in prompt.columns)})
+    columns: dict[str, list[Any]] = {
+        name: [prompt.columns.get(name) for prompt in prompts] for name in named
+    }
+    columns["prompts"] = [prompt.text for prompt in prompts]
+    faults: list[str | None] = [None] * len(prompts)
+    for function in functions:
+        for row, fault in enumerate(function.check_rows(columns)):
+            if fault is not None and faults[row] is None:
+                faults[row] = f"{function.name}: {fault}"
+    return faults

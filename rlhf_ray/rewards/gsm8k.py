@@ -20,8 +20,7 @@ from rlhf_ray.rewards.answers import (
     last_phrase,
 )
 from rlhf_ray.rewards.batch import Messages, Scores, completion_text
-from rlhf_ray.rewards.numbers import NUMBER, value, whole_number
-from rlhf_ray.rewards.plain_text import plain_text
+from rlhf_ray.rewards.numbers import NUMBER, plain_text, value, whole_number
 
 # GSM8K's own notes of what a calculator said: 9 * 2 = <<9*2=18>>18.
 _CALCULATION = re.compile(r"<<[^<>\n]*>>")

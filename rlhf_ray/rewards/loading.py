@@ -24,6 +24,8 @@ from typing import Any, ClassVar
 
 from rlhf_ray.errors import ConfigError
 
+_PREFIX = "_user_files_"
+
 
 def load_function(path: str) -> Callable[..., Any]:
     """Load `package.module:function` or `path/to/file.py:function`.
@@ -81,24 +83,14 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise ConfigError(f"no file {str(path)!r} for a reward function")
-    return import_file(path)
-
-
-_PREFIX = "_user_files_"
-
-
-def import_file(path: Path) -> ModuleType:
     """The module of a Python file, run once in this process.
 
     It may import the files and packages beside it by their names, and, where it belongs to a
     package, that package by its own and by relative imports. Python's own modules go first.
-
-    Args:
-        path: Absolute.
     """
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise ConfigError(f"no file {str(path)!r} for a reward function")
     root = path.parent
     inside = [path.stem.replace(".", "_")]
     while (root / "__init__.py").is_file():
@@ -122,7 +114,7 @@ def forget_files() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds modules below the packages of `import_file`.
+    """Finds modules below the packages of `_load_file`.
 
     Attributes:
         folders: Of each package.

@@ -53,7 +53,7 @@ async def equivalent(
     known = {pair: _known(*pair) for pair in pairs if pair is not None}
     open_pairs = [pair for pair, is_same in known.items() if is_same is None]
     answers = _COMPARING.ask(open_pairs, timeout_s=timeout_s)
-    known |= dict(zip(open_pairs, map(_unless_failed, answers), strict=True))
+    known |= {pair: answer is True for pair, answer in zip(open_pairs, answers, strict=True)}
     _log_failures(open_pairs, answers)
     return [None if pair is None else float(known[pair] or False) for pair in pairs]
 
@@ -92,10 +92,6 @@ def _known(reference: str, answer: str) -> bool | None:
     if wanted is None or given is None:
         return False
     return compare_forms(wanted, given)
-
-
-def _unless_failed(answer: bool | Failure) -> bool:
-    return False if isinstance(answer, Failure) else answer
 
 
 def _log_failures(pairs: Sequence[tuple[str, str]], answers: Sequence[bool | Failure]) -> None:

@@ -11,8 +11,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rlhf_ray.rewards.numbers import bare_number, is_unit
-from rlhf_ray.rewards.plain_text import plain_characters
+from rlhf_ray.rewards.numbers import bare_number, is_unit, plain_characters
 
 # A unit's spelling, by its names.
 _SPELLINGS = {

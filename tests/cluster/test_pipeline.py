@@ -21,10 +21,10 @@ from actors.ranks.reference import ReferenceRank
 from actors.ranks.reward import RewardRank
 from actors.roles.start import role_specs, start_all
 from actors.weights.bucket import unpack
-from launch.pipeline import run_stage
+from launch.job import prepare, run_on
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.jobs import PipelineConfig
-from rlhf_ray.config.tools.stages import Stage, groups_of, resolve_stages
+from rlhf_ray.config.tools.stages import Stage, groups_of, stages_of
 from rlhf_ray.data.chat.answers import tokenize_answer
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.jobs.rm import RM
@@ -68,7 +68,7 @@ def ran(pool, make_config, shared_data, tmp_path_factory) -> Ran:
     ppo = make_config(folder).model_dump(mode="json", exclude_unset=True)
     model = ppo["policy"]["model"]
     optim = {"lr": 1e-2}
-    stages = resolve_stages(
+    stages = stages_of(
         PipelineConfig.model_validate(
             {
                 "run_dir": str(folder / "run"),
@@ -118,7 +118,7 @@ async def run_all(stages: list[Stage], pool: Pool, pairs: list[dict[str, str]]) 
     processes, outcomes_B = [process_ids(pool)], []
     await pool.want(stage.result for stage in stages[:2])
     for stage in stages:
-        await run_stage(stage, pool)
+        await run_on(pool, prepare(stage.config))
         processes.append(process_ids(pool))
         if stage.job == "rm":
             rankings = list(RM.load(stage.config).rows)

@@ -19,7 +19,6 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.run import pool_registry as registry
 from launch.run import signals
 from launch.run import standing as clusters
 from rlhf_ray.config.tools.yaml_file import write_yaml
@@ -217,17 +216,17 @@ def test_the_head_of_a_start_that_is_interrupted_is_registered(tmp_path, monkeyp
         signal.raise_signal(signal.SIGUSR1)
         return started[-1]
 
-    monkeypatch.setattr(registry, "folder", lambda: tmp_path)
+    monkeypatch.setattr(clusters, "folder", lambda: tmp_path)
     monkeypatch.setattr(clusters, "use_token", lambda pool: None)  # it is this process's for good
     monkeypatch.setattr(clusters.subprocess, "Popen", start)
     # Of SIGINT a shell without a terminal may have told pytest to take no notice.
     monkeypatch.setattr(signals, "_STOPPING", (signal.SIGUSR1,))
     with pytest.raises(KeyboardInterrupt):
-        clusters.start_cluster(registry.claim("early"), num_cpus=1, num_gpus=0)
-    registered = registry.cluster_of("early")
+        clusters.start_cluster(clusters.claim("early"), num_cpus=1, num_gpus=0)
+    registered = clusters.cluster_of("early")
     assert registered is not None and registered.head is not None
     assert [registered.head.pid] == [process.pid for process in started]
     clusters.stop_cluster(registered)
     assert not psutil.pid_exists(registered.head.pid)
-    registry.forget(registered)
+    clusters.forget(registered)
     assert not list(tmp_path.iterdir())

@@ -12,8 +12,10 @@ import torch
 from markdown_pages import Page
 
 from rlhf_ray.algorithms import advantages, preference_losses
-from rlhf_ray.algorithms.preference_losses import PairInputs, PairParams
+from rlhf_ray.algorithms.preference_losses import PairInputs
 from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.dpo import PreferenceLossConfig
 from rlhf_ray.config.rewards import RewardFunctionConfig
 from rlhf_ray.data.row import Row
 from rlhf_ray.errors import RowError
@@ -60,7 +62,7 @@ def test_an_advantage_is_a_row_and_a_function(add_row):
             segments_T=torch.tensor([0, 0, 1, 2]),
             groups_B=torch.tensor([7, 7, 8]),
         ),
-        advantages.AdvantageParams(gamma=1.0, lam=1.0),
+        AlgorithmConfig(advantage="grpo"),
     )
     assert outputs.advantages_T.tolist() == [1.0, 1.0, -1.0, 0.0]
 
@@ -101,14 +103,7 @@ def test_the_loss_is_registered_and_gives_one_value_a_pair(add_row):
         num_pairs=3,
         num_chosen_tokens=6,
     )
-    params = PairParams(
-        beta=0.5,
-        label_smoothing=0.0,
-        f_divergence_type="reverse_kl",
-        f_alpha_divergence_coef=0.5,
-        discopop_tau=0.05,
-        simpo_gamma=0.5,
-    )
+    params = PreferenceLossConfig(beta=0.5)
     loss_B = preference_losses.PAIR_LOSSES["squared"](inputs, params)
     assert loss_B.tolist() == pytest.approx([0.25, 1.0, 4.0])
 

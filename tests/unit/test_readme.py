@@ -20,8 +20,7 @@ from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
 from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS
-from rlhf_ray.algorithms.reward_losses import REWARD_LOSSES
-from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
+from rlhf_ray.algorithms.supervised_losses import REWARD_LOSSES, SFT_LOSSES
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.checks import references
@@ -29,9 +28,8 @@ from rlhf_ray.config.data import DataFormat
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.rewards import RewardFunctionConfig, ShapingConfig
 from rlhf_ray.config.tools import schema, stages
-from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.config.tools.ready import find_config
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.load import find_config, load_config
+from rlhf_ray.config.tools.stages import stages_of
 from rlhf_ray.config.tools.yaml_file import read_yaml, write_yaml
 from rlhf_ray.data.formats.table import ROW_FORMATS, recognise
 from rlhf_ray.data.row import Row
@@ -103,7 +101,7 @@ def test_every_configuration_is_valid(job, body, tmp_path, monkeypatch):
     if isinstance(config, PipelineConfig):
         # Nothing is wrong with the stages but that the demo's files may not be there.
         monkeypatch.setattr(stages, "find_problems", lambda config: [])
-        resolve_stages(config.model_copy(update={"run_dir": str(tmp_path)}))
+        stages_of(config.model_copy(update={"run_dir": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(("job", "file", "body"), [*whole_blocks()])

@@ -16,11 +16,11 @@ from benchmarks.gpu_check.online import ON_ONE_CARD, online_config
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from rlhf_ray.memory import GIB
+from rlhf_ray.models.shape import read_shapes
 from rlhf_ray.planning.layout import FREE_SHARE, Cluster
 from rlhf_ray.planning.needs import RoleNeed
 from rlhf_ray.planning.plan import plan_job
 from rlhf_ray.planning.roles import model_paths
-from rlhf_ray.planning.sources import read_shapes
 
 # Planned by measured. A plan leaves a share of the card free; what it overstates is not used. The
 # CPU's heap has holes, which differ from run to run.

@@ -18,7 +18,7 @@ from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from rlhf_ray.learner.work import update_flops
 from rlhf_ray.loops.report import utilisation
-from rlhf_ray.metrics.flops import update_mfu
+from rlhf_ray.metrics.usage import update_mfu
 from rlhf_ray.roles import Hardware
 
 # Below that something other than arithmetic takes the time: a slow kernel, the CPU, copies.

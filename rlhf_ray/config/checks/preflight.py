@@ -1,22 +1,26 @@
-"""What can be known to fail before Ray starts: files, functions and limits of the model."""
+"""What can be known to fail before Ray starts: files, functions and limits of the model.
+
+Also which files a job's actors read on their own nodes, role by role, where a cluster may lack
+them; the driver reads data.
+"""
 
 from __future__ import annotations
 
 import netrc
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, STATUS_FILE, ModelConfig
-from rlhf_ray.config.checks import model_config, references
-from rlhf_ray.config.checks.model_config import CPU_HEAD_DIMS, Kind, ModelLimits, read_limits
-from rlhf_ray.config.checks.weight_files import untied_head_fault
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, STATUS_FILE, ModelConfig, ModelSource
+from rlhf_ray.config.checks import model_files, references
+from rlhf_ray.config.checks.model_files import CPU_HEAD_DIMS, Kind, ModelLimits, read_limits
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.config.tools.problems import Problem, raise_for
 
@@ -192,8 +196,8 @@ def _data_sets(config: AnyJob) -> Iterator[Checked]:
 
 def _trained(key: str, model: ModelConfig, kind: Kind) -> Iterator[Checked]:
     yield from _model(key, model)
-    config = model_config.read_json(Path(model.path) / "config.json") or {}
-    yield _of_model(key, model.path, model_config.quantization_fault(config, model))
+    config = model_files.read_json(Path(model.path) / "config.json") or {}
+    yield _of_model(key, model.path, model_files.quantization_fault(config, model))
     yield from _kind(key, model.path, kind)
 
 
@@ -226,15 +230,48 @@ def _model(key: str, model: ModelConfig) -> Iterator[Checked]:
 def _kind(key: str, path: str, kind: Kind) -> Iterator[Checked]:
     """What a model's own files say against it; nothing of a hub's name."""
     folder = Path(path)
-    config = model_config.read_json(folder / "config.json")
+    config = model_files.read_json(folder / "config.json")
     if config is None:
         return
-    generation = model_config.read_json(folder / "generation_config.json") or {}
-    yield _of_model(key, path, model_config.kind_fault(config, kind))
-    for fault in model_config.token_id_faults(config, generation):
+    generation = model_files.read_json(folder / "generation_config.json") or {}
+    yield _of_model(key, path, model_files.kind_fault(config, kind))
+    for fault in model_files.token_id_faults(config, generation):
         yield _of_model(key, path, fault)
-    yield f"{key}.path", untied_head_fault(folder, config)
+    yield f"{key}.path", model_files.untied_head_fault(folder, config)
 
 
 def _of_model(key: str, path: str, fault: str | None) -> Checked:
     return f"{key}.path", fault and f"{path!r} {fault}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodePath:
+    """A path and the key of the configuration that it stands at."""
+
+    key: str
+    path: str
+
+
+def node_paths(config: JobConfig) -> dict[str, tuple[NodePath, ...]]:
+    """What each role's actors read where they are; the policy's start where a role names no model.
+
+    What this machine does not have is a hub's or an import's name, and is left out.
+    """
+    named = {role: _paths(role, model) for role, model in config.models.items() if model.path}
+    if isinstance(config, OnlineConfig):
+        functions = [
+            NodePath(key=f"reward.functions.{index}.path", path=function.path.rpartition(":")[0])
+            for index, function in enumerate(config.reward.functions)
+        ]
+        scripts = [function for function in functions if function.path.endswith(".py")]
+        named["reward"] = scripts + _paths("reward", config.reward.model)
+    start = named[config.trained_role]
+    return {
+        role: tuple(path for path in named.get(role, start) if Path(path.path).exists())
+        for role in config.groups
+    }
+
+
+def _paths(role: str, model: ModelSource) -> list[NodePath]:
+    named = {"path": model.path, "tokenizer": model.tokenizer}
+    return [NodePath(key=f"{role}.model.{name}", path=path) for name, path in named.items() if path]

@@ -22,7 +22,7 @@ from rlhf_ray.config.checks.data_files import (
     files_matching,
     is_data_file,
 )
-from rlhf_ray.config.checks.weight_files import weights_fault
+from rlhf_ray.config.checks.model_files import weights_fault
 
 # With an owner, or one of the oldest, such as gpt2 and imdb, which have none, nor dots.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")

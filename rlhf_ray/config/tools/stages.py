@@ -16,9 +16,8 @@ from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob, PipelineConfig, StageConfi
 from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.config.tools import schema
 from rlhf_ray.config.tools.layers import lay_over, put, texts, value_at
-from rlhf_ray.config.tools.load import validate
+from rlhf_ray.config.tools.load import find_config, validate
 from rlhf_ray.config.tools.problems import KeyPath, Problem, raise_for
-from rlhf_ray.config.tools.ready import find_config
 from rlhf_ray.config.tools.yaml_file import YamlFile, read_yaml
 from rlhf_ray.errors import ConfigError
 
@@ -55,19 +54,16 @@ class Stage:
 
 
 def stages_of(config: RunConfig, *, check_files: bool = True) -> list[Stage]:
-    """The stages of a pipeline, as `resolve_stages`; of a job, itself as the only one."""
-    if isinstance(config, PipelineConfig):
-        return resolve_stages(config, check_files=check_files)
-    assert isinstance(config, AnyJob)
-    return [Stage(name="", config=config, rooted=config)]
+    """The stages of a pipeline, each read and checked; of a job, itself as the only one.
 
-
-def resolve_stages(config: PipelineConfig, *, check_files: bool = True) -> list[Stage]:
-    """Read and check every stage; with `check_files`, data, models and functions must be there.
+    With `check_files`, the data, models and functions of stages must be there.
 
     Raises:
         ConfigError: With every problem of every stage.
     """
+    if not isinstance(config, PipelineConfig):
+        assert isinstance(config, AnyJob)
+        return [Stage(name="", config=config, rooted=config)]
     stages: list[Stage] = []
     problems: list[Problem] = []
     for given in config.stages:
@@ -230,3 +226,29 @@ def _shapes(stages: Sequence[Stage]) -> Iterator[Problem]:
                     message=f"is {group}, but {other.config.groups[role]} in stage {other.name}: "
                     "a pool has one shape for all; set it in the pipeline's placement",
                 )
+
+
+def values_of(config: RunConfig) -> dict[str, Any]:
+    """All that a configuration says, without a file beside it.
+
+    Only what was given, no defaults: a default may depend on whether its key was given.
+
+    Raises:
+        ConfigError: A stage cannot be read or has a mistake.
+    """
+    values = config.model_dump(mode="json", exclude_unset=True)
+    if isinstance(config, PipelineConfig):
+        stages_of(config, check_files=False)
+        values["stages"] = [_whole(stage, config) for stage in config.stages]
+    return values
+
+
+def _whole(stage: StageConfig, pipeline: PipelineConfig) -> dict[str, Any]:
+    """A stage with its file's values in `set`; what holds for all stages still wins over them."""
+    given = stage.model_dump(mode="json", exclude_unset=True)
+    if not stage.config:
+        return given
+    of_file = read_yaml(find_config(stage.job, stage.config)).values
+    cls = JOB_CONFIGS[stage.job]
+    values = lay_over(cls, lay_over(cls, of_file, shared_values(pipeline, cls)), stage.set)
+    return {**given, "config": "", "set": values}

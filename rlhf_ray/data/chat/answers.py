@@ -12,15 +12,21 @@ reasoning would close a `<think>` that was cut off, and open a second one.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rlhf_ray.data.chat.borders import Tokenizer, decode, text_tokens, tokens_behind, written_tokens
-from rlhf_ray.data.chat.frames import answered, frame_of, opened, rendered
-from rlhf_ray.data.chat.template import ChatTemplate
+from rlhf_ray.data.chat.template import PLACEHOLDER, ChatTemplate
 from rlhf_ray.data.chat.turn_end import checked_turn_end, known_ends, with_end
+from rlhf_ray.data.chat.turns import renderings
 from rlhf_ray.data.chat_options import template_options
-from rlhf_ray.data.text import Text, as_chat
+from rlhf_ray.data.json_values import Messages, Text
+from rlhf_ray.data.messages import as_chat
+from rlhf_ray.errors import DataError, RowError
+
+_TAG = re.compile(r"</?[^<>\s]+>")
 
 
 def tokenize_prompt(
@@ -34,14 +40,9 @@ def tokenize_prompt(
 
     Text is tokenized as it stands, behind the begin token that the tokenizer adds by itself (once,
     where the text has it already) and without the end token that some add. An encoder's tokenizer
-    also closes it with a separator. Chat messages go through the chat template, which writes all
-    special tokens itself; if the last is the assistant's, it is to be continued.
-
-    Args:
-        tokenizer: Of the model that is shown it.
-        prompt: What an answer follows.
-        options: What the chat template gets beside the messages (see `template_options`).
-        where: For errors.
+    also closes it with a separator. Chat messages go through the chat template, which gets
+    `options` beside them and writes all special tokens itself; if the last is the assistant's, it
+    is to be continued.
 
     Raises:
         DataError: A chat, and no template for it or one whose end of a turn is no token.
@@ -54,7 +55,7 @@ def tokenize_prompt(
         return text_tokens(tokenizer, prompt)
     checked_turn_end(tokenizer)
     template = ChatTemplate(tokenizer=tokenizer, where=where, options=options or {})
-    return written_tokens(tokenizer, opened(template, prompt))
+    return written_tokens(tokenizer, _opened(template, prompt))
 
 
 def tokenize_answer(
@@ -71,22 +72,14 @@ def tokenize_answer(
     """Token ids of a prompt and of an answer to it; together they are what a model is shown.
 
     Text as an answer to text gets the tokenizer's end token (that of the template's turns, where
-    the prompt has such turns), unless it ends with an end token already. An encoder's tokenizer,
-    which closes every text with a separator, puts its own special tokens around both. An answer to
-    a chat is rendered with it, to the end of its turn; where the chat ends with the assistant's
-    turn, as part of that turn.
+    the prompt has such turns), unless it ends with an end token already or was cut off, `is_ended`
+    being false. An encoder's tokenizer, which closes every text with a separator, puts its own
+    special tokens around both. An answer to a chat is rendered with it, to the end of its turn;
+    where the chat ends with the assistant's turn, as part of that turn.
 
-    Args:
-        tokenizer: Of the model that is shown them.
-        prompt: What is answered.
-        answer: A text; to a chat also messages.
-        is_ended: Whether the answer came to its end; one that was cut off gets none.
-        is_sampled: Whether the answer is what a policy wrote, as one that was cut off always is:
-            then the template leaves it as it is.
-        is_foreign: Whether that policy had another template: then the empty reasoning that some
-            templates write in front of an answer is there as well, where the answer has none.
-        options: As in `tokenize_prompt`.
-        where: For errors.
+    What a policy wrote (`is_sampled`, and whatever was cut off) the template leaves as it is. Where
+    that policy had another template (`is_foreign`), the empty reasoning that some templates write
+    in front of an answer is there as well, if the answer has none.
 
     Raises:
         DataError: No chat template, no end token, or a template whose prompts change when an answer
@@ -97,11 +90,11 @@ def tokenize_answer(
         chat, turns = as_chat(prompt, "user"), as_chat(answer, "assistant")
         template = ChatTemplate(tokenizer=tokenizer, where=where, options=options or {})
         if is_sampled or not is_ended:
-            frame = frame_of(template, answered(chat, turns), chat)
+            frame = _frame_of(template, _answered(chat, turns), chat)
             written = frame.written(frame.text, is_ended=is_ended, is_foreign=is_foreign)
             shown = frame.opened
         else:
-            shown, written = rendered(template, chat, turns)
+            shown, written = _rendered(template, chat, turns)
         prompt_ids_T = written_tokens(tokenizer, shown)
         return prompt_ids_T, tokens_behind(tokenizer, prompt_ids_T, shown, written)
     prompt_ids_T = tokenize_prompt(tokenizer, prompt)
@@ -123,19 +116,12 @@ def tokenize_answers(
     columns: Mapping[str, Any],
     where: str,
 ) -> list[tuple[list[int], list[int]]]:
-    """The same of each answer of a row.
+    """The same of each answer of a row, of whose other columns the chat template gets some.
 
-    Args:
-        tokenizer: Of the model that is shown them.
-        prompt: What is answered.
-        answers_K: As many of the row's as are wanted.
-        truncated_K: As in `Sample`: what a policy wrote says whether it was cut off.
-        columns: The row's others, of which the chat template gets some.
-        where: For errors.
+    What a policy wrote says by `truncated_K` whether it was cut off, as in `Sample`.
 
     Raises:
-        DataError: As in `tokenize_answer`.
-        RowError: As in `tokenize_answer`.
+        RowError, DataError: As in `tokenize_answer`.
     """
     is_chat = any(not isinstance(text, str) for text in (prompt, *answers_K))
     options = template_options(columns, where) if is_chat else {}
@@ -166,20 +152,10 @@ def tokenize_sampled(
     """The same of a response that was sampled in this very vocabulary: it keeps its tokens.
 
     Only its end may change: an answer to a chat ends as the template here ends one, and one that a
-    stop string ended gets an end token.
-
-    Args:
-        tokenizer: Of the model that is shown them.
-        prompt: What was answered.
-        response_ids_T: As sampled.
-        end_ids: Tokens that end a response, by those who sampled it.
-        is_ended: Whether it came to its end.
-        options: As in `tokenize_prompt`.
-        where: For errors.
+    stop string ended gets an end token. `end_ids` end a response for those who sampled it.
 
     Raises:
-        DataError: As in `tokenize_answer`.
-        RowError: As in `tokenize_answer`.
+        RowError, DataError: As in `tokenize_answer`.
     """
     response_T = list(response_ids_T)
     ends = known_ends(tokenizer)
@@ -197,7 +173,7 @@ def tokenize_sampled(
     if end is not None and end.token_id is not None:
         return prompt_ids_T, [*response_T, end.token_id]
     template = ChatTemplate(tokenizer=tokenizer, where=where, options=options or {})
-    frame = frame_of(template, answered(prompt, as_chat("", "assistant")), prompt)
+    frame = _frame_of(template, _answered(prompt, as_chat("", "assistant")), prompt)
     before_T = prompt_ids_T + response_T
     end_T = tokens_behind(tokenizer, before_T, decode(tokenizer, before_T), frame.end)
     return prompt_ids_T, response_T + end_T
@@ -212,3 +188,123 @@ def _separates(tokenizer: Tokenizer) -> bool:
     if separator is None or tokenizer("a", verbose=False)["input_ids"][-1] != separator:
         return False
     return separator != tokenizer.eos_token_id or tokenizer.cls_token_id is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    r"""What a template puts around an answer.
+
+    Attributes:
+        opened: The prompt, up to where the policy's words begin.
+        context: What stands between it and the answer; of several messages, those before the last.
+        lead: What the template writes before the answer: a space, or reasoning that is empty.
+        text: The answer.
+        end: What ends it.
+    """
+
+    opened: str
+    context: str
+    lead: str
+    text: str
+    end: str
+
+    def written(self, text: str, *, is_ended: bool, is_foreign: bool) -> str:
+        """The answer behind the opened prompt, with no space that it brings itself."""
+        lead, end = self.lead, self.end
+        if lead.strip() and (not is_foreign or self.brings_reasoning(text)):
+            lead = ""
+        if text[:1].isspace() and not lead.strip():
+            lead = ""
+        if text[-1:].isspace():
+            end = end.lstrip()
+        return self.context + lead + text + end * is_ended
+
+    def brings_reasoning(self, text: str) -> bool:
+        """Whether the text has the reasoning that the lead leaves empty, or goes on with it.
+
+        A lead that begins by closing it says that the prompt has opened it.
+        """
+        closes = self.lead.lstrip().startswith("</")
+        return closes or any(tag in text for tag in _TAG.findall(self.lead))
+
+
+def _frame_of(template: ChatTemplate, chat: Messages, prompt: Messages) -> _Frame:
+    """What stands around the last message of a chat whose beginning is `prompt`."""
+    *context, last = chat
+    shown = _opened(template, prompt)
+    continues = len(context) < len(prompt)
+    begun = prompt[-1]["content"] if continues else ""
+    before = shown if continues else _opened(template, context)
+    if not before.startswith(shown):
+        raise _changed(template.where)
+    held = [*context, {**last, "content": begun + PLACEHOLDER}]
+    whole = template.render(held)
+    turn, placeholder, behind = whole.rpartition(PLACEHOLDER)
+    if not placeholder:
+        raise _changed(template.where)
+    end = checked_turn_end(template.tokenizer)
+    return _Frame(
+        opened=shown,
+        context=before[len(shown) :],
+        lead="" if continues or not turn.startswith(before) else turn[len(before) :],
+        text=str(last["content"])[len(begun) :],
+        end=behind if end is None else end.of(behind),
+    )
+
+
+def _rendered(template: ChatTemplate, prompt: Messages, answer: Messages) -> tuple[str, str]:
+    """A prompt as the template opens it, and the answer as it writes it, to the end token."""
+    if prompt[-1]["role"] == "assistant":
+        return _continued(template, prompt, answer)
+    chat = prompt + answer
+    turns = [turn for turn in range(len(prompt), len(chat)) if chat[turn]["role"] == "assistant"]
+    whole, *others = renderings(template, chat, turns)
+    if others:
+        raise _changed(template.where)
+    shown = whole.text[: whole.spans[0][0]]
+    return shown, whole.text[len(shown) : whole.spans[-1][1]]
+
+
+def _continued(template: ChatTemplate, prompt: Messages, answer: Messages) -> tuple[str, str]:
+    """The same, where the answer goes on with the assistant's turn."""
+    end = checked_turn_end(template.tokenizer)
+    shown = _opened(template, prompt)
+    whole = template.render_all(_answered(prompt, answer))
+    if not whole.startswith(shown):
+        raise _changed(template.where)
+    text = whole[len(shown) :]
+    return shown, text if end is None else end.of(text)
+
+
+def _changed(where: str) -> DataError:
+    return DataError(
+        f"{where}: the chat template renders a prompt differently when an answer follows, so "
+        "that training would see other prompts than sampling: set another chat_template"
+    )
+
+
+def _answered(prompt: Messages, answer: Messages) -> Messages:
+    """The chat with its answer, which goes on with the assistant's turn where that is begun."""
+    begun = prompt[-1]
+    if begun["role"] != "assistant":
+        return [*prompt, *answer]
+    first, *later = answer
+    return [*prompt[:-1], {**begun, "content": begun["content"] + first["content"]}, *later]
+
+
+def _opened(template: ChatTemplate, prompt: Messages) -> str:
+    """A chat, rendered up to where the policy's own words begin."""
+    *context, last = prompt
+    if last["role"] != "assistant":
+        return template.render_all(prompt, add_generation_prompt=True)
+    if "tool_calls" in last:
+        detail = "a prompt ends with the assistant's tool calls; a turn of the tool must follow"
+        raise RowError(template.where, "roles out of order", detail)
+    begun = template.render_all(prompt, continue_final_message=True)
+    if not context or context[-1]["role"] == "assistant":
+        return begun
+    frame = _frame_of(template, [*context, {**last, "content": ""}], context)
+    if frame.lead.strip() and frame.brings_reasoning(last["content"]):
+        # Reasoning that is begun: the template would close it before it was said.
+        return frame.opened + str(last["content"])
+    return begun

@@ -1,4 +1,4 @@
-"""Tokens at the border of two texts: a text's own, without an end, and those behind another text.
+"""Tokens at the border of two texts, and the text that tokens add behind others.
 
 A tokenizer that is given the second text alone may put a space in front of it (`ti` and `me` would
 read `ti me`), and given both it may merge across the border.
@@ -6,8 +6,11 @@ read `ti me`), and given both it may merge across the border.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 # A PreTrainedTokenizerBase of transformers, which takes a second to import.
@@ -20,6 +23,9 @@ _ANCHORS = ("\n", "0", ".", "a")
 _CONTEXT_TOKENS = 16
 _WORD_BORDER = re.compile(r"(?<=\n)(?=[^\W_])|(?<=\S)(?= [^\W_])")
 _BORDER_CHARACTERS = 4096
+_MOST_CHARACTERS = 2_000  # of a run that is shown; the middle of a longer one is left out
+# Characters that turn what follows them around, or hide where it ends.
+_TURNING = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def written_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -58,14 +64,8 @@ def tokens_behind(
 ) -> list[int]:
     """Tokens of `text` where it follows `before`, which keeps its own tokens `before_T`.
 
-    Both together decode to the joined texts: a word that the border parts stays joined.
-
-    Args:
-        tokenizer: Whose tokens they are.
-        before_T: Tokens of `before`, as `tokenize` gives them.
-        before: What stands in front.
-        text: What follows.
-        tokenize: `written_tokens`, or `text_tokens` where a begin token stands in front.
+    Both together decode to the joined texts: a word that the border parts stays joined. `tokenize`
+    made `before_T`: `text_tokens` where a begin token stands in front.
     """
     whole_T = tokenize(tokenizer, before + text)
     if whole_T[: len(before_T)] == before_T:
@@ -124,13 +124,7 @@ def response_text(
 
     Prompt and response are decoded together and cut at the border, so that leading spaces and
     special tokens (`<think>`) are there as they were sampled. A character whose bytes the border
-    parts is the response's. The token that ends the response is no part of its text.
-
-    Args:
-        tokenizer: Whose ids they are.
-        prompt_ids_T: What the response follows.
-        response_ids_T: As sampled.
-        end_ids: Tokens that end a response.
+    parts is the response's. The one of `end_ids` that ends the response is no part of its text.
     """
     response_T = list(response_ids_T)
     if response_T and response_T[-1] in end_ids:
@@ -141,3 +135,54 @@ def response_text(
     # Bytes that are no character yet decode to a sign of their own, which the response replaces.
     parted = (at for at, (old, new) in enumerate(zip(before, whole, strict=False)) if old != new)
     return whole[next(parted, len(before)) :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Text of tokens that follow one another, all of them trained or none."""
+
+    text: str
+    is_trained: bool
+
+
+def spans(
+    tokenizer: Tokenizer, token_ids_T: Sequence[int], trained_T: Iterable[bool]
+) -> Iterator[Span]:
+    """The runs of a sequence, special tokens as they are written.
+
+    A run is decoded behind those before it, so that spaces stay where they are. A character whose
+    bytes a border parts is the later run's.
+    """
+    runs = [(is_trained, len(list(run))) for is_trained, run in itertools.groupby(trained_T)]
+    end = 0
+    for number, (is_trained, length) in enumerate(runs, start=1):
+        start, end = end, end + length
+        text = response_text(tokenizer, token_ids_T[:start], token_ids_T[start:end], end_ids=())
+        if number < len(runs):
+            text = text.rstrip("\ufffd")
+        yield Span(text=text, is_trained=bool(is_trained))
+
+
+def printable(text: str) -> str:
+    r"""The text with everything that a terminal would act upon in escapes, lines and tabs excepted.
+
+    For example a colour's `\x1b[31m` is shown as these eight characters.
+    """
+    return "".join(map(_shown, text))
+
+
+def shortened(text: str, most: int = _MOST_CHARACTERS) -> str:
+    """The text, of a long one its beginning and end, and how much lies between."""
+    if len(text) <= most:
+        return text
+    head = most * 3 // 4
+    tail = most - head
+    return f"{text[:head]} [... {len(text) - most:,} characters ...] {text[-tail:]}"
+
+
+def _shown(character: str) -> str:
+    if character in "\n\t":
+        return character
+    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING:
+        return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+    return character

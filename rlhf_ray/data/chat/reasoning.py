@@ -15,9 +15,7 @@ def has_tags(text: str, start: int, stop: int) -> bool:
 def behind_reasoning(text: str, *, is_opened: bool = False) -> str:
     """What a text says after its last block of reasoning; nothing where that is not closed.
 
-    Args:
-        text: What a response says.
-        is_opened: Whether it begins inside of a block, which its prompt has opened.
+    With `is_opened` it begins inside of a block, which its prompt has opened.
     """
     tags = list(_TAG.finditer(text))
     if not tags:

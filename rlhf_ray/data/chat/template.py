@@ -1,22 +1,41 @@
-"""Rendering chat messages through a tokenizer's template."""
+"""Rendering chat messages through a tokenizer's template, given what that template wants.
+
+Templates disagree: some write a call's arguments by `tojson` and want an object, others put them
+together with text and want a string; some see a call only in a message whose content is none,
+others fail on such a message. Which of them a template is, a rendering tells: its own text says
+nothing certain about it.
+"""
 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_ray.data.chat.borders import Tokenizer
-from rlhf_ray.data.chat.tool_calls import adapted, shows_tools
-from rlhf_ray.data.json_values import unfolded
-from rlhf_ray.data.text import Messages
+from rlhf_ray.data.chat.reasoning import behind_reasoning, reasoning_of
+from rlhf_ray.data.json_values import REASONING, Messages, unfolded
 from rlhf_ray.errors import DataError, RowError, short
 
 # What templates that write a date (gpt-oss, Llama 3.2) take for today: the rows of a run are the
 # same ones when it is resumed on another day, or started again from the same seed.
 TODAY = datetime.datetime(2025, 1, 1)
+# Stands for an answer in a rendering. No template trims, splits or parses a plain word.
+PLACEHOLDER = "Rlhfrayanswer"
+ASKED = {"role": "user", "content": "Why?"}
+
+
+def probe(tokenizer: Tokenizer, chat: Sequence[Mapping[str, Any]], **options: Any) -> str | None:
+    """A chat as the tokenizer's template writes it; None where the template refuses it."""
+    import jinja2
+
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
+    except (jinja2.TemplateError, TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +98,7 @@ class ChatTemplate:
                 "template: set the model's chat_template to a name (chatml, alpaca, ...), Jinja "
                 "text or a file"
             )
-        shown = adapted(tokenizer, messages, self.where)
+        shown = _adapted(tokenizer, messages, self.where)
         if "tools" in self.options and not shows_tools(tokenizer, str(tokenizer.chat_template)):
             detail = (
                 "set a chat_template that has, or write them into the system's text and leave the "
@@ -139,3 +158,136 @@ def _end_of(part: str, text: str, place: int) -> int:
 
 def _dense(text: str) -> str:
     return "".join(text.split())
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a template wants a message that calls tools.
+
+    Attributes:
+        empty: The `content` of one that says nothing; empty itself where there must be none.
+        as_text: Whether arguments are JSON text; an object otherwise.
+    """
+
+    empty: Mapping[str, str | None]
+    as_text: bool
+
+    def of(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message in this form; what it says beside its calls stays."""
+        calls = [self._call(call) for call in message["tool_calls"]]
+        formed = {**message, **self.empty, "tool_calls": calls}
+        if message["content"]:
+            formed["content"] = message["content"]
+        elif not self.empty:
+            del formed["content"]
+        return formed
+
+    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        if not self.as_text:
+            return call
+        written = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": written}}
+
+
+_EMPTY: tuple[Mapping[str, str | None], ...] = ({"content": ""}, {"content": None}, {})
+_FORMS = [CallForm(empty, as_text) for empty in _EMPTY for as_text in (False, True)]
+
+
+def _adapted(tokenizer: Tokenizer, messages: Messages, where: str) -> list[dict[str, Any]]:
+    """The messages as the tokenizer's template wants them.
+
+    Raises:
+        RowError: They call tools, and the template has no tool calls.
+    """
+    template = str(tokenizer.chat_template)
+    shown = []
+    for index, message in enumerate(messages):
+        if message["role"] == "developer" and "developer" not in template:
+            message = {**message, "role": "system"}
+        if reasoning_of(message["content"]).strip() and _reads_reasoning(tokenizer, template):
+            message = _with_reasoning_apart(message)
+        if "reasoning_content" in message:
+            message = {**message, **dict.fromkeys(REASONING, message["reasoning_content"])}
+        if "tool_calls" in message:
+            form = _call_form(tokenizer, template)
+            if form is None:
+                detail = f"message {index} calls a tool; set a chat_template that has tool calls"
+                raise RowError(where, "the chat template has no tool calls", detail)
+            num_calls = len(message["tool_calls"])
+            if num_calls > 1 and not _shows_all_calls(tokenizer, template):
+                detail = (
+                    f"message {index} has {num_calls} of them; give each a turn of its own, with "
+                    "its tool's answer, or set another chat_template"
+                )
+                raise RowError(where, "the chat template writes one tool call of several", detail)
+            message = form.of(message)
+        shown.append(message)
+    return shown
+
+
+def _with_reasoning_apart(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the block of reasoning in its content as what it thought before it said."""
+    content = str(message["content"])
+    thought = reasoning_of(content).strip("\n")
+    return {
+        "reasoning_content": thought,
+        **message,
+        "content": behind_reasoning(content).lstrip("\n"),
+    }
+
+
+# What templates are is found by probes, and kept by all that a caller may change of a tokenizer.
+@functools.lru_cache(maxsize=16)
+def _reads_reasoning(tokenizer: Tokenizer, template: str) -> bool:
+    """Whether a template has a place of its own for reasoning, and no tags in the content for it.
+
+    gpt-oss is one: `<think>` would be written into its final channel as any other words.
+    """
+    thinking = {"role": "assistant", "content": "So.", **dict.fromkeys(REASONING, PLACEHOLDER)}
+    return "think>" not in template and PLACEHOLDER in (probe(tokenizer, [ASKED, thinking]) or "")
+
+
+@functools.lru_cache(maxsize=16)
+def _shows_all_calls(tokenizer: Tokenizer, template: str) -> bool:
+    """Whether a template writes all calls of a message; one that refuses several says so itself."""
+    form = _call_form(tokenizer, template)
+    names = [PLACEHOLDER + "one", PLACEHOLDER + "two"]
+    calling = _calling(*((name, {}) for name in names))
+    text = probe(tokenizer, [ASKED, form.of(calling) if form else calling])
+    return text is None or all(name in text for name in names)
+
+
+@functools.lru_cache(maxsize=16)
+def shows_tools(tokenizer: Tokenizer, template: str) -> bool:
+    """Whether a template writes the tools that stand beside a chat."""
+    schema = {"type": "object", "properties": {}}
+    tool = {"name": PLACEHOLDER, "description": "Probes.", "parameters": schema}
+    tools = [{"type": "function", "function": tool}]
+    text = probe(tokenizer, [ASKED], tools=tools, add_generation_prompt=True)
+    return text is None or PLACEHOLDER in text  # a refusal is for the row's own chat to say
+
+
+@functools.lru_cache(maxsize=16)
+def _call_form(tokenizer: Tokenizer, template: str) -> CallForm | None:
+    """The first form in which the template writes a call's arguments, as JSON or in its own way."""
+    for form in _FORMS:
+        calling = form.of(_calling(("probe", {"probed": PLACEHOLDER})))
+        text = probe(tokenizer, [ASKED, calling]) or ""
+        # Neither a string that is written as JSON once more, nor an object as Python prints it.
+        if PLACEHOLDER in text and '\\"probed' not in text and f"'{PLACEHOLDER}'" not in text:
+            return form
+    return None
+
+
+def _calling(*functions: tuple[str, dict[str, str]]) -> dict[str, Any]:
+    """A message that calls functions by their names, with arguments; ids have nine characters."""
+    calls = [
+        {
+            "id": f"probe123{number}",
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+        for number, (name, arguments) in enumerate(functions)
+    ]
+    return {"role": "assistant", "content": "", "tool_calls": calls}

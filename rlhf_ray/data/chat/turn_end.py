@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rlhf_ray.data.chat.borders import Tokenizer
-from rlhf_ray.data.chat.probe import ASKED, PLACEHOLDER, probe
+from rlhf_ray.data.chat.template import ASKED, PLACEHOLDER, probe
 from rlhf_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -92,11 +92,8 @@ def end_tokens(
 ) -> EndTokens:
     """All tokens that end a response: the tokenizer's, the model's and the chat template's.
 
-    Args:
-        tokenizer: The policy's, with the chat template of the run.
-        generation_ids: End tokens of the model's `generation_config`.
-        stop_token_ids: What the configuration names. Special tokens among them end a turn; others
-            (a full stop, say) are part of what is said.
+    Of `stop_token_ids`, which the configuration names, special tokens end a turn; others (a full
+    stop, say) are part of what is said.
     """
     sources: dict[int, list[str]] = {}
     if tokenizer.eos_token_id is not None:

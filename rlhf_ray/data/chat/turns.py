@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlhf_ray.data.chat.probe import PLACEHOLDER
 from rlhf_ray.data.chat.reasoning import ends_open, reasoning_of, within_block
-from rlhf_ray.data.chat.template import ChatTemplate
+from rlhf_ray.data.chat.template import PLACEHOLDER, ChatTemplate
 from rlhf_ray.data.chat.turn_end import checked_turn_end
-from rlhf_ray.data.text import Messages
+from rlhf_ray.data.json_values import Messages
 from rlhf_ray.errors import RowError, short
 
 _TAG = "(?:think|thinking|reasoning)"
@@ -48,10 +47,7 @@ class Rendering:
 def renderings(template: ChatTemplate, chat: Messages, turns: Sequence[int]) -> Iterator[Rendering]:
     """A chat as few texts, in which each of these turns stands once behind its own context.
 
-    Args:
-        template: Renders them.
-        chat: All messages.
-        turns: Indices of turns of the assistant, rising.
+    The turns are indices of messages of the assistant, rising.
 
     Raises:
         DataError: No template, or one whose end of a turn is no token.
@@ -181,15 +177,8 @@ def check_reasoning(
 ) -> None:
     """Refuse a turn that is rendered without its reasoning: it would not be trained.
 
-    Args:
-        template: Rendered it.
-        written: The turn, or a text that has it.
-        turn: The message.
-        index: Of the message, for the error.
-        more: What else could be done.
-
     Raises:
-        RowError: It is not there.
+        RowError: It is not in `written`; `more` says what else could be done.
     """
     thought = _thought(turn)
     if thought and thought not in "".join(written.split()):

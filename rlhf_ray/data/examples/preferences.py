@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rlhf_ray.data.chat.answers import tokenize_answers
-from rlhf_ray.data.examples.lengths import keep_last
-from rlhf_ray.data.examples.shortening import beginning, ending
+from rlhf_ray.data.examples.lengths import beginning, ending, keep_last
 from rlhf_ray.data.examples.tokenization import Kept, Tokenization
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import (
@@ -24,9 +23,10 @@ from rlhf_ray.data.formats.samples import (
     wholly_trained,
     with_answers,
 )
+from rlhf_ray.data.json_values import Text
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.rows.records import LABELLED, RANKINGS, RecordKind
 from rlhf_ray.data.rows.rows import LinkedRows, Rows
-from rlhf_ray.data.text import Text, as_chat
 from rlhf_ray.errors import DataError, RowError, UnusableRow
 from rlhf_ray.types import IntArray, LabelledAnswer, Ranking
 

@@ -11,13 +11,13 @@ from rlhf_ray.data.chat.answers import tokenize_prompt
 from rlhf_ray.data.chat.borders import Tokenizer, decode, text_tokens, written_tokens
 from rlhf_ray.data.chat.reasoning import behind_reasoning, ends_open
 from rlhf_ray.data.chat_options import template_options
-from rlhf_ray.data.examples.lengths import LengthLimit, keep_last
-from rlhf_ray.data.examples.shortening import beginning, ending
+from rlhf_ray.data.examples.lengths import LengthLimit, beginning, ending, keep_last
 from rlhf_ray.data.examples.tokenization import Kept, Tokenization
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample, num_characters, prompt_of, reference_answer
+from rlhf_ray.data.json_values import Text
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.rows.records import PROMPTS, RecordKind
-from rlhf_ray.data.text import Text, as_chat
 from rlhf_ray.errors import DataError, RowError
 from rlhf_ray.types import Prompt
 

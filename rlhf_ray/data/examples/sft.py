@@ -17,21 +17,29 @@ from typing import ClassVar
 import numpy as np
 
 from rlhf_ray.data.chat.answers import tokenize_answers
-from rlhf_ray.data.chat.borders import Tokenizer, tokens_behind
+from rlhf_ray.data.chat.borders import (
+    Tokenizer,
+    text_tokens,
+    tokens_behind,
+    tokens_going_on,
+    word_border,
+)
 from rlhf_ray.data.chat.template import ChatTemplate
-from rlhf_ray.data.chat.turn_end import checked_turn_end
+from rlhf_ray.data.chat.turn_end import checked_turn_end, with_end
 from rlhf_ray.data.chat.turns import Rendering, check_reasoning, renderings
 from rlhf_ray.data.chat_options import template_options
-from rlhf_ray.data.examples.pieces import is_plain_text, pieces, whole_text_tokens
-from rlhf_ray.data.examples.shortening import beginning_of_sample, enough_characters
+from rlhf_ray.data.examples.lengths import beginning_of_sample, enough_characters
 from rlhf_ray.data.examples.tokenization import Kept, Tokenization
 from rlhf_ray.data.formats.row_format import Kind
 from rlhf_ray.data.formats.samples import Sample, asks_nothing, best_answer, is_silent, is_trained
+from rlhf_ray.data.json_values import Messages, Text
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.rows.records import EXAMPLES, RecordKind
-from rlhf_ray.data.text import Messages, Text, as_chat
 from rlhf_ray.errors import DataError, RowError, UnusableRow
-from rlhf_ray.types import SftExample
+from rlhf_ray.types import IntArray, SftExample
 
+# Tokenized at a time: what a tokenizer holds of a text is 150 times the text.
+_SECTION_CHARACTERS = 1 << 20
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -59,8 +67,8 @@ class Examples(Tokenization[SftExample]):
 
     def examples(self, sample: Sample) -> Iterator[Kept[SftExample] | RowError]:
         """A plain text in pieces where that is the setting, anything else as one example."""
-        if self.limit.over_length in ("auto", "split") and is_plain_text(sample):
-            yield from pieces(sample, self.limit.num_tokens, self.tokenizer)
+        if self.limit.over_length in ("auto", "split") and _is_plain_text(sample):
+            yield from _pieces(sample, self.limit.num_tokens, self.tokenizer)
         else:
             yield self.tokenize(sample)
 
@@ -123,7 +131,7 @@ class Examples(Tokenization[SftExample]):
             [whole] = sample.answers_K
             if not isinstance(whole, str):
                 return _marked(self._template(sample), whole)
-            token_ids_T = whole_text_tokens(whole, self.tokenizer, sample.where).tolist()
+            token_ids_T = _whole_text_tokens(whole, self.tokenizer, sample.where).tolist()
             return token_ids_T, [True] * len(token_ids_T)
         prompt, answer = best_answer(sample)
         [(prompt_ids_T, answer_ids_T)] = tokenize_answers(
@@ -268,3 +276,61 @@ def inside_spans(
 def _check_fast(tokenizer: Tokenizer, where: str) -> None:
     if not tokenizer.is_fast:
         raise DataError(f"{where}: training on chats needs a fast tokenizer")
+
+
+def _is_plain_text(sample: Sample) -> bool:
+    """Whether it is one text, all of which is trained."""
+    return sample.prompt is None and any(isinstance(text, str) for text in sample.answers_K)
+
+
+def _pieces(sample: Sample, max_length: int, tokenizer: Tokenizer) -> Iterator[Kept[SftExample]]:
+    """A plain text in pieces of `max_length` tokens; a short one is the only piece.
+
+    The first token of a sequence is not trained, so a piece begins with the last token of the one
+    before, and each token but the text's first is trained exactly once. Pieces are numbered behind
+    the id of their row.
+
+    Raises:
+        RowError: No token to train.
+        UnusableRow: An empty text.
+    """
+    text = sample.answers_K[0]
+    assert isinstance(text, str)
+    token_ids_T = _whole_text_tokens(text, tokenizer, sample.where)
+    if len(token_ids_T) < 2 or max_length < 2:
+        raise RowError(sample.where, "no token to train in this row")
+    is_cut = len(token_ids_T) > max_length
+    for number, start in enumerate(range(0, len(token_ids_T) - 1, max_length - 1)):
+        piece_T = token_ids_T[start : start + max_length].copy()
+        trained_T = np.ones(len(piece_T), dtype=np.bool_)
+        trained_T[0] = False
+        example = SftExample(
+            example_id=f"{sample.sample_id}/{number}" if is_cut else sample.sample_id,
+            token_ids_T=piece_T,
+            trained_T=trained_T,
+        )
+        yield Kept(row=example, is_piece=is_cut)
+
+
+def _whole_text_tokens(text: str, tokenizer: Tokenizer, where: str) -> IntArray:
+    """All tokens of a text that is trained whole, its end token included.
+
+    Raises:
+        UnusableRow: An empty text.
+    """
+    if not text.strip():
+        raise UnusableRow(where, "empty text")
+    first, *others = _sections(text)
+    parts = [np.array(text_tokens(tokenizer, first), dtype=np.int32)]
+    parts += [np.array(tokens_going_on(tokenizer, part), dtype=np.int32) for part in others]
+    last_T = with_end(tokenizer, parts[-1].tolist())
+    return np.concatenate([*parts[:-1], np.array(last_T, dtype=np.int32)])
+
+
+def _sections(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > _SECTION_CHARACTERS:
+        stop = word_border(text, start + _SECTION_CHARACTERS)
+        yield text[start:stop]
+        start = stop
+    yield text[start:]

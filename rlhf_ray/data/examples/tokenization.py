@@ -17,7 +17,6 @@ from rlhf_ray.data.rows.rows import Rows
 from rlhf_ray.errors import RowError
 
 T = TypeVar("T")
-S = TypeVar("S")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +52,7 @@ class Tokenization(ABC, Generic[T]):
 
     @classmethod
     def of(cls, config: DataConfig, tokenizer: Tokenizer, *, max_length: int) -> Self:
-        """What the configuration asks for.
-
-        Args:
-            config: Of the data.
-            tokenizer: Of the model that is trained.
-            max_length: Most tokens of a sequence.
-        """
+        """What the configuration asks for, in sequences of `max_length` tokens at most."""
         limit = LengthLimit.of(config, tokenizer, max_length, "max_length")
         return cls(tokenizer=tokenizer, chat=config.chat, limit=limit)
 
@@ -75,8 +68,7 @@ class Tokenization(ABC, Generic[T]):
         """What becomes of one part: one example, or several where a text may be cut into pieces.
 
         Raises:
-            RowError: As in `tokenize`.
-            DataError: As in `tokenize`.
+            RowError, DataError: As in `tokenize`.
         """
         yield self.tokenize(sample)
 

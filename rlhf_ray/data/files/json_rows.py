@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_ray.data.files.binary import lines, not_utf8, open_bytes, too_long
-from rlhf_ray.data.files.json_window import JsonWindow
+from rlhf_ray.data.files.reading import JsonWindow, lines, not_utf8, open_bytes, too_long
 from rlhf_ray.data.json_values import DECODER, checked_object, depth_fault, fault_of
 from rlhf_ray.data.row import NumberedRows
 from rlhf_ray.errors import RowError, short
@@ -31,11 +30,8 @@ _MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
 def read(path: Path, key: str = "") -> NumberedRows:
     """Rows with their lines, or with their numbers where the file holds columns.
 
-    A row with an error of syntax ends the file: nobody can say where the next one begins.
-
-    Args:
-        path: Of the file.
-        key: Under which the rows are; empty to find it.
+    They are those under `key`, or found where it is empty. A row with an error of syntax ends the
+    file: nobody can say where the next one begins.
     """
     if key:
         yield from _rows_under(path, key)

@@ -19,9 +19,9 @@ from rlhf_ray.config.checks.data_files import (
     fixed_part,
     is_data_file,
 )
-from rlhf_ray.data.files.binary import READ_ERRORS
 from rlhf_ray.data.files.json_rows import SPLIT_NAMES, rows_keys
-from rlhf_ray.data.files.parsing import kind_of_file, parse
+from rlhf_ray.data.files.parsing import parse
+from rlhf_ray.data.files.reading import READ_ERRORS, kind_of_file
 from rlhf_ray.data.files.splits import named_splits, parse_split, saved_splits
 from rlhf_ray.data.row import Columns, Located
 from rlhf_ray.errors import DataError, RowError
@@ -83,12 +83,7 @@ class LocalData:
         return {range_.split: self.files(range_.split) for range_ in parse_split(expression)}
 
     def rows(self, expression: str, *, separator: str) -> Iterator[Located]:
-        """Rows of every range of an expression, each range in a pass of its own.
-
-        Args:
-            expression: As in `named_by`.
-            separator: Between two texts of a `.txt` file.
-        """
+        """Rows of every range of an expression, each range in a pass of its own."""
         for range_ in parse_split(expression):
             files = self.files(range_.split)
             name = f"{self.name}/{range_.split}" if self.has_names else self.name

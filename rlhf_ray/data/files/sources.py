@@ -102,14 +102,9 @@ def read_rows(
 ) -> Iterator[Row | RowError]:
     """Read a data set row by row, what is wrong with a row in its place.
 
-    Nothing past the last row asked for is read. Files of a split follow one another by name.
-
-    Args:
-        source: Where the rows are, and which of them are wanted.
-        data: What `find_data` found there, if it was asked before.
-        separator: Between two texts of a `.txt` file; the space around a text is not part of it.
-        start: Of the rows wanted, how many are passed over: they were read before.
-        streaming: Whether rows of the hub come over the network, and are not kept on this machine.
+    Nothing past the last row asked for is read. Files of a split follow one another by name. The
+    space around a text of a `.txt` file is not part of it. Of the rows wanted, `start` were read
+    before. With `streaming`, rows of the hub come over the network, and are not kept here.
 
     Raises:
         DataError: Nothing there, nothing in it, or no column that `columns` of the source names.

@@ -39,7 +39,8 @@ class RowRange:
     @property
     def needs_count(self) -> bool:
         """Whether it takes the number of all rows to tell which these are."""
-        return any(bound.startswith("-") or bound.endswith("%") for bound in self._bounds)
+        bounds = (self.start, self.stop)
+        return any(bound.startswith("-") or bound.endswith("%") for bound in bounds)
 
     def resolve(self, num_rows: int) -> tuple[int, int]:
         """First row, and the one after the last; `num_rows` is not used without `needs_count`."""
@@ -47,10 +48,6 @@ class RowRange:
             _absolute(self.start, num_rows) if self.start else 0,
             _absolute(self.stop, num_rows) if self.stop else num_rows,
         )
-
-    @property
-    def _bounds(self) -> tuple[str, str]:
-        return self.start, self.stop
 
 
 def parse_split(split: str) -> list[RowRange]:
@@ -115,11 +112,7 @@ def _described(file: Path, key: str) -> list[Any]:
 
 
 def named_splits(folder: Path, files: Sequence[Path]) -> Splits:
-    """Files by split, as README or names say; empty where neither names one.
-
-    Args:
-        folder: The README's place; names above it count for nothing.
-        files: Its data files, subfolders' included.
+    """The data files of a folder by split, as README or names say; empty where neither names one.
 
     Raises:
         DataError: The README cannot be read, names what is not there, or has several subsets of

@@ -13,10 +13,9 @@ from typing import Any
 from rlhf_ray.config.data import BetterConfig
 from rlhf_ray.data.columns import resolved
 from rlhf_ray.data.formats import fields
-from rlhf_ray.data.json_values import is_list_of, unfolded
+from rlhf_ray.data.json_values import Messages, is_list_of, unfolded
 from rlhf_ray.data.messages import is_written_chat
 from rlhf_ray.data.row import Columns, Row
-from rlhf_ray.data.text import Messages
 from rlhf_ray.errors import RowError, UnusableRow, short
 
 ARENA_TEXTS = ("prompt", "response_a", "response_b")

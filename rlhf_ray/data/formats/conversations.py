@@ -9,10 +9,9 @@ from typing import Any
 
 from rlhf_ray.data.chat_options import tool_schemas
 from rlhf_ray.data.formats import fields
-from rlhf_ray.data.json_values import is_message, unfolded
-from rlhf_ray.data.messages import is_written_chat, parse_messages, written_message
+from rlhf_ray.data.json_values import Messages, Text, is_message, unfolded
+from rlhf_ray.data.messages import as_chat, is_written_chat, parse_messages, written_message
 from rlhf_ray.data.row import Row
-from rlhf_ray.data.text import Messages, Text, as_chat
 from rlhf_ray.errors import RowError, short
 
 # Columns that hold a whole conversation, or the end of one.

@@ -12,9 +12,8 @@ from typing import Any
 
 from rlhf_ray.data.formats import fields
 from rlhf_ray.data.json_values import unfolded
-from rlhf_ray.data.messages import is_written_chat
+from rlhf_ray.data.messages import ASSISTANTS, is_written_chat
 from rlhf_ray.data.row import Row
-from rlhf_ray.data.text import ASSISTANTS
 from rlhf_ray.errors import RowError
 
 ASSISTANT_TURN = "\n\nAssistant:"

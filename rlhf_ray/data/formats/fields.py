@@ -9,7 +9,7 @@ import json
 import math
 from typing import Any
 
-from rlhf_ray.data.json_values import unfolded
+from rlhf_ray.data.json_values import Messages, Text, unfolded
 from rlhf_ray.data.messages import (
     check_encodable,
     is_written_chat,
@@ -19,7 +19,6 @@ from rlhf_ray.data.messages import (
 )
 from rlhf_ray.data.nearest import listed
 from rlhf_ray.data.row import Row
-from rlhf_ray.data.text import Messages, Text
 from rlhf_ray.errors import RowError, short
 
 _TRUTHS = {
@@ -63,6 +62,14 @@ def optional_string(row: Row, name: str) -> str:
 def number(row: Row, name: str) -> float:
     """A finite number; as text too, because CSV has nothing else."""
     return _number(row, name, _filled(row, name))
+
+
+def as_number(value: Any) -> float:
+    """A number, or the text of one, as it is; NaN of anything else."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def numbers(row: Row, name: str) -> list[float]:
@@ -170,10 +177,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _number(row: Row, name: str, value: Any) -> float:
-    try:
-        converted = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        converted = math.nan
+    converted = as_number(value)
     if not math.isfinite(converted):
         raise _wrong(row, name, "a finite number", value)
     return converted

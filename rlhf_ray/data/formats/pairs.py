@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,9 +28,9 @@ from rlhf_ray.data.formats.dialogues import (
 )
 from rlhf_ray.data.formats.row_format import ALPACA, Fits, RowFormat
 from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.json_values import unfolded
+from rlhf_ray.data.json_values import Messages, Text, unfolded
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.row import Columns, Row
-from rlhf_ray.data.text import Messages, Text, as_chat
 from rlhf_ray.errors import RowError
 
 _SIDES = ("chosen", "rejected")
@@ -70,17 +70,14 @@ def read_implicit_prompt(row: Row) -> Iterator[Sample]:
 
     Texts must have turns: the prompt ends where the last of the assistant's begins that both have.
     """
-    shared, better, worse = _without_shared(row, *_sides(row))
-    yield _pair(row, shared if isinstance(shared, str) else with_system(row, shared), better, worse)
+    yield _implicit_pair(row, *_sides(row))
 
 
 def read_common_beginning(row: Row) -> Iterator[Sample]:
     """`chosen` and `rejected` as texts; the words that both begin with are the prompt."""
     chosen, rejected = fields.string(row, "chosen"), fields.string(row, "rejected")
     num_shared = _num_shared_characters(chosen, rejected)
-    if not num_shared:
-        raise _no_common_prompt(row)
-    yield _pair(row, chosen[:num_shared], chosen[num_shared:], rejected[num_shared:])
+    yield _pair(row, *_parted(row, chosen, rejected, num_shared))
 
 
 def read_hh(row: Row) -> Iterator[Sample]:
@@ -91,35 +88,28 @@ def read_hh(row: Row) -> Iterator[Sample]:
     chosen, rejected = fields.string(row, "chosen"), fields.string(row, "rejected")
     for transcript in (chosen, rejected):
         turns_of(row, transcript)  # to be sure that it is one
-    shared = chosen[: _num_alike(chosen, rejected)]
-    border = shared.rfind(ASSISTANT_TURN) + len(ASSISTANT_TURN)
-    if border < len(ASSISTANT_TURN):
-        raise _no_common_prompt(row)
-    yield _pair(row, chosen[:border], chosen[border:], rejected[border:])
+    before, turn, _ = chosen[: _num_alike(chosen, rejected)].rpartition(ASSISTANT_TURN)
+    yield _pair(row, *_parted(row, chosen, rejected, len(before + turn)))
 
 
 def read_hh_chat(row: Row) -> Iterator[Sample]:
     """The same transcripts as chats, for a chat template."""
-    chosen = turns_of(row, fields.string(row, "chosen"))
-    rejected = turns_of(row, fields.string(row, "rejected"))
-    num_shared = _num_shared_messages(chosen, rejected)
-    if not num_shared:
-        raise _no_common_prompt(row)
-    prompt = with_system(row, chosen[:num_shared])
-    yield _pair(row, prompt, chosen[num_shared:], rejected[num_shared:])
+    chosen, rejected = (turns_of(row, fields.string(row, side)) for side in _SIDES)
+    yield _implicit_pair(row, chosen, rejected)
 
 
-def read_sharegpt_pairs(row: Row) -> Iterator[Sample]:
-    """`conversations` as the prompt, `chosen` and `rejected` as one message each."""
-    chosen, rejected = _sides(row)
-    prompt = with_system(row, fields.messages(row, "conversations"))
-    yield _pair(row, prompt, chosen, rejected)
+def _reads(prompt_of: Callable[[Row], Messages]) -> Callable[[Row], Iterator[Sample]]:
+    """A reader of `chosen` and `rejected` behind a prompt that other columns make."""
+
+    def read(row: Row) -> Iterator[Sample]:
+        chosen, rejected = _sides(row)
+        yield _pair(row, prompt_of(row), chosen, rejected)
+
+    return read
 
 
-def read_alpaca_pairs(row: Row) -> Iterator[Sample]:
-    """Alpaca's instruction with `chosen` and `rejected`."""
-    chosen, rejected = _sides(row)
-    yield _pair(row, alpaca_prompt(row), chosen, rejected)
+read_alpaca_pairs = _reads(alpaca_prompt)
+read_sharegpt_pairs = _reads(lambda row: with_system(row, fields.messages(row, "conversations")))
 
 
 def read_alpaca_outputs(row: Row) -> Iterator[Sample]:
@@ -128,6 +118,14 @@ def read_alpaca_outputs(row: Row) -> Iterator[Sample]:
     if len(sides) != 2:
         raise RowError(row.where, "wrong type", f"'output' must hold 2 answers, got {len(sides)}")
     yield _pair(row, alpaca_prompt(row), *sides)
+
+
+def _implicit_pair(row: Row, chosen: Text, rejected: Text) -> Sample:
+    """A pair whose prompt is what both answers begin with."""
+    shared, better, worse = _without_shared(row, chosen, rejected)
+    return _pair(
+        row, shared if isinstance(shared, str) else with_system(row, shared), better, worse
+    )
 
 
 def _without_shared(row: Row, chosen: Text, rejected: Text) -> tuple[Any, Any, Any]:
@@ -141,6 +139,10 @@ def _without_shared(row: Row, chosen: Text, rejected: Text) -> tuple[Any, Any, A
         one, other = (row.called(side) for side in _SIDES)
         detail = f"{one!r} and {other!r} must both be texts, or both be chats"
         raise RowError(row.where, "wrong type", detail)
+    return _parted(row, chosen, rejected, num_shared)
+
+
+def _parted(row: Row, chosen: Any, rejected: Any, num_shared: int) -> tuple[Any, Any, Any]:
     if not num_shared:
         raise _no_common_prompt(row)
     return chosen[:num_shared], chosen[num_shared:], rejected[num_shared:]

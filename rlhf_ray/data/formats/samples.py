@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from rlhf_ray.data.json_values import Messages, Text
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.row import Row
-from rlhf_ray.data.text import Messages, Text, as_chat
 from rlhf_ray.errors import RowError, UnusableRow
 
 _MOST_ANSWERS = 256  # of one prompt: 32,640 pairs

@@ -1,36 +1,33 @@
-"""The formats of rows that there are, and which of them a row is of, for the job that reads it."""
+"""The formats of rows that there are: which of them a row is of, and what it says by that."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+import functools
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
-from rlhf_ray.data.formats import fields, texts
+from rlhf_ray.data.columns import file_names, resolved
+from rlhf_ray.data.formats import fields
 from rlhf_ray.data.formats.advice import advice
-from rlhf_ray.data.formats.chats import CHAT_FORMATS, LABELLED_FORMATS
 from rlhf_ray.data.formats.choices import hold_turn_lists
+from rlhf_ray.data.formats.conversations import is_chat_beside
+from rlhf_ray.data.formats.dialogues import with_turns
 from rlhf_ray.data.formats.pairs import CHOICE_FORMATS, PAIR_FORMATS
 from rlhf_ray.data.formats.rankings import RANKING_FORMATS
 from rlhf_ray.data.formats.row_format import Kind, RowFormat
-from rlhf_ray.data.formats.trees import TREE_FORMATS
-from rlhf_ray.data.nearest import quoted
+from rlhf_ray.data.formats.samples import Sample
+from rlhf_ray.data.formats.texts import TEXT_FORMATS
+from rlhf_ray.data.nearest import quoted, words
 from rlhf_ray.data.row import Columns, Row
 from rlhf_ray.errors import DataError, RowError
 
 # The first whose columns a row has is the one it shows.
 ROW_FORMATS: Mapping[str, RowFormat] = {
     format_.name: format_
-    for format_ in (
-        *CHOICE_FORMATS,
-        *RANKING_FORMATS,
-        *TREE_FORMATS,
-        *PAIR_FORMATS,
-        texts.UNPAIRED,
-        *LABELLED_FORMATS,
-        texts.COMPLETION,
-        *CHAT_FORMATS,
-        *texts.TEXT_FORMATS,
-    )
+    for format_ in (*CHOICE_FORMATS, *RANKING_FORMATS, *PAIR_FORMATS, *TEXT_FORMATS)
 }
 _READ_OF_PROMPTS = {
     "prompt", "messages", "system", "tools", "chat_template_kwargs", "enable_thinking",
@@ -50,16 +47,16 @@ _READ |= {
 _SIDES = {"choice": ("a", "b"), "scored_choice": ("a", "b"), "preference": ("chosen", "rejected")}
 # Columns that hold the answer to a column `text`.
 _ANSWERS = ("response", "completion", "output", "answer", "target", "summary", "reply")
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+# What a text says where a picture belongs, and names of the column that then holds it.
+_PLACEHOLDER = re.compile(r"<(image|video|audio)>")
+_MEDIA_WORDS = {*_MEDIA, "img", "imgs", "picture", "pictures", "photo", "photos", "sound", "wav"}
 
 
 def recognise(row: Row, *, kinds: Collection[Kind], what: str = "examples") -> RowFormat:
-    """The format that a row's columns show: the first of the table that the job can take.
+    """The format that a first row's columns show: the first of the table that the job can take.
 
-    Args:
-        row: The first of the data set.
-        kinds: That the job takes. Where prompts are among them, a column `prompt` is the prompt,
-            whatever stands beside it.
-        what: The job takes, for errors.
+    For a job that takes prompts a column `prompt` is the prompt, whatever stands beside it.
 
     Raises:
         RowError: The columns show none.
@@ -102,10 +99,7 @@ def _refuse_turn_lists(row: Row, taken: RowFormat) -> None:
 def check_names(row: Row, kinds: Collection[Kind]) -> None:
     """Refuse names of the configuration that nothing reads, where one that is read lies near.
 
-    Args:
-        row: The first, by the names that the configuration gives.
-        kinds: That the job takes. Where prompts are among them, reward functions may read any name,
-            `tool` beside `tools` as well.
+    Of a job that takes prompts, reward functions may read any name, `tool` beside `tools` as well.
 
     Raises:
         DataError: One is misspelt.
@@ -132,12 +126,7 @@ def refusal(
 ) -> DataError:
     """What a job says of a format that it cannot take.
 
-    Args:
-        row: The first.
-        shown: Its format.
-        kinds: That the job takes.
-        what: The job takes.
-        beside: A format that it could take, if its label did not count.
+    It could take rows of `beside`, if their label did not count.
     """
     used = ", ".join(row.called(name) for name in row.columns if name in shown.columns)
     message = f"{row.where}: {what} cannot be made of {shown.name} rows ({used})"
@@ -172,3 +161,66 @@ def _answer_beside(columns: Columns, kinds: Collection[Kind]) -> str:
     if "prompts" in kinds:
         return ""
     return next((name for name in _ANSWERS if isinstance(columns.get(name), str)), "")
+
+
+def samples(format_: RowFormat, row: Row, *, chat: bool) -> Iterator[Sample | RowError]:
+    """What a row of a format says, given `chat` of the configuration.
+
+    Raises:
+        RowError: It is malformed, or has pictures or sound.
+    """
+    refuse_media(row)
+    row = replace(
+        row,
+        columns=row.columns | resolved(row.columns, format_.names, row.where),
+        names={**row.names, **file_names(format_.names)},
+        file_columns=row.found,
+    )
+    hidden = {*format_.prompt_columns, *format_.names} - {"tools"}
+    others = {name: value for name, value in row.columns.items() if name not in hidden}
+    read, turned = format_.read, with_turns(row)
+    has_texts_of_turns = format_.read_chat is not None or turned is not row
+    if chat or (has_texts_of_turns and is_chat_beside(row)):
+        row, read = turned, format_.read_chat or read
+    for sample in read(format_.prepare(row)):
+        yield sample if isinstance(sample, RowError) else replace(sample, columns=others)
+
+
+def refuse_media(row: Row) -> None:
+    """Refuse a row with pictures or sound, which would be trained as the words that stand for them.
+
+    Raises:
+        RowError: It has some.
+    """
+    for name, value in row.columns.items():
+        if not _may_be_media(name) or _is_empty(value):
+            continue
+        if name in _MEDIA or _has_placeholder(row):
+            detail = f"column {name!r}; rows without them, or with an empty column, are taken"
+            raise RowError(row.where, "images, video and audio are not supported", detail)
+
+
+@functools.lru_cache(maxsize=1024)
+def _may_be_media(name: str) -> bool:
+    return not _MEDIA_WORDS.isdisjoint(words(name))
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value holds nothing at any depth, as nulls that Arrow fills in."""
+    if isinstance(value, dict):
+        return all(map(_is_empty, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_empty, value))
+    return value is None or (isinstance(value, str | bytes) and not value)
+
+
+def _has_placeholder(row: Row) -> bool:
+    """Whether some text of the row says that a picture belongs there."""
+    pending: list[Any] = [*row.columns.values()]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str) and _PLACEHOLDER.search(value):
+            return True
+        if isinstance(value, list | dict):
+            pending += value.values() if isinstance(value, dict) else value
+    return False

@@ -172,16 +172,12 @@ def _tokenizer_content(tokenizer: Tokenizer) -> str:
 
 
 def file_digest(path: Path, folder: Path) -> bytes:
-    """SHA-256 of a file's content, kept so that one of many gigabytes is not read again.
+    """SHA-256 of a file's content, kept in `folder` so that many gigabytes are not read again.
 
     A kept digest counts for a file of the same device, inode, size and times of content and of
     status. The last cannot be set by a program, so that what was overwritten in place, or copied
     with its old time, is read again. Times are as coarse as a file system's clock: as in git's
     index, the digest of a file that was changed only just before it was read is not kept.
-
-    Args:
-        path: The file.
-        folder: Where digests are kept.
     """
     with path.open("rb") as file:
         # Of the open file: on a network file system that asks the server.

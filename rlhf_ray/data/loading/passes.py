@@ -1,13 +1,25 @@
-"""What one pass over a data set reads, recognises, tokenizes and counts."""
+"""What one pass over a data set reads, recognises, tokenizes and counts.
+
+Rows are tokenized in order, in this process or in several where that pays. `datasets` does the same
+by `Dataset.map(num_proc=...)`, and as quickly. But it forks, which copies the locks of a
+tokenizer's threads and of Ray's in whatever state they are; it wants all rows in a file before it
+begins, as large as the data, so that a fault of the first row is found behind the last; and it
+counts no rows by the reason why they are left out.
+"""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Generic, TypeAlias, TypeVar
+from functools import cached_property, partial
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import pyarrow as pa
 
@@ -15,21 +27,28 @@ from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.examples.tokenization import Kept, Outcome, Tokenization
 from rlhf_ray.data.files.local import LocalData
 from rlhf_ray.data.files.sources import HubData, find_data, log_files, read_rows
-from rlhf_ray.data.formats.reading import samples
 from rlhf_ray.data.formats.row_format import RowFormat
-from rlhf_ray.data.formats.samples import Sample
-from rlhf_ray.data.formats.table import ROW_FORMATS, check_names, recognise, refusal
-from rlhf_ray.data.loading.parallel import convert
+from rlhf_ray.data.formats.table import ROW_FORMATS, check_names, recognise, refusal, samples
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.rows.report import Converted, RowReport
-from rlhf_ray.errors import DataError, RowError
+from rlhf_ray.errors import DataError, RowError, RunError
+from rlhf_ray.parent_process import end_with_parent
 
 logger = logging.getLogger(__name__)
+
+ROWS_WORTH_PROCESSES = 20_000  # below, starting processes takes longer than the rows do
+_CHUNK_ROWS = 256
+_CHUNK_BYTES = 4 << 20  # of a chunk's texts; a book may be as long alone
+_CHUNK_S = 600.0
+_CHUNKS_AHEAD = 4  # a process; bounds the rows held at a time
 
 T = TypeVar("T")
 S = TypeVar("S")
 # Examples -> what is wrong with each, None where nothing is.
 Check: TypeAlias = Callable[[Sequence[T]], Sequence[str | None]]
+# What is made of rows that follow one another; it travels to other processes.
+Work: TypeAlias = Callable[[list[Row | RowError]], Converted]
+_work: Work  # of a worker process, for its life
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +81,13 @@ class RowWork(Generic[T]):
 
     def outcomes(self, row: Row | RowError) -> list[Outcome[T]]:
         """All examples of a row, what is wrong with one in its place."""
+        read = partial(samples, ROW_FORMATS[self.format_name], chat=self.job.chat)
         return [
             outcome
-            for sample in _outcomes(self._samples, row)
+            for sample in _outcomes(read, row)
             for part in _outcomes(self.job.parts, sample)
             for outcome in _outcomes(self.job.examples, part)
         ]
-
-    def _samples(self, row: Row) -> Iterator[Sample | RowError]:
-        return samples(ROW_FORMATS[self.format_name], row, chat=self.job.chat)
 
 
 def _outcomes(
@@ -115,34 +132,26 @@ class Passes(Generic[T]):
 
     Attributes:
         source: Which of the data sets of `config`.
-        data: What it names.
         job: What becomes of a row.
         check: What else may be wrong with an example; as a malformed row it is an error, or counted
             and left out.
     """
 
     source: SourceConfig
-    data: LocalData | HubData
     config: DataConfig
     job: Tokenization[T]
     check: Check[T] | None = None
 
-    @classmethod
-    def over(
-        cls,
-        source: SourceConfig,
-        config: DataConfig,
-        job: Tokenization[T],
-        check: Check[T] | None = None,
-    ) -> Passes[T]:
-        """Find the data; nothing is read.
+    @cached_property
+    def data(self) -> LocalData | HubData:
+        """What the source names; the log says which of its files are read.
 
         Raises:
-            DataError: There are none.
+            DataError: There are no data.
         """
-        data = find_data(source.path)
-        log_files(data, source.split)
-        return cls(source=source, data=data, config=config, job=job, check=check)
+        data = find_data(self.source.path)
+        log_files(data, self.source.split)
+        return data
 
     def begin(self) -> Opening:
         """Read until a row shows a format.
@@ -193,12 +202,7 @@ class Passes(Generic[T]):
     def counted(
         self, opening: Opening, report: RowReport, *, num_workers: int
     ) -> Iterator[Converted]:
-        """Convert the rows of an opening, and count them.
-
-        Args:
-            opening: With the rows that are left to read.
-            report: Of this pass.
-            num_workers: Processes that tokenize; 0 for one a core once there are many rows.
+        """Convert the rows of an opening that are left to read, and count them.
 
         Raises:
             DataError: A malformed row that is not to be skipped.
@@ -238,3 +242,91 @@ class Passes(Generic[T]):
         ]
         fine = pa.array([fault is None for fault in faults])
         return replace(part, table=part.table.filter(fine), errors=[*part.errors, *errors])
+
+
+def convert(rows: Iterable[Row | RowError], work: Work, *, num_workers: int) -> Iterator[Converted]:
+    """What `work` makes of rows, in their order.
+
+    Rows are read no further ahead than keeps the processes busy, to each of which `work` goes once.
+    These are `num_workers`; 0 stands for one a core once there are many rows.
+    """
+    rows = iter(rows)
+    if num_workers == 0:
+        yield from map(work, _chunks(itertools.islice(rows, ROWS_WORTH_PROCESSES)))
+        num_workers = len(os.sched_getaffinity(0))
+        first = next(rows, None)
+        if first is None:
+            return
+        rows = itertools.chain([first], rows)
+    if num_workers == 1:
+        yield from map(work, _chunks(rows))
+    else:
+        yield from _in_processes(rows, work, num_workers)
+
+
+def _in_processes(
+    rows: Iterator[Row | RowError], work: Work, num_workers: int
+) -> Iterator[Converted]:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, context, _begin, (work, os.getpid()))
+    waiting: deque[Future[Converted]] = deque()
+    try:
+        for chunk in _chunks(rows):
+            waiting.append(pool.submit(_convert, chunk))
+            if len(waiting) >= num_workers * _CHUNKS_AHEAD:
+                yield _finished(waiting.popleft())
+        while waiting:
+            yield _finished(waiting.popleft())
+    except BaseException:  # an interrupt as well, and a reader that wants no more
+        for process in [*(pool._processes or {}).values()]:
+            process.kill()  # one that hangs would keep this process from ending
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _chunks(rows: Iterator[Row | RowError]) -> Iterator[list[Row | RowError]]:
+    """Rows to be converted at a time: not too many, and not too long."""
+    chunk: list[Row | RowError] = []
+    num_bytes = 0
+    for row in rows:
+        chunk.append(row)
+        num_bytes += 0 if isinstance(row, RowError) else _text_bytes(row.columns)
+        if len(chunk) == _CHUNK_ROWS or num_bytes > _CHUNK_BYTES:
+            yield chunk
+            chunk, num_bytes = [], 0
+    if chunk:
+        yield chunk
+
+
+def _text_bytes(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_text_bytes, value.values()))
+    return sum(map(_text_bytes, value)) if isinstance(value, list) else 8
+
+
+def _finished(chunk: Future[Converted]) -> Converted:
+    try:
+        return chunk.result(timeout=_CHUNK_S)
+    except TimeoutError as error:
+        raise RunError(
+            f"a process that tokenizes did not finish {_CHUNK_ROWS} rows within {_CHUNK_S:.0f} s; "
+            "set data.workers to 1 to tokenize without others"
+        ) from error
+    except BrokenProcessPool as error:
+        raise RunError(
+            "a process that tokenizes died, perhaps for want of memory; lower data.workers"
+        ) from error
+
+
+def _begin(work: Work, parent: int) -> None:
+    # Its queue would keep it waiting for rows when the parent was killed.
+    end_with_parent(parent)
+    global _work
+    _work = work
+
+
+def _convert(chunk: list[Row | RowError]) -> Converted:
+    return _work(chunk)

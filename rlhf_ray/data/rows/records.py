@@ -12,15 +12,17 @@ made to answer it:
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from rlhf_ray.data.rows import plain_values
 from rlhf_ray.types import IntArray, LabelledAnswer, Prompt, Ranking, SftExample
 
 T = TypeVar("T")
@@ -71,6 +73,12 @@ class RecordKind(Generic[T]):
     def records(self, table: pa.Table) -> list[T]:
         """Those of all rows."""
         return [self.record(table, row) for row in range(len(table))]
+
+    def of_source(self, record: Any, number: int, again: str = "") -> T:
+        """A record of one of several sources: its id begins with the source's number."""
+        id_ = f"{number}/{getattr(record, self.id_name)}{again}"
+        named: T = replace(record, **{self.id_name: id_})
+        return named
 
     def _row(self, record: T) -> dict[str, Any]:
         sequences = [np.asarray(ids_T) for ids_T in self.sequences(record)]
@@ -136,6 +144,55 @@ def _prompt_key(row: LabelledAnswer) -> int:
     return int.from_bytes(digest, "little")
 
 
+# Arrow wants one type a column, which nested columns of real data do not have: values of any kind
+# are kept as JSON text. What JSON lacks is an object with a key that no column has by chance.
+_KIND = "rlhf_ray/kind"
+# What a kind is called, its class, what JSON holds of it, and how that is read. Date comes behind
+# datetime, which is one.
+_KINDS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "tuple": (tuple, lambda value: [_plain(item) for item in value], tuple),
+    "datetime": (
+        datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat,
+    ),
+    "date": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
+    "time": (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
+    "timedelta": (
+        datetime.timedelta,
+        lambda value: [value.days, value.seconds, value.microseconds],
+        lambda parts: datetime.timedelta(*parts),
+    ),
+    "decimal": (decimal.Decimal, str, decimal.Decimal),
+    "bytes": (bytes, bytes.hex, bytes.fromhex),
+    "object": (dict, lambda value: [[name, _plain(item)] for name, item in value.items()], dict),
+}  # fmt: skip
+
+
+def _written(value: Any) -> str:
+    return json.dumps(_plain(value), separators=(",", ":"))
+
+
+def _read(text: str) -> Any:
+    return json.loads(text, object_hook=_marked) if _KIND in text else json.loads(text)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict) and _KIND not in value:
+        return {name: _plain(item) for name, item in value.items()}
+    for name, (class_, write, _) in _KINDS.items():
+        if isinstance(value, class_):
+            return {_KIND: name, "value": write(value)}
+    raise TypeError(f"cannot keep a {type(value).__name__}")
+
+
+def _marked(item: dict[str, Any]) -> Any:
+    kind = item.get(_KIND)
+    return item if kind is None else _KINDS[kind][2](item["value"])
+
+
 EXAMPLES = RecordKind(
     of=SftExample,
     id_name="example_id",
@@ -185,12 +242,12 @@ PROMPTS = RecordKind(
     },
     sequences=lambda prompt: [prompt.token_ids_T],
     to_column={
-        "text": lambda prompt: plain_values.written(prompt.text),
-        "columns": lambda prompt: plain_values.written(dict(prompt.columns)),
+        "text": lambda prompt: _written(prompt.text),
+        "columns": lambda prompt: _written(dict(prompt.columns)),
     },
     from_column={
         "token_ids_T": lambda ids_T: tuple(ids_T.tolist()),
-        "text": plain_values.read,
-        "columns": plain_values.read,
+        "text": _read,
+        "columns": _read,
     },
 )

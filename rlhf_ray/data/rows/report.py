@@ -1,18 +1,26 @@
-"""What became of a data set's rows: every one is kept, or counted under the reason why not."""
+"""What became of a data set's rows: every one is kept, or counted under the reason why not.
+
+And how many of those that are kept have how many tokens.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from rlhf_ray.data.rows.rows import Rows
 from rlhf_ray.errors import DataError, RowError, UnusableRow
 
 logger = logging.getLogger(__name__)
+
+_NUM_BINS = 10  # of a histogram
 
 T = TypeVar("T")
 
@@ -152,3 +160,39 @@ def merged(reports: Sequence[RowReport], data: str) -> RowReport:
             total.count += reason.count
             total.first = total.first or reason.first
     return whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Rows whose length is from `first` to `last`, both included."""
+
+    first: int
+    last: int
+    count: int
+
+
+def histogram(lengths: Sequence[int] | npt.NDArray[np.integer]) -> list[Bin]:
+    """Some ten bins of equal width, by round numbers; the last takes the longest hundredth as well.
+
+    So a single book among short texts does not put all of them into one bin.
+    """
+    sorted_ = np.sort(np.asarray(lengths, dtype=np.int64))
+    lowest, highest = int(sorted_[0]), int(sorted_[-1])
+    most = int(np.percentile(sorted_, 99, method="higher"))
+    step = _step((most - lowest + 1) / _NUM_BINS)
+    firsts = list(range(lowest // step * step, most + 1, step))
+    end = firsts[-1] + step
+    if highest >= end:
+        firsts.append(end)
+    behind = [*firsts[1:], highest + 1]
+    counts = np.diff(np.searchsorted(sorted_, [firsts[0], *behind]))
+    return [
+        Bin(first=first, last=stop - 1, count=int(count))
+        for first, stop, count in zip(firsts, behind, counts, strict=True)
+    ]
+
+
+def _step(width: float) -> int:
+    """The next of 1, 2, 5, 10, 20, 50, ..."""
+    steps = (step * int(10**power) for power in itertools.count() for step in (1, 2, 5))
+    return next(step for step in steps if step >= width)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -109,18 +109,15 @@ class MixedRows(Rows[T], Generic[T]):
     """
 
     def __init__(
-        self, sources: Sequence[Rows[T]], source_of: Numbers, taken: Numbers, *, id_name: str
+        self,
+        sources: Sequence[Rows[T]],
+        source_of: Numbers,
+        taken: Numbers,
+        *,
+        kind: RecordKind[T],
     ) -> None:
-        """Lay the rows of `sources` side by side.
-
-        Args:
-            sources: At least one row each.
-            source_of: Source of each row.
-            taken: How many of its source's rows came before it.
-            id_name: The attribute that names a record.
-        """
-        self.sources, self.source_of, self.taken = sources, source_of, taken
-        self.id_name = id_name
+        """Lay the rows of `sources` side by side, as `mix` draws them."""
+        self.sources, self.source_of, self.taken, self.kind = sources, source_of, taken, kind
 
     def __len__(self) -> int:
         return len(self.source_of)
@@ -130,12 +127,8 @@ class MixedRows(Rows[T], Generic[T]):
         number = int(self.source_of[row])
         source = self.sources[number]
         turn, index = divmod(int(self.taken[row]), len(source))
-        found: Any = source.record(index)
         again = f"@{turn + 1}" if turn else ""
-        named: T = replace(
-            found, **{self.id_name: f"{number}/{getattr(found, self.id_name)}{again}"}
-        )
-        return named
+        return self.kind.of_source(source.record(index), number, again)
 
     def numbers(self, name: str) -> Numbers:
         """Of the sources' rows, and for digests of their places as well."""
@@ -204,3 +197,55 @@ def next_prompts(prompt_keys: Numbers) -> Numbers:
     # The first row of a run of equal prompts that begins behind each row.
     following = np.searchsorted(begins, np.arange(num_rows), side="right")
     return begins[following % len(begins)]
+
+
+Places = npt.NDArray[np.int64]
+
+_DRAWS = 65_536  # at a time; how many does not change what is drawn
+
+
+def mix(
+    num_rows_by_source: Sequence[int],
+    probabilities: Sequence[float],
+    *,
+    until: Literal["until_all", "until_first"],
+    seed: int,
+) -> tuple[Places, Places]:
+    """Draw a source for each place, and take that source's rows in their order, over and over.
+
+    `until_all` ends when every source was seen whole at least once, `until_first` when any was. The
+    result is a function of the arguments alone. The draws are those of
+    `datasets.interleave_datasets`, which takes 50 times as long for a million places, and gives a
+    data set whose rows do not know how often they came before.
+
+    Returns:
+        The source of each place, and how many of its rows came before; a number beyond its last row
+        begins again at its first.
+    """
+    num_rows = np.array(num_rows_by_source)
+    drawn: list[Places] = []
+    counts = np.zeros(len(num_rows), dtype=np.int64)
+    enough = np.all if until == "until_all" else np.any
+    for block in draws(probabilities, seed=seed):
+        drawn.append(block)
+        counts += np.bincount(block, minlength=len(num_rows))
+        if enough(counts >= num_rows):
+            break
+    source_of = np.concatenate(drawn)
+    taken = np.empty_like(source_of)
+    seen_whole_at = []
+    for source, count in enumerate(counts):
+        here = np.flatnonzero(source_of == source)
+        taken[here] = np.arange(count)
+        if count >= num_rows[source]:
+            seen_whole_at.append(int(here[num_rows[source] - 1]))
+    last = max(seen_whole_at) if until == "until_all" else min(seen_whole_at)
+    return source_of[: last + 1], taken[: last + 1]
+
+
+def draws(probabilities: Sequence[float], *, seed: int) -> Iterator[Places]:
+    """Sources as they are drawn, without end, block by block."""
+    shares = np.array(probabilities) / sum(probabilities)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    while True:
+        yield generator.choice(len(shares), size=_DRAWS, p=shares)

@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -34,10 +33,8 @@ class RowStore:
     def __init__(self, schema: pa.Schema, kept_in: Path | None) -> None:
         """Take tables of `schema`.
 
-        Args:
-            schema: Of every table.
-            kept_in: The folder that the rows shall be kept in: its parent is where they are
-                written, and its name begins the file's. None for rows that are not kept.
+        They are written beside the folder that they shall be `kept_in`, by a name that begins with
+        its name; None for rows that are not kept.
         """
         self.schema = schema
         self.file: RowFile | None = None
@@ -47,15 +44,8 @@ class RowStore:
         if kept_in is not None:
             self._to_file(kept_in.parent, kept_in.name[:16])
 
-    def __enter__(self) -> RowStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Remove the file, if there is one that was not kept."""
         if self.file is not None:
             self.file.drop()
 

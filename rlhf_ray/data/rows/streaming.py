@@ -15,9 +15,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from rlhf_ray.data.rows.mixing import draws
 from rlhf_ray.data.rows.records import RecordKind
 from rlhf_ray.data.rows.report import Converted
+from rlhf_ray.data.rows.rows import draws
 from rlhf_ray.errors import RunError
 
 T = TypeVar("T")
@@ -219,9 +219,11 @@ class RowStream(Generic[T]):
             DataError: See `SourceStream.take`.
         """
         taken = []
-        for source in itertools.islice(self._drawn, num_rows):
-            example = self.sources[source].take()
-            taken.append(self._named(example, source))
+        for number in itertools.islice(self._drawn, num_rows):
+            source = self.sources[number]
+            example = source.take()
+            is_one = len(self.sources) == 1
+            taken.append(example if is_one else source.kind.of_source(example, number))
         self._position += len(taken)
         return taken
 
@@ -251,12 +253,7 @@ class RowStream(Generic[T]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state` was taken.
-
-        Raises:
-            ValueError: It was taken from other data, or in another order: going on would train some
-                rows twice and others never.
-        """
+        """Go on from where `state` was taken; see `DataOrder`."""
         for name, value in self._fixed().items():
             if state.get(name) != value:
                 raise ValueError(
@@ -266,15 +263,6 @@ class RowStream(Generic[T]):
         self._drawn = self._draws_from(self._position)
         for source, its in zip(self.sources, state["sources"], strict=True):
             source.load_state_dict(its)
-
-    def _named(self, example: T, source: int) -> T:
-        """Of several sources, ids begin with the source's number."""
-        if len(self.sources) == 1:
-            return example
-        id_name = self.sources[source].kind.id_name
-        given: Any = example
-        named: T = replace(given, **{id_name: f"{source}/{getattr(given, id_name)}"})
-        return named
 
     def _fixed(self) -> dict[str, Any]:
         return {

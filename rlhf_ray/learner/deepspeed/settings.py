@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import cpp_extension
 
-from rlhf_ray.config.base import LearnerConfig, ZeroConfig
+from rlhf_ray.config.base import LearnerConfig, ZeroConfig, laid_over
 from rlhf_ray.learner.optim import adamw_settings, parameter_groups
 
 
@@ -44,23 +44,12 @@ def deepspeed_config(zero: ZeroConfig, *, bf16: bool, max_grad_norm: float) -> d
         # tensors that `forward` returned. It finds those in tuples, lists and dicts, in no
         # dataclass, and then adds the first micro-batch again with every later one.
         config["bf16"]["immediate_grad_update"] = True
-    return merged(config, zero.extra)
+    return laid_over(config, zero.extra)
 
 
 def effective_stage(zero: ZeroConfig, *, bf16: bool) -> int:
     """ZeRO's stage as it runs: bfloat16 weights need the float32 copies that stage 1 keeps."""
     return zero.stage or int(bf16)
-
-
-def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `extra` laid over it, key by key."""
-    result = dict(base)
-    for key, value in extra.items():
-        if isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] = merged(result[key], value)
-        else:
-            result[key] = value
-    return result
 
 
 def adamw(module: nn.Module, config: LearnerConfig) -> torch.optim.Optimizer:

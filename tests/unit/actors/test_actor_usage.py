@@ -10,8 +10,8 @@ from actors.cluster.turns import BusyClock
 from actors.engines.report import EngineLoad
 from actors.pool.usage import usage_of
 from actors.ranks.rank import Rank
-from rlhf_ray.metrics.memory import peak_memory_gb
 from rlhf_ray.metrics.names import check_names
+from rlhf_ray.metrics.usage import peak_memory_gb
 
 
 class Clock:

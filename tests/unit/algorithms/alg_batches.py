@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs, PolicyLossParams
+from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs
 from rlhf_ray.algorithms.reduction import Reduction, TokenLoss
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs
+from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.algorithm_table import ReductionKind
 
-POLICY_PARAMS = PolicyLossParams(
-    clip_low=0.2, clip_high=0.28, dual_clip=3.0, tau_pos=1.0, tau_neg=1.05
+LOSS_PARAMS = AlgorithmConfig(
+    advantage="gae", clip_low=0.2, clip_high=0.28, dual_clip=3.0, value_clip=0.3
 )
-VALUE_CLIP = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def with_leaves(batch: Batch) -> Batch:
 LossCase = Callable[[Batch], TokenLoss]
 
 
-def _policy_case(name: str, params: PolicyLossParams) -> LossCase:
+def _policy_case(name: str, params: AlgorithmConfig) -> LossCase:
     def case(b: Batch) -> TokenLoss:
         inputs = PolicyLossInputs(
             logprobs_T=b.logprobs_T,
@@ -118,7 +118,7 @@ def _value_case(name: str) -> LossCase:
             returns_T=b.returns_T,
             mask_T=b.mask_T,
         )
-        return VALUE_LOSSES[name](inputs, VALUE_CLIP)
+        return VALUE_LOSSES[name](inputs, LOSS_PARAMS)
 
     return case
 
@@ -138,7 +138,9 @@ def _term_case(name: str) -> LossCase:
 
 
 def policy_case(name: str, **changes: Any) -> LossCase:
-    return _policy_case(name, replace(POLICY_PARAMS, **changes))
+    return _policy_case(
+        name, AlgorithmConfig.model_validate({**LOSS_PARAMS.model_dump(), **changes})
+    )
 
 
 LOSS_CASES: dict[str, LossCase] = {

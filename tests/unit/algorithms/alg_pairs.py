@@ -7,20 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.label_losses import LabelledInputs, LabelledParams
-from rlhf_ray.algorithms.preference_losses import PairInputs, PairParams
-from rlhf_ray.algorithms.reward_losses import RankingInputs
+from rlhf_ray.algorithms.preference_losses import LabelledInputs, PairInputs
+from rlhf_ray.algorithms.supervised_losses import RankingInputs
+from rlhf_ray.config.dpo import PreferenceLossConfig
 
-PAIR_PARAMS = PairParams(
+PARAMS = PreferenceLossConfig(
     beta=oracles.BETA,
     label_smoothing=oracles.EPSILON,
     f_divergence_type="reverse_kl",
     f_alpha_divergence_coef=oracles.ALPHA,
     discopop_tau=oracles.DISCOPOP_TAU,
     simpo_gamma=oracles.SIMPO_GAMMA,
-)
-LABELLED_PARAMS = LabelledParams(
-    beta=oracles.BETA,
     desirable_weight=oracles.DESIRABLE_WEIGHT,
     undesirable_weight=oracles.UNDESIRABLE_WEIGHT,
 )

@@ -97,6 +97,7 @@ def test_weighted_k3_has_the_gradient_of_the_kl_whoever_sampled(distance: float)
                         logprobs_T=log_p,
                         reference_logprobs_T=reference,
                         old_logprobs_T=sampler,
+                        entropy_T=torch.zeros_like(reference),
                     )
                 ).loss_T
             ),

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_ray.algorithms.logprobs import token_logprobs
 from rlhf_ray.algorithms.ratios import clamp_log_ratio, log_ratio
-from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
+from rlhf_ray.algorithms.supervised_losses import SFT_LOSSES
 
 T, D, V = 13, 8, 101
 

@@ -15,10 +15,10 @@ from alg_batches import (
     with_leaves,
 )
 
-from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
+from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs
 from rlhf_ray.algorithms.metric_sums import values
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
-from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
+from rlhf_ray.config.algorithm import CorrectionConfig
 from rlhf_ray.config.algorithm_table import RatioLevel
 
 
@@ -61,8 +61,9 @@ def test_corrections_count_clamped_ratios(name: str, level: RatioLevel) -> None:
             mask_T=everything,
             segments_T=torch.arange(4),
             num_sequences=4,
+            level=level,
         ),
-        CorrectionParams(cap=2.0, low=0.5, level=level),
+        CorrectionConfig(cap=2.0, low=0.5),
     )
     assert values(correction.metrics)["clamp_share"] == 0.5
     assert not correction.weights_T.requires_grad
@@ -133,12 +134,6 @@ def test_a_constant_reduction_needs_its_length() -> None:
     for length in (None, 0):
         with pytest.raises(ValueError, match=f"constant_length must be positive .* got {length}"):
             reduction_of("constant", [1], constant_length=length)
-
-
-@pytest.mark.parametrize("name", sorted(LOSS_TERMS))
-def test_a_term_names_the_input_it_lacks(name: str) -> None:
-    with pytest.raises(ValueError, match=f"must be given for loss term '{name}'"):
-        LOSS_TERMS[name](LossTermInputs(mask_T=torch.ones(1, dtype=torch.bool)))
 
 
 def test_a_sequence_may_be_spread_over_micro_batches() -> None:

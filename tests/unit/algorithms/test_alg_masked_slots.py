@@ -18,12 +18,12 @@ from alg_batches import (
 from rlhf_ray.algorithms.advantages import (
     ADVANTAGES,
     AdvantageInputs,
-    AdvantageParams,
     estimate_advantages,
 )
-from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
+from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs
 from rlhf_ray.algorithms.metric_sums import values
 from rlhf_ray.algorithms.ragged import whiten
+from rlhf_ray.config.algorithm import AlgorithmConfig, CorrectionConfig
 from rlhf_ray.config.algorithm_table import RatioLevel
 from rlhf_ray.experience.rewards import token_rewards
 
@@ -82,8 +82,9 @@ def test_corrections(name: str, level: RatioLevel, garbage: float) -> None:
                 mask_T=batch.mask_T,
                 segments_T=batch.segments_T,
                 num_sequences=len(batch.lens_B),
+                level=level,
             ),
-            CorrectionParams(cap=2.0, low=0.5, level=level),
+            CorrectionConfig(cap=2.0, low=0.5),
         )
         for batch in clean_and_dirty(garbage)
     )
@@ -110,7 +111,7 @@ def test_advantages(name: str, whitened: bool, garbage: float) -> None:
                 applies_BK=applies_BK,
                 weights_K=torch.ones(2),
             ),
-            AdvantageParams(gamma=0.97, lam=0.9, whiten=whitened),
+            AlgorithmConfig(advantage=name, gamma=0.97, lam=0.9, whiten_advantages=whitened),
         )
         for dirty_parts, batch in enumerate(clean_and_dirty(garbage))
     )

@@ -24,14 +24,14 @@ from rlhf_ray.algorithms.advantages import (
     ADVANTAGES,
     AdvantageInputs,
     AdvantageOutputs,
-    AdvantageParams,
     estimate_advantages,
 )
-from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
+from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.metric_sums import values
 from rlhf_ray.algorithms.registry import Registry
 from rlhf_ray.config import algorithm_table as table
+from rlhf_ray.config.algorithm import AlgorithmConfig, CorrectionConfig
 from rlhf_ray.config.algorithm_table import RatioLevel, ReductionKind
 
 SEEDS = range(4)
@@ -149,9 +149,10 @@ def test_correction(name: str, level: RatioLevel, seed: int) -> None:
         mask_T=batch.mask_T,
         segments_T=batch.segments_T,
         num_sequences=len(batch.lens_B),
+        level=level,
     )
     cap, low = (2.0, 0.5) if level == "token" else (1.4, 0.8)
-    correction = CORRECTIONS[name](inputs, CorrectionParams(cap=cap, low=low, level=level))
+    correction = CORRECTIONS[name](inputs, CorrectionConfig(cap=cap, low=low))
     old = sequences(batch.logprobs_T, batch)
     behaviour = sequences(batch.old_logprobs_T, batch)
     ratio = np.concatenate(oracles.RATIOS[level](old, behaviour))
@@ -184,7 +185,7 @@ def estimate(name: str, batch: Batch, **params: bool) -> AdvantageOutputs:
             segments_T=batch.segments_T,
             groups_B=torch.tensor(GROUPS),
         ),
-        AdvantageParams(gamma=0.97, lam=0.9, **params),
+        AlgorithmConfig(advantage=name, gamma=0.97, lam=0.9, **params),
     )
 
 
@@ -193,7 +194,7 @@ def estimate(name: str, batch: Batch, **params: bool) -> AdvantageOutputs:
 @pytest.mark.parametrize("name", sorted(set(ADVANTAGES) - {"gdpo"}))
 def test_advantages(name: str, seed: int, whitened: bool) -> None:
     batch = make_batch(random_masks(seed, num_sequences=9), seed, torch.float64)
-    outputs = estimate(name, batch, whiten=whitened)
+    outputs = estimate(name, batch, whiten_advantages=whitened)
     rewards, values_B = sequences(batch.returns_T, batch), sequences(batch.values_T, batch)
     raw = oracles.ADVANTAGES[name](rewards, values_B, GROUPS, 0.97, 0.9)
     expected = raw
@@ -234,7 +235,7 @@ def test_advantages_of_rewards_standardised_one_by_one(seed: int) -> None:
             applies_BK=torch.tensor(applies),
             weights_K=torch.tensor(weights),
         ),
-        AdvantageParams(gamma=1.0, lam=1.0),
+        AlgorithmConfig(advantage="gdpo"),
     )
     parts = [
         [value if does else None for value, does in zip(*row, strict=True)]
@@ -260,7 +261,7 @@ def test_gae_goes_on_from_the_value_where_a_sequence_was_cut(seed: int) -> None:
             segments_T=batch.segments_T,
             groups_B=torch.zeros(len(batch.lens_B), dtype=torch.int64),
         ),
-        AdvantageParams(gamma=0.97, lam=0.9),
+        AlgorithmConfig(advantage="gae", gamma=0.97, lam=0.9),
     )
     rewards, values_B = sequences(batch.returns_T, batch), sequences(batch.values_T, batch)
     # Its value is a reward, discounted once more, for reaching the place where it was cut.

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from alg_pairs import (
-    LABELLED_PARAMS,
-    PAIR_PARAMS,
+    PARAMS,
     TRAINED,
     as_oracle_pairs,
     gradient_of,
@@ -22,11 +21,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_ray.algorithms.divergences import MAX_EXPONENT, divergence_score
-from rlhf_ray.algorithms.label_losses import kto, labelled_metrics
 from rlhf_ray.algorithms.metric_sums import merge, values
-from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs, PairParams, pair_metrics
+from rlhf_ray.algorithms.preference_losses import (
+    PAIR_LOSSES,
+    PairInputs,
+    kto,
+    labelled_metrics,
+    pair_metrics,
+)
+from rlhf_ray.algorithms.ratios import MAX_EXPONENT, divergence_score
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES, Divergence
+from rlhf_ray.config.dpo import PreferenceLossConfig
 
 F64 = {"rtol": 1e-10, "atol": 1e-12}
 DIVERGENCES = get_args(Divergence)
@@ -42,7 +47,7 @@ UNCOUPLED = sorted(set(PAIR_LOSSES) - set(COUPLED))
 
 
 def step_loss(
-    name: str, inputs: PairInputs, params: PairParams = PAIR_PARAMS
+    name: str, inputs: PairInputs, params: PreferenceLossConfig = PARAMS
 ) -> tuple[float, list[Tensor]]:
     """This micro-batch's share of the step's loss, and its gradients."""
     inputs = with_leaves(inputs)
@@ -59,7 +64,7 @@ def step_loss(
     ],
 )
 def test_the_table_knows_which_losses_ignore_an_option(what: str, change: dict[str, Any]) -> None:
-    inputs, changed = make_pairs(9, 0), replace(PAIR_PARAMS, **change)
+    inputs, changed = make_pairs(9, 0), PARAMS.model_copy(update=change)
     found = {n for n in PAIR_LOSSES if step_loss(n, inputs)[0] != step_loss(n, inputs, changed)[0]}
     assert sorted(found) == losses_that(what)
 
@@ -67,7 +72,7 @@ def test_the_table_knows_which_losses_ignore_an_option(what: str, change: dict[s
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("name", sorted(PAIR_LOSSES))
 def test_pair_loss_and_gradient(name: str, divergence: Divergence) -> None:
-    params = replace(PAIR_PARAMS, f_divergence_type=divergence)
+    params = PARAMS.model_copy(update={"f_divergence_type": divergence})
     for seed in range(3):
         inputs = make_pairs(9, seed)
         loss, gradients = step_loss(name, inputs, params)
@@ -97,7 +102,7 @@ def central_difference(name: str, inputs: PairInputs, divergence: str, field: st
 def test_the_divergence_has_a_say_in_some_losses_only(name: str) -> None:
     inputs = make_pairs(9, 0)
     losses = {
-        step_loss(name, inputs, replace(PAIR_PARAMS, f_divergence_type=divergence))[0]
+        step_loss(name, inputs, PARAMS.model_copy(update={"f_divergence_type": divergence}))[0]
         for divergence in DIVERGENCES
     }
     assert len(losses) == (4 if name in oracles.WITH_DIVERGENCE else 1)
@@ -149,11 +154,12 @@ def test_extreme_log_ratios_stay_finite(
     policy_B, reference_B = (x.flatten() for x in torch.meshgrid(far, far, indexing="ij"))
     n = len(policy_B)
     for alpha, tau in ((0.5, 0.05), (3.0, 5.0)):
-        params = replace(
-            PAIR_PARAMS,
-            f_divergence_type=divergence,
-            f_alpha_divergence_coef=alpha,
-            discopop_tau=tau,
+        params = PARAMS.model_copy(
+            update={
+                "f_divergence_type": divergence,
+                "f_alpha_divergence_coef": alpha,
+                "discopop_tau": tau,
+            }
         )
         for shift in (0, 7):
             inputs = PairInputs(
@@ -178,7 +184,7 @@ def test_no_gradient_reaches_the_reference(name: str, divergence: Divergence) ->
     references = [inputs.reference_chosen_logps_B, inputs.reference_rejected_logps_B]
     for reference_B in references:
         reference_B.requires_grad_()
-    params = replace(PAIR_PARAMS, f_divergence_type=divergence)
+    params = PARAMS.model_copy(update={"f_divergence_type": divergence})
     PAIR_LOSSES[name](inputs, params).sum().backward()
     assert all(reference_B.grad is None for reference_B in references)
 
@@ -228,7 +234,9 @@ def test_alpha_divergence_meets_both_kl_divergences() -> None:
 
 def test_exo_needs_label_smoothing() -> None:
     with pytest.raises(ValueError, match="label_smoothing must be above 0 for exo_pair"):
-        PAIR_LOSSES["exo_pair"](make_pairs(2, 0), replace(PAIR_PARAMS, label_smoothing=0.0))
+        PAIR_LOSSES["exo_pair"](
+            make_pairs(2, 0), PARAMS.model_copy(update={"label_smoothing": 0.0})
+        )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -236,7 +244,7 @@ def test_kto_and_gradient(seed: int) -> None:
     inputs = make_labelled(8, seed)
     logps_B = inputs.logps_B.clone().requires_grad_()
     z0 = inputs.mismatch_kl.clone().requires_grad_()
-    loss = kto(replace(inputs, logps_B=logps_B, mismatch_kl=z0), LABELLED_PARAMS).mean()
+    loss = kto(replace(inputs, logps_B=logps_B, mismatch_kl=z0), PARAMS).mean()
     loss.backward()
 
     def oracle(logps: np.ndarray) -> float:
@@ -256,7 +264,7 @@ def test_kto_and_gradient(seed: int) -> None:
 def test_kto_is_finite_at_the_extremes(log_ratio: float) -> None:
     inputs = make_labelled(6, 0)
     logps_B = (inputs.reference_logps_B + log_ratio).requires_grad_()
-    loss_B = kto(replace(inputs, logps_B=logps_B), LABELLED_PARAMS)
+    loss_B = kto(replace(inputs, logps_B=logps_B), PARAMS)
     loss_B.sum().backward()
     assert loss_B.isfinite().all()
     assert logps_B.grad is not None
@@ -266,7 +274,7 @@ def test_kto_is_finite_at_the_extremes(log_ratio: float) -> None:
 def test_pair_metrics_of_micro_batches_are_those_of_the_step() -> None:
     inputs = make_pairs(9, 0)
     parts = [pick(inputs, rows) for rows in ([0], [1, 2, 3, 4, 5], [], [6, 7, 8])]
-    got = values(merge(pair_metrics(part, PAIR_PARAMS) for part in parts))
+    got = values(merge(pair_metrics(part, PARAMS) for part in parts))
     pairs = as_oracle_pairs(inputs)
     chosen, rejected = (np.array([oracles.BETA * np.log(p.u[i]) for p in pairs]) for i in (0, 1))
     assert got == pytest.approx(
@@ -288,7 +296,7 @@ def test_clamped_scores_are_counted_and_constant() -> None:
     chosen_B = inputs.reference_chosen_logps_B - MAX_EXPONENT * torch.tensor([0.5, 1.1, 2.0, 0.9])
     inputs = replace(inputs, chosen_logps_B=chosen_B)
     for divergence, share in (("reverse_kl", 0.0), ("js_divergence", 0.0), ("forward_kl", 0.25)):
-        params = replace(PAIR_PARAMS, f_divergence_type=divergence)
+        params = PARAMS.model_copy(update={"f_divergence_type": divergence})
         assert values(pair_metrics(inputs, params))["clamp_share"] == share
     scores_B = divergence_score(inputs.chosen_log_ratios_B, "forward_kl", 0.5)
     assert scores_B[1] == scores_B[2] < scores_B[3]
@@ -305,7 +313,7 @@ def test_labelled_metrics_of_micro_batches_are_those_of_the_step() -> None:
         )
         for rows in ([8], [0, 1, 2, 3], [4, 5, 6, 7])
     ]
-    got = values(merge(labelled_metrics(part, LABELLED_PARAMS) for part in parts))
+    got = values(merge(labelled_metrics(part, PARAMS) for part in parts))
     rewards = oracles.BETA * (inputs.logps_B - inputs.reference_logps_B).numpy()
     logps, good = inputs.logps_B.numpy(), inputs.desirable_B.numpy()
     assert got == pytest.approx(
@@ -320,6 +328,6 @@ def test_labelled_metrics_of_micro_batches_are_those_of_the_step() -> None:
         rel=1e-10,
     )
     only_good = values(
-        labelled_metrics(replace(parts[0], desirable_B=torch.tensor([True])), LABELLED_PARAMS)
+        labelled_metrics(replace(parts[0], desirable_B=torch.tensor([True])), PARAMS)
     )
     assert set(only_good) == {"rewards/chosen", "logps/chosen", "kl"}

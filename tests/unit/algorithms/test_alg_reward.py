@@ -19,14 +19,14 @@ from rlhf_ray.algorithms.calibration import (
     pair_confidences,
 )
 from rlhf_ray.algorithms.metric_sums import merge, values
-from rlhf_ray.algorithms.reward_losses import (
+from rlhf_ray.algorithms.supervised_losses import (
     REWARD_LOSSES,
+    SFT_LOSSES,
     RankingInputs,
     RewardLoss,
     centering,
     reward_metrics,
 )
-from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
 from rlhf_ray.config import supervised
 
 F64 = {"rtol": 1e-10, "atol": 1e-12}

@@ -1,24 +1,22 @@
 """What a row of the table says of an algorithm is what its function does."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from alg_batches import POLICY_PARAMS, make_batch, policy_case, random_masks
+from alg_batches import make_batch, policy_case, random_masks
 from pydantic import ValidationError
 
 from rlhf_ray.algorithms.advantages import (
     ADVANTAGES,
     AdvantageInputs,
-    AdvantageParams,
     estimate_advantages,
 )
-from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs, CorrectionParams
+from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs
 from rlhf_ray.config import algorithm_table as table
 from rlhf_ray.config.algorithm import AlgorithmConfig, CorrectionConfig, KlConfig
 from rlhf_ray.config.base import Config
-from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.dpo import PreferenceLossConfig
 from rlhf_ray.config.online import OnlineConfig
 
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2, 2])
@@ -26,7 +24,9 @@ BATCH = make_batch(random_masks(1), 1, torch.float64, scale=2.0)
 
 
 def advantages(name: str, **changes: Any) -> torch.Tensor:
-    params = replace(AdvantageParams(gamma=0.97, lam=0.9), **changes)
+    params = AlgorithmConfig.model_validate(
+        {"advantage": name, "gamma": 0.97, "lam": 0.9, **changes}
+    )
     rewards_BK = torch.linspace(-1.0, 1.0, 14, dtype=torch.float64).view(7, 2).square()
     inputs = AdvantageInputs(
         token_rewards_T=BATCH.returns_T,
@@ -45,7 +45,7 @@ def advantages(name: str, **changes: Any) -> torch.Tensor:
 def test_an_advantage_looks_at_what_its_row_says(name: str) -> None:
     row, plain_T = table.ADVANTAGES[name], advantages(name)
     assert torch.equal(advantages(name, gamma=0.5), plain_T) != row.discounts
-    assert torch.equal(advantages(name, whiten=True), plain_T) == row.whitens
+    assert torch.equal(advantages(name, whiten_advantages=True), plain_T) == row.whitens
     algorithm = AlgorithmConfig.model_validate({"advantage": name})
     config = OnlineConfig.model_validate(
         {
@@ -62,27 +62,26 @@ def test_an_advantage_looks_at_what_its_row_says(name: str) -> None:
     assert algorithm.tells_rewards_apart == row.needs_parts
 
 
-PARAMS = {
-    "clip_low": {"clip_low": 0.05},
-    "clip_high": {"clip_high": 0.05},
-    "dual_clip": {"dual_clip": 1.1},
-    "sapo_temperature_positive": {"tau_pos": 3.0},
-    "sapo_temperature_negative": {"tau_neg": 3.0},
+CHANGES = {
+    "clip_low": 0.05,
+    "clip_high": 0.05,
+    "dual_clip": 1.1,
+    "sapo_temperature_positive": 3.0,
+    "sapo_temperature_negative": 3.0,
 }
 
 
 @pytest.mark.parametrize("name", table.POLICY_LOSSES)
 def test_a_policy_loss_looks_at_the_keys_of_its_row(name: str) -> None:
-    free = vars(replace(POLICY_PARAMS, dual_clip=None))
     batches = [make_batch(random_masks(seed), seed, torch.float64, scale=2.0) for seed in range(4)]
 
     def losses(**change: float) -> torch.Tensor:
-        case = policy_case(name, **{**free, **change})
+        case = policy_case(name, **{"dual_clip": 0.0, **change})
         return torch.cat([case(batch).loss_T for batch in batches])
 
     plain_T = losses()
     looked_at = {
-        key for key, change in PARAMS.items() if not torch.equal(losses(**change), plain_T)
+        key for key, value in CHANGES.items() if not torch.equal(losses(**{key: value}), plain_T)
     }
     assert looked_at == set(table.POLICY_LOSSES[name].keys)
 
@@ -95,14 +94,15 @@ def test_a_correction_looks_at_the_keys_of_its_row(name: str) -> None:
         mask_T=BATCH.mask_T,
         segments_T=BATCH.segments_T,
         num_sequences=len(BATCH.lens_B),
+        level="token",
     )
-    plain = CorrectionParams(cap=3.0, low=0.1, level="token")
+    plain = CorrectionConfig(cap=3.0, low=0.1)
     weights_T = CORRECTIONS[name](inputs, plain).weights_T
     looked_at = {
         key
         for key, value in {"cap": 1.1, "low": 0.9}.items()
         if not torch.equal(
-            CORRECTIONS[name](inputs, replace(plain, **{key: value})).weights_T, weights_T
+            CORRECTIONS[name](inputs, plain.model_copy(update={key: value})).weights_T, weights_T
         )
     }
     assert looked_at == set(table.CORRECTIONS[name])
@@ -123,15 +123,15 @@ def test_a_correction_looks_at_the_keys_of_its_row(name: str) -> None:
         (KlConfig, "coefficient", -0.1),
         (KlConfig, "target", 0.0),
         (KlConfig, "horizon", 0),
-        (DpoConfig, "beta", 0.0),
-        (DpoConfig, "discopop_tau", -1.0),
-        (DpoConfig, "label_smoothing", 0.5),
-        (DpoConfig, "simpo_gamma", -0.1),
-        (DpoConfig, "desirable_weight", 0.0),
-        (DpoConfig, "undesirable_weight", 0.0),
+        (PreferenceLossConfig, "beta", 0.0),
+        (PreferenceLossConfig, "discopop_tau", -1.0),
+        (PreferenceLossConfig, "label_smoothing", 0.5),
+        (PreferenceLossConfig, "simpo_gamma", -0.1),
+        (PreferenceLossConfig, "desirable_weight", 0.0),
+        (PreferenceLossConfig, "undesirable_weight", 0.0),
     ],
 )
-def test_the_configuration_refuses_parameters_out_of_range(
+def test_parameters_of_losses_are_refused_out_of_range(
     section: type[Config], name: str, bad: float
 ) -> None:
     with pytest.raises(ValidationError) as refused:

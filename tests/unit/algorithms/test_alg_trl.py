@@ -26,18 +26,18 @@ from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishm
 from trl.trainer import grpo_trainer, rloo_trainer  # noqa: E402
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax  # noqa: E402
 
+from rlhf_ray.algorithms import advantages  # noqa: E402
 from rlhf_ray.algorithms.advantages import (  # noqa: E402
     AdvantageInputs,
-    AdvantageParams,
     estimate_advantages,
 )
 from rlhf_ray.algorithms.correction import (  # noqa: E402
     CORRECTIONS,
     CorrectionInputs,
-    CorrectionParams,
 )
 from rlhf_ray.algorithms.logprobs import token_logprobs  # noqa: E402
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs  # noqa: E402
+from rlhf_ray.config.algorithm import AlgorithmConfig, CorrectionConfig  # noqa: E402
 from rlhf_ray.config.algorithm_table import RatioLevel, ReductionKind  # noqa: E402
 from rlhf_ray.experience import rewards  # noqa: E402
 
@@ -153,15 +153,15 @@ def assert_same(
 
 # (ours, our changes of parameters, our reduction, TRL's loss type, TRL's arguments)
 POLICY_PAIRS = [
-    ("ppo", {"dual_clip": None}, "sequence_mean", "grpo", {}),
-    ("ppo", {"dual_clip": None}, "constant", "dr_grpo", {}),
-    ("ppo", {"dual_clip": None}, "token_mean", "dapo", {}),
-    ("ppo", {"dual_clip": None, "clip_high": 0.2}, "token_mean", "bnpo", {"epsilon_high": 0.2}),
+    ("ppo", {"dual_clip": 0.0}, "sequence_mean", "grpo", {}),
+    ("ppo", {"dual_clip": 0.0}, "constant", "dr_grpo", {}),
+    ("ppo", {"dual_clip": 0.0}, "token_mean", "dapo", {}),
+    ("ppo", {"dual_clip": 0.0, "clip_high": 0.2}, "token_mean", "bnpo", {"epsilon_high": 0.2}),
     ("ppo", {"dual_clip": 1.5}, "sequence_mean", "grpo", {"delta": 1.5}),
-    ("gspo", {"dual_clip": None}, "sequence_mean", "grpo", {"level": "sequence"}),
+    ("gspo", {"dual_clip": 0.0}, "sequence_mean", "grpo", {"level": "sequence"}),
     (
         "gspo",
-        {"dual_clip": None, "clip_low": 3e-4, "clip_high": 4e-4},
+        {"dual_clip": 0.0, "clip_low": 3e-4, "clip_high": 4e-4},
         "sequence_mean",
         "grpo",
         {"level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4},
@@ -169,7 +169,7 @@ POLICY_PAIRS = [
     # TRL's epsilon_high is CISPO's bound itself, and it has no lower one.
     ("cispo", {"clip_low": 1.0, "clip_high": 0.4}, "token_mean", "cispo", {"epsilon_high": 1.4}),
     # TRL rounds its temperatures to float32: compare with one that float32 can hold.
-    ("sapo", {"tau_neg": 1.25}, "sequence_mean", "sapo", {"tau_neg": 1.25}),
+    ("sapo", {"sapo_temperature_negative": 1.25}, "sequence_mean", "sapo", {"tau_neg": 1.25}),
 ]
 
 
@@ -206,6 +206,7 @@ def test_kl_in_the_loss_is_k3(weighted: bool) -> None:
             logprobs_T=x,
             reference_logprobs_T=batch.reference_logprobs_T,
             old_logprobs_T=batch.old_logprobs_T,
+            entropy_T=batch.entropy_T,
         )
         return 0.3 * reduce(LOSS_TERMS[name](inputs).loss_T)
 
@@ -221,7 +222,13 @@ def test_entropy_bonus() -> None:
     reduce = reducer("token_mean", batch)
 
     def ours(x: Tensor) -> Tensor:
-        inputs = LossTermInputs(mask_T=batch.mask_T, entropy_T=x)
+        inputs = LossTermInputs(
+            mask_T=batch.mask_T,
+            logprobs_T=batch.logprobs_T,
+            reference_logprobs_T=batch.reference_logprobs_T,
+            old_logprobs_T=batch.old_logprobs_T,
+            entropy_T=x,
+        )
         return 0.5 * reduce(LOSS_TERMS["entropy"](inputs).loss_T)
 
     def theirs(x: Tensor) -> Tensor:
@@ -284,15 +291,16 @@ def test_corrections_and_their_place_in_the_loss(name: str, mode: str, low: floa
             mask_T=batch.mask_T,
             segments_T=batch.segments_T,
             num_sequences=len(batch.lens_B),
+            level="token",
         ),
-        CorrectionParams(cap=2.0, low=0.5, level="token"),
+        CorrectionConfig(cap=2.0, low=0.5),
     ).weights_T
     theirs = trl_weights(mode, batch.old_logprobs_T, sampling_T, batch.mask_T, low)
     own = padded(batch.mask_T.long()).bool()
     torch.testing.assert_close(padded(weights_T)[own], theirs[own], **CLOSE)
 
     reduce = reducer("token_mean", batch)
-    case = policy_case("ppo", dual_clip=None)
+    case = policy_case("ppo", dual_clip=0.0)
     assert_same(
         lambda x: reduce(weights_T * case(replace(batch, logprobs_T=x)).loss_T),
         lambda x: trl_loss("dapo", x, batch.entropy_T, batch, weights_T=weights_T),
@@ -304,17 +312,17 @@ def test_weights_of_a_sequence_are_product_and_geometric_mean_of_its_tokens() ->
     """TRL's is the product, for whatever loss; GSPO's own ratio is the mean on both sides."""
     batch = make_batch(MASKS, 0, torch.float64, scale=0.1)
     sampling_T = batch.reference_logprobs_T
-    inputs = CorrectionInputs(
-        old_logprobs_T=batch.old_logprobs_T,
-        behaviour_logprobs_T=sampling_T,
-        mask_T=batch.mask_T,
-        segments_T=batch.segments_T,
-        num_sequences=len(batch.lens_B),
-    )
 
     def weights_of(level: RatioLevel) -> Tensor:
-        params = CorrectionParams(cap=2.0, low=0.5, level=level)
-        return CORRECTIONS["truncated"](inputs, params).weights_T
+        inputs = CorrectionInputs(
+            old_logprobs_T=batch.old_logprobs_T,
+            behaviour_logprobs_T=sampling_T,
+            mask_T=batch.mask_T,
+            segments_T=batch.segments_T,
+            num_sequences=len(batch.lens_B),
+            level=level,
+        )
+        return CORRECTIONS["truncated"](inputs, CorrectionConfig(cap=2.0, low=0.5)).weights_T
 
     products_B1 = trl_weights(
         "sequence_truncate", batch.old_logprobs_T, sampling_T, batch.mask_T, None
@@ -328,7 +336,7 @@ def test_weights_of_a_sequence_are_product_and_geometric_mean_of_its_tokens() ->
     torch.testing.assert_close(weights_T[own], means_T[own], **CLOSE)
 
     # With it the first step's ratio is the one that GSPO has to the engine.
-    case = policy_case("gspo", dual_clip=None, clip_low=None, clip_high=None)
+    case = policy_case("gspo", dual_clip=0.0, clip_low=None, clip_high=None)
     weighted_T = weights_T * case(batch).loss_T
     to_engine_T = case(replace(batch, old_logprobs_T=sampling_T)).loss_T
     torch.testing.assert_close(weighted_T[own], to_engine_T[own], **CLOSE)
@@ -340,7 +348,7 @@ REWARDS = torch.tensor(
 )
 
 
-def our_advantages(name: str, epsilon: float) -> Tensor:
+def our_advantages(name: str) -> Tensor:
     """Sequences of two tokens, the reward on the second."""
     n = len(REWARDS)
     outputs = estimate_advantages(
@@ -352,7 +360,7 @@ def our_advantages(name: str, epsilon: float) -> Tensor:
             segments_T=torch.arange(n).repeat_interleave(2),
             groups_B=torch.arange(n) // 3,
         ),
-        AdvantageParams(gamma=1.0, lam=1.0, std_epsilon=epsilon),
+        AlgorithmConfig(advantage=name),
     )
     advantages_BL = outputs.advantages_T.view(n, 2)
     assert torch.equal(advantages_BL[:, 0], advantages_BL[:, 1])
@@ -360,7 +368,8 @@ def our_advantages(name: str, epsilon: float) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "scale_rewards"), [("grpo", "group"), ("dr_grpo", "none")])
-def test_grpo_advantages(name: str, scale_rewards: str) -> None:
+def test_grpo_advantages(name: str, scale_rewards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advantages, "STD_EPSILON", 1e-4)
     code = trl_statements(
         grpo_trainer.GRPOTrainer,
         "_generate_and_score_completions",
@@ -379,11 +388,11 @@ def test_grpo_advantages(name: str, scale_rewards: str) -> None:
         "device": "cpu",
     }
     exec(code, vars(grpo_trainer), scope)
-    # TRL's epsilon is 1e-4.
-    torch.testing.assert_close(our_advantages(name, 1e-4), scope["advantages"], **CLOSE)
+    torch.testing.assert_close(our_advantages(name), scope["advantages"], **CLOSE)
 
 
-def test_gdpo_advantages() -> None:
+def test_gdpo_advantages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advantages, "STD_EPSILON", 1e-4)
     rng = torch.Generator().manual_seed(0)
     parts = torch.stack([REWARDS, torch.rand(12, generator=rng, dtype=torch.float64).round()], 1)
     parts[[1, 7], [1, 0]] = torch.nan  # these do not apply
@@ -418,7 +427,7 @@ def test_gdpo_advantages() -> None:
             applies_BK=~parts.isnan(),
             weights_K=weights,
         ),
-        AdvantageParams(gamma=1.0, lam=1.0, std_epsilon=1e-4),
+        AlgorithmConfig(advantage="gdpo"),
     ).advantages_T
     # TRL's correction of the deviation for n - 1 is a float32.
     torch.testing.assert_close(ours, scope["advantages"], rtol=1e-7, atol=1e-12)
@@ -438,7 +447,7 @@ def test_rloo_advantages() -> None:
     }
     exec(code, vars(rloo_trainer), scope)
     assert "is_std_zero" not in scope
-    torch.testing.assert_close(our_advantages("rloo", 1e-6), scope["advantages"], **CLOSE)
+    torch.testing.assert_close(our_advantages("rloo"), scope["advantages"], **CLOSE)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -15,8 +15,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from alg_pairs import (
-    LABELLED_PARAMS,
-    PAIR_PARAMS,
+    PARAMS,
     TRAINED,
     gradient_of,
     make_labelled,
@@ -36,22 +35,24 @@ from trl.trainer.kto_trainer import KTOTrainer  # noqa: E402
 from trl.trainer.reward_trainer import RewardTrainer  # noqa: E402
 from trl.trainer.sft_trainer import SFTTrainer  # noqa: E402
 
-from rlhf_ray.algorithms.label_losses import LabelledInputs, kto, labelled_metrics  # noqa: E402
 from rlhf_ray.algorithms.metric_sums import values  # noqa: E402
 from rlhf_ray.algorithms.preference_losses import (  # noqa: E402
     PAIR_LOSSES,
+    LabelledInputs,
     PairInputs,
-    PairParams,
+    kto,
+    labelled_metrics,
     pair_metrics,
 )
-from rlhf_ray.algorithms.reward_losses import (  # noqa: E402
+from rlhf_ray.algorithms.supervised_losses import (  # noqa: E402
     REWARD_LOSSES,
+    SFT_LOSSES,
     RankingInputs,
     centering,
     reward_metrics,
 )
-from rlhf_ray.algorithms.sft_losses import SFT_LOSSES  # noqa: E402
 from rlhf_ray.config.algorithm_table import Divergence  # noqa: E402
+from rlhf_ray.config.dpo import PreferenceLossConfig  # noqa: E402
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 CLOSE_FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}
@@ -97,7 +98,9 @@ def model_output(logps_B: Tensor, lens_B: Tensor) -> tuple[SimpleNamespace, Tens
     return output, torch.cat([torch.zeros(len(lens_B), 1).long(), is_token_BL.long()], dim=1)
 
 
-def trl_dpo(names: list[str], inputs: PairInputs, params: PairParams) -> tuple[Tensor, Any]:
+def trl_dpo(
+    names: list[str], inputs: PairInputs, params: PreferenceLossConfig
+) -> tuple[Tensor, Any]:
     """Runs `DPOTrainer._compute_loss` on a batch of chosen and then rejected answers."""
     logps_B = torch.cat([inputs.chosen_logps_B, inputs.rejected_logps_B])
     lens_B = torch.cat([inputs.chosen_lens_B, inputs.rejected_lens_B])
@@ -133,7 +136,7 @@ def _answering(output: SimpleNamespace) -> Any:
     return model
 
 
-def our_dpo(names: list[str], inputs: PairInputs, params: PairParams) -> Tensor:
+def our_dpo(names: list[str], inputs: PairInputs, params: PreferenceLossConfig) -> Tensor:
     loss_B = sum((1.0 + i) * PAIR_LOSSES[name](inputs, params) for i, name in enumerate(names))
     assert isinstance(loss_B, Tensor)
     return loss_B.sum() / inputs.num_pairs
@@ -150,9 +153,9 @@ def with_gradients(
     return value.detach(), gradients
 
 
-def trl_params(name: str) -> PairParams:
+def trl_params(name: str) -> PreferenceLossConfig:
     """Ours, without what TRL's `sigmoid` no longer has."""
-    return replace(PAIR_PARAMS, label_smoothing=0.0) if name == "sigmoid" else PAIR_PARAMS
+    return PARAMS.model_copy(update={"label_smoothing": 0.0}) if name == "sigmoid" else PARAMS
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -166,7 +169,7 @@ def test_pair_losses(name: str, divergence: Divergence, seed: int) -> None:
         close = CLOSE_FLOAT32
     elif name == "exo_pair":  # TRL rounds its label smoothing to float32
         close = {"rtol": 1e-6, "atol": 1e-8}
-    params = replace(trl_params(name), f_divergence_type=divergence)
+    params = trl_params(name).model_copy(update={"f_divergence_type": divergence})
     got = with_gradients(lambda x: our_dpo([name], x, params), inputs)
     want = with_gradients(lambda x: trl_dpo([name], x, params)[0], inputs)
     torch.testing.assert_close(got, want, **close)
@@ -174,15 +177,15 @@ def test_pair_losses(name: str, divergence: Divergence, seed: int) -> None:
 
 def test_a_weighted_mix_of_pair_losses() -> None:
     names, inputs = ["hinge", "bco_pair", "sft"], make_pairs(9, 0)
-    got = with_gradients(lambda x: our_dpo(names, x, PAIR_PARAMS), inputs)
-    want = with_gradients(lambda x: trl_dpo(names, x, PAIR_PARAMS)[0], inputs)
+    got = with_gradients(lambda x: our_dpo(names, x, PARAMS), inputs)
+    want = with_gradients(lambda x: trl_dpo(names, x, PARAMS)[0], inputs)
     torch.testing.assert_close(got, want, **CLOSE)
 
 
 def test_pair_metrics() -> None:
     inputs = make_pairs(9, 0)
-    theirs = metrics_of(trl_dpo(["hinge"], inputs, PAIR_PARAMS)[1])
-    ours = values(pair_metrics(inputs, PAIR_PARAMS))
+    theirs = metrics_of(trl_dpo(["hinge"], inputs, PARAMS)[1])
+    ours = values(pair_metrics(inputs, PARAMS))
     del ours["clamp_share"]
     assert ours == pytest.approx({name: theirs[name] for name in ours}, rel=1e-6)
 
@@ -193,22 +196,22 @@ def test_simpo() -> None:
         CPOTrainer,
         alpha=0.0,
         loss_type="simpo",
-        beta=PAIR_PARAMS.beta,
-        simpo_gamma=PAIR_PARAMS.simpo_gamma,
-        label_smoothing=PAIR_PARAMS.label_smoothing,
+        beta=PARAMS.beta,
+        simpo_gamma=PARAMS.simpo_gamma,
+        label_smoothing=PARAMS.label_smoothing,
     )
 
     def theirs(x: PairInputs) -> Tensor:
         means = x.chosen_logps_B / x.chosen_lens_B, x.rejected_logps_B / x.rejected_lens_B
         return trainer.cpo_loss(*means)[0].mean()
 
-    got = with_gradients(lambda x: our_dpo(["simpo"], x, PAIR_PARAMS), inputs)
+    got = with_gradients(lambda x: our_dpo(["simpo"], x, PARAMS), inputs)
     torch.testing.assert_close(got, with_gradients(theirs, inputs), **CLOSE)
 
 
 def test_orpo() -> None:
     inputs = make_pairs(9, 0)
-    trainer = trainer_of(ORPOTrainer, beta=PAIR_PARAMS.beta)
+    trainer = trainer_of(ORPOTrainer, beta=PARAMS.beta)
 
     def theirs(x: PairInputs) -> Tensor:
         means = x.chosen_logps_B / x.chosen_lens_B, x.rejected_logps_B / x.rejected_lens_B
@@ -216,7 +219,7 @@ def test_orpo() -> None:
         nll = -x.chosen_logps_B.sum() / x.chosen_lens_B.sum()
         return nll - trainer.odds_ratio_loss(*means)[0].mean()
 
-    got = with_gradients(lambda x: our_dpo(["orpo"], x, PAIR_PARAMS), inputs)
+    got = with_gradients(lambda x: our_dpo(["orpo"], x, PARAMS), inputs)
     # TRL takes the odds in float32.
     torch.testing.assert_close(
         got, with_gradients(theirs, inputs), **CLOSE_FLOAT32, check_dtype=False
@@ -233,9 +236,9 @@ def trl_kto(inputs: LabelledInputs, gaps_B: Tensor) -> tuple[Tensor, Any]:
         loss_type="kto",
         precompute_ref_logps=True,
         calculate_KL=True,
-        beta=LABELLED_PARAMS.beta,
-        desirable_weight=LABELLED_PARAMS.desirable_weight,
-        undesirable_weight=LABELLED_PARAMS.undesirable_weight,
+        beta=PARAMS.beta,
+        desirable_weight=PARAMS.desirable_weight,
+        undesirable_weight=PARAMS.undesirable_weight,
         _compute_kl_logps=lambda model, batch: gaps_B - 7.0,
     )
     batch = {
@@ -256,11 +259,11 @@ def test_kto(shift: float) -> None:
     inputs = replace(inputs, mismatch_kl=gaps_B.mean().clamp(min=0.0))
     got_B = inputs.logps_B.clone().requires_grad_()
     want_B = inputs.logps_B.clone().requires_grad_()
-    ours = kto(replace(inputs, logps_B=got_B), LABELLED_PARAMS).mean()
+    ours = kto(replace(inputs, logps_B=got_B), PARAMS).mean()
     theirs, trainer = trl_kto(replace(inputs, logps_B=want_B), gaps_B)
     (got,), (want,) = torch.autograd.grad(ours, got_B), torch.autograd.grad(theirs, want_B)
     torch.testing.assert_close((ours, got), (theirs, want), **CLOSE)
-    metrics = values(labelled_metrics(inputs, LABELLED_PARAMS))
+    metrics = values(labelled_metrics(inputs, PARAMS))
     their_metrics = metrics_of(trainer)
     assert metrics == pytest.approx({name: their_metrics[name] for name in metrics}, rel=1e-9)
 

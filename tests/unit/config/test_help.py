@@ -4,7 +4,7 @@ import pytest
 
 from launch.cli import JOB_CONFIGS
 from rlhf_ray.config.tools import schema
-from rlhf_ray.config.tools.help import help_text
+from rlhf_ray.config.tools.schema import help_text
 
 
 @pytest.mark.parametrize("job", JOB_CONFIGS)

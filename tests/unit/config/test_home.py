@@ -8,17 +8,16 @@ import pytest
 from pydantic import AfterValidator
 
 from launch import cli
+from launch.package import PATH_KEYS
 from rlhf_ray.config.base import ELSEWHERE, LocalPath
 from rlhf_ray.config.checks.preflight import find_problems
 from rlhf_ray.config.jobs import PipelineConfig
-from rlhf_ray.config.tools import schema
-from rlhf_ray.config.tools.elsewhere import _PATH_KEYS, values_of
-from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.config.tools.ready import load_job
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools import layers, schema
+from rlhf_ray.config.tools.load import load_config, load_job
+from rlhf_ray.config.tools.stages import stages_of, values_of
 from rlhf_ray.config.tools.yaml_file import read_yaml
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.planning.sources import read_shapes
+from rlhf_ray.models.shape import read_shapes
 
 JOB = """
 run_dir: ~/runs/one
@@ -43,15 +42,8 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def texts(value):
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from texts(item)
+def texts(values):
+    return [text for _, text in layers.texts(values)]
 
 
 def is_local_path(annotation):
@@ -82,7 +74,7 @@ def test_no_key_that_is_called_like_a_path_is_forgotten(job):
     """Whoever adds a key for a file declares it as one."""
     cls = cli.CONFIGURED[job]
     for path in schema.all_paths(cls):
-        named = path[-1] in (*_PATH_KEYS, "run_dir") or path[-1].endswith(("_path", "_dir"))
+        named = path[-1] in (*PATH_KEYS, "run_dir") or path[-1].endswith(("_path", "_dir"))
         assert is_local_path(schema.at_path(cls, path)) == named, ".".join(path)
     for index in ("sources", "functions", "stages"):
         for path in schema.all_paths(cls):
@@ -104,7 +96,7 @@ def test_a_pipelines_files_and_values(home):
     stage = {"name": "one", "job": "grpo", "config": "~/job.yaml"}
     other = {**stage, "name": "two", "set": {"policy": {"model": {"path": "~/other"}}}}
     config = PipelineConfig.model_validate({"run_dir": "~/runs", "stages": [stage, other]})
-    one, two = resolve_stages(config, check_files=False)
+    one, two = stages_of(config, check_files=False)
     assert one.config.run_dir == f"{home}/runs/one"
     assert one.config.policy.model.path == f"{home}/model"
     assert two.config.policy.model.path == f"{home}/other"

@@ -8,10 +8,9 @@ from launch.run.folder import is_finished, run_folder
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
-from rlhf_ray.config.tools.elsewhere import values_of
 from rlhf_ray.config.tools.layers import lay_over
 from rlhf_ray.config.tools.load import dump_config, load_config
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.stages import stages_of, values_of
 from rlhf_ray.errors import ConfigError
 
 BASE = """
@@ -99,7 +98,7 @@ def test_a_stages_own_values_come_after_its_file(tmp_path, text, given, steps):
     pipeline = PipelineConfig.model_validate({"run_dir": str(tmp_path), "stages": [stage]})
     travelled = PipelineConfig.model_validate({**values_of(pipeline), "run_dir": str(tmp_path)})
     for config in (pipeline, travelled):
-        [stage] = resolve_stages(config, check_files=False)
+        [stage] = stages_of(config, check_files=False)
         assert stage.config.for_rows(NUM_ROWS).total_steps == steps
 
 

@@ -9,12 +9,10 @@ import pytest
 from rlhf_ray.algorithms.advantages import ADVANTAGES
 from rlhf_ray.algorithms.correction import CORRECTIONS
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
-from rlhf_ray.algorithms.label_losses import LABEL_LOSSES
 from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES
-from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES
+from rlhf_ray.algorithms.preference_losses import LABEL_LOSSES, PAIR_LOSSES
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS
-from rlhf_ray.algorithms.reward_losses import REWARD_LOSSES
-from rlhf_ray.algorithms.sft_losses import SFT_LOSSES
+from rlhf_ray.algorithms.supervised_losses import REWARD_LOSSES, SFT_LOSSES
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES
 from rlhf_ray.config.algorithm import AlgorithmConfig, CorrectionConfig, KlConfig
 from rlhf_ray.config.algorithm_table import Divergence, ReductionKind

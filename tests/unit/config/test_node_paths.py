@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_ray.config.checks.node_paths import node_paths
+from rlhf_ray.config.checks.preflight import node_paths
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig

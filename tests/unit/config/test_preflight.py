@@ -5,7 +5,7 @@ import os
 import pytest
 from model_folders import ON_GPU, refused, write_model
 
-from rlhf_ray.config.checks.preflight import preflight
+from rlhf_ray.config.checks.preflight import find_problems, login_fault, preflight
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.files.local import local_data
@@ -145,7 +145,7 @@ def test_head_dimensions_that_the_cpu_engine_refuses(good, tmp_path, changes, pa
 
 def test_the_head_dimensions_are_vllms():
     cpu_attn = pytest.importorskip("vllm.v1.attention.backends.cpu_attn")
-    from rlhf_ray.config.checks.model_config import CPU_HEAD_DIMS
+    from rlhf_ray.config.checks.model_files import CPU_HEAD_DIMS
 
     supported = cpu_attn.CPUAttentionBackend.get_supported_head_sizes()
     assert tuple(supported) == CPU_HEAD_DIMS
@@ -174,3 +174,31 @@ def test_sft_checks_its_own(good):
     message = refused({**values, "max_length": 999, "eval": {"every": 1}}, cls=SftConfig)
     assert "max_length: must be at most the model's 128, got 999" in message
     assert "eval.data.path" in message
+
+
+@pytest.fixture
+def no_login(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize(("mode", "is_refused"), [("online", True), ("offline", False)])
+@pytest.mark.usefixtures("no_login")
+def test_only_a_run_at_wandb_needs_a_login(mode, is_refused):
+    config = SftConfig.model_validate(
+        {"data": {"path": "x"}, "policy": {"model": {"path": "a/b"}}, "wandb": {"mode": mode}}
+    )
+    found = [str(p) for p in find_problems(config) if p.path == ("wandb", "mode")]
+    assert bool(found) == is_refused
+    assert all("set WANDB_API_KEY, run `wandb login`, or set" in text for text in found)
+
+
+@pytest.mark.usefixtures("no_login")
+def test_a_key_or_a_noted_login_will_do(tmp_path):
+    assert login_fault({}) is not None
+    assert login_fault({"WANDB_API_KEY": "k"}) is None
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n login user\n password k\n")
+    assert login_fault({}) is None
+    other = login_fault({"WANDB_BASE_URL": "https://wandb.example"})
+    assert other is not None and "wandb.example" in other

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch import cli
 from launch.cli import CONFIGURED, default_run_dir
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.jobs import PipelineConfig
-from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.config.tools.elsewhere import values_of
-from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.config.tools.ready import find_config, load_job, ready_configs
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.online import GrpoConfig, PpoConfig
+from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.tools.load import find_config, load_config, load_job, ready_configs
+from rlhf_ray.config.tools.stages import stages_of, values_of
+from rlhf_ray.config.tools.yaml_file import write_yaml
 from rlhf_ray.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -82,7 +84,7 @@ def test_stages_of_a_pipeline_are_found_by_name(tmp_path):
     config = load_config(PipelineConfig, find_config("pipeline", "tiny-cpu"))
     assert {stage.config for stage in config.stages} == {"tiny-cpu"}
     config = config.model_copy(update={"run_dir": str(tmp_path / "run")})
-    stages = resolve_stages(config, check_files=False)
+    stages = stages_of(config, check_files=False)
     sft = load_config(CONFIGURED["sft"], find_config("sft", "tiny-cpu"))
     assert stages[0].config.total_steps == sft.total_steps
     # What is sent to a cluster names no file of this machine.
@@ -96,7 +98,7 @@ def test_a_stage_whose_name_is_none_is_a_problem_of_the_stage(tmp_path):
         {"stages": [{"name": "one", "job": "sft", "config": "tiny-gpu"}]}
     )
     with pytest.raises(ConfigError, match=r"stages\.one\.config.* did you mean tiny-cpu\?"):
-        resolve_stages(config)
+        stages_of(config)
 
 
 def test_where_no_job_is_said_the_name_tells_it_or_not():
@@ -121,3 +123,45 @@ def test_where_no_job_is_said_the_name_tells_it_or_not():
 def test_every_command_that_takes_a_configuration_takes_a_name(words, capsys):
     assert cli.main(words) == 2
     assert "did you mean tiny-cpu?" in capsys.readouterr().err
+
+
+MODEL = {"policy": {"model": {"path": "org/name"}}, "data": {"path": "org/rows"}}
+ONLINE = {**MODEL, "reward": {"functions": [{"path": "rewards:score"}]}}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(values: dict[str, Any], *, folder: str = "mine") -> str:
+        path = Path(tmp_path, folder, "job.yaml")
+        path.parent.mkdir(exist_ok=True)
+        write_yaml(values, path)
+        return str(path)
+
+    return write
+
+
+def test_a_pipeline_has_stages(written):
+    stages = {"stages": [{"name": "one", "job": "sft", "set": MODEL}]}
+    assert type(load_job(written(stages))) is PipelineConfig
+
+
+def test_a_job_is_in_a_folder_of_its_name(written):
+    assert type(load_job(written(ONLINE, folder="ppo"))) is PpoConfig
+    assert type(load_job(written(ONLINE, folder="grpo"))) is GrpoConfig
+
+
+def test_what_is_said_comes_first(written):
+    assert type(load_job(written(MODEL, folder="sft"), "dpo")) is DpoConfig
+
+
+def test_keys_that_one_job_alone_has_tell_it(written):
+    assert type(load_job(written({**MODEL, "loss_type": "nll"}))) is SftConfig
+
+
+def test_what_several_jobs_might_be_is_asked_for(written):
+    path = written(ONLINE)
+    with pytest.raises(ConfigError) as caught:
+        load_job(path)
+    assert str(caught.value).startswith(f"{path} may configure ppo or grpo or sample: say which by")
+    with pytest.raises(ConfigError, match="may configure no job: say which by --job"):
+        load_job(written({"policy": 3}))

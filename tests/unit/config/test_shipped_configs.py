@@ -12,7 +12,7 @@ from rlhf_ray.config.jobs import JOB_CONFIGS, PipelineConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.config.tools.load import load_config
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.stages import stages_of
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name in JOB_CONFIGS)
@@ -122,7 +122,7 @@ def test_every_stage_of_a_pipeline_is_valid(path, tmp_path, monkeypatch):
     # The demo makes model and data on the spot.
     monkeypatch.setattr("rlhf_ray.config.tools.stages.find_problems", lambda config: [])
     config = load_config(PipelineConfig, path, ["--run-dir", str(tmp_path)])
-    stages = resolve_stages(config)
+    stages = stages_of(config)
     assert [stage.name for stage in stages] == [stage.name for stage in config.stages]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlhf_ray.config.jobs import PipelineConfig
-from rlhf_ray.config.tools.stages import groups_of, resolve_stages
+from rlhf_ray.config.tools.stages import groups_of, stages_of
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.stages import stages_left
 
@@ -49,12 +49,12 @@ def stage(pairs, stories):
 
 def refused(config: PipelineConfig) -> str:
     with pytest.raises(ConfigError) as caught:
-        resolve_stages(config)
+        stages_of(config)
     return str(caught.value)
 
 
 def test_a_model_is_another_stages_export_and_descends_from_its_root(make, stage, stories):
-    sft, dpo, ppo = resolve_stages(
+    sft, dpo, ppo = stages_of(
         make(stage("sft"), stage("dpo", "stage:sft"), stage("ppo", "stage:dpo"))
     )
     assert dpo.config.policy.model.path == sft.result
@@ -67,14 +67,14 @@ def test_a_model_is_another_stages_export_and_descends_from_its_root(make, stage
 def test_a_reward_model_scores_and_a_file_of_a_stage_is_data(make, stage, tmp_path):
     reward = {"model": {"path": "stage:rm"}}
     ppo = stage("ppo", "stage:sft", reward=reward, data={"path": "stage:sample/pairs.jsonl"})
-    stages = resolve_stages(make(stage("sft"), stage("sample"), stage("rm", "stage:sft"), ppo))
+    stages = stages_of(make(stage("sft"), stage("sample"), stage("rm", "stage:sft"), ppo))
     assert stages[-1].config.reward.model.path == stages[2].result
     assert stages[-1].config.data.path == str(tmp_path / "run/sample/pairs.jsonl")
     assert stages[-1].sources == {"sft", "rm"}
 
 
 def test_what_is_given_for_all_stages_gives_way_to_a_stage(make, stage):
-    first, second = resolve_stages(
+    first, second = stages_of(
         make(
             stage("sft"),
             stage("rm", seed=5),
@@ -133,7 +133,7 @@ def test_two_stages_of_one_name_are_refused(stage, make):
 @pytest.fixture
 def three_stages(make, stage):
     """SFT, a reward model on it, and PPO on both, to be resumed."""
-    return resolve_stages(
+    return stages_of(
         make(
             stage("sft"),
             stage("rm", "stage:sft"),

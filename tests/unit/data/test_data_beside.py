@@ -30,7 +30,7 @@ from chat_rows import (
 from loads import load_pairs, load_prompts, load_sft
 
 from rlhf_ray.data.chat.borders import decode
-from rlhf_ray.data.formats.reading import refuse_media
+from rlhf_ray.data.formats.table import refuse_media
 from rlhf_ray.data.row import Row
 from rlhf_ray.errors import RowError
 

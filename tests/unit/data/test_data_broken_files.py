@@ -15,7 +15,7 @@ from broken_files import BROKEN, GOOD, Broken
 from loads import load_prompts
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
-from rlhf_ray.data.files import binary, json_window, text_rows
+from rlhf_ray.data.files import parsing, reading
 from rlhf_ray.data.files.sources import read_rows
 from rlhf_ray.data.row import Row
 from rlhf_ray.errors import DataError, RowError
@@ -107,9 +107,9 @@ def test_rows_may_be_nested_as_deeply_as_whatever_keeps_them_bears(
 def test_a_row_without_end_is_not_read_to_its_end(
     tmp_path: Path, name: str, content: bytes, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (binary, json_window, text_rows):
+    for module in (reading, parsing):
         monkeypatch.setattr(module, "MAX_ROW_BYTES", 100)
-    monkeypatch.setattr(json_window, "_READ_BYTES", 20)
+    monkeypatch.setattr(reading, "_READ_BYTES", 20)
     path = tmp_path / name
     path.write_bytes(content)
     rows = list(read_rows(SourceConfig(path=str(path))))
@@ -124,7 +124,7 @@ HUGE = """
     from rlhf_ray.config.data import SourceConfig
     from rlhf_ray.errors import RowError
     from rlhf_ray.data.files.sources import read_rows
-    from rlhf_ray.metrics.memory import peak_memory_gb
+    from rlhf_ray.metrics.usage import peak_memory_gb
 
     for path in sys.argv[1:]:
         start = time.process_time()  # other processes have a part of the clock's

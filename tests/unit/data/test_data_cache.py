@@ -128,9 +128,9 @@ def test_all_code_that_rows_pass_through_is_known() -> None:
     package = Path(cache.__file__).parents[2]
     known = {file for pattern in cache._SOURCES for file in package.glob(pattern)}
     assert len(imported & known) > 40
-    # Of configurations, settings of others than data; files of weights; errors; processes.
+    # Of configurations, settings of others than data; files of models; errors; processes.
     assert {file.stem for file in imported - known} == {
-        "__init__", "base", "model_config", "weight_files", "errors", "parent_process",
+        "__init__", "base", "model_files", "errors", "parent_process",
     }  # fmt: skip
 
 

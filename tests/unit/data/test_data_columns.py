@@ -14,7 +14,7 @@ from loads import load_labelled, load_pairs, load_prompts, load_sft
 from pydantic import ValidationError
 
 from rlhf_ray.config.data import BetterConfig, DataConfig
-from rlhf_ray.config.tools.help import help_text
+from rlhf_ray.config.tools.schema import help_text
 from rlhf_ray.data.examples.preferences import check_labels
 from rlhf_ray.errors import DataError, RowError
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.config.data import SourceConfig
-from rlhf_ray.data.files import json_window
-from rlhf_ray.data.files.json_window import JsonWindow
+from rlhf_ray.data.files import reading
+from rlhf_ray.data.files.reading import JsonWindow
 from rlhf_ray.data.files.sources import read_rows
 from rlhf_ray.data.row import Row
 from rlhf_ray.errors import DataError, RowError
@@ -135,7 +135,7 @@ def test_a_window_of_any_size_gives_what_json_gives(
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii)
     lines_before = [text[:at].count("\n") for at in range(len(text))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_window, "_READ_BYTES", read_bytes)
+        patch.setattr(reading, "_READ_BYTES", read_bytes)
         window = JsonWindow(io.BytesIO(text.encode("utf-8", "surrogatepass")), "a")
         assert window.take("[")
         for expected in rows:
@@ -161,7 +161,7 @@ def test_a_window_of_any_size_gives_what_json_gives(
 def test_a_fault_has_its_place_wherever_the_window_ends(
     text: str, fault: str, read_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_window, "_READ_BYTES", read_bytes)
+    monkeypatch.setattr(reading, "_READ_BYTES", read_bytes)
     window = JsonWindow(io.BytesIO(text.encode()), "a")
     window.take("[")
     faults = []

@@ -17,9 +17,9 @@ from loads import load_pairs, load_prompts, load_sft
 from pydantic import ValidationError
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.data.loading import parallel
+from rlhf_ray.data.loading import passes
 from rlhf_ray.data.order import RowsInOrder
-from rlhf_ray.data.rows.mixing import mix
+from rlhf_ray.data.rows.rows import mix
 from rlhf_ray.errors import DataError, RowError, UnusableRow
 from rlhf_ray.types import SftExample
 
@@ -160,15 +160,15 @@ def test_many_rows_take_processes_by_themselves(
     tmp_path: Path, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = texts(tmp_path / "a.jsonl", 9)
-    monkeypatch.setattr(parallel, "ROWS_WORTH_PROCESSES", 4)
-    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(passes, "ROWS_WORTH_PROCESSES", 4)
+    monkeypatch.setattr(passes.os, "sched_getaffinity", lambda _: {0, 1, 2})
     asked: list[int] = []
 
     def in_processes(rows: Any, work: Any, num_workers: int) -> Any:
         asked.append(num_workers)
-        return parallel.convert(rows, work, num_workers=1)
+        return passes.convert(rows, work, num_workers=1)
 
-    monkeypatch.setattr(parallel, "_in_processes", in_processes)
+    monkeypatch.setattr(passes, "_in_processes", in_processes)
     loaded = load_sft(DataConfig(path=rows), chat_tokenizer, max_length=99)
     assert ids(loaded.rows) == [f"a:{n}" for n in range(9)]
     assert asked == [3]

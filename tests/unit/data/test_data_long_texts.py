@@ -21,7 +21,7 @@ from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.data.chat.borders import text_tokens
 from rlhf_ray.data.chat.turn_end import with_end
-from rlhf_ray.data.examples import pieces, shortening
+from rlhf_ray.data.examples import lengths, sft
 from rlhf_ray.errors import DataError
 
 
@@ -62,7 +62,7 @@ def both_ways(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], 
     def both(load: Callable[[], Any]) -> tuple[Any, Any]:
         shortened = load()
         with monkeypatch.context() as patched:
-            patched.setattr(shortening, "_enough", lambda whole, *_, **__: len(whole))
+            patched.setattr(lengths, "_enough", lambda texts, *_, **__: len("\n".join(texts)))
             return shortened, load()
 
     return both
@@ -186,7 +186,7 @@ def test_of_megabytes_a_few_kilobytes_are_tokenized(
 
 @pytest.fixture
 def short_sections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(pieces, "_SECTION_CHARACTERS", 6_000)
+    monkeypatch.setattr(sft, "_SECTION_CHARACTERS", 6_000)
     yield
 
 

@@ -27,7 +27,7 @@ from published_rows import (
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.examples.preferences import Pairs
 from rlhf_ray.data.formats.table import ROW_FORMATS, recognise
-from rlhf_ray.data.loading.streams import open_stream
+from rlhf_ray.data.loading.load import open_stream
 from rlhf_ray.data.row import Row
 from rlhf_ray.data.rows.report import Loaded
 from rlhf_ray.errors import DataError, RowError

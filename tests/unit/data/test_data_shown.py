@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from rlhf_ray.data.chat.spans import printable, shortened, spans
-from rlhf_ray.data.rows.histogram import histogram
+from rlhf_ray.data.chat.borders import printable, shortened, spans
+from rlhf_ray.data.rows.report import histogram
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.data.examples.preferences import Pairs
 from rlhf_ray.data.examples.prompts import Prompts
 from rlhf_ray.data.examples.sft import Examples
-from rlhf_ray.data.loading import parallel
-from rlhf_ray.data.loading.streams import open_stream
+from rlhf_ray.data.loading import passes
+from rlhf_ray.data.loading.load import open_stream
 from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.errors import DataError, RowError, RunError
 from rlhf_ray.types import Prompt, SftExample
@@ -30,7 +30,7 @@ NUM_ROWS = 50
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "_CHUNK_ROWS", 4)
+    monkeypatch.setattr(passes, "_CHUNK_ROWS", 4)
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_a_submitted_job_is_told_of_verbose(verbose):
 
 def test_a_failed_run_says_where_the_logs_of_actors_are(monkeypatch, caplog):
     monkeypatch.setattr(cluster, "connect", lambda run, roles: "/tmp/ray/session_x")
-    monkeypatch.setattr(cluster, "disconnect", lambda: None)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     caplog.set_level(logging.INFO, "launch")
     with pytest.raises(RunError), cluster.connected(None, {}):
         raise RunError("policy/0 died")

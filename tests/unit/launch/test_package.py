@@ -4,7 +4,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from launch.remote import package
+from launch import package
 from rlhf_ray.errors import ConfigError
 
 

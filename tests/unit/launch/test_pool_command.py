@@ -12,8 +12,7 @@ import psutil
 import pytest
 
 from actors.pool.standing_cluster import Process, StandingCluster
-from launch import pool, pool_status
-from launch.run import pool_registry as registry
+from launch import pool
 from launch.run import standing
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.errors import ConfigError, RunError
@@ -26,8 +25,8 @@ def no_cluster(tmp_path, monkeypatch):
     """None is started; one that is joined does not answer."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(standing, "answers", lambda address: True)
-    monkeypatch.setattr(pool, "ray", SimpleNamespace(is_initialized=lambda: False))
-    monkeypatch.setattr(pool, "disconnect", lambda: None)
+    fake = SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: None)
+    monkeypatch.setattr(pool, "ray", fake)
 
     def join(address: str) -> None:
         raise ConfigError(f"no Ray cluster answers at {address}")
@@ -51,7 +50,7 @@ def config():
 
 def register(*, head=None, starter=None, address="10.0.0.1:6379"):
     cluster = StandingCluster(pool="lab", address=address, head=head, starter=starter, since_s=1.0)
-    registry.write(cluster)
+    standing.register(cluster)
     return cluster
 
 
@@ -59,7 +58,7 @@ def test_a_start_under_anothers_name_touches_nothing(config, stopped):
     cluster = register()
     with pytest.raises(ConfigError, match="pool lab is there since"):
         pool.up(config, "lab")
-    assert registry.cluster_of("lab") == cluster
+    assert standing.cluster_of("lab") == cluster
     assert not stopped
 
 
@@ -73,14 +72,14 @@ def test_a_start_that_fails_ends_what_it_has_registered(failure, config, stopped
     with pytest.raises(type(failure)):
         pool.up(config, "lab")
     assert [cluster.head for cluster in stopped] == [Process.own()]
-    assert not list(registry.folder().iterdir())
+    assert not list(standing.folder().iterdir())
 
 
 def test_a_start_on_a_cluster_that_cannot_be_joined_leaves_no_entry(config, stopped):
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at 10\.0\.0\.1:6379"):
         elsewhere = config.ray.model_copy(update={"address": "10.0.0.1:6379"})
         pool.up(config.model_copy(update={"ray": elsewhere}), "lab")
-    assert not list(registry.folder().iterdir())
+    assert not list(standing.folder().iterdir())
 
 
 def test_a_pool_on_anothers_cluster_that_does_not_answer_is_not_forgotten(stopped):
@@ -88,8 +87,8 @@ def test_a_pool_on_anothers_cluster_that_does_not_answer_is_not_forgotten(stoppe
     with pytest.raises(RunError) as caught:
         pool.down("lab")
     assert "may still hold GPUs at 10.0.0.1:6379" in str(caught.value)
-    assert str(registry.entry_file("lab")) in str(caught.value)
-    assert registry.cluster_of("lab") == cluster
+    assert str(standing.entry_file("lab")) in str(caught.value)
+    assert standing.cluster_of("lab") == cluster
     assert not stopped
 
 
@@ -97,7 +96,7 @@ def test_a_cluster_of_its_own_is_ended_also_where_it_cannot_be_joined(stopped, c
     cluster = register(head=GONE)
     assert pool.down("lab") == 0
     assert stopped == [cluster]
-    assert registry.cluster_of("lab") is None
+    assert standing.cluster_of("lab") is None
     assert "pool lab is down" in capsys.readouterr().out
 
 
@@ -121,7 +120,7 @@ def test_a_pool_in_use_is_left_as_it_is(stopped, monkeypatch):
     monkeypatch.setattr(pool, "join", in_use)
     with pytest.raises(ConfigError, match="in use by runs/first"):
         pool.down("lab")
-    assert registry.cluster_of("lab") == cluster
+    assert standing.cluster_of("lab") == cluster
     assert not stopped
 
 
@@ -141,7 +140,7 @@ def test_a_start_that_was_killed_is_told_of_and_cleared_away(stopped, capsys):
     assert pool.status("") == 0
     assert "was broken off; `rlhf-ray pool down --name lab`" in capsys.readouterr().out
     assert pool.down("lab") == 0
-    assert registry.cluster_of("lab") is None
+    assert standing.cluster_of("lab") is None
 
 
 def test_the_status_of_many_pools_is_the_worst_of_them(monkeypatch, capsys):
@@ -153,10 +152,10 @@ def test_the_status_of_many_pools_is_the_worst_of_them(monkeypatch, capsys):
 
     def status_of(*names: str) -> int:
         clusters = [SimpleNamespace(pool=name) for name in names]
-        monkeypatch.setattr(registry, "entries", lambda: clusters)
+        monkeypatch.setattr(standing, "entries", lambda: clusters)
         return pool.status("")
 
-    monkeypatch.setattr(pool_status.subprocess, "run", run)
+    monkeypatch.setattr(pool.subprocess, "run", run)
     assert status_of("good", "good") == 0
     assert status_of("good", "slow") == 1
     assert "pool slow: no answer within 120 s" in capsys.readouterr().out

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from fake_pool import FakeLoop, FakePool, FakeTokenizer
 
-from launch import cli, job, pipeline
+from launch import cli, job
 from launch.run.folder import check_folder, run_folder
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
+from rlhf_ray.config.tools.stages import stages_of
 from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.jobs.online import OnlineData
 from rlhf_ray.jobs.sft import SftData
@@ -34,6 +35,11 @@ def row(*ids):
 
 
 ROWS = [row(1, 2), row(3, 4)]
+ONLINE = {
+    "data": {"path": "org/rows"},
+    "policy": {"model": {"path": "org/model"}},
+    "reward": {"functions": [{"path": "m:f"}]},
+}
 
 
 def make_config(folder, cls=SftConfig, **settings):
@@ -275,12 +281,7 @@ def test_a_job_that_is_not_refused_is_written_and_told_of_its_checkpoint(done, m
 
 
 def test_samples_that_somebody_cut(tmp_path):
-    values = {
-        "run_dir": str(tmp_path / "run"),
-        "data": {"path": "org/rows"},
-        "policy": {"model": {"path": "org/model"}},
-        "reward": {"functions": [{"path": "m:f"}]},
-    }
+    values = {**ONLINE, "run_dir": str(tmp_path / "run")}
     config = SampleConfig.model_validate(values)
     prompts = [Prompt(prompt_id="a", token_ids_T=(1,), text="a")]
 
@@ -311,14 +312,10 @@ def test_samples_that_somebody_cut(tmp_path):
 @pytest.fixture
 def stages(tmp_path, monkeypatch):
     """A pipeline whose first stage is finished and whose second was left after two steps."""
-    monkeypatch.setattr(pipeline, "connected", lambda *arguments: pytest.fail("it was started"))
+    monkeypatch.setattr(job, "connected", lambda *arguments: pytest.fail("it was started"))
     fake = replace(JOBS["sft"], load=loading(ROWS))
-    monkeypatch.setattr(pipeline, "JOBS", {"sft": fake})
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    write_weights(model / "model.safetensors")
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.setattr(job, "JOBS", {"sft": fake})
+    model = write_inputs(tmp_path)
 
     def make(**settings):
         stage = {"total_steps": 4, "batch_size": 2, "data": {"path": f"{tmp_path}/rows.jsonl"}}
@@ -335,7 +332,7 @@ def stages(tmp_path, monkeypatch):
         return PipelineConfig.model_validate(values)
 
     whole = make()
-    one, two = pipeline.resolve_stages(whole)
+    one, two = stages_of(whole)
     with pytest.raises(RunError), run_folder(whole):
         with run_folder(one.config) as folder:
             (folder / "export").mkdir()
@@ -345,6 +342,16 @@ def stages(tmp_path, monkeypatch):
             write_checkpoints(two.config, {"setup": setup_of(two.config, ROWS)})
             raise RunError("stopped")
     return make
+
+
+def write_inputs(folder):
+    """A file of rows, and the folder of a model."""
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    write_weights(model / "model.safetensors")
+    (folder / "rows.jsonl").write_text('{"text": "a"}\n')
+    return model
 
 
 def write_weights(path):
@@ -363,24 +370,20 @@ def write_weights(path):
 def test_a_stage_of_a_pipeline(stages, tmp_path, changes, match):
     before = everything_in(tmp_path / "run")
     with pytest.raises(ConfigError, match=match):
-        pipeline.run(stages(**changes))
+        job.run(stages(**changes))
     assert everything_in(tmp_path / "run") == before
 
 
 def test_what_a_stage_does_not_look_at_is_said(stages, caplog):
     model = {"path": "stage:one", "lora": {"alpha": 4}}
     with pytest.raises(ConfigError):
-        pipeline.run(stages(two={"seed": 1, "policy": {"model": model}}))
+        job.run(stages(two={"seed": 1, "policy": {"model": model}}))
     assert "settings that stage two does not look at: policy.model.lora (its rank" in caplog.text
 
 
 def test_the_command_refuses_too(tmp_path, done, monkeypatch, capsys):
     """All the way from the command line: exit status 2."""
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    write_weights(model / "model.safetensors")
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    model = write_inputs(tmp_path)
     values = {"data": {"path": f"{tmp_path}/rows.jsonl"}, "reward": {"model": {"path": str(model)}}}
     (tmp_path / "rm.yaml").write_text(json.dumps(values))
     before = everything_in(Path(done.run_dir))
@@ -391,14 +394,7 @@ def test_the_command_refuses_too(tmp_path, done, monkeypatch, capsys):
 
 
 def test_a_started_run_is_marked(tmp_path):
-    config = GrpoConfig.model_validate(
-        {
-            "run_dir": str(tmp_path / "run"),
-            "data": {"path": "org/rows"},
-            "policy": {"model": {"path": "org/model"}},
-            "reward": {"functions": [{"path": "m:f"}]},
-        }
-    )
+    config = GrpoConfig.model_validate({**ONLINE, "run_dir": str(tmp_path / "run")})
 
     async def stop():
         with run_folder(config):

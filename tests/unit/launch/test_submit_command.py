@@ -7,12 +7,12 @@ import pytest
 
 from launch import cli
 from launch.jobs import parser as jobs_parser
+from launch.package import find_missing
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.jobs import PipelineConfig
 from rlhf_ray.config.supervised import SftConfig
-from rlhf_ray.config.tools.elsewhere import find_missing, values_of
 from rlhf_ray.config.tools.load import load_config, validate
-from rlhf_ray.config.tools.stages import resolve_stages
+from rlhf_ray.config.tools.stages import stages_of, values_of
 from rlhf_ray.config.tools.yaml_file import YamlFile, write_yaml
 
 SFT = {"data": {"path": "/data/rows.jsonl"}, "policy": {"model": {"path": "org/model"}}}
@@ -123,9 +123,9 @@ def test_a_pipeline_is_sent_with_its_stages_files(written, tmp_path, monkeypatch
     config = load_config(PipelineConfig, path, ["--run-dir", str(tmp_path)])
     values = values_of(config)
     assert find_missing(values, None) == []
-    whole = resolve_stages(config, check_files=False)
+    whole = stages_of(config, check_files=False)
     (tmp_path / "sft.yaml").unlink()
-    sent = resolve_stages(PipelineConfig.model_validate(values), check_files=False)
+    sent = stages_of(PipelineConfig.model_validate(values), check_files=False)
     assert sent == whole
     assert [(stage.config.seed, stage.config.total_steps) for stage in sent] == [(5, 9), (5, 7)]
 

@@ -16,8 +16,8 @@ from learning import hosted, learner_config
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
-from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
-from rlhf_ray.learner.examples import ExampleLearner
+from rlhf_ray.learner.base import ExampleLearner
+from rlhf_ray.learner.deepspeed.engine import DeepSpeedBuilder
 from rlhf_ray.learner.policy import PolicyLearner
 from rlhf_ray.learner.value import ValueLearner
 from rlhf_ray.specs import PolicySpec, SupervisedSpec, ValueSpec

@@ -11,7 +11,7 @@ import torch
 from benchmarks.gradients import first_moments
 from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.learner.build import Spec, make_learner, section_of
-from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
+from rlhf_ray.learner.deepspeed.engine import DeepSpeedBuilder
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward, plan_update
 
 # Adam's division with a gradient's own size in it: without, rounding of a gradient near 0 becomes a

@@ -15,8 +15,7 @@ from benchmarks.tiny_models import tiny
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.learner import export
-from rlhf_ray.learner.export import export_model
-from rlhf_ray.learner.weight_files import differences, write_weights
+from rlhf_ray.learner.export import differences, export_model, write_weights
 from rlhf_ray.learner.weights import named_weights, require_mergeable, weight_infos
 from rlhf_ray.models import memory
 from rlhf_ray.models.load import load_causal_lm, with_adapter
@@ -166,7 +165,7 @@ def test_a_large_model_leaves_in_several_files(tmp_path, monkeypatch):
 
 
 def test_an_export_says_how_far_a_loaded_copy_is(tmp_path, bias_model, caplog):
-    with caplog.at_level(logging.INFO, "rlhf_ray.learner.export_check"):
+    with caplog.at_level(logging.INFO, "rlhf_ray.learner.export"):
         export_to(tmp_path, bias_model)
     assert "a loaded copy's logits are 0.0e+00 apart" in caplog.text
 

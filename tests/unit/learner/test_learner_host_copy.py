@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_ray.errors import RunError
-from rlhf_ray.learner.deepspeed.host_copy import HostCopy, storages_of
+from rlhf_ray.learner.deepspeed.residency import HostCopy, storages_of
 
 CPU = torch.device("cpu")
 

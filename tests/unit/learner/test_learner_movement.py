@@ -7,7 +7,7 @@ import torch
 from learning import plan_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf_ray.learner import movement
+from rlhf_ray.learner import optim
 from rlhf_ray.learner.deepspeed.engine import _master_part
 
 pytestmark = pytest.mark.timeout(900)  # CPUAdam is compiled at its first use on a machine
@@ -43,12 +43,12 @@ class LargestNew(TorchDispatchMode):
 
 @pytest.mark.parametrize(("dtype", "zero"), SETTINGS)
 def test_no_more_than_a_piece_is_copied(make_policy, rows, monkeypatch, dtype, zero):
-    monkeypatch.setattr(movement, "PIECE", PIECE, raising=False)
+    monkeypatch.setattr(optim, "PIECE", PIECE)
     learner = make_policy(model={"dtype": dtype}, zero=zero)
     named = learner.engine._named_trained()
     settings = (named, _master_part, torch.device("cpu"))
     with LargestNew() as largest:
-        check = movement.MovementCheck(*settings)
+        check = optim.MovementCheck(*settings)
     # Sums of all parameters cross the ranks together.
     limit = 8 * max(PIECE, 2 * len(named))
     assert PIECE < largest.bytes <= limit < 4 * LARGEST_WEIGHT

@@ -19,8 +19,7 @@ from learning import (
 )
 from transformers import AutoModelForCausalLM
 
-from rlhf_ray.algorithms.label_losses import LabelledInputs, kto
-from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, PairInputs
+from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, LabelledInputs, PairInputs, kto
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
 from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.errors import ConfigError

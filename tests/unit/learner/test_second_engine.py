@@ -18,9 +18,9 @@ from learning import (
 from plain_engine import PlainBuilder
 
 from rlhf_ray.config.base import ReferenceConfig
-from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
+from rlhf_ray.learner.deepspeed.engine import DeepSpeedBuilder
 from rlhf_ray.learner.engine import ParallelDims
-from rlhf_ray.learner.scoring import over_ranks
+from rlhf_ray.learner.rows import over_ranks
 from rlhf_ray.specs import ReferenceSpec
 from rlhf_ray.types import SftExample
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_ray.config.online import PpoConfig
-from rlhf_ray.metrics.flops import UpdateFlops
+from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import (
     EnginePart,

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from rlhf_ray.metrics.console import HEAD_EVERY, StepTable, change, duration, number
 from rlhf_ray.metrics.log import Record
 from rlhf_ray.metrics.names import COLUMNS, LIMITS, LINE, check_names
-from rlhf_ray.metrics.step_table import HEAD_EVERY, StepTable, change, duration, number
 
 ONLINE = {
     "rollout/reward_mean": -1234.5,

@@ -10,9 +10,9 @@ from rlhf_ray.config.base import ForwardConfig, LoraConfig, ModelConfig
 from rlhf_ray.models import attention
 from rlhf_ray.models.batch import build_batch
 from rlhf_ray.models.check import settle
-from rlhf_ray.models.dropout import checkpoint_layers
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import with_adapter
+from rlhf_ray.models.modes import checkpoint_layers
 
 CPU = torch.device("cpu")
 # Dropout of functions and of modules, layers that are left out, routers that jitter.

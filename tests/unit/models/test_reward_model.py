@@ -21,7 +21,7 @@ from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.chat.answers import tokenize_answer
 from rlhf_ray.data.chat.tokenizer import vocabulary_digest
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.learner.deepspeed.builder import DeepSpeedBuilder
+from rlhf_ray.learner.deepspeed.engine import DeepSpeedBuilder
 from rlhf_ray.learner.reward_scorer import RewardScorer, forward_config
 from rlhf_ray.models.reward_statistics import write_statistics
 from rlhf_ray.types import Prompt, Rollout

@@ -19,8 +19,8 @@ from rlhf_ray.models import attention, modes
 from rlhf_ray.models.attention import packed_sdpa, varlen_attention
 from rlhf_ray.models.batch import lay_out
 from rlhf_ray.models.check import settle
-from rlhf_ray.models.dropout import checkpoint_layers
 from rlhf_ray.models.heads import TokenScorer, ValueModel
+from rlhf_ray.models.modes import checkpoint_layers
 from rlhf_ray.models.reward import RewardModel
 
 CPU = torch.device("cpu")

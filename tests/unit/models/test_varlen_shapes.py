@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.tiny_models import tiny
 from rlhf_ray.models import attention
 from rlhf_ray.models.batch import build_batch, lay_out
-from rlhf_ray.models.dropout import checkpoint_layers
 from rlhf_ray.models.heads import TokenScorer
-from rlhf_ray.models.modes import ForwardMode
+from rlhf_ray.models.modes import ForwardMode, checkpoint_layers
 
 CPU = torch.device("cpu")
 # Numbers that no other dimension has.

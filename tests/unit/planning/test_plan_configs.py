@@ -14,8 +14,7 @@ from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.config.tools.stages import stages_of
 from rlhf_ray.memory import GIB
-from rlhf_ray.planning.advice import advise_placement
-from rlhf_ray.planning.changes import changed
+from rlhf_ray.planning.advice import advise_placement, changed
 from rlhf_ray.planning.layout import Cluster, shown_bytes, smallest_cluster
 from rlhf_ray.planning.plan import plan_job
 from rlhf_ray.planning.roles import model_paths

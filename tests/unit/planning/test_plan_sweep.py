@@ -9,8 +9,7 @@ from plan_jobs import JOBS, MODELS, SHAPES, advised, job, memory_of, node
 
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.layout import smallest_cluster
-from rlhf_ray.planning.plan import plan_job
-from rlhf_ray.planning.problems import PART_NAMES
+from rlhf_ray.planning.plan import PART_NAMES, plan_job
 
 
 @st.composite

@@ -10,8 +10,7 @@ import pytest
 from rlhf_ray.config.checks.references import required_arguments
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.rewards.checks import check_columns
-from rlhf_ray.rewards.functions import GIVEN
+from rlhf_ray.rewards.functions import GIVEN, check_columns
 from rlhf_ray.types import Prompt
 
 SOURCE = """

@@ -1,9 +1,12 @@
-"""Model FLOPs utilisation: how much of the hardware's peak the update's arithmetic reaches."""
+"""What a run takes of its machines: memory, and how much of their peak in arithmetic."""
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 # Dense bfloat16 peaks by the vendors' datasheets, in FLOP/s, by a part of the device's name.
 PEAK_FLOPS: Mapping[str, float] = {
@@ -19,6 +22,19 @@ PEAK_FLOPS: Mapping[str, float] = {
     "L40S": 362e12,
     "MI300X": 1307e12,
 }
+
+
+def peak_memory_gb() -> float:
+    """Since the process began, in GB of 2**30 bytes: of its GPU where it uses one, else of its RAM.
+
+    On a GPU it is what torch's tensors took. Of RAM it is the resident set, libraries included.
+    """
+    torch = sys.modules.get("torch")  # a process without torch has no tensors on a GPU
+    if torch is not None and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated()) / 2**30
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    [kilobytes] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(kilobytes) / 2**20
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -1,14 +1,21 @@
-"""The folder that goes along with a submitted job: which files, and the archive of them."""
+"""The folder that goes along with a submitted job: its files, and what paths they have to hold."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from pathspec import GitIgnoreSpec
 
+from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
+from rlhf_ray.config.checks.data_files import fixed_part
+from rlhf_ray.config.checks.references import hub_dataset
+from rlhf_ray.config.tools.layers import texts
+from rlhf_ray.config.tools.problems import KeyPath, Problem
+from rlhf_ray.config.tools.stages import PREFIX
 from rlhf_ray.errors import ConfigError
 
 # What no job reads, as `.gitignore` would say it: histories, environments, caches, results, logins.
@@ -24,6 +31,7 @@ JUNK = GitIgnoreSpec.from_lines(
 # Every node gets a copy, by way of the head's memory; Ray's dashboard takes no more at once.
 MAX_BYTES = 100 * 2**20
 EPOCH = (1980, 1, 1, 0, 0, 0)
+PATH_KEYS = ("path", "tokenizer", "chat_template", "nvme_path")
 
 
 def shipped_files(folder: Path) -> list[str]:
@@ -79,3 +87,45 @@ def write_package(folder: Path, files: Sequence[str], archive: Path) -> None:
             info.compress_type = ZIP_DEFLATED
             info.external_attr = ((folder / file).stat().st_mode & 0xFFFF) << 16
             package.writestr(info, (folder / file).read_bytes())
+
+
+def find_missing(values: Mapping[str, Any], shipped: Collection[str] | None) -> list[Problem]:
+    """Relative paths that lead nowhere with the `shipped` files alone; None where none go along."""
+    problems = []
+    for path, text in _relative(values):
+        if shipped is None:
+            message = (
+                f"{text!r} is relative to a folder that the cluster does not have: send it along "
+                "by --working-dir, or give the path that it has on the cluster's nodes"
+            )
+        elif not _is_there(text, shipped):
+            message = (
+                f"{text!r} is not among the files of --working-dir that are sent (runs, caches "
+                "and what git ignores stay here): give the path that it has on the cluster's nodes"
+            )
+        else:
+            continue
+        problems.append(Problem(path=path, message=message))
+    return problems
+
+
+def _is_there(text: str, shipped: Collection[str]) -> bool:
+    wanted = str(PurePosixPath(fixed_part(text)))  # of a pattern, the folder that it searches
+    return wanted in (".", *shipped) or any(file.startswith(f"{wanted}/") for file in shipped)
+
+
+def _relative(values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Every relative path of files, with its key."""
+    for path, value in texts(values):
+        text = value.rpartition(":")[0] if "functions" in path else value
+        is_path = path[-1] in PATH_KEYS and text and _names_files(text, path)
+        if is_path and not text.startswith(("/", "~", PREFIX)):
+            yield path, text
+
+
+def _names_files(text: str, path: KeyPath) -> bool:
+    if "functions" in path:
+        return text.endswith(".py")  # else a module, which is imported
+    if path[-1] == "chat_template":
+        return text not in CHAT_TEMPLATE_NAMES and "{" not in text
+    return hub_dataset(text) is None

@@ -1,1 +1,0 @@
-"""What commands about clusters elsewhere share."""
