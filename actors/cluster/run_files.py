@@ -7,7 +7,6 @@ and every file is compared by its digest. On a shared file system nothing is don
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import shutil
@@ -22,7 +21,7 @@ from actors.cluster import file_tasks
 from actors.cluster.deadline import within
 from actors.cluster.file_tasks import FileStamp, stamps_of, start_on
 from actors.cluster.role_handle import RoleHandle
-from rlhf_ray.deadlines import in_thread
+from rlhf_ray.deadlines import in_thread, together
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import RunError
 
@@ -79,7 +78,7 @@ class RunFiles:
                 if here.get(name) != stamp:
                     from_node[node][name] = stamp
         _check_names(folder, [from_node[node] for node in nodes])
-        await asyncio.gather(
+        await together(
             *(self._fetch_files(node, folder, target, from_node[node]) for node in nodes)
         )
 
@@ -117,7 +116,7 @@ class RunFiles:
             return
         here = await self._stamps_here(folder)
         listed = await self._ask(nodes, file_tasks.list_files, folder)
-        await asyncio.gather(
+        await together(
             *(
                 self._send_files(node, folder, dict(here.items() - there.items()))
                 for node, there in zip(nodes, listed, strict=True)

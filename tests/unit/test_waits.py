@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rlhf_ray.deadlines import DeadlineError, deadline, in_daemon_thread, in_thread
+from rlhf_ray.deadlines import DeadlineError, deadline, in_daemon_thread, in_thread, together
 
 
 async def test_what_is_late_is_named_with_operation_and_age():
@@ -64,3 +64,46 @@ async def test_what_a_call_raises_is_raised_here(error):
     with pytest.raises(type(error)) as caught:
         await in_daemon_thread(call, name="test")
     assert caught.value is error
+
+
+async def test_the_first_that_fails_ends_those_beside_it():
+    ended: list[str] = []
+
+    async def long(name: str) -> str:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)  # what it must still do is done
+            ended.append(name)
+        return name
+
+    async def failing() -> str:
+        await asyncio.sleep(0)
+        raise error from cause
+
+    error, cause = LookupError("none"), KeyError("x")
+    future = asyncio.ensure_future(long("b"))
+    with pytest.raises(LookupError) as caught:
+        await together(long("a"), failing(), future)
+    assert (caught.value, error.__cause__) == (error, cause)
+    assert not isinstance(error.__context__, BaseExceptionGroup)
+    assert sorted(ended) == ["a", "b"]
+    assert future.cancelled()
+
+
+async def test_what_is_waited_for_together_comes_in_its_order():
+    assert await together(asyncio.sleep(0.01, "slow"), asyncio.sleep(0, "quick")) == [
+        "slow", "quick"
+    ]  # fmt: skip
+    assert await together() == []
+
+
+async def test_a_cancelled_wait_cancels_all_that_it_waits_for():
+    futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    waiting = asyncio.ensure_future(together(*futures))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert all(future.cancelled() for future in futures)
