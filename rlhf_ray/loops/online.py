@@ -17,7 +17,6 @@ from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.config.base import GroupConfig, LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import TrainedRows, order_of
-from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.publication import offload, publish
@@ -110,6 +109,11 @@ class OnlineLoop:
         if checkpoint is None:
             self.log.log(0, await self._evaluate(0))
         await self.usage()  # starting is no part of the first step
+        async with self.store:
+            await self._steps(first)
+        await self.roles.rollout.sleep(level=2)  # the result is exported next
+
+    async def _steps(self, first: int) -> None:
         saved: Metrics = {}
         clock = StepClock()
         for step in range(first, self.config.total_steps + 1):
@@ -120,7 +124,6 @@ class OnlineLoop:
             stop_if_empty(step, self.num_empty_in_a_row, self.config)
             clock = StepClock()  # the checkpoint's time is the next step's
             saved = await self._save(step)
-        await self.roles.rollout.sleep(level=2)  # the result is exported next
 
     async def _step(self, step: int, clock: StepClock) -> Metrics:
         kl_coefficient = self.kl.coefficient
@@ -258,25 +261,18 @@ class OnlineLoop:
         return result.metrics
 
     async def _save(self, step: int) -> Metrics:
-        """Write a checkpoint where one is due; its duration is a metric of the next step."""
+        """Save where that is due; how long the run stood still is a metric of the next step."""
         every, is_last = self.config.checkpoint.every, step == self.config.total_steps
         if not is_last and not (every and step % every == 0):
             return {}
-        with StepClock().phase("checkpoint") as timed, self.store.writing(step) as folder:
-            # The states of training need their room; nobody samples after the last step.
-            await self.roles.rollout.sleep(level=2 if is_last else 1)
-            await self.roles.policy.save(str(folder / "policy"))
-            roles = ["policy"]
-            if self.roles.value is not None:
-                await self.roles.value.save(str(folder / "value"))
-                roles.append("value")
-            # In a thread: digests of large checkpoints take minutes, and actors need answers.
-            await in_thread(
-                partial(self.store.commit, step, self._state(), roles=roles),
-                timeout_s=self.config.timeouts.call_s,
-                actor="the driver",
-                operation=f"committing the checkpoint of step {step}",
-            )
+        roles = ["policy"] if self.roles.value is None else ["policy", "value"]
+        call_s = self.config.timeouts.call_s
+        with StepClock().phase("checkpoint") as timed:
+            async with self.store.saving(step, self._state(), roles, timeout_s=call_s) as folder:
+                # The states of training need their room; nobody samples after the last step.
+                await self.roles.rollout.sleep(level=2 if is_last else 1)
+                for role in roles:
+                    await getattr(self.roles, role).save(str(folder / role))
         return {"time/checkpoint": timed.seconds}
 
     def _state(self) -> Mapping[str, Any]:
