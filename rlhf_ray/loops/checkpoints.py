@@ -52,7 +52,8 @@ class Checkpoint:
 class CheckpointStore:
     """The folder `checkpoints` of a run.
 
-    A run that saves is inside of `async with store`, whose end waits for the last commit.
+    A run that saves is inside of `async with store`, whose end waits for the last commit, unless
+    the run is stopped.
     """
 
     def __init__(self, run_dir: Path, *, keep: int) -> None:
@@ -69,6 +70,8 @@ class CheckpointStore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not isinstance(error, Exception | None):
+            return  # stopped: nobody waits for a disk, and the checkpoint before is whole
         try:
             await self.settled()
         except RlhfRayError as fault:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -132,24 +133,45 @@ async def test_a_commit_has_a_deadline(store):
     store.may.set()
 
 
-def test_a_disk_that_hangs_does_not_keep_the_process(tmp_path):
-    script = """
-import asyncio, sys, time
+SAVING = """
+import asyncio, signal, sys, time
 from pathlib import Path
 from rlhf_ray.loops import checkpoints
 
 async def main():
     store = checkpoints.CheckpointStore(Path(sys.argv[1]), keep=1)
-    async with store, store.saving(1, {}, ["policy"], timeout_s=0.2) as folder:
-        (folder / "policy").mkdir()
-        (folder / "policy/shard").write_text("weights")
+    async with store:
+        async with store.saving(1, {}, ["policy"], timeout_s=float(sys.argv[2])) as folder:
+            (folder / "policy").mkdir()
+            (folder / "policy/shard").write_text("weights")
+        print("saved", flush=True)
+        await asyncio.sleep(float(sys.argv[3]))
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 checkpoints._digest = lambda path: time.sleep(600)
 asyncio.run(main())
 """
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "steps_s", "error"),
+    [
+        (0.2, 0, "DeadlineError: committing the checkpoint of step 1"),
+        (600, 0, "KeyboardInterrupt"),
+        (600, 600, "KeyboardInterrupt"),
+    ],
+    ids=["deadline", "stopped while it waits", "stopped in a step"],
+)
+def test_a_disk_that_hangs_does_not_keep_the_process(tmp_path, timeout_s, steps_s, error):
+    command = [sys.executable, "-c", SAVING, str(tmp_path), str(timeout_s), str(steps_s)]
     started_s = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60
-    )
-    assert "DeadlineError: committing the checkpoint of step 1" in ended.stderr
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "saved\n"
+        if error == "KeyboardInterrupt":
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert error in errors
     assert time.monotonic() - started_s < 30
