@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -42,6 +42,25 @@ async def deadline(timeout_s: float, *, actor: str, operation: str) -> AsyncIter
             raise  # of something inside
         age_s = time.monotonic() - started_s
         raise DeadlineError.of(operation, actor, age_s=age_s, timeout_s=timeout_s) from error
+
+
+async def side_by_side(awaitables: Iterable[Awaitable[T]]) -> list[T]:
+    """What all give, in their order; the first that fails ends the others, and is raised as it is.
+
+    `asyncio.gather` leaves the others running, and `asyncio.TaskGroup` wraps the error.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_result_of(one)) for one in awaitables]
+    except BaseExceptionGroup as failed:
+        error = failed.exceptions[0]
+    else:
+        return [task.result() for task in tasks]
+    raise error  # outside of the block: the group is no context of it
+
+
+async def _result_of(awaitable: Awaitable[T]) -> T:
+    return await awaitable
 
 
 async def in_thread(call: Callable[[], T], *, timeout_s: float, actor: str, operation: str) -> T:
@@ -82,22 +101,3 @@ async def in_daemon_thread(call: Callable[[], T], *, name: str) -> T:
     if errors:
         raise errors[0]
     return results[0]
-
-
-async def together(*awaitables: Awaitable[T]) -> list[T]:
-    """What each returns; the first that fails cancels the others, and is raised as it is.
-
-    `asyncio.gather` leaves the others running, and `asyncio.TaskGroup` wraps the error.
-    """
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_result_of(one)) for one in awaitables]
-    except BaseExceptionGroup as failed:
-        error = failed.exceptions[0]
-    else:
-        return [task.result() for task in tasks]
-    raise error  # outside of the block: the group is no context of it
-
-
-async def _result_of(awaitable: Awaitable[T]) -> T:
-    return await awaitable

@@ -21,7 +21,7 @@ from actors.cluster import file_tasks
 from actors.cluster.deadline import within
 from actors.cluster.file_tasks import FileStamp, part_of, stamps_of, start_on
 from actors.cluster.role_handle import RoleHandle
-from rlhf_ray.deadlines import in_thread, together
+from rlhf_ray.deadlines import in_thread, side_by_side
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import RunError
 
@@ -78,8 +78,8 @@ class RunFiles:
                 if here.get(name) != stamp:
                     from_node[node][name] = stamp
         _check_names(folder, [from_node[node] for node in nodes])
-        await together(
-            *(self._fetch_files(node, folder, target, from_node[node]) for node in nodes)
+        await side_by_side(
+            self._fetch_files(node, folder, target, from_node[node]) for node in nodes
         )
 
     async def export(
@@ -116,11 +116,9 @@ class RunFiles:
             return
         here = await self._stamps_here(folder)
         listed = await self._ask(nodes, file_tasks.list_files, folder)
-        await together(
-            *(
-                self._send_files(node, folder, dict(here.items() - there.items()))
-                for node, there in zip(nodes, listed, strict=True)
-            )
+        await side_by_side(
+            self._send_files(node, folder, dict(here.items() - there.items()))
+            for node, there in zip(nodes, listed, strict=True)
         )
 
     async def clear(self, folder: str) -> None:

@@ -22,7 +22,7 @@ from actors.roles.engines import engine_spec
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.deadlines import together
+from rlhf_ray.deadlines import side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ async def start_actors(
     guests = [role for role in specs if role in groups and groups[role].share]
     actors: dict[str, RoleHandle[Any]] = {}
     for roles in ([role for role in specs if role not in guests], guests):
-        started = await together(*(pool.start(role, specs[role]) for role in roles))
+        started = await side_by_side(pool.start(role, specs[role]) for role in roles)
         actors.update(zip(roles, started, strict=True))
     return actors
 
@@ -92,10 +92,8 @@ async def start_all(
 ) -> None:
     """As `start_actors`; all but the engines import what their work needs, before there is any."""
     actors = await start_actors(pool, groups, specs)
-    await together(
-        *(
-            of_role.call(Rank.import_libraries, timeout_s=pool.timeouts.start_s)()
-            for role, of_role in actors.items()
-            if role != "rollout"
-        )
+    await side_by_side(
+        of_role.call(Rank.import_libraries, timeout_s=pool.timeouts.start_s)()
+        for role, of_role in actors.items()
+        if role != "rollout"
     )

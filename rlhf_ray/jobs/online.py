@@ -14,7 +14,7 @@ from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.examples.prompts import Prompts
 from rlhf_ray.data.order import TrainedRows, first_of
-from rlhf_ray.deadlines import together
+from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.job import Job, Loop
 from rlhf_ray.jobs.pool import Pool, WeightedReward
@@ -205,7 +205,7 @@ async def load_roles(
     rollout: RolloutEngine = await pool.load("rollout", specs["rollout"])
     await rollout.sleep(level=2)  # the job begins with a publication
     others = [role for role in specs if role != "rollout"]
-    loaded = await together(*(pool.load(role, specs[role]) for role in others))
+    loaded = await side_by_side(pool.load(role, specs[role]) for role in others)
     roles = dict(zip(others, loaded, strict=True))
     await pool.connect(first_of(data.prompts, SEARCHED_PROMPTS))
     reward: WeightedReward = roles["reward"]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rlhf_ray.deadlines import DeadlineError, deadline, in_daemon_thread, in_thread, together
+from rlhf_ray.deadlines import DeadlineError, deadline, in_daemon_thread, in_thread, side_by_side
 
 
 async def test_what_is_late_is_named_with_operation_and_age():
@@ -84,7 +84,7 @@ async def test_the_first_that_fails_ends_those_beside_it():
     error, cause = LookupError("none"), KeyError("x")
     future = asyncio.ensure_future(long("b"))
     with pytest.raises(LookupError) as caught:
-        await together(long("a"), failing(), future)
+        await side_by_side([long("a"), failing(), future])
     assert (caught.value, error.__cause__) == (error, cause)
     assert not isinstance(error.__context__, BaseExceptionGroup)
     assert sorted(ended) == ["a", "b"]
@@ -92,15 +92,15 @@ async def test_the_first_that_fails_ends_those_beside_it():
 
 
 async def test_what_is_waited_for_together_comes_in_its_order():
-    assert await together(asyncio.sleep(0.01, "slow"), asyncio.sleep(0, "quick")) == [
+    assert await side_by_side([asyncio.sleep(0.01, "slow"), asyncio.sleep(0, "quick")]) == [
         "slow", "quick"
     ]  # fmt: skip
-    assert await together() == []
+    assert await side_by_side([]) == []
 
 
 async def test_a_cancelled_wait_cancels_all_that_it_waits_for():
     futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
-    waiting = asyncio.ensure_future(together(*futures))
+    waiting = asyncio.ensure_future(side_by_side(futures))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     waiting.cancel()
