@@ -45,14 +45,22 @@ async def deadline(timeout_s: float, *, actor: str, operation: str) -> AsyncIter
 
 
 async def side_by_side(awaitables: Iterable[Awaitable[T]]) -> list[T]:
-    """What all give, in their order; the first that fails ends the others."""
-    futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    """What all give, in their order; the first that fails ends the others, and is raised as it is.
+
+    `asyncio.gather` leaves the others running, and `asyncio.TaskGroup` wraps the error.
+    """
     try:
-        return await asyncio.gather(*futures)
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_result_of(one)) for one in awaitables]
+    except BaseExceptionGroup as failed:
+        error = failed.exceptions[0]
+    else:
+        return [task.result() for task in tasks]
+    raise error  # outside of the block: the group is no context of it
+
+
+async def _result_of(awaitable: Awaitable[T]) -> T:
+    return await awaitable
 
 
 async def in_thread(call: Callable[[], T], *, timeout_s: float, actor: str, operation: str) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 # Exit statuses of commands: the run failed, bad input, stopped (128 + SIGINT, as in shells).
@@ -77,3 +78,12 @@ def short(value: Any) -> str:
     if isinstance(value, list | dict) and value:
         return f"{type(value).__name__} of {len(value)}"
     return repr(value)[:80]
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which keys have another value than they had, and what both are, in words."""
+    return [
+        f"{key} was {saved.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted({*saved, *now})
+        if saved.get(key) != now.get(key)
+    ]

@@ -15,13 +15,14 @@ from rlhf_ray.roles import (
     Evaluated,
     Hardware,
     Metrics,
+    Ref,
     RolloutGroup,
     RolloutStore,
     SampleArrays,
     SleepLevel,
 )
 from rlhf_ray.specs import ReferenceSpec, RewardSpec, Spec, SupervisedSpec
-from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, Score
+from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, Rollout, Score
 
 
 class LoopOnly(Exception):
@@ -48,6 +49,16 @@ class FakeReward(FakeRole):
     weights = {"score": 1.0}
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
+        raise LoopOnly
+
+
+class FakeStore:
+    """Nobody but a loop fetches rollouts."""
+
+    async def fetch(self, groups: Sequence[RolloutGroup]) -> list[list[Rollout]]:
+        raise LoopOnly
+
+    def put(self, rollouts: Sequence[Rollout]) -> Ref:
         raise LoopOnly
 
 
@@ -144,7 +155,7 @@ class FakePool:
         return {}
 
     def store(self) -> RolloutStore:
-        raise LoopOnly
+        return FakeStore()
 
     def sinks(self) -> Sequence[Sink]:
         return []

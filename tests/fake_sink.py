@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from rlhf_ray.metrics.log import Record, Sink, Table
+from rlhf_ray.metrics.log import Record, RewindableSink, Table
 
 
 class FakeSink:
-    """A `Sink`.
+    """A `RewindableSink`.
 
     Attributes:
         closed: Whether the run failed, once it is over.
@@ -28,9 +28,13 @@ class FakeSink:
     def table(self, table: Table) -> None:
         self.tables.append(table)
 
+    def rewind(self, last_step: int) -> None:
+        self.records = [record for record in self.records if record.step <= last_step]
+        self.tables = [table for table in self.tables if table.step <= last_step]
+
     def close(self, *, failed: bool) -> None:
         self.closed = failed
 
 
-def _(fake: FakeSink) -> Sink:
+def _(fake: FakeSink) -> RewindableSink:
     return fake

@@ -83,9 +83,16 @@ def report(token: str, paths: Sequence[str]) -> NodeReport:
     )
 
 
+def part_of(path: Path) -> Path:
+    """Where a file is written until it is whole."""
+    return path.with_name(f".{path.name}.part")
+
+
 @ray.remote(num_cpus=0)
 def list_files(folder: str) -> dict[str, FileStamp]:
-    """As `stamps_of`, on the node."""
+    """As `stamps_of`, on the node, without what a transfer that was cut off has left there."""
+    for left in Path(folder).rglob(".*.part"):
+        left.unlink(missing_ok=True)  # two nodes may have one disk
     return stamps_of(folder)
 
 

@@ -7,7 +7,6 @@ and every file is compared by its digest. On a shared file system nothing is don
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import shutil
@@ -20,9 +19,9 @@ from typing import Any, Protocol
 
 from actors.cluster import file_tasks
 from actors.cluster.deadline import within
-from actors.cluster.file_tasks import FileStamp, stamps_of, start_on
+from actors.cluster.file_tasks import FileStamp, part_of, stamps_of, start_on
 from actors.cluster.role_handle import RoleHandle
-from rlhf_ray.deadlines import in_thread
+from rlhf_ray.deadlines import in_thread, side_by_side
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import RunError
 
@@ -79,8 +78,8 @@ class RunFiles:
                 if here.get(name) != stamp:
                     from_node[node][name] = stamp
         _check_names(folder, [from_node[node] for node in nodes])
-        await asyncio.gather(
-            *(self._fetch_files(node, folder, target, from_node[node]) for node in nodes)
+        await side_by_side(
+            self._fetch_files(node, folder, target, from_node[node]) for node in nodes
         )
 
     async def export(
@@ -117,11 +116,9 @@ class RunFiles:
             return
         here = await self._stamps_here(folder)
         listed = await self._ask(nodes, file_tasks.list_files, folder)
-        await asyncio.gather(
-            *(
-                self._send_files(node, folder, dict(here.items() - there.items()))
-                for node, there in zip(nodes, listed, strict=True)
-            )
+        await side_by_side(
+            self._send_files(node, folder, dict(here.items() - there.items()))
+            for node, there in zip(nodes, listed, strict=True)
         )
 
     async def clear(self, folder: str) -> None:
@@ -143,21 +140,24 @@ class RunFiles:
         for name, stamp in files.items():
             source, path = str(Path(folder, name)), Path(target, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            written, digest = _aside(path), hashlib.blake2b(digest_size=16)
-            with room_for("a file of the run", path), written.open("wb") as file:
-                for offset in range(0, stamp.num_bytes, CHUNK_BYTES):
-                    arguments = (source, offset, CHUNK_BYTES)
-                    [chunk] = await self._ask([node], file_tasks.read_chunk, *arguments)
-                    file.write(chunk)
-                    digest.update(chunk)
-            if digest.hexdigest() != stamp.digest:
-                raise RunError(f"{source} of {self.distant[node]} changed while it was read")
-            os.replace(written, path)
+            written, digest = part_of(path), hashlib.blake2b(digest_size=16)
+            try:
+                with room_for("a file of the run", path), written.open("wb") as file:
+                    for offset in range(0, stamp.num_bytes, CHUNK_BYTES):
+                        arguments = (source, offset, CHUNK_BYTES)
+                        [chunk] = await self._ask([node], file_tasks.read_chunk, *arguments)
+                        file.write(chunk)
+                        digest.update(chunk)
+                if digest.hexdigest() != stamp.digest:
+                    raise RunError(f"{source} of {self.distant[node]} changed while it was read")
+                os.replace(written, path)
+            finally:
+                written.unlink(missing_ok=True)
 
     async def _send_files(self, node: str, folder: str, files: Mapping[str, FileStamp]) -> None:
         for name, stamp in files.items():
             path = Path(folder, name)
-            written = str(_aside(path))
+            written = str(part_of(path))
             with path.open("rb") as file:
                 for offset in range(0, stamp.num_bytes or 1, CHUNK_BYTES):  # an empty file as well
                     arguments = (written, offset, file.read(CHUNK_BYTES))
@@ -192,7 +192,3 @@ def _check_names(folder: str, files_of: Sequence[Mapping[str, FileStamp]]) -> No
         for name, stamp in files.items():
             if known.setdefault(name, stamp) != stamp:
                 raise RunError(f"two nodes hold different files as {folder}/{name}")
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")

@@ -18,7 +18,7 @@ from actors.cluster.deadline import get
 from actors.pool.state import Place, PoolState, in_order
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.planning.groups import GroupPlan, Node, check_resources, describe, plan_groups
 
 
@@ -63,6 +63,7 @@ def reserve(plan: GroupPlan, *, name: str, timeout_s: float, outlives_job: bool)
 
     Raises:
         DeadlineError: The cluster could not place it in time.
+        RunError: A node died meanwhile.
     """
     group = placement_group(
         [dict(bundle) for bundle in plan.bundles],
@@ -85,6 +86,8 @@ def _placed(plan: GroupPlan, group: PlacementGroup, timeout_s: float) -> list[Pl
             f"the cluster has {_amounts(ray.available_resources())} free\n{describe([plan])}"
         )
     nodes, address_of = placement_group_table(group)["bundles_to_node_id"], addresses()
+    if lost := [bundle for bundle in range(len(plan.bundles)) if nodes[bundle] not in address_of]:
+        raise RunError(f"placing {plan.host}: the nodes of its bundles {lost} are gone")
     places = [
         Place(group=group, bundle=bundle, node_id=nodes[bundle], address=address_of[nodes[bundle]])
         for bundle in range(len(plan.bundles))

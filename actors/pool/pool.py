@@ -108,7 +108,7 @@ class Pool(ResidentModels):
         try:
             on_gpu = group is not None and group.gpus_per_rank > 0
             await spec.join(handle, on_gpu=on_gpu, timeouts=self.timeouts)
-        except RlhfRayError:
+        except BaseException:  # a cancellation as well: it would look as if it had joined
             await self.end(role)  # so that the next job can start it anew
             raise
         self._remember()

@@ -71,8 +71,9 @@ async def end(role: RoleHandle[Any]) -> None:
         await role.call(RoleActor.stop, timeout_s=STOP_S)()
     except RlhfRayError as error:
         logger.warning("%s; it is killed", error)
-    for actor in role.actors:
-        ray.kill(actor)
+    finally:
+        for actor in role.actors:
+            ray.kill(actor)
 
 
 def environment(cpus: float, gpus: Sequence[str] | None) -> dict[str, str]:

@@ -104,6 +104,8 @@ class PoolRecord:
     def create(cls, pool: str, creator: str) -> PoolRecord:
         """A record of an empty pool, which outlives this process; `creator` has it as a holder.
 
+        What a pool of the name has left whose record died is ended: nobody else would find it.
+
         Raises:
             ConfigError: The cluster has a pool of that name.
         """
@@ -113,7 +115,9 @@ class PoolRecord:
             actor = keeper.options(**options).remote(_own_holder(creator))
         except ActorAlreadyExistsError as error:
             raise ConfigError(f"the cluster has a pool {pool!r}: take another --name") from error
-        return cls(pool, actor)
+        record = cls(pool, actor)
+        end_orphans(record)
+        return record
 
     @classmethod
     def find(cls, pool: str) -> PoolRecord | None:

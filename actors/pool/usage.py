@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from statistics import fmean
@@ -10,6 +9,7 @@ from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleActor
+from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.roles import Metrics
 
 # How ranks name the time that they moved models in, and how a step does.
@@ -31,8 +31,8 @@ async def usage_of(
         f"wait/{role}": max(handle.busy.take_idle_s() for handle in handles)
         for role, handles in actors_of.items()
     }
-    answers = await asyncio.gather(
-        *(_usages(handles, timeout_s=timeout_s) for handles in actors_of.values())
+    answers = await side_by_side(
+        _usages(handles, timeout_s=timeout_s) for handles in actors_of.values()
     )
     for role, of_actors in zip(actors_of, answers, strict=True):
         metrics[f"memory/{role}_peak_gb"] = max(usage["peak_gb"] for usage in of_actors)
@@ -48,8 +48,8 @@ async def usage_of(
 async def _usages(
     handles: Sequence[RoleHandle[Any]], *, timeout_s: float
 ) -> list[Mapping[str, float]]:
-    answers = await asyncio.gather(
-        *(handle.call(RoleActor.usage, timeout_s=timeout_s)() for handle in handles)
+    answers = await side_by_side(
+        handle.call(RoleActor.usage, timeout_s=timeout_s)() for handle in handles
     )
     return list(chain.from_iterable(answers))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from actors.roles.engines import engine_spec
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.deadlines import side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ async def start_actors(
     guests = [role for role in specs if role in groups and groups[role].share]
     actors: dict[str, RoleHandle[Any]] = {}
     for roles in ([role for role in specs if role not in guests], guests):
-        started = await asyncio.gather(*(pool.start(role, specs[role]) for role in roles))
+        started = await side_by_side(pool.start(role, specs[role]) for role in roles)
         actors.update(zip(roles, started, strict=True))
     return actors
 
@@ -94,10 +94,8 @@ async def start_all(
 ) -> None:
     """As `start_actors`; all but the engines import what their work needs, before there is any."""
     actors = await start_actors(pool, groups, specs)
-    await asyncio.gather(
-        *(
-            of_role.call(Rank.import_libraries, timeout_s=pool.timeouts.start_s)()
-            for role, of_role in actors.items()
-            if role != "rollout"
-        )
+    await side_by_side(
+        of_role.call(Rank.import_libraries, timeout_s=pool.timeouts.start_s)()
+        for role, of_role in actors.items()
+        if role != "rollout"
     )

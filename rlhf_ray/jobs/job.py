@@ -32,7 +32,7 @@ class Loop(Protocol):
         """From the start or a checkpoint to the last step."""
 
 
-def _go_on(config: Any, checkpoint: Checkpoint) -> None:
+def _go_on(config: Any, data: Any, checkpoint: Checkpoint | None) -> None:
     """What `checkpoint_to_resume` asks is all."""
 
 
@@ -52,7 +52,7 @@ class Job(Generic[C, D, R]):
         roles: Loads the roles of a pool that has started them, as far as the loop takes them.
         loop: Puts the loop together.
         at_end: What follows the export.
-        check_checkpoint: Whether what a checkpoint counts on is there.
+        check_folder: Whether a run may go on from what its folder holds beside a checkpoint.
         marked: What is marked in its rows where they are shown; empty for nothing.
         headline: The metrics that tell most; the first that a run logged stands for it.
     """
@@ -64,7 +64,7 @@ class Job(Generic[C, D, R]):
     roles: Callable[[C, D, Mapping[str, Spec], Pool], Awaitable[R]]
     loop: Callable[[C, D, R, MetricsLog, Usage], Loop]
     at_end: Callable[[C, D, R], Awaitable[None]] = _nothing_more
-    check_checkpoint: Callable[[C, Checkpoint], None] = _go_on
+    check_folder: Callable[[C, D, Checkpoint | None], None] = _go_on
     marked: str = ""
     headline: tuple[str, ...]
 
@@ -79,8 +79,7 @@ class Job(Generic[C, D, R]):
         if not isinstance(rows, RowStream):
             config = cast(C, config.for_rows(len(rows)))
         checkpoint = checkpoint_to_resume(config, rows)
-        if checkpoint is not None:
-            self.check_checkpoint(config, checkpoint)
+        self.check_folder(config, data, checkpoint)
         return PreparedJob(job=self, config=config, data=data, checkpoint=checkpoint)
 
     async def start(self, config: C, data: D, pool: Pool) -> R:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.examples.prompts import Prompts
 from rlhf_ray.data.order import TrainedRows, first_of
+from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.job import Job, Loop
 from rlhf_ray.jobs.pool import Pool, WeightedReward
@@ -23,8 +23,10 @@ from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.sample_files import SampleFiles
 from rlhf_ray.loops.sampling import SampleLoop
+from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Roles, RolloutEngine, Usage
+from rlhf_ray.rollouts.journal import journal_of
 from rlhf_ray.specs import (
     ExperienceSpec,
     PolicySpec,
@@ -205,7 +207,7 @@ async def load_roles(
     rollout: RolloutEngine = await pool.load("rollout", specs["rollout"])
     await rollout.sleep(level=2)  # the job begins with a publication
     others = [role for role in specs if role != "rollout"]
-    loaded = await asyncio.gather(*(pool.load(role, specs[role]) for role in others))
+    loaded = await side_by_side(pool.load(role, specs[role]) for role in others)
     roles = dict(zip(others, loaded, strict=True))
     await pool.connect(first_of(data.prompts, SEARCHED_PROMPTS))
     reward: WeightedReward = roles["reward"]
@@ -248,9 +250,15 @@ def _sampling(
     return SampleLoop(config, roles, data.prompts, evaluation, log, usage=usage)
 
 
-def _check_files(config: SampleConfig, checkpoint: Checkpoint) -> None:
+def _check_files(config: SampleConfig, data: OnlineData, checkpoint: Checkpoint | None) -> None:
     """Whether what was sampled before is there, as steps to come add to it."""
-    SampleFiles(Path(config.run_dir)).check(checkpoint.state["sizes"])
+    if checkpoint is not None:
+        SampleFiles(Path(config.run_dir)).check(checkpoint.state["sizes"])
+
+
+def _check_journal(config: OnlineConfig, data: OnlineData, checkpoint: Checkpoint | None) -> None:
+    """Whether what was decided before is of this run."""
+    journal_of(config.run_dir, setup_of(config, data.prompts)).check()
 
 
 def _job(config: type[C]) -> Job[C, OnlineData, Roles]:
@@ -261,9 +269,10 @@ def _job(config: type[C]) -> Job[C, OnlineData, Roles]:
         specs=specs,
         roles=load_roles,
         loop=_loop,
+        check_folder=_check_journal,
         headline=("eval/reward_mean", "rollout/reward_mean"),
     )
 
 
 PPO, GRPO = _job(PpoConfig), _job(GrpoConfig)
-SAMPLE = replace(_job(SampleConfig), loop=_sampling, check_checkpoint=_check_files)
+SAMPLE = replace(_job(SampleConfig), loop=_sampling, check_folder=_check_files)

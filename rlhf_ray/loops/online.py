@@ -17,7 +17,7 @@ from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.config.base import GroupConfig, LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import TrainedRows, order_of
-from rlhf_ray.deadlines import in_thread, side_by_side
+from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.publication import offload, publish
@@ -35,7 +35,7 @@ from rlhf_ray.packing import UpdatePlan, plan_update
 from rlhf_ray.roles import Metrics, Ref, Roles, RolloutGroup, ScoredGroup, Usage, unknown_usage
 from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.rollouts.groups import trainable, trained_of
-from rlhf_ray.rollouts.journal import Journal
+from rlhf_ray.rollouts.journal import journal_of
 from rlhf_ray.rollouts.recorder import Recorder
 from rlhf_ray.types import Prompt, RolloutSummary
 
@@ -93,7 +93,7 @@ class OnlineLoop:
         self.kl = KLController(config.algorithm.kl)
         self.num_empty_in_a_row = 0
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
-        self.journal = Journal(Path(config.run_dir) / "rollouts", identity=self.setup["fixed"])
+        self.journal = journal_of(config.run_dir, self.setup)
 
     async def run(self, checkpoint: Checkpoint | None) -> None:
         """Train from the start or from a checkpoint to the last step.
@@ -111,15 +111,14 @@ class OnlineLoop:
             self.log.log(0, await self._evaluate(0))
         await self.usage()  # starting is no part of the first step
         self.feed = self._feed_behind(first - 1)
-        async with aclosing(self.feed):
+        async with aclosing(self.feed), self.store:
             await self._steps(first)
-        self.journal.end_segment()
-        self.journal.prune(self.feed.admission.frontier)  # the result is whole
+        await self.recorder.next_segment(self.feed.admission.frontier)  # the result is whole
         await self.roles.rollout.sleep(level=2)  # the result is exported next
 
     def _feed_behind(self, steps: int) -> Feed:
         """What an earlier process has decided about draws behind these steps is not lost."""
-        recorder = Recorder(
+        self.recorder = Recorder(
             self.journal,
             self.journal.replay(self.order.position),
             self.roles.store,
@@ -132,7 +131,7 @@ class OnlineLoop:
             reward=self.roles.reward,
             publishes=True,
             steps=steps,
-            recorder=recorder,
+            recorder=self.recorder,
         )
 
     async def _steps(self, first: int) -> None:
@@ -292,30 +291,30 @@ class OnlineLoop:
         return result.metrics
 
     async def _save(self, step: int) -> Metrics:
-        """Write a checkpoint where one is due; its duration is a metric of the next step."""
+        """Save where that is due; how long the run stood still is a metric of the next step."""
         every, is_last = self.config.checkpoint.every, step == self.config.total_steps
         if not is_last and not (every and step % every == 0):
             return {}
-        with StepClock().phase("checkpoint") as timed, self.store.writing(step) as folder:
-            # The states of training need their room; nobody samples after the last step.
-            await self.roles.rollout.sleep(level=2 if is_last else 1)
-            await self.roles.policy.save(str(folder / "policy"))
-            roles = ["policy"]
-            if self.roles.value is not None:
-                await self.roles.value.save(str(folder / "value"))
-                roles.append("value")
-            # In a thread: digests of large checkpoints take minutes, and actors need answers.
-            await in_thread(
-                partial(self.store.commit, step, self._state(), roles=roles),
-                timeout_s=self.config.timeouts.call_s,
-                actor="the driver",
-                operation=f"committing the checkpoint of step {step}",
-            )
+        roles = ["policy"] if self.roles.value is None else ["policy", "value"]
+        call_s = self.config.timeouts.call_s
+        with StepClock().phase("checkpoint") as timed:
+            async with self.store.saving(step, self._state(), roles, timeout_s=call_s) as folder:
+                await self.recorder.next_segment(self._oldest_frontier())
+                # The states of training need their room; nobody samples after the last step.
+                await self.roles.rollout.sleep(level=2 if is_last else 1)
+                for role in roles:
+                    await getattr(self.roles, role).save(str(folder / role))
         return {"time/checkpoint": timed.seconds}
+
+    def _oldest_frontier(self) -> int:
+        """The first draw that the oldest checkpoint does not know."""
+        oldest = self.store.oldest()
+        return 0 if oldest is None else int(oldest.state["frontier"])
 
     def _state(self) -> Mapping[str, Any]:
         return {
             "order": self.feed.order_at_frontier,
+            "frontier": self.feed.admission.frontier,
             "kl": self.kl.state_dict(),
             "num_empty_in_a_row": self.num_empty_in_a_row,
             "setup": self.setup,

@@ -6,8 +6,7 @@ of the other roles are on the host then. Where groups have GPUs of their own, no
 
 from __future__ import annotations
 
-import asyncio
-
+from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.roles import Offloads, Publication, Roles
 
 
@@ -28,4 +27,4 @@ async def publish(roles: Roles, version: int) -> Publication:
 
 async def offload(*roles: Offloads | None) -> None:
     """Have roles leave the engines' GPUs side by side; None stands for one that a job has not."""
-    await asyncio.gather(*(role.offload() for role in roles if role is not None))
+    await side_by_side(role.offload() for role in roles if role is not None)

@@ -89,13 +89,13 @@ class SampleLoop:
             publishes=False,
             steps=first - 1,
         )
-        async with aclosing(self.feed):
+        async with aclosing(self.feed), self.store:
             clock = StepClock()
             for step in range(first, self.config.total_steps + 1):
                 # Logged before it is saved: a run that resumes after this step has its metrics.
                 self.log.log(step, await self._step(step, clock))
                 clock = StepClock()
-                self._save(step)
+                await self._save(step)
         if self.config.samples_per_prompt > 1 and not self.files.sizes()[PAIRS]:
             logger.warning("no pairs: no two answers to one prompt differ in their score")
 
@@ -115,15 +115,15 @@ class SampleLoop:
         used = await self.usage()
         return {**sample_metrics(groups, clock), **used}
 
-    def _save(self, step: int) -> None:
+    async def _save(self, step: int) -> None:
         """After every step, so that nothing that was judged is lost with the run."""
         state = {
             "order": self.feed.order_at_frontier,
             "sizes": self.files.sizes(),
             "setup": self.setup,
         }
-        with self.store.writing(step):
-            self.store.commit(step, state, roles=[])
+        async with self.store.saving(step, state, [], timeout_s=self.config.timeouts.call_s):
+            pass  # the files are the run's
 
     def _rows(
         self, groups: Sequence[ScoredGroup], rollouts_PG: Sequence[Sequence[Rollout]]

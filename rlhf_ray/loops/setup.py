@@ -13,7 +13,7 @@ from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.tools.secrets import without_secrets
 from rlhf_ray.data.order import TrainedRows, digest_of_rows
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, differences
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def changes_since(config: AnyJob, dumped: Mapping[str, Any]) -> list[str]:
     besides = {*SURROUNDINGS, "placement"}
     before = {key: value for key, value in dumped.items() if key not in besides}
     now = without_secrets(config.model_dump(mode="json", exclude=besides))
-    return _changes(dict(_flat(before)), dict(_flat(now)))
+    return differences(dict(_flat(before)), dict(_flat(now)))
 
 
 def setup_of(config: AnyJob, rows: TrainedRows[Any]) -> dict[str, Any]:
@@ -69,18 +69,10 @@ def checkpoint_to_resume(config: AnyJob, rows: TrainedRows[Any]) -> Checkpoint |
 
 
 def _compare(run_dir: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if changed := _changes(saved["fixed"], now["fixed"]):
+    if changed := differences(saved["fixed"], now["fixed"]):
         raise ConfigError(f"the checkpoint in {run_dir} cannot be resumed: {'; '.join(changed)}")
-    if changed := _changes(saved["settings"], now["settings"]):
+    if changed := differences(saved["settings"], now["settings"]):
         logger.warning("the run goes on with other settings than before: %s", "; ".join(changed))
-
-
-def _changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key} was {saved.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key)
-    ]
 
 
 def _fixed(config: AnyJob) -> dict[str, Any]:

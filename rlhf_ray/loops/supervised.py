@@ -74,17 +74,22 @@ class SupervisedLoop:
         self.hardware = await self.role.hardware()
         await self.usage()  # starting is no part of the first step
         try:
-            saved: Metrics = {}
-            clock = StepClock()
-            for step in range(first, self.config.total_steps + 1):
-                metrics = {**await self._step(step, clock), **saved}
-                self.log.log(step, metrics)
-                stop_if_diverged(step, metrics, self.config)
-                clock = StepClock()  # the checkpoint's time is the next step's
-                saved = await self._save(step)
+            async with self.store:
+                await self._steps(first)
         finally:
             if self._ahead is not None:
                 self._ahead.cancel()
+
+    async def _steps(self, first: int) -> None:
+        saved: Metrics = {}
+        clock = StepClock()
+        for step in range(first, self.config.total_steps + 1):
+            # Logged before it is saved: a run that resumes after this step has its metrics.
+            metrics = {**await self._step(step, clock), **saved}
+            self.log.log(step, metrics)
+            stop_if_diverged(step, metrics, self.config)
+            clock = StepClock()  # the checkpoint's time is the next step's
+            saved = await self._save(step)
 
     async def _step(self, step: int, clock: StepClock) -> Metrics:
         with clock.phase("score"):
@@ -157,20 +162,15 @@ class SupervisedLoop:
         return {**named, "time/evaluate": timed.seconds}
 
     async def _save(self, step: int) -> Metrics:
-        """Write a checkpoint where one is due; its duration is a metric of the next step."""
+        """Save where that is due; how long the run stood still is a metric of the next step."""
         every = self.config.checkpoint.every
         if step != self.config.total_steps and not (every and step % every == 0):
             return {}
-        role = self.config.trained_role
-        with StepClock().phase("checkpoint") as timed, self.store.writing(step) as folder:
-            await self.role.save(str(folder / role))
-            state = {"order": self.order_state, "setup": self.setup}
-            await in_thread(
-                partial(self.store.commit, step, state, roles=[role]),
-                timeout_s=self.config.timeouts.call_s,
-                actor="the driver",
-                operation=f"committing the checkpoint of step {step}",
-            )
+        role, call_s = self.config.trained_role, self.config.timeouts.call_s
+        state = {"order": self.order_state, "setup": self.setup}
+        with StepClock().phase("checkpoint") as timed:
+            async with self.store.saving(step, state, [role], timeout_s=call_s) as folder:
+                await self.role.save(str(folder / role))
         return {"time/checkpoint": timed.seconds}
 
 

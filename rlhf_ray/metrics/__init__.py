@@ -11,7 +11,7 @@ from pathlib import Path
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.metrics.console import ConsoleSink
 from rlhf_ray.metrics.jsonl import JsonlSink, rewind
-from rlhf_ray.metrics.log import MetricsLog, Sink
+from rlhf_ray.metrics.log import AppendOnly, MetricsLog, RewindableSink, Sink
 
 __all__ = ["MetricsLog", "Sink", "open_metrics"]
 
@@ -27,7 +27,7 @@ def open_metrics(
     run_dir = Path(config.run_dir)
     last_step = -1 if resumed_step is None else resumed_step
     elapsed_s = rewind(run_dir, last_step)  # an attempt without a checkpoint left steps as well
-    sinks: list[Sink] = [JsonlSink(run_dir), *beside]
+    sinks: list[RewindableSink] = [JsonlSink(run_dir), *map(AppendOnly, beside)]
     if config.tensorboard:
         from rlhf_ray.metrics.tensorboard_sink import TensorBoardSink
 
@@ -35,6 +35,7 @@ def open_metrics(
     if config.wandb.mode != "disabled":
         from rlhf_ray.metrics.wandb_sink import WandbSink
 
-        sinks.append(WandbSink(config, job=job, run_dir=run_dir))
-    sinks.append(ConsoleSink(total_steps=config.total_steps))
+        wandb = WandbSink(config, job=job, run_dir=run_dir)
+        sinks.append(AppendOnly(wandb, memory=run_dir / "wandb_steps.json"))
+    sinks.append(AppendOnly(ConsoleSink(total_steps=config.total_steps)))
     return MetricsLog(sinks, last_step=last_step, elapsed_s=elapsed_s)

@@ -22,6 +22,7 @@ class JsonlSink:
     def __init__(self, run_dir: Path) -> None:
         """Open `run_dir/metrics.jsonl`; call `rewind` before where the run goes on."""
         run_dir.mkdir(parents=True, exist_ok=True)
+        self._run_dir = run_dir
         self._samples, self._path = run_dir / "samples", run_dir / "metrics.jsonl"
         self._file = self._path.open("a", encoding="utf-8")
 
@@ -41,6 +42,12 @@ class JsonlSink:
                 cells = dict(zip(table.columns, row, strict=True))
                 file.write(_line({"step": table.step, "table": table.name, **cells}))
             _sync(file)
+
+    def rewind(self, last_step: int) -> None:
+        """Take back everything after `last_step`."""
+        self._file.close()
+        rewind(self._run_dir, last_step)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def close(self, *, failed: bool) -> None:
         """Close the file."""

@@ -1,13 +1,21 @@
-"""One interface to every place that metrics go."""
+"""One interface to every place that metrics go, where each step stands once.
+
+A run that goes back to a checkpoint, in its process or in a later one, does steps again. Sinks that
+can take them back do so; the others are not given again what they have.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TypeAlias
 
+from rlhf_ray.disk import room_for
 from rlhf_ray.metrics.names import check_names
 
 Cell: TypeAlias = str | float | int | None
@@ -51,12 +59,64 @@ class Sink(Protocol):
         """Write what is still held back; `failed` where the run ends by an error."""
 
 
+class RewindableSink(Sink, Protocol):
+    """One that a run may go back with."""
+
+    def rewind(self, last_step: int) -> None:
+        """Steps after `last_step` come again."""
+
+
+class AppendOnly:
+    """A sink that can take nothing back: each step and each table of a name reaches it once.
+
+    It is written down first and handed on then: where a process is killed in between, the sink
+    lacks a step, and never has one twice.
+    """
+
+    def __init__(self, sink: Sink, *, memory: Path | None = None) -> None:
+        """Hand on to `sink`; what it has is kept in the file `memory`, for later processes."""
+        self._sink, self._memory = sink, memory
+        self._last_step: dict[str, int] = {}
+        if memory is not None and memory.exists():
+            self._last_step = json.loads(memory.read_text(encoding="utf-8"))
+
+    def log(self, record: Record) -> None:
+        """Hand on a step that is new."""
+        if self._is_new("metrics", record.step):
+            self._sink.log(record)
+
+    def table(self, table: Table) -> None:
+        """Hand on a table of a step that is new for its name."""
+        if self._is_new(f"samples/{table.name}", table.step):
+            self._sink.table(table)
+
+    def rewind(self, last_step: int) -> None:
+        """What the sink has it keeps."""
+
+    def close(self, *, failed: bool) -> None:
+        """Close the sink."""
+        self._sink.close(failed=failed)
+
+    def _is_new(self, what: str, step: int) -> bool:
+        if step <= self._last_step.get(what, -1):
+            return False
+        self._last_step[what] = step
+        if self._memory is not None:
+            aside = self._memory.with_suffix(".tmp")
+            with room_for("metrics", aside), aside.open("w", encoding="utf-8") as file:
+                json.dump(self._last_step, file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(self._memory)
+        return True
+
+
 class MetricsLog:
     """Hands each step to every sink, in order. Use it in a `with` block, which closes the sinks."""
 
     def __init__(
         self,
-        sinks: Sequence[Sink],
+        sinks: Sequence[RewindableSink],
         *,
         last_step: int = -1,
         elapsed_s: float = 0.0,
@@ -82,6 +142,18 @@ class MetricsLog:
         record = Record(step=step, time_s=self._clock() - self._start_s, metrics=ordered)
         for sink in self._sinks:
             sink.log(record)
+
+    def rewind(self, last_step: int) -> None:
+        """Go back to a step that was logged: those after it are done, and logged, again.
+
+        Raises:
+            ValueError: It was not.
+        """
+        if last_step > self._last_step:
+            raise ValueError(f"last_step must be at most {self._last_step}, got {last_step}")
+        self._last_step = last_step
+        for sink in self._sinks:
+            sink.rewind(last_step)
 
     def table(self, table: Table) -> None:
         """Log a table.

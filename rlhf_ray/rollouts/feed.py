@@ -269,7 +269,10 @@ class Feed:
         if self.recorder is None:
             return []
         found = [draw for draw in draws if draw in self.recorder]
-        return found if self.config.max_staleness or len(found) == len(draws) else []
+        if len(found) < len(draws) and not self.config.max_staleness:
+            self.recorder.forget(found)
+            return []
+        return found
 
     async def _replay(self, draw: int) -> None:
         assert self.recorder is not None

@@ -20,11 +20,12 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_ray.disk import room_for
-from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.errors import ConfigError, RunError, differences
 from rlhf_ray.rollouts.records import (
     DamagedRecord,
     RecordedGroup,
@@ -54,16 +55,25 @@ class Journal:
     A process replays what there is, or clears it, before it appends.
     """
 
-    def __init__(self, folder: Path, *, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        identity: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Use `folder`, which is made with the first segment; nothing is read or written yet.
 
         Args:
             folder: Holds the segments.
-            identity: JSON: what a run must agree on with the segments that it replays.
+            identity: JSON: what a run must agree on with the segments that are there.
+            settings: JSON: what may change from one process to the next; nothing that was decided
+                under others is replayed, as the run would have decided otherwise now.
         """
         self.folder = folder
         # As a file gives it back: lists for tuples, texts for keys.
         self._identity = json.loads(json.dumps({"the file's format": FORMAT, **identity}))
+        self._settings = json.loads(json.dumps(settings or {}))
         self._file: io.FileIO | None = None
         self._num_synced_bytes = 0
         self._segments: dict[Path, _Segment] = {}
@@ -120,10 +130,21 @@ class Journal:
                 self._file.close()
                 self._file, self._num_synced_bytes = None, 0
 
+    def check(self) -> None:
+        """Whether a run may go on from what is there; nothing is written.
+
+        Raises:
+            ConfigError: A segment is of another run: names it, and every key that differs.
+        """
+        for path in self._paths():
+            for _, _, values in islice(_sound_records(path), 1):
+                self._require_same(path, values["identity"])
+
     def replay(self, frontier: int) -> Replay:
         """The decided draws from `frontier` on in all segments; of records of a draw the last.
 
-        What is damaged is logged and left out. Ends the open segment.
+        What is damaged is logged and left out; all is removed that was decided under other
+        settings. Ends the open segment.
 
         Raises:
             ConfigError: A segment is of another run: names it, and every key that differs.
@@ -136,8 +157,17 @@ class Journal:
                 # Also of one that is passed over: others may have been written without it.
                 segment = self._segments[path] = _Segment()
                 for offset, end, values in _sound_records(path):
-                    if "identity" in values and not self._follows(path, values):
-                        break
+                    if "identity" in values:
+                        self._require_same(path, values["identity"])
+                        if changed := differences(values["settings"], self._settings):
+                            logger.warning(
+                                "what was sampled before is sampled again, as settings are other "
+                                "than they were: %s", "; ".join(changed),
+                            )  # fmt: skip
+                            self.clear()
+                            return Replay({})
+                        if not self._follows(path, values["known"]):
+                            break
                     segment.num_bytes = end
                     if "draw" in values:
                         draw = values["draw"]
@@ -174,18 +204,16 @@ class Journal:
 
     def _header(self) -> bytes:
         known = {path.name: segment.num_bytes for path, segment in self._segments.items()}
-        return record({"identity": self._identity, "known": known})
+        header = {"identity": self._identity, "settings": self._settings, "known": known}
+        return record(header)
 
-    def _follows(self, path: Path, header: Mapping[str, Any]) -> bool:
-        """Whether a segment is of this run, else an error; and what its writer knew is there."""
-        saved, now = header["identity"], self._identity
-        if changed := [
-            f"{key} was {saved.get(key)!r}, is {now.get(key)!r}"
-            for key in sorted({*saved, *now})
-            if saved.get(key) != now.get(key)
-        ]:
+    def _require_same(self, path: Path, identity: Mapping[str, Any]) -> None:
+        if changed := differences(identity, self._identity):
             raise ConfigError(f"the rollouts in {path} cannot be replayed: {'; '.join(changed)}")
-        for name, num_bytes in header["known"].items():
+
+    def _follows(self, path: Path, known: Mapping[str, int]) -> bool:
+        """Whether what a segment's writer knew of the segments before is still there."""
+        for name, num_bytes in known.items():
             # What was pruned is behind all checkpoints.
             before = self._segments.get(self.folder / name)
             if before is not None and before.num_bytes < num_bytes:
@@ -195,6 +223,12 @@ class Journal:
                 )  # fmt: skip
                 return False
         return True
+
+
+def journal_of(run_dir: str, setup: Mapping[str, Any]) -> Journal:
+    """The journal of a run, whose job is what `setup_of` says."""
+    folder = Path(run_dir) / "rollouts"
+    return Journal(folder, identity=setup["fixed"], settings=setup["settings"])
 
 
 class _Place(NamedTuple):

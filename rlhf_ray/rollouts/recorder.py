@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -32,11 +31,14 @@ class Recorder:
     left: Replay
     store: RolloutStore
     timeout_s: float
-    _writing: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     def __contains__(self, draw: int) -> bool:
         """Whether an earlier process decided about the draw."""
         return draw in self.left.draws
+
+    def forget(self, draws: Iterable[int]) -> None:
+        """Draws that are sampled again, whatever was decided about them."""
+        self.left.discard(draws)
 
     async def record(self, scored: ScoredGroup, *, accepted: bool) -> None:
         """Append what was decided about a group."""
@@ -50,13 +52,20 @@ class Recorder:
             summaries_G=group.summaries_G,
             rollouts_G=tuple(rollouts[0]),
         )
-        async with self._writing:
-            await self._in_thread(partial(self.journal.append, record), f"draw {group.draw}")
+        await self._in_thread(partial(self.journal.append, record), f"draw {group.draw}")
 
     async def sync(self) -> None:
         """Bring to the disk what was appended."""
-        async with self._writing:
-            await self._in_thread(self.journal.sync, "what was appended")
+        await self._in_thread(self.journal.sync, "what was appended")
+
+    async def next_segment(self, frontier: int) -> None:
+        """End the segment, at a checkpoint; remove those that lie before a draw as a whole."""
+
+        def end() -> None:
+            self.journal.end_segment()
+            self.journal.prune(frontier)
+
+        await self._in_thread(end, f"what lies before draw {frontier}")
 
     async def replay(self, draw: int, prompt: Prompt) -> tuple[ScoredGroup, bool]:
         """A group as it was decided, and whether it was accepted.

@@ -66,27 +66,44 @@ async def test_what_a_call_raises_is_raised_here(error):
     assert caught.value is error
 
 
-async def test_the_first_failure_of_several_ends_the_others():
-    ended = []
+async def test_the_first_that_fails_ends_those_beside_it():
+    ended: list[str] = []
 
-    async def lasting(number):
+    async def long(name: str) -> str:
         try:
-            await asyncio.sleep(0 if number < 2 else 60)
-        except asyncio.CancelledError:
-            ended.append(number)
-            raise
-        if number == 1:
-            raise KeyError("no such")
-        return number
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)  # what it must still do is done
+            ended.append(name)
+        return name
 
-    assert await side_by_side(lasting(0) for _ in range(3)) == [0, 0, 0]
-    with pytest.raises(KeyError, match="no such"):
-        await side_by_side(lasting(number) for number in range(4))
+    async def failing() -> str:
+        await asyncio.sleep(0)
+        raise error from cause
+
+    error, cause = LookupError("none"), KeyError("x")
+    future = asyncio.ensure_future(long("b"))
+    with pytest.raises(LookupError) as caught:
+        await side_by_side([long("a"), failing(), future])
+    assert (caught.value, error.__cause__) == (error, cause)
+    assert not isinstance(error.__context__, BaseExceptionGroup)
+    assert sorted(ended) == ["a", "b"]
+    assert future.cancelled()
+
+
+async def test_what_is_waited_for_together_comes_in_its_order():
+    assert await side_by_side([asyncio.sleep(0.01, "slow"), asyncio.sleep(0, "quick")]) == [
+        "slow", "quick"
+    ]  # fmt: skip
+    assert await side_by_side([]) == []
+
+
+async def test_a_cancelled_wait_cancels_all_that_it_waits_for():
+    futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    waiting = asyncio.ensure_future(side_by_side(futures))
     await asyncio.sleep(0)
-    assert ended == [2, 3]
-    waiting = asyncio.ensure_future(side_by_side([lasting(5)]))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    await asyncio.sleep(0)
-    assert ended == [2, 3, 5]
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert all(future.cancelled() for future in futures)

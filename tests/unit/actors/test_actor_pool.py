@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -276,3 +277,23 @@ async def test_a_role_that_does_not_answer_is_ended_with_what_it_holds(pool):
     assert "policy" not in pool.state.roles
     assert not pool.state.models
     assert "policy" in pool.state.groups, "its place stays reserved"
+
+
+@pytest.mark.parametrize(
+    "failed", [RunError("no room"), asyncio.CancelledError()], ids=["failed", "cancelled"]
+)
+async def test_a_role_whose_actors_did_not_join_is_not_taken_for_one_that_did(
+    pool, monkeypatch, failed
+):
+    async def join(spec, handle, *, on_gpu, timeouts):
+        raise failed
+
+    killed = []
+    monkeypatch.setattr(RankSpec, "join", join)
+    monkeypatch.setattr(processes.ray, "kill", killed.append)
+    await pool.end("reference")
+    killed.clear()
+    with pytest.raises(type(failed)):
+        await pool.start("reference", RANKS)
+    assert "reference" not in pool.state.roles
+    assert len(killed) == 2

@@ -10,6 +10,7 @@ from fake_pools import FakePlacementGroup, FakeRecord
 
 from actors.pool import placement, record
 from actors.pool.placement import reserve
+from actors.pool.state import PoolState
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.planning.groups import plan_groups
@@ -61,6 +62,21 @@ def test_an_actor_that_ends_by_itself_stops_nothing(removed, named, monkeypatch)
     assert removed == ["lost"]
 
 
+def test_a_new_pool_ends_what_one_of_its_name_has_left_without_a_record(
+    removed, named, monkeypatch
+):
+    killed: list[str] = []
+    actor = SimpleNamespace(remote=lambda creator: None)
+    keeper = SimpleNamespace(options=lambda **options: actor)
+    monkeypatch.setattr(record.ray, "remote", lambda **options: lambda keeper_class: keeper)
+    monkeypatch.setattr(record.ray, "get_actor", lambda name, namespace: name)
+    monkeypatch.setattr(record.ray, "kill", killed.append)
+    monkeypatch.setattr(record, "_own_holder", lambda name: None)
+    monkeypatch.setattr(record.PoolRecord, "_call", lambda record, method: PoolState)
+    record.PoolRecord.create("lab", "pool up")
+    assert (killed, removed) == (["lab/policy/0"], ["known", "lost"])
+
+
 def test_a_pool_that_ends_keeps_no_group(removed):
     record.release_groups(FakeRecord())
     assert removed == ["known", "lost"]
@@ -80,3 +96,15 @@ def test_a_group_whose_gpus_cannot_be_asked_for_is_given_back(failure, monkeypat
     with pytest.raises(type(failure)):
         reserve(plan, name="standing/lab:policy", timeout_s=1.0, outlives_job=True)
     assert removed == [group]
+
+
+def test_a_node_that_dies_while_its_group_is_placed_is_named(monkeypatch):
+    group = FakePlacementGroup("new")
+    nodes = {"bundles_to_node_id": {0: "node", 1: ""}}  # Ray looks for another place for bundle 1
+    monkeypatch.setattr(placement, "placement_group", lambda bundles, **options: group)
+    monkeypatch.setattr(placement, "placement_group_table", lambda group: nodes)
+    monkeypatch.setattr(placement, "addresses", lambda: {"node": "10.0.0.1"})
+    monkeypatch.setattr(placement, "remove_placement_group", lambda group: None)
+    [plan] = plan_groups({"policy": GroupConfig(ranks=2)})
+    with pytest.raises(RunError, match=r"placing policy: the nodes of its bundles \[1\] are gone"):
+        reserve(plan, name="standing/lab:policy", timeout_s=1.0, outlives_job=True)

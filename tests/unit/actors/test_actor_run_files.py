@@ -19,7 +19,7 @@ class Disks:
     """Runs the tasks here, with a folder a node in place of the driver's."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.chunks = root, 0
+        self.root, self.chunks, self.num_chunks = root, 0, 0
 
     def at(self, node: str, path: str = "") -> Path:
         return self.root / node / path
@@ -125,6 +125,36 @@ async def test_only_what_a_node_lacks_is_sent_to_it(disks, files):
     assert disks.at("a", "run/same").stat().st_ino == kept
     assert not disks.at("near").exists()
     assert disks.chunks == 4
+
+
+def parts(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.name.endswith(".part")]
+
+
+@pytest.mark.parametrize("direction", ["fetch", "send"])
+async def test_a_transfer_that_breaks_off_leaves_no_rests(disks, files, monkeypatch, direction):
+    """Here they go at once; on a node that does not answer, before it is asked again."""
+    write(disks.at("a" if direction == "fetch" else "driver", "run/x"), "longer than a chunk")
+
+    async def ask(files, nodes, task, *arguments):
+        if disks.num_chunks == 2:
+            raise RunError("no answer from node 10.0.0.2")
+        disks.num_chunks += task in (
+            run_files.file_tasks.read_chunk,
+            run_files.file_tasks.write_chunk,
+        )
+        return await disks.ask(files, nodes, task, *arguments)
+
+    transfer = getattr(files, direction)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFiles, "_ask", ask)
+        with pytest.raises(RunError, match="no answer from node"):
+            await transfer(str(disks.at("driver", "run")))
+    assert not parts(disks.at("driver"))
+    assert len(parts(disks.root)) == (direction == "send")
+    await transfer(str(disks.at("driver", "run")))
+    assert not parts(disks.root)
+    assert read(disks.at("a", "run")) == read(disks.at("driver", "run"))
 
 
 async def test_an_export_is_the_first_ranks_and_replaces_what_was_here(disks, files, ranks):

@@ -19,7 +19,7 @@ def write(store, step, text="weights"):
     with store.writing(step) as folder:
         (folder / "policy/state").mkdir(parents=True)
         (folder / "policy/state/shard").write_text(f"{text} of {step}")
-        return store.commit(step, {"position": step * 10}, roles=["policy"])
+        store.commit(step, {"position": step * 10}, roles=["policy"])
 
 
 @pytest.fixture
@@ -149,8 +149,7 @@ def test_what_a_resumed_run_writes_takes_the_place_of_later_ones(store):
     damage_one_byte(store.root / "step_00000040")
     damage_one_byte(store.root / "step_00000030")
     assert store.latest().step == 20
-    folder = write(store, 25)
-    assert folder.is_dir()
+    write(store, 25)
     assert [path.name for path in sorted(store.root.iterdir())] == [
         "step_00000020", "step_00000025"
     ]  # fmt: skip
@@ -192,6 +191,16 @@ def test_a_role_that_wrote_elsewhere_is_an_error(store):
         with pytest.raises(RunError, match="the checkpoint of policy is not in"):
             store.commit(1, {}, roles=["policy"])
     assert store.latest() is None
+    assert not list(store.root.iterdir())
+
+
+def test_the_oldest_is_what_a_rollback_may_still_need(store):
+    assert store.oldest() is None
+    for step in range(1, 6):
+        write(store, step)
+    assert (store.oldest().step, store.oldest().state) == (3, {"position": 30})
+    damage_torn_manifest(store.root / "step_00000003")
+    assert store.oldest().step == 4, "nobody can go back to the torn one"
 
 
 def test_a_folder_that_vanished_is_no_checkpoint(store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -211,6 +212,43 @@ async def test_checkpoints_are_written_every_few_and_at_the_end(tmp_path, every,
     await loop_of(config, FakeSupervised()).run(None)
     folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert folders == [f"step_{step:08d}" for step in kept]
+
+
+async def test_steps_go_on_while_a_checkpoint_is_committed(tmp_path, monkeypatch):
+    """It may take until the next is due, and the run ends behind the last."""
+    loop = loop_of(make_config(tmp_path, checkpoint={"every": 3, "keep": 10}), FakeSupervised())
+    done, commit = [], loop.store.commit
+
+    def slow_commit(step, state, *, roles):
+        while step == 3 and len(loop.role.batches) < 5:
+            time.sleep(0.01)
+        commit(step, state, roles=roles)
+        done.append((step, len(loop.role.batches)))
+
+    monkeypatch.setattr(loop.store, "commit", slow_commit)
+    await loop.run(None)
+    assert done == [(3, 5), (5, 5)]
+    assert loop.store.latest().step == 5
+
+
+@pytest.mark.parametrize(("failing", "trained"), [(2, 4), (5, 5)], ids=["next save", "end"])
+async def test_a_commit_that_fails_ends_the_run_where_it_is_waited_for(
+    tmp_path, monkeypatch, failing, trained
+):
+    loop = loop_of(make_config(tmp_path, checkpoint={"every": 2, "keep": 10}), FakeSupervised())
+    commit = loop.store.commit
+
+    def failing_commit(step, state, *, roles):
+        if step == failing:
+            raise RunError(f"the checkpoint of step {step} is not committed")
+        commit(step, state, roles=roles)
+
+    monkeypatch.setattr(loop.store, "commit", failing_commit)
+    with pytest.raises(RunError, match=f"the checkpoint of step {failing} is not committed"):
+        await loop.run(None)
+    assert len(loop.role.batches) == trained
+    whole = CheckpointStore(tmp_path, keep=10).latest()
+    assert (whole and whole.step) == (4 if failing == 5 else None)
 
 
 async def test_steps_that_are_not_finite_stop_the_run_when_they_come_in_a_row(tmp_path):

@@ -41,17 +41,19 @@ def test_an_offline_run_is_read_back_whole_also_after_a_resume(config):
     with open_metrics(config, job="sft") as log:
         log.log(1, {"sft/loss": 2.0, "policy/kl_ref": 0.125})
         log.table(Table(step=1, name="eval", columns=["prompt", "score"], rows=rows))
+        log.log(2, {"sft/loss": 1.0})
     run_id = (run_dir / "wandb_run_id").read_text()
     time.sleep(1.1)  # W&B names a folder by the second
     with open_metrics(config, job="sft", resumed_step=1) as log:
-        log.log(2, {"sft/loss": 1.0})
+        log.log(2, {"sft/loss": 1.5})  # it was not saved, and is done again
+        log.log(3, {"sft/loss": 0.5})
     files = list(run_dir.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))
     assert len(files) == 2
     received = synced(run_dir)
     assert {name for name, _ in received.configs} == {run_id}
-    logged = {row["step"]: row for row in received.history if "sft/loss" in row}
-    assert {step: row["sft/loss"] for step, row in logged.items()} == {1: 2.0, 2: 1.0}
-    assert logged[1]["policy/kl_ref"] == 0.125
+    logged = [row for row in received.history if "sft/loss" in row]
+    assert [(row["step"], row["sft/loss"]) for row in logged] == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    assert logged[0]["policy/kl_ref"] == 0.125
     assert received.config["policy"]["optim"]["lr"] == config.policy.optim.lr
     table = received.tables()["samples/eval", 1]
     assert (table["columns"], table["data"]) == (["prompt", "score"], rows)
