@@ -127,13 +127,19 @@ class RolloutEngine(Protocol):
     """A set of engines that sample."""
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> Sequence[Awaitable[RolloutGroup]]:
-        """Begin to sample all requests together, after waking up.
+        """Begin to sample requests, after waking up.
+
+        Args:
+            requests: What is asked.
+            together: Whether all begin at the same moment, so that the same requests give the same
+                bits; else each group does as soon as an engine has room for its samples, those that
+                were asked for first before others.
 
         Returns:
-            One awaitable a request, in their order, each done when its group is. Cancelling it ends
-            the group's requests.
+            One awaitable a request, in their order, each done when its group is. Cancelling it, at
+            any time, ends the group's requests.
         """
         ...
 

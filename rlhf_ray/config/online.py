@@ -32,6 +32,10 @@ class PublicationConfig(Config):
         backend: `auto` is `object_store` where engines run on CPUs, `ipc` where policy and rollout
             share GPUs, else `nccl`.
         bucket_mb: Weights travel in buckets of about this size.
+        running: What becomes of responses that are being sampled meanwhile. `recompute`: their
+            tokens so far pass the new weights before the next one is sampled, which takes time, and
+            that token is the new weights' own. `keep` spares that: what older weights left in the
+            cache of a response stays. The recorded log-probabilities are true in both.
         probe_sequences: Prompts that engine and trainer score after each publication. For a 99th
             percentile a hundred tokens are few; 16 prompts of 100 tokens are 1,600.
         max_logprob_gap: The run stops where engine and trainer differ by more on a probe token, in
@@ -44,6 +48,7 @@ class PublicationConfig(Config):
 
     backend: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
     bucket_mb: PositiveInt = 256
+    running: Literal["recompute", "keep"] = "recompute"
     probe_sequences: PositiveInt = 16
     max_logprob_gap: NonNegativeFloat = 0.0
     max_logprob_gap_mean: NonNegativeFloat = 0.0
@@ -99,6 +104,9 @@ class OnlineConfig(JobConfig):
     """PPO, GRPO and their kin: rollouts, scores, advantages, updates.
 
     Attributes:
+        max_staleness: How many publications may pass between the weights that sampled a group and
+            those that it is trained on. 0 samples a step's groups, then trains them. With more,
+            sampling goes on while earlier steps are trained, that many steps ahead at most.
         empty_steps_to_stop: Steps with nothing to train, one after the other, that stop the run:
             rewards applied to no rollout, dynamic sampling found no group whose scores differ, or
             all were cut off and `algorithm.truncated` is `mask`.
@@ -108,6 +116,7 @@ class OnlineConfig(JobConfig):
 
     prompts_per_step: PositiveInt = 32
     samples_per_prompt: PositiveInt = 8
+    max_staleness: NonNegativeInt = 0
     data: DataConfig
     policy: LearnerConfig
     value: CriticConfig = CriticConfig()

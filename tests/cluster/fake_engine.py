@@ -17,7 +17,7 @@ class ReplayedEngine:
         self.engine, self.tape = engine, tape
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> list[Awaitable[RolloutGroup]]:
         key = tuple((request.prompt.prompt_id, request.seeds_G) for request in requests)
         if key not in self.tape:

@@ -53,7 +53,7 @@ class CutCompany(Company):
         self.lens: list[int] = []
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> list[Awaitable[RolloutGroup]]:
         self.lens = []
         return await super().generate(requests)
@@ -94,7 +94,7 @@ class HashedCompany(Company):
         self.delays = delays
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> list[Awaitable[RolloutGroup]]:
         return [self.late(answer) for answer in await super().generate(requests)]
 

@@ -140,7 +140,7 @@ class Company:
         self.calls.append(call)
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> list[Awaitable[RolloutGroup]]:
         self.said(f"rollout.generate@{self.version}")
         self.asleep = False

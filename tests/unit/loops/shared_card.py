@@ -60,7 +60,7 @@ class Engines:
         self.company, self.card, self.has_model = company, card, False
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> list[Awaitable[RolloutGroup]]:
         await self.wake_up()
         return await self.company.generate(requests)

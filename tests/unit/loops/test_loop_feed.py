@@ -273,7 +273,7 @@ class Unsteady(Company):
             asyncio.current_task().cancel()
             await asyncio.sleep(0)
 
-    async def generate(self, requests):
+    async def generate(self, requests, *, together=True):
         await self.trip()
         return [self.unsteady(answer) for answer in await super().generate(requests)]
 
