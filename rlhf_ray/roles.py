@@ -132,13 +132,14 @@ class RolloutEngine(Protocol):
         """Begin to sample requests, after waking up.
 
         Args:
-            requests: One a draw.
-            together: Whether all are admitted at once, so that the same requests share a batch;
-                else each begins when an engine has room for it, in their order.
+            requests: What is asked.
+            together: Whether all begin at the same moment, so that the same requests give the same
+                bits; else each group does as soon as an engine has room for its samples, those that
+                were asked for first before others.
 
         Returns:
-            One awaitable a request, in their order, each done when its group is. Cancelling it ends
-            the group's requests.
+            One awaitable a request, in their order, each done when its group is. Cancelling it, at
+            any time, ends the group's requests.
         """
         ...
 

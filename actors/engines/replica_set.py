@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
+from actors.engines.dispatch import Dispatch, Load
 from actors.engines.rollout import RolloutReplica
-from actors.engines.sampling import Ending
+from actors.engines.samples import Ending
 from actors.engines.spec import EngineSpec
 from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutGroup, SleepLevel
 
@@ -46,7 +49,7 @@ class ReplicaSpec(RoleSpec):
         return self.engine.sleeps
 
     async def check(self, role: RoleHandle[Any], *, timeout_s: float) -> None:
-        """An actor answers also for an engine that is dead or was left amid a publication.
+        """An actor answers also for an engine that cannot be used or was left amid a publication.
 
         Requests of the last job are dropped.
 
@@ -54,35 +57,10 @@ class ReplicaSpec(RoleSpec):
             RunError: One is.
         """
         for health in await role.call(RolloutReplica.health, timeout_s=timeout_s)():
-            if not health["alive"] or health["updating"]:
-                raise RunError(
-                    f"{health['name']}: its engine is dead, or was left amid a publication"
-                )
+            fault = health["fault"] or "it was left amid a publication" * health["updating"]
+            if fault:
+                raise RunError(f"{health['name']}: {fault}")
         await role.call(RolloutReplica.drop_requests, timeout_s=timeout_s)()
-
-
-class LeastLoaded:
-    """Counts tokens in flight and hands out requests to replicas.
-
-    Deterministic: among equally loaded replicas the first is taken.
-    """
-
-    def __init__(self, num_replicas: int) -> None:
-        """All idle."""
-        self.tokens_in_flight = [0] * num_replicas
-
-    def assign(self, tokens_of_requests: Sequence[int]) -> list[int]:
-        """Take requests in order; returns the replica of each and counts its tokens in flight."""
-        assigned = []
-        for tokens in tokens_of_requests:
-            replica = min(range(len(self.tokens_in_flight)), key=self.tokens_in_flight.__getitem__)
-            self.tokens_in_flight[replica] += tokens
-            assigned.append(replica)
-        return assigned
-
-    def finished(self, replica: int, tokens: int) -> None:
-        """Requests of so many tokens were answered, or failed."""
-        self.tokens_in_flight[replica] -= tokens
 
 
 @dataclass(eq=False)
@@ -90,64 +68,85 @@ class ReplicaSet:
     """The rollout role: replicas side by side, the least loaded one first.
 
     Attributes:
-        timeout_s: Deadline of the answers to one call of `generate`.
+        timeout_s: Deadline of a group's answer, once it has a replica.
         sleeps: Whether they live on GPUs that another role needs between rollouts.
+        seats: Sequences that one replica runs at a time.
     """
 
     actors: RoleHandle[RolloutReplica]
     ending: Ending
     timeout_s: float
     sleeps: bool
+    seats: int
 
     def __post_init__(self) -> None:
         """All idle."""
-        self._load = LeastLoaded(len(self.actors))
+        self.dispatch = Dispatch(len(self.actors), seats=self.seats)
 
     async def generate(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], *, together: bool = True
     ) -> list[asyncio.Task[RolloutGroup]]:
-        """Begin to sample all requests together, after waking up; one task a request, in order."""
-        await self.wake_up()
-        costs = [
-            (len(request.prompt.token_ids_T) + request.max_new_tokens) * len(request.seeds_G)
-            for request in requests
-        ]
-        assigned = list(zip(self._load.assign(costs), costs, requests, strict=True))
-        try:
-            await self._admit(assigned)
-        except BaseException:
-            for replica, cost, request in assigned:
-                self._give_up(replica, request)
-                self._load.finished(replica, cost)
-            raise
-        return [asyncio.ensure_future(self._answer(*one)) for one in assigned]
+        """Begin to sample requests, after waking up; one task a request, in order.
 
-    async def _admit(self, assigned: Sequence[tuple[int, int, GenerationRequest]]) -> None:
+        Those that are together are given to replicas at once. Others wait here until a replica has
+        seats for all of a group's samples, in the order in which they were asked for.
+        """
+        await self.wake_up()
+        if not together:
+            return [asyncio.ensure_future(self._alone(request)) for request in requests]
+        loads = [Load.of(request) for request in requests]
+        given = list(zip(self.dispatch.assign(loads), loads, requests, strict=True))
+        try:
+            await self._admit(given)
+        except BaseException:
+            for one in given:
+                self._leave(*one)
+            raise
+        answers = []
+        for replica, load, request in given:
+            answer = asyncio.ensure_future(self._answer(replica, request))
+            # Also of one that is cancelled before it begins, which no `finally` of its own sees.
+            answer.add_done_callback(partial(self._left, replica, load, request))
+            answers.append(answer)
+        return answers
+
+    async def _alone(self, request: GenerationRequest) -> RolloutGroup:
+        """A group that begins when a replica has seats for it."""
+        load = Load.of(request)
+        # Each of those before it has a deadline to be admitted by, and one to be answered by.
+        wait_s = 2 * self.timeout_s * (self.dispatch.num_waiting + 1)
+        name = self.actors.name
+        async with deadline(wait_s, actor=name, operation=f"{name}: seats for draw {request.draw}"):
+            replica = await self.dispatch.wait(load)
+        try:
+            await self._admit([(replica, load, request)], together=False)
+            return await self._answer(replica, request)
+        finally:
+            self._leave(replica, load, request)
+
+    async def _admit(
+        self, given: Sequence[tuple[int, Load, GenerationRequest]], *, together: bool = True
+    ) -> None:
         """Each replica takes all of its requests at once."""
-        replicas = sorted({replica for replica, _, _ in assigned})
+        replicas = sorted({replica for replica, _, _ in given})
         refs = [
             self.actors.start(RolloutReplica.admit, replica)(
-                [request for of, _, request in assigned if of == replica],
+                [request for of, _, request in given if of == replica],
                 self.ending,
                 self.timeout_s,
+                together,
             )
             for replica in replicas
         ]
         await self.actors.answers(refs, "generate", timeout_s=self.timeout_s, ranks=replicas)
 
-    async def _answer(self, replica: int, cost: int, request: GenerationRequest) -> RolloutGroup:
-        try:
-            # Two objects: the rollouts stay where they are.
-            finished = self.actors.start(RolloutReplica.finished, replica, num_returns=2)
-            summaries, rollouts = finished(request.draw)
-            [summaries_G] = await self.actors.answers(
-                [summaries], "generate", timeout_s=self.timeout_s, ranks=[replica]
-            )
-        except BaseException:
-            self._give_up(replica, request)
-            raise
-        finally:
-            self._load.finished(replica, cost)
+    async def _answer(self, replica: int, request: GenerationRequest) -> RolloutGroup:
+        # Two objects: the rollouts stay where they are.
+        finished = self.actors.start(RolloutReplica.finished, replica, num_returns=2)
+        summaries, rollouts = finished(request.draw)
+        [summaries_G] = await self.actors.answers(
+            [summaries], "generate", timeout_s=self.timeout_s, ranks=[replica]
+        )
         return RolloutGroup(
             prompt=request.prompt,
             draw=request.draw,
@@ -155,9 +154,13 @@ class ReplicaSet:
             rollouts=rollouts,
         )
 
-    def _give_up(self, replica: int, request: GenerationRequest) -> None:
-        """Nobody waits for the answer to this: a replica that lives ends it when it can."""
-        self.actors.start(RolloutReplica.abort, replica)([request.draw])
+    def _leave(self, replica: int, load: Load, request: GenerationRequest) -> None:
+        """Nobody waits for this group any more: it is here, or given up."""
+        self.dispatch.ended(replica, load)
+        self.actors.start(RolloutReplica.drop, replica)([request.draw])
+
+    def _left(self, replica: int, load: Load, request: GenerationRequest, _: object) -> None:
+        self._leave(replica, load, request)
 
     async def sleep(self, level: SleepLevel) -> None:
         """Between rollouts, where GPUs are shared."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -12,11 +13,12 @@ from typing import Any
 from actors.cluster.gpus import require_engine
 from actors.cluster.network import use_cluster_network
 from actors.cluster.role_spec import control
+from actors.engines.calls import ANSWER_S
 from actors.engines.report import EngineLoad, engine_stat_logger
-from actors.engines.sampling import ANSWER_S, Ending, SamplingEngine
+from actors.engines.samples import Ending
+from actors.engines.sampling import SamplingEngine
 from actors.engines.spec import EngineSpec, engine_arguments, engine_environment, outlive_actor
 from actors.weights.bucket import Bucket
-from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import EnginePart, GenerationRequest, SleepLevel
 from rlhf_ray.types import Prompt
@@ -28,7 +30,12 @@ WARM_UP_S = 600.0
 
 
 class RolloutReplica(SamplingEngine):
-    """One engine: it starts, takes weights, sleeps and ends beside what it samples."""
+    """One engine: it starts, takes weights, sleeps and ends beside what it samples.
+
+    Attributes:
+        exchange: The deadline of an exchange of weights, while there is one; it holds `scheduler`.
+        exchange_s: Of each of its calls.
+    """
 
     def __init__(self, name: str, environment: Mapping[str, str], spec: EngineSpec) -> None:
         """Set the environment, which vLLM reads at import; `start` does the slow part."""
@@ -41,6 +48,7 @@ class RolloutReplica(SamplingEngine):
         super().__init__(name)
         self.spec = spec
         self.load = EngineLoad()
+        self.exchange: asyncio.TimerHandle | None = None
         self.exchange_s = ANSWER_S
 
     async def start(self) -> None:
@@ -75,17 +83,18 @@ class RolloutReplica(SamplingEngine):
         request = GenerationRequest(
             prompt=prompt, draw=0, seeds_G=(0,), temperature=1.0, max_new_tokens=2
         )
-        admitted = await self._admit(request, 0, Ending(), timeout_s=WARM_UP_S)
-        await self._finished(*admitted, timeout_s=WARM_UP_S)
-        await self._score(prompt.token_ids_T, num_given=1, timeout_s=WARM_UP_S)
+        await self.admit([request], Ending(), WARM_UP_S, together=True)
+        [rollout] = (await self.finished(request.draw))[1]
+        await self.drop([request.draw])
+        await self.logprobs([rollout], WARM_UP_S)
 
     @control
     async def health(self) -> dict[str, Any]:
-        """Answers also while the engine is busy."""
+        """Answers also while the engine is busy; `fault` says why it cannot be used, if so."""
         return {
             "name": self.name,
             "version": self.version,
-            "alive": self.engine is not None and not self.engine.errored,
+            "fault": "it is not started" if self.engine is None else self.unusable,
             "updating": self.scheduler.locked(),
         }
 
@@ -97,7 +106,7 @@ class RolloutReplica(SamplingEngine):
 
     async def ask_workers(self, method: str) -> list[Any]:
         """What each of vLLM's workers, or our extension of them, answers to a method."""
-        asked: list[Any] = await self._ask(
+        asked: list[Any] = await self.ask(
             "collective_rpc", method, timeout=ANSWER_S, timeout_s=ANSWER_S
         )
         return asked
@@ -106,24 +115,31 @@ class RolloutReplica(SamplingEngine):
         """Connect to the trainer, where the backend needs a connection; ends the one before."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        await self._ask("shutdown_weight_transfer_engine", timeout_s=timeout_s)
-        await self._ask(
+        await self.ask("shutdown_weight_transfer_engine", timeout_s=timeout_s)
+        await self.ask(
             "init_weight_transfer_engine",
             WeightTransferInitRequest(init_info=dict(init_info)),
             timeout_s=timeout_s,
         )
 
-    async def start_weight_update(self, timeout_s: float) -> None:
+    async def start_weight_update(self, timeout_s: float, keeps_cache: bool) -> None:
         """Freeze running requests where they are and make the model ready for new weights.
 
-        Each call of this exchange has this deadline, those that follow included.
+        The exchange ends by this deadline, with the calls that follow. Until then nothing is
+        admitted; where it does not end, the engine is half loaded and not used again.
+
+        With `keeps_cache` running requests go on from the keys and values that older weights made;
+        else the new ones make these again. Requests that come later meet none of them: see `_add`.
         """
+        await self.take_scheduler("the scheduler for new weights", timeout_s)
         self.exchange_s = timeout_s
-        async with deadline(timeout_s, actor=self.name, operation="the scheduler for new weights"):
-            await self.scheduler.acquire()
-        await self._ask("pause_generation", mode="keep", clear_cache=True, timeout_s=timeout_s)
+        loop = asyncio.get_running_loop()
+        self.exchange = loop.call_later(timeout_s, self.fail, "a publication to it did not end")
+        await self.change(
+            "pause_generation", mode="keep", clear_cache=not keeps_cache, timeout_s=timeout_s
+        )
         self.sleeping.has_model = False
-        await self._ask("start_weight_update", timeout_s=timeout_s)
+        await self.change("start_weight_update", timeout_s=timeout_s)
 
     async def update_weights(self, update: Bucket | Mapping[str, Any]) -> None:
         """Take one bucket, or let vLLM's own backend receive what `update` describes."""
@@ -137,26 +153,37 @@ class RolloutReplica(SamplingEngine):
                 "data": update.data.tobytes(),
             }
         request = WeightTransferUpdateRequest(update_info=dict(update))
-        await self._ask("update_weights", request, timeout_s=self.exchange_s)
+        await self.change("update_weights", request, timeout_s=self.exchange_s)
 
     async def finish_weight_update(self, version: int) -> int:
         """Use the new weights and let requests go on; returns the version as acknowledgement."""
         timeout_s = self.exchange_s
-        await self._ask("finish_weight_update", weight_version=str(version), timeout_s=timeout_s)
+        await self.change("finish_weight_update", weight_version=str(version), timeout_s=timeout_s)
         self.version, self.sleeping.has_model = version, True
         if not self.sleeping.asleep:  # else waking the cache resumes
-            await self._ask("resume_generation", timeout_s=timeout_s)
-        self.scheduler.release()
+            await self.change("resume_generation", timeout_s=timeout_s)
+        self._end_exchange()
         return self.version
+
+    def fail(self, fault: str) -> None:
+        """As of any engine; an exchange of weights is over."""
+        super().fail(fault)
+        self._end_exchange()
+
+    def _end_exchange(self) -> None:
+        if self.exchange is not None:
+            self.exchange.cancel()
+            self.exchange = None
+            self.scheduler.release()
 
     async def sleep(self, level: SleepLevel, timeout_s: float) -> None:
         """Give the GPU's memory to whoever shares it; see `EngineSleep`."""
-        async with deadline(timeout_s, actor=self.name, operation="sleep"), self.scheduler:
+        async with self.scheduling("sleep", timeout_s):
             await self.sleeping.sleep(level, timeout_s=timeout_s)
 
     async def wake_up(self, part: EnginePart | None, timeout_s: float) -> None:
         """Take the memory back, or that of one part."""
-        async with deadline(timeout_s, actor=self.name, operation="waking up"), self.scheduler:
+        async with self.scheduling("waking up", timeout_s):
             await self.sleeping.wake_up(part, timeout_s=timeout_s)
 
     def process_id(self) -> int:

@@ -72,6 +72,8 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "tensor_parallel_size": max(1, spec.num_gpus),
         "enforce_eager": engine.enforce_eager,
         "seed": 0,  # each request has one of its own
+        # First come, first served, as by default, but that the probe passes what waits for memory.
+        "scheduling_policy": "priority",
         # vLLM's default ignores the temperature; the trainer's log-probabilities do not.
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": WeightTransferConfig(backend=spec.weight_backend),

@@ -7,6 +7,7 @@ from actors.weights.probe import EXACT, ROUNDED, GapLimits
 from actors.weights.sync_spec import SyncSpec
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.rollout import EngineConfig
 from rlhf_ray.models.identity import engine_identity
 from rlhf_ray.models.limits import context_length
 
@@ -28,12 +29,26 @@ def engine_spec(*jobs: AnyJob) -> EngineSpec | None:
         revision=model.revision,
         identity=engine_identity(model),
         trust_remote_code=model.trust_remote_code,
-        engine=config.rollout.of_engine,
+        engine=_engine_of(config),
         max_model_len=context,
         num_gpus=config.placement.rollout.gpus_per_rank,
         weight_backend=config.weight_backend,
         sleeps=config.engines_sleep,
     )
+
+
+def _engine_of(config: OnlineConfig) -> EngineConfig:
+    """Where sampling goes on beside publications, with seats more for the probe of each.
+
+    Responses take `max_num_seqs` (see `ReplicaSet`), so that it never waits for one of them to end.
+    """
+    engine = config.rollout.of_engine
+    if not config.max_staleness:
+        return engine
+    seats = engine.max_num_seqs + config.publication.probe_sequences
+    # An engine step has a token for each.
+    tokens = max(engine.max_num_batched_tokens, seats)
+    return engine.model_copy(update={"max_num_seqs": seats, "max_num_batched_tokens": tokens})
 
 
 def sync_spec(config: OnlineConfig) -> SyncSpec:
@@ -43,6 +58,7 @@ def sync_spec(config: OnlineConfig) -> SyncSpec:
         gpus_per_replica=config.placement.rollout.gpus_per_rank,
         bucket_bytes=config.publication.bucket_mb * 2**20,
         timeout_s=config.timeouts.publish_s,
+        keeps_cache=config.publication.running == "keep",
     )
 
 

@@ -10,7 +10,7 @@ from actors.cluster.ray_metrics import RaySink
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.rollout_store import ObjectStore
 from actors.engines.replica_set import ReplicaSet
-from actors.engines.sampling import Ending
+from actors.engines.samples import Ending
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceGroup
 from actors.ranks.group import RankGroup, SupervisedGroup
@@ -99,8 +99,13 @@ class JobPool:
                     exports_with=exports_with,
                 )
             case RolloutSpec(rollout=rollout, end_token_ids=ends):
-                ending, sleeps = Ending.of(rollout, ends), bool(config.on_engines_gpus)
-                return ReplicaSet(actors, ending, timeout_s=timeouts.call_s, sleeps=sleeps)
+                return ReplicaSet(
+                    actors,
+                    Ending.of(rollout, ends),
+                    timeout_s=timeouts.call_s,
+                    sleeps=bool(config.on_engines_gpus),
+                    seats=rollout.max_num_seqs,
+                )
             case ExperienceSpec():
                 return ExperienceGroup(actors, spec, timeouts)
 

@@ -88,7 +88,8 @@ class ReplicaClient:
 
     def start_weight_update(self) -> None:
         """Freeze running requests."""
-        self.call(PublishedReplica.start_weight_update)(self.spec.timeout_s)
+        start = self.call(PublishedReplica.start_weight_update)
+        start(self.spec.timeout_s, self.spec.keeps_cache)
 
     def update_weights(self, update: Any) -> None:
         """One bucket, or what a backend needs to receive one."""

@@ -20,7 +20,7 @@ class PublishedReplica(Protocol):
     def init_weight_transfer(self, init_info: Mapping[str, Any], timeout_s: float) -> Answer[None]:
         """Connect to the trainer, where the backend needs a connection."""
 
-    def start_weight_update(self, timeout_s: float) -> Answer[None]:
+    def start_weight_update(self, timeout_s: float, keeps_cache: bool) -> Answer[None]:
         """Freeze running requests; the calls that follow have this deadline."""
 
     def update_weights(self, update: Bucket | Mapping[str, Any]) -> Answer[None]:
@@ -42,9 +42,11 @@ class SyncSpec:
 
     Attributes:
         gpus_per_replica: Workers that receive inside each replica.
+        keeps_cache: Whether running requests go on from what older weights left in their cache.
     """
 
     backend: Backend
     gpus_per_replica: int
     bucket_bytes: int
     timeout_s: float
+    keeps_cache: bool = False

@@ -29,7 +29,7 @@ class Replica:
         self._on_workers("shutdown_weight_transfer_engine")
         self._on_workers("init_weight_transfer_engine", init_info)
 
-    def _start_weight_update(self, timeout_s: float) -> None:
+    def _start_weight_update(self, timeout_s: float, keeps_cache: bool) -> None:
         self._on_workers("start_weight_update")
 
     def _update_weights(self, update: dict[str, Any]) -> None:

@@ -32,6 +32,10 @@ class PublicationConfig(Config):
         backend: `auto` is `object_store` where engines run on CPUs, `ipc` where policy and rollout
             share GPUs, else `nccl`.
         bucket_mb: Weights travel in buckets of about this size.
+        running: What becomes of responses that are being sampled meanwhile. `recompute`: their
+            tokens so far pass the new weights before the next one is sampled, which takes time, and
+            that token is the new weights' own. `keep` spares that: what older weights left in the
+            cache of a response stays. The recorded log-probabilities are true in both.
         probe_sequences: Prompts that engine and trainer score after each publication. For a 99th
             percentile a hundred tokens are few; 16 prompts of 100 tokens are 1,600.
         max_logprob_gap: The run stops where engine and trainer differ by more on a probe token, in
@@ -44,6 +48,7 @@ class PublicationConfig(Config):
 
     backend: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
     bucket_mb: PositiveInt = 256
+    running: Literal["recompute", "keep"] = "recompute"
     probe_sequences: PositiveInt = 16
     max_logprob_gap: NonNegativeFloat = 0.0
     max_logprob_gap_mean: NonNegativeFloat = 0.0

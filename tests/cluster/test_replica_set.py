@@ -10,7 +10,7 @@ import ray
 
 from actors.cluster.role_handle import RoleHandle
 from actors.engines.replica_set import ReplicaSet
-from actors.engines.sampling import Ending
+from actors.engines.samples import Ending
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
@@ -24,7 +24,8 @@ def replica_class(cluster):
         """Says of every sample which replica drew it; the first replica is the slower one."""
 
         def __init__(self, number):
-            self.number, self.sleeps, self.aborted = number, False, []
+            self.number, self.sleeps, self.dropped = number, False, []
+            self.requests, self.admissions = {}, []
 
         async def sleep(self, level, timeout_s):
             self.sleeps = True
@@ -32,10 +33,11 @@ def replica_class(cluster):
         async def wake_up(self, part, timeout_s):
             self.sleeps = False
 
-        async def admit(self, requests, ending, timeout_s):
+        async def admit(self, requests, ending, timeout_s, together):
             assert not self.sleeps
             assert (ending.stop, timeout_s) == ((".",), 60.0)
-            self.requests = {request.draw: request for request in requests}
+            self.requests |= {request.draw: request for request in requests}
+            self.admissions.append((together, [request.draw for request in requests]))
             if any(request.prompt.prompt_id == "refused" for request in requests):
                 raise LookupError("no such prompt")
 
@@ -65,11 +67,11 @@ def replica_class(cluster):
             ]
             return summaries, drawn
 
-        async def abort(self, draws):
-            self.aborted += draws
+        async def drop(self, draws):
+            self.dropped += draws
 
-        async def told_to_abort(self):
-            return self.aborted
+        async def seen(self):
+            return self.admissions, self.dropped
 
     return Replica
 
@@ -79,13 +81,14 @@ def replicas(replica_class):
     actors = [replica_class.remote(number) for number in range(2)]
     named = {f"job/rollout/{number}": actor for number, actor in enumerate(actors)}
     ending = Ending(stop=(".",))
-    yield ReplicaSet(RoleHandle("rollout", named), ending, timeout_s=60.0, sleeps=False)
+    role = RoleHandle("rollout", named)
+    yield ReplicaSet(role, ending, timeout_s=60.0, sleeps=False, seats=3)
     for actor in actors:
         ray.kill(actor)
 
 
 async def test_requests_wake_replicas_that_sleep_on_a_shared_gpu(replicas):
-    shared = ReplicaSet(replicas.actors, replicas.ending, timeout_s=60.0, sleeps=True)
+    shared = ReplicaSet(replicas.actors, replicas.ending, timeout_s=60.0, sleeps=True, seats=3)
     await shared.sleep(level=1)
     groups = await sample_all(shared, [request("a", 1, [1, 2]), request("b", 1, [3])])
     assert [(group.prompt.prompt_id, len(group.summaries_G)) for group in groups] == [
@@ -154,10 +157,68 @@ async def test_a_replica_that_failed_is_named_and_counts_as_idle_again(replicas)
         assert [replica for *_, replica in rows] == [0, 0, 0, 1, 1, 1, 1]
 
 
+async def seen(replicas, number):
+    asked = replicas.actors.actors[number].seen.remote()
+    (seen,) = await replicas.actors.answers([asked], "seen", timeout_s=30, ranks=[number])
+    return seen
+
+
+def idle(replicas):
+    dispatch = replicas.dispatch
+    return not any((*dispatch.seats_taken, *dispatch.tokens_in_flight, dispatch.num_waiting))
+
+
 async def test_a_replica_is_told_what_nobody_waits_for(replicas):
-    endless = request("endless", 10, (1,))
+    endless, bad = request("endless", 10, (1,)), request("bad", 1, (1,))
     with pytest.raises(RunError, match="no such prompt"):
-        await sample_all(replicas, [endless, request("bad", 1, (1,))])
+        await sample_all(replicas, [endless, bad])
     await asyncio.sleep(0.1)
-    told = replicas.actors.actors[0].told_to_abort.remote()
-    assert ray.get(told, timeout=30) == [endless.draw]
+    assert await seen(replicas, 0) == ([(True, [endless.draw])], [endless.draw])
+    assert await seen(replicas, 1) == ([(True, [bad.draw])], [bad.draw])
+
+
+async def test_an_answer_that_is_cancelled_before_it_begins_is_given_up(replicas):
+    for together in (True, False):
+        answers = await replicas.generate([request("endless", 1, (1,))] * 2, together=together)
+        for answer in answers:
+            answer.cancel()
+        await asyncio.wait(answers)
+        assert idle(replicas)
+
+
+async def test_groups_alone_wait_for_seats_in_the_order_in_which_they_came(replicas):
+    endless = [request("endless", 1, (1, 2)), request("endless", 1, (1, 2, 3))]
+    wide, narrow = request("a", 1, (1, 2)), request("b", 1, (1,))
+    answers = [
+        answer
+        for one in (*endless, wide, narrow)
+        for answer in await replicas.generate([one], together=False)
+    ]
+    await asyncio.sleep(0.3)
+    # The first replica has a seat left, but who came first needs two.
+    assert not any(answer.done() for answer in answers)
+    assert replicas.dispatch.num_waiting == 2
+    # A wave waits for nobody, and an evaluation is one.
+    [group] = await sample_all(replicas, [request("c", 1, (1,))])
+    assert len(group.summaries_G) == 1
+    answers[2].cancel()
+    groups = await asyncio.wait_for(answers[3], 30)
+    assert groups.draw == narrow.draw
+    [large] = await replicas.generate([request("d", 1, range(5))], together=False)
+    for answer in answers[:2]:
+        answer.cancel()
+    assert len((await asyncio.wait_for(large, 30)).summaries_G) == 5
+    await asyncio.sleep(0.1)
+    assert idle(replicas)
+    admissions, dropped = await seen(replicas, 0)
+    assert (False, [endless[0].draw]) in admissions
+    assert set(dropped) == {draw for _, draws in admissions for draw in draws}
+    assert wide.draw not in dropped, "it was never admitted"
+
+
+async def test_a_group_alone_that_fails_gives_its_seats_back(replicas):
+    for bad in ("refused", "bad"):
+        [answer] = await replicas.generate([request(bad, 1, (1, 2))], together=False)
+        with pytest.raises(RunError, match=r"rollout.generate: job/rollout/0 failed .* no such"):
+            await answer
+        assert idle(replicas)

@@ -10,7 +10,7 @@ import pytest
 import ray
 from jobs import STOP_STRING, STOP_TOKEN, arrays_of, rollouts_of, start_roles
 
-from actors.engines.sampling import Ending
+from actors.engines.samples import Ending
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
@@ -165,7 +165,7 @@ def test_a_token_that_ends_a_turn_ends_a_response_and_is_not_in_its_text(roles, 
     replica = roles.rollout.actors.actors[0]
     many = [request(tokenizer, "One day", range(24))]
     ending = Ending(end_token_ids=(STOP_TOKEN,))
-    ray.get(replica.admit.remote(many, ending, 60.0), timeout=60)
+    ray.get(replica.admit.remote(many, ending, 60.0, True), timeout=60)
     _, rollouts = ray.get(replica.finished.remote(many[0].draw), timeout=120)
     ended = [r for r in rollouts if r.response_ids_T[-1] == STOP_TOKEN]
     assert ended
@@ -193,7 +193,7 @@ def num_running(replica):
 def test_requests_of_a_group_that_is_late_are_ended(roles, tokenizer):
     replica = roles.rollout.actors.actors[0]
     late = request(tokenizer, "Once upon a time", range(64), max_new_tokens=400)
-    ray.get(replica.admit.remote([late], ENDLESS, 0.3), timeout=60)
+    ray.get(replica.admit.remote([late], ENDLESS, 0.3, True), timeout=60)
     message = r"the answer to test:Once upon a time/\d+: no answer from .*/rollout/0 after 0 s"
     for _ in range(2):  # it can be asked again
         with pytest.raises(DeadlineError, match=message):
@@ -202,17 +202,17 @@ def test_requests_of_a_group_that_is_late_are_ended(roles, tokenizer):
 
 
 def test_a_group_ends_alone(roles, tokenizer):
-    """One is aborted: its requests end, the others are answered, and again when asked again."""
+    """One is dropped: its requests end, the others are answered, and again when asked again."""
     replica = roles.rollout.actors.actors[0]
-    aborted = request(tokenizer, "One day", range(8), max_new_tokens=400)
+    dropped = request(tokenizer, "One day", range(8), max_new_tokens=400)
     other = request(tokenizer, "Lily", range(2), max_new_tokens=60)
-    ray.get(replica.admit.remote([aborted, other], ENDLESS, 60.0), timeout=60)
+    ray.get(replica.admit.remote([dropped, other], ENDLESS, 60.0, True), timeout=60)
     with pytest.raises(RunError, match=rf"samples draws \[{other.draw}\] already"):
-        ray.get(replica.admit.remote([other], ENDLESS, 60.0), timeout=60)
-    waiting = replica.finished.remote(aborted.draw)
+        ray.get(replica.admit.remote([other], ENDLESS, 60.0, True), timeout=60)
+    waiting = replica.finished.remote(dropped.draw)
     answered = replica.finished.remote(other.draw)
-    ray.get(replica.abort.remote([aborted.draw]), timeout=60)
-    with pytest.raises(RunError, match=f"draw {aborted.draw} was aborted"):
+    ray.get(replica.drop.remote([dropped.draw]), timeout=60)
+    with pytest.raises(RunError, match=f"draw {dropped.draw} was dropped"):
         ray.get(waiting, timeout=60)
     _, rollouts = ray.get(answered, timeout=60)
     assert [len(r.response_ids_T) for r in rollouts] == [60, 60]
@@ -221,19 +221,19 @@ def test_a_group_ends_alone(roles, tokenizer):
         r.response_ids_T.tolist() for r in rollouts
     ]
     assert num_running(replica) == 0
-    with pytest.raises(RunError, match=f"asked for draw {aborted.draw}, which it does not sample"):
-        ray.get(replica.finished.remote(aborted.draw), timeout=60)
+    with pytest.raises(RunError, match=f"asked for draw {dropped.draw}, which it does not sample"):
+        ray.get(replica.finished.remote(dropped.draw), timeout=60)
 
 
 def test_an_engine_answers_beside_more_groups_than_an_actor_has_calls_by_default(roles, tokenizer):
     replica = roles.rollout.actors.actors[0]
     many = [request(tokenizer, "Lily", [n], max_new_tokens=400) for n in range(1100)]
     draws = [one.draw for one in many]
-    ray.get(replica.admit.remote(many, ENDLESS, 60.0), timeout=60)
+    ray.get(replica.admit.remote(many, ENDLESS, 60.0, True), timeout=60)
     waiting = [replica.finished.remote(draw) for draw in draws]
     assert len(ray.get(replica.ask_workers.remote("report_peak_memory_gb"), timeout=60)) == 1
     assert len(ray.wait(waiting, num_returns=1100, timeout=0)[1]) > 1000
-    ray.get(replica.abort.remote(draws), timeout=60)
-    with pytest.raises(RunError, match="was aborted"):
+    ray.get(replica.drop.remote(draws), timeout=60)
+    with pytest.raises(RunError, match="was dropped"):
         ray.get(waiting, timeout=60)
     assert num_running(replica) == 0

@@ -23,9 +23,9 @@ from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RunError
 
 
-def health(*, alive: bool = True, updating: bool = False) -> dict[str, Any]:
+def health(*, fault: str = "", updating: bool = False) -> dict[str, Any]:
     """What an engine's actor says of it."""
-    return {"name": "pool/rollout/0", "version": 3, "alive": alive, "updating": updating}
+    return {"name": "pool/rollout/0", "version": 3, "fault": fault, "updating": updating}
 
 
 def engines(*, sleeps: bool = True, tokens: int = 128) -> ReplicaSpec:
@@ -216,7 +216,9 @@ async def test_a_pool_that_is_well_keeps_its_actors(pool, asked):
 
 
 @pytest.mark.parametrize(
-    "sick", [health(updating=True), health(alive=False)], ids=["amid a publication", "dead"]
+    "sick",
+    [health(updating=True), health(fault="its engine died")],
+    ids=["amid a publication", "dead"],
 )
 async def test_engines_that_cannot_serve_are_ended_although_their_actors_answer(
     pool, asked, caplog, sick

@@ -1,56 +1,18 @@
-"""An engine's requests: admitted together, answered group by group, ended group by group."""
+"""An engine's requests: admitted in groups, answered group by group, ended group by group."""
 
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
+from fake_vllm import FakeEngine, Tokenizer
 
-from actors.engines.sampling import Ending, SamplingEngine
+from actors.engines.samples import Ending
+from actors.engines.sampling import SamplingEngine
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt
-
-
-class Tokenizer:
-    def decode(self, token_ids, **_):
-        return " ".join(map(str, token_ids))
-
-
-class FakeEngine:
-    """VLLM's calls, written down; a request is answered when a test says so."""
-
-    def __init__(self):
-        self.calls, self.answers = [], {}
-        self.refused = ""
-
-    async def pause_generation(self, **_):
-        self.calls.append("pause")
-
-    async def resume_generation(self):
-        self.calls.append("resume")
-
-    async def add_request(self, request_id, prompt, params):
-        self.calls.append(f"add {request_id}")
-        await asyncio.sleep(0)
-        if request_id == self.refused:
-            raise ValueError(f"{request_id} is too long")
-        self.answers[request_id] = asyncio.Queue()
-        return self.answers[request_id]
-
-    async def abort(self, request_ids):
-        self.calls += [f"abort {request_id}" for request_id in sorted(request_ids)]
-
-    def answer(self, request_id, reason="stop"):
-        tokens = [5, 6]
-        logprobs = SimpleNamespace(logprobs=[-1.0, -2.0], start_indices=[0, 1])
-        output = SimpleNamespace(
-            finish_reason=reason, stop_reason=None, token_ids=tokens, logprobs=logprobs,
-            weight_versions=None,
-        )  # fmt: skip
-        self.answers[request_id].put_nowait(SimpleNamespace(finished=True, outputs=[output]))
 
 
 @pytest.fixture
@@ -70,8 +32,18 @@ def request(draw, num_samples=2):
     )
 
 
-async def admit(replica, *draws, timeout_s=60.0):
-    await replica.admit([request(draw) for draw in draws], Ending(), timeout_s)
+async def admit(replica, *draws, timeout_s=60.0, together=True):
+    await replica.admit([request(draw) for draw in draws], Ending(), timeout_s, together)
+
+
+async def settle():
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def until_added(replica, num_requests):
+    while len(replica.engine.called("add")) < num_requests:
+        await asyncio.sleep(0)
 
 
 async def test_requests_of_a_wave_are_added_while_the_engine_stands(replica):
@@ -80,41 +52,83 @@ async def test_requests_of_a_wave_are_added_while_the_engine_stands(replica):
     assert replica.engine.calls == ["pause", *added, "resume"]
 
 
+async def test_a_group_alone_is_added_while_the_engine_runs(replica):
+    await admit(replica, 7, together=False)
+    assert replica.engine.calls == ["add p7/1", "add p7/2"]
+
+
+async def test_whoever_is_admitted_waits_for_a_wave_and_for_new_weights(replica):
+    replica.engine.hangs = "pause"
+    wave = asyncio.ensure_future(admit(replica, 7, 8, timeout_s=0.05))
+    await asyncio.sleep(0)
+    alone = asyncio.ensure_future(admit(replica, 9, together=False))
+    await settle()
+    assert replica.engine.calls == ["pause"]
+    with pytest.raises(DeadlineError, match=r"pause_generation|admission"):
+        await wave
+    await alone
+    assert replica.engine.calls == ["pause", "resume", "add p9/1", "add p9/2"]
+    replica.engine.hangs = ""
+    await replica.take_scheduler("new weights", 60.0)
+    with pytest.raises(DeadlineError, match="admission: no answer from job/rollout/0"):
+        await admit(replica, 10, timeout_s=0.05)
+    assert set(replica.groups) == {9}
+    late = asyncio.ensure_future(admit(replica, 10))
+    await settle()
+    replica.scheduler.release()
+    await late
+    assert set(replica.groups) == {9, 10}
+
+
 async def test_a_group_is_answered_before_others_and_again(replica):
     await admit(replica, 7, 8)
     for request_id in ("p8/4", "p8/3"):
         replica.engine.answer(request_id)
-    for _ in range(2):
+    for others in ([9], [10], []):
         summaries_G, rollouts_G = await replica.finished(8)
         assert [(r.draw, r.sample) for r in rollouts_G] == [(8, 0), (8, 1)]
         assert [s.sample for s in summaries_G] == [0, 1]
         assert {s.version_min for s in summaries_G} == {3}
+        await admit(replica, *others, together=False)
     assert not replica.groups[7].task.done()
-    # It was answered: it goes when others are admitted, and its draw may come again.
-    await admit(replica, 9)
+    calls = list(replica.engine.calls)
+    await replica.drop([8])
+    assert replica.engine.calls == calls, "nothing of it runs"
     with pytest.raises(RunError, match="asked for draw 8, which it does not sample"):
         await replica.finished(8)
+    await admit(replica, 8)
+
+
+async def test_each_token_has_the_version_that_sampled_it(replica):
+    await admit(replica, 7)
+    replica.version = 4
+    replica.engine.answer("p7/1", versions=("3", "4"))
+    replica.engine.answer("p7/2", versions=("default", "4"))
+    summaries_G, rollouts_G = await replica.finished(7)
+    assert [r.versions_T.tolist() for r in rollouts_G] == [[3, 4], [-1, 4]]
+    assert [(s.version_min, s.version_max) for s in summaries_G] == [(3, 4), (-1, 4)]
 
 
 async def test_whoever_gives_up_waiting_ends_nothing(replica):
     await admit(replica, 7)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(replica.finished(7), 0.01)
+    await admit(replica, 8, together=False)
     for request_id in ("p7/1", "p7/2"):
         replica.engine.answer(request_id)
     _, rollouts_G = await replica.finished(7)
     assert len(rollouts_G) == 2
 
 
-@pytest.mark.parametrize("how", ["aborted", "failed", "late"])
+@pytest.mark.parametrize("how", ["dropped", "failed", "late"])
 async def test_a_group_that_ends_ends_its_own_requests(replica, how):
     await admit(replica, 7, timeout_s=0.05 if how == "late" else 60.0)
     await admit(replica, 8)
-    if how == "aborted":
+    if how == "dropped":
         waiting = asyncio.ensure_future(replica.finished(7))
         await asyncio.sleep(0)
-        await replica.abort([7])
-        error, message = RunError, "draw 7 was aborted"
+        await replica.drop([7])
+        error, message = RunError, "draw 7 was dropped"
     else:
         waiting = replica.finished(7)
         if how == "failed":
@@ -125,7 +139,7 @@ async def test_a_group_that_ends_ends_its_own_requests(replica, how):
     with pytest.raises(error, match=message):
         await waiting
     ended = ["abort p7/1", "abort p7/2"] if how != "failed" else []
-    assert [call for call in replica.engine.calls if call.startswith("abort")] == ended
+    assert replica.engine.called("abort") == ended
     assert replica.running == {"p8/3", "p8/4"}
 
 
@@ -140,29 +154,67 @@ async def test_what_a_job_left_behind_is_dropped(replica):
     await admit(replica, 7, 8)
     await replica.drop_requests()
     assert (replica.groups, replica.running) == ({}, set())
-    assert sorted(replica.engine.calls[-4:]) == [
-        "abort p7/1", "abort p7/2", "abort p8/3", "abort p8/4"
-    ]  # fmt: skip
+    assert replica.engine.calls[-4:] == ["abort p7/1", "abort p7/2", "abort p8/3", "abort p8/4"]
     await admit(replica, 7)
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
 @pytest.mark.parametrize("num_added", [1, 2, 3])
-async def test_what_is_aborted_while_it_is_admitted_leaves_no_request(replica, num_added):
-    admission = asyncio.ensure_future(admit(replica, 7, 8, 9))
-    while sum(call.startswith("add") for call in replica.engine.calls) < num_added:
-        await asyncio.sleep(0)
-    await replica.abort([7, 8])
+async def test_what_is_dropped_while_it_is_admitted_leaves_no_request(replica, num_added, together):
+    admission = asyncio.ensure_future(admit(replica, 7, 8, 9, together=together))
+    await until_added(replica, num_added)
+    await replica.drop([7, 8])
     await admission
-    assert (set(replica.groups), replica.admitting) == ({9}, set())
+    assert set(replica.groups) == {9}
     assert {request_id.partition("/")[0] for request_id in replica.running} == {"p9"}
 
 
+async def test_a_draw_that_is_dropped_and_comes_again_is_another_group(replica):
+    first = asyncio.ensure_future(admit(replica, 7))
+    await until_added(replica, 1)
+    await replica.drop([7])
+    second = asyncio.ensure_future(admit(replica, 7))
+    await asyncio.gather(first, second)
+    assert len(replica.running) == 2
+    # Who waits for the one before is told late, and takes nothing of the new one with it.
+    waiting = asyncio.ensure_future(replica.finished(7))
+    await asyncio.sleep(0)
+    await replica.drop([7])
+    await admit(replica, 7)
+    with pytest.raises(RunError, match="draw 7 was dropped"):
+        await waiting
+    await admit(replica, 8, together=False)
+    for request_id in replica.groups[7].request_ids:
+        replica.engine.answer(request_id)
+    assert len((await replica.finished(7))[1]) == 2
+
+
 async def test_a_group_that_is_not_admitted_whole_leaves_no_request(replica):
-    replica.engine.refused = "p7/2"
-    with pytest.raises(ValueError, match="p7/2 is too long"):
-        await admit(replica, 7)
-    assert replica.engine.calls[-2:] == ["abort p7/1", "resume"]
-    assert (replica.groups, replica.admitting) == ({}, set())
+    replica.engine.refused = "p8/4"
+    with pytest.raises(ValueError, match="p8/4 is too long"):
+        await admit(replica, 7, 8, 9)
+    assert replica.engine.called("abort") == [
+        "abort p8/3", "abort p8/4", "abort p7/1", "abort p7/2"
+    ]  # fmt: skip
+    assert (replica.groups, replica.running) == ({}, set())
+    await admit(replica, 7)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+async def test_an_admission_that_is_cancelled_anywhere_leaves_nothing(replica, together):
+    for num_steps in range(24):
+        admission = asyncio.ensure_future(admit(replica, 7, 8, together=together))
+        for _ in range(num_steps):
+            await asyncio.sleep(0)
+        admission.cancel()
+        await asyncio.wait([admission])
+        if not admission.cancelled():
+            await replica.drop([7, 8])
+        assert (replica.groups, replica.running, replica.fault) == ({}, set(), "")
+        assert not replica.scheduler.locked()
+        added = {call.removeprefix("add ") for call in replica.engine.called("add")}
+        assert added == {call.removeprefix("abort ") for call in replica.engine.called("abort")}
+        assert len(replica.engine.called("pause")) <= len(replica.engine.called("resume"))
 
 
 async def test_an_engine_without_a_model_admits_nothing(replica):

@@ -1,0 +1,129 @@
+"""What vLLM is asked for a sample, and what it answers as a rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.data.chat.borders import response_text
+from rlhf_ray.errors import RunError
+from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.types import IntArray, Rollout, RolloutSummary
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+# What vLLM calls weights that were never published, and what we do.
+UNPUBLISHED, NO_VERSION = "default", -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """What ends a response.
+
+    Attributes:
+        stop: Strings; the tokens that spell them are part of the response and its text.
+        stop_token_ids: Tokens that the configuration names.
+        end_token_ids: Those that end a turn: part of the response, not of its text.
+        ignore_eos: Whether `end_token_ids`, and those that vLLM finds itself, end nothing.
+    """
+
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    end_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    @classmethod
+    def of(cls, config: RolloutConfig, end_token_ids: Sequence[int]) -> Ending:
+        """What the configuration says, and what tokenizer, model and template say."""
+        return cls(
+            stop=tuple(config.stop),
+            stop_token_ids=tuple(config.stop_token_ids),
+            end_token_ids=tuple(end_token_ids),
+            ignore_eos=config.ignore_eos,
+        )
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All tokens that end a response, as vLLM's `stop_token_ids` takes them."""
+        ends = () if self.ignore_eos else self.end_token_ids
+        return sorted({*self.stop_token_ids, *ends})
+
+
+def sampling_params(request: GenerationRequest, seed: int, ending: Ending) -> SamplingParams:
+    """Of one sample."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=request.temperature,
+        max_tokens=request.max_new_tokens,
+        seed=seed,
+        logprobs=0,
+        flat_logprobs=True,
+        stop=list(ending.stop) or None,
+        stop_token_ids=ending.token_ids or None,
+        include_stop_str_in_output=True,
+        # Stop strings are looked for in the text that rewards see.
+        skip_special_tokens=False,
+        ignore_eos=ending.ignore_eos,
+        detokenize=bool(ending.stop),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def rollout_of(
+    request: GenerationRequest, sample: int, output: Any, ending: Ending, tokenizer: Any
+) -> Rollout:
+    """A sample from vLLM's `CompletionOutput`.
+
+    Raises:
+        RunError: vLLM ended the request.
+    """
+    prompt = request.prompt
+    if output.finish_reason not in ("stop", "length"):
+        raise RunError(f"{prompt.prompt_id}: vLLM ended the request: {output.finish_reason}")
+    # A stop string may end with a token that could have ended the response by itself.
+    by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
+    ends = ending.end_token_ids if by_token else ()
+    logprobs = output.logprobs
+    return Rollout(
+        prompt=prompt,
+        draw=request.draw,
+        sample=sample,
+        response_ids_T=np.asarray(output.token_ids, dtype=np.int32),
+        logprobs_T=np.asarray(
+            [logprobs.logprobs[start] for start in logprobs.start_indices], dtype=np.float32
+        ),
+        versions_T=versions_of(output),
+        action_mask_T=np.ones(len(output.token_ids), dtype=np.bool_),
+        finish_reason=output.finish_reason,
+        text=response_text(tokenizer, prompt.token_ids_T, output.token_ids, end_ids=ends),
+    )
+
+
+def versions_of(output: Any) -> IntArray:
+    """Version of the weights that sampled each token: the engine's own account, span by span."""
+    versions_T = np.full(len(output.token_ids), NO_VERSION, dtype=np.int32)
+    for span in output.weight_versions:
+        if span.version != UNPUBLISHED:
+            versions_T[span.start : span.end] = int(span.version)
+    return versions_T
+
+
+def summarize(rollout: Rollout) -> RolloutSummary:
+    """What the controller may know of a rollout."""
+    return RolloutSummary(
+        sample=rollout.sample,
+        num_prompt_tokens=len(rollout.prompt.token_ids_T),
+        num_response_tokens=len(rollout.response_ids_T),
+        num_action_tokens=int(rollout.action_mask_T.sum()),
+        finish_reason=rollout.finish_reason,
+        version_min=int(rollout.versions_T.min()),
+        version_max=int(rollout.versions_T.max()),
+        version_sum=int(rollout.versions_T.sum()),
+    )
