@@ -1,0 +1,1 @@
+"""What it brings and costs that sampling runs ahead of training: time, rewards, overhead."""

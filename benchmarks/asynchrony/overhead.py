@@ -1,0 +1,90 @@
+"""What journal and checkpoints cost: the same steps with and without them, in turns.
+
+Synchronous steps from the same seed are equal bit for bit, so that step by step the same is done.
+With them, every group is recorded and a checkpoint follows every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.asynchrony.runs import PLAIN, Metrics, open_runs, stories_config
+from rlhf_ray.config.online import GrpoConfig
+from rlhf_ray.jobs.online import OnlineData
+from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.loops.online import OnlineLoop
+from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.roles import Roles, Usage
+from rlhf_ray.rollouts.feed import Feed
+
+GOAL = 0.02
+
+
+class Unrecorded(OnlineLoop):
+    """What is decided about groups is written nowhere."""
+
+    def _feed_behind(self, steps: int) -> Feed:
+        feed = super()._feed_behind(steps)
+        feed.recorder = None
+        return feed
+
+
+def unrecorded(
+    config: GrpoConfig, data: OnlineData, roles: Roles, log: MetricsLog, usage: Usage
+) -> Unrecorded:
+    """The job's loop without a journal."""
+    evaluation = Evaluation(config, data.eval_prompts)
+    return Unrecorded(config, roles, data.prompts, evaluation, log, usage=usage)
+
+
+def config_of(folder: Path, *, every: int, steps: int) -> GrpoConfig:
+    """Stories with a checkpoint after every so many steps, and after the last."""
+    own = {"total_steps": steps, "checkpoint": {"every": every}}
+    return stories_config(folder / f"overhead-{every}", PLAIN, own)
+
+
+def overhead(folder: Path, *, steps: int, turns: int) -> dict[str, Any]:
+    """Runs with and without in turns; seconds are medians of steps."""
+    bare, whole = (config_of(folder, every=every, steps=steps) for every in (0, 1))
+    without, with_both = list[Sequence[Metrics]](), list[Sequence[Metrics]]()
+    with open_runs(whole) as runs:
+        for turn in range(turns):
+            # Whatever drifts is on either side alike.
+            order = [(bare, without), (whole, with_both)]
+            for config, kept in order if turn % 2 == 0 else order[::-1]:
+                loop = unrecorded if config is bare else None
+                kept.append(runs.train(config, loop=loop)[2:])  # step 1 warms up
+    ratios = ratios_of(without, with_both)
+    share = median(ratio for turn in ratios for ratio in turn) - 1
+    checkpoint_s = median(row["time/checkpoint"] for turn in with_both for row in turn)
+    step_s = median(row["time/step"] for turn in without for row in turn)
+    return {
+        "step without": step_s,
+        "waited for a checkpoint, seconds a step": checkpoint_s,
+        "the same, share": checkpoint_s / step_s,
+        "with / without, step by step": [[round(ratio, 4) for ratio in turn] for turn in ratios],
+        "overhead": share,
+        "goal": GOAL,
+        "holds": share <= GOAL,
+    }
+
+
+def ratios_of(
+    without: Sequence[Sequence[Metrics]], with_both: Sequence[Sequence[Metrics]]
+) -> list[list[float]]:
+    """Of each turn, how much longer each step was.
+
+    Raises:
+        ValueError: The runs did not do the same.
+    """
+    for bare, whole in zip(without, with_both, strict=True):
+        for one, other in zip(bare, whole, strict=True):
+            if one["rollout/reward_mean"] != other["rollout/reward_mean"]:
+                raise ValueError(f"step {one['step']:.0f} was not the same with and without")
+    return [
+        [other["time/step"] / one["time/step"] for one, other in zip(bare, whole, strict=True)]
+        for bare, whole in zip(without, with_both, strict=True)
+    ]
