@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -26,7 +26,7 @@ SEEDS = (0, 1, 2)
 # What is compared: the mean over evaluations of this last share of a run.
 LAST_SHARE = 0.25
 EVERY = 4
-STEPS, LR = 48, 2e-3
+STEPS, LR = 40, 2e-3
 REWARD = f"{Path(__file__).with_name('rewards.py')}:share_of_letter"
 STORIES = str(DATA / "text/tinystories_sample.txt")
 SETTINGS: dict[str, Any] = laid_over(
@@ -34,14 +34,13 @@ SETTINGS: dict[str, Any] = laid_over(
     {
         "prompts_per_step": 8,
         "samples_per_prompt": 8,
-        "policy": {"optim": {"lr": 2e-3, "schedule": "constant"}},
+        "policy": {"optim": {"schedule": "constant"}},
         "rollout": {"max_new_tokens": 32, "max_num_seqs": 128, "kv_cache_gb": 0.25},
         "reward": {"functions": [{"path": REWARD, "arguments": {"letter": "e"}}]},
         "eval": {
             "data": {"path": STORIES, "limit": 64, "prompt_tokens": 24},
             "every": EVERY,
             "num_prompts": 64,
-            "samples_per_prompt": 2,
             "temperature": 1.0,
         },
     },
@@ -158,6 +157,7 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
         rows[f"{correction} {staleness}"] = {
             "seeds": [result.cell.seed for result in of_seeds],
             "last": _mean_and_spread(last),
+            "steps to 0.9": [_steps_to(r.rewards, 0.9) for r in of_seeds],
             "last of each": [round(reward, 3) for reward in last],
             "whole run": _mean_and_spread([fmean(r.rewards.values()) for r in of_seeds]),
             "staleness_mean": round(fmean(r.staleness_mean for r in of_seeds), 2),
@@ -173,6 +173,11 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
         said["standard error of that"] = round(error, 4)
         said["holds"] = fmean(fresh) - fmean(stale) <= 2 * error
     return said
+
+
+def _steps_to(rewards: Mapping[int, float], reward: float) -> int | None:
+    """The first evaluated step with the reward."""
+    return next((step for step, reached in sorted(rewards.items()) if reached >= reward), None)
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:
