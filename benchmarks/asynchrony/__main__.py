@@ -46,7 +46,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("runs/asynchrony"), help="of the runs")
     rows = parser.add_subparsers(dest="row", required=True)
     rows.add_parser("overlap").add_argument("--steps", type=int, default=4)
-    rows.add_parser("slow-prompt").add_argument("--steps", type=int, default=10)
+    rows.add_parser("slow-prompt")
     row = rows.add_parser("overhead")
     row.add_argument("--steps", type=int, default=5)
     row.add_argument("--turns", type=int, default=2)
@@ -59,13 +59,13 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    folder, steps = arguments.folder, arguments.steps
+    folder = arguments.folder
     of_row: dict[str, Callable[[], dict[str, Any]]] = {
-        "overlap": lambda: overlap(folder, steps=steps),
-        "slow-prompt": lambda: slow_prompt(folder, steps=steps),
-        "overhead": lambda: overhead(folder, steps=steps, turns=arguments.turns),
+        "overlap": lambda: overlap(folder, steps=arguments.steps),
+        "slow-prompt": lambda: slow_prompt(folder),
+        "overhead": lambda: overhead(folder, steps=arguments.steps, turns=arguments.turns),
         "curves": lambda: curves(
-            steps=steps,
+            steps=arguments.steps,
             lr=arguments.lr,
             seeds=arguments.seeds,
             path=arguments.results,

@@ -1,8 +1,8 @@
 """How long a step takes when the next one is sampled meanwhile, against the longer of the two.
 
-All answers have the same length, and the number of epochs makes an update take about as long as
-they do. Policy and engine have a thread each. The synchronous run says what sampling takes alone,
-and what the learner's part takes alone: scoring, update and publication.
+All answers have the same length, at which sampling and learning take about as long. Policy and
+engine have a thread each. The synchronous run says what sampling takes alone, and what the
+learner's part takes alone: scoring, update and publication.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ SETTINGS: dict[str, Any] = laid_over(
     {
         "prompts_per_step": 32,
         "samples_per_prompt": 8,
-        "rollout": {"max_new_tokens": 128, "max_num_seqs": 256, "ignore_eos": True},
-        "algorithm": {"minibatches": 2, "epochs": 2},
+        "rollout": {"max_new_tokens": 192, "max_num_seqs": 256, "ignore_eos": True},
     },
 )
 
@@ -39,10 +38,10 @@ def overlap(folder: Path, *, steps: int) -> dict[str, Any]:
     synchronous = config_of(folder, max_staleness=0, steps=steps)
     with open_runs(synchronous) as runs:
         alone = runs.train(synchronous)
-        ahead = runs.train(config_of(folder, max_staleness=1, steps=2 * steps))
+        ahead = runs.train(config_of(folder, max_staleness=1, steps=steps + 3))
     generation_s = middle(alone, "time/generate")
     learner_s = sum(middle(alone, f"time/{phase}") for phase in LEARNER)
-    synchronous_s, ahead_s = middle(alone, "time/step"), middle(ahead, "time/step", first=3)
+    synchronous_s, ahead_s = middle(alone, "time/step"), middle(ahead, "time/step")
     ratio = ahead_s / max(generation_s, learner_s)
     return {
         "generation alone": generation_s,
@@ -50,7 +49,7 @@ def overlap(folder: Path, *, steps: int) -> dict[str, Any]:
         "synchronous step": synchronous_s,
         "step at max_staleness 1": ahead_s,
         "steps at max_staleness 1": [round(row["time/step"], 2) for row in ahead[1:]],
-        "policy without work, share": middle(ahead, "perf/bubble_share", first=3),
+        "policy without work, share": middle(ahead, "perf/bubble_share"),
         "largest staleness": max(row["async/staleness_max"] for row in ahead[1:]),
         "synchronous / asynchronous": synchronous_s / ahead_s,
         "ratio": ratio,

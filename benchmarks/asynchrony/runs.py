@@ -77,9 +77,9 @@ def open_runs(config: GrpoConfig) -> Iterator[Runs]:
             runner.run(pool.close())
 
 
-def middle(steps: list[Metrics], name: str, *, first: int = 2, last: int = -1) -> float:
-    """The median of a metric over steps from `first` to `last`, which is not among them.
+def middle(metrics: list[Metrics], name: str) -> float:
+    """The median of a metric over a run's steps but the first and the last.
 
-    The first step waits for its rollouts and warms up; beside the last one nothing is sampled.
+    The first waits for its rollouts and warms up; beside the last one nothing is sampled.
     """
-    return median(metrics[name] for metrics in steps[1:][first - 1 : last])
+    return median(row[name] for row in metrics[2:-1])

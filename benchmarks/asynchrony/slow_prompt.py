@@ -1,9 +1,9 @@
-"""One prompt whose answer takes 200 times as many tokens as any other, one publication stale.
+"""Now and then a prompt whose answer takes 200 times as many tokens as any other.
 
 The model answers as it is built to: what follows a token is fixed, and the last token of a prompt
 decides whether the answer is 2 tokens long or goes on to the limit. A step waits for its slowest
 group, so that no group is trained late or left out; what that costs is measured against the same
-prompts without the slow one, and so is what it costs where nothing runs ahead.
+steps without slow prompts, synchronous and one publication stale.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.asynchrony.runs import DATA, PLAIN, Metrics, Runs, open_runs, stories_config
+from benchmarks.asynchrony.runs import DATA, PLAIN, Metrics, open_runs, stories_config
 from rlhf_ray.config.online import GrpoConfig
 
 PROMPTS, SAMPLES, SHORT, LONG = 8, 2, 2, 400
-SLOW_STEP = 5
+# Far enough apart that each is over before the next is drawn.
+STEPS, SLOW_STEPS = 14, (4, 8, 12)
 TOKENIZER = DATA / "models/stories260K"
 END = 1  # stories260K's end of a story
 QUICK_PROMPT, SLOW_PROMPT = "Once there was a dog", "Once there was a cat!"
@@ -63,15 +64,17 @@ def save_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_prompts(path: Path, *, steps: int, has_slow: bool) -> None:
-    """Those of all steps, in their order; the slow one is in the middle of `SLOW_STEP`."""
-    prompts = [QUICK_PROMPT] * (PROMPTS * steps)
-    if has_slow:
-        prompts[(SLOW_STEP - 1) * PROMPTS + PROMPTS // 2] = SLOW_PROMPT
+def write_prompts(path: Path, *, has_slow: bool) -> None:
+    """Those of all steps, in their order; one is slow in the middle of each of `SLOW_STEPS`."""
+    prompts = [QUICK_PROMPT] * (PROMPTS * STEPS)
+    for step in SLOW_STEPS if has_slow else ():
+        prompts[(step - 1) * PROMPTS + PROMPTS // 2] = SLOW_PROMPT
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
 
 
-def config_of(folder: Path, *, max_staleness: int, has_slow: bool, steps: int) -> GrpoConfig:
+def config_of(
+    folder: Path, *, max_staleness: int, has_slow: bool, steps: int = STEPS
+) -> GrpoConfig:
     """The job; it hardly learns, so that the model stays as it is built."""
     name = "slow" if has_slow else "quick"
     return stories_config(
@@ -99,7 +102,7 @@ def faults(rows: Sequence[Metrics], *, max_staleness: int, has_slow: bool) -> li
     found = []
     for row in rows:
         step = int(row["step"])
-        is_slow = has_slow and step == SLOW_STEP
+        is_slow = has_slow and step in SLOW_STEPS
         tokens = SHORT * PROMPTS * SAMPLES + is_slow * (LONG - SHORT) * SAMPLES
         expected = {
             "rollout/trained_groups": PROMPTS,
@@ -115,36 +118,34 @@ def faults(rows: Sequence[Metrics], *, max_staleness: int, has_slow: bool) -> li
     return found
 
 
-def slow_prompt(folder: Path, *, steps: int) -> dict[str, Any]:
-    """Runs with and without the slow prompt, synchronous and one publication stale."""
+def slow_prompt(folder: Path) -> dict[str, Any]:
+    """Runs with and without slow prompts, synchronous and one publication stale; in seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder / "model")
     for name, has_slow in (("slow", True), ("quick", False)):
-        write_prompts(folder / f"{name}.jsonl", steps=steps, has_slow=has_slow)
-    said: dict[str, Any] = {"tokens of the slow answer / of another": LONG / SHORT}
+        write_prompts(folder / f"{name}.jsonl", has_slow=has_slow)
+    said: dict[str, Any] = {"tokens of a slow answer / of another": LONG / SHORT}
     found: list[str] = []
-    with open_runs(config_of(folder, max_staleness=0, has_slow=True, steps=1)) as runs:
-        _warm_up(runs, folder)
+    warm_up = config_of(folder, max_staleness=1, has_slow=False, steps=2)
+    with open_runs(warm_up) as runs:
+        runs.train(warm_up)
         for max_staleness in (0, 1):
-            took_s, steps_s = {}, {}
+            rows = {}
             for has_slow in (False, True):
-                job = config_of(folder, max_staleness=max_staleness, has_slow=has_slow, steps=steps)
-                rows = runs.train(job)[1:]
-                found += faults(rows, max_staleness=max_staleness, has_slow=has_slow)
-                took_s[has_slow] = sum(row["time/step"] for row in rows)
-                steps_s[has_slow] = [round(row["time/step"], 2) for row in rows]
-            said[f"max_staleness {max_staleness}"] = {
-                "run without the slow prompt": took_s[False],
-                "run with it": took_s[True],
-                "time lost": took_s[True] - took_s[False],
-                "steps with it": steps_s[True],
-                "largest staleness": max(row["async/staleness_max"] for row in rows),
-                "groups trained": sum(row["rollout/trained_groups"] for row in rows),
-            }
+                job = config_of(folder, max_staleness=max_staleness, has_slow=has_slow)
+                rows[has_slow] = runs.train(job)[1:]
+                found += faults(rows[has_slow], max_staleness=max_staleness, has_slow=has_slow)
+            said[f"max_staleness {max_staleness}"] = _lost(rows[True], rows[False])
     return said | {"faults": found, "holds": not found}
 
 
-def _warm_up(runs: Runs, folder: Path) -> None:
-    """Two steps of what follows, for whatever is compiled or loaded at its first use."""
-    job = config_of(folder, max_staleness=1, has_slow=False, steps=2)
-    runs.train(job)
+def _lost(slow: Sequence[Metrics], quick: Sequence[Metrics]) -> dict[str, Any]:
+    slow_s, quick_s = (sum(row["time/step"] for row in rows) for rows in (slow, quick))
+    return {
+        "step without a slow prompt": quick_s / len(quick),
+        "time lost for each slow prompt": (slow_s - quick_s) / len(SLOW_STEPS),
+        "steps of the run with them": [round(row["time/step"], 2) for row in slow],
+        "largest staleness": max(row["async/staleness_max"] for row in slow),
+        "groups sampled": len(slow) * PROMPTS,
+        "groups trained": sum(row["rollout/trained_groups"] for row in slow),
+    }

@@ -119,7 +119,7 @@ GOOD = {
     "async/staleness_max": 1.0,
 }
 # 14 answers of 2 tokens and 2 of 400.
-SLOW = {"step": float(slow_prompt.SLOW_STEP), **GOOD, "rollout/response_tokens_mean": 51.75}
+SLOW = {"step": float(slow_prompt.SLOW_STEPS[0]), **GOOD, "rollout/response_tokens_mean": 51.75}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ SLOW = {"step": float(slow_prompt.SLOW_STEP), **GOOD, "rollout/response_tokens_m
         ({**SLOW, "async/staleness_max": 2.0}, "staleness 2"),
         ({**SLOW, "rollout/trained_groups": 7.0}, "trained_groups is 7, not 8"),
         ({**SLOW, "rollout/response_tokens_mean": 2.0}, "response_tokens_mean is 2, not 51.75"),
-        ({**SLOW, "step": 6.0}, "response_tokens_mean is 51.75, not 2"),
+        ({**SLOW, "step": 5.0}, "response_tokens_mean is 51.75, not 2"),
     ],
     ids=["holds", "stale", "dropped", "slow one left out", "slow one late"],
 )
@@ -180,7 +180,7 @@ def test_the_jobs_are_valid(staleness, tmp_path, monkeypatch):
         curves.config_of(cell, steps=4, lr=1e-3, folder=tmp_path),
         overlap.config_of(tmp_path, max_staleness=staleness, steps=4),
         overhead.config_of(tmp_path, every=1, steps=4),
-        slow_prompt.config_of(tmp_path, max_staleness=staleness, has_slow=True, steps=4),
+        slow_prompt.config_of(tmp_path, max_staleness=staleness, has_slow=True),
     ]
     assert all(isinstance(job, GrpoConfig) for job in jobs)
     assert len({job.run_dir for job in jobs}) == len(jobs)
