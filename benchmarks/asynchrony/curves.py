@@ -25,8 +25,8 @@ STALENESS = (0, 1, 2, 4, 8)
 SEEDS = (0, 1, 2)
 # What is compared: the mean over evaluations of this last share of a run.
 LAST_SHARE = 0.25
-EVERY = 4
-STEPS, LR = 32, 2e-3
+EVERY = 8
+STEPS, LR = 64, 6e-4
 REWARD = f"{Path(__file__).with_name('rewards.py')}:share_of_letter"
 STORIES = str(DATA / "text/tinystories_sample.txt")
 SETTINGS: dict[str, Any] = laid_over(
