@@ -1,15 +1,20 @@
 """What journal and checkpoints cost: the same steps with and without them, in turns.
 
 Synchronous steps from the same seed are equal bit for bit, so that step by step the same is done.
-With them, every group is recorded and a checkpoint follows every step.
+With them, every group is recorded and a checkpoint follows every step. Beside the ratio, which is
+as exact as the machine is quiet, stands how long the driver was at it, most of it in threads beside
+the run: if nothing of it were hidden, that would be the overhead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks.asynchrony.runs import PLAIN, Metrics, open_runs, stories_config
 from rlhf_ray.config.online import GrpoConfig
@@ -23,6 +28,32 @@ from rlhf_ray.rollouts.feed import Feed
 GOAL = 0.02
 
 
+class Timed(OnlineLoop):
+    """Its journal and its checkpoints are timed; `spent_s` is by operation."""
+
+    spent_s: ClassVar[dict[str, float]] = defaultdict(float)
+
+    def _feed_behind(self, steps: int) -> Feed:
+        for owner, operation in (
+            (self.journal, "append"),
+            (self.journal, "sync"),
+            (self.store, "commit"),
+        ):
+            setattr(owner, operation, self._timed(getattr(owner, operation), operation))
+        return super()._feed_behind(steps)
+
+    def _timed(self, call: Callable[..., Any], operation: str) -> Callable[..., Any]:
+        @wraps(call)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            began_s = time.monotonic()
+            try:
+                return call(*arguments, **options)
+            finally:
+                self.spent_s[operation] += time.monotonic() - began_s
+
+        return timed
+
+
 class Unrecorded(OnlineLoop):
     """What is decided about groups is written nowhere."""
 
@@ -32,12 +63,16 @@ class Unrecorded(OnlineLoop):
         return feed
 
 
-def unrecorded(
-    config: GrpoConfig, data: OnlineData, roles: Roles, log: MetricsLog, usage: Usage
-) -> Unrecorded:
-    """The job's loop without a journal."""
-    evaluation = Evaluation(config, data.eval_prompts)
-    return Unrecorded(config, roles, data.prompts, evaluation, log, usage=usage)
+def in_loop(kind: type[OnlineLoop]) -> Callable[..., OnlineLoop]:
+    """What a job puts its loop together with."""
+
+    def made(
+        config: GrpoConfig, data: OnlineData, roles: Roles, log: MetricsLog, usage: Usage
+    ) -> OnlineLoop:
+        evaluation = Evaluation(config, data.eval_prompts)
+        return kind(config, roles, data.prompts, evaluation, log, usage=usage)
+
+    return made
 
 
 def config_of(folder: Path, *, every: int, steps: int) -> GrpoConfig:
@@ -55,16 +90,17 @@ def overhead(folder: Path, *, steps: int, turns: int) -> dict[str, Any]:
             # Whatever drifts is on either side alike.
             order = [(bare, without), (whole, with_both)]
             for config, kept in order if turn % 2 == 0 else order[::-1]:
-                loop = unrecorded if config is bare else None
+                loop = in_loop(Unrecorded if config is bare else Timed)
                 kept.append(runs.train(config, loop=loop)[2:])  # step 1 warms up
     ratios = ratios_of(without, with_both)
     share = median(ratio for turn in ratios for ratio in turn) - 1
-    checkpoint_s = median(row["time/checkpoint"] for turn in with_both for row in turn)
+    spent_s = {name: s / (turns * steps) for name, s in Timed.spent_s.items()}
+    spent_s["checkpoint"] = median(row["time/checkpoint"] for turn in with_both for row in turn)
     step_s = median(row["time/step"] for turn in without for row in turn)
     return {
         "step without": step_s,
-        "waited for a checkpoint, seconds a step": checkpoint_s,
-        "the same, share": checkpoint_s / step_s,
+        "spent on them in a step, seconds": spent_s,
+        "the same, share of a step": sum(spent_s.values()) / step_s,
         "with / without, step by step": [[round(ratio, 4) for ratio in turn] for turn in ratios],
         "overhead": share,
         "goal": GOAL,

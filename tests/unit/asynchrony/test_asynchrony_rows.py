@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from xml.etree import ElementTree
 
 import pytest
@@ -165,6 +166,19 @@ def test_steps_with_and_without_are_compared_one_by_one():
     assert overhead.ratios_of([run([2.0, 4.0])], [run([3.0, 4.0])]) == [[1.5, 1.0]]
     with pytest.raises(ValueError, match="step 0 was not the same"):
         overhead.ratios_of([run([1.0])], [run([1.0], reward=0.6)])
+
+
+def test_what_the_driver_writes_is_timed(monkeypatch):
+    monkeypatch.setattr(overhead.Timed, "spent_s", spent := defaultdict(float))
+
+    class Loop(overhead.Timed):
+        def __init__(self):
+            pass
+
+    timed = Loop()._timed(lambda number, *, by: number * by, "append")
+    assert timed(2, by=3) == 6
+    assert list(spent) == ["append"]
+    assert 0 < spent["append"] < 1
 
 
 def test_first_and_last_step_are_left_out():
