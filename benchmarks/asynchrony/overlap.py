@@ -20,9 +20,9 @@ LEARNER = ("score", "update", "publish")
 SETTINGS: dict[str, Any] = laid_over(
     PLAIN,
     {
-        "prompts_per_step": 32,
+        "prompts_per_step": 16,
         "samples_per_prompt": 8,
-        "rollout": {"max_new_tokens": 192, "max_num_seqs": 256, "ignore_eos": True},
+        "rollout": {"max_new_tokens": 384, "max_num_seqs": 128, "ignore_eos": True},
     },
 )
 
