@@ -63,8 +63,10 @@ class Result:
     Attributes:
         rewards: Of held-out prompts, by step.
         last: Their mean over the end of the run.
-        staleness_mean: Age of the trained tokens, over the steps after as many as it may be.
+        staleness_mean: Age of the trained tokens in publications, from where it has settled.
         ess: Lowest effective sample size of a step, as a share.
+        kl_old: Mean of `policy/kl_old`: how far a step moves the policy, in nats a token.
+        seconds: Of all steps.
     """
 
     cell: Cell

@@ -1,4 +1,4 @@
-"""Scores that a run of a minute can learn, and one that tells answers apart by nothing."""
+"""A score that a run of a minute can learn."""
 
 from __future__ import annotations
 
