@@ -23,6 +23,8 @@ from rlhf_ray.config.online import GrpoConfig
 
 STALENESS = (0, 1, 2, 4, 8)
 SEEDS = (0, 1, 2)
+# What 4, corrected, must reach of the reward of 0.
+GOAL = 0.95
 # What is compared: the mean over evaluations of this last share of a run.
 LAST_SHARE = 0.25
 EVERY = 8
@@ -149,7 +151,7 @@ def measure(
 def summary(results: Sequence[Result]) -> dict[str, Any]:
     """By correction and staleness over seeds, and whether 4 reaches the reward of 0, corrected.
 
-    It does where its mean is lower by no more than twice the standard error of the difference.
+    It does where its mean over seeds is at least `GOAL` of that of 0.
     """
     rows, kept = {}, dict[tuple[str, int], list[Result]]()
     for result in results:
@@ -162,8 +164,8 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
             "steps to 0.9": [_steps_to(r.rewards, 0.9) for r in of_seeds],
             "last of each": [round(reward, 3) for reward in last],
             "whole run": _mean_and_spread([fmean(r.rewards.values()) for r in of_seeds]),
-            "staleness_mean": round(fmean(r.staleness_mean for r in of_seeds), 2),
-            "lowest ess": round(min(r.ess for r in of_seeds), 3),
+            "staleness_mean": fmean(r.staleness_mean for r in of_seeds),
+            "lowest ess": min(r.ess for r in of_seeds),
         }
     said: dict[str, Any] = {"by correction and staleness": rows}
     fresh, stale = (
@@ -171,9 +173,11 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     )
     if len(fresh) > 1 and len(stale) > 1:
         error = math.sqrt(stdev(fresh) ** 2 / len(fresh) + stdev(stale) ** 2 / len(stale))
-        said["4 below 0, corrected"] = round(fmean(fresh) - fmean(stale), 4)
-        said["standard error of that"] = round(error, 4)
-        said["holds"] = fmean(fresh) - fmean(stale) <= 2 * error
+        said["4 below 0, corrected"] = fmean(fresh) - fmean(stale)
+        said["standard error of that"] = error
+        said["4 / 0, corrected"] = fmean(stale) / fmean(fresh)
+        said["goal"] = GOAL
+        said["holds"] = fmean(stale) >= GOAL * fmean(fresh)
     return said
 
 
