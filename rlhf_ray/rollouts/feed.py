@@ -158,11 +158,12 @@ class Feed:
         Raises:
             RunError: A role failed.
         """
-        if not self._tasks:
+        if not self._tasks and self._failure is None:
             self._begin_again()
-            assert self._tasks or self._failure, "nothing would ever change"
-        await self._changed.wait()
-        self._changed.clear()
+            assert self._tasks, "nothing would ever change"
+        if self._tasks:
+            await self._changed.wait()
+            self._changed.clear()
         if self._failure is not None and not self._tasks:
             failure, self._failure = self._failure, None
             raise failure
@@ -207,7 +208,7 @@ class Feed:
     async def _begin(self, draws: Sequence[int]) -> None:
         """Have draws answered: together where none runs ahead, else each by itself."""
         ahead = self.config.max_staleness > 0
-        await self._read(draws)
+        await self._read(draws[-1])
         sampled = [draw for draw in draws if draw in self._groups]  # before a failure
         others = [draw for draw in draws if draw not in self._groups]
         recorded = self._recorded(others)
@@ -280,16 +281,17 @@ class Feed:
         self._groups[draw], self._scored[draw] = scored.group, scored
         self._decide(draw, accepted=accepted)
 
-    async def _read(self, draws: Sequence[int]) -> None:
-        """The prompts of draws, which come in their order; a thread that was given up goes on."""
+    async def _read(self, last: int) -> None:
+        """The prompts of all draws up to `last`, as far as nobody has read them.
+
+        They come in their order, whichever thread is the first; one that was given up goes on.
+        """
 
         def read() -> None:
             with self._reading:
-                for draw in draws:
-                    if draw not in self._rows:
-                        assert draw == self.order.position, (draw, self.order.position)
-                        [prompt] = self.order.take(1)
-                        self._rows[draw] = prompt, self.order.state_dict()
+                while (draw := self.order.position) <= last:
+                    [prompt] = self.order.take(1)
+                    self._rows[draw] = prompt, self.order.state_dict()
 
         await in_thread(
             read,
