@@ -110,20 +110,17 @@ class OnlineLoop:
         if checkpoint is None:
             self.log.log(0, await self._evaluate(0))
         await self.usage()  # starting is no part of the first step
-        self.feed = self._feed_behind(first - 1)
+        self.feed = await self._feed_behind(first - 1)
         async with aclosing(self.feed), self.store:
             await self._steps(first)
         await self.recorder.next_segment(self.feed.admission.frontier)  # the result is whole
         await self.roles.rollout.sleep(level=2)  # the result is exported next
 
-    def _feed_behind(self, steps: int) -> Feed:
+    async def _feed_behind(self, steps: int) -> Feed:
         """What an earlier process has decided about draws behind these steps is not lost."""
-        self.recorder = Recorder(
-            self.journal,
-            self.journal.replay(self.order.position),
-            self.roles.store,
-            timeout_s=self.config.timeouts.call_s,
-        )
+        call_s = self.config.timeouts.call_s
+        self.recorder = Recorder(self.journal, self.roles.store, timeout_s=call_s)
+        await self.recorder.read(self.order.position)
         return Feed(
             self.config,
             self.order,
