@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import DataOrder
-from rlhf_ray.deadlines import in_thread, side_by_side
+from rlhf_ray.deadlines import deadline, in_thread, side_by_side
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.roles import GenerationRequest, Reward, RolloutEngine, RolloutGroup, ScoredGroup
@@ -23,6 +23,9 @@ from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
+
+# What comes on top of deadlines: an event loop that is busy meanwhile.
+SLACK_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,7 @@ class Feed:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait([*self._tasks])
+            await asyncio.wait([*self._tasks], timeout=SLACK_S)
 
     def _kept(self, draw: int) -> RolloutGroup:
         """What of an accepted group may be trained, as far as that is decided."""
@@ -162,11 +165,18 @@ class Feed:
             self._begin_again()
             assert self._tasks, "nothing would ever change"
         if self._tasks:
-            await self._changed.wait()
+            async with deadline(self._limit_s, actor="the feed", operation="sampling and scoring"):
+                await self._changed.wait()
             self._changed.clear()
         if self._failure is not None and not self._tasks:
             failure, self._failure = self._failure, None
             raise failure
+
+    @property
+    def _limit_s(self) -> float:
+        """Until something changes: all that is under way has a deadline, and ends by it."""
+        timeouts, num_scorers = self.config.timeouts, len(self.config.reward.functions) + 1
+        return 2 * timeouts.call_s + num_scorers * timeouts.reward_s + SLACK_S
 
     def _begin_again(self) -> None:
         """What a failure has left: nobody works on it."""
@@ -288,16 +298,16 @@ class Feed:
         """
 
         def read() -> None:
-            with self._reading:
-                while (draw := self.order.position) <= last:
-                    [prompt] = self.order.take(1)
-                    self._rows[draw] = prompt, self.order.state_dict()
+            while (draw := self.order.position) <= last:
+                [prompt] = self.order.take(1)
+                self._rows[draw] = prompt, self.order.state_dict()
 
         await in_thread(
             read,
             timeout_s=self.config.timeouts.call_s,
             actor="the driver",
             operation="reading prompts",
+            lock=self._reading,
         )
 
     def _request(self, draw: int) -> GenerationRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,7 @@ class Recorder:
     store: RolloutStore
     timeout_s: float
     left: Replay = field(default_factory=lambda: Replay({}), init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     async def read(self, frontier: int) -> None:
         """Find what earlier processes have decided about draws from `frontier` on.
@@ -96,4 +98,5 @@ class Recorder:
             timeout_s=self.timeout_s,
             actor="the driver",
             operation=f"the journal of rollouts ({what})",
+            lock=self._lock,
         )
