@@ -197,11 +197,13 @@ class Column:
         title: Its head.
         names: The metrics that it may show; a run has the first of them that it logs.
         has_change: Whether the change since the step shown before stands beside the value.
+        beside: A metric without which it says nothing.
     """
 
     title: str
     names: Sequence[str]
     has_change: bool = False
+    beside: str = ""
 
 
 # What matters most comes first: a terminal has as many as fit beside each other.
@@ -215,6 +217,8 @@ COLUMNS: Sequence[Column] = (
     Column(title="length", names=["rollout/response_tokens_mean"]),
     Column(title="mismatch", names=["mismatch/logprob_abs_max"]),
     Column(title="tokens/s", names=["perf/tokens_per_s", "rollout/tokens_per_s"]),
+    # 0 in each step of a run that does not sample ahead.
+    Column(title="staleness", names=["async/staleness_mean"], beside="async/groups_ahead"),
     Column(title="grad norm", names=["policy/grad_norm", *(f"{j}/grad_norm" for j in _SUPERVISED)]),
     Column(title="margin", names=["rm/margin", "rewards/margins"]),
     Column(title="seconds", names=["time/step"]),
