@@ -6,7 +6,15 @@ import pytest
 
 from rlhf_ray.metrics.console import HEAD_EVERY, StepTable, change, duration, number
 from rlhf_ray.metrics.log import Record
-from rlhf_ray.metrics.names import COLUMNS, LIMITS, LINE, check_names
+from rlhf_ray.metrics.names import (
+    AHEAD,
+    AHEAD_LIMITS,
+    COLUMNS,
+    LIMITS,
+    LINE,
+    check_names,
+    warnings_of,
+)
 
 ONLINE = {
     "rollout/reward_mean": -1234.5,
@@ -115,7 +123,18 @@ def test_a_head_comes_again_behind_something_else_and_with_a_new_column():
 def test_screens_speak_of_documented_metrics():
     names = [name for column in COLUMNS for name in column.names if name != "best_of_k"]
     beside = [column.beside for column in COLUMNS if column.beside]
-    check_names([*names, *beside, *LINE, *LIMITS])
+    check_names([*names, *beside, *LINE, *LIMITS, *AHEAD_LIMITS])
+
+
+def test_the_age_of_what_is_trained_is_no_disagreement():
+    old = {"mismatch/logprob_abs_mean": 0.2, "mismatch/ess": 0.9}
+    assert set(warnings_of(old)) == {"mismatch/logprob_abs_mean"}
+    assert warnings_of({**old, AHEAD: 0.0}) == {}
+    apart = {**old, AHEAD: 0.0, "mismatch/probe_abs_mean": 0.2, "mismatch/ess": 0.4}
+    assert warnings_of(apart) == {
+        "mismatch/probe_abs_mean": "engine and trainer disagree",
+        "mismatch/ess": "the policy is far from what sampled it",
+    }
 
 
 @pytest.mark.parametrize(
