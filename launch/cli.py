@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -87,6 +88,8 @@ def guarded(work: Callable[[], int]) -> int:
     except RlhfRayError as error:
         return _fail(error, EXIT_RUN)
     except KeyboardInterrupt:
+        # What the loop was about to ask for, when Python clears up.
+        warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `rlhf-ray ppo --help | head`; Python would complain at exit
