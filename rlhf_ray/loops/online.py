@@ -118,9 +118,11 @@ class OnlineLoop:
 
     async def _feed_behind(self, steps: int) -> Feed:
         """What an earlier process has decided about draws behind these steps is not lost."""
-        call_s = self.config.timeouts.call_s
-        self.recorder = Recorder(self.journal, self.roles.store, timeout_s=call_s)
+        timeout_s = self.config.timeouts.call_s
+        self.recorder = Recorder(self.journal, self.roles.store, timeout_s=timeout_s)
         await self.recorder.read(self.order.position)
+        if left := self.recorder.left.draws:
+            logger.info("%d groups are there already, in %s", len(left), self.journal.folder)
         return Feed(
             self.config,
             self.order,
@@ -159,6 +161,7 @@ class OnlineLoop:
         if "policy/kl_ref" in scored.metrics and self._policy_learns(step):
             self.kl.update(scored.metrics["policy/kl_ref"], num_sequences=len(scored.summaries_B))
         evaluated, used = await self._evaluate(step), await self.usage()
+        runs_ahead = self.config.max_staleness > 0
         return {
             **updated,
             **scored.metrics,
@@ -173,13 +176,13 @@ class OnlineLoop:
                 num_refilled=collected.num_refilled,
                 version=step - 1,
                 apart=self.config.algorithm.tells_rewards_apart,
-                runs_ahead=self.config.max_staleness > 0,
+                runs_ahead=runs_ahead,
             ),
             **self._ahead(collected),
             **self._utilisation(step, scored, clock),
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
-            **publication_metrics(published, scored.metrics),
+            **publication_metrics(published, scored.metrics, runs_ahead=runs_ahead),
             "data/epoch": self.order.epochs,
         }
 
