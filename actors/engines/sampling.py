@@ -74,9 +74,8 @@ class SamplingEngine(EngineCalls):
         """Begin to sample requests, one a draw: all of them, or none where one is refused.
 
         Which requests share a batch decides the last bits of every logit. Those that are admitted
-        together share all of theirs, because the engine stands until it has the last, and of the
-        cache nothing with what was asked before: the same requests give the same bits. Others begin
-        at once, beside what runs.
+        together share all of theirs, because the engine stands until it has the last: the same
+        requests give the same bits. Others begin at once, beside what runs.
 
         Raises:
             RunError: The engine cannot sample, or has one of the draws already.
@@ -88,19 +87,14 @@ class SamplingEngine(EngineCalls):
         try:
             async with self.scheduling("admission", timeout_s):
                 self.sleeping.require_model("asked to sample")
-                cache = self._cache() + f"/{self.num_requests}" * together
                 async with self.paused(timeout_s) if together else nullcontext():
                     for group in groups.values():
-                        await self._begin(group, ending, cache, timeout_s)
+                        await self._begin(group, ending, timeout_s)
         except BaseException:
             await self._drop(groups)
             raise
 
-    def _cache(self) -> str:
-        """Keeps prefixes that older weights cached from being taken for this version's."""
-        return f"version-{self.version}"
-
-    async def _begin(self, group: Sampling, ending: Ending, cache: str, timeout_s: float) -> None:
+    async def _begin(self, group: Sampling, ending: Ending, timeout_s: float) -> None:
         """Admit a group, all of it or nothing; it may be dropped meanwhile."""
         request, collectors = group.request, []
         try:
@@ -110,8 +104,9 @@ class SamplingEngine(EngineCalls):
                 request_id = self._new_name(request.prompt.prompt_id)
                 group.request_ids.append(request_id)
                 params = sampling_params(request, seed, ending)
-                prompt = _prompt(request.prompt.token_ids_T, cache)
-                adding = self._add(request_id, prompt, params, SAMPLE, timeout_s=timeout_s)
+                adding = self._add(
+                    request_id, request.prompt.token_ids_T, params, SAMPLE, timeout_s=timeout_s
+                )
                 collectors.append(await adding)
             if not group.is_dropped:
                 answers = dict(zip(group.request_ids, collectors, strict=True))
@@ -193,13 +188,16 @@ class SamplingEngine(EngineCalls):
     async def _add(
         self,
         request_id: str,
-        prompt: Mapping[str, Any],
+        token_ids_T: Sequence[int],
         params: SamplingParams,
         priority: int,
         *,
         timeout_s: float,
     ) -> Any:
         """What the request's output comes from."""
+        # The salt keeps a prefix that older weights cached from being taken for this version's.
+        salt = f"version-{self.version}"
+        prompt: Any = {"prompt_token_ids": list(token_ids_T), "cache_salt": salt}
         return await self.ask(
             "add_request", request_id, prompt, params, priority=priority, timeout_s=timeout_s
         )
@@ -245,9 +243,9 @@ class SamplingEngine(EngineCalls):
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        request_id, prompt = self._new_name("probe"), _prompt(token_ids_T, self._cache())
+        request_id = self._new_name("probe")
         try:
-            collector = await self._add(request_id, prompt, params, PROBE, timeout_s=timeout_s)
+            collector = await self._add(request_id, token_ids_T, params, PROBE, timeout_s=timeout_s)
             output = await self._finished(request_id, collector, timeout_s=timeout_s)
         finally:
             await self._end([request_id])
@@ -260,8 +258,3 @@ class SamplingEngine(EngineCalls):
             ],
             dtype=np.float32,
         )
-
-
-def _prompt(token_ids_T: Sequence[int], cache: str) -> dict[str, Any]:
-    """As vLLM takes it; a prefix is taken from the cache where both have the same `cache`."""
-    return {"prompt_token_ids": list(token_ids_T), "cache_salt": cache}

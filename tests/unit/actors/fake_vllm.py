@@ -17,7 +17,6 @@ class FakeEngine:
     Attributes:
         calls: What was asked, in order.
         answers: By its name, what a request's output comes from.
-        salts: By its name, whose cached prefixes a request may take.
         refused: The request that is too long.
         hangs: The method that is never answered: what waits for an engine's process that died.
         fails: The method that fails.
@@ -26,7 +25,6 @@ class FakeEngine:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.answers: dict[str, asyncio.Queue[Any]] = {}
-        self.salts: dict[str, str] = {}
         self.refused = self.hangs = self.fails = ""
         self.errored = False
 
@@ -56,7 +54,6 @@ class FakeEngine:
         if request_id == self.refused:
             raise ValueError(f"{request_id} is too long")
         self.answers[request_id] = asyncio.Queue()
-        self.salts[request_id] = prompt["cache_salt"]
         return self.answers[request_id]
 
     async def abort(self, request_ids: Collection[str]) -> None:

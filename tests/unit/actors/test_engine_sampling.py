@@ -52,21 +52,6 @@ async def test_requests_of_a_wave_are_added_while_the_engine_stands(replica):
     assert replica.engine.calls == ["pause", *added, "resume"]
 
 
-async def test_a_wave_takes_no_prefix_from_what_was_asked_before(replica):
-    await admit(replica, 7, 8)
-    await admit(replica, 9)
-    await admit(replica, 10, together=False)
-    await admit(replica, 11, together=False)
-    replica.version = 4
-    await admit(replica, 12, together=False)
-    salts = {name.partition("/")[0]: [] for name in replica.engine.salts}
-    for name, salt in replica.engine.salts.items():
-        salts[name.partition("/")[0]].append(salt)
-    assert all(one == other for one, other in salts.values()), "samples of a prompt share its cache"
-    assert salts["p7"] == salts["p8"] and salts["p10"] == salts["p11"]
-    assert len({of_draw[0] for of_draw in salts.values()}) == 4
-
-
 async def test_a_group_alone_is_added_while_the_engine_runs(replica):
     await admit(replica, 7, together=False)
     assert replica.engine.calls == ["add p7/1", "add p7/2"]
