@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -22,15 +23,25 @@ class Recorder:
 
     Attributes:
         journal: Of the run.
-        left: What earlier processes have decided.
         store: Where rollouts lie.
         timeout_s: Deadline of a read or write.
+        left: What earlier processes have decided, once it is read.
     """
 
     journal: Journal
-    left: Replay
     store: RolloutStore
     timeout_s: float
+    left: Replay = field(default_factory=lambda: Replay({}), init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    async def read(self, frontier: int) -> None:
+        """Find what earlier processes have decided about draws from `frontier` on.
+
+        Raises:
+            ConfigError: They were those of another run.
+        """
+        read = partial(self.journal.replay, frontier)
+        self.left = await self._in_thread(read, f"all of it, from draw {frontier} on")
 
     def __contains__(self, draw: int) -> bool:
         """Whether an earlier process decided about the draw."""
@@ -87,4 +98,5 @@ class Recorder:
             timeout_s=self.timeout_s,
             actor="the driver",
             operation=f"the journal of rollouts ({what})",
+            lock=self._lock,
         )
