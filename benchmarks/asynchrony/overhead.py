@@ -33,14 +33,14 @@ class Timed(OnlineLoop):
 
     spent_s: ClassVar[dict[str, float]] = defaultdict(float)
 
-    def _feed_behind(self, steps: int) -> Feed:
+    async def _feed_behind(self, steps: int) -> Feed:
         for owner, operation in (
             (self.journal, "append"),
             (self.journal, "sync"),
             (self.store, "commit"),
         ):
             setattr(owner, operation, self._timed(getattr(owner, operation), operation))
-        return super()._feed_behind(steps)
+        return await super()._feed_behind(steps)
 
     def _timed(self, call: Callable[..., Any], operation: str) -> Callable[..., Any]:
         @wraps(call)
@@ -57,8 +57,8 @@ class Timed(OnlineLoop):
 class Unrecorded(OnlineLoop):
     """What is decided about groups is written nowhere."""
 
-    def _feed_behind(self, steps: int) -> Feed:
-        feed = super()._feed_behind(steps)
+    async def _feed_behind(self, steps: int) -> Feed:
+        feed = await super()._feed_behind(steps)
         feed.recorder = None
         return feed
 
