@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 420, 300  # of a panel's axes
 LEFT, TOP, RIGHT, BOTTOM = 56, 44, 24, 72
 # Okabe and Ito's, which colour-blind readers tell apart.
 COLOURS = ("#000000", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
-NUM_TICKS = 5
+NUM_TICKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
