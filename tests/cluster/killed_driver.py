@@ -139,18 +139,19 @@ class Log:
         update = OnlineLoop._update
 
         def asked(feed: Feed, draw: int) -> Any:
-            self.tell(asked=draw, version=feed.admission.version)
+            self.tell(run=name_of(feed), asked=draw)
             return request(feed, draw)
 
         async def taken(feed: Feed, step: int, clock: Any) -> Any:
             collected = await take(feed, step, clock)
             sampled, kept = ([g.draw for g in of] for of in (collected.sampled, collected.groups))
-            self.tell(step=step, sampled=sampled, kept=kept)
+            self.tell(run=name_of(feed), step=step, sampled=sampled, kept=kept)
             return collected
 
         async def updated(loop: Any, step: int, *arguments: Any) -> Any:
             metrics = await update(loop, step, *arguments)
-            self.tell(step=step, weights=await weights_digest(loop.roles.policy.actors))
+            weights = await weights_digest(loop.roles.policy.actors)
+            self.tell(run=name_of(loop), step=step, weights=weights)
             return metrics
 
         def logged(log_: MetricsLog, step: int, metrics: Any) -> None:
@@ -164,6 +165,10 @@ class Log:
             (MetricsLog, "log", logged),
         ):
             setattr(owner, name, patched)
+
+
+def name_of(of_run: Any) -> str:
+    return Path(of_run.config.run_dir).name
 
 
 async def weights_digest(policy: Any) -> str:
@@ -200,4 +205,5 @@ def main(log: str, place: str, number: str, arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:4], sys.argv[4:]))
+    log, place, number, *arguments = sys.argv[1:]
+    sys.exit(main(log, place, number, arguments))
