@@ -158,7 +158,7 @@ async def test_a_slow_group_holds_steps_up_and_nothing_is_dropped(tmp_path):
 def wait_for_threads():
     """A process that is killed takes what it was writing with it."""
     for thread in threading.enumerate():
-        if thread.name.startswith("the journal"):
+        if thread.name.startswith(("the journal", "committing")):
             thread.join(timeout=10)
 
 

@@ -94,7 +94,7 @@ def everything(folder, frontier=0):
 
 
 def segments(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("*"))
 
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
