@@ -51,11 +51,11 @@ class Standing:
         """Run Python with these arguments."""
         return _run(arguments, self.environment)
 
-    def process_of(self, role: str) -> str:
-        """The process number of a role's first rank, in the table of `pool status`."""
-        lines = self.run("pool", "status").said.splitlines()
-        rows = [[cell.strip() for cell in line.split("│")] for line in lines]
-        return next(row[5] for row in rows if len(row) > 5 and row[1] == role)
+
+def process_of(role: str, told: str) -> str:
+    """The process number of a role's first rank, in the table of `pool status`."""
+    rows = [[cell.strip() for cell in line.split("│")] for line in told.splitlines()]
+    return next(row[5] for row in rows if len(row) > 5 and row[1] == role)
 
 
 def environment_in(folder: Path) -> dict[str, str]:

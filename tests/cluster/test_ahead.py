@@ -18,7 +18,7 @@ import pytest
 from ahead_jobs import MODES, Told, drive, write_jobs
 from golden_runs import processor
 from killed_driver import PLACES, digests_of
-from standing import Command, Standing, standing_pool
+from standing import Command, Standing, process_of, standing_pool
 
 from rlhf_ray.rollouts.journal import _sound_records
 
@@ -85,11 +85,12 @@ def in_order(steps: Mapping[int, list[int]]) -> bool:
 
 def test_whatever_a_job_does_it_can_do_ahead(standing, tmp_path):
     """A critic, adapters, dynamic sampling, evaluations, stages, engines that another job had."""
-    engine = standing.process_of("rollout")
+    engine = process_of("rollout", standing.run("pool", "status").said)
     file = standing.registry.parent / "pipeline.yaml"
     done = drive(standing, tmp_path / "log", "-", 0, "pipeline", str(file))
     assert done.status == 0, done.said[-3000:]
-    assert standing.process_of("rollout") == engine, "it serves jobs that run ahead and that do not"
+    told = standing.run("pool", "status").said
+    assert process_of("rollout", told) == engine, "it serves jobs that run ahead and that do not"
     for name, bound in (("ppo", 2), ("grpo", 1), ("straight", 0)):
         run_dir = standing.registry.parent / "pipeline" / name
         rows = logged_in(run_dir)
