@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +45,11 @@ class Standing:
 
     def run(self, *arguments: str) -> Command:
         """Run `rlhf-ray` with these arguments."""
-        return _run(["-m", "launch.cli", *arguments], self.environment)
+        return run_python(["-m", "launch.cli", *arguments], self.environment)
 
     def script(self, *arguments: str) -> Command:
         """Run Python with these arguments."""
-        return _run(arguments, self.environment)
+        return run_python(arguments, self.environment)
 
 
 def process_of(role: str, told: str) -> str:
@@ -72,18 +72,21 @@ def environment_in(folder: Path) -> dict[str, str]:
 def standing_pool(folder: Path, job: str, file: Path, name: str) -> Iterator[Standing]:
     """`pool up` for a job or pipeline, and `pool down` in the end if it was not before."""
     environment = environment_in(folder)
-    assert _run(["-m", "launch.cli", "pool", "status"], environment).said.startswith("no pool")
+    assert run_python(["-m", "launch.cli", "pool", "status"], environment).said.startswith(
+        "no pool"
+    )
     started = ["pool", "up", str(file), "--job", job, "--name", name]
-    up = _run(["-m", "launch.cli", *started], environment)
+    up = run_python(["-m", "launch.cli", *started], environment)
     try:
         assert up.status == 0, up.said
         [entry] = folder.glob(f"rlhf-ray-*/{name}.json")
         yield Standing(name=name, registry=entry.parent, environment=environment)
     finally:
-        _run(["-m", "launch.cli", "pool", "down", "--name", name], environment)
+        run_python(["-m", "launch.cli", "pool", "down", "--name", name], environment)
 
 
-def _run(arguments: list[str] | tuple[str, ...], environment: dict[str, str]) -> Command:
+def run_python(arguments: Sequence[str], environment: Mapping[str, str]) -> Command:
+    """Python with these arguments, to its end."""
     done = subprocess.run(
         [sys.executable, *arguments],
         env=environment,

@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import math
 import random
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from ahead_jobs import MODES, Told, drive, write_jobs
+from ahead_jobs import DRIVER, MODES, Told, drive, write_jobs
 from golden_runs import processor
 from killed_driver import PLACES, digests_of
-from standing import Command, Standing, process_of, standing_pool
+from standing import Command, Standing, process_of, run_python, standing_pool
 
 from rlhf_ray.rollouts.journal import _sound_records
 
@@ -182,6 +184,36 @@ def test_a_killed_run_goes_on(mode, standing, undisturbed, tmp_path):
 @pytest.mark.parametrize(("mode", "place", "number"), CELLS, ids=str)
 def test_wherever_it_is_killed(mode, place, number, standing, undisturbed, tmp_path):
     check(standing, tmp_path, mode, (place, number), undisturbed)
+
+
+def of_environment(name: str, value: str) -> list[psutil.Process]:
+    """All processes that were started, by whomever, with a variable in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(name) == value:
+                found.append(process)
+    return found
+
+
+@pytest.mark.long
+def test_a_cluster_of_its_own_goes_with_its_driver(standing, undisturbed, tmp_path):
+    """Engines amid a step, their workers and their shared memory; then the run goes on."""
+    environment, before = {**standing.environment, "KILLED_RUN": str(tmp_path)}, shared_memory()
+    run = ("grpo", str(standing.registry.parent / "synchronous.yaml"), "--resume", "auto")
+    run += ("--run-dir", str(tmp_path / "run"))
+    log = str(tmp_path / "log")
+    killed = run_python([str(DRIVER), log, "generate", "16", *run], environment)
+    assert killed.status == KILLED, killed.said[-3000:]
+    deadline_s = time.monotonic() + 30
+    while left := of_environment("KILLED_RUN", str(tmp_path)):
+        assert time.monotonic() < deadline_s, [process.cmdline() for process in left]
+        time.sleep(0.5)
+    assert not shared_memory() - before
+    done = run_python([str(DRIVER), log, "-", "0", *run], environment)
+    assert done.status == 0, done.said[-3000:]
+    assert digests_of(tmp_path / "run") == digests_of(undisturbed[0]) != {}
+    assert not of_environment("KILLED_RUN", str(tmp_path))
 
 
 def test_nothing_is_left_behind(standing, before):
