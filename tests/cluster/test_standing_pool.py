@@ -123,7 +123,10 @@ def starts_actors(head: psutil.Process) -> bool:
 def test_up_that_is_interrupted_leaves_nothing(sent, is_time, standing):
     entry = standing.registry / "broken-off.json"
     up = subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", "pool", "up", sft_of(standing), "--name", entry.stem],
+        [
+            *(sys.executable, "-m", "launch.cli", "pool", "up", sft_of(standing)),
+            *("--job", "sft", "--name", entry.stem),
+        ],
         env=standing.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
