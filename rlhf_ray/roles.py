@@ -12,7 +12,7 @@ from itertools import compress
 from typing import Any, Literal, Protocol, TypeAlias
 
 from rlhf_ray.metrics.usage import UpdateFlops
-from rlhf_ray.packing import UpdatePlan
+from rlhf_ray.packing import PromptShare, UpdatePlan
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
 # Opaque to the loops: Ray's ObjectRef in a cluster, the value itself in a fake.
@@ -69,6 +69,14 @@ class RolloutGroup:
     def samples_G(self) -> tuple[SampleId, ...]:
         """What tells each sample from all others."""
         return tuple((self.draw, summary.sample) for summary in self.summaries_G)
+
+    @property
+    def prompts_G(self) -> tuple[PromptShare, ...]:
+        """What each sample begins with, for plans."""
+        return tuple(
+            PromptShare(prompt=self.draw, num_tokens=summary.num_prompt_tokens)
+            for summary in self.summaries_G
+        )
 
     def where(self, keeps_G: Sequence[bool]) -> RolloutGroup:
         """The same with some of its samples."""

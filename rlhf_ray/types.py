@@ -24,6 +24,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from rlhf_ray.packing import shared_cost
+
 IntArray: TypeAlias = npt.NDArray[np.int32]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -173,6 +175,11 @@ class SftExample:
         return len(self.token_ids_T)
 
     @property
+    def num_shared_tokens(self) -> int:
+        """The same: there is no other answer to its prompt."""
+        return self.num_tokens
+
+    @property
     def lengths_K(self) -> tuple[int, ...]:
         """Tokens of the one sequence."""
         return (self.num_tokens,)
@@ -222,6 +229,11 @@ class Ranking:
         return sum(self.lengths_K)
 
     @property
+    def num_shared_tokens(self) -> int:
+        """The same as a plan counts them where the prompt is computed once."""
+        return shared_cost(len(self.prompt_ids_T), len(self.answer_ids_K), self.num_tokens)
+
+    @property
     def num_trained_tokens(self) -> int:
         """Tokens of all answers."""
         return sum(len(answer) for answer in self.answer_ids_K)
@@ -255,6 +267,11 @@ class LabelledAnswer:
         return sum(self.lengths_K)
 
     @property
+    def num_shared_tokens(self) -> int:
+        """The same as a plan counts them where the prompt is computed once."""
+        return shared_cost(len(self.prompt_ids_T), len(self.answer_ids_K), self.num_tokens)
+
+    @property
     def num_trained_tokens(self) -> int:
         """Tokens of the answer proper."""
         return len(self.answer_ids_K[0])
@@ -282,6 +299,11 @@ class Referenced:
     def num_tokens(self) -> int:
         """Of all sequences."""
         return self.row.num_tokens
+
+    @property
+    def num_shared_tokens(self) -> int:
+        """The same as a plan counts them where the prompt is computed once."""
+        return self.row.num_shared_tokens
 
     @property
     def num_trained_tokens(self) -> int:

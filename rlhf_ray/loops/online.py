@@ -31,7 +31,7 @@ from rlhf_ray.loops.report import (
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
-from rlhf_ray.packing import UpdatePlan, plan_update
+from rlhf_ray.packing import PromptShare, UpdatePlan, plan_update
 from rlhf_ray.roles import Metrics, Ref, Roles, RolloutGroup, ScoredGroup, Usage, unknown_usage
 from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.rollouts.groups import trainable, trained_of
@@ -64,6 +64,11 @@ class Scored:
     def summaries_B(self) -> list[RolloutSummary]:
         """Of the samples that are trained, in the order of the experience."""
         return [summary for group in self.trained for summary in group.summaries_G]
+
+    @property
+    def prompts_B(self) -> list[PromptShare]:
+        """What these begin with."""
+        return [share for group in self.trained for share in group.prompts_G]
 
 
 class OnlineLoop:
@@ -265,6 +270,7 @@ class OnlineLoop:
             num_epochs=self.config.algorithm.epochs,
             seed=self.config.seed * 1_000_003 + step,
             padded=learner.padded,
+            prompts_B=scored.prompts_B if learner.shares_prompts else None,
         )
 
     def _utilisation(self, step: int, scored: Scored, clock: StepClock) -> Metrics:

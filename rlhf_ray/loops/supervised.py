@@ -97,7 +97,7 @@ class SupervisedLoop:
         learner = self.config.learner
         lengths = [row.num_tokens for row in rows]
         plan = plan_update(
-            lengths,
+            [row.num_shared_tokens for row in rows] if learner.shares_prompts else lengths,
             [row.num_trained_tokens for row in rows],
             data_parallel_size=self.config.num_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,

@@ -105,11 +105,12 @@ def varlen_attention(
     width = _width(max(head_size, value.shape[-1]))
     states = (_laid_end_to_end(states, width) for states in (query, key, value))
     query_NHD, key_NHD, value_NHD = states
-    outputs = [
-        varlen_attn(
-            query_NHD[part.queries.index],
-            key_NHD[part.keys.index],
-            value_NHD[part.keys.index],
+    outputs = []
+    for part in (packing or _rows_as_packing(query)).parts:
+        output_NHD = varlen_attn(
+            _taken(query_NHD, part.queries),
+            _taken(key_NHD, part.keys),
+            _taken(value_NHD, part.keys),
             part.queries.cu_lens,
             part.keys.cu_lens,
             part.queries.max_len,
@@ -119,8 +120,8 @@ def varlen_attention(
             window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
             enable_gqa=True,
         )
-        for part in (packing or _rows_as_packing(query)).parts
-    ]
+        assert isinstance(output_NHD, torch.Tensor)  # nothing beside it was asked for
+        outputs.append(output_NHD)
     output_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output_NHD.unflatten(0, (num_rows, num_tokens)).narrow(-1, 0, value.shape[-1]), None
 
@@ -148,6 +149,13 @@ def _laid_end_to_end(states: torch.Tensor, width: int) -> torch.Tensor:
     if states.shape[-1] < width:
         states = F.pad(states, (0, width - states.shape[-1]))
     return states.transpose(1, 2).flatten(0, 1)
+
+
+def _taken(states_NHD: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Those of some sequences, end to end; a view where they lie so."""
+    if isinstance(packing.index, torch.Tensor):
+        return states_NHD.index_select(0, packing.index)
+    return states_NHD.narrow(0, packing.index.start, packing.num_tokens)
 
 
 def packed_sdpa(

@@ -55,7 +55,7 @@ class Layout:
 
     @property
     def num_uses(self) -> torch.Tensor:
-        """int64, the shape of `input_ids`: of how many sequences each token is one; padding of 0."""
+        """int64, the shape of `input_ids`: how many sequences have each token; 0 for padding."""
         own_lens_B, one_B = self.lens_B - self.prompt_lens_B, torch.ones_like(self.lens_B)
         changes = self.lens_B.new_zeros(self.input_ids.numel() + 1)
         for starts_B, lens_B in (
@@ -127,13 +127,10 @@ def lay_out(
         prompt_starts_B = shared_lens_B = nothing_B
         packing = None
     else:
-        row = pack(sequences_B, prompt_lens_B or [0] * len(lens_B), device=device)
-        input_ids, position_ids, packing = row.ids_N[None], row.positions_N[None], row.packing
-        starts_B, prompt_starts_B, shared_lens_B = (
-            row.starts_B,
-            row.prompt_starts_B,
-            row.prompt_lens_B,
-        )
+        packed = pack(sequences_B, prompt_lens_B or [0] * len(lens_B), device=device)
+        input_ids, position_ids = packed.ids_N[None], packed.positions_N[None]
+        starts_B, packing = packed.starts_B, packed.packing
+        prompt_starts_B, shared_lens_B = packed.prompt_starts_B, packed.prompt_lens_B
     return Layout(
         input_ids=_tensor(input_ids, device),
         position_ids=_tensor(position_ids, device),

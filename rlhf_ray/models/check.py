@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 # Short ones before and behind a longer one: what flows along a packed row reaches the last. The
 # first two begin alike, which a layout that shares prompts computes once.
 # No longer than it takes to see that: each pass is a part of every start.
-LENGTHS = (5, 15, 8)
+LENGTHS = (7, 15, 8)
 # Differences that two right ways may have: so many times what rounding does (root mean squares),
 # over so many outcomes at least, and a share of the outcomes themselves, computed in float32.
 NOISE_FACTOR = 4.0

@@ -161,7 +161,7 @@ def _all_tokens(sequences_B: Sequence[IntArray], model: CheckedModel, far: int) 
         [np.arange(1, len(sequence)) for sequence in sequences_B],
         padded=model.padded,
         device=model.device,
-        prompt_lens_B=model.prompt_lens([CHECKED_PROMPT] * len(sequences_B)),
+        prompt_lens_B=[CHECKED_PROMPT] * len(sequences_B) if model.mode.shares_prompts else None,
     )
     return moved(batch, far)
 

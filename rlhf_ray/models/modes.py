@@ -25,7 +25,7 @@ from rlhf_ray.models.attention import CAPABILITY, MASKED_SDPA, PACKED_SDPA, SHAR
 from rlhf_ray.types import IntArray
 
 # Tokens that the first two of a check's sequences begin with alike.
-CHECKED_PROMPT = 4
+CHECKED_PROMPT = 5
 
 
 def resolve_dtype(
@@ -94,7 +94,7 @@ class ForwardMode:
         rope = ", rotary embeddings by sequence" if self.rope_alone else ""
         head = ", the model's own choice of the token" if self.own_head else ""
         shared = ", prompts shared" if self.shares_prompts else ""
-        return f"layout {layout}{shared}, attention {self.attention}{mask}{rope}{head}"
+        return f"layout {layout}, attention {self.attention}{shared}{mask}{rope}{head}"
 
 
 def forward_modes(config: ForwardConfig, device: torch.device) -> tuple[ForwardMode, ...]:
@@ -140,10 +140,6 @@ class CheckedModel(nn.Module):
     def padded(self) -> bool:
         """Whether its batches are rectangles."""
         return not self.mode.packed
-
-    def prompt_lens(self, lens_B: Sequence[int]) -> Sequence[int] | None:
-        """Of sequences with such prompts, what their layout may share: all or, None, nothing."""
-        return lens_B if self.mode.shares_prompts else None
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for itself, checkpointed layers and the dropout of adapters alone."""

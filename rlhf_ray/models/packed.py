@@ -8,14 +8,14 @@ see the prompt's keys and its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlhf_ray.packing import saves_tokens
+from rlhf_ray.packing import shared_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Packing:
     cu_lens: torch.Tensor
     max_len: int
     num_tokens: int
-    index: slice | torch.Tensor = slice(0, None)
+    index: slice | torch.Tensor = field(default_factory=lambda: slice(0, None))
     shared: tuple[Part, ...] = ()
 
     @property
@@ -47,9 +47,9 @@ class Packing:
         """int64 [B, max_len], position in the row; padding points at the first token."""
         positions = self.cu_lens[:-1, None] + self._offsets
         positions = torch.where(self._is_real, positions, 0).long()
-        if isinstance(self.index, slice):
-            return positions + self.index.start
-        return self.index[positions]
+        if isinstance(self.index, torch.Tensor):
+            return self.index[positions]
+        return positions + int(self.index.start)
 
     @cached_property
     def to_packed(self) -> torch.Tensor:
@@ -153,7 +153,7 @@ def pack(
     packing = _packing(lens_S, device)
     if len(tails):
         whole, going_on = lens_S[: len(heads)], lens_S[len(heads) :]
-        heads_packing = _packing(whole, device, slice(0, whole.sum()))
+        heads_packing = _packing(whole, device)
         keys_M = np.concatenate([
             np.concatenate([np.arange(shared) + prompt_start, np.arange(own) + start])
             for prompt_start, shared, start, own in zip(
@@ -186,7 +186,8 @@ def _first_with_prompt(
         rows_by_prompt.setdefault(sequence[:num].tobytes(), []).append(row)
     first_B = np.full(len(sequences_B), -1)
     for rows in rows_by_prompt.values():
-        if saves_tokens(prompt_lens_B[rows[0]], [len(sequences_B[row]) for row in rows]):
+        num_tokens = sum(len(sequences_B[row]) for row in rows)
+        if shared_cost(prompt_lens_B[rows[0]], len(rows), num_tokens) < num_tokens:
             first_B[rows] = rows[0]
     return first_B
 
@@ -194,12 +195,12 @@ def _first_with_prompt(
 def _packing(
     lens_B: npt.NDArray[np.int64],
     device: torch.device,
-    index: slice | torch.Tensor = slice(0, None),
+    index: slice | torch.Tensor | None = None,
 ) -> Packing:
     cu_lens = np.concatenate([[0], np.cumsum(lens_B)])
     return Packing(
         cu_lens=torch.from_numpy(cu_lens.astype(np.int32)).to(device),
         max_len=int(lens_B.max()),
         num_tokens=int(cu_lens[-1]),
-        index=index,
+        index=slice(0, int(cu_lens[-1])) if index is None else index,
     )

@@ -77,15 +77,17 @@ class RewardModel(CheckedModel):
             for name in heads_of(base):
                 base.set_submodule(name, in_float32(base.get_submodule(name)))
 
-    def lay_out(self, sequences_B: Sequence[IntArray], prompt_lens_B: Sequence[int]) -> Layout:
-        """What `forward` takes, from token ids; prompts are their beginnings."""
+    def lay_out(
+        self, sequences_B: Sequence[IntArray], prompt_lens_B: Sequence[int] | None = None
+    ) -> Layout:
+        """What `forward` takes, from token ids that begin with prompts of so many tokens."""
         pad_id = base_of(self.lm).config.get_text_config().pad_token_id
         return lay_out(
             sequences_B,
             padded=self.padded,
             device=self.device,
             pad_id=0 if pad_id is None else pad_id,
-            prompt_lens_B=self.prompt_lens(prompt_lens_B),
+            prompt_lens_B=prompt_lens_B if self.mode.shares_prompts else None,
         )
 
     def forward(self, layout: Layout) -> Rewards:

@@ -127,10 +127,19 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
         read_rows=batches.rows if learns or not publishes else 0,
         train_rows=batches.rows_per_optimizer_step,
         alone_tokens=probe if publishes else 0,
-        logits_share=min(1.0, new_tokens / batches.row_tokens),
+        logits_share=_scored_share(config, section, batches.row_tokens),
         publishes_mb=config.publication.bucket_mb if publishes else 0,
     )
     return model_need(role, rank, offloads=role in config.on_engines_gpus)
+
+
+def _scored_share(config: OnlineConfig, section: ForwardConfig, row_tokens: int) -> float:
+    """Of a micro-batch's tokens, those of responses, where these are as long as they may be."""
+    num_new = min(row_tokens, config.rollout.max_new_tokens)
+    if not section.shares_prompts:
+        return num_new / row_tokens
+    num_responses = config.samples_per_prompt
+    return num_responses * num_new / (row_tokens - num_new + num_responses * num_new)
 
 
 def _scorer(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> RoleNeed:
