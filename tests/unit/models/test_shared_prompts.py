@@ -174,6 +174,7 @@ FAMILIES = {
     "gpt2": {},
     "opt": {},
 }
+EXPERTS = ("deepseek_v3", "qwen3_moe")  # torch has no product of their matrices in float64
 KINDS = {
     "policy": lambda family, **settings: TokenScorer(
         tiny(family, **settings)[0], temperature=0.7, chunk_tokens=16
@@ -205,20 +206,86 @@ def run(module, sequences_B, prompt_lens_B):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_and_its_gradient_are_the_same_with_and_without(family, kind):
-    if kind == "reward model" and family in ("qwen3_moe", "gemma3_text"):
-        pytest.skip("covered by the policy")
     module = KINDS[kind](family, **FAMILIES[family])
     settle(module, ForwardConfig(), CPU)
     assert module.mode.shares_prompts, module.mode
     sequences_B, prompt_lens_B = sequences_of(GROUPS)
-    module = module.double().train()
+    module.train()
+    if family not in EXPERTS:
+        module.double()
     shared = run(module, sequences_B, prompt_lens_B)
-    weights = torch.randn(shared.shape, generator=torch.Generator().manual_seed(1)).double()
+    weights = torch.randn(shared.shape, generator=torch.Generator().manual_seed(1))
     ours = gradients_of(module, shared, weights)
     module.use(replace(module.mode, shares_prompts=False))
     plain = run(module, sequences_B, prompt_lens_B)
     theirs = gradients_of(module, plain, weights)
-    torch.testing.assert_close(shared, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shared, plain, atol=2e-5, rtol=0)
     assert ours.keys() == theirs.keys()
     difference = torch.stack([(ours[name] - theirs[name]).norm() for name in ours]).norm()
     assert difference <= 1e-5 * torch.stack([theirs[name].norm() for name in ours]).norm()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_layers_share_as_well(use_reentrant):
+    gradients = []
+    for shares in (True, False):
+        module = KINDS["policy"]("llama")
+        if shares:
+            checkpoint_layers(module.lm, use_reentrant=use_reentrant)
+        settle(module, ForwardConfig(share_prompts=shares), CPU)
+        assert module.mode.shares_prompts is shares
+        outcome = run(module.train(), *sequences_of(GROUPS))
+        gradients.append(gradients_of(module, outcome, 1.0))
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], gradient, atol=1e-4, rtol=1e-5)
+
+
+def test_experts_are_balanced_over_as_many_tokens_as_without():
+    losses = []
+    for shares in (True, False):
+        lm = tiny("mixtral")[0]
+        module = TokenScorer(lm, temperature=1.0, chunk_tokens=16, with_router_loss=True)
+        settle(module, ForwardConfig(share_prompts=shares), CPU)
+        sequences_B, prompt_lens_B = sequences_of(GROUPS)
+        batch = build_batch(
+            sequences_B,
+            [np.arange(1, len(sequence)) for sequence in sequences_B],
+            padded=False,
+            device=CPU,
+            prompt_lens_B=prompt_lens_B if shares else None,
+        )
+        losses.append(module(batch).router_loss)
+    torch.testing.assert_close(losses[0], losses[1], atol=0, rtol=1e-6)
+
+
+def test_a_model_that_does_not_see_a_shared_prompt_has_one_for_each_and_says_so(caplog):
+    module = KINDS["policy"]("llama")
+    for layer in module.lm.model.layers:
+        forward = layer.self_attn.forward
+
+        def blind(*arguments, forward=forward, packing=None, **keywords):
+            seen = packing and replace(packing, shared=())
+            return forward(*arguments, packing=seen, **keywords)
+
+        layer.self_attn.forward = blind
+    with caplog.at_level(logging.WARNING):
+        settle(module, ForwardConfig(), CPU)
+    assert str(module.mode) == "layout packed, attention packed_sdpa"
+    assert f"LlamaForCausalLM runs with {module.mode}: its log-probabilities" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"share_prompts": False},
+        {"layout": "padded"},
+        {"model": {"lora": {"rank": 2, "dropout": 0.1}}},
+    ],
+    ids=["by the key", "padded", "with adapters' dropout"],
+)
+def test_nothing_is_shared_where_it_is_off(settings):
+    config = ForwardConfig.model_validate(settings)
+    assert not config.shares_prompts
+    module = KINDS["policy"]("llama")
+    settle(module, config, CPU)
+    assert not module.mode.shares_prompts
