@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 RLHF_RAY_DATA=/path/to/data python -m benchmarks.shared_prompts
 
 A random Qwen2 of 3.35 M parameters in float32 on the CPU: GRPO with 64 prompts of 37 and of 256
-tokens, 8 responses of 64 tokens each, and DPO on pairs with the lengths of HH-RLHF (helpful-base; 4
-characters a token), 64 a step. Learners with and without take the same steps in turns; medians of
-CPU seconds, their ratios, and how far apart loss and norm of the gradient are in the first step.
+tokens, 8 responses of 64 tokens each, and DPO on 64 pairs with the lengths of HH-RLHF
+(helpful-base; 4 characters a token). Learners with and without take the same steps in turns;
+medians of CPU seconds, their ratios, and how far apart loss and norm of the gradient are in the
+first step.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.learner.build import Spec, engine_builder, make_learner
 from rlhf_ray.learner.rows import score_answers
-from rlhf_ray.packing import PromptShare, UpdatePlan, plan_update
+from rlhf_ray.packing import PromptShare, UpdatePlan, plan_update, planned_tokens
 from rlhf_ray.specs import PolicySpec, SupervisedSpec
 from rlhf_ray.types import Experience, Prompt, Ranking, Referenced, Rollout
 
 CPU = torch.device("cpu")
 DATA = Path(os.environ.get("RLHF_RAY_DATA", "../shared/data"))
-NUM_PROMPTS, SAMPLES, NEW_TOKENS, NUM_PAIRS = 64, 8, 64, 64
+SAMPLES, NEW_TOKENS = 8, 64
 VOCABULARY, CHARACTERS_PER_TOKEN, MAX_PROMPT_TOKENS = 1744, 4, 512
 
 
@@ -49,13 +50,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5, help="of each learner; one more warms up")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--prompts", type=int, default=64, help="of a step; fewer are quicker")
+    arguments = parser.parse_args()
+    num = arguments.prompts
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     print(f"{'case':<22}{'':<9}{'shared':>8}{'plain':>8}{'ratio':>7}")
     with tempfile.TemporaryDirectory() as folder, process_group():
         path = _save_model(Path(folder))
-        for case in (_grpo(path, 37), _grpo(path, 256), _dpo(path)):
-            seconds, difference = _measured(case, rounds)
+        for case in (_grpo(path, num, 37), _grpo(path, num, 256), _dpo(path, num)):
+            seconds, difference = _measured(case, arguments.rounds)
             for name, (shared, plain) in seconds.items():
                 print(f"{case.name:<22}{name:<9}{shared:>8.3f}{plain:>8.3f}{plain / shared:>7.2f}")
             print(f"{'':<22}loss and norm of the gradient differ by {difference:.1g}", flush=True)
@@ -131,8 +134,8 @@ def _ids(generator: np.random.Generator, num: int) -> Any:
     return generator.integers(3, VOCABULARY, size=num).astype(np.int32)
 
 
-def _grpo(path: Path, num_prompt: int) -> Case:
-    rows = list(_experiences(np.random.default_rng(0), num_prompt))
+def _grpo(path: Path, num_prompts: int, num_prompt: int) -> Case:
+    rows = list(_experiences(np.random.default_rng(0), num_prompts, num_prompt))
     rollouts = [row.rollout for row in rows]
 
     def spec(shares: bool) -> PolicySpec:
@@ -166,11 +169,13 @@ def _grpo(path: Path, num_prompt: int) -> Case:
     )
 
 
-def _experiences(generator: np.random.Generator, num_prompt: int) -> Iterator[Experience]:
+def _experiences(
+    generator: np.random.Generator, num_prompts: int, num_prompt: int
+) -> Iterator[Experience]:
     zeros_T = np.zeros(NEW_TOKENS, dtype=np.float32)
     # A random model gives each token about the same: the ratio then is within its bounds.
     uniform_T = zeros_T - np.float32(np.log(VOCABULARY))
-    for draw in range(NUM_PROMPTS):
+    for draw in range(num_prompts):
         ids_T = tuple(_ids(generator, num_prompt).tolist())
         for sample in range(SAMPLES):
             rollout = Rollout(
@@ -195,8 +200,8 @@ def _experiences(generator: np.random.Generator, num_prompt: int) -> Iterator[Ex
             )
 
 
-def _dpo(path: Path) -> Case:
-    rows = _pairs(np.random.default_rng(0))
+def _dpo(path: Path, num_pairs: int) -> Case:
+    rows = _pairs(np.random.default_rng(0), num_pairs)
     answered = [row.row for row in rows]
 
     def spec(shares: bool) -> SupervisedSpec[DpoConfig]:
@@ -205,9 +210,7 @@ def _dpo(path: Path) -> Case:
         return SupervisedSpec(job=job, total_steps=100, replay_folder="")
 
     def plan(config: LearnerConfig) -> UpdatePlan:
-        tokens = [
-            row.num_shared_tokens if config.shares_prompts else row.num_tokens for row in rows
-        ]
+        tokens = planned_tokens(rows, shares_prompts=config.shares_prompts)
         return _plan(tokens, [row.num_trained_tokens for row in rows], config)
 
     return Case(
@@ -221,19 +224,16 @@ def _dpo(path: Path) -> Case:
     )
 
 
-def _pairs(generator: np.random.Generator) -> list[Referenced]:
+def _pairs(generator: np.random.Generator, num_pairs: int) -> list[Referenced]:
     """Random tokens, as many as the data's own prompts and answers have."""
     pairs: list[Referenced] = []
     with gzip.open(DATA / "hh-rlhf/helpful-base/test.jsonl.gz", "rt") as lines:
-        while len(pairs) < NUM_PAIRS:
+        while len(pairs) < num_pairs:
             texts = json.loads(next(lines))
-            chosen, rejected = (
-                texts[n].rpartition("\n\nAssistant:") for n in ("chosen", "rejected")
-            )
-            lens = [
-                len(text) // CHARACTERS_PER_TOKEN + 1
-                for text in (chosen[0], chosen[2], rejected[2])
-            ]
+            sides = (texts["chosen"], texts["rejected"])
+            chosen, rejected = (side.rpartition("\n\nAssistant:") for side in sides)
+            parts = (chosen[0], chosen[2], rejected[2])
+            lens = [len(part) // CHARACTERS_PER_TOKEN + 1 for part in parts]
             if chosen[0] != rejected[0] or lens[0] > MAX_PROMPT_TOKENS:
                 continue
             prompt_T, *answers = (_ids(generator, num) for num in lens)

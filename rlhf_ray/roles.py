@@ -124,11 +124,13 @@ class Hardware:
         flops: Of an update of its model.
         device_name: As the vendor calls it; `cpu` where there is no GPU.
         num_devices: Of the group.
+        shares_prompts: Whether its model computes a prompt once for several sequences of a pass.
     """
 
     flops: UpdateFlops
     device_name: str
     num_devices: int
+    shares_prompts: bool = False
 
 
 class RolloutEngine(Protocol):

@@ -24,8 +24,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rlhf_ray.packing import shared_cost
-
 IntArray: TypeAlias = npt.NDArray[np.int32]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -175,9 +173,9 @@ class SftExample:
         return len(self.token_ids_T)
 
     @property
-    def num_shared_tokens(self) -> int:
-        """The same: there is no other answer to its prompt."""
-        return self.num_tokens
+    def num_prompt_tokens(self) -> int:
+        """Of a prompt with other answers: there is none."""
+        return 0
 
     @property
     def lengths_K(self) -> tuple[int, ...]:
@@ -229,9 +227,9 @@ class Ranking:
         return sum(self.lengths_K)
 
     @property
-    def num_shared_tokens(self) -> int:
-        """The same as a plan counts them where the prompt is computed once."""
-        return shared_cost(len(self.prompt_ids_T), len(self.answer_ids_K), self.num_tokens)
+    def num_prompt_tokens(self) -> int:
+        """Of the prompt, with which each sequence begins."""
+        return len(self.prompt_ids_T)
 
     @property
     def num_trained_tokens(self) -> int:
@@ -267,9 +265,9 @@ class LabelledAnswer:
         return sum(self.lengths_K)
 
     @property
-    def num_shared_tokens(self) -> int:
-        """The same as a plan counts them where the prompt is computed once."""
-        return shared_cost(len(self.prompt_ids_T), len(self.answer_ids_K), self.num_tokens)
+    def num_prompt_tokens(self) -> int:
+        """Of the prompt, with which each sequence begins."""
+        return len(self.prompt_ids_T)
 
     @property
     def num_trained_tokens(self) -> int:
@@ -301,9 +299,9 @@ class Referenced:
         return self.row.num_tokens
 
     @property
-    def num_shared_tokens(self) -> int:
-        """The same as a plan counts them where the prompt is computed once."""
-        return self.row.num_shared_tokens
+    def num_prompt_tokens(self) -> int:
+        """Of the prompt, with which each sequence begins."""
+        return self.row.num_prompt_tokens
 
     @property
     def num_trained_tokens(self) -> int:

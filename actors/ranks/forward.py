@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from actors.cluster.role_handle import RoleHandle, put
 from rlhf_ray.config.base import ForwardConfig
-from rlhf_ray.packing import RankedMicroBatches, plan_forward
+from rlhf_ray.packing import RankedMicroBatches, plan_forward, planned_tokens
 from rlhf_ray.roles import Ref, RolloutGroup, SampleArrays, SampleId
 from rlhf_ray.types import Rollout
 
@@ -91,7 +91,7 @@ async def over_rows(
 ) -> tuple[RankedMicroBatches, list[T]]:
     """An inference pass over rows of a data set: its plan, and each rank's answer."""
     plan = plan_forward(
-        [row.num_shared_tokens if config.shares_prompts else row.num_tokens for row in rows],
+        planned_tokens(rows, shares_prompts=config.shares_prompts),
         data_parallel_size=len(ranks),
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         padded=config.padded,

@@ -280,12 +280,19 @@ class OnlineLoop:
         num_flops = self.hardware.flops.of(
             [summary.num_tokens for summary in scored.summaries_B],
             num_scored=sum(summary.num_response_tokens for summary in scored.summaries_B),
+            again_B=self._prompts_again(scored),
         )
         return utilisation(
             self.hardware,
             num_flops=self.config.algorithm.epochs * num_flops,
             seconds=clock.seconds["update"],
         )
+
+    def _prompts_again(self, scored: Scored) -> list[int]:
+        """Tokens of prompts that are not computed for each of a group's samples."""
+        if not self.hardware.shares_prompts:
+            return []
+        return [s.num_prompt_tokens for group in scored.trained for s in group.summaries_G[1:]]
 
     async def _evaluate(self, step: int) -> dict[str, float]:
         every, last = self.config.eval.every, self.config.total_steps

@@ -17,7 +17,7 @@ from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.packing import plan_update
+from rlhf_ray.packing import plan_update, planned_tokens
 from rlhf_ray.roles import Evaluated, Metrics, Supervised, Usage, unknown_usage
 
 Rows: TypeAlias = Sequence[Any]
@@ -97,7 +97,7 @@ class SupervisedLoop:
         learner = self.config.learner
         lengths = [row.num_tokens for row in rows]
         plan = plan_update(
-            [row.num_shared_tokens for row in rows] if learner.shares_prompts else lengths,
+            planned_tokens(rows, shares_prompts=learner.shares_prompts),
             [row.num_trained_tokens for row in rows],
             data_parallel_size=self.config.num_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
@@ -123,10 +123,17 @@ class SupervisedLoop:
                 num_flops=self.hardware.flops.of(
                     [length for row in rows for length in row.lengths_K],
                     num_scored=sum(row.num_trained_tokens for row in rows),
+                    again_B=self._prompts_again(rows),
                 ),
                 seconds=timed["time/update"],
             ),
         }
+
+    def _prompts_again(self, rows: Rows) -> list[int]:
+        """Tokens of prompts that are not computed for each of a row's sequences."""
+        if not self.hardware.shares_prompts:
+            return []
+        return [row.num_prompt_tokens for row in rows for _ in row.lengths_K[1:]]
 
     async def _batch(self, step: int) -> Rows:
         rows = await (self._ahead or self._start_preparing())
