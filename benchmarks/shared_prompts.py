@@ -34,7 +34,8 @@ from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.learner.build import Spec, engine_builder, make_learner
 from rlhf_ray.learner.rows import score_answers
-from rlhf_ray.packing import PromptShare, UpdatePlan, plan_update, planned_tokens
+from rlhf_ray.packing import UpdatePlan, plan_update
+from rlhf_ray.shared_prompts import PromptShare, planned_tokens
 from rlhf_ray.specs import PolicySpec, SupervisedSpec
 from rlhf_ray.types import Experience, Prompt, Ranking, Referenced, Rollout
 

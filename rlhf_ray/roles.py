@@ -12,7 +12,8 @@ from itertools import compress
 from typing import Any, Literal, Protocol, TypeAlias
 
 from rlhf_ray.metrics.usage import UpdateFlops
-from rlhf_ray.packing import PromptShare, UpdatePlan
+from rlhf_ray.packing import UpdatePlan
+from rlhf_ray.shared_prompts import PromptShare
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
 # Opaque to the loops: Ray's ObjectRef in a cluster, the value itself in a fake.

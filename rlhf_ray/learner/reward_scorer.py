@@ -24,7 +24,8 @@ from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.limits import most_tokens
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.models.reward_statistics import RewardStatistics, read_statistics
-from rlhf_ray.packing import PromptShare, plan_forward
+from rlhf_ray.packing import plan_forward
+from rlhf_ray.shared_prompts import PromptShare
 from rlhf_ray.types import IntArray, Prompt, Rollout
 
 

@@ -31,12 +31,13 @@ from rlhf_ray.loops.report import (
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
-from rlhf_ray.packing import PromptShare, UpdatePlan, plan_update
+from rlhf_ray.packing import UpdatePlan, plan_update
 from rlhf_ray.roles import Metrics, Ref, Roles, RolloutGroup, ScoredGroup, Usage, unknown_usage
 from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.rollouts.groups import trainable, trained_of
 from rlhf_ray.rollouts.journal import journal_of
 from rlhf_ray.rollouts.recorder import Recorder
+from rlhf_ray.shared_prompts import PromptShare
 from rlhf_ray.types import Prompt, RolloutSummary
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.packing import plan_update, planned_tokens
+from rlhf_ray.packing import plan_update
 from rlhf_ray.roles import Evaluated, Metrics, Supervised, Usage, unknown_usage
+from rlhf_ray.shared_prompts import planned_tokens
 
 Rows: TypeAlias = Sequence[Any]
 # Rows of a batch -> what the learner is given, the reference's log-probabilities included.

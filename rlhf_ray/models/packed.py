@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlhf_ray.packing import shared_cost
+from rlhf_ray.shared_prompts import shared_cost
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.models.shape import ModelShape
 from rlhf_ray.planning.needs import Engine, RoleNeed, bare_need, engine_need, model_need
+from rlhf_ray.shared_prompts import shared_cost
 
 # Where neither configuration nor model says how long a sequence may be.
 DEFAULT_CONTEXT = 4096
@@ -134,12 +135,11 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
 
 
 def _scored_share(config: OnlineConfig, section: ForwardConfig, row_tokens: int) -> float:
-    """Of a micro-batch's tokens, those of responses, where these are as long as they may be."""
+    """Of the tokens that a micro-batch counts, those of responses, as long as these may be."""
     num_new = min(row_tokens, config.rollout.max_new_tokens)
-    if not section.shares_prompts:
-        return num_new / row_tokens
-    num_responses = config.samples_per_prompt
-    return num_responses * num_new / (row_tokens - num_new + num_responses * num_new)
+    num_responses = config.samples_per_prompt if section.shares_prompts else 1
+    tokens = shared_cost(row_tokens - num_new, num_responses, num_responses * row_tokens)
+    return num_responses * num_new / tokens
 
 
 def _scorer(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> RoleNeed:

@@ -9,14 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.packing import (
-    MinibatchPlan,
-    PromptShare,
-    cost_of,
-    cut,
-    plan_forward,
-    plan_update,
-)
+from rlhf_ray.packing import MinibatchPlan, cost_of, cut, plan_forward, plan_update
+from rlhf_ray.shared_prompts import PromptShare
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 layout = st.fixed_dictionaries(

@@ -239,6 +239,7 @@ QWEN = {
     "policy": {
         "model": {"path": "qwen2-66m", **FLOAT32},
         "max_tokens_per_micro_batch": 1024,
+        "share_prompts": False,  # as it was measured
         "zero": {"stage": 2},
     },
     "value": {
