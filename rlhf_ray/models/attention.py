@@ -154,8 +154,29 @@ def _laid_end_to_end(states: torch.Tensor, width: int) -> torch.Tensor:
 def _taken(states_NHD: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Those of some sequences, end to end; a view where they lie so."""
     if isinstance(packing.index, torch.Tensor):
-        return states_NHD.index_select(0, packing.index)
+        taken: torch.Tensor = _Copies.apply(states_NHD, packing.index)  # type: ignore[no-untyped-call]
+        return taken
     return states_NHD.narrow(0, packing.index.start, packing.num_tokens)
+
+
+class _Copies(torch.autograd.Function):
+    """Tokens by their index; gradients of the copies of one add up in float32 at least."""
+
+    @staticmethod
+    def forward(ctx: Any, states_NHD: torch.Tensor, index_M: torch.Tensor) -> torch.Tensor:
+        """[M, heads, size]."""
+        ctx.num_tokens = len(states_NHD)
+        ctx.save_for_backward(index_M)
+        return states_NHD.index_select(0, index_M)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_MHD: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """[N, heads, size]."""
+        [index_M] = ctx.saved_tensors
+        dtype = torch.promote_types(gradient_MHD.dtype, torch.float32)
+        sums_NHD = gradient_MHD.new_zeros((ctx.num_tokens, *gradient_MHD.shape[1:]), dtype=dtype)
+        sums_NHD.index_add_(0, index_M, gradient_MHD.to(dtype))
+        return sums_NHD.to(gradient_MHD.dtype), None
 
 
 def packed_sdpa(

@@ -289,3 +289,23 @@ def test_nothing_is_shared_where_it_is_off(settings):
     module = KINDS["policy"]("llama")
     settle(module, config, CPU)
     assert not module.mode.shares_prompts
+
+
+def test_gradients_of_many_copies_do_not_add_up_in_half_precision():
+    """Each of 600 is less than half a unit in the last place of what is summed before the end."""
+    layout = lay_out(
+        [np.array([1, 2, 3, 4, row], dtype=np.int32) for row in range(600)],
+        padded=False,
+        device=CPU,
+        prompt_lens_B=[4] * 600,
+    )
+    states = [
+        torch.zeros(1, 1, 604, SIZE, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    ]
+    with flash_kernel_on_cpu():
+        output, _ = varlen_attention(torch.nn.Identity(), *states, None, packing=layout.packing)
+        output[:, 4:].sum().backward()
+    # Each answer sees five keys alike.
+    torch.testing.assert_close(
+        states[2].grad[0, 0, :4].float(), torch.full((4, SIZE), 600 / 5), rtol=2**-8, atol=0
+    )
