@@ -146,6 +146,21 @@ def test_scores_follow_their_rows_in_any_order_and_company(folder):
         assert scores == pytest.approx([expected[row] for row in rows], abs=1e-5)
 
 
+def test_samples_of_a_group_share_their_prompt(decoder):
+    prompt = "One day, a little girl named Lily went to the park with her mother and"
+    group = [make_rollout(prompt, text) for text in (" ran.", " sat down.", " saw a big dog.")]
+    model = reward_model(decoder)
+    alone = [values(model.score([rollout]))[0] for rollout in group]
+    taken = []
+    model.model.transformer().get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: taken.append(inputs[0].numel())
+    )
+    assert values(model.score(group)) == pytest.approx(alone, abs=1e-5)
+    texts = [model._tokenize(rollout) for rollout in group]
+    num_shared = 2 * texts[0].num_prompt_tokens
+    assert taken == [sum(len(text.ids_T) for text in texts) - num_shared]
+
+
 def test_a_chat_is_written_with_the_models_own_template(folder):
     messages = [{"role": "user", "content": "Hello"}]
     tokenizer = AutoTokenizer.from_pretrained(folder)
