@@ -231,18 +231,17 @@ def _sdpa(
         # In float32 no kernel takes fewer heads of keys, and scores of T x T would be computed
         # (https://github.com/pytorch/pytorch/pull/191085).
         key, value = (states.repeat_interleave(num_groups, dim=1) for states in (key, value))
-    mask = None
-    if window is not None and window < part.keys.max_len:
-        mask = part.mask(window)
-    elif not part.is_square:
-        mask = part.causal_mask
+    if window is not None and window >= part.keys.max_len:
+        window = None
+    is_plain = part.is_square and window is None
+    mask = None if is_plain else part.bias(window, query.dtype)
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=mask is None,
+        is_causal=is_plain,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )

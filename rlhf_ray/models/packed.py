@@ -77,24 +77,35 @@ class Part:
         """Whether each sequence has as many queries as keys."""
         return self.queries is self.keys
 
-    @cached_property
-    def causal_mask(self) -> torch.Tensor:
-        """bool, what each query sees: see `mask`."""
-        return self.mask(None)
+    def bias(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """What to add to scores: 0 for what a query sees, else minus infinity.
 
-    def mask(self, window: int | None) -> torch.Tensor:
-        """What each query sees of a window of so many tokens, itself included, or of all before.
+        All layers of a pass have the same: kept for the backward pass, it is there once.
+
+        Args:
+            window: Tokens that each token sees, itself included; None for all before it.
+            dtype: Of the scores.
 
         Returns:
-            bool, of rectangles: [queries, keys] where it is square, else [B, 1, queries, keys].
+            Of rectangles: [queries, keys] where it is square, else [B, 1, queries, keys].
         """
-        query = torch.arange(self.queries.max_len, device=self.queries.cu_lens.device)
-        key = torch.arange(self.keys.max_len, device=self.queries.cu_lens.device)
-        distance = query[:, None] - key
-        if not self.is_square:
-            num_before_B = self.keys.cu_lens.diff() - self.queries.cu_lens.diff()
-            distance = distance + num_before_B[:, None, None, None]
-        return (distance >= 0) & (distance < (window or self.keys.max_len))
+        if (window, dtype) not in self._biases:
+            device = self.queries.cu_lens.device
+            position = torch.arange(self.queries.max_len, device=device)[:, None]
+            if not self.is_square:
+                lens_B = self.keys.cu_lens.diff()[:, None, None, None]
+                num_before_B = lens_B - self.queries.cu_lens.diff()[:, None, None, None]
+                # Padding stands where the last token does: what sees nothing has no softmax.
+                position = torch.minimum(position + num_before_B, lens_B - 1)
+            distance = position - torch.arange(self.keys.max_len, device=device)
+            hidden = (distance < 0) | (distance >= (window or self.keys.max_len))
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self._biases[window, dtype] = bias.masked_fill_(hidden, -torch.inf)
+        return self._biases[window, dtype]
+
+    @cached_property
+    def _biases(self) -> dict[tuple[int | None, torch.dtype], torch.Tensor]:
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

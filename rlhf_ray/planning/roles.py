@@ -129,6 +129,7 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
         train_rows=batches.rows_per_optimizer_step,
         alone_tokens=probe if publishes else 0,
         logits_share=_scored_share(config, section, batches.row_tokens),
+        shares_prompts=section.shares_prompts and config.samples_per_prompt > 1,
         publishes_mb=config.publication.bucket_mb if publishes else 0,
     )
     return model_need(role, rank, offloads=role in config.on_engines_gpus)
@@ -155,6 +156,7 @@ def _scorer(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> RoleNeed:
         group=group,
         row_tokens=max(1, model.max_tokens_per_micro_batch // longest) * longest,
         read_rows=1,
+        shares_prompts=config.samples_per_prompt > 1,
     )
     return model_need("reward", rank, offloads="reward" in config.on_engines_gpus)
 
@@ -186,6 +188,7 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[RoleNeed
             read_rows=0 if learns else batches.rows,
             train_rows=batches.rows,
             alone_tokens=math.inf if many else 0,
+            shares_prompts=section.shares_prompts and config.answers_per_row > 1,
         )
         return model_need(role, rank, leaves=ahead and not learns)
 
