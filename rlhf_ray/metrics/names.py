@@ -78,8 +78,16 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         **_OPTIMISER,
     },
     "mismatch": {
-        "logprob_abs_max": ("nats", "largest gap of engine and trainer on one token"),
-        "logprob_abs_mean": ("nats", "mean gap of engine and trainer on the rollouts"),
+        "logprob_abs_max": (
+            "nats",
+            "largest gap of engine and trainer on one token of probe and rollouts; of the probe "
+            "alone with max_staleness, where older weights sampled the rollouts",
+        ),
+        "logprob_abs_mean": (
+            "nats",
+            "mean gap on the rollouts of the trainer and what sampled them: the engine, and with "
+            "max_staleness the age of its weights",
+        ),
         "probe_abs_mean": ("nats", "mean gap on the probe after the publication"),
         "probe_abs_p99": ("nats", "99th percentile of the gaps on the probe"),
         "ess": ("", "effective sample size of the correction's weights, as a share"),
@@ -197,12 +205,17 @@ class Column:
         title: Its head.
         names: The metrics that it may show; a run has the first of them that it logs.
         has_change: Whether the change since the step shown before stands beside the value.
+        beside: A metric without which it says nothing.
     """
 
     title: str
     names: Sequence[str]
     has_change: bool = False
+    beside: str = ""
 
+
+# Logged by runs that sample ahead of training alone.
+AHEAD = "async/groups_ahead"
 
 # What matters most comes first: a terminal has as many as fit beside each other.
 COLUMNS: Sequence[Column] = (
@@ -215,6 +228,8 @@ COLUMNS: Sequence[Column] = (
     Column(title="length", names=["rollout/response_tokens_mean"]),
     Column(title="mismatch", names=["mismatch/logprob_abs_max"]),
     Column(title="tokens/s", names=["perf/tokens_per_s", "rollout/tokens_per_s"]),
+    # 0 in each step of a run that does not sample ahead.
+    Column(title="staleness", names=["async/staleness_mean"], beside=AHEAD),
     Column(title="grad norm", names=["policy/grad_norm", *(f"{j}/grad_norm" for j in _SUPERVISED)]),
     Column(title="margin", names=["rm/margin", "rewards/margins"]),
     Column(title="seconds", names=["time/step"]),
@@ -247,18 +262,26 @@ class Limit:
 
 NOT_FINITE = "not finite"
 
-LIMITS: Mapping[str, Limit] = {
+LIMITS: dict[str, Limit] = {
     "rollout/truncated_share": Limit(above=0.5, text="most responses are cut off"),
     "rollout/zero_spread_share": Limit(above=0.75, text="most groups teach nothing"),
     "policy/entropy": Limit(below=0.01, text="the policy hardly explores"),
     "policy/kl_ref": Limit(above=1.0, text="far from the reference"),
     "policy/clip_share": Limit(above=0.3, text="the policy moves far in one step"),
     "mismatch/logprob_abs_mean": Limit(above=0.1, text="engine and trainer disagree"),
+    "mismatch/probe_abs_mean": Limit(above=0.1, text="engine and trainer disagree"),
     "mismatch/ess": Limit(below=0.5, text="engine and trainer disagree"),
     **{
         f"{trained}/skipped_steps": Limit(above=0.0, text="loss or gradient was not finite")
         for trained in ("policy", "value", *_SUPERVISED)
     },
+}
+
+
+# Instead of these, where older weights sampled what is trained.
+AHEAD_LIMITS: dict[str, Limit] = {
+    "mismatch/logprob_abs_mean": Limit(text="no limit: their age is in it"),
+    "mismatch/ess": Limit(below=0.5, text="the policy is far from what sampled it"),
 }
 
 
@@ -270,7 +293,7 @@ def held_out_names(column: Column) -> list[str]:
 def warnings_of(metrics: Mapping[str, float]) -> dict[str, str]:
     """What is to be said of metrics, by their names: that they are not finite or beyond a limit."""
     warnings = {name: NOT_FINITE for name, value in metrics.items() if not math.isfinite(value)}
-    for name, limit in LIMITS.items():
+    for name, limit in (LIMITS | AHEAD_LIMITS if AHEAD in metrics else LIMITS).items():
         value = metrics.get(name, math.nan)
         if value > limit.above or value < limit.below:
             warnings[name] = limit.text

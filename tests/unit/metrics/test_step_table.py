@@ -6,7 +6,15 @@ import pytest
 
 from rlhf_ray.metrics.console import HEAD_EVERY, StepTable, change, duration, number
 from rlhf_ray.metrics.log import Record
-from rlhf_ray.metrics.names import COLUMNS, LIMITS, LINE, check_names
+from rlhf_ray.metrics.names import (
+    AHEAD,
+    AHEAD_LIMITS,
+    COLUMNS,
+    LIMITS,
+    LINE,
+    check_names,
+    warnings_of,
+)
 
 ONLINE = {
     "rollout/reward_mean": -1234.5,
@@ -58,6 +66,17 @@ def test_a_wide_terminal_has_more_columns():
     assert "grad norm" in wide
 
 
+def test_a_run_that_samples_ahead_says_how_old_its_tokens_are():
+    """Every run measures it; where steps are sampled one by one it is 0 throughout."""
+    metrics = {**ONLINE, "async/staleness_mean": 0.75}
+    [head, _] = lines_of(StepTable(total_steps=60, width=100), 1, metrics)
+    assert "staleness" not in head
+    table = StepTable(total_steps=60, width=100)
+    head, row = lines_of(table, 1, {**metrics, "async/groups_ahead": 3.0})
+    assert "staleness" in head and "grad norm" in head
+    assert head.index("staleness") < row.index("0.750") < head.index("staleness") + len("staleness")
+
+
 def test_evaluations_stand_below_with_their_change():
     table = StepTable(total_steps=60, width=80)
     before = lines_of(table, 0, {"eval/loss": 3.45, "eval/token_accuracy": 0.074})
@@ -103,7 +122,19 @@ def test_a_head_comes_again_behind_something_else_and_with_a_new_column():
 
 def test_screens_speak_of_documented_metrics():
     names = [name for column in COLUMNS for name in column.names if name != "best_of_k"]
-    check_names([*names, *LINE, *LIMITS])
+    beside = [column.beside for column in COLUMNS if column.beside]
+    check_names([*names, *beside, *LINE, *LIMITS, *AHEAD_LIMITS])
+
+
+def test_the_age_of_what_is_trained_is_no_disagreement():
+    old = {"mismatch/logprob_abs_mean": 0.2, "mismatch/ess": 0.9}
+    assert set(warnings_of(old)) == {"mismatch/logprob_abs_mean"}
+    assert warnings_of({**old, AHEAD: 0.0}) == {}
+    apart = {**old, AHEAD: 0.0, "mismatch/probe_abs_mean": 0.2, "mismatch/ess": 0.4}
+    assert warnings_of(apart) == {
+        "mismatch/probe_abs_mean": "engine and trainer disagree",
+        "mismatch/ess": "the policy is far from what sampled it",
+    }
 
 
 @pytest.mark.parametrize(
