@@ -27,7 +27,15 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.load import find_config, load_config, ready_configs
 from rlhf_ray.config.tools.schema import help_text, summary_of
 from rlhf_ray.config.tools.stages import Stage, stages_of
-from rlhf_ray.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_RUN, ConfigError, RlhfRayError
+from rlhf_ray.errors import (
+    EXIT_CONFIG,
+    EXIT_INTERRUPTED,
+    EXIT_RUN,
+    EXIT_TRAINING,
+    ConfigError,
+    RlhfRayError,
+    TrainingStopped,
+)
 
 # What takes a configuration file.
 CONFIGURED: Mapping[str, type[RunConfig]] = {**JOB_CONFIGS, PIPELINE: PipelineConfig}
@@ -67,7 +75,7 @@ Any other key of the configuration can be given as well: --policy.optim.lr 1e-6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status (0, 1 run failed, 2 bad input, 130 stopped)."""
+    """Run one command line; returns the exit status, see `rlhf_ray.errors`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _dispatch(arguments))
 
@@ -80,6 +88,8 @@ def guarded(work: Callable[[], int]) -> int:
         return work()
     except ConfigError as error:
         return _fail(error, EXIT_CONFIG)
+    except TrainingStopped as error:
+        return _fail(error, EXIT_TRAINING)
     except RlhfRayError as error:
         return _fail(error, EXIT_RUN)
     except KeyboardInterrupt:

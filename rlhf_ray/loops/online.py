@@ -28,6 +28,7 @@ from rlhf_ray.loops.report import (
     stop_if_empty,
     utilisation,
 )
+from rlhf_ray.loops.sentinels import Sentinels, stop_if_alarmed
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
@@ -91,6 +92,7 @@ class OnlineLoop:
         self.order = order_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
         self.setup = setup_of(config, prompts)
         self.kl = KLController(config.algorithm.kl)
+        self.sentinels = Sentinels(config.sentinels)
         self.num_empty_in_a_row = 0
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self.journal = journal_of(config.run_dir, self.setup)
@@ -99,8 +101,9 @@ class OnlineLoop:
         """Train from the start or from a checkpoint to the last step.
 
         Raises:
-            RunError: A role failed, hung, disagrees with another, or diverged, or too many steps in
-                a row had nothing to train.
+            RunError: A role failed, hung or disagrees with another.
+            TrainingStopped: It diverged, too many steps in a row had nothing to train, or a
+                sentinel ends it.
         """
         first = 1 if checkpoint is None else checkpoint.step + 1
         if checkpoint is not None:
@@ -140,11 +143,13 @@ class OnlineLoop:
         for step in range(first, self.config.total_steps + 1):
             # Logged before it is saved: a run that resumes after this step has its metrics.
             metrics = {**await self._step(step, clock), **saved}
-            self.log.log(step, metrics)
+            alarms = self.sentinels.look(metrics)
+            self.log.log(step, metrics, {alarm.metric: alarm.text for alarm in alarms})
             stop_if_diverged(step, metrics, self.config)
             stop_if_empty(step, self.num_empty_in_a_row, self.config)
             clock = StepClock()  # the checkpoint's time is the next step's
             saved = await self._save(step)
+            stop_if_alarmed(step, alarms)
 
     async def _step(self, step: int, clock: StepClock) -> Metrics:
         kl_coefficient = self.kl.coefficient
@@ -316,6 +321,7 @@ class OnlineLoop:
             "order": self.feed.order_at_frontier,
             "frontier": self.feed.admission.frontier,
             "kl": self.kl.state_dict(),
+            "sentinels": self.sentinels.state_dict(),
             "num_empty_in_a_row": self.num_empty_in_a_row,
             "setup": self.setup,
         }
@@ -323,6 +329,7 @@ class OnlineLoop:
     async def _restore(self, checkpoint: Checkpoint) -> None:
         self.order.load_state_dict(checkpoint.state["order"])
         self.kl.load_state_dict(checkpoint.state["kl"])
+        self.sentinels.load_state_dict(checkpoint.state["sentinels"])
         self.num_empty_in_a_row = checkpoint.state["num_empty_in_a_row"]
         await self.roles.policy.restore(str(checkpoint.folder / "policy"))
         if self.roles.value is not None:

@@ -17,6 +17,7 @@ from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.loops.report import sample_metrics
 from rlhf_ray.loops.sample_files import PAIRS, SampleFiles
+from rlhf_ray.loops.sentinels import Sentinels, stop_if_alarmed
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
@@ -63,6 +64,7 @@ class SampleLoop:
         self.setup = setup_of(config, prompts)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self.files = SampleFiles(Path(config.run_dir))
+        self.sentinels = Sentinels(config.sentinels)
 
     async def run(self, checkpoint: Checkpoint | None) -> None:
         """Judge the policy on held-out prompts, then sample; the files grow with every step.
@@ -72,9 +74,11 @@ class SampleLoop:
         Raises:
             ConfigError: The files are not those that the checkpoint knows of.
             RunError: A role failed or hung.
+            TrainingStopped: A sentinel ends it.
         """
         if checkpoint is not None:
             self.order.load_state_dict(checkpoint.state["order"])
+            self.sentinels.load_state_dict(checkpoint.state["sentinels"])
         self.files.rewind({} if checkpoint is None else checkpoint.state["sizes"])
         await publish(self.roles, 0)
         if checkpoint is None:
@@ -92,10 +96,13 @@ class SampleLoop:
         async with aclosing(self.feed), self.store:
             clock = StepClock()
             for step in range(first, self.config.total_steps + 1):
+                metrics = await self._step(step, clock)
+                alarms = self.sentinels.look(metrics)
                 # Logged before it is saved: a run that resumes after this step has its metrics.
-                self.log.log(step, await self._step(step, clock))
+                self.log.log(step, metrics, {alarm.metric: alarm.text for alarm in alarms})
                 clock = StepClock()
                 await self._save(step)
+                stop_if_alarmed(step, alarms)
         if self.config.samples_per_prompt > 1 and not self.files.sizes()[PAIRS]:
             logger.warning("no pairs: no two answers to one prompt differ in their score")
 
@@ -120,6 +127,7 @@ class SampleLoop:
         state = {
             "order": self.feed.order_at_frontier,
             "sizes": self.files.sizes(),
+            "sentinels": self.sentinels.state_dict(),
             "setup": self.setup,
         }
         async with self.store.saving(step, state, [], timeout_s=self.config.timeouts.call_s):
