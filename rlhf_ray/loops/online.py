@@ -30,6 +30,7 @@ from rlhf_ray.loops.report import (
 )
 from rlhf_ray.loops.sentinels import Sentinels, stop_if_alarmed
 from rlhf_ray.loops.setup import setup_of
+from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.packing import UpdatePlan, plan_update
@@ -97,15 +98,17 @@ class OnlineLoop:
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self.journal = journal_of(config.run_dir, self.setup)
 
-    async def run(self, checkpoint: Checkpoint | None) -> None:
-        """Train from the start or from a checkpoint to the last step.
+    async def run(self, checkpoint: Checkpoint | None, stop: Stop | None = None) -> None:
+        """Train from the start or from a checkpoint to the last step, or until it shall stop.
 
         Raises:
+            KeyboardInterrupt: It was asked to, and has saved the last step that was trained.
             RunError: A role failed, hung or disagrees with another.
             TrainingStopped: It diverged, too many steps in a row had nothing to train, or a
                 sentinel ends it.
         """
         first = 1 if checkpoint is None else checkpoint.step + 1
+        self.stop, self.last_saved = stop or Stop(), first - 1
         if checkpoint is not None:
             await self._restore(checkpoint)
         self.hardware = await self.roles.policy.hardware()
@@ -114,8 +117,9 @@ class OnlineLoop:
             self.log.log(0, await self._evaluate(0))
         await self.usage()  # starting is no part of the first step
         self.feed = self._feed_behind(first - 1)
-        async with aclosing(self.feed), self.store:
-            await self._steps(first)
+        with self.stop.heeded():
+            async with aclosing(self.feed), self.store:
+                await self._steps(first)
         await self.recorder.next_segment(self.feed.admission.frontier)  # the result is whole
         await self.roles.rollout.sleep(level=2)  # the result is exported next
 
@@ -141,8 +145,13 @@ class OnlineLoop:
         saved: Metrics = {}
         clock = StepClock()
         for step in range(first, self.config.total_steps + 1):
+            collected = await self.stop.or_asked(self.feed.take(step, clock))
+            if collected is None:
+                await self.feed.aclose()
+                await self._save(step - 1)
+                return
             # Logged before it is saved: a run that resumes after this step has its metrics.
-            metrics = {**await self._step(step, clock), **saved}
+            metrics = {**await self._step(step, collected, clock), **saved}
             alarms = self.sentinels.look(metrics)
             self.log.log(step, metrics, {alarm.metric: alarm.text for alarm in alarms})
             stop_if_diverged(step, metrics, self.config)
@@ -151,9 +160,8 @@ class OnlineLoop:
             saved = await self._save(step)
             stop_if_alarmed(step, alarms)
 
-    async def _step(self, step: int, clock: StepClock) -> Metrics:
+    async def _step(self, step: int, collected: Collected, clock: StepClock) -> Metrics:
         kl_coefficient = self.kl.coefficient
-        collected = await self.feed.take(step, clock)
         with clock.phase("generate"):
             await self.roles.rollout.sleep(level=2)
         with clock.phase("score"):
@@ -298,7 +306,8 @@ class OnlineLoop:
     async def _save(self, step: int) -> Metrics:
         """Save where that is due; how long the run stood still is a metric of the next step."""
         every, is_last = self.config.checkpoint.every, step == self.config.total_steps
-        if not is_last and not (every and step % every == 0):
+        is_due = is_last or self.stop.asked or (every and step % every == 0)
+        if not is_due or step == self.last_saved:
             return {}
         roles = ["policy"] if self.roles.value is None else ["policy", "value"]
         call_s = self.config.timeouts.call_s
@@ -309,6 +318,7 @@ class OnlineLoop:
                 await self.roles.rollout.sleep(level=2 if is_last else 1)
                 for role in roles:
                     await getattr(self.roles, role).save(str(folder / role))
+        self.last_saved = step
         return {"time/checkpoint": timed.seconds}
 
     def _oldest_frontier(self) -> int:
