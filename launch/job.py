@@ -25,6 +25,7 @@ from actors.roles.job_pool import JobPool
 from actors.roles.start import role_specs, start_all
 from launch.run.cluster import connected, runs_here
 from launch.run.folder import check_folder, is_finished, run_folder
+from launch.run.guard import beating
 from launch.run.signals import asked_first
 from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.checks.unused import warn_of_unused
@@ -126,8 +127,9 @@ async def run_on(pool: Pool, prepared: Prepared) -> None:
         logger.info("run directory: %s", folder)
         async with skipped_steps_fetched(config, pool):
             stop = Stop(grace_s=_grace_s(config))
-            with asked_first(stop.ask):
-                await prepared.run(JobPool(pool, config), stop)
+            async with beating(folder):
+                with asked_first(stop.ask):
+                    await prepared.run(JobPool(pool, config), stop)
 
 
 def _grace_s(config: RunConfig) -> float:
