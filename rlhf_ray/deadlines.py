@@ -63,14 +63,34 @@ async def _result_of(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-async def in_thread(call: Callable[[], T], *, timeout_s: float, actor: str, operation: str) -> T:
+async def in_thread(
+    call: Callable[[], T],
+    *,
+    timeout_s: float,
+    actor: str,
+    operation: str,
+    lock: threading.Lock | None = None,
+) -> T:
     """What `call` returns, which runs beside the event loop.
+
+    With a `lock` it runs alone: a call whose waiter gave up goes on, and others wait for its end.
 
     Raises:
         DeadlineError: It did not return in time. Its thread goes on, and ends with the process.
     """
+
+    def alone() -> T:
+        if lock is None:
+            return call()
+        if not lock.acquire(timeout=timeout_s):
+            raise DeadlineError.of(operation, actor, age_s=timeout_s, timeout_s=timeout_s)
+        try:
+            return call()
+        finally:
+            lock.release()
+
     async with deadline(timeout_s, actor=actor, operation=operation):
-        return await in_daemon_thread(call, name=operation)
+        return await in_daemon_thread(alone, name=operation)
 
 
 async def in_daemon_thread(call: Callable[[], T], *, name: str) -> T:

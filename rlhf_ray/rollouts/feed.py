@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import DataOrder
-from rlhf_ray.deadlines import in_thread, side_by_side
+from rlhf_ray.deadlines import deadline, in_thread, side_by_side
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.roles import GenerationRequest, Reward, RolloutEngine, RolloutGroup, ScoredGroup
@@ -23,6 +23,9 @@ from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
+
+# What comes on top of deadlines: an event loop that is busy meanwhile.
+SLACK_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,7 @@ class Feed:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait([*self._tasks])
+            await asyncio.wait([*self._tasks], timeout=SLACK_S)
 
     def _kept(self, draw: int) -> RolloutGroup:
         """What of an accepted group may be trained, as far as that is decided."""
@@ -161,7 +164,11 @@ class Feed:
         if not self._tasks:
             self._begin_again()
             assert self._tasks or self._failure, "nothing would ever change"
-        await self._changed.wait()
+        timeouts = self.config.timeouts
+        # Whatever is under way has a deadline of its own, and is a change at its end.
+        limit_s = 2 * timeouts.call_s + timeouts.reward_s + SLACK_S
+        async with deadline(limit_s, actor="the feed", operation="sampling and scoring"):
+            await self._changed.wait()
         self._changed.clear()
         if self._failure is not None and not self._tasks:
             failure, self._failure = self._failure, None
@@ -284,18 +291,18 @@ class Feed:
         """The prompts of draws, which come in their order; a thread that was given up goes on."""
 
         def read() -> None:
-            with self._reading:
-                for draw in draws:
-                    if draw not in self._rows:
-                        assert draw == self.order.position, (draw, self.order.position)
-                        [prompt] = self.order.take(1)
-                        self._rows[draw] = prompt, self.order.state_dict()
+            for draw in draws:
+                if draw not in self._rows:
+                    assert draw == self.order.position, (draw, self.order.position)
+                    [prompt] = self.order.take(1)
+                    self._rows[draw] = prompt, self.order.state_dict()
 
         await in_thread(
             read,
             timeout_s=self.config.timeouts.call_s,
             actor="the driver",
             operation="reading prompts",
+            lock=self._reading,
         )
 
     def _request(self, draw: int) -> GenerationRequest:

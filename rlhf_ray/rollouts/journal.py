@@ -13,11 +13,11 @@ is what some process knew at some time. Other draws are sampled again, which cos
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
 import os
-import threading
 from collections.abc import Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -50,7 +50,7 @@ class _Segment:
 
 
 class Journal:
-    """The folder `rollouts` of a run. Threads may share it: one of them at a time writes.
+    """The folder `rollouts` of a run, for one caller at a time.
 
     A process replays what there is, or clears it, before it appends.
     """
@@ -77,7 +77,6 @@ class Journal:
         self._file: io.FileIO | None = None
         self._num_synced_bytes = 0
         self._segments: dict[Path, _Segment] = {}
-        self._lock = threading.RLock()
 
     def append(self, group: RecordedGroup) -> None:
         """Write a group to the end of the open segment, or of a new one.
@@ -89,7 +88,7 @@ class Journal:
             ValueError: A score is not finite.
         """
         data = group_record(group)
-        with self._lock, room_for("rollouts", self.folder):
+        with room_for("rollouts", self.folder):
             file = self._file = self._file or self._new_file()
             end = file.tell()
             if end == 0:
@@ -110,7 +109,7 @@ class Journal:
         Raises:
             RunError: The disk is full.
         """
-        with self._lock, room_for("rollouts", self.folder):
+        with room_for("rollouts", self.folder):
             if self._file is None or (end := self._file.tell()) == self._num_synced_bytes:
                 return
             os.fsync(self._file.fileno())
@@ -124,11 +123,10 @@ class Journal:
         Raises:
             RunError: The disk is full.
         """
-        with self._lock:
-            self.sync()
-            if self._file is not None:
-                self._file.close()
-                self._file, self._num_synced_bytes = None, 0
+        self.sync()
+        if self._file is not None:
+            self._file.close()
+            self._file, self._num_synced_bytes = None, 0
 
     def check(self) -> None:
         """Whether a run may go on from what is there; nothing is written.
@@ -150,48 +148,48 @@ class Journal:
             ConfigError: A segment is of another run: names it, and every key that differs.
         """
         places: dict[int, _Place] = {}
-        with self._lock:
-            self.end_segment()
-            self._segments = {}
-            for path in self._paths():
-                # Also of one that is passed over: others may have been written without it.
-                segment = self._segments[path] = _Segment()
-                for offset, end, values in _sound_records(path):
-                    if "identity" in values:
-                        self._require_same(path, values["identity"])
-                        if changed := differences(values["settings"], self._settings):
-                            logger.warning(
-                                "what was sampled before is sampled again, as settings are other "
-                                "than they were: %s", "; ".join(changed),
-                            )  # fmt: skip
-                            self.clear()
-                            return Replay({})
-                        if not self._follows(path, values["known"]):
-                            break
-                    segment.num_bytes = end
-                    if "draw" in values:
-                        draw = values["draw"]
-                        segment.last_draw = max(draw, segment.last_draw)
-                        if draw >= frontier:
-                            places[draw] = _Place(path, offset)
+        self.end_segment()
+        self._segments = {}
+        for path in self._paths():
+            # Also of one that is passed over: others may have been written without it.
+            segment = self._segments[path] = _Segment()
+            for offset, end, values in _sound_records(path):
+                if "identity" in values:
+                    self._require_same(path, values["identity"])
+                    if changed := differences(values["settings"], self._settings):
+                        logger.warning(
+                            "what was sampled before is sampled again, as settings are other "
+                            "than they were: %s", "; ".join(changed),
+                        )  # fmt: skip
+                        self.clear()
+                        return Replay({})
+                    if not self._follows(path, values["known"]):
+                        break
+                segment.num_bytes = end
+                if "draw" in values:
+                    draw = values["draw"]
+                    segment.last_draw = max(draw, segment.last_draw)
+                    if draw >= frontier:
+                        places[draw] = _Place(path, offset)
         return Replay(places)
 
     def prune(self, frontier: int) -> None:
         """Remove closed segments, written or replayed, whose every draw lies before `frontier`."""
-        with self._lock:
-            for path, segment in list(self._segments.items()):
-                is_open = self._file is not None and path == Path(self._file.name)
-                if segment.last_draw < frontier and not is_open:
-                    path.unlink(missing_ok=True)
-                    del self._segments[path]
+        for path, segment in list(self._segments.items()):
+            is_open = self._file is not None and path == Path(self._file.name)
+            if segment.last_draw < frontier and not is_open:
+                path.unlink(missing_ok=True)
+                del self._segments[path]
+        if not self._segments:
+            with contextlib.suppress(OSError):  # not there, or not empty
+                self.folder.rmdir()
 
     def clear(self) -> None:
         """Remove all segments, whosever they are: the run begins anew."""
-        with self._lock:
-            self.end_segment()
-            for path in self._paths():
-                path.unlink()
-            self._segments.clear()
+        self.end_segment()
+        for path in self._paths():
+            path.unlink()
+        self._segments.clear()
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("segment_*.rollouts"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -31,6 +32,7 @@ class Recorder:
     left: Replay
     store: RolloutStore
     timeout_s: float
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __contains__(self, draw: int) -> bool:
         """Whether an earlier process decided about the draw."""
@@ -87,4 +89,5 @@ class Recorder:
             timeout_s=self.timeout_s,
             actor="the driver",
             operation=f"the journal of rollouts ({what})",
+            lock=self._lock,
         )

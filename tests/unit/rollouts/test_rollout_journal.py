@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import errno
 import io
@@ -9,7 +10,6 @@ import os
 import random
 import shutil
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.roles import RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts import journal as journal_module
 from rlhf_ray.rollouts.journal import FORMAT, Journal
+from rlhf_ray.rollouts.recorder import Recorder
 from rlhf_ray.rollouts.records import RecordedGroup
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
@@ -92,7 +94,7 @@ def everything(folder, frontier=0):
 
 
 def segments(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("*"))
 
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -434,13 +436,36 @@ def test_what_was_pruned_is_not_missed(tmp_path):
     assert list(everything(tmp_path)) == [1]
 
 
-def test_threads_write_one_group_after_another(tmp_path):
+class Store:
+    """Has every rollout of `group_of`."""
+
+    async def fetch(self, groups):
+        return [list(group_of(group.draw, lengths_G=(2000,)).rollouts_G) for group in groups]
+
+
+async def test_groups_are_written_one_after_another_also_where_nobody_waits_any_more(tmp_path):
     journal = Journal(tmp_path, identity=IDENTITY)
-    with ThreadPoolExecutor(8) as threads:
-        for draw in range(100):
-            threads.submit(journal.append, group_of(draw, lengths_G=(2000,)))
-            threads.submit(journal.sync if draw % 9 else journal.end_segment)
-    assert list(everything(tmp_path)) == [*range(100)]
+    recorder = Recorder(journal, journal.replay(0), Store(), timeout_s=60)
+    tasks = []
+    for draw in range(100):
+        recorded = group_of(draw, lengths_G=(2000,))
+        group = RolloutGroup(
+            prompt=recorded.rollouts_G[0].prompt,
+            draw=draw,
+            summaries_G=recorded.summaries_G,
+            rollouts=None,
+        )
+        scored = ScoredGroup(group=group, scores_G=recorded.scores_G)
+        tasks.append(asyncio.ensure_future(recorder.record(scored, accepted=True)))
+        other = recorder.sync() if draw % 9 else recorder.next_segment(0)
+        tasks.append(asyncio.ensure_future(other))
+    await asyncio.sleep(0.01)
+    for task in tasks[::7]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await recorder.sync()
+    wanted = {n for n in range(100) if not tasks[2 * n].cancelled()}
+    assert wanted <= everything(tmp_path).keys() <= {*range(100)}
 
 
 def test_what_is_discarded_is_not_there(tmp_path):
