@@ -139,14 +139,14 @@ def _run_configured(job: str, arguments: list[str]) -> int:
     if VERBOSE in arguments:
         show_everything()
         arguments = [argument for argument in arguments if argument != VERBOSE]
-    restarts, arguments = _restarts(arguments)
+    restarts, arguments = restarts_of(arguments)
     config = _read(job, arguments[0], arguments[1:])
     if restarts is None:
         return check_and_run(config)
     return _run_guarded(config.model_copy(update={"resume": "auto"}), restarts)
 
 
-def _restarts(arguments: list[str]) -> tuple[int | None, list[str]]:
+def restarts_of(arguments: list[str]) -> tuple[int | None, list[str]]:
     """What `--restarts` says, if it is there, and the other arguments.
 
     Raises:
