@@ -148,6 +148,7 @@ class OnlineLoop:
             collected = await self.stop.or_asked(self.feed.take(step, clock))
             if collected is None:
                 await self.feed.aclose()
+                await offload(self.roles.reward)  # it may have been amid scores
                 await self._save(step - 1)
                 return
             # Logged before it is saved: a run that resumes after this step has its metrics.
