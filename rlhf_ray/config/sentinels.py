@@ -16,11 +16,10 @@ Action: TypeAlias = Annotated[
 
 
 class SentinelsConfig(Config):
-    """Values of metrics that are worth a look.
+    """What metrics are watched for: `warn` says what to look at, `stop` also ends the run.
 
-    `warn` says it on the screen with what to look at; `stop` says it and ends the run after the
-    step, which is logged and, where that is due, saved; `off` does not look. `_bound` is the value
-    beyond which each speaks. Means are over steps that have the metric; a checkpoint holds them.
+    It ends after the step, which is logged and, where that is due, saved. `_bound` is the value
+    beyond which a sentinel speaks. Means are over steps that have the metric.
 
     Attributes:
         skipped: More than `skipped_bound` optimiser steps of the step were skipped for a loss or
@@ -40,11 +39,9 @@ class SentinelsConfig(Config):
 
 
 class OnlineSentinelsConfig(SentinelsConfig):
-    """Values of metrics that are worth a look, those of rollouts included.
+    """What metrics are watched for: `warn` says what to look at, `stop` also ends the run.
 
-    `warn` says it on the screen with what to look at; `stop` says it and ends the run after the
-    step, which is logged and, where that is due, saved; `off` does not look. `_bound` is the value
-    beyond which each speaks. Means are over steps that have the metric; a checkpoint holds them.
+    Those of rollouts included.
 
     Attributes:
         mismatch: Engine and trainer differ on the rollouts by more than `mismatch_bound` nats a
