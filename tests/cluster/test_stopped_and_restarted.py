@@ -118,10 +118,9 @@ def commands(desk: Path) -> Iterator[Any]:
 
     yield start
     for command in started:
-        for process in (psutil.Process(pid) for pid in [command.process.pid] if pid):
-            if process.is_running():
-                process.kill()
-        command.process.wait(timeout=10)
+        if command.process.poll() is None:
+            command.process.kill()
+            command.process.wait(timeout=10)
 
 
 def undisturbed(commands: Any, job: str) -> bytes:
