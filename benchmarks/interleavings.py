@@ -96,7 +96,6 @@ class Run:
             "groups_per_step": chance.randint(1, 8),
             "max_rounds": chance.randint(1, 4),
             "max_staleness": chance.randint(0, LARGEST_STALENESS),
-            "max_running": chance.choice([None, chance.randint(1, 40)]),
         }
         self.rejected_share = chance.choice([0.0, chance.random(), 0.9])
         # How often each is tried; it says what it did, if anything.
@@ -141,8 +140,6 @@ class Run:
     def admit(self) -> str | None:
         """Sample what may be, unless the journal has it already."""
         draws = self.admission.admit()
-        num_running, limit = len(self.admission.running), self.settings["max_running"]
-        assert limit is None or num_running <= limit, f"{num_running} are sampled"
         if not self.settings["max_staleness"] and not self.replay.keys() >= {*draws}:
             for draw in draws:  # of a wave all or none: its requests share a batch
                 self.replay.pop(draw, None)

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +38,7 @@ from rlhf_ray.errors import (
     RlhfRayError,
     TrainingStopped,
 )
+from rlhf_ray.jobs.status import state_of
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,8 @@ def guarded(work: Callable[[], int]) -> int:
     except RlhfRayError as error:
         return _fail(error, EXIT_RUN)
     except KeyboardInterrupt:
+        # What the loop was about to ask for, when Python clears up.
+        warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `rlhf-ray ppo --help | head`; Python would complain at exit
@@ -196,7 +200,13 @@ def check_and_run(config: RunConfig) -> int:
         check_folder(config)
         warn_of_unused(config, "the job")
         run: Callable[[RunConfig], int] = _module("job").run
-        return run(config)
+        try:
+            return run(config)
+        except KeyboardInterrupt:
+            if state_of(config.run_dir) == "interrupted":
+                how = f"--run-dir {config.run_dir} --resume auto"
+                logger.info("to go on: the same command with %s", how)
+            raise
 
 
 def _module(name: str) -> ModuleType:

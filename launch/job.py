@@ -66,7 +66,8 @@ def run(config: AnyJob | PipelineConfig) -> int:
     prepared = prepare(config)
     with connected(config, config.groups):
         asyncio.run(_on_own_pool(prepared))
-    logger.info("finished: %s", config.run_dir)
+    export = Path(config.run_dir) / "export"
+    logger.info("finished: %s", f"the model is in {export}" if export.is_dir() else config.run_dir)
     return 0
 
 

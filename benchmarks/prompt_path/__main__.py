@@ -20,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-LOG = ("rlhf_ray/metrics/log.py", "log")
+# Called once for the metrics of each step.
+LOG = ("rlhf_ray/metrics/names.py", "check_names")
 SETTINGS = {
     "total_steps": 4,
     "prompts_per_step": 4,

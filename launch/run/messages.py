@@ -30,6 +30,8 @@ def show_own_logs() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
     # It tells of each task that an interrupt has ended, with a traceback.
     logging.getLogger("asyncio").addFilter(_is_no_interrupt)
+    # It has a handler of its own, and would say all twice.
+    logging.getLogger("huggingface_hub").propagate = False
 
 
 def show_everything() -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 # Whose a ratio of probabilities is: each token's, or its sequence's, as the geometric mean over its
 # tokens or as their product.
 RatioLevel = Literal["token", "geometric", "sequence"]
-"""Whether a ratio is a token's, or one of all a sequence's action tokens, their geometric mean."""
 ReductionKind = Literal["token_mean", "sequence_mean", "constant"]
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 

@@ -44,8 +44,9 @@ class OnlineSentinelsConfig(SentinelsConfig):
     Those of rollouts included.
 
     Attributes:
-        mismatch: Engine and trainer differ on the rollouts by more than `mismatch_bound` nats a
-            token on average (`mismatch/logprob_abs_mean`).
+        mismatch: Engine and trainer differ by more than `mismatch_bound` nats a token on average,
+            on the probe (`mismatch/probe_abs_mean`) or, where the weights that are trained sampled
+            them, on the rollouts (`mismatch/logprob_abs_mean`).
         ess: The effective sample size of the correction's weights is below the share `ess_bound`
             (`mismatch/ess`).
         kl: The KL to the reference is above `kl_bound` nats a token (`policy/kl_ref`).

@@ -126,6 +126,8 @@ class PreparedJob(Generic[C, D]):
         job, config, data, checkpoint = self.job, self.config, self.data, self.checkpoint
         roles = await job.start(config, data, pool)
         resumed_step = None if checkpoint is None else checkpoint.step
+        if checkpoint is not None:
+            logger.info("resumed after step %d, from %s", checkpoint.step, checkpoint.folder)
         with open_metrics(
             config, job=config.job, resumed_step=resumed_step, beside=pool.sinks()
         ) as log:

@@ -116,21 +116,20 @@ class OnlineLoop:
         if checkpoint is None:
             self.log.log(0, await self._evaluate(0))
         await self.usage()  # starting is no part of the first step
-        self.feed = self._feed_behind(first - 1)
+        self.feed = await self._feed_behind(first - 1)
         with self.stop.heeded():
             async with aclosing(self.feed), self.store:
                 await self._steps(first)
         await self.recorder.next_segment(self.feed.admission.frontier)  # the result is whole
         await self.roles.rollout.sleep(level=2)  # the result is exported next
 
-    def _feed_behind(self, steps: int) -> Feed:
+    async def _feed_behind(self, steps: int) -> Feed:
         """What an earlier process has decided about draws behind these steps is not lost."""
-        self.recorder = Recorder(
-            self.journal,
-            self.journal.replay(self.order.position),
-            self.roles.store,
-            timeout_s=self.config.timeouts.call_s,
-        )
+        timeout_s = self.config.timeouts.call_s
+        self.recorder = Recorder(self.journal, self.roles.store, timeout_s=timeout_s)
+        await self.recorder.read(self.order.position)
+        if left := self.recorder.left.draws:
+            logger.info("%d groups are there already, in %s", len(left), self.journal.folder)
         return Feed(
             self.config,
             self.order,
@@ -176,6 +175,7 @@ class OnlineLoop:
         if "policy/kl_ref" in scored.metrics and self._policy_learns(step):
             self.kl.update(scored.metrics["policy/kl_ref"], num_sequences=len(scored.summaries_B))
         evaluated, used = await self._evaluate(step), await self.usage()
+        runs_ahead = self.config.max_staleness > 0
         return {
             **updated,
             **scored.metrics,
@@ -190,13 +190,13 @@ class OnlineLoop:
                 num_refilled=collected.num_refilled,
                 version=step - 1,
                 apart=self.config.algorithm.tells_rewards_apart,
-                runs_ahead=self.config.max_staleness > 0,
+                runs_ahead=runs_ahead,
             ),
             **self._ahead(collected),
             **self._utilisation(step, scored, clock),
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
-            **publication_metrics(published, scored.metrics),
+            **publication_metrics(published, scored.metrics, runs_ahead=runs_ahead),
             "data/epoch": self.order.epochs,
         }
 

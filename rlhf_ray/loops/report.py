@@ -123,12 +123,19 @@ def _parts(scores: Sequence[Score]) -> dict[str, float]:
     return means | ({"reward/truncated_share": fmean(cut)} if cut else {})
 
 
-def publication_metrics(published: Publication, of_rollouts: Metrics) -> dict[str, float]:
-    """`sync/*` of a publication, and `mismatch/*` of its probe beside that of the rollouts."""
+def publication_metrics(
+    published: Publication, of_rollouts: Metrics, *, runs_ahead: bool = False
+) -> dict[str, float]:
+    """`sync/*` of a publication, and `mismatch/*` of its probe beside that of the rollouts.
+
+    Where generation `runs_ahead`, the probe alone compares engine and trainer: what older weights
+    sampled differs by their age.
+    """
+    of_both = [published.logprob_abs_max]
+    if not runs_ahead:
+        of_both.append(of_rollouts.get("mismatch/logprob_abs_max", 0.0))
     return {
-        "mismatch/logprob_abs_max": max(
-            of_rollouts.get("mismatch/logprob_abs_max", 0.0), published.logprob_abs_max
-        ),
+        "mismatch/logprob_abs_max": max(of_both),
         "mismatch/probe_abs_mean": published.logprob_abs_mean,
         "mismatch/probe_abs_p99": published.logprob_abs_p99,
         "sync/seconds": published.seconds,

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from rlhf_ray.config.sentinels import SentinelsConfig
 from rlhf_ray.errors import TrainingStopped
+from rlhf_ray.metrics.names import AHEAD
 
 # Of normal noise this multiple of the median distance from the median is the standard deviation.
 DEVIATION = 1.4826
@@ -91,6 +92,8 @@ class Sentinel:
     look_at: str
 
 
+# Where older weights sampled, their age is in it, and the probe alone tells of a disagreement.
+_ON_ROLLOUTS = "mismatch/logprob_abs_mean"
 _TRAINED = ("policy", "value", "sft", "rm", "dpo")
 _JUMP = "{:g} deviations above the median of the 20 steps before"
 
@@ -119,7 +122,7 @@ SENTINELS: Mapping[str, Sentinel] = {
         look_at="the step's rows or rollouts, optim.max_grad_norm, the learning rate",
     ),
     "mismatch": Sentinel(
-        metrics=["mismatch/logprob_abs_mean"],
+        metrics=[_ON_ROLLOUTS, "mismatch/probe_abs_mean"],
         judge=_above,
         bound="above {:g} nats",
         means="engine and trainer disagree",
@@ -129,7 +132,7 @@ SENTINELS: Mapping[str, Sentinel] = {
         metrics=["mismatch/ess"],
         judge=_below,
         bound="below {:g}",
-        means="few samples carry the update: engine and trainer disagree",
+        means="few samples carry the update: the policy is far from what sampled it",
         look_at="mismatch/logprob_abs_mean, async/staleness_mean, algorithm.correction",
     ),
     "kl": Sentinel(
@@ -203,6 +206,8 @@ class Sentinels:
                 continue
             bound = getattr(self.config, f"{name}_bound")
             for metric in sentinel.metrics:
+                if metric == _ON_ROLLOUTS and AHEAD in metrics:
+                    continue
                 value = metrics.get(metric, math.nan)
                 if not math.isfinite(value) or not self._history(name, metric).add(value):
                     continue

@@ -167,8 +167,9 @@ class StepTable:
         columns, room = [], self._room
         for column in COLUMNS:
             room_then = room - GAP - len(_title(column))
-            is_logged = _first(column.names, metrics) is not None or column in self._columns
-            if is_logged and room_then >= 0:
+            is_logged = _first(column.names, metrics) is not None
+            says_more = not column.beside or column.beside in metrics
+            if ((is_logged and says_more) or column in self._columns) and room_then >= 0:
                 columns.append(column)
                 room = room_then
         return columns

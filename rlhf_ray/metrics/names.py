@@ -77,8 +77,16 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         **_OPTIMISER,
     },
     "mismatch": {
-        "logprob_abs_max": ("nats", "largest gap of engine and trainer on one token"),
-        "logprob_abs_mean": ("nats", "mean gap of engine and trainer on the rollouts"),
+        "logprob_abs_max": (
+            "nats",
+            "largest gap of engine and trainer on one token of probe and rollouts; of the probe "
+            "alone with max_staleness, where older weights sampled the rollouts",
+        ),
+        "logprob_abs_mean": (
+            "nats",
+            "mean gap on the rollouts of the trainer and what sampled them: the engine, and with "
+            "max_staleness the age of its weights",
+        ),
         "probe_abs_mean": ("nats", "mean gap on the probe after the publication"),
         "probe_abs_p99": ("nats", "99th percentile of the gaps on the probe"),
         "ess": ("", "effective sample size of the correction's weights, as a share"),
@@ -196,12 +204,17 @@ class Column:
         title: Its head.
         names: The metrics that it may show; a run has the first of them that it logs.
         has_change: Whether the change since the step shown before stands beside the value.
+        beside: A metric without which it says nothing.
     """
 
     title: str
     names: Sequence[str]
     has_change: bool = False
+    beside: str = ""
 
+
+# Logged by runs that sample ahead of training alone.
+AHEAD = "async/groups_ahead"
 
 # What matters most comes first: a terminal has as many as fit beside each other.
 COLUMNS: Sequence[Column] = (
@@ -214,6 +227,8 @@ COLUMNS: Sequence[Column] = (
     Column(title="length", names=["rollout/response_tokens_mean"]),
     Column(title="mismatch", names=["mismatch/logprob_abs_max"]),
     Column(title="tokens/s", names=["perf/tokens_per_s", "rollout/tokens_per_s"]),
+    # 0 in each step of a run that does not sample ahead.
+    Column(title="staleness", names=["async/staleness_mean"], beside=AHEAD),
     Column(title="grad norm", names=["policy/grad_norm", *(f"{j}/grad_norm" for j in _SUPERVISED)]),
     Column(title="margin", names=["rm/margin", "rewards/margins"]),
     Column(title="seconds", names=["time/step"]),

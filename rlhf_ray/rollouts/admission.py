@@ -8,6 +8,7 @@ decisions trains the same steps, and how old a draw is when it is trained has a 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 
@@ -53,7 +54,6 @@ class Admission:
         groups_per_step: int,
         max_rounds: int = 1,
         max_staleness: int = 0,
-        max_running: int | None = None,
         frontier: int = 0,
         steps: int = 0,
         last_step: int | None = None,
@@ -66,7 +66,6 @@ class Admission:
                 nothing is rejected.
             max_staleness: Publications that may pass between the weights that sampled a draw first
                 and those that it is trained on; at least 0.
-            max_running: Draws that are sampled at a time, at least 1; None for no bound.
             frontier: The first draw that no step has taken.
             steps: Steps that were taken.
             last_step: Nothing is admitted for steps behind it; None for no end.
@@ -78,18 +77,21 @@ class Admission:
             ("groups_per_step", groups_per_step, 1),
             ("max_rounds", max_rounds, 1),
             ("max_staleness", max_staleness, 0),
-            ("max_running", 1 if max_running is None else max_running, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.groups_per_step, self.max_rounds = groups_per_step, max_rounds
-        self.max_staleness, self.max_running = max_staleness, max_running
+        self.max_staleness = max_staleness
         self.frontier, self.steps, self.version = frontier, steps, steps
         self.last_step = last_step
         self.running: set[int] = set()
         self._next = frontier
         self._lost: set[int] = set()
-        self._is_accepted: dict[int, bool] = {}
+        # All draws before it are decided, and so are these behind it.
+        self._first_undecided = frontier
+        self._decided: set[int] = set()
+        # Of all that are decided and not taken; in order.
+        self._rejected: list[int] = []
 
     def admit(self) -> list[int]:
         """Draws to sample now, in order; those that were lost come before new ones."""
@@ -102,17 +104,20 @@ class Admission:
         for _ in range(until - self.steps):
             end = self._end_of_step(end)
         draws = [*sorted(self._lost), *range(self._next, end)]
-        if self.max_running is not None:
-            draws = draws[: max(0, self.max_running - len(self.running))]
-        self._lost.difference_update(draws)
+        self._lost.clear()
         self.running.update(draws)
-        self._next = max(self._next, *(draw + 1 for draw in draws)) if draws else self._next
+        self._next = max(self._next, end)
         return draws
 
     def decided(self, draw: int, *, accepted: bool) -> None:
         """A draw that was admitted is sampled and scored, and is trained or passed over."""
         self._leave(draw)
-        self._is_accepted[draw] = accepted
+        if not accepted:
+            insort(self._rejected, draw)
+        self._decided.add(draw)
+        while self._first_undecided in self._decided:
+            self._decided.remove(self._first_undecided)
+            self._first_undecided += 1
 
     def lost(self, draw: int) -> None:
         """A draw that was admitted will not be answered; it is admitted again."""
@@ -121,20 +126,19 @@ class Admission:
 
     def step_draws(self) -> StepDraws | None:
         """What the next step is made of, once all of it is decided."""
-        draws = range(self.frontier, self._end_of_step(self.frontier))
-        if not all(draw in self._is_accepted for draw in draws):
+        end = self._end_of_step(self.frontier)
+        if self._first_undecided < end:
             return None
-        return StepDraws(
-            accepted=tuple(draw for draw in draws if self._is_accepted[draw]),
-            rejected=tuple(draw for draw in draws if not self._is_accepted[draw]),
-        )
+        rejected = self._rejected[: bisect_left(self._rejected, end)]
+        left_out = set(rejected)
+        accepted = [draw for draw in range(self.frontier, end) if draw not in left_out]
+        return StepDraws(accepted=tuple(accepted), rejected=tuple(rejected))
 
     def consume(self) -> StepDraws:
         """Take the next step, which is known."""
         step = self.step_draws()
         assert step is not None, f"draws of step {self.steps + 1} are not decided"
-        for draw in step.all:
-            del self._is_accepted[draw]
+        del self._rejected[: len(step.rejected)]
         self.frontier, self.steps = step.all[-1] + 1, self.steps + 1
         return step
 
@@ -151,7 +155,5 @@ class Admission:
         """The draw behind the step that begins at `start`, if all undecided ones are accepted."""
         first_end = end = start + self.groups_per_step
         for _ in range(self.max_rounds - 1):
-            end = first_end + sum(
-                not self._is_accepted.get(draw, True) for draw in range(start, end)
-            )
+            end = first_end + bisect_left(self._rejected, end) - bisect_left(self._rejected, start)
         return end

@@ -161,18 +161,22 @@ class Feed:
         Raises:
             RunError: A role failed.
         """
-        if not self._tasks:
+        if not self._tasks and self._failure is None:
             self._begin_again()
-            assert self._tasks or self._failure, "nothing would ever change"
-        timeouts = self.config.timeouts
-        # Whatever is under way has a deadline of its own, and is a change at its end.
-        limit_s = 2 * timeouts.call_s + timeouts.reward_s + SLACK_S
-        async with deadline(limit_s, actor="the feed", operation="sampling and scoring"):
-            await self._changed.wait()
-        self._changed.clear()
+            assert self._tasks, "nothing would ever change"
+        if self._tasks:
+            async with deadline(self._limit_s, actor="the feed", operation="sampling and scoring"):
+                await self._changed.wait()
+            self._changed.clear()
         if self._failure is not None and not self._tasks:
             failure, self._failure = self._failure, None
             raise failure
+
+    @property
+    def _limit_s(self) -> float:
+        """Until something changes: all that is under way has a deadline, and ends by it."""
+        timeouts, num_scorers = self.config.timeouts, len(self.config.reward.functions) + 1
+        return 2 * timeouts.call_s + num_scorers * timeouts.reward_s + SLACK_S
 
     def _begin_again(self) -> None:
         """What a failure has left: nobody works on it."""
@@ -214,7 +218,7 @@ class Feed:
     async def _begin(self, draws: Sequence[int]) -> None:
         """Have draws answered: together where none runs ahead, else each by itself."""
         ahead = self.config.max_staleness > 0
-        await self._read(draws)
+        await self._read(draws[-1])
         sampled = [draw for draw in draws if draw in self._groups]  # before a failure
         others = [draw for draw in draws if draw not in self._groups]
         recorded = self._recorded(others)
@@ -287,15 +291,16 @@ class Feed:
         self._groups[draw], self._scored[draw] = scored.group, scored
         self._decide(draw, accepted=accepted)
 
-    async def _read(self, draws: Sequence[int]) -> None:
-        """The prompts of draws, which come in their order; a thread that was given up goes on."""
+    async def _read(self, last: int) -> None:
+        """The prompts of all draws up to `last`, as far as nobody has read them.
+
+        They come in their order, whichever thread is the first; one that was given up goes on.
+        """
 
         def read() -> None:
-            for draw in draws:
-                if draw not in self._rows:
-                    assert draw == self.order.position, (draw, self.order.position)
-                    [prompt] = self.order.take(1)
-                    self._rows[draw] = prompt, self.order.state_dict()
+            while (draw := self.order.position) <= last:
+                [prompt] = self.order.take(1)
+                self._rows[draw] = prompt, self.order.state_dict()
 
         await in_thread(
             read,

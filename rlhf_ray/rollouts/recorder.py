@@ -23,16 +23,25 @@ class Recorder:
 
     Attributes:
         journal: Of the run.
-        left: What earlier processes have decided.
         store: Where rollouts lie.
         timeout_s: Deadline of a read or write.
+        left: What earlier processes have decided, once it is read.
     """
 
     journal: Journal
-    left: Replay
     store: RolloutStore
     timeout_s: float
+    left: Replay = field(default_factory=lambda: Replay({}), init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    async def read(self, frontier: int) -> None:
+        """Find what earlier processes have decided about draws from `frontier` on.
+
+        Raises:
+            ConfigError: They were those of another run.
+        """
+        read = partial(self.journal.replay, frontier)
+        self.left = await self._in_thread(read, f"all of it, from draw {frontier} on")
 
     def __contains__(self, draw: int) -> bool:
         """Whether an earlier process decided about the draw."""

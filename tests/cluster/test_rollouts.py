@@ -237,3 +237,25 @@ def test_an_engine_answers_beside_more_groups_than_an_actor_has_calls_by_default
     with pytest.raises(RunError, match="was dropped"):
         ray.get(waiting, timeout=60)
     assert num_running(replica) == 0
+
+
+def test_no_bit_depends_on_what_was_sampled_before_with_the_same_weights(roles, tokenizer):
+    """A round of requests that share a prefix with those before it, and one that is the first.
+
+    A run that goes on has the second where the undisturbed one had the first: behind a round that
+    it takes from the journal, or an evaluation.
+    """
+    prefix = "Once upon a time there was a little girl named Lily. She liked to play outside. " * 8
+    texts = [prefix + end for end in ("One day", "The sun", "Her mom said", "A dog", "Then Tom")]
+
+    def round_of(texts, seeds):
+        return sample(roles, [request(tokenizer, text, seeds) for text in texts])
+
+    assert len(tokenizer(prefix)["input_ids"]) > 128, "a block of the cache"
+    round_of(texts[:1], [1])
+    later = round_of(texts[1:], [2, 3, 4])
+    asyncio.run(roles.policy.publish(VERSION + 1))
+    first = round_of(texts[1:], [2, 3, 4])
+    for one, other in zip(later, first, strict=True):
+        np.testing.assert_array_equal(one.response_ids_T, other.response_ids_T)
+        np.testing.assert_array_equal(one.logprobs_T, other.logprobs_T)

@@ -28,7 +28,11 @@ from rlhf_ray.config.checks.model_files import weights_fault
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")
 _SUBSET = re.compile(r"[\w.-]+")
 _NOWHERE = "no such folder, and no hub name (org/name, or a name without dots)"
-_DEMO = ("runs", "demo")
+# Where the shipped configurations look, and whence it comes.
+_ORIGINS = {
+    "runs/demo": "`make demo` writes it",
+    "../shared/data": "set RLHF_RAY_DATA to the folder that has it",
+}
 
 
 def is_hub_name(path: str) -> bool:
@@ -51,8 +55,9 @@ def hub_dataset(path: str) -> tuple[str, str | None] | None:
 
 
 def origin(path: str) -> str:
-    """What writes a path that the shipped configurations name, to be said where it is absent."""
-    return "; `make demo` writes it" if Path(path).parts[:2] == _DEMO else ""
+    """Whence a path comes that the shipped configurations name, to be said where it is absent."""
+    origins = (text for place, text in _ORIGINS.items() if Path(path).is_relative_to(place))
+    return "".join(f"; {text}" for text in origins)
 
 
 def model_fault(path: str) -> str | None:

@@ -7,6 +7,9 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+# The first import takes seconds, on a busy machine a minute: not inside of a call's deadline.
+import vllm.sampling_params  # noqa: F401
+
 
 class FakeEngine:
     """A request is answered when a test says so.

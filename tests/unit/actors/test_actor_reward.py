@@ -15,7 +15,7 @@ import ray
 from actors.cluster.role_handle import RoleHandle
 from actors.ranks.group import RankGroup
 from actors.ranks.reward import RewardGroup
-from actors.ranks.reward_worker import RewardWorker
+from actors.ranks.reward_worker import SIDE_BY_SIDE, RewardWorker
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.errors import RunError
@@ -243,12 +243,12 @@ async def test_a_rank_scores_one_group_at_a_time_and_all_of_it(config, reward):
 
 
 async def test_a_groups_deadline_begins_when_a_rank_has_it(config, reward):
-    patient = TimeoutConfig(call_s=0.5)
-    rank = ScoringRank(pass_s=0.2)
+    patient = TimeoutConfig(call_s=2.0)
+    rank = ScoringRank(pass_s=0.4)
     role = await reward(config(model={"path": "rm"}), ranks=(rank,), timeouts=patient)
-    await score_all(role, range(5))  # a second in all
-    rank.pass_s = 1.0
-    with pytest.raises(RunError, match=r"reward.score_with_model: .* r/0 .*deadline 0\.5 s"):
+    await score_all(role, range(6))  # longer than one may take
+    rank.pass_s = 4.0
+    with pytest.raises(RunError, match=r"reward.score_with_model: .* r/0 .*deadline 2 s"):
         await role.score(group(9))
 
 
@@ -275,17 +275,17 @@ async def test_plain_functions_score_one_group_after_the_other_in_order(config, 
     ]
     module = reward.process.scorers.functions["plain"].function.__globals__
     assert module["seen"] == [*range(8)]
-    role = await reward(config("plain", sleep_s=0.2), reward_s=0.5)
-    await score_all(role, range(5))  # longer than one may take
+    role = await reward(config("plain", sleep_s=0.4), reward_s=2.0)
+    await score_all(role, range(6))  # longer than one may take
     with pytest.raises(RunError, match=r"'plain' did not return within 0\.1 s for 2 completions"):
         await (await reward(config("plain", sleep_s=1), reward_s=0.1)).score(group())
 
 
 async def test_async_functions_score_several_groups_side_by_side(config, reward):
     role = await reward(config("waits"))
-    started_s = time.monotonic()
     scores = await score_all(role, range(32))
-    assert time.monotonic() - started_s < 32 * 0.05 / 2
+    module = reward.process.scorers.functions["waits"].function.__globals__
+    assert 1 < module["most_inside"] <= SIDE_BY_SIDE
     assert [scores_G[0].parts["waits"] for scores_G in scores] == [float(n) for n in range(32)]
 
 

@@ -70,6 +70,19 @@ def test_a_known_error_is_a_message_without_traceback(
     assert capsys.readouterr().err.strip() == message
 
 
+def test_who_interrupts_a_run_learns_how_it_goes_on(job, config_path, tmp_path, caplog):
+    caplog.set_level("INFO")
+    job.run = raising(KeyboardInterrupt())
+    arguments = ["sft", config_path, "--run-dir", "runs/x"]
+    assert cli.main(arguments) == 130
+    assert caplog.messages == []  # there is nothing yet to go on with
+    (tmp_path / "runs/x").mkdir(parents=True)
+    (tmp_path / "runs/x/status.json").write_text('{"state": "interrupted"}')
+    assert cli.main(arguments) == 130
+    [message] = caplog.messages
+    assert message.endswith(f"--run-dir {tmp_path}/runs/x --resume auto")
+
+
 def test_our_own_bugs_keep_their_traceback(job, config_path):
     job.run = raising(AssertionError("a bug"))
     with pytest.raises(AssertionError):

@@ -21,6 +21,8 @@ def test_a_good_configuration_passes(good):
     [
         ("data", {"path": "nowhere.jsonl"}, "data.path: no such file or folder: 'nowhere.jsonl'"),
         ("data", {"path": "./no/where"}, "data.path: no such file"),
+        ("data", {"path": "../shared/data/no.jsonl"}, "; set RLHF_RAY_DATA to the folder"),
+        ("data", {"path": "runs/demo/data/no.jsonl"}, "; `make demo` writes it"),
         ("policy", {"model": {"path": "./no/model"}}, "policy.model.path: no such folder"),
         ("policy", {"model": {"path": "a/b/c"}}, "policy.model.path: no such folder"),
         ("reward", {"functions": [{"path": "nowhere.py:f"}]}, "no such file: 'nowhere.py'"),

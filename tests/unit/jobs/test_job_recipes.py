@@ -151,7 +151,10 @@ async def test_a_failure_surfaces_and_nothing_follows_it(
     assert not after or (step in SIDE_BY_SIDE and set(after) <= SIDE_BY_SIDE)
 
 
-async def test_a_loop_goes_on_from_the_checkpoint_that_was_found(tmp_path: Path) -> None:
+async def test_a_loop_goes_on_from_the_checkpoint_that_was_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     config = config_of("sft", tmp_path)
     store = CheckpointStore(tmp_path, keep=1)
     with store.writing(1) as folder:
@@ -161,6 +164,7 @@ async def test_a_loop_goes_on_from_the_checkpoint_that_was_found(tmp_path: Path)
     pool = FakePool(tmp_path)
     await prepared("sft", tmp_path, pool, resume="auto").run(pool)
     assert "loop from 1" in pool.calls
+    assert f"resumed after step 1, from {tmp_path}/checkpoints/step_00000001" in caplog.messages
 
 
 async def test_samples_that_are_gone_are_refused_before_anything_is_asked(tmp_path: Path) -> None:

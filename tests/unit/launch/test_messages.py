@@ -75,6 +75,19 @@ def test_verbose_shows_all_and_writes_nothing(tmp_path):
     assert file is None
 
 
+def test_the_hub_says_nothing_twice():
+    """Its own handler is there once it is imported."""
+    code = (
+        "from launch.run.messages import show_own_logs; show_own_logs()\n"
+        "from huggingface_hub.utils import logging\n"
+        "logging.get_logger('huggingface_hub.utils').warning('Retrying')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert (done.stdout + done.stderr).count("Retrying") == 1
+
+
 def test_where_nothing_is_said_there_is_no_file(tmp_path):
     with libraries_to_file():
         keep_in(tmp_path)

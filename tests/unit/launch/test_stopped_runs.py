@@ -78,6 +78,28 @@ def test_a_stopped_run_ends_in_order(sent, wait, tmp_path):
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
 
 
+CUT_OFF = """
+import sys
+from launch.cli import guarded
+
+async def score(): pass
+
+def work():
+    kept.append(score())
+    raise KeyboardInterrupt
+
+kept = []
+sys.exit(guarded(work))
+"""
+
+
+def test_what_an_interrupt_cut_off_is_no_warning():
+    run = subprocess.run(
+        [sys.executable, "-c", CUT_OFF], capture_output=True, text=True, timeout=60
+    )
+    assert (run.returncode, run.stderr) == (130, "interrupted\n")
+
+
 FORK = """
 import multiprocessing, os, time
 from launch.run.signals import interrupt_when_stopped, on_stop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from contextlib import suppress
 
 import pytest
 from fake_companies import HashedCompany
@@ -12,12 +13,14 @@ from fake_sink import FakeSink
 from fakes import make_config, make_prompts, resolve
 
 from rlhf_ray.data.order import RowsInOrder
+from rlhf_ray.deadlines import in_thread
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
+from rlhf_ray.rollouts import feed as feeds
 from rlhf_ray.rollouts.feed import Feed
 
 DYNAMIC = {"enabled": True, "max_rounds": 3}
@@ -155,11 +158,13 @@ async def test_a_slow_group_holds_steps_up_and_nothing_is_dropped(tmp_path):
     assert max(step - v for step, told in enumerate(company.trained) for _, v in told) <= 1
 
 
-def wait_for_threads():
-    """A process that is killed takes what it was writing with it."""
+async def wait_for_threads(loop):
+    """A process that is killed takes what it was writing with it; here that goes on."""
+    with suppress(RunError):
+        await loop.store.settled()
     for thread in threading.enumerate():
-        if thread.name.startswith(("the journal", "committing")):
-            thread.join(timeout=10)
+        if thread.name.startswith("the journal"):
+            thread.join(timeout=60)
 
 
 @pytest.mark.parametrize("dynamic", [{}, DYNAMIC], ids=["plain", "dynamic"])
@@ -185,7 +190,7 @@ async def test_a_killed_run_goes_on_with_what_was_decided(tmp_path, max_stalenes
                 await loop.run(checkpoint)
                 is_over = True
             except Killed:
-                wait_for_threads()
+                await wait_for_threads(loop)
             asked = {request.draw for request in company.requests}
             num_replayed += len(journaled - asked)
             if max_staleness:
@@ -230,3 +235,57 @@ async def test_failures_lose_no_draw_and_change_no_step(tmp_path, seed):
     assert steps == [sorted({draw for draw, _ in step}) for step in straight.trained]
     await feed.aclose()
     assert not (feed.admission.running or feed._rows or feed._groups or feed._scored)
+
+
+def feed_ahead(tmp_path, scoring):
+    config = config_of(tmp_path, 1, DYNAMIC)
+    company = HashedCompany(config, scoring, delays=random.Random(0))
+    order = RowsInOrder(make_prompts(9), seed=0, shuffle=False)
+    return Feed(config, order, engine=company, reward=company, publishes=True), company
+
+
+async def test_prompts_are_those_of_their_draws_whichever_thread_begins_first(
+    tmp_path, monkeypatch
+):
+    dice = random.Random(0)
+
+    async def in_late_thread(call, **named):
+        await asyncio.sleep(dice.random() / 200)
+        return await in_thread(call, **named)
+
+    monkeypatch.setattr(feeds, "in_thread", in_late_thread)
+    feed, _ = feed_ahead(tmp_path, some_alike)  # each group without spread has one read alone
+    for step in range(1, 8):
+        collected = await feed.take(step, StepClock())
+        names = [(group.draw, group.prompt.prompt_id) for group in collected.sampled]
+        assert names == [(draw, f"p{draw % 9}") for draw, _ in names]
+        await feed.scores(collected)
+    await feed.aclose()
+
+
+async def test_what_failed_between_two_steps_is_told_before_anything_begins_again(tmp_path):
+    feed, company = feed_ahead(tmp_path, lambda prompt_id, sample: float(sample))
+    score, asked = company.score, []
+    fails = asyncio.Event()
+
+    async def failing(group):
+        asked.append(group.draw)
+        if group.draw < 4 or asked.count(group.draw) > 1:
+            return await score(group)
+        await fails.wait() if group.draw == 7 else await asyncio.sleep(600)
+        raise RunError("the reward's process died")
+
+    company.score = failing
+    await feed.scores(await feed.take(1, StepClock()))
+    async with asyncio.timeout(30):
+        while len(asked) < 8:
+            await asyncio.sleep(0.001)
+        fails.set()
+        while feed._tasks:
+            await asyncio.sleep(0)
+    with pytest.raises(RunError, match="the reward's process died"):
+        await feed.take(2, StepClock())
+    assert sorted(asked) == [*range(8)], "no group is scored once more for nothing"
+    collected = await feed.take(2, StepClock())
+    assert [group.draw for group in collected.groups] == [4, 5, 6, 7]
+    await feed.aclose()

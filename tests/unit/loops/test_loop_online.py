@@ -24,10 +24,10 @@ from rlhf_ray.errors import RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
-from rlhf_ray.loops.report import rollout_metrics, sample_metrics
+from rlhf_ray.loops.report import publication_metrics, rollout_metrics, sample_metrics
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
-from rlhf_ray.roles import Hardware, ScoredGroup
+from rlhf_ray.roles import Hardware, Publication, ScoredGroup
 from rlhf_ray.types import Score
 
 KEEP_ALL = {"every": 1, "keep": 10}
@@ -438,3 +438,16 @@ def test_rewards_that_are_told_apart_spread_apart():
         pass
     told = [sample_metrics(sampled, clock, apart=apart) for apart in (False, True)]
     assert [metrics["rollout/zero_spread_share"] for metrics in told] == [1.0, 0.5]
+
+
+def test_the_gap_is_the_probes_alone_where_older_weights_sampled():
+    published = Publication(
+        version=3, seconds=1.0, num_bytes=1,
+        logprob_abs_max=1e-5, logprob_abs_p99=1e-6, logprob_abs_mean=1e-7,
+    )  # fmt: skip
+    of_rollouts = {"mismatch/logprob_abs_max": 2.0}
+    gaps = [
+        publication_metrics(published, of_rollouts, runs_ahead=ahead)["mismatch/logprob_abs_max"]
+        for ahead in (False, True)
+    ]
+    assert gaps == [2.0, 1e-5]

@@ -19,7 +19,7 @@ from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.sentinels import SENTINELS, Sentinels
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.metrics.names import NAMES
+from rlhf_ray.metrics.names import AHEAD, NAMES
 
 # Of the jobs of `make demo`: steps of each metric that a sentinel looks at.
 HEALTHY = json.loads(Path(__file__).with_name("healthy_runs.json").read_text())
@@ -90,6 +90,17 @@ def test_what_is_off_does_not_speak_and_a_bound_is_the_configurations():
     [alarm] = sentinels.look({"policy/kl_ref": 9.0, "rollout/truncated_share": 0.8})
     assert "0.8 is above 0.7 (sentinels.truncated)" in alarm.text
     assert OnlineSentinelsConfig.model_validate({"kl": False}).kl == "off", "as YAML reads off"
+
+
+def test_the_age_of_what_is_trained_is_no_disagreement():
+    def told(metrics):
+        return {alarm.metric for alarm in Sentinels(OnlineSentinelsConfig()).look(metrics)}
+
+    old = {"mismatch/logprob_abs_mean": 0.2, "mismatch/ess": 0.9}
+    assert told(old) == {"mismatch/logprob_abs_mean"}
+    assert told({**old, AHEAD: 0.0}) == set()
+    apart = {**old, AHEAD: 0.0, "mismatch/probe_abs_mean": 0.2, "mismatch/ess": 0.4}
+    assert told(apart) == {"mismatch/probe_abs_mean", "mismatch/ess"}
 
 
 @given(values=st.lists(st.floats(-10, 10) | st.just(math.nan), max_size=60), cut=st.integers(0, 60))

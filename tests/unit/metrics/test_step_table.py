@@ -59,6 +59,17 @@ def test_a_wide_terminal_has_more_columns():
     assert "grad norm" in wide
 
 
+def test_a_run_that_samples_ahead_says_how_old_its_tokens_are():
+    """Every run measures it; where steps are sampled one by one it is 0 throughout."""
+    metrics = {**ONLINE, "async/staleness_mean": 0.75}
+    [head, _] = lines_of(StepTable(total_steps=60, width=100), 1, metrics)
+    assert "staleness" not in head
+    table = StepTable(total_steps=60, width=100)
+    head, row = lines_of(table, 1, {**metrics, "async/groups_ahead": 3.0})
+    assert "staleness" in head and "grad norm" in head
+    assert head.index("staleness") < row.index("0.750") < head.index("staleness") + len("staleness")
+
+
 def test_evaluations_stand_below_with_their_change():
     table = StepTable(total_steps=60, width=80)
     before = lines_of(table, 0, {"eval/loss": 3.45, "eval/token_accuracy": 0.074})
@@ -106,7 +117,8 @@ def test_a_head_comes_again_behind_something_else_and_with_a_new_column():
 
 def test_screens_speak_of_documented_metrics():
     names = [name for column in COLUMNS for name in column.names if name != "best_of_k"]
-    check_names([*names, *LINE])
+    beside = [column.beside for column in COLUMNS if column.beside]
+    check_names([*names, *beside, *LINE])
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,9 @@ class TooSoon(Admission):
     """Takes a step whose last draw is not decided, as if it were rejected."""
 
     def step_draws(self):
-        if self.frontier in self._is_accepted and self.frontier + 1 in self.running:
-            self._is_accepted.setdefault(self.frontier + 1, False)
+        if self._first_undecided == self.frontier + 1 and self.running:
+            self._rejected.insert(0, self._first_undecided)
+            self._first_undecided += 1
         return super().step_draws()
 
 

@@ -445,7 +445,7 @@ class Store:
 
 async def test_groups_are_written_one_after_another_also_where_nobody_waits_any_more(tmp_path):
     journal = Journal(tmp_path, identity=IDENTITY)
-    recorder = Recorder(journal, journal.replay(0), Store(), timeout_s=60)
+    recorder = Recorder(journal, Store(), timeout_s=60)
     tasks = []
     for draw in range(100):
         recorded = group_of(draw, lengths_G=(2000,))
