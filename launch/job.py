@@ -127,13 +127,13 @@ async def run_on(pool: Pool, prepared: Prepared) -> None:
     with run_folder(config) as folder:
         logger.info("run directory: %s", folder)
         async with skipped_steps_fetched(config, pool):
-            stop = Stop(grace_s=_grace_s(config))
+            stop = Stop(grace_s=grace_s(config))
             async with beating(folder):
                 with asked_first(stop.ask):
                     await prepared.run(JobPool(pool, config), stop)
 
 
-def _grace_s(config: RunConfig) -> float:
+def grace_s(config: RunConfig) -> float:
     """How long a stopped run may go on: Ray kills what is left of a submitted one."""
     if not is_submitted():
         return config.timeouts.stop_s

@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from launch import job
 from launch.run import cluster
+from rlhf_ray.config.supervised import SftConfig
 
 RUN = """
 import asyncio, sys, time
@@ -227,3 +229,25 @@ def test_a_stop_while_ray_starts_is_an_interrupt_too(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cluster.join("auto")
     assert restored
+
+
+@pytest.mark.parametrize(
+    ("submitted", "ray_allows", "grace_s"),
+    [
+        (False, "60", 40.0),
+        (True, "60", 40.0),
+        (True, "30", 28.0),
+        (True, None, 1.0),
+        (True, "0", 0),
+    ],
+)
+def test_a_submitted_run_is_done_before_ray_kills_it(monkeypatch, submitted, ray_allows, grace_s):
+    monkeypatch.setattr(job, "is_submitted", lambda: submitted)
+    monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
+    if ray_allows is not None:
+        monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", ray_allows)
+    timeouts = {"stop_s": 40.0}
+    config = SftConfig.model_validate(
+        {"timeouts": timeouts, "data": {"path": "x"}, "policy": {"model": {"path": "a/b"}}}
+    )
+    assert job.grace_s(config) == grace_s
