@@ -369,13 +369,22 @@ class WandbConfig(Config):
 
 
 class TimeoutConfig(Config):
-    """Deadlines of every wait, in seconds."""
+    """Deadlines of every wait, in seconds.
+
+    Attributes:
+        heartbeat_s: How long the event loop of a run with `--restarts` may stand still; then it is
+            taken to hang, killed and started again.
+        stop_s: How long a run that is stopped may take to finish and save its step; then it ends as
+            it is. Of a submitted job it is what Ray allows less 2 seconds, if that is less.
+    """
 
     place_s: PositiveFloat = 120.0
     start_s: PositiveFloat = 900.0
     call_s: PositiveFloat = 1800.0
     publish_s: PositiveFloat = 600.0
     reward_s: PositiveFloat = 600.0
+    heartbeat_s: PositiveFloat = 300.0
+    stop_s: NonNegativeFloat = 1800.0
 
 
 class RayConfig(Config):
