@@ -134,12 +134,17 @@ def save_model(folder: Path) -> Path:
 def learner_of(
     name: str, settings: dict[str, Any], *, plain: bool = False, device: torch.device = CPU
 ) -> Any:
-    """A learner, by DeepSpeed or, `plain`, by PyTorch alone.
+    """A learner, by DeepSpeed or, `plain`, by PyTorch alone, which computes each prompt anew.
 
     Adapters start with two random factors: as a rule one is 0, and hides the other's gradient.
     """
     config = LearnerConfig.model_validate(
-        {"max_tokens_per_micro_batch": 4096, "logits_chunk_tokens": 16, **settings}
+        {
+            "max_tokens_per_micro_batch": 4096,
+            "logits_chunk_tokens": 16,
+            "share_prompts": not plain,
+            **settings,
+        }
     )
     spec = _spec_of(name, config)
     builder: Any = PlainBuilder(device) if plain else engine_builder(spec, device=device)
@@ -233,20 +238,21 @@ def _ids(generator: np.random.Generator, low: int, high: int) -> Any:
 def _experiences(
     generator: np.random.Generator, plain: Any, scored: Callable[[list[Rollout]], list[Any]]
 ) -> list[Experience]:
-    """Twelve rows of many lengths; in every third one some tokens are not the policy's own."""
+    """Twelve rows of many lengths, three of a prompt; of some not all tokens are the policy's."""
     rollouts = []
     for number in range(NUM_ROWS):
+        draw, sample = divmod(number, 3)
+        if sample == 0:
+            prompt_T = tuple(_ids(generator, 1, 12).tolist())
         response_T = _ids(generator, 1, 25)
         action_mask_T = np.ones(len(response_T), dtype=np.bool_)
         if number % 3 == 0:
             action_mask_T[1::4] = False
         zeros_T = np.zeros(len(response_T), dtype=np.float32)
         rollout = Rollout(
-            prompt=Prompt(
-                prompt_id=f"p{number}", token_ids_T=tuple(_ids(generator, 1, 9).tolist()), text=""
-            ),
-            draw=number,
-            sample=0,
+            prompt=Prompt(prompt_id=f"p{draw}", token_ids_T=prompt_T, text=""),
+            draw=draw,
+            sample=sample,
             response_ids_T=response_T,
             logprobs_T=zeros_T,
             versions_T=zeros_T.astype(np.int32),

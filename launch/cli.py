@@ -25,11 +25,19 @@ from launch.run.signals import exit_when_stopped, interrupt_when_stopped
 from rlhf_ray.config.checks.preflight import preflight
 from rlhf_ray.config.checks.unused import warn_of_unused
 from rlhf_ray.config.jobs import JOB_CONFIGS, PIPELINE, PipelineConfig
-from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.config.tools.load import find_config, load_config, ready_configs
 from rlhf_ray.config.tools.schema import help_text, summary_of
 from rlhf_ray.config.tools.stages import Stage, stages_of
-from rlhf_ray.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_RUN, ConfigError, RlhfRayError
+from rlhf_ray.errors import (
+    EXIT_CONFIG,
+    EXIT_INTERRUPTED,
+    EXIT_RUN,
+    EXIT_TRAINING,
+    ConfigError,
+    RlhfRayError,
+    TrainingStopped,
+)
 from rlhf_ray.jobs.status import state_of
 
 logger = logging.getLogger(__name__)
@@ -46,6 +54,7 @@ COMMANDS: Mapping[str, str] = {
 }
 
 VERBOSE = "--verbose"
+RESTARTS = "--restarts"
 
 _HELP = """\
 usage: rlhf-ray JOB CONFIG [--key value ...]
@@ -65,6 +74,7 @@ options of every job:
   --seed N               seed of data order, sampling and initial heads
   --run-dir DIR          folder of the run (default: runs/JOB-CONFIG-TIME)
   --resume auto          go on from the last checkpoint in --run-dir
+  --restarts N           start again, up to N times, what crashed or hangs; implies --resume auto
   --verbose              show what libraries and actors write (default: RUN-DIR/logs/driver.log)
 
 Any other key of the configuration can be given as well: --policy.optim.lr 1e-6
@@ -72,7 +82,7 @@ Any other key of the configuration can be given as well: --policy.optim.lr 1e-6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status (0, 1 run failed, 2 bad input, 130 stopped)."""
+    """Run one command line; returns the exit status, see `rlhf_ray.errors`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _dispatch(arguments))
 
@@ -85,6 +95,8 @@ def guarded(work: Callable[[], int]) -> int:
         return work()
     except ConfigError as error:
         return _fail(error, EXIT_CONFIG)
+    except TrainingStopped as error:
+        return _fail(error, EXIT_TRAINING)
     except RlhfRayError as error:
         return _fail(error, EXIT_RUN)
     except KeyboardInterrupt:
@@ -131,7 +143,40 @@ def _run_configured(job: str, arguments: list[str]) -> int:
     if VERBOSE in arguments:
         show_everything()
         arguments = [argument for argument in arguments if argument != VERBOSE]
-    return check_and_run(_read(job, arguments[0], arguments[1:]))
+    restarts, arguments = restarts_of(arguments)
+    config = _read(job, arguments[0], arguments[1:])
+    if restarts is None:
+        return check_and_run(config)
+    return _run_guarded(config.model_copy(update={"resume": "auto"}), restarts)
+
+
+def restarts_of(arguments: list[str]) -> tuple[int | None, list[str]]:
+    """What `--restarts` says, if it is there, and the other arguments.
+
+    Raises:
+        ConfigError: It says no number.
+    """
+    given: str | None = None
+    others: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        name, equals, value = argument.partition("=")
+        if name == RESTARTS:
+            given = value if equals else next(left, "")
+        else:
+            others.append(argument)
+    if given is not None and not given.isdecimal():
+        raise ConfigError(f"{RESTARTS} must be an integer of at least 0, got {given!r}")
+    return (None if given is None else int(given)), others
+
+
+def _run_guarded(config: RunConfig, restarts: int) -> int:
+    from launch.run.guard import Guard
+
+    if isinstance(config, JobConfig) and config.trains and not config.checkpoint.every:
+        logger.warning("checkpoint.every is 0: a run that is started again begins anew")
+    guard = Guard(Path(config.run_dir), restarts=restarts, hang_s=config.timeouts.heartbeat_s)
+    return guard.run(lambda: check_and_run(config))
 
 
 def _read(job: str, given: str, overrides: Sequence[str]) -> RunConfig:
@@ -187,7 +232,8 @@ def _print_keys(job: str) -> None:
     width = min(shutil.get_terminal_size().columns, 110)
     print(f"usage: rlhf-ray {job} CONFIG [--key value ...]\n")
     print("A key given here wins over CONFIG; - and _ are alike in its name.")
-    print(f"{VERBOSE} shows what libraries and actors write as well.")
+    print(f"{VERBOSE} shows what libraries and actors write as well;")
+    print(f"{RESTARTS} N starts again, up to N times, what crashed or hangs.")
     print(help_text(CONFIGURED[job], width=width))
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from actors.jobs.submission import is_submitted
 from actors.pool.job_nodes import check_nodes, skipped_steps_fetched
 from actors.pool.pool import Pool
 from actors.pool.record import PoolRecord, end_orphans
@@ -23,6 +25,8 @@ from actors.roles.job_pool import JobPool
 from actors.roles.start import role_specs, start_all
 from launch.run.cluster import connected, runs_here
 from launch.run.folder import check_folder, is_finished, run_folder
+from launch.run.guard import beating
+from launch.run.signals import asked_first
 from rlhf_ray.config.checks.machine import require_machine
 from rlhf_ray.config.checks.unused import warn_of_unused
 from rlhf_ray.config.jobs import AnyJob, PipelineConfig
@@ -33,8 +37,12 @@ from rlhf_ray.jobs.job import PreparedJob
 from rlhf_ray.jobs.stages import check_same, has_steps, results_needed, stages_left
 from rlhf_ray.jobs.status import state_of
 from rlhf_ray.jobs.table import JOBS
+from rlhf_ray.loops.stopping import Stop
 
 logger = logging.getLogger(__name__)
+
+# Seconds in which actors end and a folder is marked.
+END_S = 2.0
 
 Prepared: TypeAlias = PreparedJob[Any, Any]
 
@@ -119,7 +127,18 @@ async def run_on(pool: Pool, prepared: Prepared) -> None:
     with run_folder(config) as folder:
         logger.info("run directory: %s", folder)
         async with skipped_steps_fetched(config, pool):
-            await prepared.run(JobPool(pool, config))
+            stop = Stop(grace_s=grace_s(config))
+            async with beating(folder):
+                with asked_first(stop.ask):
+                    await prepared.run(JobPool(pool, config), stop)
+
+
+def grace_s(config: RunConfig) -> float:
+    """How long a stopped run may go on: Ray kills what is left of a submitted one."""
+    if not is_submitted():
+        return config.timeouts.stop_s
+    allowed_s = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", 3.0))
+    return max(0.0, min(config.timeouts.stop_s, allowed_s - END_S))
 
 
 def _run_pipeline(config: PipelineConfig) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Exit statuses of commands: the run failed, bad input, stopped (128 + SIGINT, as in shells).
-EXIT_RUN, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
+# Exit statuses of commands: the run failed, bad input, training met a rule that ends it, stopped
+# (128 + SIGINT, as in shells).
+EXIT_RUN, EXIT_CONFIG, EXIT_TRAINING, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 class RlhfRayError(Exception):
@@ -46,6 +47,10 @@ class UnusableRow(RowError):
 
 class RunError(RlhfRayError):
     """The job started and cannot go on."""
+
+
+class TrainingStopped(RunError):
+    """Training met a rule that ends it; the same again would most likely meet it again."""
 
 
 class ActorDied(RunError):

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
+from rlhf_ray.shared_prompts import PromptShare
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
 # Opaque to the loops: Ray's ObjectRef in a cluster, the value itself in a fake.
@@ -70,6 +71,14 @@ class RolloutGroup:
         """What tells each sample from all others."""
         return tuple((self.draw, summary.sample) for summary in self.summaries_G)
 
+    @property
+    def prompts_G(self) -> tuple[PromptShare, ...]:
+        """What each sample begins with, for plans."""
+        return tuple(
+            PromptShare(prompt=self.draw, num_tokens=summary.num_prompt_tokens)
+            for summary in self.summaries_G
+        )
+
     def where(self, keeps_G: Sequence[bool]) -> RolloutGroup:
         """The same with some of its samples."""
         return replace(self, summaries_G=tuple(compress(self.summaries_G, keeps_G)))
@@ -116,11 +125,13 @@ class Hardware:
         flops: Of an update of its model.
         device_name: As the vendor calls it; `cpu` where there is no GPU.
         num_devices: Of the group.
+        shares_prompts: Whether its model computes a prompt once for several sequences of a pass.
     """
 
     flops: UpdateFlops
     device_name: str
     num_devices: int
+    shares_prompts: bool = False
 
 
 class RolloutEngine(Protocol):

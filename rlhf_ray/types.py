@@ -173,6 +173,11 @@ class SftExample:
         return len(self.token_ids_T)
 
     @property
+    def num_prompt_tokens(self) -> int:
+        """Of a prompt with other answers: there is none."""
+        return 0
+
+    @property
     def lengths_K(self) -> tuple[int, ...]:
         """Tokens of the one sequence."""
         return (self.num_tokens,)
@@ -222,6 +227,11 @@ class Ranking:
         return sum(self.lengths_K)
 
     @property
+    def num_prompt_tokens(self) -> int:
+        """Of the prompt, with which each sequence begins."""
+        return len(self.prompt_ids_T)
+
+    @property
     def num_trained_tokens(self) -> int:
         """Tokens of all answers."""
         return sum(len(answer) for answer in self.answer_ids_K)
@@ -255,6 +265,11 @@ class LabelledAnswer:
         return sum(self.lengths_K)
 
     @property
+    def num_prompt_tokens(self) -> int:
+        """Of the prompt, with which each sequence begins."""
+        return len(self.prompt_ids_T)
+
+    @property
     def num_trained_tokens(self) -> int:
         """Tokens of the answer proper."""
         return len(self.answer_ids_K[0])
@@ -282,6 +297,11 @@ class Referenced:
     def num_tokens(self) -> int:
         """Of all sequences."""
         return self.row.num_tokens
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of the prompt, with which each sequence begins."""
+        return self.row.num_prompt_tokens
 
     @property
     def num_trained_tokens(self) -> int:

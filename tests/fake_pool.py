@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_ray.jobs.job import Loop
 from rlhf_ray.jobs.pool import Pool, RowReference, SupervisedRole, WeightedReward
 from rlhf_ray.loops.checkpoints import Checkpoint
+from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import Sink
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import (
@@ -167,7 +168,7 @@ class FakeLoop:
     def __init__(self, asked: Callable[[str], object]) -> None:
         self.asked = asked
 
-    async def run(self, checkpoint: Checkpoint | None) -> None:
+    async def run(self, checkpoint: Checkpoint | None, stop: Stop | None = None) -> None:
         self.asked("loop" if checkpoint is None else f"loop from {checkpoint.step}")
 
 

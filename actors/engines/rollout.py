@@ -160,6 +160,7 @@ class RolloutReplica(SamplingEngine):
         timeout_s = self.exchange_s
         await self.change("finish_weight_update", weight_version=str(version), timeout_s=timeout_s)
         self.version, self.sleeping.has_model = version, True
+        self.num_publications += 1
         if not self.sleeping.asleep:  # else waking the cache resumes
             await self.change("resume_generation", timeout_s=timeout_s)
         self._end_exchange()

@@ -49,6 +49,7 @@ class SamplingEngine(EngineCalls):
     Attributes:
         tokenizer: Of the model.
         version: Of the weights that the engine has.
+        num_publications: To it, of this job and those before.
         running: Names of the requests that vLLM may still have.
         groups: By their draws, until they are dropped.
     """
@@ -59,7 +60,7 @@ class SamplingEngine(EngineCalls):
     def __init__(self, name: str) -> None:
         """Nothing asked so far."""
         super().__init__(name)
-        self.num_requests = 0
+        self.num_requests = self.num_publications = 0
         self.running: set[str] = set()
         self.groups: dict[int, Sampling] = {}
         self.sleeping = EngineSleep(name, self.change)
@@ -195,8 +196,9 @@ class SamplingEngine(EngineCalls):
         timeout_s: float,
     ) -> Any:
         """What the request's output comes from."""
-        # The salt keeps a prefix that older weights cached from being taken for this version's.
-        salt = f"version-{self.version}"
+        # The salt keeps a prefix that older weights cached from being taken for these ones'. Their
+        # version would not do: other jobs, and a run that goes on, have the same numbers.
+        salt = f"publication-{self.num_publications}"
         prompt: Any = {"prompt_token_ids": list(token_ids_T), "cache_salt": salt}
         return await self.ask(
             "add_request", request_id, prompt, params, priority=priority, timeout_s=timeout_s

@@ -11,6 +11,7 @@ from actors.cluster.role_handle import RoleHandle, put
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.roles import Ref, RolloutGroup, SampleArrays, SampleId
+from rlhf_ray.shared_prompts import planned_tokens
 from rlhf_ray.types import Rollout
 
 A = TypeVar("A")
@@ -35,10 +36,9 @@ class Pass:
     def over(
         cls,
         groups: Sequence[RolloutGroup],
+        config: ForwardConfig,
         *,
         data_parallel_size: int,
-        max_tokens_per_micro_batch: int,
-        padded: bool,
     ) -> Pass:
         """A pass over all samples of groups, by their lengths."""
         summaries_B = [summary for group in groups for summary in group.summaries_G]
@@ -48,8 +48,11 @@ class Pass:
             plan=plan_forward(
                 [summary.num_tokens for summary in summaries_B],
                 data_parallel_size=data_parallel_size,
-                max_tokens_per_micro_batch=max_tokens_per_micro_batch,
-                padded=padded,
+                max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
+                padded=config.padded,
+                prompts_B=[share for group in groups for share in group.prompts_G]
+                if config.shares_prompts
+                else None,
             ),
         )
 
@@ -72,12 +75,7 @@ async def forward(
     timeout_s: float,
 ) -> SampleArrays:
     """An inference pass over groups; each rank leaves its arrays in the object store."""
-    work = Pass.over(
-        groups,
-        data_parallel_size=len(ranks),
-        max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
-        padded=config.padded,
-    )
+    work = Pass.over(groups, config, data_parallel_size=len(ranks))
     async with ranks.turn(timeout_s=timeout_s):
         # How many rows there are says that the arrays are there, which stay where they are.
         answers = await ranks.call_in_parts(method, timeout_s=timeout_s)(put(work))
@@ -94,7 +92,7 @@ async def over_rows(
 ) -> tuple[RankedMicroBatches, list[T]]:
     """An inference pass over rows of a data set: its plan, and each rank's answer."""
     plan = plan_forward(
-        [row.num_tokens for row in rows],
+        planned_tokens(rows, shares_prompts=config.shares_prompts),
         data_parallel_size=len(ranks),
         max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
         padded=config.padded,

@@ -165,6 +165,7 @@ class HostingRank(Rank):
             flops=update_flops(self.learner.lm),
             device_name=torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
             num_devices=self.num_ranks,
+            shares_prompts=self.learner.model.mode.shares_prompts,
         )
 
     def save(self, folder: str) -> None:

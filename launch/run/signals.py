@@ -1,8 +1,10 @@
 """The signals that stop a command: Ctrl-C, SIGTERM (Ray, Kubernetes, Slurm), a terminal that goes.
 
-All of them raise `KeyboardInterrupt`: actors are ended, the run is marked as interrupted, and the
-exit status is 130. A terminal, `timeout` or Slurm may send theirs to Ray's own processes as well;
-what must be noted in any case is therefore noted at the signal, not on the way out.
+The first one asks a run that trains to end after its step. A second one, a terminal that goes, and
+the first where nothing is trained, raise `KeyboardInterrupt`: actors are ended, the run is marked
+as interrupted, and the exit status is 130, as it is of a run that was asked. A terminal, `timeout`
+or Slurm may send theirs to Ray's own processes as well; what must be noted in any case is therefore
+noted at the signal, not on the way out.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -21,6 +23,7 @@ from rlhf_ray.errors import EXIT_INTERRUPTED
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # With the process that asked: one that a library forks from it inherits list and handler.
 _callbacks: list[tuple[int, Callable[[], None]]] = []
+_asked: list[tuple[int, Callable[[], str]]] = []
 
 
 def interrupt_when_stopped() -> None:
@@ -39,6 +42,20 @@ def on_stop(call: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _callbacks.remove(entry)
+
+
+@contextmanager
+def asked_first(ask: Callable[[], str]) -> Iterator[None]:
+    """Ask at a signal, and interrupt only where nothing is answered; else the answer is shown.
+
+    With a terminal that goes nobody is there to see it, and what is shown would fail.
+    """
+    entry = (os.getpid(), ask)
+    _asked.append(entry)
+    try:
+        yield
+    finally:
+        _asked.remove(entry)
 
 
 @contextmanager
@@ -87,4 +104,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     for owner, call in list(_callbacks):
         if owner == os.getpid():
             call()
+    if number != signal.SIGHUP:
+        for owner, ask in list(_asked):
+            if owner == os.getpid() and (answer := ask()):
+                return say(f"{answer}; a second one ends it now", number)
     raise KeyboardInterrupt
+
+
+def say(text: str, number: int) -> None:
+    """Tell of a signal, amid whatever is being written."""
+    with suppress(OSError):  # nobody is there to read it
+        os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: {text}\n".encode())

@@ -242,10 +242,15 @@ class ForwardConfig(Config):
 
     Attributes:
         max_tokens_per_micro_batch: Budget of one pass on one rank; a longer single sequence still
-            goes alone.
+            goes alone. A prompt that is shared counts once, and a sixth of the tokens of the
+            sequences that share it for copies of its keys.
         layout: `packed` lays sequences end to end; `padded` makes a rectangle. Same numbers, and
             packed needs less memory; models with other layers than attention need `padded`. `auto`
             is packed where the loaded model shows that it keeps sequences apart, else padded.
+        share_prompts: A prompt that several sequences of a packed pass begin with (samples of a
+            group, answers of a pair or a ranking) is computed once, forward and backward: the same
+            numbers to rounding. Off in padded layouts, for models that show at loading that they
+            cannot, and with `model.lora.dropout`, which is to be drawn anew for each answer.
         logits_chunk_tokens: Logits exist for at most this many tokens at a time.
     """
 
@@ -253,12 +258,18 @@ class ForwardConfig(Config):
     zero: ZeroConfig = ZeroConfig()
     max_tokens_per_micro_batch: PositiveInt = 8192
     layout: Literal["auto", "packed", "padded"] = "auto"
+    share_prompts: bool = True
     logits_chunk_tokens: PositiveInt = 1024
 
     @property
     def padded(self) -> bool:
         """Whether micro-batches are rectangles."""
         return self.layout == "padded"
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt stands once in a pass, where the model can."""
+        return self.share_prompts and not self.padded and not self.model.lora.dropout
 
 
 class LearnerConfig(ForwardConfig):
@@ -358,13 +369,22 @@ class WandbConfig(Config):
 
 
 class TimeoutConfig(Config):
-    """Deadlines of every wait, in seconds."""
+    """Deadlines of every wait, in seconds.
+
+    Attributes:
+        heartbeat_s: How long the event loop of a run with `--restarts` may stand still; then it is
+            taken to hang, killed and started again.
+        stop_s: How long a run that is stopped may take to finish and save its step; then it ends as
+            it is. Of a submitted job it is what Ray allows less 2 seconds, if that is less.
+    """
 
     place_s: PositiveFloat = 120.0
     start_s: PositiveFloat = 900.0
     call_s: PositiveFloat = 1800.0
     publish_s: PositiveFloat = 600.0
     reward_s: PositiveFloat = 600.0
+    heartbeat_s: PositiveFloat = 300.0
+    stop_s: NonNegativeFloat = 1800.0
 
 
 class RayConfig(Config):

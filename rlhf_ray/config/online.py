@@ -23,6 +23,7 @@ from rlhf_ray.config.publication import Backend, backend_of
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.sentinels import OnlineSentinelsConfig
 
 
 class PublicationConfig(Config):
@@ -127,6 +128,7 @@ class OnlineConfig(JobConfig):
     publication: PublicationConfig = PublicationConfig()
     placement: PlacementConfig = PlacementConfig()
     eval: EvalConfig = EvalConfig()
+    sentinels: OnlineSentinelsConfig = OnlineSentinelsConfig()
     empty_steps_to_stop: PositiveInt = 10
 
     def _faults(self) -> Iterator[str]:

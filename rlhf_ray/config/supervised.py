@@ -20,6 +20,7 @@ from rlhf_ray.config.base import (
 )
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
 from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.sentinels import SentinelsConfig
 from rlhf_ray.errors import ConfigError
 
 
@@ -50,6 +51,7 @@ class SupervisedConfig(JobConfig):
     max_length: NonNegativeInt = 0
     data: DataConfig
     eval: SupervisedEvalConfig = SupervisedEvalConfig()
+    sentinels: SentinelsConfig = SentinelsConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from rlhf_ray.jobs.pool import Pool
 from rlhf_ray.jobs.rows import JobData, JobRows
 from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.setup import checkpoint_to_resume
+from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog, open_metrics
 from rlhf_ray.roles import Usage
 from rlhf_ray.specs import Spec
@@ -28,8 +29,8 @@ R = TypeVar("R")
 class Loop(Protocol):
     """The steps of a run."""
 
-    async def run(self, checkpoint: Checkpoint | None) -> None:
-        """From the start or a checkpoint to the last step."""
+    async def run(self, checkpoint: Checkpoint | None, stop: Stop | None = None) -> None:
+        """From the start or a checkpoint to the last step, or until it is asked to stop."""
 
 
 def _go_on(config: Any, data: Any, checkpoint: Checkpoint | None) -> None:
@@ -114,10 +115,11 @@ class PreparedJob(Generic[C, D]):
     data: D
     checkpoint: Checkpoint | None
 
-    async def run(self, pool: Pool) -> None:
+    async def run(self, pool: Pool, stop: Stop | None = None) -> None:
         """Run the loop on a pool, from the checkpoint if there is one, and export.
 
         Raises:
+            KeyboardInterrupt: The loop was asked to stop, and has.
             ConfigError: The pool or a model does not fit the configuration.
             RunError: A role failed or the run diverged.
         """
@@ -129,7 +131,7 @@ class PreparedJob(Generic[C, D]):
         with open_metrics(
             config, job=config.job, resumed_step=resumed_step, beside=pool.sinks()
         ) as log:
-            await job.loop(config, data, roles, log, pool.usage).run(checkpoint)
+            await job.loop(config, data, roles, log, pool.usage).run(checkpoint, stop)
         if config.trains:
             await pool.finish()
         await job.at_end(config, data, roles)

@@ -128,8 +128,7 @@ class ExperienceLearner(Learner):
         return self._update(rows, [row.rollout.num_tokens for row in rows], plan, loss_of)
 
     def _batch(self, rows: Sequence[Experience]) -> TokenBatch:
-        rollouts = [row.rollout for row in rows]
-        return rollout_batch(rollouts, padded=self.model.padded, device=self.device)
+        return rollout_batch([row.rollout for row in rows], self.model)
 
     def _floats(self, rows: Sequence[Experience], name: str) -> Tensor:
         """A field of all rows, end to end: float32 [T]."""

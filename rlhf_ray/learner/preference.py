@@ -100,12 +100,7 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
         self, rows: Sequence[StepRow], reduction: Reduction
     ) -> tuple[torch.Tensor, MetricSums]:
         trained = self.objective.trained
-        batch = answer_batch(
-            [row.referenced.row for row in rows],
-            answers=trained,
-            padded=self.model.padded,
-            device=self.device,
-        )
+        batch = answer_batch([row.referenced.row for row in rows], self.model, answers=trained)
         scores = self.engine(batch)
         sums_B = answer_sums(scores.logprobs_T, batch)
         logps_BK = sums_B[: len(rows) * trained.stop].view(len(rows), trained.stop)

@@ -83,7 +83,8 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
         sequences = [
             np.concatenate([row.prompt_ids_T, ids_T]) for row in rows for ids_T in row.answer_ids_K
         ]
-        layout = self.model.lay_out(sequences)
+        prompt_lens = [len(row.prompt_ids_T) for row in rows for _ in row.answer_ids_K]
+        layout = self.model.lay_out(sequences, prompt_lens)
         rewards: Rewards = self.engine(layout)
         return rewards
 

@@ -24,6 +24,8 @@ from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.limits import most_tokens
 from rlhf_ray.models.reward import RewardModel
 from rlhf_ray.models.reward_statistics import RewardStatistics, read_statistics
+from rlhf_ray.packing import plan_forward
+from rlhf_ray.shared_prompts import PromptShare
 from rlhf_ray.types import IntArray, Prompt, Rollout
 
 
@@ -33,6 +35,19 @@ class ModelScore:
 
     value: float
     is_cut: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """A response behind its prompt, and how many tokens that has."""
+
+    ids_T: IntArray
+    num_prompt_tokens: int
+
+    def cut(self, max_tokens: int | None) -> _Text:
+        """Its first tokens; all for None."""
+        ids_T = self.ids_T[:max_tokens]
+        return _Text(ids_T=ids_T, num_prompt_tokens=min(self.num_prompt_tokens, len(ids_T)))
 
 
 class RewardScorer:
@@ -81,27 +96,34 @@ class RewardScorer:
         self.max_tokens = min((limit for limit in limits if limit), default=None)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ModelScore]:
-        """One score a rollout, in order; micro-batches by the token budget, longest first.
+        """One score a rollout, in order; micro-batches by the token budget.
 
         A text that is longer than `max_length`, or than the model has positions, is cut at its end.
         """
         whole = [self._tokenize(rollout) for rollout in rollouts]
-        token_ids = [ids_T[: self.max_tokens] for ids_T in whole]
-        order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
+        texts = [text.cut(self.max_tokens) for text in whole]
+        [micro_batches] = plan_forward(
+            [len(text.ids_T) for text in texts],
+            data_parallel_size=1,
+            max_tokens_per_micro_batch=self.config.max_tokens_per_micro_batch,
+            padded=self.model.padded,
+            prompts_B=[
+                PromptShare(prompt=rollout.draw, num_tokens=text.num_prompt_tokens)
+                for rollout, text in zip(rollouts, texts, strict=True)
+            ]
+            if self.model.mode.shares_prompts
+            else None,
+        )
         scores = [0.0] * len(rollouts)
-        start = 0
-        while start < len(order):
-            longest = max(1, len(token_ids[order[start]]))
-            rows = order[start : start + max(1, self.config.max_tokens_per_micro_batch // longest)]
-            for row, score in zip(rows, self._forward([token_ids[r] for r in rows]), strict=True):
+        for rows in micro_batches:
+            for row, score in zip(rows, self._forward([texts[r] for r in rows]), strict=True):
                 scores[row] = (score - self.statistics.mean) / self.statistics.std
-            start += len(rows)
         return [
-            ModelScore(value=score, is_cut=len(cut) < len(ids_T))
-            for score, cut, ids_T in zip(scores, token_ids, whole, strict=True)
+            ModelScore(value=score, is_cut=len(text.ids_T) < len(uncut.ids_T))
+            for score, text, uncut in zip(scores, texts, whole, strict=True)
         ]
 
-    def _tokenize(self, rollout: Rollout) -> IntArray:
+    def _tokenize(self, rollout: Rollout) -> _Text:
         text, where = rollout.prompt.text, rollout.prompt.prompt_id
         prompt = as_chat(text, "user") if self.config.chat else text
         is_ended = rollout.finish_reason == "stop"
@@ -127,7 +149,8 @@ class RewardScorer:
                 options=options,
                 where=where,
             )
-        return np.array([*prompt_ids, *answer_ids], dtype=np.int32)
+        ids_T = np.array([*prompt_ids, *answer_ids], dtype=np.int32)
+        return _Text(ids_T=ids_T, num_prompt_tokens=len(prompt_ids))
 
     def _options(self, prompt: Prompt) -> dict[str, Any]:
         """What the prompt's row has for a chat template, but for tools that this one would hide."""
@@ -136,9 +159,12 @@ class RewardScorer:
             options.pop("tools", None)
         return options
 
-    def _forward(self, token_ids: list[IntArray]) -> list[float]:
+    def _forward(self, texts: Sequence[_Text]) -> list[float]:
+        layout = self.model.lay_out(
+            [text.ids_T for text in texts], [text.num_prompt_tokens for text in texts]
+        )
         with self.engine.inference():
-            scores: list[float] = self.engine(self.model.lay_out(token_ids)).scores_B.tolist()
+            scores: list[float] = self.engine(layout).scores_B.tolist()
         return scores
 
 

@@ -15,45 +15,57 @@ from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.learner.engine import InferenceEngine, ParallelDims
 from rlhf_ray.models.batch import TokenBatch, build_batch
 from rlhf_ray.models.modes import CheckedModel
-from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, cut_to_rectangles
-from rlhf_ray.types import Experience, LabelledAnswer, Ranking, Rollout
+from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, cut
+from rlhf_ray.types import Experience, IntArray, LabelledAnswer, Ranking, Rollout
 
 Row = TypeVar("Row")
 T = TypeVar("T")
 
 
 def rollout_batch(
-    rollouts_B: Sequence[Rollout], *, padded: bool, device: torch.device, with_end: bool = False
+    rollouts_B: Sequence[Rollout], model: CheckedModel, *, with_end: bool = False
 ) -> TokenBatch:
-    """Prompts and responses, with every response token scored; `with_end` what follows as well."""
-    sequences, scored = [], []
+    """Prompts and responses as `model` takes them, with every response token scored.
+
+    `with_end` scores what follows as well.
+    """
+    sequences, scored, prompt_lens = [], [], []
     for rollout in rollouts_B:
-        num_prompt = len(rollout.prompt.token_ids_T)
-        sequences.append(
-            np.concatenate(
-                [np.asarray(rollout.prompt.token_ids_T, dtype=np.int32), rollout.response_ids_T]
-            )
-        )
-        scored.append(np.arange(num_prompt, rollout.num_tokens + with_end))
-    return build_batch(sequences, scored, padded=padded, device=device)
+        prompt_T = np.asarray(rollout.prompt.token_ids_T, dtype=np.int32)
+        sequences.append(np.concatenate([prompt_T, rollout.response_ids_T]))
+        scored.append(np.arange(len(prompt_T), rollout.num_tokens + with_end))
+        prompt_lens.append(len(prompt_T))
+    return _batch(sequences, scored, prompt_lens, model)
 
 
 def answer_batch(
-    rows_B: Sequence[Ranking | LabelledAnswer],
-    *,
-    answers: slice,
-    padded: bool,
-    device: torch.device,
+    rows_B: Sequence[Ranking | LabelledAnswer], model: CheckedModel, *, answers: slice
 ) -> TokenBatch:
-    """Each picked answer behind a prompt of its own, with every answer token scored."""
-    sequences, scored = [], []
+    """Each picked answer behind its prompt, with every answer token scored."""
+    sequences, scored, prompt_lens = [], [], []
     for row in rows_B:
         # Without a prompt nothing predicts an answer's first token.
         first = max(1, len(row.prompt_ids_T))
         for answer_T in row.answer_ids_K[answers]:
             sequences.append(np.concatenate([row.prompt_ids_T, answer_T]))
             scored.append(np.arange(first, len(sequences[-1])))
-    return build_batch(sequences, scored, padded=padded, device=device)
+            prompt_lens.append(len(row.prompt_ids_T))
+    return _batch(sequences, scored, prompt_lens, model)
+
+
+def _batch(
+    sequences_B: Sequence[IntArray],
+    scored_B: Sequence[npt.NDArray[np.int64]],
+    prompt_lens_B: Sequence[int],
+    model: CheckedModel,
+) -> TokenBatch:
+    return build_batch(
+        sequences_B,
+        scored_B,
+        padded=model.padded,
+        device=model.device,
+        prompt_lens_B=prompt_lens_B if model.mode.shares_prompts else None,
+    )
 
 
 def answer_sums(values_T: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
@@ -94,21 +106,22 @@ def split_rows(values_T: torch.Tensor, lens_B: Sequence[int]) -> list[npt.NDArra
 def fitted(
     plan: RankedMicroBatches, lengths_B: Sequence[int], config: ForwardConfig, model: CheckedModel
 ) -> RankedMicroBatches:
-    """The plan, its micro-batches cut where the model pads them beyond the token budget.
+    """The plan, its micro-batches cut where the model takes more tokens than was planned with.
 
-    Whoever plans knows the configuration, and takes `layout: auto` for packed. Whether a model
-    needs rectangles is known where it is loaded.
+    Whoever plans knows the configuration, and takes `layout: auto` for packed, with shared prompts.
+    Whether a model needs rectangles, or each prompt anew, is known where it is loaded.
 
     Args:
         plan: Data-parallel rank -> micro-batch -> row.
-        lengths_B: Tokens of each row.
+        lengths_B: Tokens of each row, a prompt for each answer included.
         config: What the plan was made by.
         model: What runs it.
     """
-    if config.padded or not model.padded:
+    mode = model.mode
+    if (mode.packed, mode.shares_prompts) == (not config.padded, config.shares_prompts):
         return plan
     budget = config.max_tokens_per_micro_batch
-    return cut_to_rectangles(plan, lengths_B, max_tokens_per_micro_batch=budget)
+    return cut(plan, lengths_B, max_tokens_per_micro_batch=budget, padded=model.padded)
 
 
 def fitted_update(
@@ -165,7 +178,7 @@ def score_rollouts(
 
     def score(rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         some = [rollouts[row] for row in rows]
-        batch = rollout_batch(some, padded=model.padded, device=model.device, with_end=with_end)
+        batch = rollout_batch(some, model, with_end=with_end)
         lens_B = [len(rollout.response_ids_T) + with_end for rollout in some]
         return split_rows(forward(batch), lens_B)
 
@@ -189,7 +202,7 @@ def score_answers(
 
     def score(picked: Sequence[int]) -> list[tuple[float, ...]]:
         some = [rows[row] for row in picked]
-        batch = answer_batch(some, answers=answers, padded=model.padded, device=model.device)
+        batch = answer_batch(some, model, answers=answers)
         sums_B = iter(answer_sums(engine(batch).logprobs_T, batch).tolist())
         return [tuple(next(sums_B) for _ in row.answer_ids_K[answers]) for row in some]
 

@@ -28,7 +28,9 @@ from rlhf_ray.loops.report import (
     stop_if_empty,
     utilisation,
 )
+from rlhf_ray.loops.sentinels import Sentinels, stop_if_alarmed
 from rlhf_ray.loops.setup import setup_of
+from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.packing import UpdatePlan, plan_update
@@ -37,6 +39,7 @@ from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.rollouts.groups import trainable, trained_of
 from rlhf_ray.rollouts.journal import journal_of
 from rlhf_ray.rollouts.recorder import Recorder
+from rlhf_ray.shared_prompts import PromptShare
 from rlhf_ray.types import Prompt, RolloutSummary
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,11 @@ class Scored:
         """Of the samples that are trained, in the order of the experience."""
         return [summary for group in self.trained for summary in group.summaries_G]
 
+    @property
+    def prompts_B(self) -> list[PromptShare]:
+        """What these begin with."""
+        return [share for group in self.trained for share in group.prompts_G]
+
 
 class OnlineLoop:
     """Trains a policy on its own rollouts.
@@ -91,18 +99,22 @@ class OnlineLoop:
         self.order = order_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
         self.setup = setup_of(config, prompts)
         self.kl = KLController(config.algorithm.kl)
+        self.sentinels = Sentinels(config.sentinels)
         self.num_empty_in_a_row = 0
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self.journal = journal_of(config.run_dir, self.setup)
 
-    async def run(self, checkpoint: Checkpoint | None) -> None:
-        """Train from the start or from a checkpoint to the last step.
+    async def run(self, checkpoint: Checkpoint | None, stop: Stop | None = None) -> None:
+        """Train from the start or from a checkpoint to the last step, or until it shall stop.
 
         Raises:
-            RunError: A role failed, hung, disagrees with another, or diverged, or too many steps in
-                a row had nothing to train.
+            KeyboardInterrupt: It was asked to, and has saved the last step that was trained.
+            RunError: A role failed, hung or disagrees with another.
+            TrainingStopped: It diverged, too many steps in a row had nothing to train, or a
+                sentinel ends it.
         """
         first = 1 if checkpoint is None else checkpoint.step + 1
+        self.stop, self.last_saved = stop or Stop(), first - 1
         if checkpoint is not None:
             await self._restore(checkpoint)
         self.hardware = await self.roles.policy.hardware()
@@ -111,8 +123,9 @@ class OnlineLoop:
             self.log.log(0, await self._evaluate(0))
         await self.usage()  # starting is no part of the first step
         self.feed = await self._feed_behind(first - 1)
-        async with aclosing(self.feed), self.store:
-            await self._steps(first)
+        with self.stop.heeded():
+            async with aclosing(self.feed), self.store:
+                await self._steps(first)
         await self.recorder.next_segment(self.feed.admission.frontier)  # the result is whole
         await self.roles.rollout.sleep(level=2)  # the result is exported next
 
@@ -137,17 +150,24 @@ class OnlineLoop:
         saved: Metrics = {}
         clock = StepClock()
         for step in range(first, self.config.total_steps + 1):
+            collected = await self.stop.or_asked(self.feed.take(step, clock))
+            if collected is None:
+                await self.feed.aclose()
+                await offload(self.roles.reward)  # it may have been amid scores
+                await self._save(step - 1)
+                return
             # Logged before it is saved: a run that resumes after this step has its metrics.
-            metrics = {**await self._step(step, clock), **saved}
-            self.log.log(step, metrics)
+            metrics = {**await self._step(step, collected, clock), **saved}
+            alarms = self.sentinels.look(metrics)
+            self.log.log(step, metrics, {alarm.metric: alarm.text for alarm in alarms})
             stop_if_diverged(step, metrics, self.config)
             stop_if_empty(step, self.num_empty_in_a_row, self.config)
             clock = StepClock()  # the checkpoint's time is the next step's
             saved = await self._save(step)
+            stop_if_alarmed(step, alarms)
 
-    async def _step(self, step: int, clock: StepClock) -> Metrics:
+    async def _step(self, step: int, collected: Collected, clock: StepClock) -> Metrics:
         kl_coefficient = self.kl.coefficient
-        collected = await self.feed.take(step, clock)
         with clock.phase("generate"):
             await self.roles.rollout.sleep(level=2)
         with clock.phase("score"):
@@ -265,6 +285,7 @@ class OnlineLoop:
             num_epochs=self.config.algorithm.epochs,
             seed=self.config.seed * 1_000_003 + step,
             padded=learner.padded,
+            prompts_B=scored.prompts_B if learner.shares_prompts else None,
         )
 
     def _utilisation(self, step: int, scored: Scored, clock: StepClock) -> Metrics:
@@ -274,12 +295,19 @@ class OnlineLoop:
         num_flops = self.hardware.flops.of(
             [summary.num_tokens for summary in scored.summaries_B],
             num_scored=sum(summary.num_response_tokens for summary in scored.summaries_B),
+            again_B=self._prompts_again(scored),
         )
         return utilisation(
             self.hardware,
             num_flops=self.config.algorithm.epochs * num_flops,
             seconds=clock.seconds["update"],
         )
+
+    def _prompts_again(self, scored: Scored) -> list[int]:
+        """Tokens of prompts that are not computed for each of a group's samples."""
+        if not self.hardware.shares_prompts:
+            return []
+        return [s.num_prompt_tokens for group in scored.trained for s in group.summaries_G[1:]]
 
     async def _evaluate(self, step: int) -> dict[str, float]:
         every, last = self.config.eval.every, self.config.total_steps
@@ -293,7 +321,8 @@ class OnlineLoop:
     async def _save(self, step: int) -> Metrics:
         """Save where that is due; how long the run stood still is a metric of the next step."""
         every, is_last = self.config.checkpoint.every, step == self.config.total_steps
-        if not is_last and not (every and step % every == 0):
+        is_due = is_last or self.stop.asked or (every and step % every == 0)
+        if not is_due or step == self.last_saved:
             return {}
         roles = ["policy"] if self.roles.value is None else ["policy", "value"]
         call_s = self.config.timeouts.call_s
@@ -304,6 +333,7 @@ class OnlineLoop:
                 await self.roles.rollout.sleep(level=2 if is_last else 1)
                 for role in roles:
                     await getattr(self.roles, role).save(str(folder / role))
+        self.last_saved = step
         return {"time/checkpoint": timed.seconds}
 
     def _oldest_frontier(self) -> int:
@@ -316,6 +346,7 @@ class OnlineLoop:
             "order": self.feed.order_at_frontier,
             "frontier": self.feed.admission.frontier,
             "kl": self.kl.state_dict(),
+            "sentinels": self.sentinels.state_dict(),
             "num_empty_in_a_row": self.num_empty_in_a_row,
             "setup": self.setup,
         }
@@ -323,6 +354,7 @@ class OnlineLoop:
     async def _restore(self, checkpoint: Checkpoint) -> None:
         self.order.load_state_dict(checkpoint.state["order"])
         self.kl.load_state_dict(checkpoint.state["kl"])
+        self.sentinels.load_state_dict(checkpoint.state["sentinels"])
         self.num_empty_in_a_row = checkpoint.state["num_empty_in_a_row"]
         await self.roles.policy.restore(str(checkpoint.folder / "policy"))
         if self.roles.value is not None:

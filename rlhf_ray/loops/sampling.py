@@ -17,11 +17,13 @@ from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.loops.report import sample_metrics
 from rlhf_ray.loops.sample_files import PAIRS, SampleFiles
+from rlhf_ray.loops.sentinels import Sentinels, stop_if_alarmed
 from rlhf_ray.loops.setup import setup_of
+from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.roles import Metrics, Roles, ScoredGroup, Usage, unknown_usage
-from rlhf_ray.rollouts.feed import Feed
+from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.types import Prompt, Rollout
 
 logger = logging.getLogger(__name__)
@@ -63,8 +65,9 @@ class SampleLoop:
         self.setup = setup_of(config, prompts)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self.files = SampleFiles(Path(config.run_dir))
+        self.sentinels = Sentinels(config.sentinels)
 
-    async def run(self, checkpoint: Checkpoint | None) -> None:
+    async def run(self, checkpoint: Checkpoint | None, stop: Stop | None = None) -> None:
         """Judge the policy on held-out prompts, then sample; the files grow with every step.
 
         From a checkpoint it goes on behind what is written.
@@ -72,9 +75,12 @@ class SampleLoop:
         Raises:
             ConfigError: The files are not those that the checkpoint knows of.
             RunError: A role failed or hung.
+            TrainingStopped: A sentinel ends it.
+            KeyboardInterrupt: It was asked to end.
         """
         if checkpoint is not None:
             self.order.load_state_dict(checkpoint.state["order"])
+            self.sentinels.load_state_dict(checkpoint.state["sentinels"])
         self.files.rewind({} if checkpoint is None else checkpoint.state["sizes"])
         await publish(self.roles, 0)
         if checkpoint is None:
@@ -89,15 +95,26 @@ class SampleLoop:
             publishes=False,
             steps=first - 1,
         )
-        async with aclosing(self.feed), self.store:
-            clock = StepClock()
-            for step in range(first, self.config.total_steps + 1):
-                # Logged before it is saved: a run that resumes after this step has its metrics.
-                self.log.log(step, await self._step(step, clock))
-                clock = StepClock()
-                await self._save(step)
+        stop = stop or Stop()
+        with stop.heeded():
+            async with aclosing(self.feed), self.store:
+                await self._steps(first, stop)
         if self.config.samples_per_prompt > 1 and not self.files.sizes()[PAIRS]:
             logger.warning("no pairs: no two answers to one prompt differ in their score")
+
+    async def _steps(self, first: int, stop: Stop) -> None:
+        clock = StepClock()
+        for step in range(first, self.config.total_steps + 1):
+            collected = await stop.or_asked(self.feed.take(step, clock))
+            if collected is None:
+                return
+            metrics = await self._step(collected, clock)
+            alarms = self.sentinels.look(metrics)
+            # Logged before it is saved: a run that resumes after this step has its metrics.
+            self.log.log(step, metrics, {alarm.metric: alarm.text for alarm in alarms})
+            clock = StepClock()
+            await self._save(step)
+            stop_if_alarmed(step, alarms)
 
     async def _judge(self) -> Metrics:
         judged = await self.evaluation.run(self.roles, 0)
@@ -105,8 +122,7 @@ class SampleLoop:
             self.log.table(judged.table)
         return judged.metrics
 
-    async def _step(self, step: int, clock: StepClock) -> Metrics:
-        collected = await self.feed.take(step, clock)
+    async def _step(self, collected: Collected, clock: StepClock) -> Metrics:
         with clock.phase("score"):
             groups = await self.feed.scores(collected)
             await self.roles.reward.offload()
@@ -120,6 +136,7 @@ class SampleLoop:
         state = {
             "order": self.feed.order_at_frontier,
             "sizes": self.files.sizes(),
+            "sentinels": self.sentinels.state_dict(),
             "setup": self.setup,
         }
         async with self.store.saving(step, state, [], timeout_s=self.config.timeouts.call_s):

@@ -19,7 +19,16 @@ from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 logger = logging.getLogger(__name__)
 
 # Where a run is, how long it waits and what it tells: no part of what it trains.
-SURROUNDINGS = {"run_dir", "resume", "ray", "wandb", "tensorboard", "timeouts", "checkpoint"}
+SURROUNDINGS = {
+    "run_dir",
+    "resume",
+    "ray",
+    "wandb",
+    "tensorboard",
+    "timeouts",
+    "checkpoint",
+    "sentinels",
+}
 # How a model computes, not what.
 MANNER = {"attention", "gradient_checkpointing", "trust_remote_code"}
 

@@ -13,12 +13,15 @@ from rlhf_ray.data.order import DataOrder, TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.report import stop_if_diverged, time_metrics, utilisation
+from rlhf_ray.loops.sentinels import Sentinels, stop_if_alarmed
 from rlhf_ray.loops.setup import setup_of
+from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.packing import plan_update
 from rlhf_ray.roles import Evaluated, Metrics, Supervised, Usage, unknown_usage
+from rlhf_ray.shared_prompts import planned_tokens
 
 Rows: TypeAlias = Sequence[Any]
 # Rows of a batch -> what the learner is given, the reference's log-probabilities included.
@@ -53,29 +56,34 @@ class SupervisedLoop:
         self.order: DataOrder[Any] = order_of(rows, seed=config.seed, shuffle=config.data.shuffle)
         self.order_state = self.order.state_dict()
         self.epochs = 0.0
+        self.sentinels = Sentinels(config.sentinels)
         self.setup = setup_of(config, rows)
         self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
         self._ahead: asyncio.Future[Rows] | None = None
         self._prepared_eval_rows: Rows | None = None
 
-    async def run(self, checkpoint: Checkpoint | None) -> None:
-        """Train from the start or from a checkpoint to the last step.
+    async def run(self, checkpoint: Checkpoint | None, stop: Stop | None = None) -> None:
+        """Train from the start or from a checkpoint to the last step, or until it shall stop.
 
         Raises:
-            RunError: A rank failed or hung, or the loss is not finite step after step.
+            KeyboardInterrupt: It was asked to, and has saved the last step that was trained.
+            RunError: A rank failed or hung.
+            TrainingStopped: The loss is not finite step after step, or a sentinel ends the run.
         """
-        first = 1
+        first = 1 if checkpoint is None else checkpoint.step + 1
+        self.stop, self.last_saved = stop or Stop(), first - 1
         if checkpoint is None:
             self.log.log(0, await self._evaluate(0))
         else:
-            first = checkpoint.step + 1
             self.order.load_state_dict(checkpoint.state["order"])
+            self.sentinels.load_state_dict(checkpoint.state["sentinels"])
             await self.role.restore(str(checkpoint.folder / self.config.trained_role))
         self.hardware = await self.role.hardware()
         await self.usage()  # starting is no part of the first step
         try:
-            async with self.store:
-                await self._steps(first)
+            with self.stop.heeded():
+                async with self.store:
+                    await self._steps(first)
         finally:
             if self._ahead is not None:
                 self._ahead.cancel()
@@ -84,12 +92,17 @@ class SupervisedLoop:
         saved: Metrics = {}
         clock = StepClock()
         for step in range(first, self.config.total_steps + 1):
+            if self.stop.asked:
+                await self._save(step - 1)
+                return
             # Logged before it is saved: a run that resumes after this step has its metrics.
             metrics = {**await self._step(step, clock), **saved}
-            self.log.log(step, metrics)
+            alarms = self.sentinels.look(metrics)
+            self.log.log(step, metrics, {alarm.metric: alarm.text for alarm in alarms})
             stop_if_diverged(step, metrics, self.config)
             clock = StepClock()  # the checkpoint's time is the next step's
             saved = await self._save(step)
+            stop_if_alarmed(step, alarms)
 
     async def _step(self, step: int, clock: StepClock) -> Metrics:
         with clock.phase("score"):
@@ -97,7 +110,7 @@ class SupervisedLoop:
         learner = self.config.learner
         lengths = [row.num_tokens for row in rows]
         plan = plan_update(
-            lengths,
+            planned_tokens(rows, shares_prompts=learner.shares_prompts),
             [row.num_trained_tokens for row in rows],
             data_parallel_size=self.config.num_ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
@@ -123,10 +136,17 @@ class SupervisedLoop:
                 num_flops=self.hardware.flops.of(
                     [length for row in rows for length in row.lengths_K],
                     num_scored=sum(row.num_trained_tokens for row in rows),
+                    again_B=self._prompts_again(rows),
                 ),
                 seconds=timed["time/update"],
             ),
         }
+
+    def _prompts_again(self, rows: Rows) -> list[int]:
+        """Tokens of prompts that are not computed for each of a row's sequences."""
+        if not self.hardware.shares_prompts:
+            return []
+        return [row.num_prompt_tokens for row in rows for _ in row.lengths_K[1:]]
 
     async def _batch(self, step: int) -> Rows:
         rows = await (self._ahead or self._start_preparing())
@@ -163,14 +183,20 @@ class SupervisedLoop:
 
     async def _save(self, step: int) -> Metrics:
         """Save where that is due; how long the run stood still is a metric of the next step."""
-        every = self.config.checkpoint.every
-        if step != self.config.total_steps and not (every and step % every == 0):
+        every, is_last = self.config.checkpoint.every, step == self.config.total_steps
+        is_due = is_last or self.stop.asked or (every and step % every == 0)
+        if not is_due or step == self.last_saved:
             return {}
         role, call_s = self.config.trained_role, self.config.timeouts.call_s
-        state = {"order": self.order_state, "setup": self.setup}
+        state = {
+            "order": self.order_state,
+            "sentinels": self.sentinels.state_dict(),
+            "setup": self.setup,
+        }
         with StepClock().phase("checkpoint") as timed:
             async with self.store.saving(step, state, [role], timeout_s=call_s) as folder:
                 await self.role.save(str(folder / role))
+        self.last_saved = step
         return {"time/checkpoint": timed.seconds}
 
 

@@ -7,7 +7,7 @@ The table has its heads again and again:
 step   reward              KL  entropy   length  mismatch  tokens/s    left
 4/30    0.250 +0.12    0.0268     1.47     64.0   1.0e-05     3,494    0:41
       held out: reward 0.250 +0.25, length 64.0
-      ! most responses are cut off: rollout/truncated_share 0.98
+      ! most responses are cut off: rollout/truncated_share 0.98 is above 0.5 ...
 ```
 """
 
@@ -25,7 +25,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from rlhf_ray.metrics.log import Record, Table
-from rlhf_ray.metrics.names import COLUMNS, LINE, NOT_FINITE, Column, held_out_names, warnings_of
+from rlhf_ray.metrics.names import COLUMNS, LINE, Column, held_out_names
 
 # The time that is left is estimated from so many; with their median, evaluations do not count.
 MEASURED_STEPS = 20
@@ -36,6 +36,8 @@ HEAD_EVERY = 20
 # Characters: of a value, of a change beside it, of the time that is left, between columns.
 VALUE, CHANGE, LEFT, GAP = 7, 6, 6, 2
 
+NOT_FINITE = "not finite: "
+
 
 class ConsoleSink:
     """Shows the way to `total_steps`."""
@@ -45,6 +47,7 @@ class ConsoleSink:
         self._console = console or rich.get_console()
         self._total = total_steps
         self._last: Record | None = None
+        self._warned: Mapping[str, str] = {}
         self._seconds: deque[float] = deque(maxlen=MEASURED_STEPS)
         self._table = StepTable(total_steps=total_steps, width=self._console.width)
 
@@ -58,6 +61,8 @@ class ConsoleSink:
         )
         if not self._console.is_terminal:
             self._console.print(Text(self._line(record, left)), soft_wrap=True)
+            for text in self._new_warnings(record):
+                self._console.print(Text(f"! step {record.step}: {text}"), soft_wrap=True)
             return
         for line in self._table.lines(record, left=left):
             self._console.print(line, soft_wrap=True)
@@ -82,11 +87,26 @@ class ConsoleSink:
     def close(self, *, failed: bool) -> None:
         """Nothing is held back."""
 
+    def _new_warnings(self, record: Record) -> list[str]:
+        """Those that the step before had not, and each time those of values that are not finite."""
+        before, self._warned = self._warned, warnings_of(record)
+        return [text for name, text in self._warned.items() if name not in before or _is_red(text)]
+
     def _line(self, record: Record, left: str) -> str:
         """`step 12/60  left 4:10  rollout/reward_mean 0.412 ...`."""
         parts = [f"step {record.step}/{self._total}", *([f"left {left}"] if left else [])]
         shown = (name for name in LINE if name in record.metrics)
         return "  ".join([*parts, *(f"{name} {record.metrics[name]:.4g}" for name in shown)])
+
+
+def warnings_of(record: Record) -> dict[str, str]:
+    """What is to be said of a step's metrics, by their names."""
+    not_finite = {
+        name: f"{NOT_FINITE}{name} {value:g}"
+        for name, value in record.metrics.items()
+        if not math.isfinite(value)
+    }
+    return {**record.warnings, **not_finite}
 
 
 def _cell(cell: object, longest: int = 400) -> str:
@@ -117,16 +137,16 @@ class StepTable:
 
         A step is shown in any case if it is evaluated or the last, or a warning is new.
         """
-        metrics, warnings = record.metrics, warnings_of(record.metrics)
+        metrics, warnings = record.metrics, warnings_of(record)
         is_evaluated = any(name.startswith("eval/") for name in metrics)
-        is_new = NOT_FINITE in warnings.values() or not warnings.keys() <= self._warned.keys()
+        is_new = not warnings.keys() <= self._warned.keys() or any(map(_is_red, warnings.values()))
         last = self._shown
         is_due = last is None or not last.step or record.time_s - last.time_s >= ROW_S
         if not (is_due or is_new or is_evaluated or record.step == self._total):
             return []
         lines = self._row(record, left, warnings) if record.step else []
         below = self._held_out(record) if is_evaluated else []
-        below += self._warnings(metrics, warnings)
+        below += self._warnings(warnings)
         self._shown, self._warned = record, warnings
         return lines + [Text(" " * (self._step_width + GAP)).append_text(text) for text in below]
 
@@ -183,16 +203,13 @@ class StepTable:
         when = "held out" if record.step else "held out, before training"
         return [Text(f"{when}: {', '.join(told)}", style="cyan")] if told else []
 
-    def _warnings(self, metrics: Mapping[str, float], warnings: Mapping[str, str]) -> list[Text]:
+    def _warnings(self, warnings: Mapping[str, str]) -> list[Text]:
         """A line each; one that was there in the row before is said again below each head."""
-        lines = []
-        for text in dict.fromkeys(warnings.values()):
-            names = [name for name, said in warnings.items() if said == text]
-            is_old = text != NOT_FINITE and self._warned.keys() >= set(names)
-            if not is_old or self._num_rows == 1:
-                values = ", ".join(f"{name} {metrics[name]:.4g}" for name in names)
-                lines.append(Text(f"! {text}: {values}", style=_style(text)))
-        return lines
+        return [
+            Text(f"! {text}", style=_style(text))
+            for name, text in warnings.items()
+            if name not in self._warned or _is_red(text) or self._num_rows == 1
+        ]
 
     def _joined(self, step: str, cells: Sequence[Text], left: str) -> Text:
         parts = [Text(step.rjust(self._step_width)), *cells, Text(left.rjust(LEFT))]
@@ -253,4 +270,8 @@ def _title(column: Column) -> str:
 
 
 def _style(text: str) -> str:
-    return "bold red" if text == NOT_FINITE else "yellow"
+    return "bold red" if _is_red(text) else "yellow"
+
+
+def _is_red(text: str) -> bool:
+    return text.startswith(NOT_FINITE)

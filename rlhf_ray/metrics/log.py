@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TypeAlias
@@ -29,11 +29,13 @@ class Record:
         step: Counts from 1; 0 is what holds before the first step.
         time_s: Seconds of running, those before a resume included.
         metrics: Values by name, in the order of names.
+        warnings: Of those that are worth one, by name: what to say.
     """
 
     step: int
     time_s: float
     metrics: Mapping[str, float]
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +130,10 @@ class MetricsLog:
         self._clock = clock
         self._start_s = clock() - elapsed_s
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log all of a step's metrics at once.
+    def log(
+        self, step: int, metrics: Mapping[str, float], warnings: Mapping[str, str] | None = None
+    ) -> None:
+        """Log all of a step's metrics at once, with what is to be said of some.
 
         Raises:
             ValueError: The step was logged before, or a metric's name is not documented.
@@ -139,7 +143,12 @@ class MetricsLog:
         check_names(metrics)
         self._last_step = step
         ordered = {name: float(metrics[name]) for name in sorted(metrics)}
-        record = Record(step=step, time_s=self._clock() - self._start_s, metrics=ordered)
+        record = Record(
+            step=step,
+            time_s=self._clock() - self._start_s,
+            metrics=ordered,
+            warnings=warnings or {},
+        )
         for sink in self._sinks:
             sink.log(record)
 

@@ -1,12 +1,11 @@
 """Every metric by name, with its unit and meaning: the same in code, in all files and in W&B.
 
 A metric that is not here cannot be logged, so this page is complete. It ends with what a screen
-shows of them, and which values it warns of.
+shows of them; which values it warns of is `rlhf_ray/loops/sentinels.py`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -251,53 +250,9 @@ LINE: Sequence[str] = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limit:
-    """Values of a metric that are worth a warning: those above or below, and what they mean."""
-
-    above: float = math.inf
-    below: float = -math.inf
-    text: str
-
-
-NOT_FINITE = "not finite"
-
-LIMITS: dict[str, Limit] = {
-    "rollout/truncated_share": Limit(above=0.5, text="most responses are cut off"),
-    "rollout/zero_spread_share": Limit(above=0.75, text="most groups teach nothing"),
-    "policy/entropy": Limit(below=0.01, text="the policy hardly explores"),
-    "policy/kl_ref": Limit(above=1.0, text="far from the reference"),
-    "policy/clip_share": Limit(above=0.3, text="the policy moves far in one step"),
-    "mismatch/logprob_abs_mean": Limit(above=0.1, text="engine and trainer disagree"),
-    "mismatch/probe_abs_mean": Limit(above=0.1, text="engine and trainer disagree"),
-    "mismatch/ess": Limit(below=0.5, text="engine and trainer disagree"),
-    **{
-        f"{trained}/skipped_steps": Limit(above=0.0, text="loss or gradient was not finite")
-        for trained in ("policy", "value", *_SUPERVISED)
-    },
-}
-
-
-# Instead of these, where older weights sampled what is trained.
-AHEAD_LIMITS: dict[str, Limit] = {
-    "mismatch/logprob_abs_mean": Limit(text="no limit: their age is in it"),
-    "mismatch/ess": Limit(below=0.5, text="the policy is far from what sampled it"),
-}
-
-
 def held_out_names(column: Column) -> list[str]:
     """What an evaluation calls the metrics of a column: `eval/loss` of `sft/loss`, for instance."""
     return [f"eval/{each}" for name in column.names for each in (name, name.partition("/")[2])]
-
-
-def warnings_of(metrics: Mapping[str, float]) -> dict[str, str]:
-    """What is to be said of metrics, by their names: that they are not finite or beyond a limit."""
-    warnings = {name: NOT_FINITE for name, value in metrics.items() if not math.isfinite(value)}
-    for name, limit in (LIMITS | AHEAD_LIMITS if AHEAD in metrics else LIMITS).items():
-        value = metrics.get(name, math.nan)
-        if value > limit.above or value < limit.below:
-            warnings[name] = limit.text
-    return warnings
 
 
 def meaning_of(name: str) -> Meaning:

@@ -62,15 +62,20 @@ class UpdateFlops:
     per_scored_token: float
     per_pair: Mapping[int | None, float]
 
-    def of(self, lengths_B: Sequence[int], *, num_scored: int) -> float:
-        """Of sequences of these tokens, `num_scored` of them scored."""
-        return (
-            self.per_token * sum(lengths_B)
-            + self.per_scored_token * num_scored
-            + sum(
-                flops * sum(attended_pairs(length, window) for length in lengths_B)
-                for window, flops in self.per_pair.items()
-            )
+    def of(
+        self, lengths_B: Sequence[int], *, num_scored: int, again_B: Sequence[int] = ()
+    ) -> float:
+        """Of sequences of these tokens, `num_scored` of them scored.
+
+        `again_B` are tokens of prompts in these sequences that others have computed for them.
+        """
+        passed = self._unscored(lengths_B) - self._unscored(again_B)
+        return passed + self.per_scored_token * num_scored
+
+    def _unscored(self, lengths_B: Sequence[int]) -> float:
+        return self.per_token * sum(lengths_B) + sum(
+            flops * sum(attended_pairs(length, window) for length in lengths_B)
+            for window, flops in self.per_pair.items()
         )
 
 

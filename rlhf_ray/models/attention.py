@@ -6,6 +6,10 @@ sequences of one length: no mask, no copy of the states, no heads of keys repeat
 its place, but on a GPU it may choose cuDNN, which builds a graph for each shape, and nearly every
 micro-batch has a shape of its own.
 
+Where a packed prompt stands once for several sequences, what goes on from it in each is one call
+more, with keys gathered from the row: the prompt's and its own, of which there are more than
+queries.
+
 `packed_sdpa` is causal attention over packed sequences by PyTorch's SDPA, on any device and in any
 dtype. Projections run on the packed row, without padding; only attention itself sees a rectangle,
 gathered from the row. With padding on the right, causality alone keeps it from every real token, so
@@ -23,9 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 
-from rlhf_ray.models.batch import Packing
+from rlhf_ray.models.packed import Packing, Part
 
 VARLEN, PACKED_SDPA, MASKED_SDPA = "varlen_attn", "packed_sdpa", "masked_sdpa"
+# Those that take a prompt which stands once.
+SHARING = (VARLEN, PACKED_SDPA)
 # What the kernel is compiled for: mha_varlen_fwd in PyTorch's flash_attn/flash_api.cpp.
 CAPABILITY = (8, 0)
 MAX_HEAD_SIZE, HEAD_SIZE_STEP = 256, 8
@@ -97,26 +103,27 @@ def varlen_attention(
         raise ValueError(f"{VARLEN} has no dropout, got {dropout}")
     num_rows, _, num_tokens, head_size = query.shape
     width = _width(max(head_size, value.shape[-1]))
-    cu_lens, max_len = _borders(query, packing)
-    query_NHD, key_NHD, value_NHD = (
-        _laid_end_to_end(states, width) for states in (query, key, value)
-    )
-    output_NHD = varlen_attn(
-        query_NHD,
-        key_NHD,
-        value_NHD,
-        cu_lens,
-        cu_lens,
-        max_len,
-        max_len,
-        scale=head_size**-0.5 if scaling is None else scaling,
-        # The kernel counts the tokens on the left of each, transformers the token itself as well.
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=True,
-    )
-    assert isinstance(output_NHD, torch.Tensor)  # nothing beside it was asked for
-    output_BTHD = output_NHD.unflatten(0, (num_rows, num_tokens))
-    return output_BTHD.narrow(-1, 0, value.shape[-1]), None
+    states = (_laid_end_to_end(states, width) for states in (query, key, value))
+    query_NHD, key_NHD, value_NHD = states
+    outputs = []
+    for part in (packing or _rows_as_packing(query)).parts:
+        output_NHD = varlen_attn(
+            _taken(query_NHD, part.queries),
+            _taken(key_NHD, part.keys),
+            _taken(value_NHD, part.keys),
+            part.queries.cu_lens,
+            part.keys.cu_lens,
+            part.queries.max_len,
+            part.keys.max_len,
+            scale=head_size**-0.5 if scaling is None else scaling,
+            # The kernel counts the tokens on the left of each, transformers the token as well.
+            window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+            enable_gqa=True,
+        )
+        assert isinstance(output_NHD, torch.Tensor)  # nothing beside it was asked for
+        outputs.append(output_NHD)
+    output_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return output_NHD.unflatten(0, (num_rows, num_tokens)).narrow(-1, 0, value.shape[-1]), None
 
 
 def _width(head_size: int) -> int:
@@ -126,17 +133,15 @@ def _width(head_size: int) -> int:
     return -(-head_size // HEAD_SIZE_STEP) * HEAD_SIZE_STEP
 
 
-def _borders(query: torch.Tensor, packing: Packing | None) -> tuple[torch.Tensor, int]:
-    """Where each sequence begins, int32 [B + 1], and the longest.
+def _rows_as_packing(query: torch.Tensor) -> Packing:
+    """The rows of a rectangle as sequences of one length.
 
     Padding stands on the right, where no token of its sequence looks: it may be one of it.
     """
-    if packing is not None:
-        return packing.cu_lens, packing.max_len
-    num_rows, _, num_tokens, _ = query.shape
-    end = num_rows * num_tokens
-    starts = torch.arange(0, end + 1, num_tokens, dtype=torch.int32, device=query.device)
-    return starts, num_tokens
+    num_rows, _, max_len, _ = query.shape
+    end = num_rows * max_len
+    cu_lens = torch.arange(0, end + 1, max_len, dtype=torch.int32, device=query.device)
+    return Packing(cu_lens=cu_lens, max_len=max_len, num_tokens=end)
 
 
 def _laid_end_to_end(states: torch.Tensor, width: int) -> torch.Tensor:
@@ -144,6 +149,34 @@ def _laid_end_to_end(states: torch.Tensor, width: int) -> torch.Tensor:
     if states.shape[-1] < width:
         states = F.pad(states, (0, width - states.shape[-1]))
     return states.transpose(1, 2).flatten(0, 1)
+
+
+def _taken(states_NHD: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Those of some sequences, end to end; a view where they lie so."""
+    if isinstance(packing.index, torch.Tensor):
+        taken: torch.Tensor = _Copies.apply(states_NHD, packing.index)  # type: ignore[no-untyped-call]
+        return taken
+    return states_NHD.narrow(0, packing.index.start, packing.num_tokens)
+
+
+class _Copies(torch.autograd.Function):
+    """Tokens by their index; gradients of the copies of one add up in float32 at least."""
+
+    @staticmethod
+    def forward(ctx: Any, states_NHD: torch.Tensor, index_M: torch.Tensor) -> torch.Tensor:
+        """[M, heads, size]."""
+        ctx.num_tokens = len(states_NHD)
+        ctx.save_for_backward(index_M)
+        return states_NHD.index_select(0, index_M)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_MHD: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """[N, heads, size]."""
+        [index_M] = ctx.saved_tensors
+        dtype = torch.promote_types(gradient_MHD.dtype, torch.float32)
+        sums_NHD = gradient_MHD.new_zeros((ctx.num_tokens, *gradient_MHD.shape[1:]), dtype=dtype)
+        sums_NHD.index_add_(0, index_M, gradient_MHD.to(dtype))
+        return sums_NHD.to(gradient_MHD.dtype), None
 
 
 def packed_sdpa(
@@ -166,32 +199,52 @@ def packed_sdpa(
     """
     _require_unmasked(PACKED_SDPA, query, key, attention_mask, packing)
     _refuse_unknown(PACKED_SDPA, others)
-    if packing is not None:
-        query, key, value = (_pad(states, packing) for states in (query, key, value))
+    settings: dict[str, Any] = {
+        "dropout": dropout,
+        "scaling": scaling,
+        "window": sliding_window,
+    }
+    if packing is None:
+        [part] = _rows_as_packing(query).parts
+        return _sdpa(query, key, value, part, **settings).transpose(1, 2), None
+    outputs = []
+    for part in packing.parts:
+        keys, values = (_pad(states, part.keys) for states in (key, value))
+        output = _sdpa(_pad(query, part.queries), keys, values, part, **settings)
+        outputs.append(output.transpose(1, 2).flatten(0, 1)[part.queries.to_packed])
+    return torch.cat(outputs).unsqueeze(0), None
+
+
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    part: Part,
+    *,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Of rectangles of a part's sequences: [B, heads, queries, size]."""
     num_groups = query.shape[1] // key.shape[1]
     if query.is_cuda and num_groups > 1:
         # In float32 no kernel takes fewer heads of keys, and scores of T x T would be computed
         # (https://github.com/pytorch/pytorch/pull/191085).
         key, value = (states.repeat_interleave(num_groups, dim=1) for states in (key, value))
-    num_tokens = query.shape[2]
-    mask = None
-    if sliding_window is not None and sliding_window < num_tokens:
-        index = torch.arange(num_tokens, device=query.device)
-        distance = index[:, None] - index[None, :]
-        mask = (distance >= 0) & (distance < sliding_window)
-    output = F.scaled_dot_product_attention(
+    if window is not None and window >= part.keys.max_len:
+        window = None
+    is_plain = part.is_square and window is None
+    mask = None if is_plain else part.bias(window, query.dtype)
+    return F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=mask is None,
+        is_causal=is_plain,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
-    ).transpose(1, 2)
-    if packing is not None:
-        output = output.flatten(0, 1)[packing.to_packed].unsqueeze(0)
-    return output, None
+    )
 
 
 def _pad(states: torch.Tensor, packing: Packing) -> torch.Tensor:

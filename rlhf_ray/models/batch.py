@@ -1,53 +1,21 @@
 """From ragged sequences to what a transformer is fed: laid end to end, or as a rectangle.
 
-Both layouts need no attention mask. Packed, attention keeps to each sequence by `Packing`; padded,
-the padding stands on the right, where causal attention never looks.
+Both layouts need no attention mask. Packed, attention keeps to each sequence by `Packing`, and a
+prompt that several sequences begin with may stand once; padded, the padding stands on the right,
+where causal attention never looks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-
-@dataclass(frozen=True, kw_only=True)
-class Packing:
-    """Where the sequences of a packed row lie.
-
-    Attributes:
-        cu_lens: int32 [B + 1], start of each sequence, then the end of the last.
-        max_len: Longest sequence.
-        num_tokens: N, of all sequences.
-    """
-
-    cu_lens: torch.Tensor
-    max_len: int
-    num_tokens: int
-
-    @cached_property
-    def to_padded(self) -> torch.Tensor:
-        """int64 [B, max_len], position in the packed row; padding points at position 0."""
-        positions = self.cu_lens[:-1, None] + self._offsets
-        return torch.where(self._is_real, positions, 0).long()
-
-    @cached_property
-    def to_packed(self) -> torch.Tensor:
-        """int64 [N], position of each packed token in the flattened rectangle."""
-        return self._is_real.flatten().nonzero().squeeze(1)
-
-    @property
-    def _offsets(self) -> torch.Tensor:
-        return torch.arange(self.max_len, device=self.cu_lens.device)
-
-    @property
-    def _is_real(self) -> torch.Tensor:
-        return self._offsets < self.cu_lens.diff()[:, None]
+from rlhf_ray.models.packed import Packing, pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +27,11 @@ class Layout:
         position_ids: int64, the same shape, counted from 0 in each sequence; padding has that of
             the last token.
         packing: Of the packed layout; None for the padded one.
-        starts_B: int64 [B], flat position of each sequence's first token.
-        lens_B: int64 [B], tokens of each sequence.
+        starts_B: int64 [B], flat position of each sequence's first token, or of the first behind a
+            prompt that it shares.
+        lens_B: int64 [B], tokens of each sequence, its prompt included.
+        prompt_starts_B: int64 [B], flat position of the prompt that it shares.
+        prompt_lens_B: int64 [B], tokens of that prompt; 0 for none.
     """
 
     input_ids: torch.Tensor
@@ -68,11 +39,31 @@ class Layout:
     packing: Packing | None
     starts_B: torch.Tensor
     lens_B: torch.Tensor
+    prompt_starts_B: torch.Tensor
+    prompt_lens_B: torch.Tensor
+
+    def places(self, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Flat positions of tokens, each by its sequence and its number in it: int64, all alike."""
+        behind = tokens - self.prompt_lens_B[rows]
+        shared = self.prompt_starts_B[rows] + tokens
+        return torch.where(behind < 0, shared, self.starts_B[rows] + behind)
 
     @property
     def last_B(self) -> torch.Tensor:
         """Flat position of each sequence's last token."""
-        return self.starts_B + self.lens_B - 1
+        return self.places(torch.arange(len(self.lens_B)).to(self.lens_B), self.lens_B - 1)
+
+    @property
+    def num_uses(self) -> torch.Tensor:
+        """int64, the shape of `input_ids`: how many sequences have each token; 0 for padding."""
+        own_lens_B, one_B = self.lens_B - self.prompt_lens_B, torch.ones_like(self.lens_B)
+        changes = self.lens_B.new_zeros(self.input_ids.numel() + 1)
+        for starts_B, lens_B in (
+            (self.starts_B, own_lens_B),
+            (self.prompt_starts_B, self.prompt_lens_B),
+        ):
+            changes.index_add_(0, starts_B, one_B).index_add_(0, starts_B + lens_B, -one_B)
+        return changes[:-1].cumsum(0).view_as(self.input_ids)
 
     @property
     def attention_mask(self) -> torch.Tensor:
@@ -109,6 +100,7 @@ def lay_out(
     padded: bool,
     device: torch.device,
     pad_id: int = 0,
+    prompt_lens_B: Sequence[int] | None = None,
 ) -> Layout:
     """Lay out sequences for one forward pass.
 
@@ -118,8 +110,11 @@ def lay_out(
         padded: Rectangle instead of end to end.
         device: Of the tensors.
         pad_id: Stands on the right of the shorter ones in a rectangle.
+        prompt_lens_B: Tokens at the beginning of each that those which begin with the same share,
+            where they lie end to end and that saves; None for nothing.
     """
-    sequences_B = sequences_B or [np.zeros(1, dtype=np.int32)]
+    if not sequences_B:
+        sequences_B, prompt_lens_B = [np.zeros(1, dtype=np.int32)], None
     lens_B = np.asarray([len(sequence) for sequence in sequences_B])
     if padded:
         max_len = int(lens_B.max())
@@ -128,17 +123,22 @@ def lay_out(
             input_ids[row, : len(sequence)] = sequence
         # Padding counts no further: some rotary embeddings look at the highest position.
         position_ids = np.minimum(np.arange(max_len)[None, :], lens_B[:, None] - 1)
-        starts_B = np.arange(len(lens_B)) * max_len
+        starts_B, nothing_B = np.arange(len(lens_B)) * max_len, np.zeros_like(lens_B)
+        prompt_starts_B = shared_lens_B = nothing_B
+        packing = None
     else:
-        input_ids = np.concatenate(sequences_B).astype(np.int64)[None]
-        position_ids = np.concatenate([np.arange(n) for n in lens_B])[None]
-        starts_B = np.cumsum(lens_B) - lens_B
+        packed = pack(sequences_B, prompt_lens_B or [0] * len(lens_B), device=device)
+        input_ids, position_ids = packed.ids_N[None], packed.positions_N[None]
+        starts_B, packing = packed.starts_B, packed.packing
+        prompt_starts_B, shared_lens_B = packed.prompt_starts_B, packed.prompt_lens_B
     return Layout(
         input_ids=_tensor(input_ids, device),
         position_ids=_tensor(position_ids, device),
-        packing=None if padded else _packing(lens_B, device),
+        packing=packing,
         starts_B=_tensor(starts_B, device),
         lens_B=_tensor(lens_B, device),
+        prompt_starts_B=_tensor(prompt_starts_B, device),
+        prompt_lens_B=_tensor(shared_lens_B, device),
     )
 
 
@@ -148,6 +148,7 @@ def build_batch(
     *,
     padded: bool,
     device: torch.device,
+    prompt_lens_B: Sequence[int] | None = None,
 ) -> TokenBatch:
     """Lay out sequences for one forward pass that scores tokens.
 
@@ -157,12 +158,13 @@ def build_batch(
             index one past the end asks what a critic makes of the whole sequence; its target is 0.
         padded: Rectangle instead of end to end.
         device: Of the tensors.
+        prompt_lens_B: See `lay_out`.
 
     Returns:
         The batch; scored tokens come in the order of sequences. No sequence at all makes a batch of
         one token that scores nothing.
     """
-    layout = lay_out(sequences_B, padded=padded, device=device)
+    layout = lay_out(sequences_B, padded=padded, device=device, prompt_lens_B=prompt_lens_B)
     nothing = np.zeros(0, dtype=np.int64)
     targets = [
         np.append(sequence, 0)[scored]
@@ -173,7 +175,7 @@ def build_batch(
     scored_T = _tensor(np.concatenate([nothing, *scored_B]), device)
     return TokenBatch(
         **vars(layout),
-        predict=layout.starts_B[segments_T] + scored_T - 1,
+        predict=layout.places(segments_T, scored_T - 1),
         targets_T=_tensor(np.concatenate([nothing, *targets]), device),
         segments_T=segments_T,
         num_sequences=len(layout.lens_B),
@@ -181,21 +183,12 @@ def build_batch(
 
 
 def moved(layout: LaidOut, distance: int) -> LaidOut:
-    """The same with its last sequence at positions further on, as if it belonged to a long text."""
+    """The same with its last sequence, which shares no prompt, further on, as in a long text."""
     positions = layout.position_ids.clone()
-    positions.view(-1)[layout.starts_B[-1] :] += distance
+    start = layout.starts_B[-1]
+    positions.view(-1)[start : start + layout.lens_B[-1]] += distance
     return replace(layout, position_ids=positions)
 
 
 def _tensor(array: npt.NDArray[np.integer], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
-
-
-def _packing(lens_B: npt.NDArray[np.int64], device: torch.device) -> Packing:
-    max_len = int(lens_B.max())
-    cu_lens = np.concatenate([[0], np.cumsum(lens_B)])
-    return Packing(
-        cu_lens=torch.from_numpy(cu_lens.astype(np.int32)).to(device),
-        max_len=max_len,
-        num_tokens=int(cu_lens[-1]),
-    )

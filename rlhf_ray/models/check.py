@@ -27,14 +27,15 @@ from torch import Tensor, nn
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.limits import positions_of
-from rlhf_ray.models.modes import CheckedModel, ForwardMode, adapter_dropouts
+from rlhf_ray.models.modes import CHECKED_PROMPT, CheckedModel, ForwardMode, adapter_dropouts
 from rlhf_ray.types import IntArray
 
 logger = logging.getLogger(__name__)
 
-# Short ones before and behind a longer one: what flows along a packed row reaches the last.
+# Short ones before and behind a longer one: what flows along a packed row reaches the last. The
+# first two begin alike, which a layout that shares prompts computes once.
 # No longer than it takes to see that: each pass is a part of every start.
-LENGTHS = (5, 15, 8)
+LENGTHS = (7, 15, 8)
 # Differences that two right ways may have: so many times what rounding does (root mean squares),
 # over so many outcomes at least, and a share of the outcomes themselves, computed in float32.
 NOISE_FACTOR = 4.0
@@ -65,7 +66,7 @@ def settle(module: CheckedModel, config: ForwardConfig, device: torch.device) ->
 
 
 def _settle(module: CheckedModel, config: ForwardConfig) -> None:
-    allowed = module.modes(config.model, config.layout)
+    allowed = module.modes(config)
     truth = _truth(module)
     faults: list[str] = []
     for mode in allowed:
@@ -74,8 +75,9 @@ def _settle(module: CheckedModel, config: ForwardConfig) -> None:
             if len(faults) > 1:
                 logger.warning("%s runs with %s: %s", _name(module), module.mode, faults[0])
             return
-    free = config.model.model_copy(update={"attention": "auto"})
-    others = (mode for mode in module.modes(free, "auto") if mode not in allowed)
+    model = config.model.model_copy(update={"attention": "auto"})
+    free = config.model_copy(update={"model": model, "layout": "auto"})
+    others = (mode for mode in module.modes(free) if mode not in allowed)
     works = next((module.mode for mode in others if not _fault(module, mode, truth)), None)
     if not allowed:
         faults.append("some of its layers need an attention mask")
@@ -230,6 +232,7 @@ def _sequences(config: Any) -> list[IntArray]:
     plain = np.setdiff1d(generator.integers(text.vocab_size, size=sum(lens) * 4), list(named))
     generator.shuffle(plain)
     ids_T = np.resize(plain, sum(lens)).astype(np.int32)
+    ids_T[lens[0] :][:CHECKED_PROMPT] = ids_T[:CHECKED_PROMPT]
     return np.split(ids_T, np.cumsum(lens)[:-1])
 
 

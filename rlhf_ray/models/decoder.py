@@ -75,8 +75,9 @@ def decode(
     else:
         keywords["position_ids"] = layout.position_ids
     if packing is not None:
+        keywords["packing"] = packing
+    if packing is not None and not packing.shared:
         keywords |= {
-            "packing": packing,
             "cu_seq_lens_q": packing.cu_lens,
             "cu_seq_lens_k": packing.cu_lens,
             "max_length_q": packing.max_len,
@@ -117,14 +118,15 @@ def require_experts(config: Any) -> None:
 def _router_loss(config: Any, router_logits: Any, layout: Layout) -> torch.Tensor:
     """Num. experts x sum over experts of (share of tokens x mean probability).
 
-    Source: Switch Transformer, https://arxiv.org/abs/2101.03961, eqs. 4 to 6. Padding is left out.
+    Source: Switch Transformer, https://arxiv.org/abs/2101.03961, eqs. 4 to 6. Padding is left out,
+    and a shared prompt counts as often as it is shared.
     """
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     text = config.get_text_config()
     num_experts = getattr(text, "num_local_experts", None) or text.num_experts
     loss: torch.Tensor = load_balancing_loss_func(
-        router_logits, num_experts, text.num_experts_per_tok, layout.attention_mask
+        router_logits, num_experts, text.num_experts_per_tok, layout.num_uses
     )
     return loss
 

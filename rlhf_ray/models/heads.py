@@ -18,7 +18,7 @@ from rlhf_ray.models.batch import TokenBatch, build_batch, moved
 from rlhf_ray.models.decoder import base_of, decode, decoder_of
 from rlhf_ray.models.linear import in_float32, new_head
 from rlhf_ray.models.logits import LogprobsHead
-from rlhf_ray.models.modes import CheckedModel
+from rlhf_ray.models.modes import CHECKED_PROMPT, CheckedModel
 from rlhf_ray.types import IntArray
 
 
@@ -161,6 +161,7 @@ def _all_tokens(sequences_B: Sequence[IntArray], model: CheckedModel, far: int) 
         [np.arange(1, len(sequence)) for sequence in sequences_B],
         padded=model.padded,
         device=model.device,
+        prompt_lens_B=[CHECKED_PROMPT] * len(sequences_B) if model.mode.shares_prompts else None,
     )
     return moved(batch, far)
 

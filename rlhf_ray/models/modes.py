@@ -19,10 +19,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import is_flash_attn_2_available
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models.attention import CAPABILITY, MASKED_SDPA, PACKED_SDPA, VARLEN
+from rlhf_ray.models.attention import CAPABILITY, MASKED_SDPA, PACKED_SDPA, SHARING, VARLEN
 from rlhf_ray.types import IntArray
+
+# Tokens that the first two of a check's sequences begin with alike.
+CHECKED_PROMPT = 5
 
 
 def resolve_dtype(
@@ -75,6 +78,7 @@ class ForwardMode:
         rope_alone: Rotary embeddings see one sequence at a time: some families choose frequencies
             by the longest that they see.
         own_head: A classifier's own `forward` picks the token that is scored.
+        shares_prompts: A prompt that several packed sequences begin with stands once.
     """
 
     packed: bool
@@ -82,29 +86,29 @@ class ForwardMode:
     with_mask: bool = False
     rope_alone: bool = False
     own_head: bool = False
+    shares_prompts: bool = False
 
     def __str__(self) -> str:
         layout = "packed" if self.packed else "padded"
         mask = ", with an attention mask" if self.with_mask else ""
         rope = ", rotary embeddings by sequence" if self.rope_alone else ""
         head = ", the model's own choice of the token" if self.own_head else ""
-        return f"layout {layout}, attention {self.attention}{mask}{rope}{head}"
+        shared = ", prompts shared" if self.shares_prompts else ""
+        return f"layout {layout}, attention {self.attention}{shared}{mask}{rope}{head}"
 
 
-Layouts = Literal["auto", "packed", "padded"]
-
-
-def forward_modes(
-    config: ModelConfig, layout: Layouts, device: torch.device
-) -> tuple[ForwardMode, ...]:
+def forward_modes(config: ForwardConfig, device: torch.device) -> tuple[ForwardMode, ...]:
     """Those that the configuration allows, the one to prefer first."""
-    modes = [
-        ForwardMode(packed=packed, attention=attention, rope_alone=rope_alone)
-        for attention in attention_functions(config, device)
-        for packed in (True, False)
-        for rope_alone in (False, True)
-    ]
-    if config.attention == "auto":
+    layout, modes = config.layout, []
+    for attention in attention_functions(config.model, device):
+        if config.shares_prompts and attention in SHARING:
+            modes.append(ForwardMode(packed=True, attention=attention, shares_prompts=True))
+        modes += [
+            ForwardMode(packed=packed, attention=attention, rope_alone=rope_alone)
+            for packed in (True, False)
+            for rope_alone in (False, True)
+        ]
+    if config.model.attention == "auto":
         masked = (MASKED_SDPA, "eager")
         modes += [ForwardMode(packed=False, attention=name, with_mask=True) for name in masked]
     return tuple(m for m in modes if layout in ("auto", "packed" if m.packed else "padded"))
@@ -147,12 +151,12 @@ class CheckedModel(nn.Module):
                 module.training = True
         return self
 
-    def modes(self, config: ModelConfig, layout: Layouts) -> Sequence[ForwardMode]:
+    def modes(self, config: ForwardConfig) -> Sequence[ForwardMode]:
         """The ways that the configuration allows, the one to prefer first."""
         text = self.transformer().config.get_text_config()
         return [
             mode
-            for mode in forward_modes(config, layout, self.device)
+            for mode in forward_modes(config, self.device)
             if mode.with_mask or not needs_mask(getattr(text, "layer_types", None) or ())
         ]
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.models.batch import Layout, lay_out, moved
 from rlhf_ray.models.classifier import heads_of, is_packable
 from rlhf_ray.models.decoder import base_of, decode, decoder_of, require_experts
 from rlhf_ray.models.linear import in_float32
-from rlhf_ray.models.modes import CheckedModel, ForwardMode, Layouts
+from rlhf_ray.models.modes import CHECKED_PROMPT, CheckedModel, ForwardMode
 from rlhf_ray.types import IntArray
 
 
@@ -77,14 +77,17 @@ class RewardModel(CheckedModel):
             for name in heads_of(base):
                 base.set_submodule(name, in_float32(base.get_submodule(name)))
 
-    def lay_out(self, sequences_B: Sequence[IntArray]) -> Layout:
-        """What `forward` takes, from token ids."""
+    def lay_out(
+        self, sequences_B: Sequence[IntArray], prompt_lens_B: Sequence[int] | None = None
+    ) -> Layout:
+        """What `forward` takes, from token ids that begin with prompts of so many tokens."""
         pad_id = base_of(self.lm).config.get_text_config().pad_token_id
         return lay_out(
             sequences_B,
             padded=self.padded,
             device=self.device,
             pad_id=0 if pad_id is None else pad_id,
+            prompt_lens_B=prompt_lens_B if self.mode.shares_prompts else None,
         )
 
     def forward(self, layout: Layout) -> Rewards:
@@ -105,16 +108,17 @@ class RewardModel(CheckedModel):
         """The model whose attention is chosen."""
         return base_of(self.lm)
 
-    def modes(self, config: ModelConfig, layout: Layouts) -> Sequence[ForwardMode]:
+    def modes(self, config: ForwardConfig) -> Sequence[ForwardMode]:
         """The ways that the configuration allows; one alone for what is no decoder."""
         if not self.is_packable:
             return [self._own_mode]
-        more = [self._own_mode] if layout != "packed" and config.attention == "auto" else []
-        return [*super().modes(config, layout), *more]
+        takes_own = config.layout != "packed" and config.model.attention == "auto"
+        return [*super().modes(config), *([self._own_mode] if takes_own else [])]
 
     def outcomes(self, sequences_B: Sequence[IntArray], *, far: int = 0) -> list[torch.Tensor]:
         """The score of each sequence."""
-        return list(self(moved(self.lay_out(sequences_B), far)).scores_B.split(1))
+        layout = self.lay_out(sequences_B, [CHECKED_PROMPT] * len(sequences_B))
+        return list(self(moved(layout, far)).scores_B.split(1))
 
     def own_outcome(self, input_ids_1T: torch.Tensor) -> torch.Tensor:
         """The same of one sequence, by the model's own `forward`."""

@@ -13,6 +13,7 @@ from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.learner.deepspeed.memory import ModelRank
 from rlhf_ray.models.shape import ModelShape
 from rlhf_ray.planning.needs import Engine, RoleNeed, bare_need, engine_need, model_need
+from rlhf_ray.shared_prompts import shared_cost
 
 # Where neither configuration nor model says how long a sequence may be.
 DEFAULT_CONTEXT = 4096
@@ -127,10 +128,19 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
         read_rows=batches.rows if learns or not publishes else 0,
         train_rows=batches.rows_per_optimizer_step,
         alone_tokens=probe if publishes else 0,
-        logits_share=min(1.0, new_tokens / batches.row_tokens),
+        logits_share=_scored_share(config, section, batches.row_tokens),
+        shares_prompts=section.shares_prompts and config.samples_per_prompt > 1,
         publishes_mb=config.publication.bucket_mb if publishes else 0,
     )
     return model_need(role, rank, offloads=role in config.on_engines_gpus)
+
+
+def _scored_share(config: OnlineConfig, section: ForwardConfig, row_tokens: int) -> float:
+    """Of the tokens that a micro-batch counts, those of responses, as long as these may be."""
+    num_new = min(row_tokens, config.rollout.max_new_tokens)
+    num_responses = config.samples_per_prompt if section.shares_prompts else 1
+    tokens = shared_cost(row_tokens - num_new, num_responses, num_responses * row_tokens)
+    return num_responses * num_new / tokens
 
 
 def _scorer(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> RoleNeed:
@@ -146,6 +156,7 @@ def _scorer(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> RoleNeed:
         group=group,
         row_tokens=max(1, model.max_tokens_per_micro_batch // longest) * longest,
         read_rows=1,
+        shares_prompts=config.samples_per_prompt > 1,
     )
     return model_need("reward", rank, offloads="reward" in config.on_engines_gpus)
 
@@ -177,6 +188,7 @@ def _supervised(config: SupervisedConfig, shapes: Shapes) -> tuple[list[RoleNeed
             read_rows=0 if learns else batches.rows,
             train_rows=batches.rows,
             alone_tokens=math.inf if many else 0,
+            shares_prompts=section.shares_prompts and config.answers_per_row > 1,
         )
         return model_need(role, rank, leaves=ahead and not learns)
 

@@ -46,3 +46,12 @@ def never_returns(prompts: Sequence[str], completions: Sequence[str], **columns:
 def says_was(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
     """The same for all answers of many groups, which dynamic sampling replaces."""
     return [float("was" in text) for text in completions]
+
+
+def alike_at_times(
+    prompts: Sequence[str], completions: Sequence[str], **columns: Any
+) -> list[float]:
+    """As `share_of_e`, but the same for all answers of every third group or so."""
+    if sum(map(len, completions)) % 3 == 0:
+        return [1.0] * len(completions)
+    return share_of_e(prompts, completions)

@@ -163,8 +163,13 @@ def test_responses_go_on_with_new_weights(
         score = engines.call(RolloutReplica.logprobs, timeout_s=60)
         [under_1] = await score(rollouts, 60.0)
         await inside(roles.policy.actors, stretch_first_norm, 1 / 1.2)
-        await publish(roles, 2)
-        [under_0] = await score(rollouts, 60.0)
+        # The number that other weights had: of another job, or of a run that goes on.
+        await publish(roles, 1)
+        answers = await roles.rollout.generate(requests(text, stories, 1, 7), together=False)
+        last = rollouts_of(await asyncio.gather(*answers))
+        [under_0] = await score([*rollouts, *last], 60.0)
+        for rollout in reversed(last):
+            assert abs(rollout.logprobs_T - under_0.pop()).max() < 1e-4, "of a cache before"
         return rollouts, under_0, under_1
 
     rollouts, under_0, under_1 = asyncio.run(publish_amid())

@@ -6,18 +6,17 @@ Each command is a process of its own, on a cluster beside the other tests' one.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from standing import Standing, process_of, standing_pool
 
 from launch.run import signals
 from launch.run import standing as clusters
@@ -39,39 +38,13 @@ time.sleep(600)
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """What a command said and how it ended."""
-
-    status: int
-    said: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """A pool with the roles of an SFT job.
-
-    Attributes:
-        run: Runs `rlhf-ray` with these arguments.
-        cluster: As `pool up` registered it.
-        sft: The configuration that it was started with.
-    """
-
-    run: Callable[..., Command]
-    environment: dict[str, str]
-    cluster: dict[str, Any]
-    sft: Path
-    registry: Path
-
-
 @pytest.fixture(scope="module")
 def standing(stories, shared_data, tmp_path_factory) -> Iterator[Standing]:
+    """A pool with the roles of an SFT job."""
     folder = tmp_path_factory.mktemp("standing")
     texts = (shared_data / "text/tinystories_sample.txt").read_text().split("<|endoftext|>")
     rows = [{"text": text.strip()[:80]} for text in texts[:16]]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sft = folder / "sft" / "job.yaml"
-    sft.parent.mkdir()
     write_yaml(
         {
             "total_steps": 1,
@@ -79,50 +52,20 @@ def standing(stories, shared_data, tmp_path_factory) -> Iterator[Standing]:
             "data": {"path": str(folder / "rows.jsonl"), "workers": 1},
             "policy": {"model": {"path": str(stories), "dtype": "float32"}},
         },
-        sft,
+        folder / "sft.yaml",
     )
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
-        "TMPDIR": str(folder),
-        "RAY_TMPDIR": "/tmp",  # a socket's path has room for 107 bytes
-        "COLUMNS": "400",  # a table that folds no path
-    }
-
-    def run(*arguments: str) -> Command:
-        done = subprocess.run(
-            [sys.executable, "-m", "launch.cli", *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        return Command(status=done.returncode, said=done.stdout + done.stderr)
-
-    assert run("pool", "status").said.startswith("no pool is up")
-    up = run("pool", "up", str(sft), "--name", NAME)
-    try:
-        assert up.status == 0, up.said
-        [entry] = folder.glob(f"rlhf-ray-*/{NAME}.json")
-        yield Standing(
-            run=run,
-            environment=environment,
-            cluster=json.loads(entry.read_text()),
-            sft=sft,
-            registry=entry.parent,
-        )
-    finally:
-        run("pool", "down", "--name", NAME)
+    with standing_pool(folder, "sft", folder / "sft.yaml", NAME) as standing:
+        yield standing
 
 
-def process_of_policy(told: str) -> str:
-    """The process number in the table of `pool status`."""
-    [line] = [line for line in told.splitlines() if "policy" in line]
-    return [cell.strip() for cell in line.split("│")][5]
+def sft_of(standing: Standing) -> str:
+    """The configuration that it was started with."""
+    return str(standing.registry.parent / "sft.yaml")
 
 
 def test_one_job_at_a_time_in_the_same_processes_and_nothing_left_after(standing, tmp_path):
     told = standing.run("pool", "status").said
-    process = process_of_policy(told)
+    process = process_of("policy", told)
     assert "free" in told and psutil.pid_exists(int(process))
 
     holder = subprocess.Popen(
@@ -133,7 +76,7 @@ def test_one_job_at_a_time_in_the_same_processes_and_nothing_left_after(standing
         text=True,
     )
     assert holder.stdout.readline() == "held\n"
-    job = ("sft", str(standing.sft), "--ray.pool", NAME, "--run-dir")
+    job = ("sft", sft_of(standing), "--ray.pool", NAME, "--run-dir")
     refused = standing.run(*job, str(tmp_path / "refused"))
     assert refused.status == 2
     assert f"pool {NAME} is in use by runs/holder" in " ".join(refused.said.split())
@@ -143,7 +86,7 @@ def test_one_job_at_a_time_in_the_same_processes_and_nothing_left_after(standing
     attached = standing.run(*job, str(tmp_path / "attached"))
     assert attached.status == 0, attached.said
     told = standing.run("pool", "status").said
-    assert process_of_policy(told) == process
+    assert process_of("policy", told) == process
     assert "attached" in "".join(told.split()), "the model that is held"
 
     shaped = standing.run(*job, str(tmp_path / "shaped"), "--placement.policy.ranks", "2")
@@ -180,7 +123,10 @@ def starts_actors(head: psutil.Process) -> bool:
 def test_up_that_is_interrupted_leaves_nothing(sent, is_time, standing):
     entry = standing.registry / "broken-off.json"
     up = subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", "pool", "up", str(standing.sft), "--name", entry.stem],
+        [
+            *(sys.executable, "-m", "launch.cli", "pool", "up", sft_of(standing)),
+            *("--job", "sft", "--name", entry.stem),
+        ],
         env=standing.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

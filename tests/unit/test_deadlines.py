@@ -114,7 +114,7 @@ def _asks_engine(awaited: ast.AST) -> bool:
 def _waits(call: ast.Call) -> bool:
     name = ast.unparse(call.func)
     if name in ALWAYS_WAIT:
-        return True
+        return not any(ast.unparse(argument) == "os.WNOHANG" for argument in call.args)
     if name == f"{FILE}.{READ_A_LINE}":
         return False
     if name.rpartition(".")[2] in ALWAYS_WAIT_AS_METHOD:
@@ -232,6 +232,7 @@ def test_a_bare_wait_is_found(source):
     "source",
     [
         "ray.get(refs, timeout=timeout_s)",
+        "os.waitpid(pid, os.WNOHANG)",
         "dist.init_process_group('gloo', timeout=timedelta(seconds=5))",
         "thread.join(timeout=5)",
         "thread.join(5)",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -8,13 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.packing import (
-    MinibatchPlan,
-    cost_of,
-    cut_to_rectangles,
-    plan_forward,
-    plan_update,
-)
+from rlhf_ray.packing import MinibatchPlan, cost_of, cut, plan_forward, plan_update
+from rlhf_ray.shared_prompts import PromptShare
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 layout = st.fixed_dictionaries(
@@ -150,13 +146,137 @@ def test_a_packed_plan_is_cut_to_rectangles_within_the_budget(
 ) -> None:
     budget = layout["max_tokens_per_micro_batch"]
     packed = plan_forward(lengths_B, **{**layout, "padded": False})
-    cut = cut_to_rectangles(packed, lengths_B, max_tokens_per_micro_batch=budget)
-    assert len({len(rank) for rank in cut}) == 1
-    for before, after in zip(packed, cut, strict=True):
+    fitting = cut(packed, lengths_B, max_tokens_per_micro_batch=budget, padded=True)
+    assert len({len(rank) for rank in fitting}) == 1
+    for before, after in zip(packed, fitting, strict=True):
         assert [row for batch in before for row in batch] == [r for b in after for r in b]
         for batch in after:
             assert len(batch) <= 1 or cost_of(batch, lengths_B, padded=True) <= budget
-    assert cut_to_rectangles(cut, lengths_B, max_tokens_per_micro_batch=budget) == cut
+    again = cut(fitting, lengths_B, max_tokens_per_micro_batch=budget, padded=True)
+    assert again == fitting
+
+
+# A prompt's tokens, and those of what goes on from it in each row.
+groups = st.lists(
+    st.tuples(st.integers(0, 40), st.lists(st.integers(0, 30), min_size=1, max_size=9)),
+    min_size=1,
+    max_size=8,
+).filter(lambda groups: all(prompt + own for prompt, owns in groups for own in owns))
+
+
+def rows_in_groups(groups: list[tuple[int, list[int]]]) -> tuple[list[int], list[PromptShare]]:
+    """Lengths of rows, and what they begin with."""
+    lengths_B = [prompt + own for prompt, owns in groups for own in owns]
+    prompts_B = [
+        PromptShare(prompt=number, num_tokens=prompt)
+        for number, (prompt, owns) in enumerate(groups)
+        for _ in owns
+    ]
+    return lengths_B, prompts_B
+
+
+def tokens_of(rows: tuple[int, ...], lengths_B: list[int], prompts_B: list[PromptShare]) -> int:
+    """Each prompt once where that saves, and then a sixth of the rows' tokens for copied keys."""
+    total = 0
+    for prompt in {prompts_B[row] for row in rows}:
+        lengths = [lengths_B[row] for row in rows if prompts_B[row] == prompt]
+        once = prompt.num_tokens + sum(length - prompt.num_tokens for length in lengths)
+        total += min(sum(lengths), once + math.ceil(sum(lengths) / 6))
+    return total
+
+
+@given(groups, layout)
+def test_a_shared_prompt_counts_once_where_that_saves(
+    groups: list[tuple[int, list[int]]], layout: dict[str, Any]
+) -> None:
+    lengths_B, prompts_B = rows_in_groups(groups)
+    by_rank = plan_forward(lengths_B, prompts_B=prompts_B, **layout)
+    assert sorted(row for rank in by_rank for batch in rank for row in batch) == list(
+        range(len(lengths_B))
+    )
+    assert len({len(micro_batches) for micro_batches in by_rank}) == 1
+    if layout["padded"]:
+        assert by_rank == plan_forward(lengths_B, **layout)
+        return
+    for micro_batches in by_rank:
+        costs = [tokens_of(batch, lengths_B, prompts_B) for batch in micro_batches]
+        assert costs == sorted(costs, reverse=True)
+        assert costs == [
+            cost_of(batch, lengths_B, padded=False, prompts_B=prompts_B) for batch in micro_batches
+        ]
+        for cost, batch in zip(costs, micro_batches, strict=True):
+            assert cost <= layout["max_tokens_per_micro_batch"] or len(batch) == 1
+
+
+@given(groups, layout)
+def test_groups_stay_whole_only_where_no_rank_gets_more_by_it(
+    groups: list[tuple[int, list[int]]], layout: dict[str, Any]
+) -> None:
+    layout["padded"] = False
+    lengths_B, prompts_B = rows_in_groups(groups)
+
+    def fullest(plan: Any) -> int:
+        return max(sum(lengths_B[row] for batch in rank for row in batch) for rank in plan)
+
+    alone, together = (
+        plan_forward(lengths_B, **layout, prompts_B=some) for some in (None, prompts_B)
+    )
+    of_ranks = [
+        tokens_of(tuple(row for batch in rank for row in batch), lengths_B, prompts_B)
+        for rank in together
+    ]
+    assert max(of_ranks) <= fullest(alone)
+
+
+def test_a_group_goes_to_one_micro_batch() -> None:
+    prompts_B = [PromptShare(prompt=row % 4, num_tokens=50) for row in range(16)]
+    by_rank = plan_forward(
+        [60] * 16,
+        data_parallel_size=2,
+        max_tokens_per_micro_batch=150,
+        padded=False,
+        prompts_B=prompts_B,
+    )
+    found = [{prompts_B[row].prompt for row in batch} for rank in by_rank for batch in rank]
+    assert [len(prompts) for prompts in found] == [1, 1, 1, 1]
+    # Fewer groups than ranks are cut, that none is idle.
+    by_rank = plan_forward(
+        [60] * 4,
+        data_parallel_size=4,
+        max_tokens_per_micro_batch=150,
+        padded=False,
+        prompts_B=[PromptShare(prompt=0, num_tokens=10)] * 4,
+    )
+    assert sorted(by_rank) == [((row,),) for row in range(4)]
+
+
+@given(groups, layout, schedule)
+def test_minibatches_do_not_depend_on_what_is_shared(
+    groups: list[tuple[int, list[int]]], layout: dict[str, Any], schedule: dict[str, Any]
+) -> None:
+    lengths_B, prompts_B = rows_in_groups(groups)
+    plans = [
+        plan_update(lengths_B, lengths_B, **layout, **schedule, prompts_B=some)
+        for some in (None, prompts_B)
+    ]
+    for left, right in zip(*(plan.minibatches for plan in plans), strict=True):
+        assert sorted(rows_of(left)) == sorted(rows_of(right))
+        assert (left.num_tokens, left.num_sequences) == (right.num_tokens, right.num_sequences)
+
+
+@given(groups, layout, st.booleans())
+def test_a_plan_with_shared_prompts_is_cut_for_a_model_that_shares_none(
+    groups: list[tuple[int, list[int]]], layout: dict[str, Any], padded: bool
+) -> None:
+    lengths_B, prompts_B = rows_in_groups(groups)
+    budget = layout["max_tokens_per_micro_batch"]
+    shared = plan_forward(lengths_B, **{**layout, "padded": False}, prompts_B=prompts_B)
+    fitting = cut(shared, lengths_B, max_tokens_per_micro_batch=budget, padded=padded)
+    assert len({len(rank) for rank in fitting}) == 1
+    for before, after in zip(shared, fitting, strict=True):
+        assert [row for batch in before for row in batch] == [r for b in after for r in b]
+        for batch in after:
+            assert len(batch) <= 1 or cost_of(batch, lengths_B, padded=padded) <= budget
 
 
 def test_padded_rows_meet_rows_of_like_length() -> None:
@@ -205,6 +325,11 @@ def test_fewer_rows_than_ranks_gives_empty_micro_batches() -> None:
         ({"max_tokens_per_micro_batch": 0}, "max_tokens_per_micro_batch must be at least 1"),
         ({"num_minibatches": 0}, "num_minibatches must be at least 1, got 0"),
         ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
+        ({"prompts_B": []}, "prompts_B must have 2 entries, got 0"),
+        (
+            {"prompts_B": [PromptShare(prompt=0, num_tokens=4)] * 2},
+            "row 0: a prompt must have 0 to 3 tokens, got 4",
+        ),
     ],
 )
 def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:

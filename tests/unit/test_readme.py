@@ -13,7 +13,7 @@ from markdown_pages import README, ROOT, Page, all_code, blocks, of_program
 from benchmarks.model_sizes import QWEN
 from launch import data as data_command
 from launch import jobs, plan, pool, submit
-from launch.cli import COMMANDS, CONFIGURED
+from launch.cli import COMMANDS, CONFIGURED, RESTARTS, restarts_of
 from rlhf_ray.algorithms.advantages import ADVANTAGES
 from rlhf_ray.algorithms.correction import CORRECTIONS
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
@@ -147,7 +147,7 @@ def test_every_job_command_loads(words, monkeypatch):
     assert job in CONFIGURED
     if rest == ["--help"]:
         return
-    path, *overrides = rest
+    path, *overrides = restarts_of(rest)[1]
     if PLACEHOLDER.fullmatch(path):
         path = "tiny-cpu"
     load_config(CONFIGURED[job], find_config(job, path), overrides)
@@ -189,11 +189,14 @@ def test_every_pytest_command_names_what_is_there():
             assert "/" not in word or (ROOT / word).exists(), " ".join(words)
 
 
+OPTIONS_OF_ALL_JOBS = ("--help", "--a.b.c", RESTARTS)
+
+
 def test_keys_given_as_options_in_the_text_exist():
     """`--policy.optim.lr 1e-6` in a sentence is a key of some job, or an option of the command."""
     for code in all_code():
         option = code.partition(" ")[0].partition("=")[0]
-        if not re.fullmatch(r"--[a-z][\w.-]+", option) or option in ("--help", "--a.b.c"):
+        if not re.fullmatch(r"--[a-z][\w.-]+", option) or option in OPTIONS_OF_ALL_JOBS:
             continue
         if any(
             option in command.parser().format_help() for command in (plan, submit, data_command)

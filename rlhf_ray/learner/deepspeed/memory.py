@@ -48,6 +48,7 @@ class ModelRank:
         read_rows: That all ranks together read at a time; `train_rows` in an optimiser step.
         alone_tokens: That each rank reads by itself.
         logits_share: Of a micro-batch's tokens, those that get logits.
+        shares_prompts: Several sequences may begin with one prompt, which stands once.
         publishes_mb: Weights go to engines in buckets of about this size; 0 for not at all.
     """
 
@@ -61,6 +62,7 @@ class ModelRank:
     train_rows: int = 0
     alone_tokens: float = 0
     logits_share: float = 1.0
+    shares_prompts: bool = False
     publishes_mb: int = 0
 
     @property
@@ -224,10 +226,18 @@ def _with_pass(rank: ModelRank, kept: Memory, kind: Pass, buffers: int) -> Memor
     )
     return replace(
         kept,
-        activations=int(factor * tokens * _activation_bytes(rank, kind)),
+        activations=int(factor * tokens * _activation_bytes(rank, kind))
+        + _mask_bytes(rank, tokens),
         logits=int(logits_factor * logits),
         buffers=buffers,
     )
+
+
+def _mask_bytes(rank: ModelRank, tokens: int) -> int:
+    """Of `packed_sdpa` where prompts are shared: for each token a number for each key before it."""
+    if not rank.shares_prompts or (rank.on_gpu and rank.bytes_each == 2):
+        return 0
+    return tokens * min(tokens, rank.row_tokens) * rank.bytes_each
 
 
 def _activation_bytes(rank: ModelRank, kind: Pass) -> int:

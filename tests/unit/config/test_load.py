@@ -220,10 +220,27 @@ def test_an_unset_variable_is_named_with_its_line(tmp_path, monkeypatch):
             ],
             r"set placement\.policy\.ranks to 8 or placement\.rollout\.ranks to 4",
         ),
+        (
+            "placement: {policy: {gpus_per_rank: 1}, rollout: {gpus_per_rank: 1, share: policy}}",
+            ["--max-staleness", "2"],
+            r"max_staleness must be 0 where policy and the engines share GPUs, .*, got 2: give "
+            r"rollout GPUs of its own$",
+        ),
+        (
+            "",
+            ["--max-staleness", "1", "--algorithm.correction.kind", "none"],
+            r"correction\.kind must not be none with max_staleness 1: .*allow_uncorrected: true",
+        ),
     ],
 )
 def test_an_error_says_where_what_and_what_is_allowed(tmp_path, more, arguments, expected):
     assert re.search(expected, errors_of(tmp_path, MINIMAL + more + "\n", *arguments))
+
+
+def test_stale_rollouts_are_trained_uncorrected_where_that_is_asked_for(tmp_path):
+    given = ["--max-staleness", "1", "--algorithm.correction.kind", "none"]
+    config = load_text(tmp_path, MINIMAL, *given, "--algorithm.correction.allow_uncorrected", "yes")
+    assert config.max_staleness == 1
 
 
 def test_a_missing_section_is_named(tmp_path):

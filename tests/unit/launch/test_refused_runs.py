@@ -26,6 +26,8 @@ from rlhf_ray.jobs.status import read_status, state_of
 from rlhf_ray.jobs.table import JOBS
 from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.setup import setup_of
+from rlhf_ray.rollouts.journal import journal_of
+from rlhf_ray.rollouts.records import RecordedGroup
 from rlhf_ray.types import Prompt, SftExample
 
 
@@ -304,6 +306,66 @@ def test_samples_that_somebody_cut(tmp_path):
     with pytest.raises(ConfigError, match=r"samples.jsonl must have at least the 9 bytes"):
         run(again, load)
     assert everything_in(folder) == before
+
+
+# A draw that was passed over, of which no sample is kept.
+GROUP = RecordedGroup(
+    draw=0, prompt_id="a", is_accepted=False, scores_G=(), summaries_G=(), rollouts_G=()
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [({"seed": 1}, "seed was 1, is 0"), ({"data": {"shuffle": False}}, "data.shuffle was False")],
+    ids=["of another seed", "of another order"],
+)
+def test_the_journal_of_another_run(changes, match, tmp_path, monkeypatch):
+    """Somebody copied the folder of rollouts; the run had no checkpoint yet."""
+    prompts = [Prompt(prompt_id="a", token_ids_T=(1,), text="a")]
+
+    def load(config):
+        return OnlineData(
+            prompts=prompts,
+            eval_prompts=[],
+            end_token_ids=(),
+            vocabulary="",
+            tokenizer=None,
+        )
+
+    values = {**ONLINE, "run_dir": str(tmp_path / "run")}
+    config = GrpoConfig.model_validate({**values, "resume": "auto"})
+    with pytest.raises(RunError), run_folder(config) as folder:
+        raise RunError("stopped")
+    other = {**values, **changes, "data": {**values["data"], **changes.get("data", {})}}
+    journal_of(config.run_dir, setup_of(GrpoConfig.model_validate(other), prompts)).append(GROUP)
+    before = everything_in(folder)
+    monkeypatch.setattr(job, "connected", lambda *arguments: pytest.fail("it was started"))
+    with pytest.raises(ConfigError, match=rf"rollouts in \S+ cannot be replayed: {match}"):
+        run(config, load)
+    assert everything_in(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("keys", "match"),
+    [
+        (
+            [
+                *("--placement.policy.gpus_per_rank", "1", "--placement.rollout.share", "policy"),
+                *("--placement.rollout.gpus_per_rank", "1"),
+            ],
+            "max_staleness must be 0 where policy and the engines share GPUs",
+        ),
+        (["--algorithm.correction.kind", "none"], "correction.kind must not be none"),
+    ],
+    ids=["engines on the policy's GPUs", "no correction"],
+)
+def test_what_cannot_run_ahead(keys, match, tmp_path, capsys):
+    (tmp_path / "grpo.yaml").write_text(json.dumps(ONLINE))
+    arguments = ["--run-dir", str(tmp_path / "run"), "--max-staleness", "2", *keys]
+    assert cli.main(["grpo", str(tmp_path / "grpo.yaml"), *arguments]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 problem" in said and match in said
+    assert [path.name for path in tmp_path.iterdir()] == ["grpo.yaml"]
 
 
 # ---------------------------------------------------------------------------- pipelines

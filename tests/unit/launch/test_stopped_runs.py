@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from launch import job
 from launch.run import cluster
+from rlhf_ray.config.supervised import SftConfig
 
 RUN = """
 import asyncio, sys, time
@@ -42,7 +44,7 @@ sys.exit(cli.guarded(run))
 WAITS = {"async": "await asyncio.sleep(600)", "blocking": "time.sleep(600)"}
 
 
-def stop(script, sent, *, ignored=(), arguments=()):
+def stop(script, sent, *, again=None, ignored=(), arguments=()):
     """Run a script until it has said its first line, send it a signal; what came of it."""
 
     def inherit() -> None:
@@ -63,6 +65,9 @@ def stop(script, sent, *, ignored=(), arguments=()):
     assert run.stdout.readline() == "held\n"
     time.sleep(0.2)
     run.send_signal(sent)
+    if again is not None:
+        time.sleep(0.5)
+        run.send_signal(again)
     said, errors = run.communicate(timeout=30)
     return run.returncode, said, errors
 
@@ -131,6 +136,63 @@ def test_a_run_under_nohup_goes_on_when_its_terminal_goes(tmp_path):
     assert ended == (0, "given back\n", "")
 
 
+TRAINING = """
+import asyncio, sys
+from launch import cli
+from launch.run.folder import run_folder
+from launch.run.signals import asked_first
+from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.loops.stopping import Stop
+
+config = SftConfig.model_validate({
+    "run_dir": sys.argv[1], "data": {"path": "x"}, "policy": {"model": {"path": "a/b"}},
+})
+stop = Stop()
+
+async def train():
+    with stop.heeded():
+        print("held", flush=True)
+        while not stop.asked:
+            await asyncio.sleep(0.05)
+        print("last step", flush=True)
+        await asyncio.sleep(STEP_S)
+        print("saved", flush=True)
+
+def run():
+    with run_folder(config), asked_first(stop.ask):
+        asyncio.run(train())
+    return 0
+
+sys.exit(cli.guarded(run))
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_trains_ends_behind_its_step(sent, tmp_path):
+    script = TRAINING.replace("STEP_S", "0.1")
+    status, said, errors = stop(script, sent, arguments=[str(tmp_path)])
+    assert (status, said) == (130, "last step\nsaved\n")
+    assert errors == (
+        f"{sent.name}: the run ends after this step, which is saved; a second one ends it now\n"
+        "interrupted\n"
+    )
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(sent, tmp_path):
+    script = TRAINING.replace("STEP_S", "600")
+    status, said, _ = stop(script, sent, again=sent, arguments=[str(tmp_path)])
+    assert (status, said) == (130, "last step\n")
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_a_terminal_that_goes_ends_it_at_once(tmp_path):
+    script = TRAINING.replace("STEP_S", "600")
+    status, said, _ = stop(script, signal.SIGHUP, arguments=[str(tmp_path)])
+    assert (status, said) == (130, "")
+
+
 def test_what_must_not_be_left_half_done_is_done_first():
     script = """
 import signal, time
@@ -167,3 +229,25 @@ def test_a_stop_while_ray_starts_is_an_interrupt_too(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cluster.join("auto")
     assert restored
+
+
+@pytest.mark.parametrize(
+    ("submitted", "ray_allows", "grace_s"),
+    [
+        (False, "60", 40.0),
+        (True, "60", 40.0),
+        (True, "30", 28.0),
+        (True, None, 1.0),
+        (True, "0", 0),
+    ],
+)
+def test_a_submitted_run_is_done_before_ray_kills_it(monkeypatch, submitted, ray_allows, grace_s):
+    monkeypatch.setattr(job, "is_submitted", lambda: submitted)
+    monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
+    if ray_allows is not None:
+        monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", ray_allows)
+    timeouts = {"stop_s": 40.0}
+    config = SftConfig.model_validate(
+        {"timeouts": timeouts, "data": {"path": "x"}, "policy": {"model": {"path": "a/b"}}}
+    )
+    assert job.grace_s(config) == grace_s

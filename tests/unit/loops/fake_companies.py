@@ -99,9 +99,10 @@ class HashedCompany(Company):
         return [self.late(answer) for answer in await super().generate(requests, together=together)]
 
     async def late(self, answer: Awaitable[RolloutGroup]) -> RolloutGroup:
+        group = await answer
         if self.delays is not None:
             await asyncio.sleep(self.delays.random() / 1000)
-        return await answer
+        return group
 
     async def build(self, groups: Sequence[ScoredGroup], **others: Any) -> tuple[Ref, Metrics]:
         await super().build(groups, **others)

@@ -94,12 +94,18 @@ async def test_a_step_says_where_its_time_and_its_processes_went(tmp_path):
     assert "wait/policy" not in recorder.steps[0]
 
 
-async def test_utilisation_counts_every_epoch_and_no_prompt_as_scored(tmp_path):
+@pytest.mark.parametrize("shares_prompts", [True, False], ids=["shared", "plain"])
+async def test_utilisation_counts_every_epoch_and_no_prompt_as_scored(tmp_path, shares_prompts):
     config, recorder = make_config(tmp_path, algorithm={"epochs": 2}), FakeSink()
     company = Company(config, spread)
 
     async def hardware():
-        return Hardware(flops=COSTS, device_name="NVIDIA H100 80GB", num_devices=2)
+        return Hardware(
+            flops=COSTS,
+            device_name="NVIDIA H100 80GB",
+            num_devices=2,
+            shares_prompts=shares_prompts,
+        )
 
     company.hardware = hardware
     await loop_of(config, company, recorder=recorder).run(None)
@@ -111,6 +117,8 @@ async def test_utilisation_counts_every_epoch_and_no_prompt_as_scored(tmp_path):
         [s.num_prompt_tokens + s.num_response_tokens for s in summaries],
         num_scored=sum(s.num_response_tokens for s in summaries),
     )
+    if shares_prompts:
+        num_flops -= COSTS.of([s.num_prompt_tokens for s in summaries if s.sample], num_scored=0)
     assert told["perf/mfu"] == pytest.approx(2 * num_flops / (told["time/update"] * 2 * 989e12))
 
 

@@ -13,6 +13,7 @@ from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.sampling import SampleLoop
+from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 
 GUEST = {"share": "policy", "gpus_per_rank": 1}
@@ -60,6 +61,27 @@ async def test_a_step_hands_the_card_from_engines_to_learners_and_back(tmp_path)
     assert card.moves[19:21] == ["-policy.weights", "+rollout.kv_cache"]
     assert card.moves[21:24] == left, "for the checkpoint, after which nobody samples"
     assert not card.held
+
+
+@pytest.mark.parametrize("at", ["rollout.generate@2", "reward.score"])
+async def test_a_run_that_is_stopped_makes_room_for_its_checkpoint(tmp_path, at):
+    dynamic = {"dynamic_sampling": {"enabled": True, "max_rounds": 5}}
+    config = make_config(tmp_path, algorithm=dynamic, **ON_ONE)
+    stop, card = Stop(), Card()
+
+    class Asking(Company):
+        def said(self, call):
+            super().said(call)
+            if call == at and self.version == 2:
+                stop.ask()
+
+    loop = loop_on(card, config, company := Asking(config, by_sample))
+    with pytest.raises(KeyboardInterrupt):
+        await loop.run(None, stop)
+    assert company.calls[-2:] == ["policy.save", "value.save"]
+    assert not card.held
+    found = CheckpointStore(tmp_path, keep=2).latest()
+    assert found is not None and found.step == 2
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -1,6 +1,7 @@
 """The screen, and the log file of a batch system."""
 
 import io
+import math
 
 import pytest
 from rich.console import Console
@@ -27,6 +28,20 @@ def test_without_a_terminal_a_step_is_one_plain_line():
         "step 0/4  rollout/reward_mean 0",
         "step 1/4  left 0:30  rollout/reward_mean 0.25",
         "step 2/4  left 0:20  rollout/reward_mean 0.5",
+    ]
+
+
+def test_a_plain_line_is_followed_by_what_is_new_to_warn_of():
+    screen = io.StringIO()
+    sink = ConsoleSink(total_steps=9, console=Console(file=screen, width=80))
+    ill, kl = {"policy/kl_ref": 3.0}, {"policy/kl_ref": "far from the reference"}
+    steps = [(ill, kl), (ill, kl), ({}, {}), (ill, kl), ({"sft/loss": math.nan}, {})]
+    for step, (metrics, warnings) in enumerate(steps, start=1):
+        sink.log(Record(step=step, time_s=step, metrics=metrics, warnings=warnings))
+    assert [line for line in screen.getvalue().splitlines() if line.startswith("!")] == [
+        "! step 1: far from the reference",
+        "! step 4: far from the reference",
+        "! step 5: not finite: sft/loss nan",
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models import attention, modes
 from rlhf_ray.models.modes import attention_functions, forward_modes
@@ -69,13 +69,13 @@ def test_flash_attention_is_found_as_transformers_finds_it(card, monkeypatch):
 
 def test_a_kernel_by_name_is_tried_alone_and_auto_tries_the_next(card):
     def ways(**settings):
-        config = ModelConfig.model_validate(settings)
-        return [str(mode) for mode in forward_modes(config, "auto", GPU)]
+        config = ForwardConfig.model_validate({"model": settings})
+        return [str(mode) for mode in forward_modes(config, GPU)]
 
     by_name = ways(attention="varlen_attn")
     assert {way.split(", ")[1] for way in by_name} == {"attention varlen_attn"}
     assert ways()[: len(by_name)] == by_name
-    assert ways()[len(by_name)] == "layout packed, attention packed_sdpa"
+    assert ways()[len(by_name)] == "layout packed, attention packed_sdpa, prompts shared"
     assert ways()[-1] == "layout padded, attention eager, with an attention mask"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.families import CLASSIFIERS, ROLES, outcome_of
 
-PACKED = "layout packed, attention packed_sdpa"
+PACKED = "layout packed, attention packed_sdpa, prompts shared"
 PADDED = "layout padded, attention packed_sdpa"
 OWN = "layout padded, attention eager, with an attention mask"
 # Logits that are multiplied, divided, capped, made by a head of more than one part, or described in

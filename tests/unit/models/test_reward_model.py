@@ -146,6 +146,21 @@ def test_scores_follow_their_rows_in_any_order_and_company(folder):
         assert scores == pytest.approx([expected[row] for row in rows], abs=1e-5)
 
 
+def test_samples_of_a_group_share_their_prompt(decoder):
+    prompt = "One day, a little girl named Lily went to the park with her mother and"
+    group = [make_rollout(prompt, text) for text in (" ran.", " sat down.", " saw a big dog.")]
+    model = reward_model(decoder)
+    alone = [values(model.score([rollout]))[0] for rollout in group]
+    taken = []
+    model.model.transformer().get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: taken.append(inputs[0].numel())
+    )
+    assert values(model.score(group)) == pytest.approx(alone, abs=1e-5)
+    texts = [model._tokenize(rollout) for rollout in group]
+    num_shared = 2 * texts[0].num_prompt_tokens
+    assert taken == [sum(len(text.ids_T) for text in texts) - num_shared]
+
+
 def test_a_chat_is_written_with_the_models_own_template(folder):
     messages = [{"role": "user", "content": "Hello"}]
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -173,7 +188,7 @@ def test_a_response_that_was_cut_off_has_no_end(folder):
     whole = make_rollout("Lily", " ran.")
     cut = replace(whole, finish_reason="length")
     model = reward_model(folder)
-    tokens = [model._tokenize(rollout).tolist() for rollout in (whole, cut)]
+    tokens = [model._tokenize(rollout).ids_T.tolist() for rollout in (whole, cut)]
     assert tokens[0][-1] == model.tokenizer.eos_token_id
     assert tokens[1] == tokens[0][:-1]
 
@@ -196,12 +211,12 @@ def test_in_the_policys_vocabulary_the_sampled_tokens_are_scored(decoder, is_end
     expected = [*tokenizer("Once upon a")["input_ids"], *rollout.response_ids_T.tolist()]
     config = RewardModelConfig(path=str(decoder))
     own = scorer_of(config, vocabulary=vocabulary_digest(tokenizer))
-    assert own._tokenize(rollout).tolist() == expected
+    assert own._tokenize(rollout).ids_T.tolist() == expected
     assert values(own.score([rollout])) == pytest.approx(
         plain_logits(decoder, [expected], 0), abs=1e-5
     )
     other = scorer_of(config, vocabulary="another")
-    assert len(other._tokenize(rollout)) == len(expected) - 1
+    assert len(other._tokenize(rollout).ids_T) == len(expected) - 1
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -219,7 +234,7 @@ def test_reasoning_that_was_cut_off_is_scored_as_it_was_sampled(decoder, known):
         RewardModelConfig(path=str(decoder), chat_template=THINKS),
         vocabulary=vocabulary_digest(tokenizer) if known else "another",
     )
-    shown = tokenizer.decode(model._tokenize(rollout))
+    shown = tokenizer.decode(model._tokenize(rollout).ids_T)
     assert shown.endswith("assistant: <think>\nlet me" if known else "assistant:<think>\nlet me")
     assert shown.count("<think>") == 1 and "</think>" not in shown
 
@@ -231,7 +246,7 @@ def test_tools_of_a_prompt_stand_before_it_where_the_template_has_a_place(decode
     rollout = make_rollout([{"role": "user", "content": "Why?"}], "So.")
     prompt = replace(rollout.prompt, columns={"tools": [tool]})
     model = reward_model(decoder, chat_template=template)
-    shown = model.tokenizer.decode(model._tokenize(replace(rollout, prompt=prompt)))
+    shown = model.tokenizer.decode(model._tokenize(replace(rollout, prompt=prompt)).ids_T)
     assert ("<add>[user] Why?" in shown) == shows
     assert "[user] Why?" in shown
 

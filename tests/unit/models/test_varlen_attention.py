@@ -25,7 +25,7 @@ from rlhf_ray.models.reward import RewardModel
 
 CPU = torch.device("cpu")
 HEADS, KV_HEADS = 4, 2
-PACKED = "layout packed, attention varlen_attn"
+PACKED = "layout packed, attention varlen_attn, prompts shared"
 
 
 @pytest.fixture
@@ -172,7 +172,8 @@ FAMILIES = {
 def test_a_model_scores_as_its_own_forward_does(family, layout, kernel):
     module = TokenScorer(tiny(family, **FAMILIES[family])[0], temperature=1.0, chunk_tokens=16)
     settle(module, ForwardConfig.model_validate({"layout": layout}), CPU)
-    assert str(module.mode) == f"layout {layout}, attention varlen_attn"
+    shared = ", prompts shared" if layout == "packed" else ""
+    assert str(module.mode) == f"layout {layout}, attention varlen_attn{shared}"
     kernel.clear()
     assert_own_outcomes(module, sequences(7, 40, 1, 23))
     windows = {call.left for call in kernel}
@@ -196,7 +197,7 @@ def test_critics_and_reward_models_take_the_same_kernel(kernel):
 @pytest.mark.parametrize(
     ("family", "changes", "wanted"),
     [
-        ("llama", {"head_dim": 264}, "layout packed, attention packed_sdpa"),
+        ("llama", {"head_dim": 264}, "layout packed, attention packed_sdpa, prompts shared"),
         ("stablelm", {}, "layout padded, attention varlen_attn"),
         ("llama4", {}, "layout padded, attention masked_sdpa, with an attention mask"),
         # A window beyond the check's sequences, of which attention is not told.

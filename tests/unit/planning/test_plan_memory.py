@@ -239,6 +239,7 @@ QWEN = {
     "policy": {
         "model": {"path": "qwen2-66m", **FLOAT32},
         "max_tokens_per_micro_batch": 1024,
+        "share_prompts": False,  # as it was measured
         "zero": {"stage": 2},
     },
     "value": {
@@ -318,6 +319,18 @@ def test_processes_on_a_cpu_take_what_was_measured(name, sections, role, measure
     # process has before a model is there does not count in its favour.
     above = measured - memory.process / MIB
     assert (memory.total - memory.process) / MIB == pytest.approx(above, rel=0.25)
+
+
+def test_a_mask_and_more_logits_are_planned_where_prompts_are_shared():
+    def policy(dtype, **settings):
+        model = {**QWEN["policy"]["model"], "dtype": dtype}
+        sections = {**QWEN, "policy": {**QWEN["policy"], "model": model, **settings}}
+        return memory_of(planned(job("ppo", **sections)), "policy")
+
+    anew, shared = policy("float32"), policy("float32", share_prompts=True)
+    row_tokens = 24 + QWEN["rollout"]["max_new_tokens"]
+    assert shared.activations - anew.activations == 1024 * row_tokens * 4
+    assert shared.logits > anew.logits
 
 
 def test_gpus_of_one_engine_share_its_inner_width_and_all_have_its_logits():
