@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import nullcontext
 from xml.etree import ElementTree
 
 import pytest
@@ -138,6 +139,29 @@ def test_what_does_not_hold_of_a_slow_prompt_is_said(row, fault):
     found = slow_prompt.faults([{"step": 1.0, **GOOD}, row], max_staleness=1, has_slow=True)
     assert len(found) == bool(fault)
     assert not fault or fault in found[0]
+
+
+def test_time_is_lost_by_each_slow_prompt(monkeypatch, tmp_path):
+    quick = [{"step": float(n), **GOOD, "time/step": 1.0} for n in range(1, slow_prompt.STEPS + 1)]
+    slow = [
+        {**row, "time/step": 3.0, "rollout/response_tokens_mean": 51.75}
+        if row["step"] in slow_prompt.SLOW_STEPS
+        else row
+        for row in quick
+    ]
+
+    class Runs:
+        def train(self, config):
+            has_slow = config.run_dir.rpartition("/")[2].startswith("slow")
+            return [{}, *(slow if has_slow else quick)]
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(slow_prompt, "save_model", lambda folder: None)
+    monkeypatch.setattr(slow_prompt, "open_runs", lambda config: nullcontext(Runs()))
+    said = slow_prompt.slow_prompt(tmp_path)
+    assert said["faults"] == [f"step {n}: staleness 1" for _ in range(2) for n in range(1, 15)]
+    assert said["max_staleness 1"]["time lost for each slow prompt"] == 2.0
+    assert said["max_staleness 1"]["groups trained"] == said["max_staleness 1"]["groups sampled"]
 
 
 def test_the_model_answers_the_slow_prompt_without_end_and_others_at_once(
