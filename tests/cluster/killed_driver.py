@@ -154,8 +154,8 @@ class Log:
             self.tell(run=name_of(loop), step=step, weights=weights)
             return metrics
 
-        def logged(log_: MetricsLog, step: int, metrics: Any) -> None:
-            log(log_, step, metrics)
+        def logged(log_: MetricsLog, step: int, metrics: Any, *more: Any) -> None:
+            log(log_, step, metrics, *more)
             self.tell(step=step, metrics=dict(metrics))
 
         for owner, name, patched in (
