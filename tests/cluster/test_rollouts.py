@@ -201,6 +201,14 @@ def test_requests_of_a_group_that_is_late_are_ended(roles, tokenizer):
     assert num_running(replica) == 0
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(roles):
+    """Draws of other tests, and of jobs on the same engine, have the same numbers."""
+    yield
+    for replica in roles.rollout.actors.actors:
+        ray.get(replica.drop_requests.remote(), timeout=60)
+
+
 def test_a_group_ends_alone(roles, tokenizer):
     """One is dropped: its requests end, the others are answered, and again when asked again."""
     replica = roles.rollout.actors.actors[0]
