@@ -159,6 +159,7 @@ def test_a_supervised_run_comes_back_from_whatever_becomes_of_its_driver(command
     assert guarded.weights() == wanted
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_amid_generation_goes_on_bit_for_bit(commands):
     wanted = undisturbed(commands, "grpo")
     stopped = commands("grpo", "grpo")
