@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
@@ -30,10 +30,13 @@ def put(value: T) -> T:
 
 
 class ComputingActor(Protocol):
-    """An actor that computes in turn with those on the same GPU."""
+    """An actor that computes in turn with those on the same GPU or the same cores."""
 
     def free_memory(self) -> None:
         """Give back what its passes took."""
+
+    def use_threads(self, number: int) -> None:
+        """Compute with so many from now on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,8 @@ class RoleHandle(Generic[A]):
         incarnation: Counts up whenever other actors come.
         busy: Runs while any of them is asked something.
         gpu_turns: Which of the roles on the same GPUs computes; None where no other role does.
+        core_turns: The same of each node where it computes on CPUs, and how many cores it takes.
+        threads: Of each actor.
     """
 
     names: list[str]
@@ -65,6 +70,8 @@ class RoleHandle(Generic[A]):
     spec: Any
     hosted: Hosted | None
     gpu_turns: Turns | None = None
+    core_turns: Sequence[tuple[Turns, int]] = ()
+    threads: int = 1
 
     def __init__(self, name: str, actors: Mapping[str, Any] | None = None) -> None:
         """Take actors that were started, by their names."""
@@ -77,7 +84,8 @@ class RoleHandle(Generic[A]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process, or a later one, begins with a clock and turns of its own."""
-        return {key: self.__dict__[key] for key in self.__dict__.keys() - {"busy", "gpu_turns"}}
+        own = {"busy", "gpu_turns", "core_turns"}
+        return {key: self.__dict__[key] for key in self.__dict__.keys() - own}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """See `__getstate__`."""
@@ -174,20 +182,32 @@ class RoleHandle(Generic[A]):
                 indices=asked,
             )
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether another role waits for the GPUs or cores that this one shares."""
+        shared = [turns for turns, _ in self.core_turns]
+        return any(turns.are_waited_for for turns in (self.gpu_turns, *shared) if turns)
+
     @asynccontextmanager
     async def turn(self, *, timeout_s: float) -> AsyncIterator[None]:
-        """What is inside computes, no call longer than `timeout_s`; alone where GPUs are shared.
+        """What is inside computes, no call longer than `timeout_s`.
 
-        The memory of its passes is given back before the next one's turn: PyTorch would keep it for
-        the process that had it.
+        It is alone where GPUs are shared; on CPUs it has the cores that its threads need. The
+        GPUs' memory of its passes is given back before the next one's turn: PyTorch would keep it
+        for the process that had it.
 
         Raises:
             DeadlineError: The turns of the others did not end in time.
         """
+        at_most_s = MOST_CALLS * timeout_s
         if self.gpu_turns is None:
-            yield
+            async with AsyncExitStack() as cores:
+                for turns, number in self.core_turns:  # by their nodes: nobody waits in a circle
+                    turn = turns.turn(self.name, at_most_s=at_most_s, takes=number)
+                    await cores.enter_async_context(turn)
+                yield
             return
-        async with self.gpu_turns.turn(self.name, at_most_s=MOST_CALLS * timeout_s):
+        async with self.gpu_turns.turn(self.name, at_most_s=at_most_s):
             yield
             computing: RoleHandle[Any] = self
             await computing.call(ComputingActor.free_memory, timeout_s=timeout_s)()

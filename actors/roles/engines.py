@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from actors.engines.spec import EngineSpec
 from actors.weights.probe import EXACT, ROUNDED, GapLimits
 from actors.weights.sync_spec import SyncSpec
@@ -18,7 +20,7 @@ def engine_spec(*jobs: AnyJob) -> EngineSpec | None:
     Raises:
         ConfigError: Model or tokenizer cannot be read.
     """
-    config = next((job for job in jobs if isinstance(job, OnlineConfig)), None)
+    config = first_online(jobs)
     if config is None:
         return None
     model = config.policy.model
@@ -35,6 +37,11 @@ def engine_spec(*jobs: AnyJob) -> EngineSpec | None:
         weight_backend=config.weight_backend,
         sleeps=config.engines_sleep,
     )
+
+
+def first_online(jobs: Iterable[AnyJob]) -> OnlineConfig | None:
+    """The first of some jobs that has engines."""
+    return next((job for job in jobs if isinstance(job, OnlineConfig)), None)
 
 
 def _engine_of(config: OnlineConfig) -> EngineConfig:

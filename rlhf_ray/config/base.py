@@ -302,7 +302,8 @@ class GroupConfig(Config):
         ranks: Processes of a rank group; for `rollout` the number of engines.
         gpus_per_rank: GPUs of one rank; for `rollout` of one engine, which is its tensor
             parallelism. 0 runs on the CPU.
-        cpus_per_rank: CPU cores, also the threads that the rank may use.
+        cpus_per_rank: CPU cores that a rank reserves, and its threads. `auto` reserves one: a rank
+            on a GPU has one thread, ranks on CPUs have all cores of their node, by turns.
         share: Name of another role on whose GPUs this one lives; empty for GPUs of its own.
         strategy: Ray's placement strategy for the group's bundles.
         resources: Custom Ray resources that each rank asks for, to pin a role to certain nodes.
@@ -312,7 +313,7 @@ class GroupConfig(Config):
 
     ranks: PositiveInt = 1
     gpus_per_rank: NonNegativeInt = 0
-    cpus_per_rank: PositiveFloat = 1.0
+    cpus_per_rank: PositiveFloat | Literal["auto"] = "auto"
     share: Literal["", "policy", "reference", "reward", "value", "rollout"] = ""
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     resources: dict[str, PositiveFloat] = {}
@@ -321,6 +322,11 @@ class GroupConfig(Config):
     def _faults(self) -> Iterator[str]:
         if self.share and (self.resources or self.labels):
             yield (f"a role that shares with {self.share} takes its place: no resources or labels")
+
+    @property
+    def reserved_cpus(self) -> float:
+        """Cores of one rank in Ray's books."""
+        return 1.0 if self.cpus_per_rank == "auto" else self.cpus_per_rank
 
     def host_of(self, role: str) -> str:
         """On whose GPUs `role` lives, whose group this is: itself, or the one it shares with."""
