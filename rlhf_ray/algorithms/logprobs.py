@@ -1,16 +1,23 @@
 """Log-probabilities of given tokens from hidden states, a chunk of logits at a time.
 
 [T, V] logits are the largest tensor of RLHF (32k tokens × 152k words in float32: 20 GB, and as much
-again for the backward pass). Here at most `chunk_tokens` rows exist at once: each chunk is a
-checkpoint that keeps its hidden states and computes its logits again in the backward pass.
+again for the backward pass). Here at most `chunk_tokens` rows exist at once: each chunk but the
+last is a checkpoint that keeps its hidden states and computes its logits again in the backward
+pass. The last one, with which that begins, keeps them; where there is one alone nothing is
+computed twice.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+# exp(-1000) is 0 in float64 as well, and 0 times it is no NaN.
+NO_CHANCE = -1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,37 +70,91 @@ def token_logprobs(
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
 
     def chunk_scores(hidden_tD: Tensor, targets_t: Tensor) -> tuple[Tensor, ...]:
-        raw_tV = head(hidden_tD)
-        logits_tV = raw_tV.to(torch.promote_types(raw_tV.dtype, torch.float32)) / temperature
-        scores = [_logprobs(logits_tV, targets_t)]
-        if with_entropy:
-            scores.append(_entropy(logits_tV if entropy_gradient else logits_tV.detach()))
-        if with_top:
-            scores.append(logits_tV.detach().argmax(-1))
-        return tuple(scores)
-
-    chunks = [
-        checkpoint(chunk_scores, hidden_tD, targets_t, use_reentrant=False)
-        for hidden_tD, targets_t in zip(
-            hidden_TD.split(chunk_tokens), targets_T.split(chunk_tokens), strict=True
+        logits_tV = head(hidden_tD)
+        scores: tuple[Tensor, ...] = _Scores.apply(  # type: ignore[no-untyped-call]
+            logits_tV, targets_t, temperature, with_entropy, entropy_gradient
         )
-    ]
-    logprobs_T, *others = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        return (*scores, logits_tV.detach().argmax(-1)) if with_top else scores
+
+    *others, last = zip(hidden_TD.split(chunk_tokens), targets_T.split(chunk_tokens), strict=True)
+    chunks = [checkpoint(chunk_scores, *chunk, use_reentrant=False) for chunk in others]
+    chunks.append(chunk_scores(*last))
+    logprobs_T, *asked = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     return TokenScores(
         logprobs_T=logprobs_T,
-        entropy_T=others.pop(0) if with_entropy else None,
-        top_T=others.pop(0) if with_top else None,
+        entropy_T=asked.pop(0) if with_entropy else None,
+        top_T=asked.pop(0) if with_top else None,
     )
 
 
-def _logprobs(logits_tV: Tensor, targets_t: Tensor) -> Tensor:
-    target_logits_t = logits_tV.gather(-1, targets_t.unsqueeze(-1)).squeeze(-1)
-    return target_logits_t - torch.logsumexp(logits_tV, dim=-1)
+class _Scores(torch.autograd.Function):
+    """Log-probabilities and entropies of logits [t, V] divided by a temperature.
+
+    PyTorch's own would keep and make a tensor as large as the logits for each step of the formula.
+    Here the logits alone are kept, and one tensor beside them is made at a time, a second where
+    there is an entropy.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_tV: Tensor,
+        targets_t: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        entropy_gradient: bool,
+    ) -> tuple[Tensor, ...]:
+        """With m the largest of a row, s = (logits - m) / temperature, Z = Σ exp s:
+
+        log p = s[target] - log Z; entropy = log Z - Σ s exp(s) / Z.
+        """
+        largest_t1 = logits_tV.amax(-1, keepdim=True)
+        shifted_tV = _shifted(logits_tV, largest_t1, temperature)
+        target_t = shifted_tV.gather(-1, targets_t.unsqueeze(-1)).squeeze(-1)
+        if not with_entropy:
+            log_sum_t = shifted_tV.exp_().sum(-1).log()
+            entropy_t = torch.zeros_like(log_sum_t)
+        else:
+            # A word that is masked by -inf has p = 0 and counts 0, but 0 · -inf is NaN.
+            weights_tV = shifted_tV.clamp_(min=NO_CHANCE).exp()
+            sum_t = weights_tV.sum(-1)
+            log_sum_t = sum_t.log()
+            entropy_t = log_sum_t - torch.linalg.vecdot(weights_tV, shifted_tV) / sum_t
+        ctx.save_for_backward(logits_tV, targets_t, largest_t1, log_sum_t, entropy_t)
+        ctx.temperature = temperature
+        ctx.entropy_gradient = with_entropy and entropy_gradient
+        logprobs_t = target_t - log_sum_t
+        if not with_entropy:
+            return (logprobs_t,)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy_t)
+        return logprobs_t, entropy_t
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients_t: Tensor) -> tuple[Tensor | None, ...]:
+        """With p the probabilities, g and h the gradients of log-probability and entropy H:
+
+        (g (onehot(target) - p) - h p (log p + H)) / temperature.
+        """
+        logits_tV, targets_t, largest_t1, log_sum_t, entropy_t = ctx.saved_tensors
+        logprob_t = gradients_t[0] / ctx.temperature
+        log_p_tV = _shifted(logits_tV, largest_t1, ctx.temperature).sub_(log_sum_t.unsqueeze(-1))
+        if ctx.entropy_gradient:
+            slope_t1 = (gradients_t[1] / ctx.temperature).unsqueeze(-1)
+            p_tV = log_p_tV.clamp_(min=NO_CHANCE).exp()
+            weights_tV = log_p_tV.add_(entropy_t.unsqueeze(-1)).mul_(slope_t1)
+            weights_tV.add_(logprob_t.unsqueeze(-1)).mul_(p_tV).neg_()
+        else:
+            weights_tV = log_p_tV.exp_().mul_(-logprob_t.unsqueeze(-1))
+        weights_tV.scatter_add_(-1, targets_t.unsqueeze(-1), logprob_t.unsqueeze(-1))
+        return weights_tV.to(logits_tV.dtype), None, None, None, None
 
 
-def _entropy(logits_tV: Tensor) -> Tensor:
-    # -Σ p log p = log Z - Σ p · logit. A word that is masked by -inf has p = 0 and counts 0, but
-    # 0 · -inf is NaN, in the value and in the gradient.
-    finite_tV = logits_tV.masked_fill(logits_tV.isneginf(), 0.0)
-    mean_logit_t = (torch.softmax(logits_tV, dim=-1) * finite_tV).sum(-1)
-    return torch.logsumexp(logits_tV, dim=-1) - mean_logit_t
+def _shifted(logits_tV: Tensor, largest_t1: Tensor, temperature: float) -> Tensor:
+    """A new tensor, in float32 at least: what is left of the largest, divided by the temperature."""
+    dtype = torch.promote_types(logits_tV.dtype, torch.float32)
+    shifted_tV = (
+        logits_tV - largest_t1 if logits_tV.dtype == dtype else logits_tV.to(dtype).sub_(largest_t1)
+    )
+    return shifted_tV if temperature == 1.0 else shifted_tV.div_(temperature)

@@ -22,6 +22,7 @@ from rlhf_ray.learner.rows import fitted_update, flat, rollout_batch
 from rlhf_ray.learner.update import MicroBatchLoss, Preparation, UpdateSettings, run_update
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.check import own_outcome, sample_row, settle
+from rlhf_ray.models.kernels import compile_layers
 from rlhf_ray.models.modes import CheckedModel
 from rlhf_ray.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Evaluated
@@ -71,6 +72,8 @@ class Learner(ABC):
         if builder.shards_weights:
             settle_unreached(self.model, is_sharded=True)
         settle(self.model, config, self.device)
+        if config.compile:
+            compile_layers(self.model)
 
     @abstractmethod
     def _load(self) -> Any:

@@ -16,6 +16,7 @@ from rlhf_ray.algorithms.reduction import Reduction, TokenLoss
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.learner.base import ExperienceLearner
 from rlhf_ray.learner.rows import action_lens, action_mask, score_rollouts
+from rlhf_ray.models.decoder import vocabulary_of
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
@@ -30,10 +31,11 @@ class PolicyLearner(ExperienceLearner):
     spec: PolicySpec
 
     def _load(self) -> TokenScorer:
+        lm = load_causal_lm(self.config.model, device=self.device)
         return TokenScorer(
-            load_causal_lm(self.config.model, device=self.device),
+            lm,
             temperature=self.spec.temperature,
-            chunk_tokens=self.config.logits_chunk_tokens,
+            chunk_tokens=self.config.chunk_tokens(vocabulary_of(lm)),
             entropy_gradient=self.spec.algorithm.entropy_coefficient > 0,
         )
 

@@ -15,6 +15,7 @@ from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.learner.engine import InferenceEngine, ParallelDims
 from rlhf_ray.models.batch import TokenBatch, build_batch
 from rlhf_ray.models.modes import CheckedModel
+from rlhf_ray.models.transfer import on_device
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, cut
 from rlhf_ray.types import Experience, IntArray, LabelledAnswer, Ranking, Rollout
 
@@ -83,7 +84,7 @@ def flat(
     """One array of each row, end to end: [T]; empty for no rows."""
     if not rows_B:
         return torch.zeros(0, dtype=dtype, device=device)
-    return torch.from_numpy(np.concatenate([of(row) for row in rows_B])).to(device, dtype)
+    return on_device(np.concatenate([of(row) for row in rows_B]), device).to(dtype)
 
 
 def action_mask(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
@@ -94,7 +95,7 @@ def action_mask(rows_B: Sequence[Experience], device: torch.device) -> torch.Ten
 def action_lens(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
     """Action tokens of each row: [B], one 0 for no rows."""
     lens = [int(row.rollout.action_mask_T.sum()) for row in rows_B] or [0]
-    return torch.tensor(lens, device=device)
+    return on_device(lens, device)
 
 
 def split_rows(values_T: torch.Tensor, lens_B: Sequence[int]) -> list[npt.NDArray[np.float32]]:

@@ -26,9 +26,9 @@ BARE_RANK_BYTES, MODEL_RANK_BYTES, LEARNER_BYTES = 325 * MIB, 530 * MIB, 560 * M
 REDUCE_BUCKET, MAX_LIVE_PARAMETERS, PREFETCH_BUCKET = 500_000_000, 1_000_000_000, 50_000_000
 # 4-bit weights with double-quantized scales: https://arxiv.org/abs/2305.14314, section 3.
 QUANTIZED_BYTES = {"4bit": 0.516, "8bit": 1.0}
-# float32 logits: scaled by the temperature, and normalized; in training, for the entropy or in the
-# backward pass, two more. In bfloat16 also the product, and in training its gradient.
-LOGITS_BYTES = {("read", 4): 8, ("read", 2): 10, ("train", 4): 16, ("train", 2): 20}
+# Of a logit: itself, and in float32 what is left of the largest; in training, for the entropy, its
+# exponential too.
+LOGITS_BYTES = {("read", 4): 8, ("read", 2): 6, ("train", 4): 12, ("train", 2): 10}
 # glibc's heap keeps the room of freed tensors, in which others leave holes: measured, the CPU holds
 # so many times what is in use at a time of activations (and of gradients that are whole), and of
 # logits.
@@ -220,7 +220,7 @@ def _with_pass(rank: ModelRank, kept: Memory, kind: Pass, buffers: int) -> Memor
     factor, logits_factor = (CPU_FACTORS[kind], CPU_LOGITS_FACTOR) if not rank.on_gpu else (1, 1)
     # All tokens of the probe get logits.
     share = 1.0 if kind == "read" and rank.publishes_mb else rank.logits_share
-    scored = min(ceil(share * tokens), rank.section.logits_chunk_tokens)
+    scored = min(ceil(share * tokens), rank.section.chunk_tokens(rank.shape.vocabulary))
     logits = (
         (rank.head == "lm") * scored * rank.shape.vocabulary * LOGITS_BYTES[kind, rank.bytes_each]
     )
@@ -278,5 +278,4 @@ def _step_bytes(rank: ModelRank) -> int:
         return min(rank.num_trained, REDUCE_BUCKET) * rank.bytes_each
     if rank.offloads("offload_optimizer"):
         return 0
-    # On the CPU Adam is not fused: two tensors as large as the one that it steps on.
-    return (1 if rank.on_gpu else 2) * _summed_bytes(rank)
+    return _summed_bytes(rank)
