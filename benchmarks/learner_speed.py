@@ -194,9 +194,7 @@ def _sft(path: Path, num_prompts: int) -> Case:
     generator = np.random.default_rng(1)
     ids = generator.integers(3, VOCABULARY, size=(num_prompts // 4, 256)).astype(np.int32)
     rows = [
-        SftExample(
-            example_id=f"{number}", token_ids_T=ids_T, trained_T=np.arange(len(ids_T)) > 0
-        )
+        SftExample(example_id=f"{number}", token_ids_T=ids_T, trained_T=np.arange(len(ids_T)) > 0)
         for number, ids_T in enumerate(ids)
     ]
     job = SftConfig.model_validate({

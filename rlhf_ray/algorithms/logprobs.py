@@ -104,9 +104,9 @@ class _Scores(torch.autograd.Function):
         with_entropy: bool,
         entropy_gradient: bool,
     ) -> tuple[Tensor, ...]:
-        """With m the largest of a row, s = (logits - m) / temperature, Z = Σ exp s:
+        """log p = s[target] - log Z and entropy = log Z - Σ s exp(s) / Z.
 
-        log p = s[target] - log Z; entropy = log Z - Σ s exp(s) / Z.
+        m is the largest of a row, s = (logits - m) / temperature, Z = Σ exp s.
         """
         largest_t1 = logits_tV.amax(-1, keepdim=True)
         shifted_tV = _shifted(logits_tV, largest_t1, temperature)
@@ -133,9 +133,9 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients_t: Tensor) -> tuple[Tensor | None, ...]:
-        """With p the probabilities, g and h the gradients of log-probability and entropy H:
+        """(g (onehot(target) - p) - h p (log p + H)) / temperature.
 
-        (g (onehot(target) - p) - h p (log p + H)) / temperature.
+        p are probabilities, g and h the gradients of log-probability and entropy H.
         """
         logits_tV, targets_t, largest_t1, log_sum_t, entropy_t = ctx.saved_tensors
         logprob_t = gradients_t[0] / ctx.temperature
@@ -152,7 +152,7 @@ class _Scores(torch.autograd.Function):
 
 
 def _shifted(logits_tV: Tensor, largest_t1: Tensor, temperature: float) -> Tensor:
-    """A new tensor, in float32 at least: what is left of the largest, divided by the temperature."""
+    """A new tensor, in float32 at least: less the largest, divided by the temperature."""
     dtype = torch.promote_types(logits_tV.dtype, torch.float32)
     shifted_tV = (
         logits_tV - largest_t1 if logits_tV.dtype == dtype else logits_tV.to(dtype).sub_(largest_t1)

@@ -27,7 +27,9 @@ class FrozenReference:
         with builder.loading():
             lm = load_causal_lm(self.config.model, device=builder.device)
         self.model = TokenScorer(
-            lm, temperature=spec.temperature, chunk_tokens=self.config.chunk_tokens(vocabulary_of(lm))
+            lm,
+            temperature=spec.temperature,
+            chunk_tokens=self.config.chunk_tokens(vocabulary_of(lm)),
         )
         self.engine = builder.freeze(self.model)
         settle(self.model, self.config, builder.device)

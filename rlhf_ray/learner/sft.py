@@ -32,7 +32,9 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
 
     def _load(self) -> TokenScorer:
         lm = load_causal_lm(self.config.model, device=self.device)
-        return TokenScorer(lm, temperature=1.0, chunk_tokens=self.config.chunk_tokens(vocabulary_of(lm)))
+        return TokenScorer(
+            lm, temperature=1.0, chunk_tokens=self.config.chunk_tokens(vocabulary_of(lm))
+        )
 
     def _loss(
         self, rows: Sequence[SftExample], reduction: Reduction

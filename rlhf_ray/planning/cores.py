@@ -70,7 +70,9 @@ def share_cores(
             lent[node] = max(1, cores[node] - engines[node])
     threads = {
         role: min(
-            _threads(groups[role].cpus_per_rank, (engines if role == ENGINES else lent)[node] // num)
+            _threads(
+                groups[role].cpus_per_rank, (engines if role == ENGINES else lent)[node] // num
+            )
             for node, num in on_nodes.items()
         )
         for role, on_nodes in ranks.items()

@@ -193,9 +193,9 @@ async def test_roles_on_cpus_share_cores_and_compute_with_what_the_job_leaves_th
         assert [(turns, number)] == reference.core_turns
         assert (turns.places, number, policy.threads) == (threads, threads, threads)
     used = [call for call in asked if call[1] == "use_threads"]
-    assert used == [
-        (role, "use_threads", n) for n in (8, 4) for role in ("policy", "reference")
-    ], "once for each job that changes it"
+    assert used == [(role, "use_threads", n) for n in (8, 4) for role in ("policy", "reference")], (
+        "once for each job that changes it"
+    )
     handle = await pool.start("rollout", specs["rollout"])
     assert (handle.threads, handle.core_turns) == (4, []), "engines start with their own"
 
