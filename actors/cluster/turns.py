@@ -33,7 +33,7 @@ class Turns:
     @property
     def are_waited_for(self) -> bool:
         """Whether anybody waits."""
-        return bool(self._waiting)
+        return any(not future.cancelled() for _, future in self._waiting)
 
     @asynccontextmanager
     async def turn(self, who: str, *, at_most_s: float, takes: int = 1) -> AsyncIterator[int]:
@@ -71,17 +71,13 @@ class Turns:
     async def _take(self, number: int) -> list[int]:
         """So many free places; whoever came before has had its own."""
         future = asyncio.get_running_loop().create_future()
-        waiting = (number, future)
-        self._waiting.append(waiting)
+        self._waiting.append((number, future))
         self._serve()
         try:
             places: list[int] = await future
         except asyncio.CancelledError:
-            if future.cancelled():
-                self._waiting.remove(waiting)
-                self._serve()  # whoever is next may need less
-            else:  # it was served, and is not there any more
-                self._give(future.result())
+            # Served and gone nevertheless; or gone before, and whoever is next may need less.
+            self._give([] if future.cancelled() else future.result())
             raise
         return places
 
@@ -90,9 +86,13 @@ class Turns:
         self._serve()
 
     def _serve(self) -> None:
-        while self._waiting and len(self._free) >= self._waiting[0][0]:
-            number, future = self._waiting.popleft()
-            future.set_result([self._free.pop() for _ in range(number)])
+        while self._waiting:
+            number, future = self._waiting[0]
+            if not future.cancelled():
+                if len(self._free) < number:
+                    return
+                future.set_result([self._free.pop() for _ in range(number)])
+            self._waiting.popleft()
 
 
 class BusyClock:

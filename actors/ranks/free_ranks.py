@@ -14,8 +14,8 @@ A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Roles that may share GPUs or cores: policy, reference, reward, value. Each may have its turn before
-# ours.
+# Roles that may share GPUs or cores: policy, reference, reward, value. Each may have its turn
+# before ours.
 _MOST_TURNS = 4
 
 
@@ -23,8 +23,8 @@ class FreeRanks(Generic[A]):
     """One call a rank at a time, first come first served.
 
     Where the role shares its GPUs or cores, calls side by side are in one turn of the role. The
-    next ones join it as ranks get free, unless another role waits: then it ends with the calls that are in
-    it, and those that come later are in the role's next turn.
+    next ones join it as ranks get free, unless another role waits: then it ends with the calls that
+    are in it, and those that come later are in the role's next turn.
     """
 
     def __init__(self, ranks: RoleHandle[A]) -> None:

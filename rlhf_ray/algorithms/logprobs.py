@@ -104,9 +104,9 @@ class _Scores(torch.autograd.Function):
         with_entropy: bool,
         entropy_gradient: bool,
     ) -> tuple[Tensor, ...]:
-        """log p = s[target] - log Z and entropy = log Z - Σ s exp(s) / Z.
+        """The log-probability s[target] - log Z, and the entropy log Z - Σ s exp(s) / Z.
 
-        m is the largest of a row, s = (logits - m) / temperature, Z = Σ exp s.
+        Here s = (logits - m) / temperature with m the largest of a row, and Z = Σ exp s.
         """
         largest_t1 = logits_tV.amax(-1, keepdim=True)
         shifted_tV = _shifted(logits_tV, largest_t1, temperature)
@@ -133,9 +133,9 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients_t: Tensor) -> tuple[Tensor | None, ...]:
-        """(g (onehot(target) - p) - h p (log p + H)) / temperature.
+        """Of logits: (g (onehot(target) - p) - h p (log p + H)) / temperature.
 
-        p are probabilities, g and h the gradients of log-probability and entropy H.
+        Here p are probabilities, g and h the gradients of log-probability and entropy H.
         """
         logits_tV, targets_t, largest_t1, log_sum_t, entropy_t = ctx.saved_tensors
         logprob_t = gradients_t[0] / ctx.temperature

@@ -225,8 +225,10 @@ async def test_whoever_gives_up_waiting_for_cores_keeps_none(seed):
         async with turns.turn("role", at_most_s=5.0, takes=number):
             used[0] += number
             assert used[0] <= 5
-            await asyncio.sleep(dice.random() * 0.003)
-            used[0] -= number
+            try:
+                await asyncio.sleep(dice.random() * 0.003)
+            finally:
+                used[0] -= number
 
     working = [asyncio.ensure_future(work()) for _ in range(40)]
     for task in working:
