@@ -90,9 +90,9 @@ def token_logprobs(
 class _Scores(torch.autograd.Function):
     """Log-probabilities and entropies of logits [t, V] divided by a temperature.
 
-    PyTorch's own would keep and make a tensor as large as the logits for each step of the formula.
-    Here the logits alone are kept, and one tensor beside them is made at a time, a second where
-    there is an entropy.
+    PyTorch's own gradient would keep and make a tensor as large as the logits for each step of the
+    formula. Here the logarithms of all probabilities are kept, and one tensor beside them is made
+    at a time, a second for an entropy's gradient.
     """
 
     @staticmethod
@@ -104,28 +104,22 @@ class _Scores(torch.autograd.Function):
         with_entropy: bool,
         entropy_gradient: bool,
     ) -> tuple[Tensor, ...]:
-        """The log-probability s[target] - log Z, and the entropy log Z - Σ s exp(s) / Z.
-
-        Here s = (logits - m) / temperature with m the largest of a row, and Z = Σ exp s.
-        """
-        largest_t1 = logits_tV.amax(-1, keepdim=True)
-        shifted_tV = _shifted(logits_tV, largest_t1, temperature)
-        target_t = shifted_tV.gather(-1, targets_t.unsqueeze(-1)).squeeze(-1)
-        if not with_entropy:
-            log_sum_t = shifted_tV.exp_().sum(-1).log()
-            entropy_t = torch.zeros_like(log_sum_t)
-        else:
-            # A word that is masked by -inf has p = 0 and counts 0, but 0 · -inf is NaN.
-            weights_tV = shifted_tV.clamp_(min=NO_CHANCE).exp()
-            sum_t = weights_tV.sum(-1)
-            log_sum_t = sum_t.log()
-            entropy_t = log_sum_t - torch.linalg.vecdot(weights_tV, shifted_tV) / sum_t
-        ctx.save_for_backward(logits_tV, targets_t, largest_t1, log_sum_t, entropy_t)
+        """Both in float32 at least, the entropy where it is asked for."""
+        ctx.dtype = logits_tV.dtype
+        dtype = torch.promote_types(logits_tV.dtype, torch.float32)
+        if temperature != 1.0:
+            logits_tV = logits_tV.to(dtype) / temperature
+        log_p_tV = torch.log_softmax(logits_tV, dim=-1, dtype=dtype)
+        logprobs_t = log_p_tV.gather(-1, targets_t.unsqueeze(-1)).squeeze(-1)
         ctx.temperature = temperature
         ctx.entropy_gradient = with_entropy and entropy_gradient
-        logprobs_t = target_t - log_sum_t
         if not with_entropy:
+            ctx.save_for_backward(log_p_tV, targets_t)
             return (logprobs_t,)
+        # A word that is masked by -inf has p = 0 and counts 0, but 0 · -inf is NaN.
+        log_p_tV.clamp_(min=NO_CHANCE)
+        entropy_t = torch.linalg.vecdot(log_p_tV.exp(), log_p_tV).neg_()
+        ctx.save_for_backward(log_p_tV, targets_t, entropy_t)
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropy_t)
         return logprobs_t, entropy_t
@@ -137,24 +131,12 @@ class _Scores(torch.autograd.Function):
 
         Here p are probabilities, g and h the gradients of log-probability and entropy H.
         """
-        logits_tV, targets_t, largest_t1, log_sum_t, entropy_t = ctx.saved_tensors
-        logprob_t = gradients_t[0] / ctx.temperature
-        log_p_tV = _shifted(logits_tV, largest_t1, ctx.temperature).sub_(log_sum_t.unsqueeze(-1))
+        log_p_tV, targets_t, *entropy = ctx.saved_tensors
+        g_t1, *others = (g_t.unsqueeze(-1) / ctx.temperature for g_t in gradients_t)
         if ctx.entropy_gradient:
-            slope_t1 = (gradients_t[1] / ctx.temperature).unsqueeze(-1)
-            p_tV = log_p_tV.clamp_(min=NO_CHANCE).exp()
-            weights_tV = log_p_tV.add_(entropy_t.unsqueeze(-1)).mul_(slope_t1)
-            weights_tV.add_(logprob_t.unsqueeze(-1)).mul_(p_tV).neg_()
+            factor_tV = (log_p_tV + entropy[0].unsqueeze(-1)).mul_(others[0]).add_(g_t1)
+            gradient_tV = factor_tV.mul_(log_p_tV.exp()).neg_()
         else:
-            weights_tV = log_p_tV.exp_().mul_(-logprob_t.unsqueeze(-1))
-        weights_tV.scatter_add_(-1, targets_t.unsqueeze(-1), logprob_t.unsqueeze(-1))
-        return weights_tV.to(logits_tV.dtype), None, None, None, None
-
-
-def _shifted(logits_tV: Tensor, largest_t1: Tensor, temperature: float) -> Tensor:
-    """A new tensor, in float32 at least: less the largest, divided by the temperature."""
-    dtype = torch.promote_types(logits_tV.dtype, torch.float32)
-    shifted_tV = (
-        logits_tV - largest_t1 if logits_tV.dtype == dtype else logits_tV.to(dtype).sub_(largest_t1)
-    )
-    return shifted_tV if temperature == 1.0 else shifted_tV.div_(temperature)
+            gradient_tV = log_p_tV.exp().mul_(-g_t1)
+        gradient_tV.scatter_add_(-1, targets_t.unsqueeze(-1), g_t1)
+        return gradient_tV.to(ctx.dtype), None, None, None, None
