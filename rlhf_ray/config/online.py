@@ -245,6 +245,16 @@ class OnlineConfig(JobConfig):
         return "reward" in self.on_engines_gpus and bool(self.reward.model.path)
 
     @property
+    def scores_behind_engines(self) -> bool:
+        """Whether a reward model waits for the engines: it computes on their GPUs or their cores."""
+        model, engines = self.placement.reward, self.placement.rollout
+        takes_all_cores = all(
+            group.cpus_per_rank == "auto" and not group.gpus_per_rank for group in (model, engines)
+        )
+        shares_cores = takes_all_cores and not self.max_staleness and bool(self.reward.model.path)
+        return shares_cores or self.scores_on_engines_gpus
+
+    @property
     def groups(self) -> dict[str, GroupConfig]:
         """The group of each role that the job uses."""
         placement = self.placement

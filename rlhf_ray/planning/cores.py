@@ -4,7 +4,8 @@ A rank with a number in `cpus_per_rank` has so many threads. With `auto` a rank 
 and ranks on CPUs have what their node has:
 
 1. Engines that sample while others train (`max_staleness` above 0) have one half of the cores, the
-   other roles the rest. Else engines idle while the others compute, and either have all of them.
+   other roles the rest. Else engines idle while the others compute (a reward model waits for them,
+   see `scores_behind_engines`), and either have all of them.
 2. Ranks of a role work at the same time: they divide what the role has.
 3. Roles that are no engines compute in turn, each once as many cores are free as it has threads.
 
