@@ -1,0 +1,33 @@
+"""vLLM's worker on a CPU, which draws by seed and position; named in the engine's arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from actors.engines.draws import SeededSampler
+
+
+class SeededWorker(CPUWorker):  # type: ignore[misc]
+    """As vLLM's, with `SeededSampler`."""
+
+    def init_device(self) -> None:
+        """Make the model's runner.
+
+        Raises:
+            ValueError: It is vLLM's second one, which has a seeded sampler of its own.
+        """
+        super().init_device()
+        if self.use_v2_model_runner:
+            raise ValueError("VLLM_USE_V2_MODEL_RUNNER must not be set for engines on a CPU")
+        runner = self.model_runner
+        runner.sampler = SeededSampler(runner.sampler.logprobs_mode, self._positions)
+
+    def _positions(self) -> Any:
+        """How many tokens of its response each running request has: uint64 [B]."""
+        batch = self.model_runner.input_batch
+        rows = slice(batch.num_reqs)
+        positions_B = batch.num_tokens_no_spec[rows] - batch.num_prompt_tokens[rows]
+        return positions_B.astype(np.uint64)
