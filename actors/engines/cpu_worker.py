@@ -1,4 +1,4 @@
-"""vLLM's worker on a CPU, which draws by seed and position; named in the engine's arguments."""
+"""vLLM's worker on a CPU, with draws and kernels of ours; named in the engine's arguments."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from actors.engines.cpu_kernels import use_fused_kernels
 from actors.engines.draws import SeededSampler
 
 
-class SeededWorker(CPUWorker):  # type: ignore[misc]
-    """As vLLM's, with `SeededSampler`."""
+class FusedWorker(CPUWorker):  # type: ignore[misc]
+    """As vLLM's, with `SeededSampler` and the kernels of `cpu_kernels`."""
 
     def init_device(self) -> None:
         """Make the model's runner.
@@ -22,6 +23,7 @@ class SeededWorker(CPUWorker):  # type: ignore[misc]
         super().init_device()
         if self.use_v2_model_runner:
             raise ValueError("VLLM_USE_V2_MODEL_RUNNER must not be set for engines on a CPU")
+        use_fused_kernels()
         runner = self.model_runner
         runner.sampler = SeededSampler(runner.sampler.logprobs_mode, self._positions)
 

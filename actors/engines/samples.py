@@ -73,6 +73,7 @@ def sampling_params(request: GenerationRequest, seed: int, ending: Ending) -> Sa
         ignore_eos=ending.ignore_eos,
         detokenize=bool(ending.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # nobody else has them
     )
 
 

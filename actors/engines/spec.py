@@ -109,7 +109,7 @@ def _on_cpu(spec: EngineSpec) -> dict[str, Any]:
         # the other works, on cores that the model could use. By its path, because vLLM makes two
         # processes of what is called `uni` on a CPU.
         "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
-        "worker_cls": "actors.engines.cpu_worker.SeededWorker",
+        "worker_cls": "actors.engines.cpu_worker.FusedWorker",
         "scheduler_cls": "actors.engines.cpu_scheduler.FinalLogprobsScheduler",
     }
 

@@ -63,7 +63,7 @@ LEAST = 1e-3
 
 
 @pytest.mark.parametrize("vary", ["seed", "position"])
-@pytest.mark.parametrize("num_tokens", [5, 60, 4000])
+@pytest.mark.parametrize("num_tokens", [5, 60, 1000])
 def test_tokens_are_drawn_as_often_as_their_probability_says(vary, num_tokens):
     logits_V = torch.randn(num_tokens, generator=torch.Generator().manual_seed(1)) * 0.5
     num = NUM * max(1, num_tokens // 400)
