@@ -35,7 +35,6 @@ def _can_norm(
     return plain and _whole(x)
 
 
-@ir.ops.rms_norm.register_impl(_PROVIDER, supports_args=_can_norm)
 def _rms_norm(
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -58,7 +57,6 @@ def _can_add_and_norm(
     return alike and _can_norm(x, weight, epsilon, variance_size)
 
 
-@ir.ops.fused_add_rms_norm.register_impl(_PROVIDER, supports_args=_can_add_and_norm, inplace=True)
 def _add_and_norm(
     x: torch.Tensor,
     x_residual: torch.Tensor,
@@ -70,15 +68,22 @@ def _add_and_norm(
     return x, x_residual
 
 
+ir.ops.rms_norm.register_impl(_PROVIDER, supports_args=_can_norm)(_rms_norm)
+ir.ops.fused_add_rms_norm.register_impl(_PROVIDER, supports_args=_can_add_and_norm, inplace=True)(
+    _add_and_norm
+)
+
+
 @SiluAndMul.register_oot
-class FusedSiluAndMul(SiluAndMul):  # type: ignore[misc]
+class FusedSiluAndMul(SiluAndMul):
     """SwiGLU's gate."""
 
     def forward_cpu(self, x: torch.Tensor) -> torch.Tensor:
         """[..., 2 D] -> [..., D]."""
         half = x.shape[-1] // 2
         if half % _WIDTH or not x.is_contiguous():
-            return self.forward_native(x)
+            x1, x2 = x[..., :half], x[..., half:]
+            return torch.nn.functional.silu(x1) * x2
         gated = torch.empty((*x.shape[:-1], half), dtype=x.dtype)
         torch.ops._C.silu_and_mul(gated, x)
         return gated

@@ -13,7 +13,7 @@ from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
 
-class FinalLogprobsScheduler(Scheduler):  # type: ignore[misc]
+class FinalLogprobsScheduler(Scheduler):
     """As vLLM's, but that log-probabilities leave with a response's last token.
 
     vLLM sends three arrays a token to the process that asked, which reads them one by one though it

@@ -11,7 +11,7 @@ from actors.engines.cpu_kernels import use_fused_kernels
 from actors.engines.draws import SeededSampler
 
 
-class FusedWorker(CPUWorker):  # type: ignore[misc]
+class FusedWorker(CPUWorker):
     """As vLLM's, with `SeededSampler` and the kernels of `cpu_kernels`."""
 
     def init_device(self) -> None:

@@ -86,7 +86,7 @@ class SeededDraws(nn.Module):
         return draw(logits, seeds_B, positions_B), logits.log_softmax(dim=-1, dtype=torch.float32)
 
 
-class SeededSampler(Sampler):  # type: ignore[misc]
+class SeededSampler(Sampler):
     """vLLM's sampler with `SeededDraws`, and without ranks where they alone are missing."""
 
     def __init__(self, logprobs_mode: Any, positions: Callable[[], Any]) -> None:
