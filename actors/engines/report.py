@@ -83,4 +83,13 @@ def engine_stat_logger() -> Any:
 
     # vLLM takes Ray for missing where Ray Serve is, though it only asks that for a replica's id.
     ray_wrappers.ray_metrics = ray.util.metrics
-    return ray_wrappers.RayPrometheusStatLogger
+
+    class Logger(ray_wrappers.RayPrometheusStatLogger):
+        def record(self, scheduler_stats: Any, iteration_stats: Any, *more: Any, **by: Any) -> None:
+            if iteration_stats is not None:
+                # One observation a token, for which Ray takes longer than for all else of a step;
+                # nobody reads a rollout token by token.
+                iteration_stats.inter_token_latencies_iter = []
+            super().record(scheduler_stats, iteration_stats, *more, **by)
+
+    return Logger

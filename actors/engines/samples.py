@@ -73,7 +73,22 @@ def sampling_params(request: GenerationRequest, seed: int, ending: Ending) -> Sa
         ignore_eos=ending.ignore_eos,
         detokenize=bool(ending.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # nobody else has them
     )
+
+
+def rollouts_of(
+    request: GenerationRequest, outputs_G: Sequence[Any], ending: Ending, tokenizer: Any
+) -> list[Rollout]:
+    """All samples of a draw, from vLLM's `RequestOutput` of each.
+
+    Raises:
+        RunError: vLLM ended one of the requests.
+    """
+    return [
+        rollout_of(request, sample, output.outputs[0], ending, tokenizer)
+        for sample, output in enumerate(outputs_G)
+    ]
 
 
 def rollout_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.engines.calls import ANSWER_S, EngineCalls
-from actors.engines.samples import NO_VERSION, Ending, rollout_of, sampling_params, summarize
+from actors.engines.samples import NO_VERSION, Ending, rollouts_of, sampling_params, summarize
 from actors.engines.sleep import EngineSleep
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
@@ -64,6 +65,7 @@ class SamplingEngine(EngineCalls):
         self.running: set[str] = set()
         self.groups: dict[int, Sampling] = {}
         self.sleeping = EngineSleep(name, self.change)
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
 
     async def admit(
         self,
@@ -164,18 +166,13 @@ class SamplingEngine(EngineCalls):
         timeout_s: float,
     ) -> list[Rollout]:
         """All samples of a draw; where one fails, the others are ended as well."""
-        answers = [
-            asyncio.ensure_future(self._finished(*one, timeout_s=timeout_s))
-            for one in collectors.items()
-        ]
         try:
-            return [
-                rollout_of(group.request, sample, output.outputs[0], ending, self.tokenizer)
-                for sample, output in enumerate(await asyncio.gather(*answers))
-            ]
+            outputs_G = await self._finished(collectors, timeout_s=timeout_s)
+            # Texts take a while, in which the engine's own outputs must not wait.
+            return await asyncio.get_running_loop().run_in_executor(
+                self._reader, rollouts_of, group.request, outputs_G, ending, self.tokenizer
+            )
         except Exception:
-            for answer in answers:
-                answer.cancel()
             await self._end(group.request_ids)
             raise
 
@@ -196,25 +193,31 @@ class SamplingEngine(EngineCalls):
         timeout_s: float,
     ) -> Any:
         """What the request's output comes from."""
+        from vllm.inputs.engine import tokens_input
+
         # The salt keeps a prefix that older weights cached from being taken for these ones'. Their
         # version would not do: other jobs, and a run that goes on, have the same numbers.
         salt = f"publication-{self.num_publications}"
-        prompt: Any = {"prompt_token_ids": list(token_ids_T), "cache_salt": salt}
+        # As vLLM has it once it has read a prompt, for which it would go to a thread and back.
+        prompt = tokens_input(list(token_ids_T), cache_salt=salt)
         return await self.ask(
             "add_request", request_id, prompt, params, priority=priority, timeout_s=timeout_s
         )
 
-    async def _finished(self, request_id: str, collector: Any, *, timeout_s: float) -> Any:
-        operation = f"the answer to {request_id}"
+    async def _finished(self, collectors: Mapping[str, Any], *, timeout_s: float) -> list[Any]:
+        """The outputs of requests that are answered together, in order."""
+        operation, outputs = f"the answer to {next(iter(collectors))}", []
         async with (
             deadline(timeout_s, actor=self.name, operation=operation),
             self.usable(operation),
         ):
-            output = await collector.get()
-            while not output.finished:
+            for request_id, collector in collectors.items():
                 output = await collector.get()
-        self.running.discard(request_id)
-        return output
+                while not output.finished:
+                    output = await collector.get()
+                self.running.discard(request_id)
+                outputs.append(output)
+        return outputs
 
     async def _end(self, request_ids: Iterable[str]) -> None:
         if ended := self.running & set(request_ids):
@@ -248,7 +251,7 @@ class SamplingEngine(EngineCalls):
         request_id = self._new_name("probe")
         try:
             collector = await self._add(request_id, token_ids_T, params, PROBE, timeout_s=timeout_s)
-            output = await self._finished(request_id, collector, timeout_s=timeout_s)
+            [output] = await self._finished({request_id: collector}, timeout_s=timeout_s)
         finally:
             await self._end([request_id])
         return np.asarray(
