@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from rlhf_ray.config.algorithm import AlgorithmConfig, KlConfig
+from rlhf_ray.config.algorithm_table import OldLogprobs, ScoredModel
 from rlhf_ray.config.base import (
     Config,
     GroupConfig,
@@ -17,6 +19,8 @@ from rlhf_ray.config.base import (
     NonNegativeInt,
     Placement,
     ReferenceConfig,
+    ReferenceKind,
+    is_base_of,
 )
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
 from rlhf_ray.config.publication import Backend, backend_of
@@ -24,6 +28,10 @@ from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.sentinels import OnlineSentinelsConfig
+
+# What engine and trainer may differ by on a token, in nats, where both compute in float32: they
+# agree to 1e-5 there. No ratio of theirs is further from 1 than by a thousandth.
+EXACT_GAP = 1e-3
 
 
 class PublicationConfig(Config):
@@ -108,6 +116,9 @@ class OnlineConfig(JobConfig):
         max_staleness: How many publications may pass between the weights that sampled a group and
             those that it is trained on. 0 samples a step's groups, then trains them. With more,
             sampling goes on while earlier steps are trained, that many steps ahead at most.
+        reference_kind: What the KL is measured to: `role`, a model on a group of its own, or
+            `adapter_off`, the policy without its LoRA adapter, on the policy's own ranks. `auto` is
+            the second where the policy has an adapter and `reference.model` names no other model.
         empty_steps_to_stop: Steps with nothing to train, one after the other, that stop the run:
             rewards applied to no rollout, dynamic sampling found no group whose scores differ, or
             all were cut off and `algorithm.truncated` is `mask`.
@@ -121,6 +132,7 @@ class OnlineConfig(JobConfig):
     data: DataConfig
     policy: LearnerConfig
     value: CriticConfig = CriticConfig()
+    reference_kind: ReferenceKind = "auto"
     reference: ReferenceConfig = ReferenceConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig
@@ -142,6 +154,12 @@ class OnlineConfig(JobConfig):
         yield from self._unfit_counts()
         yield from self._unfit_rewards()
         yield from self._unfit_staleness()
+        yield from self._unfit_old_logprobs()
+        if self.reference_kind == "adapter_off" and not self.policy.model.lora.rank:
+            yield (
+                "reference_kind adapter_off needs policy.model.lora.rank above 0: without an "
+                "adapter the policy is all there is"
+            )
         for role in ("policy", "value"):
             dropout = getattr(self, role).model.lora.dropout
             if dropout:
@@ -212,6 +230,53 @@ class OnlineConfig(JobConfig):
                 f"{self.max_staleness}: older weights sampled what is trained; "
                 "algorithm.correction.allow_uncorrected: true trains it all the same"
             )
+
+    def _unfit_old_logprobs(self) -> Iterator[str]:
+        if self.algorithm.old_logprobs != "engine":
+            return
+        if self.max_staleness:
+            yield (
+                f"algorithm.old_logprobs must not be engine with max_staleness "
+                f"{self.max_staleness}: older weights sampled, and the policy at the step's start "
+                "is another one; take auto or trainer"
+            )
+        if reason := self.rollout.changed_logprobs:
+            yield f"algorithm.old_logprobs must not be engine where {reason}; take auto or trainer"
+
+    @property
+    def old_logprobs(self) -> OldLogprobs:
+        """Where the policy's log-probabilities at the start of a step come from."""
+        asked = self.algorithm.old_logprobs
+        if asked != "auto":
+            return asked
+        if self.algorithm.updates_know_old:
+            return "update"
+        limit = self.publication.max_logprob_gap or (
+            EXACT_GAP if self.computes_in_float32 else math.inf
+        )
+        is_exact = limit <= EXACT_GAP and not self.rollout.changed_logprobs
+        return "engine" if is_exact and not self.max_staleness else "trainer"
+
+    @property
+    def computes_in_float32(self) -> bool:
+        """Whether engine and trainer both do, so that they agree to rounding."""
+        dtypes = {self.policy.model.dtype, self.rollout.dtype}
+        placement = self.placement
+        on_cpu = not (placement.policy.gpus_per_rank or placement.rollout.gpus_per_rank)
+        exact = dtypes == {"float32"} or (on_cpu and "bfloat16" not in dtypes)
+        # A quantized trainer computes with rounded activations, the engine with whole ones.
+        return exact and self.policy.model.quantization == "none"
+
+    @property
+    def scored_models(self) -> tuple[ScoredModel, ...]:
+        """What the policy's ranks pass a step's rollouts through before the update."""
+        if not self.trains:
+            return ()
+        passes: dict[ScoredModel, bool] = {
+            "policy": self.old_logprobs == "trainer",
+            "base": self.uses_reference and not self.uses_reference_role,
+        }
+        return tuple(model for model, is_needed in passes.items() if is_needed)
 
     @property
     def weight_backend(self) -> Backend:
@@ -293,9 +358,16 @@ class OnlineConfig(JobConfig):
         return num_steps * self.algorithm.epochs * self.algorithm.minibatches
 
     @property
-    def uses_reference_role(self) -> bool:
+    def uses_reference(self) -> bool:
         """Whether the KL to a reference model is part of training."""
         return self.algorithm.kl.coefficient > 0
+
+    @property
+    def uses_reference_role(self) -> bool:
+        """Whether the reference lives on a group of its own."""
+        return self.uses_reference and not is_base_of(
+            self.policy.model, self.reference.model, self.reference_kind
+        )
 
     @property
     def smallest_group(self) -> int:

@@ -20,8 +20,10 @@ from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
+from rlhf_ray.loops.logprobs import logprobs_of
 from rlhf_ray.loops.publication import offload, publish
 from rlhf_ray.loops.report import (
+    prefixed,
     publication_metrics,
     rollout_metrics,
     stop_if_diverged,
@@ -55,7 +57,7 @@ class Scored:
             any, where no group has enough of them to be compared, or where all were cut off and
             those are masked.
         experience: Of `trained`; None where nothing is left.
-        metrics: Of all that was compared.
+        metrics: What was measured before the update, of all that was compared.
     """
 
     sampled: Sequence[ScoredGroup]
@@ -178,13 +180,13 @@ class OnlineLoop:
             updated = await self._update(step, scored, kl_coefficient)
         with clock.phase("publish"):
             published = await publish(self.roles, step)
-        if "policy/kl_ref" in scored.metrics and self._policy_learns(step):
-            self.kl.update(scored.metrics["policy/kl_ref"], num_sequences=len(scored.summaries_B))
+        trained = {**updated, **scored.metrics}
+        if "policy/kl_ref" in trained and self._policy_learns(step):
+            self.kl.update(trained["policy/kl_ref"], num_sequences=len(scored.summaries_B))
         evaluated, used = await self._evaluate(step), await self.usage()
         runs_ahead = self.config.max_staleness > 0
         return {
-            **updated,
-            **scored.metrics,
+            **trained,
             **evaluated,
             **used,
             **rollout_metrics(
@@ -202,7 +204,7 @@ class OnlineLoop:
             **self._utilisation(step, scored, clock),
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
-            **publication_metrics(published, scored.metrics, runs_ahead=runs_ahead),
+            **publication_metrics(published, trained, runs_ahead=runs_ahead),
             "data/epoch": self.order.epochs,
         }
 
@@ -211,13 +213,15 @@ class OnlineLoop:
         roles, groups = self.roles, collected.groups
         if not groups:  # dynamic sampling left all out, when they were scored
             return Scored(sampled=await self.feed.scores(collected))
+        models = self.config.scored_models
         passes = [
-            roles.policy.logprobs(groups),
-            _optional(roles.reference, "logprobs", groups),
+            logprobs_of(
+                groups, policy=roles.policy, models=models, reference=roles.reference
+            ),
             _optional(roles.value, "values", groups),
             self.feed.scores(collected),
         ]
-        old, reference, values, sampled = await side_by_side(passes)
+        logprobs, values, sampled = await side_by_side(passes)
         kept = {group.draw for group in groups}
         compared = trainable(
             [scored for scored in sampled if scored.group.draw in kept],
@@ -228,8 +232,8 @@ class OnlineLoop:
             return Scored(sampled=sampled)
         experience, metrics = await roles.experience.build(
             compared,
-            old=old,
-            reference=reference,
+            old=logprobs.old,
+            reference=logprobs.reference,
             values=values,
             kl_coefficient=self.kl.coefficient,
         )
@@ -270,8 +274,7 @@ class OnlineLoop:
             _optional(self.roles.value, "update", experience, plan("value")),
         ]
         policy, value = await side_by_side(updates)
-        named = {f"policy/{name}": number for name, number in (policy or {}).items()}
-        return named | {f"value/{name}": number for name, number in (value or {}).items()}
+        return prefixed("policy", policy or {}) | prefixed("value", value or {})
 
     def _plan(self, step: int, scored: Scored, role: Literal["policy", "value"]) -> UpdatePlan:
         learner: LearnerConfig = getattr(self.config, role)

@@ -86,7 +86,6 @@ def rows() -> list[Experience]:
                 values_T=floats(0),
                 advantages_T=floats(0),
                 returns_T=floats(0),
-                correction_T=np.ones(num_response, dtype=np.float32),
             )
         )
     return made

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
@@ -175,15 +176,17 @@ class Company:
     async def hardware(self) -> Hardware:
         return Hardware(flops=COSTS, device_name="cpu", num_devices=1)
 
-    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
-        self.said("policy.logprobs")
-        return []
+    async def logprobs(
+        self, groups: Sequence[RolloutGroup], models: Sequence[ScoredModel]
+    ) -> Sequence[SampleArrays]:
+        self.said(" ".join(["policy.logprobs", *models]))
+        return [[] for _ in models]
 
     async def build(
         self,
         groups: Sequence[ScoredGroup],
         *,
-        old: SampleArrays,
+        old: SampleArrays | None,
         reference: SampleArrays | None,
         values: SampleArrays | None,
         kl_coefficient: float,
