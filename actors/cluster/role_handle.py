@@ -137,9 +137,7 @@ class RoleHandle(Generic[A]):
         What comes back is the first and references to the others.
         """
 
-        async def ask(
-            *arguments: P.args, **keywords: P.kwargs
-        ) -> list[tuple[T, *tuple[Any, ...]]]:
+        async def ask(*arguments: P.args, **keywords: P.kwargs) -> list[tuple[T, *tuple[Any, ...]]]:
             parts = [
                 self.start(method, rank, num_returns=num_parts)(*arguments, **keywords)
                 for rank in range(len(self))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_ray.config.online import EXACT_GAP
+from rlhf_ray.config.publication import EXACT_GAP
 from rlhf_ray.types import Prompt, Rollout
 
 

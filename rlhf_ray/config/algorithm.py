@@ -126,12 +126,13 @@ class AlgorithmConfig(Config):
         clip_low: How far below 1 the ratio may go; by default the policy loss's own, null for no
             bound.
         clip_high: How far above 1, likewise.
-        old_logprobs: Whose log-probabilities stand for the policy at the start of the step. `update`:
-            the update's own pass, where it takes one optimiser step and no KL in the reward needs
-            them before; the ratio is 1 then. `engine`: those that the engine recorded, where the
-            step's own weights sampled. `trainer`: a pass of the policy before the update. `auto` is
-            the first of them that is exact; `engine` is where the run stops at a gap of more than
-            1e-3 nats between engine and trainer, as it does by default where both are in float32.
+        old_logprobs: Whose log-probabilities stand for the policy at the start of the step.
+            `update`: the update's own pass, where it takes one optimiser step and no KL in the
+            reward needs them before; the ratio is 1 then. `engine`: those that the engine recorded,
+            where the step's own weights sampled. `trainer`: a pass of the policy before the update.
+            `auto` is the first of them that is exact; `engine` is where the run stops at a gap of
+            more than 1e-3 nats between engine and trainer, as it does by default where both compute
+            in float32.
     """
 
     advantage: AdvantageName

@@ -295,21 +295,6 @@ class ReferenceConfig(ForwardConfig):
             yield "a frozen reference has no adapter: model.lora.rank must be 0"
 
 
-# `role` for a group of its own, `adapter_off` for the policy without its adapter.
-ReferenceKind = Literal["auto", "role", "adapter_off"]
-
-
-def is_base_of(policy: ModelConfig, reference: ModelConfig, kind: str) -> bool:
-    """Whether the policy without its adapter is the reference, by a `reference_kind`.
-
-    `auto` takes it where there is an adapter, on the weights that the reference starts from.
-    """
-    if kind != "auto":
-        return kind == "adapter_off"
-    starts_alike = (reference.path, reference.revision) == (policy.path, policy.revision)
-    return policy.lora.rank > 0 and (not reference.path or starts_alike)
-
-
 class GroupConfig(Config):
     """Where one role lives.
 

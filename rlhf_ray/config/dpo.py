@@ -16,9 +16,8 @@ from rlhf_ray.config.base import (
     NonNegativeFloat,
     Placement,
     ReferenceConfig,
-    ReferenceKind,
-    is_base_of,
 )
+from rlhf_ray.config.reference import ReferenceKind, is_base_of
 from rlhf_ray.config.supervised import SupervisedConfig
 
 

@@ -74,9 +74,14 @@ def build_experience(
             where the job has none.
         kl_coefficient: Current weight of the KL to the reference.
         spec: Estimators and their parameters.
+
+    Raises:
+        ValueError: A pass of the trainer was to be made and was not.
     """
     if spec.old_logprobs == "engine":
         old_logprobs_B = [rollout.logprobs_T for rollout in rollouts_B]
+    elif spec.old_logprobs == "trainer" and old_logprobs_B is None:
+        raise ValueError("old_logprobs_B must be given for old_logprobs trainer, got None")
     flat = _flatten(rollouts_B, old_logprobs_B, reference_logprobs_B, values_B)
     kl_T = KL_ESTIMATORS[spec.algorithm.kl.estimator](flat.old_T, flat.reference_T)
     in_reward = reference_logprobs_B is not None and spec.algorithm.kl.where == "reward"

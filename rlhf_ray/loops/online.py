@@ -6,7 +6,7 @@ The controller holds ids, lengths, scores and references; tokens go from actor t
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_ray.algorithms.kl import KLController
+from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.base import GroupConfig, LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
-from rlhf_ray.loops.logprobs import logprobs_of
 from rlhf_ray.loops.publication import offload, publish
 from rlhf_ray.loops.report import (
     prefixed,
@@ -36,7 +36,16 @@ from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.packing import UpdatePlan, plan_update
-from rlhf_ray.roles import Metrics, Ref, Roles, RolloutGroup, ScoredGroup, Usage, unknown_usage
+from rlhf_ray.roles import (
+    Metrics,
+    Ref,
+    Roles,
+    RolloutGroup,
+    SampleArrays,
+    ScoredGroup,
+    Usage,
+    unknown_usage,
+)
 from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.rollouts.groups import trainable, trained_of
 from rlhf_ray.rollouts.journal import journal_of
@@ -100,6 +109,7 @@ class OnlineLoop:
         self.usage = usage
         self.order = order_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
         self.setup = setup_of(config, prompts)
+        self.scored_models = config.scored_models
         self.kl = KLController(config.algorithm.kl)
         self.sentinels = Sentinels(config.sentinels)
         self.num_empty_in_a_row = 0
@@ -213,15 +223,13 @@ class OnlineLoop:
         roles, groups = self.roles, collected.groups
         if not groups:  # dynamic sampling left all out, when they were scored
             return Scored(sampled=await self.feed.scores(collected))
-        models = self.config.scored_models
-        passes = [
-            logprobs_of(
-                groups, policy=roles.policy, models=models, reference=roles.reference
-            ),
+        passes: list[Awaitable[Any]] = [
+            self._by_policy(groups),
+            _optional(roles.reference, "logprobs", groups),
             _optional(roles.value, "values", groups),
             self.feed.scores(collected),
         ]
-        logprobs, values, sampled = await side_by_side(passes)
+        by_policy, reference, values, sampled = await side_by_side(passes)
         kept = {group.draw for group in groups}
         compared = trainable(
             [scored for scored in sampled if scored.group.draw in kept],
@@ -232,12 +240,18 @@ class OnlineLoop:
             return Scored(sampled=sampled)
         experience, metrics = await roles.experience.build(
             compared,
-            old=logprobs.old,
-            reference=logprobs.reference,
+            old=by_policy.get("policy"),
+            reference=by_policy.get("base", reference),
             values=values,
             kl_coefficient=self.kl.coefficient,
         )
         return Scored(sampled=sampled, trained=trained, experience=experience, metrics=metrics)
+
+    async def _by_policy(self, groups: Sequence[RolloutGroup]) -> dict[ScoredModel, SampleArrays]:
+        """Log-probabilities by the models that only the policy's ranks can score with."""
+        models = self.scored_models
+        arrays = await self.roles.policy.logprobs(groups, models) if models else []
+        return dict(zip(models, arrays, strict=True))
 
     def _count_empty(self, step: int, scored: Scored) -> None:
         if scored.trained:

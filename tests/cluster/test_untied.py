@@ -6,6 +6,7 @@ Its engine takes the place of the first one, so this file comes last of those th
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import psutil

@@ -51,6 +51,8 @@ def make_config(run_dir: Path, **settings: Any) -> PpoConfig:
             "policy": {"model": {"path": "model"}},
             "reward": {"functions": [{"path": "scorers:score"}]},
             **settings,
+            # Every pass that there may be; `test_loop_logprobs` has the others.
+            "algorithm": {"old_logprobs": "trainer", **settings.get("algorithm", {})},
         }
     )
 
@@ -132,10 +134,11 @@ class Company:
         self.num_updates = 0
         self.asleep = False
 
-    def roles(self, *, value: bool = True) -> Roles:
+    def roles(self, *, value: bool = True, reference: bool = True) -> Roles:
         return Roles(
             rollout=self, policy=self, reward=self, experience=self, store=self,
-            reference=FakeReference(self), value=FakeValue(self) if value else None,
+            reference=FakeReference(self) if reference else None,
+            value=FakeValue(self) if value else None,
         )  # fmt: skip
 
     def said(self, call: str) -> None:
@@ -179,8 +182,9 @@ class Company:
     async def logprobs(
         self, groups: Sequence[RolloutGroup], models: Sequence[ScoredModel]
     ) -> Sequence[SampleArrays]:
-        self.said(" ".join(["policy.logprobs", *models]))
-        return [[] for _ in models]
+        self.said("policy.logprobs")
+        self.models = list(models)
+        return [[f"by {model}"] for model in models]
 
     async def build(
         self,
@@ -192,10 +196,11 @@ class Company:
         kl_coefficient: float,
     ) -> tuple[Ref, Metrics]:
         self.said("experience.build")
+        self.old, self.reference = old, reference
         rollouts = resolve([scored.group for scored in groups])
         assert len(rollouts) == sum(len(scored.scores_G) for scored in groups)
         self.num_built = sum(self.config.algorithm.trains(r.finish_reason) for r in rollouts)
-        return "experience", {"mismatch/logprob_abs_max": 0.0, "policy/kl_ref": 0.2}
+        return "experience", {} if old is None else {"policy/kl_ref": 0.2}
 
     def put(self, rollouts: Sequence[Rollout]) -> Ref:
         return list(rollouts)

@@ -94,10 +94,11 @@ class LearningCompany(Company):
         self.frozen = hosted(specs.reference)
         self.scorers = Scorers(specs.reward)
 
-    def roles(self, *, value: bool = True) -> Roles:
+    def roles(self, *, value: bool = True, reference: bool = True) -> Roles:
         return Roles(
             rollout=self, policy=self, reward=self, experience=self, store=self,
-            reference=LearnedReference(self), value=LearnedValue(self) if value else None,
+            reference=LearnedReference(self) if reference else None,
+            value=LearnedValue(self) if value else None,
         )  # fmt: skip
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
