@@ -7,8 +7,12 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from actors.cluster.gpus import require_engine
 from actors.cluster.network import use_cluster_network
@@ -19,6 +23,7 @@ from actors.engines.samples import Ending
 from actors.engines.sampling import SamplingEngine
 from actors.engines.spec import EngineSpec, engine_arguments, engine_environment, outlive_actor
 from actors.weights.bucket import Bucket
+from actors.weights.segment import Segment, SegmentPlace, SharedBucket
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import EnginePart, GenerationRequest, SleepLevel
 from rlhf_ray.types import Prompt
@@ -104,10 +109,10 @@ class RolloutReplica(SamplingEngine):
         peaks_gb = await self.ask_workers("report_peak_memory_gb")
         return {"peak_gb": max(peaks_gb), **self.load.take()}
 
-    async def ask_workers(self, method: str) -> list[Any]:
+    async def ask_workers(self, method: str, *arguments: Any) -> list[Any]:
         """What each of vLLM's workers, or our extension of them, answers to a method."""
         asked: list[Any] = await self.ask(
-            "collective_rpc", method, timeout=ANSWER_S, timeout_s=ANSWER_S
+            "collective_rpc", method, args=arguments, timeout=ANSWER_S, timeout_s=ANSWER_S
         )
         return asked
 
@@ -121,6 +126,15 @@ class RolloutReplica(SamplingEngine):
             WeightTransferInitRequest(init_info=dict(init_info)),
             timeout_s=timeout_s,
         )
+
+    async def reads_memory(self, node_id: str, place: SegmentPlace) -> bool:
+        """Whether its workers are on this node of Ray's, and can read memory of the process."""
+        if node_id != ray.get_runtime_context().get_node_id():
+            return False
+        can_read = all(await self.ask_workers("can_read", asdict(place)))
+        if not can_read:
+            logger.warning("%s gets weights through Ray, though they are on its node", self.name)
+        return can_read
 
     async def start_weight_update(self, timeout_s: float, keeps_cache: bool) -> None:
         """Freeze running requests where they are and make the model ready for new weights.
@@ -141,18 +155,17 @@ class RolloutReplica(SamplingEngine):
         self.sleeping.has_model = False
         await self.change("start_weight_update", timeout_s=timeout_s)
 
-    async def update_weights(self, update: Bucket | Mapping[str, Any]) -> None:
-        """Take one bucket, or let vLLM's own backend receive what `update` describes."""
+    async def update_weights(self, update: SharedBucket | Bucket | Mapping[str, Any]) -> None:
+        """Load one bucket, or let vLLM's own backend receive what `update` describes."""
+        if isinstance(update, Bucket):  # from another node; workers read this process's memory
+            with closing(Segment(len(update.data))) as segment:
+                segment.data[:] = update.data
+                await self.update_weights(SharedBucket.of(update, segment))
+            return
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        if isinstance(update, Bucket):
-            update = {
-                "names": update.names,
-                "dtype_names": update.dtype_names,
-                "shapes": update.shapes,
-                "data": update.data.tobytes(),
-            }
-        request = WeightTransferUpdateRequest(update_info=dict(update))
+        info = asdict(update) if isinstance(update, SharedBucket) else dict(update)
+        request = WeightTransferUpdateRequest(update_info=info)
         await self.change("update_weights", request, timeout_s=self.exchange_s)
 
     async def finish_weight_update(self, version: int) -> int:

@@ -56,7 +56,7 @@ def sync_spec(config: OnlineConfig) -> SyncSpec:
     return SyncSpec(
         backend=config.weight_backend,
         gpus_per_replica=config.placement.rollout.gpus_per_rank,
-        bucket_bytes=config.publication.bucket_mb * 2**20,
+        bucket_bytes=config.bucket_mb * 2**20,
         timeout_s=config.timeouts.publish_s,
         keeps_cache=config.publication.running == "keep",
     )

@@ -1,8 +1,9 @@
 """A weight-transfer engine for CPU replicas, registered with vLLM as `object_store`.
 
-vLLM ships `nccl` and `ipc`, which need GPUs. On CPU the buckets arrive in the rollout actor as Ray
-objects and go on to vLLM's worker process as plain bytes, so that any two nodes can exchange them.
-The lifecycle is vLLM's own: start, one update a bucket, finish.
+vLLM ships `nccl` and `ipc`, which need GPUs. Here vLLM's workers are told where a bucket lies, and
+load from there: from the memory of the policy's rank 0 where that is on their node, else from that
+of the rollout actor, which got the bucket through Ray. The lifecycle is vLLM's own: start, one
+update a bucket, finish.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils._pytree import tree_map_only
+
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -18,6 +24,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from actors.weights.bucket import unpack
+from actors.weights.segment import SegmentPlace, SharedBucket
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
@@ -32,25 +39,19 @@ class ObjectStoreInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
-    """One bucket: tensors laid end to end in `data`.
-
-    Attributes:
-        names: Parameter names of the transformers checkpoint.
-        dtype_names: As in `torch`, without the prefix.
-        shapes: Full shapes.
-        data: The tensors' bytes, in the order of `names`, as `bucket.pack` lays them.
-    """
+    """A `SharedBucket` as vLLM carries it to its workers."""
 
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
-    data: bytes
+    place: dict[str, int]
+    num_bytes: int
 
 
 class ObjectStoreWeightTransferEngine(
     WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]
 ):
-    """Loads buckets of bytes through vLLM's layerwise reload."""
+    """Loads buckets through vLLM's layerwise reload."""
 
     init_info_cls = ObjectStoreInitInfo
     update_info_cls = ObjectStoreUpdateInfo
@@ -67,8 +68,26 @@ class ObjectStoreWeightTransferEngine(
             self._forget_expert_kernels()
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
-        """Load one bucket."""
-        self.model.load_weights(unpack(update_info))
+        """Load one bucket; nothing refers to its memory afterwards."""
+        shared = SharedBucket(**vars(update_info) | {"place": SegmentPlace(**update_info.place)})
+        bucket = shared.read()
+        self.model.load_weights(unpack(bucket))
+        self._keep_unfinished(bucket.data)
+
+    def _keep_unfinished(self, data: npt.NDArray[np.uint8]) -> None:
+        # A layer whose weights lie in two buckets waits for the second with views of the first,
+        # where the sender writes the next one meanwhile.
+        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+        start = data.ctypes.data
+
+        def kept(tensor: torch.Tensor) -> torch.Tensor:
+            is_view = tensor.is_cpu and start <= tensor.data_ptr() < start + len(data)
+            return tensor.clone() if is_view else tensor
+
+        for module in self.model.modules():
+            for _, loading in get_layerwise_info(module).loaded_weights:
+                loading.arguments.update(tree_map_only(torch.Tensor, kept, dict(loading.arguments)))
 
     def finish_weight_update(self) -> None:
         """Repack what arrived into the layout that vLLM's kernels want.

@@ -12,6 +12,7 @@ from rlhf_ray.types import Rollout
 
 if TYPE_CHECKING:
     from actors.weights.bucket import Bucket
+    from actors.weights.segment import SegmentPlace, SharedBucket
 
 
 class PublishedReplica(Protocol):
@@ -20,11 +21,14 @@ class PublishedReplica(Protocol):
     def init_weight_transfer(self, init_info: Mapping[str, Any], timeout_s: float) -> Answer[None]:
         """Connect to the trainer, where the backend needs a connection."""
 
+    def reads_memory(self, node_id: str, place: SegmentPlace) -> Answer[bool]:
+        """Whether its workers are on this node of Ray's, and can read memory of the process."""
+
     def start_weight_update(self, timeout_s: float, keeps_cache: bool) -> Answer[None]:
         """Freeze running requests; the calls that follow have this deadline."""
 
-    def update_weights(self, update: Bucket | Mapping[str, Any]) -> Answer[None]:
-        """Take one bucket, or receive what `update` describes."""
+    def update_weights(self, update: SharedBucket | Bucket | Mapping[str, Any]) -> Answer[None]:
+        """Load one bucket, or receive what `update` describes."""
 
     def finish_weight_update(self, version: int) -> Answer[int]:
         """Switch over; returns the version as acknowledgement."""

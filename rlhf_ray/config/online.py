@@ -19,7 +19,7 @@ from rlhf_ray.config.base import (
     ReferenceConfig,
 )
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
-from rlhf_ray.config.publication import Backend, backend_of
+from rlhf_ray.config.publication import MOST_HOST_BUCKET_MB, Backend, backend_of
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
@@ -32,7 +32,8 @@ class PublicationConfig(Config):
     Attributes:
         backend: `auto` is `object_store` where engines run on CPUs, `ipc` where policy and rollout
             share GPUs, else `nccl`.
-        bucket_mb: Weights travel in buckets of about this size.
+        bucket_mb: Weights travel in buckets of about this size; through the hosts' memory
+            (`object_store`) in buckets of 32 MB at most.
         running: What becomes of responses that are being sampled meanwhile. `recompute`: their
             tokens so far pass the new weights before the next one is sampled, which takes time, and
             that token is the new weights' own. `keep` spares that: what older weights left in the
@@ -220,6 +221,12 @@ class OnlineConfig(JobConfig):
         return backend_of(
             self.publication.backend, policy=placement.policy, rollout=placement.rollout
         )
+
+    @property
+    def bucket_mb(self) -> int:
+        """Size of the buckets in which weights travel."""
+        asked = self.publication.bucket_mb
+        return min(asked, MOST_HOST_BUCKET_MB) if self.weight_backend == "object_store" else asked
 
     @property
     def engines_sleep(self) -> bool:

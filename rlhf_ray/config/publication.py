@@ -12,6 +12,10 @@ from rlhf_ray.config.base import GroupConfig
 
 Backend: TypeAlias = Literal["object_store", "ipc", "nccl"]
 
+# Through the hosts' memory: what was packed is loaded from the processor's cache in part, and the
+# first bucket is soon on its way.
+MOST_HOST_BUCKET_MB = 32
+
 
 def backend_of(
     asked: Literal["auto", "object_store", "ipc", "nccl"],

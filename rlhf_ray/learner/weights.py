@@ -58,16 +58,23 @@ def weight_infos(lm: Any) -> list[WeightInfo]:
     return infos
 
 
-def named_weights(lm: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def named_weights(lm: Any, *, gathered_bytes: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield each weight in full. The tensor is valid until the next one is asked for.
 
-    What the family's checkpoints hold apart and the model together (a layer's experts), or the
-    other way round, is whole at the same time; nothing else is.
+    Args:
+        lm: The model, with or without adapters.
+        gathered_bytes: What ZeRO-3 has spread is gathered in pieces of so many bytes, which takes
+            fewer exchanges between ranks. A piece is at least one weight, or what the family's
+            checkpoints hold apart and the model together (a layer's experts), or the other way
+            round.
     """
     held, names = _held(lm), CheckpointNames(base_of(lm))
     with torch.no_grad():
-        for conversion in names.plan(held):
-            yield from _converted(names, conversion, held)
+        for piece in _pieces(names.plan(held), held, gathered_bytes):
+            with gathered(_parts(piece, held)):
+                for conversion in piece:
+                    whole = {name: held[name].whole() for name, _ in conversion.sources}
+                    yield from names.convert(conversion, whole).items()
 
 
 def parameter_infos(lm: Any) -> list[WeightInfo]:
@@ -109,6 +116,11 @@ class _Held:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """Whole and unquantized."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
     def empty(self) -> torch.Tensor:
         """Of its shape, without numbers."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
@@ -128,13 +140,27 @@ class _Held:
         return weight
 
 
-def _converted(
-    names: CheckpointNames, conversion: Conversion, held: Mapping[str, _Held]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    sources = {name: held[name] for name, _ in conversion.sources}
-    with gathered([part for one in sources.values() for part in one.parts()]):
-        whole = {name: one.whole() for name, one in sources.items()}
-        yield from names.convert(conversion, whole).items()
+def _pieces(
+    plan: Iterable[Conversion], held: Mapping[str, _Held], piece_bytes: int
+) -> Iterator[list[Conversion]]:
+    """Conversions one after the other, together up to so many bytes; each piece has one."""
+    piece: list[Conversion] = []
+    size = 0
+    for conversion in plan:
+        num_bytes = sum(held[name].num_bytes for name, _ in conversion.sources)
+        if piece and size + num_bytes > piece_bytes:
+            yield piece
+            piece, size = [], 0
+        piece.append(conversion)
+        size += num_bytes
+    if piece:
+        yield piece
+
+
+def _parts(piece: Iterable[Conversion], held: Mapping[str, _Held]) -> list[torch.nn.Parameter]:
+    """What has to be whole for these conversions, each once."""
+    sources = [held[name] for conversion in piece for name, _ in conversion.sources]
+    return list({id(part): part for one in sources for part in one.parts()}.values())
 
 
 def _held(lm: Any) -> dict[str, _Held]:

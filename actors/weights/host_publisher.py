@@ -1,0 +1,118 @@
+"""Publication through the memory of hosts: a bucket is packed while the one before is loaded.
+
+Rank 0 packs buckets into two segments of memory in turn. The workers of an engine on its node load
+from there; another node gets a bucket through Ray's object store. A segment is written again when
+every replica has acknowledged what lies in it, each by itself: a slow one holds up the others when
+it is two buckets behind.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from actors.weights.bucket import Bucket, pack
+from actors.weights.replica_client import ReplicaClient
+from actors.weights.segment import Segment, SharedBucket
+from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
+from rlhf_ray.learner.weights import named_weights
+
+# One is packed, one is loaded.
+NUM_SEGMENTS = 2
+
+
+def node_id() -> str:
+    """Ray's name of this node."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+class HostMemoryPublisher:
+    """Every rank gathers; rank 0 sends, and any replica can receive."""
+
+    def __init__(self, lm: Any, spec: SyncSpec, replicas: Replicas, *, is_sender: bool) -> None:
+        """There is nothing to connect."""
+        self.lm, self.spec, self.is_sender = lm, spec, is_sender
+        self.client = ReplicaClient(spec, replicas)
+
+    def publish(self, version: int, replicas: Replicas) -> int:
+        """Send all weights as `version`; returns the bytes sent by this rank."""
+        weights = named_weights(self.lm, gathered_bytes=self.spec.bucket_bytes)
+        if not self.is_sender:
+            for _ in weights:
+                continue
+            return 0
+        self.client.begin(version, replicas)
+        with closing(Outbox(self.client)) as outbox:
+            self.client.start_weight_update()
+            for bucket in pack(weights, bucket_bytes=self.spec.bucket_bytes, room=outbox.room):
+                outbox.send(bucket)
+            outbox.wait()
+        self.client.finish_weight_update()
+        return outbox.num_bytes
+
+    def close(self) -> None:
+        """There is no connection."""
+
+
+@dataclass
+class _Slot:
+    """A segment, and the answers of all replicas to the bucket in it."""
+
+    segment: Segment
+    refs: list[Any] = field(default_factory=list)
+
+
+class Outbox:
+    """Buckets on their way to all replicas.
+
+    Attributes:
+        num_bytes: Of the buckets that were sent.
+    """
+
+    def __init__(self, client: ReplicaClient) -> None:
+        """Ask which replicas read this process's memory."""
+        self.client, self.num_bytes = client, 0
+        self._slots = [_Slot(Segment(1)) for _ in range(NUM_SEGMENTS)]
+        self._are_near = client.call(PublishedReplica.reads_memory)(
+            node_id(), self._slots[0].segment.place
+        )
+
+    def room(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+        """Where the next bucket is packed, once all replicas have what lies there."""
+        slot = self._slots.pop(0)
+        self._slots.append(slot)
+        self._settle(slot)
+        if len(slot.segment.data) < num_bytes:
+            slot.segment.close()
+            slot.segment = Segment(num_bytes)
+        return slot.segment.data
+
+    def send(self, bucket: Bucket) -> None:
+        """Have each replica load what lies in the room that was given last."""
+        slot, replicas = self._slots[-1], self.client.replicas
+        near: Any = SharedBucket.of(bucket, slot.segment)
+        far: Any = None if all(self._are_near) else ray.put(bucket)
+        slot.refs = [
+            replicas.start(PublishedReplica.update_weights, index)(near if is_near else far)
+            for index, is_near in enumerate(self._are_near)
+        ]
+        self.num_bytes += len(bucket.data)
+
+    def wait(self) -> None:
+        """All replicas have loaded all buckets."""
+        for slot in self._slots:
+            self._settle(slot)
+
+    def _settle(self, slot: _Slot) -> None:
+        self.client.answers(slot.refs, PublishedReplica.update_weights)
+        slot.refs = []
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for slot in self._slots:
+            slot.segment.close()
