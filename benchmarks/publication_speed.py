@@ -2,6 +2,7 @@
 
     python -m benchmarks.publication_speed              # JSON; 2 minutes on 2 cores
     python -m benchmarks.publication_speed --pairs 9
+    python -m benchmarks.publication_speed --adapters   # apart and merged: bytes, seconds
 
 100 million parameters in float32 go from a policy to two engines on the CPU, with real Ray, DeepSpeed
 and vLLM, from the call until both have acknowledged the version. In turn with that the same bytes are
@@ -15,12 +16,14 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from actors.roles.engines import sync_spec
 from benchmarks.gpu_check.online import Online, online_config, opened
 from benchmarks.gpu_check.scale import REHEARSAL, Shape
 from benchmarks.gpu_check.setting import Setting
@@ -70,9 +73,38 @@ def publication_speed(pairs: int = 5) -> dict[str, Any]:
     }
 
 
-def job(setting: Setting, **policy: Any) -> OnlineConfig:
+def adapter_publication(pairs: int = 3) -> dict[str, Any]:
+    """Adapters of rank 16 on all linear layers, merged and apart in turn."""
+    model, apart = {"lora": {"rank": 16}}, {"adapters": "apart"}
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(scale=REHEARSAL, cards=(), folder=Path(folder))
+        config = job(setting, policy={"model": model}, publication=apart)
+        with opened(setting, config) as online:
+            found: dict[str, list[float]] = {"merged": [], "apart": []}
+            num_bytes = {}
+            for version in range(0, 4 * pairs, 4):
+                for way, base in (("merged", ""), ("apart", "below")):
+                    connect(online, base)
+                    publication_s(online, version)  # with what the adapters change
+                    found[way].append(publication_s(online, version + 1))
+                    num_bytes[way] = online.roles.policy.sent["num_bytes"]  # type: ignore[attr-defined]
+    return {
+        "bytes": num_bytes,
+        "seconds": {way: round(median(seconds), 4) for way, seconds in found.items()},
+        "pairs": [list(pair) for pair in zip(*found.values(), strict=True)],
+    }
+
+
+def connect(online: Online, base: str) -> None:
+    """Have adapters published on weights of this name, or merged."""
+    policy: Any = online.roles.policy
+    spec = replace(sync_spec(online.config), base=base)
+    online.run(policy.connect(policy.replicas, spec, probe=policy.probe, limits=policy.limits))
+
+
+def job(setting: Setting, **sections: Any) -> OnlineConfig:
     """One rank of the policy, two engines."""
-    config = online_config(setting, {}, shape=SHAPE, dtype="float32", policy=policy)
+    config = online_config(setting, {}, shape=SHAPE, dtype="float32", **sections)
     engines = {"placement": {"rollout": {"ranks": NUM_ENGINES}}}
     return GrpoConfig.model_validate(laid_over(config.model_dump(exclude_unset=True), engines))
 
@@ -96,9 +128,12 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
-    measured = publication_speed(parser.parse_args().pairs)
+    parser.add_argument("--adapters", action="store_true")
+    options = parser.parse_args()
+    measure = adapter_publication if options.adapters else publication_speed
+    measured = measure(options.pairs)
     print(json.dumps(measured))
-    return int(not measured["holds"])
+    return int(not measured.get("holds", True))
 
 
 if __name__ == "__main__":

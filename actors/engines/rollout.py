@@ -168,11 +168,21 @@ class RolloutReplica(SamplingEngine):
         request = WeightTransferUpdateRequest(update_info=info)
         await self.change("update_weights", request, timeout_s=self.exchange_s)
 
-    async def finish_weight_update(self, version: int) -> int:
-        """Use the new weights and let requests go on; returns the version as acknowledgement."""
+    async def base_name(self) -> str:
+        """What the weights are called that its adapter changes; empty where it has none."""
+        return self.base
+
+    async def finish_weight_update(self, version: int, base: str) -> int:
+        """Use the new weights and let requests go on; returns the version as acknowledgement.
+
+        Args:
+            version: Of what came.
+            base: What the weights are called that the adapter which came changes; empty where none
+                came.
+        """
         timeout_s = self.exchange_s
         await self.change("finish_weight_update", weight_version=str(version), timeout_s=timeout_s)
-        self.version, self.sleeping.has_model = version, True
+        self.version, self.base, self.sleeping.has_model = version, base, True
         self.num_publications += 1
         if not self.sleeping.asleep:  # else waking the cache resumes
             await self.change("resume_generation", timeout_s=timeout_s)
@@ -191,7 +201,12 @@ class RolloutReplica(SamplingEngine):
             self.scheduler.release()
 
     async def sleep(self, level: SleepLevel, timeout_s: float) -> None:
-        """Give the GPU's memory to whoever shares it; see `EngineSleep`."""
+        """Give the GPU's memory to whoever shares it; see `EngineSleep`.
+
+        Weights under adapters are kept on the host: no publication brings them again.
+        """
+        if self.spec.adapter_rank:
+            level = 1
         async with self.scheduling("sleep", timeout_s):
             await self.sleeping.sleep(level, timeout_s=timeout_s)
 

@@ -13,6 +13,7 @@ import numpy as np
 from actors.engines.calls import ANSWER_S, EngineCalls
 from actors.engines.samples import NO_VERSION, Ending, rollout_of, sampling_params, summarize
 from actors.engines.sleep import EngineSleep
+from actors.weights.adapter import adapter_request
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
@@ -49,6 +50,7 @@ class SamplingEngine(EngineCalls):
     Attributes:
         tokenizer: Of the model.
         version: Of the weights that the engine has.
+        base: What those are called that its adapter changes; empty where it has none.
         num_publications: To it, of this job and those before.
         running: Names of the requests that vLLM may still have.
         groups: By their draws, until they are dropped.
@@ -56,6 +58,7 @@ class SamplingEngine(EngineCalls):
 
     tokenizer: Any = None
     version = NO_VERSION
+    base = ""
 
     def __init__(self, name: str) -> None:
         """Nothing asked so far."""
@@ -200,8 +203,15 @@ class SamplingEngine(EngineCalls):
         # version would not do: other jobs, and a run that goes on, have the same numbers.
         salt = f"publication-{self.num_publications}"
         prompt: Any = {"prompt_token_ids": list(token_ids_T), "cache_salt": salt}
+        adapter = {"lora_request": adapter_request()} if self.base else {}
         return await self.ask(
-            "add_request", request_id, prompt, params, priority=priority, timeout_s=timeout_s
+            "add_request",
+            request_id,
+            prompt,
+            params,
+            priority=priority,
+            timeout_s=timeout_s,
+            **adapter,
         )
 
     async def _finished(self, request_id: str, collector: Any, *, timeout_s: float) -> Any:

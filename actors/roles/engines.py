@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 from actors.engines.spec import EngineSpec
 from actors.weights.probe import EXACT, ROUNDED, GapLimits
 from actors.weights.sync_spec import SyncSpec
@@ -34,6 +36,7 @@ def engine_spec(*jobs: AnyJob) -> EngineSpec | None:
         num_gpus=config.placement.rollout.gpus_per_rank,
         weight_backend=config.weight_backend,
         sleeps=config.engines_sleep,
+        adapter_rank=config.policy.model.lora.rank if config.adapters_apart else 0,
     )
 
 
@@ -59,6 +62,7 @@ def sync_spec(config: OnlineConfig) -> SyncSpec:
         bucket_bytes=config.bucket_mb * 2**20,
         timeout_s=config.timeouts.publish_s,
         keeps_cache=config.publication.running == "keep",
+        base=uuid4().hex if config.adapters_apart else "",
     )
 
 

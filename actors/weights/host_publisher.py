@@ -8,6 +8,7 @@ it is two buckets behind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
+import torch
 
+from actors.weights.adapter import ADAPTER_PREFIX
 from actors.weights.bucket import Bucket, pack
 from actors.weights.replica_client import ReplicaClient
 from actors.weights.segment import Segment, SharedBucket
 from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
-from rlhf_ray.learner.weights import named_weights
+from rlhf_ray.learner.weights import adapter_weights, linear_adapters, named_weights
 
 # One is packed, one is loaded.
 NUM_SEGMENTS = 2
@@ -35,13 +38,22 @@ class HostMemoryPublisher:
     """Every rank gathers; rank 0 sends, and any replica can receive."""
 
     def __init__(self, lm: Any, spec: SyncSpec, replicas: Replicas, *, is_sender: bool) -> None:
-        """There is nothing to connect."""
+        """There is nothing to connect.
+
+        Raises:
+            ConfigError: Adapters are to come apart, and cannot.
+        """
+        if spec.base:
+            linear_adapters(lm)
         self.lm, self.spec, self.is_sender = lm, spec, is_sender
         self.client = ReplicaClient(spec, replicas)
 
-    def publish(self, version: int, replicas: Replicas) -> int:
-        """Send all weights as `version`; returns the bytes sent by this rank."""
-        weights = named_weights(self.lm, gathered_bytes=self.spec.bucket_bytes)
+    def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> int:
+        """Send all weights as `version`, or the adapter to engines that have what it changes.
+
+        Returns the bytes sent by this rank.
+        """
+        weights = self._weights(adapter_alone=adapter_alone)
         if not self.is_sender:
             for _ in weights:
                 continue
@@ -54,6 +66,14 @@ class HostMemoryPublisher:
             outbox.wait()
         self.client.finish_weight_update()
         return outbox.num_bytes
+
+    def _weights(self, *, adapter_alone: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        gathered_bytes, merged = self.spec.bucket_bytes, not self.spec.base
+        if not adapter_alone:
+            yield from named_weights(self.lm, gathered_bytes=gathered_bytes, merged=merged)
+        if not merged:
+            for name, weight in adapter_weights(self.lm, gathered_bytes=gathered_bytes):
+                yield ADAPTER_PREFIX + name, weight
 
     def close(self) -> None:
         """There is no connection."""

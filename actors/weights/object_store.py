@@ -23,6 +23,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from actors.weights.adapter import ADAPTER_PREFIX, set_adapter
 from actors.weights.bucket import unpack
 from actors.weights.segment import SegmentPlace, SharedBucket
 
@@ -60,9 +61,15 @@ class ObjectStoreWeightTransferEngine(
         """Nothing to connect."""
 
     def start_weight_update(self) -> None:
-        """Put the model back into checkpoint layout, layer by layer as weights arrive."""
+        """Nothing has come so far."""
+        self.is_reloading = False
+        self.adapter: dict[str, torch.Tensor] = {}
+
+    def _start_reload(self) -> None:
+        # Put the model back into checkpoint layout, layer by layer as weights arrive.
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        self.is_reloading = True
         initialize_layerwise_reload(self.model)
         if self.device.type == "cpu":
             self._forget_expert_kernels()
@@ -71,8 +78,14 @@ class ObjectStoreWeightTransferEngine(
         """Load one bucket; nothing refers to its memory afterwards."""
         shared = SharedBucket(**vars(update_info) | {"place": SegmentPlace(**update_info.place)})
         bucket = shared.read()
-        self.model.load_weights(unpack(bucket))
-        self._keep_unfinished(bucket.data)
+        weights = dict(unpack(bucket))
+        parts = {name for name in weights if name.startswith(ADAPTER_PREFIX)}
+        self.adapter |= {name: weights.pop(name).clone() for name in parts}
+        if weights:
+            if not self.is_reloading:
+                self._start_reload()
+            self.model.load_weights(list(weights.items()))
+            self._keep_unfinished(bucket.data)
 
     def _keep_unfinished(self, data: npt.NDArray[np.uint8]) -> None:
         # A layer whose weights lie in two buckets waits for the second with views of the first,
@@ -90,11 +103,19 @@ class ObjectStoreWeightTransferEngine(
                 loading.arguments.update(tree_map_only(torch.Tensor, kept, dict(loading.arguments)))
 
     def finish_weight_update(self) -> None:
-        """Repack what arrived into the layout that vLLM's kernels want.
+        """Have what arrived in place: weights in the layout of vLLM's kernels, and the adapter.
 
         Raises:
-            RuntimeError: vLLM's own loader of the model does not take part in reloads.
+            RuntimeError: vLLM's own loader of the model does not take part in reloads, or vLLM has
+                no place for the adapter.
         """
+        if self.is_reloading:
+            self._finish_reload()
+        if self.adapter:
+            set_adapter(self.model, self.adapter)
+            self.adapter = {}
+
+    def _finish_reload(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)

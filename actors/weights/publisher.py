@@ -16,8 +16,11 @@ from actors.weights.vllm_publisher import VllmPublisher
 class Publisher(Protocol):
     """One rank's side of a publication; all ranks call it together."""
 
-    def publish(self, version: int, replicas: Replicas) -> int:
-        """Send all weights as `version`; returns the bytes sent by this rank."""
+    def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> int:
+        """Send all weights as `version`, or the adapter to engines that have what it changes.
+
+        Returns the bytes sent by this rank.
+        """
 
     def close(self) -> None:
         """End the connection."""

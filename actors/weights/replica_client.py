@@ -97,7 +97,8 @@ class ReplicaClient:
         Raises:
             RunError: A replica acknowledged another one.
         """
-        versions = self.call(PublishedReplica.finish_weight_update)(self.version)
+        finish = self.call(PublishedReplica.finish_weight_update)
+        versions = finish(self.version, self.spec.base)
         for name, version in zip(self.replicas.names, versions, strict=True):
             if version != self.version:
                 raise RunError(f"{name} acknowledged version {version}, wanted {self.version}")

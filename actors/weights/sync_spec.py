@@ -30,8 +30,14 @@ class PublishedReplica(Protocol):
     def update_weights(self, update: SharedBucket | Bucket | Mapping[str, Any]) -> Answer[None]:
         """Load one bucket, or receive what `update` describes."""
 
-    def finish_weight_update(self, version: int) -> Answer[int]:
-        """Switch over; returns the version as acknowledgement."""
+    def finish_weight_update(self, version: int, base: str) -> Answer[int]:
+        """Switch over, to an adapter on the weights called `base`, or to weights without a name.
+
+        Returns the version as acknowledgement.
+        """
+
+    def base_name(self) -> Answer[str]:
+        """What the weights are called that its adapter changes; empty where it has none."""
 
     def logprobs(self, rollouts: Sequence[Rollout], timeout_s: float) -> Answer[list[Any]]:
         """Log-probabilities of the probe's tokens under the weights that it has."""
@@ -47,6 +53,8 @@ class SyncSpec:
     Attributes:
         gpus_per_replica: Workers that receive inside each replica.
         keeps_cache: Whether running requests go on from what older weights left in their cache.
+        base: What the weights are called that adapters change, where engines have both apart; else
+            empty, and what is published is merged.
     """
 
     backend: Backend
@@ -54,3 +62,4 @@ class SyncSpec:
     bucket_bytes: int
     timeout_s: float
     keeps_cache: bool = False
+    base: str = ""

@@ -47,8 +47,8 @@ class VllmPublisher:
         )
         self.client.on_failure = self._leave_replicas
 
-    def publish(self, version: int, replicas: Replicas) -> int:
-        """Send all weights as `version`; returns the bytes sent by this rank."""
+    def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> int:
+        """Send all weights as `version`, always merged; returns the bytes sent by this rank."""
         self.client.begin(version, replicas)
         # vLLM packs on streams of its own, which do not wait for the optimiser's.
         torch.cuda.synchronize()

@@ -41,7 +41,7 @@ class Replica:
         info = asdict(update) if isinstance(update, SharedBucket) else update
         self._on_workers("update_weights", info)
 
-    def _finish_weight_update(self, version: int) -> int:
+    def _finish_weight_update(self, version: int, base: str) -> int:
         self._on_workers("finish_weight_update")
         return version
 

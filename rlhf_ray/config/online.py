@@ -19,7 +19,12 @@ from rlhf_ray.config.base import (
     ReferenceConfig,
 )
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
-from rlhf_ray.config.publication import MOST_HOST_BUCKET_MB, Backend, backend_of
+from rlhf_ray.config.publication import (
+    ADAPTER_RANKS,
+    MOST_HOST_BUCKET_MB,
+    Backend,
+    backend_of,
+)
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
@@ -34,6 +39,9 @@ class PublicationConfig(Config):
             share GPUs, else `nccl`.
         bucket_mb: Weights travel in buckets of about this size; through the hosts' memory
             (`object_store`) in buckets of 32 MB at most.
+        adapters: What engines get of a policy with adapters (`policy.model.lora`). `merged`: its
+            weights, changed by the adapters, each time. `apart`: the weights once, and then the
+            adapters alone, which vLLM adds in each pass; sampling is slower by that.
         running: What becomes of responses that are being sampled meanwhile. `recompute`: their
             tokens so far pass the new weights before the next one is sampled, which takes time, and
             that token is the new weights' own. `keep` spares that: what older weights left in the
@@ -50,6 +58,7 @@ class PublicationConfig(Config):
 
     backend: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
     bucket_mb: PositiveInt = 256
+    adapters: Literal["merged", "apart"] = "merged"
     running: Literal["recompute", "keep"] = "recompute"
     probe_sequences: PositiveInt = 16
     max_logprob_gap: NonNegativeFloat = 0.0
@@ -150,7 +159,23 @@ class OnlineConfig(JobConfig):
                     f"{role}.model.lora.dropout must be 0, got {dropout}: a token must get the "
                     "same probability before and in the update"
                 )
+        yield from self._unfit_adapters()
         _ = self.weight_backend  # raises where no way leads to the engines
+
+    def _unfit_adapters(self) -> Iterator[str]:
+        if not self.adapters_apart:
+            return
+        rank, backend = self.policy.model.lora.rank, self.publication.backend
+        if not 0 < rank <= ADAPTER_RANKS[-1]:
+            yield (
+                "publication.adapters apart needs policy.model.lora.rank between 1 and "
+                f"{ADAPTER_RANKS[-1]}, got {rank}"
+            )
+        if backend in ("nccl", "ipc"):
+            yield (
+                f"publication.backend {backend} sends merged weights: leave it at auto with "
+                "publication.adapters apart, which takes the way through the hosts' memory"
+            )
 
     def _unfit_counts(self) -> Iterator[str]:
         if self.samples_per_prompt == 1 and (
@@ -217,10 +242,17 @@ class OnlineConfig(JobConfig):
     @property
     def weight_backend(self) -> Backend:
         """How weights travel to the engines: `publication.backend`, resolved."""
+        if self.adapters_apart:
+            return "object_store"
         placement = self.placement
         return backend_of(
             self.publication.backend, policy=placement.policy, rollout=placement.rollout
         )
+
+    @property
+    def adapters_apart(self) -> bool:
+        """Whether engines get the policy's adapters and what these change apart."""
+        return self.publication.adapters == "apart"
 
     @property
     def bucket_mb(self) -> int:

@@ -16,6 +16,9 @@ Backend: TypeAlias = Literal["object_store", "ipc", "nccl"]
 # first bucket is soon on its way.
 MOST_HOST_BUCKET_MB = 32
 
+# Up to which vLLM takes adapters: its kernels are made for these ranks.
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
 
 def backend_of(
     asked: Literal["auto", "object_store", "ipc", "nccl"],
