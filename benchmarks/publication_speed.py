@@ -4,10 +4,10 @@
     python -m benchmarks.publication_speed --pairs 9
     python -m benchmarks.publication_speed --adapters   # apart and merged: bytes, seconds
 
-100 million parameters in float32 go from a policy to two engines on the CPU, with real Ray, DeepSpeed
-and vLLM, from the call until both have acknowledged the version. In turn with that the same bytes are
-copied twice, by `memcpy` in one thread, into memory that was written to before. Exits with 1 where
-the median ratio is above the goal.
+100 million parameters in float32 go from a policy to two engines on the CPU, with real Ray,
+DeepSpeed and vLLM, from the call until both have acknowledged the version. In turn with that the
+same bytes are copied twice, by `memcpy` in one thread, into memory that was written to before.
+Exits with 1 where the median ratio is above the goal.
 """
 
 from __future__ import annotations

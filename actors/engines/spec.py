@@ -39,7 +39,7 @@ class EngineSpec:
         max_model_len: Prompt and response tokens together.
         weight_backend: vLLM's name of the weight-transfer engine.
         sleeps: Whether its GPUs serve another role between rollouts.
-        adapter_rank: The largest rank of an adapter that weights come with; 0 where they are merged.
+        adapter_rank: Of the adapter that weights come with; 0 where it is merged into them.
     """
 
     model_path: str = field(compare=False)
@@ -84,9 +84,9 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "disable_log_stats": True,
         "worker_extension_cls": "actors.engines.report.WorkerReport",
     }
-    if spec.adapter_rank:
+    if rank := spec.adapter_rank:
         arguments["enable_lora"] = True
-        arguments["max_lora_rank"] = min(rank for rank in ADAPTER_RANKS if rank >= spec.adapter_rank)
+        arguments["max_lora_rank"] = min(room for room in ADAPTER_RANKS if room >= rank)
     if spec.num_gpus > 1:
         # Inside a placement group vLLM would take Ray and wait for GPUs that this actor holds.
         arguments["distributed_executor_backend"] = "mp"

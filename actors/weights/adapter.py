@@ -29,8 +29,8 @@ def set_adapter(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
 
     Args:
         model: Of a worker of an engine that was started for adapters.
-        weights: `[rank, in]` as `...lora_A.weight`, and `[out, rank]`, scaled, as `...lora_B.weight`,
-            behind `ADAPTER_PREFIX`.
+        weights: `[rank, in]` as `...lora_A.weight`, and `[out, rank]`, scaled, as
+            `...lora_B.weight`, behind `ADAPTER_PREFIX`.
 
     Raises:
         RuntimeError: VLLM has no place for some of it, and would leave that out.

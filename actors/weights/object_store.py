@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils._pytree import tree_map_only
-
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -76,8 +75,13 @@ class ObjectStoreWeightTransferEngine(
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         """Load one bucket; nothing refers to its memory afterwards."""
-        shared = SharedBucket(**vars(update_info) | {"place": SegmentPlace(**update_info.place)})
-        bucket = shared.read()
+        bucket = SharedBucket(
+            names=update_info.names,
+            dtype_names=update_info.dtype_names,
+            shapes=update_info.shapes,
+            place=SegmentPlace(**update_info.place),
+            num_bytes=update_info.num_bytes,
+        ).read()
         weights = dict(unpack(bucket))
         parts = {name for name in weights if name.startswith(ADAPTER_PREFIX)}
         self.adapter |= {name: weights.pop(name).clone() for name in parts}

@@ -153,9 +153,7 @@ def metrics_of(run_dir: Path) -> list[dict[str, float]]:
     ]
 
 
-def weights_of(
-    actors: RoleHandle[Any], *, merged: bool = True
-) -> dict[str, np.ndarray[Any, Any]]:
+def weights_of(actors: RoleHandle[Any], *, merged: bool = True) -> dict[str, np.ndarray[Any, Any]]:
     """Every weight that a trained role holds, gathered; changed by its adapters if `merged`."""
 
     # Nested, so that it travels by value: the workers cannot import the tests.

@@ -1,4 +1,4 @@
-"""Adapters that engines get without the weights below: two ranks of ZeRO-3, an engine of their own."""
+"""Adapters that engines get without the weights below, from two ranks of ZeRO-3."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from fake_actors import RecordingActor, get
 from actors.cluster.role_handle import RoleHandle
 from actors.engines.rollout import RolloutReplica
 from actors.weights import replica_client
-from actors.weights.vllm_publisher import VllmPublisher
 from actors.weights.sync_spec import SyncSpec
+from actors.weights.vllm_publisher import VllmPublisher
 from benchmarks.publication.fake_cuda import on_card
 from benchmarks.tiny_models import tiny
 from rlhf_ray.errors import RunError
