@@ -80,7 +80,13 @@ class PolicyRank(HostingRank):
 
 
 class PolicyGroup(TrainedGroup[PolicyRank]):
-    """The policy role on a group of ranks."""
+    """The policy role on a group of ranks.
+
+    Attributes:
+        base: What the weights are called that adapters change, where engines get both apart.
+    """
+
+    base = ""
 
     async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
         """Log-probabilities of the response tokens under the current weights: [T] a sample."""
