@@ -83,7 +83,7 @@ class WorkerReport:
     def can_read(self, place: dict[str, int]) -> bool:
         """Whether it can read memory of another process (a `SegmentPlace`)."""
         try:
-            mapped(SegmentPlace(**place), 1)
+            mapped(SegmentPlace(**place))
         except RunError as error:
             logger.warning("%s", error)
             return False

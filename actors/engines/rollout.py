@@ -7,7 +7,6 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from actors.engines.samples import Ending
 from actors.engines.sampling import SamplingEngine
 from actors.engines.spec import EngineSpec, engine_arguments, engine_environment, outlive_actor
 from actors.weights.bucket import Bucket
-from actors.weights.segment import Segment, SegmentPlace, SharedBucket
+from actors.weights.segment import SegmentPlace, SegmentRing, SharedBucket
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import EnginePart, GenerationRequest, SleepLevel
 from rlhf_ray.types import Prompt
@@ -40,6 +39,7 @@ class RolloutReplica(SamplingEngine):
     Attributes:
         exchange: The deadline of an exchange of weights, while there is one; it holds `scheduler`.
         exchange_s: Of each of its calls.
+        segments: Where buckets lie that came from another node.
     """
 
     def __init__(self, name: str, environment: Mapping[str, str], spec: EngineSpec) -> None:
@@ -55,6 +55,7 @@ class RolloutReplica(SamplingEngine):
         self.load = EngineLoad()
         self.exchange: asyncio.TimerHandle | None = None
         self.exchange_s = ANSWER_S
+        self.segments = SegmentRing()
 
     async def start(self) -> None:
         """Load the model and start vLLM's processes.
@@ -158,9 +159,9 @@ class RolloutReplica(SamplingEngine):
     async def update_weights(self, update: SharedBucket | Bucket | Mapping[str, Any]) -> None:
         """Load one bucket, or let vLLM's own backend receive what `update` describes."""
         if isinstance(update, Bucket):  # from another node; workers read this process's memory
-            with closing(Segment(len(update.data))) as segment:
-                segment.data[:] = update.data
-                await self.update_weights(SharedBucket.of(update, segment))
+            segment = self.segments.next(len(update.data))
+            segment.data[: len(update.data)] = update.data
+            await self.update_weights(SharedBucket.of(update, segment))
             return
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
@@ -187,6 +188,7 @@ class RolloutReplica(SamplingEngine):
         if not self.sleeping.asleep:  # else waking the cache resumes
             await self.change("resume_generation", timeout_s=timeout_s)
         self._end_exchange()
+        self.segments.close()
         return self.version
 
     def fail(self, fault: str) -> None:

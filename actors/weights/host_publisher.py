@@ -9,8 +9,6 @@ it is two buckets behind.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,9 @@ import torch
 from actors.weights.adapter import ADAPTER_PREFIX
 from actors.weights.bucket import Bucket, pack
 from actors.weights.replica_client import ReplicaClient
-from actors.weights.segment import Segment, SharedBucket
+from actors.weights.segment import NUM_SEGMENTS, SegmentRing, SharedBucket
 from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
 from rlhf_ray.learner.weights import adapter_weights, linear_adapters, named_weights
-
-# One is packed, one is loaded.
-NUM_SEGMENTS = 2
 
 
 def node_id() -> str:
@@ -46,7 +41,7 @@ class HostMemoryPublisher:
         if spec.base:
             linear_adapters(lm)
         self.lm, self.spec, self.is_sender = lm, spec, is_sender
-        self.client = ReplicaClient(spec, replicas)
+        self.client, self.segments = ReplicaClient(spec, replicas), SegmentRing()
 
     def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> int:
         """Send all weights as `version`, or the adapter to engines that have what it changes.
@@ -59,12 +54,17 @@ class HostMemoryPublisher:
                 continue
             return 0
         self.client.begin(version, replicas)
-        with closing(Outbox(self.client)) as outbox:
+        try:
+            outbox = Outbox(self.client, self.segments)
             self.client.start_weight_update()
             for bucket in pack(weights, bucket_bytes=self.spec.bucket_bytes, room=outbox.room):
                 outbox.send(bucket)
             outbox.wait()
-        self.client.finish_weight_update()
+            self.client.finish_weight_update()
+        except BaseException:
+            self.segments.close()  # a replica may still read them
+            raise
+        self.segments.close(above_bytes=self.spec.bucket_bytes)
         return outbox.num_bytes
 
     def _weights(self, *, adapter_alone: bool) -> Iterator[tuple[str, torch.Tensor]]:
@@ -76,15 +76,8 @@ class HostMemoryPublisher:
                 yield ADAPTER_PREFIX + name, weight
 
     def close(self) -> None:
-        """There is no connection."""
-
-
-@dataclass
-class _Slot:
-    """A segment, and the answers of all replicas to the bucket in it."""
-
-    segment: Segment
-    refs: list[Any] = field(default_factory=list)
+        """Give the memory back that buckets were packed in."""
+        self.segments.close()
 
 
 class Outbox:
@@ -94,45 +87,37 @@ class Outbox:
         num_bytes: Of the buckets that were sent.
     """
 
-    def __init__(self, client: ReplicaClient) -> None:
+    def __init__(self, client: ReplicaClient, segments: SegmentRing) -> None:
         """Ask which replicas read this process's memory."""
         self.client, self.num_bytes = client, 0
-        self._slots = [_Slot(Segment(1)) for _ in range(NUM_SEGMENTS)]
-        self._are_near = client.call(PublishedReplica.reads_memory)(
-            node_id(), self._slots[0].segment.place
-        )
+        self._segments, self._segment = segments, segments.next(1)
+        reads_memory = client.call(PublishedReplica.reads_memory)
+        self._are_near = reads_memory(node_id(), self._segment.place)
+        # The replicas' answers to the bucket in each segment, the oldest first.
+        self._unanswered: list[list[Any]] = [[] for _ in range(NUM_SEGMENTS)]
 
     def room(self, num_bytes: int) -> npt.NDArray[np.uint8]:
         """Where the next bucket is packed, once all replicas have what lies there."""
-        slot = self._slots.pop(0)
-        self._slots.append(slot)
-        self._settle(slot)
-        if len(slot.segment.data) < num_bytes:
-            slot.segment.close()
-            slot.segment = Segment(num_bytes)
-        return slot.segment.data
+        self._settle()
+        self._segment = self._segments.next(num_bytes)
+        return self._segment.data
 
     def send(self, bucket: Bucket) -> None:
         """Have each replica load what lies in the room that was given last."""
-        slot, replicas = self._slots[-1], self.client.replicas
-        near: Any = SharedBucket.of(bucket, slot.segment)
+        replicas, near = self.client.replicas, SharedBucket.of(bucket, self._segment)
         far: Any = None if all(self._are_near) else ray.put(bucket)
-        slot.refs = [
-            replicas.start(PublishedReplica.update_weights, index)(near if is_near else far)
-            for index, is_near in enumerate(self._are_near)
-        ]
+        self._unanswered.append(
+            [
+                replicas.start(PublishedReplica.update_weights, index)(near if is_near else far)
+                for index, is_near in enumerate(self._are_near)
+            ]
+        )
         self.num_bytes += len(bucket.data)
 
     def wait(self) -> None:
         """All replicas have loaded all buckets."""
-        for slot in self._slots:
-            self._settle(slot)
+        while self._unanswered:
+            self._settle()
 
-    def _settle(self, slot: _Slot) -> None:
-        self.client.answers(slot.refs, PublishedReplica.update_weights)
-        slot.refs = []
-
-    def close(self) -> None:
-        """Give the memory back."""
-        for slot in self._slots:
-            slot.segment.close()
+    def _settle(self) -> None:
+        self.client.answers(self._unanswered.pop(0), PublishedReplica.update_weights)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from vllm.distributed.weight_transfer.base import (
 
 from actors.weights.adapter import ADAPTER_PREFIX, set_adapter
 from actors.weights.bucket import unpack
-from actors.weights.segment import SegmentPlace, SharedBucket
+from actors.weights.segment import Mappings, SegmentPlace, SharedBucket
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
@@ -56,6 +56,11 @@ class ObjectStoreWeightTransferEngine(
     init_info_cls = ObjectStoreInitInfo
     update_info_cls = ObjectStoreUpdateInfo
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        """As any of vLLM's."""
+        super().__init__(*arguments, **keywords)
+        self.mappings = Mappings()
+
     def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
         """Nothing to connect."""
 
@@ -75,13 +80,14 @@ class ObjectStoreWeightTransferEngine(
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         """Load one bucket; nothing refers to its memory afterwards."""
-        bucket = SharedBucket(
+        shared = SharedBucket(
             names=update_info.names,
             dtype_names=update_info.dtype_names,
             shapes=update_info.shapes,
             place=SegmentPlace(**update_info.place),
             num_bytes=update_info.num_bytes,
-        ).read()
+        )
+        bucket = self.mappings.read(shared)
         weights = dict(unpack(bucket))
         parts = {name for name in weights if name.startswith(ADAPTER_PREFIX)}
         self.adapter |= {name: weights.pop(name).clone() for name in parts}
@@ -162,7 +168,8 @@ class ObjectStoreWeightTransferEngine(
                 dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
     def shutdown(self) -> None:
-        """Nothing to release."""
+        """Leave the sender's memory."""
+        self.mappings.close()
 
 
 def register() -> None:

@@ -18,6 +18,9 @@ import numpy.typing as npt
 from actors.weights.bucket import Bucket, Contents
 from rlhf_ray.errors import RunError
 
+# One is written, one is read.
+NUM_SEGMENTS = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentPlace:
@@ -48,7 +51,7 @@ class Segment:
         self._fd = os.memfd_create("rlhf-ray-weights", os.MFD_CLOEXEC)
         os.ftruncate(self._fd, num_bytes)
         memory = mmap.mmap(self._fd, num_bytes)
-        # To take 4 KiB at a time costs more than to fill them. Not every kernel has larger pages.
+        # Taken 4 KiB at a time memory costs five times a copy. Not every kernel has larger pages.
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
         self.data = np.frombuffer(memory, dtype=np.uint8)
@@ -61,6 +64,69 @@ class Segment:
         """Nobody finds it any more; it is given back when nobody has it mapped."""
         os.close(self._fd)
         del self.data
+
+
+class SegmentRing:
+    """Segments that take turns: one is written while others are read.
+
+    They are kept, because taking memory costs more than writing to it.
+
+    Attributes:
+        turn: Whose it is next.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is taken so far."""
+        self._segments: list[Segment | None] = [None] * NUM_SEGMENTS
+        self.turn = 0
+
+    def next(self, num_bytes: int) -> Segment:
+        """The one whose turn it is, with room for so many bytes; nobody reads it any more."""
+        segment = self._segments[self.turn]
+        if segment is None or len(segment.data) < num_bytes:
+            if segment is not None:
+                segment.close()
+            self._segments[self.turn] = segment = Segment(num_bytes)
+        self.turn = (self.turn + 1) % NUM_SEGMENTS
+        return segment
+
+    def close(self, *, above_bytes: int = 0) -> None:
+        """Give the memory back, or that of segments above a size."""
+        for turn, segment in enumerate(self._segments):
+            if segment is not None and len(segment.data) > above_bytes:
+                segment.close()
+                self._segments[turn] = None
+
+
+class Mappings:
+    """The segments that this process read last; mapping one costs nearly as much as reading it."""
+
+    def __init__(self) -> None:
+        """None."""
+        self._mapped: dict[SegmentPlace, npt.NDArray[np.uint8]] = {}
+
+    def read(self, bucket: SharedBucket) -> Bucket:
+        """What lies there; good until the sender writes the next bucket there.
+
+        Raises:
+            RunError: See `mapped`.
+        """
+        memory = self._mapped.pop(bucket.place, None)
+        if memory is None or len(memory) < bucket.num_bytes:
+            memory = mapped(bucket.place)
+        self._mapped[bucket.place] = memory
+        for place in list(self._mapped)[:-NUM_SEGMENTS]:
+            del self._mapped[place]
+        return Bucket(
+            names=bucket.names,
+            dtype_names=bucket.dtype_names,
+            shapes=bucket.shapes,
+            data=memory[: bucket.num_bytes],
+        )
+
+    def close(self) -> None:
+        """Hold none of them any more."""
+        self._mapped.clear()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +151,9 @@ class SharedBucket(Contents):
             num_bytes=len(bucket.data),
         )
 
-    def read(self) -> Bucket:
-        """What lies there; good until the sender writes the next bucket there.
 
-        Raises:
-            RunError: See `mapped`.
-        """
-        return Bucket(
-            names=self.names,
-            dtype_names=self.dtype_names,
-            shapes=self.shapes,
-            data=mapped(self.place, self.num_bytes),
-        )
-
-
-def mapped(place: SegmentPlace, num_bytes: int) -> npt.NDArray[np.uint8]:
-    """The first bytes of a segment of this or another process, to be read.
+def mapped(place: SegmentPlace) -> npt.NDArray[np.uint8]:
+    """A segment of this or another process, to be read.
 
     Raises:
         RunError: It is gone, or this process may not read it.
@@ -114,7 +167,7 @@ def mapped(place: SegmentPlace, num_bytes: int) -> npt.NDArray[np.uint8]:
         status = os.fstat(fd)
         if (status.st_dev, status.st_ino) != (place.device, place.inode):
             raise RunError(f"memory of process {place.pid} is gone: {path} is another file now")
-        memory = mmap.mmap(fd, num_bytes, prot=mmap.PROT_READ)
+        memory = mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ)
     finally:
         os.close(fd)
-    return np.frombuffer(memory, dtype=np.uint8, count=num_bytes)
+    return np.frombuffer(memory, dtype=np.uint8)

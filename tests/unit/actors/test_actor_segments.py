@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -22,7 +23,14 @@ from actors.weights import host_publisher, replica_client
 from actors.weights.bucket import Bucket, pack, unpack
 from actors.weights.host_publisher import Outbox
 from actors.weights.replica_client import ReplicaClient
-from actors.weights.segment import Segment, SegmentPlace, SharedBucket, mapped
+from actors.weights.segment import (
+    Mappings,
+    Segment,
+    SegmentPlace,
+    SegmentRing,
+    SharedBucket,
+    mapped,
+)
 from actors.weights.sync_spec import SyncSpec
 from rlhf_ray.errors import RunError
 
@@ -58,14 +66,14 @@ def place_of(sender):
 def test_another_process_reads_and_keeps_what_a_killed_one_wrote(sender):
     place = place_of(sender)
     before = set(os.listdir("/dev/shm"))
-    data = mapped(place, 4096)
+    data = mapped(place)
     assert set(data) == {7}
     assert not data.flags.writeable
     sender.send_signal(signal.SIGKILL)
     sender.wait(timeout=10)
     assert set(data) == {7}
     with pytest.raises(RunError, match=f"memory of process {sender.pid} cannot be read"):
-        mapped(place, 4096)
+        mapped(place)
     assert set(os.listdir("/dev/shm")) <= before
 
 
@@ -76,7 +84,7 @@ def test_another_file_of_the_same_number_is_not_taken_for_it():
     with closing(Segment(10)) as other:
         assert other.place.fd == place.fd
         with pytest.raises(RunError, match=f"memory of process {os.getpid()} is gone"):
-            mapped(place, 10)
+            mapped(place)
 
 
 class SlowReplica:
@@ -86,7 +94,7 @@ class SlowReplica:
         self.random, self.is_near, self.fails_at = random.Random(seed), is_near, fails_at
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.loaded: list[tuple[str, torch.Tensor]] = []
-        self.num_buckets = 0
+        self.num_buckets, self.mappings = 0, Mappings()
 
     def __getattr__(self, name: str) -> SimpleNamespace:
         method = getattr(self, f"_{name}")
@@ -100,7 +108,7 @@ class SlowReplica:
         if self.num_buckets == self.fails_at:
             raise ConnectionError("gone")
         self.num_buckets += 1
-        bucket = update if isinstance(update, Bucket) else update.read()
+        bucket = update if isinstance(update, Bucket) else self.mappings.read(update)
         self.loaded += [(name, weight.clone()) for name, weight in unpack(bucket)]
 
 
@@ -129,7 +137,8 @@ def send(replicas, weights, bucket_bytes):
     )
     actors = {f"job/rollout/{index}": replica for index, replica in enumerate(replicas)}
     client = ReplicaClient(spec, RoleHandle("rollout", actors))
-    with closing(Outbox(client)) as outbox:
+    with closing(SegmentRing()) as segments:
+        outbox = Outbox(client, segments)
         for bucket in pack(iter(weights), bucket_bytes=bucket_bytes, room=outbox.room):
             outbox.send(bucket)
         outbox.wait()
@@ -159,4 +168,5 @@ def test_a_replica_that_fails_is_named_and_no_file_stays_open():
     open_before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(RunError, match="job/rollout/1: gone"):
         send([SlowReplica(0), SlowReplica(1, fails_at=2)], weights, 32)
+    gc.collect()  # the error's frames
     assert set(os.listdir("/proc/self/fd")) == open_before
