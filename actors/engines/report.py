@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from actors.weights.segment import SegmentPlace, mapped
+from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.usage import peak_memory_gb
+
+logger = logging.getLogger(__name__)
 
 
 class EngineLoad:
@@ -74,6 +79,15 @@ class WorkerReport:
     def report_peak_memory_gb(self) -> float:
         """Of this worker, which holds weights and KV cache."""
         return peak_memory_gb()
+
+    def can_read(self, place: dict[str, int]) -> bool:
+        """Whether it can read memory of another process (a `SegmentPlace`)."""
+        try:
+            mapped(SegmentPlace(**place))
+        except RunError as error:
+            logger.warning("%s", error)
+            return False
+        return True
 
 
 def engine_stat_logger() -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from actors.engines.calls import ANSWER_S, EngineCalls
 from actors.engines.samples import NO_VERSION, Ending, rollouts_of, sampling_params, summarize
 from actors.engines.sleep import EngineSleep
+from actors.weights.adapter import adapter_request
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
@@ -50,6 +51,7 @@ class SamplingEngine(EngineCalls):
     Attributes:
         tokenizer: Of the model.
         version: Of the weights that the engine has.
+        base: What those are called that its adapter changes; empty where it has none.
         num_publications: To it, of this job and those before.
         running: Names of the requests that vLLM may still have.
         groups: By their draws, until they are dropped.
@@ -57,6 +59,7 @@ class SamplingEngine(EngineCalls):
 
     tokenizer: Any = None
     version = NO_VERSION
+    base = ""
 
     def __init__(self, name: str) -> None:
         """Nothing asked so far."""
@@ -200,8 +203,15 @@ class SamplingEngine(EngineCalls):
         salt = f"publication-{self.num_publications}"
         # As vLLM has it once it has read a prompt, for which it would go to a thread and back.
         prompt = tokens_input(list(token_ids_T), cache_salt=salt)
+        adapter = {"lora_request": adapter_request()} if self.base else {}
         return await self.ask(
-            "add_request", request_id, prompt, params, priority=priority, timeout_s=timeout_s
+            "add_request",
+            request_id,
+            prompt,
+            params,
+            priority=priority,
+            timeout_s=timeout_s,
+            **adapter,
         )
 
     async def _finished(self, collectors: Mapping[str, Any], *, timeout_s: float) -> list[Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from typing import Any
 
+from rlhf_ray.config.publication import ADAPTER_RANKS
 from rlhf_ray.config.rollout import EngineConfig
 
 TRACKER_START_S = 60.0
@@ -39,6 +40,7 @@ class EngineSpec:
         max_model_len: Prompt and response tokens together.
         weight_backend: vLLM's name of the weight-transfer engine.
         sleeps: Whether its GPUs serve another role between rollouts.
+        adapter_rank: Of the adapter that weights come with; 0 where it is merged into them.
     """
 
     model_path: str = field(compare=False)
@@ -51,6 +53,7 @@ class EngineSpec:
     num_gpus: int
     weight_backend: str
     sleeps: bool
+    adapter_rank: int = 0
 
 
 def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
@@ -82,6 +85,9 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "disable_log_stats": True,
         "worker_extension_cls": "actors.engines.report.WorkerReport",
     }
+    if rank := spec.adapter_rank:
+        arguments["enable_lora"] = True
+        arguments["max_lora_rank"] = min(room for room in ADAPTER_RANKS if room >= rank)
     if spec.num_gpus > 1:
         # Inside a placement group vLLM would take Ray and wait for GPUs that this actor holds.
         arguments["distributed_executor_backend"] = "mp"

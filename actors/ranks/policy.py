@@ -78,16 +78,22 @@ class PolicyRank(HostingRank):
             self.publisher.close()
         self.publisher = None
 
-    def publish(self, version: int, replicas: Replicas) -> int:
-        """Send the weights; returns the bytes that this rank sent."""
+    def publish(self, version: int, replicas: Replicas, adapter_alone: bool) -> int:
+        """Send the weights, or the adapter alone; returns the bytes that this rank sent."""
         if self.publisher is None:
             raise RunError(f"{self.name} is asked to publish before it is connected to engines")
         self._to_read()
-        return self.publisher.publish(version, replicas)
+        return self.publisher.publish(version, replicas, adapter_alone=adapter_alone)
 
 
 class PolicyGroup(TrainedGroup[PolicyRank]):
-    """The policy role on a group of ranks."""
+    """The policy role on a group of ranks.
+
+    Attributes:
+        base: What the weights are called that adapters change, where engines get both apart.
+    """
+
+    base = ""
 
     async def logprobs(
         self, groups: Sequence[RolloutGroup], models: Sequence[ScoredModel]
@@ -117,6 +123,7 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
     ) -> None:
         """Open the way to the engines; `limits` say how far both may differ about the `probe`."""
         self.replicas, self.probe, self.limits = replicas, list(probe), limits
+        self.base = spec.base
         start_s = self.timeouts.start_s
         rendezvous = self.actors.call(PolicyRank.rendezvous, only=0, timeout_s=start_s)
         [(host, port)] = await rendezvous()
@@ -134,11 +141,19 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         timeout_s = self.timeouts.publish_s + ANSWER_S
         async with self.actors.turn(timeout_s=timeout_s):
             publish = self.actors.call(PolicyRank.publish, timeout_s=timeout_s)
-            sent = await publish(version, self.replicas)
+            sent = await publish(version, self.replicas, await self._have_base())
             seconds = time.monotonic() - started_s
             ours = await self.actors.call(PolicyRank.logprobs_of, timeout_s=timeout_s)(self.probe)
         self.sent: dict[str, Any] = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}
         self.probe_logprobs = ours[0]
+
+    async def _have_base(self) -> bool:
+        """Whether all engines have what the adapters change, so that these alone are to be sent."""
+        if not self.base:
+            return False
+        timeout_s = self.timeouts.publish_s
+        names = await self.replicas.call(PublishedReplica.base_name, timeout_s=timeout_s)()
+        return all(name == self.base for name in names)
 
     async def compare(self) -> Publication:
         """Have the engines score the probe as the ranks did; what came of the publication.

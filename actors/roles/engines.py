@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from uuid import uuid4
 
 from actors.engines.spec import EngineSpec
 from actors.weights.probe import EXACT, ROUNDED, GapLimits
@@ -36,6 +37,7 @@ def engine_spec(*jobs: AnyJob) -> EngineSpec | None:
         num_gpus=config.placement.rollout.gpus_per_rank,
         weight_backend=config.weight_backend,
         sleeps=config.engines_sleep,
+        adapter_rank=config.policy.model.lora.rank if config.adapters_apart else 0,
     )
 
 
@@ -63,9 +65,10 @@ def sync_spec(config: OnlineConfig) -> SyncSpec:
     return SyncSpec(
         backend=config.weight_backend,
         gpus_per_replica=config.placement.rollout.gpus_per_rank,
-        bucket_bytes=config.publication.bucket_mb * 2**20,
+        bucket_bytes=config.bucket_mb * 2**20,
         timeout_s=config.timeouts.publish_s,
         keeps_cache=config.publication.running == "keep",
+        base=uuid4().hex if config.adapters_apart else "",
     )
 
 

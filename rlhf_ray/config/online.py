@@ -21,7 +21,14 @@ from rlhf_ray.config.base import (
     ReferenceConfig,
 )
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
-from rlhf_ray.config.publication import EXACT_GAP, Backend, PublicationConfig, backend_of
+from rlhf_ray.config.publication import (
+    ADAPTER_RANKS,
+    EXACT_GAP,
+    MOST_HOST_BUCKET_MB,
+    Backend,
+    PublicationConfig,
+    backend_of,
+)
 from rlhf_ray.config.reference import ReferenceKind, is_base_of
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
@@ -132,7 +139,23 @@ class OnlineConfig(JobConfig):
                     f"{role}.model.lora.dropout must be 0, got {dropout}: a token must get the "
                     "same probability before and in the update"
                 )
+        yield from self._unfit_adapters()
         _ = self.weight_backend  # raises where no way leads to the engines
+
+    def _unfit_adapters(self) -> Iterator[str]:
+        if not self.adapters_apart:
+            return
+        rank, backend = self.policy.model.lora.rank, self.publication.backend
+        if not 0 < rank <= ADAPTER_RANKS[-1]:
+            yield (
+                "publication.adapters apart needs policy.model.lora.rank between 1 and "
+                f"{ADAPTER_RANKS[-1]}, got {rank}"
+            )
+        if backend in ("nccl", "ipc"):
+            yield (
+                f"publication.backend {backend} sends merged weights: leave it at auto with "
+                "publication.adapters apart, which takes the way through the hosts' memory"
+            )
 
     def _unfit_counts(self) -> Iterator[str]:
         if self.samples_per_prompt == 1 and (
@@ -246,10 +269,23 @@ class OnlineConfig(JobConfig):
     @property
     def weight_backend(self) -> Backend:
         """How weights travel to the engines: `publication.backend`, resolved."""
+        if self.adapters_apart:
+            return "object_store"
         placement = self.placement
         return backend_of(
             self.publication.backend, policy=placement.policy, rollout=placement.rollout
         )
+
+    @property
+    def adapters_apart(self) -> bool:
+        """Whether engines get the policy's adapters and what these change apart."""
+        return self.publication.adapters == "apart"
+
+    @property
+    def bucket_mb(self) -> int:
+        """Size of the buckets in which weights travel."""
+        asked = self.publication.bucket_mb
+        return min(asked, MOST_HOST_BUCKET_MB) if self.weight_backend == "object_store" else asked
 
     @property
     def engines_sleep(self) -> bool:

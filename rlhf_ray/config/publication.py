@@ -16,6 +16,11 @@ Backend: TypeAlias = Literal["object_store", "ipc", "nccl"]
 # What engine and trainer may differ by on a token, in nats, where both compute in float32: they
 # agree to 1e-5 there. No ratio of theirs is further from 1 than by a thousandth.
 EXACT_GAP = 1e-3
+# Through the hosts' memory: what was packed is loaded from the processor's cache in part, and the
+# first bucket is soon on its way.
+MOST_HOST_BUCKET_MB = 32
+# Up to which vLLM takes adapters: its kernels are made for these ranks.
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class PublicationConfig(Config):
@@ -24,7 +29,11 @@ class PublicationConfig(Config):
     Attributes:
         backend: `auto` is `object_store` where engines run on CPUs, `ipc` where policy and rollout
             share GPUs, else `nccl`.
-        bucket_mb: Weights travel in buckets of about this size.
+        bucket_mb: Weights travel in buckets of about this size; through the hosts' memory
+            (`object_store`) in buckets of 32 MB at most.
+        adapters: What engines get of a policy with adapters (`policy.model.lora`). `merged`: its
+            weights, changed by the adapters, each time. `apart`: the weights once, and then the
+            adapters alone, which vLLM adds in each pass; sampling is slower by that.
         running: What becomes of responses that are being sampled meanwhile. `recompute`: their
             tokens so far pass the new weights before the next one is sampled, which takes time, and
             that token is the new weights' own. `keep` spares that: what older weights left in the
@@ -41,6 +50,7 @@ class PublicationConfig(Config):
 
     backend: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
     bucket_mb: PositiveInt = 256
+    adapters: Literal["merged", "apart"] = "merged"
     running: Literal["recompute", "keep"] = "recompute"
     probe_sequences: PositiveInt = 16
     max_logprob_gap: NonNegativeFloat = 0.0

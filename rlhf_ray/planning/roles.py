@@ -85,7 +85,7 @@ def _online(config: OnlineConfig, shapes: Shapes, gpu_bytes: int) -> tuple[list[
         group=config.placement.rollout,
         max_model_len=context,
         sleeps=config.engines_sleep,
-        bucket_mb=config.publication.bucket_mb,
+        bucket_mb=config.bucket_mb,
     )
     needs = [
         _online_model(config, "policy", shapes, batches),
@@ -131,7 +131,7 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
         alone_tokens=probe if publishes else 0,
         logits_share=_scored_share(config, section, batches.row_tokens),
         shares_prompts=section.shares_prompts and config.samples_per_prompt > 1,
-        publishes_mb=config.publication.bucket_mb if publishes else 0,
+        publishes_mb=config.bucket_mb if publishes else 0,
     )
     return model_need(role, rank, offloads=role in config.on_engines_gpus)
 

@@ -136,9 +136,6 @@ def resting_memory(rank: ModelRank) -> tuple[Memory, int]:
     copies = int(stage > 0) + 2 * int(rank.use == "train")
     optimizer = copies * 4 * num // (ranks if stage else 1)
     bucket, host = _reduced_bytes(rank), 0
-    if rank.publishes_mb and not rank.on_gpu:
-        # A published bucket stays mapped in the object store's shared memory.
-        bucket += min(rank.publishes_mb * MIB, weights)
     if offloads:
         host += optimizer + summed if rank.section.zero.offload_optimizer == "cpu" else 0
         # At stage 1 in bfloat16 a pass's own are then beside the sum.
@@ -204,10 +201,10 @@ def training_memory(rank: ModelRank, kept: Memory) -> Memory:
 def publishing_memory(rank: ModelRank, kept: Memory) -> Memory:
     """Weights on their way to the engines, and the probe that follows."""
     read = reading_memory(rank, kept)
-    if not rank.on_gpu:
-        return read
     bucket = published_bytes(rank.publishes_mb, rank.shape, rank.bytes_each)
-    return replace(read, buffers=read.buffers + bucket)
+    # Through the hosts' memory one is packed while one is loaded.
+    num_buckets = 1 if rank.on_gpu else 2
+    return replace(read, buffers=read.buffers + num_buckets * bucket)
 
 
 def published_bytes(bucket_mb: int, shape: ModelShape, bytes_each: int) -> int:
