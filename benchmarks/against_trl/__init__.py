@@ -1,0 +1,1 @@
+"""Steps of this project beside steps of TRL: the same model, prompts, lengths and losses, in turns."""
