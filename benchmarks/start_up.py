@@ -33,7 +33,6 @@ CONFIG: dict[str, Any] = {
     "total_steps": 1,
     "prompts_per_step": 4,
     "samples_per_prompt": 4,
-    "policy": {"model": {"dtype": "float32"}},
     "rollout": {"max_new_tokens": 8, "max_num_seqs": 16, "kv_cache_gb": 0.25},
     "checkpoint": {"export": "never"},
 }
@@ -98,14 +97,14 @@ CASES = {"help": _help, "nothing": _nothing, "pool": _standing}
 def _write_job(folder: Path) -> Path:
     """GRPO of a small random model."""
     from benchmarks.against_trl import texts
-    from benchmarks.against_trl.cases import REWARD
+    from benchmarks.against_trl.cases import REWARD, model_at
     from benchmarks.against_trl.models import save_model, word_tokenizer
 
     model = save_model(folder / "model", word_tokenizer())
     rows = texts.write(folder / "rows.jsonl", texts.prompts(8, 16))
     file = folder / "grpo.json"
     config = {**CONFIG, "data": {"path": str(rows)}}
-    config["policy"] = {"model": {"path": str(model), "dtype": "float32"}}
+    config["policy"] = {"model": model_at(model)}
     config["reward"] = {"functions": [{"path": REWARD}]}
     file.write_text(json.dumps(config))
     return file

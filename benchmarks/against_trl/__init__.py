@@ -1,1 +1,1 @@
-"""Steps of this project beside steps of TRL: the same model, prompts, lengths and losses, in turns."""
+"""Steps of this project and of TRL in turns: the same model, prompts, lengths and losses."""

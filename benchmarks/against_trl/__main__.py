@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("cases", nargs="+", choices=CASES, metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--pairs", type=int, default=0, help=f"of turns; {PAIRS}, or 1 with --quick")
+    parser.add_argument(
+        "--pairs", type=int, default=0, help=f"of turns; {PAIRS}, or 1 with --quick"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny: no figure, but all of the way")
     options = parser.parse_args(argv)
     pairs = options.pairs or (1 if options.quick else PAIRS)

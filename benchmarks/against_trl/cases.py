@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from benchmarks.against_trl import texts
 from benchmarks.against_trl.models import (
+    TOKENIZER,
     save_classifier,
     save_model,
     text_tokenizer,
@@ -23,6 +25,8 @@ from rlhf_ray.config.base import laid_over
 REWARD = f"{Path(__file__).with_name('rewards.py')}:share_of_even_words"
 LR = 1e-6
 MAX_TOKENS = 1024
+# Dialogues whose words the tokenizer knows: the others are no different.
+TOKENIZED = 300
 # What every trainer of TRL is given here. Its gradient checkpointing and bfloat16, which are on by
 # default, would make it slower on a CPU.
 THEIRS: dict[str, Any] = {
@@ -87,7 +91,7 @@ def _grpo(
         "prompts_per_step": num_prompts,
         "samples_per_prompt": num_samples,
         "data": {"path": str(rows)},
-        "policy": {"model": {"path": str(model)}},
+        "policy": {"model": model_at(model)},
         "rollout": {"max_new_tokens": longest, "max_num_seqs": 512, "kv_cache_gb": 2.0},
         "reward": {"functions": [{"path": REWARD}]},
     }
@@ -119,10 +123,10 @@ def _ppo(
         "prompts_per_step": num_prompts,
         "samples_per_prompt": samples_per_prompt,
         "data": {"path": str(rows)},
-        "policy": {"model": {"path": str(model)}},
-        "value": {"model": {"path": str(classifier)}, "optim": {"lr": LR}},
+        "policy": {"model": model_at(model)},
+        "value": {"model": model_at(classifier), "optim": {"lr": LR}},
         "rollout": {"max_new_tokens": num_tokens},
-        "reward": {"model": {"path": str(classifier)}},
+        "reward": {"model": model_at(classifier)},
         "algorithm": {"epochs": 4, "minibatches": 1},
     }
     theirs = {
@@ -153,8 +157,9 @@ def _pairs(folder: Path, steps: int, quick: bool, *, role: str) -> Sides:
     """HH-RLHF's dialogues, 16 a step, in the same order on both sides."""
     batch = 4 if quick else 16
     pairs = texts.dialogues()
-    tokenizer = text_tokenizer(row[name] for row in pairs for name in ("prompt", "chosen"))
-    rows = texts.fitting(pairs, tokenizer, MAX_TOKENS)[: batch * steps]
+    read = [row[part] for row in pairs[:TOKENIZED] for part in ("prompt", "chosen")]
+    tokenizer = text_tokenizer(read)
+    rows = list(islice(texts.fitting(pairs, tokenizer, MAX_TOKENS), batch * steps))
     model = save_model(folder / "model", tokenizer)
     if role == "reward":
         model = save_classifier(folder / "classifier", model)
@@ -163,7 +168,7 @@ def _pairs(folder: Path, steps: int, quick: bool, *, role: str) -> Sides:
         "batch_size": batch,
         "max_length": MAX_TOKENS,
         "data": {"path": str(path), "shuffle": False},
-        role: {"model": {"path": str(model)}},
+        role: {"model": model_at(model)},
     }
     theirs = {
         "per_device_train_batch_size": batch,
@@ -187,7 +192,7 @@ def _sft(folder: Path, steps: int, quick: bool) -> Sides:
         "batch_size": batch,
         "max_length": MAX_TOKENS,
         "data": {"path": str(path), "shuffle": False, "over_length": "truncate"},
-        "policy": {"model": {"path": str(model)}},
+        "policy": {"model": model_at(model)},
     }
     theirs = {
         "per_device_train_batch_size": 1 if quick else 2,
@@ -213,7 +218,7 @@ def _sides(
         "run_dir": str(folder / "run"),
         "total_steps": steps,
         "checkpoint": {"export": "never"},
-        role: {"model": {"dtype": "float32"}, "optim": {"lr": LR}},
+        role: {"optim": {"lr": LR}},
     }
     settings = {**THEIRS, "output_dir": str(folder / "trl"), "max_steps": steps, **theirs}
     return Sides(
@@ -222,11 +227,14 @@ def _sides(
     )
 
 
+def model_at(folder: Path) -> dict[str, str]:
+    """As a configuration names it."""
+    return {"path": str(folder), "tokenizer": str(folder / TOKENIZER), "dtype": "float32"}
+
+
 def _grpo_case(goal: float, *, prompt_tokens: int, mean: float = 0.0, longest: int = 64) -> Case:
     def make(folder: Path, steps: int, quick: bool) -> Sides:
-        return _grpo(
-            folder, steps, quick, prompt_tokens=prompt_tokens, mean=mean, longest=longest
-        )
+        return _grpo(folder, steps, quick, prompt_tokens=prompt_tokens, mean=mean, longest=longest)
 
     return Case(job="grpo", goal=goal, steps_a_turn=1, make=make)
 

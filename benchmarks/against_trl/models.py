@@ -7,6 +7,7 @@ answer is, or none at all. Neither side is told of lengths, and neither pays for
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ SHAPE: dict[str, Any] = {
 }
 SPECIAL = ("<pad>", "<s>", "</s>")
 PAD, BEGIN, END = range(len(SPECIAL))
+TOKENIZER = "tokenizer"
 # Of the residual stream's first channel, in which no layer writes: what the head finds there is
 # nearly the same for all contexts, as the other channels are small beside it.
 CONSTANT = 2.0
@@ -43,7 +45,7 @@ NEVER = 30.0
 def save_model(
     folder: Path, tokenizer: PreTrainedTokenizerFast, *, end_probability: float = 0.0
 ) -> Path:
-    """A language model and its tokenizer; returns the folder.
+    """A language model and its tokenizer, in a folder below; returns the model's folder.
 
     Args:
         folder: Where they go.
@@ -55,7 +57,8 @@ def save_model(
     model = Qwen2ForCausalLM(Qwen2Config(**SHAPE, **ids)).eval()
     _set_end(model, end_probability)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    # Beside the model's configuration, transformers would take the family's own class.
+    tokenizer.save_pretrained(folder / TOKENIZER)
     return folder
 
 
@@ -82,7 +85,9 @@ def _set_end(model: Qwen2ForCausalLM, probability: float) -> None:
     embeddings[END, 0] += float((wanted_BT - logits_BTV[..., END]).mean()) / channel
     reached = float(model(contexts_BT).logits.softmax(-1)[..., END].mean())
     if abs(reached / probability - 1.0) > 0.05:
-        raise ValueError(f"the end token must have probability {probability:.4g}, got {reached:.4g}")
+        raise ValueError(
+            f"the end token must have probability {probability:.4g}, got {reached:.4g}"
+        )
 
 
 def save_classifier(folder: Path, base: Path) -> Path:
@@ -90,7 +95,7 @@ def save_classifier(folder: Path, base: Path) -> Path:
     torch.manual_seed(1)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast.from_pretrained(base).save_pretrained(folder)
+    shutil.copytree(base / TOKENIZER, folder / TOKENIZER)
     return folder
 
 

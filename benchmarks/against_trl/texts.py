@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -37,16 +37,12 @@ def dialogues() -> list[dict[str, str]]:
 
 def fitting(
     rows: Iterable[dict[str, str]], tokenizer: PreTrainedTokenizerFast, max_tokens: int
-) -> list[dict[str, str]]:
+) -> Iterator[dict[str, str]]:
     """Pairs that neither side has to cut: prompt, answer and end have room."""
-    return [
-        row
-        for row in rows
-        if all(
-            len(tokenizer(row["prompt"] + row[side])["input_ids"]) < max_tokens
-            for side in ("chosen", "rejected")
-        )
-    ]
+    for row in rows:
+        sides = [row["prompt"] + row[side] for side in ("chosen", "rejected")]
+        if all(len(ids) < max_tokens for ids in tokenizer(sides)["input_ids"]):
+            yield row
 
 
 def instructions(path: Path, num_rows: int) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from benchmarks.against_trl.gate import Enough, Gate
+from benchmarks.against_trl.models import TOKENIZER
 from benchmarks.against_trl.rewards import share_of_even_words
 
 FLOAT32 = torch.float32
@@ -60,7 +61,7 @@ def _grpo(given: Mapping[str, Any], callbacks: list[Any]) -> Any:
         reward_funcs=share_of_even_words,
         args=GRPOConfig(**given["settings"]),
         train_dataset=_rows(given),
-        processing_class=AutoTokenizer.from_pretrained(given["model"]),
+        processing_class=_tokenizer(given),
         callbacks=callbacks,
     )
 
@@ -68,7 +69,7 @@ def _grpo(given: Mapping[str, Any], callbacks: list[Any]) -> Any:
 def _ppo(given: Mapping[str, Any], callbacks: list[Any]) -> Any:
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    tokenizer = AutoTokenizer.from_pretrained(given["model"], padding_side="left")
+    tokenizer = _tokenizer(given)
     ids = [{"input_ids": tokenizer(row["prompt"])["input_ids"]} for row in _rows(given)]
     policy, reference = _causal(given["model"]), _causal(given["model"])
     return PPOTrainer(
@@ -91,7 +92,7 @@ def _dpo(given: Mapping[str, Any], callbacks: list[Any]) -> Any:
         model=_causal(given["model"]),
         args=DPOConfig(**given["settings"]),
         train_dataset=_rows(given),
-        processing_class=AutoTokenizer.from_pretrained(given["model"]),
+        processing_class=_tokenizer(given),
         callbacks=callbacks,
     )
 
@@ -103,7 +104,7 @@ def _rm(given: Mapping[str, Any], callbacks: list[Any]) -> Any:
         model=_classifier(given["model"]),
         args=RewardConfig(**given["settings"]),
         train_dataset=_rows(given),
-        processing_class=AutoTokenizer.from_pretrained(given["model"]),
+        processing_class=_tokenizer(given),
         callbacks=callbacks,
     )
 
@@ -115,7 +116,7 @@ def _sft(given: Mapping[str, Any], callbacks: list[Any]) -> Any:
         model=_causal(given["model"]),
         args=SFTConfig(**given["settings"]),
         train_dataset=_rows(given),
-        processing_class=AutoTokenizer.from_pretrained(given["model"]),
+        processing_class=_tokenizer(given),
         callbacks=callbacks,
     )
 
@@ -135,6 +136,10 @@ def _causal(path: str) -> Any:
 
 def _classifier(path: str) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(path, dtype=FLOAT32, num_labels=1)
+
+
+def _tokenizer(given: Mapping[str, Any]) -> Any:
+    return AutoTokenizer.from_pretrained(Path(given["model"]) / TOKENIZER, padding_side="left")
 
 
 def _rows(given: Mapping[str, Any]) -> Any:

@@ -42,9 +42,7 @@ class Turn:
 class Side:
     """One of the two: a process of its own with whatever that starts."""
 
-    def __init__(
-        self, module: str, given: Path, log: Path, environment: Mapping[str, str]
-    ) -> None:
+    def __init__(self, module: str, given: Path, log: Path, environment: Mapping[str, str]) -> None:
         """Start it.
 
         Args:

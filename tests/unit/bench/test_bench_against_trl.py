@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.against_trl.__main__ import result_of
 from benchmarks.against_trl.cases import CASES
 from benchmarks.against_trl.gate import Enough
-from benchmarks.against_trl.models import END, SHAPE, SPECIAL, save_model, word_tokenizer
+from benchmarks.against_trl.models import END, SHAPE, SPECIAL, TOKENIZER, save_model, word_tokenizer
 from benchmarks.against_trl.ours import in_turns
 from benchmarks.against_trl.rewards import share_of_even_words
 from benchmarks.against_trl.texts import prompts
@@ -40,7 +40,7 @@ def test_without_one_no_answer_ends(tmp_path):
 
 def test_a_prompt_has_as_many_tokens_as_it_shall(tmp_path):
     save_model(tmp_path, word_tokenizer())
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / TOKENIZER)
     made = prompts(3, 37, repeated=2)
     assert [len(tokenizer(row["prompt"])["input_ids"]) for row in made] == [37] * 6
     assert made[0] == made[1] != made[2]

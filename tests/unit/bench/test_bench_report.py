@@ -1,4 +1,4 @@
-"""`make bench`: what a benchmark prints becomes a result, a failure is told and the others go on."""
+"""`make bench`: what a benchmark prints is a result; a failure is told, and the others go on."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ def test_one_that_hangs_is_ended(modules):
     ["", "no object", json.dumps({"ratio": 1.0}), json.dumps(GOOD | {"ratio": float("nan")})],
 )
 def test_what_is_no_result_is_refused(text):
-    with pytest.raises(ValueError, match="JSON|must"):
+    with pytest.raises(ValueError, match=r"JSON|must"):
         result_in(text)
 
 
 def test_the_table_stands_between_the_marks(tmp_path):
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nbehind\n")
+    page.write_text(f"before\n{BEGIN}\nlast week's\n{END}\nbehind\n")
     failed = {"ratio": None, "goal": None, "holds": False, "pairs": [], "error": "died"}
     table = table_of({"holds": GOOD, "dies": failed}, [*map(benchmark, NAMES)])
     write_table(page, table)
     write_table(page, table)
     text = page.read_text()
-    assert "old" not in text
+    assert "last week's" not in text
     assert text.startswith("before\n") and text.endswith("behind\n")
     assert text.count("| `holds` | a / b | 1.5 | at least 1.2 | yes |") == 1
     assert "| `dies` | a / b | failed |" in text
