@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.against_trl.cases import CASES, Case
 from benchmarks.against_trl.turns import Side, Turn, take_turns
+from launch.run.signals import interrupt_when_stopped
 
 ROOT = Path(__file__).parents[2]
 PAIRS = 3
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="tiny: no figure, but all of the way")
     options = parser.parse_args(argv)
+    interrupt_when_stopped()
     pairs = options.pairs or (1 if options.quick else PAIRS)
     found = {name: against_trl(name, pairs=pairs, quick=options.quick) for name in options.cases}
     print(json.dumps(found if len(found) > 1 else next(iter(found.values())), indent=1))

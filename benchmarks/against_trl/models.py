@@ -32,8 +32,8 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
-SPECIAL = ("<pad>", "<s>", "</s>")
-PAD, BEGIN, END = range(len(SPECIAL))
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+PAD, BEGIN, END, UNKNOWN = range(len(SPECIAL))
 TOKENIZER = "tokenizer"
 # Of the residual stream's first channel, in which no layer writes: what the head finds there is
 # nearly the same for all contexts, as the other channels are small beside it.
@@ -76,7 +76,7 @@ def _set_end(model: Qwen2ForCausalLM, probability: float) -> None:
         layer.mlp.down_proj.weight[0] = 0.0
     contexts_BT = torch.randint(len(SPECIAL), SHAPE["vocab_size"], (16, 64))
     channel = float(model.model(contexts_BT).last_hidden_state[..., 0].mean())
-    embeddings[[PAD, BEGIN, END], 0] -= NEVER / channel
+    embeddings[: len(SPECIAL), 0] -= NEVER / channel
     if not probability:
         return
     logits_BTV = model(contexts_BT).logits
@@ -100,10 +100,10 @@ def save_classifier(folder: Path, base: Path) -> Path:
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, of the words `w3` to `w1743`: a text has as many tokens as words."""
+    """One token a word, of the words `w4` to `w1743`: a text has as many tokens as words."""
     words = [f"w{number}" for number in range(len(SPECIAL), SHAPE["vocab_size"])]
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *words])}
-    backend = Tokenizer(tokenizer_models.WordLevel(vocabulary))
+    backend = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token=SPECIAL[UNKNOWN]))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return _wrapped(backend)
 
@@ -124,7 +124,10 @@ def text_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def _wrapped(backend: Tokenizer) -> PreTrainedTokenizerFast:
-    pad, begin, end = SPECIAL
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=pad, bos_token=begin, eos_token=end
+        tokenizer_object=backend,
+        pad_token=SPECIAL[PAD],
+        bos_token=SPECIAL[BEGIN],
+        eos_token=SPECIAL[END],
+        unk_token=SPECIAL[UNKNOWN],
     )

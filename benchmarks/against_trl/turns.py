@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -127,8 +129,13 @@ def take_turns(sides: Sequence[Side], pairs: int) -> list[tuple[Turn, Turn]]:
 
     Both start side by side, and have worked once before.
     """
-    for side in sides:
-        side.wait(START_S)
+    deadline_s = time.monotonic() + START_S
+    starting: dict[Any, Side] = {side.channel: side for side in sides}
+    while starting:  # one that dies does not let the other one finish
+        left_s = max(0.0, deadline_s - time.monotonic())
+        for channel in wait([*starting], left_s) or starting:
+            starting.pop(channel).wait(0.0)
+            break
     one, other = sides
     turns = []
     for number in range(pairs):
