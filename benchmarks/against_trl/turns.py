@@ -82,8 +82,12 @@ class Side:
             why = f"is not done after {timeout_s:g} s"
         except (EOFError, ConnectionResetError):
             why = f"ended with status {self.process.wait(STOP_S)}"
+        raise self.failure(why)
+
+    def failure(self, why: str) -> RuntimeError:
+        """What is wrong with it, and the last lines that it printed."""
         lines = self.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-        raise RuntimeError("\n".join([f"{self.module} {why}:", *lines]))
+        return RuntimeError("\n".join([f"{self.module} {why}:", *lines]))
 
     def turn(self, other: Side) -> Turn:
         """Let it work, alone."""
@@ -112,7 +116,9 @@ class Side:
         """Tell it that no turn is left, and end what is there after a while."""
         with suppress(OSError):
             self.channel.send(False)
-        left = psutil.Process(self.process.pid).children(recursive=True)
+        left = []
+        with suppress(psutil.NoSuchProcess):
+            left = psutil.Process(self.process.pid).children(recursive=True)
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_S)
         with suppress(ProcessLookupError):
@@ -133,9 +139,11 @@ def take_turns(sides: Sequence[Side], pairs: int) -> list[tuple[Turn, Turn]]:
     starting: dict[Any, Side] = {side.channel: side for side in sides}
     while starting:  # one that dies does not let the other one finish
         left_s = max(0.0, deadline_s - time.monotonic())
-        for channel in wait([*starting], left_s) or starting:
+        ready = wait([*starting], left_s)
+        if not ready:
+            raise next(iter(starting.values())).failure(f"has not started within {START_S:g} s")
+        for channel in ready:
             starting.pop(channel).wait(0.0)
-            break
     one, other = sides
     turns = []
     for number in range(pairs):
