@@ -256,7 +256,7 @@ def _pairs_case(job: str, role: str) -> Case:
     def make(folder: Path, steps: int, quick: bool) -> Sides:
         return _pairs(folder, steps, quick, role=role)
 
-    return Case(job=job, goal=2.0, steps_a_turn=3, make=make)
+    return Case(job=job, goal=2.0, steps_a_turn=1, make=make)
 
 
 CASES: Mapping[str, Case] = {

@@ -27,12 +27,13 @@ class Benchmark:
     budget_s: float
 
 
-def _against_trl(case: str, compares: str, budget_s: float = 300.0) -> Benchmark:
+def _against_trl(case: str, compares: str, *, pairs: int = 3, budget_s: float = 300.0) -> Benchmark:
     return Benchmark(
         name=f"trl-{case}",
         compares=compares,
         bound="at least",
-        command=("benchmarks.against_trl", case),
+        command=("benchmarks.against_trl", case, "--pairs", f"{pairs}"),
+        quick=("--pairs", "1", "--quick"),
         budget_s=budget_s,
     )
 
@@ -56,7 +57,7 @@ BENCHMARKS = (
     _against_trl(
         "grpo-long-tail",
         "the same as the first with a tail of long answers: 64 tokens on average, 512 at most",
-        480.0,
+        budget_s=480.0,
     ),
     _against_trl(
         "ppo",
@@ -65,9 +66,11 @@ BENCHMARKS = (
     ),
     _against_trl("ppo-long-prompts", "the same with 4 answers to each of 16 prompts of 256 tokens"),
     _against_trl("dpo", "TRL 1.16's steps of DPO / ours: HH-RLHF's prompts and lengths, 16 pairs"),
-    _against_trl("rm", "TRL 1.16's steps of a reward model / ours, on the same"),
+    _against_trl("rm", "TRL 1.16's steps of a reward model / ours, on the same", pairs=5),
     _against_trl(
-        "sft", "TRL 1.16's seconds a token of SFT, packed / ours: rows of Alpaca's lengths"
+        "sft",
+        "TRL 1.16's seconds a token of SFT, packed / ours: rows of Alpaca's lengths",
+        pairs=5,
     ),
     _start_up("help", "seconds of `rlhf-ray --help` / 1"),
     _start_up("nothing", "seconds from `rlhf-ray grpo` to its first step, with nothing up / 45"),
