@@ -6,8 +6,9 @@ r"""One step of TRL over one of this project, in turns on this machine: each cas
 
 Both sides start at once, warm up, and then have the machine by turns, as they wait for each other
 after every turn. This project runs as its command does: Ray, vLLM and DeepSpeed, a pool of actors
-that is up before the first turn. A turn is a step, or three where one is short; `ratio` is the median over pairs of turns of TRL's seconds over ours, `cpu_ratio` the same of
-processor seconds, and `idle_share` what the resting side took of a turn, at most.
+that is up before the first turn. A turn is a step, or three where one is short. `ratio` is the
+median over pairs of turns of TRL's seconds over ours, `cpu_ratio` the same of processor seconds,
+and `idle_share` what the resting side took of a turn, at most.
 
 PPO is TRL 1.12's, the last that has it: `make bench` puts it into `.venv-trl`.
 """
