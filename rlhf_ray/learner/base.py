@@ -131,8 +131,13 @@ class ExperienceLearner(Learner):
         return rollout_batch([row.rollout for row in rows], self.model)
 
     def _floats(self, rows: Sequence[Experience], name: str) -> Tensor:
-        """A field of all rows, end to end: float32 [T]."""
-        return flat(rows, lambda row: getattr(row, name), dtype=torch.float32, device=self.device)
+        """A field of all rows' own tokens, end to end, as `_batch` scores them: float32 [T]."""
+        return flat(
+            rows,
+            lambda row: getattr(row, name)[row.rollout.action_mask_T],
+            dtype=torch.float32,
+            device=self.device,
+        )
 
 
 def settle_unreached(module: CheckedModel, *, is_sharded: bool) -> None:

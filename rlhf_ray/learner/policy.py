@@ -15,7 +15,7 @@ from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLossInputs
 from rlhf_ray.algorithms.reduction import Reduction, TokenLoss
 from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.learner.base import ExperienceLearner
-from rlhf_ray.learner.rows import action_lens, action_mask, score_rollouts
+from rlhf_ray.learner.rows import action_lens, score_rollouts
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
@@ -74,7 +74,8 @@ class PolicyLearner(ExperienceLearner):
     ) -> tuple[torch.Tensor, MetricSums]:
         algorithm, batch = self.spec.algorithm, self._batch(rows)
         scores = self.engine(batch, with_entropy=True)
-        logprobs_T, mask_T = scores.logprobs_T, action_mask(rows, self.device)
+        logprobs_T = scores.logprobs_T
+        mask_T = torch.ones_like(logprobs_T, dtype=torch.bool)  # own tokens alone are scored
         old_logprobs_T = self._floats(rows, "old_logprobs_T")
         correction_T = self._floats(rows, "correction_T")
         term_inputs = LossTermInputs(

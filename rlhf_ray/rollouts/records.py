@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
+from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score, Turn
 
 _MAGIC = b"RHJ\n"
 _LENGTHS, _CHECKSUM = struct.Struct("<4sII"), struct.Struct("<I")
@@ -87,6 +87,7 @@ def group_record(group: RecordedGroup) -> bytes:
                 "finish_reason": rollout.finish_reason,
                 "text": rollout.text,
                 "num_tokens": len(rollout.response_ids_T),
+                **_of_environment(rollout),
             }
             for rollout in group.rollouts_G
         ],
@@ -125,6 +126,8 @@ def group_of(values: Mapping[str, Any], arrays: bytes, prompt: Prompt) -> Record
                 sample=sample["sample"],
                 finish_reason=sample["finish_reason"],
                 text=sample["text"],
+                turns=tuple(Turn(**turn) for turn in sample.get("turns", ())),
+                messages=tuple(sample.get("messages", ())),
                 **rollout,
             )
             for rollout, sample in zip(arrays_G, values["rollouts"], strict=True)
@@ -174,6 +177,13 @@ def read_record(file: BinaryIO, offset: int) -> tuple[dict[str, Any], int]:
     file.seek(offset + _NUM_START_BYTES)
     values: dict[str, Any] = json.loads(file.read(num_json_bytes).decode("utf-8", "surrogatepass"))
     return values, num_array_bytes
+
+
+def _of_environment(rollout: Rollout) -> dict[str, Any]:
+    if not rollout.turns:
+        return {}
+    turns = [vars(turn) for turn in rollout.turns]
+    return {"turns": turns, "messages": [dict(message) for message in rollout.messages]}
 
 
 def _array_bytes(rollout: Rollout, name: str, kind: str) -> bytes:
