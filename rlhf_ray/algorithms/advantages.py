@@ -144,7 +144,7 @@ def turn_grpo(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutp
         A = (1 - share) (R - mean) / (std + ε) + share (R_k - mean_k) / (std_k + ε)
 
     R_k is the sum of the rewards from turn k on, compared with those of the group's sequences that
-    have a turn k. A sequence of one turn has the advantage of `grpo`, if its group's others have.
+    have a turn k. Where all sequences are one turn it is `grpo`.
 
     Source: GiGPO, https://arxiv.org/abs/2505.10978, section 4, which adds the two. It compares
     actions in states that recur; here the state is the turn's number, and the sum has weights that

@@ -22,7 +22,7 @@ from rlhf_ray.rollouts import journal as journal_module
 from rlhf_ray.rollouts.journal import FORMAT, Journal
 from rlhf_ray.rollouts.recorder import Recorder
 from rlhf_ray.rollouts.records import RecordedGroup
-from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
+from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score, Turn
 
 IDENTITY = {"seed": 0, "the data's rows (digest)": "ab12"}
 
@@ -113,6 +113,7 @@ def groups(draw):
         return np.frombuffer(draw(st.binary(min_size=4 * length, max_size=4 * length)), kind)
 
     rollouts, summaries = [], []
+    turn = st.builds(Turn, num_tokens=st.integers(1, 9), reward=floats, num_calls=st.integers(0, 2))
     for sample in range(num_samples):
         length = draw(st.integers(0, 5))
         reason = draw(st.sampled_from(["stop", "length"]))
@@ -127,6 +128,8 @@ def groups(draw):
                 action_mask_T=array(np.int32, length) > 0,
                 finish_reason=reason,
                 text=draw(texts),
+                turns=(turns := tuple(draw(st.lists(turn, max_size=2)))),
+                messages=({"role": "tool", "content": draw(texts)},) * len(turns),
             )
         )
         summaries.append(
@@ -139,6 +142,8 @@ def groups(draw):
                 version_min=0,
                 version_max=2,
                 version_sum=2**40,
+                environment_reward=draw(st.none() | floats),
+                num_turns=draw(st.integers(0, 3)),
             )
         )
     score = st.builds(
