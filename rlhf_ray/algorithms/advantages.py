@@ -2,9 +2,9 @@
 
 An estimator is given the whole step's sequences, those of all ranks: groups must be complete and
 means and deviations global. The group methods see one number a sequence, the sum of its token
-rewards (`gdpo`: several; `turn_grpo`: one a turn as well). In each of them a sequence whose group has no spread, so also one that is
-alone in its group, has advantage 0 exactly, and sequences without action tokens are not part of
-their group.
+rewards (`gdpo`: several; `turn_grpo`: one a turn as well). In each of them a sequence whose group
+has no spread, so also one that is alone in its group, has advantage 0 exactly, and sequences
+without action tokens are not part of their group.
 
 Whitening comes last and is one for all: over the action tokens that are trained and, where there
 are groups, whose group has spread. The others have nothing to say about the scale, and the shift of

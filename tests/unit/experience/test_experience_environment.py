@@ -116,12 +116,14 @@ def built(rollouts, arrays, name, correction):
     )
 
 
-@pytest.mark.parametrize("fill", [0.0, np.nan])
-@pytest.mark.parametrize("correction", sorted(CORRECTIONS))
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
-@settings(max_examples=25, derandomize=True, deadline=None)
-@given(step=steps())
-def test_tokens_of_others_between_own_ones_change_nothing(name, correction, fill, step):
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(
+    step=steps(),
+    correction=st.sampled_from(sorted(CORRECTIONS)),
+    fill=st.sampled_from([0.0, np.nan]),
+)
+def test_tokens_of_others_between_own_ones_change_nothing(name, step, correction, fill):
     rng, rollouts, places = step
     mixed = [among_foreign(r, at, fill) for r, at in zip(rollouts, places, strict=True)]
 

@@ -13,9 +13,7 @@ from rlhf_ray.packing import plan_forward
 
 def all_own(row):
     rollout = row.rollout
-    return replace(
-        row, rollout=replace(rollout, action_mask_T=np.ones_like(rollout.action_mask_T))
-    )
+    return replace(row, rollout=replace(rollout, action_mask_T=np.ones_like(rollout.action_mask_T)))
 
 
 def test_own_tokens_alone_are_scored(make_policy, rows):
