@@ -14,6 +14,8 @@ from typing import Any
 
 from rlhf_ray.environments.tools import ToolEnvironment
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.sandbox.limits import Limits
+from rlhf_ray.sandbox.run import run_python
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -41,6 +43,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "abs": abs, "max": max, "min": min, "round": _round, "sqrt": math.sqrt, "gcd": math.gcd,
 }  # fmt: skip
 _MOST_BITS = 4096
+_MOST_TRACEBACK_CHARACTERS = 2000
 _WORD = re.compile(r"\w+")
 
 
@@ -155,6 +158,28 @@ def search(folder: str, *, most: int = 3, **arguments: Any) -> ToolEnvironment:
 def _searched(folder: str) -> FolderSearch:
     """Each rollout has an environment, and all of a process the same texts."""
     return FolderSearch(folder)
+
+
+def python(
+    *, timeout_s: float = 10.0, memory_mb: int = 512, **arguments: Any
+) -> ToolEnvironment:
+    """A policy that may run scripts in the sandbox."""
+    limits = Limits(wall_s=timeout_s, cpu_s=max(1, round(timeout_s)), memory_mb=memory_mb)
+
+    async def python(code: str) -> str:
+        """Run a Python script. There is no network, and nothing stays for the next script.
+
+        Args:
+            code: The script; what it prints is the result.
+        """
+        outcome = await run_python(code, limits=limits)
+        said = [outcome.stdout, outcome.stderr[-_MOST_TRACEBACK_CHARACTERS:]]
+        if outcome.ending in ("timeout", "memory"):
+            said.append(f"ended: too much {'time' if outcome.ending == 'timeout' else 'memory'}")
+        return "\n".join(part.rstrip() for part in said if part.strip()) or "nothing printed"
+
+    # The sandbox keeps the time; this is for a machine that is slow to start it.
+    return ToolEnvironment([python], **{"call_timeout_s": timeout_s + 60.0, **arguments})
 
 
 def _words(text: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Calls of tools in what a policy says: the form of Hermes and Qwen, and a Protocol for others."""
+"""Calls of tools in what a policy says: the forms of Hermes and of gpt-oss, a Protocol for others.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +12,11 @@ from typing import Any, Protocol
 _OPENED, _CLOSED = "<tool_call>", "</tool_call>"
 # Behind an opening tag up to the closing one, or to the end where it was forgotten.
 _BLOCK = re.compile(rf"{_OPENED}(.*?)(?:{_CLOSED}|\Z)", re.DOTALL)
+# A message to a function: its head may name channel and format before or behind the recipient.
+_MESSAGE = re.compile(
+    r"to=functions\.([\w.-]+)(?:[^<]|<\|(?:channel|constrain)\|>)*<\|message\|>(.*?)(?:<\||\Z)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +54,35 @@ class HermesParser:
         return [_call(block.strip()) for block in _BLOCK.findall(said)]
 
 
+class HarmonyParser:
+    r"""Calls as messages to functions, which gpt-oss writes.
+
+    Example: `<|start|>assistant to=functions.add<|channel|>commentary json<|message|>{"x": 1}`.
+    Source: https://cookbook.openai.com/articles/openai-harmony, function calling.
+    """
+
+    def calls(self, answer: str) -> list[ToolCall]:
+        """One at most: a message to a function ends a turn."""
+        return [_named(name, text.strip()) for name, text in _MESSAGE.findall(answer)]
+
+
 def _call(text: str) -> ToolCall:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return _unreadable(f"no JSON: {error}")
+        return _unreadable("", f"no JSON: {error}")
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return _unreadable("it must be an object with a name and arguments")
+        return _unreadable("", "it must be an object with a name and arguments")
     arguments = value.get("arguments", {})
     if not isinstance(arguments, dict):
-        return _unreadable("its arguments must be an object")
+        return _unreadable(value["name"], "its arguments must be an object")
     return ToolCall(name=value["name"], arguments=arguments)
 
 
-def _unreadable(fault: str) -> ToolCall:
-    return ToolCall(name="", arguments={}, fault=f"the call could not be read: {fault}")
+def _named(name: str, text: str) -> ToolCall:
+    """A call whose arguments alone are JSON."""
+    return _call(f'{{"name": {json.dumps(name)}, "arguments": {text or "{}"}}}')
+
+
+def _unreadable(name: str, fault: str) -> ToolCall:
+    return ToolCall(name=name, arguments={}, fault=f"the call could not be read: {fault}")

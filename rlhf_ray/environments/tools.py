@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from rlhf_ray.deadlines import DeadlineError, deadline, in_daemon_thread
 from rlhf_ray.environments.protocol import Message, Step
 from rlhf_ray.environments.tool_calls import HermesParser, ToolCall, ToolParser
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, RlhfRayError
 from rlhf_ray.types import Prompt
 
 Function: TypeAlias = Callable[..., Any]
@@ -97,6 +97,8 @@ class ToolEnvironment:
                     )
         except DeadlineError:
             return _error(f"{call.name} took more than {self._call_timeout_s:g} s"), True
+        except RlhfRayError:
+            raise  # of this library, not of the call: a machine without a sandbox, say
         # A tool may raise anything, and the policy is told what.
         except Exception as error:
             return _error(f"{type(error).__name__}: {error}"), True

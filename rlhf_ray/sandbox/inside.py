@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -23,13 +24,18 @@ from typing import Any, NoReturn
 # Of <sched.h>, <sys/mount.h>, <sys/prctl.h>.
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT = 1, 2, 4, 32
-MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 4096, 16384, 1 << 18, 2
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 4096, 16384, 1 << 18, 2
+# Of <linux/mount.h>, for a mount and all below it.
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, AT_RECURSIVE, AT_FDCWD = 1, 2, 4, 0x8000, -100
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 # Whom the code is, inside and, where root starts it, outside: the user that owns nothing.
 CODE_ID, NOBODY = 1000, 65534
 WATCH_S = 0.02
 HOME = "/sandbox"
+# Where the new root is put together: the first that holds nothing which is to be shown.
+ROOTS = ("/mnt", "/tmp", "/run", "/var/tmp")
+# Those of all machines, or by the machine: the C library has no functions for these.
+NUMBERS = {"mount_setattr": 442, "pivot_root": {"x86_64": 155, "aarch64": 41}}
 # Read-only, where they are there; links stay links.
 SYSTEM = (
     "/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin",
@@ -80,7 +86,6 @@ def _outside(job: dict[str, Any]) -> dict[str, Any]:
 
 def _second(job: dict[str, Any], asked: int, answers: int, tells: int) -> None:
     """Leave all namespaces of the machine, and fork the third process."""
-    _end_with_parent()
     for flag, name in (
         (CLONE_NEWUSER, "user"), (CLONE_NEWNS, "mount"), (CLONE_NEWPID, "process"),
         (CLONE_NEWNET, "network"), (CLONE_NEWIPC, "shared memory"), (CLONE_NEWUTS, "host name"),
@@ -91,6 +96,7 @@ def _second(job: dict[str, Any], asked: int, answers: int, tells: int) -> None:
             os.write(asked, b"u")
             if not os.read(answers, 1):
                 os._exit(1)  # the first process has said why
+            _end_with_parent()  # other rights take this away, so it comes behind them
     child = os.fork()
     if child == 0:
         _never_return(lambda: _third(job, tells), tells)
@@ -128,29 +134,37 @@ def _third(job: dict[str, Any], tells: int) -> None:
     os.close(refuses)
     with os.fdopen(hears, "rb") as refusal:
         said = refusal.read()  # nothing once the code has begun
-    ended = json.loads(said) if said else _watch(code, job["memory_bytes"])
+    ended = json.loads(said) if said else _watch(code, job["memory_bytes"], job["wall_s"])
     os.write(tells, json.dumps(ended).encode())
 
 
 def _prepare_files(job: dict[str, Any]) -> None:
     """A root of its own: the system and Python read-only, a home in memory, nothing else."""
+    shown = [Path(path) for path in dict.fromkeys((*SYSTEM, *job["read_only"]))]
+    new = next(
+        root
+        for root in map(Path, ROOTS)
+        if root.is_dir() and not any(path.is_relative_to(root) for path in shown)
+    )
     with _step("a file system of its own"):
         _call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
         size = f"size={job['disk_bytes']},nr_inodes=16384,mode=755".encode()
-        root = b"/tmp"
-        _call("mount", b"tmpfs", root, b"tmpfs", MS_NOSUID | MS_NODEV, size)
-        new = Path("/tmp")
-        for path in dict.fromkeys((*SYSTEM, *job["read_only"])):
-            _show(Path(path), new)
+        _call("mount", b"tmpfs", os.fsencode(new), b"tmpfs", MS_NOSUID | MS_NODEV, size)
+    with _step("the system's files, read-only"):
+        for path in shown:
+            _show(path, new)
         (new / "dev").mkdir()
         for name in DEVICES:
-            _bind(Path("/dev") / name, new / "dev" / name, flags=0)
-        for name in ("tmp", "dev/shm", HOME[1:]):
-            (new / name).mkdir()
-            (new / name).chmod(0o777)
-        (new / "proc").mkdir()
-        _call("mount", b"proc", b"/tmp/proc", b"proc", MS_NOSUID | MS_NODEV, None)
-        (new / "old").mkdir()
+            _bind(Path("/dev") / name, new / "dev" / name)
+    for name in ("tmp", "dev/shm", HOME[1:]):
+        (new / name).mkdir()
+        (new / name).chmod(0o777)
+    (new / "proc").mkdir()
+    with _step("a list of its own processes alone (/proc)"):
+        place = os.fsencode(new / "proc")
+        _call("mount", b"proc", place, b"proc", MS_NOSUID | MS_NODEV, None)
+    (new / "old").mkdir()
+    with _step("leaving the machine's files"):
         os.chdir(new)
         _call_number("pivot_root", b".", b"old")
         os.chdir("/")
@@ -171,21 +185,19 @@ def _show(path: Path, new: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if path.is_symlink():
         target.symlink_to(path.readlink())
-    else:
-        _bind(path, target, flags=MS_RDONLY | MS_NOSUID | MS_NODEV)
+        return
+    _bind(path, target)
+    attributes = struct.pack("=4Q", ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, 0, 0, 0)
+    place, size = os.fsencode(target), len(attributes)
+    _call_number("mount_setattr", AT_FDCWD, place, AT_RECURSIVE, attributes, size)
 
 
-def _bind(path: Path, target: Path, *, flags: int) -> None:
+def _bind(path: Path, target: Path) -> None:
     if path.is_dir():
         target.mkdir(exist_ok=True)
     else:
         target.touch()
-    source, place = os.fsencode(path), os.fsencode(target)
-    _call("mount", source, place, None, MS_BIND, None)
-    if flags:
-        # What a mount is restricted by already may not be taken away: noexec and the like.
-        kept = os.statvfs(target).f_flag & 0xF
-        _call("mount", None, place, None, MS_REMOUNT | MS_BIND | flags | kept, None)
+    _call("mount", os.fsencode(path), os.fsencode(target), None, MS_BIND | MS_REC, None)
 
 
 def _become_code(job: dict[str, Any]) -> NoReturn:
@@ -221,8 +233,9 @@ def _has(uid: int) -> bool:
     return any(line.split()[0] == str(uid) for line in lines)
 
 
-def _watch(code: int, memory_bytes: int) -> dict[str, Any]:
+def _watch(code: int, memory_bytes: int, wall_s: float) -> dict[str, Any]:
     """Until the code ends or takes too much; what it left running ends with this process."""
+    started_s = time.monotonic()
     while True:
         process, status = os.waitpid(-1, os.WNOHANG)
         if process == code:
@@ -231,6 +244,8 @@ def _watch(code: int, memory_bytes: int) -> dict[str, Any]:
             return {"ending": "exit" if exited else "signal", "status": number}
         if _resident_bytes() > memory_bytes:
             return {"ending": "memory", "status": None}
+        if time.monotonic() - started_s > wall_s:
+            return {"ending": "timeout", "status": None}
         if not process:
             time.sleep(WATCH_S)
 
@@ -282,21 +297,20 @@ class _step:
 
 def _call(name: str, *arguments: Any) -> None:
     """A function of the C library that returns 0 or sets an error."""
-    given = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in arguments]
+    given = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     if getattr(_libc, name)(*given) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
-def _call_number(name: str, *arguments: bytes) -> None:
+def _call_number(name: str, *arguments: Any) -> None:
     """A system call that the C library has no function for."""
-    numbers = {"x86_64": {"pivot_root": 155}, "aarch64": {"pivot_root": 41}}
-    machine = os.uname().machine
-    if machine not in numbers:
-        raise OSError(0, f"no number of {name} is known for {machine}")
-    if _libc.syscall(ctypes.c_long(numbers[machine][name]), *arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    number: Any = NUMBERS[name]
+    if isinstance(number, dict):
+        number = number.get(os.uname().machine)
+    if number is None:
+        raise ValueError(f"the number of {name} is not known for {os.uname().machine}")
+    _call("syscall", number, *arguments)
 
 
 if __name__ == "__main__":
