@@ -160,9 +160,7 @@ def _searched(folder: str) -> FolderSearch:
     return FolderSearch(folder)
 
 
-def python(
-    *, timeout_s: float = 10.0, memory_mb: int = 512, **arguments: Any
-) -> ToolEnvironment:
+def python(*, timeout_s: float = 10.0, memory_mb: int = 512, **arguments: Any) -> ToolEnvironment:
     """A policy that may run scripts in the sandbox."""
     limits = Limits(wall_s=timeout_s, cpu_s=max(1, round(timeout_s)), memory_mb=memory_mb)
 

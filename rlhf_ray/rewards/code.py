@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import secrets
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, TypeAlias
 
 from rlhf_ray.data.chat.reasoning import behind_reasoning
+from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.rewards.batch import Messages, Scores, completion_text
 from rlhf_ray.sandbox.limits import Limits
 from rlhf_ray.sandbox.run import run_python
@@ -65,7 +66,6 @@ async def passes_tests(
     Raises:
         SandboxRefused: The machine has no sandbox.
     """
-    running = asyncio.Semaphore(len(os.sched_getaffinity(0)))
     limits = Limits(wall_s=timeout_s, cpu_s=max(1, round(timeout_s)), memory_mb=memory_mb)
 
     async def score(completion: str | Messages, cell: Any, is_opened: bool) -> float | None:
@@ -74,12 +74,15 @@ async def passes_tests(
         wanted, code = _tests(cell), _code(completion_text(completion), is_opened=is_opened)
         if not code:
             return 0.0
-        async with running:
-            passed = await _passed(code, wanted, limits)
+        passed = await _passed(code, wanted, limits)
         return sum(passed) / len(passed) if partial else float(all(passed))
 
     rows = zip(completions, tests, opens_reasoning or [False] * len(tests), strict=True)
-    return list(await asyncio.gather(*(score(*row) for row in rows)))
+    # As many at a time as there are processors: time is limited, and others would take of it.
+    scores: Scores = []
+    while some := list(islice(rows, len(os.sched_getaffinity(0)))):
+        scores += await side_by_side(score(*row) for row in some)
+    return scores
 
 
 def check_rows(tests: list[Any], **_: Any) -> list[str | None]:

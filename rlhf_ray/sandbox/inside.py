@@ -31,6 +31,8 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 
 # Whom the code is, inside and, where root starts it, outside: the user that owns nothing.
 CODE_ID, NOBODY = 1000, 65534
 WATCH_S = 0.02
+# For all processes of a run to be ended by the kernel, on a busy machine.
+END_S = 30.0
 HOME = "/sandbox"
 # Where the new root is put together: the first that holds nothing which is to be shown.
 ROOTS = ("/mnt", "/tmp", "/run", "/var/tmp")
@@ -53,6 +55,8 @@ class Refused(Exception):
 def main() -> None:
     """Read a job from stdin, run it, and write how it ended to the file descriptor of argv."""
     status = int(sys.argv[1])
+    # Whoever waits for a child hears of its end at once, and not for longer than it may take.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     job = json.loads(sys.stdin.buffer.read())
     try:
         ended = _outside(job)
@@ -77,7 +81,7 @@ def _outside(job: dict[str, Any]) -> dict[str, Any]:
         os.write(mapped, b"m")
     with os.fdopen(hears, "rb") as answer:
         said = answer.read()
-    os.waitpid(child, 0)
+    _wait_for(child, job["wall_s"] + END_S)
     if not said:
         raise Refused("the sandbox ended without a word")
     ended: dict[str, Any] = json.loads(said)
@@ -100,7 +104,8 @@ def _second(job: dict[str, Any], asked: int, answers: int, tells: int) -> None:
     child = os.fork()
     if child == 0:
         _never_return(lambda: _third(job, tells), tells)
-    os.waitpid(child, 0)
+    os.close(tells)
+    _wait_for(child, job["wall_s"] + END_S)
 
 
 def _map_ids(child: int) -> None:
@@ -221,6 +226,7 @@ def _become_code(job: dict[str, Any]) -> NoReturn:
             (resource.RLIMIT_CORE, 0),
         ):
             resource.setrlimit(kind, (most, most))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
     given = os.open(job["stdin"], os.O_RDONLY)
     os.dup2(given, 0)
     os.setsid()
@@ -237,7 +243,7 @@ def _watch(code: int, memory_bytes: int, wall_s: float) -> dict[str, Any]:
     """Until the code ends or takes too much; what it left running ends with this process."""
     started_s = time.monotonic()
     while True:
-        process, status = os.waitpid(-1, os.WNOHANG)
+        process, status = os.waitpid(-1, os.WNOHANG)  # one that lost its parent, perhaps
         if process == code:
             exited = os.WIFEXITED(status)
             number = os.WEXITSTATUS(status) if exited else os.WTERMSIG(status)
@@ -247,7 +253,7 @@ def _watch(code: int, memory_bytes: int, wall_s: float) -> dict[str, Any]:
         if time.monotonic() - started_s > wall_s:
             return {"ending": "timeout", "status": None}
         if not process:
-            time.sleep(WATCH_S)
+            signal.sigtimedwait([signal.SIGCHLD], WATCH_S)
 
 
 def _resident_bytes() -> int:
@@ -261,6 +267,16 @@ def _resident_bytes() -> int:
                 continue  # it has ended
             pages += int(text.split()[1])
     return pages * resource.getpagesize()
+
+
+def _wait_for(child: int, most_s: float) -> None:
+    """Until the child has ended; one that is late ends with this process."""
+    ends_s = time.monotonic() + most_s
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        left_s = ends_s - time.monotonic()
+        if left_s <= 0:
+            return
+        signal.sigtimedwait([signal.SIGCHLD], left_s)
 
 
 def _end_with_parent() -> None:

@@ -66,7 +66,9 @@ async def said(answer, **options):
 
 
 async def test_calls_are_answered_in_their_order():
-    contents, step = await said(f"So:{call('add', x=2)}\n{call('doubled', x=1.5)}{call('add', x='3')}")
+    contents, step = await said(
+        f"So:{call('add', x=2)}\n{call('doubled', x=1.5)}{call('add', x='3')}"
+    )
     assert contents == ["3", '{"twice": 3.0}', "4"]
     assert (step.num_calls, step.num_failed_calls, step.is_done) == (3, 0, False)
     first, second, _ = step.messages

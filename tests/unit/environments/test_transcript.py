@@ -55,7 +55,9 @@ def games(draw):
         turns.append([*draw(st.lists(plain, max_size=6)), end])
         steps.append(
             Step(
-                messages=tuple(map(tool, draw(st.lists(st.text(max_size=80), min_size=1, max_size=2)))),
+                messages=tuple(
+                    map(tool, draw(st.lists(st.text(max_size=80), min_size=1, max_size=2)))
+                ),
                 reward=draw(st.floats(-2, 2, allow_nan=False, width=32)),
                 is_done=draw(st.booleans()) if number else False,
                 num_calls=draw(st.integers(0, 2)),

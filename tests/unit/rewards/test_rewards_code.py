@@ -46,7 +46,9 @@ async def test_code_that_ends_early_passes_nothing(trick):
 async def test_programs_are_scored_by_what_they_write():
     tests = [{"input": "1 2\n", "output": "3"}, {"input": "5 5\n", "output": "10\n"}]
     adds = "```python\nprint(sum(map(int, input().split())), ' ')\n```"
-    fails = adds.replace("```python\n", "```python\nimport sys\n").replace("\n```", "\nsys.exit(1)\n```")
+    fails = adds.replace("```python\n", "```python\nimport sys\n").replace(
+        "\n```", "\nsys.exit(1)\n```"
+    )
     assert await scores(adds, "```\nprint(3)\n```", fails, tests=tests, partial=True) == [1, 0.5, 0]
 
 
