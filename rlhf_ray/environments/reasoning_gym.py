@@ -1,6 +1,6 @@
 """A task of reasoning-gym with several attempts; and its prompts as a file of data.
 
-python -m rlhf_ray.environments.reasoning_gym countdown prompts.jsonl --size 1000 --seed 1
+The command: `python -m rlhf_ray.environments.reasoning_gym countdown prompts.jsonl --size 1000`.
 """
 
 from __future__ import annotations

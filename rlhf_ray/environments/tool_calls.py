@@ -1,4 +1,4 @@
-"""Calls of tools in what a policy says: the forms of Hermes and of gpt-oss, a Protocol for others."""
+"""Calls of tools in what a policy says: the forms of Hermes and gpt-oss, a Protocol for others."""
 
 from __future__ import annotations
 

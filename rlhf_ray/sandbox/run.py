@@ -24,6 +24,7 @@ from rlhf_ray.sandbox.limits import Limits, Outcome
 # For Python's start on a busy machine, and the end of many processes.
 _SLACK_S = 60.0
 _CHUNK_BYTES = 65_536
+DEFAULTS = Limits()
 _ENVIRONMENT = {
     "HOME": inside.HOME,
     "PATH": "/usr/bin:/bin",
@@ -42,7 +43,7 @@ async def run_python(
     *,
     stdin: str = "",
     files: Mapping[str, str] | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULTS,
 ) -> Outcome:
     """Run code as a script, by this process's own Python and with its packages.
 

@@ -94,7 +94,7 @@ def test_prompts_are_written_as_data(gym, tmp_path, monkeypatch):
 
 async def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", FakeGym)
-    with pytest.raises(ConfigError, match="task 'nothing' of reasoning-gym .* not registered"):
+    with pytest.raises(ConfigError, match=r"task 'nothing' of reasoning-gym .* not registered"):
         rewards.rows("nothing", size=1, seed=0)
     with pytest.raises(ConfigError, match="largest must be positive"):
         rewards.rows("sums", size=1, seed=0, largest=0)

@@ -199,7 +199,7 @@ async def test_a_machine_without_a_protection_is_refused(monkeypatch, tmp_path):
     broken = tmp_path / "inside.py"
     broken.write_text(text.replace('_call("unshare", flag)', '_call("unshare", -1)'))
     monkeypatch.setattr(run_module.inside, "__file__", str(broken))
-    with pytest.raises(SandboxRefused, match="no sandbox on this machine: x: .*Invalid argument"):
+    with pytest.raises(SandboxRefused, match=r"no sandbox on this machine: x: .*Invalid argument"):
         await run_python("print(1)")
 
 
