@@ -125,7 +125,7 @@ async def _turns(
 
 async def _asked(answer: Awaitable[Any], operation: str, *, where: str, timeout_s: float) -> Any:
     try:
-        async with deadline(timeout_s, actor=f"the environment of {where}", operation=operation):
+        async with deadline(timeout_s, actor="the environment", operation=operation):
             return await answer
     # User code may raise anything; whoever waits for the group hears of it.
     except Exception as error:

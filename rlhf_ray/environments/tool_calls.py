@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,6 +63,13 @@ class HarmonyParser:
     def calls(self, answer: str) -> list[ToolCall]:
         """One at most: a message to a function ends a turn."""
         return [_named(name, text.strip()) for name, text in _MESSAGE.findall(answer)]
+
+
+# By the names that configurations have for them.
+PARSERS: Mapping[str, Callable[[], ToolParser]] = {
+    "hermes": HermesParser,
+    "harmony": HarmonyParser,
+}
 
 
 def _call(text: str) -> ToolCall:

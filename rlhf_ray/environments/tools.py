@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from rlhf_ray.deadlines import DeadlineError, deadline, in_daemon_thread
 from rlhf_ray.environments.protocol import Message, Step
-from rlhf_ray.environments.tool_calls import HermesParser, ToolCall, ToolParser
+from rlhf_ray.environments.tool_calls import PARSERS, ToolCall, ToolParser
 from rlhf_ray.errors import ConfigError, RlhfRayError
 from rlhf_ray.types import Prompt
 
@@ -36,18 +36,20 @@ class ToolEnvironment:
         self,
         functions: Sequence[Function],
         *,
-        parser: ToolParser | None = None,
+        parser: str | ToolParser = "hermes",
         call_timeout_s: float = 10.0,
     ) -> None:
         """Tools of these functions.
 
         Args:
             functions: By their own names.
-            parser: How the policy writes its calls; Hermes' and Qwen's form by default.
+            parser: How the policy writes its calls: `hermes` (and Qwen), `harmony` (gpt-oss), or
+                what reads another form.
             call_timeout_s: For each call.
 
         Raises:
-            ConfigError: A function has no type hints, no docstring, or another's name.
+            ConfigError: A function has no type hints, no docstring, or another's name; or there is
+                no such parser.
         """
         self.tools = [_schema(function) for function in functions]
         names = [tool["function"]["name"] for tool in self.tools]
@@ -55,7 +57,9 @@ class ToolEnvironment:
             raise ConfigError(f"tools must have different names, got {names}")
         checked = [_checked(function) for function in functions]
         self._functions = dict(zip(names, checked, strict=True))
-        self._parser = parser or HermesParser()
+        if isinstance(parser, str) and parser not in PARSERS:
+            raise ConfigError(f"parser must be one of {', '.join(PARSERS)}, got {parser!r}")
+        self._parser = PARSERS[parser]() if isinstance(parser, str) else parser
         self._call_timeout_s = call_timeout_s
 
     async def reset(self, prompt: Prompt, seed: int) -> None:

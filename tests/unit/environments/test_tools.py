@@ -159,6 +159,8 @@ def test_functions_that_cannot_be_shown_are_refused():
         ToolEnvironment([bare])
     with pytest.raises(ConfigError, match="different names, got "):
         ToolEnvironment([add, add])
+    with pytest.raises(ConfigError, match="one of hermes, harmony, got 'llama'"):
+        ToolEnvironment([add], parser="llama")
 
 
 @pytest.mark.parametrize(
