@@ -87,7 +87,8 @@ def group_record(group: RecordedGroup) -> bytes:
                 "finish_reason": rollout.finish_reason,
                 "text": rollout.text,
                 "num_tokens": len(rollout.response_ids_T),
-                **_of_environment(rollout),
+                "turns": [vars(turn) for turn in rollout.turns],
+                "messages": [dict(message) for message in rollout.messages],
             }
             for rollout in group.rollouts_G
         ],
@@ -126,8 +127,8 @@ def group_of(values: Mapping[str, Any], arrays: bytes, prompt: Prompt) -> Record
                 sample=sample["sample"],
                 finish_reason=sample["finish_reason"],
                 text=sample["text"],
-                turns=tuple(Turn(**turn) for turn in sample.get("turns", ())),
-                messages=tuple(sample.get("messages", ())),
+                turns=tuple(Turn(**turn) for turn in sample["turns"]),
+                messages=tuple(sample["messages"]),
                 **rollout,
             )
             for rollout, sample in zip(arrays_G, values["rollouts"], strict=True)
@@ -177,13 +178,6 @@ def read_record(file: BinaryIO, offset: int) -> tuple[dict[str, Any], int]:
     file.seek(offset + _NUM_START_BYTES)
     values: dict[str, Any] = json.loads(file.read(num_json_bytes).decode("utf-8", "surrogatepass"))
     return values, num_array_bytes
-
-
-def _of_environment(rollout: Rollout) -> dict[str, Any]:
-    if not rollout.turns:
-        return {}
-    turns = [vars(turn) for turn in rollout.turns]
-    return {"turns": turns, "messages": [dict(message) for message in rollout.messages]}
 
 
 def _array_bytes(rollout: Rollout, name: str, kind: str) -> bytes:

@@ -212,23 +212,25 @@ def test_fields_are_those_of_the_format():
     """What is recorded has other fields: then `FORMAT` counts up, and older files are refused."""
     recorded = {
         kind.__name__: sorted(one.name for one in dataclasses.fields(kind))
-        for kind in (RecordedGroup, Rollout, RolloutSummary, Score)
+        for kind in (RecordedGroup, Rollout, RolloutSummary, Score, Turn)
     }
     assert (FORMAT, recorded) == (
-        1,
+        2,
         {
             "RecordedGroup": [
                 "draw", "is_accepted", "prompt_id", "rollouts_G", "scores_G", "summaries_G",
             ],
             "Rollout": [
-                "action_mask_T", "draw", "finish_reason", "logprobs_T", "prompt",
-                "response_ids_T", "sample", "text", "versions_T",
+                "action_mask_T", "draw", "finish_reason", "logprobs_T", "messages", "prompt",
+                "response_ids_T", "sample", "text", "turns", "versions_T",
             ],
             "RolloutSummary": [
-                "finish_reason", "num_action_tokens", "num_prompt_tokens", "num_response_tokens",
-                "sample", "version_max", "version_min", "version_sum",
+                "environment_reward", "environment_s", "finish_reason", "num_action_tokens",
+                "num_calls", "num_failed_calls", "num_prompt_tokens", "num_response_tokens",
+                "num_turns", "sample", "version_max", "version_min", "version_sum",
             ],
             "Score": ["is_cut", "parts", "total"],
+            "Turn": ["environment_s", "num_calls", "num_failed_calls", "num_tokens", "reward"],
         },
     )  # fmt: skip
 
