@@ -524,8 +524,8 @@ def test_what_json_makes_of_an_identity_is_the_same_identity(tmp_path):
 
 def test_files_of_another_format_are_refused(tmp_path, monkeypatch):
     write(tmp_path, group_of(0))
-    monkeypatch.setattr(journal_module, "FORMAT", 2)
-    with pytest.raises(ConfigError, match=r"cannot be replayed: the file's format was 1, is 2$"):
+    monkeypatch.setattr(journal_module, "FORMAT", 3)
+    with pytest.raises(ConfigError, match=r"cannot be replayed: the file's format was 2, is 3$"):
         Journal(tmp_path, identity=IDENTITY).replay(0)
 
 
