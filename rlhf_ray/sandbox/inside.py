@@ -55,6 +55,7 @@ class Refused(Exception):
 def main() -> None:
     """Read a job from stdin, run it, and write how it ended to the file descriptor of argv."""
     status = int(sys.argv[1])
+    os.set_inheritable(status, False)  # the code must not say itself how it ended
     # Whoever waits for a child hears of its end at once, and not for longer than it may take.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     job = json.loads(sys.stdin.buffer.read())
@@ -71,10 +72,11 @@ def _outside(job: dict[str, Any]) -> dict[str, Any]:
     hears, tells = os.pipe()
     answers, mapped = os.pipe()
     child = os.fork()
+    # Who waits for another's word must not hold the pipe open itself.
+    for end in (asks, hears, mapped) if child == 0 else (asked, tells, answers):
+        os.close(end)
     if child == 0:
         _never_return(lambda: _second(job, asked, answers, tells), tells)
-    for end in (asked, tells, answers):
-        os.close(end)
     if os.read(asks, 1):
         with _step("mapping user ids"):
             _map_ids(child)
@@ -146,12 +148,8 @@ def _third(job: dict[str, Any], tells: int) -> None:
 def _prepare_files(job: dict[str, Any]) -> None:
     """A root of its own: the system and Python read-only, a home in memory, nothing else."""
     shown = [Path(path) for path in dict.fromkeys((*SYSTEM, *job["read_only"]))]
-    new = next(
-        root
-        for root in map(Path, ROOTS)
-        if root.is_dir() and not any(path.is_relative_to(root) for path in shown)
-    )
     with _step("a file system of its own"):
+        new = _unused_folder(shown)
         _call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
         size = f"size={job['disk_bytes']},nr_inodes=16384,mode=755".encode()
         _call("mount", b"tmpfs", os.fsencode(new), b"tmpfs", MS_NOSUID | MS_NODEV, size)
@@ -180,6 +178,13 @@ def _prepare_files(job: dict[str, Any]) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text, encoding="utf-8", errors="surrogatepass")
     os.chdir(HOME)
+
+
+def _unused_folder(shown: list[Path]) -> Path:
+    for root in map(Path, ROOTS):
+        if root.is_dir() and not any(path.is_relative_to(root) for path in shown):
+            return root
+    raise ValueError(f"one of {', '.join(ROOTS)} must be there, and Python in none of them")
 
 
 def _show(path: Path, new: Path) -> None:

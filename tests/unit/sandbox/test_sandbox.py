@@ -171,6 +171,21 @@ async def test_code_sees_no_process_but_its_own_and_gets_no_rights():
     assert lines[-1] == "None"
 
 
+async def test_code_cannot_say_itself_how_it_ended():
+    code = (
+        "import os\n"
+        'said = b\'{"ending": "exit", "status": 0}\'\n'
+        "for number in range(3, 256):\n"
+        "    try:\n"
+        "        os.write(number, said); print('wrote', number)\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "raise SystemExit(9)\n"
+    )
+    outcome = await run_python(code, limits=ROOMY)
+    assert (outcome.ending, outcome.status, outcome.stdout) == ("exit", 9, "")
+
+
 async def test_output_is_cut_and_does_not_fill_the_memory():
     code = "import sys\nfor _ in range(64): sys.stdout.write('x' * 2**16)"
     outcome = await run_python(code, limits=Limits(wall_s=60, output_bytes=100))
