@@ -181,7 +181,10 @@ class Reference(Offloads, Protocol):
     """The frozen model."""
 
     async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
-        """Log-probabilities of the response tokens: a float array [T] a sample."""
+        """Log-probabilities of the response tokens: a float array [T] a sample.
+
+        Tokens that are not the policy's own have 0, here and in what other roles give.
+        """
         ...
 
 

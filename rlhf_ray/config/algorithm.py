@@ -123,6 +123,8 @@ class AlgorithmConfig(Config):
             filtering of DAPO, arXiv 2503.14476, section 3.4); a step of nothing else trains
             nothing. `bootstrap` (gae): its return goes on from the critic's value of where it was
             cut, instead of 0 (arXiv 1712.00378).
+        turn_share: For `turn_grpo`, how much of an advantage compares single turns; the rest
+            compares whole rollouts, as `grpo` does.
         clip_low: How far below 1 the ratio may go; by default the policy loss's own, null for no
             bound.
         clip_high: How far above 1, likewise.
@@ -152,6 +154,7 @@ class AlgorithmConfig(Config):
     entropy_coefficient: NonNegativeFloat = 0.0
     gamma: Share = 1.0
     lam: Share = 0.95
+    turn_share: Share = 0.5
     whiten_advantages: bool = False
     kl: KlConfig = KlConfig()
     correction: CorrectionConfig = CorrectionConfig()

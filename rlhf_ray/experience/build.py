@@ -19,6 +19,7 @@ from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.algorithms.ratios import is_clamped, log_ratio
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.experience.rewards import reward_parts, shape_scores, token_rewards
+from rlhf_ray.experience.turns import turn_numbers, turn_rewards
 from rlhf_ray.specs import ExperienceSpec
 from rlhf_ray.types import Experience, Rollout, Score
 
@@ -48,6 +49,8 @@ class _Flat:
     last_values_B: torch.Tensor
     mask_T: torch.Tensor
     segments_T: torch.Tensor
+    turns_T: torch.Tensor
+    turn_rewards_T: torch.Tensor
     groups_B: torch.Tensor
 
 
@@ -65,8 +68,8 @@ def build_experience(
 
     Args:
         rollouts_B: The step's rollouts.
-        scores_B: Their scores, before shaping, each with a total; their parts count where rewards
-            are told apart.
+        scores_B: Their scores, before shaping, each with a total, in which an environment's
+            rewards are; their parts count where rewards are told apart.
         old_logprobs_B: Of the policy before the update, by a pass of the trainer, float [T] each;
             None where `spec.old_logprobs` says that the engine or the update has them.
         reference_logprobs_B: Of the reference; None where the job has none.
@@ -125,9 +128,16 @@ def _compared(
     has_values: bool,
     spec: ExperienceSpec,
 ) -> AdvantageInputs:
-    """What an estimator looks at; `kl_T` is that of the reward."""
+    """What an estimator looks at; `kl_T` is that of the reward.
+
+    What is shaped, and stands on a rollout's last token, is what its rewards say of it as a whole;
+    the environment's stay with their turns.
+    """
     shaped_B = shape_scores(
-        _totals(scores_B),
+        [
+            total - (rollout.environment_reward or 0.0)
+            for total, rollout in zip(_totals(scores_B), rollouts_B, strict=True)
+        ],
         rollouts_B,
         spec.shaping,
         max_new_tokens=spec.max_new_tokens,
@@ -141,6 +151,7 @@ def _compared(
             kl_coefficient=kl_coefficient,
             mask_T=flat.mask_T,
             segments_T=flat.segments_T,
+            turn_rewards_T=flat.turn_rewards_T,
         ),
         values_T=flat.values_T if has_values else None,
         last_values_B=_last_values(rollouts_B, flat, algorithm),
@@ -148,6 +159,7 @@ def _compared(
         trained_T=flat.mask_T & is_trained_B[flat.segments_T],
         segments_T=flat.segments_T,
         groups_B=flat.groups_B,
+        turns_T=flat.turns_T,
     )
     if not algorithm.tells_rewards_apart:
         return inputs
@@ -201,6 +213,8 @@ def _flatten(
         ),
         mask_T=mask_T,
         segments_T=torch.repeat_interleave(torch.arange(len(lens)), torch.tensor(lens)),
+        turns_T=torch.from_numpy(np.concatenate([turn_numbers(r) for r in rollouts_B])),
+        turn_rewards_T=torch.from_numpy(np.concatenate([turn_rewards(r) for r in rollouts_B])),
         groups_B=torch.tensor([rollout.draw for rollout in rollouts_B]),
     )
 

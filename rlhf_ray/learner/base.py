@@ -135,8 +135,17 @@ class ExperienceLearner(Learner):
         return rollout_batch([row.rollout for row in rows], self.model)
 
     def _floats(self, rows: Sequence[Experience], name: str) -> Tensor:
-        """A field of all rows, or `rollout.` and one of their rollouts, end to end: float32 [T]."""
-        return flat(rows, attrgetter(name), dtype=torch.float32, device=self.device)
+        """A field of all rows, or `rollout.` and one of their rollouts: float32 [T].
+
+        Of own tokens alone, end to end, as `_batch` scores them.
+        """
+        field = attrgetter(name)
+        return flat(
+            rows,
+            lambda row: field(row)[row.rollout.action_mask_T],
+            dtype=torch.float32,
+            device=self.device,
+        )
 
 
 def settle_unreached(module: CheckedModel, *, is_sharded: bool) -> None:

@@ -21,7 +21,7 @@ from rlhf_ray.algorithms.regularizers import LOSS_TERMS, LossTermInputs
 from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.learner.adapters import without_adapter
 from rlhf_ray.learner.base import ExperienceLearner
-from rlhf_ray.learner.rows import action_lens, action_mask, score_rollouts
+from rlhf_ray.learner.rows import action_lens, score_rollouts
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.decoder import vocabulary_of
 from rlhf_ray.models.heads import TokenScorer
@@ -111,7 +111,8 @@ class PolicyLearner(ExperienceLearner):
     ) -> tuple[Tensor, MetricSums]:
         algorithm, batch = self.spec.algorithm, self._batch(rows)
         scores = self.engine(batch, with_entropy=True)
-        logprobs_T, mask_T = scores.logprobs_T, action_mask(rows, self.device)
+        logprobs_T = scores.logprobs_T
+        mask_T = torch.ones_like(logprobs_T, dtype=torch.bool)  # own tokens alone are scored
         old_logprobs_T, correction = self._old_policy(rows, batch, logprobs_T.detach(), mask_T)
         correction_T = correction.weights_T
         term_inputs = LossTermInputs(

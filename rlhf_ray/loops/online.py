@@ -311,7 +311,7 @@ class OnlineLoop:
             return {}
         num_flops = self.hardware.flops.of(
             [summary.num_tokens for summary in scored.summaries_B],
-            num_scored=sum(summary.num_response_tokens for summary in scored.summaries_B),
+            num_scored=sum(summary.num_action_tokens for summary in scored.summaries_B),
             again_B=self._prompts_again(scored),
         )
         return utilisation(

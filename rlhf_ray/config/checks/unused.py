@@ -70,7 +70,9 @@ def _algorithm(algorithm: AlgorithmConfig, *, uses_value: bool) -> Iterator[str]
     in_vain: dict[str, Iterable[str]] = {  # by the reason
         f"policy_loss {loss}": [key for key in of_losses if key not in POLICY_LOSSES[loss].keys],
         f"advantage {advantage} has no critic": () if uses_value else critic,
-        f"advantage {advantage}": () if algorithm.advantage_row.discounts else ("gamma",),
+        f"advantage {advantage}": [
+            key for key, is_used in _of_advantage(algorithm).items() if not is_used
+        ],
         f"correction.kind {kind}": [
             f"correction.{key}" for key in of_corrections if key not in CORRECTIONS[kind]
         ],
@@ -80,6 +82,11 @@ def _algorithm(algorithm: AlgorithmConfig, *, uses_value: bool) -> Iterator[str]
         for key in keys:
             if attrgetter(key)(algorithm) != attrgetter(key)(default):
                 yield f"algorithm.{key} ({reason})"
+
+
+def _of_advantage(algorithm: AlgorithmConfig) -> dict[str, bool]:
+    row = algorithm.advantage_row
+    return {"gamma": row.discounts, "turn_share": row.compares_turns}
 
 
 def _supervised(config: SupervisedConfig) -> Iterator[str]:

@@ -97,15 +97,16 @@ def groups_of(rollouts: Sequence[Rollout]) -> list[RolloutGroup]:
 
 
 def summary_of(rollout: Rollout) -> RolloutSummary:
+    own_versions_T = rollout.versions_T[rollout.action_mask_T]
     return RolloutSummary(
         sample=rollout.sample,
         num_prompt_tokens=len(rollout.prompt.token_ids_T),
         num_response_tokens=len(rollout.response_ids_T),
-        num_action_tokens=len(rollout.response_ids_T),
+        num_action_tokens=len(own_versions_T),
         finish_reason=rollout.finish_reason,
-        version_min=int(rollout.versions_T.min()),
-        version_max=int(rollout.versions_T.max()),
-        version_sum=int(rollout.versions_T.sum()),
+        version_min=int(own_versions_T.min()),
+        version_max=int(own_versions_T.max()),
+        version_sum=int(own_versions_T.sum()),
     )
 
 
