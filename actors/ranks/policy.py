@@ -50,7 +50,9 @@ class PolicyRank(HostingRank):
         scored = self._to_read().logprobs(rollouts, one * self.num_ranks, temperature=1.0)
         return by_row(one, [scored])
 
-    def logprobs(self, work: Pass, models: Sequence[ScoredModel]) -> tuple[int, *tuple[Any, ...]]:
+    def logprobs_by_model(
+        self, work: Pass, models: Sequence[ScoredModel]
+    ) -> tuple[int, *tuple[Any, ...]]:
         """How many rows are this rank's, and by each model an array for each, by its sample."""
         rollouts = work.rows(self.fetch(work.refs))
         by_model = self._to_read().logprobs_of(rollouts, work.plan, models)
@@ -101,7 +103,7 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         """Log-probabilities of the response tokens, [T] a sample, for each of `models`."""
         return await forward(
             self.actors,
-            PolicyRank.logprobs,
+            PolicyRank.logprobs_by_model,
             groups,
             self.config,
             list(models),
