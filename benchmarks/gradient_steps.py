@@ -270,13 +270,12 @@ def _experiences(
         noise_T = generator.normal(0.0, 0.5, size=len(scored_T)).astype(np.float32)
         made.append(
             Experience(
-                rollout=rollout,
+                rollout=replace(rollout, logprobs_T=old_T),
                 old_logprobs_T=old_T,
                 reference_logprobs_T=scored_T + noise_T,
                 values_T=old_T,
                 advantages_T=generator.normal(0.0, 1.0, size=len(scored_T)).astype(np.float32),
                 returns_T=scored_T + 2.0 * noise_T,
-                correction_T=np.ones(len(scored_T), dtype=np.float32),
             )
         )
     return made

@@ -197,7 +197,6 @@ def _experiences(
                 values_T=zeros_T,
                 advantages_T=generator.normal(size=NEW_TOKENS).astype(np.float32),
                 returns_T=zeros_T,
-                correction_T=zeros_T + 1.0,
             )
 
 

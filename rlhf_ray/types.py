@@ -120,12 +120,12 @@ class Experience:
 
     Attributes:
         rollout: Tokens and behaviour log-probabilities.
-        old_logprobs_T: Log-probabilities under the trainer's policy before this step's update.
+        old_logprobs_T: Log-probabilities under the policy before this step's update; zeros where
+            its own pass has them (`algorithm.old_logprobs`).
         reference_logprobs_T: Under the reference model; zeros where no KL is asked for.
         values_T: The critic's estimate before the update; zeros without a critic.
         advantages_T: Final advantages, normalised.
         returns_T: Targets of the critic; zeros without one.
-        correction_T: Weight of each token's loss that corrects for engine and trainer disagreeing.
     """
 
     rollout: Rollout
@@ -134,7 +134,6 @@ class Experience:
     values_T: FloatArray
     advantages_T: FloatArray
     returns_T: FloatArray
-    correction_T: FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,21 +126,25 @@ class RoleHandle(Generic[A]):
         return ask
 
     def call_in_parts(
-        self, method: Callable[Concatenate[A, P], tuple[T, Any]], *, timeout_s: float
-    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]:
-        """As `call`, of a method that returns two things: the second stays where it is.
+        self,
+        method: Callable[Concatenate[A, P], tuple[T, *tuple[Any, ...]]],
+        *,
+        timeout_s: float,
+        num_parts: int = 2,
+    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, *tuple[Any, ...]]]]]:
+        """As `call`, of a method that returns several things: all but the first stay where it is.
 
-        What comes back is the first and a reference to the second.
+        What comes back is the first and references to the others.
         """
 
-        async def ask(*arguments: P.args, **keywords: P.kwargs) -> list[tuple[T, Any]]:
-            pairs = [
-                self.start(method, rank, num_returns=2)(*arguments, **keywords)
+        async def ask(*arguments: P.args, **keywords: P.kwargs) -> list[tuple[T, *tuple[Any, ...]]]:
+            parts = [
+                self.start(method, rank, num_returns=num_parts)(*arguments, **keywords)
                 for rank in range(len(self))
             ]
-            firsts = [first for first, _ in pairs]
+            firsts = [first for first, *_ in parts]
             answers = await self.answers(firsts, method.__name__, timeout_s=timeout_s)
-            return [(answer, second) for answer, (_, second) in zip(answers, pairs, strict=True)]
+            return [(answer, *others) for answer, (_, *others) in zip(answers, parts, strict=True)]
 
         return ask
 

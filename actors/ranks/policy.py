@@ -10,11 +10,12 @@ import ray
 
 from actors.cluster.network import HeldPort
 from actors.cluster.role_handle import put
-from actors.ranks.forward import by_row, forward
+from actors.ranks.forward import Pass, by_row, forward
 from actors.ranks.group import TrainedGroup
 from actors.ranks.hosting import HostingRank
 from actors.weights.probe import GapLimits, gap_of, largest_of
 from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
+from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.errors import RunError
 from rlhf_ray.packing import UpdatePlan, plan_forward
 from rlhf_ray.roles import Metrics, Publication, Ref, RolloutGroup, SampleArrays
@@ -49,6 +50,14 @@ class PolicyRank(HostingRank):
         scored = self._to_read().logprobs(rollouts, one * self.num_ranks, temperature=1.0)
         return by_row(one, [scored])
 
+    def logprobs_by_model(
+        self, work: Pass, models: Sequence[ScoredModel]
+    ) -> tuple[int, *tuple[Any, ...]]:
+        """How many rows are this rank's, and by each model an array for each, by its sample."""
+        rollouts = work.rows(self.fetch(work.refs))
+        by_model = self._to_read().logprobs_of(rollouts, work.plan, models)
+        return len(by_model[0]), *(work.by_sample(self.rank, scored) for scored in by_model)
+
     def rendezvous(self) -> tuple[str, int]:
         """An address on this node that is kept for the engines' connection until `connect`."""
         self.held_port = HeldPort(ray.util.get_node_ip_address())
@@ -82,10 +91,18 @@ class PolicyRank(HostingRank):
 class PolicyGroup(TrainedGroup[PolicyRank]):
     """The policy role on a group of ranks."""
 
-    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
-        """Log-probabilities of the response tokens under the current weights: [T] a sample."""
+    async def logprobs(
+        self, groups: Sequence[RolloutGroup], models: Sequence[ScoredModel]
+    ) -> Sequence[SampleArrays]:
+        """Log-probabilities of the response tokens, [T] a sample, for each of `models`."""
         return await forward(
-            self.actors, PolicyRank.logprobs, groups, self.config, timeout_s=self.timeouts.call_s
+            self.actors,
+            PolicyRank.logprobs_by_model,
+            groups,
+            self.config,
+            list(models),
+            timeout_s=self.timeouts.call_s,
+            num_arrays=len(models),
         )
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:

@@ -65,13 +65,7 @@ def sync_spec(config: OnlineConfig) -> SyncSpec:
 def gap_limits(config: OnlineConfig) -> GapLimits:
     """What the probe lets pass: as configured, else by what both sides compute in."""
     publication = config.publication
-    dtypes = {config.policy.model.dtype, config.rollout.dtype}
-    placement = config.placement
-    on_cpu = not (placement.policy.gpus_per_rank or placement.rollout.gpus_per_rank)
-    exact = dtypes == {"float32"} or (on_cpu and "bfloat16" not in dtypes)
-    # A quantized trainer computes with rounded activations, the engine with whole ones.
-    exact = exact and config.policy.model.quantization == "none"
-    default = EXACT if exact else ROUNDED
+    default = EXACT if config.computes_in_float32 else ROUNDED
     return GapLimits(
         largest=publication.max_logprob_gap or default.largest,
         mean=publication.max_logprob_gap_mean or default.mean,

@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 # tokens or as their product.
 RatioLevel = Literal["token", "geometric", "sequence"]
 ReductionKind = Literal["token_mean", "sequence_mean", "constant"]
+# Whose log-probabilities are those of the policy at the start of a step.
+OldLogprobs = Literal["update", "engine", "trainer"]
+# What the policy's ranks may score rollouts with: the policy, and its base, without the adapter.
+ScoredModel = Literal["policy", "base"]
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
 

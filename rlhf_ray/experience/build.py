@@ -14,11 +14,6 @@ import torch
 
 from rlhf_ray.algorithms import metric_sums
 from rlhf_ray.algorithms.advantages import AdvantageInputs, estimate_advantages
-from rlhf_ray.algorithms.correction import (
-    CORRECTIONS,
-    Correction,
-    CorrectionInputs,
-)
 from rlhf_ray.algorithms.kl import KL_ESTIMATORS
 from rlhf_ray.algorithms.ragged import masked
 from rlhf_ray.algorithms.ratios import is_clamped, log_ratio
@@ -36,7 +31,7 @@ class BuiltExperience:
 
     Attributes:
         experience_B: Of the rollouts that are trained (`AlgorithmConfig.trains`), in their order.
-        metrics: `mismatch/*` and `policy/kl_ref`.
+        metrics: `policy/kl_ref` and `policy/kl_clamp_share`, where both policies are known.
     """
 
     experience_B: list[Experience]
@@ -51,7 +46,6 @@ class _Flat:
     reference_T: torch.Tensor
     values_T: torch.Tensor
     last_values_B: torch.Tensor
-    behaviour_T: torch.Tensor
     mask_T: torch.Tensor
     segments_T: torch.Tensor
     groups_B: torch.Tensor
@@ -61,7 +55,7 @@ def build_experience(
     rollouts_B: Sequence[Rollout],
     scores_B: Sequence[Score],
     *,
-    old_logprobs_B: Arrays,
+    old_logprobs_B: Arrays | None,
     reference_logprobs_B: Arrays | None,
     values_B: Arrays | None,
     kl_coefficient: float,
@@ -73,13 +67,21 @@ def build_experience(
         rollouts_B: The step's rollouts.
         scores_B: Their scores, before shaping, each with a total; their parts count where rewards
             are told apart.
-        old_logprobs_B: Of the trainer's policy before the update; float [T] each.
+        old_logprobs_B: Of the policy before the update, by a pass of the trainer, float [T] each;
+            None where `spec.old_logprobs` says that the engine or the update has them.
         reference_logprobs_B: Of the reference; None where the job has none.
         values_B: Of the critic, the state after the last token included, float [T + 1] each; None
             where the job has none.
         kl_coefficient: Current weight of the KL to the reference.
         spec: Estimators and their parameters.
+
+    Raises:
+        ValueError: A pass of the trainer was to be made and was not.
     """
+    if spec.old_logprobs == "engine":
+        old_logprobs_B = [rollout.logprobs_T for rollout in rollouts_B]
+    elif spec.old_logprobs == "trainer" and old_logprobs_B is None:
+        raise ValueError("old_logprobs_B must be given for old_logprobs trainer, got None")
     flat = _flatten(rollouts_B, old_logprobs_B, reference_logprobs_B, values_B)
     kl_T = KL_ESTIMATORS[spec.algorithm.kl.estimator](flat.old_T, flat.reference_T)
     in_reward = reference_logprobs_B is not None and spec.algorithm.kl.where == "reward"
@@ -96,22 +98,19 @@ def build_experience(
         ),
         spec.algorithm,
     )
-    correction = _correction(flat, spec.algorithm)
-    metrics = {f"mismatch/{k}": v for k, v in metric_sums.values(correction.metrics).items()}
-    if reference_logprobs_B is not None:
+    metrics: dict[str, float] = {}
+    if reference_logprobs_B is not None and old_logprobs_B is not None:
         clamped_T = is_clamped(log_ratio(flat.old_T, flat.reference_T))
         to_reference = {
             "policy/kl_ref": metric_sums.mean_of(kl_T, flat.mask_T),
             "policy/kl_clamp_share": metric_sums.mean_of(clamped_T, flat.mask_T),
         }
-        metrics |= metric_sums.values(to_reference)
+        metrics = metric_sums.values(to_reference)
     advantages_T, returns_T = outputs.advantages_T, outputs.returns_T
     if returns_T is None:
         returns_T = torch.zeros_like(advantages_T)
     return BuiltExperience(
-        experience_B=_split(
-            rollouts_B, flat, advantages_T, returns_T, correction.weights_T, spec.algorithm
-        ),
+        experience_B=_split(rollouts_B, flat, advantages_T, returns_T, spec.algorithm),
         metrics=metrics,
     )
 
@@ -178,23 +177,9 @@ def _last_values(
     return masked(flat.last_values_B, is_cut_B)
 
 
-def _correction(flat: _Flat, algorithm: AlgorithmConfig) -> Correction:
-    return CORRECTIONS[algorithm.correction.kind](
-        CorrectionInputs(
-            old_logprobs_T=flat.old_T,
-            behaviour_logprobs_T=flat.behaviour_T,
-            mask_T=flat.mask_T,
-            segments_T=flat.segments_T,
-            num_sequences=len(flat.groups_B),
-            level=algorithm.correction_level,
-        ),
-        algorithm.correction,
-    )
-
-
 def _flatten(
     rollouts_B: Sequence[Rollout],
-    old_logprobs_B: Arrays,
+    old_logprobs_B: Arrays | None,
     reference_logprobs_B: Arrays | None,
     values_B: Arrays | None,
 ) -> _Flat:
@@ -202,19 +187,18 @@ def _flatten(
     mask_T = torch.from_numpy(np.concatenate([rollout.action_mask_T for rollout in rollouts_B]))
     zeros = [np.zeros(n, dtype=np.float32) for n in lens]
 
-    def joined(arrays: Arrays) -> torch.Tensor:
-        return masked(torch.from_numpy(np.concatenate(list(arrays))), mask_T)
+    def joined(arrays: Arrays | None) -> torch.Tensor:
+        return masked(torch.from_numpy(np.concatenate(list(arrays or zeros))), mask_T)
 
     return _Flat(
         old_T=joined(old_logprobs_B),
-        reference_T=joined(reference_logprobs_B if reference_logprobs_B is not None else zeros),
-        values_T=joined([values[:-1] for values in values_B] if values_B is not None else zeros),
+        reference_T=joined(reference_logprobs_B),
+        values_T=joined([values[:-1] for values in values_B] if values_B is not None else None),
         last_values_B=torch.tensor(
             [float(values[-1]) for values in values_B]
             if values_B is not None
             else [0.0] * len(lens)
         ),
-        behaviour_T=joined([rollout.logprobs_T for rollout in rollouts_B]),
         mask_T=mask_T,
         segments_T=torch.repeat_interleave(torch.arange(len(lens)), torch.tensor(lens)),
         groups_B=torch.tensor([rollout.draw for rollout in rollouts_B]),
@@ -226,16 +210,13 @@ def _split(
     flat: _Flat,
     advantages_T: torch.Tensor,
     returns_T: torch.Tensor,
-    correction_T: torch.Tensor,
     algorithm: AlgorithmConfig,
 ) -> list[Experience]:
     ends = np.cumsum([len(rollout.response_ids_T) for rollout in rollouts_B])[:-1]
     columns = [
         np.split(tensor.numpy().astype(np.float32, copy=False), ends)
-        for tensor in (
-            flat.old_T, flat.reference_T, flat.values_T, advantages_T, returns_T, correction_T
-        )
-    ]  # fmt: skip
+        for tensor in (flat.old_T, flat.reference_T, flat.values_T, advantages_T, returns_T)
+    ]
     return [
         Experience(
             rollout=rollout,
@@ -244,9 +225,8 @@ def _split(
             values_T=values,
             advantages_T=advantages,
             returns_T=returns,
-            correction_T=correction,
         )
-        for rollout, old, reference, values, advantages, returns, correction in zip(
+        for rollout, old, reference, values, advantages, returns in zip(
             rollouts_B, *columns, strict=True
         )
         if algorithm.trains(rollout.finish_reason)

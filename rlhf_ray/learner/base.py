@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -131,8 +132,8 @@ class ExperienceLearner(Learner):
         return rollout_batch([row.rollout for row in rows], self.model)
 
     def _floats(self, rows: Sequence[Experience], name: str) -> Tensor:
-        """A field of all rows, end to end: float32 [T]."""
-        return flat(rows, lambda row: getattr(row, name), dtype=torch.float32, device=self.device)
+        """A field of all rows, or `rollout.` and one of their rollouts, end to end: float32 [T]."""
+        return flat(rows, attrgetter(name), dtype=torch.float32, device=self.device)
 
 
 def settle_unreached(module: CheckedModel, *, is_sharded: bool) -> None:

@@ -8,7 +8,6 @@ micro-batches and ranks. What a row's loss takes from the others is then a const
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +26,7 @@ from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import with_router_loss
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
 from rlhf_ray.config.dpo import DpoConfig, PreferenceLossConfig
+from rlhf_ray.learner.adapters import without_adapter
 from rlhf_ray.learner.base import ExampleLearner
 from rlhf_ray.learner.rows import answer_batch, answer_sums, over_ranks, score_answers
 from rlhf_ray.models.decoder import base_of, require_experts
@@ -60,26 +60,18 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
         """The rows of one optimiser step, by their number in `rows`."""
         plan = minibatch.micro_batches_by_rank
         numbers = sorted(row for ranks in plan for picked in ranks for row in picked)
-        rows = self._with_reference(rows, plan)
         ahead_BK = None
         if self.objective.ahead is not None:
             ahead_BK = self._sums(rows, plan, self.objective.ahead)[numbers]
         step_rows = self.objective.prepare([rows[number] for number in numbers], ahead_BK)
         return dict(zip(numbers, step_rows, strict=True))
 
-    def _with_reference(
-        self, rows: Sequence[Referenced], plan: RankedMicroBatches
-    ) -> Sequence[Referenced]:
-        """The policy without its adapter is the reference, where the job says so."""
-        if not self.job.uses_reference or self.job.reference_kind != "adapter_off":
-            return rows
-        without_adapter: AbstractContextManager[None] = self.lm.disable_adapter()
-        with without_adapter:
-            sums_BK = self._sums(rows, plan, ALL_ANSWERS)
-        return [
-            replace(row, reference_logps_K=tuple(sums_K))
-            for row, sums_K in zip(rows, sums_BK.tolist(), strict=True)
-        ]
+    def answer_logps(
+        self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
+    ) -> list[tuple[float, ...]]:
+        """As `FrozenReference.answer_logps`, of the policy without its adapter."""
+        with without_adapter(self.lm):
+            return score_answers(self.engine, rows, plan, self.config)
 
     def _sums(
         self, rows: Sequence[Referenced], plan: RankedMicroBatches, answers: slice
@@ -116,7 +108,6 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
 
     def evaluate(self, rows: Sequence[Referenced], plan: RankedMicroBatches) -> Evaluated:
         """Means over all rows; an outcome is the implicit rewards of a row's trained answers."""
-        rows = self._with_reference(rows, plan)
         logps_BK = self._sums(rows, plan, ALL_ANSWERS)
         trained, ahead = self.objective.trained, self.objective.ahead
         step_rows = self.objective.prepare(rows, None if ahead is None else logps_BK[:, ahead])

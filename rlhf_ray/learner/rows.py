@@ -98,7 +98,7 @@ def action_lens(rows_B: Sequence[Experience], device: torch.device) -> torch.Ten
 
 
 def split_rows(values_T: torch.Tensor, lens_B: Sequence[int]) -> list[npt.NDArray[np.float32]]:
-    """[T] back into one array a row."""
+    """[T], or [T, M], back into one array a row."""
     array = values_T.detach().float().cpu().numpy()
     return [part.copy() for part in np.split(array, np.cumsum(lens_B)[:-1])] if lens_B else []
 
@@ -171,8 +171,8 @@ def score_rollouts(
 ) -> list[npt.NDArray[np.float32]]:
     """One number a response token, for this rank's rows: an array each, in the order of the plan.
 
-    `rollouts` are all rows of the plan. `with_end` makes one number more for each row, of what
-    follows its last token.
+    `rollouts` are all rows of the plan. `forward` may give several numbers a token, [T, M], and
+    `with_end` makes one more for each row, of what follows its last token.
     """
     model: CheckedModel = engine.module
 

@@ -143,6 +143,14 @@ def publication_metrics(
     }
 
 
+def prefixed(prefix: str, metrics: Metrics) -> dict[str, float]:
+    """A learner's metrics by their whole names; those that have a slash are whole already.
+
+    Such are what TRL's users know without the job in front, and `mismatch/*`.
+    """
+    return {name if "/" in name else f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
 def utilisation(hardware: Hardware, *, num_flops: float, seconds: float) -> dict[str, float]:
     """`perf/mfu` of an update, where the device's peak is known."""
     peak = peak_flops(hardware.device_name)

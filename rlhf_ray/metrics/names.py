@@ -79,8 +79,9 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "mismatch": {
         "logprob_abs_max": (
             "nats",
-            "largest gap of engine and trainer on one token of probe and rollouts; of the probe "
-            "alone with max_staleness, where older weights sampled the rollouts",
+            "largest gap of engine and trainer on one token of probe and rollouts (those of the "
+            "first optimiser step, where the engine's stand for the policy's); of the probe alone "
+            "with max_staleness, where older weights sampled the rollouts",
         ),
         "logprob_abs_mean": (
             "nats",

@@ -125,7 +125,8 @@ def test_temperature_0_is_greedy(roles, tokenizer):
 
 def test_log_probabilities_are_the_trainers(roles, requests):
     groups = sampled(roles, requests)
-    trainer = arrays_of(asyncio.run(roles.policy.logprobs(groups)), groups)
+    [said] = asyncio.run(roles.policy.logprobs(groups, ["policy"]))
+    trainer = arrays_of(said, groups)
     for rollout, ours in zip(rollouts_of(groups), trainer, strict=True):
         assert len(ours) == len(rollout.logprobs_T) == len(rollout.response_ids_T)
         np.testing.assert_allclose(rollout.logprobs_T, ours, atol=1e-4)

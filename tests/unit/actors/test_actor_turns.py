@@ -125,7 +125,7 @@ async def score(ranks: RoleHandle) -> None:
 @pytest.mark.parametrize(
     ("work", "turn"),
     [
-        (lambda r: policy(r).logprobs([]), ["logprobs"]),
+        (lambda r: policy(r).logprobs([], ["policy"]), ["logprobs_by_model"]),
         (lambda r: policy(r).update(None, PLAN, 0.0), ["update"]),
         (lambda r: policy(r).restore("checkpoint"), ["restore"]),
         (publish, ["publish", "logprobs_of"]),
