@@ -58,7 +58,7 @@ class PlainEngine:
     def __init__(self, module: torch.nn.Module) -> None:
         """Take the module as it is."""
         self.module, self.dims = module, ParallelDims.of_world()
-        self.num_skipped_in_a_row = 0
+        self.num_steps = self.num_skipped_in_a_row = 0
         self.gradients: dict[str, torch.Tensor] = {}
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
