@@ -112,8 +112,6 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
     if not spec.num_gpus:
         # Two engines on one machine would otherwise bind their threads to the same cores.
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        # New weights are loaded into new memory. Taken 4 KiB at a time it costs more than the copy.
-        environment["THP_MEM_ALLOC_ENABLE"] = "1"
     elif spec.engine.dtype == "float32":
         # FlashAttention takes no float32, and vLLM's own kernel in Triton leaves the products'
         # precision to Triton, which rounds factors to TF32's 10 bits unless it is told otherwise.

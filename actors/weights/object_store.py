@@ -77,6 +77,7 @@ class ObjectStoreWeightTransferEngine(
         initialize_layerwise_reload(self.model)
         if self.device.type == "cpu":
             self._forget_expert_kernels()
+            self.old_packed = self._packed_embeddings()
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         """Load one bucket; nothing refers to its memory afterwards."""
@@ -113,25 +114,29 @@ class ObjectStoreWeightTransferEngine(
                 loading.arguments.update(tree_map_only(torch.Tensor, kept, dict(loading.arguments)))
 
     def finish_weight_update(self) -> None:
-        """Have what arrived in place: weights in the layout of vLLM's kernels, and the adapter.
+        """Repack what arrived into the layout that vLLM's kernels want.
 
         Raises:
-            RuntimeError: vLLM's own loader of the model does not take part in reloads, or vLLM has
-                no place for the adapter.
+            RuntimeError: vLLM's own loader of the model does not take part in reloads.
         """
-        if self.is_reloading:
-            self._finish_reload()
-        if self.adapter:
-            set_adapter(self.model, self.adapter)
-            self.adapter = {}
-
-    def _finish_reload(self) -> None:
+        if not self.is_reloading:
+            return
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             self._require_expert_kernels()
             self._repack_tied_head()
+            self.old_packed = {}
+
+    def use_adapter(self) -> None:
+        """Use the adapter that came; after `finish_weight_update` vLLM drops all that it has.
+
+        Raises:
+            RuntimeError: vLLM has no place for some of it.
+        """
+        set_adapter(self.model, self.adapter)
+        self.adapter = {}
 
     def _forget_expert_kernels(self) -> None:
         # vLLM packs a layer's experts for its CPU kernel only together with the kernel's making,
@@ -159,13 +164,23 @@ class ObjectStoreWeightTransferEngine(
 
     def _repack_tied_head(self) -> None:
         # A tied lm_head shares the embedding's tensor, which the reload replaces, but vLLM's CPU
-        # kernel keeps its own packed copy of the old one: without this the logits stay stale.
+        # kernel keeps its own packed copy of the old one: without this the logits stay stale. What
+        # was reloaded itself has a new one.
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+        for module, packed in self._packed_embeddings().items():
+            if packed is self.old_packed.get(module):
+                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+    def _packed_embeddings(self) -> dict[torch.nn.Module, Any]:
+        """The products with embeddings and heads, which hold packed copies of these."""
         from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-        for module in self.model.modules():
-            if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
-                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+        return {
+            module: module.cpu_linear
+            for module in self.model.modules()
+            if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear")
+        }
 
     def shutdown(self) -> None:
         """Leave the sender's memory."""
