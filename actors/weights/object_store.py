@@ -77,7 +77,6 @@ class ObjectStoreWeightTransferEngine(
         initialize_layerwise_reload(self.model)
         if self.device.type == "cpu":
             self._forget_expert_kernels()
-            self.old_packed = self._packed_embeddings()
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         """Load one bucket; nothing refers to its memory afterwards."""
@@ -127,7 +126,6 @@ class ObjectStoreWeightTransferEngine(
         if self.device.type == "cpu":
             self._require_expert_kernels()
             self._repack_tied_head()
-            self.old_packed = {}
 
     def use_adapter(self) -> None:
         """Use the adapter that came; after `finish_weight_update` vLLM drops all that it has.
@@ -164,23 +162,13 @@ class ObjectStoreWeightTransferEngine(
 
     def _repack_tied_head(self) -> None:
         # A tied lm_head shares the embedding's tensor, which the reload replaces, but vLLM's CPU
-        # kernel keeps its own packed copy of the old one: without this the logits stay stale. What
-        # was reloaded itself has a new one.
+        # kernel keeps its own packed copy of the old one: without this the logits stay stale.
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-        for module, packed in self._packed_embeddings().items():
-            if packed is self.old_packed.get(module):
-                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
-
-    def _packed_embeddings(self) -> dict[torch.nn.Module, Any]:
-        """The products with embeddings and heads, which hold packed copies of these."""
         from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-        return {
-            module: module.cpu_linear
-            for module in self.model.modules()
-            if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear")
-        }
+        for module in self.model.modules():
+            if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
+                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
     def shutdown(self) -> None:
         """Leave the sender's memory."""
