@@ -33,14 +33,14 @@ from rlhf_ray.loops.publication import publish
 
 GOAL = 3.0
 NUM_ENGINES = 2
-# 100.3 million parameters, none of them shared.
+# 100.3 million parameters, none of them shared; a vocabulary that vLLM need not pad.
 SHAPE = Shape(
     family="llama",
     settings={
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        "vocab_size": 10_000,
+        "vocab_size": 9_984,
         "hidden_size": 768,
         "intermediate_size": 2048,
         "num_hidden_layers": 12,

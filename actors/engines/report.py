@@ -71,7 +71,7 @@ class EngineLoad:
 
 
 class WorkerReport:
-    """What each of vLLM's worker processes tells; vLLM mixes it into their class.
+    """What each of vLLM's worker processes tells and does; vLLM mixes it into their class.
 
     Named in the engine's arguments as `worker_extension_cls`.
     """
@@ -88,6 +88,11 @@ class WorkerReport:
             logger.warning("%s", error)
             return False
         return True
+
+    def use_adapter(self) -> None:
+        """Answer with the adapter that was published last."""
+        worker: Any = self
+        worker.weight_transfer_engine.use_adapter()
 
 
 def engine_stat_logger() -> Any:

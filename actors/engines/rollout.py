@@ -183,6 +183,9 @@ class RolloutReplica(SamplingEngine):
         """
         timeout_s = self.exchange_s
         await self.change("finish_weight_update", weight_version=str(version), timeout_s=timeout_s)
+        if base:
+            call = {"timeout": timeout_s, "timeout_s": timeout_s}
+            await self.change("collective_rpc", "use_adapter", **call)
         self.version, self.base, self.sleeping.has_model = version, base, True
         self.num_publications += 1
         if not self.sleeping.asleep:  # else waking the cache resumes

@@ -113,25 +113,28 @@ class ObjectStoreWeightTransferEngine(
                 loading.arguments.update(tree_map_only(torch.Tensor, kept, dict(loading.arguments)))
 
     def finish_weight_update(self) -> None:
-        """Have what arrived in place: weights in the layout of vLLM's kernels, and the adapter.
+        """Repack what arrived into the layout that vLLM's kernels want.
 
         Raises:
-            RuntimeError: vLLM's own loader of the model does not take part in reloads, or vLLM has
-                no place for the adapter.
+            RuntimeError: vLLM's own loader of the model does not take part in reloads.
         """
-        if self.is_reloading:
-            self._finish_reload()
-        if self.adapter:
-            set_adapter(self.model, self.adapter)
-            self.adapter = {}
-
-    def _finish_reload(self) -> None:
+        if not self.is_reloading:
+            return
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             self._require_expert_kernels()
             self._repack_tied_head()
+
+    def use_adapter(self) -> None:
+        """Use the adapter that came; after `finish_weight_update` vLLM drops all that it has.
+
+        Raises:
+            RuntimeError: vLLM has no place for some of it.
+        """
+        set_adapter(self.model, self.adapter)
+        self.adapter = {}
 
     def _forget_expert_kernels(self) -> None:
         # vLLM packs a layer's experts for its CPU kernel only together with the kernel's making,
