@@ -246,7 +246,7 @@ class OnlineConfig(JobConfig):
 
     @property
     def scores_behind_engines(self) -> bool:
-        """Whether a reward model waits for the engines: it computes on their GPUs or their cores."""
+        """Whether a reward model waits for engines: it computes on their GPUs or their cores."""
         model, engines = self.placement.reward, self.placement.rollout
         takes_all_cores = all(
             group.cpus_per_rank == "auto" and not group.gpus_per_rank for group in (model, engines)
