@@ -238,38 +238,37 @@ class SamplingEngine(EngineCalls):
     async def logprobs(self, rollouts: Sequence[Rollout], timeout_s: float) -> list[FloatArray]:
         """Log-probabilities that the current weights give to the tokens of finished rollouts.
 
-        At temperature 1, whatever is sampled at: vLLM never divides the logits of a prompt.
+        At temperature 1, whatever is sampled at: vLLM never divides the logits of a prompt. Where
+        nothing else runs they begin together, as they do in `admit`: the same ones have the same
+        bits, whatever the number of threads.
         """
-        self.require_usable("log-probabilities")
-        self.sleeping.require_model("asked for log-probabilities")
-        scores = [
-            self._score(
-                (*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()),
-                num_given=len(rollout.prompt.token_ids_T),
-                timeout_s=timeout_s,
-            )
-            for rollout in rollouts
-        ]
-        return list(await asyncio.gather(*scores))
-
-    async def _score(
-        self, token_ids_T: tuple[int, ...], *, num_given: int, timeout_s: float
-    ) -> FloatArray:
         from vllm import SamplingParams
 
+        self.require_usable("log-probabilities")
+        self.sleeping.require_model("asked for log-probabilities")
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        request_id = self._new_name("probe")
+        collectors: dict[str, Any] = {}
         try:
-            collector = await self._add(request_id, token_ids_T, params, PROBE, timeout_s=timeout_s)
-            [output] = await self._finished({request_id: collector}, timeout_s=timeout_s)
+            async with nullcontext() if self.running else self.paused(timeout_s):
+                for rollout in rollouts:
+                    ids_T = (*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist())
+                    request_id = self._new_name("probe")
+                    adding = self._add(request_id, ids_T, params, PROBE, timeout_s=timeout_s)
+                    collectors[request_id] = await adding
+            finished = await self._finished(collectors, timeout_s=timeout_s)
         finally:
-            await self._end([request_id])
-        return np.asarray(
-            [
-                position[token].logprob
-                for position, token in zip(
-                    output.prompt_logprobs[num_given:], token_ids_T[num_given:], strict=True
-                )
-            ],
-            dtype=np.float32,
-        )
+            await self._end(collectors)
+        return [
+            _given_logprobs(output, rollout)
+            for output, rollout in zip(finished, rollouts, strict=True)
+        ]
+
+
+def _given_logprobs(output: Any, rollout: Rollout) -> FloatArray:
+    """Of a response's tokens, from what vLLM says of all tokens that it was given."""
+    behind_prompt = output.prompt_logprobs[len(rollout.prompt.token_ids_T) :]
+    response_ids_T = rollout.response_ids_T.tolist()
+    return np.asarray(
+        [at[token].logprob for at, token in zip(behind_prompt, response_ids_T, strict=True)],
+        dtype=np.float32,
+    )

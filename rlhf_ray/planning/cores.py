@@ -10,8 +10,10 @@ and ranks on CPUs have what their node has:
 3. Roles that are no engines compute in turn, each once as many cores are free as it has threads.
 
 So there are never more threads at work than cores: threads that wait for each other at every step
-of a computation, for cores that others have, make it several times slower. All of it follows from
-configuration and machine alone, as the number of threads decides in which order floats are added.
+of a computation, for cores that others have, make it several times slower. Those of a role that
+waits sleep by themselves: OpenMP's spin for some 8 ms behind a computation, by default. All of it
+follows from configuration and machine alone, as the number of threads decides in which order floats
+are added.
 """
 
 from __future__ import annotations

@@ -26,9 +26,10 @@ BARE_RANK_BYTES, MODEL_RANK_BYTES, LEARNER_BYTES = 325 * MIB, 530 * MIB, 560 * M
 REDUCE_BUCKET, MAX_LIVE_PARAMETERS, PREFETCH_BUCKET = 500_000_000, 1_000_000_000, 50_000_000
 # 4-bit weights with double-quantized scales: https://arxiv.org/abs/2305.14314, section 3.
 QUANTIZED_BYTES = {"4bit": 0.516, "8bit": 1.0}
-# Of a logit: itself, and in float32 the logarithm of its probability; in training, for the entropy,
-# the probability too.
-LOGITS_BYTES = {("read", 4): 8, ("read", 2): 6, ("train", 4): 12, ("train", 2): 10}
+# Of a logit: itself, in float32 the logarithm of its probability, and in training its probability
+# and a gradient; in bfloat16 also the gradient that goes back. An upper bound: not all are there at
+# a time.
+LOGITS_BYTES = {("read", 4): 8, ("read", 2): 10, ("train", 4): 16, ("train", 2): 20}
 # glibc's heap keeps the room of freed tensors, in which others leave holes: measured, the CPU holds
 # so many times what is in use at a time of activations (and of gradients that are whole), and of
 # logits.
@@ -275,4 +276,5 @@ def _step_bytes(rank: ModelRank) -> int:
         return min(rank.num_trained, REDUCE_BUCKET) * rank.bytes_each
     if rank.offloads("offload_optimizer"):
         return 0
-    return _summed_bytes(rank)
+    # Measured on the CPU, with an Adam that made two tensors as large as the one it steps on.
+    return (1 if rank.on_gpu else 2) * _summed_bytes(rank)
