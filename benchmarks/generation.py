@@ -5,7 +5,8 @@
 A random Qwen2 of 3.35 M parameters in float32 on the CPU answers 64 prompts of 37 tokens, 8 samples
 each, with 64 tokens and their log-probabilities. Ours is asked as a training step asks: through
 Ray, with a seed a sample, answered in groups; vLLM's `LLM.generate` in a process of its own,
-without seeds. Both stay up and take turns, each time with other prompts, each with all cores.
+without seeds, with the threads that it chooses. Both stay up and take turns, each time with other
+prompts.
 """
 
 from __future__ import annotations
@@ -180,6 +181,7 @@ def _vllm_alone(config: GrpoConfig) -> Iterator[Generate]:
 
 def _serve(asked: Connection, arguments: dict[str, Any]) -> None:
     """VLLM alone: seconds of each list of prompts, until there is none."""
+    os.environ.pop("OMP_NUM_THREADS", None)
     from vllm import LLM, SamplingParams
 
     llm = LLM(**arguments)
