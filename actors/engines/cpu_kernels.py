@@ -1,8 +1,7 @@
 """Norms and activations of vLLM's models on a CPU, each in one kernel.
 
 vLLM has these kernels, but counts on a compiler to fuse what PyTorch does in steps, and our engines
-run without: what is compiled holds on to weights that a publication replaces. The steps take a
-third of a small model's time.
+start without one, in seconds. The steps took three tenths of a small model's time.
 """
 
 from __future__ import annotations

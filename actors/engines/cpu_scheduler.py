@@ -16,9 +16,9 @@ from vllm.v1.request import Request
 class FinalLogprobsScheduler(Scheduler):
     """As vLLM's, but that log-probabilities leave with a response's last token.
 
-    vLLM sends three arrays a token to the process that asked, which reads them one by one though it
-    answers once: that takes longer than all else that passes between the two. Tokens pass as they
-    come, so that each has the version of the weights that sampled it.
+    vLLM sends three arrays a token to the process that asked, packed and unpacked one by one,
+    though it answers once. Tokens pass as they come, so that each has the version of the weights
+    that sampled it.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:

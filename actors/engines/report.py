@@ -106,8 +106,8 @@ def engine_stat_logger() -> Any:
     class Logger(ray_wrappers.RayPrometheusStatLogger):
         def record(self, scheduler_stats: Any, iteration_stats: Any, *more: Any, **by: Any) -> None:
             if iteration_stats is not None:
-                # One observation a token, for which Ray takes longer than for all else of a step;
-                # nobody reads a rollout token by token.
+                # An observation a token, each through Ray's checks of values and tags; nobody reads
+                # a rollout token by token.
                 iteration_stats.inter_token_latencies_iter = []
             super().record(scheduler_stats, iteration_stats, *more, **by)
 
