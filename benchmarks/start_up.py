@@ -24,6 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from launch.run.signals import interrupt_when_stopped
+
 ALLOWED_S = {"help": 1.0, "nothing": 45.0, "pool": 5.0}
 TRIES = {"help": 7, "nothing": 2, "pool": 3}
 COMMAND_S = 200.0
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=0, help="tries")
     parser.add_argument("--quick", action="store_true", help="one try")
     options = parser.parse_args(argv)
+    interrupt_when_stopped()
     tries = options.pairs or (1 if options.quick else TRIES[options.case])
     result = start_up(options.case, tries=tries)
     print(json.dumps(result, indent=1))

@@ -29,7 +29,7 @@ from benchmarks.against_trl.rewards import share_of_even_words
 FLOAT32 = torch.float32
 
 
-class AtGate(TrainerCallback):  # type: ignore[misc]
+class AtGate(TrainerCallback):
     """Steps end at the gate, each `every` of them."""
 
     def __init__(self, gate: Gate, every: int) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 
 # Imports, models, engines and the first steps.
-START_S = 300.0
-TURN_S = 300.0
+START_S = 240.0
+TURN_S = 240.0
 STOP_S = 30.0
 LAST_LINES = 25
 

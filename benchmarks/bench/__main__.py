@@ -31,6 +31,7 @@ RESULTS = ROOT / "benchmarks/results/latest.json"
 REHEARSAL = ROOT / "runs/bench-quick.json"
 PAGE = ROOT / "benchmarks/README.md"
 LAST_LINES = 25
+CLEAR_UP_S = 60.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,13 +105,16 @@ def failed(why: str) -> Result:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End it with what it started, where that runs on."""
+    """End it with what it started, where that runs on; it may clear up first."""
     if process.poll() is not None:
         return
     left = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(CLEAR_UP_S)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    for each in left:
+    for each in psutil.wait_procs(left, timeout=1.0)[1]:
         with suppress(psutil.NoSuchProcess):
             each.kill()
     process.wait()

@@ -27,7 +27,7 @@ class Benchmark:
     budget_s: float
 
 
-def _against_trl(case: str, compares: str, *, pairs: int = 3, budget_s: float = 300.0) -> Benchmark:
+def _against_trl(case: str, compares: str, *, pairs: int = 3, budget_s: float = 420.0) -> Benchmark:
     return Benchmark(
         name=f"trl-{case}",
         compares=compares,
@@ -44,7 +44,7 @@ def _start_up(case: str, compares: str) -> Benchmark:
         compares=compares,
         bound="at most",
         command=("benchmarks.start_up", case),
-        budget_s=240.0,
+        budget_s=300.0,
     )
 
 
@@ -57,7 +57,7 @@ BENCHMARKS = (
     _against_trl(
         "grpo-long-tail",
         "the same as the first with a tail of long answers: 64 tokens on average, 512 at most",
-        budget_s=480.0,
+        budget_s=600.0,
     ),
     _against_trl(
         "ppo",

@@ -18,6 +18,7 @@ from benchmarks.against_trl.rewards import share_of_even_words
 from benchmarks.against_trl.texts import prompts
 from benchmarks.against_trl.turns import Turn
 from rlhf_ray.config.jobs import JOB_CONFIGS
+from rlhf_ray.jobs.table import JOBS
 
 
 def end_probabilities(folder):
@@ -52,6 +53,7 @@ def test_a_case_is_a_job_that_can_be_run(name, tmp_path, shared_data):
     case = CASES[name]
     made = case.make(tmp_path, 2, True)
     config = JOB_CONFIGS[case.job].model_validate(made.config)
+    assert JOBS[case.job].prepare(config).data.trained_rows, "rows, tokenizer and models are read"
     assert config.total_steps == made.theirs["settings"]["max_steps"] == 2
     assert config.learner.optim.lr == made.theirs["settings"]["learning_rate"]
 
