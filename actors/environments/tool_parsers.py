@@ -31,7 +31,7 @@ class VllmParser:
             {"messages": [], "tools": [dict(tool) for tool in tools]}
         )
         try:
-            parser = ToolParserManager.get_tool_parser(name)
+            parser: Any = ToolParserManager.get_tool_parser(name)
             self._make = lambda: parser(tokenizer, self._request.tools)
             self._make()
         # vLLM raises KeyError, RuntimeError and others, by the parser.

@@ -121,6 +121,7 @@ def _schema(function: Function) -> dict[str, Any]:
             f"the tool {name!r} must have type hints, and a docstring that says what it and each "
             f"of its arguments is: {error}"
         ) from error
+    schema["function"].pop("return", None)  # no part of OpenAI's form, which calls are trained in
     return schema
 
 

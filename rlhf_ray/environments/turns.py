@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 from rlhf_ray.data.chat.borders import Tokenizer, tokens_behind, written_tokens
 from rlhf_ray.data.chat.reasoning import has_tags
 from rlhf_ray.data.chat.template import ASKED, PLACEHOLDER, ChatTemplate, writes_calls
-from rlhf_ray.data.chat.turns import renderings
+from rlhf_ray.data.chat.turns import Rendering, renderings
 from rlhf_ray.data.examples.lengths import enough_characters
 from rlhf_ray.environments.protocol import Message
 from rlhf_ray.errors import ConfigError, RowError, short
@@ -78,8 +78,8 @@ class TurnTemplate:
             except RowError as error:
                 fault = fault or error  # an answer of the other kind is what it takes
                 continue
-            if self._adds_reasoning(chat, first.text):
-                continue
+            if _adds_reasoning(chat, first):
+                continue  # no policy answers like this
             if others:
                 raise ConfigError(_anew(first.text, others[0].text, role))
             places = zip(first.spans, first.spans[1:], turns, turns[1:], strict=False)
@@ -97,11 +97,6 @@ class TurnTemplate:
                 "environment: the chat template puts reasoning into answers that have none, and "
                 "has no place for one that has"
             )
-
-    def _adds_reasoning(self, chat: Sequence[Mapping[str, Any]], text: str) -> bool:
-        """Whether a text has reasoning that nobody wrote: no policy answers like this."""
-        content = "".join(message.get("content") or "" for message in chat)
-        return has_tags(text, 0, len(text)) and not has_tags(content, 0, len(content))
 
     def _chats(self, role: Role) -> Iterator[list[dict[str, Any]]]:
         """Three turns with messages of the role between, with reasoning and without."""
@@ -176,6 +171,13 @@ def shortened_message(tokenizer: Tokenizer, message: Message, max_tokens: int) -
     kept = str(tokenizer.decode(ids_T[:max_tokens], skip_special_tokens=False)).rstrip("\ufffd")
     cut = f"{kept}\n[cut after {max_tokens} tokens: {len(content) - len(kept)} characters more]"
     return {**message, "content": cut}
+
+
+def _adds_reasoning(chat: Sequence[Mapping[str, Any]], written: Rendering) -> bool:
+    """Whether a turn is written with reasoning, and the chat has none."""
+    said = "".join(message["content"] for message in chat)
+    is_added = any(has_tags(written.text, begin, end) for begin, end in written.spans)
+    return is_added and not has_tags(said, 0, len(said))
 
 
 def _told(role: Role, number: str) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,7 @@ from rlhf_ray.environments.protocol import Environment, tool_schemas
 from rlhf_ray.environments.tool_calls import HarmonyParser, HermesParser
 from rlhf_ray.environments.tools import ToolEnvironment
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.types import Prompt
 
 
 def add(x: int, y: int = 1) -> int:
@@ -55,8 +59,6 @@ def hangs() -> str:
 
 
 def call(name, **arguments):
-    import json
-
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
 
 
@@ -243,6 +245,20 @@ def test_an_environment_is_made_by_its_path(tmp_path):
     ):
         with pytest.raises(ConfigError, match=words):
             environment_maker(EnvironmentConfig(path=path, arguments=arguments))
+
+
+async def test_the_pages_example_is_an_environment(tmp_path):
+    page = Path(__file__).parents[3] / "rlhf_ray/environments/README.md"
+    [block] = re.findall(r"<!-- file: my_game\.py -->\n```python\n(.*?)```", page.read_text(), re.S)
+    file = tmp_path / "my_game.py"
+    file.write_text(block)
+    game = environment_maker(EnvironmentConfig(path=f"{file}:Guess"))()
+    await game.reset(Prompt(prompt_id="p", token_ids_T=(1,), text="?", columns={"number": 7}), 0)
+    first = await game.step("Is it 5")
+    assert (first.messages[0]["content"], first.reward) == ("higher", -0.1)
+    assert (await game.step("9")).messages[0]["content"] == "lower"
+    assert (await game.step("It is 7")).is_done
+    await game.close()
 
 
 def test_arguments_without_an_environment_are_refused():
