@@ -216,7 +216,7 @@ class SamplingEngine(EngineCalls):
 
     async def _finished(self, collectors: Mapping[str, Any], *, timeout_s: float) -> list[Any]:
         """The outputs of requests that are answered together, in order."""
-        operation, outputs = f"the answer to {next(iter(collectors))}", []
+        operation, outputs = f"the answer to {next(iter(collectors), 'nothing')}", []
         async with (
             deadline(timeout_s, actor=self.name, operation=operation),
             self.usable(operation),
