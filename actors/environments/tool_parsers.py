@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlhf_ray.environments.tool_calls import ToolCall
@@ -32,7 +32,7 @@ class VllmParser:
         )
         try:
             parser: Any = ToolParserManager.get_tool_parser(name)
-            self._make = lambda: parser(tokenizer, self._request.tools)
+            self._make: Callable[[], Any] = lambda: parser(tokenizer, self._request.tools)
             self._make()
         # vLLM raises KeyError, RuntimeError and others, by the parser.
         except Exception as error:
