@@ -10,7 +10,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, Ty
 import ray
 
 from actors.cluster.deadline import within
-from actors.cluster.turns import BusyClock, Turns
+from actors.cluster.turns import Turns
+from rlhf_ray.metrics.spans import span
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,7 +57,6 @@ class RoleHandle(Generic[A]):
         spec: What they were started from.
         hosted: Their model; None where they host none that others may ask for.
         incarnation: Counts up whenever other actors come.
-        busy: Runs while any of them is asked something.
         gpu_turns: Which of the roles on the same GPUs computes; None where no other role does.
     """
 
@@ -68,7 +68,7 @@ class RoleHandle(Generic[A]):
 
     def __init__(self, name: str, actors: Mapping[str, Any] | None = None) -> None:
         """Take actors that were started, by their names."""
-        self.name, self.incarnation, self.busy = name, -1, BusyClock()
+        self.name, self.incarnation = name, -1
         self.replace(actors or {}, spec=None)
 
     def __len__(self) -> int:
@@ -76,12 +76,8 @@ class RoleHandle(Generic[A]):
         return len(self.actors)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process, or a later one, begins with a clock and turns of its own."""
-        return {key: self.__dict__[key] for key in self.__dict__.keys() - {"busy", "gpu_turns"}}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """See `__getstate__`."""
-        self.__dict__.update(state, busy=BusyClock())
+        """Another process, or a later one, begins with turns of its own."""
+        return {key: self.__dict__[key] for key in self.__dict__.keys() - {"gpu_turns"}}
 
     def replace(self, actors: Mapping[str, Any], *, spec: Any) -> None:
         """Ask these from now on, which host nothing yet."""
@@ -164,7 +160,7 @@ class RoleHandle(Generic[A]):
     ) -> list[Any]:
         """Wait for what was started: by every actor, or by those of `ranks`."""
         asked = range(len(self)) if ranks is None else ranks
-        with self.busy.working():
+        with span(operation, asked=self.name):
             return await within(
                 refs,
                 timeout_s=timeout_s,

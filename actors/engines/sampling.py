@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.engines.calls import ANSWER_S, EngineCalls
-from actors.engines.samples import NO_VERSION, Ending, rollout_of, sampling_params, summarize
+from actors.engines.samples import (
+    NO_VERSION,
+    Ending,
+    rollout_of,
+    sampling_params,
+    summarize,
+    timing_of,
+)
 from actors.engines.sleep import EngineSleep
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
+from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import FloatArray, Rollout, RolloutSummary
 
@@ -65,6 +73,7 @@ class SamplingEngine(EngineCalls):
         self.groups: dict[int, Sampling] = {}
         self.sleeping = EngineSleep(name, self.change)
 
+    @recorded
     async def admit(
         self,
         requests: Sequence[GenerationRequest],
@@ -169,9 +178,12 @@ class SamplingEngine(EngineCalls):
             for one in collectors.items()
         ]
         try:
+            with span("sample", draw=group.request.draw) as labels:
+                outputs = await asyncio.gather(*answers)
+                labels |= timing_of(outputs)
             return [
                 rollout_of(group.request, sample, output.outputs[0], ending, self.tokenizer)
-                for sample, output in enumerate(await asyncio.gather(*answers))
+                for sample, output in enumerate(outputs)
             ]
         except Exception:
             for answer in answers:
@@ -222,6 +234,7 @@ class SamplingEngine(EngineCalls):
             if not self.unusable:
                 await self.ask("abort", ended, timeout_s=ANSWER_S)
 
+    @recorded
     async def logprobs(self, rollouts: Sequence[Rollout], timeout_s: float) -> list[FloatArray]:
         """Log-probabilities that the current weights give to the tokens of finished rollouts.
 

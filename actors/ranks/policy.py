@@ -16,6 +16,7 @@ from actors.ranks.hosting import HostingRank
 from actors.weights.probe import GapLimits, gap_of, largest_of
 from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
 from rlhf_ray.errors import RunError
+from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.packing import UpdatePlan, plan_forward
 from rlhf_ray.roles import Metrics, Publication, Ref, RolloutGroup, SampleArrays
 
@@ -37,6 +38,7 @@ class PolicyRank(HostingRank):
         self.disconnect()
         super().unload()
 
+    @recorded
     def logprobs_of(self, rollouts: Sequence[Rollout]) -> Any:
         """Log-probabilities at temperature 1 of a few rollouts, on every rank alike."""
         config = self.learner.spec.learner
@@ -54,6 +56,7 @@ class PolicyRank(HostingRank):
         self.held_port = HeldPort(ray.util.get_node_ip_address())
         return self.held_port.host, self.held_port.port
 
+    @recorded
     def connect(self, spec: SyncSpec, replicas: Replicas, host: str, port: int) -> None:
         """Open the way to the rollout engines."""
         from actors.weights.publisher import open_publisher
@@ -75,8 +78,9 @@ class PolicyRank(HostingRank):
         """Send the weights; returns the bytes that this rank sent."""
         if self.publisher is None:
             raise RunError(f"{self.name} is asked to publish before it is connected to engines")
-        self._to_read()
-        return self.publisher.publish(version, replicas)
+        with span("publish", version=version):
+            self._to_read()
+            return self.publisher.publish(version, replicas)
 
 
 class PolicyGroup(TrainedGroup[PolicyRank]):

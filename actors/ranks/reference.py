@@ -9,6 +9,7 @@ from actors.ranks.forward import by_row, forward, over_rows
 from actors.ranks.group import RankGroup
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.base import ReferenceConfig
+from rlhf_ray.metrics.spans import recorded
 from rlhf_ray.packing import RankedMicroBatches
 from rlhf_ray.roles import RolloutGroup, SampleArrays
 from rlhf_ray.types import LabelledAnswer, Ranking
@@ -17,6 +18,7 @@ from rlhf_ray.types import LabelledAnswer, Ranking
 class ReferenceRank(HostingRank):
     """One rank of the reference's group."""
 
+    @recorded
     def answer_logps(
         self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
     ) -> list[tuple[float, ...]]:
