@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -88,13 +87,16 @@ class Taken:
 
 
 class SpanLog:
-    """The spans of one process; safe to use from several threads."""
+    """The spans of one process.
+
+    Any threads may note and take: all that they share is changed by single calls, without a lock.
+    """
 
     def __init__(
         self, *, clock_ns: Callable[[], int] = time.monotonic_ns, most: int = MOST_SPANS
     ) -> None:
         """Nothing noted so far; of more than `most` the newest are kept."""
-        self._clock_ns, self._lock = clock_ns, threading.Lock()
+        self._clock_ns = clock_ns
         self._ended: deque[Span] = deque(maxlen=most)
         self._running: dict[object, tuple[str, int, dict[str, Any]]] = {}
         self._since_ns, self._num_dropped = clock_ns(), 0
@@ -106,8 +108,7 @@ class SpanLog:
         What comes are its labels, to add to.
         """
         key, start_ns = object(), self._clock_ns()
-        with self._lock:
-            self._running[key] = operation, start_ns, labels
+        self._running[key] = operation, start_ns, labels
         try:
             yield labels
         except BaseException as error:
@@ -117,27 +118,24 @@ class SpanLog:
             ended = Span(
                 operation=operation, start_ns=start_ns, end_ns=self._clock_ns(), labels=labels
             )
-            with self._lock:
-                del self._running[key]
-                self._num_dropped += len(self._ended) == self._ended.maxlen
-                self._ended.append(ended)
+            del self._running[key]
+            self._num_dropped += len(self._ended) == self._ended.maxlen
+            self._ended.append(ended)
 
     def take(self) -> Taken:
         """What was noted since this was asked before, which is forgotten."""
-        with self._lock:
-            until_ns = self._clock_ns()
-            taken = Taken(
-                since_ns=self._since_ns,
-                until_ns=until_ns,
-                ended=tuple(self._ended),
-                running=tuple(
-                    Span(operation=operation, start_ns=start_ns, end_ns=until_ns, labels=labels)
-                    for operation, start_ns, labels in self._running.values()
-                ),
-                num_dropped=self._num_dropped,
-            )
-            self._ended.clear()
-            self._since_ns, self._num_dropped = until_ns, 0
+        until_ns, running = self._clock_ns(), list(self._running.values())
+        taken = Taken(
+            since_ns=self._since_ns,
+            until_ns=until_ns,
+            ended=[self._ended.popleft() for _ in range(len(self._ended))],
+            running=[
+                Span(operation=operation, start_ns=start_ns, end_ns=until_ns, labels=labels)
+                for operation, start_ns, labels in running
+            ],
+            num_dropped=self._num_dropped,
+        )
+        self._since_ns, self._num_dropped = until_ns, 0
         return taken
 
 
