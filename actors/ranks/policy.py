@@ -123,9 +123,11 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         timeout_s = self.timeouts.publish_s + ANSWER_S
         async with self.actors.turn(timeout_s=timeout_s):
             publish = self.actors.call(PolicyRank.publish, timeout_s=timeout_s)
-            sent = await publish(version, self.replicas)
+            # Each rank gets a handle of every engine: laid down, they are pickled once.
+            sent = await publish(version, put(self.replicas))
             seconds = time.monotonic() - started_s
-            ours = await self.actors.call(PolicyRank.logprobs_of, timeout_s=timeout_s)(self.probe)
+            score = self.actors.call(PolicyRank.logprobs_of, timeout_s=timeout_s)
+            ours = await score(put(self.probe))
         self.sent: dict[str, Any] = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}
         self.probe_logprobs = ours[0]
 
@@ -139,7 +141,7 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         """
         timeout_s = self.timeouts.publish_s
         score = self.replicas.call(PublishedReplica.logprobs, timeout_s=timeout_s)
-        theirs = await score(self.probe, timeout_s)
+        theirs = await score(put(self.probe), timeout_s)
         tokens = [rollout.response_ids_T for rollout in self.probe]
         gaps = []
         for name, engine in zip(self.replicas.names, theirs, strict=True):
