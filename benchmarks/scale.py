@@ -77,9 +77,12 @@ def drivers_cost(
     The ratio is the median of the rounds'; `pairs` are the last and the first of each.
     """
     by_gpus: dict[int, list[float]] = {num: [] for num in gpus}
+    sent: dict[int, float] = {}
     for _ in range(rounds):
         for num, found in by_gpus.items():
-            found.append(seconds_a_group(num, steps=steps))
+            cost = cost_of_a_group(num, steps=steps)
+            found.append(cost.seconds)
+            sent[num] = cost.num_bytes
     pairs = list(zip(by_gpus[gpus[-1]], by_gpus[gpus[0]], strict=True))
     ratio = median(most / fewest for most, fewest in pairs)
     return {
@@ -88,15 +91,32 @@ def drivers_cost(
         "holds": ratio <= GOAL,
         "pairs": pairs,
         "seconds_a_group": {num: median(found) for num, found in by_gpus.items()},
+        "bytes_a_group": sent,
     }
 
 
-def seconds_a_group(num_gpus: int, *, steps: int) -> float:
-    """CPU seconds of this process for a group: the median over steps but for the first."""
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What the driver spends.
+
+    Attributes:
+        seconds: Of its CPU.
+        num_bytes: That it pickles, for actors and Ray's object store.
+    """
+
+    seconds: float
+    num_bytes: float
+
+
+def cost_of_a_group(num_gpus: int, *, steps: int) -> Cost:
+    """The median over steps but for the first, of which a group has its share."""
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder), num_gpus, steps)
-        step_s = asyncio.run(_run(config))
-    return median(step_s[1:]) / config.prompts_per_step
+        costs = asyncio.run(_run(config))[1:]
+    return Cost(
+        seconds=median(cost.seconds for cost in costs) / config.prompts_per_step,
+        num_bytes=median(cost.num_bytes for cost in costs) / config.prompts_per_step,
+    )
 
 
 def _config(run_dir: Path, num_gpus: int, steps: int) -> GrpoConfig:
@@ -121,20 +141,25 @@ def _config(run_dir: Path, num_gpus: int, steps: int) -> GrpoConfig:
     )
 
 
-async def _run(config: GrpoConfig) -> list[float]:
-    """CPU seconds of each step."""
+async def _run(config: GrpoConfig) -> list[Cost]:
+    """What each step costs."""
     put, ray.put = ray.put, _Answer.laid_down
-    step_s: list[float] = []
+    costs: list[Cost] = []
     try:
         handles = _handles(config)
-        clocks, before_s = Clocks(own="driver"), _drivers_time_s()
+        clocks, before = Clocks(own="driver"), _spent.so_far()
 
         async def usage() -> Any:
-            nonlocal before_s
+            nonlocal before
             used = await usage_of({h.name: [h] for h in handles.values()}, clocks, timeout_s=60.0)
-            now_s = _drivers_time_s()
-            step_s.append(now_s - before_s)
-            before_s = now_s
+            now = _spent.so_far()
+            costs.append(
+                Cost(
+                    seconds=now.seconds - before.seconds,
+                    num_bytes=now.num_bytes - before.num_bytes,
+                )
+            )
+            before = now
             return used
 
         prompts = [
@@ -150,26 +175,38 @@ async def _run(config: GrpoConfig) -> list[float]:
             )
     finally:
         ray.put = put
-    return step_s[1:]  # what comes before the first step is none of it
+    return costs[1:]  # what comes before the first step is none of it
 
 
 # Actors that are none.
 
-_elsewhere_s = 0.0
+# Bytes of an actor's handle: about as many as Ray's.
+HANDLE_BYTES = 1_000
 
 
-@contextmanager
-def _elsewhere() -> Iterator[None]:
-    """What is inside would be done by other processes."""
-    global _elsewhere_s
-    started_s = time.process_time()
-    yield
-    _elsewhere_s += time.process_time() - started_s
+class _Spent:
+    """What this process has spent in the driver's place."""
+
+    def __init__(self) -> None:
+        self._elsewhere_s, self._num_bytes = 0.0, 0
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """What is inside would be done by other processes."""
+        started_s = time.process_time()
+        yield
+        self._elsewhere_s += time.process_time() - started_s
+
+    def send(self, value: Any) -> None:
+        """Pickle it as Ray does."""
+        self._num_bytes += len(cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
+
+    def so_far(self) -> Cost:
+        """All of it."""
+        return Cost(seconds=time.process_time() - self._elsewhere_s, num_bytes=self._num_bytes)
 
 
-def _drivers_time_s() -> float:
-    """CPU seconds of this process, but for those of others."""
-    return time.process_time() - _elsewhere_s
+_spent = _Spent()
 
 
 class _Answer:
@@ -183,7 +220,7 @@ class _Answer:
     @classmethod
     def laid_down(cls, value: Any) -> _Answer:
         """As `ray.put`."""
-        cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+        _spent.send(value)
         return cls()
 
     def __reduce__(self) -> Any:
@@ -205,8 +242,8 @@ class _Method:
         return _Method(answer=self.answer, num_returns=num_returns)
 
     def remote(self, *arguments: Any, **keywords: Any) -> Any:
-        cloudpickle.dumps((arguments, keywords), protocol=pickle.HIGHEST_PROTOCOL)
-        with _elsewhere():
+        _spent.send((arguments, keywords))
+        with _spent.elsewhere():
             sent = pickle.dumps(self.answer(*arguments), protocol=pickle.HIGHEST_PROTOCOL)
         answer = _Answer(pickle.loads(sent))
         if self.num_returns == 1:
@@ -221,10 +258,17 @@ class _Actor:
         self._answers = {"usage": lambda: ActorUsage.of_process({"peak_gb": 1.0}), **answers}
 
     def __reduce__(self) -> Any:
-        return _Actor, ()
+        return _Handle, (bytes(HANDLE_BYTES),)
 
     def __getattr__(self, name: str) -> _Method:
         return _Method(answer=self._answers.get(name, lambda *_: None))
+
+
+class _Handle:
+    """An actor as another process has it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
 
 class _Engine(_Actor):
@@ -256,7 +300,7 @@ class _Store:
     """Has rollouts for the journal."""
 
     async def fetch(self, groups: Sequence[RolloutGroup]) -> list[list[Rollout]]:
-        with _elsewhere():
+        with _spent.elsewhere():
             sent = pickle.dumps(
                 [[_rollout(g, sample) for sample in range(SAMPLES)] for g in groups]
             )
