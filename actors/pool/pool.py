@@ -11,7 +11,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_handle import ComputingActor, RoleHandle
 from actors.cluster.role_spec import RoleActor, RoleSpec, clock
 from actors.cluster.turns import Turns
 from actors.pool import placement, processes
@@ -22,6 +22,7 @@ from actors.pool.state import PoolState
 from actors.pool.usage import usage_of
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.errors import RlhfRayError
+from rlhf_ray.planning.cores import CoreShares, share_cores
 from rlhf_ray.roles import Used
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class Pool(ResidentModels):
 
     Attributes:
         gpu_turns: Of the roles that live on the same GPUs, by the role whose GPUs they are.
+        core_turns: Of the roles that compute on a node's CPU, by the node.
+        shares: Of the nodes' cores, in the job that runs.
         clocks: Of the machines that its actors are on.
     """
 
@@ -48,6 +51,8 @@ class Pool(ResidentModels):
         super().__init__(timeouts, record)
         self.name = name
         self.gpu_turns: dict[str, Turns] = {}
+        self.core_turns: dict[str, Turns] = {}
+        self.shares = CoreShares()
         self.clocks = Clocks(own=clock())
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
@@ -66,11 +71,28 @@ class Pool(ResidentModels):
         ):
             self._remember()  # what outlives the job and no record names would be lost
 
+    def share_cores(self, specs: Mapping[str, RoleSpec]) -> None:
+        """Divide the cores of all nodes between the placed roles, of which these work in a job.
+
+        `start` of each of them goes by it.
+        """
+        groups = self.state.groups
+        self.shares = share_cores(
+            groups,
+            {role: [place.node_id for place in self.state.places_of(role)] for role in groups},
+            placement.cores(),
+            runs_ahead=any(spec.works_beside for spec in specs.values()),
+        )
+        self.core_turns = {
+            node: Turns(number, on="the cores of its node")
+            for node, number in self.shares.lent.items()
+        }
+
     async def start(self, role: str, spec: RoleSpec) -> RoleHandle[Any]:
         """A role's actors, started unless they run; those of another specification are replaced.
 
-        They compute in turn with the other roles that are placed on their GPUs. A role that is not
-        placed is a single actor without GPUs.
+        They compute in turn with the other roles that are placed on their GPUs, or on the CPUs of
+        their nodes. A role that is not placed is a single actor without GPUs.
 
         Raises:
             RunError: One died or missed its deadline; none is left.
@@ -82,7 +104,19 @@ class Pool(ResidentModels):
             await self._start(role, spec, handle)
         host = "" if spec.reserves_memory else self.state.shared_host(role)
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
+        taken = self.shares.taken.get(role, {})
+        handle.core_turns = [(self.core_turns[node], number) for node, number in taken.items()]
+        if taken and handle.threads != self._threads(role, spec):
+            handle.threads = self._threads(role, spec)
+            use_threads = handle.call(ComputingActor.use_threads, timeout_s=self.timeouts.call_s)
+            await use_threads(handle.threads)
         return handle
+
+    def _threads(self, role: str, spec: RoleSpec) -> int:
+        """Of each of a role's actors."""
+        group = self.state.groups.get(spec.beside or role)
+        reserved = 1 if group is None else max(1, int(group.reserved_cpus))
+        return self.shares.threads.get(role, reserved)
 
     async def _start(self, role: str, spec: RoleSpec, handle: RoleHandle[Any]) -> None:
         if role in self.state.roles:
@@ -93,13 +127,13 @@ class Pool(ResidentModels):
         lifetime = {}
         if self.record is not None:
             lifetime = {"lifetime": "detached", "namespace": self.record.namespace}
-        has_place = placed in self.state.groups
+        handle.threads = self._threads(role, spec)
         actors = processes.start(
             f"{self.name}/{role}",
             spec,
             group,
-            self.state.places_of(placed) if has_place else [],
-            cpus=self.state.groups[placed].cpus_per_rank if has_place else 1.0,
+            self.state.places_of(placed) if placed in self.state.groups else [],
+            threads=handle.threads,
             timeouts=self.timeouts,
             lifetime=lifetime,
         )

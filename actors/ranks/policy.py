@@ -10,11 +10,12 @@ import ray
 
 from actors.cluster.network import HeldPort
 from actors.cluster.role_handle import put
-from actors.ranks.forward import by_row, forward
+from actors.ranks.forward import Pass, by_row, forward
 from actors.ranks.group import TrainedGroup
 from actors.ranks.hosting import HostingRank
 from actors.weights.probe import GapLimits, gap_of, largest_of
 from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
+from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.packing import UpdatePlan, plan_forward
@@ -51,6 +52,14 @@ class PolicyRank(HostingRank):
         scored = self._to_read().logprobs(rollouts, one * self.num_ranks, temperature=1.0)
         return by_row(one, [scored])
 
+    def logprobs_by_model(
+        self, work: Pass, models: Sequence[ScoredModel]
+    ) -> tuple[int, *tuple[Any, ...]]:
+        """How many rows are this rank's, and by each model an array for each, by its sample."""
+        rollouts = work.rows(self.fetch(work.refs))
+        by_model = self._to_read().logprobs_of(rollouts, work.plan, models)
+        return len(by_model[0]), *(work.by_sample(self.rank, scored) for scored in by_model)
+
     def rendezvous(self) -> tuple[str, int]:
         """An address on this node that is kept for the engines' connection until `connect`."""
         self.held_port = HeldPort(ray.util.get_node_ip_address())
@@ -74,22 +83,36 @@ class PolicyRank(HostingRank):
             self.publisher.close()
         self.publisher = None
 
-    def publish(self, version: int, replicas: Replicas) -> int:
-        """Send the weights; returns the bytes that this rank sent."""
+    def publish(self, version: int, replicas: Replicas, adapter_alone: bool) -> int:
+        """Send the weights, or the adapter alone; returns the bytes that this rank sent."""
         if self.publisher is None:
             raise RunError(f"{self.name} is asked to publish before it is connected to engines")
         with span("publish", version=version):
             self._to_read()
-            return self.publisher.publish(version, replicas)
+            return self.publisher.publish(version, replicas, adapter_alone=adapter_alone)
 
 
 class PolicyGroup(TrainedGroup[PolicyRank]):
-    """The policy role on a group of ranks."""
+    """The policy role on a group of ranks.
 
-    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
-        """Log-probabilities of the response tokens under the current weights: [T] a sample."""
+    Attributes:
+        base: What the weights are called that adapters change, where engines get both apart.
+    """
+
+    base = ""
+
+    async def logprobs(
+        self, groups: Sequence[RolloutGroup], models: Sequence[ScoredModel]
+    ) -> Sequence[SampleArrays]:
+        """Log-probabilities of the response tokens, [T] a sample, for each of `models`."""
         return await forward(
-            self.actors, PolicyRank.logprobs, groups, self.config, timeout_s=self.timeouts.call_s
+            self.actors,
+            PolicyRank.logprobs_by_model,
+            groups,
+            self.config,
+            list(models),
+            timeout_s=self.timeouts.call_s,
+            num_arrays=len(models),
         )
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
@@ -106,6 +129,7 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
     ) -> None:
         """Open the way to the engines; `limits` say how far both may differ about the `probe`."""
         self.replicas, self.probe, self.limits = replicas, list(probe), limits
+        self.base = spec.base
         start_s = self.timeouts.start_s
         rendezvous = self.actors.call(PolicyRank.rendezvous, only=0, timeout_s=start_s)
         [(host, port)] = await rendezvous()
@@ -124,12 +148,20 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         async with self.actors.turn(timeout_s=timeout_s):
             publish = self.actors.call(PolicyRank.publish, timeout_s=timeout_s)
             # Each rank gets a handle of every engine: laid down, they are pickled once.
-            sent = await publish(version, put(self.replicas))
+            sent = await publish(version, put(self.replicas), await self._have_base())
             seconds = time.monotonic() - started_s
             score = self.actors.call(PolicyRank.logprobs_of, timeout_s=timeout_s)
             ours = await score(put(self.probe))
         self.sent: dict[str, Any] = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}
         self.probe_logprobs = ours[0]
+
+    async def _have_base(self) -> bool:
+        """Whether all engines have what the adapters change, so that these alone are to be sent."""
+        if not self.base:
+            return False
+        timeout_s = self.timeouts.publish_s
+        names = await self.replicas.call(PublishedReplica.base_name, timeout_s=timeout_s)()
+        return all(name == self.base for name in names)
 
     async def compare(self) -> Publication:
         """Have the engines score the probe as the ranks did; what came of the publication.

@@ -46,6 +46,12 @@ class Rank:
         """What this rank needed and did; answers also while it computes."""
         return ActorUsage.of_process({"peak_gb": peak_memory_gb()})
 
+    def use_threads(self, number: int) -> None:
+        """Compute with so many from now on."""
+        import torch
+
+        torch.set_num_threads(number)
+
     @recorded
     def free_memory(self) -> None:
         """Leave what passes needed to whoever computes next on this device."""
