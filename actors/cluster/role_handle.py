@@ -10,7 +10,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, Ty
 import ray
 
 from actors.cluster.deadline import within
-from actors.cluster.turns import BusyClock, Turns
+from actors.cluster.turns import Turns
+from rlhf_ray.metrics.spans import span
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,7 +60,6 @@ class RoleHandle(Generic[A]):
         spec: What they were started from.
         hosted: Their model; None where they host none that others may ask for.
         incarnation: Counts up whenever other actors come.
-        busy: Runs while any of them is asked something.
         gpu_turns: Which of the roles on the same GPUs computes; None where no other role does.
         core_turns: The same of each node where it computes on CPUs, and how many cores it takes.
         threads: Of each actor.
@@ -75,7 +75,7 @@ class RoleHandle(Generic[A]):
 
     def __init__(self, name: str, actors: Mapping[str, Any] | None = None) -> None:
         """Take actors that were started, by their names."""
-        self.name, self.incarnation, self.busy = name, -1, BusyClock()
+        self.name, self.incarnation = name, -1
         self.replace(actors or {}, spec=None)
 
     def __len__(self) -> int:
@@ -83,13 +83,9 @@ class RoleHandle(Generic[A]):
         return len(self.actors)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process, or a later one, begins with a clock and turns of its own."""
-        own = {"busy", "gpu_turns", "core_turns"}
+        """Another process, or a later one, begins with turns of its own."""
+        own = {"gpu_turns", "core_turns"}
         return {key: self.__dict__[key] for key in self.__dict__.keys() - own}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """See `__getstate__`."""
-        self.__dict__.update(state, busy=BusyClock())
 
     def replace(self, actors: Mapping[str, Any], *, spec: Any) -> None:
         """Ask these from now on, which host nothing yet."""
@@ -176,7 +172,7 @@ class RoleHandle(Generic[A]):
     ) -> list[Any]:
         """Wait for what was started: by every actor, or by those of `ranks`."""
         asked = range(len(self)) if ranks is None else ranks
-        with self.busy.working():
+        with span(operation, asked=self.name):
             return await within(
                 refs,
                 timeout_s=timeout_s,

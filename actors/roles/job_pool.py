@@ -24,7 +24,7 @@ from actors.weights.probe import probe_sequences
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.metrics import Sink
-from rlhf_ray.roles import Metrics
+from rlhf_ray.roles import Used
 from rlhf_ray.specs import (
     ExperienceSpec,
     PolicySpec,
@@ -46,12 +46,15 @@ class JobPool:
         """Start nothing so far."""
         self.pool, self.config = pool, config
         self.actors: Mapping[str, RoleHandle[Any]] = {}
+        self.working: Sequence[str] = ()  # roles, each with those that do a part of its work
         self.policy: PolicyGroup | None = None
 
     async def start(self) -> None:
         """Start what is not there of the job's roles, and have what others left make room."""
         groups = self.config.groups
-        self.actors = await start_actors(self.pool, groups, role_specs(groups, self.config))
+        specs = role_specs(groups, self.config)
+        self.actors = await start_actors(self.pool, groups, specs)
+        self.working = tuple(dict.fromkeys(spec.beside or role for role, spec in specs.items()))
         await self.pool.make_room(self.actors)
 
     async def load(self, role: str, spec: Spec) -> Any:
@@ -143,9 +146,9 @@ class JobPool:
         config = self.config
         await self.pool.finish(config, config.trained_role, config.tokenizer_path)
 
-    async def usage(self) -> Metrics:
-        """What the job's actors needed since the last time."""
-        return await self.pool.usage(self.config.groups)
+    async def usage(self) -> Used:
+        """What the job's processes needed and did since the last time."""
+        return await self.pool.usage(self.working)
 
     def store(self) -> ObjectStore:
         """Ray's object store."""

@@ -133,7 +133,8 @@ class OnlineLoop:
         await publish(self.roles, first - 1)
         if checkpoint is None:
             self.log.log(0, await self._evaluate(0))
-        await self.usage()  # starting is no part of the first step
+        # Starting is no part of the first step.
+        self.log.spans(first - 1, (await self.usage()).spans)
         self.feed = await self._feed_behind(first - 1)
         with self.stop.heeded():
             async with aclosing(self.feed), self.store:
@@ -195,14 +196,14 @@ class OnlineLoop:
             self.kl.update(trained["policy/kl_ref"], num_sequences=len(scored.summaries_B))
         evaluated, used = await self._evaluate(step), await self.usage()
         runs_ahead = self.config.max_staleness > 0
-        return {
+        metrics = {
             **trained,
             **evaluated,
-            **used,
+            **used.metrics,
             **rollout_metrics(
                 scored.sampled,
                 scored.trained,
-                used,
+                used.metrics,
                 clock,
                 num_kept=len(collected.groups),
                 num_refilled=collected.num_refilled,
@@ -217,6 +218,9 @@ class OnlineLoop:
             **publication_metrics(published, trained, runs_ahead=runs_ahead),
             "data/epoch": self.order.epochs,
         }
+        draws = [group.draw for group in scored.trained]
+        self.log.spans(step, [*used.spans, clock.whole(step=step, draws=draws)])
+        return metrics
 
     async def _score(self, collected: Collected) -> Scored:
         """Everything that is known of the rollouts before the update, side by side."""

@@ -79,7 +79,8 @@ class SupervisedLoop:
             self.sentinels.load_state_dict(checkpoint.state["sentinels"])
             await self.role.restore(str(checkpoint.folder / self.config.trained_role))
         self.hardware = await self.role.hardware()
-        await self.usage()  # starting is no part of the first step
+        # Starting is no part of the first step.
+        self.log.spans(first - 1, (await self.usage()).spans)
         try:
             with self.stop.heeded():
                 async with self.store:
@@ -123,10 +124,10 @@ class SupervisedLoop:
             updated = await self.role.update(rows, plan)
         evaluated, used = await self._evaluate(step), await self.usage()
         timed = time_metrics(clock, num_samples=len(rows))
-        return {
+        metrics = {
             **prefixed(self.config.job, updated),
             **evaluated,
-            **used,
+            **used.metrics,
             "data/epoch": self.epochs,
             **timed,
             "perf/tokens_per_s": sum(lengths) / timed["time/step"],
@@ -141,6 +142,8 @@ class SupervisedLoop:
                 seconds=timed["time/update"],
             ),
         }
+        self.log.spans(step, [*used.spans, clock.whole(step=step)])
+        return metrics
 
     def _prompts_again(self, rows: Rows) -> list[int]:
         """Tokens of prompts that are not computed for each of a row's sequences."""
