@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_ray.algorithms.advantages import ADVANTAGES
-from rlhf_ray.algorithms.correction import CORRECTIONS
 from rlhf_ray.config import algorithm_table as table
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.rewards import ShapingConfig
@@ -21,7 +20,6 @@ from rlhf_ray.types import Prompt, Rollout, Score, Turn
 
 COLUMNS = (
     "old_logprobs_T", "reference_logprobs_T", "values_T", "advantages_T", "returns_T",
-    "correction_T",
 )  # fmt: skip
 PROMPT = Prompt(prompt_id="p", token_ids_T=(1, 2), text="")
 SHAPING = ShapingConfig(
@@ -81,7 +79,7 @@ def steps(draw):
     return rng, rollouts, places
 
 
-def built(rollouts, arrays, name, correction):
+def built(rollouts, arrays, name):
     old, reference, values = arrays
     scores = [
         Score(
@@ -105,7 +103,6 @@ def built(rollouts, arrays, name, correction):
                     "gamma": 0.9,
                     "lam": 0.8,
                     "truncated": "bootstrap" if table.ADVANTAGES[name].needs_values else "train",
-                    "correction": {"kind": correction},
                     "kl": {"where": where, "coefficient": 0.2},
                 }
             ),
@@ -120,10 +117,9 @@ def built(rollouts, arrays, name, correction):
 @settings(max_examples=40, derandomize=True, deadline=None)
 @given(
     step=steps(),
-    correction=st.sampled_from(sorted(CORRECTIONS)),
     fill=st.sampled_from([0.0, np.nan]),
 )
-def test_tokens_of_others_between_own_ones_change_nothing(name, step, correction, fill):
+def test_tokens_of_others_between_own_ones_change_nothing(name, step, fill):
     rng, rollouts, places = step
     mixed = [among_foreign(r, at, fill) for r, at in zip(rollouts, places, strict=True)]
 
@@ -141,8 +137,8 @@ def test_tokens_of_others_between_own_ones_change_nothing(name, step, correction
         return own, both
 
     triples = [arrays_of(), arrays_of(), arrays_of(with_end=True)]
-    alone = built(rollouts, [own for own, _ in triples], name, correction)
-    among = built(mixed, [both for _, both in triples], name, correction)
+    alone = built(rollouts, [own for own, _ in triples], name)
+    among = built(mixed, [both for _, both in triples], name)
 
     assert among.metrics == pytest.approx(alone.metrics, rel=1e-6, abs=1e-6)
     for want, got, rollout in zip(alone.experience_B, among.experience_B, mixed, strict=True):
