@@ -61,12 +61,14 @@ class ActorDied(RunError):
         index: Of the rank or replica in its role.
         operation: What it was asked.
         age_s: Since when.
+        incarnation: Of the role's actors; None where whoever waited does not know it.
     """
 
     role: str
     index: int
     operation: str
     age_s: float
+    incarnation: int | None = None
 
     @classmethod
     def of(cls, message: str, *, role: str, index: int, operation: str, age_s: float) -> ActorDied:
@@ -74,6 +76,30 @@ class ActorDied(RunError):
         died = cls(message)
         died.role, died.index, died.operation, died.age_s = role, index, operation, age_s
         return died
+
+
+class StateLost(RunError):
+    """Actors died with a state that others must bring back: weights that were trained, say.
+
+    They are started again, as a job starts them.
+
+    Attributes:
+        role: Theirs.
+    """
+
+    role: str
+
+    @classmethod
+    def of(cls, died: ActorDied) -> StateLost:
+        """By this death."""
+        return cls.named(died.role, str(died))
+
+    @classmethod
+    def named(cls, role: str, why: str) -> StateLost:
+        """One of a role, and why."""
+        lost = cls(f"{role}: {why}")
+        lost.role = role
+        return lost
 
 
 def short(value: Any) -> str:

@@ -208,7 +208,7 @@ class Value(Offloads, Protocol):
         ...
 
     async def restore(self, folder: str) -> None:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; where `folder` is empty, begin as the job began."""
         ...
 
 
@@ -244,7 +244,7 @@ class Policy(Offloads, Protocol):
         ...
 
     async def restore(self, folder: str) -> None:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; where `folder` is empty, begin as the job began."""
         ...
 
 
@@ -287,7 +287,7 @@ class Supervised(Protocol):
         ...
 
     async def restore(self, folder: str) -> None:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; where `folder` is empty, begin as the job began."""
         ...
 
 

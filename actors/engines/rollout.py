@@ -95,7 +95,7 @@ class RolloutReplica(SamplingEngine):
             "name": self.name,
             "version": self.version,
             "fault": "it is not started" if self.engine is None else self.unusable,
-            "updating": self.scheduler.locked(),
+            "updating": self.exchange is not None,
         }
 
     # Not in the control group: the engine only answers on the event loop that it was started on.

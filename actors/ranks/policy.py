@@ -92,7 +92,7 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         """Epochs times minibatches of the policy loss."""
         return await self._update(experience, put(plan), kl_coefficient)
 
-    async def connect(
+    def publish_to(
         self,
         replicas: Replicas,
         spec: SyncSpec,
@@ -100,13 +100,21 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         probe: Sequence[Rollout],
         limits: GapLimits,
     ) -> None:
-        """Open the way to the engines; `limits` say how far both may differ about the `probe`."""
-        self.replicas, self.probe, self.limits = replicas, list(probe), limits
-        start_s = self.timeouts.start_s
+        """Have engines get the weights; `limits` say how far both may differ about the `probe`."""
+        self.replicas, self.sync, self.probe, self.limits = replicas, spec, list(probe), limits
+
+    @property
+    def _both(self) -> tuple[int, int]:
+        """Which ranks and which engines there are."""
+        return self.actors.incarnation, self.replicas.incarnation
+
+    async def connect(self) -> None:
+        """Open the way to the engines, from the ranks that there are to the engines that are."""
+        self._connected, start_s = self._both, self.timeouts.start_s
         rendezvous = self.actors.call(PolicyRank.rendezvous, only=0, timeout_s=start_s)
         [(host, port)] = await rendezvous()
         connect = self.actors.call(PolicyRank.connect, timeout_s=start_s)
-        await connect(spec, replicas, host, port)
+        await connect(self.sync, self.replicas, host, port)
 
     async def publish(self, version: int) -> None:
         """Bring the weights to every engine as `version`, and score the probe with them.
@@ -115,6 +123,8 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
             DeadlineError: A replica did not acknowledge in time.
         """
         started_s = time.monotonic()
+        if self._connected != self._both:
+            await self.connect()
         # The ranks have this deadline for the replicas, and name the one that is late.
         timeout_s = self.timeouts.publish_s + ANSWER_S
         async with self.actors.turn(timeout_s=timeout_s):

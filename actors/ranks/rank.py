@@ -41,6 +41,10 @@ class Rank:
         """Nothing outlives this process; answers also while the rank hangs in a collective."""
 
     @control
+    def health(self) -> None:
+        """That this process is alive; answers also while it computes."""
+
+    @control
     def usage(self) -> Mapping[str, float]:
         """What this rank needed so far; answers also while it computes."""
         return self.needed()

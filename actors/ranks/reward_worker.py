@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.ranks.rank import Rank
+from actors.weights.held_model import HeldModel
 from rlhf_ray.roles import Ref, SampleId
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.specs import RewardSpec
@@ -46,7 +47,7 @@ class RewardWorker(Rank):
         """What scoring needs, before there is anything to score."""
         importlib.import_module("rlhf_ray.rewards.scorers")
 
-    def load(self, spec: RewardSpec) -> LoadedFunctions:
+    def load(self, spec: RewardSpec, held: Sequence[HeldModel] = ()) -> LoadedFunctions:
         """Make the functions and the remote scorer.
 
         Raises:

@@ -287,7 +287,7 @@ async def test_a_role_that_does_not_answer_is_ended_with_what_it_holds(pool):
 async def test_a_role_whose_actors_did_not_join_is_not_taken_for_one_that_did(
     pool, monkeypatch, failed
 ):
-    async def join(spec, handle, *, on_gpu, timeouts):
+    async def join(spec, handle, *, new, on_gpu, timeouts):
         raise failed
 
     killed = []

@@ -184,16 +184,17 @@ def reward(monkeypatch) -> Make:
             "reward",
             {f"r/{n}": actor(score_with_model=r.score_with_model) for n, r in enumerate(ranks)},
         )
-        group = RewardGroup(
+        spec = RewardSpec(
+            reward=config, timeout_s=reward_s, vocabulary="", end_token_ids=(0,), seed=7
+        )
+        [functions] = await worker.call(RewardWorker.load, timeout_s=60.0)(spec)
+        return RewardGroup(
             config,
             timeouts,
             model=RankGroup(actors=handle, timeouts=timeouts) if config.model.path else None,
             worker=worker if config.functions else None,
+            functions=functions,
         )
-        await group.load(
-            RewardSpec(reward=config, timeout_s=reward_s, vocabulary="", end_token_ids=(0,), seed=7)
-        )
-        return group
 
     return make
 
