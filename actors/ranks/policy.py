@@ -102,6 +102,7 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
     ) -> None:
         """Have engines get the weights; `limits` say how far both may differ about the `probe`."""
         self.replicas, self.sync, self.probe, self.limits = replicas, spec, list(probe), limits
+        self._connected = (-1, -1)
 
     @property
     def _both(self) -> tuple[int, int]:
@@ -110,11 +111,12 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
 
     async def connect(self) -> None:
         """Open the way to the engines, from the ranks that there are to the engines that are."""
-        self._connected, start_s = self._both, self.timeouts.start_s
+        both, start_s = self._both, self.timeouts.start_s
         rendezvous = self.actors.call(PolicyRank.rendezvous, only=0, timeout_s=start_s)
         [(host, port)] = await rendezvous()
         connect = self.actors.call(PolicyRank.connect, timeout_s=start_s)
         await connect(self.sync, self.replicas, host, port)
+        self._connected = both
 
     async def publish(self, version: int) -> None:
         """Bring the weights to every engine as `version`, and score the probe with them.

@@ -20,6 +20,7 @@ from actors.pool.watch import watched
 from actors.roles.job_pool import JobPool
 from launch.run.folder import run_folder
 from rlhf_ray.config.jobs import JOB_CONFIGS
+from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.jobs.table import JOBS
 
 STEPS = 3
@@ -29,6 +30,16 @@ JOB: dict[str, Any] = {
     "reward": {"functions": [{"path": f"{SCORERS}:share_of_e"}]},
 }
 
+# With functions as reward, with a model that was trained, and sampling ahead on the same engine.
+ONLINE: dict[str, dict[str, Any]] = {
+    "ppo": {},
+    "judged": {},
+    "ahead": {
+        "max_staleness": 2,
+        "rollout": {"max_num_seqs": 48},
+        "publication": {"probe_sequences": 16},
+    },
+}
 ROLES = ("policy", "value", "reference", "reward_worker", "experience", "rollout")
 IN_STEP = ("generate", "score", "update", "publish")
 STOP = signal.SIGSTOP
@@ -88,11 +99,14 @@ def run(
         if death is None and kind in runs:
             return runs[kind]
         folder = tmp_path_factory.mktemp("run")
-        if kind == "ppo":
-            config = make_config(folder, **JOB)
+        if kind in ONLINE:
+            config = make_config(folder, **{**JOB, **ONLINE[kind]})
+            if kind == "judged":
+                judge = RewardConfig.model_validate({"model": {"path": str(run("rm") / "export")}})
+                config = config.model_copy(update={"reward": judge})
         else:
             config = supervised(stories, texts[:12], data, folder, kind)
-        job = JOBS[kind].prepare(config)
+        job = JOBS["ppo" if kind in ONLINE else kind].prepare(config)
 
         async def train() -> None:
             async with watched(pool):
@@ -130,8 +144,8 @@ def survives(kind: str, death: Death, pool: Pool, run: Callable[..., Path]) -> N
     print(f"{kind}, {death}: {time.monotonic() - started_s:.0f} s")
     told = told_of(folder)
     assert [row["step"] for row in told] == list(range(STEPS + 1))
-    if death.phase != "generate" or death.role != "rollout":
-        # Which requests share a batch decides the last bits of what is sampled again.
+    # Which requests share a batch decides the last bits of what is sampled, or sampled again.
+    if kind != "ahead" and (death.phase, death.role) != ("generate", "rollout"):
         assert weights_of(folder) == weights_of(undisturbed)
         assert told == told_of(undisturbed)
     after = process_ids(pool)
@@ -150,6 +164,19 @@ def test_a_run_survives(death, pool, run):
 @pytest.mark.parametrize("death", ALL, ids=str)
 def test_a_run_survives_any_death(death, pool, run):
     survives("ppo", death, pool, run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("phase", IN_STEP)
+def test_a_run_survives_the_death_of_its_reward_model(phase, pool, run):
+    survives("judged", Death(role="reward", phase=phase), pool, run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("phase", IN_STEP)
+def test_a_run_that_samples_ahead_survives(role, phase, pool, run):
+    survives("ahead", Death(role=role, phase=phase), pool, run)
 
 
 def test_what_learns_from_rows_survives(pool, run):
