@@ -22,8 +22,8 @@ A = TypeVar("A")
 # What an actor's method returns, whether it is a coroutine or not.
 Answer: TypeAlias = T | Coroutine[Any, Any, T]
 
-# In one turn: publication has two, and what frees the memory is one more.
-MOST_CALLS = 3
+# In one turn: publication has two, after two to connect, and what frees the memory is one more.
+MOST_CALLS = 5
 
 
 def put(value: T) -> T:

@@ -125,11 +125,11 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
             DeadlineError: A replica did not acknowledge in time.
         """
         started_s = time.monotonic()
-        if self._connected != self._both:
-            await self.connect()
         # The ranks have this deadline for the replicas, and name the one that is late.
         timeout_s = self.timeouts.publish_s + ANSWER_S
         async with self.actors.turn(timeout_s=timeout_s):
+            if self._connected != self._both:  # others have come in the place of some that died
+                await self.connect()
             publish = self.actors.call(PolicyRank.publish, timeout_s=timeout_s)
             sent = await publish(version, self.replicas)
             seconds = time.monotonic() - started_s

@@ -176,7 +176,7 @@ class JobPool:
     async def usage(self) -> Metrics:
         """What the job's actors needed since the last time."""
         ask = partial(self.pool.usage, self.config.groups)
-        used = await repeated(self.pool, ask)
+        used = await (repeated(self.pool, ask) if self.engines is None else self.engines.lasts(ask))
         num_restarts = self.pool.restarts.budget.num_restarts
         return {**used, **({"recovery/restarts": float(num_restarts)} if num_restarts else {})}
 

@@ -52,7 +52,7 @@ class Lasting:
 
         @wraps(found)
         async def call(*arguments: Any, **keywords: Any) -> Any:
-            return await self._lasts(partial(found, *arguments, **keywords))
+            return await self.lasts(partial(found, *arguments, **keywords))
 
         return call
 
@@ -60,7 +60,8 @@ class Lasting:
         """On the role itself."""
         setattr(self._role, name, value)
 
-    async def _lasts(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def lasts(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What comes of a call to the role, whatever has to be done for that."""
         return await repeated(self._pool, call)
 
 
@@ -72,7 +73,12 @@ class LastingTrained(Lasting):
         super().__init__(role, pool)
         vars(self)["_incarnation"] = role.actors.incarnation
 
-    async def _lasts(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def lasts(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What comes of a call to the role with the state that it has.
+
+        Raises:
+            StateLost: It has none; others have come in the place of its actors.
+        """
         role: RoleHandle[Any] = self._role.actors
         if role.incarnation != self._incarnation:
             raise StateLost.named(role.name, "it was started again")
@@ -118,6 +124,15 @@ class LastingEngines(Lasting):
         """As any role; nothing is published."""
         super().__init__(role, pool)
         vars(self)["published_to"] = -1
+
+    async def lasts(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What comes of a call that needs no weights; also where an engine dies in its actor."""
+        while True:
+            try:
+                return await repeated(self._pool, call)
+            except RunError:
+                if not await self.mended():
+                    raise
 
     async def generate(
         self, requests: Sequence[GenerationRequest], *, together: bool = True
@@ -206,7 +221,7 @@ class LastingPolicy(LastingTrained):
         if by != self._published_by:  # the ones before may have died amid a publication
             await engines.mended()
         to = engines.actors.incarnation
-        await engines.or_replaced(lambda: self._lasts(partial(self._role.publish, version)))
+        await engines.or_replaced(lambda: self.lasts(partial(self._role.publish, version)))
         vars(engines)["published_to"] = to
         vars(self)["_published_by"] = by
 
@@ -217,6 +232,6 @@ class LastingPolicy(LastingTrained):
             StateLost: Some died.
         """
         self._engines.require_published()
-        compare = partial(self._lasts, self._role.compare)
+        compare = partial(self.lasts, self._role.compare)
         compared: Publication = await self._engines.or_replaced(compare)
         return compared

@@ -199,6 +199,19 @@ async def test_an_engine_that_cannot_be_used_is_replaced_although_it_answers(poo
     assert pool.restarted == ["rollout"]
 
 
+async def test_a_call_without_weights_is_repeated_once_the_engines_are_replaced(pool):
+    engine, engines, *_ = both(pool)
+    engine.fault, pool.spec.faulty = RunError("its engine died"), [0]
+
+    async def restart(role):
+        await Resident.restart(pool, role)
+        engine.fault = None
+
+    pool.restarts = Restarts(ActorFailureConfig(), restart)
+    assert await engines.score(3, of=4) == "score"
+    assert (engine.asked, pool.restarted) == (["score"] * 2, ["rollout"])
+
+
 async def test_engines_that_a_dead_policy_left_amid_a_publication_are_replaced(pool):
     _, engines, role, policy = both(pool, "publish")
     pool.spec.faulty = [0]
