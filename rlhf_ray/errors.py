@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,20 +86,24 @@ class StateLost(RunError):
 
     Attributes:
         role: Theirs.
+        met_s: When the death was met, by this process's monotonic clock.
     """
 
     role: str
+    met_s: float
 
     @classmethod
-    def of(cls, died: ActorDied) -> StateLost:
+    def of(cls, died: ActorDied, *, met_s: float) -> StateLost:
         """By this death."""
-        return cls.named(died.role, str(died))
+        lost = cls.named(died.role, str(died))
+        lost.met_s = met_s
+        return lost
 
     @classmethod
     def named(cls, role: str, why: str) -> StateLost:
-        """One of a role, and why."""
+        """One of a role, and why; it is met now."""
         lost = cls(f"{role}: {why}")
-        lost.role = role
+        lost.role, lost.met_s = role, time.monotonic()
         return lost
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
 from typing import Any, TypeVar
@@ -109,8 +110,9 @@ async def or_lost(pool: Pool, call: Callable[[], Awaitable[T]]) -> T:
     try:
         return await call()
     except ActorDied as died:
+        met_s = time.monotonic()
         await pool.restarts.after(died, pool.state.roles)
-        raise StateLost.of(died) from died
+        raise StateLost.of(died, met_s=met_s) from died
 
 
 class LastingEngines(Lasting):

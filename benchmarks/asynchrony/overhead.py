@@ -34,6 +34,7 @@ class Timed(OnlineLoop):
     spent_s: ClassVar[dict[str, float]] = defaultdict(float)
 
     async def begin(self, step: int) -> None:
+        """As any loop, with what it spends noted."""
         for owner, operation in (
             (self.journal, "append"),
             (self.journal, "sync"),

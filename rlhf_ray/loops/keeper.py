@@ -114,7 +114,7 @@ class Keeper:
 
     async def _go_back(self, lost: StateLost) -> Checkpoint | None:
         """The last checkpoint that is whole; None for the start."""
-        self._lost_s = self._lost_s or time.monotonic()
+        self._lost_s = self._lost_s or lost.met_s
         found = await in_thread(
             self.store.latest,
             timeout_s=self.config.timeouts.call_s,
