@@ -219,7 +219,6 @@ class LastingPolicy(LastingTrained):
             StateLost: The policy died, or engines did; nobody samples from what these have.
         """
         engines, by = self._engines, self._role.actors.incarnation
-        vars(engines)["published_to"] = -1
         if by != self._published_by:  # the ones before may have died amid a publication
             await engines.mended()
         to = engines.actors.incarnation
