@@ -109,6 +109,10 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         """Which ranks and which engines there are."""
         return self.actors.incarnation, self.replicas.incarnation
 
+    def disconnected(self) -> None:
+        """The ranks have loaded their model anew, without a way to the engines."""
+        self._connected = (-1, -1)
+
     async def connect(self) -> None:
         """Open the way to the engines, from the ranks that there are to the engines that are."""
         both, start_s = self._both, self.timeouts.start_s

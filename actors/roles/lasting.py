@@ -212,6 +212,11 @@ class LastingPolicy(LastingTrained):
         super().__init__(role, pool)
         vars(self).update(_engines=engines, _published_by=role.actors.incarnation)
 
+    async def restore(self, folder: str) -> None:
+        """As any trained role; the next publication opens the way to the engines again."""
+        await super().restore(folder)
+        self._role.disconnected()
+
     async def publish(self, version: int) -> None:
         """Bring the weights to every engine.
 

@@ -79,6 +79,9 @@ class Role:
     async def restore(self, folder: str) -> None:
         await self._ask("restore")
 
+    def disconnected(self) -> None:
+        self.asked.append("disconnected")
+
     async def publish(self, version: int) -> None:
         await self._ask("publish")
 
@@ -223,8 +226,15 @@ async def test_engines_that_a_dead_policy_left_amid_a_publication_are_replaced(p
     await policy.restore("folder")
     await policy.publish(2)
     assert pool.restarted == ["policy", "rollout"]
-    assert role.asked == ["publish", "restore", "publish"]
+    assert role.asked == ["publish", "restore", "disconnected", "publish"]
     await engines.generate(["a"])
+
+
+async def test_a_policy_that_begins_again_has_no_way_to_the_engines(pool):
+    """It is alive, and loads its model anew, as the critic died."""
+    *_, role, policy = both(pool)
+    await policy.restore("")
+    assert (pool.again, role.asked) == (["policy"], ["disconnected"])
 
 
 async def test_what_cannot_be_repeated_says_so(pool):
