@@ -4,11 +4,15 @@ PYTHON ?= python3.11
 PIP_ARGS ?=
 TEST_WORKERS ?= 2
 CHECK_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/cpu.lock
+# The last release with PPO, which benchmarks compare with; apart, as the lock has a later one.
+TRL_PPO := trl==1.12.0
+TRL := .venv-trl
 TORCH := $(shell grep '^torch==' $(LOCK))
 
 # PyPI's torch is a CUDA build of several GB. The CPU build's index is added, unless pip was
@@ -17,7 +21,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_ARGS = $$($(BIN)/pip config list | grep -qE 'index-url|find-links' || echo --extra-index-url $(TORCH_CPU_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-cluster chaos check gpu-check lock lock-check clean
+.PHONY: help setup demo test test-unit test-cluster chaos check bench gpu-check lock lock-check clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +30,7 @@ help: ## show this
 	@echo '  PIP_ARGS=...          further arguments of every pip install (--index-url, --proxy, ...)'
 	@echo '  TORCH_CPU_INDEX=URL   where the CPU build of torch is; unused where pip.conf names a place'
 	@echo '  TEST_WORKERS=2        unit tests at a time, each on one core'
+	@echo '  BENCH_ARGS=...        arguments of bench (--only trl-grpo start-help, --quick)'
 	@echo '  CHECK_ARGS=...        arguments of gpu-check (--only ipc nccl, --rehearse, ...)'
 
 setup: $(STAMP) ## make .venv and install everything for a CPU machine
@@ -58,6 +63,13 @@ check: $(STAMP) ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(STAMP) $(TRL)/.installed ## measure everything that has a goal: half an hour on two quiet cores
+	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
+
+$(TRL)/.installed:
+	$(BIN)/pip install -q --no-deps --upgrade $(PIP_ARGS) --target $(TRL) $(TRL_PPO)
+	touch $@
+
 # The environment is the GPU machine's own: .venv where there is one, else whatever is active.
 gpu-check: ## try every GPU path on this machine's cards, in ten minutes at most
 	$(or $(wildcard $(BIN)/python),python) -m benchmarks.gpu_check $(CHECK_ARGS)
@@ -70,5 +82,5 @@ lock-check: $(STAMP) ## ask the package index whether requirements/gpu.lock hold
 	$(BIN)/python -m requirements.check
 
 clean: ## remove .venv, caches and build outputs; keep runs/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TRL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find rlhf_ray actors launch tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -58,7 +58,7 @@ class PlainEngine:
     def __init__(self, module: torch.nn.Module) -> None:
         """Take the module as it is."""
         self.module, self.dims = module, ParallelDims.of_world()
-        self.num_skipped_in_a_row = 0
+        self.num_steps = self.num_skipped_in_a_row = 0
         self.gradients: dict[str, torch.Tensor] = {}
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
@@ -270,13 +270,12 @@ def _experiences(
         noise_T = generator.normal(0.0, 0.5, size=len(scored_T)).astype(np.float32)
         made.append(
             Experience(
-                rollout=rollout,
+                rollout=replace(rollout, logprobs_T=old_T),
                 old_logprobs_T=old_T,
                 reference_logprobs_T=scored_T + noise_T,
                 values_T=old_T,
                 advantages_T=generator.normal(0.0, 1.0, size=len(scored_T)).astype(np.float32),
                 returns_T=scored_T + 2.0 * noise_T,
-                correction_T=np.ones(len(scored_T), dtype=np.float32),
             )
         )
     return made

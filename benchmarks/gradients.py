@@ -62,6 +62,7 @@ class Case:
     checkpointing: bool = False
     lora: bool = False
     offload: bool = False
+    compiled: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -72,6 +73,7 @@ class Case:
                 "gradient_checkpointing": self.checkpointing,
                 "lora": {"rank": 3 * self.lora, "alpha": 6.0},
             },
+            "compile": self.compiled,
             "optim": {"lr": 1e-12, "betas": (0.0, 0.95), "max_grad_norm": MAX_GRAD_NORM},
             "zero": {
                 "stage": self.stage,

@@ -41,7 +41,7 @@ PROCESSES = {
     "value": "ray::ValueRank",
     "reference": "ray::ReferenceRank",
     "reward": "ray::Reward",
-    "rollout": "VLLM::Worker",
+    "rollout": "VLLM::EngineCore",
 }
 FAMILIES = ("llama", "qwen2", "gpt2", "qwen3")
 HEAD_DIM = 64

@@ -93,8 +93,8 @@ def _save_start(folder: Path, seed: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _hh() -> tuple[list[Row], list[Row]]:
-    """Whole dialogues; what they have in common up to the last turn is the prompt."""
+def hh_rows() -> list[Row]:
+    """HH-RLHF's dialogues; what both have in common up to the last turn is the prompt."""
     with gzip.open(DATA / "hh-rlhf/helpful-base/test.jsonl.gz", "rt") as file:
         pairs = [json.loads(line) for line in file]
     rows = []
@@ -108,6 +108,12 @@ def _hh() -> tuple[list[Row], list[Row]]:
                     "rejected": turns[1][2],
                 }
             )
+    return rows
+
+
+def _hh() -> tuple[list[Row], list[Row]]:
+    """Train and test."""
+    rows = hh_rows()
     third = len(rows) // 3
     return rows[:-third], rows[-third:]
 

@@ -57,8 +57,8 @@ def main() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     print(f"{'case':<22}{'':<9}{'shared':>8}{'plain':>8}{'ratio':>7}")
     with tempfile.TemporaryDirectory() as folder, process_group():
-        path = _save_model(Path(folder))
-        for case in (_grpo(path, num, 37), _grpo(path, num, 256), _dpo(path, num)):
+        path = save_model(Path(folder))
+        for case in (grpo_case(path, num, 37), grpo_case(path, num, 256), _dpo(path, num)):
             seconds, difference = _measured(case, arguments.rounds)
             for name, (shared, plain) in seconds.items():
                 print(f"{case.name:<22}{name:<9}{shared:>8.3f}{plain:>8.3f}{plain / shared:>7.2f}")
@@ -71,6 +71,7 @@ class Case:
 
     Attributes:
         name: In the table.
+        rows: Of the step.
         spec: Of its learner, with or without.
         plan: Of a step, by the learner's configuration.
         update: Takes a step; gives its metrics.
@@ -78,6 +79,7 @@ class Case:
     """
 
     name: str
+    rows: Sequence[Any]
     spec: Callable[[bool], Spec]
     plan: Callable[[LearnerConfig], UpdatePlan]
     update: Callable[[Any, UpdatePlan], dict[str, float]]
@@ -107,7 +109,7 @@ def _measured(case: Case, rounds: int) -> tuple[dict[str, tuple[float, float]], 
     return medians, max(differences)
 
 
-def _save_model(folder: Path) -> Path:
+def save_model(folder: Path) -> Path:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -135,7 +137,7 @@ def _ids(generator: np.random.Generator, num: int) -> Any:
     return generator.integers(3, VOCABULARY, size=num).astype(np.int32)
 
 
-def _grpo(path: Path, num_prompts: int, num_prompt: int) -> Case:
+def grpo_case(path: Path, num_prompts: int, num_prompt: int) -> Case:
     rows = list(_experiences(np.random.default_rng(0), num_prompts, num_prompt))
     rollouts = [row.rollout for row in rows]
 
@@ -152,7 +154,7 @@ def _grpo(path: Path, num_prompts: int, num_prompt: int) -> Case:
 
     def plan(config: LearnerConfig) -> UpdatePlan:
         shares = [PromptShare(prompt=r.draw, num_tokens=num_prompt) for r in rollouts]
-        return _plan(
+        return step_plan(
             [rollout.num_tokens for rollout in rollouts],
             [NEW_TOKENS] * len(rows),
             config,
@@ -161,6 +163,7 @@ def _grpo(path: Path, num_prompts: int, num_prompt: int) -> Case:
 
     return Case(
         name=f"GRPO, prompts of {num_prompt}",
+        rows=rows,
         spec=spec,
         plan=plan,
         update=lambda learner, plan: learner.update(rows, plan, 0.0),
@@ -197,7 +200,6 @@ def _experiences(
                 values_T=zeros_T,
                 advantages_T=generator.normal(size=NEW_TOKENS).astype(np.float32),
                 returns_T=zeros_T,
-                correction_T=zeros_T + 1.0,
             )
 
 
@@ -212,10 +214,11 @@ def _dpo(path: Path, num_pairs: int) -> Case:
 
     def plan(config: LearnerConfig) -> UpdatePlan:
         tokens = planned_tokens(rows, shares_prompts=config.shares_prompts)
-        return _plan(tokens, [row.num_trained_tokens for row in rows], config)
+        return step_plan(tokens, [row.num_trained_tokens for row in rows], config)
 
     return Case(
         name="DPO, HH-RLHF",
+        rows=rows,
         spec=spec,
         plan=plan,
         update=lambda learner, plan: learner.update(rows, plan),
@@ -245,7 +248,7 @@ def _pairs(generator: np.random.Generator, num_pairs: int) -> list[Referenced]:
     return pairs
 
 
-def _plan(
+def step_plan(
     lengths_B: Sequence[int],
     loss_tokens_B: Sequence[int],
     config: LearnerConfig,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, Literal, Protocol, TypeAlias
 
+from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.shared_prompts import PromptShare
@@ -180,7 +181,10 @@ class Reference(Offloads, Protocol):
     """The frozen model."""
 
     async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
-        """Log-probabilities of the response tokens: a float array [T] a sample."""
+        """Log-probabilities of the response tokens: a float array [T] a sample.
+
+        Tokens that are not the policy's own have 0, here and in what other roles give.
+        """
         ...
 
 
@@ -219,8 +223,13 @@ class Policy(Offloads, Protocol):
         """What the policy's utilisation is counted from."""
         ...
 
-    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
-        """Log-probabilities of the response tokens under the current weights: [T] a sample."""
+    async def logprobs(
+        self, groups: Sequence[RolloutGroup], models: Sequence[ScoredModel]
+    ) -> Sequence[SampleArrays]:
+        """Log-probabilities of the response tokens, [T] a sample, for each of `models`.
+
+        `policy` is the policy under its current weights, `base` the same without its adapter.
+        """
         ...
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
@@ -298,7 +307,7 @@ class ExperienceBuilder(Protocol):
         self,
         groups: Sequence[ScoredGroup],
         *,
-        old: SampleArrays,
+        old: SampleArrays | None,
         reference: SampleArrays | None,
         values: SampleArrays | None,
         kl_coefficient: float,
@@ -307,7 +316,8 @@ class ExperienceBuilder(Protocol):
 
         Args:
             groups: What is compared; each sample has a total.
-            old: The policy's arrays of these samples, and perhaps of others.
+            old: The policy's arrays of these samples, and perhaps of others; None where no pass
+                was made for them.
             reference: The same of the reference; None where the job has none.
             values: The same of the critic; None where the job has none.
             kl_coefficient: Current weight of the KL to the reference.
@@ -333,7 +343,7 @@ class RolloutStore(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """All that an online job talks to; `reference` and `value` where the algorithm has them."""
+    """All that an online job talks to; `reference` and `value` where the job has such roles."""
 
     rollout: RolloutEngine
     policy: Policy

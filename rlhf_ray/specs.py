@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.algorithm_table import OldLogprobs
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
 from rlhf_ray.config.rewards import RewardConfig, ShapingConfig
 from rlhf_ray.config.rollout import RolloutConfig
@@ -25,12 +26,14 @@ class PolicySpec:
     Attributes:
         temperature: Of sampling; divides the logits here too.
         max_new_tokens: Divides sequences under reduction `constant`.
+        old_logprobs: Where those of the policy at the start of a step come from.
         total_steps: Optimiser steps of the run.
         replay_folder: Where experience goes whose update was not finite.
     """
 
     learner: LearnerConfig
     algorithm: AlgorithmConfig
+    old_logprobs: OldLogprobs = "trainer"
     temperature: float
     max_new_tokens: int
     total_steps: int
@@ -108,10 +111,12 @@ class ExperienceSpec:
     """What of the configuration decides about advantages.
 
     Attributes:
+        old_logprobs: As in `PolicySpec`.
         reward_weights: Factor of each reward, by name.
     """
 
     algorithm: AlgorithmConfig
+    old_logprobs: OldLogprobs = "trainer"
     shaping: ShapingConfig
     max_new_tokens: int
     reward_weights: Mapping[str, float]

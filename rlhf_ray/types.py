@@ -54,8 +54,27 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What the policy said at a stretch in an environment, and what came of it.
+
+    Attributes:
+        num_tokens: Of the policy's own, at least 1.
+        reward: The environment's, for this turn; the turn's last own token carries it.
+        num_calls: Of tools, those that failed included.
+        num_failed_calls: Calls that could not be read, or whose tool raised or took too long.
+        environment_s: What the environment took to answer it.
+    """
+
+    num_tokens: int
+    reward: float = 0.0
+    num_calls: int = 0
+    num_failed_calls: int = 0
+    environment_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """One sampled response to one prompt.
+    """One sampled response to one prompt; in an environment, all turns and what stands between.
 
     Attributes:
         prompt: What was answered.
@@ -63,13 +82,18 @@ class Rollout:
             drawn again is another draw. All samples of a draw are a group.
         sample: Index among the draw's samples, 0 to G - 1.
         response_ids_T: Tokens after the prompt, the end token included where the policy wrote one.
+            The last one is the policy's own.
         logprobs_T: Log-probability (nats) of each response token under the engine's weights and
-            temperature at the time it was sampled.
-        versions_T: Version of the weights that sampled each token.
-        action_mask_T: False for tokens that the policy did not write (a tool's answer).
+            temperature at the time it was sampled; 0 for tokens that it did not sample.
+        versions_T: Version of the weights that sampled each token; -1 for those that none did.
+        action_mask_T: True for the policy's own tokens, False for others (a tool's answer).
         finish_reason: `stop` (end token or stop string) or `length` (cut off).
         text: What the response adds to the text of its prompt: both are decoded together, special
             tokens as sampled, and cut at the border. The token that ended it is no part of it.
+        turns: In an environment, in their order; their tokens are all of the policy's own. Empty
+            without one.
+        messages: What was said after the prompt, turn by turn: each a `role` and `content`. Empty
+            without an environment.
     """
 
     prompt: Prompt
@@ -81,11 +105,23 @@ class Rollout:
     action_mask_T: BoolArray
     finish_reason: FinishReason
     text: str
+    turns: tuple[Turn, ...] = ()
+    messages: tuple[Mapping[str, str], ...] = ()
 
     @property
     def num_tokens(self) -> int:
         """Prompt and response tokens together."""
         return len(self.prompt.token_ids_T) + len(self.response_ids_T)
+
+    @property
+    def own_ids_T(self) -> IntArray:
+        """The response's tokens that the policy wrote."""
+        return self.response_ids_T[self.action_mask_T]
+
+    @property
+    def environment_reward(self) -> float | None:
+        """Sum over turns; None without an environment."""
+        return sum(turn.reward for turn in self.turns) if self.turns else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +130,10 @@ class RolloutSummary:
 
     Attributes:
         sample: Index among the draw's samples.
-        version_sum: Of the versions that sampled its response's tokens.
+        num_action_tokens: Of the response, those that the policy wrote.
+        version_min: Of the versions that sampled the policy's own tokens, as are the other two.
+        environment_reward: Sum over its turns; None without an environment, where all else of one
+            is 0.
     """
 
     sample: int
@@ -105,6 +144,11 @@ class RolloutSummary:
     version_min: int
     version_max: int
     version_sum: int
+    environment_reward: float | None = None
+    num_turns: int = 0
+    num_calls: int = 0
+    num_failed_calls: int = 0
+    environment_s: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -116,16 +160,17 @@ class RolloutSummary:
 class Experience:
     """A rollout with everything that a policy or value update needs.
 
-    All arrays have the length of `rollout.response_ids_T`.
+    All arrays have the length of `rollout.response_ids_T`; what stands for tokens that are not the
+    policy's own is not looked at.
 
     Attributes:
         rollout: Tokens and behaviour log-probabilities.
-        old_logprobs_T: Log-probabilities under the trainer's policy before this step's update.
+        old_logprobs_T: Log-probabilities under the policy before this step's update; zeros where
+            its own pass has them (`algorithm.old_logprobs`).
         reference_logprobs_T: Under the reference model; zeros where no KL is asked for.
         values_T: The critic's estimate before the update; zeros without a critic.
         advantages_T: Final advantages, normalised.
         returns_T: Targets of the critic; zeros without one.
-        correction_T: Weight of each token's loss that corrects for engine and trainer disagreeing.
     """
 
     rollout: Rollout
@@ -134,7 +179,6 @@ class Experience:
     values_T: FloatArray
     advantages_T: FloatArray
     returns_T: FloatArray
-    correction_T: FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,11 @@ class FakeRowReference(FakeRole):
 
 
 class FakeSupervisedRole(FakeRole):
+    async def answer_logps(
+        self, rows: Sequence[Ranking | LabelledAnswer]
+    ) -> list[tuple[float, ...]]:
+        raise LoopOnly
+
     async def hardware(self) -> Hardware:
         raise LoopOnly
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
@@ -33,10 +33,13 @@ def put(value: T) -> T:
 
 
 class ComputingActor(Protocol):
-    """An actor that computes in turn with those on the same GPU."""
+    """An actor that computes in turn with those on the same GPU or the same cores."""
 
     def free_memory(self) -> None:
         """Give back what its passes took."""
+
+    def use_threads(self, number: int) -> None:
+        """Compute with so many from now on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,8 @@ class RoleHandle(Generic[A]):
         incarnation: Counts up whenever other actors come.
         busy: Runs while any of them is asked something.
         gpu_turns: Which of the roles on the same GPUs computes; None where no other role does.
+        core_turns: The same of each node where it computes on CPUs, and how many cores it takes.
+        threads: Of each actor.
     """
 
     names: list[str]
@@ -77,6 +82,8 @@ class RoleHandle(Generic[A]):
     spec: Any
     hosted: Hosted | None
     gpu_turns: Turns | None = None
+    core_turns: Sequence[tuple[Turns, int]] = ()
+    threads: int = 1
 
     def __init__(self, name: str, actors: Mapping[str, Any] | None = None) -> None:
         """Take actors that were started, by their names."""
@@ -90,7 +97,7 @@ class RoleHandle(Generic[A]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process, or a later one, begins with a clock and turns of its own."""
-        own = {"busy", "gpu_turns", "_open"}
+        own = {"busy", "gpu_turns", "core_turns", "_open"}
         return {key: self.__dict__[key] for key in self.__dict__.keys() - own}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -108,7 +115,8 @@ class RoleHandle(Generic[A]):
         role: RoleHandle[A] = RoleHandle(self.name)
         role.replace({**dict(zip(self.names, self.actors, strict=True)), **actors}, spec=self.spec)
         role.incarnation = self.incarnation + 1
-        role.busy, role.gpu_turns = self.busy, self.gpu_turns
+        role.busy, role.threads = self.busy, self.threads
+        role.gpu_turns, role.core_turns = self.gpu_turns, self.core_turns
         return role
 
     def give_way_to(self, successor: RoleHandle[A]) -> None:
@@ -153,21 +161,25 @@ class RoleHandle(Generic[A]):
         return ask
 
     def call_in_parts(
-        self, method: Callable[Concatenate[A, P], tuple[T, Any]], *, timeout_s: float
-    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, Any]]]]:
-        """As `call`, of a method that returns two things: the second stays where it is.
+        self,
+        method: Callable[Concatenate[A, P], tuple[T, *tuple[Any, ...]]],
+        *,
+        timeout_s: float,
+        num_parts: int = 2,
+    ) -> Callable[P, Coroutine[Any, Any, list[tuple[T, *tuple[Any, ...]]]]]:
+        """As `call`, of a method that returns several things: all but the first stay where it is.
 
-        What comes back is the first and a reference to the second.
+        What comes back is the first and references to the others.
         """
 
-        async def ask(*arguments: P.args, **keywords: P.kwargs) -> list[tuple[T, Any]]:
-            pairs = [
-                self.start(method, rank, num_returns=2)(*arguments, **keywords)
+        async def ask(*arguments: P.args, **keywords: P.kwargs) -> list[tuple[T, *tuple[Any, ...]]]:
+            parts = [
+                self.start(method, rank, num_returns=num_parts)(*arguments, **keywords)
                 for rank in range(len(self))
             ]
-            firsts = [first for first, _ in pairs]
+            firsts = [first for first, *_ in parts]
             answers = await self.answers(firsts, method.__name__, timeout_s=timeout_s)
-            return [(answer, second) for answer, (_, second) in zip(answers, pairs, strict=True)]
+            return [(answer, *others) for answer, (_, *others) in zip(answers, parts, strict=True)]
 
         return ask
 
@@ -238,20 +250,32 @@ class RoleHandle(Generic[A]):
         calls = [call for call in self._open if rank in call.ranks]
         return "".join(f", {c.operation} for {now_s - c.since_s:.0f} s" for c in calls)
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether another role waits for the GPUs or cores that this one shares."""
+        shared = [turns for turns, _ in self.core_turns]
+        return any(turns.are_waited_for for turns in (self.gpu_turns, *shared) if turns)
+
     @asynccontextmanager
     async def turn(self, *, timeout_s: float) -> AsyncIterator[None]:
-        """What is inside computes, no call longer than `timeout_s`; alone where GPUs are shared.
+        """What is inside computes, no call longer than `timeout_s`.
 
-        The memory of its passes is given back before the next one's turn: PyTorch would keep it for
-        the process that had it.
+        It is alone where GPUs are shared; on CPUs it has the cores that its threads need. The
+        GPUs' memory of its passes is given back before the next one's turn: PyTorch would keep it
+        for the process that had it.
 
         Raises:
             DeadlineError: The turns of the others did not end in time.
         """
+        at_most_s = MOST_CALLS * timeout_s
         if self.gpu_turns is None:
-            yield
+            async with AsyncExitStack() as cores:
+                for turns, number in self.core_turns:  # by their nodes: nobody waits in a circle
+                    turn = turns.turn(self.name, at_most_s=at_most_s, takes=number)
+                    await cores.enter_async_context(turn)
+                yield
             return
-        async with self.gpu_turns.turn(self.name, at_most_s=MOST_CALLS * timeout_s):
+        async with self.gpu_turns.turn(self.name, at_most_s=at_most_s):
             yield
             computing: RoleHandle[Any] = self
             await computing.call(ComputingActor.free_memory, timeout_s=timeout_s)()

@@ -53,12 +53,14 @@ class RoleSpec:
             default, which is one thread.
         reserves_memory: Whether it takes its GPUs' memory when it starts, instead of computing in
             turn.
+        works_beside: Whether it computes while other roles do: on CPUs both then have fewer cores.
     """
 
     actor_class: type[RoleActor]
     beside: str = ""
     max_calls: int | None = None
     reserves_memory: bool = False
+    works_beside: bool = False
 
     def argument(self, timeouts: TimeoutConfig) -> Any:
         """The third of what an actor is made from: seconds to wait for what others leave to it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -18,27 +19,28 @@ class Turns:
 
     Attributes:
         on: What they share.
-        holders: Whose turn it is, by its place: 0 to `at_a_time - 1`.
+        places: How many there are.
+        holders: Whose turn it is, by each of its places: 0 to `places - 1`.
     """
 
-    def __init__(self, at_a_time: int = 1, *, on: str = "the GPUs it shares") -> None:
+    def __init__(self, places: int = 1, *, on: str = "the GPUs it shares") -> None:
         """Nobody's turn."""
-        self.on, self.holders = on, dict[int, str]()
-        self._places = list(range(at_a_time))
-        self._free = asyncio.Semaphore(at_a_time)
+        self.places, self.on, self.holders = places, on, dict[int, str]()
+        self._free = list(range(places))
+        self._waiting = deque[tuple[int, asyncio.Future[list[int]]]]()
         self._ahead_s: list[float] = []
 
     @property
     def are_waited_for(self) -> bool:
         """Whether anybody waits."""
-        return len(self._ahead_s) > len(self.holders)
+        return any(not future.cancelled() for _, future in self._waiting)
 
     @asynccontextmanager
-    async def turn(self, who: str, *, at_most_s: float) -> AsyncIterator[int]:
+    async def turn(self, who: str, *, at_most_s: float, takes: int = 1) -> AsyncIterator[int]:
         """What is inside is done while it is one's turn, in `at_most_s` by its own deadlines.
 
         Every turn has a deadline of its own, so the wait for one has the sum of those before it.
-        What comes is the place, which nobody else has meanwhile.
+        What comes is the place, which nobody else has meanwhile; the first of those that it takes.
 
         Raises:
             DeadlineError: The turns before did not end; names those that have them.
@@ -48,24 +50,49 @@ class Turns:
         try:
             try:
                 async with asyncio.timeout(wait_s):
-                    await self._free.acquire()
+                    places = await self._take(min(takes, self.places))
             except TimeoutError as error:
                 raise DeadlineError.of(
                     f"{who}'s turn on {self.on}",
-                    ", ".join(self.holders.values()) or "the one before",
+                    ", ".join(dict.fromkeys(self.holders.values())) or "the one before",
                     age_s=time.monotonic() - started_s,
                     timeout_s=wait_s,
                 ) from error
-            place = self._places.pop()
-            self.holders[place] = who
+            self.holders.update(dict.fromkeys(places, who))
             try:
-                yield place
+                yield places[0]
             finally:
-                del self.holders[place]
-                self._places.append(place)
-                self._free.release()
+                for place in places:
+                    del self.holders[place]
+                self._give(places)
         finally:
             self._ahead_s.remove(at_most_s)
+
+    async def _take(self, number: int) -> list[int]:
+        """So many free places; whoever came before has had its own."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((number, future))
+        self._serve()
+        try:
+            places: list[int] = await future
+        except asyncio.CancelledError:
+            # Served and gone nevertheless; or gone before, and whoever is next may need less.
+            self._give([] if future.cancelled() else future.result())
+            raise
+        return places
+
+    def _give(self, places: list[int]) -> None:
+        self._free += places
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting:
+            number, future = self._waiting[0]
+            if not future.cancelled():
+                if len(self._free) < number:
+                    return
+                future.set_result([self._free.pop() for _ in range(number)])
+            self._waiting.popleft()
 
 
 class BusyClock:

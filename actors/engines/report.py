@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from actors.weights.segment import SegmentPlace, mapped
+from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.usage import peak_memory_gb
+
+logger = logging.getLogger(__name__)
 
 
 class EngineLoad:
@@ -66,7 +71,7 @@ class EngineLoad:
 
 
 class WorkerReport:
-    """What each of vLLM's worker processes tells; vLLM mixes it into their class.
+    """What each of vLLM's worker processes tells and does; vLLM mixes it into their class.
 
     Named in the engine's arguments as `worker_extension_cls`.
     """
@@ -74,6 +79,20 @@ class WorkerReport:
     def report_peak_memory_gb(self) -> float:
         """Of this worker, which holds weights and KV cache."""
         return peak_memory_gb()
+
+    def can_read(self, place: dict[str, int]) -> bool:
+        """Whether it can read memory of another process (a `SegmentPlace`)."""
+        try:
+            mapped(SegmentPlace(**place))
+        except RunError as error:
+            logger.warning("%s", error)
+            return False
+        return True
+
+    def use_adapter(self) -> None:
+        """Answer with the adapter that was published last."""
+        worker: Any = self
+        worker.weight_transfer_engine.use_adapter()
 
 
 def engine_stat_logger() -> Any:
@@ -83,4 +102,13 @@ def engine_stat_logger() -> Any:
 
     # vLLM takes Ray for missing where Ray Serve is, though it only asks that for a replica's id.
     ray_wrappers.ray_metrics = ray.util.metrics
-    return ray_wrappers.RayPrometheusStatLogger
+
+    class Logger(ray_wrappers.RayPrometheusStatLogger):
+        def record(self, scheduler_stats: Any, iteration_stats: Any, *more: Any, **by: Any) -> None:
+            if iteration_stats is not None:
+                # An observation a token, each through Ray's checks of values and tags; nobody reads
+                # a rollout token by token.
+                iteration_stats.inter_token_latencies_iter = []
+            super().record(scheduler_stats, iteration_stats, *more, **by)
+
+    return Logger

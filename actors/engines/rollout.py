@@ -7,8 +7,11 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from actors.cluster.gpus import require_engine
 from actors.cluster.network import use_cluster_network
@@ -19,6 +22,7 @@ from actors.engines.samples import Ending
 from actors.engines.sampling import SamplingEngine
 from actors.engines.spec import EngineSpec, engine_arguments, engine_environment, outlive_actor
 from actors.weights.bucket import Bucket
+from actors.weights.segment import SegmentPlace, SegmentRing, SharedBucket
 from rlhf_ray.errors import RlhfRayError, RunError
 from rlhf_ray.roles import EnginePart, GenerationRequest, SleepLevel
 from rlhf_ray.types import Prompt
@@ -36,6 +40,7 @@ class RolloutReplica(SamplingEngine):
         exchange: The deadline of an exchange of weights, while there is one; it holds `scheduler`.
         exchange_s: Of each of its calls.
         started_on: The event loop on which the engine answers, once it is started.
+        segments: Where buckets lie that came from another node.
     """
 
     started_on: asyncio.AbstractEventLoop | None = None
@@ -53,6 +58,7 @@ class RolloutReplica(SamplingEngine):
         self.load = EngineLoad()
         self.exchange: asyncio.TimerHandle | None = None
         self.exchange_s = ANSWER_S
+        self.segments = SegmentRing()
 
     async def start(self) -> None:
         """Load the model and start vLLM's processes.
@@ -124,10 +130,10 @@ class RolloutReplica(SamplingEngine):
         peaks_gb = await self.ask_workers("report_peak_memory_gb")
         return {"peak_gb": max(peaks_gb), **self.load.take()}
 
-    async def ask_workers(self, method: str) -> list[Any]:
+    async def ask_workers(self, method: str, *arguments: Any) -> list[Any]:
         """What each of vLLM's workers, or our extension of them, answers to a method."""
         asked: list[Any] = await self.ask(
-            "collective_rpc", method, timeout=ANSWER_S, timeout_s=ANSWER_S
+            "collective_rpc", method, args=arguments, timeout=ANSWER_S, timeout_s=ANSWER_S
         )
         return asked
 
@@ -141,6 +147,15 @@ class RolloutReplica(SamplingEngine):
             WeightTransferInitRequest(init_info=dict(init_info)),
             timeout_s=timeout_s,
         )
+
+    async def reads_memory(self, node_id: str, place: SegmentPlace) -> bool:
+        """Whether its workers are on this node of Ray's, and can read memory of the process."""
+        if node_id != ray.get_runtime_context().get_node_id():
+            return False
+        can_read = all(await self.ask_workers("can_read", asdict(place)))
+        if not can_read:
+            logger.warning("%s gets weights through Ray, though they are on its node", self.name)
+        return can_read
 
     async def start_weight_update(self, timeout_s: float, keeps_cache: bool) -> None:
         """Freeze running requests where they are and make the model ready for new weights.
@@ -161,29 +176,42 @@ class RolloutReplica(SamplingEngine):
         self.sleeping.has_model = False
         await self.change("start_weight_update", timeout_s=timeout_s)
 
-    async def update_weights(self, update: Bucket | Mapping[str, Any]) -> None:
-        """Take one bucket, or let vLLM's own backend receive what `update` describes."""
+    async def update_weights(self, update: SharedBucket | Bucket | Mapping[str, Any]) -> None:
+        """Load one bucket, or let vLLM's own backend receive what `update` describes."""
+        if isinstance(update, Bucket):  # from another node; workers read this process's memory
+            segment = self.segments.next(len(update.data))
+            segment.data[: len(update.data)] = update.data
+            await self.update_weights(SharedBucket.of(update, segment))
+            return
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        if isinstance(update, Bucket):
-            update = {
-                "names": update.names,
-                "dtype_names": update.dtype_names,
-                "shapes": update.shapes,
-                "data": update.data.tobytes(),
-            }
-        request = WeightTransferUpdateRequest(update_info=dict(update))
+        info = asdict(update) if isinstance(update, SharedBucket) else dict(update)
+        request = WeightTransferUpdateRequest(update_info=info)
         await self.change("update_weights", request, timeout_s=self.exchange_s)
 
-    async def finish_weight_update(self, version: int) -> int:
-        """Use the new weights and let requests go on; returns the version as acknowledgement."""
+    async def base_name(self) -> str:
+        """What the weights are called that its adapter changes; empty where it has none."""
+        return self.base
+
+    async def finish_weight_update(self, version: int, base: str) -> int:
+        """Use the new weights and let requests go on; returns the version as acknowledgement.
+
+        Args:
+            version: Of what came.
+            base: What the weights are called that the adapter which came changes; empty where none
+                came.
+        """
         timeout_s = self.exchange_s
         await self.change("finish_weight_update", weight_version=str(version), timeout_s=timeout_s)
-        self.version, self.sleeping.has_model = version, True
+        if base:
+            call = {"timeout": timeout_s, "timeout_s": timeout_s}
+            await self.change("collective_rpc", "use_adapter", **call)
+        self.version, self.base, self.sleeping.has_model = version, base, True
         self.num_publications += 1
         if not self.sleeping.asleep:  # else waking the cache resumes
             await self.change("resume_generation", timeout_s=timeout_s)
         self._end_exchange()
+        self.segments.close()
         return self.version
 
     def fail(self, fault: str) -> None:
@@ -198,7 +226,12 @@ class RolloutReplica(SamplingEngine):
             self.scheduler.release()
 
     async def sleep(self, level: SleepLevel, timeout_s: float) -> None:
-        """Give the GPU's memory to whoever shares it; see `EngineSleep`."""
+        """Give the GPU's memory to whoever shares it; see `EngineSleep`.
+
+        Weights under adapters are kept on the host: no publication brings them again.
+        """
+        if self.spec.adapter_rank:
+            level = 1
         async with self.scheduling("sleep", timeout_s):
             await self.sleeping.sleep(level, timeout_s=timeout_s)
 

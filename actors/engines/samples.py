@@ -73,7 +73,22 @@ def sampling_params(request: GenerationRequest, seed: int, ending: Ending) -> Sa
         ignore_eos=ending.ignore_eos,
         detokenize=bool(ending.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # nobody else has them
     )
+
+
+def rollouts_of(
+    request: GenerationRequest, outputs_G: Sequence[Any], ending: Ending, tokenizer: Any
+) -> list[Rollout]:
+    """All samples of a draw, from vLLM's `RequestOutput` of each.
+
+    Raises:
+        RunError: vLLM ended one of the requests.
+    """
+    return [
+        rollout_of(request, sample, output.outputs[0], ending, tokenizer)
+        for sample, output in enumerate(outputs_G)
+    ]
 
 
 def rollout_of(
@@ -117,13 +132,19 @@ def versions_of(output: Any) -> IntArray:
 
 def summarize(rollout: Rollout) -> RolloutSummary:
     """What the controller may know of a rollout."""
+    own_versions_T = rollout.versions_T[rollout.action_mask_T]
     return RolloutSummary(
         sample=rollout.sample,
         num_prompt_tokens=len(rollout.prompt.token_ids_T),
         num_response_tokens=len(rollout.response_ids_T),
-        num_action_tokens=int(rollout.action_mask_T.sum()),
+        num_action_tokens=len(own_versions_T),
         finish_reason=rollout.finish_reason,
-        version_min=int(rollout.versions_T.min()),
-        version_max=int(rollout.versions_T.max()),
-        version_sum=int(rollout.versions_T.sum()),
+        version_min=int(own_versions_T.min()),
+        version_max=int(own_versions_T.max()),
+        version_sum=int(own_versions_T.sum()),
+        environment_reward=rollout.environment_reward,
+        num_turns=len(rollout.turns),
+        num_calls=sum(turn.num_calls for turn in rollout.turns),
+        num_failed_calls=sum(turn.num_failed_calls for turn in rollout.turns),
+        environment_s=sum(turn.environment_s for turn in rollout.turns),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.engines.calls import ANSWER_S, EngineCalls
-from actors.engines.samples import NO_VERSION, Ending, rollout_of, sampling_params, summarize
+from actors.engines.samples import NO_VERSION, Ending, rollouts_of, sampling_params, summarize
 from actors.engines.sleep import EngineSleep
+from actors.weights.adapter import adapter_request
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
@@ -49,6 +51,7 @@ class SamplingEngine(EngineCalls):
     Attributes:
         tokenizer: Of the model.
         version: Of the weights that the engine has.
+        base: What those are called that its adapter changes; empty where it has none.
         num_publications: To it, of this job and those before.
         running: Names of the requests that vLLM may still have.
         groups: By their draws, until they are dropped.
@@ -56,6 +59,7 @@ class SamplingEngine(EngineCalls):
 
     tokenizer: Any = None
     version = NO_VERSION
+    base = ""
 
     def __init__(self, name: str) -> None:
         """Nothing asked so far."""
@@ -64,6 +68,7 @@ class SamplingEngine(EngineCalls):
         self.running: set[str] = set()
         self.groups: dict[int, Sampling] = {}
         self.sleeping = EngineSleep(name, self.change)
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
 
     async def admit(
         self,
@@ -164,18 +169,13 @@ class SamplingEngine(EngineCalls):
         timeout_s: float,
     ) -> list[Rollout]:
         """All samples of a draw; where one fails, the others are ended as well."""
-        answers = [
-            asyncio.ensure_future(self._finished(*one, timeout_s=timeout_s))
-            for one in collectors.items()
-        ]
         try:
-            return [
-                rollout_of(group.request, sample, output.outputs[0], ending, self.tokenizer)
-                for sample, output in enumerate(await asyncio.gather(*answers))
-            ]
+            outputs_G = await self._finished(collectors, timeout_s=timeout_s)
+            # Texts take a while, in which the engine's own outputs must not wait.
+            return await asyncio.get_running_loop().run_in_executor(
+                self._reader, rollouts_of, group.request, outputs_G, ending, self.tokenizer
+            )
         except Exception:
-            for answer in answers:
-                answer.cancel()
             await self._end(group.request_ids)
             raise
 
@@ -196,25 +196,38 @@ class SamplingEngine(EngineCalls):
         timeout_s: float,
     ) -> Any:
         """What the request's output comes from."""
+        from vllm.inputs.engine import tokens_input
+
         # The salt keeps a prefix that older weights cached from being taken for these ones'. Their
         # version would not do: other jobs, and a run that goes on, have the same numbers.
         salt = f"publication-{self.num_publications}"
-        prompt: Any = {"prompt_token_ids": list(token_ids_T), "cache_salt": salt}
+        # As vLLM has it once it has read a prompt, for which it would go to a thread and back.
+        prompt = tokens_input(list(token_ids_T), cache_salt=salt)
+        adapter = {"lora_request": adapter_request()} if self.base else {}
         return await self.ask(
-            "add_request", request_id, prompt, params, priority=priority, timeout_s=timeout_s
+            "add_request",
+            request_id,
+            prompt,
+            params,
+            priority=priority,
+            timeout_s=timeout_s,
+            **adapter,
         )
 
-    async def _finished(self, request_id: str, collector: Any, *, timeout_s: float) -> Any:
-        operation = f"the answer to {request_id}"
+    async def _finished(self, collectors: Mapping[str, Any], *, timeout_s: float) -> list[Any]:
+        """The outputs of requests that are answered together, in order."""
+        operation, outputs = f"the answer to {next(iter(collectors), 'nothing')}", []
         async with (
             deadline(timeout_s, actor=self.name, operation=operation),
             self.usable(operation),
         ):
-            output = await collector.get()
-            while not output.finished:
+            for request_id, collector in collectors.items():
                 output = await collector.get()
-        self.running.discard(request_id)
-        return output
+                while not output.finished:
+                    output = await collector.get()
+                self.running.discard(request_id)
+                outputs.append(output)
+        return outputs
 
     async def _end(self, request_ids: Iterable[str]) -> None:
         if ended := self.running & set(request_ids):
@@ -225,38 +238,37 @@ class SamplingEngine(EngineCalls):
     async def logprobs(self, rollouts: Sequence[Rollout], timeout_s: float) -> list[FloatArray]:
         """Log-probabilities that the current weights give to the tokens of finished rollouts.
 
-        At temperature 1, whatever is sampled at: vLLM never divides the logits of a prompt.
+        At temperature 1, whatever is sampled at: vLLM never divides the logits of a prompt. Where
+        nothing else runs they begin together, as they do in `admit`: the same ones have the same
+        bits, whatever the number of threads.
         """
-        self.require_usable("log-probabilities")
-        self.sleeping.require_model("asked for log-probabilities")
-        scores = [
-            self._score(
-                (*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist()),
-                num_given=len(rollout.prompt.token_ids_T),
-                timeout_s=timeout_s,
-            )
-            for rollout in rollouts
-        ]
-        return list(await asyncio.gather(*scores))
-
-    async def _score(
-        self, token_ids_T: tuple[int, ...], *, num_given: int, timeout_s: float
-    ) -> FloatArray:
         from vllm import SamplingParams
 
+        self.require_usable("log-probabilities")
+        self.sleeping.require_model("asked for log-probabilities")
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        request_id = self._new_name("probe")
+        collectors: dict[str, Any] = {}
         try:
-            collector = await self._add(request_id, token_ids_T, params, PROBE, timeout_s=timeout_s)
-            output = await self._finished(request_id, collector, timeout_s=timeout_s)
+            async with nullcontext() if self.running else self.paused(timeout_s):
+                for rollout in rollouts:
+                    ids_T = (*rollout.prompt.token_ids_T, *rollout.response_ids_T.tolist())
+                    request_id = self._new_name("probe")
+                    adding = self._add(request_id, ids_T, params, PROBE, timeout_s=timeout_s)
+                    collectors[request_id] = await adding
+            finished = await self._finished(collectors, timeout_s=timeout_s)
         finally:
-            await self._end([request_id])
-        return np.asarray(
-            [
-                position[token].logprob
-                for position, token in zip(
-                    output.prompt_logprobs[num_given:], token_ids_T[num_given:], strict=True
-                )
-            ],
-            dtype=np.float32,
-        )
+            await self._end(collectors)
+        return [
+            _given_logprobs(output, rollout)
+            for output, rollout in zip(finished, rollouts, strict=True)
+        ]
+
+
+def _given_logprobs(output: Any, rollout: Rollout) -> FloatArray:
+    """Of a response's tokens, from what vLLM says of all tokens that it was given."""
+    behind_prompt = output.prompt_logprobs[len(rollout.prompt.token_ids_T) :]
+    response_ids_T = rollout.response_ids_T.tolist()
+    return np.asarray(
+        [at[token].logprob for at, token in zip(behind_prompt, response_ids_T, strict=True)],
+        dtype=np.float32,
+    )

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from typing import Any
 
+from rlhf_ray.config.publication import ADAPTER_RANKS
 from rlhf_ray.config.rollout import EngineConfig
 
 TRACKER_START_S = 60.0
+CPU_BLOCK_TOKENS = 32
 
 # The parent ends at once, so that the tracker is nobody's child.
 _TRACKER = """
@@ -38,6 +40,7 @@ class EngineSpec:
         max_model_len: Prompt and response tokens together.
         weight_backend: vLLM's name of the weight-transfer engine.
         sleeps: Whether its GPUs serve another role between rollouts.
+        adapter_rank: Of the adapter that weights come with; 0 where it is merged into them.
     """
 
     model_path: str = field(compare=False)
@@ -50,6 +53,7 @@ class EngineSpec:
     num_gpus: int
     weight_backend: str
     sleeps: bool
+    adapter_rank: int = 0
 
 
 def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
@@ -81,6 +85,9 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "disable_log_stats": True,
         "worker_extension_cls": "actors.engines.report.WorkerReport",
     }
+    if rank := spec.adapter_rank:
+        arguments["enable_lora"] = True
+        arguments["max_lora_rank"] = min(room for room in ADAPTER_RANKS if room >= rank)
     if spec.num_gpus > 1:
         # Inside a placement group vLLM would take Ray and wait for GPUs that this actor holds.
         arguments["distributed_executor_backend"] = "mp"
@@ -88,13 +95,29 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         arguments["gpu_memory_utilization"] = engine.gpu_memory_share
         arguments["enable_sleep_mode"] = spec.sleeps
     else:
-        arguments["enforce_eager"] = True
-        arguments["kv_cache_memory_bytes"] = int(engine.kv_cache_gb * 2**30)
-        # A seeded request whose prompt is prefilled in chunks makes vLLM's CPU backend fail ("CPU
-        # Generator does not use offset"), so prompts are prefilled whole, many at a time.
-        arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(engine.max_num_batched_tokens, spec.max_model_len)
+        arguments |= _on_cpu(spec)
     return arguments | engine.engine
+
+
+def _on_cpu(spec: EngineSpec) -> dict[str, Any]:
+    engine = spec.engine
+    return {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": int(engine.kv_cache_gb * 2**30),
+        # Samples of a prompt share its whole blocks, and vLLM's own size (128) is longer than most
+        # prompts. Its CPU kernels take multiples of 32.
+        "block_size": CPU_BLOCK_TOKENS,
+        # Discarding what a seeded request draws at the end of a chunk makes vLLM's CPU backend fail
+        # ("CPU Generator does not use offset"), so prompts are prefilled whole, many at a time.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(engine.max_num_batched_tokens, spec.max_model_len),
+        # The worker in the engine's own process: with one of its own, each of the two spins while
+        # the other works, on cores that the model could use. By its path, because vLLM makes two
+        # processes of what is called `uni` on a CPU.
+        "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+        "worker_cls": "actors.engines.cpu_worker.FusedWorker",
+        "scheduler_cls": "actors.engines.cpu_scheduler.FinalLogprobsScheduler",
+    }
 
 
 def engine_environment(spec: EngineSpec) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.cluster.deadline import get
 from actors.pool.state import Place, PoolState, in_order
 from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.cpus import usable_cores
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.planning.groups import GroupPlan, Node, check_resources, describe, plan_groups
@@ -147,6 +148,16 @@ def snapshot() -> list[Node]:
         for entry in ray.nodes()
         if entry["Alive"]
     ]
+
+
+def cores() -> dict[str, int]:
+    """Of every node, by its id; here no more than this machine has, whatever Ray was told."""
+    found, here = {}, ray.util.get_node_ip_address()
+    for entry in ray.nodes():
+        promised = int(entry["Resources"].get("CPU", 0))
+        is_here = entry["NodeManagerAddress"] == here
+        found[entry["NodeID"]] = max(1, min(promised, usable_cores()) if is_here else promised)
+    return found
 
 
 def addresses() -> dict[str, str]:

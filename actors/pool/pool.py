@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_handle import ComputingActor, RoleHandle
 from actors.cluster.role_spec import RoleActor, RoleSpec
 from actors.cluster.turns import BusyClock, Turns
 from actors.pool import placement, processes
@@ -24,6 +24,7 @@ from actors.pool.state import PoolState
 from actors.pool.usage import usage_of
 from rlhf_ray.config.base import FailureConfig, GroupConfig, TimeoutConfig
 from rlhf_ray.errors import ActorDied, RlhfRayError
+from rlhf_ray.planning.cores import CoreShares, share_cores
 from rlhf_ray.roles import Metrics
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class Pool(ResidentModels):
 
     Attributes:
         gpu_turns: Of the roles that live on the same GPUs, by the role whose GPUs they are.
+        core_turns: Of the roles that compute on a node's CPU, by the node.
+        shares: Of the nodes' cores, in the job that runs.
         busy: Of each role and those beside it.
         restarts: Of roles whose actors died.
     """
@@ -57,6 +60,8 @@ class Pool(ResidentModels):
         self.name = name
         self.restarts = Restarts((failures or FailureConfig()).actor, self.restart)
         self.gpu_turns: dict[str, Turns] = {}
+        self.core_turns: dict[str, Turns] = {}
+        self.shares = CoreShares()
         self.busy: dict[str, BusyClock] = {}
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
@@ -75,11 +80,28 @@ class Pool(ResidentModels):
         ):
             self._remember()  # what outlives the job and no record names would be lost
 
+    def share_cores(self, specs: Mapping[str, RoleSpec]) -> None:
+        """Divide the cores of all nodes between the placed roles, of which these work in a job.
+
+        `start` of each of them goes by it.
+        """
+        groups = self.state.groups
+        self.shares = share_cores(
+            groups,
+            {role: [place.node_id for place in self.state.places_of(role)] for role in groups},
+            placement.cores(),
+            runs_ahead=any(spec.works_beside for spec in specs.values()),
+        )
+        self.core_turns = {
+            node: Turns(number, on="the cores of its node")
+            for node, number in self.shares.lent.items()
+        }
+
     async def start(self, role: str, spec: RoleSpec) -> RoleHandle[Any]:
         """A role's actors, started unless they run; those of another specification are replaced.
 
-        They compute in turn with the other roles that are placed on their GPUs. A role that is not
-        placed is a single actor without GPUs.
+        They compute in turn with the other roles that are placed on their GPUs, or on the CPUs of
+        their nodes. A role that is not placed is a single actor without GPUs.
 
         Raises:
             RunError: One died or missed its deadline; none is left.
@@ -98,14 +120,27 @@ class Pool(ResidentModels):
         handle.busy = self.busy.setdefault(spec.beside or role, handle.busy)
         host = "" if spec.reserves_memory else self.state.shared_host(role)
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
+        taken = self.shares.taken.get(role, {})
+        handle.core_turns = [(self.core_turns[node], number) for node, number in taken.items()]
+        if taken and handle.threads != self._threads(role, spec):
+            handle.threads = self._threads(role, spec)
+            use_threads = handle.call(ComputingActor.use_threads, timeout_s=self.timeouts.call_s)
+            await use_threads(handle.threads)
         return handle
+
+    def _threads(self, role: str, spec: RoleSpec) -> int:
+        """Of each of a role's actors."""
+        group = self.state.groups.get(spec.beside or role)
+        reserved = 1 if group is None else max(1, int(group.reserved_cpus))
+        return self.shares.threads.get(role, reserved)
 
     async def _start(self, role: str, spec: RoleSpec, handle: RoleHandle[Any]) -> None:
         if role in self.state.roles:
             await self.end(role)
         if spec.reserves_memory:  # it fails where others have it
             await self._offload_beside(role)
-        handle.replace(self._processes(role, spec), spec=spec)
+        handle.threads = self._threads(role, spec)
+        handle.replace(self._processes(role, spec, handle.threads), spec=spec)
         self.state.roles[role] = handle
         try:
             await self._join(handle, range(len(handle)))
@@ -115,17 +150,16 @@ class Pool(ResidentModels):
         self._remember()
 
     def _processes(
-        self, role: str, spec: RoleSpec, only: Sequence[int] | None = None
+        self, role: str, spec: RoleSpec, threads: int, only: Sequence[int] | None = None
     ) -> dict[str, Any]:
         """A role's actors in their places, by their names: all, or some."""
         placed = spec.beside or role
-        has_place = placed in self.state.groups
         return processes.start(
             f"{self.name}/{role}",
             spec,
             self.state.groups.get(role),
-            self.state.places_of(placed) if has_place else [],
-            cpus=self.state.groups[placed].cpus_per_rank if has_place else 1.0,
+            self.state.places_of(placed) if placed in self.state.groups else [],
+            threads=threads,
             timeouts=self.timeouts,
             lifetime=self._lifetime,
             only=only,
@@ -168,7 +202,7 @@ class Pool(ResidentModels):
         await self._names_are_free(names)
         if spec.reserves_memory:
             await self._offload_beside(role)
-        new = handle.successor(self._processes(role, spec, only=broken))
+        new = handle.successor(self._processes(role, spec, handle.threads, only=broken))
         try:
             # Ray gives a place away once the process that had it is gone.
             await new.call(RoleActor.health, timeout_s=self.timeouts.place_s)()

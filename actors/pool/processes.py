@@ -34,7 +34,7 @@ def start(
     group: GroupConfig | None,
     places: Sequence[Place],
     *,
-    cpus: float,
+    threads: int,
     timeouts: TimeoutConfig,
     lifetime: Mapping[str, str],
     only: Sequence[int] | None = None,
@@ -42,7 +42,7 @@ def start(
     """Start a role's actors, or `only` some, which are asked for nothing yet; by their names.
 
     A role without a `group` is a single actor without GPUs: in the first of `places`, or on any
-    node. Each may use `cpus` threads. `lifetime` are Ray's options of what outlives this process.
+    node. Each computes with `threads`. `lifetime` are Ray's options of what outlives this process.
     """
     limits: dict[str, Any] = {"concurrency_groups": {CONTROL_GROUP: CONTROL_THREADS}}
     if spec.max_calls is not None:
@@ -55,7 +55,7 @@ def start(
 
     if group is None:
         where = {"scheduling_strategy": strategy_of(places[0])} if places else {}
-        return {name: actor(name, environment(cpus, ()), num_cpus=0, **where)}
+        return {name: actor(name, environment(threads, ()), num_cpus=0, **where)}
     actors = {}
     for rank in range(len(places)) if only is None else only:
         place = places[rank]
@@ -63,8 +63,8 @@ def start(
         gpus = place.gpus if group.share or not group.gpus_per_rank else None
         actors[f"{name}/{rank}"] = actor(
             f"{name}/{rank}",
-            environment(cpus, gpus),
-            num_cpus=0 if group.share else group.cpus_per_rank,
+            environment(threads, gpus),
+            num_cpus=0 if group.share else group.reserved_cpus,
             num_gpus=0 if group.share else group.gpus_per_rank,
             scheduling_strategy=strategy_of(place),
         )
@@ -102,14 +102,14 @@ async def end(role: RoleHandle[Any]) -> None:
             ray.kill(actor)
 
 
-def environment(cpus: float, gpus: Sequence[str] | None) -> dict[str, str]:
+def environment(threads: int, gpus: Sequence[str] | None) -> dict[str, str]:
     """What must be set before torch is imported: threads, and the GPUs where Ray does not.
 
     With it goes what the driver was asked to hand on. Ray's runtime environment would do as well,
     but it is shown and logged, and there are secrets among these.
     """
-    threads = str(max(1, int(cpus)))
-    variables = _forwarded() | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    own = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    variables = _forwarded() | own
     if gpus is not None:  # Ray leaves all GPUs visible to an actor that asked for none
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     # DeepSpeed would decide by what it finds, and a role is where its configuration puts it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Concatenate, TypeVar
 
 from actors.cluster.role_handle import RoleHandle, put
 from rlhf_ray.config.base import ForwardConfig
@@ -68,18 +68,23 @@ class Pass:
 
 async def forward(
     ranks: RoleHandle[A],
-    method: Callable[[A, Pass], tuple[int, Any]],
+    method: Callable[Concatenate[A, Pass, ...], tuple[int, *tuple[Any, ...]]],
     groups: Sequence[RolloutGroup],
     config: ForwardConfig,
-    *,
+    *arguments: Any,
     timeout_s: float,
-) -> SampleArrays:
-    """An inference pass over groups; each rank leaves its arrays in the object store."""
+    num_arrays: int = 1,
+) -> list[SampleArrays]:
+    """An inference pass over groups; each rank leaves its arrays in the object store.
+
+    `method` takes the pass, `arguments`, and gives `num_arrays` of them, each by sample.
+    """
     work = Pass.over(groups, config, data_parallel_size=len(ranks))
     async with ranks.turn(timeout_s=timeout_s):
         # How many rows there are says that the arrays are there, which stay where they are.
-        answers = await ranks.call_in_parts(method, timeout_s=timeout_s)(put(work))
-    return [arrays for _, arrays in answers]
+        passed = ranks.call_in_parts(method, timeout_s=timeout_s, num_parts=1 + num_arrays)
+        answers = await passed(put(work), *arguments)
+    return [[arrays[index] for _, *arrays in answers] for index in range(num_arrays)]
 
 
 async def over_rows(

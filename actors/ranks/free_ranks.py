@@ -14,16 +14,17 @@ A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Roles that may share GPUs: policy, reference, reward, value. Each may have its turn before ours.
+# Roles that may share GPUs or cores: policy, reference, reward, value. Each may have its turn
+# before ours.
 _MOST_TURNS = 4
 
 
 class FreeRanks(Generic[A]):
     """One call a rank at a time, first come first served.
 
-    Where the role shares its GPUs, calls side by side are in one turn of the role. The next ones
-    join it as ranks get free, unless another role waits: then it ends with the calls that are in
-    it, and those that come later are in the role's next turn.
+    Where the role shares its GPUs or cores, calls side by side are in one turn of the role. The
+    next ones join it as ranks get free, unless another role waits: then it ends with the calls that
+    are in it, and those that come later are in the role's next turn.
     """
 
     def __init__(self, ranks: RoleHandle[A]) -> None:
@@ -61,9 +62,9 @@ class FreeRanks(Generic[A]):
 
     @asynccontextmanager
     async def _in_turn(self, timeout_s: float) -> AsyncIterator[None]:
-        at_most_s, roles = _MOST_TURNS * MOST_CALLS * timeout_s, self.ranks.gpu_turns
+        at_most_s = _MOST_TURNS * MOST_CALLS * timeout_s
         async with self._joins.turn(self.ranks.name, at_most_s=at_most_s):
-            if not self._num_in_turn or (roles is not None and roles.are_waited_for):
+            if not self._num_in_turn or self.ranks.is_waited_for:
                 turn = self.ranks.turn(timeout_s=timeout_s)
                 await turn.__aenter__()
                 self._turn = turn

@@ -10,13 +10,13 @@ from typing import Any, Generic, TypeVar
 from actors.cluster.role_handle import RoleHandle, put
 from actors.cluster.role_spec import RoleSpec
 from actors.cluster.run_files import RunFiles
-from actors.ranks.forward import over_rows
+from actors.ranks.forward import by_row, over_rows
 from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import Rank
-from rlhf_ray.config.base import LearnerConfig, TimeoutConfig
+from rlhf_ray.config.base import ForwardConfig, LearnerConfig, TimeoutConfig
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Evaluated, Hardware, Metrics, Ref
-from rlhf_ray.types import Ranking
+from rlhf_ray.types import LabelledAnswer, Ranking
 
 R = TypeVar("R", bound=HostingRank)
 T = TypeVar("T")
@@ -127,6 +127,18 @@ class TrainedGroup(RankGroup[R]):
         await self.files.clear(folder)
 
 
+async def answer_logps(
+    ranks: RoleHandle[Any],
+    rows: Sequence[Ranking | LabelledAnswer],
+    config: ForwardConfig,
+    *,
+    timeout_s: float,
+) -> list[tuple[float, ...]]:
+    """What the reference that ranks hold says of each of a row's answers; in row order."""
+    score = HostingRank.answer_logps
+    return by_row(*await over_rows(ranks, score, rows, config, timeout_s=timeout_s))
+
+
 class SupervisedGroup(TrainedGroup[Any]):
     """Learns from rows of a data set: SFT and DPO on the policy's ranks, or a reward model."""
 
@@ -139,6 +151,12 @@ class SupervisedGroup(TrainedGroup[Any]):
         [evaluated, *_] = await self._forward(HostingRank.evaluate, rows)
         assert evaluated is not None
         return evaluated
+
+    async def answer_logps(
+        self, rows: Sequence[Ranking | LabelledAnswer]
+    ) -> Sequence[tuple[float, ...]]:
+        """Of a policy without its adapter: log-probabilities (nats) of each row's answers."""
+        return await answer_logps(self.actors, rows, self.config, timeout_s=self.timeouts.call_s)
 
     async def score_answers(self, rows: Sequence[Ranking]) -> Sequence[tuple[float, ...]]:
         """The scores that a reward model in training gives each row's answers."""

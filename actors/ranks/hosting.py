@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.cluster.role_spec import control
-from actors.ranks.forward import Pass
 from actors.ranks.rank import Rank, free_memory, free_pinned_memory
 from actors.weights.held_model import HeldModel, in_reach, put_share
 from rlhf_ray.disk import room_for
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Evaluated, Hardware, Metrics
-from rlhf_ray.types import Ranking
+from rlhf_ray.types import LabelledAnswer, Ranking
 
 if TYPE_CHECKING:
     from rlhf_ray.learner.engine import EngineBuilder, Residency
@@ -127,10 +126,12 @@ class HostingRank(Rank):
         metrics: Metrics = self._to_train().update(rows, plan, *coefficients)
         return metrics
 
-    def logprobs(self, work: Pass) -> tuple[int, Any]:
-        """How many rows are this rank's, and an array for each, by its sample."""
-        scored = self._to_read().logprobs(work.rows(self.fetch(work.refs)), work.plan)
-        return len(scored), work.by_sample(self.rank, scored)
+    def answer_logps(
+        self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
+    ) -> list[tuple[float, ...]]:
+        """What the reference says of each answer of this rank's rows, in the order of the plan."""
+        logps: list[tuple[float, ...]] = self._to_read().answer_logps(rows, plan)
+        return logps
 
     def evaluate(self, rows: Sequence[Any], plan: RankedMicroBatches) -> Evaluated | None:
         """What held-out rows show; all ranks know, the first one says it."""

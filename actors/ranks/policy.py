@@ -10,11 +10,12 @@ import ray
 
 from actors.cluster.network import HeldPort
 from actors.cluster.role_handle import put
-from actors.ranks.forward import by_row, forward
+from actors.ranks.forward import Pass, by_row, forward
 from actors.ranks.group import TrainedGroup
 from actors.ranks.hosting import HostingRank
 from actors.weights.probe import GapLimits, gap_of, largest_of
 from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
+from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.errors import RunError
 from rlhf_ray.packing import UpdatePlan, plan_forward
 from rlhf_ray.roles import Metrics, Publication, Ref, RolloutGroup, SampleArrays
@@ -49,6 +50,14 @@ class PolicyRank(HostingRank):
         scored = self._to_read().logprobs(rollouts, one * self.num_ranks, temperature=1.0)
         return by_row(one, [scored])
 
+    def logprobs_by_model(
+        self, work: Pass, models: Sequence[ScoredModel]
+    ) -> tuple[int, *tuple[Any, ...]]:
+        """How many rows are this rank's, and by each model an array for each, by its sample."""
+        rollouts = work.rows(self.fetch(work.refs))
+        by_model = self._to_read().logprobs_of(rollouts, work.plan, models)
+        return len(by_model[0]), *(work.by_sample(self.rank, scored) for scored in by_model)
+
     def rendezvous(self) -> tuple[str, int]:
         """An address on this node that is kept for the engines' connection until `connect`."""
         self.held_port = HeldPort(ray.util.get_node_ip_address())
@@ -71,21 +80,35 @@ class PolicyRank(HostingRank):
             self.publisher.close()
         self.publisher = None
 
-    def publish(self, version: int, replicas: Replicas) -> int:
-        """Send the weights; returns the bytes that this rank sent."""
+    def publish(self, version: int, replicas: Replicas, adapter_alone: bool) -> int:
+        """Send the weights, or the adapter alone; returns the bytes that this rank sent."""
         if self.publisher is None:
             raise RunError(f"{self.name} is asked to publish before it is connected to engines")
         self._to_read()
-        return self.publisher.publish(version, replicas)
+        return self.publisher.publish(version, replicas, adapter_alone=adapter_alone)
 
 
 class PolicyGroup(TrainedGroup[PolicyRank]):
-    """The policy role on a group of ranks."""
+    """The policy role on a group of ranks.
 
-    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
-        """Log-probabilities of the response tokens under the current weights: [T] a sample."""
+    Attributes:
+        base: What the weights are called that adapters change, where engines get both apart.
+    """
+
+    base = ""
+
+    async def logprobs(
+        self, groups: Sequence[RolloutGroup], models: Sequence[ScoredModel]
+    ) -> Sequence[SampleArrays]:
+        """Log-probabilities of the response tokens, [T] a sample, for each of `models`."""
         return await forward(
-            self.actors, PolicyRank.logprobs, groups, self.config, timeout_s=self.timeouts.call_s
+            self.actors,
+            PolicyRank.logprobs_by_model,
+            groups,
+            self.config,
+            list(models),
+            timeout_s=self.timeouts.call_s,
+            num_arrays=len(models),
         )
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
@@ -102,6 +125,7 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
     ) -> None:
         """Have engines get the weights; `limits` say how far both may differ about the `probe`."""
         self.replicas, self.sync, self.probe, self.limits = replicas, spec, list(probe), limits
+        self.base = spec.base
         self._connected = (-1, -1)
 
     @property
@@ -135,11 +159,19 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
             if self._connected != self._both:  # others have come in the place of some that died
                 await self.connect()
             publish = self.actors.call(PolicyRank.publish, timeout_s=timeout_s)
-            sent = await publish(version, self.replicas)
+            sent = await publish(version, self.replicas, await self._have_base())
             seconds = time.monotonic() - started_s
             ours = await self.actors.call(PolicyRank.logprobs_of, timeout_s=timeout_s)(self.probe)
         self.sent: dict[str, Any] = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}
         self.probe_logprobs = ours[0]
+
+    async def _have_base(self) -> bool:
+        """Whether all engines have what the adapters change, so that these alone are to be sent."""
+        if not self.base:
+            return False
+        timeout_s = self.timeouts.publish_s
+        names = await self.replicas.call(PublishedReplica.base_name, timeout_s=timeout_s)()
+        return all(name == self.base for name in names)
 
     async def compare(self) -> Publication:
         """Have the engines score the probe as the ranks did; what came of the publication.

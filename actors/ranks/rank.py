@@ -53,6 +53,12 @@ class Rank:
         """The same, by the names that `usage_of` knows."""
         return {"peak_gb": peak_memory_gb()}
 
+    def use_threads(self, number: int) -> None:
+        """Compute with so many from now on."""
+        import torch
+
+        torch.set_num_threads(number)
+
     def free_memory(self) -> None:
         """Leave what passes needed to whoever computes next on this device."""
         free_memory()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from actors.ranks.forward import by_row, forward, over_rows
-from actors.ranks.group import RankGroup
+from actors.ranks.forward import Pass, forward
+from actors.ranks.group import RankGroup, answer_logps
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.base import ReferenceConfig
-from rlhf_ray.packing import RankedMicroBatches
 from rlhf_ray.roles import RolloutGroup, SampleArrays
 from rlhf_ray.types import LabelledAnswer, Ranking
 
@@ -17,12 +17,10 @@ from rlhf_ray.types import LabelledAnswer, Ranking
 class ReferenceRank(HostingRank):
     """One rank of the reference's group."""
 
-    def answer_logps(
-        self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
-    ) -> list[tuple[float, ...]]:
-        """The log-probability of each answer of this rank's rows, in the order of the plan."""
-        logps: list[tuple[float, ...]] = self._to_read().answer_logps(rows, plan)
-        return logps
+    def logprobs(self, work: Pass) -> tuple[int, Any]:
+        """How many rows are this rank's, and an array for each, by its sample."""
+        scored = self._to_read().logprobs(work.rows(self.fetch(work.refs)), work.plan)
+        return len(scored), work.by_sample(self.rank, scored)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -33,13 +31,13 @@ class ReferenceGroup(RankGroup[ReferenceRank]):
 
     async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
         """Log-probabilities of the response tokens: a float array [T] a sample."""
-        return await forward(
+        [logprobs] = await forward(
             self.actors, ReferenceRank.logprobs, groups, self.config, timeout_s=self.timeouts.call_s
         )
+        return logprobs
 
     async def answer_logps(
         self, rows: Sequence[Ranking | LabelledAnswer]
     ) -> list[tuple[float, ...]]:
         """Log-probability of each of a row's answers, in nats at temperature 1; in row order."""
-        score, call_s = ReferenceRank.answer_logps, self.timeouts.call_s
-        return by_row(*await over_rows(self.actors, score, rows, self.config, timeout_s=call_s))
+        return await answer_logps(self.actors, rows, self.config, timeout_s=self.timeouts.call_s)

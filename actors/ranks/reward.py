@@ -15,7 +15,13 @@ from actors.ranks.rank import free_memory
 from actors.ranks.reward_worker import SIDE_BY_SIDE, LoadedFunctions, RewardWorker
 from actors.weights.held_model import HeldModel, in_reach
 from rlhf_ray.config.base import TimeoutConfig
-from rlhf_ray.config.rewards import MODEL, REMOTE, RewardConfig, RewardModelConfig
+from rlhf_ray.config.rewards import (
+    ENVIRONMENT,
+    MODEL,
+    REMOTE,
+    RewardConfig,
+    RewardModelConfig,
+)
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.roles import Ref, RolloutGroup, SampleId
 from rlhf_ray.specs import RewardSpec
@@ -171,9 +177,13 @@ class RewardGroup:
         values = {name: of_name_G for found in by_worker for name, of_name_G in found.items()}
         if self.model is not None:
             values[MODEL] = [score.value for score in by_model_G]
-        # A sum of floats depends on the order: functions as configured, remote, model.
-        ordered = {name: values[name] for name in self.weights if name != MODEL}
-        scores_G = combine(ordered | values, self.weights, num_rows=len(group.summaries_G))
+        weights = self.weights
+        if any(summary.num_turns for summary in group.summaries_G):
+            values[ENVIRONMENT] = [summary.environment_reward for summary in group.summaries_G]
+            weights = {**weights, ENVIRONMENT: 1.0}
+        # A sum of floats depends on the order: functions as configured, remote, environment, model.
+        ordered = {name: values[name] for name in weights if name != MODEL}
+        scores_G = combine(ordered | values, weights, num_rows=len(group.summaries_G))
         if self.model is None:
             return tuple(scores_G)
         return tuple(

@@ -27,9 +27,10 @@ class ValueGroup(TrainedGroup[ValueRank]):
 
     async def values(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
         """The expected return before each response token and after the last: [T + 1] a sample."""
-        return await forward(
+        [values] = await forward(
             self.actors, ValueRank.values, groups, self.config, timeout_s=self.timeouts.call_s
         )
+        return values
 
     async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
         """Epochs times minibatches of the value loss."""

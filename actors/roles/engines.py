@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from uuid import uuid4
+
 from actors.engines.spec import EngineSpec
 from actors.weights.probe import EXACT, ROUNDED, GapLimits
 from actors.weights.sync_spec import SyncSpec
@@ -18,7 +21,7 @@ def engine_spec(*jobs: AnyJob) -> EngineSpec | None:
     Raises:
         ConfigError: Model or tokenizer cannot be read.
     """
-    config = next((job for job in jobs if isinstance(job, OnlineConfig)), None)
+    config = first_online(jobs)
     if config is None:
         return None
     model = config.policy.model
@@ -34,7 +37,13 @@ def engine_spec(*jobs: AnyJob) -> EngineSpec | None:
         num_gpus=config.placement.rollout.gpus_per_rank,
         weight_backend=config.weight_backend,
         sleeps=config.engines_sleep,
+        adapter_rank=config.policy.model.lora.rank if config.adapters_apart else 0,
     )
+
+
+def first_online(jobs: Iterable[AnyJob]) -> OnlineConfig | None:
+    """The first of some jobs that has engines."""
+    return next((job for job in jobs if isinstance(job, OnlineConfig)), None)
 
 
 def _engine_of(config: OnlineConfig) -> EngineConfig:
@@ -56,22 +65,17 @@ def sync_spec(config: OnlineConfig) -> SyncSpec:
     return SyncSpec(
         backend=config.weight_backend,
         gpus_per_replica=config.placement.rollout.gpus_per_rank,
-        bucket_bytes=config.publication.bucket_mb * 2**20,
+        bucket_bytes=config.bucket_mb * 2**20,
         timeout_s=config.timeouts.publish_s,
         keeps_cache=config.publication.running == "keep",
+        base=uuid4().hex if config.adapters_apart else "",
     )
 
 
 def gap_limits(config: OnlineConfig) -> GapLimits:
     """What the probe lets pass: as configured, else by what both sides compute in."""
     publication = config.publication
-    dtypes = {config.policy.model.dtype, config.rollout.dtype}
-    placement = config.placement
-    on_cpu = not (placement.policy.gpus_per_rank or placement.rollout.gpus_per_rank)
-    exact = dtypes == {"float32"} or (on_cpu and "bfloat16" not in dtypes)
-    # A quantized trainer computes with rounded activations, the engine with whole ones.
-    exact = exact and config.policy.model.quantization == "none"
-    default = EXACT if exact else ROUNDED
+    default = EXACT if config.computes_in_float32 else ROUNDED
     return GapLimits(
         largest=publication.max_logprob_gap or default.largest,
         mean=publication.max_logprob_gap_mean or default.mean,

@@ -18,7 +18,7 @@ from actors.ranks.reference import ReferenceRank
 from actors.ranks.reward import RewardRank
 from actors.ranks.reward_worker import SIDE_BY_SIDE, RewardWorker
 from actors.ranks.value import ValueRank
-from actors.roles.engines import engine_spec
+from actors.roles.engines import engine_spec, first_online
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
@@ -52,8 +52,8 @@ def role_specs(roles: Iterable[str], *jobs: AnyJob) -> dict[str, RoleSpec]:
         specs[REWARD_WORKER] = RoleSpec(
             actor_class=RewardWorker, beside="reward", max_calls=SIDE_BY_SIDE + 1
         )
-    if engine := engine_spec(*jobs):
-        specs["rollout"] = ReplicaSpec(engine=engine)
+    if (engine := engine_spec(*jobs)) and (job := first_online(jobs)):
+        specs["rollout"] = ReplicaSpec(engine=engine, works_beside=job.max_staleness > 0)
         specs["experience"] = RoleSpec(actor_class=ExperienceRank)
     return specs
 
@@ -78,6 +78,7 @@ async def start_actors(
         RunError: An actor died or missed its deadline.
     """
     pool.place(groups)
+    pool.share_cores(specs)
     there = {handle.spec.beside or role for role, handle in pool.state.roles.items()}
     if missing := [role for role in groups if role not in there]:
         logger.info("starting %s (about a minute)", ", ".join(missing))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_ray.config.publication import EXACT_GAP
 from rlhf_ray.types import Prompt, Rollout
 
 
@@ -50,8 +51,7 @@ class GapLimits:
         return ""
 
 
-# Where both sides compute in float32 they agree to 1e-5.
-EXACT = GapLimits(largest=1e-3)
+EXACT = GapLimits(largest=EXACT_GAP)
 # bfloat16 keeps 8 bits of each activation, and kernels round in another order, so that single
 # tokens of healthy pairs lie far apart: 0.32 nats within 25 tokens (vLLM #18352, Qwen3-1.7B), 0.48
 # within 3,916 (TRL #6789, Qwen2.5-0.5B). In the mean they do not: 0.01 to 0.05 in dense models

@@ -31,6 +31,14 @@ CHECKS = (
         on_cpu=True,
     ),
     Check(
+        name="compiled",
+        holds="the same with compiled layers",
+        function=f"{_SUBJECTS}.gradients:check_compiling",
+        process="compiled",
+        budget_s=240.0,
+        on_cpu=True,
+    ),
+    Check(
         name="offloaded-adam",
         holds="the same with Adam on the CPU",
         function=f"{_SUBJECTS}.gradients:check_offloading",

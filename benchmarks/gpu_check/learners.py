@@ -70,6 +70,8 @@ def experience(
     rows = []
     for number, (num_prompt, num_response) in enumerate(zip(prompts, responses, strict=True)):
         zeros_T = np.zeros(num_response, dtype=np.float32)
+        # A random model gives each token about the same: the ratio then is within its bounds.
+        uniform_T = np.full(num_response, -np.log(shape.settings["vocab_size"]), dtype=np.float32)
         rollout = Rollout(
             prompt=Prompt(
                 prompt_id=f"row{number}",
@@ -79,14 +81,12 @@ def experience(
             draw=number,
             sample=0,
             response_ids_T=random_ids(generator, shape, num_response),
-            logprobs_T=zeros_T,
+            logprobs_T=uniform_T,
             versions_T=zeros_T.astype(np.int32),
             action_mask_T=np.ones(num_response, dtype=np.bool_),
             finish_reason="length",
             text="",
         )
-        # A random model gives each token about the same: the ratio then is within its bounds.
-        uniform_T = np.full(num_response, -np.log(shape.settings["vocab_size"]), dtype=np.float32)
         rows.append(
             Experience(
                 rollout=rollout,
@@ -95,7 +95,6 @@ def experience(
                 values_T=zeros_T,
                 advantages_T=generator.normal(size=num_response).astype(np.float32),
                 returns_T=zeros_T,
-                correction_T=zeros_T + 1.0,
             )
         )
     return rows

@@ -13,7 +13,7 @@ import torch
 from rlhf_ray.config.base import LearnerConfig
 
 FAMILIES = ("qwen2", "llama", "mixtral", "qwen3_moe")
-BACKENDS = ("nccl", "ipc")
+BACKENDS = ("nccl", "ipc", "object_store")
 STAGES = (0, 3)
 # As many heads of keys as ranks, so that each holds its own, of a width that vLLM's kernels take.
 SHAPES: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
@@ -28,7 +28,7 @@ class Case:
         is_tied: Whether the head is the embedding.
         lora: Rank of adapters on all linear layers; 0 for none.
         stage: Of ZeRO.
-        backend: `nccl` or `ipc`.
+        backend: `nccl`, `ipc` or `object_store`.
     """
 
     family: str

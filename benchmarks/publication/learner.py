@@ -40,10 +40,11 @@ def run(place: RankPlace) -> None:
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(place.port),
         VLLM_LOGGING_LEVEL="ERROR", VLLM_ALLOW_INSECURE_SERIALIZATION="1",
     )  # fmt: skip
-    from actors.weights import publisher
+    from actors.weights import host_publisher, replica_client
 
     replace_transport(place.name)
-    publisher.get = get
+    replica_client.get = get
+    host_publisher.node_id = lambda: "here"
     deadline = timedelta(seconds=ANSWER_S)
     store = dist.TCPStore("127.0.0.1", place.port, is_master=False, timeout=deadline)
     dist.init_process_group(

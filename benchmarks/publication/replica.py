@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from actors.weights.segment import SegmentPlace, SharedBucket
 from benchmarks.publication.answers import call
 
 
@@ -19,6 +20,7 @@ class Replica:
         self._threads = ThreadPoolExecutor(max_workers=1)
         for method in (
             self._init_weight_transfer,
+            self._reads_memory,
             self._start_weight_update,
             self._update_weights,
             self._finish_weight_update,
@@ -29,13 +31,17 @@ class Replica:
         self._on_workers("shutdown_weight_transfer_engine")
         self._on_workers("init_weight_transfer_engine", init_info)
 
+    def _reads_memory(self, node_id: str, place: SegmentPlace) -> bool:
+        return True
+
     def _start_weight_update(self, timeout_s: float, keeps_cache: bool) -> None:
         self._on_workers("start_weight_update")
 
-    def _update_weights(self, update: dict[str, Any]) -> None:
-        self._on_workers("update_weights", update)
+    def _update_weights(self, update: SharedBucket | dict[str, Any]) -> None:
+        info = asdict(update) if isinstance(update, SharedBucket) else update
+        self._on_workers("update_weights", info)
 
-    def _finish_weight_update(self, version: int) -> int:
+    def _finish_weight_update(self, version: int, base: str) -> int:
         self._on_workers("finish_weight_update")
         return version
 

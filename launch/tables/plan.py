@@ -40,6 +40,11 @@ SHORT_PARTS = {
 }
 BAR_WIDTH = 20
 PIPE_WIDTH = 100
+# What "all" cores are.
+BY_TURNS = (
+    "all: these compute in turn, each with every core of its node; with max_staleness above 0\n"
+    "engines have one half of the cores, and the other roles the other"
+)
 # From this share on a GPU is called tight.
 TIGHT_SHARE = 0.85
 
@@ -222,14 +227,23 @@ def _placement(plan: Plan) -> RenderableType:
             "" if row.nodes == shown else span(row.nodes),
             f"GPU {span(row.gpus)}" if row.gpus else "CPU",
             ", ".join(roles) or "free",
-            f"{row.cpus:g}" if row.cpus else "-",
+            _cores(plan, row),
             size(row.num_bytes),
         )
         shown = row.nodes
     memory = f"{size(max(plan.host_bytes))} GB of memory"
     where = "" if plan.cluster.nodes == 1 else " on the fullest node"
-    actors = f"{len(plan.places)} actors, {plan.reserved_cpus:g} CPU cores"
-    return Group(grid, Text(f"{actors}, {memory}{where}", style="dim"))
+    actors = f"{len(plan.places)} actors, {plan.reserved_cpus:g} CPU cores reserved"
+    lines = [Text(f"{actors}, {memory}{where}", style="dim")]
+    if plan.by_turns:
+        lines.append(Text(BY_TURNS, style="dim"))
+    return Group(grid, *lines)
+
+
+def _cores(plan: Plan, row: _Row) -> str:
+    if plan.by_turns & row.ranks.keys() and not row.gpus:
+        return "all"
+    return f"{row.cpus:g}" if row.cpus else "-"
 
 
 @dataclass(frozen=True, kw_only=True)

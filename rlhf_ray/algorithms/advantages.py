@@ -2,9 +2,9 @@
 
 An estimator is given the whole step's sequences, those of all ranks: groups must be complete and
 means and deviations global. The group methods see one number a sequence, the sum of its token
-rewards (`gdpo`: several). In each of them a sequence whose group has no spread, so also one that is
-alone in its group, has advantage 0 exactly, and sequences without action tokens are not part of
-their group.
+rewards (`gdpo`: several; `turn_grpo`: one a turn as well). In each of them a sequence whose group
+has no spread, so also one that is alone in its group, has advantage 0 exactly, and sequences
+without action tokens are not part of their group.
 
 Whitening comes last and is one for all: over the action tokens that are trained and, where there
 are groups, whose group has spread. The others have nothing to say about the scale, and the shift of
@@ -47,6 +47,8 @@ class AdvantageInputs:
             False.
         applies_BK: bool[B, K], where a reward has a value.
         weights_K: float[K], of the rewards.
+        turns_T: int64[T], the number of each action token's turn, from 0 in each sequence; None
+            where all are one turn.
     """
 
     token_rewards_T: Tensor
@@ -59,6 +61,7 @@ class AdvantageInputs:
     rewards_BK: Tensor | None = None
     applies_BK: Tensor | None = None
     weights_K: Tensor | None = None
+    turns_T: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +135,43 @@ def grpo(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
     """
     groups = _groups(inputs)
     return _broadcast(_standardized(groups), groups.has_spread_B, inputs)
+
+
+@ADVANTAGES.register("turn_grpo")
+def turn_grpo(inputs: AdvantageInputs, params: AlgorithmConfig) -> AdvantageOutputs:
+    """GRPO's advantage of the whole sequence, mixed with that of the turn.
+
+        A = (1 - share) (R - mean) / (std + ε) + share (R_k - mean_k) / (std_k + ε)
+
+    R_k is the sum of the rewards from turn k on, compared with those of the group's sequences that
+    have a turn k. Where all sequences are one turn it is `grpo`.
+
+    Source: GiGPO, https://arxiv.org/abs/2505.10978, section 4, which adds the two. It compares
+    actions in states that recur; here the state is the turn's number, and the sum has weights that
+    add up to 1.
+    """
+    mask_T, segments_T, num = inputs.mask_T, inputs.segments_T, len(inputs.groups_B)
+    turns_T = torch.zeros_like(segments_T) if inputs.turns_T is None else inputs.turns_T
+    turns_T = torch.where(mask_T, turns_T, 0)
+    num_turns = int(turns_T.max()) + 1 if len(turns_T) else 1
+    place_T = segments_T * num_turns + turns_T
+    rewards_T = masked(inputs.token_rewards_T, mask_T).double()
+    of_turn_BK = segment_sum(rewards_T, place_T, num * num_turns).view(num, num_turns)
+    to_go_BK = of_turn_BK.flip(1).cumsum(1).flip(1)
+    is_member_BK = num_action_tokens(mask_T, place_T, num * num_turns).view(num, num_turns) > 0
+    whole = _groups(inputs)
+    advantages_BK = ((1.0 - params.turn_share) * _standardized(whole))[:, None].repeat(1, num_turns)
+    has_spread_BK = whole.has_spread_B[:, None].repeat(1, num_turns)
+    for turn in range(num_turns):
+        groups = Groups(to_go_BK[:, turn], is_member_BK[:, turn], inputs.groups_B)
+        advantages_BK[:, turn] += params.turn_share * _standardized(groups)
+        has_spread_BK[:, turn] |= groups.has_spread_B & is_member_BK[:, turn]
+    advantages_T = advantages_BK.view(-1)[place_T].to(inputs.token_rewards_T.dtype)
+    return AdvantageOutputs(
+        advantages_T=masked(advantages_T, mask_T),
+        returns_T=None,
+        compared_T=mask_T & has_spread_BK.view(-1)[place_T],
+    )
 
 
 @ADVANTAGES.register("gdpo")

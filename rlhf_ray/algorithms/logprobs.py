@@ -1,16 +1,23 @@
 """Log-probabilities of given tokens from hidden states, a chunk of logits at a time.
 
 [T, V] logits are the largest tensor of RLHF (32k tokens × 152k words in float32: 20 GB, and as much
-again for the backward pass). Here at most `chunk_tokens` rows exist at once: each chunk is a
-checkpoint that keeps its hidden states and computes its logits again in the backward pass.
+again for the backward pass). Here at most `chunk_tokens` rows exist at once: each chunk but the
+last is a checkpoint that keeps its hidden states and computes its logits again in the backward
+pass. The last one, with which that begins, keeps them; where there is one alone nothing is
+computed twice.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+# exp(-1000) is 0 in float64 as well, and 0 times it is no NaN.
+NO_CHANCE = -1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,37 +70,73 @@ def token_logprobs(
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
 
     def chunk_scores(hidden_tD: Tensor, targets_t: Tensor) -> tuple[Tensor, ...]:
-        raw_tV = head(hidden_tD)
-        logits_tV = raw_tV.to(torch.promote_types(raw_tV.dtype, torch.float32)) / temperature
-        scores = [_logprobs(logits_tV, targets_t)]
-        if with_entropy:
-            scores.append(_entropy(logits_tV if entropy_gradient else logits_tV.detach()))
-        if with_top:
-            scores.append(logits_tV.detach().argmax(-1))
-        return tuple(scores)
-
-    chunks = [
-        checkpoint(chunk_scores, hidden_tD, targets_t, use_reentrant=False)
-        for hidden_tD, targets_t in zip(
-            hidden_TD.split(chunk_tokens), targets_T.split(chunk_tokens), strict=True
+        logits_tV = head(hidden_tD)
+        scores: tuple[Tensor, ...] = _Scores.apply(  # type: ignore[no-untyped-call]
+            logits_tV, targets_t, temperature, with_entropy, entropy_gradient
         )
-    ]
-    logprobs_T, *others = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        return (*scores, logits_tV.detach().argmax(-1)) if with_top else scores
+
+    *others, last = zip(hidden_TD.split(chunk_tokens), targets_T.split(chunk_tokens), strict=True)
+    chunks = [checkpoint(chunk_scores, *chunk, use_reentrant=False) for chunk in others]
+    chunks.append(chunk_scores(*last))
+    logprobs_T, *asked = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     return TokenScores(
         logprobs_T=logprobs_T,
-        entropy_T=others.pop(0) if with_entropy else None,
-        top_T=others.pop(0) if with_top else None,
+        entropy_T=asked.pop(0) if with_entropy else None,
+        top_T=asked.pop(0) if with_top else None,
     )
 
 
-def _logprobs(logits_tV: Tensor, targets_t: Tensor) -> Tensor:
-    target_logits_t = logits_tV.gather(-1, targets_t.unsqueeze(-1)).squeeze(-1)
-    return target_logits_t - torch.logsumexp(logits_tV, dim=-1)
+class _Scores(torch.autograd.Function):
+    """Log-probabilities and entropies of logits [t, V] divided by a temperature.
 
+    PyTorch's own gradient would keep and make a tensor as large as the logits for each step of the
+    formula. Here the logarithms of all probabilities are kept, and one tensor beside them is made
+    at a time, a second for an entropy's gradient.
+    """
 
-def _entropy(logits_tV: Tensor) -> Tensor:
-    # -Σ p log p = log Z - Σ p · logit. A word that is masked by -inf has p = 0 and counts 0, but
-    # 0 · -inf is NaN, in the value and in the gradient.
-    finite_tV = logits_tV.masked_fill(logits_tV.isneginf(), 0.0)
-    mean_logit_t = (torch.softmax(logits_tV, dim=-1) * finite_tV).sum(-1)
-    return torch.logsumexp(logits_tV, dim=-1) - mean_logit_t
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_tV: Tensor,
+        targets_t: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        entropy_gradient: bool,
+    ) -> tuple[Tensor, ...]:
+        """Both in float32 at least, the entropy where it is asked for."""
+        ctx.dtype = logits_tV.dtype
+        dtype = torch.promote_types(logits_tV.dtype, torch.float32)
+        if temperature != 1.0:
+            logits_tV = logits_tV.to(dtype) / temperature
+        log_p_tV = torch.log_softmax(logits_tV, dim=-1, dtype=dtype)
+        logprobs_t = log_p_tV.gather(-1, targets_t.unsqueeze(-1)).squeeze(-1)
+        ctx.temperature = temperature
+        ctx.entropy_gradient = with_entropy and entropy_gradient
+        if not with_entropy:
+            ctx.save_for_backward(log_p_tV, targets_t)
+            return (logprobs_t,)
+        # A word that is masked by -inf has p = 0 and counts 0, but 0 · -inf is NaN.
+        log_p_tV.clamp_(min=NO_CHANCE)
+        entropy_t = torch.linalg.vecdot(log_p_tV.exp(), log_p_tV).neg_()
+        ctx.save_for_backward(log_p_tV, targets_t, entropy_t)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy_t)
+        return logprobs_t, entropy_t
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients_t: Tensor) -> tuple[Tensor | None, ...]:
+        """Of logits: (g (onehot(target) - p) - h p (log p + H)) / temperature.
+
+        Here p are probabilities, g and h the gradients of log-probability and entropy H.
+        """
+        log_p_tV, targets_t, *entropy = ctx.saved_tensors
+        g_t1, *others = (g_t.unsqueeze(-1) / ctx.temperature for g_t in gradients_t)
+        if ctx.entropy_gradient:
+            factor_tV = (log_p_tV + entropy[0].unsqueeze(-1)).mul_(others[0]).add_(g_t1)
+            gradient_tV = factor_tV.mul_(log_p_tV.exp()).neg_()
+        else:
+            gradient_tV = log_p_tV.exp().mul_(-g_t1)
+        gradient_tV.scatter_add_(-1, targets_t.unsqueeze(-1), g_t1)
+        return gradient_tV.to(ctx.dtype), None, None, None, None

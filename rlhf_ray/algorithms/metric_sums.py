@@ -35,8 +35,8 @@ MetricSums = Mapping[str, Metric]
 
 def mean_of(values_T: Tensor, mask_T: Tensor) -> Metric:
     """The mean of `values_T` over action tokens. Sums: [Σx, n]."""
-    x = values_T.detach()[mask_T].double()
-    return Metric(kind="mean", sums=torch.stack([x.sum(), _count(x)]))
+    x = _masked(values_T, mask_T)
+    return Metric(kind="mean", sums=torch.stack([x.sum(), _count(mask_T)]))
 
 
 def mean_of_all(values_B: Tensor) -> Metric:
@@ -52,7 +52,7 @@ def difference_of_means(values_T: Tensor, is_first_T: Tensor) -> Metric:
 
 def max_of(values_T: Tensor, mask_T: Tensor) -> Metric:
     """The largest of `values_T` over action tokens. Holds [max], -inf where there is none."""
-    x = values_T.detach()[mask_T].double()
+    x = _masked(values_T, mask_T, otherwise=-torch.inf)
     return Metric(
         kind="max", sums=torch.cat([x, x.new_full((1,), -torch.inf)]).amax(0, keepdim=True)
     )
@@ -60,9 +60,9 @@ def max_of(values_T: Tensor, mask_T: Tensor) -> Metric:
 
 def effective_sample_size(weights_T: Tensor, mask_T: Tensor) -> Metric:
     """The effective sample size as a share, (Σw)² / (n Σw²) (Kish 1965). Sums: [Σw, Σw², n]."""
-    w = weights_T.detach()[mask_T].double()
+    w = _masked(weights_T, mask_T)
     return Metric(
-        kind="effective_sample_size", sums=torch.stack([w.sum(), w.square().sum(), _count(w)])
+        kind="effective_sample_size", sums=torch.stack([w.sum(), w.square().sum(), _count(mask_T)])
     )
 
 
@@ -71,9 +71,9 @@ def explained_variance(values_T: Tensor, returns_T: Tensor, mask_T: Tensor) -> M
 
     Sums: [ΣR, ΣR², Σ(R-V), Σ(R-V)², n]; in float64, where the difference of raw moments is safe.
     """
-    r = returns_T.detach()[mask_T].double()
-    e = r - values_T.detach()[mask_T].double()
-    sums = torch.stack([r.sum(), r.square().sum(), e.sum(), e.square().sum(), _count(r)])
+    r = _masked(returns_T, mask_T)
+    e = r - _masked(values_T, mask_T)
+    sums = torch.stack([r.sum(), r.square().sum(), e.sum(), e.square().sum(), _count(mask_T)])
     return Metric(kind="explained_variance", sums=sums)
 
 
@@ -105,7 +105,7 @@ def across_ranks(
         names = [name for name in sorted(metrics) if (metrics[name].kind == "max") == is_max]
         if not names:
             continue
-        flat = collective(torch.cat([metrics[name].sums for name in names]))
+        flat = collective(torch.cat([metrics[name].sums for name in names])).cpu()
         sizes = [metrics[name].sums.numel() for name in names]
         for name, sums in zip(names, flat.split(sizes), strict=True):
             reduced[name] = Metric(kind=metrics[name].kind, sums=sums)
@@ -118,8 +118,14 @@ def values(metrics: MetricSums) -> dict[str, float]:
     return {name: value for name, value in computed.items() if value is not None}
 
 
-def _count(x: Tensor) -> Tensor:
-    return x.new_tensor(x.numel())
+def _masked(values_T: Tensor, mask_T: Tensor, *, otherwise: float = 0.0) -> Tensor:
+    """float64 [T]; to pick elements by a mask would have the host wait for a GPU to count them."""
+    exact_T = values_T.detach().double()
+    return torch.where(mask_T, exact_T, torch.full_like(exact_T, otherwise))
+
+
+def _count(mask_T: Tensor) -> Tensor:
+    return mask_T.sum().double()
 
 
 def _combine(a: Metric, b: Metric) -> Metric:

@@ -12,6 +12,7 @@ from rlhf_ray.config.algorithm_table import (
     AdvantageName,
     CorrectionName,
     KlEstimatorName,
+    OldLogprobs,
     PolicyLossName,
     RatioLevel,
     ReductionKind,
@@ -122,15 +123,25 @@ class AlgorithmConfig(Config):
             filtering of DAPO, arXiv 2503.14476, section 3.4); a step of nothing else trains
             nothing. `bootstrap` (gae): its return goes on from the critic's value of where it was
             cut, instead of 0 (arXiv 1712.00378).
+        turn_share: For `turn_grpo`, how much of an advantage compares single turns; the rest
+            compares whole rollouts, as `grpo` does.
         clip_low: How far below 1 the ratio may go; by default the policy loss's own, null for no
             bound.
         clip_high: How far above 1, likewise.
+        old_logprobs: Whose log-probabilities stand for the policy at the start of the step.
+            `update`: the update's own pass, where it takes one optimiser step and no KL in the
+            reward needs them before; the ratio is 1 then. `engine`: those that the engine recorded,
+            where the step's own weights sampled. `trainer`: a pass of the policy before the update.
+            `auto` is the first of them that is exact; `engine` is where the run stops at a gap of
+            more than 1e-3 nats between engine and trainer, as it does by default where both compute
+            in float32.
     """
 
     advantage: AdvantageName
     policy_loss: PolicyLossName = "ppo"
     value_loss: ValueLossName = "clipped"
     reduction: ReductionKind = "token_mean"
+    old_logprobs: OldLogprobs | Literal["auto"] = "auto"
     truncated: Literal["train", "mask", "bootstrap"] = "train"
     epochs: PositiveInt = 1
     minibatches: PositiveInt = 1
@@ -143,6 +154,7 @@ class AlgorithmConfig(Config):
     entropy_coefficient: NonNegativeFloat = 0.0
     gamma: Share = 1.0
     lam: Share = 0.95
+    turn_share: Share = 0.5
     whiten_advantages: bool = False
     kl: KlConfig = KlConfig()
     correction: CorrectionConfig = CorrectionConfig()
@@ -161,6 +173,18 @@ class AlgorithmConfig(Config):
                 f"kl.where must be loss for advantage {self.advantage}, which standardises each "
                 "reward by itself"
             )
+        if self.old_logprobs == "update" and not self.updates_know_old:
+            yield (
+                "old_logprobs update needs epochs 1, minibatches 1 and no KL in the reward, which "
+                f"is known before the update: got {self.epochs}, {self.minibatches} and "
+                f"kl.coefficient {self.kl.coefficient:g} with kl.where {self.kl.where}"
+            )
+
+    @property
+    def updates_know_old(self) -> bool:
+        """Whether the update's own pass has the policy's log-probabilities at the step's start."""
+        in_reward = self.kl.coefficient > 0 and self.kl.where == "reward"
+        return self.epochs * self.minibatches == 1 and not in_reward
 
     @property
     def advantage_row(self) -> table.Advantage:

@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 # tokens or as their product.
 RatioLevel = Literal["token", "geometric", "sequence"]
 ReductionKind = Literal["token_mean", "sequence_mean", "constant"]
+# Whose log-probabilities are those of the policy at the start of a step.
+OldLogprobs = Literal["update", "engine", "trainer"]
+# What the policy's ranks may score rollouts with: the policy, and its base, without the adapter.
+ScoredModel = Literal["policy", "base"]
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
 
@@ -26,6 +30,7 @@ class Advantage:
         needs_values: Whether it needs a critic.
         needs_groups: Whether it compares the samples of a draw.
         needs_parts: Whether it needs each reward alone.
+        compares_turns: Whether it tells the turns of a sequence apart, by `turn_share`.
         whitens: Whether whitening is part of it.
         discounts: Whether it looks at `gamma`.
     """
@@ -33,6 +38,7 @@ class Advantage:
     needs_values: bool = False
     needs_groups: bool = False
     needs_parts: bool = False
+    compares_turns: bool = False
     whitens: bool = False
     discounts: bool = False
 
@@ -40,6 +46,7 @@ class Advantage:
 ADVANTAGES: Mapping[str, Advantage] = {
     "gae": Advantage(needs_values=True, discounts=True),
     "grpo": Advantage(needs_groups=True),
+    "turn_grpo": Advantage(needs_groups=True, compares_turns=True),
     "gdpo": Advantage(needs_groups=True, needs_parts=True),
     "dr_grpo": Advantage(needs_groups=True),
     "rloo": Advantage(needs_groups=True),

@@ -124,6 +124,7 @@ class ModelConfig(ModelSource):
             suit, and everywhere else. `flash_attention_2` needs the package flash-attn. Two equal
             updates are bit-equal with `packed_sdpa` on a CPU alone.
         quantization: Base weights in 4 or 8 bit through bitsandbytes; needs `lora.rank` above 0.
+        kernels: `liger` takes norms and gated products of the package liger-kernel, on a GPU.
     """
 
     revision: str = "main"
@@ -131,6 +132,7 @@ class ModelConfig(ModelSource):
     attention: Literal["auto", "varlen_attn", "packed_sdpa", "flash_attention_2"] = "auto"
     gradient_checkpointing: bool = False
     quantization: Literal["none", "4bit", "8bit"] = "none"
+    kernels: Literal["torch", "liger"] = "torch"
     trust_remote_code: bool = False
     lora: LoraConfig = LoraConfig()
 
@@ -237,6 +239,11 @@ class ZeroConfig(Config):
         return "nvme" in (self.offload_optimizer, self.offload_param)
 
 
+# 256 MiB in float32. A chunk's gradient of the head is as large as the head, and is added to the
+# others': fewer rows at a time would take longer.
+LOGITS_AT_A_TIME = 2**26
+
+
 class ForwardConfig(Config):
     """A role that runs a model over rollouts.
 
@@ -251,7 +258,8 @@ class ForwardConfig(Config):
             group, answers of a pair or a ranking) is computed once, forward and backward: the same
             numbers to rounding. Off in padded layouts, for models that show at loading that they
             cannot, and with `model.lora.dropout`, which is to be drawn anew for each answer.
-        logits_chunk_tokens: Logits exist for at most this many tokens at a time.
+        logits_chunk_tokens: Logits exist for at most this many tokens at a time. `auto` has 256 MiB
+            of them in float32: 441 tokens of a vocabulary of 152k, all tokens of a small one.
     """
 
     model: ModelConfig = ModelConfig()
@@ -259,7 +267,13 @@ class ForwardConfig(Config):
     max_tokens_per_micro_batch: PositiveInt = 8192
     layout: Literal["auto", "packed", "padded"] = "auto"
     share_prompts: bool = True
-    logits_chunk_tokens: PositiveInt = 1024
+    logits_chunk_tokens: PositiveInt | Literal["auto"] = "auto"
+
+    def chunk_tokens(self, vocabulary: int) -> int:
+        """How many tokens of a vocabulary have logits at a time."""
+        if self.logits_chunk_tokens != "auto":
+            return self.logits_chunk_tokens
+        return max(1, LOGITS_AT_A_TIME // vocabulary)
 
     @property
     def padded(self) -> bool:
@@ -273,12 +287,20 @@ class ForwardConfig(Config):
 
 
 class LearnerConfig(ForwardConfig):
-    """A role that trains."""
+    """A role that trains.
+
+    Attributes:
+        compile: Layers are compiled by `torch.compile` at their first pass, which takes a minute;
+            not under ZeRO stage 3. For GPUs: it fuses what lies between the large products.
+    """
 
     optim: OptimConfig = OptimConfig()
+    compile: bool = False
 
     def _faults(self) -> Iterator[str]:
         yield from super()._faults()
+        if self.compile and self.zero.stage == 3:
+            yield "compile needs zero.stage below 3, whose hooks cannot be compiled"
         if self.model.quantization != "none" and self.model.lora.rank == 0:
             yield (
                 f"model.quantization {self.model.quantization!r} needs model.lora.rank above 0: "
@@ -302,7 +324,8 @@ class GroupConfig(Config):
         ranks: Processes of a rank group; for `rollout` the number of engines.
         gpus_per_rank: GPUs of one rank; for `rollout` of one engine, which is its tensor
             parallelism. 0 runs on the CPU.
-        cpus_per_rank: CPU cores, also the threads that the rank may use.
+        cpus_per_rank: CPU cores that a rank reserves, and its threads. `auto` reserves one: a rank
+            on a GPU has one thread, ranks on CPUs have all cores of their node, by turns.
         share: Name of another role on whose GPUs this one lives; empty for GPUs of its own.
         strategy: Ray's placement strategy for the group's bundles.
         resources: Custom Ray resources that each rank asks for, to pin a role to certain nodes.
@@ -312,7 +335,7 @@ class GroupConfig(Config):
 
     ranks: PositiveInt = 1
     gpus_per_rank: NonNegativeInt = 0
-    cpus_per_rank: PositiveFloat = 1.0
+    cpus_per_rank: PositiveFloat | Literal["auto"] = "auto"
     share: Literal["", "policy", "reference", "reward", "value", "rollout"] = ""
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     resources: dict[str, PositiveFloat] = {}
@@ -321,6 +344,11 @@ class GroupConfig(Config):
     def _faults(self) -> Iterator[str]:
         if self.share and (self.resources or self.labels):
             yield (f"a role that shares with {self.share} takes its place: no resources or labels")
+
+    @property
+    def reserved_cpus(self) -> float:
+        """Cores of one rank in Ray's books."""
+        return 1.0 if self.cpus_per_rank == "auto" else self.cpus_per_rank
 
     def host_of(self, role: str) -> str:
         """On whose GPUs `role` lives, whose group this is: itself, or the one it shares with."""

@@ -17,6 +17,7 @@ from rlhf_ray.config.base import (
     Placement,
     ReferenceConfig,
 )
+from rlhf_ray.config.reference import ReferenceKind, is_base_of
 from rlhf_ray.config.supervised import SupervisedConfig
 
 
@@ -114,16 +115,18 @@ class DpoConfig(PreferenceLossConfig, SupervisedConfig):
     """Direct preference optimisation and its kin, under TRL's names.
 
     Attributes:
-        reference_kind: `role` scores each batch on the reference's group; `precomputed` scores all
-            rows once, keeps the answer on disk and frees its memory; `adapter_off` is the policy
-            without its LoRA adapter.
+        reference_kind: `role` scores each batch on the reference's group, beside the training of
+            the one before, and rows that come again not again; `precomputed` scores all rows before
+            training and frees its memory; `adapter_off` is the policy without its LoRA adapter,
+            on the policy's own ranks. `auto` is `adapter_off` where the policy has an adapter and
+            `reference.model` names no other model, else `role`.
     """
 
     job = "dpo"
     fixed_keys = (*SupervisedConfig.fixed_keys, "loss_type", "beta")
 
     router_aux_loss_coef: NonNegativeFloat = 0.0
-    reference_kind: Literal["role", "precomputed", "adapter_off"] = "role"
+    reference_kind: ReferenceKind | Literal["precomputed"] = "auto"
     policy: LearnerConfig
     reference: ReferenceConfig = ReferenceConfig()
     placement: DpoPlacementConfig = DpoPlacementConfig()
@@ -185,4 +188,6 @@ class DpoConfig(PreferenceLossConfig, SupervisedConfig):
     @property
     def uses_reference_role(self) -> bool:
         """Whether the reference lives on a group of its own."""
-        return self.uses_reference and self.reference_kind != "adapter_off"
+        return self.uses_reference and not is_base_of(
+            self.policy.model, self.reference.model, self.reference_kind
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, PositiveInt
 
 from rlhf_ray.config.algorithm import AlgorithmConfig, KlConfig
+from rlhf_ray.config.algorithm_table import OldLogprobs, ScoredModel
 from rlhf_ray.config.base import (
     Config,
     GroupConfig,
@@ -19,41 +21,19 @@ from rlhf_ray.config.base import (
     ReferenceConfig,
 )
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
-from rlhf_ray.config.publication import Backend, backend_of
+from rlhf_ray.config.publication import (
+    ADAPTER_RANKS,
+    EXACT_GAP,
+    MOST_HOST_BUCKET_MB,
+    Backend,
+    PublicationConfig,
+    backend_of,
+)
+from rlhf_ray.config.reference import ReferenceKind, is_base_of
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.sentinels import OnlineSentinelsConfig
-
-
-class PublicationConfig(Config):
-    """Weights to the engines, and the probe that follows.
-
-    Attributes:
-        backend: `auto` is `object_store` where engines run on CPUs, `ipc` where policy and rollout
-            share GPUs, else `nccl`.
-        bucket_mb: Weights travel in buckets of about this size.
-        running: What becomes of responses that are being sampled meanwhile. `recompute`: their
-            tokens so far pass the new weights before the next one is sampled, which takes time, and
-            that token is the new weights' own. `keep` spares that: what older weights left in the
-            cache of a response stays. The recorded log-probabilities are true in both.
-        probe_sequences: Prompts that engine and trainer score after each publication. For a 99th
-            percentile a hundred tokens are few; 16 prompts of 100 tokens are 1,600.
-        max_logprob_gap: The run stops where engine and trainer differ by more on a probe token, in
-            nats; 0 takes 1e-3 where both compute in float32, else none: there single tokens of
-            healthy pairs are half a nat apart.
-        max_logprob_gap_mean: The same for the mean of all tokens; 0 takes 0.15 where
-            `max_logprob_gap` takes none.
-        max_logprob_gap_p99: The same for the 99th percentile; 0 takes 1.0 there.
-    """
-
-    backend: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
-    bucket_mb: PositiveInt = 256
-    running: Literal["recompute", "keep"] = "recompute"
-    probe_sequences: PositiveInt = 16
-    max_logprob_gap: NonNegativeFloat = 0.0
-    max_logprob_gap_mean: NonNegativeFloat = 0.0
-    max_logprob_gap_p99: NonNegativeFloat = 0.0
 
 
 class EvalConfig(Config):
@@ -108,6 +88,9 @@ class OnlineConfig(JobConfig):
         max_staleness: How many publications may pass between the weights that sampled a group and
             those that it is trained on. 0 samples a step's groups, then trains them. With more,
             sampling goes on while earlier steps are trained, that many steps ahead at most.
+        reference_kind: What the KL is measured to: `role`, a model on a group of its own, or
+            `adapter_off`, the policy without its LoRA adapter, on the policy's own ranks. `auto` is
+            the second where the policy has an adapter and `reference.model` names no other model.
         empty_steps_to_stop: Steps with nothing to train, one after the other, that stop the run:
             rewards applied to no rollout, dynamic sampling found no group whose scores differ, or
             all were cut off and `algorithm.truncated` is `mask`.
@@ -121,6 +104,7 @@ class OnlineConfig(JobConfig):
     data: DataConfig
     policy: LearnerConfig
     value: CriticConfig = CriticConfig()
+    reference_kind: ReferenceKind = "auto"
     reference: ReferenceConfig = ReferenceConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig
@@ -142,6 +126,12 @@ class OnlineConfig(JobConfig):
         yield from self._unfit_counts()
         yield from self._unfit_rewards()
         yield from self._unfit_staleness()
+        yield from self._unfit_old_logprobs()
+        if self.reference_kind == "adapter_off" and not self.policy.model.lora.rank:
+            yield (
+                "reference_kind adapter_off needs policy.model.lora.rank above 0: without an "
+                "adapter the policy is all there is"
+            )
         for role in ("policy", "value"):
             dropout = getattr(self, role).model.lora.dropout
             if dropout:
@@ -149,7 +139,23 @@ class OnlineConfig(JobConfig):
                     f"{role}.model.lora.dropout must be 0, got {dropout}: a token must get the "
                     "same probability before and in the update"
                 )
+        yield from self._unfit_adapters()
         _ = self.weight_backend  # raises where no way leads to the engines
+
+    def _unfit_adapters(self) -> Iterator[str]:
+        if not self.adapters_apart:
+            return
+        rank, backend = self.policy.model.lora.rank, self.publication.backend
+        if not 0 < rank <= ADAPTER_RANKS[-1]:
+            yield (
+                "publication.adapters apart needs policy.model.lora.rank between 1 and "
+                f"{ADAPTER_RANKS[-1]}, got {rank}"
+            )
+        if backend in ("nccl", "ipc"):
+            yield (
+                f"publication.backend {backend} sends merged weights: leave it at auto with "
+                "publication.adapters apart, which takes the way through the hosts' memory"
+            )
 
     def _unfit_counts(self) -> Iterator[str]:
         if self.samples_per_prompt == 1 and (
@@ -213,13 +219,73 @@ class OnlineConfig(JobConfig):
                 "algorithm.correction.allow_uncorrected: true trains it all the same"
             )
 
+    def _unfit_old_logprobs(self) -> Iterator[str]:
+        if self.algorithm.old_logprobs != "engine":
+            return
+        if self.max_staleness:
+            yield (
+                f"algorithm.old_logprobs must not be engine with max_staleness "
+                f"{self.max_staleness}: older weights sampled, and the policy at the step's start "
+                "is another one; take auto or trainer"
+            )
+        if reason := self.rollout.changed_logprobs:
+            yield f"algorithm.old_logprobs must not be engine where {reason}; take auto or trainer"
+
+    @property
+    def old_logprobs(self) -> OldLogprobs:
+        """Where the policy's log-probabilities at the start of a step come from."""
+        asked = self.algorithm.old_logprobs
+        if asked != "auto":
+            return asked
+        if self.algorithm.updates_know_old:
+            return "update"
+        limit = self.publication.max_logprob_gap or (
+            EXACT_GAP if self.computes_in_float32 else math.inf
+        )
+        is_exact = limit <= EXACT_GAP and not self.rollout.changed_logprobs
+        return "engine" if is_exact and not self.max_staleness else "trainer"
+
+    @property
+    def computes_in_float32(self) -> bool:
+        """Whether engine and trainer both do, so that they agree to rounding."""
+        dtypes = {self.policy.model.dtype, self.rollout.dtype}
+        placement = self.placement
+        on_cpu = not (placement.policy.gpus_per_rank or placement.rollout.gpus_per_rank)
+        exact = dtypes == {"float32"} or (on_cpu and "bfloat16" not in dtypes)
+        # A quantized trainer computes with rounded activations, the engine with whole ones.
+        return exact and self.policy.model.quantization == "none"
+
+    @property
+    def scored_models(self) -> tuple[ScoredModel, ...]:
+        """What the policy's ranks pass a step's rollouts through before the update."""
+        if not self.trains:
+            return ()
+        passes: dict[ScoredModel, bool] = {
+            "policy": self.old_logprobs == "trainer",
+            "base": self.uses_reference and not self.uses_reference_role,
+        }
+        return tuple(model for model, is_needed in passes.items() if is_needed)
+
     @property
     def weight_backend(self) -> Backend:
         """How weights travel to the engines: `publication.backend`, resolved."""
+        if self.adapters_apart:
+            return "object_store"
         placement = self.placement
         return backend_of(
             self.publication.backend, policy=placement.policy, rollout=placement.rollout
         )
+
+    @property
+    def adapters_apart(self) -> bool:
+        """Whether engines get the policy's adapters and what these change apart."""
+        return self.publication.adapters == "apart"
+
+    @property
+    def bucket_mb(self) -> int:
+        """Size of the buckets in which weights travel."""
+        asked = self.publication.bucket_mb
+        return min(asked, MOST_HOST_BUCKET_MB) if self.weight_backend == "object_store" else asked
 
     @property
     def engines_sleep(self) -> bool:
@@ -243,6 +309,16 @@ class OnlineConfig(JobConfig):
     def scores_on_engines_gpus(self) -> bool:
         """Whether a reward model computes where the engines do, which have to leave first."""
         return "reward" in self.on_engines_gpus and bool(self.reward.model.path)
+
+    @property
+    def scores_behind_engines(self) -> bool:
+        """Whether a reward model waits for engines: it computes on their GPUs or their cores."""
+        model, engines = self.placement.reward, self.placement.rollout
+        takes_all_cores = all(
+            group.cpus_per_rank == "auto" and not group.gpus_per_rank for group in (model, engines)
+        )
+        shares_cores = takes_all_cores and not self.max_staleness and bool(self.reward.model.path)
+        return shares_cores or self.scores_on_engines_gpus
 
     @property
     def groups(self) -> dict[str, GroupConfig]:
@@ -293,9 +369,16 @@ class OnlineConfig(JobConfig):
         return num_steps * self.algorithm.epochs * self.algorithm.minibatches
 
     @property
-    def uses_reference_role(self) -> bool:
+    def uses_reference(self) -> bool:
         """Whether the KL to a reference model is part of training."""
         return self.algorithm.kl.coefficient > 0
+
+    @property
+    def uses_reference_role(self) -> bool:
+        """Whether the reference lives on a group of its own."""
+        return self.uses_reference and not is_base_of(
+            self.policy.model, self.reference.model, self.reference_kind
+        )
 
     @property
     def smallest_group(self) -> int:

@@ -1,4 +1,4 @@
-"""Which way weights travel from the policy to the engines, and where each way can work.
+"""Weights to the engines: which way they travel, where each way can work, what the probe lets pass.
 
 A guest's ranks lie on the first GPUs of its host (`actors.pool.state`). So where policy and
 engines are placed on the same GPUs, rank 0 of the policy and engine 0 share the first of them.
@@ -8,9 +8,54 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from rlhf_ray.config.base import GroupConfig
+from pydantic import PositiveInt
+
+from rlhf_ray.config.base import Config, GroupConfig, NonNegativeFloat
 
 Backend: TypeAlias = Literal["object_store", "ipc", "nccl"]
+# What engine and trainer may differ by on a token, in nats, where both compute in float32: they
+# agree to 1e-5 there. No ratio of theirs is further from 1 than by a thousandth.
+EXACT_GAP = 1e-3
+# Through the hosts' memory: what was packed is loaded from the processor's cache in part, and the
+# first bucket is soon on its way.
+MOST_HOST_BUCKET_MB = 32
+# Up to which vLLM takes adapters: its kernels are made for these ranks.
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class PublicationConfig(Config):
+    """Weights to the engines, and the probe that follows.
+
+    Attributes:
+        backend: `auto` is `object_store` where engines run on CPUs, `ipc` where policy and rollout
+            share GPUs, else `nccl`.
+        bucket_mb: Weights travel in buckets of about this size; through the hosts' memory
+            (`object_store`) in buckets of 32 MB at most.
+        adapters: What engines get of a policy with adapters (`policy.model.lora`). `merged`: its
+            weights, changed by the adapters, each time. `apart`: the weights once, and then the
+            adapters alone, which vLLM adds in each pass; sampling is slower by that.
+        running: What becomes of responses that are being sampled meanwhile. `recompute`: their
+            tokens so far pass the new weights before the next one is sampled, which takes time, and
+            that token is the new weights' own. `keep` spares that: what older weights left in the
+            cache of a response stays. The recorded log-probabilities are true in both.
+        probe_sequences: Prompts that engine and trainer score after each publication. For a 99th
+            percentile a hundred tokens are few; 16 prompts of 100 tokens are 1,600.
+        max_logprob_gap: The run stops where engine and trainer differ by more on a probe token, in
+            nats; 0 takes 1e-3 where both compute in float32, else none: there single tokens of
+            healthy pairs are half a nat apart.
+        max_logprob_gap_mean: The same for the mean of all tokens; 0 takes 0.15 where
+            `max_logprob_gap` takes none.
+        max_logprob_gap_p99: The same for the 99th percentile; 0 takes 1.0 there.
+    """
+
+    backend: Literal["auto", "object_store", "ipc", "nccl"] = "auto"
+    bucket_mb: PositiveInt = 256
+    adapters: Literal["merged", "apart"] = "merged"
+    running: Literal["recompute", "keep"] = "recompute"
+    probe_sequences: PositiveInt = 16
+    max_logprob_gap: NonNegativeFloat = 0.0
+    max_logprob_gap_mean: NonNegativeFloat = 0.0
+    max_logprob_gap_p99: NonNegativeFloat = 0.0
 
 
 def backend_of(

@@ -10,8 +10,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from rlhf_ray.config.base import Config, LocalPath, ModelSource, NonNegativeFloat, NonNegativeInt
 
-# Names of the scorers that are no functions.
-MODEL, REMOTE = "model", "remote"
+# Names of what scores and is no function. An environment has given its rewards by then.
+MODEL, REMOTE, ENVIRONMENT = "model", "remote", "environment"
 
 
 class RewardFunctionConfig(Config):

@@ -21,6 +21,9 @@ OWN_KEYS = {
     "tensor_parallel_size": "placement.rollout.gpus_per_rank",
 }
 
+# vLLM 0.32 samples at this one where a lower one above 0 is asked.
+LEAST_TEMPERATURE = 0.01
+
 
 class EngineConfig(Config):
     """What a vLLM engine is built from; another one takes a new engine.
@@ -72,6 +75,21 @@ class RolloutConfig(EngineConfig):
     stop: list[str] = []
     stop_token_ids: list[NonNegativeInt] = []
     ignore_eos: bool = False
+
+    @property
+    def changed_logprobs(self) -> str:
+        """Why the recorded log-probabilities are not those of logits over temperature; else empty.
+
+        The probe compares prompts, and does not see it.
+        """
+        if self.temperature < LEAST_TEMPERATURE:
+            return f"rollout.temperature is below {LEAST_TEMPERATURE}, which the engine takes"
+        mode = self.engine.get("logprobs_mode", "processed_logprobs")
+        if mode != "processed_logprobs":
+            return f"rollout.engine.logprobs_mode is {mode}"
+        if self.engine.get("logits_processors"):
+            return "rollout.engine.logits_processors are given"
+        return ""
 
     @property
     def of_engine(self) -> EngineConfig:

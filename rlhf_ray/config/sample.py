@@ -28,8 +28,8 @@ class SampleConfig(OnlineConfig):
         total_steps: Batches of `prompts_per_step` prompts.
         pairs: `best_worst` takes the extremes of a prompt's answers; `all` takes every two answers
             that differ in score.
-        algorithm: As it is: there is no update. Neither `value`, `reference`, `reward.shaping`,
-            `max_staleness` nor `empty_steps_to_stop` can be set.
+        algorithm: As it is: there is no update. Neither `value`, `reference`, `reference_kind`,
+            `reward.shaping`, `max_staleness` nor `empty_steps_to_stop` can be set.
     """
 
     job = "sample"
@@ -45,6 +45,7 @@ class SampleConfig(OnlineConfig):
             "algorithm": self.algorithm != _no_training(),
             "value": self.value != CriticConfig(),
             "reference": self.reference != ReferenceConfig(),
+            "reference_kind": self.reference_kind != "auto",
             "max_staleness": self.max_staleness > 0,
             "empty_steps_to_stop": self.empty_steps_to_stop
             != OnlineConfig.model_fields["empty_steps_to_stop"].default,

@@ -1,6 +1,7 @@
 """From scores to the rewards that estimators take: shaped, of tokens, and each alone.
 
-A penalty is a positive number that is subtracted. Lengths are in tokens of the response.
+A penalty is a positive number that is subtracted. Lengths and repetitions are those of the policy's
+own tokens: what an environment wrote between them is not its doing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def shape_scores(
     if config.overlong_buffer_tokens:
         scores = overlong_penalty(
             scores,
-            torch.tensor([len(r.response_ids_T) for r in rollouts_B]),
+            torch.tensor([int(r.action_mask_T.sum()) for r in rollouts_B]),
             max_length=max_new_tokens,
             buffer_length=config.overlong_buffer_tokens,
             penalty=config.overlong_penalty,
@@ -42,7 +43,7 @@ def shape_scores(
     if config.repetition_penalty:
         scores = repetition_penalty(
             scores,
-            [r.response_ids_T.tolist() for r in rollouts_B],
+            [r.own_ids_T.tolist() for r in rollouts_B],
             ngram=config.repetition_ngram,
             max_penalty=config.repetition_penalty,
         )
@@ -152,8 +153,11 @@ def token_rewards(
     kl_coefficient: float,
     mask_T: torch.Tensor,
     segments_T: torch.Tensor,
+    turn_rewards_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Puts each score on its sequence's last own token and a KL penalty on every own token.
+
+    What an environment gave for turns is added where it stands, as it is.
 
     Source: Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2. The place of the score is
     TRL 0.11's; later ones put it one past the last token.
@@ -164,6 +168,7 @@ def token_rewards(
         kl_coefficient: Weight of the penalty.
         mask_T: bool[T].
         segments_T: int64[T].
+        turn_rewards_T: float[T], 0 but on the last own token of a turn; None for none.
 
     Returns:
         float[T] in the dtype of `scores_B`; 0 in slots that are not the policy's own. A sequence
@@ -172,6 +177,8 @@ def token_rewards(
     rewards_T = scores_B.new_zeros(len(mask_T))
     if kl_T is not None:
         rewards_T = -kl_coefficient * masked(kl_T.detach(), mask_T).to(scores_B.dtype)
+    if turn_rewards_T is not None:
+        rewards_T = rewards_T + masked(turn_rewards_T, mask_T).to(rewards_T.dtype)
     last_B = last_action_token(mask_T, segments_T, len(scores_B))
     has_action_B = last_B >= 0
     return torch.index_add(rewards_T, 0, last_B[has_action_B], scores_B[has_action_B])

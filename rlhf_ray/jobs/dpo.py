@@ -15,7 +15,13 @@ from rlhf_ray.jobs import on_rows
 from rlhf_ray.jobs.job import Job
 from rlhf_ray.jobs.on_rows import RowRoles, SupervisedData
 from rlhf_ray.jobs.pool import Pool, RowReference, SupervisedRole
-from rlhf_ray.jobs.referenced import Row, precomputed, referenced, without_reference
+from rlhf_ray.jobs.referenced import (
+    KeptReference,
+    Row,
+    precomputed,
+    referenced,
+    without_reference,
+)
 from rlhf_ray.jobs.rows import JobRows
 from rlhf_ray.jobs.tables import labelled_table, ranking_table
 from rlhf_ray.loops.supervised import Prepare
@@ -71,22 +77,36 @@ async def _roles(
     config: DpoConfig, data: DpoData, specs: Mapping[str, Spec], pool: Pool
 ) -> RowRoles:
     """The reference first: one that scores all rows ahead is gone before the policy comes."""
-    prepare: Prepare = without_reference
-    if config.uses_reference_role:
-        spec = specs["reference"]
-        reference: RowReference = await pool.load("reference", spec)
-        if config.scores_rows_ahead:
-            assert not isinstance(data.rows, RowStream), "the configuration refuses it"
-            prepare = await precomputed(
-                [data.rows, data.eval_rows],
-                reference.answer_logps,
-                Path(config.run_dir) / "reference",
-                model=_identity(_reference_model(config)),
-            )
-            await pool.unload("reference")
-        else:
-            prepare = partial(referenced, answer_logps=reference.answer_logps)
+    if not config.uses_reference_role:
+        policy: SupervisedRole = await pool.load("policy", specs["policy"])
+        prepare = _asking(config, data, policy) if config.uses_reference else without_reference
+        return RowRoles(trained=policy, prepare=prepare)
+    reference: RowReference = await pool.load("reference", specs["reference"])
+    if config.scores_rows_ahead:
+        assert not isinstance(data.rows, RowStream), "the configuration refuses it"
+        prepare = await precomputed(
+            [data.rows, data.eval_rows],
+            reference.answer_logps,
+            _reference_folder(config),
+            model=_identity(_reference_model(config)),
+        )
+        await pool.unload("reference")
+    else:
+        prepare = _asking(config, data, reference)
     return RowRoles(trained=await pool.load("policy", specs["policy"]), prepare=prepare)
+
+
+def _asking(config: DpoConfig, data: DpoData, reference: RowReference | SupervisedRole) -> Prepare:
+    """Asks about each batch; about rows that come again once."""
+    rows = data.rows
+    if isinstance(rows, RowStream) or config.total_steps * config.batch_size <= len(rows):
+        return partial(referenced, answer_logps=reference.answer_logps)
+    model = _identity(_reference_model(config))
+    return KeptReference(reference.answer_logps, _reference_folder(config), model=model)
+
+
+def _reference_folder(config: DpoConfig) -> Path:
+    return Path(config.run_dir) / "reference"
 
 
 def _identity(model: ModelConfig) -> str:

@@ -162,6 +162,7 @@ def specs(config: OnlineConfig, data: OnlineData) -> dict[str, Spec]:
         "policy": PolicySpec(
             learner=config.policy,
             algorithm=config.algorithm,
+            old_logprobs=config.old_logprobs,
             temperature=config.rollout.temperature,
             max_new_tokens=config.rollout.max_new_tokens,
             total_steps=config.policy_updates,
@@ -213,6 +214,7 @@ async def load_roles(
     reward: WeightedReward = roles["reward"]
     experience = ExperienceSpec(
         algorithm=config.algorithm,
+        old_logprobs=config.old_logprobs,
         shaping=config.reward.shaping,
         max_new_tokens=config.rollout.max_new_tokens,
         reward_weights=reward.weights,

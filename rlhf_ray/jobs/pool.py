@@ -72,6 +72,11 @@ class RowReference(Reference, Protocol):
 class SupervisedRole(Supervised, Protocol):
     """A role that learns from rows, and shows what it learned."""
 
+    async def answer_logps(
+        self, rows: Sequence[Ranking | LabelledAnswer]
+    ) -> Sequence[tuple[float, ...]]:
+        """As of a `RowReference`, by a policy without its adapter."""
+
     async def score_answers(self, rows: Sequence[Ranking]) -> Sequence[tuple[float, ...]]:
         """The scores that a reward model in training gives each row's answers."""
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlhf_ray.data.rows.records import digest_of
+from rlhf_ray.disk import room_for
 from rlhf_ray.errors import RunError
 from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
 
@@ -26,6 +27,8 @@ Logps: TypeAlias = npt.NDArray[np.float64]
 # Rows -> log-probabilities of each row's answers, in nats, in the order of rows.
 AnswerLogps: TypeAlias = Callable[[Sequence[Row]], Awaitable[Sequence[tuple[float, ...]]]]
 
+# A row that is kept: its digest, and what is known of its two answers.
+KEPT = np.dtype([("row", "<u8"), ("logps_K", "<f8", 2)])
 # Rows that are scored between two lines of progress.
 ROWS_A_CALL = 2048
 
@@ -41,6 +44,52 @@ async def referenced(rows: Sequence[Row], answer_logps: AnswerLogps) -> list[Ref
     return [
         Referenced(row=row, reference_logps_K=logps) for row, logps in zip(rows, found, strict=True)
     ]
+
+
+class KeptReference:
+    """Asks about rows that are new to it; what it was told of the others it knows.
+
+    The first answer counts, for a run that goes on after a stop as well, as it is in a file: which
+    rows share a pass decides the last bits.
+    """
+
+    def __init__(self, answer_logps: AnswerLogps, folder: Path, *, model: str) -> None:
+        """Take answers that are in `folder` already; `model` tells this reference from others."""
+        self._answer_logps = answer_logps
+        digest = hashlib.blake2b(model.encode(), digest_size=16).hexdigest()
+        self._path = folder / f"{digest}.rows"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._known: dict[int, tuple[float, ...]] = {}
+        if self._path.exists():
+            written = self._path.read_bytes()
+            whole = len(written) - len(written) % KEPT.itemsize  # a killed run may leave a part
+            self._path.write_bytes(written[:whole])
+            self._learn(np.frombuffer(written[:whole], KEPT))
+
+    async def __call__(self, rows: Sequence[Row]) -> list[Referenced]:
+        """The rows with what the reference says of them.
+
+        Raises:
+            RunError: A log-probability is not finite.
+        """
+        keys = [digest_of(row) for row in rows]
+        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._known}
+        if new:
+            logps = await self._answer_logps([*new.values()])
+            found = np.array([*zip(new, logps, strict=True)], KEPT)
+            _require_finite(found["logps_K"])
+            with room_for("what the reference said", self._path), self._path.open("ab") as file:
+                file.write(found.tobytes())
+            self._learn(found)
+        return [
+            Referenced(row=row, reference_logps_K=self._known[key])
+            for key, row in zip(keys, rows, strict=True)
+        ]
+
+    def _learn(self, found: npt.NDArray[np.void]) -> None:
+        logps = map(tuple, found["logps_K"].tolist())
+        for key, logps_K in zip(found["row"].tolist(), logps, strict=True):
+            self._known.setdefault(key, logps_K)
 
 
 class KnownReference:
@@ -110,10 +159,13 @@ async def _asked(parts: Sequence[Sequence[Row]], answer_logps: AnswerLogps, num_
             num_asked += len(asked)
             logger.info("reference: %d of %d rows are scored", num_asked, num_rows)
     flat = np.concatenate(found)
-    if not np.isfinite(flat).all():
-        wrong = int((~np.isfinite(flat)).sum())
-        raise RunError(f"the reference gave {wrong} log-probabilities that are not finite")
+    _require_finite(flat)
     return flat
+
+
+def _require_finite(logps: Logps) -> None:
+    if wrong := int((~np.isfinite(logps)).sum()):
+        raise RunError(f"the reference gave {wrong} log-probabilities that are not finite")
 
 
 def _read(path: Path, count: int) -> Logps | None:

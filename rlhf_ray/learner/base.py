@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +23,7 @@ from rlhf_ray.learner.rows import fitted_update, flat, rollout_batch
 from rlhf_ray.learner.update import MicroBatchLoss, Preparation, UpdateSettings, run_update
 from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.check import own_outcome, sample_row, settle
+from rlhf_ray.models.kernels import compile_layers
 from rlhf_ray.models.modes import CheckedModel
 from rlhf_ray.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Evaluated
@@ -71,6 +73,8 @@ class Learner(ABC):
         if builder.shards_weights:
             settle_unreached(self.model, is_sharded=True)
         settle(self.model, config, self.device)
+        if config.compile:
+            compile_layers(self.model)
 
     @abstractmethod
     def _load(self) -> Any:
@@ -131,8 +135,17 @@ class ExperienceLearner(Learner):
         return rollout_batch([row.rollout for row in rows], self.model)
 
     def _floats(self, rows: Sequence[Experience], name: str) -> Tensor:
-        """A field of all rows, end to end: float32 [T]."""
-        return flat(rows, lambda row: getattr(row, name), dtype=torch.float32, device=self.device)
+        """A field of all rows, or `rollout.` and one of their rollouts: float32 [T].
+
+        Of own tokens alone, end to end, as `_batch` scores them.
+        """
+        field = attrgetter(name)
+        return flat(
+            rows,
+            lambda row: field(row)[row.rollout.action_mask_T],
+            dtype=torch.float32,
+            device=self.device,
+        )
 
 
 def settle_unreached(module: CheckedModel, *, is_sharded: bool) -> None:

@@ -8,9 +8,10 @@ micro-batches and ranks. What a row's loss takes from the others is then a const
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 
 from rlhf_ray.algorithms import metric_sums
@@ -27,11 +28,13 @@ from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.regularizers import with_router_loss
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
 from rlhf_ray.config.dpo import DpoConfig, PreferenceLossConfig
+from rlhf_ray.learner.adapters import without_adapter
 from rlhf_ray.learner.base import ExampleLearner
 from rlhf_ray.learner.rows import answer_batch, answer_sums, over_ranks, score_answers
-from rlhf_ray.models.decoder import base_of, require_experts
+from rlhf_ray.models.decoder import base_of, require_experts, vocabulary_of
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.models.transfer import on_device
 from rlhf_ray.packing import MinibatchPlan, RankedMicroBatches
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
@@ -52,7 +55,7 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
         return TokenScorer(
             lm,
             temperature=1.0,
-            chunk_tokens=self.config.logits_chunk_tokens,
+            chunk_tokens=self.config.chunk_tokens(vocabulary_of(lm)),
             with_router_loss=balances_experts,
         )
 
@@ -60,26 +63,18 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
         """The rows of one optimiser step, by their number in `rows`."""
         plan = minibatch.micro_batches_by_rank
         numbers = sorted(row for ranks in plan for picked in ranks for row in picked)
-        rows = self._with_reference(rows, plan)
         ahead_BK = None
         if self.objective.ahead is not None:
             ahead_BK = self._sums(rows, plan, self.objective.ahead)[numbers]
         step_rows = self.objective.prepare([rows[number] for number in numbers], ahead_BK)
         return dict(zip(numbers, step_rows, strict=True))
 
-    def _with_reference(
-        self, rows: Sequence[Referenced], plan: RankedMicroBatches
-    ) -> Sequence[Referenced]:
-        """The policy without its adapter is the reference, where the job says so."""
-        if not self.job.uses_reference or self.job.reference_kind != "adapter_off":
-            return rows
-        without_adapter: AbstractContextManager[None] = self.lm.disable_adapter()
-        with without_adapter:
-            sums_BK = self._sums(rows, plan, ALL_ANSWERS)
-        return [
-            replace(row, reference_logps_K=tuple(sums_K))
-            for row, sums_K in zip(rows, sums_BK.tolist(), strict=True)
-        ]
+    def answer_logps(
+        self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
+    ) -> list[tuple[float, ...]]:
+        """As `FrozenReference.answer_logps`, of the policy without its adapter."""
+        with without_adapter(self.lm):
+            return score_answers(self.engine, rows, plan, self.config)
 
     def _sums(
         self, rows: Sequence[Referenced], plan: RankedMicroBatches, answers: slice
@@ -116,7 +111,6 @@ class PreferenceLearner(ExampleLearner[DpoConfig, Referenced]):
 
     def evaluate(self, rows: Sequence[Referenced], plan: RankedMicroBatches) -> Evaluated:
         """Means over all rows; an outcome is the implicit rewards of a row's trained answers."""
-        rows = self._with_reference(rows, plan)
         logps_BK = self._sums(rows, plan, ALL_ANSWERS)
         trained, ahead = self.objective.trained, self.objective.ahead
         step_rows = self.objective.prepare(rows, None if ahead is None else logps_BK[:, ahead])
@@ -199,7 +193,7 @@ class PairObjective:
         metrics = pair_metrics(inputs, self.params)
         if self.ahead is None:
             return self._losses(inputs).sum(), metrics
-        slopes_BK = logps_BK.new_tensor([row.slopes_K for row in rows]).view_as(logps_BK)
+        slopes_BK = _beside(logps_BK, [row.slopes_K for row in rows])
         linear = (slopes_BK * logps_BK).sum()
         return linear - linear.detach() + sum(row.loss for row in rows), metrics
 
@@ -211,13 +205,10 @@ class PairObjective:
         return loss_B / inputs.num_pairs
 
     def _inputs(self, rows: Sequence[StepRow], logps_BK: torch.Tensor) -> PairInputs:
-        references_BK = logps_BK.new_tensor(
-            [row.referenced.reference_logps_K for row in rows]
-        ).view_as(logps_BK)
-        lens_BK = torch.tensor(
-            [[len(ids_T) for ids_T in _pair(row.referenced).answer_ids_K] for row in rows],
-            device=logps_BK.device,
-        ).view_as(logps_BK)
+        references_BK = _beside(logps_BK, [row.referenced.reference_logps_K for row in rows])
+        answers = [_pair(row.referenced).answer_ids_K for row in rows]
+        lens = [[len(ids_T) for ids_T in ids_K] for ids_K in answers]
+        lens_BK = on_device(lens, logps_BK.device, dtype=np.int64).view_as(logps_BK)
         return PairInputs(
             chosen_logps_B=logps_BK[:, 0],
             rejected_logps_B=logps_BK[:, 1],
@@ -259,16 +250,21 @@ class LabelObjective:
         desirable = [_labelled(row.referenced).desirable for row in rows]
         inputs = LabelledInputs(
             logps_B=logps_BK[:, 0],
-            reference_logps_B=logps_BK.new_tensor(
-                [row.referenced.reference_logps_K[0] for row in rows]
+            reference_logps_B=_beside(
+                logps_BK[:, 0], [row.referenced.reference_logps_K[0] for row in rows]
             ),
-            mismatch_kl=logps_BK.new_tensor(rows[0].mismatch_kl if rows else 0.0),
-            desirable_B=torch.tensor(desirable, dtype=torch.bool, device=logps_BK.device),
+            mismatch_kl=logps_BK.new_full((), rows[0].mismatch_kl if rows else 0.0),
+            desirable_B=on_device(desirable, logps_BK.device, dtype=np.bool_),
         )
         num_rows = rows[0].num_rows if rows else 1
         loss_B = LABEL_LOSSES[self.name](inputs, self.params)
         loss = self.weight * loss_B.sum() / num_rows
         return loss, labelled_metrics(inputs, self.params)
+
+
+def _beside(logps: torch.Tensor, numbers: Sequence[Any]) -> torch.Tensor:
+    """Numbers of the shape of log-probabilities, in their dtype and place."""
+    return on_device(numbers, logps.device, dtype=np.float64).to(logps.dtype).view_as(logps)
 
 
 def _pair(row: Referenced) -> Ranking:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from rlhf_ray.learner.engine import EngineBuilder
 from rlhf_ray.learner.rows import score_answers, score_rollouts
 from rlhf_ray.models.check import settle
+from rlhf_ray.models.decoder import vocabulary_of
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.packing import RankedMicroBatches
@@ -26,7 +27,9 @@ class FrozenReference:
         with builder.loading():
             lm = load_causal_lm(self.config.model, device=builder.device)
         self.model = TokenScorer(
-            lm, temperature=spec.temperature, chunk_tokens=self.config.logits_chunk_tokens
+            lm,
+            temperature=spec.temperature,
+            chunk_tokens=self.config.chunk_tokens(vocabulary_of(lm)),
         )
         self.engine = builder.freeze(self.model)
         settle(self.model, self.config, builder.device)

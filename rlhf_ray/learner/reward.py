@@ -23,6 +23,7 @@ from rlhf_ray.learner.base import ExampleLearner
 from rlhf_ray.learner.rows import over_ranks, score_rows
 from rlhf_ray.models.classifier import freeze_score_bias, load_classifier
 from rlhf_ray.models.reward import RewardModel, Rewards
+from rlhf_ray.models.transfer import on_device
 from rlhf_ray.packing import RankedMicroBatches
 from rlhf_ray.roles import Evaluated
 from rlhf_ray.types import Ranking
@@ -64,7 +65,7 @@ class RewardLearner(ExampleLearner[RmConfig, Ranking]):
         self, rows: Sequence[Ranking], scores_BK: torch.Tensor, mask_BK: torch.Tensor
     ) -> RankingInputs:
         margins = [row.margin if self.job.use_margin else 0.0 for row in rows]
-        margins_B = torch.tensor(margins, dtype=scores_BK.dtype, device=scores_BK.device)
+        margins_B = on_device(margins, scores_BK.device).to(scores_BK.dtype)
         return RankingInputs(
             scores_BK=scores_BK,
             mask_BK=mask_BK,
@@ -137,7 +138,7 @@ def _places(rows: Sequence[Ranking], device: torch.device) -> tuple[torch.Tensor
     mask_BK = places_K < nums_B[:, None]
     starts_B = np.cumsum(nums_B) - nums_B
     place_BK = starts_B[:, None] + np.where(mask_BK, places_K, 0)
-    return torch.from_numpy(place_BK).to(device), torch.from_numpy(mask_BK).to(device)
+    return on_device(place_BK, device), on_device(mask_BK, device)
 
 
 def _tiers(rows: Sequence[Ranking], mask_BK: torch.Tensor) -> torch.Tensor:
@@ -145,4 +146,4 @@ def _tiers(rows: Sequence[Ranking], mask_BK: torch.Tensor) -> torch.Tensor:
     tiers_BK = np.zeros(mask_BK.shape, dtype=np.int64)
     for row, tiers_K in zip(rows, tiers_BK, strict=True):
         tiers_K[: len(row.answer_ids_K)] = row.order_K
-    return torch.from_numpy(tiers_BK).to(mask_BK.device)
+    return on_device(tiers_BK, mask_BK.device)

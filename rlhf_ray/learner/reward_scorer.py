@@ -125,7 +125,11 @@ class RewardScorer:
 
     def _tokenize(self, rollout: Rollout) -> _Text:
         text, where = rollout.prompt.text, rollout.prompt.prompt_id
+        answer = rollout.text
         prompt = as_chat(text, "user") if self.config.chat else text
+        if rollout.messages and not (self.keeps_tokens or isinstance(prompt, str)):
+            prompt = [*prompt, *map(dict, rollout.messages[:-1])]
+            answer = rollout.messages[-1]["content"]
         is_ended = rollout.finish_reason == "stop"
         options = {} if isinstance(prompt, str) else self._options(rollout.prompt)
         if self.keeps_tokens:
@@ -142,7 +146,7 @@ class RewardScorer:
             prompt_ids, answer_ids = tokenize_answer(
                 self.tokenizer,
                 prompt,
-                rollout.text,
+                answer,
                 is_ended=is_ended,
                 is_sampled=True,
                 is_foreign=True,

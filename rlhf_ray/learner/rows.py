@@ -15,6 +15,7 @@ from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.learner.engine import InferenceEngine, ParallelDims
 from rlhf_ray.models.batch import TokenBatch, build_batch
 from rlhf_ray.models.modes import CheckedModel
+from rlhf_ray.models.transfer import on_device
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, cut
 from rlhf_ray.types import Experience, IntArray, LabelledAnswer, Ranking, Rollout
 
@@ -25,15 +26,17 @@ T = TypeVar("T")
 def rollout_batch(
     rollouts_B: Sequence[Rollout], model: CheckedModel, *, with_end: bool = False
 ) -> TokenBatch:
-    """Prompts and responses as `model` takes them, with every response token scored.
+    """Prompts and responses as `model` takes them, with the policy's own tokens scored.
 
-    `with_end` scores what follows as well.
+    The others, which an environment wrote, cost no product with the vocabulary. `with_end` scores
+    what follows the response as well.
     """
     sequences, scored, prompt_lens = [], [], []
     for rollout in rollouts_B:
         prompt_T = np.asarray(rollout.prompt.token_ids_T, dtype=np.int32)
         sequences.append(np.concatenate([prompt_T, rollout.response_ids_T]))
-        scored.append(np.arange(len(prompt_T), rollout.num_tokens + with_end))
+        own_T = len(prompt_T) + np.flatnonzero(rollout.action_mask_T)
+        scored.append(np.append(own_T, rollout.num_tokens) if with_end else own_T)
         prompt_lens.append(len(prompt_T))
     return _batch(sequences, scored, prompt_lens, model)
 
@@ -83,22 +86,30 @@ def flat(
     """One array of each row, end to end: [T]; empty for no rows."""
     if not rows_B:
         return torch.zeros(0, dtype=dtype, device=device)
-    return torch.from_numpy(np.concatenate([of(row) for row in rows_B])).to(device, dtype)
-
-
-def action_mask(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
-    """True for action tokens: [T]."""
-    return flat(rows_B, lambda row: row.rollout.action_mask_T, dtype=torch.bool, device=device)
+    return on_device(np.concatenate([of(row) for row in rows_B]), device).to(dtype)
 
 
 def action_lens(rows_B: Sequence[Experience], device: torch.device) -> torch.Tensor:
     """Action tokens of each row: [B], one 0 for no rows."""
     lens = [int(row.rollout.action_mask_T.sum()) for row in rows_B] or [0]
-    return torch.tensor(lens, device=device)
+    return on_device(lens, device)
+
+
+def among_others(
+    own_T: npt.NDArray[np.float32], rollout: Rollout, *, with_end: bool = False
+) -> npt.NDArray[np.float32]:
+    """Numbers of the own tokens, [T] or [T, M], among the response's, where others have 0.
+
+    `with_end` leaves one more behind all tokens.
+    """
+    is_own_T = np.append(rollout.action_mask_T, True) if with_end else rollout.action_mask_T
+    values_T = np.zeros((len(is_own_T), *own_T.shape[1:]), dtype=np.float32)
+    values_T[is_own_T] = own_T
+    return values_T
 
 
 def split_rows(values_T: torch.Tensor, lens_B: Sequence[int]) -> list[npt.NDArray[np.float32]]:
-    """[T] back into one array a row."""
+    """[T], or [T, M], back into one array a row."""
     array = values_T.detach().float().cpu().numpy()
     return [part.copy() for part in np.split(array, np.cumsum(lens_B)[:-1])] if lens_B else []
 
@@ -171,7 +182,8 @@ def score_rollouts(
 ) -> list[npt.NDArray[np.float32]]:
     """One number a response token, for this rank's rows: an array each, in the order of the plan.
 
-    `rollouts` are all rows of the plan. `with_end` makes one number more for each row, of what
+    Tokens that are not the policy's own have 0. `rollouts` are all rows of the plan. `forward` may
+    give several numbers a token, [T, M], and `with_end` makes one more for each row, of what
     follows its last token.
     """
     model: CheckedModel = engine.module
@@ -179,8 +191,12 @@ def score_rollouts(
     def score(rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         some = [rollouts[row] for row in rows]
         batch = rollout_batch(some, model, with_end=with_end)
-        lens_B = [len(rollout.response_ids_T) + with_end for rollout in some]
-        return split_rows(forward(batch), lens_B)
+        lens_B = [int(rollout.action_mask_T.sum()) + with_end for rollout in some]
+        own_B = split_rows(forward(batch), lens_B)
+        return [
+            among_others(own_T, rollout, with_end=with_end)
+            for own_T, rollout in zip(own_B, some, strict=True)
+        ]
 
     lengths_B = [rollout.num_tokens for rollout in rollouts]
     return score_rows(engine, score, plan, lengths_B, config)

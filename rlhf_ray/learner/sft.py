@@ -16,7 +16,7 @@ from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.learner.base import ExampleLearner
 from rlhf_ray.learner.rows import answer_sums, over_ranks, score_rows
 from rlhf_ray.models.batch import TokenBatch, build_batch
-from rlhf_ray.models.decoder import base_of
+from rlhf_ray.models.decoder import base_of, vocabulary_of
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.limits import most_tokens
 from rlhf_ray.models.load import load_causal_lm
@@ -32,14 +32,16 @@ class SftLearner(ExampleLearner[SftConfig, SftExample]):
 
     def _load(self) -> TokenScorer:
         lm = load_causal_lm(self.config.model, device=self.device)
-        return TokenScorer(lm, temperature=1.0, chunk_tokens=self.config.logits_chunk_tokens)
+        return TokenScorer(
+            lm, temperature=1.0, chunk_tokens=self.config.chunk_tokens(vocabulary_of(lm))
+        )
 
     def _loss(
         self, rows: Sequence[SftExample], reduction: Reduction
     ) -> tuple[torch.Tensor, MetricSums]:
         batch, values = self._values(rows)
         mask_T = torch.ones_like(batch.targets_T, dtype=torch.bool)
-        lens_B = torch.bincount(batch.segments_T, minlength=batch.num_sequences)
+        lens_B = answer_sums(mask_T.long(), batch)
         loss = reduction.reduce(values.pop("loss"), mask_T, batch.segments_T, lens_B)
         return loss, {name: mean_of(values_T, mask_T) for name, values_T in values.items()}
 

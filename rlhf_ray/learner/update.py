@@ -81,8 +81,8 @@ def run_update(
             # quotient of the sums is the mean loss of a step, also where several ranks work on the
             # same rows.
             total = loss.detach().double()
-            share = total.new_tensor(1.0 / (len(micro_batches) * engine.dims.data_parallel_size))
-            sums = torch.stack([total, share])
+            share = 1.0 / (len(micro_batches) * engine.dims.data_parallel_size)
+            sums = torch.stack([total, torch.full_like(total, share)])
             parts.append({**metrics, "loss": Metric(kind="mean", sums=sums)})
         result = engine.step()
         results.append(result)

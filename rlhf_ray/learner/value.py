@@ -12,7 +12,7 @@ from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES, ValueLossInputs
 from rlhf_ray.learner.base import ExperienceLearner
-from rlhf_ray.learner.rows import action_lens, action_mask, score_rollouts
+from rlhf_ray.learner.rows import action_lens, score_rollouts
 from rlhf_ray.models.classifier import load_decoder
 from rlhf_ray.models.heads import ValueModel
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
@@ -36,7 +36,7 @@ class ValueLearner(ExperienceLearner):
     ) -> list[npt.NDArray[np.float32]]:
         """Values of this rank's rows, in the order in which the plan names them: [T + 1] each.
 
-        Before every response token, and of the state after the last one.
+        Before every own token of the response, 0 for others, and of the state after the last one.
         """
         return score_rollouts(self.engine, self.engine, rollouts, plan, self.config, with_end=True)
 
@@ -48,10 +48,11 @@ class ValueLearner(ExperienceLearner):
         self, rows: Sequence[Experience], reduction: Reduction
     ) -> tuple[torch.Tensor, MetricSums]:
         algorithm, batch = self.spec.algorithm, self._batch(rows)
-        mask_T = action_mask(rows, self.device)
+        values_T = self.engine(batch)
+        mask_T = torch.ones_like(values_T, dtype=torch.bool)  # own tokens alone are scored
         term = VALUE_LOSSES[algorithm.value_loss](
             ValueLossInputs(
-                values_T=self.engine(batch),
+                values_T=values_T,
                 old_values_T=self._floats(rows, "values_T"),
                 returns_T=self._floats(rows, "returns_T"),
                 mask_T=mask_T,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft.tuners.lora import ParamWrapper
@@ -29,6 +29,8 @@ from transformers.core_model_loading import (
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.decoder import base_of
 from rlhf_ray.models.sharding import gathered, whole_shape
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +60,89 @@ def weight_infos(lm: Any) -> list[WeightInfo]:
     return infos
 
 
-def named_weights(lm: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def named_weights(
+    lm: Any, *, gathered_bytes: int = 0, merged: bool = True
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield each weight in full. The tensor is valid until the next one is asked for.
 
-    What the family's checkpoints hold apart and the model together (a layer's experts), or the
-    other way round, is whole at the same time; nothing else is.
+    Args:
+        lm: The model, with or without adapters.
+        gathered_bytes: What ZeRO-3 has spread is gathered in pieces of so many bytes, which takes
+            fewer exchanges between ranks. A piece is at least one weight, or what the family's
+            checkpoints hold apart and the model together (a layer's experts), or the other way
+            round.
+        merged: Whether adapters change them; else they are what the adapters were put on.
+    """
+    held, names = _held(lm, merged=merged), CheckpointNames(base_of(lm))
+
+    def num_bytes(conversion: Conversion) -> int:
+        return sum(held[name].num_bytes for name, _ in conversion.sources)
+
+    with torch.no_grad():
+        for piece in _pieces(names.plan(held), num_bytes, gathered_bytes):
+            sources = [held[name] for conversion in piece for name, _ in conversion.sources]
+            with gathered(_once(part for one in sources for part in one.parts())):
+                for conversion in piece:
+                    whole = {name: held[name].whole() for name, _ in conversion.sources}
+                    yield from names.convert(conversion, whole).items()
+
+
+def adapter_weights(lm: Any, *, gathered_bytes: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield both matrices of each adapter, by the checkpoint's name of the layer that it is on.
+
+    They are `[rank, in]` as `...lora_A.weight` and `[out, rank]`, times the adapter's scale, as
+    `...lora_B.weight`: together what is added to the layer's weight. The tensor is valid until the
+    next one is asked for.
+
+    Raises:
+        ConfigError: See `linear_adapters`.
+    """
+
+    def num_bytes(adapter: tuple[str, Any]) -> int:
+        return sum(math.prod(whole_shape(part)) * part.itemsize for part in _matrices(adapter[1]))
+
+    with torch.no_grad():
+        for piece in _pieces(linear_adapters(lm), num_bytes, gathered_bytes):
+            with gathered(_once(part for _, adapter in piece for part in _matrices(adapter))):
+                for layer, adapter in piece:
+                    first, second = _matrices(adapter)
+                    [key] = adapter.active_adapters
+                    yield f"{layer}.lora_A.weight", first.detach()
+                    yield f"{layer}.lora_B.weight", second.detach() * adapter.scaling[key]
+
+
+def linear_adapters(lm: Any) -> list[tuple[str, Any]]:
+    """The adapters of linear layers, by the layers' names in the checkpoint.
+
+    Raises:
+        ConfigError: There is none, or one is on something else.
     """
     held, names = _held(lm), CheckpointNames(base_of(lm))
-    with torch.no_grad():
-        for conversion in names.plan(held):
-            yield from _converted(names, conversion, held)
+    found = []
+    for conversion in names.plan(held):
+        for name, pattern in conversion.sources:
+            adapter = held[name].adapter
+            if adapter is None:
+                continue
+            if pattern is not None or not _is_linear(adapter):
+                raise ConfigError(
+                    f"publication.adapters must be merged for an adapter on {name}: engines take "
+                    "adapters of linear layers alone"
+                )
+            found.append((conversion.target.removesuffix(".weight"), adapter))
+    if not found:
+        raise ConfigError("publication.adapters must be merged for a model without adapters")
+    return found
+
+
+def _is_linear(adapter: Any) -> bool:
+    keys = adapter.active_adapters
+    return not isinstance(adapter, ParamWrapper) and all(key in adapter.lora_A for key in keys)
+
+
+def _matrices(adapter: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    [key] = adapter.active_adapters
+    return adapter.lora_A[key].weight, adapter.lora_B[key].weight
 
 
 def parameter_infos(lm: Any) -> list[WeightInfo]:
@@ -109,6 +184,11 @@ class _Held:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """Whole and unquantized."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
     def empty(self) -> torch.Tensor:
         """Of its shape, without numbers."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
@@ -128,19 +208,30 @@ class _Held:
         return weight
 
 
-def _converted(
-    names: CheckpointNames, conversion: Conversion, held: Mapping[str, _Held]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    sources = {name: held[name] for name, _ in conversion.sources}
-    with gathered([part for one in sources.values() for part in one.parts()]):
-        whole = {name: one.whole() for name, one in sources.items()}
-        yield from names.convert(conversion, whole).items()
+def _pieces(
+    items: Iterable[T], num_bytes: Callable[[T], int], piece_bytes: int
+) -> Iterator[list[T]]:
+    """Items one after the other, together up to so many bytes; each piece has at least one."""
+    piece: list[T] = []
+    size = 0
+    for item in items:
+        if piece and size + num_bytes(item) > piece_bytes:
+            yield piece
+            piece, size = [], 0
+        piece.append(item)
+        size += num_bytes(item)
+    if piece:
+        yield piece
 
 
-def _held(lm: Any) -> dict[str, _Held]:
+def _once(parts: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    return list({id(part): part for part in parts}.values())
+
+
+def _held(lm: Any, *, merged: bool = True) -> dict[str, _Held]:
     """All that a checkpoint of the model holds, by its name in memory without adapters."""
     base = base_of(lm)
-    modules, adapters = dict(base.named_modules()), _adapters(base)
+    modules, adapters = dict(base.named_modules()), _adapters(base) if merged else {}
     held = {}
     for name, tensor in _state(base).items():
         owner = modules[name.rpartition(".")[0]]

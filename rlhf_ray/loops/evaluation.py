@@ -8,6 +8,7 @@ from statistics import fmean
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.deadlines import side_by_side
+from rlhf_ray.loops.report import turn_metrics
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import GenerationRequest, Roles
@@ -73,8 +74,9 @@ class Evaluation:
         summaries_B = [summary for group in groups for summary in group.summaries_G]
         metrics = {
             **_rewards(scores),
-            "eval/response_tokens_mean": fmean(s.num_response_tokens for s in summaries_B),
+            "eval/response_tokens_mean": fmean(s.num_action_tokens for s in summaries_B),
             "eval/truncated_share": fmean(s.finish_reason == "length" for s in summaries_B),
+            **{f"eval/{name}": value for name, value in turn_metrics(summaries_B).items()},
         }
         table = Table(
             step=step,

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from rlhf_ray.algorithms.kl import KLController
+from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.base import GroupConfig, LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import TrainedRows, order_of
@@ -22,6 +23,7 @@ from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.keeper import Keeper
 from rlhf_ray.loops.publication import offload, publish, with_engines
 from rlhf_ray.loops.report import (
+    prefixed,
     publication_metrics,
     rollout_metrics,
     stop_if_diverged,
@@ -34,7 +36,16 @@ from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.packing import UpdatePlan, plan_update
-from rlhf_ray.roles import Metrics, Ref, Roles, RolloutGroup, ScoredGroup, Usage, unknown_usage
+from rlhf_ray.roles import (
+    Metrics,
+    Ref,
+    Roles,
+    RolloutGroup,
+    SampleArrays,
+    ScoredGroup,
+    Usage,
+    unknown_usage,
+)
 from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.rollouts.groups import trainable, trained_of
 from rlhf_ray.rollouts.journal import journal_of
@@ -57,7 +68,7 @@ class Scored:
             any, where no group has enough of them to be compared, or where all were cut off and
             those are masked.
         experience: Of `trained`; None where nothing is left.
-        metrics: Of all that was compared.
+        metrics: What was measured before the update, of all that was compared.
     """
 
     sampled: Sequence[ScoredGroup]
@@ -100,6 +111,7 @@ class OnlineLoop:
         self.usage = usage
         self.order = order_of(prompts, seed=config.seed, shuffle=config.data.shuffle)
         self.setup = setup_of(config, prompts)
+        self.scored_models = config.scored_models
         self.kl = KLController(config.algorithm.kl)
         self.sentinels = Sentinels(config.sentinels)
         self.num_empty_in_a_row = 0
@@ -188,13 +200,13 @@ class OnlineLoop:
             updated = await self._update(step, scored, kl_coefficient)
         with clock.phase("publish"):
             published = await publish(self.roles, step)
-        if "policy/kl_ref" in scored.metrics and self._policy_learns(step):
-            self.kl.update(scored.metrics["policy/kl_ref"], num_sequences=len(scored.summaries_B))
+        trained = {**updated, **scored.metrics}
+        if "policy/kl_ref" in trained and self._policy_learns(step):
+            self.kl.update(trained["policy/kl_ref"], num_sequences=len(scored.summaries_B))
         evaluated, used = await self._evaluate(step), await self.usage()
         runs_ahead = self.config.max_staleness > 0
         return {
-            **updated,
-            **scored.metrics,
+            **trained,
             **evaluated,
             **used,
             **rollout_metrics(
@@ -212,7 +224,7 @@ class OnlineLoop:
             **self._utilisation(step, scored, clock),
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
-            **publication_metrics(published, scored.metrics, runs_ahead=runs_ahead),
+            **publication_metrics(published, trained, runs_ahead=runs_ahead),
             "data/epoch": self.order.epochs,
         }
 
@@ -221,13 +233,13 @@ class OnlineLoop:
         roles, groups = self.roles, collected.groups
         if not groups:  # dynamic sampling left all out, when they were scored
             return Scored(sampled=await self.feed.scores(collected))
-        passes = [
-            roles.policy.logprobs(groups),
+        passes: list[Awaitable[Any]] = [
+            self._by_policy(groups),
             _optional(roles.reference, "logprobs", groups),
             _optional(roles.value, "values", groups),
             self.feed.scores(collected),
         ]
-        old, reference, values, sampled = await side_by_side(passes)
+        by_policy, reference, values, sampled = await side_by_side(passes)
         kept = {group.draw for group in groups}
         compared = trainable(
             [scored for scored in sampled if scored.group.draw in kept],
@@ -238,12 +250,18 @@ class OnlineLoop:
             return Scored(sampled=sampled)
         experience, metrics = await roles.experience.build(
             compared,
-            old=old,
-            reference=reference,
+            old=by_policy.get("policy"),
+            reference=by_policy.get("base", reference),
             values=values,
             kl_coefficient=self.kl.coefficient,
         )
         return Scored(sampled=sampled, trained=trained, experience=experience, metrics=metrics)
+
+    async def _by_policy(self, groups: Sequence[RolloutGroup]) -> dict[ScoredModel, SampleArrays]:
+        """Log-probabilities by the models that only the policy's ranks can score with."""
+        models = self.scored_models
+        arrays = await self.roles.policy.logprobs(groups, models) if models else []
+        return dict(zip(models, arrays, strict=True))
 
     def _count_empty(self, step: int, scored: Scored) -> None:
         if scored.trained:
@@ -280,8 +298,7 @@ class OnlineLoop:
             _optional(self.roles.value, "update", experience, plan("value")),
         ]
         policy, value = await side_by_side(updates)
-        named = {f"policy/{name}": number for name, number in (policy or {}).items()}
-        return named | {f"value/{name}": number for name, number in (value or {}).items()}
+        return prefixed("policy", policy or {}) | prefixed("value", value or {})
 
     def _plan(self, step: int, scored: Scored, role: Literal["policy", "value"]) -> UpdatePlan:
         learner: LearnerConfig = getattr(self.config, role)
@@ -304,7 +321,7 @@ class OnlineLoop:
             return {}
         num_flops = self.hardware.flops.of(
             [summary.num_tokens for summary in scored.summaries_B],
-            num_scored=sum(summary.num_response_tokens for summary in scored.summaries_B),
+            num_scored=sum(summary.num_action_tokens for summary in scored.summaries_B),
             again_B=self._prompts_again(scored),
         )
         return utilisation(

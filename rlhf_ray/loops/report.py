@@ -12,7 +12,7 @@ from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.usage import peak_flops, update_mfu
 from rlhf_ray.roles import Hardware, Metrics, Publication, RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts.groups import has_spread, trainable
-from rlhf_ray.types import Score
+from rlhf_ray.types import RolloutSummary, Score
 
 
 def sample_metrics(
@@ -29,14 +29,34 @@ def sample_metrics(
     """
     generated_s = clock.elapsed_s() if runs_ahead else clock.seconds["generate"]
     summaries_B = [summary for scored in groups for summary in scored.group.summaries_G]
-    num_generated = sum(s.num_response_tokens for s in summaries_B)
+    num_generated = sum(s.num_action_tokens for s in summaries_B)
     return {
         **_rewards(groups, apart=apart),
         "rollout/response_tokens_mean": num_generated / len(summaries_B),
         "rollout/truncated_share": fmean(s.finish_reason == "length" for s in summaries_B),
         "rollout/tokens_per_s": num_generated / generated_s,
+        **turn_metrics(summaries_B),
         **_parts([score for scored in groups for score in scored.scores_G]),
         **time_metrics(clock, num_samples=len(summaries_B)),
+    }
+
+
+def turn_metrics(summaries_B: Sequence[RolloutSummary]) -> dict[str, float]:
+    """`environment/*` of the rollouts that had an environment; nothing without one."""
+    acted_B = [s for s in summaries_B if s.num_turns]
+    if not acted_B:
+        return {}
+    num_calls = sum(s.num_calls for s in acted_B)
+    num_failed_calls = sum(s.num_failed_calls for s in acted_B)
+    return {
+        "environment/turns_mean": fmean(s.num_turns for s in acted_B),
+        "environment/turns_max": float(max(s.num_turns for s in acted_B)),
+        "environment/calls_mean": num_calls / len(acted_B),
+        **({"environment/failed_call_share": num_failed_calls / num_calls} if num_calls else {}),
+        "environment/tokens_mean": fmean(
+            s.num_response_tokens - s.num_action_tokens for s in acted_B
+        ),
+        "environment/seconds_mean": fmean(s.environment_s for s in acted_B),
     }
 
 
@@ -89,7 +109,7 @@ def rollout_metrics(
 
 def _staleness(groups: Sequence[RolloutGroup], version: int) -> dict[str, float]:
     summaries_B = [summary for group in groups for summary in group.summaries_G]
-    num_tokens = sum(s.num_response_tokens for s in summaries_B)
+    num_tokens = sum(s.num_action_tokens for s in summaries_B)
     return {
         "async/staleness_mean": version - sum(s.version_sum for s in summaries_B) / num_tokens,
         "async/staleness_max": float(max(version - s.version_min for s in summaries_B)),
@@ -141,6 +161,14 @@ def publication_metrics(
         "sync/seconds": published.seconds,
         "sync/bytes": float(published.num_bytes),
     }
+
+
+def prefixed(prefix: str, metrics: Metrics) -> dict[str, float]:
+    """A learner's metrics by their whole names; those that have a slash are whole already.
+
+    Such are what TRL's users know without the job in front, and `mismatch/*`.
+    """
+    return {name if "/" in name else f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
 def utilisation(hardware: Hardware, *, num_flops: float, seconds: float) -> dict[str, float]:

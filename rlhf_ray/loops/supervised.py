@@ -13,7 +13,7 @@ from rlhf_ray.data.order import DataOrder, TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.keeper import Keeper
-from rlhf_ray.loops.report import stop_if_diverged, time_metrics, utilisation
+from rlhf_ray.loops.report import prefixed, stop_if_diverged, time_metrics, utilisation
 from rlhf_ray.loops.sentinels import Sentinels, stop_if_alarmed
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.loops.stopping import Stop
@@ -132,7 +132,7 @@ class SupervisedLoop:
         evaluated, used = await self._evaluate(step), await self.usage()
         timed = time_metrics(clock, num_samples=len(rows))
         return {
-            **_prefixed(self.config.job, updated),
+            **prefixed(self.config.job, updated),
             **evaluated,
             **used,
             "data/epoch": self.epochs,
@@ -210,11 +210,6 @@ class SupervisedLoop:
         self.order_state = state["order"]
         self.sentinels = Sentinels(self.config.sentinels)
         self.sentinels.load_state_dict(state["sentinels"])
-
-
-def _prefixed(job: str, metrics: Metrics) -> dict[str, float]:
-    """TRL's users know some names without the job in front: those have a slash already."""
-    return {name if "/" in name else f"{job}/{name}": value for name, value in metrics.items()}
 
 
 async def _as_they_are(rows: Rows) -> Rows:

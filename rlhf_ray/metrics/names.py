@@ -42,7 +42,7 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "weighted over reward functions",
         ),
         "reward_std": ("", "standard deviation of the scores"),
-        "response_tokens_mean": ("tokens", "mean length of a response"),
+        "response_tokens_mean": ("tokens", "mean length of a response, the policy's own tokens"),
         "truncated_share": ("", "share of responses cut off at max_new_tokens"),
         "tokens_per_s": ("tokens/s", "generated tokens over the time of generation"),
         "zero_spread_share": (
@@ -57,6 +57,17 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         ),
         "empty_steps_in_a_row": ("", "steps, this one included, that had nothing to train"),
         "refilled_groups": ("", "groups that dynamic sampling sampled in place of others"),
+    },
+    "environment": {
+        "turns_mean": ("", "turns of the policy in a rollout, mean"),
+        "turns_max": ("", "most turns of one rollout"),
+        "calls_mean": ("", "calls of tools in a rollout, mean"),
+        "failed_call_share": (
+            "",
+            "share of calls that could not be read, or whose tool raised or took too long",
+        ),
+        "tokens_mean": ("tokens", "what the policy did not write of a rollout's response, mean"),
+        "seconds_mean": ("s", "time that a rollout waited for its environment, mean"),
     },
     "policy": {
         "loss": ("", "the policy's loss, KL and entropy terms included"),
@@ -79,8 +90,9 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "mismatch": {
         "logprob_abs_max": (
             "nats",
-            "largest gap of engine and trainer on one token of probe and rollouts; of the probe "
-            "alone with max_staleness, where older weights sampled the rollouts",
+            "largest gap of engine and trainer on one token of probe and rollouts (those of the "
+            "first optimiser step, where the engine's stand for the policy's); of the probe alone "
+            "with max_staleness, where older weights sampled the rollouts",
         ),
         "logprob_abs_mean": (
             "nats",

@@ -53,8 +53,9 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(VARLEN, varlen_attention)
-    AttentionInterface.register(PACKED_SDPA, packed_sdpa)
+    # Compiled layers call them as they are: a layout's numbers are another's at each pass.
+    AttentionInterface.register(VARLEN, torch.compiler.disable(varlen_attention))
+    AttentionInterface.register(PACKED_SDPA, torch.compiler.disable(packed_sdpa))
     AttentionInterface.register(MASKED_SDPA, masked_sdpa)
     AttentionMaskInterface.register(MASKED_SDPA, sdpa_mask)
     torch.backends.cuda.enable_cudnn_sdp(False)

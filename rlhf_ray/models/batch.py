@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from rlhf_ray.models.packed import Packing, pack
+from rlhf_ray.models.transfer import on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,4 +192,4 @@ def moved(layout: LaidOut, distance: int) -> LaidOut:
 
 
 def _tensor(array: npt.NDArray[np.integer], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
+    return on_device(array, device, dtype=np.int64)

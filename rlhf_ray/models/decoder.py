@@ -64,6 +64,11 @@ def decoder_name(base: Any) -> str:
     return models[0]
 
 
+def vocabulary_of(lm: Any) -> int:
+    """How many words a causal language model has."""
+    return int(base_of(lm).config.get_text_config().vocab_size)
+
+
 def decode(
     decoder: nn.Module, layout: Layout, mode: ForwardMode, *, with_router_loss: bool = False
 ) -> Decoded:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.models import attention, memory
+from rlhf_ray.models import attention, kernels, memory
 from rlhf_ray.models.modes import attention_functions, checkpoint_layers, resolve_dtype
 from rlhf_ray.models.sharding import whole_shape
 
@@ -89,6 +89,8 @@ def load_pretrained(
         model.generation_config = generation
     if config.quantization == "none":
         model = model.to(device)
+    if config.kernels == "liger":
+        kernels.use_liger(model, device)
     if config.gradient_checkpointing:
         # Frozen weights under ZeRO-3 need the reentrant kind: see `token_logprobs`.
         checkpoint_layers(model, use_reentrant=config.lora.rank > 0)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rlhf_ray.models.transfer import on_device
 from rlhf_ray.shared_prompts import shared_cost
 
 
@@ -54,7 +55,12 @@ class Packing:
     @cached_property
     def to_packed(self) -> torch.Tensor:
         """int64 [N], position of each token in the flattened rectangle."""
-        return self._is_real.flatten().nonzero().squeeze(1)
+        before_B = torch.arange(len(self.cu_lens) - 1, device=self.cu_lens.device) * self.max_len
+        # With their number given nobody waits for a GPU to count them.
+        added = torch.repeat_interleave(
+            before_B - self.cu_lens[:-1], self.cu_lens.diff(), output_size=self.num_tokens
+        )
+        return added + torch.arange(self.num_tokens, device=added.device)
 
     @property
     def _offsets(self) -> torch.Tensor:
@@ -173,7 +179,7 @@ def pack(
         ])  # fmt: skip
         tails_part = Part(
             queries=_packing(going_on, device, slice(whole.sum(), lens_S.sum())),
-            keys=_packing(lens_B[tails], device, torch.from_numpy(keys_M).to(device)),
+            keys=_packing(lens_B[tails], device, on_device(keys_M, device)),
         )
         heads_part = Part(queries=heads_packing, keys=heads_packing)
         packing = replace(packing, shared=(heads_part, tails_part))
@@ -210,7 +216,7 @@ def _packing(
 ) -> Packing:
     cu_lens = np.concatenate([[0], np.cumsum(lens_B)])
     return Packing(
-        cu_lens=torch.from_numpy(cu_lens.astype(np.int32)).to(device),
+        cu_lens=on_device(cu_lens, device, dtype=np.int32),
         max_len=int(lens_B.max()),
         num_tokens=int(cu_lens[-1]),
         index=slice(0, int(cu_lens[-1])) if index is None else index,

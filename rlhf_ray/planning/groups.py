@@ -133,8 +133,8 @@ def _check_guest(role: str, group: GroupConfig, roles: Mapping[str, GroupConfig]
 
 
 def _bundle(host: GroupConfig, guests: Sequence[GroupConfig], rank: int) -> dict[str, float]:
-    cpus = host.cpus_per_rank + sum(
-        guest.cpus_per_rank
+    cpus = host.reserved_cpus + sum(
+        guest.reserved_cpus
         for guest in guests
         for r in range(guest.ranks)
         if r % host.ranks == rank

@@ -34,8 +34,8 @@ WORKER_BYTES, HELPERS_BYTES = 670 * MIB, 1300 * MIB
 WORKER_GPU_BYTES, PARALLEL_GPU_BYTES = 1536 * MIB, 2 * GIB
 # Log-probabilities of the sampled tokens: logits in float32, scaled, and normalized.
 LOGITS_BYTES = 3 * 4
-# On the CPU a published bucket exists as a message, as bytes, and as loaded weights.
-BUCKET_COPIES = 3
+# On the CPU a published bucket is mapped, and layers keep of it what they cannot load yet.
+BUCKET_COPIES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +115,8 @@ def cache_bytes_per_token(engine: Engine) -> int:
 
 def received_bytes(engine: Engine) -> int:
     """New weights on their way in."""
-    if engine.gpus:
-        return published_bytes(engine.bucket_mb, engine.shape, engine.bytes_each)
-    return BUCKET_COPIES * min(engine.bucket_mb * MIB, engine.num_bytes)
+    bucket = published_bytes(engine.bucket_mb, engine.shape, engine.bytes_each)
+    return bucket if engine.gpus else BUCKET_COPIES * min(bucket, engine.num_bytes)
 
 
 def engine_host_bytes(engine: Engine) -> int:

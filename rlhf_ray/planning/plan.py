@@ -71,6 +71,8 @@ class Plan:
     Attributes:
         hosts: Memory of each node by role, each role's largest over all stages.
         held: Results that stages leave to later ones.
+        cpus: Cores that a rank of each role reserves.
+        by_turns: Roles on CPUs that compute with all cores of their node.
     """
 
     cluster: Cluster
@@ -79,6 +81,7 @@ class Plan:
     hosts: tuple[Mapping[str, int], ...]
     held: tuple[HeldResult, ...]
     cpus: Mapping[str, float]
+    by_turns: frozenset[str]
     reserved_cpus: float
 
     @property
@@ -160,7 +163,12 @@ def plan_jobs(jobs: Sequence[Stage], shapes: Shapes, cluster: Cluster) -> Plan:
         places=places,
         hosts=(),
         held=tuple(_held_results(jobs, [needs for needs, _ in roles])),
-        cpus={role: group.cpus_per_rank for role, group in groups.items()},
+        cpus={role: group.reserved_cpus for role, group in groups.items()},
+        by_turns=frozenset(
+            role
+            for role, group in groups.items()
+            if group.cpus_per_rank == "auto" and not group.gpus_per_rank
+        ),
         reserved_cpus=total_cpus(plan_groups(groups)),
     )
     return replace(plan, hosts=tuple(_hosts(plan)))

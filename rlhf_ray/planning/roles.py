@@ -85,7 +85,7 @@ def _online(config: OnlineConfig, shapes: Shapes, gpu_bytes: int) -> tuple[list[
         group=config.placement.rollout,
         max_model_len=context,
         sleeps=config.engines_sleep,
-        bucket_mb=config.publication.bucket_mb,
+        bucket_mb=config.bucket_mb,
     )
     needs = [
         _online_model(config, "policy", shapes, batches),
@@ -116,6 +116,7 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
     section = _started(getattr(config, role), config.policy.model)
     new_tokens, publishes = config.rollout.max_new_tokens, role == "policy"
     learns = config.trains and role in config.learners
+    reads = role != "policy" or bool(config.scored_models)
     # Prompts of the probe, of which each rank scores all.
     probe = config.publication.probe_sequences * max(1, batches.row_tokens - new_tokens)
     rank = ModelRank(
@@ -125,12 +126,12 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
         section=section,
         group=config.groups[role],
         row_tokens=batches.row_tokens,
-        read_rows=batches.rows if learns or not publishes else 0,
+        read_rows=batches.rows if reads else 0,
         train_rows=batches.rows_per_optimizer_step,
         alone_tokens=probe if publishes else 0,
         logits_share=_scored_share(config, section, batches.row_tokens),
         shares_prompts=section.shares_prompts and config.samples_per_prompt > 1,
-        publishes_mb=config.publication.bucket_mb if publishes else 0,
+        publishes_mb=config.bucket_mb if publishes else 0,
     )
     return model_need(role, rank, offloads=role in config.on_engines_gpus)
 

@@ -29,9 +29,11 @@ class ScoringBatch:
     Attributes:
         prompt_ids_B: Names the rows in errors.
         prompts_B: Each a string, or a list of chat messages.
-        completions_B: To a string prompt a string, to a chat a list of one assistant's message.
+        completions_B: To a string prompt a string, to a chat a list of one assistant's message; in
+            an environment of all messages that followed, whose last one is the assistant's.
         prompt_token_ids_B: What was answered, chat template and all.
-        completion_ids_B: The responses' token ids, the end token included.
+        completion_ids_B: The responses' token ids, the end token and those that an environment
+            wrote included.
         opens_reasoning_B: Whether the prompt ends inside of a block of reasoning (`<think>`).
         columns: The data set's other columns: name -> one value a row, `None` where a row has none.
     """
@@ -52,12 +54,7 @@ class ScoringBatch:
         return cls(
             prompt_ids_B=[prompt.prompt_id for prompt in prompts_B],
             prompts_B=[prompt.text for prompt in prompts_B],
-            completions_B=[
-                rollout.text
-                if isinstance(rollout.prompt.text, str)
-                else [{"role": "assistant", "content": rollout.text}]
-                for rollout in rollouts_B
-            ],
+            completions_B=[_completion(rollout) for rollout in rollouts_B],
             prompt_token_ids_B=[list(prompt.token_ids_T) for prompt in prompts_B],
             completion_ids_B=[rollout.response_ids_T.tolist() for rollout in rollouts_B],
             opens_reasoning_B=[prompt.opens_reasoning for prompt in prompts_B],
@@ -79,8 +76,16 @@ class ScoringBatch:
         return ScoringBatch(**lists_B, columns=columns)
 
 
+def _completion(rollout: Rollout) -> str | Messages:
+    if isinstance(rollout.prompt.text, str):
+        return rollout.text
+    if rollout.messages:
+        return [dict(message) for message in rollout.messages]
+    return [{"role": "assistant", "content": rollout.text}]
+
+
 def completion_text(completion: str | Messages) -> str:
-    """A completion's text, whichever of its two forms it has."""
+    """A completion's text, whichever of its two forms it has; of several messages the last."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 

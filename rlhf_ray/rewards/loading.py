@@ -1,4 +1,6 @@
-"""Finding a reward function by its import path, in a module or in a user's file.
+"""Finding what users wrote (a reward function, an environment) by its import path.
+
+It is in a module, or in a file of theirs.
 
 `/a/rewards.py` and `/b/rewards.py` may each say `import helpers` and mean the file beside them;
 with folders on `sys.path` the second would get the first one's. So every folder's modules live
@@ -28,39 +30,49 @@ _PREFIX = "_user_files_"
 
 
 def load_function(path: str) -> Callable[..., Any]:
-    """Load `package.module:function` or `path/to/file.py:function`.
+    """Load the reward function `package.module:function` or `path/to/file.py:function`.
 
     Raises:
         ConfigError: No such module, file or function, or it fails to import; a function's nearest
             name is given.
     """
-    source, colon, name = path.rpartition(":")
-    if not (source and colon and name):
-        raise ConfigError(
-            "a reward function must be given as package.module:function or "
-            f"path/to/file.py:function, got {path!r}"
-        )
-    try:
-        module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
-    except ConfigError:
-        raise
-    # The user's module runs here, and may raise anything.
-    except (Exception, SystemExit) as error:
-        raise ConfigError(
-            f"reward function {path!r}: importing {source} raised {type(error).__name__}: {error}"
-        ) from error
-
-    function = getattr(module, name, None)
-    if not callable(function):
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        nearest = difflib.get_close_matches(name, functions, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"functions there: {functions}"
-        raise ConfigError(f"reward function {path!r}: {source} has no function {name!r}; {hint}")
+    function = load_callable(path, what="reward function")
     if inspect.isclass(function):
+        name = path.rpartition(":")[2]
         raise ConfigError(
             f"reward function {path!r} is a class; name an instance, {name.lower()} = {name}()"
         )
-    loaded: Callable[..., Any] = function
+    return function
+
+
+def load_callable(path: str, *, what: str) -> Callable[..., Any]:
+    """Load a function or class by its path; `what` it is to be says an error.
+
+    Raises:
+        ConfigError: As for `load_function`.
+    """
+    source, colon, name = path.rpartition(":")
+    if not (source and colon and name):
+        raise ConfigError(
+            f"the {what} must be given as package.module:function or path/to/file.py:function, "
+            f"got {path!r}"
+        )
+    try:
+        module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
+    except ConfigError as error:
+        raise ConfigError(f"{what} {path!r}: {error}") from error
+    # The user's module runs here, and may raise anything.
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"{what} {path!r}: importing {source} raised {type(error).__name__}: {error}"
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        nearest = difflib.get_close_matches(name, functions, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"functions there: {functions}"
+        raise ConfigError(f"{what} {path!r}: {source} has no function {name!r}; {hint}")
+    loaded: Callable[..., Any] = found
     return loaded
 
 
@@ -77,8 +89,8 @@ def _load_module(name: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         raise ConfigError(
-            f"no module {name!r} for a reward function ({error.name!r} was not found on the import "
-            "path); a file that is not installed is given as path/to/file.py:function"
+            f"no module {name!r} ({error.name!r} was not found on the import path); a file that is "
+            "not installed is given as path/to/file.py:function"
         ) from error
 
 
@@ -90,7 +102,7 @@ def _load_file(path: Path) -> ModuleType:
     """
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise ConfigError(f"no file {str(path)!r} for a reward function")
+        raise ConfigError(f"no file {str(path)!r}")
     root = path.parent
     inside = [path.stem.replace(".", "_")]
     while (root / "__init__.py").is_file():

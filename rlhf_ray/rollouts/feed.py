@@ -241,7 +241,7 @@ class Feed:
 
     async def _go_on(self, draws: Sequence[int]) -> None:
         """With draws that are sampled: their scores, and what follows from these."""
-        if self.config.scores_on_engines_gpus:
+        if self.config.scores_behind_engines:
             if self._is_sampling():
                 return
             # Another round may follow where groups are filtered.

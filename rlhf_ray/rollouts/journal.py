@@ -38,7 +38,7 @@ from rlhf_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass

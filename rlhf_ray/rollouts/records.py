@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
+from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score, Turn
 
 _MAGIC = b"RHJ\n"
 _LENGTHS, _CHECKSUM = struct.Struct("<4sII"), struct.Struct("<I")
@@ -87,6 +87,8 @@ def group_record(group: RecordedGroup) -> bytes:
                 "finish_reason": rollout.finish_reason,
                 "text": rollout.text,
                 "num_tokens": len(rollout.response_ids_T),
+                "turns": [vars(turn) for turn in rollout.turns],
+                "messages": [dict(message) for message in rollout.messages],
             }
             for rollout in group.rollouts_G
         ],
@@ -125,6 +127,8 @@ def group_of(values: Mapping[str, Any], arrays: bytes, prompt: Prompt) -> Record
                 sample=sample["sample"],
                 finish_reason=sample["finish_reason"],
                 text=sample["text"],
+                turns=tuple(Turn(**turn) for turn in sample["turns"]),
+                messages=tuple(sample["messages"]),
                 **rollout,
             )
             for rollout, sample in zip(arrays_G, values["rollouts"], strict=True)

@@ -138,15 +138,19 @@ def _pipeline(ranks: int, folder: Path, model: Path) -> dict[str, Any]:
         "dynamic": {**grpo, "reward": {"functions": [words]}, "algorithm": dynamic},
     }
     jobs = {"pairs": "sample", "dynamic": "grpo"}
-    spread = {
-        "policy": {"ranks": ranks},
-        "value": {"ranks": ranks, "share": "policy"},
-        "reference": {"share": "policy"},
-        "reward": {"share": "policy"},
+    spread: dict[str, dict[str, Any]] = {
+        role: {} for role in ("policy", "value", "reference", "reward", "rollout")
     }
+    if ranks > 1:
+        spread |= {
+            "policy": {"ranks": ranks},
+            "value": {"ranks": ranks, "share": "policy"},
+            "reference": {"share": "policy"},
+            "reward": {"share": "policy"},
+        }
     return {
         "run_dir": str(folder / "run"),
-        "placement": spread if ranks > 1 else {},
+        "placement": {role: {"cpus_per_rank": 1, **group} for role, group in spread.items()},
         "stages": [
             {"name": name, "job": jobs.get(name, name), "set": settings}
             for name, settings in stages.items()

@@ -154,8 +154,8 @@ def metrics_of(run_dir: Path) -> list[dict[str, float]]:
     ]
 
 
-def weights_of(actors: RoleHandle[Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Every weight that a trained role holds, gathered and merged."""
+def weights_of(actors: RoleHandle[Any], *, merged: bool = True) -> dict[str, np.ndarray[Any, Any]]:
+    """Every weight that a trained role holds, gathered; changed by its adapters if `merged`."""
 
     # Nested, so that it travels by value: the workers cannot import the tests.
     def gather(rank: Any) -> dict[str, Any]:
@@ -163,7 +163,8 @@ def weights_of(actors: RoleHandle[Any]) -> dict[str, np.ndarray[Any, Any]]:
         from rlhf_ray.models.sharding import gathered
 
         if hasattr(rank.learner, "lm"):
-            return {name: w.float().numpy().copy() for name, w in named_weights(rank.learner.lm)}
+            weights = named_weights(rank.learner.lm, merged=merged)
+            return {name: w.float().numpy().copy() for name, w in weights}
         parameters = dict(rank.learner.engine.module.named_parameters())
         with gathered(list(parameters.values())):
             return {name: w.detach().numpy().copy() for name, w in parameters.items()}

@@ -13,7 +13,7 @@ from actors.cluster.role_handle import RoleHandle
 from actors.pool.pool import Pool
 from actors.ranks.group import RankSpec
 from actors.ranks.reward import RewardRank
-from actors.weights.publisher import ReplicaClient
+from actors.weights.replica_client import ReplicaClient
 from actors.weights.sync_spec import SyncSpec
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.deadlines import DeadlineError
@@ -44,7 +44,7 @@ class Worker:
     def die(self):
         os._exit(1)
 
-    def finish_weight_update(self, version):
+    def finish_weight_update(self, version, base):
         return version - 1
 
 

@@ -24,6 +24,7 @@ CASES = [
     case("qwen2", "ipc", stage=0, lora=4),
     case("mixtral", "nccl", stage=0, is_tied=False),
     case("mixtral", "ipc", stage=3, is_tied=False, lora=4),
+    case("mixtral", "object_store", stage=3, is_tied=False, lora=4),
 ]
 
 

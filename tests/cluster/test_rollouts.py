@@ -8,8 +8,12 @@ import itertools
 import numpy as np
 import pytest
 import ray
+import torch
+import vllm._custom_ops  # noqa: F401  (vLLM's kernels)
 from jobs import STOP_STRING, STOP_TOKEN, arrays_of, rollouts_of, start_roles
+from transformers import AutoModelForCausalLM
 
+from actors.engines.draws import draw
 from actors.engines.samples import Ending
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.deadlines import DeadlineError
@@ -112,6 +116,19 @@ def test_a_seed_gives_its_sample_in_any_company(roles, requests):
         assert a.response_ids_T.tolist() == other.response_ids_T.tolist()
 
 
+def test_a_token_is_drawn_by_its_probabilities_seed_and_position(roles, requests, stories):
+    """By nothing that an engine remembers: another one, or another process, draws the same."""
+    model = AutoModelForCausalLM.from_pretrained(stories)
+    seeds = [seed for one in requests for seed in one.seeds_G]
+    for rollout, seed in zip(sample(roles, requests), seeds, strict=True):
+        response, num = rollout.response_ids_T.tolist(), len(rollout.response_ids_T)
+        ids_1T = torch.tensor([[*rollout.prompt.token_ids_T, *response]])
+        with torch.no_grad():
+            logits_TV = model(ids_1T).logits[0, -num - 1 : -1].float().contiguous()
+        drawn = draw(logits_TV, np.full(num, seed, np.uint64), np.arange(num, dtype=np.uint64))
+        assert drawn.tolist() == response
+
+
 def test_another_seed_gives_another_sample(roles, tokenizer):
     rollouts = sample(roles, [request(tokenizer, "Once upon a time", range(8))])
     assert len({tuple(rollout.response_ids_T) for rollout in rollouts}) > 4
@@ -125,7 +142,8 @@ def test_temperature_0_is_greedy(roles, tokenizer):
 
 def test_log_probabilities_are_the_trainers(roles, requests):
     groups = sampled(roles, requests)
-    trainer = arrays_of(asyncio.run(roles.policy.logprobs(groups)), groups)
+    [said] = asyncio.run(roles.policy.logprobs(groups, ["policy"]))
+    trainer = arrays_of(said, groups)
     for rollout, ours in zip(rollouts_of(groups), trainer, strict=True):
         assert len(ours) == len(rollout.logprobs_T) == len(rollout.response_ids_T)
         np.testing.assert_allclose(rollout.logprobs_T, ours, atol=1e-4)

@@ -152,7 +152,6 @@ def test_a_job_that_is_stopped_leaves_nothing(stopped, desk, cluster_of_three):
     state = json.loads((desk.parent / "run-long/status.json").read_text())["state"]
     assert state == "interrupted"
     assert any("EngineCore" in program for program in traces["programs"])
-    assert traces["shared"]
     _, alive = psutil.wait_procs(traces["processes"], timeout=20)
     assert alive == []
     assert [name for name in traces["shared"] if Path(name).exists()] == []

@@ -6,6 +6,7 @@ Its engine takes the place of the first one, so this file comes last of those th
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -120,15 +121,13 @@ def exported(fresh_model, shared_pool, make_config, tmp_path_factory):
 
 def experience(rollout):
     zeros = np.zeros(len(rollout.response_ids_T), dtype=np.float32)
-    ones = zeros + 1
     return Experience(
-        rollout=rollout,
+        rollout=replace(rollout, logprobs_T=zeros - 5),
         old_logprobs_T=zeros - 5,
         reference_logprobs_T=zeros,
         values_T=zeros,
-        advantages_T=ones,
+        advantages_T=zeros + 1,
         returns_T=zeros,
-        correction_T=ones,
     )
 
 
@@ -221,7 +220,8 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
             assert publication.logprob_abs_max < 1e-4
         groups = await generating
         await inside(roles.policy.actors, stretch, 1.0)
-        return groups, await roles.policy.logprobs(groups), version
+        [said] = await roles.policy.logprobs(groups, ["policy"])
+        return groups, said, version
 
     groups, said, last = asyncio.run(publish_while_it_generates())
     rollouts, under_100 = rollouts_of(groups), arrays_of(said, groups)

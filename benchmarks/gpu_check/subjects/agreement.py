@@ -67,7 +67,8 @@ async def _sampled(online: Online, asked: Sequence[Any]) -> tuple[list[Any], lis
     groups = await sample_all(roles.rollout, asked)
     await roles.rollout.sleep(level=2)
     ours: dict[SampleId, Any] = {}
-    for of_rank in ray.get(list(await roles.policy.logprobs(groups)), timeout=timeout_s):
+    [scored] = await roles.policy.logprobs(groups, ["policy"])
+    for of_rank in ray.get(list(scored), timeout=timeout_s):
         ours |= of_rank
     theirs = [
         rollout

@@ -33,6 +33,11 @@ CASES = (
     Case(learner="policy", dtype="bfloat16", stage=3, checkpointing=True, lora=True),
     Case(learner="policy", dtype="float32", stage=0),
 )
+CASES_OF_COMPILING = (
+    Case(learner="policy", dtype="float32", stage=0, compiled=True),
+    *(Case(learner="policy", dtype="bfloat16", stage=stage, compiled=True) for stage in (0, 2)),
+    Case(learner="policy", dtype="bfloat16", stage=0, compiled=True, checkpointing=True),
+)
 CASES_OF_OFFLOADING = tuple(
     Case(learner="policy", dtype="bfloat16", stage=stage, offload=True) for stage in (1, 2, 3)
 )
@@ -47,6 +52,11 @@ REHEARSED = 2
 def check_micro_batches(setting: Setting) -> Iterator[Measurement]:
     """One step of each learner, whole and in eight parts, against autograd in float32."""
     return _of_one_rank(CASES, setting)
+
+
+def check_compiling(setting: Setting) -> Iterator[Measurement]:
+    """The same with compiled layers."""
+    return _of_one_rank(CASES_OF_COMPILING, setting)
 
 
 def check_offloading(setting: Setting) -> Iterator[Measurement]:

@@ -215,6 +215,8 @@ def _model(key: str, model: ModelConfig) -> Iterator[Checked]:
             f"{key}.quantization",
             f"{model.quantization!r} needs the package bitsandbytes; install it, or set 'none'",
         )
+    if model.kernels == "liger" and find_spec("liger_kernel") is None:
+        yield f"{key}.kernels", "'liger' needs the package liger-kernel; install it, or set 'torch'"
     if model.tokenizer:
         yield f"{key}.tokenizer", references.tokenizer_fault(model.tokenizer)
     template = model.chat_template

@@ -12,7 +12,13 @@ from typing import Any
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.algorithm_table import CORRECTIONS, POLICY_LOSSES
-from rlhf_ray.config.base import GroupConfig, LoraConfig, ModelConfig, OptimConfig
+from rlhf_ray.config.base import (
+    GroupConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    ReferenceConfig,
+)
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.run import RunConfig
@@ -46,8 +52,10 @@ def _online(config: OnlineConfig) -> Iterator[str]:
         yield from _warmup("value", config.value.optim, config.value_updates)
     elif config.value.model.path:
         yield f"value.model.path (advantage {algorithm.advantage} has no critic)"
-    if not config.uses_reference_role and config.reference.model.path:
+    if not config.uses_reference and config.reference.model.path:
         yield "reference.model.path (algorithm.kl.coefficient is 0)"
+    if config.uses_reference and not config.uses_reference_role:
+        yield from _reference_role(config)
     yield from _warmup("policy", config.policy.optim, config.policy_updates)
     yield from _guests(dict(config.placement))
 
@@ -62,7 +70,9 @@ def _algorithm(algorithm: AlgorithmConfig, *, uses_value: bool) -> Iterator[str]
     in_vain: dict[str, Iterable[str]] = {  # by the reason
         f"policy_loss {loss}": [key for key in of_losses if key not in POLICY_LOSSES[loss].keys],
         f"advantage {advantage} has no critic": () if uses_value else critic,
-        f"advantage {advantage}": () if algorithm.advantage_row.discounts else ("gamma",),
+        f"advantage {advantage}": [
+            key for key, is_used in _of_advantage(algorithm).items() if not is_used
+        ],
         f"correction.kind {kind}": [
             f"correction.{key}" for key in of_corrections if key not in CORRECTIONS[kind]
         ],
@@ -74,18 +84,37 @@ def _algorithm(algorithm: AlgorithmConfig, *, uses_value: bool) -> Iterator[str]
                 yield f"algorithm.{key} ({reason})"
 
 
+def _of_advantage(algorithm: AlgorithmConfig) -> dict[str, bool]:
+    row = algorithm.advantage_row
+    return {"gamma": row.discounts, "turn_share": row.compares_turns}
+
+
 def _supervised(config: SupervisedConfig) -> Iterator[str]:
     role, learner = config.trained_role, config.learner
     yield from _learner(role, learner.model, learner.optim)
     if not config.epochs:  # else the rows decide
         yield from _warmup(role, learner.optim, config.total_steps)
     if isinstance(config, DpoConfig) and not config.uses_reference_role:
-        if config.reference.model.path:
-            yield "reference.model.path (the losses take no reference of its own)"
+        if config.uses_reference:
+            yield from _reference_role(config)
+        elif config.reference.model.path:
+            yield "reference.model.path (the losses take no reference)"
         if config.reference_kind == "precomputed":
             yield "reference_kind precomputed (the losses take no reference)"
     placement: Any = getattr(config, "placement", None)
     yield from _guests(dict(placement))
+
+
+def _reference_role(config: OnlineConfig | DpoConfig) -> Iterator[str]:
+    given = {
+        "reference": config.reference != ReferenceConfig(),
+        "placement.reference": config.placement.reference != GroupConfig(),
+    }
+    for key in (key for key, is_given in given.items() if is_given):
+        yield (
+            f"{key} (the policy without its adapter is the reference; reference_kind: role gives "
+            "it ranks of its own)"
+        )
 
 
 def _learner(role: str, model: ModelConfig, optim: OptimConfig) -> Iterator[str]:

@@ -280,6 +280,11 @@ def _call_form(tokenizer: Tokenizer, template: str) -> CallForm | None:
     return None
 
 
+def writes_calls(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer's template writes a message's calls of tools."""
+    return _call_form(tokenizer, str(tokenizer.chat_template)) is not None
+
+
 def _calling(*functions: tuple[str, dict[str, str]]) -> dict[str, Any]:
     """A message that calls functions by their names, with arguments; ids have nine characters."""
     calls = [

@@ -141,9 +141,10 @@ class ZeroEngine:
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Add one micro-batch's gradient; `is_last` closes the optimiser step's accumulation."""
-        if not torch.isfinite(loss):
-            # Makes every gradient NaN on every rank, so that all ranks skip the step together.
-            loss = loss * math.nan
+        # What is not finite makes every gradient NaN on every rank, so that all ranks skip the
+        # step together. The host reads nothing of it: it would wait for the pass.
+        is_finite = torch.isfinite(loss.detach())
+        loss = loss * torch.where(is_finite, 1.0, math.nan)
         if is_last and self._reduces_what_is_there:
             self._fill_gradients()
         self.engine.set_gradient_accumulation_boundary(is_last)

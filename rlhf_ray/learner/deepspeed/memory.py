@@ -26,8 +26,9 @@ BARE_RANK_BYTES, MODEL_RANK_BYTES, LEARNER_BYTES = 325 * MIB, 530 * MIB, 560 * M
 REDUCE_BUCKET, MAX_LIVE_PARAMETERS, PREFETCH_BUCKET = 500_000_000, 1_000_000_000, 50_000_000
 # 4-bit weights with double-quantized scales: https://arxiv.org/abs/2305.14314, section 3.
 QUANTIZED_BYTES = {"4bit": 0.516, "8bit": 1.0}
-# float32 logits: scaled by the temperature, and normalized; in training, for the entropy or in the
-# backward pass, two more. In bfloat16 also the product, and in training its gradient.
+# Of a logit: itself, in float32 the logarithm of its probability, and in training its probability
+# and a gradient; in bfloat16 also the gradient that goes back. An upper bound: not all are there at
+# a time.
 LOGITS_BYTES = {("read", 4): 8, ("read", 2): 10, ("train", 4): 16, ("train", 2): 20}
 # glibc's heap keeps the room of freed tensors, in which others leave holes: measured, the CPU holds
 # so many times what is in use at a time of activations (and of gradients that are whole), and of
@@ -136,9 +137,6 @@ def resting_memory(rank: ModelRank) -> tuple[Memory, int]:
     copies = int(stage > 0) + 2 * int(rank.use == "train")
     optimizer = copies * 4 * num // (ranks if stage else 1)
     bucket, host = _reduced_bytes(rank), 0
-    if rank.publishes_mb and not rank.on_gpu:
-        # A published bucket stays mapped in the object store's shared memory.
-        bucket += min(rank.publishes_mb * MIB, weights)
     if offloads:
         host += optimizer + summed if rank.section.zero.offload_optimizer == "cpu" else 0
         # At stage 1 in bfloat16 a pass's own are then beside the sum.
@@ -204,10 +202,10 @@ def training_memory(rank: ModelRank, kept: Memory) -> Memory:
 def publishing_memory(rank: ModelRank, kept: Memory) -> Memory:
     """Weights on their way to the engines, and the probe that follows."""
     read = reading_memory(rank, kept)
-    if not rank.on_gpu:
-        return read
     bucket = published_bytes(rank.publishes_mb, rank.shape, rank.bytes_each)
-    return replace(read, buffers=read.buffers + bucket)
+    # Through the hosts' memory one is packed while one is loaded.
+    num_buckets = 1 if rank.on_gpu else 2
+    return replace(read, buffers=read.buffers + num_buckets * bucket)
 
 
 def published_bytes(bucket_mb: int, shape: ModelShape, bytes_each: int) -> int:
@@ -220,7 +218,7 @@ def _with_pass(rank: ModelRank, kept: Memory, kind: Pass, buffers: int) -> Memor
     factor, logits_factor = (CPU_FACTORS[kind], CPU_LOGITS_FACTOR) if not rank.on_gpu else (1, 1)
     # All tokens of the probe get logits.
     share = 1.0 if kind == "read" and rank.publishes_mb else rank.logits_share
-    scored = min(ceil(share * tokens), rank.section.logits_chunk_tokens)
+    scored = min(ceil(share * tokens), rank.section.chunk_tokens(rank.shape.vocabulary))
     logits = (
         (rank.head == "lm") * scored * rank.shape.vocabulary * LOGITS_BYTES[kind, rank.bytes_each]
     )
@@ -278,5 +276,5 @@ def _step_bytes(rank: ModelRank) -> int:
         return min(rank.num_trained, REDUCE_BUCKET) * rank.bytes_each
     if rank.offloads("offload_optimizer"):
         return 0
-    # On the CPU Adam is not fused: two tensors as large as the one that it steps on.
+    # Measured on the CPU, with an Adam that made two tensors as large as the one it steps on.
     return (1 if rank.on_gpu else 2) * _summed_bytes(rank)

@@ -62,7 +62,7 @@ def adamw(module: nn.Module, config: LearnerConfig) -> torch.optim.Optimizer:
         with _alone_in("cpu_adam"):
             optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
         return optimizer
-    return torch.optim.AdamW(groups, fused=groups[0]["params"][0].is_cuda, **settings)
+    return torch.optim.AdamW(groups, fused=True, **settings)
 
 
 @contextmanager

@@ -119,6 +119,9 @@ class ComputingRank:
     def fail(self) -> None:
         raise ValueError("no such model")
 
+    def use_threads(self, number: int) -> None:
+        self.seen.append(f"{self.role} has {number}")
+
     def free_memory(self) -> None:
         self.seen.append(f"{self.role} frees")
 

@@ -63,7 +63,7 @@ class FakeEngine:
     async def wake_up(self, tags: Sequence[str]) -> Any:
         return await self._call("wake_up", True)
 
-    async def collective_rpc(self, method: str, timeout: float) -> Any:
+    async def collective_rpc(self, method: str, timeout: float, args: Sequence[Any] = ()) -> Any:
         return await self._call(f"collective_rpc {method}", [1.5])
 
     def answer(

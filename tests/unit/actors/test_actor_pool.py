@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
 from actors.engines.replica_set import ReplicaSpec
 from actors.engines.spec import EngineSpec
-from actors.pool import processes
+from actors.pool import placement, processes
 from actors.pool.pool import Pool
 from actors.pool.state import Place
 from actors.ranks.group import RankSpec
@@ -183,11 +184,33 @@ async def test_roles_compute_in_turn_where_they_live_on_the_same_gpus(pool):
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
-async def test_a_guest_on_a_cpu_takes_no_turns(pool, gpus):
+async def test_a_guest_on_a_cpu_takes_no_turns_on_gpus(pool, gpus):
     shared = GroupConfig(share="policy")
     pool.state.groups = {"policy": GroupConfig(gpus_per_rank=gpus), "reward": shared}
     assert (await pool.start("policy", RANKS)).gpu_turns is None
     assert (await pool.start("reward", RANKS)).gpu_turns is None
+
+
+async def test_roles_on_cpus_share_cores_and_compute_with_what_the_job_leaves_them(
+    pool, asked, monkeypatch
+):
+    monkeypatch.setattr(placement, "cores", lambda: {"node": 8})
+    pool.state.groups = {"policy": GroupConfig(), "reference": GroupConfig()}
+    pool.state.groups["rollout"] = GroupConfig(share="policy")
+    asked.clear()
+    for works_beside, threads in ((False, 8), (True, 4)):
+        specs = {"policy": RANKS, "rollout": replace(engines(), works_beside=works_beside)}
+        pool.share_cores(specs)
+        policy, reference = [await pool.start(role, RANKS) for role in ("policy", "reference")]
+        [(turns, number)] = policy.core_turns
+        assert [(turns, number)] == reference.core_turns
+        assert (turns.places, number, policy.threads) == (threads, threads, threads)
+    used = [call for call in asked if call[1] == "use_threads"]
+    assert used == [(role, "use_threads", n) for n in (8, 4) for role in ("policy", "reference")], (
+        "once for each job that changes it"
+    )
+    handle = await pool.start("rollout", specs["rollout"])
+    assert (handle.threads, handle.core_turns) == (4, []), "engines start with their own"
 
 
 async def test_a_result_that_nobody_wants_is_only_written(pool, asked):
@@ -265,8 +288,8 @@ async def test_who_keeps_a_roles_handle_asks_the_actors_that_came_after(pool, as
 async def test_a_worker_goes_beside_the_first_rank_and_shares_its_role_s_clock(pool, monkeypatch):
     where = {}
 
-    def start(name, spec, group, places, *, cpus, **options):
-        where.update(name=name, group=group, places=places, cpus=cpus)
+    def start(name, spec, group, places, *, threads, **options):
+        where.update(name=name, group=group, places=places, threads=threads)
         return actors("reward_worker", spec, [])
 
     monkeypatch.setattr(processes, "start", start)
@@ -277,7 +300,7 @@ async def test_a_worker_goes_beside_the_first_rank_and_shares_its_role_s_clock(p
         "name": "pool/worker",
         "group": None,
         "places": pool.state.places_of("reference"),
-        "cpus": 3.0,
+        "threads": 3,
     }
     assert worker.busy is ranks.busy
     assert worker.gpu_turns is None

@@ -9,9 +9,9 @@ from fake_actors import RecordingActor, get
 
 from actors.cluster.role_handle import RoleHandle
 from actors.engines.rollout import RolloutReplica
-from actors.weights import publisher
-from actors.weights.publisher import VllmPublisher
+from actors.weights import replica_client
 from actors.weights.sync_spec import SyncSpec
+from actors.weights.vllm_publisher import VllmPublisher
 from benchmarks.publication.fake_cuda import on_card
 from benchmarks.tiny_models import tiny
 from rlhf_ray.errors import RunError
@@ -47,7 +47,7 @@ def connected(monkeypatch, communicator):
     """`connected(replica)`: rank 0's publisher."""
     from vllm.distributed.weight_transfer import nccl_engine
 
-    monkeypatch.setattr(publisher, "get", get)
+    monkeypatch.setattr(replica_client, "get", get)
     monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: communicator)
 
     def connect(replica):

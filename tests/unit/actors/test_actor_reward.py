@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -209,6 +210,20 @@ async def test_functions_need_no_ranks(config, reward):
         Score(total=4.0, parts={"length": 2.0}), Score(total=8.0, parts={"length": 4.0})
     )  # fmt: skip
     await role.offload()
+
+
+async def test_what_an_environment_gave_is_one_reward_more(config, reward):
+    role = await reward(config("length"))
+    alone = group()
+    summaries_G = tuple(
+        dataclasses.replace(summary, num_turns=2, environment_reward=0.5 * summary.sample)
+        for summary in alone.summaries_G
+    )
+    acted = dataclasses.replace(alone, summaries_G=summaries_G)
+    assert await role.score(acted) == (
+        Score(total=4.0, parts={"length": 2.0, "environment": 0.0}),
+        Score(total=8.5, parts={"length": 4.0, "environment": 0.5}),
+    )
 
 
 async def test_a_model_needs_no_worker(config, reward):

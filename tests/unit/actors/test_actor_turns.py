@@ -121,7 +121,7 @@ async def score(ranks: RoleHandle) -> None:
 @pytest.mark.parametrize(
     ("work", "turn"),
     [
-        (lambda r: policy(r).logprobs([]), ["logprobs"]),
+        (lambda r: policy(r).logprobs([], ["policy"]), ["logprobs_by_model"]),
         (lambda r: policy(r).update(None, PLAN, 0.0), ["update"]),
         (lambda r: policy(r).restore("checkpoint"), ["restore"]),
         (publish, ["rendezvous", "connect", "publish", "logprobs_of"]),
@@ -199,6 +199,48 @@ async def test_a_few_at_a_time_come_in_order_and_have_places_of_their_own():
     await asyncio.gather(*working)
     assert done == [1, 2, 4, 0]
     assert not turns.holders and not turns.are_waited_for
+
+
+async def test_roles_compute_side_by_side_while_cores_are_free_and_in_the_order_they_came(
+    roles, seen
+):
+    cores = Turns(4, on="the cores of its node")
+    third = RoleHandle(
+        "reference", {"r/0": FakeHandle(ComputingRank("reference", seen, pass_s=PASS_S))}
+    )
+    for role, number in zip([*roles, third], (3, 2, 1), strict=True):
+        role.core_turns = [(cores, number)]
+    await update_all([*roles, third])
+    assert seen == [
+        *("policy begins", "policy ends"),
+        *("value begins", "reference begins", "value ends", "reference ends"),
+    ], "reference waits behind value, and no memory is freed"
+    assert not cores.holders
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_whoever_gives_up_waiting_for_cores_keeps_none(seed):
+    dice, turns, used = random.Random(seed), Turns(5), [0]
+
+    async def work() -> None:
+        number = dice.randint(1, 5)
+        async with turns.turn("role", at_most_s=5.0, takes=number):
+            used[0] += number
+            assert used[0] <= 5
+            try:
+                await asyncio.sleep(dice.random() * 0.003)
+            finally:
+                used[0] -= number
+
+    working = [asyncio.ensure_future(work()) for _ in range(40)]
+    for task in working:
+        if dice.random() < 0.4:
+            asyncio.get_running_loop().call_later(dice.random() * 0.02, task.cancel)
+    ended = await asyncio.gather(*working, return_exceptions=True)
+    assert all(end is None or isinstance(end, asyncio.CancelledError) for end in ended)
+    assert not turns.holders and not turns.are_waited_for
+    async with turns.turn("all", at_most_s=1.0, takes=5):
+        assert len(turns.holders) == 5
 
 
 @pytest.fixture

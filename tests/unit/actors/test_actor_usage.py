@@ -7,7 +7,7 @@ from fake_actors import RecordingActor
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.turns import BusyClock
-from actors.engines.report import EngineLoad
+from actors.engines.report import EngineLoad, engine_stat_logger
 from actors.pool.usage import usage_of
 from actors.ranks.rank import Rank
 from rlhf_ray.metrics.names import check_names
@@ -167,3 +167,20 @@ def test_peak_memory_follows_what_is_taken():
     after = peak_memory_gb()
     assert before + 0.15 < after
     assert len(taken) / 2**30 < after
+
+
+def test_vllms_metrics_come_without_an_observation_a_token(monkeypatch):
+    recorded = []
+
+    def record(self, scheduler_stats, iteration_stats, *more, **by):
+        recorded.append((scheduler_stats, iteration_stats, more, by))
+
+    logger = engine_stat_logger()
+    monkeypatch.setattr(logger.__mro__[1], "record", record)
+    steps = SimpleNamespace(inter_token_latencies_iter=[0.1] * 512, num_generation_tokens=512)
+    for iteration_stats in (steps, None):
+        object.__new__(logger).record("of the scheduler", iteration_stats, engine_idx=0)
+    first, second = recorded
+    assert first == ("of the scheduler", steps, (), {"engine_idx": 0})
+    assert (steps.inter_token_latencies_iter, steps.num_generation_tokens) == ([], 512)
+    assert second == ("of the scheduler", None, (), {"engine_idx": 0})

@@ -58,7 +58,7 @@ def admit_another(replica):
 async def publish(replica, version=5, timeout_s=60.0):
     await replica.start_weight_update(timeout_s, keeps_cache=False)
     await replica.update_weights({})
-    return await replica.finish_weight_update(version)
+    return await replica.finish_weight_update(version, "")
 
 
 async def finish(replica):

@@ -286,10 +286,41 @@ def gdpo(
     return [(s - mean) / (std + 1e-6) if s else 0.0 for s in sums]
 
 
+def turn_grpo(
+    rewards: Sequences,
+    values: Sequences,
+    groups: list[int],
+    gamma: float,
+    lam: float,
+    turns: list[NDArray[np.int64]] | None = None,
+    share: float = 0.5,
+) -> Sequences:
+    """GRPO's advantage of a sequence and that of each turn, by the group's same turns."""
+    if turns is None:
+        turns = [np.zeros(len(r), dtype=np.int64) for r in rewards]
+    whole = grpo(rewards, values, groups, gamma, lam)
+    out = []
+    for i, (r, k) in enumerate(zip(rewards, turns, strict=True)):
+        advantages = (1 - share) * whole[i]
+        for turn in sorted(set(k.tolist())):
+            to_go = [
+                rewards[j][turns[j] >= turn].sum()
+                for j in range(len(groups))
+                if groups[j] == groups[i] and turn in turns[j]
+            ]
+            if len(to_go) > 1:
+                own = r[k >= turn].sum()
+                standardized = (own - np.mean(to_go)) / (np.std(to_go, ddof=1) + 1e-6)
+                advantages = advantages + share * standardized * (k == turn)
+        out.append(advantages)
+    return out
+
+
 # `gdpo` has arguments of its own.
 ADVANTAGES = {
     "gae": gae,
     "grpo": grpo,
+    "turn_grpo": turn_grpo,
     "gdpo": gdpo,
     "dr_grpo": dr_grpo,
     "rloo": rloo,

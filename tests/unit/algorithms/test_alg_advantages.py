@@ -273,6 +273,19 @@ def test_whitening_values_without_spread_gives_no_noise(value: float) -> None:
         torch.testing.assert_close(whiten(x, mask), torch.zeros(size), rtol=0, atol=1e-4)
 
 
+def test_the_rewards_of_turns_stand_where_they_are_given() -> None:
+    mask = torch.tensor([True, False, True, True])
+    rewards = token_rewards(
+        torch.tensor([1.0, 2.0]),
+        None,
+        kl_coefficient=0.0,
+        mask_T=mask,
+        segments_T=torch.tensor([0, 0, 0, 1]),
+        turn_rewards_T=torch.tensor([0.25, torch.nan, 0.5, 0.0]),
+    )
+    assert rewards.tolist() == [0.25, 0.0, 1.5, 2.0]
+
+
 def test_token_rewards_put_the_score_on_the_last_own_token() -> None:
     mask = torch.tensor([True, True, False, False, False, True, False, True])
     segments = torch.tensor([0, 0, 0, 1, 2, 2, 2, 3])

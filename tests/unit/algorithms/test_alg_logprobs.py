@@ -185,7 +185,7 @@ def test_no_tokens() -> None:
     assert logprobs.shape == (0,) and entropy is not None and entropy.shape == (0,)
     (logprobs.sum() + entropy.sum()).backward()
     assert head.weight.grad is not None and not head.weight.grad.any()
-    assert head.rows == [0, 0], "even without tokens the head runs, forward and backward"
+    assert head.rows == [0], "even without tokens the head runs"
 
 
 class LargestTensor(TorchDispatchMode):
@@ -213,7 +213,8 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits_forward_and_backward() -> No
         assert entropy is not None
         (logprobs.sum() + entropy.sum()).backward()
     assert max(head.rows) == chunk_tokens
-    assert sum(head.rows) == 2 * num_tokens, "each row once forward and once in the backward pass"
+    again = num_tokens - chunk_tokens
+    assert sum(head.rows) == num_tokens + again, "the last chunk's are kept for the backward pass"
     assert largest.numel <= max(chunk_tokens * V, num_tokens * D, D * V)
 
     with LargestTensor() as largest:  # the instrument does see what it should find

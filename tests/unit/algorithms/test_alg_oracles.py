@@ -215,6 +215,37 @@ def test_advantages(name: str, seed: int, whitened: bool) -> None:
         assert outputs.returns_T is None
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_advantages_of_turns(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    batch = make_batch(random_masks(seed, num_sequences=9), seed, torch.float64)
+    turns = [
+        np.sort(rng.integers(0, rng.integers(1, 4), n)) if n else np.zeros(0, dtype=np.int64)
+        for n in batch.lens_B.tolist()
+    ]
+    turns = [np.unique(k, return_inverse=True)[1] for k in turns]  # none is left out
+    turns_T = torch.full_like(batch.segments_T, 99)
+    turns_T[batch.mask_T] = torch.tensor(np.concatenate(turns))
+    outputs = estimate_advantages(
+        "turn_grpo",
+        AdvantageInputs(
+            token_rewards_T=batch.returns_T,
+            values_T=None,
+            mask_T=batch.mask_T,
+            segments_T=batch.segments_T,
+            groups_B=torch.tensor(GROUPS),
+            turns_T=turns_T,
+        ),
+        AlgorithmConfig(advantage="turn_grpo", turn_share=share),
+    )
+    rewards = sequences(batch.returns_T, batch)
+    expected = oracles.turn_grpo(rewards, [], GROUPS, 1.0, 1.0, turns, share)
+    for got, want in zip(sequences(outputs.advantages_T, batch), expected, strict=True):
+        np.testing.assert_allclose(got, want, **F64)
+    assert outputs.advantages_T.any() and not outputs.advantages_T[~batch.mask_T].any()
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_advantages_of_rewards_standardised_one_by_one(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ from rlhf_ray.algorithms.advantages import (
     estimate_advantages,
 )
 from rlhf_ray.algorithms.correction import CORRECTIONS, CorrectionInputs
+from rlhf_ray.algorithms.ragged import positions
 from rlhf_ray.config import algorithm_table as table
 from rlhf_ray.config.algorithm import AlgorithmConfig, CorrectionConfig, KlConfig
 from rlhf_ray.config.base import Config
@@ -37,6 +38,7 @@ def advantages(name: str, **changes: Any) -> torch.Tensor:
         rewards_BK=rewards_BK,
         applies_BK=torch.ones_like(rewards_BK, dtype=torch.bool),
         weights_K=torch.ones(2, dtype=torch.float64),
+        turns_T=positions(BATCH.segments_T) // 2,
     )
     return estimate_advantages(name, inputs, params).advantages_T
 
@@ -45,6 +47,7 @@ def advantages(name: str, **changes: Any) -> torch.Tensor:
 def test_an_advantage_looks_at_what_its_row_says(name: str) -> None:
     row, plain_T = table.ADVANTAGES[name], advantages(name)
     assert torch.equal(advantages(name, gamma=0.5), plain_T) != row.discounts
+    assert torch.equal(advantages(name, turn_share=0.9), plain_T) != row.compares_turns
     assert torch.equal(advantages(name, whiten_advantages=True), plain_T) == row.whitens
     algorithm = AlgorithmConfig.model_validate({"advantage": name})
     config = OnlineConfig.model_validate(

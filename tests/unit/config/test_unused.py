@@ -53,6 +53,22 @@ def policy(**settings):
         ("dpo", {"loss_type": ["simpo"], "reference": {"model": {"path": "x/y"}}}, "reference.mo"),
         ("dpo", {"loss_type": ["orpo"], "reference_kind": "precomputed"}, "reference_kind precom"),
         (
+            "ppo",
+            {
+                "policy": policy(model={"lora": {"rank": 2}}),
+                "placement": {"reference": {"share": "policy"}},
+            },
+            "placement.reference (the policy without its adapter is the reference",
+        ),
+        (
+            "dpo",
+            {
+                "policy": policy(model={"lora": {"rank": 2}}),
+                "reference": {"model": {"dtype": "float32"}},
+            },
+            "reference (the policy without its adapter is the reference",
+        ),
+        (
             "grpo",
             {"placement": {"rollout": {"share": "policy", "strategy": "SPREAD"}}},
             "placement.rollout.strategy (it lives with policy)",

@@ -94,6 +94,7 @@ def prepared(kind: str, run_dir: Path, pool: FakePool, **settings: Any) -> Prepa
 ONLINE_START = ["start", "load rollout", "rollout sleep 2", "load policy", "load reward"]
 ONLINE_END = ["connect", "load experience", "loop"]
 WITH_KL = {"algorithm": {"kl": {"coefficient": 0.1}}}
+ADAPTED = {"policy": {"model": {"path": "org/start", "lora": {"rank": 4}}}}
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "sft": ("sft", {}, ["start", "load policy", "loop", "finish"]),
     "rm": ("rm", {}, ["start", "load reward", "loop", "finish", "reward score_answers 3"]),
@@ -118,6 +119,16 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     ),
     "grpo": ("grpo", {}, [*ONLINE_START, *ONLINE_END, "finish"]),
     "grpo with a KL": ("grpo", WITH_KL, [*ONLINE_START, "load reference", *ONLINE_END, "finish"]),
+    "grpo with a KL to the policy's own base": (
+        "grpo",
+        {**WITH_KL, **ADAPTED},
+        [*ONLINE_START, *ONLINE_END, "finish"],
+    ),
+    "dpo whose policy has its reference below": (
+        "dpo",
+        ADAPTED,
+        ["start", "load policy", "loop", "finish"],
+    ),
     "sample": ("sample", {}, [*ONLINE_START, *ONLINE_END]),
 }
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
+from rlhf_ray.errors import RunError
 from rlhf_ray.jobs import referenced as module
-from rlhf_ray.jobs.referenced import precomputed, referenced, without_reference
+from rlhf_ray.jobs.referenced import (
+    KeptReference,
+    precomputed,
+    referenced,
+    without_reference,
+)
 from rlhf_ray.types import LabelledAnswer, Ranking
 
 
@@ -89,3 +97,44 @@ async def test_a_torn_file_is_scored_again(tmp_path, caplog):
     assert asked.num_rows == [6, 6]
     assert await again(rows) == await first(rows)
     assert "scoring again" in caplog.text
+
+
+class Drifting(Asked):
+    """What it says of a row changes a little with every call, as rounding does."""
+
+    async def __call__(self, rows):
+        said = await super().__call__(rows)
+        return [tuple(logp + 1e-9 * len(self.num_rows) for logp in logps) for logps in said]
+
+
+async def test_rows_that_come_again_are_not_asked_for_again(tmp_path):
+    rows, asked = make_rows(9), Drifting()
+    kept = KeptReference(asked, tmp_path, model="m")
+    first = [*await kept(rows[:4]), *await kept(rows[4:6])]
+    again = await kept([*rows[:6], rows[8]])
+    assert asked.num_rows == [4, 2, 1]
+    assert again[:6] == first
+    resumed = KeptReference(asked, tmp_path, model="m")
+    assert await resumed([*rows[:6], rows[8]]) == again
+    assert asked.num_rows == [4, 2, 1]
+    await KeptReference(asked, tmp_path, model="other")(rows[:2])
+    assert asked.num_rows == [4, 2, 1, 2]
+
+
+async def test_a_part_of_a_row_that_a_killed_run_left_is_asked_for_again(tmp_path):
+    rows, asked = make_rows(), Asked()
+    first = await KeptReference(asked, tmp_path, model="m")(rows)
+    [file] = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
+    for _ in range(2):
+        assert await KeptReference(asked, tmp_path, model="m")(rows) == first
+    assert asked.num_rows == [6, 1]
+
+
+async def test_what_is_not_finite_is_not_kept(tmp_path):
+    async def broken(rows):
+        return [(math.nan, 0.0)] * len(rows)
+
+    with pytest.raises(RunError, match="6 log-probabilities that are not finite"):
+        await KeptReference(broken, tmp_path, model="m")(make_rows())
+    await KeptReference(Asked(), tmp_path, model="m")(make_rows())

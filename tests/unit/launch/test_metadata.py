@@ -51,7 +51,7 @@ def test_actors_get_the_variables_that_are_handed_on(monkeypatch):
     monkeypatch.setenv("MINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     monkeypatch.setenv(FORWARDED, "MINE,OMP_NUM_THREADS,NOT_SET_ANYWHERE")
-    assert environment(2.0, ["3"]) == {
+    assert environment(2, ["3"]) == {
         "MINE": "1",
         "OMP_NUM_THREADS": "2",
         "TOKENIZERS_PARALLELISM": "false",
@@ -59,4 +59,4 @@ def test_actors_get_the_variables_that_are_handed_on(monkeypatch):
         "DS_ACCELERATOR": "cuda",
     }
     monkeypatch.delenv(FORWARDED)
-    assert "MINE" not in environment(2.0, None)
+    assert "MINE" not in environment(2, None)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from learning import hosted, learner_config
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.algorithm_table import OldLogprobs
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.learner.base import ExampleLearner
@@ -86,7 +87,6 @@ def rows() -> list[Experience]:
                 values_T=floats(0),
                 advantages_T=floats(0),
                 returns_T=floats(0),
-                correction_T=np.ones(num_response, dtype=np.float32),
             )
         )
     return made
@@ -183,12 +183,14 @@ def make_policy(
         *,
         path: Path | None = None,
         algorithm: dict[str, Any] | None = None,
+        old_logprobs: OldLogprobs = "trainer",
         builder: Any = DeepSpeedBuilder,
         **settings: Any,
     ) -> PolicyLearner:
         spec = PolicySpec(
             learner=learner_config(path or make_model("llama"), settings),
             algorithm=AlgorithmConfig.model_validate({"advantage": "gae", **(algorithm or {})}),
+            old_logprobs=old_logprobs,
             temperature=1.0,
             max_new_tokens=24,
             total_steps=10,

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from learning import SMOOTH, logprobs_of, parameters_of, plan_of
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralForCausalLM
 
-from rlhf_ray.learner.weights import named_weights, weight_infos
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.learner.weights import (
+    _pieces,
+    adapter_weights,
+    linear_adapters,
+    named_weights,
+    weight_infos,
+)
 
 LORA = {"lora": {"rank": 3, "alpha": 12.0}}
 
@@ -111,3 +122,38 @@ def test_a_saved_adapter_is_restored_without_its_base(make_policy, rows, tmp_pat
     # Weights, and two moments; the base would be several times as much.
     written = sum(path.stat().st_size for path in (tmp_path / "saved").rglob("*.pt"))
     assert written < 4 * bytes_of_adapters + 100_000
+
+
+def test_adapters_apart_are_the_difference_to_the_merged_weights(trained):
+    learner, _ = trained
+    merged = {name: weight.clone() for name, weight in named_weights(learner.lm)}
+    below = {name: w.clone() for name, w in named_weights(learner.lm, merged=False)}
+    adapters = {name: w.clone() for name, w in adapter_weights(learner.lm, gathered_bytes=2000)}
+    layers = {name.partition(".lora_")[0] for name in adapters}
+    assert len(adapters) == 2 * len(layers) == 2 * 7 * 2
+    for name, weight in merged.items():
+        layer = name.removesuffix(".weight")
+        if layer in layers:
+            first, second = (adapters[f"{layer}.lora_{which}.weight"] for which in "AB")
+            assert first.shape[0] == second.shape[1] == 3
+            assert not torch.equal(weight, below[name])
+            torch.testing.assert_close(below[name] + second @ first, weight)
+        else:
+            assert torch.equal(weight, below[name])
+
+
+def test_adapters_that_no_engine_takes_apart_are_refused(make_policy, make_model):
+    with pytest.raises(ConfigError, match="must be merged for a model without adapters"):
+        linear_adapters(make_policy().lm)
+    experts = make_policy(path=make_model("mixtral", num_local_experts=4), model=LORA)
+    with pytest.raises(ConfigError, match=r"must be merged for an adapter on .*experts"):
+        linear_adapters(experts.lm)
+
+
+@given(sizes=st.lists(st.integers(0, 50), max_size=20), limit=st.integers(0, 100))
+def test_pieces_are_as_large_as_they_may(sizes, limit):
+    pieces = list(_pieces(sizes, lambda size: size, limit))
+    assert [size for piece in pieces for size in piece] == sizes
+    for piece, after in itertools.pairwise([*pieces, [limit + 1]]):
+        assert len(piece) == 1 or sum(piece) <= limit
+        assert sum(piece) + after[0] > limit

@@ -168,15 +168,9 @@ def test_metrics_bear_trls_names(make_supervised, pairs, labelled):
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-@pytest.mark.parametrize("name", ["sigmoid", "aot", "kto"])
 def test_without_its_adapter_the_policy_is_the_reference(
-    make_supervised, make_model, pairs, labelled, name, stage
+    make_supervised, make_model, pairs, labelled, stage
 ):
-    rows = labelled if name == "kto" else pairs
-    job = {"loss_type": [name], "reference_kind": "adapter_off"}
-    lora = {"lora": {"rank": 3, "alpha": 12.0}}
-    settings = {"model": lora, "zero": {"stage": stage}, "optim": SMOOTH}
-    itself = make_supervised("dpo", job=job, **settings)
     reference = hosted(
         ReferenceSpec(
             reference=ReferenceConfig.model_validate(
@@ -185,22 +179,17 @@ def test_without_its_adapter_the_policy_is_the_reference(
             temperature=1.0,
         )
     )
-    answers = [row.row for row in rows]
+    answers = [row.row for row in (*pairs, *labelled)]
     plan = plan_evaluation(answers)
-    sums = reference.answer_logps(answers, plan)
-    order = [row for picked in plan[0] for row in picked]
-    told = [replace(row, reference_logps_K=sums[order.index(i)]) for i, row in enumerate(rows)]
-    empty = [replace(row, reference_logps_K=(0.0, 0.0)) for row in rows]
-    other = make_supervised("dpo", job={"loss_type": [name]}, **settings)
-    for _ in range(4):
-        ours, theirs = itself.update(empty, plan_of(rows)), other.update(told, plan_of(rows))
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
-    assert abs(ours["rewards/chosen"]) > 1e-3
-    evaluated = itself.evaluate(empty, plan_evaluation(answers))
-    assert evaluated.metrics == pytest.approx(
-        other.evaluate(told, plan_evaluation(answers)).metrics, rel=1e-4, abs=1e-5
-    )
-    assert all(p.requires_grad == ("lora_" in n) for n, p in itself.lm.named_parameters())
+    wanted = reference.answer_logps(answers, plan)
+    lora = {"lora": {"rank": 3, "alpha": 12.0}}
+    learner = make_supervised("dpo", model=lora, zero={"stage": stage}, optim=SMOOTH)
+    for _ in range(3):
+        np.testing.assert_allclose(learner.answer_logps(answers, plan), wanted, atol=1e-4)
+        metrics = learner.update(pairs, plan_of(pairs))
+    started = np.array([row.reference_logps_K for row in pairs])[:, 0].mean()
+    assert abs(metrics["logps/chosen"] - started) > 1e-2
+    assert all(p.requires_grad == ("lora_" in n) for n, p in learner.lm.named_parameters())
 
 
 def test_the_reference_sums_each_answers_tokens(make_model, pairs, labelled):

@@ -30,7 +30,7 @@ KINDS = {
     "reward": (RmConfig, {"loss_type": "plackett_luce", "center_rewards_coefficient": 0.1}),
     "sigmoid": (DpoConfig, {"rpo_alpha": 0.5}),
     "aot": (DpoConfig, {"loss_type": ["aot"]}),
-    "adapter off": (DpoConfig, {"reference_kind": "adapter_off"}),
+    "adapted": (DpoConfig, {}),
     "kto": (DpoConfig, {"loss_type": ["kto"]}),
 }
 # What makes logits: the model's settings, and whether it is the embedding.
@@ -50,7 +50,7 @@ CASES = [
 def task_of(kind, stage, path, rows):
     config, settings = KINDS[kind]
     learner = {"optim": {"max_grad_norm": 1e9}, "zero": {"stage": stage}}
-    if kind == "adapter off":
+    if kind == "adapted":
         learner["model"] = {"lora": {"rank": 3}}
     role = "reward" if config is RmConfig else "policy"
     job = config.model_validate(

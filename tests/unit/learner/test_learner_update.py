@@ -267,15 +267,23 @@ def test_the_weighted_kl_starts_from_the_engines_policy(make_policy, rows):
     """Its weight is that of the correction times the ratio to the step's start."""
     rows = [
         replace(
-            row, advantages_T=np.zeros_like(row.advantages_T), correction_T=2 * row.correction_T
+            row,
+            rollout=replace(row.rollout, logprobs_T=row.old_logprobs_T),
+            advantages_T=np.zeros_like(row.advantages_T),
         )
         for row in rows
     ]
-    halves = [replace(row, correction_T=row.correction_T / 2) for row in rows]
-    settings = {"coefficient": 0.1, "importance_weight": True}
+    twice = [
+        replace(row, rollout=replace(row.rollout, logprobs_T=row.rollout.logprobs_T - np.log(2)))
+        for row in rows
+    ]
+    algorithm = {
+        "kl": {"coefficient": 0.1, "importance_weight": True},
+        "correction": {"cap": 3.0},
+    }
     gradients = []
-    for given in (rows, halves):
-        learner = make_policy(algorithm={"kl": settings}, optim={"max_grad_norm": 1e6})
+    for given in (twice, rows):
+        learner = make_policy(algorithm=algorithm, optim={"max_grad_norm": 1e6})
         learner.update(given, plan_of(given, minibatches=1), 0.1)
         gradients.append(gradients_of(learner))
     doubled = {name: 2 * gradient for name, gradient in gradients[1].items()}

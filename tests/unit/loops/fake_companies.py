@@ -11,6 +11,7 @@ from typing import Any
 
 from fakes import Company, Scoring, resolve
 
+from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import (
@@ -27,13 +28,16 @@ from rlhf_ray.types import Rollout
 class ReadableCompany(Company):
     """Passes hand back the rows themselves, so that the builder sees what it is given."""
 
-    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
-        return [{(r.draw, r.sample): r for r in resolve(groups)}]
+    async def logprobs(
+        self, groups: Sequence[RolloutGroup], models: Sequence[ScoredModel]
+    ) -> Sequence[SampleArrays]:
+        return [[{(r.draw, r.sample): r for r in resolve(groups)}] for _ in models]
 
     async def build(
-        self, groups: Sequence[ScoredGroup], *, old: SampleArrays, **others: Any
+        self, groups: Sequence[ScoredGroup], *, old: SampleArrays | None, **others: Any
     ) -> tuple[Ref, Metrics]:
         rollouts = resolve([scored.group for scored in groups])
+        assert old is not None
         assert [old[0][r.draw, r.sample] for r in rollouts] == rollouts
         self.built = [(r.prompt.prompt_id, r.sample) for r in rollouts]
         scores = [score.total for scored in groups for score in scored.scores_G]

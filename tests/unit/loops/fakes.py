@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
@@ -50,6 +51,8 @@ def make_config(run_dir: Path, **settings: Any) -> PpoConfig:
             "policy": {"model": {"path": "model"}},
             "reward": {"functions": [{"path": "scorers:score"}]},
             **settings,
+            # Every pass that there may be; `test_loop_logprobs` has the others.
+            "algorithm": {"old_logprobs": "trainer", **settings.get("algorithm", {})},
         }
     )
 
@@ -94,15 +97,16 @@ def groups_of(rollouts: Sequence[Rollout]) -> list[RolloutGroup]:
 
 
 def summary_of(rollout: Rollout) -> RolloutSummary:
+    own_versions_T = rollout.versions_T[rollout.action_mask_T]
     return RolloutSummary(
         sample=rollout.sample,
         num_prompt_tokens=len(rollout.prompt.token_ids_T),
         num_response_tokens=len(rollout.response_ids_T),
-        num_action_tokens=len(rollout.response_ids_T),
+        num_action_tokens=len(own_versions_T),
         finish_reason=rollout.finish_reason,
-        version_min=int(rollout.versions_T.min()),
-        version_max=int(rollout.versions_T.max()),
-        version_sum=int(rollout.versions_T.sum()),
+        version_min=int(own_versions_T.min()),
+        version_max=int(own_versions_T.max()),
+        version_sum=int(own_versions_T.sum()),
     )
 
 
@@ -131,10 +135,11 @@ class Company:
         self.num_updates = 0
         self.asleep = False
 
-    def roles(self, *, value: bool = True) -> Roles:
+    def roles(self, *, value: bool = True, reference: bool = True) -> Roles:
         return Roles(
             rollout=self, policy=self, reward=self, experience=self, store=self,
-            reference=FakeReference(self), value=FakeValue(self) if value else None,
+            reference=FakeReference(self) if reference else None,
+            value=FakeValue(self) if value else None,
         )  # fmt: skip
 
     def said(self, call: str) -> None:
@@ -175,24 +180,28 @@ class Company:
     async def hardware(self) -> Hardware:
         return Hardware(flops=COSTS, device_name="cpu", num_devices=1)
 
-    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
+    async def logprobs(
+        self, groups: Sequence[RolloutGroup], models: Sequence[ScoredModel]
+    ) -> Sequence[SampleArrays]:
         self.said("policy.logprobs")
-        return []
+        self.models = list(models)
+        return [[f"by {model}"] for model in models]
 
     async def build(
         self,
         groups: Sequence[ScoredGroup],
         *,
-        old: SampleArrays,
+        old: SampleArrays | None,
         reference: SampleArrays | None,
         values: SampleArrays | None,
         kl_coefficient: float,
     ) -> tuple[Ref, Metrics]:
         self.said("experience.build")
+        self.old, self.reference = old, reference
         rollouts = resolve([scored.group for scored in groups])
         assert len(rollouts) == sum(len(scored.scores_G) for scored in groups)
         self.num_built = sum(self.config.algorithm.trains(r.finish_reason) for r in rollouts)
-        return "experience", {"mismatch/logprob_abs_max": 0.0, "policy/kl_ref": 0.2}
+        return "experience", {} if old is None else {"policy/kl_ref": 0.2}
 
     def put(self, rollouts: Sequence[Rollout]) -> Ref:
         return list(rollouts)

@@ -12,6 +12,7 @@ import torch
 from fakes import Company, FakeReference, FakeValue, make_config, resolve
 from plain_engine import PlainBuilder
 
+from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.experience.build import build_experience
 from rlhf_ray.learner.build import make_learner, section_of
@@ -58,7 +59,12 @@ def specs_of(run_dir: Path, model: Path, **settings: Any) -> tuple[Any, Specs]:
     }
     reference = config.reference.model_copy(update={"model": config.policy.model})
     return config, Specs(
-        policy=PolicySpec(learner=config.policy, temperature=1.0, **of_learners),
+        policy=PolicySpec(
+            learner=config.policy,
+            old_logprobs=config.old_logprobs,
+            temperature=1.0,
+            **of_learners,
+        ),
         value=ValueSpec(learner=config.value, **of_learners),
         reference=ReferenceSpec(reference=reference, temperature=1.0),
         reward=RewardSpec(
@@ -70,6 +76,7 @@ def specs_of(run_dir: Path, model: Path, **settings: Any) -> tuple[Any, Specs]:
         ),
         experience=ExperienceSpec(
             algorithm=config.algorithm,
+            old_logprobs=config.old_logprobs,
             shaping=config.reward.shaping,
             max_new_tokens=config.rollout.max_new_tokens,
             reward_weights={"contains_word": 1.0},
@@ -87,10 +94,11 @@ class LearningCompany(Company):
         self.frozen = hosted(specs.reference)
         self.scorers = Scorers(specs.reward)
 
-    def roles(self, *, value: bool = True) -> Roles:
+    def roles(self, *, value: bool = True, reference: bool = True) -> Roles:
         return Roles(
             rollout=self, policy=self, reward=self, experience=self, store=self,
-            reference=LearnedReference(self), value=LearnedValue(self) if value else None,
+            reference=LearnedReference(self) if reference else None,
+            value=LearnedValue(self) if value else None,
         )  # fmt: skip
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
@@ -99,14 +107,17 @@ class LearningCompany(Company):
         ).items()
         return tuple(Score(total=value, parts={name: value}) for value in values)
 
-    async def logprobs(self, groups: Sequence[RolloutGroup]) -> SampleArrays:
-        return passed(self.policy.logprobs, groups, self.specs.policy.learner)
+    async def logprobs(
+        self, groups: Sequence[RolloutGroup], models: Sequence[ScoredModel]
+    ) -> Sequence[SampleArrays]:
+        assert models == ("policy",)
+        return [passed(self.policy.logprobs, groups, self.specs.policy.learner)]
 
     async def build(
         self,
         groups: Sequence[ScoredGroup],
         *,
-        old: SampleArrays,
+        old: SampleArrays | None,
         reference: SampleArrays | None,
         values: SampleArrays | None,
         kl_coefficient: float,
@@ -119,7 +130,7 @@ class LearningCompany(Company):
         built = build_experience(
             rollouts_B,
             [score for scored in groups for score in scored.scores_G],
-            old_logprobs_B=of_rows(old) or [],
+            old_logprobs_B=of_rows(old),
             reference_logprobs_B=of_rows(reference),
             values_B=of_rows(values),
             kl_coefficient=kl_coefficient,

@@ -35,12 +35,13 @@ async def straight_loop(config: PpoConfig, roles: Roles, prompts: Sequence[Promp
                 groups += found
         await roles.rollout.sleep(level=2)
         if groups:
-            old = await roles.policy.logprobs(groups)
+            models = config.scored_models
+            scored_by = await roles.policy.logprobs(groups, models) if models else []
             reference = await roles.reference.logprobs(groups)
             values = await roles.value.values(groups)
             experience, _ = await roles.experience.build(
                 spread if dynamic.enabled else await scored(roles, groups),
-                old=old,
+                old=scored_by[0] if models else None,
                 reference=reference,
                 values=values,
                 kl_coefficient=config.algorithm.kl.coefficient,

@@ -59,9 +59,9 @@ class TimedCompany(HashedCompany):
         await self.wait()
         return await super().score(group)
 
-    async def logprobs(self, groups):
+    async def logprobs(self, groups, models):
         await self.wait()
-        return await super().logprobs(groups)
+        return await super().logprobs(groups, models)
 
     async def build(self, groups, **others):
         rollouts = resolve([scored.group for scored in groups])

@@ -21,7 +21,6 @@ COLUMNS = (
     "values_T",
     "advantages_T",
     "returns_T",
-    "correction_T",
 )
 
 
@@ -60,17 +59,21 @@ def built(
     coefficient=0.0,
     shaping=None,
     weights=None,
+    source="trainer",
     **algorithm,
 ):
+    if source == "trainer":
+        old = old or [rollout.logprobs_T for rollout in rollouts]
     return build_experience(
         rollouts,
         [score if isinstance(score, Score) else Score(total=score) for score in scores],
-        old_logprobs_B=old or [rollout.logprobs_T for rollout in rollouts],
+        old_logprobs_B=old,
         reference_logprobs_B=reference,
         values_B=None if values is None else with_last(values),
         kl_coefficient=coefficient,
         spec=ExperienceSpec(
             algorithm=AlgorithmConfig.model_validate(algorithm),
+            old_logprobs=source,
             shaping=ShapingConfig.model_validate(shaping or {}),
             max_new_tokens=MAX_NEW_TOKENS,
             reward_weights=weights or {},
@@ -264,37 +267,6 @@ def test_slots_of_others_hold_zeros_and_change_nothing(rollouts, advantage, valu
     assert np.isfinite(list(dirty.metrics.values())).all()
 
 
-GAPS_T = np.array([0.1, -0.1, 1.5, -2.0, 0.0], dtype=np.float32)
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected_T", "cut_share"),
-    [
-        ("none", np.ones(5), 0.0),
-        ("truncated", np.minimum(np.exp(GAPS_T), 2.0), 1 / 5),
-        ("mask", [*np.exp(GAPS_T[:2]), 0, 0, 1], 2 / 5),
-    ],
-)
-def test_weights_correct_for_engine_and_trainer_disagreeing(kind, expected_T, cut_share):
-    rollout = make_rollout(make_prompts(1)[0], 0, num_tokens=5)
-    step = built(
-        [rollout],
-        [1.0],
-        old=[rollout.logprobs_T + GAPS_T],
-        advantage="reinforce++",
-        correction={"kind": kind, "cap": 2.0, "low": 0.5},
-    )
-    weights_T = step.experience_B[0].correction_T
-    np.testing.assert_allclose(weights_T, expected_T, rtol=1e-5)
-    metrics = step.metrics
-    assert metrics["mismatch/cut_share"] == pytest.approx(cut_share)
-    assert metrics["mismatch/logprob_abs_max"] == pytest.approx(2.0)
-    assert metrics["mismatch/logprob_abs_mean"] == pytest.approx(np.abs(GAPS_T).mean(), rel=1e-6)
-    ess = weights_T.sum() ** 2 / (5 * (weights_T**2).sum())
-    assert metrics["mismatch/ess"] == pytest.approx(float(ess), rel=1e-5)
-    assert metrics["mismatch/clamp_share"] == 0
-
-
 SHAPED = [
     ({"clip": 2.0}, [1.0, -2.0, 0.5, 2.0, 2.0, 0.5]),
     ({"missing_end_penalty": 5.0}, [1.0, -8.0, 0.5, 2.0, 4.0, 0.5]),
@@ -403,18 +375,30 @@ def test_a_score_without_a_reward_that_has_a_weight_is_an_error(rollouts):
         built(rollouts, [*SCORES[:5], Score(total=None)], advantage="grpo")
 
 
-@pytest.mark.parametrize("kind", ["none", "truncated", "mask"])
-def test_the_weights_of_gspo_are_those_of_sequences(rollouts, kind):
-    old = [rollout.logprobs_T + 0.1 * gap for gap, rollout in enumerate(rollouts)]
-    old[5][0] += 0.3  # one token apart from its sequence's others
-    settings = {"old": old, "advantage": "grpo", "correction": {"kind": kind}}
-    weights = [
-        row.correction_T
-        for row in built(rollouts, SCORES, policy_loss="gspo", **settings).experience_B
+@pytest.mark.parametrize("where", ["reward", "loss"])
+def test_the_engines_log_probabilities_may_stand_for_the_policys(rollouts, where):
+    sampled = [
+        replace(rollout, logprobs_T=logprobs_T)
+        for rollout, logprobs_T in zip(rollouts, floats(rollouts, 1), strict=True)
     ]
-    for row, weights_T in enumerate(weights):
-        mean = (old[row] - rollouts[row].logprobs_T).mean()
-        expected = 1.0 if kind == "none" else np.exp(mean)
-        np.testing.assert_allclose(weights_T, np.full(len(weights_T), expected), rtol=1e-5)
-    by_token = built(rollouts, SCORES, **settings).experience_B[5].correction_T
-    assert (np.ptp(by_token) > 0) == (kind != "none")
+    settings = {
+        "reference": floats(rollouts, 2),
+        "coefficient": 0.3,
+        "advantage": "dr_grpo",
+        "kl": {"where": where},
+    }
+    passed = built(rollouts, SCORES, old=floats(rollouts, 1), **settings)
+    engines = built(sampled, SCORES, source="engine", **settings)
+    assert engines.metrics == passed.metrics
+    assert engines.metrics["policy/kl_ref"] != 0
+    for one, other in zip(engines.experience_B, passed.experience_B, strict=True):
+        for name in COLUMNS:
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_what_the_update_will_know_is_not_made_up_before(rollouts):
+    settings = {"reference": floats(rollouts, 2), "coefficient": 0.3, "advantage": "dr_grpo"}
+    step = built(rollouts, SCORES, source="update", **settings)
+    assert step.metrics == {}
+    assert not any(row.old_logprobs_T.any() for row in step.experience_B)
+    assert advantages_of(step) == advantages_of(built(rollouts, SCORES, **settings))

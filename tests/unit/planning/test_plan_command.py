@@ -68,8 +68,9 @@ def test_a_job_without_gpus_shows_cores_and_memory_of_its_roles(folder, capsys):
     rows = [line.split() for line in printed.splitlines()]
     [policy] = [row for row in rows if row[:4] == ["0", "CPU", "policy", "0-3"]]
     [reward] = [row for row in rows if row[:3] == ["CPU", "reward", "0"]]
-    assert (policy[4], reward[3]) == ("8", "1")
-    assert "9 actors, 17 CPU cores, " in printed
+    assert (policy[4], reward[3]) == ("8", "all")
+    assert "all: these compute in turn, each with every core of its node" in printed
+    assert "9 actors, 17 CPU cores reserved, " in printed
     [needed] = [row[2] for row in rows if row[:2] == ["It", "takes"]]
     assert cli.main(["plan", "grpo", "cpu.yaml", "--node-memory", str(float(needed) + 1)]) == 0
     assert "It fits: " in capsys.readouterr().out

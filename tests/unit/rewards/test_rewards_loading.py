@@ -31,7 +31,7 @@ def test_a_function_is_loaded_from_a_file(tmp_path: Path) -> None:
         ("no_such_package.rewards:f", r"no module 'no_such_package\.rewards'.*path/to/file\.py"),
         ("rlhf_ray.rewards.nothing:f", r"no module 'rlhf_ray\.rewards\.nothing'"),
         (".relative:f", r"importing \.relative raised TypeError"),
-        ("/no/such/file.py:f", "no file '/no/such/file.py' for a reward function"),
+        ("/no/such/file.py:f", "reward function .*: no file '/no/such/file.py'"),
         (
             "rlhf_ray.rewards.contains:contain_word",
             "has no function 'contain_word'; did you mean 'contains_word'",

@@ -22,7 +22,7 @@ from rlhf_ray.rollouts import journal as journal_module
 from rlhf_ray.rollouts.journal import FORMAT, Journal
 from rlhf_ray.rollouts.recorder import Recorder
 from rlhf_ray.rollouts.records import RecordedGroup
-from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
+from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score, Turn
 
 IDENTITY = {"seed": 0, "the data's rows (digest)": "ab12"}
 
@@ -113,6 +113,7 @@ def groups(draw):
         return np.frombuffer(draw(st.binary(min_size=4 * length, max_size=4 * length)), kind)
 
     rollouts, summaries = [], []
+    turn = st.builds(Turn, num_tokens=st.integers(1, 9), reward=floats, num_calls=st.integers(0, 2))
     for sample in range(num_samples):
         length = draw(st.integers(0, 5))
         reason = draw(st.sampled_from(["stop", "length"]))
@@ -127,6 +128,8 @@ def groups(draw):
                 action_mask_T=array(np.int32, length) > 0,
                 finish_reason=reason,
                 text=draw(texts),
+                turns=(turns := tuple(draw(st.lists(turn, max_size=2)))),
+                messages=({"role": "tool", "content": draw(texts)},) * len(turns),
             )
         )
         summaries.append(
@@ -139,6 +142,8 @@ def groups(draw):
                 version_min=0,
                 version_max=2,
                 version_sum=2**40,
+                environment_reward=draw(st.none() | floats),
+                num_turns=draw(st.integers(0, 3)),
             )
         )
     score = st.builds(
@@ -207,23 +212,25 @@ def test_fields_are_those_of_the_format():
     """What is recorded has other fields: then `FORMAT` counts up, and older files are refused."""
     recorded = {
         kind.__name__: sorted(one.name for one in dataclasses.fields(kind))
-        for kind in (RecordedGroup, Rollout, RolloutSummary, Score)
+        for kind in (RecordedGroup, Rollout, RolloutSummary, Score, Turn)
     }
     assert (FORMAT, recorded) == (
-        1,
+        2,
         {
             "RecordedGroup": [
                 "draw", "is_accepted", "prompt_id", "rollouts_G", "scores_G", "summaries_G",
             ],
             "Rollout": [
-                "action_mask_T", "draw", "finish_reason", "logprobs_T", "prompt",
-                "response_ids_T", "sample", "text", "versions_T",
+                "action_mask_T", "draw", "finish_reason", "logprobs_T", "messages", "prompt",
+                "response_ids_T", "sample", "text", "turns", "versions_T",
             ],
             "RolloutSummary": [
-                "finish_reason", "num_action_tokens", "num_prompt_tokens", "num_response_tokens",
-                "sample", "version_max", "version_min", "version_sum",
+                "environment_reward", "environment_s", "finish_reason", "num_action_tokens",
+                "num_calls", "num_failed_calls", "num_prompt_tokens", "num_response_tokens",
+                "num_turns", "sample", "version_max", "version_min", "version_sum",
             ],
             "Score": ["is_cut", "parts", "total"],
+            "Turn": ["environment_s", "num_calls", "num_failed_calls", "num_tokens", "reward"],
         },
     )  # fmt: skip
 
@@ -517,8 +524,8 @@ def test_what_json_makes_of_an_identity_is_the_same_identity(tmp_path):
 
 def test_files_of_another_format_are_refused(tmp_path, monkeypatch):
     write(tmp_path, group_of(0))
-    monkeypatch.setattr(journal_module, "FORMAT", 2)
-    with pytest.raises(ConfigError, match=r"cannot be replayed: the file's format was 1, is 2$"):
+    monkeypatch.setattr(journal_module, "FORMAT", 3)
+    with pytest.raises(ConfigError, match=r"cannot be replayed: the file's format was 2, is 3$"):
         Journal(tmp_path, identity=IDENTITY).replay(0)
 
 

@@ -1,0 +1,1 @@
+"""Steps of this project and of TRL in turns: the same model, prompts, lengths and losses."""

@@ -1,0 +1,75 @@
+"""What an environment is to the loop that has a policy act in it: text in, messages out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from rlhf_ray.types import Prompt
+
+# A `role` (`tool` or `user`) and `content`; a tool's answer also has `name` and `tool_call_id`.
+Message: TypeAlias = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What came of a turn.
+
+    Example: `Step(messages=({"role": "tool", "name": "add", "content": "4"},), num_calls=1)`.
+
+    Attributes:
+        messages: What the policy sees before its next turn. Behind the last turn nobody sees them.
+        reward: For this turn, finite.
+        is_done: Whether that was the last turn.
+        num_calls: Of tools, those that failed included.
+        num_failed_calls: Calls that could not be read, or whose tool raised or took too long.
+
+    Raises:
+        ValueError: The reward is not finite, or there is nothing to go on from.
+    """
+
+    messages: tuple[Message, ...] = ()
+    reward: float = 0.0
+    is_done: bool = False
+    num_calls: int = 0
+    num_failed_calls: int = 0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.reward):
+            raise ValueError(f"the reward of a step must be finite, got {self.reward}")
+        if not (self.messages or self.is_done):
+            raise ValueError("a step that is not the last must have a message, got none")
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """One world for one rollout; all its methods are called in one event loop, one at a time.
+
+    What it raises fails the rollout's group, with its cause: nothing is scored 0 for it.
+    """
+
+    async def reset(self, prompt: Prompt, seed: int) -> None:
+        """Begin the task of a prompt: its `text` is what the policy was told, `columns` the rest.
+
+        The same prompt and seed begin the same world. What a policy is told first belongs into the
+        prompt: samples of a draw share it, and it is not stored with what they did.
+        """
+        ...
+
+    async def step(self, answer: str) -> Step:
+        """What comes of a turn, of which `answer` is the text, special tokens as sampled.
+
+        The token that ended the turn is no part of it.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release what it holds: called once, whatever ended the rollout."""
+        ...
+
+
+def tool_schemas(environment: Any) -> list[dict[str, Any]]:
+    """The tools that prompts are to show, as chat templates take them; none where it has none."""
+    return [dict(schema) for schema in getattr(environment, "tools", ())]

@@ -1,0 +1,75 @@
+"""A task of reasoning-gym with several attempts; and its prompts as a file of data.
+
+The command: `python -m rlhf_ray.environments.reasoning_gym countdown prompts.jsonl --size 1000`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.environments.protocol import Step
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.rewards.reasoning_gym import COLUMN, rows, score
+from rlhf_ray.types import Prompt
+
+
+class ReasoningGym:
+    """An answer that the task's verifier does not find right may be given again.
+
+    Attributes:
+        attempts: Answers at most; the last one's score is the reward.
+    """
+
+    def __init__(self, *, attempts: int = 2) -> None:
+        """So many attempts.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if attempts < 1:
+            raise ConfigError(f"attempts must be at least 1, got {attempts}")
+        self.attempts = attempts
+        self._place: Any = None
+        self._num_answers = 0
+
+    async def reset(self, prompt: Prompt, seed: int) -> None:
+        """Take the row's task.
+
+        Raises:
+            ConfigError: The row has none.
+        """
+        self._place = prompt.columns.get(COLUMN)
+        if self._place is None:
+            raise ConfigError(f"{prompt.prompt_id}: no column {COLUMN!r} names a task")
+
+    async def step(self, answer: str) -> Step:
+        """The verifier's score for a right answer or the last; else another attempt."""
+        self._num_answers += 1
+        value = score(answer, self._place)
+        if value == 1.0 or self._num_answers == self.attempts:
+            return Step(reward=value, is_done=True)
+        return Step(messages=({"role": "user", "content": "That is not right. Try again."},))
+
+    async def close(self) -> None:
+        """Nothing."""
+
+
+def main() -> None:
+    """Write the prompts of a task."""
+    parser = argparse.ArgumentParser(description="Prompts of a task of reasoning-gym.")
+    parser.add_argument("task", help="its name, such as countdown")
+    parser.add_argument("file", type=Path, help="JSON lines are written there")
+    parser.add_argument("--size", type=int, default=1000, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds make other prompts")
+    parser.add_argument("--settings", type=json.loads, default={}, help="the task's own, as JSON")
+    given = parser.parse_args()
+    made = rows(given.task, size=given.size, seed=given.seed, **given.settings)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in made]
+    given.file.write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Weights in memory that processes share: readers get every bit, and nothing stays behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.cluster.role_handle import RoleHandle
+from actors.weights import host_publisher, replica_client
+from actors.weights.bucket import Bucket, pack, unpack
+from actors.weights.host_publisher import Outbox
+from actors.weights.replica_client import ReplicaClient
+from actors.weights.segment import (
+    Mappings,
+    Segment,
+    SegmentPlace,
+    SegmentRing,
+    SharedBucket,
+    mapped,
+)
+from actors.weights.sync_spec import SyncSpec
+from rlhf_ray.errors import RunError
+
+SENDER = """
+import time
+from actors.weights.segment import Segment
+segment = Segment(4096)
+segment.data[:] = 7
+place = segment.place
+print(place.pid, place.fd, place.device, place.inode, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def sender():
+    process = subprocess.Popen(
+        [sys.executable, "-c", SENDER],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    yield process
+    process.kill()
+    process.wait(timeout=10)
+
+
+def place_of(sender):
+    numbers = [int(number) for number in sender.stdout.readline().split()]
+    return SegmentPlace(**dict(zip(("pid", "fd", "device", "inode"), numbers, strict=True)))
+
+
+def test_another_process_reads_and_keeps_what_a_killed_one_wrote(sender):
+    place = place_of(sender)
+    before = set(os.listdir("/dev/shm"))
+    data = mapped(place)
+    assert set(data) == {7}
+    assert not data.flags.writeable
+    sender.send_signal(signal.SIGKILL)
+    sender.wait(timeout=10)
+    assert set(data) == {7}
+    with pytest.raises(RunError, match=f"memory of process {sender.pid} cannot be read"):
+        mapped(place)
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_another_file_of_the_same_number_is_not_taken_for_it():
+    segment = Segment(10)
+    place = segment.place
+    segment.close()
+    with closing(Segment(10)) as other:
+        assert other.place.fd == place.fd
+        with pytest.raises(RunError, match=f"memory of process {os.getpid()} is gone"):
+            mapped(place)
+
+
+class SlowReplica:
+    """Loads buckets one by one, each after a moment; its methods are called as those of handles."""
+
+    def __init__(self, seed: int, *, is_near: bool = True, fails_at: int = -1) -> None:
+        self.random, self.is_near, self.fails_at = random.Random(seed), is_near, fails_at
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.loaded: list[tuple[str, torch.Tensor]] = []
+        self.num_buckets, self.mappings = 0, Mappings()
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        method = getattr(self, f"_{name}")
+        return SimpleNamespace(remote=lambda *given: self.thread.submit(method, *given))
+
+    def _reads_memory(self, node_id: str, place: SegmentPlace) -> bool:
+        return self.is_near
+
+    def _update_weights(self, update: SharedBucket | Bucket) -> None:
+        time.sleep(self.random.choice((0.0, 0.0, 0.003)))
+        if self.num_buckets == self.fails_at:
+            raise ConnectionError("gone")
+        self.num_buckets += 1
+        bucket = update if isinstance(update, Bucket) else self.mappings.read(update)
+        self.loaded += [(name, weight.clone()) for name, weight in unpack(bucket)]
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch):
+    def copied(bucket: Bucket) -> Bucket:
+        return Bucket(**vars(bucket) | {"data": bucket.data.copy()})
+
+    def get(refs: list[Future], *, timeout_s: float, actors: list[str], **_: object) -> list:
+        answers = []
+        for name, ref in zip(actors, refs, strict=False):
+            try:
+                answers.append(ref.result(timeout_s))
+            except ConnectionError as error:
+                raise RunError(f"{name}: {error}") from error
+        return answers
+
+    monkeypatch.setattr(host_publisher, "node_id", lambda: "here")
+    monkeypatch.setattr(host_publisher, "ray", SimpleNamespace(put=copied))
+    monkeypatch.setattr(replica_client, "get", get)
+
+
+def send(replicas, weights, bucket_bytes):
+    spec = SyncSpec(
+        backend="object_store", gpus_per_replica=0, bucket_bytes=bucket_bytes, timeout_s=20.0
+    )
+    actors = {f"job/rollout/{index}": replica for index, replica in enumerate(replicas)}
+    client = ReplicaClient(spec, RoleHandle("rollout", actors))
+    with closing(SegmentRing()) as segments:
+        outbox = Outbox(client, segments)
+        for bucket in pack(iter(weights), bucket_bytes=bucket_bytes, room=outbox.room):
+            outbox.send(bucket)
+        outbox.wait()
+    return outbox.num_bytes
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=25),
+    bucket_bytes=st.integers(16, 900),
+    near=st.lists(st.booleans(), min_size=1, max_size=3),
+    seed=st.integers(0, 2**16),
+)
+def test_slow_and_fast_replicas_load_every_bit(sizes, bucket_bytes, near, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weights = [(f"w{n}", torch.randn(size, generator=generator)) for n, size in enumerate(sizes)]
+    replicas = [SlowReplica(seed + n, is_near=is_near) for n, is_near in enumerate(near)]
+    assert send(replicas, weights, bucket_bytes) >= sum(4 * size for size in sizes)
+    for replica in replicas:
+        assert [name for name, _ in replica.loaded] == [name for name, _ in weights]
+        for (_, ours), (_, theirs) in zip(weights, replica.loaded, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_replica_that_fails_is_named_and_no_file_stays_open():
+    weights = [(f"w{n}", torch.ones(8)) for n in range(6)]
+    open_before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(RunError, match="job/rollout/1: gone"):
+        send([SlowReplica(0), SlowReplica(1, fails_at=2)], weights, 32)
+    gc.collect()  # the error's frames
+    assert set(os.listdir("/proc/self/fd")) == open_before
