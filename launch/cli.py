@@ -50,6 +50,7 @@ COMMANDS: Mapping[str, str] = {
     "data": "A job's rows before it runs: how they are read, counts, lengths, trained tokens.",
     "submit": "Run a job on a Ray cluster elsewhere: `submit JOB CONFIG --address http://HEAD:8265`.",
     "jobs": "Submitted jobs: `jobs list`, `jobs logs NAME`, `jobs stop NAME`.",
+    "trace": "What every process of a run did when, for Perfetto: `trace RUN_DIR`.",
     "pool": "Actors that outlive the jobs they serve: `pool up FILE`, `pool status`, `pool down`.",
 }
 

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -63,6 +64,28 @@ async def side_by_side(awaitables: Iterable[Awaitable[T]]) -> list[T]:
     else:
         return [task.result() for task in tasks]
     raise error  # outside of the block: the group is no context of it
+
+
+async def in_order(
+    awaitables: Iterable[Awaitable[T]], *, at_a_time: int
+) -> AsyncGenerator[T, None]:
+    """What some give, in their order, so many of them under way at a time.
+
+    Each is taken when there is room for it. Those that are under way end where the first fails, or
+    where nobody wants more: ask for it in `contextlib.aclosing`.
+    """
+    under_way: deque[asyncio.Future[T]] = deque()
+    try:
+        for awaitable in awaitables:
+            under_way.append(asyncio.ensure_future(awaitable))
+            if len(under_way) == at_a_time:
+                yield await under_way.popleft()
+        while under_way:
+            yield await under_way.popleft()
+    finally:
+        for one in under_way:
+            one.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
 
 
 async def _result_of(awaitable: Awaitable[T]) -> T:

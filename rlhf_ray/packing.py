@@ -19,6 +19,7 @@ fullest rank with less: a pass computes the prompt once for all of them.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -302,13 +303,14 @@ def _balanced(
         The rows of each rank, and the tokens of the fullest.
     """
     rows_by_rank: list[list[int]] = [[] for _ in range(data_parallel_size)]
-    tokens_by_rank = [0] * data_parallel_size
+    # Tokens and number of each rank: of those with equally few the first one is next.
+    ranks = [(0, rank) for rank in range(data_parallel_size)]
     costs = [sizes.cost(piece) for piece in pieces]
     for index in sorted(range(len(pieces)), key=lambda index: -costs[index]):
-        rank = min(range(data_parallel_size), key=tokens_by_rank.__getitem__)
+        tokens, rank = ranks[0]
         rows_by_rank[rank] += pieces[index]
-        tokens_by_rank[rank] += costs[index]
-    return rows_by_rank, max(tokens_by_rank)
+        heapq.heapreplace(ranks, (tokens + costs[index], rank))
+    return rows_by_rank, max(tokens for tokens, _ in ranks)
 
 
 def _grow(micro_batches: list[list[int]], num_micro_batches: int) -> None:

@@ -7,11 +7,12 @@ resolves where it runs. The controller holds lengths, scores and references.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any, Literal, Protocol, TypeAlias
 
 from rlhf_ray.config.algorithm_table import ScoredModel
+from rlhf_ray.metrics.spans import ProcessSpans
 from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.shared_prompts import PromptShare
@@ -24,8 +25,6 @@ SampleId: TypeAlias = tuple[int, int]
 # A role's arrays, one reference a rank: each resolves to `{sample id: array}`.
 SampleArrays: TypeAlias = Sequence[Ref]
 Metrics: TypeAlias = Mapping[str, float]
-# What the job's processes needed since the last time that it was called: `wait/*`, `memory/*`, ...
-Usage: TypeAlias = Callable[[], Awaitable[Metrics]]
 # What of an engine leaves its GPUs, and how, in vLLM's words.
 EnginePart: TypeAlias = Literal["weights", "kv_cache"]
 ENGINE_PARTS: tuple[EnginePart, ...] = ("weights", "kv_cache")
@@ -271,9 +270,26 @@ class Evaluated:
     outcomes_B: Sequence[tuple[float, ...]]
 
 
-async def unknown_usage() -> Metrics:
+@dataclass(frozen=True, kw_only=True)
+class Used:
+    """What the job's processes needed and did since the last time that they were asked.
+
+    Attributes:
+        metrics: `wait/*`, `memory/*`, `engine/*`, and times that models moved.
+        spans: Of each process, the driver among them.
+    """
+
+    metrics: Metrics = field(default_factory=dict)
+    spans: Sequence[ProcessSpans] = ()
+
+
+# Asks all of them.
+Usage: TypeAlias = Callable[[], Awaitable[Used]]
+
+
+async def unknown_usage() -> Used:
     """Where nobody measures."""
-    return {}
+    return Used()
 
 
 class Supervised(Protocol):

@@ -21,6 +21,7 @@ from rlhf_ray.roles import (
     RolloutStore,
     SampleArrays,
     SleepLevel,
+    Used,
 )
 from rlhf_ray.specs import ReferenceSpec, RewardSpec, Spec, SupervisedSpec
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, Rollout, Score
@@ -159,8 +160,8 @@ class FakePool:
         self.asked("finish")
         (self.run_dir / "export").mkdir(exist_ok=True)
 
-    async def usage(self) -> Metrics:
-        return {}
+    async def usage(self) -> Used:
+        return Used()
 
     def store(self) -> RolloutStore:
         return FakeStore()

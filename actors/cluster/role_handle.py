@@ -11,9 +11,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, Ty
 import ray
 
 from actors.cluster.deadline import within
-from actors.cluster.turns import BusyClock, Turns
+from actors.cluster.turns import Turns
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ActorDied
+from rlhf_ray.metrics.spans import span
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,7 +72,6 @@ class RoleHandle(Generic[A]):
         spec: What they were started from.
         hosted: Their model; None where they host none that others may ask for.
         incarnation: Counts up whenever other actors come.
-        busy: Runs while any of them is asked something.
         gpu_turns: Which of the roles on the same GPUs computes; None where no other role does.
         core_turns: The same of each node where it computes on CPUs, and how many cores it takes.
         threads: Of each actor.
@@ -87,7 +87,7 @@ class RoleHandle(Generic[A]):
 
     def __init__(self, name: str, actors: Mapping[str, Any] | None = None) -> None:
         """Take actors that were started, by their names."""
-        self.name, self.incarnation, self.busy = name, -1, BusyClock()
+        self.name, self.incarnation = name, -1
         self._open: list[_Call] = []
         self.replace(actors or {}, spec=None)
 
@@ -96,13 +96,13 @@ class RoleHandle(Generic[A]):
         return len(self.actors)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process, or a later one, begins with a clock and turns of its own."""
-        own = {"busy", "gpu_turns", "core_turns", "_open"}
+        """Another process, or a later one, begins with turns of its own."""
+        own = {"gpu_turns", "core_turns", "_open"}
         return {key: self.__dict__[key] for key in self.__dict__.keys() - own}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """See `__getstate__`."""
-        self.__dict__.update(state, busy=BusyClock(), _open=[])
+        self.__dict__.update(state, _open=[])
 
     def replace(self, actors: Mapping[str, Any], *, spec: Any) -> None:
         """Ask these from now on, which host nothing yet."""
@@ -115,7 +115,7 @@ class RoleHandle(Generic[A]):
         role: RoleHandle[A] = RoleHandle(self.name)
         role.replace({**dict(zip(self.names, self.actors, strict=True)), **actors}, spec=self.spec)
         role.incarnation = self.incarnation + 1
-        role.busy, role.threads = self.busy, self.threads
+        role.threads = self.threads
         role.gpu_turns, role.core_turns = self.gpu_turns, self.core_turns
         return role
 
@@ -211,16 +211,16 @@ class RoleHandle(Generic[A]):
         """
         asked = list(range(len(self)) if ranks is None else ranks)
         actors, incarnation = self.actors, self.incarnation
-        operation = f"{self.name}.{operation}"
-        call = _Call(operation=operation, ranks=asked, since_s=time.monotonic())
+        named = f"{self.name}.{operation}"
+        call = _Call(operation=named, ranks=asked, since_s=time.monotonic())
         self._open.append(call)
         try:
-            with self.busy.working():
+            with span(operation, asked=self.name):
                 return await within(
                     refs,
                     timeout_s=timeout_s,
                     actors=[self.names[rank] for rank in asked],
-                    operation=operation,
+                    operation=named,
                     role=self.name,
                     indices=asked,
                 )
@@ -232,7 +232,7 @@ class RoleHandle(Generic[A]):
                 f"{error}: killed",
                 role=self.name,
                 index=late[0],
-                operation=operation,
+                operation=named,
                 age_s=timeout_s,
             )
             died.incarnation = incarnation

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import ray
 
 from actors.cluster.role_handle import Answer, RoleHandle
 from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.metrics.spans import PROCESS, Taken
 
 M = TypeVar("M", bound=Callable[..., Any])
 
@@ -23,6 +26,34 @@ def control(method: M) -> M:
     return marked
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActorUsage:
+    """What an actor needed and did since the last time that it was asked.
+
+    Attributes:
+        figures: By the names that `usage_of` knows.
+        node: The name of its machine.
+        clock: Tells the clock of `taken` from those of other machines.
+        taken: Its spans.
+    """
+
+    figures: Mapping[str, float]
+    node: str
+    clock: str
+    taken: Taken
+
+    @classmethod
+    def of_process(cls, figures: Mapping[str, float]) -> ActorUsage:
+        """Of this one."""
+        return cls(figures=figures, node=os.uname().nodename, clock=clock(), taken=PROCESS.take())
+
+
+def clock() -> str:
+    """The name of this process's monotonic clock: it runs from the start of its machine."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else os.uname().nodename
+
+
 class RoleActor(Protocol):
     """What the pool asks of any role's actor."""
 
@@ -32,8 +63,8 @@ class RoleActor(Protocol):
     def health(self) -> Answer[Any]:
         """That it is alive, also while it works."""
 
-    def usage(self) -> Answer[Mapping[str, float]]:
-        """What it needed since the last time, by the names that `usage_of` knows."""
+    def usage(self) -> Answer[ActorUsage]:
+        """What it needed and did since the last time."""
 
     def stop(self) -> Answer[None]:
         """Leave nothing behind; the process is ended next."""

@@ -12,6 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,12 @@ from actors.cluster import file_tasks
 from actors.cluster.deadline import within
 from actors.cluster.file_tasks import FileStamp, part_of, stamps_of, start_on
 from actors.cluster.role_handle import RoleHandle
-from rlhf_ray.deadlines import in_thread, side_by_side
+from rlhf_ray.deadlines import in_order, in_thread, side_by_side
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import RunError
 
-# What driver and node hold of a file at a time.
-CHUNK_BYTES = 32 * 2**20
+# What driver and node hold of a file at a time: so many pieces are on their way between them.
+CHUNK_BYTES, CHUNKS_IN_FLIGHT = 8 * 2**20, 4
 
 
 class ExportingActor(Protocol):
@@ -72,14 +73,10 @@ class RunFiles:
             return
         listed = await self._ask(nodes, file_tasks.list_files, folder)
         here = await self._stamps_here(target)
-        from_node: dict[str, dict[str, FileStamp]] = {node: {} for node in nodes}
-        for node, files in zip(nodes, listed, strict=True):
-            for name, stamp in files.items():
-                if here.get(name) != stamp:
-                    from_node[node][name] = stamp
-        _check_names(folder, [from_node[node] for node in nodes])
+        lacking = [dict(files.items() - here.items()) for files in listed]
         await side_by_side(
-            self._fetch_files(node, folder, target, from_node[node]) for node in nodes
+            self._fetch_files(node, folder, target, files)
+            for node, files in zip(nodes, _each_once(folder, lacking), strict=True)
         )
 
     async def export(
@@ -141,13 +138,16 @@ class RunFiles:
             source, path = str(Path(folder, name)), Path(target, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             written, digest = part_of(path), hashlib.blake2b(digest_size=16)
+            asked = (
+                self._ask([node], file_tasks.read_chunk, source, offset, CHUNK_BYTES)
+                for offset in range(0, stamp.num_bytes, CHUNK_BYTES)
+            )
             try:
-                with room_for("a file of the run", path), written.open("wb") as file:
-                    for offset in range(0, stamp.num_bytes, CHUNK_BYTES):
-                        arguments = (source, offset, CHUNK_BYTES)
-                        [chunk] = await self._ask([node], file_tasks.read_chunk, *arguments)
-                        file.write(chunk)
-                        digest.update(chunk)
+                async with aclosing(in_order(asked, at_a_time=CHUNKS_IN_FLIGHT)) as chunks:
+                    with room_for("a file of the run", path), written.open("wb") as file:
+                        async for [chunk] in chunks:
+                            file.write(chunk)
+                            digest.update(chunk)
                 if digest.hexdigest() != stamp.digest:
                     raise RunError(f"{source} of {self.distant[node]} changed while it was read")
                 os.replace(written, path)
@@ -159,9 +159,15 @@ class RunFiles:
             path = Path(folder, name)
             written = str(part_of(path))
             with path.open("rb") as file:
-                for offset in range(0, stamp.num_bytes or 1, CHUNK_BYTES):  # an empty file as well
-                    arguments = (written, offset, file.read(CHUNK_BYTES))
-                    await self._ask([node], file_tasks.write_chunk, *arguments)
+                asked = (
+                    self._ask(
+                        [node], file_tasks.write_chunk, written, offset, file.read(CHUNK_BYTES)
+                    )
+                    for offset in range(0, stamp.num_bytes or 1, CHUNK_BYTES)  # an empty file too
+                )
+                async with aclosing(in_order(asked, at_a_time=CHUNKS_IN_FLIGHT)) as answers:
+                    async for _ in answers:
+                        continue
             [there] = await self._ask(
                 [node], file_tasks.finish_file, written, str(path), stamp.num_bytes
             )
@@ -185,10 +191,19 @@ class RunFiles:
         )
 
 
-def _check_names(folder: str, files_of: Sequence[Mapping[str, FileStamp]]) -> None:
-    """Ranks may write the same file twice, but not two under one name."""
+def _each_once(
+    folder: str, files_of: Sequence[Mapping[str, FileStamp]]
+) -> list[dict[str, FileStamp]]:
+    """From each node the files that no node before has.
+
+    Raises:
+        RunError: Two hold different files under one name.
+    """
     known: dict[str, FileStamp] = {}
+    picked = []
     for files in files_of:
+        picked.append({name: stamp for name, stamp in files.items() if name not in known})
         for name, stamp in files.items():
             if known.setdefault(name, stamp) != stamp:
                 raise RunError(f"two nodes hold different files as {folder}/{name}")
+    return picked

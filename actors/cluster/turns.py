@@ -1,12 +1,12 @@
-"""Who computes when: turns on what is shared, and how long a role had nothing to do."""
+"""Who computes when: turns on what is shared."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from rlhf_ray.deadlines import DeadlineError
 
@@ -93,35 +93,3 @@ class Turns:
                     return
                 future.set_result([self._free.pop() for _ in range(number)])
             self._waiting.popleft()
-
-
-class BusyClock:
-    """Adds up the time in which nothing was being answered; calls may overlap."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Idle from now on."""
-        self._clock = clock
-        self._num_calls, self._idle_s, self._seen_s = 0, 0.0, clock()
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """What is inside is work."""
-        self._advance()
-        self._num_calls += 1
-        try:
-            yield
-        finally:
-            self._advance()
-            self._num_calls -= 1
-
-    def take_idle_s(self) -> float:
-        """Seconds without work since the last time that this was asked."""
-        self._advance()
-        idle_s, self._idle_s = self._idle_s, 0.0
-        return idle_s
-
-    def _advance(self) -> None:
-        now_s = self._clock()
-        if not self._num_calls:
-            self._idle_s += now_s - self._seen_s
-        self._seen_s = now_s

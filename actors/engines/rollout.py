@@ -15,7 +15,7 @@ import ray
 
 from actors.cluster.gpus import require_engine
 from actors.cluster.network import use_cluster_network
-from actors.cluster.role_spec import control
+from actors.cluster.role_spec import ActorUsage, control
 from actors.engines.calls import ANSWER_S
 from actors.engines.report import EngineLoad, engine_stat_logger
 from actors.engines.samples import Ending
@@ -24,6 +24,7 @@ from actors.engines.spec import EngineSpec, engine_arguments, engine_environment
 from actors.weights.bucket import Bucket
 from actors.weights.segment import SegmentPlace, SegmentRing, SharedBucket
 from rlhf_ray.errors import RlhfRayError, RunError
+from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.roles import EnginePart, GenerationRequest, SleepLevel
 from rlhf_ray.types import Prompt
 
@@ -60,6 +61,7 @@ class RolloutReplica(SamplingEngine):
         self.exchange_s = ANSWER_S
         self.segments = SegmentRing()
 
+    @recorded
     async def start(self) -> None:
         """Load the model and start vLLM's processes.
 
@@ -125,10 +127,10 @@ class RolloutReplica(SamplingEngine):
         return ""
 
     # Not in the control group: the engine only answers on the event loop that it was started on.
-    async def usage(self) -> Mapping[str, float]:
-        """The engine's load since the last time, and its largest worker's memory so far."""
+    async def usage(self) -> ActorUsage:
+        """The engine's load and spans, and its largest worker's memory so far."""
         peaks_gb = await self.ask_workers("report_peak_memory_gb")
-        return {"peak_gb": max(peaks_gb), **self.load.take()}
+        return ActorUsage.of_process({"peak_gb": max(peaks_gb), **self.load.take()})
 
     async def ask_workers(self, method: str, *arguments: Any) -> list[Any]:
         """What each of vLLM's workers, or our extension of them, answers to a method."""
@@ -157,6 +159,7 @@ class RolloutReplica(SamplingEngine):
             logger.warning("%s gets weights through Ray, though they are on its node", self.name)
         return can_read
 
+    @recorded
     async def start_weight_update(self, timeout_s: float, keeps_cache: bool) -> None:
         """Freeze running requests where they are and make the model ready for new weights.
 
@@ -176,6 +179,7 @@ class RolloutReplica(SamplingEngine):
         self.sleeping.has_model = False
         await self.change("start_weight_update", timeout_s=timeout_s)
 
+    @recorded
     async def update_weights(self, update: SharedBucket | Bucket | Mapping[str, Any]) -> None:
         """Load one bucket, or let vLLM's own backend receive what `update` describes."""
         if isinstance(update, Bucket):  # from another node; workers read this process's memory
@@ -202,14 +206,17 @@ class RolloutReplica(SamplingEngine):
                 came.
         """
         timeout_s = self.exchange_s
-        await self.change("finish_weight_update", weight_version=str(version), timeout_s=timeout_s)
-        if base:
-            call = {"timeout": timeout_s, "timeout_s": timeout_s}
-            await self.change("collective_rpc", "use_adapter", **call)
-        self.version, self.base, self.sleeping.has_model = version, base, True
-        self.num_publications += 1
-        if not self.sleeping.asleep:  # else waking the cache resumes
-            await self.change("resume_generation", timeout_s=timeout_s)
+        with span("finish_weight_update", version=version):
+            await self.change(
+                "finish_weight_update", weight_version=str(version), timeout_s=timeout_s
+            )
+            if base:
+                call = {"timeout": timeout_s, "timeout_s": timeout_s}
+                await self.change("collective_rpc", "use_adapter", **call)
+            self.version, self.base, self.sleeping.has_model = version, base, True
+            self.num_publications += 1
+            if not self.sleeping.asleep:  # else waking the cache resumes
+                await self.change("resume_generation", timeout_s=timeout_s)
         self._end_exchange()
         self.segments.close()
         return self.version
@@ -225,6 +232,7 @@ class RolloutReplica(SamplingEngine):
             self.exchange = None
             self.scheduler.release()
 
+    @recorded
     async def sleep(self, level: SleepLevel, timeout_s: float) -> None:
         """Give the GPU's memory to whoever shares it; see `EngineSleep`.
 
@@ -235,6 +243,7 @@ class RolloutReplica(SamplingEngine):
         async with self.scheduling("sleep", timeout_s):
             await self.sleeping.sleep(level, timeout_s=timeout_s)
 
+    @recorded
     async def wake_up(self, part: EnginePart | None, timeout_s: float) -> None:
         """Take the memory back, or that of one part."""
         async with self.scheduling("waking up", timeout_s):

@@ -148,3 +148,24 @@ def summarize(rollout: Rollout) -> RolloutSummary:
         num_failed_calls=sum(turn.num_failed_calls for turn in rollout.turns),
         environment_s=sum(turn.environment_s for turn in rollout.turns),
     )
+
+
+def timing_of(outputs: Sequence[Any]) -> dict[str, float]:
+    """How long a group waited in vLLM, for its first token, and from there for its last one.
+
+    Args:
+        outputs: vLLM's `RequestOutput` of each sample; the group begins with the first of them.
+    """
+    stats = [output.metrics for output in outputs if output.metrics]
+    if not stats:
+        return {}
+    queued_s, scheduled_s, first_s = (
+        min(getattr(one, name) for one in stats)
+        for name in ("queued_ts", "scheduled_ts", "first_token_ts")
+    )
+    last_s = max(one.last_token_ts for one in stats)
+    return {
+        "queued_s": round(scheduled_s - queued_s, 6),
+        "prefill_s": round(first_s - scheduled_s, 6),
+        "decode_s": round(last_s - first_s, 6),
+    }

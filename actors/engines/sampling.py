@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.engines.calls import ANSWER_S, EngineCalls
-from actors.engines.samples import NO_VERSION, Ending, rollouts_of, sampling_params, summarize
+from actors.engines.samples import (
+    NO_VERSION,
+    Ending,
+    rollouts_of,
+    sampling_params,
+    summarize,
+    timing_of,
+)
 from actors.engines.sleep import EngineSleep
 from actors.weights.adapter import adapter_request
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RunError
+from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import FloatArray, Rollout, RolloutSummary
 
@@ -70,6 +78,7 @@ class SamplingEngine(EngineCalls):
         self.sleeping = EngineSleep(name, self.change)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
 
+    @recorded
     async def admit(
         self,
         requests: Sequence[GenerationRequest],
@@ -170,7 +179,9 @@ class SamplingEngine(EngineCalls):
     ) -> list[Rollout]:
         """All samples of a draw; where one fails, the others are ended as well."""
         try:
-            outputs_G = await self._finished(collectors, timeout_s=timeout_s)
+            with span("sample", draw=group.request.draw) as labels:
+                outputs_G = await self._finished(collectors, timeout_s=timeout_s)
+                labels |= timing_of(outputs_G)
             # Texts take a while, in which the engine's own outputs must not wait.
             return await asyncio.get_running_loop().run_in_executor(
                 self._reader, rollouts_of, group.request, outputs_G, ending, self.tokenizer
@@ -235,6 +246,7 @@ class SamplingEngine(EngineCalls):
             if not self.unusable:
                 await self.ask("abort", ended, timeout_s=ANSWER_S)
 
+    @recorded
     async def logprobs(self, rollouts: Sequence[Rollout], timeout_s: float) -> list[FloatArray]:
         """Log-probabilities that the current weights give to the tokens of finished rollouts.
 

@@ -27,22 +27,25 @@ class VllmParser:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.tool_parsers import ToolParserManager
 
+        self._tokenizer = tokenizer
         self._request = ChatCompletionRequest.model_validate(
             {"messages": [], "tools": [dict(tool) for tool in tools]}
         )
         try:
-            parser: Any = ToolParserManager.get_tool_parser(name)
-            self._make = lambda: parser(tokenizer, self._request.tools)
-            self._make()
+            self._kind: Any = ToolParserManager.get_tool_parser(name)
+            self._made()
         # vLLM raises KeyError, RuntimeError and others, by the parser.
         except Exception as error:
             raise ConfigError(f"tool parser {name!r} of vLLM cannot be used: {error}") from error
 
     def calls(self, answer: str) -> list[ToolCall]:
         """The calls of an answer in their order."""
-        # A parser keeps what it streamed: each answer has its own.
-        found = self._make().extract_tool_calls(answer, self._request)
+        found = self._made().extract_tool_calls(answer, self._request)
         return [_call(call.function.name, call.function.arguments) for call in found.tool_calls]
+
+    def _made(self) -> Any:
+        """A new one: it keeps what it read of an answer."""
+        return self._kind(self._tokenizer, self._request.tools)
 
 
 def _call(name: str, text: str) -> ToolCall:

@@ -14,9 +14,10 @@ from typing import Any
 import ray
 
 from actors.cluster.role_handle import ComputingActor, RoleHandle
-from actors.cluster.role_spec import RoleActor, RoleSpec
-from actors.cluster.turns import BusyClock, Turns
+from actors.cluster.role_spec import RoleActor, RoleSpec, clock
+from actors.cluster.turns import Turns
 from actors.pool import placement, processes
+from actors.pool.clocks import Clocks
 from actors.pool.models import ResidentModels
 from actors.pool.record import PoolRecord
 from actors.pool.restart import Restarts
@@ -25,7 +26,7 @@ from actors.pool.usage import usage_of
 from rlhf_ray.config.base import FailureConfig, GroupConfig, TimeoutConfig
 from rlhf_ray.errors import ActorDied, RlhfRayError
 from rlhf_ray.planning.cores import CoreShares, share_cores
-from rlhf_ray.roles import Metrics
+from rlhf_ray.roles import Used
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Pool(ResidentModels):
         gpu_turns: Of the roles that live on the same GPUs, by the role whose GPUs they are.
         core_turns: Of the roles that compute on a node's CPU, by the node.
         shares: Of the nodes' cores, in the job that runs.
-        busy: Of each role and those beside it.
+        clocks: Of the machines that its actors are on.
         restarts: Of roles whose actors died.
     """
 
@@ -62,7 +63,7 @@ class Pool(ResidentModels):
         self.gpu_turns: dict[str, Turns] = {}
         self.core_turns: dict[str, Turns] = {}
         self.shares = CoreShares()
-        self.busy: dict[str, BusyClock] = {}
+        self.clocks = Clocks(own=clock())
 
     def place(self, roles: Mapping[str, GroupConfig]) -> None:
         """Reserve the GPUs of every role that is not placed yet.
@@ -117,7 +118,6 @@ class Pool(ResidentModels):
                     raise
                 await self.restarts.allow(died)
                 await self._names_are_free(handle.names)
-        handle.busy = self.busy.setdefault(spec.beside or role, handle.busy)
         host = "" if spec.reserves_memory else self.state.shared_host(role)
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
         taken = self.shares.taken.get(role, {})
@@ -233,13 +233,13 @@ class Pool(ResidentModels):
             if role in idle and not await handle.spec.leave_gpus(handle, timeout_s=call_s):
                 await self.end(role)
 
-    async def usage(self, roles: Iterable[str]) -> Metrics:
-        """What some roles needed since the last time: `wait/*`, `memory/*` and `engine/*`."""
+    async def usage(self, roles: Iterable[str]) -> Used:
+        """What some roles needed and did since the last time, with those beside them."""
         handles = list(self.state.roles.values())
         actors_of = {
             role: [h for h in handles if role in (h.name, h.spec.beside)] for role in roles
         }
-        return await usage_of(actors_of, timeout_s=self.timeouts.call_s)
+        return await usage_of(actors_of, self.clocks, timeout_s=self.timeouts.call_s)
 
     async def heal(self) -> None:
         """End the roles that cannot serve the next job; they are started anew when asked for.

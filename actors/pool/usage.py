@@ -1,62 +1,94 @@
-"""What the actors of a job's roles say of themselves after a step: waiting, memory, queues."""
+"""What the actors of a job's roles say of themselves after a step: spans, memory, queues."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from statistics import fmean
 from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
-from actors.cluster.role_spec import RoleActor
+from actors.cluster.role_spec import ActorUsage, RoleActor
+from actors.pool.clocks import Clocks
 from rlhf_ray.deadlines import side_by_side
-from rlhf_ray.roles import Metrics
+from rlhf_ray.metrics.spans import ASKED, PROCESS, ProcessSpans, Taken, idle_s, of_driver
+from rlhf_ray.roles import Used
 
-# How ranks name the time that they moved models in, and how a step does.
-MOVES = {"offload_s": "time/offload", "reload_s": "time/reload"}
+# The spans in which ranks move models, and what a step calls their time.
+MOVES = {"offload": "time/offload", "reload": "time/reload"}
 
 
 async def usage_of(
-    actors_of: Mapping[str, Sequence[RoleHandle[Any]]], *, timeout_s: float
-) -> Metrics:
+    actors_of: Mapping[str, Sequence[RoleHandle[Any]]], clocks: Clocks, *, timeout_s: float
+) -> Used:
     """Ask every actor once: of each role, those that do its work.
 
     Returns:
-        `wait/<role>`, since the last time that this was asked; `memory/<role>_peak_gb`, of the
+        `wait/<role>`, in which nobody waited for any of its actors; `memory/<role>_peak_gb`, of the
         actor that took most; `time/offload` and `time/reload` where models moved, of each role's
-        slowest rank, over all roles; `engine/*` where a role has engines.
+        slowest rank, over all roles; `engine/*` where a role has engines. All since the last time
+        that this was asked, as are the spans.
     """
-    # Of handles that share their work, none is idle while another works: see `Pool.start`.
-    metrics = {
-        f"wait/{role}": max(handle.busy.take_idle_s() for handle in handles)
-        for role, handles in actors_of.items()
-    }
+    driver = PROCESS.take()
     answers = await side_by_side(
-        _usages(handles, timeout_s=timeout_s) for handles in actors_of.values()
+        side_by_side(_usages(handle, clocks, timeout_s=timeout_s) for handle in handles)
+        for handles in actors_of.values()
     )
-    for role, of_actors in zip(actors_of, answers, strict=True):
-        metrics[f"memory/{role}_peak_gb"] = max(usage["peak_gb"] for usage in of_actors)
-        keys = {key for usage in of_actors for key in usage}
-        for key in keys & MOVES.keys():
-            slowest_s = max(usage.get(key, 0.0) for usage in of_actors)
-            metrics[MOVES[key]] = metrics.get(MOVES[key], 0.0) + slowest_s
-        engine_keys = keys - {"peak_gb", *MOVES}
+    metrics: dict[str, float] = {}
+    spans = [of_driver(driver.ended)]
+    for (role, handles), by_handle in zip(actors_of.items(), answers, strict=True):
+        of_actors = [usage for of_handle in by_handle for usage in of_handle]
+        metrics[f"wait/{role}"] = _waited_s([handle.name for handle in handles], driver)
+        metrics[f"memory/{role}_peak_gb"] = max(usage.figures["peak_gb"] for usage in of_actors)
+        for operation, name in MOVES.items():
+            slowest_s = max(_seconds_of(operation, usage.taken) for usage in of_actors)
+            if slowest_s:
+                metrics[name] = metrics.get(name, 0.0) + slowest_s
+        engine_keys = {key for usage in of_actors for key in usage.figures} - {"peak_gb"}
         metrics |= {f"engine/{key}": _merged(key, of_actors) for key in engine_keys}
-    return metrics
+        for handle, of_handle in zip(handles, by_handle, strict=True):
+            spans += [
+                _in_drivers_time(handle.name, rank, usage, clocks)
+                for rank, usage in enumerate(of_handle)
+            ]
+    return Used(metrics=metrics, spans=spans)
 
 
 async def _usages(
-    handles: Sequence[RoleHandle[Any]], *, timeout_s: float
-) -> list[Mapping[str, float]]:
-    answers = await side_by_side(
-        handle.call(RoleActor.usage, timeout_s=timeout_s)() for handle in handles
-    )
-    return list(chain.from_iterable(answers))
+    handle: RoleHandle[Any], clocks: Clocks, *, timeout_s: float
+) -> Sequence[ActorUsage]:
+    asked_ns = time.monotonic_ns()
+    usages: list[ActorUsage] = await handle.call(RoleActor.usage, timeout_s=timeout_s)()
+    answered_ns = time.monotonic_ns()
+    for usage in usages:
+        clocks.heard(
+            usage.clock,
+            asked_ns=asked_ns,
+            stamped_ns=usage.taken.until_ns,
+            answered_ns=answered_ns,
+        )
+    return usages
 
 
-def _merged(key: str, of_engines: Sequence[Mapping[str, float]]) -> float:
+def _waited_s(names: Sequence[str], driver: Taken) -> float:
+    """How long nobody waited for actors of these names."""
+    calls = [one for one in (*driver.ended, *driver.running) if one.labels.get(ASKED) in names]
+    return idle_s(calls, since_ns=driver.since_ns, until_ns=driver.until_ns)
+
+
+def _seconds_of(operation: str, taken: Taken) -> float:
+    return sum(one.seconds for one in taken.ended if one.operation == operation)
+
+
+def _in_drivers_time(role: str, rank: int, usage: ActorUsage, clocks: Clocks) -> ProcessSpans:
+    ahead_ns = clocks.ahead_ns(usage.clock)
+    spans = [one.earlier(ahead_ns) if ahead_ns else one for one in usage.taken.ended]
+    return ProcessSpans(role=role, rank=rank, node=usage.node, spans=spans)
+
+
+def _merged(key: str, of_engines: Sequence[ActorUsage]) -> float:
     """The largest of largest values, the mean of means, the sum of counts."""
-    values = [usage[key] for usage in of_engines]
+    values = [usage.figures[key] for usage in of_engines]
     if key.endswith("_max"):
         return max(values)
     return fmean(values) if key.endswith("_mean") else sum(values)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from actors.cluster.role_handle import RoleHandle
 from actors.ranks.rank import Rank
 from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.metrics.spans import recorded
 from rlhf_ray.roles import Metrics, Ref, SampleArrays, SampleId, ScoredGroup
 from rlhf_ray.types import Score
 
@@ -24,6 +25,7 @@ class ExperienceRank(Rank):
         """What `build` needs, before it is called."""
         importlib.import_module("rlhf_ray.experience.build")
 
+    @recorded
     def build(
         self,
         refs: Sequence[Ref],

@@ -103,7 +103,7 @@ async def over_rows(
         padded=config.padded,
     )
     async with ranks.turn(timeout_s=timeout_s):
-        answers = await ranks.call(method, timeout_s=timeout_s)(put(list(rows)), plan)
+        answers = await ranks.call(method, timeout_s=timeout_s)(put(list(rows)), put(plan))
     return plan, answers
 
 

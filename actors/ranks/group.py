@@ -144,7 +144,7 @@ class SupervisedGroup(TrainedGroup[Any]):
 
     async def update(self, rows: Sequence[Any], plan: UpdatePlan) -> Metrics:
         """One optimiser step a minibatch of the plan."""
-        return await self._update(put(list(rows)), plan)
+        return await self._update(put(list(rows)), put(plan))
 
     async def evaluate(self, rows: Sequence[Any]) -> Evaluated:
         """Metrics and outcomes of held-out rows."""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +11,7 @@ from actors.cluster.role_spec import control
 from actors.ranks.rank import Rank, free_memory, free_pinned_memory
 from actors.weights.held_model import HeldModel, in_reach, put_share
 from rlhf_ray.disk import room_for
+from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles import Evaluated, Hardware, Metrics
 from rlhf_ray.types import LabelledAnswer, Ranking
@@ -46,12 +44,12 @@ class HostingRank(Rank):
         """As any rank."""
         super().__init__(*arguments)
         self.kept: dict[str, list[Any]] = {}
-        self._moved_s: defaultdict[str, float] = defaultdict(float)
 
     def import_libraries(self) -> None:
         """What a learner needs, before there is one: 10 seconds and more on a small machine."""
         importlib.import_module("rlhf_ray.learner.build")
 
+    @recorded
     def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
         """Host the learner that `spec` describes, in place of the one before; `held` are in memory.
 
@@ -70,6 +68,7 @@ class HostingRank(Rank):
             require_mergeable(self.learner.lm)
         free_memory()  # of reading and spreading weights
 
+    @recorded
     def unload(self) -> None:
         """Release the model that is held, before another takes its memory."""
         if self.learner is not None:
@@ -82,34 +81,23 @@ class HostingRank(Rank):
     def offload(self, *, keep_weights: bool = False) -> None:
         """Leave the device to others; with `keep_weights` only what training needs leaves."""
         if self.residency is not None:
-            with self._timed("offload_s"):
+            with span("offload"):
                 self.residency.offload(keep_weights=keep_weights)
                 free_memory()
 
     def _to_read(self) -> Any:
         """The learner, with its weights on the device."""
         if self.residency is not None and not self.residency.has_weights:
-            with self._timed("reload_s"):
+            with span("reload"):
                 self.residency.reload(weights_only=True)
         return self.learner
 
     def _to_train(self) -> Any:
         """The learner, with all that it has on the device."""
         if self.residency is not None and not self.residency.has_states:
-            with self._timed("reload_s"):
+            with span("reload"):
                 self.residency.reload()
         return self.learner
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started_s = time.monotonic()
-        yield
-        self._moved_s[name] += time.monotonic() - started_s
-
-    def needed(self) -> dict[str, float]:
-        """As any rank; and since the last time `offload_s` and `reload_s`, where it moved."""
-        moved_s, self._moved_s = self._moved_s, defaultdict(float)
-        return {**super().needed(), **moved_s}
 
     @control
     def stop(self) -> None:
@@ -121,11 +109,13 @@ class HostingRank(Rank):
             self.builder.close()
         self.builder = None
 
+    @recorded
     def update(self, rows: Sequence[Any], plan: UpdatePlan, *coefficients: float) -> Metrics:
         """Every optimiser step of a plan."""
         metrics: Metrics = self._to_train().update(rows, plan, *coefficients)
         return metrics
 
+    @recorded
     def answer_logps(
         self, rows: Sequence[Ranking | LabelledAnswer], plan: RankedMicroBatches
     ) -> list[tuple[float, ...]]:
@@ -133,12 +123,14 @@ class HostingRank(Rank):
         logps: list[tuple[float, ...]] = self._to_read().answer_logps(rows, plan)
         return logps
 
+    @recorded
     def evaluate(self, rows: Sequence[Any], plan: RankedMicroBatches) -> Evaluated | None:
         """What held-out rows show; all ranks know, the first one says it."""
         evaluated: Evaluated = self._to_read().evaluate(rows, plan)
         free_memory()  # its passes are other than those of training, which cannot reuse their room
         return evaluated if self.rank == 0 else None
 
+    @recorded
     def score_answers(
         self, rows: Sequence[Ranking], plan: RankedMicroBatches
     ) -> list[tuple[float, ...]]:
@@ -146,6 +138,7 @@ class HostingRank(Rank):
         scores: list[tuple[float, ...]] = self._to_read().scores(rows, plan)
         return scores
 
+    @recorded
     def continuations(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_ids: Sequence[int]
     ) -> list[list[int]]:
@@ -169,16 +162,19 @@ class HostingRank(Rank):
             shares_prompts=self.learner.model.mode.shares_prompts,
         )
 
+    @recorded
     def save(self, folder: str) -> None:
         """Write what training goes on from."""
         with room_for("a checkpoint", Path(folder)):
             Path(folder).mkdir(parents=True, exist_ok=True)  # a rank's node may have its own disk
             self._to_train().save(Path(folder))
 
+    @recorded
     def restore(self, folder: str) -> None:
         """Read what `save` wrote."""
         self._to_train().load(Path(folder))
 
+    @recorded
     def export(self, folder: str, tokenizer_path: str) -> None:
         """Write the model in the transformers layout, adapters merged."""
         from rlhf_ray.learner.export import export_model
@@ -194,6 +190,7 @@ class HostingRank(Rank):
         if self.rank == 0:
             export_description(self.learner.lm, Path(folder), tokenizer_path)
 
+    @recorded
     def keep(self, folder: str) -> list[Any]:
         """Leave the weights in the object store, for whoever loads a model from `folder`."""
         lm = self._to_read().lm

@@ -17,6 +17,7 @@ from actors.weights.probe import GapLimits, gap_of, largest_of
 from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
 from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.errors import RunError
+from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.packing import UpdatePlan, plan_forward
 from rlhf_ray.roles import Metrics, Publication, Ref, RolloutGroup, SampleArrays
 
@@ -38,6 +39,7 @@ class PolicyRank(HostingRank):
         self.disconnect()
         super().unload()
 
+    @recorded
     def logprobs_of(self, rollouts: Sequence[Rollout]) -> Any:
         """Log-probabilities at temperature 1 of a few rollouts, on every rank alike."""
         config = self.learner.spec.learner
@@ -63,6 +65,7 @@ class PolicyRank(HostingRank):
         self.held_port = HeldPort(ray.util.get_node_ip_address())
         return self.held_port.host, self.held_port.port
 
+    @recorded
     def connect(self, spec: SyncSpec, replicas: Replicas, host: str, port: int) -> None:
         """Open the way to the rollout engines."""
         from actors.weights.publisher import open_publisher
@@ -84,8 +87,9 @@ class PolicyRank(HostingRank):
         """Send the weights, or the adapter alone; returns the bytes that this rank sent."""
         if self.publisher is None:
             raise RunError(f"{self.name} is asked to publish before it is connected to engines")
-        self._to_read()
-        return self.publisher.publish(version, replicas, adapter_alone=adapter_alone)
+        with span("publish", version=version):
+            self._to_read()
+            return self.publisher.publish(version, replicas, adapter_alone=adapter_alone)
 
 
 class PolicyGroup(TrainedGroup[PolicyRank]):
@@ -159,9 +163,11 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
             if self._connected != self._both:  # others have come in the place of some that died
                 await self.connect()
             publish = self.actors.call(PolicyRank.publish, timeout_s=timeout_s)
-            sent = await publish(version, self.replicas, await self._have_base())
+            # Each rank gets a handle of every engine: laid down, they are pickled once.
+            sent = await publish(version, put(self.replicas), await self._have_base())
             seconds = time.monotonic() - started_s
-            ours = await self.actors.call(PolicyRank.logprobs_of, timeout_s=timeout_s)(self.probe)
+            score = self.actors.call(PolicyRank.logprobs_of, timeout_s=timeout_s)
+            ours = await score(put(self.probe))
         self.sent: dict[str, Any] = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}
         self.probe_logprobs = ours[0]
 
@@ -183,7 +189,7 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         """
         timeout_s = self.timeouts.publish_s
         score = self.replicas.call(PublishedReplica.logprobs, timeout_s=timeout_s)
-        theirs = await score(self.probe, timeout_s)
+        theirs = await score(put(self.probe), timeout_s)
         tokens = [rollout.response_ids_T for rollout in self.probe]
         gaps = []
         for name, engine in zip(self.replicas.names, theirs, strict=True):

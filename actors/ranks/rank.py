@@ -14,7 +14,8 @@ import ray
 
 from actors.cluster.gpus import require_capable_gpu, require_gpus
 from actors.cluster.network import use_cluster_network
-from actors.cluster.role_spec import control
+from actors.cluster.role_spec import ActorUsage, control
+from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.metrics.usage import peak_memory_gb
 from rlhf_ray.roles import Ref, SampleArrays, SampleId
 from rlhf_ray.types import Rollout
@@ -45,13 +46,9 @@ class Rank:
         """That this process is alive; answers also while it computes."""
 
     @control
-    def usage(self) -> Mapping[str, float]:
-        """What this rank needed so far; answers also while it computes."""
-        return self.needed()
-
-    def needed(self) -> dict[str, float]:
-        """The same, by the names that `usage_of` knows."""
-        return {"peak_gb": peak_memory_gb()}
+    def usage(self) -> ActorUsage:
+        """What this rank needed and did; answers also while it computes."""
+        return ActorUsage.of_process({"peak_gb": peak_memory_gb()})
 
     def use_threads(self, number: int) -> None:
         """Compute with so many from now on."""
@@ -59,6 +56,7 @@ class Rank:
 
         torch.set_num_threads(number)
 
+    @recorded
     def free_memory(self) -> None:
         """Leave what passes needed to whoever computes next on this device."""
         free_memory()
@@ -112,9 +110,10 @@ class Rank:
         self.rank, self.num_ranks = rank, num_ranks
         self.device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
-    def fetch(self, refs: Sequence[Ref]) -> dict[SampleId, Rollout]:
-        """The rollouts of groups, from the object store."""
-        groups = ray.get(list(refs), timeout=self.fetch_timeout_s)
+    def fetch(self, refs: Sequence[Ref], **labels: Any) -> dict[SampleId, Rollout]:
+        """The rollouts of groups, from the object store; `labels` are of its span."""
+        with span("fetch", **labels):
+            groups = ray.get(list(refs), timeout=self.fetch_timeout_s)
         return {(r.draw, r.sample): r for rollouts in groups for r in rollouts}
 
     def look_up(self, arrays: SampleArrays, samples_B: Sequence[SampleId]) -> list[Any]:

@@ -10,6 +10,7 @@ from actors.ranks.forward import Pass, forward
 from actors.ranks.group import RankGroup, answer_logps
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.base import ReferenceConfig
+from rlhf_ray.metrics.spans import recorded
 from rlhf_ray.roles import RolloutGroup, SampleArrays
 from rlhf_ray.types import LabelledAnswer, Ranking
 
@@ -17,6 +18,7 @@ from rlhf_ray.types import LabelledAnswer, Ranking
 class ReferenceRank(HostingRank):
     """One rank of the reference's group."""
 
+    @recorded
     def logprobs(self, work: Pass) -> tuple[int, Any]:
         """How many rows are this rank's, and an array for each, by its sample."""
         scored = self._to_read().logprobs(work.rows(self.fetch(work.refs)), work.plan)

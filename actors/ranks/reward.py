@@ -23,6 +23,7 @@ from rlhf_ray.config.rewards import (
     RewardModelConfig,
 )
 from rlhf_ray.deadlines import side_by_side
+from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.roles import Ref, RolloutGroup, SampleId
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Score
@@ -42,6 +43,7 @@ class RewardRank(HostingRank):
 
     model: Any = None
 
+    @recorded
     def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
         """Host the model of a `RewardSpec`, or a learner.
 
@@ -91,10 +93,12 @@ class RewardRank(HostingRank):
         self, refs: Sequence[Ref], samples_G: Sequence[SampleId]
     ) -> list[ModelScore]:
         """The model's scores of a group's samples, which depend on no other group."""
-        rollouts = self.fetch(refs)
-        self._to_read()
-        scores: list[ModelScore] = self.model.score([rollouts[sample] for sample in samples_G])
-        return scores
+        draw, _ = samples_G[0]
+        with span("score", draw=draw):
+            rollouts = self.fetch(refs, draw=draw)
+            self._to_read()
+            scores: list[ModelScore] = self.model.score([rollouts[sample] for sample in samples_G])
+            return scores
 
 
 NO_FUNCTIONS = LoadedFunctions(weights={}, plain=())

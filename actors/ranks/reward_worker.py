@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.ranks.rank import Rank
 from actors.weights.held_model import HeldModel
+from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.roles import Ref, SampleId
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.specs import RewardSpec
@@ -47,6 +48,7 @@ class RewardWorker(Rank):
         """What scoring needs, before there is anything to score."""
         importlib.import_module("rlhf_ray.rewards.scorers")
 
+    @recorded
     def load(self, spec: RewardSpec, held: Sequence[HeldModel] = ()) -> LoadedFunctions:
         """Make the functions and the remote scorer.
 
@@ -80,15 +82,17 @@ class RewardWorker(Rank):
             RewardError: A scorer failed; never a reward of 0 in its place.
         """
         assert self.loop is not None, "scorers must be loaded"
-        rollouts = self.fetch(refs)
-        rollouts_G = [rollouts[sample] for sample in samples_G]
-        scoring = self.scorers.score(self._seeds(names, rollouts_G[0]), rollouts_G)
-        values = asyncio.run_coroutine_threadsafe(scoring, self.loop)
-        try:
-            found: dict[str, list[float | None]] = values.result(timeout=timeout_s)
-        finally:
-            values.cancel()
-        return found
+        draw, _ = samples_G[0]
+        with span("score", draw=draw, scorers=list(names)):
+            rollouts = self.fetch(refs, draw=draw)
+            rollouts_G = [rollouts[sample] for sample in samples_G]
+            scoring = self.scorers.score(self._seeds(names, rollouts_G[0]), rollouts_G)
+            values = asyncio.run_coroutine_threadsafe(scoring, self.loop)
+            try:
+                found: dict[str, list[float | None]] = values.result(timeout=timeout_s)
+            finally:
+                values.cancel()
+            return found
 
     def _seeds(self, names: Sequence[str], first: Rollout) -> dict[str, int]:
         """A function that draws random numbers draws the same ones for the same group.

@@ -9,6 +9,7 @@ from actors.cluster.role_handle import put
 from actors.ranks.forward import Pass, forward
 from actors.ranks.group import TrainedGroup
 from actors.ranks.hosting import HostingRank
+from rlhf_ray.metrics.spans import recorded
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import Metrics, Ref, RolloutGroup, SampleArrays
 
@@ -16,6 +17,7 @@ from rlhf_ray.roles import Metrics, Ref, RolloutGroup, SampleArrays
 class ValueRank(HostingRank):
     """One rank of the critic's group."""
 
+    @recorded
     def values(self, work: Pass) -> tuple[int, Any]:
         """How many rows are this rank's, and an array for each, by its sample."""
         scored = self._to_read().values(work.rows(self.fetch(work.refs)), work.plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from actors.weights.probe import probe_sequences
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.metrics import Sink
-from rlhf_ray.roles import Metrics
+from rlhf_ray.roles import Used
 from rlhf_ray.specs import (
     ExperienceSpec,
     PolicySpec,
@@ -56,12 +57,15 @@ class JobPool:
         self.pool, self.config = pool, config
         self.actors: Mapping[str, RoleHandle[Any]] = {}
         self.engines: LastingEngines | None = None
+        self.working: Sequence[str] = ()  # roles, each with those that do a part of its work
         self.policy: PolicyGroup | None = None
 
     async def start(self) -> None:
         """Start what is not there of the job's roles, and have what others left make room."""
         groups = self.config.groups
-        self.actors = await start_actors(self.pool, groups, role_specs(groups, self.config))
+        specs = role_specs(groups, self.config)
+        self.actors = await start_actors(self.pool, groups, specs)
+        self.working = tuple(dict.fromkeys(spec.beside or role for role, spec in specs.items()))
         await repeated(self.pool, partial(self.pool.make_room, self.actors))
 
     async def load(self, role: str, spec: Spec) -> Any:
@@ -173,12 +177,14 @@ class JobPool:
         role = config.trained_role
         await or_lost(self.pool, partial(self.pool.finish, config, role, config.tokenizer_path))
 
-    async def usage(self) -> Metrics:
-        """What the job's actors needed since the last time."""
-        ask = partial(self.pool.usage, self.config.groups)
+    async def usage(self) -> Used:
+        """What the job's processes needed and did since the last time."""
+        ask = partial(self.pool.usage, self.working)
         used = await (repeated(self.pool, ask) if self.engines is None else self.engines.lasts(ask))
-        num_restarts = self.pool.restarts.budget.num_restarts
-        return {**used, **({"recovery/restarts": float(num_restarts)} if num_restarts else {})}
+        if num_restarts := self.pool.restarts.budget.num_restarts:
+            metrics = {**used.metrics, "recovery/restarts": float(num_restarts)}
+            used = replace(used, metrics=metrics)
+        return used
 
     def store(self) -> ObjectStore:
         """Ray's object store."""

@@ -57,6 +57,8 @@ class JobConfig(RunConfig):
         total_steps: Optimiser steps of SFT, rollout steps of PPO and GRPO.
         nonfinite_steps_to_stop: Optimiser steps with a loss or gradient that is not finite, one
             after the other, that stop the run.
+        spans_mb: Most that the timeline in `run_dir/spans.jsonl` takes, in MB: what all processes
+            did, for `rlhf-ray trace`. The oldest steps go first. 0 keeps none.
     """
 
     # Whose model the job trains, or samples from: what a later stage starts from.
@@ -69,6 +71,7 @@ class JobConfig(RunConfig):
     total_steps: PositiveInt = 100
     checkpoint: CheckpointConfig = CheckpointConfig()
     nonfinite_steps_to_stop: PositiveInt = 3
+    spans_mb: NonNegativeInt = 256
 
     @property
     def groups(self) -> dict[str, GroupConfig]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rlhf_ray.metrics import Sink
-from rlhf_ray.roles import Metrics, Reference, Reward, RolloutStore, Supervised
+from rlhf_ray.roles import Reference, Reward, RolloutStore, Supervised, Used
 from rlhf_ray.specs import Spec
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking
 
@@ -42,8 +42,8 @@ class Pool(Protocol):
     async def finish(self) -> None:
         """Leave the trained role's model in the run's folder, and in memory for later jobs."""
 
-    async def usage(self) -> Metrics:
-        """What the job's processes needed since the last time."""
+    async def usage(self) -> Used:
+        """What the job's processes needed and did since the last time."""
 
     def store(self) -> RolloutStore:
         """Where the job's rollouts lie."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
+from rlhf_ray.metrics.spans import ProcessSpans
 from rlhf_ray.roles import Metrics
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,10 @@ class Keeper:
         if not self.is_known(step):
             self.log.log(step, {**metrics, **self._recovery}, warnings)
             self._recovery = {}
+
+    def spans(self, step: int, processes: Sequence[ProcessSpans]) -> None:
+        """Keep what was done for a step; the timeline has steps in order, and what is done again."""
+        self.log.spans(max(step, self.log.last_step), processes)
 
     def _add(self, name: str, amount: float) -> None:
         name = f"recovery/{name}"

@@ -144,7 +144,8 @@ class OnlineLoop:
         await publish(self.roles, step)
         if not step:
             self.keeper.tell(0, await self._evaluate(0))
-        await self.usage()  # starting is no part of the first step
+        # Starting is no part of the first step.
+        self.keeper.spans(step, (await self.usage()).spans)
         await self.recorder.read(self.order.position)
         if left := self.recorder.left.draws:
             logger.info("%d groups are there already, in %s", len(left), self.journal.folder)
@@ -205,14 +206,14 @@ class OnlineLoop:
             self.kl.update(trained["policy/kl_ref"], num_sequences=len(scored.summaries_B))
         evaluated, used = await self._evaluate(step), await self.usage()
         runs_ahead = self.config.max_staleness > 0
-        return {
+        metrics = {
             **trained,
             **evaluated,
-            **used,
+            **used.metrics,
             **rollout_metrics(
                 scored.sampled,
                 scored.trained,
-                used,
+                used.metrics,
                 clock,
                 num_kept=len(collected.groups),
                 num_refilled=collected.num_refilled,
@@ -227,6 +228,9 @@ class OnlineLoop:
             **publication_metrics(published, trained, runs_ahead=runs_ahead),
             "data/epoch": self.order.epochs,
         }
+        draws = [group.draw for group in scored.trained]
+        self.keeper.spans(step, [*used.spans, clock.whole(step=step, draws=draws)])
+        return metrics
 
     async def _score(self, collected: Collected) -> Scored:
         """Everything that is known of the rollouts before the update, side by side."""

@@ -88,8 +88,9 @@ class SampleLoop:
         await publish(self.roles, 0)
         if checkpoint is None:
             self.log.log(0, await self._judge())
-        await self.usage()  # starting is no part of the first step
         first = 1 if checkpoint is None else checkpoint.step + 1
+        # Starting is no part of the first step.
+        self.log.spans(first - 1, (await self.usage()).spans)
         self.feed = Feed(
             self.config,
             self.order,
@@ -116,7 +117,7 @@ class SampleLoop:
             collected = await stop.or_asked(take)
             if collected is None:
                 return
-            metrics = await self._step(collected, clock)
+            metrics = await self._step(step, collected, clock)
             alarms = self.sentinels.look(metrics)
             # Logged before it is saved: a run that resumes after this step has its metrics.
             self.log.log(step, metrics, {alarm.metric: alarm.text for alarm in alarms})
@@ -131,14 +132,16 @@ class SampleLoop:
             self.log.table(judged.table)
         return judged.metrics
 
-    async def _step(self, collected: Collected, clock: StepClock) -> Metrics:
+    async def _step(self, step: int, collected: Collected, clock: StepClock) -> Metrics:
         with clock.phase("score"):
             groups = await self.feed.scores(collected)
             await self.roles.reward.offload()
         rollouts = await self.roles.store.fetch(collected.sampled)
         self.files.append(*self._rows(groups, rollouts))
         used = await self.usage()
-        return {**sample_metrics(groups, clock), **used}
+        metrics = {**sample_metrics(groups, clock), **used.metrics}
+        self.log.spans(step, [*used.spans, clock.whole(step=step)])
+        return metrics
 
     async def _save(self, step: int) -> None:
         """After every step, so that nothing that was judged is lost with the run."""

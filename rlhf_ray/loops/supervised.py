@@ -84,7 +84,8 @@ class SupervisedLoop:
         if not step:
             self.keeper.tell(0, await self._evaluate(0))
         self.hardware = await self.role.hardware()
-        await self.usage()  # starting is no part of the first step
+        # Starting is no part of the first step.
+        self.keeper.spans(step, (await self.usage()).spans)
 
     async def steps(self, first: int) -> None:
         """All of them, each with its batch prepared while the one before trains."""
@@ -131,10 +132,10 @@ class SupervisedLoop:
             updated = await self.role.update(rows, plan)
         evaluated, used = await self._evaluate(step), await self.usage()
         timed = time_metrics(clock, num_samples=len(rows))
-        return {
+        metrics = {
             **prefixed(self.config.job, updated),
             **evaluated,
-            **used,
+            **used.metrics,
             "data/epoch": self.epochs,
             **timed,
             "perf/tokens_per_s": sum(lengths) / timed["time/step"],
@@ -149,6 +150,8 @@ class SupervisedLoop:
                 seconds=timed["time/update"],
             ),
         }
+        self.keeper.spans(step, [*used.spans, clock.whole(step=step)])
+        return metrics
 
     def _prompts_again(self, rows: Rows) -> list[int]:
         """Tokens of prompts that are not computed for each of a row's sequences."""

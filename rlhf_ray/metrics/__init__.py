@@ -12,6 +12,7 @@ from rlhf_ray.config.run import JobConfig
 from rlhf_ray.metrics.console import ConsoleSink
 from rlhf_ray.metrics.jsonl import JsonlSink, rewind
 from rlhf_ray.metrics.log import AppendOnly, MetricsLog, RewindableSink, Sink
+from rlhf_ray.metrics.spans_file import SpansFile
 
 __all__ = ["MetricsLog", "Sink", "open_metrics"]
 
@@ -38,4 +39,8 @@ def open_metrics(
         wandb = WandbSink(config, job=job, run_dir=run_dir)
         sinks.append(AppendOnly(wandb, memory=run_dir / "wandb_steps.json"))
     sinks.append(AppendOnly(ConsoleSink(total_steps=config.total_steps)))
-    return MetricsLog(sinks, last_step=last_step, elapsed_s=elapsed_s)
+    timeline = None
+    if config.spans_mb:
+        timeline = SpansFile(run_dir, most_bytes=config.spans_mb * 10**6)
+        timeline.rewind(last_step)
+    return MetricsLog(sinks, timeline=timeline, last_step=last_step, elapsed_s=elapsed_s)

@@ -17,6 +17,8 @@ from typing import Protocol, TypeAlias
 
 from rlhf_ray.disk import room_for
 from rlhf_ray.metrics.names import check_names
+from rlhf_ray.metrics.spans import ProcessSpans
+from rlhf_ray.metrics.spans_file import SpansFile
 
 Cell: TypeAlias = str | float | int | None
 
@@ -120,12 +122,13 @@ class MetricsLog:
         self,
         sinks: Sequence[RewindableSink],
         *,
+        timeline: SpansFile | None = None,
         last_step: int = -1,
         elapsed_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args as a resumed run has them: the last logged step and the seconds until then."""
-        self._sinks = sinks
+        self._sinks, self._timeline = sinks, timeline
         self._last_step = last_step
         self._clock = clock
         self._start_s = clock() - elapsed_s
@@ -168,6 +171,8 @@ class MetricsLog:
         self._last_step = last_step
         for sink in self._sinks:
             sink.rewind(last_step)
+        if self._timeline is not None:
+            self._timeline.rewind(last_step)
 
     def table(self, table: Table) -> None:
         """Log a table.
@@ -183,8 +188,15 @@ class MetricsLog:
         for sink in self._sinks:
             sink.table(table)
 
+    def spans(self, step: int, processes: Sequence[ProcessSpans]) -> None:
+        """Keep what was collected after a step, where the run has a timeline."""
+        if self._timeline is not None:
+            self._timeline.write(step, processes)
+
     def close(self, *, failed: bool = False) -> None:
         """Close every sink."""
+        if self._timeline is not None:
+            self._timeline.close()
         for sink in self._sinks:
             sink.close(failed=failed)
 

@@ -30,7 +30,7 @@ _OPTIMISER = {
 }
 
 _PHASES = ("generate", "score", "update", "publish")
-_ROLES = ("policy", "value", "reference", "reward", "rollout")
+_ROLES = ("policy", "value", "reference", "reward", "rollout", "experience")
 _SUPERVISED = ("sft", "rm", "dpo")
 
 # By the part of a name before the slash: the rest, its unit and its text.

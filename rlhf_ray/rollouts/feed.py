@@ -110,8 +110,10 @@ class Feed:
         self.admission.moved_to(step - 1)
         self._admit()
         while self.admission.step_draws() is None:
-            with clock.phase("generate" if self._is_sampling() else "score"):
-                await self._change()
+            is_sampling = self._is_sampling()
+            with clock.phase("generate" if is_sampling else "score"):
+                while self.admission.step_draws() is None and self._is_sampling() == is_sampling:
+                    await self._change()
         draws = self.admission.consume()
         self._require_enough(step, draws)
         self.order_at_frontier = self._rows[draws.all[-1]][1]

@@ -160,7 +160,7 @@ async def test_a_rank_tells_of_itself_while_it_computes(cluster):
         assert await pool.start("reward", RankSpec(actor_class=RewardRank)) is ranks
         ranks.actors[0].__ray_call__.remote(lambda _: time.sleep(6))
         [usage] = await ranks.call(RewardRank.usage, timeout_s=4)()
-        assert usage["peak_gb"] > 0
+        assert usage.figures["peak_gb"] > 0
         with pytest.raises(ActorDied, match="process_id: no answer"):
             await ranks.call(RewardRank.process_id, timeout_s=1)()
     finally:

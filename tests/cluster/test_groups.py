@@ -108,7 +108,7 @@ def test_roles_that_leave_each_other_their_place_take_the_same_steps(
     for moves in (False, True):
         config = make_config(tmp_path_factory.mktemp("run"), **settings)
         *weights, steps, gap = run_variant(config, shared_pool, tape, moves=moves)
-        usage = asyncio.run(shared_pool.usage(["policy", "value", "reference"]))
+        usage = asyncio.run(shared_pool.usage(["policy", "value", "reference"])).metrics
         assert (usage.get("time/offload", 0) > 0) is (usage.get("time/reload", 0) > 0) is moves
         assert gap < 1e-4
         found.append((weights, [step["policy/loss"] for step in steps]))

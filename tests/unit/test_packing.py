@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_ray import packing
 from rlhf_ray.packing import MinibatchPlan, cost_of, cut, plan_forward, plan_update
 from rlhf_ray.shared_prompts import PromptShare
 
@@ -356,3 +357,32 @@ def test_planning_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert result.stdout.strip() == "set()"
+
+
+def _to_the_least_loaded(pieces, sizes, data_parallel_size):
+    """Graham's rule, read off."""
+    rows_by_rank = [[] for _ in range(data_parallel_size)]
+    tokens_by_rank = [0] * data_parallel_size
+    costs = [sizes.cost(piece) for piece in pieces]
+    for index in sorted(range(len(pieces)), key=lambda index: -costs[index]):
+        rank = tokens_by_rank.index(min(tokens_by_rank))
+        rows_by_rank[rank] += pieces[index]
+        tokens_by_rank[rank] += costs[index]
+    return rows_by_rank, max(tokens_by_rank)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=40), layout, schedule, st.data())
+def test_plans_are_those_of_grahams_rule(lengths_B, layout, schedule, data):
+    """Ties and shared prompts included."""
+    draws_B = data.draw(
+        st.lists(st.integers(0, 3), min_size=len(lengths_B), max_size=len(lengths_B))
+    )
+    prompts_B = [PromptShare(prompt=draw, num_tokens=1) for draw in draws_B]
+
+    def plan():
+        return plan_update(lengths_B, lengths_B, **layout, **schedule, prompts_B=prompts_B)
+
+    ours = plan()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(packing, "_balanced", _to_the_least_loaded)
+        assert plan() == ours

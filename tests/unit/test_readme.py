@@ -12,7 +12,7 @@ from markdown_pages import README, ROOT, Page, all_code, blocks, of_program
 
 from benchmarks.model_sizes import QWEN
 from launch import data as data_command
-from launch import jobs, plan, pool, submit
+from launch import jobs, plan, pool, submit, trace
 from launch.cli import COMMANDS, CONFIGURED, RESTARTS, restarts_of
 from rlhf_ray.algorithms.advantages import ADVANTAGES
 from rlhf_ray.algorithms.correction import CORRECTIONS
@@ -139,6 +139,9 @@ def test_every_job_command_loads(words, monkeypatch):
     own_arguments = {"pool": pool, "jobs": jobs}
     if job in own_arguments:
         assert own_arguments[job].parser().parse_args(rest).command
+        return
+    if job == "trace":
+        assert trace.parser().parse_args(rest).run_dir
         return
     with_a_configuration = {"submit": submit, "data": data_command, "plan": plan}
     if job in with_a_configuration:

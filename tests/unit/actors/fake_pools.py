@@ -13,7 +13,7 @@ from actors.pool.record import PoolRecord
 from actors.pool.state import Place, PoolState
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.config.run import JobConfig
-from rlhf_ray.roles import Metrics
+from rlhf_ray.roles import Used
 
 
 class FakePlacementGroup(PlacementGroup):
@@ -53,8 +53,8 @@ class RecordingPool(Pool):
     async def finish(self, config: JobConfig, role: str, tokenizer_path: str) -> None:
         self.asked.append(("finish", role, tokenizer_path))
 
-    async def usage(self, roles: Iterable[str]) -> Metrics:
-        return {f"wait/{role}": 0.0 for role in roles}
+    async def usage(self, roles: Iterable[str]) -> Used:
+        return Used(metrics={f"wait/{role}": 0.0 for role in roles})
 
 
 class PlacedPool(Pool):

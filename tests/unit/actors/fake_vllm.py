@@ -79,7 +79,11 @@ class FakeEngine:
             finish_reason=reason, stop_reason=None, token_ids=[5, 6], logprobs=logprobs,
             weight_versions=spans,
         )  # fmt: skip
-        self.answers[request_id].put_nowait(SimpleNamespace(finished=True, outputs=[output]))
+        times = SimpleNamespace(
+            queued_ts=1.0, scheduled_ts=1.5, first_token_ts=2.0, last_token_ts=4.0
+        )
+        answer = SimpleNamespace(finished=True, outputs=[output], metrics=times)
+        self.answers[request_id].put_nowait(answer)
 
     def called(self, name: str) -> list[str]:
         return [call for call in self.calls if call.startswith(name)]

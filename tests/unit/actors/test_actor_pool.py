@@ -285,7 +285,7 @@ async def test_who_keeps_a_roles_handle_asks_the_actors_that_came_after(pool, as
     assert handle.spec == engines(tokens=256)
 
 
-async def test_a_worker_goes_beside_the_first_rank_and_shares_its_role_s_clock(pool, monkeypatch):
+async def test_a_worker_goes_beside_the_first_rank(pool, monkeypatch):
     where = {}
 
     def start(name, spec, group, places, *, threads, **options):
@@ -294,7 +294,7 @@ async def test_a_worker_goes_beside_the_first_rank_and_shares_its_role_s_clock(p
 
     monkeypatch.setattr(processes, "start", start)
     pool.state.groups["reference"] = GroupConfig(gpus_per_rank=1, cpus_per_rank=3)
-    ranks = await pool.start("reference", RANKS)
+    await pool.start("reference", RANKS)
     worker = await pool.start("worker", RoleSpec(actor_class=HostingRank, beside="reference"))
     assert where == {
         "name": "pool/worker",
@@ -302,7 +302,6 @@ async def test_a_worker_goes_beside_the_first_rank_and_shares_its_role_s_clock(p
         "places": pool.state.places_of("reference"),
         "threads": 3,
     }
-    assert worker.busy is ranks.busy
     assert worker.gpu_turns is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,6 +126,29 @@ async def test_only_what_a_node_lacks_is_sent_to_it(disks, files):
     assert disks.at("a", "run/same").stat().st_ino == kept
     assert not disks.at("near").exists()
     assert disks.chunks == 4
+
+
+@pytest.mark.parametrize("direction", ["fetch", "send"])
+async def test_several_pieces_are_on_their_way_at_a_time(disks, files, monkeypatch, direction):
+    """Whichever comes first, the file is as it was."""
+    write(disks.at("a" if direction == "fetch" else "driver", "run/x"), "0123456789" * 7)
+    pieces = (run_files.file_tasks.read_chunk, run_files.file_tasks.write_chunk)
+    under_way, most, delays_s = 0, 0, itertools.cycle([0.03, 0.0, 0.01])
+
+    async def ask(files, nodes, task, *arguments):
+        nonlocal under_way, most
+        if task in pieces:
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(next(delays_s))
+            under_way -= 1
+        return await disks.ask(files, nodes, task, *arguments)
+
+    monkeypatch.setattr(RunFiles, "_ask", ask)
+    one = files.of_ranks(["a"])
+    await getattr(one, direction)(str(disks.at("driver", "run")))
+    assert read(disks.at("driver", "run")) == read(disks.at("a", "run")) == {"x": "0123456789" * 7}
+    assert most == run_files.CHUNKS_IN_FLIGHT
 
 
 def parts(root: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
+from rlhf_ray.metrics.spans import ASKED, PROCESS
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import RolloutGroup
 from rlhf_ray.types import Prompt
@@ -79,10 +80,12 @@ async def test_a_turn_that_failed_is_over(roles, seen):
 
 async def test_a_role_that_waits_for_its_turn_is_idle(roles):
     share(roles)
-    for role in roles:
-        role.busy.take_idle_s()
+    PROCESS.take()
     await update_all(roles)
-    assert roles[1].busy.take_idle_s() > PASS_S / 2
+    asked = [one for one in PROCESS.take().ended if one.operation == "update"]
+    first, second = sorted(asked, key=lambda one: one.start_ns)
+    assert (first.labels, second.labels) == ({ASKED: "policy"}, {ASKED: "value"})
+    assert first.end_ns <= second.start_ns
 
 
 PLAN = UpdatePlan(minibatches=())

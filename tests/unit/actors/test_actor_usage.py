@@ -1,70 +1,59 @@
-"""What roles say of themselves: waiting by an injected clock, engines' queues, memory."""
+"""What roles say of themselves: waiting by the driver's spans, engines' queues, memory."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
 from fake_actors import RecordingActor
 
 from actors.cluster.role_handle import RoleHandle
-from actors.cluster.turns import BusyClock
+from actors.cluster.role_spec import ActorUsage, clock
 from actors.engines.report import EngineLoad, engine_stat_logger
+from actors.pool import usage as module
+from actors.pool.clocks import Clocks
 from actors.pool.usage import usage_of
 from actors.ranks.rank import Rank
 from rlhf_ray.metrics.names import check_names
+from rlhf_ray.metrics.spans import Span, SpanLog, Taken
 from rlhf_ray.metrics.usage import peak_memory_gb
 
+SECOND = 10**9
 
-class Clock:
-    now = 100.0
+
+class Time:
+    """By the driver's clock, in seconds."""
+
+    now = 100
 
     def __call__(self):
-        return self.now
+        return self.now * SECOND
 
 
 @pytest.fixture
-def clock():
-    return Clock()
+def now():
+    return Time()
 
 
-def test_only_time_without_a_call_is_idle(clock):
-    busy = BusyClock(clock)
-    clock.now += 3
-    with busy.working():
-        clock.now += 10
-    clock.now += 4
-    assert busy.take_idle_s() == 7
-    assert busy.take_idle_s() == 0
+@pytest.fixture
+def driver(now, monkeypatch):
+    """The driver's spans; what it asks here is not among them."""
+    log = SpanLog(clock_ns=now)
+    monkeypatch.setattr(module, "PROCESS", log)
+    return log
 
 
-def test_calls_that_overlap_count_once(clock):
-    busy = BusyClock(clock)
-    first, second = busy.working(), busy.working()
-    first.__enter__()
-    clock.now += 1
-    second.__enter__()
-    clock.now += 1
-    first.__exit__(None, None, None)
-    clock.now += 1
-    second.__exit__(None, None, None)
-    clock.now += 5
-    assert busy.take_idle_s() == 5
+def spans_of(**seconds):
+    """One span an operation, so long."""
+    return [
+        Span(operation=name, start_ns=0, end_ns=int(length * SECOND))
+        for name, length in seconds.items()
+    ]
 
 
-def test_a_call_that_goes_on_over_a_report_is_no_idleness(clock):
-    busy = BusyClock(clock)
-    with busy.working():
-        clock.now += 2
-        assert busy.take_idle_s() == 0
-        clock.now += 2
-    assert busy.take_idle_s() == 0
-
-
-def test_a_call_that_failed_is_over(clock):
-    busy = BusyClock(clock)
-    with pytest.raises(RuntimeError), busy.working():
-        raise RuntimeError
-    clock.now += 2
-    assert busy.take_idle_s() == 2
+def usage(spans=(), *, of_clock=None, stamp_ns=0, **figures):
+    """What an actor answers."""
+    taken = Taken(since_ns=0, until_ns=stamp_ns, ended=spans, running=(), num_dropped=0)
+    return ActorUsage(figures=figures, node="n", clock=of_clock or clock(), taken=taken)
 
 
 def engine_step(running, waiting, *, deferred=0, cache=0.0):
@@ -91,31 +80,28 @@ def test_an_engines_load_is_over_its_steps_since_the_last_report():
     assert set(load.take().values()) == {0.0}
 
 
-def role(name, clock, answers):
+def role(name, answers):
     """Actors that answer this."""
-    handle = RoleHandle(
-        name, {f"{name}/{n}": RecordingActor(Rank, usage=usage) for n, usage in enumerate(answers)}
+    return RoleHandle(
+        name, {f"{name}/{n}": RecordingActor(Rank, usage=one) for n, one in enumerate(answers)}
     )
-    handle.busy = BusyClock(clock)
-    return handle
 
 
-async def test_usage_has_the_hungriest_rank_and_all_engines(clock):
+async def ask(*roles, beside=(), clocks=None):
+    actors_of = {role.name: [role, *beside] for role in roles}
+    return await usage_of(actors_of, clocks or Clocks(own=clock()), timeout_s=1.0)
+
+
+async def test_usage_has_the_hungriest_rank_and_all_engines(driver, now):
     load = {"queue_mean": 1.0, "queue_max": 3.0, "preemptions": 2.0}
+    other = {"queue_mean": 2.0, "queue_max": 2.0, "preemptions": 1.0}
     roles = [
-        role("policy", clock, [{"peak_gb": 1.0}, {"peak_gb": 1.5}]),
-        role(
-            "rollout",
-            clock,
-            [
-                {"peak_gb": 2.0, **load},
-                {"peak_gb": 1.0, "queue_mean": 2.0, "queue_max": 2.0, "preemptions": 1.0},
-            ],
-        ),
+        role("policy", [usage(peak_gb=1.0), usage(peak_gb=1.5)]),
+        role("rollout", [usage(peak_gb=2.0, **load), usage(peak_gb=1.0, **other)]),
     ]
-    clock.now += 6
-    usage = await usage_of({role.name: [role] for role in roles}, timeout_s=1.0)
-    assert usage == {
+    now.now += 6
+    used = await ask(*roles)
+    assert used.metrics == {
         "wait/policy": 6.0,
         "wait/rollout": 6.0,
         "memory/policy_peak_gb": 1.5,
@@ -124,36 +110,68 @@ async def test_usage_has_the_hungriest_rank_and_all_engines(clock):
         "engine/queue_max": 3.0,
         "engine/preemptions": 3.0,
     }
-    check_names(usage)
+    check_names(used.metrics)
 
 
-async def test_who_works_beside_a_role_counts_as_part_of_it(clock):
-    ranks, worker = role("reward", clock, [{"peak_gb": 1.0}]), role("w", clock, [{"peak_gb": 3.0}])
-    worker.busy = ranks.busy
-    with worker.busy.working():
-        clock.now += 2
-    clock.now += 5
-    usage = await usage_of({"reward": [ranks, worker]}, timeout_s=1.0)
-    assert usage == {"wait/reward": 5.0, "memory/reward_peak_gb": 3.0}
+async def test_a_role_waits_where_nobody_waits_for_it_or_for_those_beside_it(driver, now):
+    ranks, worker = role("reward", [usage(peak_gb=1.0)]), role("worker", [usage(peak_gb=3.0)])
+    with driver.span("score", asked="worker"), driver.span("update", asked="policy"):
+        now.now += 2
+    now.now += 5
+    used = await ask(ranks, beside=[worker])
+    assert used.metrics == {"wait/reward": 5.0, "memory/reward_peak_gb": 3.0}
 
 
-async def test_the_time_of_moving_models_is_that_of_each_roles_slowest_rank(clock):
-    roles = [
+async def test_what_goes_on_over_a_report_is_no_waiting(driver, now):
+    policy = role("policy", [usage(peak_gb=1.0)])
+    with driver.span("update", asked="policy"):
+        now.now += 2
+        assert (await ask(policy)).metrics["wait/policy"] == 0
+        now.now += 2
+    now.now += 1
+    assert (await ask(policy)).metrics["wait/policy"] == 1
+
+
+async def test_the_time_of_moving_models_is_that_of_each_roles_slowest_rank(driver):
+    used = await ask(
         role(
             "policy",
-            clock,
             [
-                {"peak_gb": 1.0, "offload_s": 0.5, "reload_s": 1.0},
-                {"peak_gb": 1.0, "offload_s": 0.75, "reload_s": 0.25},
+                usage(spans_of(offload=0.5, reload=1.0, update=9.0), peak_gb=1.0),
+                usage(spans_of(offload=0.75, reload=0.25), peak_gb=1.0),
             ],
         ),
-        role("value", clock, [{"peak_gb": 1.0, "offload_s": 0.25}]),
-        role("reward", clock, [{"peak_gb": 1.0}]),
-    ]
-    usage = await usage_of({role.name: [role] for role in roles}, timeout_s=1.0)
-    moves = {name: value for name, value in usage.items() if name.startswith(("time", "engine"))}
+        role("value", [usage(spans_of(offload=0.25), peak_gb=1.0)]),
+        role("reward", [usage(peak_gb=1.0)]),
+    )
+    named = ("time", "engine")
+    moves = {name: value for name, value in used.metrics.items() if name.startswith(named)}
     assert moves == {"time/offload": 1.0, "time/reload": 1.0}
-    check_names(usage)
+    check_names(used.metrics)
+
+
+async def test_spans_of_all_processes_are_in_the_drivers_time(driver):
+    """Another machine's clock began elsewhere; this machine's is the driver's."""
+    here = usage([Span(operation="update", start_ns=5, end_ns=7)], peak_gb=1.0)
+    ahead_ns = 10**15
+    there = usage(
+        [Span(operation="update", start_ns=ahead_ns, end_ns=ahead_ns + 2)],
+        of_clock="other",
+        stamp_ns=ahead_ns + time.monotonic_ns(),
+        peak_gb=1.0,
+    )
+    with driver.span("publish"):
+        pass
+    used = await ask(role("policy", [here, there]))
+    [of_driver, first, second] = used.spans
+    assert [(one.role, one.rank) for one in used.spans] == [
+        ("driver", 0), ("policy", 0), ("policy", 1)
+    ]  # fmt: skip
+    assert [one.operation for one in of_driver.spans] == ["publish"]
+    assert list(first.spans) == here.taken.ended
+    [moved] = second.spans
+    assert abs(moved.start_ns) < SECOND
+    assert moved.end_ns - moved.start_ns == 2
 
 
 def test_every_figure_of_an_engine_is_documented():

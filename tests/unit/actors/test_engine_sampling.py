@@ -11,6 +11,7 @@ from actors.engines.samples import Ending
 from actors.engines.sampling import SamplingEngine
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
+from rlhf_ray.metrics.spans import PROCESS
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import Prompt
 
@@ -97,6 +98,16 @@ async def test_a_group_is_answered_before_others_and_again(replica):
     with pytest.raises(RunError, match="asked for draw 8, which it does not sample"):
         await replica.finished(8)
     await admit(replica, 8)
+
+
+async def test_a_group_is_a_span_that_says_what_it_waited_for(replica):
+    PROCESS.take()
+    await admit(replica, 7)
+    for name in ("p7/1", "p7/2"):
+        replica.engine.answer(name)
+    await replica.finished(7)
+    [sampled] = [one for one in PROCESS.take().ended if one.operation == "sample"]
+    assert sampled.labels == {"draw": 7, "queued_s": 0.5, "prefill_s": 0.5, "decode_s": 2.0}
 
 
 async def test_each_token_has_the_version_that_sampled_it(replica):

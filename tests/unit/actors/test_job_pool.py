@@ -131,7 +131,7 @@ async def test_a_reward_model_is_trained_where_it_scores(resident: Any, tmp_path
         ("finish", "reward", str(tmp_path / "tokenizer")),
         ("unload", "reward"),
     ]
-    assert await pool.usage() == {"wait/reward": 0.0}
+    assert (await pool.usage()).metrics["wait/reward"] == 0.0
 
 
 @pytest.mark.parametrize(

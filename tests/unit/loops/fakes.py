@@ -32,6 +32,7 @@ from rlhf_ray.roles import (
     ScoredGroup,
     SleepLevel,
     Usage,
+    Used,
     Value,
 )
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
@@ -255,9 +256,9 @@ class CountedUsage:
     def __init__(self) -> None:
         self.num_calls = 0
 
-    async def __call__(self) -> dict[str, float]:
+    async def __call__(self) -> Used:
         self.num_calls += 1
-        return {"wait/policy": float(self.num_calls)}
+        return Used(metrics={"wait/policy": float(self.num_calls)})
 
 
 class FakeReference:
