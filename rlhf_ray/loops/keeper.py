@@ -153,7 +153,7 @@ class Keeper:
             self._recovery = {}
 
     def spans(self, step: int, processes: Sequence[ProcessSpans]) -> None:
-        """Keep what was done for a step; the timeline has steps in order, and what is done again."""
+        """Keep what was done for a step; what is done again stands behind the last step."""
         self.log.spans(max(step, self.log.last_step), processes)
 
     def _add(self, name: str, amount: float) -> None:
