@@ -21,7 +21,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_ARGS = $$($(BIN)/pip config list | grep -qE 'index-url|find-links' || echo --extra-index-url $(TORCH_CPU_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-cluster check bench gpu-check lock lock-check clean
+.PHONY: help setup demo test test-unit test-cluster chaos check bench gpu-check lock lock-check clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test-unit: $(STAMP) ## those that need no cluster, TEST_WORKERS at a time
 
 test-cluster: $(STAMP) ## those on real Ray, vLLM and DeepSpeed, one at a time on one cluster
 	$(BIN)/python -m pytest tests/cluster -q
+
+chaos: $(STAMP) ## kill and stop every role of runs in every phase; half an hour
+	$(BIN)/python -m pytest tests/cluster/chaos -q -m "long or not long"
 
 check: $(STAMP) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from actors.jobs.submission import is_submitted
 from actors.pool.job_nodes import check_nodes, skipped_steps_fetched
 from actors.pool.pool import Pool
 from actors.pool.record import PoolRecord, end_orphans
+from actors.pool.watch import watched
 from actors.roles.job_pool import JobPool
 from actors.roles.start import role_specs, start_all
 from launch.run.cluster import connected, runs_here
@@ -93,9 +94,10 @@ async def open_pool(config: RunConfig) -> AsyncIterator[Pool]:
         ConfigError: There is no standing pool of the name, or another job has it.
     """
     if not config.ray.pool:
-        pool = Pool(Path(config.run_dir).name, config.timeouts)
+        pool = Pool(Path(config.run_dir).name, config.timeouts, failures=config.failures)
         try:
-            yield pool
+            async with watched(pool):
+                yield pool
         finally:
             await pool.close()
         return
@@ -107,10 +109,11 @@ async def open_pool(config: RunConfig) -> AsyncIterator[Pool]:
         )
     record.acquire(config.run_dir)
     try:
-        pool = Pool(record.pool, config.timeouts, record=record)
-        end_orphans(record)
+        pool = Pool(record.pool, config.timeouts, failures=config.failures, record=record)
         await pool.heal()
-        yield pool
+        end_orphans(record)  # also what was to come in place of what is ended now
+        async with watched(pool):
+            yield pool
     finally:
         record.release()
 

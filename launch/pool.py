@@ -88,7 +88,8 @@ def up(config: RunConfig, name: str) -> int:
         cluster = replace(cluster, address=ray.get_runtime_context().gcs_address)
         standing.register(cluster)
         record = PoolRecord.create(name, "rlhf-ray pool up")
-        asyncio.run(start_all(Pool(name, config.timeouts, record=record), groups, specs))
+        pool = Pool(name, config.timeouts, failures=config.failures, record=record)
+        asyncio.run(start_all(pool, groups, specs))
         with uninterrupted():  # from here on it is up
             standing.register(replace(cluster, starter=None))
             record.release()

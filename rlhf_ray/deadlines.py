@@ -17,7 +17,13 @@ T = TypeVar("T")
 
 
 class DeadlineError(RunError):
-    """A wait was longer than its deadline."""
+    """A wait was longer than its deadline.
+
+    Attributes:
+        late: Who has not answered, by their positions among those that were asked.
+    """
+
+    late: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, operation: str, actors: str, *, age_s: float, timeout_s: float) -> DeadlineError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,12 +62,14 @@ class ActorDied(RunError):
         index: Of the rank or replica in its role.
         operation: What it was asked.
         age_s: Since when.
+        incarnation: Of the role's actors; None where whoever waited does not know it.
     """
 
     role: str
     index: int
     operation: str
     age_s: float
+    incarnation: int | None = None
 
     @classmethod
     def of(cls, message: str, *, role: str, index: int, operation: str, age_s: float) -> ActorDied:
@@ -74,6 +77,34 @@ class ActorDied(RunError):
         died = cls(message)
         died.role, died.index, died.operation, died.age_s = role, index, operation, age_s
         return died
+
+
+class StateLost(RunError):
+    """Actors died with a state that others must bring back: weights that were trained, say.
+
+    They are started again, as a job starts them.
+
+    Attributes:
+        role: Theirs.
+        met_s: When the death was met, by this process's monotonic clock.
+    """
+
+    role: str
+    met_s: float
+
+    @classmethod
+    def of(cls, died: ActorDied, *, met_s: float) -> StateLost:
+        """By this death."""
+        lost = cls.named(died.role, str(died))
+        lost.met_s = met_s
+        return lost
+
+    @classmethod
+    def named(cls, role: str, why: str) -> StateLost:
+        """One of a role, and why; it is met now."""
+        lost = cls(f"{role}: {why}")
+        lost.role, lost.met_s = role, time.monotonic()
+        return lost
 
 
 def short(value: Any) -> str:

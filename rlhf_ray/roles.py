@@ -211,7 +211,7 @@ class Value(Offloads, Protocol):
         ...
 
     async def restore(self, folder: str) -> None:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; where `folder` is empty, begin as the job began."""
         ...
 
 
@@ -252,7 +252,7 @@ class Policy(Offloads, Protocol):
         ...
 
     async def restore(self, folder: str) -> None:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; where `folder` is empty, begin as the job began."""
         ...
 
 
@@ -312,7 +312,7 @@ class Supervised(Protocol):
         ...
 
     async def restore(self, folder: str) -> None:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; where `folder` is empty, begin as the job began."""
         ...
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlhf_ray.jobs.job import Loop
 from rlhf_ray.jobs.pool import Pool, RowReference, SupervisedRole, WeightedReward
@@ -25,6 +25,8 @@ from rlhf_ray.roles import (
 )
 from rlhf_ray.specs import ReferenceSpec, RewardSpec, Spec, SupervisedSpec
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, Rollout, Score
+
+T = TypeVar("T")
 
 
 class LoopOnly(Exception):
@@ -176,6 +178,9 @@ class FakeLoop:
 
     async def run(self, checkpoint: Checkpoint | None, stop: Stop | None = None) -> None:
         self.asked("loop" if checkpoint is None else f"loop from {checkpoint.step}")
+
+    async def with_result(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await call()
 
 
 class FakeTokenizer:

@@ -14,8 +14,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ActorDied, RlhfRayError, RunError
 
-# In which Ray reports the death of a rank whose peers fail with it.
-DEATH_S = 1.0
+# In which Ray reports the death of a rank whose peers fail with it, also on a busy machine.
+DEATH_S = 10.0
 
 
 async def within(
@@ -55,14 +55,14 @@ async def within(
         _, pending = await asyncio.wait(
             pending, timeout=DEATH_S, return_when=asyncio.FIRST_EXCEPTION
         )
-    late = [name for name, task in zip(actors, tasks, strict=True) if task in pending]
+    late = tuple(position for position, task in enumerate(tasks) if task in pending)
     for task in pending:
         task.cancel()
     if errors := _errors(tasks):
         position = min(errors, key=lambda number: not _is_death(errors[number]))
         raise asked.failed(position, errors[position], age_s) from errors[position]
     if late:
-        raise DeadlineError.of(operation, ", ".join(late), age_s=age_s, timeout_s=timeout_s)
+        raise asked.late(late, age_s=age_s, timeout_s=timeout_s)
     return [task.result() for task in tasks]
 
 
@@ -77,17 +77,15 @@ def get(
     """As `within`, from code that is not asynchronous."""
     started_s = time.monotonic()
     refs = list(refs)
+    asked = _Asked(operation=operation, names=actors, role=role)
     try:
         values: list[Any] = ray.get(refs, timeout=timeout_s)
     except GetTimeoutError as error:
         answered, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
-        late = [name for name, ref in zip(actors, refs, strict=True) if ref not in answered]
+        late = [position for position, ref in enumerate(refs) if ref not in answered]
         age_s = time.monotonic() - started_s
-        raise DeadlineError.of(
-            operation, ", ".join(late), age_s=age_s, timeout_s=timeout_s
-        ) from error
+        raise asked.late(late, age_s=age_s, timeout_s=timeout_s) from error
     except RayError as error:
-        asked = _Asked(operation=operation, names=actors, role=role)
         age_s = time.monotonic() - started_s
         raise asked.failed(_failed_ref(refs), error, age_s) from error
     return values
@@ -101,6 +99,13 @@ class _Asked:
     names: Sequence[str]
     role: str = ""
     indices: Sequence[int] | None = None
+
+    def late(self, positions: Sequence[int], *, age_s: float, timeout_s: float) -> DeadlineError:
+        """The error of the actors at positions, which have not answered."""
+        names = ", ".join(self.names[position] for position in positions)
+        error = DeadlineError.of(self.operation, names, age_s=age_s, timeout_s=timeout_s)
+        error.late = tuple(positions)
+        return error
 
     def failed(self, position: int, error: BaseException, age_s: float) -> RunError:
         """The error of the actor at a position."""

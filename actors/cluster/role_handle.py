@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import ray
 
 from actors.cluster.deadline import within
 from actors.cluster.turns import Turns
+from rlhf_ray.deadlines import DeadlineError
+from rlhf_ray.errors import ActorDied
 from rlhf_ray.metrics.spans import span
 
 P = ParamSpec("P")
@@ -20,8 +23,8 @@ A = TypeVar("A")
 # What an actor's method returns, whether it is a coroutine or not.
 Answer: TypeAlias = T | Coroutine[Any, Any, T]
 
-# In one turn: publication has two, and what frees the memory is one more.
-MOST_CALLS = 3
+# In one turn: publication has two, after two to connect, and what frees the memory is one more.
+MOST_CALLS = 5
 
 
 def put(value: T) -> T:
@@ -45,6 +48,15 @@ class Hosted:
     """The model that a role was last asked to host, and when (seconds since the epoch)."""
 
     path: str
+    since_s: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Call:
+    """One that is waited for."""
+
+    operation: str
+    ranks: Sequence[int]
     since_s: float
 
 
@@ -76,6 +88,7 @@ class RoleHandle(Generic[A]):
     def __init__(self, name: str, actors: Mapping[str, Any] | None = None) -> None:
         """Take actors that were started, by their names."""
         self.name, self.incarnation = name, -1
+        self._open: list[_Call] = []
         self.replace(actors or {}, spec=None)
 
     def __len__(self) -> int:
@@ -84,14 +97,33 @@ class RoleHandle(Generic[A]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process, or a later one, begins with turns of its own."""
-        own = {"gpu_turns", "core_turns"}
+        own = {"gpu_turns", "core_turns", "_open"}
         return {key: self.__dict__[key] for key in self.__dict__.keys() - own}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """See `__getstate__`."""
+        self.__dict__.update(state, _open=[])
 
     def replace(self, actors: Mapping[str, Any], *, spec: Any) -> None:
         """Ask these from now on, which host nothing yet."""
         self.names, self.actors = list(actors), list(actors.values())
         self.spec, self.hosted = spec, None
         self.incarnation += 1
+
+    def successor(self, actors: Mapping[str, Any]) -> RoleHandle[A]:
+        """The role with others in place of some of its actors, for whoever makes them ready."""
+        role: RoleHandle[A] = RoleHandle(self.name)
+        role.replace({**dict(zip(self.names, self.actors, strict=True)), **actors}, spec=self.spec)
+        role.incarnation = self.incarnation + 1
+        role.threads = self.threads
+        role.gpu_turns, role.core_turns = self.gpu_turns, self.core_turns
+        return role
+
+    def give_way_to(self, successor: RoleHandle[A]) -> None:
+        """Ask the actors of `successor` from now on."""
+        actors = dict(zip(successor.names, successor.actors, strict=True))
+        self.replace(actors, spec=successor.spec)
+        self.hosted = successor.hosted
 
     @overload
     def call(
@@ -117,8 +149,7 @@ class RoleHandle(Generic[A]):
         """A method of every actor, or of one rank: called with its arguments, it waits for answers.
 
         Raises:
-            ActorDied: One died.
-            DeadlineError: Not all answered in time.
+            ActorDied: One died, or did not answer in time and was killed.
             RunError: One raised.
         """
 
@@ -170,17 +201,54 @@ class RoleHandle(Generic[A]):
         timeout_s: float,
         ranks: Sequence[int] | None = None,
     ) -> list[Any]:
-        """Wait for what was started: by every actor, or by those of `ranks`."""
-        asked = range(len(self)) if ranks is None else ranks
-        with span(operation, asked=self.name):
-            return await within(
-                refs,
-                timeout_s=timeout_s,
-                actors=[self.names[rank] for rank in asked],
-                operation=f"{self.name}.{operation}",
+        """Wait for what was started: by every actor, or by those of `ranks`.
+
+        Who does not answer in time is killed, and so dead: nobody knows what it does.
+
+        Raises:
+            ActorDied: One is dead.
+            RunError: One raised.
+        """
+        asked = list(range(len(self)) if ranks is None else ranks)
+        actors, incarnation = self.actors, self.incarnation
+        named = f"{self.name}.{operation}"
+        call = _Call(operation=named, ranks=asked, since_s=time.monotonic())
+        self._open.append(call)
+        try:
+            with span(operation, asked=self.name):
+                return await within(
+                    refs,
+                    timeout_s=timeout_s,
+                    actors=[self.names[rank] for rank in asked],
+                    operation=named,
+                    role=self.name,
+                    indices=asked,
+                )
+        except DeadlineError as error:
+            late = [asked[position] for position in error.late]
+            for rank in late:
+                ray.kill(actors[rank])
+            died = ActorDied.of(
+                f"{error}: killed",
                 role=self.name,
-                indices=asked,
+                index=late[0],
+                operation=named,
+                age_s=timeout_s,
             )
+            died.incarnation = incarnation
+            raise died from error
+        except ActorDied as died:
+            if died.role == self.name:
+                died.incarnation = incarnation
+            raise
+        finally:
+            self._open.remove(call)
+
+    def open_calls(self, rank: int) -> str:
+        """What an actor was asked and has not answered, in words; empty for nothing."""
+        now_s = time.monotonic()
+        calls = [call for call in self._open if rank in call.ranks]
+        return "".join(f", {c.operation} for {now_s - c.since_s:.0f} s" for c in calls)
 
     @property
     def is_waited_for(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -60,6 +60,9 @@ class RoleActor(Protocol):
     def process_id(self) -> int:
         """Of the actor."""
 
+    def health(self) -> Answer[Any]:
+        """That it is alive, also while it works."""
+
     def usage(self) -> Answer[ActorUsage]:
         """What it needed and did since the last time."""
 
@@ -94,8 +97,19 @@ class RoleSpec:
         """The third of what an actor is made from: seconds to wait for what others leave to it."""
         return timeouts.call_s
 
-    async def join(self, role: RoleHandle[Any], *, on_gpu: bool, timeouts: TimeoutConfig) -> None:
-        """Make started actors ready for work, together."""
+    async def join(
+        self,
+        role: RoleHandle[Any],
+        *,
+        new: Sequence[int],
+        on_gpu: bool,
+        timeouts: TimeoutConfig,
+    ) -> None:
+        """Make started actors ready for work, together; all of them are `new`, or some."""
+
+    async def broken(self, role: RoleHandle[Any]) -> Sequence[int]:
+        """Which actors have to be replaced where one of them died; a single one is the one."""
+        return [0]
 
     async def leave_gpus(self, role: RoleHandle[Any], *, timeout_s: float) -> bool:
         """Leave GPUs that the next job uses for others; False where only its end frees them."""

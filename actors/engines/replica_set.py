@@ -10,13 +10,14 @@ from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
+from actors.engines.calls import ANSWER_S
 from actors.engines.dispatch import Dispatch, Load
 from actors.engines.rollout import RolloutReplica
 from actors.engines.samples import Ending
 from actors.engines.spec import EngineSpec
 from rlhf_ray.config.base import TimeoutConfig
-from rlhf_ray.deadlines import deadline
-from rlhf_ray.errors import RunError
+from rlhf_ray.deadlines import deadline, side_by_side
+from rlhf_ray.errors import ActorDied, RunError
 from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutGroup, SleepLevel
 
 
@@ -35,9 +36,22 @@ class ReplicaSpec(RoleSpec):
         """What each engine is started with."""
         return self.engine
 
-    async def join(self, role: RoleHandle[Any], *, on_gpu: bool, timeouts: TimeoutConfig) -> None:
+    async def join(
+        self,
+        role: RoleHandle[Any],
+        *,
+        new: Sequence[int],
+        on_gpu: bool,
+        timeouts: TimeoutConfig,
+    ) -> None:
         """Start the engines, each by itself."""
-        await role.call(RolloutReplica.start, timeout_s=timeouts.start_s)()
+        refs = [role.start(RolloutReplica.start, replica)() for replica in new]
+        await role.answers(refs, "start", timeout_s=timeouts.start_s, ranks=new)
+
+    async def broken(self, role: RoleHandle[Any]) -> Sequence[int]:
+        """Those that are dead, cannot be used, or were left amid a publication."""
+        faults = await side_by_side(_fault(role, replica) for replica in range(len(role)))
+        return [replica for replica, fault in enumerate(faults) if fault]
 
     async def leave_gpus(self, role: RoleHandle[Any], *, timeout_s: float) -> bool:
         """Sleep without weights: a job with rollouts begins with a publication.
@@ -56,11 +70,22 @@ class ReplicaSpec(RoleSpec):
         Raises:
             RunError: One is.
         """
-        for health in await role.call(RolloutReplica.health, timeout_s=timeout_s)():
-            fault = health["fault"] or "it was left amid a publication" * health["updating"]
+        faults = await side_by_side(_fault(role, replica) for replica in range(len(role)))
+        for name, fault in zip(role.names, faults, strict=True):
             if fault:
-                raise RunError(f"{health['name']}: {fault}")
+                raise RunError(f"{name}: {fault}")
         await role.call(RolloutReplica.drop_requests, timeout_s=timeout_s)()
+
+
+async def _fault(role: RoleHandle[RolloutReplica], replica: int) -> str:
+    """Why a replica cannot be used; empty where it can."""
+    try:
+        health = role.call(RolloutReplica.health, timeout_s=ANSWER_S, only=replica)
+        [found] = await health()
+    except ActorDied as died:
+        return str(died)
+    fault: str = found["fault"] or "it was left amid a publication" * found["updating"]
+    return fault
 
 
 @dataclass(eq=False)

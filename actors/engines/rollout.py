@@ -23,7 +23,7 @@ from actors.engines.sampling import SamplingEngine
 from actors.engines.spec import EngineSpec, engine_arguments, engine_environment, outlive_actor
 from actors.weights.bucket import Bucket
 from actors.weights.segment import SegmentPlace, SegmentRing, SharedBucket
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import RlhfRayError, RunError
 from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.roles import EnginePart, GenerationRequest, SleepLevel
 from rlhf_ray.types import Prompt
@@ -40,8 +40,11 @@ class RolloutReplica(SamplingEngine):
     Attributes:
         exchange: The deadline of an exchange of weights, while there is one; it holds `scheduler`.
         exchange_s: Of each of its calls.
+        started_on: The event loop on which the engine answers, once it is started.
         segments: Where buckets lie that came from another node.
     """
+
+    started_on: asyncio.AbstractEventLoop | None = None
 
     def __init__(self, name: str, environment: Mapping[str, str], spec: EngineSpec) -> None:
         """Set the environment, which vLLM reads at import; `start` does the slow part."""
@@ -84,6 +87,7 @@ class RolloutReplica(SamplingEngine):
             self.spec.tokenizer_path, trust_remote_code=self.spec.trust_remote_code
         )
         await self._warm_up()
+        self.started_on = asyncio.get_running_loop()
 
     async def _warm_up(self) -> None:
         """The first request of each kind takes seconds: not while a training step waits for it."""
@@ -98,13 +102,29 @@ class RolloutReplica(SamplingEngine):
 
     @control
     async def health(self) -> dict[str, Any]:
-        """Answers also while the engine is busy; `fault` says why it cannot be used, if so."""
+        """Answers also while the engine is busy, between two of its steps.
+
+        `fault` says why it cannot be used, if so.
+        """
+        fault = "it is not started" if self.engine is None else self.unusable
+        # Amid an exchange of weights, and asleep, it has other things to do.
+        if self.started_on is not None and not (fault or self.exchange or self.sleeping.asleep):
+            fault = await self._fault_of_engine(self.started_on)
         return {
             "name": self.name,
             "version": self.version,
-            "fault": "it is not started" if self.engine is None else self.unusable,
-            "updating": self.scheduler.locked(),
+            "fault": fault,
+            "updating": self.exchange is not None,
         }
+
+    async def _fault_of_engine(self, loop: asyncio.AbstractEventLoop) -> str:
+        """What its process says, asked on the event loop that it answers on."""
+        question = self.ask("get_weight_version", timeout_s=ANSWER_S)
+        try:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(question, loop))
+        except RlhfRayError as error:
+            return str(error)
+        return ""
 
     # Not in the control group: the engine only answers on the event loop that it was started on.
     async def usage(self) -> ActorUsage:

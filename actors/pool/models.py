@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.cluster.role_handle import Hosted
+from actors.cluster.role_handle import Answer, Hosted, RoleHandle
+from actors.cluster.role_spec import RoleActor
 from actors.cluster.run_files import RunFiles
 from actors.pool.record import PoolRecord
 from actors.pool.state import PoolState
 from actors.weights.held_model import HeldModel
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.run import JobConfig
+from rlhf_ray.errors import RunError
 
 
 class HostingActor(Protocol):
     """What the pool asks of the ranks of a role that hosts models."""
 
-    def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> None:
+    def load(self, spec: Any, held: Sequence[HeldModel] = ()) -> Answer[Any]:
         """Host what `spec` describes, in place of what was hosted; `held` are in memory."""
 
     def unload(self) -> None:
@@ -35,6 +38,15 @@ class HostingActor(Protocol):
         """Free what `keep` put there."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a role was asked to host, as `ResidentModels.load` takes it."""
+
+    spec: Any
+    path: str
+    leaves: bool
+
+
 class ResidentModels:
     """What the started roles of a pool hold.
 
@@ -44,6 +56,8 @@ class ResidentModels:
         record: Of a standing pool, which remembers the state.
         wanted: Folders of results that jobs to come start from.
         files: How the job's files come to nodes that do not see this machine's folders.
+        loaded: What each role was asked to host, for actors that come in the place of others.
+        lost: Folders of results whose weights were in the memory of ranks that died.
     """
 
     def __init__(self, timeouts: TimeoutConfig, record: PoolRecord | None) -> None:
@@ -52,37 +66,81 @@ class ResidentModels:
         self.state = PoolState() if record is None else record.state
         self.wanted: frozenset[str] = frozenset()
         self.files = RunFiles()
+        self.loaded: dict[str, Loaded] = {}
+        self.lost: set[str] = set()
 
     def files_of(self, role: str) -> RunFiles:
         """The files of a role's ranks."""
         return self.files.of_ranks([place.node_id for place in self.state.places_of(role)])
 
-    async def load(self, role: str, spec: Any, *, path: str, leaves: bool = False) -> None:
-        """Have a role's ranks host what `spec` describes, in place of what they host.
+    async def load(self, role: str, spec: Any, *, path: str, leaves: bool = False) -> list[Any]:
+        """Have a role's actors host what `spec` describes, in place of what they host.
 
         Where a job left the model of this `path` in memory, it is taken from there. One that
         `leaves` goes on to the host, to be brought back by what needs it: other roles' models are
         loaded there, or engines sample.
 
+        Returns:
+            What each of them says of it.
+
         Raises:
             ConfigError: The model cannot be loaded as configured.
+            RunError: It was in the memory of ranks that died, and nowhere else.
         """
-        held = [model for model in [self.state.models.get(path)] if model]
-        ranks, start_s = self.state.roles[role], self.timeouts.start_s
+        self.loaded.pop(role, None)
+        loaded = Loaded(spec=spec, path=path, leaves=leaves)
+        answers = await self._load(self.state.roles[role], loaded)
+        self.loaded[role] = loaded
+        self._remember()
+        return answers
+
+    async def load_again(self, role: str) -> None:
+        """Have a role's actors host anew what they were asked to, whatever was made of it since."""
+        await self._load(self.state.roles[role], self.loaded[role])
+        self._remember()
+
+    async def _load(self, ranks: RoleHandle[Any], loaded: Loaded) -> list[Any]:
+        held, start_s = await self._in_memory(loaded.path), self.timeouts.start_s
         ranks.hosted = None  # gone, also if the next one cannot be loaded
         async with ranks.turn(timeout_s=start_s):
-            await ranks.call(HostingActor.load, timeout_s=start_s)(spec, held)
-            if leaves:
+            answers = await ranks.call(HostingActor.load, timeout_s=start_s)(loaded.spec, held)
+            if loaded.leaves:
                 await ranks.call(HostingActor.offload, timeout_s=start_s)()
-        if path:
-            ranks.hosted = Hosted(path=path, since_s=time.time())
-        self._remember()
+        if loaded.path:
+            ranks.hosted = Hosted(path=loaded.path, since_s=time.time())
+        return answers
+
+    async def _in_memory(self, path: str) -> list[HeldModel]:
+        """The model of a path, if it is there; its owners are alive.
+
+        Raises:
+            ActorDied: They are not.
+            RunError: They were, and no file has its weights.
+        """
+        held = self.state.models.get(path)
+        if held is not None:
+            owner = self.state.roles[held.role]
+            await owner.call(RoleActor.health, timeout_s=self.timeouts.hang_s)()
+            return [held]
+        if path in self.lost and not any(Path(path).glob("*.safetensors")):
+            raise RunError(
+                f"the model {path} was kept in memory alone, and is lost with a rank that died: "
+                "checkpoint.export: end writes it to the disk as well"
+            )
+        return []
+
+    def _lose(self, role: str) -> None:
+        """A role's actors are gone, and with them what they keep in memory."""
+        for path in [path for path, model in self.state.models.items() if model.role == role]:
+            del self.state.models[path]
+            self.lost.add(path)
 
     async def unload(self, role: str) -> None:
         """Have a role's ranks release what they host."""
         ranks = self.state.roles[role]
         await ranks.call(HostingActor.unload, timeout_s=self.timeouts.start_s)()
         ranks.hosted = None
+        self.loaded.pop(role, None)
         self._remember()
 
     async def _offload_beside(self, role: str) -> None:
@@ -118,6 +176,7 @@ class ResidentModels:
         shares = await ranks.call(HostingActor.keep, timeout_s=self.timeouts.call_s)(folder)
         refs = tuple(ref for share in shares for ref in share)
         models[folder] = HeldModel(path=folder, role=role, bucket_refs=refs)
+        self.lost.discard(folder)
         ranks.hosted = Hosted(path=folder, since_s=time.time())
         self._remember()
 

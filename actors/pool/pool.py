@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+import ray
 
 from actors.cluster.role_handle import ComputingActor, RoleHandle
 from actors.cluster.role_spec import RoleActor, RoleSpec, clock
@@ -18,10 +20,11 @@ from actors.pool import placement, processes
 from actors.pool.clocks import Clocks
 from actors.pool.models import ResidentModels
 from actors.pool.record import PoolRecord
+from actors.pool.restart import Restarts
 from actors.pool.state import PoolState
 from actors.pool.usage import usage_of
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
-from rlhf_ray.errors import RlhfRayError
+from rlhf_ray.config.base import FailureConfig, GroupConfig, TimeoutConfig
+from rlhf_ray.errors import ActorDied, RlhfRayError
 from rlhf_ray.planning.cores import CoreShares, share_cores
 from rlhf_ray.roles import Used
 
@@ -39,10 +42,16 @@ class Pool(ResidentModels):
         core_turns: Of the roles that compute on a node's CPU, by the node.
         shares: Of the nodes' cores, in the job that runs.
         clocks: Of the machines that its actors are on.
+        restarts: Of roles whose actors died.
     """
 
     def __init__(
-        self, name: str, timeouts: TimeoutConfig, *, record: PoolRecord | None = None
+        self,
+        name: str,
+        timeouts: TimeoutConfig,
+        *,
+        failures: FailureConfig | None = None,
+        record: PoolRecord | None = None,
     ) -> None:
         """A pool on the cluster that this process is connected to; `name` begins its actors' names.
 
@@ -50,6 +59,7 @@ class Pool(ResidentModels):
         """
         super().__init__(timeouts, record)
         self.name = name
+        self.restarts = Restarts((failures or FailureConfig()).actor, self.restart)
         self.gpu_turns: dict[str, Turns] = {}
         self.core_turns: dict[str, Turns] = {}
         self.shares = CoreShares()
@@ -100,8 +110,14 @@ class Pool(ResidentModels):
         handle = self.state.roles.get(role)
         if handle is None:
             handle = RoleHandle(role)
-        if handle.spec != spec:
-            await self._start(role, spec, handle)
+        while handle.spec != spec or role not in self.state.roles:
+            try:
+                await self._start(role, spec, handle)
+            except ActorDied as died:
+                if died.role != role:
+                    raise
+                await self.restarts.allow(died)
+                await self._names_are_free(handle.names)
         host = "" if spec.reserves_memory else self.state.shared_host(role)
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
         taken = self.shares.taken.get(role, {})
@@ -123,28 +139,81 @@ class Pool(ResidentModels):
             await self.end(role)
         if spec.reserves_memory:  # it fails where others have it
             await self._offload_beside(role)
-        group, placed = self.state.groups.get(role), spec.beside or role
-        lifetime = {}
-        if self.record is not None:
-            lifetime = {"lifetime": "detached", "namespace": self.record.namespace}
         handle.threads = self._threads(role, spec)
-        actors = processes.start(
-            f"{self.name}/{role}",
-            spec,
-            group,
-            self.state.places_of(placed) if placed in self.state.groups else [],
-            threads=handle.threads,
-            timeouts=self.timeouts,
-            lifetime=lifetime,
-        )
-        handle.replace(actors, spec=spec)
+        handle.replace(self._processes(role, spec, handle.threads), spec=spec)
         self.state.roles[role] = handle
         try:
-            on_gpu = group is not None and group.gpus_per_rank > 0
-            await spec.join(handle, on_gpu=on_gpu, timeouts=self.timeouts)
+            await self._join(handle, range(len(handle)))
         except BaseException:  # a cancellation as well: it would look as if it had joined
             await self.end(role)  # so that the next job can start it anew
             raise
+        self._remember()
+
+    def _processes(
+        self, role: str, spec: RoleSpec, threads: int, only: Sequence[int] | None = None
+    ) -> dict[str, Any]:
+        """A role's actors in their places, by their names: all, or some."""
+        placed = spec.beside or role
+        return processes.start(
+            f"{self.name}/{role}",
+            spec,
+            self.state.groups.get(role),
+            self.state.places_of(placed) if placed in self.state.groups else [],
+            threads=threads,
+            timeouts=self.timeouts,
+            lifetime=self._lifetime,
+            only=only,
+        )
+
+    @property
+    def _lifetime(self) -> Mapping[str, str]:
+        """Ray's options of what outlives this process, if its actors do."""
+        if self.record is None:
+            return {}
+        return {"lifetime": "detached", "namespace": self.record.namespace}
+
+    async def _names_are_free(self, names: Sequence[str]) -> None:
+        namespace = self._lifetime.get("namespace")
+        await processes.names_are_free(names, namespace, timeout_s=self.timeouts.place_s)
+
+    async def _join(self, handle: RoleHandle[Any], new: Sequence[int]) -> None:
+        group = self.state.groups.get(handle.name)
+        on_gpu = group is not None and group.gpus_per_rank > 0
+        await handle.spec.join(handle, new=new, on_gpu=on_gpu, timeouts=self.timeouts)
+
+    async def restart(self, role: str) -> None:
+        """New actors in the places of a role's dead one and of those that are of no use without it.
+
+        They have the names of the old ones, which are killed, and host what these were asked to
+        host. What a job has made of that since is lost, and what they kept in memory for others.
+        The role's handle asks them once they are ready.
+
+        Raises:
+            ActorDied: One of the new ones has died.
+            RlhfRayError: They cannot be started.
+        """
+        handle = self.state.roles[role]
+        spec: RoleSpec = handle.spec
+        broken = await spec.broken(handle)
+        names = [handle.names[index] for index in broken]
+        self._lose(role)
+        for index in broken:
+            ray.kill(handle.actors[index])
+        await self._names_are_free(names)
+        if spec.reserves_memory:
+            await self._offload_beside(role)
+        new = handle.successor(self._processes(role, spec, handle.threads, only=broken))
+        try:
+            # Ray gives a place away once the process that had it is gone.
+            await new.call(RoleActor.health, timeout_s=self.timeouts.place_s)()
+            await self._join(new, broken)
+            if loaded := self.loaded.get(role):
+                await self._load(new, loaded)
+        except BaseException:
+            for index in broken:
+                ray.kill(new.actors[index])
+            raise
+        handle.give_way_to(new)
         self._remember()
 
     async def make_room(self, roles: Collection[str]) -> None:
@@ -188,12 +257,13 @@ class Pool(ResidentModels):
     async def end(self, role: str) -> None:
         """End a role's actors, and with them what they hold; its places stay reserved."""
         await processes.end(self.state.roles.pop(role))
-        for path in [path for path, model in self.state.models.items() if model.role == role]:
-            del self.state.models[path]
+        self._lose(role)
+        self.loaded.pop(role, None)
         self._remember()
 
     async def close(self) -> None:
         """End every actor and give its resources back."""
+        await self.restarts.close()
         await asyncio.gather(*map(processes.end, self.state.roles.values()))
         for places in self.state.places.values():
             placement.release(places)

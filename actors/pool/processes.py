@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from actors.cluster.role_spec import CONTROL_GROUP, CONTROL_THREADS, RoleActor, 
 from actors.pool.placement import strategy_of
 from actors.pool.state import Place
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RlhfRayError
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 FORWARDED = "RLHF_RAY_FORWARD"
 # Well within what a stopped job is given to end in: what is still busy then is killed.
 STOP_S = 15.0
+# Between two looks at whether a name is free.
+POLL_S = 0.05
 
 
 def start(
@@ -33,8 +37,9 @@ def start(
     threads: int,
     timeouts: TimeoutConfig,
     lifetime: Mapping[str, str],
+    only: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Start a role's actors, which are asked for nothing yet; by their names.
+    """Start a role's actors, or `only` some, which are asked for nothing yet; by their names.
 
     A role without a `group` is a single actor without GPUs: in the first of `places`, or on any
     node. Each computes with `threads`. `lifetime` are Ray's options of what outlives this process.
@@ -52,7 +57,8 @@ def start(
         where = {"scheduling_strategy": strategy_of(places[0])} if places else {}
         return {name: actor(name, environment(threads, ()), num_cpus=0, **where)}
     actors = {}
-    for rank, place in enumerate(places):
+    for rank in range(len(places)) if only is None else only:
+        place = places[rank]
         # Ray says which GPUs a role has that owns them.
         gpus = place.gpus if group.share or not group.gpus_per_rank else None
         actors[f"{name}/{rank}"] = actor(
@@ -63,6 +69,26 @@ def start(
             scheduling_strategy=strategy_of(place),
         )
     return actors
+
+
+async def names_are_free(names: Sequence[str], namespace: str | None, *, timeout_s: float) -> None:
+    """Wait until others can have the names of actors that were killed.
+
+    Raises:
+        DeadlineError: The cluster knows one still.
+    """
+    for name in names:
+        async with deadline(timeout_s, actor=name, operation="its end"):
+            while _is_known(name, namespace):
+                await asyncio.sleep(POLL_S)
+
+
+def _is_known(name: str, namespace: str | None) -> bool:
+    try:
+        ray.get_actor(name, namespace=namespace)
+    except ValueError:
+        return False
+    return True
 
 
 async def end(role: RoleHandle[Any]) -> None:

@@ -26,7 +26,14 @@ T = TypeVar("T")
 class RankSpec(RoleSpec):
     """Ranks in one process group, on GPUs in turn with others, or on CPUs."""
 
-    async def join(self, role: RoleHandle[Any], *, on_gpu: bool, timeouts: TimeoutConfig) -> None:
+    async def join(
+        self,
+        role: RoleHandle[Any],
+        *,
+        new: Sequence[int],
+        on_gpu: bool,
+        timeouts: TimeoutConfig,
+    ) -> None:
         """Make the ranks one process group."""
         start_s = timeouts.start_s
         [(host, port)] = await role.call(Rank.open_store, only=0, timeout_s=start_s)(start_s)
@@ -35,6 +42,10 @@ class RankSpec(RoleSpec):
             for rank in range(len(role))
         ]
         await role.answers(refs, "join", timeout_s=start_s)
+
+    async def broken(self, role: RoleHandle[Any]) -> Sequence[int]:
+        """All of them: a process group cannot take a new rank."""
+        return range(len(role))
 
 
 @dataclass(kw_only=True, eq=False)

@@ -119,7 +119,7 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         """Epochs times minibatches of the policy loss."""
         return await self._update(experience, put(plan), kl_coefficient)
 
-    async def connect(
+    def publish_to(
         self,
         replicas: Replicas,
         spec: SyncSpec,
@@ -127,14 +127,28 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         probe: Sequence[Rollout],
         limits: GapLimits,
     ) -> None:
-        """Open the way to the engines; `limits` say how far both may differ about the `probe`."""
-        self.replicas, self.probe, self.limits = replicas, list(probe), limits
+        """Have engines get the weights; `limits` say how far both may differ about the `probe`."""
+        self.replicas, self.sync, self.probe, self.limits = replicas, spec, list(probe), limits
         self.base = spec.base
-        start_s = self.timeouts.start_s
+        self._connected = (-1, -1)
+
+    @property
+    def _both(self) -> tuple[int, int]:
+        """Which ranks and which engines there are."""
+        return self.actors.incarnation, self.replicas.incarnation
+
+    def disconnected(self) -> None:
+        """The ranks have loaded their model anew, without a way to the engines."""
+        self._connected = (-1, -1)
+
+    async def connect(self) -> None:
+        """Open the way to the engines, from the ranks that there are to the engines that are."""
+        both, start_s = self._both, self.timeouts.start_s
         rendezvous = self.actors.call(PolicyRank.rendezvous, only=0, timeout_s=start_s)
         [(host, port)] = await rendezvous()
         connect = self.actors.call(PolicyRank.connect, timeout_s=start_s)
-        await connect(spec, replicas, host, port)
+        await connect(self.sync, self.replicas, host, port)
+        self._connected = both
 
     async def publish(self, version: int) -> None:
         """Bring the weights to every engine as `version`, and score the probe with them.
@@ -146,6 +160,8 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         # The ranks have this deadline for the replicas, and name the one that is late.
         timeout_s = self.timeouts.publish_s + ANSWER_S
         async with self.actors.turn(timeout_s=timeout_s):
+            if self._connected != self._both:  # others have come in the place of some that died
+                await self.connect()
             publish = self.actors.call(PolicyRank.publish, timeout_s=timeout_s)
             # Each rank gets a handle of every engine: laid down, they are pickled once.
             sent = await publish(version, put(self.replicas), await self._have_base())

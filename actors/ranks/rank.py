@@ -42,6 +42,10 @@ class Rank:
         """Nothing outlives this process; answers also while the rank hangs in a collective."""
 
     @control
+    def health(self) -> None:
+        """That this process is alive; answers also while it computes."""
+
+    @control
     def usage(self) -> ActorUsage:
         """What this rank needed and did; answers also while it computes."""
         return ActorUsage.of_process({"peak_gb": peak_memory_gb()})

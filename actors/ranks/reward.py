@@ -101,6 +101,9 @@ class RewardRank(HostingRank):
             return scores
 
 
+NO_FUNCTIONS = LoadedFunctions(weights={}, plain=())
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Share:
     """Scorers of the worker that are asked about a group together.
@@ -125,32 +128,24 @@ class RewardGroup:
     few to what waits for others, and one to each rank, which holds the whole model.
 
     Attributes:
-        weights: Factor of each scorer in the sum; once it is loaded.
+        model: Ranks that host one; None without.
+        worker: The process of all other scorers; None without.
+        functions: What the worker has loaded.
+        weights: Factor of each scorer in the sum.
     """
 
     reward: RewardConfig
     timeouts: TimeoutConfig
     model: RankGroup[RewardRank] | None
     worker: RoleHandle[RewardWorker] | None
-    weights: dict[str, float] = field(default_factory=dict, init=False)
+    functions: LoadedFunctions = NO_FUNCTIONS
+    weights: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
         """Nothing is scored."""
         self._ranks = None if self.model is None else FreeRanks(self.model.actors)
-        self._shares: list[_Share] = []
-
-    async def load(self, spec: RewardSpec) -> None:
-        """Have the worker make its scorers; the ranks host the model already.
-
-        Raises:
-            RunError: One cannot be loaded; names it.
-        """
-        self.weights, self._shares = {}, []
-        if self.worker is not None:
-            make = self.worker.call(RewardWorker.load, timeout_s=self.timeouts.start_s)
-            [loaded] = await make(spec)
-            self.weights |= loaded.weights
-            self._shares = list(self._shares_of(loaded))
+        self._shares = list(self._shares_of(self.functions))
+        self.weights = dict(self.functions.weights)
         if self.model is not None:
             self.weights[MODEL] = self.reward.model.weight
         if self.reward.remote.url:

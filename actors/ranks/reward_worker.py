@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.ranks.rank import Rank
+from actors.weights.held_model import HeldModel
 from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.roles import Ref, SampleId
 from rlhf_ray.rollouts.seeds import sample_seeds
@@ -48,7 +49,7 @@ class RewardWorker(Rank):
         importlib.import_module("rlhf_ray.rewards.scorers")
 
     @recorded
-    def load(self, spec: RewardSpec) -> LoadedFunctions:
+    def load(self, spec: RewardSpec, held: Sequence[HeldModel] = ()) -> LoadedFunctions:
         """Make the functions and the remote scorer.
 
         Raises:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,20 @@ from actors.engines.replica_set import ReplicaSet
 from actors.engines.samples import Ending
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceGroup
-from actors.ranks.group import RankGroup, SupervisedGroup
+from actors.ranks.group import RankGroup, SupervisedGroup, TrainedGroup
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup, RewardRank
 from actors.ranks.value import ValueGroup
 from actors.roles.engines import gap_limits, sync_spec
+from actors.roles.lasting import (
+    Lasting,
+    LastingEngines,
+    LastingPolicy,
+    LastingTrained,
+    or_lost,
+    repeated,
+)
 from actors.roles.start import REWARD_WORKER, role_specs, start_actors
 from actors.weights.probe import probe_sequences
 from rlhf_ray.config.jobs import AnyJob
@@ -46,6 +56,7 @@ class JobPool:
         """Start nothing so far."""
         self.pool, self.config = pool, config
         self.actors: Mapping[str, RoleHandle[Any]] = {}
+        self.engines: LastingEngines | None = None
         self.working: Sequence[str] = ()  # roles, each with those that do a part of its work
         self.policy: PolicyGroup | None = None
 
@@ -55,18 +66,34 @@ class JobPool:
         specs = role_specs(groups, self.config)
         self.actors = await start_actors(self.pool, groups, specs)
         self.working = tuple(dict.fromkeys(spec.beside or role for role, spec in specs.items()))
-        await self.pool.make_room(self.actors)
+        await repeated(self.pool, partial(self.pool.make_room, self.actors))
 
     async def load(self, role: str, spec: Spec) -> Any:
         """Have the role's ranks host what `spec` describes; engines and helpers take it along."""
         if isinstance(spec, RewardSpec):
-            return await self._reward(spec)
+            return Lasting(await self._reward(spec), self.pool)
         if not isinstance(spec, RolloutSpec | ExperienceSpec):
-            leaves = role in self.config.on_engines_gpus
-            await self.pool.load(role, spec, path=model_path_of(spec), leaves=leaves)
-        return await self._loaded(role, spec)
+            await self._host(role, spec, path=model_path_of(spec))
+        return self._lasting(self._loaded(role, spec))
 
-    async def _loaded(self, role: str, spec: Spec) -> Any:
+    async def _host(self, role: str, spec: Spec, *, path: str) -> list[Any]:
+        leaves = role in self.config.on_engines_gpus
+        load = partial(self.pool.load, role, spec, path=path, leaves=leaves)
+        return await repeated(self.pool, load)
+
+    def _lasting(self, role: Any) -> Any:
+        match role:
+            case ReplicaSet():
+                self.engines = LastingEngines(role, self.pool)
+                return self.engines
+            case PolicyGroup():
+                assert self.engines is not None, "engines come before the policy"
+                return LastingPolicy(role, self.pool, self.engines)
+            case TrainedGroup():
+                return LastingTrained(role, self.pool)
+        return Lasting(role, self.pool)
+
+    def _loaded(self, role: str, spec: Spec) -> Any:
         config, actors, timeouts = self.config, self.actors[role], self.config.timeouts
         leaves = role in config.on_engines_gpus
         exports_with = config.tokenizer_path if config.checkpoint.export == "each" else ""
@@ -114,41 +141,50 @@ class JobPool:
 
     async def _reward(self, spec: RewardSpec) -> RewardGroup:
         """Its model, where it has one, and the process of its other scorers."""
-        timeouts, model = self.config.timeouts, None
+        timeouts, model, of_worker = self.config.timeouts, None, {}
         if path := spec.reward.model.path:
-            leaves = "reward" in self.config.on_engines_gpus
-            await self.pool.load("reward", spec, path=path, leaves=leaves)
+            await self._host("reward", spec, path=path)
             model = RankGroup[RewardRank](
-                actors=self.actors["reward"], timeouts=timeouts, leaves=leaves
+                actors=self.actors["reward"],
+                timeouts=timeouts,
+                leaves="reward" in self.config.on_engines_gpus,
             )
         worker = self.actors.get(REWARD_WORKER)
-        reward = RewardGroup(spec.reward, timeouts, model=model, worker=worker)
-        await reward.load(spec)
-        return reward
+        if worker is not None:
+            [functions] = await self._host(REWARD_WORKER, spec, path="")
+            of_worker = {"functions": functions}
+        return RewardGroup(spec.reward, timeouts, model=model, worker=worker, **of_worker)
 
     async def unload(self, role: str) -> None:
         """Have a role's ranks release their model."""
-        await self.pool.unload(role)
+        await repeated(self.pool, partial(self.pool.unload, role))
 
     async def connect(self, prompts: Iterable[Prompt]) -> None:
         """Open the way from the loaded policy to the engines."""
         config, policy, engines = self.config, self.policy, self.actors["rollout"]
         assert policy is not None and isinstance(config, OnlineConfig)
-        await policy.connect(
+        policy.publish_to(
             engines,
             sync_spec(config),
             probe=probe_sequences(prompts, config.publication.probe_sequences),
             limits=gap_limits(config),
         )
+        await repeated(self.pool, policy.connect)
 
     async def finish(self) -> None:
         """Write the trained role's model to `export`; keep it in memory for jobs to come."""
         config = self.config
-        await self.pool.finish(config, config.trained_role, config.tokenizer_path)
+        role = config.trained_role
+        await or_lost(self.pool, partial(self.pool.finish, config, role, config.tokenizer_path))
 
     async def usage(self) -> Used:
         """What the job's processes needed and did since the last time."""
-        return await self.pool.usage(self.working)
+        ask = partial(self.pool.usage, self.working)
+        used = await (repeated(self.pool, ask) if self.engines is None else self.engines.lasts(ask))
+        if num_restarts := self.pool.restarts.budget.num_restarts:
+            metrics = {**used.metrics, "recovery/restarts": float(num_restarts)}
+            used = replace(used, metrics=metrics)
+        return used
 
     def store(self) -> ObjectStore:
         """Ray's object store."""

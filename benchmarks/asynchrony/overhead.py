@@ -33,14 +33,15 @@ class Timed(OnlineLoop):
 
     spent_s: ClassVar[dict[str, float]] = defaultdict(float)
 
-    async def _feed_behind(self, steps: int) -> Feed:
+    async def begin(self, step: int) -> None:
+        """As any loop, with what it spends noted."""
         for owner, operation in (
             (self.journal, "append"),
             (self.journal, "sync"),
-            (self.store, "commit"),
+            (self.keeper.store, "commit"),
         ):
             setattr(owner, operation, self._timed(getattr(owner, operation), operation))
-        return await super()._feed_behind(steps)
+        await super().begin(step)
 
     def _timed(self, call: Callable[..., Any], operation: str) -> Callable[..., Any]:
         @wraps(call)
@@ -57,8 +58,8 @@ class Timed(OnlineLoop):
 class Unrecorded(OnlineLoop):
     """What is decided about groups is written nowhere."""
 
-    async def _feed_behind(self, steps: int) -> Feed:
-        feed = await super()._feed_behind(steps)
+    def _feed_behind(self, steps: int) -> Feed:
+        feed = super()._feed_behind(steps)
         feed.recorder = None
         return feed
 

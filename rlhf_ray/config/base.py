@@ -404,6 +404,9 @@ class TimeoutConfig(Config):
             taken to hang, killed and started again.
         stop_s: How long a run that is stopped may take to finish and save its step; then it ends as
             it is. Of a submitted job it is what Ray allows less 2 seconds, if that is less.
+        health_s: Between two questions to every actor whether it is alive.
+        hang_s: How long an actor may leave such a question open; then it is killed, and started
+            again as one that died. A long import may keep it from answering for a while.
     """
 
     place_s: PositiveFloat = 120.0
@@ -413,6 +416,29 @@ class TimeoutConfig(Config):
     reward_s: PositiveFloat = 600.0
     heartbeat_s: PositiveFloat = 300.0
     stop_s: NonNegativeFloat = 1800.0
+    health_s: PositiveFloat = 5.0
+    hang_s: PositiveFloat = 60.0
+
+
+class ActorFailureConfig(Config):
+    """How often the actors of a role that died are started again.
+
+    Attributes:
+        restarts: Of each role, before its next death ends the run; 0 ends the run at once.
+        backoff_s: Between a death and the second restart, and twice as long before each one after
+            that; the first one comes at once.
+        stable_s: After so long without a death a role has all of its restarts again.
+    """
+
+    restarts: NonNegativeInt = 5
+    backoff_s: NonNegativeFloat = 5.0
+    stable_s: PositiveFloat = 600.0
+
+
+class FailureConfig(Config):
+    """What becomes of a run in which something fails."""
+
+    actor: ActorFailureConfig = ActorFailureConfig()
 
 
 class RayConfig(Config):

@@ -40,8 +40,8 @@ class StageConfig(Config):
 class PipelineConfig(RunConfig):
     """Stages on one pool: SFT, reward model and PPO, say, each from what another left in memory.
 
-    `seed`, `wandb`, `timeouts` and `placement` are laid over every stage's file where they are
-    given; a stage's own `set` wins over them.
+    `seed`, `wandb`, `timeouts`, `failures` and `placement` are laid over every stage's file where
+    they are given; a stage's own `set` wins over them.
 
     Attributes:
         run_dir: Has a folder for each stage; empty for `runs/pipeline-<config>-<time>`.

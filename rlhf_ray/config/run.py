@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 from rlhf_ray.config.base import (
     CheckpointConfig,
     Config,
+    FailureConfig,
     GroupConfig,
     LearnerConfig,
     LocalPath,
@@ -42,6 +43,7 @@ class RunConfig(Config):
     wandb: WandbConfig = WandbConfig()
     tensorboard: bool = False
     timeouts: TimeoutConfig = TimeoutConfig()
+    failures: FailureConfig = FailureConfig()
 
     def _faults(self) -> Iterator[str]:
         if self.resume == "auto" and not self.run_dir:

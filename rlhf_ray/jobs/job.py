@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 C = TypeVar("C", bound=AnyJob)
 D = TypeVar("D", bound=JobData)
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Loop(Protocol):
@@ -31,6 +32,9 @@ class Loop(Protocol):
 
     async def run(self, checkpoint: Checkpoint | None, stop: Stop | None = None) -> None:
         """From the start or a checkpoint to the last step, or until it is asked to stop."""
+
+    async def with_result(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What comes of a call that takes the trained roles as the last step left them."""
 
 
 def _go_on(config: Any, data: Any, checkpoint: Checkpoint | None) -> None:
@@ -131,7 +135,12 @@ class PreparedJob(Generic[C, D]):
         with open_metrics(
             config, job=config.job, resumed_step=resumed_step, beside=pool.sinks()
         ) as log:
-            await job.loop(config, data, roles, log, pool.usage).run(checkpoint, stop)
-        if config.trains:
-            await pool.finish()
-        await job.at_end(config, data, roles)
+            loop = job.loop(config, data, roles, log, pool.usage)
+            await loop.run(checkpoint, stop)
+
+        async def leave_result() -> None:
+            if config.trains:
+                await pool.finish()
+            await job.at_end(config, data, roles)
+
+        await loop.with_result(leave_result)

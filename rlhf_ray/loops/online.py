@@ -6,22 +6,22 @@ The controller holds ids, lengths, scores and references; tokens go from actor t
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.base import GroupConfig, LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.data.order import TrainedRows, order_of
-from rlhf_ray.deadlines import side_by_side
-from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
+from rlhf_ray.deadlines import in_thread, side_by_side
+from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.evaluation import Evaluation
-from rlhf_ray.loops.publication import offload, publish
+from rlhf_ray.loops.keeper import Keeper
+from rlhf_ray.loops.publication import offload, publish, with_engines
 from rlhf_ray.loops.report import (
     prefixed,
     publication_metrics,
@@ -54,6 +54,8 @@ from rlhf_ray.shared_prompts import PromptShare
 from rlhf_ray.types import Prompt, RolloutSummary
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +115,11 @@ class OnlineLoop:
         self.kl = KLController(config.algorithm.kl)
         self.sentinels = Sentinels(config.sentinels)
         self.num_empty_in_a_row = 0
-        self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
+        trained = {"policy": roles.policy, "value": roles.value}
+        self.keeper = Keeper(config, self, {k: v for k, v in trained.items() if v}, log)
         self.journal = journal_of(config.run_dir, self.setup)
+        self.recorder = Recorder(self.journal, roles.store, timeout_s=config.timeouts.call_s)
+        self.feed = self._feed_behind(0)
 
     async def run(self, checkpoint: Checkpoint | None, stop: Stop | None = None) -> None:
         """Train from the start or from a checkpoint to the last step, or until it shall stop.
@@ -125,30 +130,33 @@ class OnlineLoop:
             TrainingStopped: It diverged, too many steps in a row had nothing to train, or a
                 sentinel ends it.
         """
-        first = 1 if checkpoint is None else checkpoint.step + 1
-        self.stop, self.last_saved = stop or Stop(), first - 1
-        if checkpoint is not None:
-            await self._restore(checkpoint)
-        self.hardware = await self.roles.policy.hardware()
-        await publish(self.roles, first - 1)
-        if checkpoint is None:
-            self.log.log(0, await self._evaluate(0))
-        # Starting is no part of the first step.
-        self.log.spans(first - 1, (await self.usage()).spans)
-        self.feed = await self._feed_behind(first - 1)
-        with self.stop.heeded():
-            async with aclosing(self.feed), self.store:
-                await self._steps(first)
+        await self.keeper.run(checkpoint, stop)
         await self.recorder.next_segment(self.feed.admission.frontier)  # the result is whole
         await self.roles.rollout.sleep(level=2)  # the result is exported next
 
-    async def _feed_behind(self, steps: int) -> Feed:
-        """What an earlier process has decided about draws behind these steps is not lost."""
-        timeout_s = self.config.timeouts.call_s
-        self.recorder = Recorder(self.journal, self.roles.store, timeout_s=timeout_s)
+    async def with_result(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What comes of a call that takes the trained roles as the last step left them."""
+        return await self.keeper.with_result(call)
+
+    async def begin(self, step: int) -> None:
+        """Publish what is trained; what was decided about draws behind the step is not lost."""
+        self.hardware = await self.roles.policy.hardware()
+        await publish(self.roles, step)
+        if not step:
+            self.keeper.tell(0, await self._evaluate(0))
+        # Starting is no part of the first step.
+        self.keeper.spans(step, (await self.usage()).spans)
         await self.recorder.read(self.order.position)
         if left := self.recorder.left.draws:
             logger.info("%d groups are there already, in %s", len(left), self.journal.folder)
+        self.feed = self._feed_behind(step)
+
+    async def steps(self, first: int) -> None:
+        """All of them, with rollouts as far ahead as is allowed."""
+        async with aclosing(self.feed):
+            await self._steps(first)
+
+    def _feed_behind(self, steps: int) -> Feed:
         return Feed(
             self.config,
             self.order,
@@ -163,7 +171,9 @@ class OnlineLoop:
         saved: Metrics = {}
         clock = StepClock()
         for step in range(first, self.config.total_steps + 1):
-            collected = await self.stop.or_asked(self.feed.take(step, clock))
+            self.keeper.begins(step)
+            take = with_engines(self.roles, step - 1, partial(self.feed.take, step, clock))
+            collected = await self.keeper.stop.or_asked(take)
             if collected is None:
                 await self.feed.aclose()
                 await offload(self.roles.reward)  # it may have been amid scores
@@ -172,7 +182,7 @@ class OnlineLoop:
             # Logged before it is saved: a run that resumes after this step has its metrics.
             metrics = {**await self._step(step, collected, clock), **saved}
             alarms = self.sentinels.look(metrics)
-            self.log.log(step, metrics, {alarm.metric: alarm.text for alarm in alarms})
+            self.keeper.tell(step, metrics, {alarm.metric: alarm.text for alarm in alarms})
             stop_if_diverged(step, metrics, self.config)
             stop_if_empty(step, self.num_empty_in_a_row, self.config)
             clock = StepClock()  # the checkpoint's time is the next step's
@@ -219,7 +229,7 @@ class OnlineLoop:
             "data/epoch": self.order.epochs,
         }
         draws = [group.draw for group in scored.trained]
-        self.log.spans(step, [*used.spans, clock.whole(step=step, draws=draws)])
+        self.keeper.spans(step, [*used.spans, clock.whole(step=step, draws=draws)])
         return metrics
 
     async def _score(self, collected: Collected) -> Scored:
@@ -332,37 +342,33 @@ class OnlineLoop:
 
     async def _evaluate(self, step: int) -> dict[str, float]:
         every, last = self.config.eval.every, self.config.total_steps
-        if step not in (0, last) and not (every and step % every == 0):
+        is_due = step in (0, last) or (every and step % every == 0)
+        if not is_due or self.keeper.is_known(step):
             return {}
-        result = await self.evaluation.run(self.roles, step)
+        evaluate = partial(self.evaluation.run, self.roles, step)
+        result = await with_engines(self.roles, step, evaluate)
         if result.table is not None:
             self.log.table(result.table)
         return result.metrics
 
     async def _save(self, step: int) -> Metrics:
         """Save where that is due; how long the run stood still is a metric of the next step."""
-        every, is_last = self.config.checkpoint.every, step == self.config.total_steps
-        is_due = is_last or self.stop.asked or (every and step % every == 0)
-        if not is_due or step == self.last_saved:
-            return {}
-        roles = ["policy"] if self.roles.value is None else ["policy", "value"]
-        call_s = self.config.timeouts.call_s
-        with StepClock().phase("checkpoint") as timed:
-            async with self.store.saving(step, self._state(), roles, timeout_s=call_s) as folder:
-                await self.recorder.next_segment(self._oldest_frontier())
-                # The states of training need their room; nobody samples after the last step.
-                await self.roles.rollout.sleep(level=2 if is_last else 1)
-                for role in roles:
-                    await getattr(self.roles, role).save(str(folder / role))
-        self.last_saved = step
-        return {"time/checkpoint": timed.seconds}
+        is_last = step == self.config.total_steps
+
+        async def make_room() -> None:
+            await self.recorder.next_segment(self._oldest_frontier())
+            # The states of training need their room; nobody samples after the last step.
+            await self.roles.rollout.sleep(level=2 if is_last else 1)
+
+        return await self.keeper.save(step, make_room)
 
     def _oldest_frontier(self) -> int:
         """The first draw that the oldest checkpoint does not know."""
-        oldest = self.store.oldest()
+        oldest = self.keeper.store.oldest()
         return 0 if oldest is None else int(oldest.state["frontier"])
 
-    def _state(self) -> Mapping[str, Any]:
+    def state(self) -> Mapping[str, Any]:
+        """What a checkpoint holds beside the roles."""
         return {
             "order": self.feed.order_at_frontier,
             "frontier": self.feed.admission.frontier,
@@ -372,14 +378,19 @@ class OnlineLoop:
             "setup": self.setup,
         }
 
-    async def _restore(self, checkpoint: Checkpoint) -> None:
-        self.order.load_state_dict(checkpoint.state["order"])
-        self.kl.load_state_dict(checkpoint.state["kl"])
-        self.sentinels.load_state_dict(checkpoint.state["sentinels"])
-        self.num_empty_in_a_row = checkpoint.state["num_empty_in_a_row"]
-        await self.roles.policy.restore(str(checkpoint.folder / "policy"))
-        if self.roles.value is not None:
-            await self.roles.value.restore(str(checkpoint.folder / "value"))
+    async def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        await in_thread(
+            partial(self.order.load_state_dict, state["order"]),
+            timeout_s=self.config.timeouts.call_s,
+            actor="the driver",
+            operation="going back in the data",
+            lock=self.feed.reading,
+        )
+        self.kl.load_state_dict(state["kl"])
+        self.sentinels = Sentinels(self.config.sentinels)
+        self.sentinels.load_state_dict(state["sentinels"])
+        self.num_empty_in_a_row = state["num_empty_in_a_row"]
 
 
 async def _optional(role: Any, method: str, *arguments: Any) -> Any:

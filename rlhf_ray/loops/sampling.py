@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
-from rlhf_ray.loops.publication import publish
+from rlhf_ray.loops.publication import publish, with_engines
 from rlhf_ray.loops.report import sample_metrics
 from rlhf_ray.loops.sample_files import PAIRS, SampleFiles
 from rlhf_ray.loops.sentinels import Sentinels, stop_if_alarmed
@@ -27,6 +28,8 @@ from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.types import Prompt, Rollout
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # By these columns a row would be taken for one with the prompt's own answers.
 OF_OTHER_ANSWERS = {
@@ -103,10 +106,15 @@ class SampleLoop:
         if self.config.samples_per_prompt > 1 and not self.files.sizes()[PAIRS]:
             logger.warning("no pairs: no two answers to one prompt differ in their score")
 
+    async def with_result(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What comes of a call; nothing was trained."""
+        return await call()
+
     async def _steps(self, first: int, stop: Stop) -> None:
         clock = StepClock()
         for step in range(first, self.config.total_steps + 1):
-            collected = await stop.or_asked(self.feed.take(step, clock))
+            take = with_engines(self.roles, 0, partial(self.feed.take, step, clock))
+            collected = await stop.or_asked(take)
             if collected is None:
                 return
             metrics = await self._step(step, collected, clock)
@@ -118,7 +126,8 @@ class SampleLoop:
             stop_if_alarmed(step, alarms)
 
     async def _judge(self) -> Metrics:
-        judged = await self.evaluation.run(self.roles, 0)
+        judge = partial(self.evaluation.run, self.roles, 0)
+        judged = await with_engines(self.roles, 0, judge)
         if judged.table is not None:
             self.log.table(judged.table)
         return judged.metrics

@@ -26,6 +26,7 @@ SURROUNDINGS = {
     "wandb",
     "tensorboard",
     "timeouts",
+    "failures",
     "checkpoint",
     "sentinels",
 }

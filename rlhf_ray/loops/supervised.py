@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.order import DataOrder, TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread
-from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
+from rlhf_ray.loops.checkpoints import Checkpoint
+from rlhf_ray.loops.keeper import Keeper
 from rlhf_ray.loops.report import prefixed, stop_if_diverged, time_metrics, utilisation
 from rlhf_ray.loops.sentinels import Sentinels, stop_if_alarmed
 from rlhf_ray.loops.setup import setup_of
@@ -23,6 +24,7 @@ from rlhf_ray.packing import plan_update
 from rlhf_ray.roles import Evaluated, Metrics, Supervised, Usage, unknown_usage
 from rlhf_ray.shared_prompts import planned_tokens
 
+T = TypeVar("T")
 Rows: TypeAlias = Sequence[Any]
 # Rows of a batch -> what the learner is given, the reference's log-probabilities included.
 Prepare: TypeAlias = Callable[[Rows], Awaitable[Rows]]
@@ -58,7 +60,8 @@ class SupervisedLoop:
         self.epochs = 0.0
         self.sentinels = Sentinels(config.sentinels)
         self.setup = setup_of(config, rows)
-        self.store = CheckpointStore(Path(config.run_dir), keep=config.checkpoint.keep)
+        self.keeper = Keeper(config, self, {config.trained_role: role}, log)
+        self._reading = threading.Lock()
         self._ahead: asyncio.Future[Rows] | None = None
         self._prepared_eval_rows: Rows | None = None
 
@@ -70,39 +73,44 @@ class SupervisedLoop:
             RunError: A rank failed or hung.
             TrainingStopped: The loss is not finite step after step, or a sentinel ends the run.
         """
-        first = 1 if checkpoint is None else checkpoint.step + 1
-        self.stop, self.last_saved = stop or Stop(), first - 1
-        if checkpoint is None:
-            self.log.log(0, await self._evaluate(0))
-        else:
-            self.order.load_state_dict(checkpoint.state["order"])
-            self.sentinels.load_state_dict(checkpoint.state["sentinels"])
-            await self.role.restore(str(checkpoint.folder / self.config.trained_role))
+        await self.keeper.run(checkpoint, stop)
+
+    async def with_result(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What comes of a call that takes the trained role as the last step left it."""
+        return await self.keeper.with_result(call)
+
+    async def begin(self, step: int) -> None:
+        """Evaluate what a run starts with."""
+        if not step:
+            self.keeper.tell(0, await self._evaluate(0))
         self.hardware = await self.role.hardware()
         # Starting is no part of the first step.
-        self.log.spans(first - 1, (await self.usage()).spans)
+        self.keeper.spans(step, (await self.usage()).spans)
+
+    async def steps(self, first: int) -> None:
+        """All of them, each with its batch prepared while the one before trains."""
         try:
-            with self.stop.heeded():
-                async with self.store:
-                    await self._steps(first)
+            await self._steps(first)
         finally:
             if self._ahead is not None:
                 self._ahead.cancel()
+                self._ahead = None
 
     async def _steps(self, first: int) -> None:
         saved: Metrics = {}
         clock = StepClock()
         for step in range(first, self.config.total_steps + 1):
-            if self.stop.asked:
-                await self._save(step - 1)
+            self.keeper.begins(step)
+            if self.keeper.stop.asked:
+                await self.keeper.save(step - 1)
                 return
             # Logged before it is saved: a run that resumes after this step has its metrics.
             metrics = {**await self._step(step, clock), **saved}
             alarms = self.sentinels.look(metrics)
-            self.log.log(step, metrics, {alarm.metric: alarm.text for alarm in alarms})
+            self.keeper.tell(step, metrics, {alarm.metric: alarm.text for alarm in alarms})
             stop_if_diverged(step, metrics, self.config)
             clock = StepClock()  # the checkpoint's time is the next step's
-            saved = await self._save(step)
+            saved = await self.keeper.save(step)
             stop_if_alarmed(step, alarms)
 
     async def _step(self, step: int, clock: StepClock) -> Metrics:
@@ -142,7 +150,7 @@ class SupervisedLoop:
                 seconds=timed["time/update"],
             ),
         }
-        self.log.spans(step, [*used.spans, clock.whole(step=step)])
+        self.keeper.spans(step, [*used.spans, clock.whole(step=step)])
         return metrics
 
     def _prompts_again(self, rows: Rows) -> list[int]:
@@ -166,13 +174,14 @@ class SupervisedLoop:
             timeout_s=self.config.timeouts.call_s,
             actor="the driver",
             operation="reading the rows of a batch",
+            lock=self._reading,
         )
         return await self.prepare(rows)
 
     async def _evaluate(self, step: int) -> dict[str, float]:
         every, last = self.config.eval.every, self.config.total_steps
         due = step in (0, last) or (every > 0 and step % every == 0)
-        if not due or not self.eval_rows:
+        if not due or not self.eval_rows or self.keeper.is_known(step):
             return {}
         with StepClock().phase("evaluate") as timed:
             if self._prepared_eval_rows is None:
@@ -184,23 +193,26 @@ class SupervisedLoop:
         named = {f"eval/{name}": value for name, value in evaluated.metrics.items()}
         return {**named, "time/evaluate": timed.seconds}
 
-    async def _save(self, step: int) -> Metrics:
-        """Save where that is due; how long the run stood still is a metric of the next step."""
-        every, is_last = self.config.checkpoint.every, step == self.config.total_steps
-        is_due = is_last or self.stop.asked or (every and step % every == 0)
-        if not is_due or step == self.last_saved:
-            return {}
-        role, call_s = self.config.trained_role, self.config.timeouts.call_s
-        state = {
+    def state(self) -> Mapping[str, Any]:
+        """What a checkpoint holds beside the role."""
+        return {
             "order": self.order_state,
             "sentinels": self.sentinels.state_dict(),
             "setup": self.setup,
         }
-        with StepClock().phase("checkpoint") as timed:
-            async with self.store.saving(step, state, [role], timeout_s=call_s) as folder:
-                await self.role.save(str(folder / role))
-        self.last_saved = step
-        return {"time/checkpoint": timed.seconds}
+
+    async def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        await in_thread(
+            partial(self.order.load_state_dict, state["order"]),
+            timeout_s=self.config.timeouts.call_s,
+            actor="the driver",
+            operation="going back in the data",
+            lock=self._reading,
+        )
+        self.order_state = state["order"]
+        self.sentinels = Sentinels(self.config.sentinels)
+        self.sentinels.load_state_dict(state["sentinels"])
 
 
 async def _as_they_are(rows: Rows) -> Rows:

@@ -133,6 +133,11 @@ class MetricsLog:
         self._clock = clock
         self._start_s = clock() - elapsed_s
 
+    @property
+    def last_step(self) -> int:
+        """The last that was logged; -1 before the first."""
+        return self._last_step
+
     def log(
         self, step: int, metrics: Mapping[str, float], warnings: Mapping[str, str] | None = None
     ) -> None:

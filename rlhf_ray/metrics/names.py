@@ -111,6 +111,14 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "groups_ahead": ("", "groups of later steps that are sampled already"),
         "groups_running": ("", "groups of later steps that are being sampled"),
     },
+    "recovery": {
+        "restarts": ("", "times that a dead role was started again so far"),
+        "replayed_steps": (
+            "",
+            "steps done again since the step before, as policy, value or engines had died",
+        ),
+        "seconds": ("s", "that this took: starting, restoring and doing steps again"),
+    },
     "sync": {
         "seconds": ("s", "duration of the publication of weights"),
         "bytes": ("bytes", "size of the published weights"),

@@ -56,6 +56,7 @@ class Feed:
 
     Attributes:
         order_at_frontier: State of the data's order before the first draw that no step has taken.
+        reading: Held while a thread takes from the order, also by one that nobody waits for.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Feed:
         self.order_at_frontier = order.state_dict()
         # A draw's prompt, with the state of the order behind it; read in threads, one at a time.
         self._rows: dict[int, tuple[Prompt, Mapping[str, Any]]] = {}
-        self._reading = threading.Lock()
+        self.reading = threading.Lock()
         # What is known of draws, until the scores of their step are handed over.
         self._groups: dict[int, RolloutGroup] = {}
         self._scored: dict[int, ScoredGroup] = {}
@@ -309,7 +310,7 @@ class Feed:
             timeout_s=self.config.timeouts.call_s,
             actor="the driver",
             operation="reading prompts",
-            lock=self._reading,
+            lock=self.reading,
         )
 
     def _request(self, draw: int) -> GenerationRequest:

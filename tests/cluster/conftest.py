@@ -13,7 +13,7 @@ import ray
 from jobs import DEADLINES, ppo_config, start_roles
 
 from actors.pool.pool import Pool
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.base import FailureConfig, TimeoutConfig
 from rlhf_ray.config.online import PpoConfig
 
 # More than the machine has: roles mostly work by turns.
@@ -61,7 +61,8 @@ def make_config(
 @pytest.fixture(scope="session")
 def pool(cluster: None) -> Iterator[Pool]:
     """Every role on a group of its own, with one rank."""
-    pool = Pool("one", TimeoutConfig.model_validate(DEADLINES))
+    often = FailureConfig.model_validate({"actor": {"restarts": 1000, "backoff_s": 0.0}})
+    pool = Pool("one", TimeoutConfig.model_validate(DEADLINES), failures=often)
     yield pool
     asyncio.run(pool.close())
 

@@ -30,6 +30,7 @@ SCORERS = Path(__file__).with_name("scorers.py")
 STOP_STRING = "and"
 STOP_TOKEN = 426  # stories260K's full stop
 DEADLINES = {"place_s": 60, "start_s": 180, "call_s": 120, "publish_s": 60, "reward_s": 30}
+DEADLINES |= {"health_s": 1, "hang_s": 20}
 
 # What a clock or the machine's memory says differs from run to run, and no other metric does.
 MEASURED = (

@@ -68,15 +68,20 @@ async def test_the_second_part_of_an_answer_stays_where_it_is(workers):
     assert ray.get(second, timeout=60) == [5, 5, 5]
 
 
-async def test_a_slow_actor_is_named_with_operation_and_age(workers):
+async def test_a_slow_actor_is_killed_and_named_with_operation_and_age(workers):
     await workers.call(Worker.answer, timeout_s=60)(0)
-    late = workers.actors[1].sleep.remote(20)
-    with pytest.raises(DeadlineError) as caught:
+    workers.actors[1].sleep.remote(20)
+    with pytest.raises(ActorDied) as caught:
         await workers.call(Worker.answer, timeout_s=2)(0)
-    assert str(caught.value) == (
-        "policy.answer: no answer from job/policy/1 after 2 s (deadline 2 s)"
+    died = caught.value
+    assert str(died) == (
+        "policy.answer: no answer from job/policy/1 after 2 s (deadline 2 s): killed"
     )
-    ray.cancel(late)
+    assert (died.role, died.index, died.operation) == ("policy", 1, "policy.answer")
+    with pytest.raises(ActorDied, match="job/policy/1 died"):
+        await workers.call(Worker.answer, timeout_s=30)(0)
+    for rank in (0, 2):
+        assert await workers.call(Worker.answer, only=rank, timeout_s=30)(3) == [3]
 
 
 async def test_a_dead_actor_ends_the_wait_for_the_others(workers):
@@ -156,7 +161,7 @@ async def test_a_rank_tells_of_itself_while_it_computes(cluster):
         ranks.actors[0].__ray_call__.remote(lambda _: time.sleep(6))
         [usage] = await ranks.call(RewardRank.usage, timeout_s=4)()
         assert usage.figures["peak_gb"] > 0
-        with pytest.raises(DeadlineError, match="process_id"):
+        with pytest.raises(ActorDied, match="process_id: no answer"):
             await ranks.call(RewardRank.process_id, timeout_s=1)()
     finally:
         await pool.close()

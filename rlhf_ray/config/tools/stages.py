@@ -145,7 +145,7 @@ def _values(given: StageConfig, pipeline: PipelineConfig, cls: type[JobConfig]) 
 def shared_values(pipeline: PipelineConfig, cls: type[JobConfig]) -> dict[str, Any]:
     """What the pipeline has for all stages, as far as a stage's job knows it."""
     shared = pipeline.model_dump(
-        mode="json", exclude_unset=True, include={"seed", "wandb", "timeouts"}
+        mode="json", exclude_unset=True, include={"seed", "wandb", "timeouts", "failures"}
     )
     placement = pipeline.placement.model_dump(mode="json", exclude_unset=True)
     roles = schema.keys(schema.at_path(cls, ("placement",)))

@@ -43,8 +43,9 @@ class RecordingPool(Pool):
     async def make_room(self, roles: Collection[str]) -> None:
         self.asked.append(("make_room", *sorted(roles)))
 
-    async def load(self, role: str, spec: Any, *, path: str, leaves: bool = False) -> None:
+    async def load(self, role: str, spec: Any, *, path: str, leaves: bool = False) -> list[Any]:
         self.asked.append(("load", role, path, leaves))
+        return []
 
     async def unload(self, role: str) -> None:
         self.asked.append(("unload", role))

@@ -21,7 +21,7 @@ from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.config.rollout import EngineConfig
 from rlhf_ray.config.run import JobConfig
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import ActorDied, RunError
 
 
 def health(*, fault: str = "", updating: bool = False) -> dict[str, Any]:
@@ -54,7 +54,13 @@ def actors(role: str, spec: RoleSpec, asked: list[tuple[Any, ...]]) -> dict[str,
     """By their names."""
     return {
         f"pool/{role}/{rank}": ActorOfRole(
-            role, rank, spec.actor_class, asked, keep=[f"{role}{rank}"], health=health()
+            role,
+            rank,
+            spec.actor_class,
+            asked,
+            keep=[f"{role}{rank}"],
+            health=health(),
+            open_store=("h", 1),
         )
         for rank in range(2)
     }
@@ -73,10 +79,17 @@ def no_processes(monkeypatch, asked) -> None:
     def start(name, spec, group, places, **options):
         role = name.rpartition("/")[2]
         asked.append((role, "started"))
-        return actors(role, spec, asked)
+        of_role, only = actors(role, spec, asked), options.get("only")
+        return (
+            of_role if only is None else {name: of_role[name] for name in list(of_role)[only[0] :]}
+        )
+
+    def get_actor(name, namespace):
+        raise ValueError("killed")
 
     monkeypatch.setattr(processes, "start", start)
     monkeypatch.setattr(processes.ray, "kill", lambda actor: None)
+    monkeypatch.setattr(processes.ray, "get_actor", get_actor)
 
 
 @pytest.fixture
@@ -309,7 +322,7 @@ async def test_a_role_that_does_not_answer_is_ended_with_what_it_holds(pool):
 async def test_a_role_whose_actors_did_not_join_is_not_taken_for_one_that_did(
     pool, monkeypatch, failed
 ):
-    async def join(spec, handle, *, on_gpu, timeouts):
+    async def join(spec, handle, *, new, on_gpu, timeouts):
         raise failed
 
     killed = []
@@ -321,3 +334,79 @@ async def test_a_role_whose_actors_did_not_join_is_not_taken_for_one_that_did(
         await pool.start("reference", RANKS)
     assert "reference" not in pool.state.roles
     assert len(killed) == 2
+
+
+async def test_a_role_that_is_started_again_hosts_what_it_hosted(pool, asked):
+    await pool.load("reward", "spec", path="rm", leaves=True)
+    handle = pool.state.roles["reward"]
+    before, incarnation = list(handle.actors), handle.incarnation
+    asked.clear()
+    await pool.restart("reward")
+    assert [call[1:] for call in asked] == [
+        ("started",), ("health",), asked[2][1:], asked[3][1:], ("load", "spec", []),
+        ("offload",),
+    ]  # fmt: skip
+    assert [call[1] for call in asked[2:4]] == ["open_store", "join"]
+    assert pool.state.roles["reward"] is handle
+    assert not set(handle.actors) & set(before), "a process group takes no new rank"
+    assert (handle.incarnation, handle.hosted.path) == (incarnation + 1, "rm")
+    assert handle.names == ["pool/reward/0", "pool/reward/1"]
+
+
+async def test_nobody_is_asked_before_it_is_ready(pool, monkeypatch):
+    """Who calls meanwhile meets the dead, and waits."""
+    handle = pool.state.roles["reward"]
+    before = list(handle.actors)
+
+    async def join(spec, role, *, new, on_gpu, timeouts):
+        assert handle.actors == before
+        assert role is not handle
+        raise RunError("no room")
+
+    monkeypatch.setattr(RankSpec, "join", join)
+    with pytest.raises(RunError, match="no room"):
+        await pool.restart("reward")
+    assert handle.actors == before
+
+
+async def test_only_engines_that_are_of_no_use_are_started_again(pool, asked):
+    handle = pool.state.roles["rollout"]
+    first, second = handle.actors
+    second.answers["health"] = health(updating=True)
+    asked.clear()
+    await pool.restart("rollout")
+    assert handle.actors[0] is first
+    assert handle.actors[1] is not second
+
+
+async def test_what_dead_ranks_kept_is_read_from_the_disk_where_it_was_written(
+    pool, asked, tmp_path
+):
+    written, unwritten = (str(tmp_path / name / "export") for name in ("a", "b"))
+    await pool.want([written, unwritten])
+    for folder in ("a", "b"):
+        await pool.finish(job(str(tmp_path / folder)), "policy", "tokenizer")
+    (tmp_path / "a/export").mkdir(parents=True)
+    (tmp_path / "a/export/model.safetensors").touch()
+    await pool.restart("policy")
+    assert not pool.state.models
+    asked.clear()
+    await pool.load("reference", "spec", path=written)
+    assert asked == [("reference", "load", "spec", [])]
+    with pytest.raises(RunError, match=r"b/export was kept in memory alone.*checkpoint\.export"):
+        await pool.load("reference", "spec", path=unwritten)
+
+
+async def test_a_role_that_dies_while_it_starts_is_started_again(pool, asked, monkeypatch):
+    deaths = [ActorDied.of("died", role="reference", index=0, operation="join", age_s=1.0)]
+
+    async def join(spec, handle, *, new, on_gpu, timeouts):
+        if deaths:
+            raise deaths.pop()
+
+    monkeypatch.setattr(RankSpec, "join", join)
+    await pool.end("reference")
+    asked.clear()
+    handle = await pool.start("reference", RANKS)
+    assert [call[1] for call in asked] == ["started", "stop", "started"]
+    assert pool.state.roles["reference"] is handle

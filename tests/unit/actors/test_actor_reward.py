@@ -19,7 +19,7 @@ from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import SIDE_BY_SIDE, RewardWorker
 from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import ActorDied, RunError
 from rlhf_ray.learner.reward_scorer import ModelScore
 from rlhf_ray.roles import RolloutGroup
 from rlhf_ray.specs import RewardSpec
@@ -185,16 +185,17 @@ def reward(monkeypatch) -> Make:
             "reward",
             {f"r/{n}": actor(score_with_model=r.score_with_model) for n, r in enumerate(ranks)},
         )
-        group = RewardGroup(
+        spec = RewardSpec(
+            reward=config, timeout_s=reward_s, vocabulary="", end_token_ids=(0,), seed=7
+        )
+        [functions] = await worker.call(RewardWorker.load, timeout_s=60.0)(spec)
+        return RewardGroup(
             config,
             timeouts,
             model=RankGroup(actors=handle, timeouts=timeouts) if config.model.path else None,
             worker=worker if config.functions else None,
+            functions=functions,
         )
-        await group.load(
-            RewardSpec(reward=config, timeout_s=reward_s, vocabulary="", end_token_ids=(0,), seed=7)
-        )
-        return group
 
     return make
 
@@ -257,14 +258,17 @@ async def test_a_rank_scores_one_group_at_a_time_and_all_of_it(config, reward):
     assert sorted(rank.draws[0] for rank in ranks) == [0, 1, 2]
 
 
-async def test_a_groups_deadline_begins_when_a_rank_has_it(config, reward):
+async def test_a_groups_deadline_begins_when_a_rank_has_it(config, reward, monkeypatch):
+    killed = []
+    monkeypatch.setattr(ray, "kill", killed.append)
     patient = TimeoutConfig(call_s=2.0)
     rank = ScoringRank(pass_s=0.4)
     role = await reward(config(model={"path": "rm"}), ranks=(rank,), timeouts=patient)
     await score_all(role, range(6))  # longer than one may take
     rank.pass_s = 4.0
-    with pytest.raises(RunError, match=r"reward.score_with_model: .* r/0 .*deadline 2 s"):
+    with pytest.raises(ActorDied, match=r"reward.score_with_model: .* r/0 .*deadline 2 s"):
         await role.score(group(9))
+    assert len(killed) == 1
 
 
 async def test_a_group_that_fails_takes_no_other_with_it(config, reward):

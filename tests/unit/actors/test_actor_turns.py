@@ -21,6 +21,7 @@ from actors.ranks.reward import RewardGroup, RewardRank
 from actors.ranks.reward_worker import LoadedFunctions, RewardWorker
 from actors.ranks.value import ValueGroup, ValueRank
 from actors.weights.probe import EXACT
+from actors.weights.sync_spec import SyncSpec
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import DeadlineError
@@ -28,7 +29,6 @@ from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.spans import ASKED, PROCESS
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import RolloutGroup
-from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Prompt
 
 PASS_S = 0.02
@@ -106,21 +106,17 @@ def reference(ranks: RoleHandle) -> ReferenceGroup:
 
 async def publish(ranks: RoleHandle) -> None:
     group, engine = policy(ranks), RecordingActor(RolloutReplica, logprobs=[])
-    group.replicas, group.probe, group.limits = RoleHandle("rollout", {"e": engine}), [], EXACT
+    sync = SyncSpec(backend="object_store", gpus_per_replica=0, bucket_bytes=1, timeout_s=5.0)
+    group.publish_to(RoleHandle("rollout", {"e": engine}), sync, probe=[], limits=EXACT)
     await group.publish(1)
 
 
 async def score(ranks: RoleHandle) -> None:
     config = RewardConfig.model_validate({"model": {"path": "rm"}, "functions": [{"path": "a:b"}]})
     loaded = LoadedFunctions(weights={"b": 1.0}, plain=("b",))
-    worker = RoleHandle(
-        "reward_worker", {"w": RecordingActor(RewardWorker, load=loaded, score={"b": []})}
-    )
+    worker = RoleHandle("reward_worker", {"w": RecordingActor(RewardWorker, score={"b": []})})
     model = RankGroup(actors=ranks, timeouts=TIMEOUTS)
-    reward = RewardGroup(config, TIMEOUTS, model=model, worker=worker)
-    await reward.load(
-        RewardSpec(reward=config, timeout_s=5.0, vocabulary="", end_token_ids=(0,), seed=0)
-    )
+    reward = RewardGroup(config, TIMEOUTS, model=model, worker=worker, functions=loaded)
     prompt = Prompt(prompt_id="p", token_ids_T=(1,), text="?")
     await reward.score(RolloutGroup(prompt=prompt, draw=0, summaries_G=(), rollouts=None))
 
@@ -131,7 +127,7 @@ async def score(ranks: RoleHandle) -> None:
         (lambda r: policy(r).logprobs([], ["policy"]), ["logprobs_by_model"]),
         (lambda r: policy(r).update(None, PLAN, 0.0), ["update"]),
         (lambda r: policy(r).restore("checkpoint"), ["restore"]),
-        (publish, ["publish", "logprobs_of"]),
+        (publish, ["rendezvous", "connect", "publish", "logprobs_of"]),
         (lambda r: critic(r).values([]), ["values"]),
         (lambda r: critic(r).update(None, PLAN), ["update"]),
         (lambda r: reference(r).logprobs([]), ["logprobs"]),
@@ -140,7 +136,13 @@ async def score(ranks: RoleHandle) -> None:
 )
 async def test_whatever_passes_a_model_does_so_in_its_turn(work, turn, monkeypatch):
     monkeypatch.setattr(ray, "put", lambda value: value)
-    answers = {"publish": 7, "update": {}, "logprobs_of": [], "score_with_model": []}
+    answers = {
+        "rendezvous": ("h", 1),
+        "publish": 7,
+        "update": {},
+        "logprobs_of": [],
+        "score_with_model": [],
+    }
     rank = RecordingActor(PolicyRank, ValueRank, ReferenceRank, RewardRank, **answers)
     ranks = RoleHandle("role", {"job/role/0": rank})
     ranks.gpu_turns = turns = Turns()

@@ -70,7 +70,7 @@ async def test_a_specification_becomes_a_role_with_its_model(resident: Any, tmp_
         "reference": ReferenceGroup,
         "value": ValueGroup,
     }
-    assert {role: type(group) for role, group in loaded.items()} == kinds
+    assert {role: type(vars(group)["_role"]) for role, group in loaded.items()} == kinds
     assert loaded["policy"].exports_with == str(tmp_path / "tokenizer")
     assert loaded["value"].exports_with == ""
     assert loaded["reward"].weights == {"model": 1.0}
@@ -89,7 +89,8 @@ async def test_a_specification_becomes_a_role_with_its_model(resident: Any, tmp_
         max_new_tokens=8,
         reward_weights={},
     )
-    assert isinstance(await pool.load("experience", experience), ExperienceGroup)
+    built = await pool.load("experience", experience)
+    assert isinstance(vars(built)["_role"], ExperienceGroup)
 
 
 async def test_roles_on_the_engines_gpus_leave_them(resident: Any, tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ async def test_a_reward_model_is_trained_where_it_scores(resident: Any, tmp_path
     await pool.start()
     spec = SupervisedSpec(job=config, total_steps=1, replay_folder="")
     role = await pool.load("reward", spec)
-    assert isinstance(role, SupervisedGroup)
+    assert isinstance(vars(role)["_role"], SupervisedGroup)
     assert role.config is config.reward
     await pool.finish()
     await pool.unload("reward")

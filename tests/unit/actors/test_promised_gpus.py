@@ -101,7 +101,7 @@ def test_all_ranks_of_a_group_are_told_the_same(on_gpu):
     rank = SimpleNamespace(open_store=method(("host", 1)), join=method(None))
     ranks = RoleHandle("policy", {"policy/0": rank, "policy/1": rank})
     spec = RankSpec(actor_class=Rank)
-    asyncio.run(spec.join(ranks, on_gpu=on_gpu, timeouts=TimeoutConfig()))
+    asyncio.run(spec.join(ranks, new=range(2), on_gpu=on_gpu, timeouts=TimeoutConfig()))
     assert [arguments[-1] for arguments in told[1:]] == [on_gpu, on_gpu]
 
 

@@ -117,7 +117,7 @@ def loop_of(config, company, recorder=None):
 async def run(config, company, recorder=None):
     """As a new process does: from the last checkpoint of the folder."""
     loop = loop_of(config, company, recorder)
-    await loop.run(CheckpointStore(tmp := loop.store.root.parent, keep=2).latest())
+    await loop.run(CheckpointStore(tmp := loop.keeper.store.root.parent, keep=2).latest())
     assert not (tmp / "rollouts").exists(), "a run that is over needs no journal"
     return company
 
@@ -161,7 +161,7 @@ async def test_a_slow_group_holds_steps_up_and_nothing_is_dropped(tmp_path):
 async def wait_for_threads(loop):
     """A process that is killed takes what it was writing with it; here that goes on."""
     with suppress(RunError):
-        await loop.store.settled()
+        await loop.keeper.store.settled()
     for thread in threading.enumerate():
         if thread.name.startswith("the journal"):
             thread.join(timeout=60)
@@ -183,7 +183,7 @@ async def test_a_killed_run_goes_on_with_what_was_decided(tmp_path, max_stalenes
             kill_at = dice.randrange(1, 110)
             company = TimedCompany(config, some_alike, delays=dice, kill_at=kill_at)
             loop = loop_of(config, company)
-            checkpoint = loop.store.latest()
+            checkpoint = loop.keeper.store.latest()
             frontier = checkpoint.state["order"]["position"] if checkpoint else 0
             journaled = set(loop.journal.replay(frontier).draws)
             try:

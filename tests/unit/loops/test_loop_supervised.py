@@ -217,7 +217,7 @@ async def test_checkpoints_are_written_every_few_and_at_the_end(tmp_path, every,
 async def test_steps_go_on_while_a_checkpoint_is_committed(tmp_path, monkeypatch):
     """It may take until the next is due, and the run ends behind the last."""
     loop = loop_of(make_config(tmp_path, checkpoint={"every": 3, "keep": 10}), FakeSupervised())
-    done, commit = [], loop.store.commit
+    done, commit = [], loop.keeper.store.commit
 
     def slow_commit(step, state, *, roles):
         while step == 3 and len(loop.role.batches) < 5:
@@ -225,10 +225,10 @@ async def test_steps_go_on_while_a_checkpoint_is_committed(tmp_path, monkeypatch
         commit(step, state, roles=roles)
         done.append((step, len(loop.role.batches)))
 
-    monkeypatch.setattr(loop.store, "commit", slow_commit)
+    monkeypatch.setattr(loop.keeper.store, "commit", slow_commit)
     await loop.run(None)
     assert done == [(3, 5), (5, 5)]
-    assert loop.store.latest().step == 5
+    assert loop.keeper.store.latest().step == 5
 
 
 @pytest.mark.parametrize(("failing", "trained"), [(2, 4), (5, 5)], ids=["next save", "end"])
@@ -236,14 +236,14 @@ async def test_a_commit_that_fails_ends_the_run_where_it_is_waited_for(
     tmp_path, monkeypatch, failing, trained
 ):
     loop = loop_of(make_config(tmp_path, checkpoint={"every": 2, "keep": 10}), FakeSupervised())
-    commit = loop.store.commit
+    commit = loop.keeper.store.commit
 
     def failing_commit(step, state, *, roles):
         if step == failing:
             raise RunError(f"the checkpoint of step {step} is not committed")
         commit(step, state, roles=roles)
 
-    monkeypatch.setattr(loop.store, "commit", failing_commit)
+    monkeypatch.setattr(loop.keeper.store, "commit", failing_commit)
     with pytest.raises(RunError, match=f"the checkpoint of step {failing} is not committed"):
         await loop.run(None)
     assert len(loop.role.batches) == trained

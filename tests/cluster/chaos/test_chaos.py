@@ -1,0 +1,192 @@
+"""Any actor may die at any time: the run ends, with the weights of one that nothing befell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from deaths import Death
+from jobs import DEADLINES, MEASURED, SCORERS, metrics_of, process_ids
+
+from actors.pool.pool import Pool
+from actors.pool.watch import watched
+from actors.roles.job_pool import JobPool
+from launch.run.folder import run_folder
+from rlhf_ray.config.jobs import JOB_CONFIGS
+from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.jobs.table import JOBS
+
+STEPS = 3
+JOB: dict[str, Any] = {
+    "total_steps": STEPS,
+    "checkpoint": {"every": 2, "keep": 2},
+    "reward": {"functions": [{"path": f"{SCORERS}:share_of_e"}]},
+}
+
+# With functions as reward, with a model that was trained, and sampling ahead on the same engine.
+ONLINE: dict[str, dict[str, Any]] = {
+    "ppo": {},
+    "judged": {},
+    "ahead": {
+        "max_staleness": 2,
+        "rollout": {"max_num_seqs": 48},
+        "publication": {"probe_sequences": 16},
+    },
+}
+ROLES = ("policy", "value", "reference", "reward_worker", "experience", "rollout")
+IN_STEP = ("generate", "score", "update", "publish")
+STOP = signal.SIGSTOP
+# A few that between them take every way there is.
+SHORT = [
+    Death(role="policy", phase="update"),
+    Death(role="reference", phase="score"),
+    Death(role="value", phase="update", by=STOP),
+]
+ALL = [
+    *(Death(role=role, phase=phase) for role in ROLES for phase in IN_STEP),
+    *(Death(role=role, phase="start", number=1) for role in ("policy", "value", "reference")),
+    *(Death(role=role, phase="checkpoint", number=1) for role in ROLES),
+    *(Death(role=role, phase="export", number=1) for role in ("policy", "value")),
+    *(Death(role=role, phase="update", by=STOP) for role in ROLES),
+]
+
+
+def supervised(model: Path, texts: list[str], folder: Path, run_dir: Path, job: str) -> Any:
+    """A job on rows of a data set, which trains the same weights whenever it is run."""
+    rows = folder / f"{job}.jsonl"
+    columns = ("prompt", "completion") if job == "sft" else ("prompt", "chosen", "rejected")
+    rows.write_text(
+        "".join(
+            json.dumps(dict(zip(columns, (text[:30], text[30:70], text[70:100]), strict=False)))
+            + "\n"
+            for text in texts
+        )
+    )
+    learner = {"model": {"path": str(model), "dtype": "float32"}, "optim": {"lr": 1e-3}}
+    return JOB_CONFIGS[job].model_validate(
+        {
+            "run_dir": str(run_dir),
+            "total_steps": STEPS,
+            "batch_size": 4,
+            "data": {"path": str(rows)},
+            "reward" if job == "rm" else "policy": learner,
+            "checkpoint": {"every": 2, "keep": 2},
+            "timeouts": DEADLINES,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def run(
+    pool: Pool,
+    make_config: Callable[..., Any],
+    stories: Path,
+    shared_data: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """`run(job, death)`: the folder of a run that met it; of one that nothing befell."""
+    texts = (shared_data / "text/tinystories_sample.txt").read_text().split("<|endoftext|>")
+    data, runs = tmp_path_factory.mktemp("data"), dict[str, Path]()
+
+    def run(kind: str, death: Death | None = None) -> Path:
+        if death is None and kind in runs:
+            return runs[kind]
+        folder = tmp_path_factory.mktemp("run")
+        if kind in ONLINE:
+            config = make_config(folder, **{**JOB, **ONLINE[kind]})
+            if kind == "judged":
+                judge = RewardConfig.model_validate({"model": {"path": str(run("rm") / "export")}})
+                config = config.model_copy(update={"reward": judge})
+        else:
+            config = supervised(stories, texts[:12], data, folder, kind)
+        job = JOBS["ppo" if kind in ONLINE else kind].prepare(config)
+
+        async def train() -> None:
+            async with watched(pool):
+                await job.run(JobPool(pool, job.config))
+
+        with run_folder(job.config):
+            if death is None:
+                asyncio.run(train())
+                runs[kind] = folder
+            else:
+                with death.comes(pool) as has_come:
+                    asyncio.run(train())
+                assert has_come()
+        return folder
+
+    return run
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "export/model.safetensors").read_bytes()
+
+
+def told_of(folder: Path) -> list[dict[str, float]]:
+    recovery = ("recovery/", *MEASURED)
+    return [
+        {name: value for name, value in row.items() if not name.startswith(recovery)}
+        for row in metrics_of(folder)
+    ]
+
+
+def survives(kind: str, death: Death, pool: Pool, run: Callable[..., Path]) -> None:
+    undisturbed = run(kind)
+    before, started_s = process_ids(pool), time.monotonic()
+    folder = run(kind, death)
+    print(f"{kind}, {death}: {time.monotonic() - started_s:.0f} s")
+    told = told_of(folder)
+    assert [row["step"] for row in told] == list(range(STEPS + 1))
+    # Which requests share a batch decides the last bits of what is sampled, or sampled again.
+    if kind != "ahead" and (death.phase, death.role) != ("generate", "rollout"):
+        assert weights_of(folder) == weights_of(undisturbed)
+        assert told == told_of(undisturbed)
+    after = process_ids(pool)
+    assert after.keys() == before.keys()
+    replaced = {name for name in after if after[name] != before[name]}
+    assert any(f"/{death.role}" in name for name in replaced)
+    assert not any(psutil.pid_exists(before[name]) for name in replaced)
+
+
+@pytest.mark.parametrize("death", SHORT, ids=str)
+def test_a_run_survives(death, pool, run):
+    survives("ppo", death, pool, run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("death", ALL, ids=str)
+def test_a_run_survives_any_death(death, pool, run):
+    survives("ppo", death, pool, run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("phase", IN_STEP)
+def test_a_run_survives_the_death_of_its_reward_model(phase, pool, run):
+    survives("judged", Death(role="reward", phase=phase), pool, run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("phase", IN_STEP)
+def test_a_run_that_samples_ahead_survives(role, phase, pool, run):
+    survives("ahead", Death(role=role, phase=phase), pool, run)
+
+
+def test_what_learns_from_rows_survives(pool, run):
+    survives("sft", Death(role="policy", phase="step", number=3), pool, run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["sft", "rm", "dpo"])
+@pytest.mark.parametrize("phase", ["step", "checkpoint", "export"])
+def test_what_learns_from_rows_survives_any_death(kind, phase, pool, run):
+    trained = "reward" if kind == "rm" else "policy"
+    number = 3 if phase == "step" else 1
+    survives(kind, Death(role=trained, phase=phase, number=number), pool, run)

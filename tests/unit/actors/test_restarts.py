@@ -1,0 +1,140 @@
+"""Roles are started again once for all that met a death, and no more often than is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.cluster.role_handle import RoleHandle
+from actors.pool.budget import Budget
+from actors.pool.restart import Restarts
+from rlhf_ray.config.base import ActorFailureConfig
+from rlhf_ray.errors import ActorDied, RunError
+
+QUICK = ActorFailureConfig(restarts=3, backoff_s=0.0)
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def death_of(handle: RoleHandle, *, incarnation: int | None = None) -> ActorDied:
+    died = ActorDied.of(
+        f"job/{handle.name}/0 died", role=handle.name, index=0, operation="score", age_s=1.0
+    )
+    died.incarnation = handle.incarnation if incarnation is None else incarnation
+    return died
+
+
+class Roles(dict[str, RoleHandle]):
+    """Of which each restart takes a moment, and fails as `failures` say."""
+
+    def __init__(self, *names: str, failures: Sequence[Exception | None] = ()) -> None:
+        super().__init__({name: RoleHandle(name, {f"job/{name}/0": None}) for name in names})
+        self.restarted: list[str] = []
+        self.failures = list(failures)
+
+    async def restart(self, role: str) -> None:
+        self.restarted.append(role)
+        await asyncio.sleep(0.01)
+        if self.failures and (error := self.failures.pop(0)):
+            raise error
+        self[role].give_way_to(self[role].successor({}))
+
+
+async def test_all_that_met_a_death_wait_for_one_restart():
+    roles = Roles("reference", "reward")
+    restarts = Restarts(QUICK, roles.restart)
+    died = death_of(roles["reference"])
+    await asyncio.gather(*(restarts.after(died, roles) for _ in range(5)))
+    assert roles.restarted == ["reference"]
+    await restarts.after(died, roles)
+    assert roles.restarted == ["reference"], "the actors that died are replaced already"
+    await restarts.after(death_of(roles["reference"]), roles)
+    assert roles.restarted == ["reference"] * 2
+
+
+async def test_who_is_cancelled_takes_nothing_from_others():
+    roles = Roles("reward")
+    restarts = Restarts(QUICK, roles.restart)
+    died = death_of(roles["reward"])
+    first, second = (asyncio.create_task(restarts.after(died, roles)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert first.cancelled()
+    assert roles.restarted == ["reward"]
+    assert roles["reward"].incarnation == 1
+
+
+async def test_a_role_that_dies_while_it_starts_is_started_again():
+    roles = Roles("reward")
+    roles.failures = [death_of(roles["reward"], incarnation=7), None]
+    await Restarts(QUICK, roles.restart).after(death_of(roles["reward"]), roles)
+    assert roles.restarted == ["reward"] * 2
+
+
+@pytest.mark.parametrize("which", ["another role's death", "no model"])
+async def test_what_else_keeps_it_from_starting_is_raised(which):
+    roles = Roles("reward", "policy")
+    error = death_of(roles["policy"]) if which != "no model" else RunError(which)
+    roles.failures = [error]
+    restarts = Restarts(QUICK, roles.restart)
+    with pytest.raises(RunError) as caught:
+        await restarts.after(death_of(roles["reward"]), roles)
+    assert caught.value is error
+    await restarts.after(death_of(roles["reward"]), roles)
+    assert roles.restarted == ["reward"] * 2
+
+
+async def test_the_last_death_says_how_often_it_was_tried():
+    roles = Roles("reward")
+    restarts = Restarts(QUICK, roles.restart)
+    for _ in range(3):
+        await restarts.after(death_of(roles["reward"]), roles)
+    with pytest.raises(ActorDied, match=r"job/reward/0 died .*started again 3 times") as caught:
+        await restarts.after(death_of(roles["reward"]), roles)
+    assert (caught.value.role, caught.value.index) == ("reward", 0)
+    assert restarts.budget.num_restarts == 3
+
+
+async def test_without_restarts_a_death_is_as_it_was():
+    roles = Roles("reward")
+    died = death_of(roles["reward"])
+    restarts = Restarts(ActorFailureConfig(restarts=0), roles.restart)
+    with pytest.raises(ActorDied) as caught:
+        await restarts.after(died, roles)
+    assert caught.value is died
+    with pytest.raises(ActorDied):
+        await restarts.after(death_of(RoleHandle("unknown", {"u": None})), roles)
+
+
+@given(
+    pauses_s=st.lists(st.floats(0, 50), max_size=30),
+    restarts=st.integers(0, 4),
+    stable_s=st.floats(1, 40),
+)
+def test_a_role_has_so_many_restarts_and_all_again_once_it_is_stable(pauses_s, restarts, stable_s):
+    clock = Clock()
+    budget = Budget(
+        ActorFailureConfig(restarts=restarts, backoff_s=1.0, stable_s=stable_s), clock=clock
+    )
+    num_left, last_s = restarts, -stable_s
+    for pause_s in pauses_s:
+        clock.now_s += pause_s
+        budget.spend("another")
+        if clock.now_s - last_s >= stable_s:
+            num_left = restarts
+        wait_s = budget.spend("reward")
+        if num_left == 0:
+            assert wait_s is None
+            continue
+        assert wait_s == (0 if num_left == restarts else 2.0 ** (restarts - num_left - 1))
+        num_left, last_s = num_left - 1, clock.now_s + wait_s
