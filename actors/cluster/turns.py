@@ -27,7 +27,7 @@ class Turns:
         """Nobody's turn."""
         self.places, self.on, self.holders = places, on, dict[int, str]()
         self._free = list(range(places))
-        self._waiting = deque[tuple[int, asyncio.Future[list[int]]]]()
+        self._waiting = deque[tuple[int, asyncio.Future[None], list[int]]]()
         self._ahead_s: list[float] = []
 
     @property
@@ -70,14 +70,15 @@ class Turns:
 
     async def _take(self, number: int) -> list[int]:
         """So many free places; whoever came before has had its own."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((number, future))
+        places: list[int] = []
+        served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((number, served, places))
         self._serve()
         try:
-            places: list[int] = await future
+            await served
         except asyncio.CancelledError:
             # Served and gone nevertheless; or gone before, and whoever is next may need less.
-            self._give([] if future.cancelled() else future.result())
+            self._give(places)
             raise
         return places
 
@@ -87,9 +88,10 @@ class Turns:
 
     def _serve(self) -> None:
         while self._waiting:
-            number, future = self._waiting[0]
-            if not future.cancelled():
+            number, served, places = self._waiting[0]
+            if not served.cancelled():
                 if len(self._free) < number:
                     return
-                future.set_result([self._free.pop() for _ in range(number)])
+                places += [self._free.pop() for _ in range(number)]
+                served.set_result(None)
             self._waiting.popleft()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from actors.engines.samples import (
 )
 from actors.engines.sleep import EngineSleep
 from actors.weights.adapter import adapter_request
-from rlhf_ray.deadlines import deadline
+from rlhf_ray.deadlines import deadline, in_thread
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.roles import GenerationRequest
@@ -76,7 +77,7 @@ class SamplingEngine(EngineCalls):
         self.running: set[str] = set()
         self.groups: dict[int, Sampling] = {}
         self.sleeping = EngineSleep(name, self.change)
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+        self._reading = threading.Lock()
 
     @recorded
     async def admit(
@@ -183,8 +184,12 @@ class SamplingEngine(EngineCalls):
                 outputs_G = await self._finished(collectors, timeout_s=timeout_s)
                 labels |= timing_of(outputs_G)
             # Texts take a while, in which the engine's own outputs must not wait.
-            return await asyncio.get_running_loop().run_in_executor(
-                self._reader, rollouts_of, group.request, outputs_G, ending, self.tokenizer
+            return await in_thread(
+                partial(rollouts_of, group.request, outputs_G, ending, self.tokenizer),
+                timeout_s=timeout_s,
+                actor=self.name,
+                operation=f"reading draw {group.request.draw}",
+                lock=self._reading,  # a tokenizer is not for several threads
             )
         except Exception:
             await self._end(group.request_ids)

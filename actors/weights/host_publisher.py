@@ -59,7 +59,7 @@ class HostMemoryPublisher:
             self.client.start_weight_update()
             for bucket in pack(weights, bucket_bytes=self.spec.bucket_bytes, room=outbox.room):
                 outbox.send(bucket)
-            outbox.wait()
+            outbox.settle()
             self.client.finish_weight_update()
         except BaseException:
             self.segments.close()  # a replica may still read them
@@ -114,7 +114,7 @@ class Outbox:
         )
         self.num_bytes += len(bucket.data)
 
-    def wait(self) -> None:
+    def settle(self) -> None:
         """All replicas have loaded all buckets."""
         while self._unanswered:
             self._settle()
