@@ -33,7 +33,7 @@ class Turns:
     @property
     def are_waited_for(self) -> bool:
         """Whether anybody waits."""
-        return any(not future.cancelled() for _, future in self._waiting)
+        return any(not future.cancelled() for _, future, _ in self._waiting)
 
     @asynccontextmanager
     async def turn(self, who: str, *, at_most_s: float, takes: int = 1) -> AsyncIterator[int]:
