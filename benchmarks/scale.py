@@ -51,7 +51,7 @@ from rlhf_ray.metrics.jsonl import JsonlSink
 from rlhf_ray.metrics.spans_file import SpansFile
 from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.roles import Hardware, Roles, RolloutGroup
-from rlhf_ray.specs import ExperienceSpec, RewardSpec
+from rlhf_ray.specs import ExperienceSpec
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
 
 GOAL = 1.2
@@ -169,7 +169,7 @@ async def _run(config: GrpoConfig) -> list[Cost]:
         folder = Path(config.run_dir)
         timeline = SpansFile(folder, most_bytes=10**8)
         with MetricsLog([JsonlSink(folder)], timeline=timeline) as log:
-            roles = await _roles(config, handles)
+            roles = _roles(config, handles)
             await OnlineLoop(config, roles, prompts, Evaluation(config, []), log, usage=usage).run(
                 None
             )
@@ -343,7 +343,6 @@ def _handles(config: GrpoConfig) -> dict[str, RoleHandle[Any]]:
         "save": _save,
     }
     worker = {
-        "load": lambda *_: LoadedFunctions(weights={"score": 1.0}, plain=("score",)),
         "score": lambda names, refs, samples_G, timeout_s: {
             "score": [float(sample % 2) for _, sample in samples_G]
         },
@@ -363,14 +362,17 @@ def _handles(config: GrpoConfig) -> dict[str, RoleHandle[Any]]:
     }
 
 
-async def _roles(config: GrpoConfig, handles: dict[str, RoleHandle[Any]]) -> Roles:
+def _roles(config: GrpoConfig, handles: dict[str, RoleHandle[Any]]) -> Roles:
     """The roles as a job has them, on these handles."""
     timeouts = config.timeouts
     policy = PolicyGroup(actors=handles["policy"], config=config.policy, timeouts=timeouts)
     policy.replicas, policy.probe, policy.limits = handles["rollout"], [], EXACT
-    reward = RewardGroup(config.reward, timeouts, model=None, worker=handles["reward"])
-    await reward.load(
-        RewardSpec(reward=config.reward, timeout_s=60.0, vocabulary="", end_token_ids=(), seed=0)
+    reward = RewardGroup(
+        config.reward,
+        timeouts,
+        model=None,
+        worker=handles["reward"],
+        functions=LoadedFunctions(weights={"score": 1.0}, plain=("score",)),
     )
     experience = ExperienceSpec(
         algorithm=config.algorithm,

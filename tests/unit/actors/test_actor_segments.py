@@ -141,7 +141,7 @@ def send(replicas, weights, bucket_bytes):
         outbox = Outbox(client, segments)
         for bucket in pack(iter(weights), bucket_bytes=bucket_bytes, room=outbox.room):
             outbox.send(bucket)
-        outbox.wait()
+        outbox.settle()
     return outbox.num_bytes
 
 
