@@ -43,6 +43,7 @@ from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import LoadedFunctions
 from actors.weights.probe import EXACT
+from actors.weights.sync_spec import SyncSpec
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
@@ -340,6 +341,8 @@ def _handles(config: GrpoConfig) -> dict[str, RoleHandle[Any]]:
         "logprobs": lambda *_: 1,
         "publish": lambda *_: 1,
         "logprobs_of": lambda *_: [],
+        "rendezvous": lambda: ("127.0.0.1", 1),
+        "connect": lambda *_: None,
         "save": _save,
     }
     worker = {
@@ -366,7 +369,8 @@ def _roles(config: GrpoConfig, handles: dict[str, RoleHandle[Any]]) -> Roles:
     """The roles as a job has them, on these handles."""
     timeouts = config.timeouts
     policy = PolicyGroup(actors=handles["policy"], config=config.policy, timeouts=timeouts)
-    policy.replicas, policy.probe, policy.limits = handles["rollout"], [], EXACT
+    way = SyncSpec(backend="object_store", gpus_per_replica=0, bucket_bytes=1, timeout_s=60.0)
+    policy.publish_to(handles["rollout"], way, probe=[], limits=EXACT)
     reward = RewardGroup(
         config.reward,
         timeouts,
