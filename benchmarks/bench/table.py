@@ -78,7 +78,7 @@ BENCHMARKS = (
         bound="at least",
         command=("benchmarks.generation",),
         quick=("--pairs", "1"),
-        budget_s=300.0,
+        budget_s=600.0,
     ),
     Benchmark(
         name="learner",
