@@ -85,6 +85,8 @@ class RoleSpec:
         reserves_memory: Whether it takes its GPUs' memory when it starts, instead of computing in
             turn.
         works_beside: Whether it computes while other roles do: on CPUs both then have fewer cores.
+        runs_user_code: Whether its actors run code that may end them. They never wait for a turn,
+            and are started again as often as it takes: whoever asks them counts that.
     """
 
     actor_class: type[RoleActor]
@@ -92,6 +94,7 @@ class RoleSpec:
     max_calls: int | None = None
     reserves_memory: bool = False
     works_beside: bool = False
+    runs_user_code: bool = False
 
     def argument(self, timeouts: TimeoutConfig) -> Any:
         """The third of what an actor is made from: seconds to wait for what others leave to it."""

@@ -34,6 +34,7 @@ from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.sentinels import OnlineSentinelsConfig
+from rlhf_ray.cpus import usable_cores
 
 
 class EvalConfig(Config):
@@ -60,14 +61,38 @@ class EvalConfig(Config):
             )
 
 
+# More of them by default would take long to start.
+_MOST_WORKERS, _CORES_PER_WORKER = 8, 4
+
+
+def _reward_worker() -> GroupConfig:
+    ranks = max(1, min(_MOST_WORKERS, usable_cores() // _CORES_PER_WORKER))
+    return GroupConfig(ranks=ranks, cpus_per_rank=1.0)
+
+
 class PlacementConfig(Placement):
-    """A group for every role."""
+    """A group for every role.
+
+    Attributes:
+        reward: Of the reward model, where there is one.
+        reward_worker: Of what scores beside it, on CPUs: functions, verifiers, remote scorers and
+            judges. By default a process for every four cores of the machine, at most eight.
+    """
 
     policy: GroupConfig = GroupConfig()
     reference: GroupConfig = GroupConfig()
     reward: GroupConfig = GroupConfig()
+    reward_worker: GroupConfig = Field(default_factory=_reward_worker)
     value: GroupConfig = GroupConfig()
     rollout: GroupConfig = GroupConfig()
+
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
+        if self.reward_worker.gpus_per_rank:
+            yield (
+                f"reward_worker.gpus_per_rank must be 0, got {self.reward_worker.gpus_per_rank}: "
+                "a model that scores is reward.model, or a service behind reward.remote"
+            )
 
 
 class CriticConfig(LearnerConfig):
@@ -324,11 +349,11 @@ class OnlineConfig(JobConfig):
     def groups(self) -> dict[str, GroupConfig]:
         """The group of each role that the job uses."""
         placement = self.placement
-        groups = {
-            "policy": placement.policy,
-            "rollout": placement.rollout,
-            "reward": placement.reward,
-        }
+        groups = {"policy": placement.policy, "rollout": placement.rollout}
+        if self.reward.model.path:
+            groups["reward"] = placement.reward
+        if self.reward.needs_workers:
+            groups["reward_worker"] = placement.reward_worker
         if self.uses_reference_role:
             groups["reference"] = placement.reference
         if self.uses_value:

@@ -124,6 +124,21 @@ class RewardConfig(Config):
             )
 
     @property
+    def services(self) -> dict[str, float]:
+        """The scorers behind HTTP, each with its weight."""
+        return {REMOTE: self.remote.weight} if self.remote.url else {}
+
+    @property
+    def needs_workers(self) -> bool:
+        """Whether anything scores but a model on ranks."""
+        return self.num_scorers > bool(self.model.path)
+
+    @property
+    def num_scorers(self) -> int:
+        """All of them, the model included."""
+        return len(self.functions) + len(self.other_names)
+
+    @property
     def other_names(self) -> tuple[str, ...]:
         """What the scorers are called that are no functions."""
         named = {MODEL: self.model.path, REMOTE: self.remote.url}

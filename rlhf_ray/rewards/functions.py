@@ -184,9 +184,10 @@ class RewardFunction:
             if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
                 raise
             if isinstance(error, TimeoutError) and timer.expired():
-                raise RewardError(
+                raise RewardError.of(
                     f"reward function {self.name!r} did not return within {timeout_s:g} s "
-                    f"for {num_rows} completions"
+                    f"for {num_rows} completions",
+                    cause="hung",
                 ) from error
             raise RewardError(
                 f"reward function {self.name!r} raised {type(error).__name__}: {error}"

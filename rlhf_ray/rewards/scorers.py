@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from rlhf_ray.deadlines import deadline, side_by_side
+from rlhf_ray.deadlines import DeadlineError, deadline, side_by_side
 from rlhf_ray.rewards.batch import RewardError, Scores, ScoringBatch
 from rlhf_ray.rewards.functions import load_functions
 from rlhf_ray.rewards.remote import RemoteScorer
@@ -59,7 +59,7 @@ class Scorers:
             values = await side_by_side(self._score(*named, batch) for named in seeds.items())
         except RewardError as error:
             where = f"draw {first.draw}, prompt {first.prompt.prompt_id!r}"
-            raise RewardError(f"{error} ({where})") from error
+            raise RewardError.of(f"{error} ({where})", cause=error.cause) from error
         return dict(zip(seeds, values, strict=True))
 
     async def _score(self, name: str, seed: int, batch: ScoringBatch) -> Scores:
@@ -71,8 +71,11 @@ class Scorers:
             return await function.score(batch, timeout_s=self.timeout_s)
         # Whoever asks lets one group through at a time; what it gave up may still be in the way.
         wait_s = len(self.functions) * self.timeout_s
-        async with deadline(wait_s, actor="functions before it", operation=name):
-            await self._plain_lock.acquire()
+        try:
+            async with deadline(wait_s, actor="functions before it", operation=name):
+                await self._plain_lock.acquire()
+        except DeadlineError as error:
+            raise RewardError.of(str(error), cause="hung") from error
         try:
             random.seed(seed)
             np.random.seed(seed)

@@ -266,7 +266,8 @@ def node_paths(config: JobConfig) -> dict[str, tuple[NodePath, ...]]:
             for index, function in enumerate(config.reward.functions)
         ]
         scripts = [function for function in functions if function.path.endswith(".py")]
-        named["reward"] = scripts + _paths("reward", config.reward.model)
+        named["reward"] = _paths("reward", config.reward.model)
+        named["reward_worker"] = scripts
     start = named[config.trained_role]
     return {
         role: tuple(path for path in named.get(role, start) if Path(path.path).exists())
