@@ -12,10 +12,11 @@ from fake_actors import FakeHandle
 from ray.exceptions import RayActorError
 
 from actors.cluster.role_handle import RoleHandle
+from actors.pool.restart import Restarts
 from actors.ranks import reward_workers
 from actors.ranks.reward_worker import Failed, LoadedFunctions, RewardWorker, WorkerSpec
 from actors.ranks.reward_workers import RewardWorkers
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.base import ActorFailureConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.errors import ActorDied, GroupFailed, RunError
 from rlhf_ray.roles import RolloutGroup
@@ -89,7 +90,11 @@ class Pool:
         self.restarts = list[list[int]]()
         self.handle: RoleHandle[RewardWorker] = RoleHandle("reward_worker")
         names = [f"w/{number}" for number in range(num)]
-        self.handle.replace({name: self.process() for name in names}, spec=None)
+        spec = WorkerSpec(actor_class=RewardWorker)
+        self.handle.replace({name: self.process() for name in names}, spec=spec)
+        # None is to be counted: what the workers run decides how often they die.
+        never = ActorFailureConfig(restarts=0)
+        self.again = Restarts(never, self._restart)
         monkeypatch.setattr(ray, "kill", lambda actor: actor._actor.died.set())
 
     def process(self) -> FakeHandle:
@@ -97,16 +102,14 @@ class Pool:
         return FakeHandle(Process(self.acts, self.log))
 
     async def restart(self, died: ActorDied) -> None:
+        await self.again.after(died, {"reward_worker": self.handle})
+
+    async def _restart(self, role: str) -> None:
         handle = self.handle
-        if died.incarnation != handle.incarnation:
-            return
-        spec = WorkerSpec(actor_class=RewardWorker)
-        broken = await spec.broken(handle)
+        broken = await handle.spec.broken(handle)
         self.restarts.append(list(broken))
         await asyncio.sleep(0.02)
-        new = {handle.names[index]: self.process() for index in broken}
-        if died.incarnation == handle.incarnation:
-            handle.give_way_to(handle.successor(new))
+        handle.give_way_to(handle.successor({handle.names[i]: self.process() for i in broken}))
 
 
 def workers_of(pool: Pool, functions: LoadedFunctions, **timeouts: float) -> RewardWorkers:
@@ -146,7 +149,7 @@ async def test_several_groups_at_a_death_are_asked_about_again_alone(monkeypatch
     pool = Pool(1, {0: "crash"}, monkeypatch)
     assert await causes_of(workers_of(pool, ASYNC), range(8)) == {0: "crashed"}
     tries = Counter(draw for _, draw in pool.log)
-    assert tries == {draw: 2 for draw in range(8)}
+    assert tries == dict.fromkeys(range(8), 2)
     assert pool.num_started == 3
 
 
@@ -154,7 +157,7 @@ async def test_groups_at_other_workers_are_not_disturbed(monkeypatch):
     pool = Pool(3, {0: "crash"}, monkeypatch)
     before = list(pool.handle.actors)
     assert await causes_of(workers_of(pool, PLAIN), range(30)) == {0: "crashed"}
-    assert Counter(draw for _, draw in pool.log) == {draw: 1 for draw in range(30)}
+    assert Counter(draw for _, draw in pool.log) == dict.fromkeys(range(30), 1)
     assert sum(actor in before for actor in pool.handle.actors) == 2
     assert pool.restarts == [[0]]
 
