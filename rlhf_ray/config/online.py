@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from rlhf_ray.config.algorithm import AlgorithmConfig, KlConfig
 from rlhf_ray.config.algorithm_table import OldLogprobs, ScoredModel
@@ -34,7 +34,6 @@ from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.sentinels import OnlineSentinelsConfig
-from rlhf_ray.cpus import usable_cores
 
 
 class EvalConfig(Config):
@@ -62,12 +61,24 @@ class EvalConfig(Config):
 
 
 # More of them by default would take long to start.
-_MOST_WORKERS, _CORES_PER_WORKER = 8, 4
+_MOST_WORKERS = 8
 
 
-def _reward_worker() -> GroupConfig:
-    ranks = max(1, min(_MOST_WORKERS, usable_cores() // _CORES_PER_WORKER))
-    return GroupConfig(ranks=ranks, cpus_per_rank=1.0)
+class WorkerGroupConfig(GroupConfig):
+    """Processes that run a user's code on CPUs, each by itself.
+
+    Attributes:
+        cpus_per_rank: Cores that one reserves; `auto` are those of a rank on a CPU.
+    """
+
+    cpus_per_rank: PositiveFloat | Literal["auto"] = 1.0
+
+
+def _reward_workers(placement: Mapping[str, Any]) -> WorkerGroupConfig:
+    """As many as GPUs: a machine has several cores for each."""
+    own = [group for group in placement.values() if not group.share]
+    num_gpus = sum(group.ranks * group.gpus_per_rank for group in own)
+    return WorkerGroupConfig(ranks=max(1, min(_MOST_WORKERS, num_gpus)))
 
 
 class PlacementConfig(Placement):
@@ -76,15 +87,16 @@ class PlacementConfig(Placement):
     Attributes:
         reward: Of the reward model, where there is one.
         reward_worker: Of what scores beside it, on CPUs: functions, verifiers, remote scorers and
-            judges. By default a process for every four cores of the machine, at most eight.
+            judges. By default a process for every GPU of the job, at most eight, at least one.
     """
 
     policy: GroupConfig = GroupConfig()
     reference: GroupConfig = GroupConfig()
     reward: GroupConfig = GroupConfig()
-    reward_worker: GroupConfig = Field(default_factory=_reward_worker)
     value: GroupConfig = GroupConfig()
     rollout: GroupConfig = GroupConfig()
+    # Behind the others, from which its default follows.
+    reward_worker: WorkerGroupConfig = Field(default_factory=_reward_workers)
 
     def _faults(self) -> Iterator[str]:
         yield from super()._faults()

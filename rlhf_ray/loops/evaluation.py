@@ -13,7 +13,7 @@ from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import GenerationRequest, Roles
 from rlhf_ray.rollouts.feed import sample_all
-from rlhf_ray.rollouts.scoring import Scoring
+from rlhf_ray.rollouts.groups import Scoring
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.types import Prompt, Score
 

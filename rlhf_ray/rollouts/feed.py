@@ -17,9 +17,8 @@ from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.roles import GenerationRequest, Reward, RolloutEngine, RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts.admission import Admission, StepDraws
-from rlhf_ray.rollouts.groups import has_spread, require_finite, with_scores
+from rlhf_ray.rollouts.groups import Scoring, has_spread, require_finite, with_scores
 from rlhf_ray.rollouts.recorder import Recorder
-from rlhf_ray.rollouts.scoring import Scoring
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.types import Prompt
 

@@ -7,8 +7,8 @@ import pytest
 from rlhf_ray.config.base import RowFailureConfig
 from rlhf_ray.errors import GroupFailed, RunError
 from rlhf_ray.roles import RolloutGroup
-from rlhf_ray.rollouts import scoring as scorings
-from rlhf_ray.rollouts.scoring import Scoring
+from rlhf_ray.rollouts import groups
+from rlhf_ray.rollouts.groups import Scoring
 from rlhf_ray.types import Prompt, RolloutSummary, Score
 
 SUMMARY = RolloutSummary(
@@ -95,7 +95,7 @@ async def test_too_many_of_them_end_the_run(share, num_passed):
 
 
 async def test_what_was_long_ago_does_not_count(monkeypatch):
-    monkeypatch.setattr(scorings, "WINDOW", 200)
+    monkeypatch.setattr(groups, "WINDOW", 200)
     failing = {f"d{draw}": ["hung"] for draw in (0, 1, 2, 3, 300, 301, 302, 303, 304)}
     scoring = scoring_of(FailingReward(**failing), retries=0, most_skipped_share=0.04)
     skipped = [draw for draw in range(304) if (await scoring.score(group_of(draw))).is_skipped]
