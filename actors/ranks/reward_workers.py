@@ -1,8 +1,9 @@
 """The workers of the reward role as the driver sees them: groups to free ones, failures to groups.
 
 What a user's code does to its process concerns one group. One that hangs or ends its process has a
-new worker started in its place, beside which the others work on. Where several groups were in a
-process that ended, none of them is known to be the cause: each is asked about once more, alone.
+new worker started in its place, beside which the others work on. A process may have ended for
+another reason, or by another group that was in it: each is asked about once more, alone, and has
+failed where that ends a process again.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class RewardWorkers:
         self._shares = list(self._shares_of(functions))
         kinds = {"plain": 1, "waiting": SIDE_BY_SIDE}
         self._seats = Seats(len(workers), kinds, on=f"the {workers.name}s")
+        self._suspects: set[int] = set()  # draws that were in a process that ended
 
     def _shares_of(self, functions: LoadedFunctions) -> Iterator[_Share]:
         reward_s, plain = self.timeouts.reward_s, functions.plain
@@ -89,22 +91,30 @@ class RewardWorkers:
         return {name: values_G for of_share in found for name, values_G in of_share.items()}
 
     async def _score(self, share: _Share, group: RolloutGroup) -> dict[str, list[float | None]]:
-        is_suspect = False
         at_most_s = share.timeout_s + SLACK_S + self._replaced_s
         while True:
-            who = f"draw {group.draw}"
+            is_suspect = group.draw in self._suspects
             async with self._seats.seat(
-                share.kind, who=who, at_most_s=at_most_s, alone=is_suspect
+                share.kind, who=f"draw {group.draw}", at_most_s=at_most_s, alone=is_suspect
             ) as number:
-                asked = await self._ask(number, share, group)
-            if asked is not None:
-                return asked
-            is_suspect = True
+                try:
+                    found = await self._ask(number, share, group)
+                except GroupFailed as failure:
+                    if failure.cause != "crashed" or is_suspect:
+                        raise
+                    self._suspects.add(group.draw)
+                    continue
+            self._suspects.discard(group.draw)
+            return found
 
     async def _ask(
         self, number: int, share: _Share, group: RolloutGroup
-    ) -> dict[str, list[float | None]] | None:
-        """What a worker says; None where it died with several groups."""
+    ) -> dict[str, list[float | None]]:
+        """What a worker says, which is replaced where it does no longer.
+
+        Raises:
+            GroupFailed: It died, or a scorer failed.
+        """
         actor, name = self.workers.actors[number], self.workers.names[number]
         timeout_s = share.timeout_s + SLACK_S
         score = self.workers.call(RewardWorker.score, timeout_s=timeout_s, only=number)
@@ -114,12 +124,10 @@ class RewardWorkers:
         except ActorDied as died:
             if died.role != self.workers.name:
                 raise
-            num_calls = self._seats.num_calls(number)
+            # It was killed where it did not answer at all, for whichever group it had.
+            is_silent = died.age_s >= timeout_s and self._seats.num_calls(number) == 1
+            cause: FailureCause = "hung" if is_silent else "crashed"
             await self._replace(number, actor, died)
-            if num_calls > 1:
-                return None
-            # It was killed where it did not answer at all.
-            cause: FailureCause = "hung" if died.age_s >= timeout_s else "crashed"
             where = f"draw {group.draw}, prompt {group.prompt.prompt_id!r}"
             raise GroupFailed.of(f"{died} ({where})", cause=cause) from died
         found: dict[str, list[float | None]] | Failed = answers[0]

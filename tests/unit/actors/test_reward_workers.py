@@ -148,18 +148,31 @@ async def test_each_failure_costs_the_group_that_did_it(functions, num, monkeypa
 async def test_several_groups_at_a_death_are_asked_about_again_alone(monkeypatch):
     pool = Pool(1, {0: "crash"}, monkeypatch)
     assert await causes_of(workers_of(pool, ASYNC), range(8)) == {0: "crashed"}
-    tries = Counter(draw for _, draw in pool.log)
-    assert tries == dict.fromkeys(range(8), 2)
+    assert Counter(draw for _, draw in pool.log) == dict.fromkeys(range(8), 2)
     assert pool.num_started == 3
+
+
+async def test_a_death_that_does_not_come_again_is_nobody_s_failure(monkeypatch):
+    pool = Pool(1, {}, monkeypatch)
+    workers = workers_of(pool, PLAIN)
+    pool.handle.actors[0]._actor.died.set()  # killed while it was idle
+    assert await causes_of(workers, range(3)) == {}
+    assert pool.num_started == 2
+
+
+async def test_a_group_that_ended_a_process_is_known_when_it_is_tried_again(monkeypatch):
+    pool = Pool(2, {0: "crash"}, monkeypatch)
+    workers = workers_of(pool, PLAIN)
+    for _ in range(3):
+        assert await causes_of(workers, range(2)) == {0: "crashed"}
+    assert Counter(draw for _, draw in pool.log) == {0: 4, 1: 3}
 
 
 async def test_groups_at_other_workers_are_not_disturbed(monkeypatch):
     pool = Pool(3, {0: "crash"}, monkeypatch)
-    before = list(pool.handle.actors)
     assert await causes_of(workers_of(pool, PLAIN), range(30)) == {0: "crashed"}
-    assert Counter(draw for _, draw in pool.log) == dict.fromkeys(range(30), 1)
-    assert sum(actor in before for actor in pool.handle.actors) == 2
-    assert pool.restarts == [[0]]
+    assert Counter(draw for _, draw in pool.log) == {0: 2} | dict.fromkeys(range(1, 30), 1)
+    assert [len(broken) for broken in pool.restarts] == [1, 1]
 
 
 async def test_a_function_that_hangs_has_its_worker_replaced_where_it_is_plain(monkeypatch):
@@ -174,6 +187,25 @@ async def test_a_worker_that_does_not_answer_at_all_is_killed_and_has_hung(monke
     pool = Pool(2, {0: "silent"}, monkeypatch)
     assert await causes_of(workers_of(pool, PLAIN, reward_s=0.2), range(4)) == {0: "hung"}
     assert pool.num_started == 3
+
+
+async def test_of_several_groups_in_a_silent_worker_only_the_cause_has_hung(monkeypatch):
+    monkeypatch.setattr(reward_workers, "SLACK_S", 0.1)
+
+    class Silent(Process):
+        """Nobody is answered beside draw 0."""
+
+        async def score(self, names: Any, refs: Any, *others: Any) -> Any:
+            if refs == [0] or self.inside[0]:
+                self.inside[refs[0]] += 1
+                await self.died.wait()
+                raise RayActorError
+            return await super().score(names, refs, *others)
+
+    pool = Pool(1, {}, monkeypatch)
+    pool.process = lambda: FakeHandle(Silent(pool.acts, pool.log))
+    pool.handle.replace({"w/0": pool.process()}, spec=pool.handle.spec)
+    assert await causes_of(workers_of(pool, ASYNC, reward_s=0.2), range(6)) == {0: "hung"}
 
 
 async def test_what_cannot_be_started_again_ends_the_run(monkeypatch):
