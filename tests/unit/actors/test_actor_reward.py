@@ -19,7 +19,7 @@ from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import SIDE_BY_SIDE, RewardWorker
 from actors.ranks.reward_workers import RewardWorkers
 from rlhf_ray.config.base import TimeoutConfig
-from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.config.rewards import JudgeConfig, RewardConfig
 from rlhf_ray.errors import ActorDied, GroupFailed, RunError
 from rlhf_ray.learner.reward_scorer import ModelScore
 from rlhf_ray.roles import RolloutGroup
@@ -361,3 +361,27 @@ async def test_functions_that_draw_numbers_draw_the_same_for_the_same_group(conf
     assert await score_all(again, draws) == together
     held_out = await score_all(role, range(-3, 0))
     assert not {s.total for g in held_out for s in g} & {s.total for g in together for s in g}
+
+
+async def test_a_judge_is_one_scorer_more_and_asked_alike_again(config, reward, monkeypatch):
+    seeds: dict[str, int] = {}
+
+    class Judge:
+        def __init__(self, config: Any) -> None:
+            assert config.model == "big"
+
+        async def score(self, seed: int, batch: Any) -> list[float]:
+            assert seeds.setdefault(batch.prompt_ids_B[0], seed) == seed
+            return [0.5, 1.0]
+
+    monkeypatch.setattr("rlhf_ray.rewards.scorers.Judge", Judge)
+    judge = JudgeConfig(url="http://x/v1", model="big", weight=4.0)
+    role = await reward(config("length").model_copy(update={"judge": judge}))
+    assert role.weights == {"length": 2.0, "judge": 4.0}
+    scores = await score_all(role, range(3))
+    assert [score.parts for score in scores[0]] == [
+        {"length": 2.0, "judge": 0.5}, {"length": 4.0, "judge": 1.0}
+    ]  # fmt: skip
+    assert [score.total for score in scores[0]] == [6.0, 12.0]
+    assert await score_all(role, range(3)) == scores
+    assert len({*seeds.values()}) == 3

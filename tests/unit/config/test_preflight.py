@@ -39,6 +39,11 @@ def test_a_good_configuration_passes(good):
             {"remote": {"url": "http://scorer", "token_env": "NO_SUCH_VARIABLE"}},
             "reward.remote.token_env: names 'NO_SUCH_VARIABLE', which is not set",
         ),
+        (
+            "reward",
+            {"judge": {"url": "http://judge", "model": "m", "token_env": "NO_SUCH_VARIABLE"}},
+            "reward.judge.token_env: names 'NO_SUCH_VARIABLE', which is not set",
+        ),
         ("rollout", {"max_new_tokens": 128}, "do not fit into 128 tokens of context"),
         (
             "rollout",
