@@ -105,8 +105,9 @@ class Run:
             "max_staleness": chance.randint(0, LARGEST_STALENESS),
         }
         self.rejected_share = chance.choice([0.0, chance.random(), 0.9])
-        self.poisoned_share = chance.choice([0.0, 0.02, 0.5])
-        self.poison = chance.random()
+        # Chance of its own: which draws they are is no event of the run.
+        poison = random.Random(f"{self.settings}{self.rejected_share}")
+        self.poisoned_share, self.poison = poison.choice([0.0, 0.02, 0.5]), poison.random()
         # Of a poisoned draw: scoring fails, and whoever tries it loses time.
         self.tried: set[int] = set()
         # How often each is tried; it says what it did, if anything.

@@ -182,8 +182,9 @@ class Feed:
 
         Each try of a group's scores may end with a worker that has to be started again.
         """
-        timeouts, num_scorers = self.config.timeouts, self.config.reward.num_scorers
-        try_s = num_scorers * timeouts.reward_s + timeouts.start_s
+        timeouts, num_functions = self.config.timeouts, len(self.config.reward.functions)
+        # Services are asked beside each other.
+        try_s = (num_functions + 1) * timeouts.reward_s + timeouts.start_s
         num_tries = self.config.failures.row.retries + 1
         return 2 * timeouts.call_s + num_tries * try_s + SLACK_S
 
