@@ -9,10 +9,13 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray.exceptions import RayError
+
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleActor, RoleSpec
 from actors.ranks.rank import Rank
 from actors.weights.held_model import HeldModel
+from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.errors import FailureCause
 from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.roles import Ref, SampleId
@@ -36,16 +39,20 @@ class WorkerSpec(RoleSpec):
 
     async def broken(self, role: RoleHandle[Any]) -> Sequence[int]:
         """Those that are dead; others may just work, and go on with it."""
-        health = [_of(role.start(RoleActor.health, index)()) for index in range(len(role))]
-        asked = [asyncio.ensure_future(answer) for answer in health]
-        done, open_ = await asyncio.wait(asked, timeout=_HEALTH_S)
-        for question in open_:
-            question.cancel()
-        return [index for index, one in enumerate(asked) if one in done and one.exception()]
+        asked = [role.start(RoleActor.health, index)() for index in range(len(role))]
+        dead = await side_by_side(map(_is_dead, asked))
+        return [index for index, is_dead in enumerate(dead) if is_dead]
 
 
-async def _of(answer: Awaitable[Any]) -> Any:
-    return await answer
+async def _is_dead(health: Awaitable[Any]) -> bool:
+    try:
+        async with asyncio.timeout(_HEALTH_S):
+            await health
+    except TimeoutError:
+        return False
+    except RayError:
+        return True
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,11 +28,16 @@ class _Process:
 
 @dataclass(eq=False)
 class _Wanted:
-    """A call that waits."""
+    """A call that waits.
+
+    Attributes:
+        process: The number of the one that it has a seat at, once it is served.
+    """
 
     kind: str
     alone: bool
-    served: asyncio.Future[int] = field(
+    process: int = -1
+    served: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
@@ -98,11 +103,12 @@ class Seats:
         self._waiting[alone][kind].append(wanted)
         self._serve()
         try:
-            return await wanted.served
+            await wanted.served
         except asyncio.CancelledError:
-            if wanted.served.done() and not wanted.served.cancelled():
-                self._give(kind, wanted.served.result())
+            if wanted.process >= 0:
+                self._give(kind, wanted.process)
             raise
+        return wanted.process
 
     def _give(self, kind: str, number: int) -> None:
         process = self._processes[number]
@@ -124,7 +130,8 @@ class Seats:
                         process = self._processes[number]
                         process.calls[wanted.kind] += 1
                         process.is_alone = wanted.alone
-                        wanted.served.set_result(number)
+                        wanted.process = number
+                        wanted.served.set_result(None)
                     waiting.popleft()
                 if alone and waiting and (open_to := self._open(kept_free)):
                     kept_free.add(min(open_to, key=self.num_calls))
