@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -85,6 +85,7 @@ class RoleSpec:
         reserves_memory: Whether it takes its GPUs' memory when it starts, instead of computing in
             turn.
         works_beside: Whether it computes while other roles do: on CPUs both then have fewer cores.
+            That is the job's; the same actors serve either way.
         runs_user_code: Whether its actors run code that may end them. They never wait for a turn,
             and are started again as often as it takes: whoever asks them counts that.
     """
@@ -93,7 +94,7 @@ class RoleSpec:
     beside: str = ""
     max_calls: int | None = None
     reserves_memory: bool = False
-    works_beside: bool = False
+    works_beside: bool = field(default=False, compare=False)
     runs_user_code: bool = False
 
     def argument(self, timeouts: TimeoutConfig) -> Any:

@@ -123,7 +123,7 @@ class Pool(ResidentModels):
         taken = self.shares.taken.get(role, {})
         turns = [(self.core_turns[node], number) for node, number in taken.items()]
         handle.core_turns = [] if spec.runs_user_code else turns
-        if taken and handle.threads != self._threads(role, spec):
+        if role in self.shares.threads and handle.threads != self._threads(role, spec):
             handle.threads = self._threads(role, spec)
             use_threads = handle.call(ComputingActor.use_threads, timeout_s=self.timeouts.call_s)
             await use_threads(handle.threads)
