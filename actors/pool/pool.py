@@ -196,6 +196,8 @@ class Pool(ResidentModels):
         handle = self.state.roles[role]
         spec: RoleSpec = handle.spec
         broken = await spec.broken(handle)
+        if not broken:  # one that was killed may answer for a moment; who met it asks again
+            return
         names = [handle.names[index] for index in broken]
         self._lose(role)
         for index in broken:
