@@ -47,7 +47,8 @@ def config_of(
             "samples_per_prompt": SAMPLES_PER_PROMPT,
             "data": {"path": str(DATA / "text/tinystories_sample.txt"), "prompt_tokens": 24},
             "policy": {"model": {"path": str(DATA / "models/stories260K"), "dtype": "float32"}},
-            "rollout": {"max_new_tokens": 32, "max_num_seqs": 256, "kv_cache_gb": 0.5},
+            # Short, so that rewards take the longer.
+            "rollout": {"max_new_tokens": 8, "max_num_seqs": 256, "kv_cache_gb": 0.5},
             "reward": {
                 "functions": [{"path": f"{__file__}:sleeps", "arguments": {"answer_s": answer_s}}]
             },
