@@ -12,6 +12,7 @@ from itertools import compress
 from typing import Any, Literal, Protocol, TypeAlias
 
 from rlhf_ray.config.algorithm_table import ScoredModel
+from rlhf_ray.errors import FailureCause
 from rlhf_ray.metrics.spans import ProcessSpans
 from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
@@ -86,14 +87,28 @@ class RolloutGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredGroup:
-    """A group with what the reward role says of each of its samples."""
+    """A group with what the reward role says of each of its samples.
+
+    Attributes:
+        failed: Why it could not be scored, once a try.
+        is_skipped: Whether no try succeeded: no sample has a score then.
+    """
 
     group: RolloutGroup
     scores_G: tuple[Score, ...]
+    failed: tuple[FailureCause, ...] = ()
+    is_skipped: bool = False
+
+    @classmethod
+    def skipped(cls, group: RolloutGroup, failed: tuple[FailureCause, ...]) -> ScoredGroup:
+        """One that nobody could score."""
+        scores_G = tuple(Score(total=None) for _ in group.summaries_G)
+        return cls(group=group, scores_G=scores_G, failed=failed, is_skipped=True)
 
     def where(self, keeps_G: Sequence[bool]) -> ScoredGroup:
         """The same with some of its samples."""
-        return ScoredGroup(
+        return replace(
+            self,
             group=self.group.where(keeps_G),
             scores_G=tuple(compress(self.scores_G, keeps_G)),
         )
@@ -191,7 +206,11 @@ class Reward(Offloads, Protocol):
     """Functions, a model or a service that scores."""
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
-        """A score a sample. Any number of groups may be asked about at a time."""
+        """A score a sample. Any number of groups may be asked about at a time.
+
+        Raises:
+            GroupFailed: A user's code failed at this group; it may be asked about again.
+        """
         ...
 
 

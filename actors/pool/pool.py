@@ -121,7 +121,8 @@ class Pool(ResidentModels):
         host = "" if spec.reserves_memory else self.state.shared_host(role)
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
         taken = self.shares.taken.get(role, {})
-        handle.core_turns = [(self.core_turns[node], number) for node, number in taken.items()]
+        turns = [(self.core_turns[node], number) for node, number in taken.items()]
+        handle.core_turns = [] if spec.runs_user_code else turns
         if role in self.shares.threads and handle.threads != self._threads(role, spec):
             handle.threads = self._threads(role, spec)
             use_threads = handle.call(ComputingActor.use_threads, timeout_s=self.timeouts.call_s)
@@ -195,6 +196,8 @@ class Pool(ResidentModels):
         handle = self.state.roles[role]
         spec: RoleSpec = handle.spec
         broken = await spec.broken(handle)
+        if not broken:  # one that was killed may answer for a moment; who met it asks again
+            return
         names = [handle.names[index] for index in broken]
         self._lose(role)
         for index in broken:
@@ -205,10 +208,12 @@ class Pool(ResidentModels):
         new = handle.successor(self._processes(role, spec, handle.threads, only=broken))
         try:
             # Ray gives a place away once the process that had it is gone.
-            await new.call(RoleActor.health, timeout_s=self.timeouts.place_s)()
+            refs = [new.start(RoleActor.health, index)() for index in broken]
+            place_s = self.timeouts.place_s
+            await new.answers(refs, "health", timeout_s=place_s, ranks=broken)
             await self._join(new, broken)
             if loaded := self.loaded.get(role):
-                await self._load(new, loaded)
+                await self._load(new, loaded, only=broken)
         except BaseException:
             for index in broken:
                 ray.kill(new.actors[index])

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleSpec
 from actors.pool.budget import Budget
 from rlhf_ray.config.base import ActorFailureConfig
 from rlhf_ray.errors import ActorDied
@@ -45,7 +46,9 @@ class Restarts:
             raise died
         is_new = died.incarnation is None or died.incarnation == roles[role].incarnation
         if role not in self._under_way and is_new:
-            task = asyncio.create_task(self._again(died))
+            spec: RoleSpec | None = roles[role].spec
+            is_free = spec is not None and spec.runs_user_code
+            task = asyncio.create_task(self._again(died, is_free=is_free))
             self._under_way[role] = task
             task.add_done_callback(self._ended)
         if role in self._under_way:
@@ -79,9 +82,12 @@ class Restarts:
         await asyncio.sleep(pause_s)
         logger.warning("%s; %s is started again", died, died.role)
 
-    async def _again(self, died: ActorDied) -> None:
+    async def _again(self, died: ActorDied, *, is_free: bool) -> None:
+        """Start a role again, whose new actors may die as well; the first time is perhaps free."""
         while True:
-            await self.allow(died)
+            if not is_free:
+                await self.allow(died)
+            is_free = False
             try:
                 await self._restart(died.role)
             except ActorDied as error:

@@ -19,6 +19,7 @@ from actors.ranks.group import RankGroup, SupervisedGroup, TrainedGroup
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup, RewardRank
+from actors.ranks.reward_workers import RewardWorkers
 from actors.ranks.value import ValueGroup
 from actors.roles.engines import gap_limits, sync_spec
 from actors.roles.lasting import (
@@ -140,8 +141,8 @@ class JobPool:
                 return ExperienceGroup(actors, spec, timeouts)
 
     async def _reward(self, spec: RewardSpec) -> RewardGroup:
-        """Its model, where it has one, and the process of its other scorers."""
-        timeouts, model, of_worker = self.config.timeouts, None, {}
+        """Its model, where it has one, and the processes of its other scorers."""
+        timeouts, model, workers = self.config.timeouts, None, None
         if path := spec.reward.model.path:
             await self._host("reward", spec, path=path)
             model = RankGroup[RewardRank](
@@ -149,11 +150,16 @@ class JobPool:
                 timeouts=timeouts,
                 leaves="reward" in self.config.on_engines_gpus,
             )
-        worker = self.actors.get(REWARD_WORKER)
-        if worker is not None:
-            [functions] = await self._host(REWARD_WORKER, spec, path="")
-            of_worker = {"functions": functions}
-        return RewardGroup(spec.reward, timeouts, model=model, worker=worker, **of_worker)
+        if spec.reward.needs_workers:
+            functions, *_ = await self._host(REWARD_WORKER, spec, path="")
+            workers = RewardWorkers(
+                self.actors[REWARD_WORKER],
+                functions,
+                reward=spec.reward,
+                timeouts=timeouts,
+                restart=lambda died: self.pool.restarts.after(died, self.pool.state.roles),
+            )
+        return RewardGroup(spec.reward, timeouts, model=model, workers=workers)
 
     async def unload(self, role: str) -> None:
         """Have a role's ranks release their model."""

@@ -435,10 +435,27 @@ class ActorFailureConfig(Config):
     stable_s: PositiveFloat = 600.0
 
 
+class RowFailureConfig(Config):
+    """What becomes of a group at one of whose samples a user's code hangs, crashes or raises.
+
+    Attributes:
+        retries: Further tries of the group.
+        then: `skip` leaves the group out: it has no score, is counted and recorded, and no resumed
+            run tries it again. `stop` ends the run.
+        most_skipped_share: Of the last 1,000 groups; of the first 100 as many as of 100. More end
+            the run.
+    """
+
+    retries: NonNegativeInt = 2
+    then: Literal["skip", "stop"] = "skip"
+    most_skipped_share: Share = 0.02
+
+
 class FailureConfig(Config):
     """What becomes of a run in which something fails."""
 
     actor: ActorFailureConfig = ActorFailureConfig()
+    row: RowFailureConfig = RowFailureConfig()
 
 
 class RayConfig(Config):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from rlhf_ray.config.algorithm import AlgorithmConfig, KlConfig
 from rlhf_ray.config.algorithm_table import OldLogprobs, ScoredModel
@@ -60,14 +60,51 @@ class EvalConfig(Config):
             )
 
 
+# More of them by default would take long to start.
+_MOST_WORKERS = 8
+
+
+class WorkerGroupConfig(GroupConfig):
+    """Processes that run a user's code on CPUs, each by itself.
+
+    Attributes:
+        cpus_per_rank: Cores that one reserves; `auto` are those of a rank on a CPU.
+    """
+
+    cpus_per_rank: PositiveFloat | Literal["auto"] = 1.0
+
+
+def _reward_workers(placement: Mapping[str, Any]) -> WorkerGroupConfig:
+    """As many as GPUs: a machine has several cores for each."""
+    own = [group for group in placement.values() if not group.share]
+    num_gpus = sum(group.ranks * group.gpus_per_rank for group in own)
+    return WorkerGroupConfig(ranks=max(1, min(_MOST_WORKERS, num_gpus)))
+
+
 class PlacementConfig(Placement):
-    """A group for every role."""
+    """A group for every role.
+
+    Attributes:
+        reward: Of the reward model, where there is one.
+        reward_worker: Of what scores beside it, on CPUs: functions, verifiers, remote scorers and
+            judges. By default a process for every GPU of the job, at most eight, at least one.
+    """
 
     policy: GroupConfig = GroupConfig()
     reference: GroupConfig = GroupConfig()
     reward: GroupConfig = GroupConfig()
     value: GroupConfig = GroupConfig()
     rollout: GroupConfig = GroupConfig()
+    # Behind the others, from which its default follows.
+    reward_worker: WorkerGroupConfig = Field(default_factory=_reward_workers)
+
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
+        if self.reward_worker.gpus_per_rank:
+            yield (
+                f"reward_worker.gpus_per_rank must be 0, got {self.reward_worker.gpus_per_rank}: "
+                "a model that scores is reward.model, or a service behind reward.remote"
+            )
 
 
 class CriticConfig(LearnerConfig):
@@ -324,11 +361,11 @@ class OnlineConfig(JobConfig):
     def groups(self) -> dict[str, GroupConfig]:
         """The group of each role that the job uses."""
         placement = self.placement
-        groups = {
-            "policy": placement.policy,
-            "rollout": placement.rollout,
-            "reward": placement.reward,
-        }
+        groups = {"policy": placement.policy, "rollout": placement.rollout}
+        if self.reward.model.path:
+            groups["reward"] = placement.reward
+        if self.reward.needs_workers:
+            groups["reward_worker"] = placement.reward_worker
         if self.uses_reference_role:
             groups["reference"] = placement.reference
         if self.uses_value:

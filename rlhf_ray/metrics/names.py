@@ -30,7 +30,7 @@ _OPTIMISER = {
 }
 
 _PHASES = ("generate", "score", "update", "publish")
-_ROLES = ("policy", "value", "reference", "reward", "rollout", "experience")
+_ROLES = ("policy", "value", "reference", "reward", "reward_worker", "rollout", "experience")
 _SUPERVISED = ("sft", "rm", "dpo")
 
 # By the part of a name before the slash: the rest, its unit and its text.
@@ -169,6 +169,13 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     },
     "reward": {
         "truncated_share": ("", "share of texts of which the reward model saw the beginning alone"),
+        "failed_hung": (
+            "",
+            "tries of groups in which a reward took too long",
+        ),
+        "failed_crashed": ("", "tries in which a reward ended its process"),
+        "failed_raised": ("", "tries in which a reward raised, or gave no numbers"),
+        "skipped_groups": ("", "groups of which every try failed: they have no score"),
     },
     "rm": {
         "loss": ("", "the reward model's loss, centring included"),

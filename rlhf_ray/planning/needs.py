@@ -174,7 +174,7 @@ class RoleNeed:
 
 
 def bare_need(role: str, group: GroupConfig) -> RoleNeed:
-    """A rank without a model: reward functions, or a remote scorer."""
+    """A process without a model: reward functions, or a remote scorer."""
     bare = Memory(process=GPU_CONTEXT_BYTES if group.gpus_per_rank else BARE_RANK_BYTES)
     return RoleNeed(role=role, group=group, turns={"score": bare}, waiting=bare)
 

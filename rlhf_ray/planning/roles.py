@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
@@ -90,7 +90,7 @@ def _online(config: OnlineConfig, shapes: Shapes, gpu_bytes: int) -> tuple[list[
     needs = [
         _online_model(config, "policy", shapes, batches),
         engine_need(engine, gpu_bytes),
-        _scorer(config, shapes, batches.row_tokens),
+        *_scorers(config, shapes, batches.row_tokens),
     ]
     others = [role for role in ("reference", "value") if role in config.groups]
     return [*needs, *(_online_model(config, role, shapes, batches) for role in others)], batches
@@ -144,10 +144,16 @@ def _scored_share(config: OnlineConfig, section: ForwardConfig, row_tokens: int)
     return num_responses * num_new / tokens
 
 
-def _scorer(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> RoleNeed:
+def _scorers(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> Iterator[RoleNeed]:
+    """The reward model, and the workers for all other scorers."""
+    if config.reward.model.path:
+        yield _reward_model(config, shapes, row_tokens)
+    if config.reward.needs_workers:
+        yield bare_need("reward_worker", config.placement.reward_worker)
+
+
+def _reward_model(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> RoleNeed:
     group, model = config.placement.reward, config.reward.model
-    if not model.path:
-        return bare_need("reward", group)
     longest = min(row_tokens, model.max_length or row_tokens)
     rank = ModelRank(
         shape=shapes[model.path],

@@ -114,13 +114,13 @@ def _online(config: OnlineConfig) -> Iterator[Checked]:
     yield from _data_sets(config)
     for index, function in enumerate(config.reward.functions):
         yield f"reward.functions.{index}.path", references.function_fault(function.path)
-    remote = config.reward.remote
     is_here = not (config.ray.address or config.ray.pool)  # elsewhere a node may have it
-    if remote.url and remote.token_env and is_here and not os.environ.get(remote.token_env):
-        yield (
-            "reward.remote.token_env",
-            f"names {remote.token_env!r}, which is not set in the environment",
-        )
+    services = {"remote": config.reward.remote, "judge": config.reward.judge}
+    for name, service in services.items():
+        token_env = service.token_env
+        if service.url and token_env and is_here and not os.environ.get(token_env):
+            fault = f"names {token_env!r}, which is not set in the environment"
+            yield f"reward.{name}.token_env", fault
     scorer = config.reward.model
     if scorer.path:
         yield "reward.model.path", references.model_fault(scorer.path)
@@ -266,7 +266,8 @@ def node_paths(config: JobConfig) -> dict[str, tuple[NodePath, ...]]:
             for index, function in enumerate(config.reward.functions)
         ]
         scripts = [function for function in functions if function.path.endswith(".py")]
-        named["reward"] = scripts + _paths("reward", config.reward.model)
+        named["reward"] = _paths("reward", config.reward.model)
+        named["reward_worker"] = scripts
     start = named[config.trained_role]
     return {
         role: tuple(path for path in named.get(role, start) if Path(path.path).exists())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fake_actors import ActorOfRole
+from ray.exceptions import RayActorError
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
@@ -18,6 +19,7 @@ from actors.pool.pool import Pool
 from actors.pool.state import Place
 from actors.ranks.group import RankSpec
 from actors.ranks.hosting import HostingRank
+from actors.ranks.reward_worker import RewardWorker, WorkerSpec
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.config.rollout import EngineConfig
 from rlhf_ray.config.run import JobConfig
@@ -379,6 +381,20 @@ async def test_only_engines_that_are_of_no_use_are_started_again(pool, asked):
     await pool.restart("rollout")
     assert handle.actors[0] is first
     assert handle.actors[1] is not second
+
+
+async def test_beside_a_worker_that_is_started_again_the_others_are_asked_for_nothing(pool):
+    spec = WorkerSpec(actor_class=RewardWorker)
+    handle = await pool.start("reward_worker", spec)
+    await pool.load("reward_worker", "scorers", path="")
+    first, second = handle.actors
+    asked_of_first = first.asked = []
+    second.answers["health"] = RayActorError()
+    await pool.restart("reward_worker")
+    assert handle.actors[0] is first
+    assert handle.actors[1] is not second
+    assert [call[1:] for call in asked_of_first] == [("health",)]
+    assert handle.core_turns == []
 
 
 async def test_what_dead_ranks_kept_is_read_from_the_disk_where_it_was_written(

@@ -19,13 +19,14 @@ from actors.ranks.policy import PolicyGroup, PolicyRank
 from actors.ranks.reference import ReferenceGroup, ReferenceRank
 from actors.ranks.reward import RewardGroup, RewardRank
 from actors.ranks.reward_worker import LoadedFunctions, RewardWorker
+from actors.ranks.reward_workers import RewardWorkers
 from actors.ranks.value import ValueGroup, ValueRank
 from actors.weights.probe import EXACT
 from actors.weights.sync_spec import SyncSpec
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import ActorDied, RunError
 from rlhf_ray.metrics.spans import ASKED, PROCESS
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import RolloutGroup
@@ -116,7 +117,12 @@ async def score(ranks: RoleHandle) -> None:
     loaded = LoadedFunctions(weights={"b": 1.0}, plain=("b",))
     worker = RoleHandle("reward_worker", {"w": RecordingActor(RewardWorker, score={"b": []})})
     model = RankGroup(actors=ranks, timeouts=TIMEOUTS)
-    reward = RewardGroup(config, TIMEOUTS, model=model, worker=worker, functions=loaded)
+
+    async def restart(died: ActorDied) -> None:
+        raise died
+
+    workers = RewardWorkers(worker, loaded, reward=config, timeouts=TIMEOUTS, restart=restart)
+    reward = RewardGroup(config, TIMEOUTS, model=model, workers=workers)
     prompt = Prompt(prompt_id="p", token_ids_T=(1,), text="?")
     await reward.score(RolloutGroup(prompt=prompt, draw=0, summaries_G=(), rollouts=None))
 

@@ -24,6 +24,8 @@ from rlhf_ray.errors import ActorDied, RunError, StateLost
 class Spec:
     """Of engines."""
 
+    runs_user_code = False
+
     def __init__(self) -> None:
         self.faulty: list[int] = []
 

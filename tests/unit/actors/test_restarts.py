@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleSpec
 from actors.pool.budget import Budget
 from actors.pool.restart import Restarts
+from actors.ranks.rank import Rank
 from rlhf_ray.config.base import ActorFailureConfig
 from rlhf_ray.errors import ActorDied, RunError
 
@@ -114,6 +116,21 @@ async def test_without_restarts_a_death_is_as_it_was():
     assert caught.value is died
     with pytest.raises(ActorDied):
         await restarts.after(death_of(RoleHandle("unknown", {"u": None})), roles)
+
+
+async def test_what_runs_a_user_s_code_is_started_again_as_often_as_it_takes():
+    """But where it dies while it starts, that counts."""
+    roles, none = Roles("worker"), ActorFailureConfig(restarts=0)
+    roles["worker"].spec = RoleSpec(actor_class=Rank, runs_user_code=True)
+    restarts = Restarts(none, roles.restart)
+    for number in range(5):
+        await restarts.after(death_of(roles["worker"]), roles)
+        assert roles["worker"].incarnation == number + 1
+    assert restarts.budget.num_restarts == 0
+    roles.failures = [death_of(roles["worker"], incarnation=9)]
+    with pytest.raises(ActorDied):
+        await restarts.after(death_of(roles["worker"]), roles)
+    assert len(roles.restarted) == 6
 
 
 @given(

@@ -83,7 +83,7 @@ def test_what_only_training_uses_is_refused(settings, key, tmp_path):
 
 def test_no_role_starts_that_only_training_needs(tmp_path):
     config = sample_config(tmp_path, total_steps=1)
-    assert set(config.groups) == {"policy", "rollout", "reward"}
+    assert set(config.groups) == {"policy", "rollout", "reward_worker"}
     dumped = config.model_dump(mode="json")
     assert SampleConfig.model_validate(dumped) == config
 
