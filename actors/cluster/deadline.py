@@ -114,7 +114,7 @@ class _Asked:
         if isinstance(error, RayActorError):
             index = position if self.indices is None else self.indices[position]
             return ActorDied.of(
-                f"{named} died after {age_s:.0f} s: {_first_line(error)}",
+                f"{named} died after {age_s:.0f} s: {first_line(error)}",
                 role=self.role,
                 index=index,
                 operation=self.operation,
@@ -171,5 +171,6 @@ def _failed_ref(refs: Sequence[Any]) -> int:
     return 0
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of Ray's says; its other lines are of Ray's own code."""
     return str(error).strip().partition("\n")[0]

@@ -181,8 +181,10 @@ class Pool(ResidentModels):
         on_gpu = group is not None and group.gpus_per_rank > 0
         await handle.spec.join(handle, new=new, on_gpu=on_gpu, timeouts=self.timeouts)
 
-    async def restart(self, role: str) -> None:
-        """New actors in the places of a role's dead one and of those that are of no use without it.
+    async def restart(self, role: str, ranks: Sequence[int] | None = None) -> None:
+        """New actors in the places of some of a role.
+
+        Without `ranks`: of its dead one, and of those that are of no use without it.
 
         They have the names of the old ones, which are killed, and host what these were asked to
         host. What a job has made of that since is lost, and what they kept in memory for others.
@@ -194,7 +196,7 @@ class Pool(ResidentModels):
         """
         handle = self.state.roles[role]
         spec: RoleSpec = handle.spec
-        broken = await spec.broken(handle)
+        broken = await spec.broken(handle) if ranks is None else ranks
         names = [handle.names[index] for index in broken]
         self._lose(role)
         for index in broken:
@@ -205,7 +207,9 @@ class Pool(ResidentModels):
         new = handle.successor(self._processes(role, spec, handle.threads, only=broken))
         try:
             # Ray gives a place away once the process that had it is gone.
-            await new.call(RoleActor.health, timeout_s=self.timeouts.place_s)()
+            there = [new.start(RoleActor.health, rank)() for rank in broken]
+            place_s = self.timeouts.place_s
+            await new.answers(there, "health", timeout_s=place_s, ranks=broken)
             await self._join(new, broken)
             if loaded := self.loaded.get(role):
                 await self._load(new, loaded)
@@ -213,7 +217,7 @@ class Pool(ResidentModels):
             for index in broken:
                 ray.kill(new.actors[index])
             raise
-        handle.give_way_to(new)
+        handle.give_way_to(new, broken)
         self._remember()
 
     async def make_room(self, roles: Collection[str]) -> None:
@@ -247,6 +251,7 @@ class Pool(ResidentModels):
         Of the others, what the last job left running is dropped.
         """
         for role, handle in list(self.state.roles.items()):
+            handle.away.clear()  # the last job went on without these
             try:
                 await handle.call(RoleActor.process_id, timeout_s=ANSWER_S)()
                 await handle.spec.check(handle, timeout_s=ANSWER_S)

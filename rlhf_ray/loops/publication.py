@@ -6,6 +6,7 @@ of the other roles are on the host then. Where groups have GPUs of their own, no
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -22,35 +23,67 @@ T = TypeVar("T")
 ENGINES = "rollout"
 
 
-async def publish(roles: Roles, version: int) -> Publication:
-    """Bring the policy's weights to the engines as `version`; they are ready to sample then.
+async def publish(roles: Roles, version: int, *, exactly: bool = False) -> Publication:
+    """Bring the policy's weights as `version` to the engines that lack it; they can sample then.
 
-    Engines that die meanwhile are replaced, and what comes in their place gets the weights as well.
+    An engine that dies meanwhile drops out. Where none is left, it begins again with those that
+    come in their place. Engines with newer weights keep them, unless it is to be `exactly` these.
 
     Raises:
         StateLost: The policy died.
-        RunError: Engine and trainer disagree.
+        RunError: Engine and trainer disagree, or no engine comes any more.
     """
+    is_again = False
     while True:
         try:
-            return await _publish(roles, version)
+            if is_again:  # on shared GPUs some may hold a cache where the weights pass
+                await roles.rollout.sleep(level=2)
+            return await _publish(roles, version, exactly=exactly)
         except StateLost as lost:
             _require_engines(lost)
+            is_again = True
 
 
 async def with_engines(roles: Roles, version: int, call: Callable[[], Awaitable[T]]) -> T:
     """What comes of a call that has engines sample from weights of this version.
 
-    Where some die it is made again, once others have the weights.
+    The policy is idle meanwhile: an engine that comes in the place of a dead one gets the weights
+    at once. Where the others cannot go on without it, the call is made again.
 
     Raises:
         StateLost: Another role's state is lost.
     """
     while True:
         try:
-            return await call()
+            return await _beside_those_that_join(roles, version, call())
         except StateLost as lost:
             _require_engines(lost)
+            await roles.rollout.sleep(level=2)
+            await publish(roles, version, exactly=True)
+
+
+async def _beside_those_that_join(roles: Roles, version: int, call: Awaitable[T]) -> T:
+    publishing = asyncio.Lock()
+    called = asyncio.ensure_future(call)
+    joining = asyncio.ensure_future(_join(roles, version, publishing))
+    try:
+        # The call ends by its own deadlines, and the other one only where it fails.
+        await asyncio.wait([called, joining], return_when=asyncio.FIRST_COMPLETED)
+        if joining.done():
+            joining.result()
+        return await called
+    finally:
+        called.cancel()
+        async with publishing:  # who is left amid an update is of no use any more
+            joining.cancel()
+        await asyncio.gather(called, joining, return_exceptions=True)
+
+
+async def _join(roles: Roles, version: int, publishing: asyncio.Lock) -> None:
+    while True:
+        await roles.rollout.joining()
+        async with publishing:
+            logger.warning("an engine joins: it gets version %d", version)
             await publish(roles, version)
 
 
@@ -61,10 +94,10 @@ def _require_engines(lost: StateLost) -> None:
     logger.warning("%s; the weights are published again", lost)
 
 
-async def _publish(roles: Roles, version: int) -> Publication:
+async def _publish(roles: Roles, version: int, *, exactly: bool) -> Publication:
     await offload(roles.value, roles.reference, roles.reward)
     await roles.rollout.wake_up("weights")
-    await roles.policy.publish(version)
+    await roles.policy.publish(version, exactly=exactly)
     await offload(roles.policy)
     await roles.rollout.wake_up("kv_cache")
     return await roles.policy.compare()

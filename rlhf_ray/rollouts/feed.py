@@ -179,7 +179,8 @@ class Feed:
     def _limit_s(self) -> float:
         """Until something changes: all that is under way has a deadline, and ends by it."""
         timeouts, num_scorers = self.config.timeouts, len(self.config.reward.functions) + 1
-        return 2 * timeouts.call_s + num_scorers * timeouts.reward_s + SLACK_S
+        new_engine_s = 2 * timeouts.place_s + timeouts.start_s + timeouts.publish_s
+        return 2 * timeouts.call_s + num_scorers * timeouts.reward_s + new_engine_s + SLACK_S
 
     def _begin_again(self) -> None:
         """What a failure has left: nobody works on it."""
@@ -326,6 +327,7 @@ class Feed:
             ),
             temperature=self.config.rollout.temperature,
             max_new_tokens=self.config.rollout.max_new_tokens,
+            newest_version=self.admission.newest_version(draw) if self.publishes else None,
         )
 
     def _require_enough(self, step: int, draws: StepDraws) -> None:

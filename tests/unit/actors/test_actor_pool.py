@@ -11,7 +11,7 @@ from fake_actors import ActorOfRole
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
-from actors.engines.replica_set import ReplicaSpec
+from actors.engines.replica_spec import ReplicaSpec
 from actors.engines.spec import EngineSpec
 from actors.pool import placement, processes
 from actors.pool.pool import Pool

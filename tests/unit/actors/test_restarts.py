@@ -41,8 +41,8 @@ class Roles(dict[str, RoleHandle]):
         self.restarted: list[str] = []
         self.failures = list(failures)
 
-    async def restart(self, role: str) -> None:
-        self.restarted.append(role)
+    async def restart(self, role: str, ranks: Sequence[int] | None = None) -> None:
+        self.restarted.append(role if ranks is None else f"{role}/{ranks}")
         await asyncio.sleep(0.01)
         if self.failures and (error := self.failures.pop(0)):
             raise error
