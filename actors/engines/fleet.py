@@ -133,10 +133,11 @@ class Fleet:
         self.replicas[replica].version = NO_VERSION
 
     def forget(self) -> None:
-        """Their weights are dropped."""
-        for replica in self.those(*KNOWN):
-            self._move(replica, State.STALE, *KNOWN)
-            self.replicas[replica].version = NO_VERSION
+        """Their weights are dropped, or nobody relies on them any more."""
+        for replica, one in enumerate(self.replicas):
+            if one.version != NO_VERSION or one.state in KNOWN:
+                self._move(replica, State.STALE, *KNOWN, State.UPDATING)
+                one.version = NO_VERSION
 
     def suspected(self, replica: int) -> None:
         """It has left questions open whether it is alive."""

@@ -56,7 +56,7 @@ class Replacement:
         self.actors, self.fleet, self.error = actors, fleet, RunError("no engine was started")
         self._replace, self._at_once, self._change_s = replace, at_once, change_s
         self._on_change = changed
-        self._changed = asyncio.Event()
+        self._waiting: set[asyncio.Future[None]] = set()
         self._deaths: dict[int, ActorDied] = {}  # of those that nobody replaces yet
         self._tasks: set[asyncio.Task[None]] = set()
         actors.away.clear()
@@ -179,13 +179,19 @@ class Replacement:
 
     def tell(self) -> None:
         """The states have changed."""
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        for change in self._waiting:
+            if not change.done():
+                change.set_result(None)
         self._on_change()
 
     async def changes(self) -> None:
         """Wait for the next change; whoever waits has a deadline of their own."""
-        await self._changed.wait()
+        change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(change)
+        try:
+            await change
+        finally:
+            self._waiting.discard(change)
 
     async def settled(self) -> None:
         """Wait until nobody is being replaced.
@@ -194,6 +200,14 @@ class Replacement:
             RunError: Nobody is left.
         """
         await self._until(lambda: not self.fleet.those(*COMING))
+
+    async def trusted(self) -> None:
+        """Wait until nobody is suspect: whoever does not answer is killed in time.
+
+        Raises:
+            RunError: Nobody is left.
+        """
+        await self._until(lambda: not self.fleet.those(State.SUSPECT))
 
     async def some(self, *states: State) -> None:
         """Wait until a replica is in one of some states, or until none is on its way to any.
@@ -206,8 +220,9 @@ class Replacement:
     async def _until(self, holds: Callable[[], bool]) -> None:
         self._begin()
         while not holds():
-            names = ", ".join(self.actors.names[rank] for rank in self.fleet.those(*COMING))
-            async with deadline(self._change_s, actor=names, operation="a new engine's start"):
+            late = self.fleet.those(*COMING, State.SUSPECT)
+            names = ", ".join(self.actors.names[rank] for rank in late)
+            async with deadline(self._change_s, actor=names, operation="a change of the engines"):
                 await self.changes()
             self._begin()
         if self.is_over:

@@ -116,8 +116,11 @@ class ReplicaSet:
     async def _require_weights(self, requests: Sequence[GenerationRequest]) -> None:
         """See that a wave is sampled from the weights that it is asked of, and at once.
 
-        Others wait for whoever comes, and newer weights are as good: each token has its version.
+        Others wait for whoever comes, and newer weights are as good: each token has its version. A
+        wave waits until all that live say so: how it is divided decides its last bits, and should
+        not hang on how busy a machine is.
         """
+        await self.replacement.trusted()
         if not self.fleet.those(*KNOWN):
             await self.replacement.some(*ALIVE)
         if not self.fleet.those(*KNOWN, State.UPDATING):
@@ -248,6 +251,10 @@ class ReplicaSet:
         """Whom a publication of a version goes to."""
         return self.fleet.lacking(version, exactly=exactly)
 
+    def forget(self) -> None:
+        """Rely on no weights that were published: the next publication goes to all."""
+        self.fleet.forget()
+
     def having(self, version: int) -> list[int]:
         """Who has acknowledged a version."""
         return self.fleet.having(version)
@@ -352,7 +359,7 @@ class ReplicaSet:
         if self.sleeps:
             await self._move(RolloutReplica.sleep, level)
             if level == 2:
-                self.fleet.forget()
+                self.forget()
 
     async def wake_up(self, part: EnginePart | None = None) -> None:
         """Before weights or requests come, where GPUs are shared."""

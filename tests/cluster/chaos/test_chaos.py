@@ -48,13 +48,15 @@ SHORT = [
     Death(role="policy", phase="update"),
     Death(role="reference", phase="score"),
     Death(role="value", phase="update", by=STOP),
+    Death(role="rollout", phase="generate"),
 ]
 ALL = [
     *(Death(role=role, phase=phase) for role in ROLES for phase in IN_STEP),
-    *(Death(role=role, phase="start", number=1) for role in ("policy", "value", "reference")),
+    *(Death(role=role, phase="start", number=1) for role in ROLES[:3] + ROLES[5:]),
     *(Death(role=role, phase="checkpoint", number=1) for role in ROLES),
     *(Death(role=role, phase="export", number=1) for role in ("policy", "value")),
     *(Death(role=role, phase="update", by=STOP) for role in ROLES),
+    *(Death(role="rollout", phase=phase, by=STOP) for phase in ("generate", "publish")),
 ]
 
 

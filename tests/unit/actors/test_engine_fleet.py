@@ -390,8 +390,15 @@ async def test_without_an_engine_groups_wait_for_the_new_one():
 async def test_a_suspect_keeps_its_groups_and_gets_no_new_ones():
     world = await played()
     world.rollout.replacement.suspected(0)
-    groups = await asyncio.gather(*await world.rollout.generate(world.requests(4, newest=0)))
-    assert engines_of(groups) == {id(world.engines[1]): 4}
+    alone = await world.rollout.generate(world.requests(4, newest=0), together=False)
+    assert engines_of(await asyncio.gather(*alone)) == {id(world.engines[1]): 4}
+    wave = asyncio.ensure_future(world.rollout.generate(world.requests(4, newest=0)))
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert not wave.done(), "how a wave is divided decides its last bits"
+    world.rollout.replacement.answered(0, {"fault": ""})
+    assert len(engines_of(await asyncio.gather(*await wave))) == 2
+    world.rollout.replacement.suspected(0)
     await world.publish(1)  # it takes part: else it would go on with older weights
     assert world.engines[0].version == 1.0
     assert world.rollout.fleet.those(State.SERVING) == [0, 1]
@@ -439,9 +446,9 @@ async def test_the_run_goes_on_with_who_is_left_and_ends_with_the_last():
     await world.publish(1)
     world.engines[1].is_dead = True
     for together in (True, False):
-        with pytest.raises(RunError, match="no engine is left, job/rollout/1 .*too often"):
+        with pytest.raises(RunError, match=r"no engine is left, job/rollout/1 .*too often"):
             await world.sample(3, together=together)
-    with pytest.raises(RunError, match="no engine is left, job/rollout/1 .*too often"):
+    with pytest.raises(RunError, match=r"no engine is left, job/rollout/1 .*too often"):
         await world.publish(2)
 
 
