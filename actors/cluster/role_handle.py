@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,6 +24,8 @@ A = TypeVar("A")
 # What an actor's method returns, whether it is a coroutine or not.
 Answer: TypeAlias = T | Coroutine[Any, Any, T]
 
+# In which an actor says that it is alive, from threads that do nothing else.
+LIFE_S = 5.0
 # In one turn: publication has two, after two to connect, and what frees the memory is one more.
 MOST_CALLS = 5
 
@@ -58,6 +61,27 @@ class _Call:
     operation: str
     ranks: Sequence[int]
     since_s: float
+
+
+async def _silent(actors: Sequence[Any]) -> list[int]:
+    """The positions of actors that do not say that they are alive, though they can be asked."""
+    asked = {
+        position: asyncio.ensure_future(_answer_of(actor.health.remote()))
+        for position, actor in enumerate(actors)
+        if hasattr(actor, "health")
+    }
+    if not asked:
+        return []
+    await asyncio.wait(asked.values(), timeout=LIFE_S)
+    silent = [position for position, answer in asked.items() if not answer.done()]
+    for answer in asked.values():
+        answer.cancel()
+    await asyncio.gather(*asked.values(), return_exceptions=True)
+    return silent
+
+
+async def _answer_of(ref: Any) -> Any:
+    return await ref
 
 
 class Listener(Protocol):
@@ -260,12 +284,21 @@ class RoleHandle(Generic[A]):
                 )
         except DeadlineError as error:
             late = [asked[position] for position in error.late]
+            silent = await _silent([actors[rank] for rank in late]) if len(late) > 1 else []
             for rank in late:
                 ray.kill(actors[rank])
+            named_rank, said = late[0], str(error)
+            if 0 < len(silent) < len(late):  # the others wait for these in what they do together
+                named_rank = late[silent[0]]
+                names = ", ".join(self.names[late[position]] for position in silent)
+                said = (
+                    str(DeadlineError.of(named, names, age_s=timeout_s, timeout_s=timeout_s))
+                    + ", nor any sign of life"
+                )
             died = ActorDied.of(
-                f"{error}: killed",
+                f"{said}: killed",
                 role=self.name,
-                index=late[0],
+                index=named_rank,
                 operation=named,
                 age_s=timeout_s,
             )
