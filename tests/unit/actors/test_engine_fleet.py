@@ -46,7 +46,7 @@ class Engine:
     """
 
     def __init__(self, dice: Dice) -> None:
-        self.dice, self.is_dead, self.fault = dice, False, ""
+        self.dice, self.is_dead, self.fault, self.is_asleep = dice, False, "", False
         self.version: float = -1.0
         self.amid: list[int] | None = None
         self.proven = -2.0
@@ -88,6 +88,7 @@ class Engine:
 
     async def start_weight_update(self, timeout_s: float, keeps_cache: bool) -> None:
         await self._trip()
+        assert not self.is_asleep
         assert self.amid is None, "an update begins in an engine that is amid another"
         self.amid, self.version = [], np.nan
 
@@ -102,8 +103,20 @@ class Engine:
         self.amid, self.version = None, float(version)
         return version
 
+    async def sleep(self, level: int, timeout_s: float) -> None:
+        await self._trip()
+        self.is_asleep = True
+        if level == 2:
+            self.version = np.nan
+
+    async def wake_up(self, part: str | None, timeout_s: float) -> None:
+        await self._trip()
+        assert part == "weights" or not np.isnan(self.version), "it wakes up without a model"
+        self.is_asleep = False
+
     async def logprobs(self, rollouts: Any, timeout_s: float) -> list[Any]:
         await self._trip()
+        assert not self.is_asleep
         self.proven = self.version
         return [np.full(1, self.version)]
 
@@ -162,7 +175,9 @@ class Dice:
 class World:
     """The rollout role and a policy of one rank, in a job that publishes and samples."""
 
-    def __init__(self, num_replicas: int, dice: Dice, *, most_starts: int = 1000) -> None:
+    def __init__(
+        self, num_replicas: int, dice: Dice, *, most_starts: int = 1000, sleeps: bool = False
+    ) -> None:
         self.dice, self.num_starts, self.most_starts = dice, 0, most_starts
         names = [f"job/rollout/{number}" for number in range(num_replicas)]
         self.engines: list[Engine] = [Engine(dice) for _ in names]
@@ -171,7 +186,7 @@ class World:
             dict(zip(names, map(EngineHandle, self.engines), strict=True)), spec=None
         )
         self.rollout = ReplicaSet(
-            self.actors, Ending(), timeout_s=5.0, sleeps=False, seats=4, replace=self.replace
+            self.actors, Ending(), timeout_s=5.0, sleeps=sleeps, seats=4, replace=self.replace
         )
         trainer: RoleHandle[Any] = RoleHandle("policy", {"job/policy/0": FakeHandle(Trainer(dice))})
         self.policy = PolicyGroup(actors=trainer, config=LearnerConfig(), timeouts=TIMEOUTS)
@@ -277,7 +292,7 @@ CHANCES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(events=EVENTS, num_replicas=st.integers(1, 3), seed=st.integers(0, 2**32), chances=CHANCES)
 def test_who_serves_has_acknowledged_and_proven_its_weights(events, num_replicas, seed, chances):
     async def play():
@@ -464,6 +479,53 @@ async def test_an_error_of_an_engine_that_is_well_is_raised():
             await world.sample(2, together=together)
         world.check()
     assert world.num_starts == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(num_steps=st.integers(1, 4), num_replicas=st.integers(1, 3), seed=st.integers(0, 2**32))
+def test_on_shared_gpus_all_get_the_weights_anew(num_steps, num_replicas, seed):
+    """Where a step ends, engines sleep without weights; what died comes when the GPU is theirs."""
+
+    async def play():
+        world = World(num_replicas, Dice(seed, {"death": 0.05, "fault": 0.03}), sleeps=True)
+        await world.rollout.sleep(level=2)
+        for step in range(num_steps):
+            await world.publish(step)
+            await world.sample(3, together=True)
+            world.check()
+            await world.rollout.sleep(level=2)
+            assert not world.rollout.fleet.those(State.SERVING)
+            assert not world.rollout.replacement._tasks, "others compute on its GPU"
+
+    asyncio.run(play())
+
+
+async def test_on_shared_gpus_nobody_comes_while_others_compute():
+    world = await played(sleeps=True)
+    world.rollout.replacement.lost(1, "killed")
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert (world.num_starts, world.rollout.fleet.state(1)) == (0, State.DEAD)
+    await world.sample(2, together=True)
+    assert world.num_starts == 1
+
+
+async def test_a_publication_to_one_that_joins_ends_although_the_call_is_over():
+    world = await played()
+    world.engines[1].is_dead = True
+    world.rollout.replacement.lost(1, "killed")
+    await world.rollout.replacement.settled()
+    real, has_begun = world.engines[1].update_weights, asyncio.Event()
+
+    async def update_weights(bucket):
+        has_begun.set()
+        for _ in range(9):
+            await asyncio.sleep(0)
+        await real(bucket)
+
+    world.engines[1].update_weights = update_weights
+    await with_engines(world.roles, 0, has_begun.wait)
+    assert world.rollout.fleet.those(State.SERVING) == [0, 1]
 
 
 @pytest.mark.parametrize(
