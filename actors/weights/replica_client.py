@@ -78,8 +78,9 @@ class ReplicaClient:
                 )
             except RunError as error:
                 if index not in self.failed:
-                    logger.error("%s; the others go on", error)
                     self.failed[index] = str(error)
+                    # Its words alone: whoever keeps a log would keep the buckets in its frames.
+                    logger.error("%s; the others go on", self.failed[index])
         return answers
 
     def start_update(self) -> None:
@@ -106,7 +107,10 @@ class VllmClient(ReplicaClient):
 
     Attributes:
         on_failure: Called once where a replica fails before all have received the weights.
+        is_over: Whether replicas get no more of it: nobody switches over to half of the weights.
     """
+
+    is_over = False
 
     def __init__(self, spec: SyncSpec, replicas: Replicas) -> None:
         """Nothing is called yet."""
@@ -137,14 +141,14 @@ class VllmClient(ReplicaClient):
 
     def update_weights(self, update: Any) -> None:
         """What a backend needs to receive weights."""
-        if not self.failed:
+        if not self.failed and not self.is_over:
             self.call(PublishedReplica.update_weights)(update)
             if self.failed:
                 self.on_failure()
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Switch over."""
-        if not self.failed:
+        if not self.failed and not self.is_over:
             self.finish_update()
 
     def require_all(self) -> None:

@@ -49,7 +49,6 @@ class VllmPublisher:
         )
         self.client.on_failure = self.abort
         self._ending = threading.Lock()
-        self._is_aborted = False
 
     def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> Sent:
         """Send all weights as `version`, always merged; all replicas get them, or it fails.
@@ -65,7 +64,7 @@ class VllmPublisher:
         self.client.require_all()
         group = getattr(self.engine, "model_update_group", None)
         # A communicator that was ended sends nothing, and does not say so (PyNccl's `broadcast`).
-        if self._is_aborted or (group is not None and group.disabled):
+        if self.client.is_over or (group is not None and group.disabled):
             raise RunError(f"publish version {version}: the way to the engines was closed amid it")
         return Sent(num_bytes=self.num_bytes)
 
@@ -77,13 +76,13 @@ class VllmPublisher:
         # vLLM calls the replicas from a thread of its own, while this rank waits in NCCL for all of
         # them, without a deadline: for good, where one has died. The communicator's end lets it go
         # on. What is left goes nowhere, but is gathered, so that the other ranks do not wait for
-        # this one; then vLLM raises what the replicas' call raised.
+        # this one.
         with self._ending:
+            was_over, self.client.is_over = self.client.is_over, True
             group = getattr(self.engine, "model_update_group", None)
-            if group is not None and not self._is_aborted:
+            if group is not None and not was_over:
                 group.broadcast = lambda *_, **__: None  # vLLM's own would use what is freed below
                 group.destroy()
-            self._is_aborted = True
 
     def close(self) -> None:
         """Give the connection's memory back."""

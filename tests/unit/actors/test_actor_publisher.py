@@ -87,12 +87,16 @@ def test_a_replica_that_dies_amid_the_exchange_ends_it_with_its_own_error(connec
 
 def test_a_publication_that_hangs_is_ended_from_another_thread(connected, communicator):
     """PyNccl's broadcast returns from an ended communicator as if it had sent."""
-    publisher = connected(RecordingActor(RolloutReplica, update_weights=communicator.ended.wait))
+    replica = RecordingActor(RolloutReplica, update_weights=communicator.ended.wait)
+    publisher = connected(replica)
     ending = threading.Thread(target=lambda: communicator.waits.wait() and publisher.abort())
     ending.start()
     with pytest.raises(RunError, match="publish version 1: the way to the engines was closed"):
         publisher.publish(1, publisher.client.replicas)
     ending.join(PATIENCE_S)
+    assert "finish_weight_update" not in [method for method, *_ in replica.asked], (
+        "it would serve with a half of them"
+    )
     publisher.abort()  # it is over: nothing is ended twice
     publisher.close()
 
