@@ -3,7 +3,7 @@
     starting -> stale -> updating -> serving <-> suspect
         ^          ^         |          |
         |          +---------+----------+   (spared, or all weights are forgotten)
-    dead <- any of these; dead or starting -> retired
+    dead <- any of these; dead or starting -> retired -> starting
 
 Nothing leads from dead to serving but new weights that the new engine has acknowledged, and a probe
 in which it agreed with the trainer. What is left amid an update is dead, unless the engine itself
@@ -30,7 +30,7 @@ class State(StrEnum):
     SERVING = "serving"
     SUSPECT = "suspect"  # it does not say that it is alive: it keeps its work and gets no new one
     DEAD = "dead"
-    RETIRED = "retired"  # dead for good
+    RETIRED = "retired"  # nobody comes in its place, for now
 
 
 # Whose process can be asked something.
@@ -159,7 +159,7 @@ class Fleet:
 
     def starts(self, replica: int) -> None:
         """A new process comes in its place."""
-        self._move(replica, State.STARTING, State.DEAD)
+        self._move(replica, State.STARTING, State.DEAD, State.RETIRED)
 
     def started(self, replica: int) -> None:
         """The new process runs, with weights of its own."""

@@ -39,6 +39,7 @@ class Replacement:
         *,
         replace: Callable[[ActorDied], Awaitable[None]] = never,
         at_once: bool = True,
+        again_s: float | None = None,
         change_s: float,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -50,11 +51,14 @@ class Replacement:
             replace: Brings another actor to the place of one that died.
             at_once: Whether it may come beside whatever the job does; else it comes when somebody
                 waits for it in `settled`, as where its GPUs are other roles' by turns.
+            again_s: After so long it is tried again to replace one that retired, as where its node
+                was lost and another one has come; None for never.
             change_s: In which a new engine runs, or has failed to.
             changed: Called whenever the states did.
         """
         self.actors, self.fleet, self.error = actors, fleet, RunError("no engine was started")
         self._replace, self._at_once, self._change_s = replace, at_once, change_s
+        self._again_s = again_s
         self._on_change = changed
         self._waiting: set[asyncio.Future[None]] = set()
         self._deaths: dict[int, ActorDied] = {}  # of those that nobody replaces yet
@@ -157,23 +161,33 @@ class Replacement:
         self._deaths.clear()
 
     async def _come(self, rank: int, died: ActorDied) -> None:
+        name = self.actors.names[rank]
+        while not await self._has_come(name, rank, died):
+            if self._again_s is None:
+                return
+            await asyncio.sleep(self._again_s)
+            logger.warning("%s: it is tried again to replace it", name)
+            self.fleet.starts(rank)
+        logger.warning("%s is there again, and waits for weights", name)
+        self.actors.away.discard(rank)
+        self.fleet.started(rank)
+        self.tell()
+
+    async def _has_come(self, name: str, rank: int, died: ActorDied) -> bool:
         try:
             await self._replace(died)
         except RlhfRayError as error:
-            logger.error("%s is not replaced: %s", self.actors.names[rank], error)
-            self._retire(rank, str(error))
-        except Exception as error:
-            logger.exception("%s is not replaced", self.actors.names[rank])
-            self._retire(rank, repr(error))
+            logger.error("%s is not replaced: %s", name, error)
+            why = str(error)
+        except Exception as error:  # a fault of ours: the others go on all the same
+            logger.exception("%s is not replaced", name)
+            why = repr(error)
         else:
-            logger.warning("%s is there again, and waits for weights", self.actors.names[rank])
-            self.actors.away.discard(rank)
-            self.fleet.started(rank)
-        self.tell()
-
-    def _retire(self, rank: int, why: str) -> None:
-        self.error = RunError(f"no engine is left, {self.actors.names[rank]} was the last: {why}")
+            return True
+        self.error = RunError(f"no engine is left, {name} was the last: {why}")
         self.fleet.retired(rank)
+        self.tell()
+        return False
 
     # What others wait for.
 

@@ -62,9 +62,14 @@ class ReplicaSet:
         seats: int,
         replace: Callable[[ActorDied], Awaitable[None]] = never,
         start_s: float = 0.0,
+        again_s: float | None = None,
         fleet: Fleet | None = None,
     ) -> None:
-        """All idle; `replace` has another one in the place of one that died within `start_s`."""
+        """All idle.
+
+        `replace` has another one in the place of one that died, within `start_s`. Where it cannot,
+        it is tried again after `again_s`.
+        """
         self.actors, self.ending, self.timeout_s = actors, ending, timeout_s
         self.sleeps, self.seats = sleeps, seats
         self.change_s = start_s + timeout_s
@@ -76,6 +81,7 @@ class ReplicaSet:
             self.fleet,
             replace=replace,
             at_once=not sleeps,
+            again_s=None if sleeps else again_s,
             change_s=self.change_s,
             changed=self._changed,
         )

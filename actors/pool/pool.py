@@ -218,6 +218,8 @@ class Pool(ResidentModels):
                 ray.kill(new.actors[index])
             raise
         handle.give_way_to(new, broken)
+        if role in self.state.places:
+            self.state.places[role] = placement.moved(self.state.places[role])
         self._remember()
 
     async def make_room(self, roles: Collection[str]) -> None:

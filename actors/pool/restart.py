@@ -42,6 +42,12 @@ class Restarts:
         pause_s = config.backoff_s * 2.0 ** min(config.restarts, 10)
         return float(max(1, config.restarts) * (pause_s + 2 * timeouts.place_s + timeouts.start_s))
 
+    @property
+    def again_s(self) -> float | None:
+        """When what was started as often as is allowed may be started again; None for never."""
+        config = self.budget.config
+        return config.stable_s if config.restarts else None
+
     async def after(self, died: ActorDied, roles: Mapping[str, RoleHandle[Any]]) -> None:
         """Have the role of a dead actor serve again, unless it does so since that actor died.
 

@@ -137,6 +137,7 @@ class JobPool:
                     seats=rollout.max_num_seqs,
                     replace=self.pool.restarts.replace,
                     start_s=self.pool.restarts.longest_s(timeouts),
+                    again_s=self.pool.restarts.again_s,
                 )
                 return self.engines
             case ExperienceSpec():

@@ -90,6 +90,7 @@ def no_processes(monkeypatch, asked) -> None:
     monkeypatch.setattr(processes, "start", start)
     monkeypatch.setattr(processes.ray, "kill", lambda actor: None)
     monkeypatch.setattr(processes.ray, "get_actor", get_actor)
+    monkeypatch.setattr(placement, "moved", lambda places: [*places])
 
 
 @pytest.fixture
@@ -375,6 +376,16 @@ async def test_only_engines_that_are_of_no_use_are_started_again(pool, asked):
     second.answers["health"] = health(updating=True)
     asked.clear()
     await pool.restart("rollout")
+    assert handle.actors[0] is first
+    assert handle.actors[1] is not second
+
+
+async def test_one_engine_is_started_again_without_a_question_to_the_others(pool, asked):
+    """Another one may be dead as well, and on its way."""
+    handle = pool.state.roles["rollout"]
+    first, second = handle.actors
+    first.answers["health"] = RunError("it is dead too")
+    await pool.restart("rollout", [1])
     assert handle.actors[0] is first
     assert handle.actors[1] is not second
 

@@ -176,9 +176,16 @@ class World:
     """The rollout role and a policy of one rank, in a job that publishes and samples."""
 
     def __init__(
-        self, num_replicas: int, dice: Dice, *, most_starts: int = 1000, sleeps: bool = False
+        self,
+        num_replicas: int,
+        dice: Dice,
+        *,
+        most_starts: int = 1000,
+        sleeps: bool = False,
+        again_s: float | None = None,
     ) -> None:
         self.dice, self.num_starts, self.most_starts = dice, 0, most_starts
+        self.has_room = True
         names = [f"job/rollout/{number}" for number in range(num_replicas)]
         self.engines: list[Engine] = [Engine(dice) for _ in names]
         self.actors: RoleHandle[Any] = RoleHandle("rollout")
@@ -186,7 +193,13 @@ class World:
             dict(zip(names, map(EngineHandle, self.engines), strict=True)), spec=None
         )
         self.rollout = ReplicaSet(
-            self.actors, Ending(), timeout_s=5.0, sleeps=sleeps, seats=4, replace=self.replace
+            self.actors,
+            Ending(),
+            timeout_s=5.0,
+            sleeps=sleeps,
+            seats=4,
+            replace=self.replace,
+            again_s=again_s,
         )
         trainer: RoleHandle[Any] = RoleHandle("policy", {"job/policy/0": FakeHandle(Trainer(dice))})
         self.policy = PolicyGroup(actors=trainer, config=LearnerConfig(), timeouts=TIMEOUTS)
@@ -201,7 +214,7 @@ class World:
     async def replace(self, died: ActorDied) -> None:
         await asyncio.sleep(0)
         self.num_starts += 1
-        if self.num_starts > self.most_starts:
+        if self.num_starts > self.most_starts or not self.has_room:
             raise ActorDied.of(
                 f"{died}: too often", role="rollout", index=died.index, operation="", age_s=0.0
             )
@@ -467,6 +480,21 @@ async def test_the_run_goes_on_with_who_is_left_and_ends_with_the_last():
         await world.publish(2)
 
 
+async def test_one_that_retired_comes_when_there_is_room_again():
+    world = await played(again_s=0.01)
+    world.has_room, world.engines[0].is_dead = False, True
+    await world.sample(3, together=True)
+    await world.publish(1)
+    assert world.rollout.fleet.state(0) == State.RETIRED
+    await asyncio.sleep(0.05)
+    world.has_room = True
+    await asyncio.sleep(0.05)
+    assert world.rollout.fleet.state(0) == State.STALE
+    assert world.num_starts > 2
+    await world.publish(2)
+    assert world.rollout.fleet.those(State.SERVING) == [0, 1]
+
+
 async def test_an_error_of_an_engine_that_is_well_is_raised():
     world = await played()
 
@@ -537,7 +565,8 @@ async def test_a_publication_to_one_that_joins_ends_although_the_call_is_over():
         (State.UPDATING, "agreed"),  # nothing is acknowledged
         (State.STALE, "acknowledged"),
         (State.DEAD, "started"),
-        (State.RETIRED, "starts"),
+        (State.RETIRED, "started"),
+        (State.RETIRED, "updates"),
         (State.STARTING, "updates"),
         (State.DEAD, "updates"),
     ],
