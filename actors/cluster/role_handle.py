@@ -174,6 +174,11 @@ class RoleHandle(Generic[A]):
         role.replace({self.names[rank]: self.actors[rank] for rank in ranks}, spec=self.spec)
         return role
 
+    def detach(self) -> None:
+        """Nobody looks after the actors any more; all of them are asked again."""
+        self.away.clear()
+        self.listener = None
+
     @property
     def present(self) -> list[int]:
         """The ranks that can be asked."""

@@ -101,6 +101,8 @@ class Fleet:
         def lacks(one: Replica) -> bool:
             if one.state in KNOWN:
                 return one.version != version if exactly else one.version < version
+            if one.state == State.UPDATING:  # nobody has probed what it acknowledged
+                return one.version not in (NO_VERSION, version)
             return one.state == State.STALE
 
         return [number for number, one in enumerate(self.replicas) if lacks(one)]
@@ -114,7 +116,8 @@ class Fleet:
 
     def updates(self, replica: int) -> None:
         """A publication begins that names it."""
-        self._move(replica, State.UPDATING, *KNOWN, State.STALE)
+        allowed = (State.UPDATING,) if self.version(replica) != NO_VERSION else (State.STALE,)
+        self._move(replica, State.UPDATING, *KNOWN, *allowed)
         self.replicas[replica].version = NO_VERSION
 
     def acknowledged(self, replica: int, version: int) -> None:

@@ -341,8 +341,11 @@ class ReplicaSet:
             raise self._lost("none of them took the weights")
 
     async def joining(self) -> None:
-        """Wait until an engine is there that lacks weights; for ever where that is no moment to."""
-        while self.sleeps or not self.fleet.those(State.STALE):
+        """Wait until an engine is there that lacks weights; for ever where that is no moment to.
+
+        While nothing is published, one that is updating waits for a probe that nobody made.
+        """
+        while self.sleeps or not self.fleet.those(State.STALE, State.UPDATING):
             await self.replacement.changes()
 
     async def lasts(self, call: Callable[[], Awaitable[T]]) -> T:

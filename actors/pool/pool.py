@@ -140,6 +140,7 @@ class Pool(ResidentModels):
         if spec.reserves_memory:  # it fails where others have it
             await self._offload_beside(role)
         handle.threads = self._threads(role, spec)
+        handle.detach()
         handle.replace(self._processes(role, spec, handle.threads), spec=spec)
         self.state.roles[role] = handle
         try:
@@ -231,6 +232,8 @@ class Pool(ResidentModels):
         memory.
         """
         state = self.state
+        for handle in state.roles.values():
+            handle.detach()
         idle = state.idle_beside(roles)
         for role, handle in list(state.roles.items()):
             if handle.hosted and (role in idle or (role in roles and state.shared_host(role))):
@@ -253,7 +256,7 @@ class Pool(ResidentModels):
         Of the others, what the last job left running is dropped.
         """
         for role, handle in list(self.state.roles.items()):
-            handle.away.clear()  # the last job went on without these
+            handle.detach()  # also of those that the last job went on without
             try:
                 await handle.call(RoleActor.process_id, timeout_s=ANSWER_S)()
                 await handle.spec.check(handle, timeout_s=ANSWER_S)

@@ -143,6 +143,8 @@ class Trainer:
         pass
 
     async def logprobs_of(self, rollouts: Any) -> list[Any]:
+        if self.dice.falls("policy's death"):
+            raise RayActorError(error_msg="killed")
         return [np.full(1, float(self.version))]
 
     async def publish(self, version: int, replicas: RoleHandle[Any], adapter_alone: bool) -> Sent:
@@ -156,6 +158,8 @@ class Trainer:
             for index, name in enumerate(replicas.names):
                 if self.dice.falls("policy's death"):
                     raise RayActorError(error_msg="killed")
+                if self.dice.falls("late"):
+                    failed.setdefault(name, "no answer in time")
                 if name not in failed:
                     try:
                         await replicas.start(method, index)(*arguments)
@@ -301,6 +305,7 @@ CHANCES = st.fixed_dictionaries(
         "death": st.sampled_from([0.0, 0.02, 0.15]),
         "fault": st.sampled_from([0.0, 0.02, 0.1]),
         "policy's death": st.sampled_from([0.0, 0.05]),
+        "late": st.sampled_from([0.0, 0.05]),
     }
 )
 
@@ -493,6 +498,29 @@ async def test_one_that_retired_comes_when_there_is_room_again():
     assert world.num_starts > 2
     await world.publish(2)
     assert world.rollout.fleet.those(State.SERVING) == [0, 1]
+
+
+async def test_what_an_engine_has_that_was_not_probed_is_published_again():
+    world = await played()
+    world.dice.chances = {"policy's death": 1.0}
+    trainer = world.policy.actors.actors[0]._actor
+    real = trainer.publish
+
+    async def publish(*arguments):
+        world.dice.chances = {}
+        sent = await real(*arguments)
+        world.dice.chances = {"policy's death": 1.0}  # before the probe
+        return sent
+
+    trainer.publish = publish
+    with pytest.raises(ActorDied):
+        await world.policy.publish(5)
+    assert world.rollout.fleet.those(State.UPDATING) == [0, 1]
+    trainer.publish, world.dice.chances = real, {}
+    world.policy.disconnected()
+    await world.publish(3)
+    await world.sample(2, together=True)
+    assert [engine.version for engine in world.engines] == [3.0, 3.0]
 
 
 async def test_an_error_of_an_engine_that_is_well_is_raised():
