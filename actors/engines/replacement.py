@@ -73,8 +73,9 @@ class Replacement:
         if fault := answer["fault"]:
             self.lost(rank, fault)
             return
-        self.fleet.answered(rank)
-        self.tell()
+        if self.fleet.state(rank) == State.SUSPECT:
+            self.fleet.answered(rank)
+            self.tell()
 
     def suspected(self, rank: int) -> None:
         """It gets no new groups until it answers."""
@@ -232,13 +233,12 @@ class Replacement:
         await self._until(lambda: bool(self.fleet.those(*states)) or not self.fleet.those(*COMING))
 
     async def _until(self, holds: Callable[[], bool]) -> None:
-        self._begin()
         while not holds():
+            self._begin()
             late = self.fleet.those(*COMING, State.SUSPECT)
             names = ", ".join(self.actors.names[rank] for rank in late)
             async with deadline(self._change_s, actor=names, operation="a change of the engines"):
                 await self.changes()
-            self._begin()
         if self.is_over:
             raise self.error
 

@@ -38,7 +38,6 @@ class _Group:
     request: GenerationRequest
     load: Load
     replica: int | None = None
-    is_admitted: bool = False
 
 
 class ReplicaSet:
@@ -169,9 +168,6 @@ class ReplicaSet:
         if await self._or_died(replica, actor, answers) is None:
             for group in groups:
                 self._leave(group)
-            return
-        for group in groups:
-            group.is_admitted = True
 
     async def _answer(self, group: _Group) -> RolloutGroup:
         """A group, from whichever replica lives until it is done."""
@@ -235,7 +231,7 @@ class ReplicaSet:
         """Nobody waits any more for what a replica makes of this group."""
         if group.replica is None:
             return
-        replica, group.replica, group.is_admitted = group.replica, None, False
+        replica, group.replica = group.replica, None
         self.dispatch.ended(replica, group.load)
         if self.fleet.state(replica) in ALIVE:
             self.actors.start(RolloutReplica.drop, replica)([group.request.draw])

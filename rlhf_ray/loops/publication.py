@@ -63,20 +63,24 @@ async def with_engines(roles: Roles, version: int, call: Callable[[], Awaitable[
 
 
 async def _beside_those_that_join(roles: Roles, version: int, call: Awaitable[T]) -> T:
-    publishing = asyncio.Lock()
-    called = asyncio.ensure_future(call)
-    joining = asyncio.ensure_future(_join(roles, version, publishing))
+    publishing, results = asyncio.Lock(), list[T]()
     try:
-        # The call ends by its own deadlines, and the other one only where it fails.
-        await asyncio.wait([called, joining], return_when=asyncio.FIRST_COMPLETED)
-        if joining.done():
-            joining.result()
-        return await called
-    finally:
-        called.cancel()
-        async with publishing:  # who is left amid an update is of no use any more
-            joining.cancel()
-        await asyncio.gather(called, joining, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            joining = group.create_task(_join(roles, version, publishing))
+            try:
+                results.append(await call)
+            finally:
+                async with publishing:  # who is left amid an update is of no use any more
+                    joining.cancel()
+    except BaseExceptionGroup as failed:
+        error = failed.exceptions[0]
+    except asyncio.CancelledError:
+        if not results:  # else it comes too late: the call has done what it does
+            raise
+        return results[0]
+    else:
+        return results[0]
+    raise error  # outside of the block: the group is no context of it
 
 
 async def _join(roles: Roles, version: int, publishing: asyncio.Lock) -> None:
