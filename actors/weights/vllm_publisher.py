@@ -48,7 +48,7 @@ class VllmPublisher:
             info, client=self.client, source=_weight_source(lm, gathered_bytes=spec.bucket_bytes)
         )
         self.client.on_failure = self.abort
-        self._ending = threading.Lock()
+        self._ending = threading.Lock()  # taken once, for good
 
     def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> Sent:
         """Send all weights as `version`, always merged; all replicas get them, or it fails.
@@ -77,12 +77,13 @@ class VllmPublisher:
         # them, without a deadline: for good, where one has died. The communicator's end lets it go
         # on. What is left goes nowhere, but is gathered, so that the other ranks do not wait for
         # this one.
-        with self._ending:
-            was_over, self.client.is_over = self.client.is_over, True
-            group = getattr(self.engine, "model_update_group", None)
-            if group is not None and not was_over:
-                group.broadcast = lambda *_, **__: None  # vLLM's own would use what is freed below
-                group.destroy()
+        if not self._ending.acquire(blocking=False):
+            return
+        self.client.is_over = True
+        group = getattr(self.engine, "model_update_group", None)
+        if group is not None:
+            group.broadcast = lambda *_, **__: None  # vLLM's own would use what is freed below
+            group.destroy()
 
     def close(self) -> None:
         """Give the connection's memory back."""

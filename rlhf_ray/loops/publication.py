@@ -63,15 +63,17 @@ async def with_engines(roles: Roles, version: int, call: Callable[[], Awaitable[
 
 
 async def _beside_those_that_join(roles: Roles, version: int, call: Awaitable[T]) -> T:
-    publishing, results = asyncio.Lock(), list[T]()
+    under_way: list[asyncio.Task[Publication]] = []
+    results: list[T] = []
     try:
         async with asyncio.TaskGroup() as group:
-            joining = group.create_task(_join(roles, version, publishing))
+            joining = group.create_task(_join(roles, version, under_way))
             try:
                 results.append(await call)
             finally:
-                async with publishing:  # who is left amid an update is of no use any more
-                    joining.cancel()
+                # Who is left amid an update is of no use; it ends by its own deadlines.
+                await asyncio.gather(*under_way, return_exceptions=True)
+                joining.cancel()
     except BaseExceptionGroup as failed:
         error = failed.exceptions[0]
     except asyncio.CancelledError:
@@ -83,12 +85,12 @@ async def _beside_those_that_join(roles: Roles, version: int, call: Awaitable[T]
     raise error  # outside of the block: the group is no context of it
 
 
-async def _join(roles: Roles, version: int, publishing: asyncio.Lock) -> None:
+async def _join(roles: Roles, version: int, under_way: list[asyncio.Task[Publication]]) -> None:
     while True:
         await roles.rollout.joining()
-        async with publishing:
-            logger.warning("an engine joins: it gets version %d", version)
-            await publish(roles, version)
+        logger.warning("an engine joins: it gets version %d", version)
+        under_way[:] = [asyncio.create_task(publish(roles, version))]
+        await under_way[0]
 
 
 def _require_engines(lost: StateLost) -> None:
