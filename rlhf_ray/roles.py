@@ -41,6 +41,7 @@ class GenerationRequest:
         draw: Its position in the order of the data, which tells this use of it from others.
         seeds_G: One a sample: the same seed and prompt give the same sample.
         temperature: 0 is greedy.
+        newest_version: Of the weights that a wave may be sampled from; None for any.
     """
 
     prompt: Prompt
@@ -48,6 +49,7 @@ class GenerationRequest:
     seeds_G: tuple[int, ...]
     temperature: float
     max_new_tokens: int
+    newest_version: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,16 @@ class RolloutEngine(Protocol):
         Returns:
             One awaitable a request, in their order, each done when its group is. Cancelling it, at
             any time, ends the group's requests.
+
+        Raises:
+            StateLost: Weights have to be published before: none are, or newer ones than are asked.
+        """
+        ...
+
+    async def joining(self) -> None:
+        """Wait until an engine is there that came in the place of another, and lacks the weights.
+
+        For ever, where engines cannot take them while others sample.
         """
         ...
 
@@ -254,14 +266,18 @@ class Policy(Offloads, Protocol):
         """Epochs times minibatches of the policy loss."""
         ...
 
-    async def publish(self, version: int) -> None:
-        """Bring the weights to every engine as `version`, and score the probe with them."""
+    async def publish(self, version: int, *, exactly: bool = False) -> None:
+        """Bring the weights as `version` to the engines that lack it, and score the probe.
+
+        Engines with newer ones keep these, unless all shall have `exactly` this version.
+        """
         ...
 
     async def compare(self) -> Publication:
         """Have the engines score the probe; what came of the publication.
 
         Raises:
+            StateLost: None of them has the weights.
             RunError: They differ from the policy by more than is let pass.
         """
         ...

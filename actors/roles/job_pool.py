@@ -24,7 +24,6 @@ from actors.ranks.value import ValueGroup
 from actors.roles.engines import gap_limits, sync_spec
 from actors.roles.lasting import (
     Lasting,
-    LastingEngines,
     LastingPolicy,
     LastingTrained,
     or_lost,
@@ -34,6 +33,7 @@ from actors.roles.start import REWARD_WORKER, role_specs, start_actors
 from actors.weights.probe import probe_sequences
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.metrics import Sink
 from rlhf_ray.roles import Used
 from rlhf_ray.specs import (
@@ -57,7 +57,7 @@ class JobPool:
         """Start nothing so far."""
         self.pool, self.config = pool, config
         self.actors: Mapping[str, RoleHandle[Any]] = {}
-        self.engines: LastingEngines | None = None
+        self.engines: ReplicaSet | None = None
         self.working: Sequence[str] = ()  # roles, each with those that do a part of its work
         self.policy: PolicyGroup | None = None
 
@@ -85,11 +85,11 @@ class JobPool:
     def _lasting(self, role: Any) -> Any:
         match role:
             case ReplicaSet():
-                self.engines = LastingEngines(role, self.pool)
-                return self.engines
-            case PolicyGroup():
-                assert self.engines is not None, "engines come before the policy"
-                return LastingPolicy(role, self.pool, self.engines)
+                return role
+            case PolicyGroup() if not isinstance(self.config, SampleConfig):
+                return LastingPolicy(role, self.pool)
+            case PolicyGroup():  # as it was loaded, and nobody trains it
+                return Lasting(role, self.pool)
             case TrainedGroup():
                 return LastingTrained(role, self.pool)
         return Lasting(role, self.pool)
@@ -130,13 +130,17 @@ class JobPool:
                     exports_with=exports_with,
                 )
             case RolloutSpec(rollout=rollout, end_token_ids=ends):
-                return ReplicaSet(
+                self.engines = ReplicaSet(
                     actors,
                     Ending.of(rollout, ends),
                     timeout_s=timeouts.call_s,
                     sleeps=bool(config.on_engines_gpus),
                     seats=rollout.max_num_seqs,
+                    replace=self.pool.restarts.replace,
+                    start_s=self.pool.restarts.longest_s(timeouts),
+                    again_s=self.pool.restarts.again_s,
                 )
+                return self.engines
             case ExperienceSpec():
                 return ExperienceGroup(actors, spec, timeouts)
 
@@ -166,16 +170,15 @@ class JobPool:
         await repeated(self.pool, partial(self.pool.unload, role))
 
     async def connect(self, prompts: Iterable[Prompt]) -> None:
-        """Open the way from the loaded policy to the engines."""
-        config, policy, engines = self.config, self.policy, self.actors["rollout"]
-        assert policy is not None and isinstance(config, OnlineConfig)
+        """Say how the loaded policy reaches the engines, and what both are compared by."""
+        config, policy, engines = self.config, self.policy, self.engines
+        assert policy is not None and engines is not None and isinstance(config, OnlineConfig)
         policy.publish_to(
             engines,
             sync_spec(config),
             probe=probe_sequences(prompts, config.publication.probe_sequences),
             limits=gap_limits(config),
         )
-        await repeated(self.pool, policy.connect)
 
     async def finish(self) -> None:
         """Write the trained role's model to `export`; keep it in memory for jobs to come."""
@@ -186,7 +189,9 @@ class JobPool:
     async def usage(self) -> Used:
         """What the job's processes needed and did since the last time."""
         ask = partial(self.pool.usage, self.working)
-        used = await (repeated(self.pool, ask) if self.engines is None else self.engines.lasts(ask))
+        if self.engines is not None:
+            ask = partial(self.engines.lasts, ask)
+        used = await repeated(self.pool, ask)
         if num_restarts := self.pool.restarts.budget.num_restarts:
             metrics = {**used.metrics, "recovery/restarts": float(num_restarts)}
             used = replace(used, metrics=metrics)

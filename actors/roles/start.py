@@ -8,7 +8,7 @@ from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
-from actors.engines.replica_set import ReplicaSpec
+from actors.engines.replica_spec import ReplicaSpec
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceRank
 from actors.ranks.group import RankSpec

@@ -424,7 +424,8 @@ class ActorFailureConfig(Config):
     """How often the actors of a role that died are started again.
 
     Attributes:
-        restarts: Of each role, before its next death ends the run; 0 ends the run at once.
+        restarts: Of each role, before its next death ends the run; 0 ends the run at once. Of each
+            engine by itself: the run goes on without it, and ends with the last one.
         backoff_s: Between a death and the second restart, and twice as long before each one after
             that; the first one comes at once.
         stable_s: After so long without a death a role has all of its restarts again.

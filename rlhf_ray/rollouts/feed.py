@@ -186,7 +186,8 @@ class Feed:
         # Services are asked beside each other.
         try_s = (num_functions + 1) * timeouts.reward_s + timeouts.start_s
         num_tries = self.config.failures.row.retries + 1
-        return 2 * timeouts.call_s + num_tries * try_s + SLACK_S
+        new_engine_s = 2 * timeouts.place_s + timeouts.start_s + timeouts.publish_s
+        return 2 * timeouts.call_s + num_tries * try_s + new_engine_s + SLACK_S
 
     def _begin_again(self) -> None:
         """What a failure has left: nobody works on it."""
@@ -337,6 +338,7 @@ class Feed:
             ),
             temperature=self.config.rollout.temperature,
             max_new_tokens=self.config.rollout.max_new_tokens,
+            newest_version=self.admission.newest_version(draw) if self.publishes else None,
         )
 
     def _require_enough(self, step: int, draws: StepDraws) -> None:

@@ -21,6 +21,7 @@ from actors.roles.job_pool import JobPool
 from launch.run.folder import run_folder
 from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.jobs.table import JOBS
 
 STEPS = 3
@@ -48,13 +49,15 @@ SHORT = [
     Death(role="policy", phase="update"),
     Death(role="reference", phase="score"),
     Death(role="value", phase="update", by=STOP),
+    Death(role="rollout", phase="generate"),
 ]
 ALL = [
     *(Death(role=role, phase=phase) for role in ROLES for phase in IN_STEP),
-    *(Death(role=role, phase="start", number=1) for role in ("policy", "value", "reference")),
+    *(Death(role=role, phase="start", number=1) for role in ROLES[:3] + ROLES[5:]),
     *(Death(role=role, phase="checkpoint", number=1) for role in ROLES),
     *(Death(role=role, phase="export", number=1) for role in ("policy", "value")),
     *(Death(role=role, phase="update", by=STOP) for role in ROLES),
+    *(Death(role="rollout", phase=phase, by=STOP) for phase in ("generate", "publish")),
 ]
 
 
@@ -104,6 +107,11 @@ def run(
             if kind == "judged":
                 judge = RewardConfig.model_validate({"model": {"path": str(run("rm") / "export")}})
                 config = config.model_copy(update={"reward": judge})
+        elif kind == "sample":
+            values = make_config(folder, **JOB).model_dump(mode="json", exclude_unset=True)
+            for name in ("algorithm", "value", "reference", "checkpoint"):
+                values.pop(name, None)
+            config = SampleConfig.model_validate(values)
         else:
             config = supervised(stories, texts[:12], data, folder, kind)
         job = JOBS["ppo" if kind in ONLINE else kind].prepare(config)
@@ -123,6 +131,20 @@ def run(
         return folder
 
     return run
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("role", ["policy", "rollout"])
+@pytest.mark.parametrize(("phase", "number"), [("publish", 1), ("generate", 7)])
+def test_sampling_survives(role, phase, number, pool, run):
+    """Nothing is trained, so that nothing is lost with the policy, in its first publication too."""
+    before = process_ids(pool)
+    written = [
+        (run("sample", death) / "samples.jsonl").read_text()
+        for death in (None, Death(role=role, phase=phase, number=number))
+    ]
+    assert written[0] == written[1]
+    assert before != process_ids(pool)
 
 
 def weights_of(folder: Path) -> bytes:

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
-from actors.engines.replica_set import ReplicaSpec
+from actors.engines.replica_spec import ReplicaSpec
 from actors.engines.spec import EngineSpec
 from actors.pool import placement, processes
 from actors.pool.pool import Pool
@@ -92,6 +92,7 @@ def no_processes(monkeypatch, asked) -> None:
     monkeypatch.setattr(processes, "start", start)
     monkeypatch.setattr(processes.ray, "kill", lambda actor: None)
     monkeypatch.setattr(processes.ray, "get_actor", get_actor)
+    monkeypatch.setattr(placement, "moved", lambda places: [*places])
 
 
 @pytest.fixture
@@ -395,6 +396,16 @@ async def test_beside_a_worker_that_is_started_again_the_others_are_asked_for_no
     assert handle.actors[1] is not second
     assert [call[1:] for call in asked_of_first] == [("health",)]
     assert handle.core_turns == []
+
+
+async def test_one_engine_is_started_again_without_a_question_to_the_others(pool, asked):
+    """Another one may be dead as well, and on its way."""
+    handle = pool.state.roles["rollout"]
+    first, second = handle.actors
+    first.answers["health"] = RunError("it is dead too")
+    await pool.restart("rollout", [1])
+    assert handle.actors[0] is first
+    assert handle.actors[1] is not second
 
 
 async def test_what_dead_ranks_kept_is_read_from_the_disk_where_it_was_written(

@@ -14,7 +14,7 @@ from actors.cluster.role_spec import RoleSpec
 from actors.pool.budget import Budget
 from actors.pool.restart import Restarts
 from actors.ranks.rank import Rank
-from rlhf_ray.config.base import ActorFailureConfig
+from rlhf_ray.config.base import ActorFailureConfig, TimeoutConfig
 from rlhf_ray.errors import ActorDied, RunError
 
 QUICK = ActorFailureConfig(restarts=3, backoff_s=0.0)
@@ -43,8 +43,8 @@ class Roles(dict[str, RoleHandle]):
         self.restarted: list[str] = []
         self.failures = list(failures)
 
-    async def restart(self, role: str) -> None:
-        self.restarted.append(role)
+    async def restart(self, role: str, ranks: Sequence[int] | None = None) -> None:
+        self.restarted.append(role if ranks is None else f"{role}/{ranks}")
         await asyncio.sleep(0.01)
         if self.failures and (error := self.failures.pop(0)):
             raise error
@@ -155,3 +155,21 @@ def test_a_role_has_so_many_restarts_and_all_again_once_it_is_stable(pauses_s, r
             continue
         assert wait_s == (0 if num_left == restarts else 2.0 ** (restarts - num_left - 1))
         num_left, last_s = num_left - 1, clock.now_s + wait_s
+
+
+async def test_engines_are_replaced_one_by_one_each_with_a_budget_of_its_own():
+    roles = Roles("rollout")
+    restarts = Restarts(ActorFailureConfig(restarts=2, backoff_s=0.0), roles.restart)
+
+    def death(index):
+        return ActorDied.of("died", role="rollout", index=index, operation="generate", age_s=0.0)
+
+    await asyncio.gather(*(restarts.replace(death(index)) for index in (0, 1, 1)))
+    assert sorted(roles.restarted) == ["rollout/[0]", "rollout/[1]"]
+    await restarts.replace(death(1))
+    with pytest.raises(ActorDied, match="rollout/1 was started again 2 times") as caught:
+        await restarts.replace(death(1))
+    assert (caught.value.role, caught.value.index) == ("rollout", 1)
+    await restarts.replace(death(0))
+    assert roles.restarted[2:] == ["rollout/[1]", "rollout/[0]"]
+    assert restarts.longest_s(TimeoutConfig(place_s=1.0, start_s=10.0)) == 2 * 12.0

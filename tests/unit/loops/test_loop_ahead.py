@@ -76,7 +76,7 @@ class TimedCompany(HashedCompany):
         self.weights_of[self.version + 1] = self.weights
         return metrics
 
-    async def publish(self, version):
+    async def publish(self, version, *, exactly=False):
         await self.wait()
         await super().publish(version)
 
