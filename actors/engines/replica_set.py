@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
+from actors.engines.acting import Acting
 from actors.engines.calls import ANSWER_S
 from actors.engines.dispatch import Dispatch, Load
 from actors.engines.rollout import RolloutReplica
@@ -96,6 +97,7 @@ class ReplicaSet:
         timeout_s: Deadline of a group's answer, once it has a replica.
         sleeps: Whether they live on GPUs that another role needs between rollouts.
         seats: Sequences that one replica runs at a time.
+        acting: Gives what it takes to act in an environment now; None without one.
     """
 
     actors: RoleHandle[RolloutReplica]
@@ -103,6 +105,7 @@ class ReplicaSet:
     timeout_s: float
     sleeps: bool
     seats: int
+    acting: Callable[[], Acting] | None = None
 
     def __post_init__(self) -> None:
         """All idle."""
@@ -154,12 +157,14 @@ class ReplicaSet:
     ) -> None:
         """Each replica takes all of its requests at once."""
         replicas = sorted({replica for replica, _, _ in given})
+        acting = self.acting() if self.acting else None
         refs = [
             self.actors.start(RolloutReplica.admit, replica)(
                 [request for of, _, request in given if of == replica],
                 self.ending,
                 self.timeout_s,
                 together,
+                acting,
             )
             for replica in replicas
         ]

@@ -113,8 +113,6 @@ class RewardConfig(Config):
     shaping: ShapingConfig = ShapingConfig()
 
     def _faults(self) -> Iterator[str]:
-        if not (self.functions or self.model.path or self.remote.url):
-            yield "no reward: set functions, model.path or remote.url"
         names = [*self.other_names, *(each.name for each in self.functions if each.name)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -122,6 +120,11 @@ class RewardConfig(Config):
                 f"functions must have names that differ from each other and from those of the "
                 f"other scorers ({MODEL}, {REMOTE}), got {twice!r} twice"
             )
+
+    @property
+    def is_named(self) -> bool:
+        """Whether there is any."""
+        return bool(self.functions or self.model.path or self.remote.url)
 
     @property
     def other_names(self) -> tuple[str, ...]:

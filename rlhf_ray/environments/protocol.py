@@ -73,3 +73,12 @@ class Environment(Protocol):
 def tool_schemas(environment: Any) -> list[dict[str, Any]]:
     """The tools that prompts are to show, as chat templates take them; none where it has none."""
     return [dict(schema) for schema in getattr(environment, "tools", ())]
+
+
+def message_roles(environment: Any) -> tuple[str, ...]:
+    """The roles of the messages that an environment sends.
+
+    Its attribute `roles` says so; without one they are `tool` where it has tools, else `user`.
+    """
+    named = tuple(getattr(environment, "roles", ()))
+    return named or (("tool",) if tool_schemas(environment) else ("user",))
