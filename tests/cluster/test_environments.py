@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import vllm._custom_ops  # noqa: F401  (vLLM's kernels)
-from jobs import STOP_TOKEN, arrays_of, metrics_of, rollouts_of, start_roles, train
+from jobs import arrays_of, metrics_of, rollouts_of, start_roles, train
 from transformers import AutoModelForCausalLM
 
 from actors.engines.draws import draw
@@ -133,9 +132,7 @@ def test_a_job_is_trained_on_what_environments_give(in_a_world, pool, tmp_path):
 @pytest.mark.parametrize(
     ("fails", "fault"), [("raises", "raised"), ("exits", "died"), ("blocks", "died")]
 )
-def test_a_group_whose_environment_fails_is_sampled_again(
-    fails, fault, in_a_world, pool, tmp_path
-):
+def test_a_group_whose_environment_fails_is_sampled_again(fails, fault, in_a_world, pool, tmp_path):
     undisturbed, _, _ = sampled(in_a_world(), pool)
     config = in_a_world(counts=str(tmp_path / "counts"), fails=fails, at=3)
     groups, _, failures = sampled(config, pool)
