@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_ray.environments.protocol import Step, message_roles
 from rlhf_ray.environments.sessions import Sessions
-from rlhf_ray.errors import EnvironmentFailed
+from rlhf_ray.errors import ConfigError, EnvironmentFailed
 from rlhf_ray.types import Prompt
 
 PROMPT = Prompt(prompt_id="p", token_ids_T=(1,), text="?")
@@ -162,3 +162,6 @@ def test_an_environment_says_which_roles_its_messages_have():
     assert message_roles(world) == ("tool",)
     world.roles = ["tool", "user"]
     assert message_roles(world) == ("tool", "user")
+    world.roles = ["system"]
+    with pytest.raises(ConfigError, match="must be tool or user, got 'system'"):
+        message_roles(world)
