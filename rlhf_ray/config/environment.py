@@ -25,6 +25,8 @@ class EnvironmentConfig(Config):
     Attributes:
         path: Of a class or function that makes one for each rollout, when it is called with
             `arguments`.
+        reasoning_gym: In place of a path the name of a task of reasoning-gym, whose rows `python -m
+            rlhf_ray.environments.reasoning_gym` writes; a wrong answer may be given again.
         max_turns: Of the policy in a rollout. `rollout.max_new_tokens` is for all turns together.
         max_observation_tokens: Of each message of the environment; longer ones are cut.
         timeout_s: For each answer of the environment; a late one fails the rollout's group.
@@ -39,7 +41,10 @@ class EnvironmentConfig(Config):
             would write behind an answer stands behind it.
     """
 
+    alternatives = (frozenset({"path", "reasoning_gym"}),)
+
     path: LocalPath = ""
+    reasoning_gym: str = ""
     arguments: dict[str, Any] = {}
     max_turns: PositiveInt = 8
     max_observation_tokens: PositiveInt = 512
@@ -51,7 +56,9 @@ class EnvironmentConfig(Config):
     template: Literal["checked", "append"] = "checked"
 
     def _faults(self) -> Iterator[str]:
-        if self.path:
+        if self.path and self.reasoning_gym:
+            yield "an environment has either a path or a task of reasoning_gym, got both"
+        if self.is_named:
             return
         fields = type(self).model_fields.items()
         if given := [name for name, field in fields if getattr(self, name) != field.default]:
@@ -60,7 +67,17 @@ class EnvironmentConfig(Config):
     @property
     def is_named(self) -> bool:
         """Whether there is one."""
-        return bool(self.path)
+        return bool(self.path or self.reasoning_gym)
+
+    @property
+    def made_by(self) -> str:
+        """The import path of what makes it."""
+        return self.path or "rlhf_ray.environments.reasoning_gym:ReasoningGym"
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The arguments of what makes it."""
+        return {**self.arguments, **({"task": self.reasoning_gym} if self.reasoning_gym else {})}
 
     @property
     def group(self) -> GroupConfig:
@@ -75,4 +92,4 @@ class EnvironmentConfig(Config):
     @property
     def room_tokens(self) -> int:
         """What its messages take of a rollout, at one message of full length a turn."""
-        return (self.max_turns - 1) * self.max_observation_tokens if self.path else 0
+        return (self.max_turns - 1) * self.max_observation_tokens if self.is_named else 0

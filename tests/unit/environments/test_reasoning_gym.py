@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.environments import reasoning_gym as environment_module
+from rlhf_ray.environments.loading import environment_maker
 from rlhf_ray.environments.reasoning_gym import ReasoningGym
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards import reasoning_gym as rewards
@@ -79,7 +81,9 @@ async def test_a_wrong_answer_may_be_given_again(gym):
     other = ReasoningGym(attempts=2)
     await other.reset(prompt, 0)
     assert (await other.step(right)).is_done
-    last = ReasoningGym(attempts=1)
+    with pytest.raises(ConfigError, match=f"p: its task must be 'other', got {gym!r}"):
+        await ReasoningGym(task="other").reset(prompt, 0)
+    last = ReasoningGym(attempts=1, task=gym)
     await last.reset(prompt, 0)
     assert (await last.step("<answer>x</answer>")).is_done
 
@@ -106,3 +110,13 @@ async def test_what_is_missing_is_named(monkeypatch):
         await ReasoningGym().reset(Prompt(prompt_id="p", token_ids_T=(1,), text=""), 0)
     with pytest.raises(ConfigError, match="attempts must be at least 1, got 0"):
         ReasoningGym(attempts=0)
+
+
+def test_an_environment_is_a_task_by_its_name():
+    config = EnvironmentConfig.model_validate(
+        {"reasoning_gym": "chain_sum", "arguments": {"attempts": 3}}
+    )
+    made = environment_maker(config)()
+    assert (made.task, made.attempts) == ("chain_sum", 3)
+    with pytest.raises(ValueError, match="either a path or a task"):
+        EnvironmentConfig(reasoning_gym="chain_sum", path="a:b")
