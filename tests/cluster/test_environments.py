@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,22 @@ def test_what_fails_again_and_again_ends_the_run(in_a_world, pool, tmp_path):
     message = r"draw \d, sample \d, .* reset: KeyError: 'no such world'"
     with pytest.raises(EnvironmentFailed, match=message):
         sampled(in_a_world(path=f"{file}:World", retries=1), pool)
+
+
+def test_an_agent_that_knows_a_url_is_trained_as_it_is(in_a_world, pool):
+    agent = {
+        "path": "rlhf_ray.environments.agent:Agent",
+        "arguments": {"command": [sys.executable, str(Path(__file__).with_name("an_agent.py"))]},
+        "timeout_s": 60.0,
+    }
+    groups, said, failures = sampled(in_a_world(**agent), pool)
+    assert set(failures.values()) == {0.0}
+    rollouts = rollouts_of(groups)
+    for rollout, theirs_T in zip(rollouts, arrays_of(said, groups), strict=True):
+        own_T = rollout.action_mask_T
+        np.testing.assert_allclose(rollout.logprobs_T[own_T], theirs_T[own_T], atol=1e-4)
+        if rollout.finish_reason == "stop":
+            first, told, second = (message["content"] for message in rollout.messages)
+            assert told == f"{len(first)} letters"
+            assert rollout.environment_reward == pytest.approx(len(second) / 100)
+    assert any(rollout.finish_reason == "stop" for rollout in rollouts)
