@@ -83,7 +83,8 @@ class Agent:
         else:
             self._chat = [_plain(message) for message in prompt.text]
         self._session = await _endpoint().open()
-        task = {"messages": prompt.text, "columns": dict(prompt.columns), "seed": seed}
+        messages = self._chat if isinstance(prompt.text, str) else prompt.text
+        task = {"messages": messages, "columns": dict(prompt.columns), "seed": seed}
         await self._start(self._session.url, json.dumps(task, default=str))
         request = await self._next()
         if request is None:

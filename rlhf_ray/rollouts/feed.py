@@ -179,7 +179,9 @@ class Feed:
     def _limit_s(self) -> float:
         """Until something changes: all that is under way has a deadline, and ends by it."""
         timeouts, num_scorers = self.config.timeouts, len(self.config.reward.functions) + 1
-        return 2 * timeouts.call_s + num_scorers * timeouts.reward_s + SLACK_S
+        # To be admitted, and for each attempt that an environment may fail.
+        num_calls = 2 + self.config.environment.retries * self.config.environment.is_named
+        return num_calls * timeouts.call_s + num_scorers * timeouts.reward_s + SLACK_S
 
     def _begin_again(self) -> None:
         """What a failure has left: nobody works on it."""

@@ -18,8 +18,6 @@ def ask(messages: list[dict[str, str]]) -> dict[str, str]:
 
 
 chat = json.load(sys.stdin)["messages"]
-if isinstance(chat, str):
-    chat = [{"role": "user", "content": chat}]
 first = ask(chat)
 chat += [first, {"role": "user", "content": f"{len(first['content'])} letters"}]
 print(json.dumps({"reward": len(ask(chat)["content"]) / 100}))
