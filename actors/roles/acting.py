@@ -98,8 +98,10 @@ class ActingEngines:
                 self._num_failed[failed.fault] += 1
                 if failed.fault != "raised":
                     await self._mend()
-                # Whose doing a death was nobody knows: `failures.actor` says how many there may be.
-                num_own += failed.fault != "died" or self._workers.incarnation == asked_of
+                # Whose doing it is that a worker is of no use nobody knows: `failures.actor` says
+                # how often that may be.
+                is_replaced = self._workers.incarnation != asked_of
+                num_own += failed.fault == "raised" or not is_replaced
                 if num_own > self._retries:
                     raise
                 logger.warning("%s; the group is sampled again", failed)

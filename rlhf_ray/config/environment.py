@@ -31,8 +31,8 @@ class EnvironmentConfig(Config):
         max_observation_tokens: Of each message of the environment; longer ones are cut.
         timeout_s: For each answer of the environment; a late one fails the rollout's group.
         retries: How often a group is sampled again whose environment failed; the next failure ends
-            the run. A death of a worker is no failure of a group that was on it: how often those
-            are started again says `failures.actor`.
+            the run. That a worker had to be started again is no failure of a group that was on it:
+            how often that may be says `failures.actor`.
         workers: Processes that environments run in, on any nodes.
         cpus_per_worker: Cores that each reserves.
         labels: Of the nodes that workers may go to, as in `placement`.

@@ -130,15 +130,29 @@ def test_a_job_is_trained_on_what_environments_give(in_a_world, pool, tmp_path):
         assert step["mismatch/logprob_abs_max"] < 1e-3
 
 
+@pytest.fixture(scope="module")
+def undisturbed():
+    """What is sampled where nothing fails, once it is known."""
+    return []
+
+
 @pytest.mark.parametrize(
-    ("fails", "fault"), [("raises", "raised"), ("exits", "died"), ("blocks", "died")]
+    ("fails", "fault"),
+    [
+        ("raises", "raised"),
+        ("exits", "died"),
+        pytest.param("blocks", "late", marks=pytest.mark.long),
+    ],
 )
-def test_a_group_whose_environment_fails_is_sampled_again(fails, fault, in_a_world, pool, tmp_path):
-    undisturbed, _, _ = sampled(in_a_world(), pool)
-    config = in_a_world(counts=str(tmp_path / "counts"), fails=fails, at=3)
-    groups, _, failures = sampled(config, pool)
+def test_a_group_whose_environment_fails_is_sampled_again(
+    fails, fault, undisturbed, in_a_world, pool, tmp_path
+):
+    if not undisturbed:
+        undisturbed += rollouts_of(sampled(in_a_world(), pool)[0])
+    arguments = {"counts": str(tmp_path / "counts"), "fails": fails, "at": 3}
+    groups, _, failures = sampled(in_a_world(arguments=arguments), pool)
     assert failures[f"environment/failed_{fault}"] >= 1
-    for one, other in zip(rollouts_of(undisturbed), rollouts_of(groups), strict=True):
+    for one, other in zip(undisturbed, rollouts_of(groups), strict=True):
         assert one.response_ids_T.tolist() == other.response_ids_T.tolist()
         assert one.environment_reward == other.environment_reward
 
