@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import vllm._custom_ops  # noqa: F401  (vLLM's kernels)
-from jobs import arrays_of, metrics_of, rollouts_of, start_roles, train
+from jobs import TEMPLATE, arrays_of, metrics_of, rollouts_of, start_roles, train
 from transformers import AutoModelForCausalLM
 
 from actors.engines.draws import draw
@@ -23,12 +23,6 @@ from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.rollouts.seeds import turn_seed
 
 WORLD = f"{Path(__file__).with_name('worlds.py')}:Echo"
-TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m.role == 'assistant' %}{{ m.content + eos_token }}"
-    "{% else %}{{ '\\n' + m.content + '\\n' }}{% endif %}"
-    "{% endfor %}"
-)
 ENDS = (1, 2)  # `<s>` and `</s>`, which the tokenizer and the model name
 
 
@@ -36,8 +30,9 @@ ENDS = (1, 2)  # `<s>` and `</s>`, which the tokenizer and the model name
 def in_a_world(make_config, tmp_path):
     """`in_a_world(**environment)`: a job in it."""
 
-    def make(folder=None, **environment):
+    def make(folder=None, ahead=None, **environment):
         sections = {
+            **(ahead or {}),
             "total_steps": 2,
             "policy": {"model": {"chat_template": TEMPLATE}},
             "environment": {"path": WORLD, "timeout_s": 5.0, **environment},
@@ -118,8 +113,19 @@ def test_rollouts_are_what_the_engine_was_asked_and_gave(in_a_world, pool, stori
     assert several > 2
 
 
-def test_a_job_is_trained_on_what_environments_give(in_a_world, pool, tmp_path):
-    folder = train(in_a_world(max_turns=2), pool)
+# On the same engine, which has these seats together (see the tests of recovery).
+AHEAD = {
+    "max_staleness": 2,
+    "rollout": {"max_num_seqs": 48},
+    "publication": {"probe_sequences": 16},
+}
+
+
+@pytest.mark.parametrize(
+    "ahead", [{}, pytest.param(AHEAD, marks=pytest.mark.long)], ids=["in step", "ahead"]
+)
+def test_a_job_is_trained_on_what_environments_give(ahead, in_a_world, pool, tmp_path):
+    folder = train(in_a_world(ahead=ahead, max_turns=2), pool)
     steps = [step for step in metrics_of(folder) if step["step"]]
     assert len(steps) == 2
     for step in steps:
