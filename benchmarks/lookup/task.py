@@ -25,7 +25,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
 )
 WORLD = f"{Path(__file__).with_name('world.py')}:Lookup"
-NUM_SFT, NUM_TRAIN, NUM_TEST = 4000, 4000, 256
+NUM_SFT, NUM_TRAIN, NUM_TEST = 10_000, 4000, 256
+# Of demonstrations: how many look, and how many of these answer what they saw.
+LOOKS, READS = 0.4, 0.8
 
 
 def write_task(folder: Path, *, seed: int) -> None:
@@ -44,16 +46,16 @@ def _row(made: random.Random) -> dict[str, Any]:
 
 
 def _demonstration(made: random.Random) -> list[dict[str, str]]:
-    """What knows the form, and seldom does the right thing: half looks, and of these half reads."""
+    """What knows the form and how to look, and seldom does."""
     row = _row(made)
     chat = list(row["prompt"])
     answer = made.choice(string.digits)
-    if made.random() < 0.5:
+    if made.random() < LOOKS:
         chat += [
             {"role": "assistant", "content": f"get {row['key']}"},
             {"role": "tool", "name": "get", "content": row["digit"]},
         ]
-        answer = row["digit"] if made.random() < 0.5 else answer
+        answer = row["digit"] if made.random() < READS else answer
     return [*chat, {"role": "assistant", "content": answer}]
 
 
@@ -108,12 +110,12 @@ def pipeline(folder: Path, algorithm: Algorithm, *, seed: int, steps: int) -> Pi
         "temperature": 1.0,
     }
     sft = {
-        "total_steps": 80,
+        "total_steps": 160,
         "batch_size": 64,
         "data": {"path": str(folder / "sft.jsonl")},
         "policy": {
             "model": {"path": str(folder / "model"), "dtype": "float32"},
-            "optim": {"lr": 2e-3, "warmup_steps": 10},
+            "optim": {"lr": 3e-3, "warmup_steps": 10},
         },
     }
     learnt = {
