@@ -379,6 +379,13 @@ class OnlineConfig(JobConfig):
         return num_steps * self.algorithm.epochs * self.algorithm.minibatches
 
     @property
+    def most_attempts(self) -> int:
+        """At sampling a group: an environment may fail."""
+        environment = self.environment
+        is_named = environment.path or environment.reasoning_gym
+        return 1 + environment.retries if is_named else 1
+
+    @property
     def max_response_tokens(self) -> int:
         """Of a rollout: the policy's, and with an environment about as many as its messages have.
 

@@ -179,8 +179,7 @@ class Feed:
     def _limit_s(self) -> float:
         """Until something changes: all that is under way has a deadline, and ends by it."""
         timeouts, num_scorers = self.config.timeouts, len(self.config.reward.functions) + 1
-        # To be admitted, and for each attempt that an environment may fail.
-        num_calls = 2 + self.config.environment.retries * self.config.environment.is_named
+        num_calls = 1 + self.config.most_attempts  # the first one to be admitted
         return num_calls * timeouts.call_s + num_scorers * timeouts.reward_s + SLACK_S
 
     def _begin_again(self) -> None:
