@@ -15,6 +15,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_ray.deadlines import deadline
 from rlhf_ray.environments.endpoint import Endpoint, Session, text_of
 from rlhf_ray.environments.protocol import Message, Role, Step
 from rlhf_ray.environments.tool_calls import PARSERS, ToolCall
@@ -23,6 +24,8 @@ from rlhf_ray.types import Prompt
 
 _KEPT_BYTES = 16_384  # of what an agent prints
 _SHOWN = 2_000
+# Of a process that has ended, or was killed.
+_END_S = 10.0
 # One server a process, in its event loop.
 _ENDPOINTS: dict[asyncio.AbstractEventLoop, Endpoint] = {}
 
@@ -48,6 +51,7 @@ class Agent:
         tools: Sequence[Mapping[str, Any]] = (),
         roles: Sequence[Role] = (),
         parser: str = "hermes",
+        timeout_s: float = 600.0,
     ) -> None:
         """Nothing runs so far.
 
@@ -56,6 +60,8 @@ class Agent:
             tools: See `Agent.tools`.
             roles: See `Agent.roles`; without any `user`, and with tools `tool`.
             parser: How the policy writes calls of tools: `hermes` or `harmony`.
+            timeout_s: For what it does between two requests, if `environment.timeout_s` is not
+                shorter.
 
         Raises:
             ConfigError: There is no command, or no such parser.
@@ -64,6 +70,7 @@ class Agent:
             raise ConfigError(f"command must be a list of a program and arguments, got {command!r}")
         if parser not in PARSERS:
             raise ConfigError(f"parser must be one of {', '.join(PARSERS)}, got {parser!r}")
+        self._timeout_s = timeout_s
         self.command, self._parser = [str(part) for part in command], PARSERS[parser]()
         self.tools = [dict(tool) for tool in tools]
         self.roles = tuple(roles) or (("tool",) if tools else ("user",))
@@ -130,7 +137,7 @@ class Agent:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            await self._process.wait()
+            await self._ended(_END_S)
         for printed in self._printed:
             printed.cancel()
 
@@ -156,14 +163,24 @@ class Agent:
     async def _next(self) -> Mapping[str, Any] | None:
         """Its next request; None where it ends."""
         assert self._session is not None and self._process is not None
-        asked = asyncio.ensure_future(self._session.next_request())
-        ended = asyncio.ensure_future(self._process.wait())
+        request_task = asyncio.ensure_future(self._session.next_request(self._timeout_s))
+        end_task = asyncio.ensure_future(self._ended(self._timeout_s))
+        either = [request_task, end_task]
         try:
-            await asyncio.wait([asked, ended], return_when=asyncio.FIRST_COMPLETED)
-            return asked.result() if asked.done() else None
+            await asyncio.wait(either, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if end_task.done() and not request_task.done():
+                end_task.result()
+                return None
+            return await request_task
         finally:
-            asked.cancel()
-            ended.cancel()
+            for task in either:
+                task.cancel()
+
+    async def _ended(self, timeout_s: float) -> int:
+        """The status that it ends with."""
+        assert self._process is not None
+        async with deadline(timeout_s, actor="the agent", operation="its end"):
+            return await self._process.wait()
 
     async def _end(self) -> str:
         """What it printed.
@@ -171,9 +188,10 @@ class Agent:
         Raises:
             RuntimeError: It ended with another status than 0.
         """
-        assert self._process is not None
-        printed, errors = [(await each).decode(errors="replace") for each in self._printed]
-        if status := await self._process.wait():
+        status = await self._ended(_END_S)
+        async with deadline(_END_S, actor="the agent", operation="its output"):
+            printed, errors = [(await each).decode(errors="replace") for each in self._printed]
+        if status:
             raise RuntimeError(f"the agent ended with status {status}: {errors[-_SHOWN:]}")
         return printed
 

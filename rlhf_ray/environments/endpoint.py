@@ -14,7 +14,10 @@ from typing import Any
 
 from aiohttp import web
 
+from rlhf_ray.deadlines import deadline
+
 MODEL = "policy"
+START_S = 30.0
 # Chats of agents carry files and pages.
 _MOST_BYTES = 64 * 2**20
 
@@ -33,9 +36,14 @@ class Session:
         self._answer: asyncio.Future[Mapping[str, Any]] | None = None
         self._is_closed = False
 
-    async def next_request(self) -> Mapping[str, Any]:
-        """The body of the next request, once it is there."""
-        return await self._asked.get()
+    async def next_request(self, timeout_s: float) -> Mapping[str, Any]:
+        """The body of the next request, once it is there.
+
+        Raises:
+            DeadlineError: It did not come in time.
+        """
+        async with deadline(timeout_s, actor="the agent", operation="its next request"):
+            return await self._asked.get()
 
     def answer(self, message: Mapping[str, Any]) -> None:
         """Answer the request that waits."""
@@ -90,7 +98,7 @@ class Endpoint:
 
     async def open(self) -> Session:
         """A new session; the server is started where it is not."""
-        async with self._lock:
+        async with deadline(START_S, actor="the endpoint", operation="its start"), self._lock:
             if self._runner is None:
                 await self._start()
         name = str(next(self._numbers))

@@ -128,6 +128,11 @@ async def test_what_it_does_wrong_fails_the_rollout(script, words, agent):
     assert made._process.returncode is not None
 
 
+async def test_one_that_does_nothing_is_late(agent):
+    with pytest.raises(EnvironmentFailed, match="its next request: no answer from the agent"):
+        await rollout_of(agent("import time; time.sleep(60)", timeout_s=0.5), tokens("a"))
+
+
 async def test_nothing_of_it_is_left_behind(agent, tmp_path):
     pids = tmp_path / "pids"
     made = agent(
@@ -163,7 +168,7 @@ async def test_an_endpoint_says_what_it_cannot_do():
         other = session.url.replace("/0/", "/77/")
         assert (await post(other, {"messages": asks}))[0] == 404
         waiting = asyncio.ensure_future(post(session.url, {"messages": asks}))
-        assert (await session.next_request())["messages"] == asks
+        assert (await session.next_request(20.0))["messages"] == asks
         assert (await post(session.url, {"messages": asks}))[0] == 409
         endpoint.forget(session)
         assert await waiting == (410, "this session is over")
