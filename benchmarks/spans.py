@@ -1,5 +1,6 @@
 """What the spans of a run cost, as a share of its steps.
 
+    python -m benchmarks.spans             # of a short GRPO run
     python -m benchmarks.spans RUN_DIR
 
 Every step's own spans are noted, taken, sent and written once more, in one process. In the run they
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -23,6 +26,8 @@ from rlhf_ray.metrics.spans import ProcessSpans, SpanLog
 from rlhf_ray.metrics.spans_file import SpansFile, WrittenSpan, read_spans
 
 GOAL = 0.01
+JOB = Path(__file__).parents[1] / "configs/grpo/tiny-cpu.yaml"
+STEPS, RUN_S = 8, 240.0
 
 
 def main() -> None:
@@ -30,8 +35,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run_dir", type=Path, help="folder of a run, with its spans.jsonl")
-    print(json.dumps(cost_of(parser.parse_args().run_dir)))
+    parser.add_argument("run_dir", type=Path, nargs="?", help="of a run, with its spans.jsonl")
+    if run_dir := parser.parse_args().run_dir:
+        print(json.dumps(cost_of(run_dir)))
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-spans-") as folder:
+        print(json.dumps(cost_of(_short_run(Path(folder)))))
+
+
+def _short_run(folder: Path) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "grpo",
+        str(JOB),
+        "--run-dir",
+        str(folder / "run"),
+    ]
+    command += ["--total-steps", str(STEPS), "--checkpoint.export", "never"]
+    subprocess.run(command, check=True, timeout=RUN_S, stdout=subprocess.DEVNULL)
+    return folder / "run"
 
 
 def cost_of(run_dir: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -85,13 +85,14 @@ class RoleSpec:
         reserves_memory: Whether it takes its GPUs' memory when it starts, instead of computing in
             turn.
         works_beside: Whether it computes while other roles do: on CPUs both then have fewer cores.
+            That is the job's; the same actors serve either way.
     """
 
     actor_class: type[RoleActor]
     beside: str = ""
     max_calls: int | None = None
     reserves_memory: bool = False
-    works_beside: bool = False
+    works_beside: bool = field(default=False, compare=False)
 
     def argument(self, timeouts: TimeoutConfig) -> Any:
         """The third of what an actor is made from: seconds to wait for what others leave to it."""

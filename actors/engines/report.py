@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
+
 from actors.weights.segment import SegmentPlace, mapped
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.usage import peak_memory_gb
@@ -88,6 +90,10 @@ class WorkerReport:
             logger.warning("%s", error)
             return False
         return True
+
+    def use_threads(self, number: int) -> None:
+        """Compute with so many from now on; vLLM's kernels ask the library that torch tells."""
+        torch.set_num_threads(number)
 
     def use_adapter(self) -> None:
         """Answer with the adapter that was published last."""

@@ -139,6 +139,10 @@ class RolloutReplica(ActingEngine):
         )
         return asked
 
+    async def use_threads(self, number: int) -> None:
+        """Have its workers compute with so many from now on."""
+        await self.ask_workers("use_threads", number)
+
     async def init_weight_transfer(self, init_info: Mapping[str, Any], timeout_s: float) -> None:
         """Connect to the trainer, where the backend needs a connection; ends the one before."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest

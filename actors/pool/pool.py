@@ -122,7 +122,7 @@ class Pool(ResidentModels):
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
         taken = self.shares.taken.get(role, {})
         handle.core_turns = [(self.core_turns[node], number) for node, number in taken.items()]
-        if taken and handle.threads != self._threads(role, spec):
+        if role in self.shares.threads and handle.threads != self._threads(role, spec):
             handle.threads = self._threads(role, spec)
             use_threads = handle.call(ComputingActor.use_threads, timeout_s=self.timeouts.call_s)
             await use_threads(handle.threads)

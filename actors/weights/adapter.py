@@ -33,7 +33,8 @@ def set_adapter(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
             `...lora_B.weight`, behind `ADAPTER_PREFIX`.
 
     Raises:
-        RuntimeError: VLLM has no place for some of it, and would leave that out.
+        RuntimeError: VLLM has no place for some of it, and would leave that out, or it changes the
+            head, for which there are no log-probabilities of prompts.
     """
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper
@@ -57,4 +58,27 @@ def set_adapter(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
             f"vLLM puts no adapter on {lost[0]} of {type(model).__name__}: leave it out of "
             "policy.model.lora.target_modules, or set publication.adapters to merged"
         )
+    _leave_out_head(manager, adapter.loras)
     manager.activate_adapter(ADAPTER_ID)
+
+
+class _NoAdapter:
+    """Stands where vLLM would add an adapter's part of the logits."""
+
+    def add_lora_logits(self, logits: torch.Tensor, *_: Any) -> torch.Tensor:
+        return logits
+
+
+def _leave_out_head(manager: Any, matrices: Mapping[str, Any]) -> None:
+    # vLLM takes all logits for those of tokens that are sampled, and fails where prompts are
+    # scored, as the probe's are; also for an adapter that leaves the head as it is.
+    from vllm.lora.layers import LogitsProcessorWithLoRA
+
+    for name, module in manager.modules.items():
+        if isinstance(module, LogitsProcessorWithLoRA):
+            if any(of.endswith("lm_head") for of in matrices):
+                raise RuntimeError(
+                    f"{name}: vLLM scores no prompts with an adapter on the head: leave it out of "
+                    "policy.model.lora.target_modules, or set publication.adapters to merged"
+                )
+            module.punica_wrapper = _NoAdapter()

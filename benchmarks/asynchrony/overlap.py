@@ -22,7 +22,7 @@ SETTINGS: dict[str, Any] = laid_over(
     {
         "prompts_per_step": 16,
         "samples_per_prompt": 8,
-        "rollout": {"max_new_tokens": 192, "max_num_seqs": 128, "ignore_eos": True},
+        "rollout": {"max_new_tokens": 256, "max_num_seqs": 128, "ignore_eos": True},
     },
 )
 

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 
 from rlhf_ray.models.packed import Packing, Part
+from rlhf_ray.models.take_rows import take_rows
 
 VARLEN, PACKED_SDPA, MASKED_SDPA = "varlen_attn", "packed_sdpa", "masked_sdpa"
 # Those that take a prompt which stands once.
@@ -155,29 +156,8 @@ def _laid_end_to_end(states: torch.Tensor, width: int) -> torch.Tensor:
 def _taken(states_NHD: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Those of some sequences, end to end; a view where they lie so."""
     if isinstance(packing.index, torch.Tensor):
-        taken: torch.Tensor = _Copies.apply(states_NHD, packing.index)  # type: ignore[no-untyped-call]
-        return taken
+        return take_rows(states_NHD, packing.index)
     return states_NHD.narrow(0, packing.index.start, packing.num_tokens)
-
-
-class _Copies(torch.autograd.Function):
-    """Tokens by their index; gradients of the copies of one add up in float32 at least."""
-
-    @staticmethod
-    def forward(ctx: Any, states_NHD: torch.Tensor, index_M: torch.Tensor) -> torch.Tensor:
-        """[M, heads, size]."""
-        ctx.num_tokens = len(states_NHD)
-        ctx.save_for_backward(index_M)
-        return states_NHD.index_select(0, index_M)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_MHD: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """[N, heads, size]."""
-        [index_M] = ctx.saved_tensors
-        dtype = torch.promote_types(gradient_MHD.dtype, torch.float32)
-        sums_NHD = gradient_MHD.new_zeros((ctx.num_tokens, *gradient_MHD.shape[1:]), dtype=dtype)
-        sums_NHD.index_add_(0, index_M, gradient_MHD.to(dtype))
-        return sums_NHD.to(gradient_MHD.dtype), None
 
 
 def packed_sdpa(
@@ -212,7 +192,7 @@ def packed_sdpa(
     for part in packing.parts:
         keys, values = (_pad(states, part.keys) for states in (key, value))
         output = _sdpa(_pad(query, part.queries), keys, values, part, **settings)
-        outputs.append(output.transpose(1, 2).flatten(0, 1)[part.queries.to_packed])
+        outputs.append(take_rows(output.transpose(1, 2).flatten(0, 1), part.queries.to_packed))
     return torch.cat(outputs).unsqueeze(0), None
 
 
@@ -250,7 +230,7 @@ def _sdpa(
 
 def _pad(states: torch.Tensor, packing: Packing) -> torch.Tensor:
     """[1, heads, N, size] -> [B, heads, max_len, size]."""
-    return states[0].transpose(0, 1)[packing.to_padded].transpose(1, 2)
+    return take_rows(states[0].transpose(0, 1), packing.to_padded).transpose(1, 2)
 
 
 def masked_sdpa(

@@ -19,6 +19,7 @@ from rlhf_ray.models.decoder import base_of, decode, decoder_of
 from rlhf_ray.models.linear import in_float32, new_head
 from rlhf_ray.models.logits import LogprobsHead
 from rlhf_ray.models.modes import CHECKED_PROMPT, CheckedModel
+from rlhf_ray.models.take_rows import take_rows
 from rlhf_ray.types import IntArray
 
 
@@ -73,7 +74,7 @@ class TokenScorer(CheckedModel):
             decoder_of(self.lm), batch, self.mode, with_router_loss=self.with_router_loss
         )
         logprobs_T, entropy_T, top_T = self.head(
-            decoded.hidden_ND[batch.predict],
+            take_rows(decoded.hidden_ND, batch.predict),
             batch.targets_T,
             temperature=self.temperature if temperature is None else temperature,
             chunk_tokens=self.chunk_tokens,
@@ -129,7 +130,7 @@ class ValueModel(CheckedModel):
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Values, float32 [T]."""
-        hidden_TD = decode(self.decoder, batch, self.mode).hidden_ND[batch.predict]
+        hidden_TD = take_rows(decode(self.decoder, batch, self.mode).hidden_ND, batch.predict)
         values: torch.Tensor = self.value_head(hidden_TD)
         return values.squeeze(-1)
 

@@ -15,6 +15,7 @@ from rlhf_ray.models.classifier import heads_of, is_packable
 from rlhf_ray.models.decoder import base_of, decode, decoder_of, require_experts
 from rlhf_ray.models.linear import in_float32
 from rlhf_ray.models.modes import CHECKED_PROMPT, CheckedModel, ForwardMode
+from rlhf_ray.models.take_rows import take_rows
 from rlhf_ray.types import IntArray
 
 
@@ -97,7 +98,7 @@ class RewardModel(CheckedModel):
             decoded = decode(
                 decoder_of(self.lm), layout, self.mode, with_router_loss=self.with_router_loss
             )
-            logits_BL = base.score(decoded.hidden_ND[layout.last_B])
+            logits_BL = base.score(take_rows(decoded.hidden_ND, layout.last_B))
             return Rewards(
                 scores_B=logits_BL[:, self.label].float(), router_loss=decoded.router_loss
             )

@@ -199,18 +199,20 @@ async def test_roles_on_cpus_share_cores_and_compute_with_what_the_job_leaves_th
     pool.state.groups["rollout"] = GroupConfig(share="policy")
     asked.clear()
     for works_beside, threads in ((False, 8), (True, 4)):
-        specs = {"policy": RANKS, "rollout": replace(engines(), works_beside=works_beside)}
-        pool.share_cores(specs)
+        rollout = replace(engines(), works_beside=works_beside)
+        pool.share_cores({"policy": RANKS, "rollout": rollout})
         policy, reference = [await pool.start(role, RANKS) for role in ("policy", "reference")]
         [(turns, number)] = policy.core_turns
         assert [(turns, number)] == reference.core_turns
         assert (turns.places, number, policy.threads) == (threads, threads, threads)
+        engine = await pool.start("rollout", rollout)
+        assert (engine.threads, engine.core_turns) == (threads, [])
     used = [call for call in asked if call[1] == "use_threads"]
-    assert used == [(role, "use_threads", n) for n in (8, 4) for role in ("policy", "reference")], (
+    roles = ("policy", "reference", "rollout")
+    assert used == [(role, "use_threads", n) for n in (8, 4) for role in roles], (
         "once for each job that changes it"
     )
-    handle = await pool.start("rollout", specs["rollout"])
-    assert (handle.threads, handle.core_turns) == (4, []), "engines start with their own"
+    assert not [call for call in asked if call[1] in ("started", "start")], "the same engines"
 
 
 async def test_a_result_that_nobody_wants_is_only_written(pool, asked):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from learning import logprobs_of, plan_of
 
+from rlhf_ray.algorithms.correction import CORRECTIONS
 from rlhf_ray.learner.rows import rollout_batch
 from rlhf_ray.packing import plan_forward
 
@@ -51,15 +53,40 @@ def test_a_critic_says_what_follows_the_last_token_whoever_wrote_it(make_value, 
         assert not own_T[~is_own_T].any()
 
 
-def test_an_update_does_not_look_at_what_stands_for_other_tokens(make_policy, make_value, rows):
-    def spoiled(row):
-        def nan(array):
-            return np.where(row.rollout.action_mask_T, array, np.float32(np.nan))
+def spoiled(row):
+    """With no numbers where others wrote, the engine's included."""
 
-        names = [n for n, v in vars(row).items() if isinstance(v, np.ndarray)]
-        return replace(row, **{name: nan(getattr(row, name)) for name in names})
+    def nan(array):
+        return np.where(row.rollout.action_mask_T, array, np.float32(np.nan))
 
-    for make, arguments in ((make_policy, (0.1,)), (make_value, ())):
-        clean = make().update(rows, plan_of(rows), *arguments)
-        dirty = make().update([spoiled(row) for row in rows], plan_of(rows), *arguments)
-        assert clean == dirty and clean["skipped_steps"] == 0
+    names = [name for name, value in vars(row).items() if isinstance(value, np.ndarray)]
+    rollout = replace(row.rollout, logprobs_T=nan(row.rollout.logprobs_T))
+    return replace(row, rollout=rollout, **{name: nan(getattr(row, name)) for name in names})
+
+
+@pytest.mark.parametrize("old_logprobs", ["trainer", "update"])
+@pytest.mark.parametrize("level", ["token", "geometric", "sequence"])
+@pytest.mark.parametrize("kind", sorted(CORRECTIONS))
+def test_an_update_does_not_look_at_what_stands_for_other_tokens(
+    make_policy, rows, kind, level, old_logprobs
+):
+    algorithm = {"correction": {"kind": kind, "level": level}}
+    # Of an engine that is off, so that there is something to correct.
+    rows = [
+        replace(row, rollout=replace(row.rollout, logprobs_T=row.old_logprobs_T - np.float32(0.2)))
+        for row in rows
+    ]
+    minibatches = 1 if old_logprobs == "update" else 2
+
+    def updated(some):
+        learner = make_policy(algorithm=algorithm, old_logprobs=old_logprobs)
+        return learner.update(some, plan_of(some, minibatches=minibatches), 0.1)
+
+    clean, dirty = updated(rows), updated([spoiled(row) for row in rows])
+    assert clean == dirty and clean["skipped_steps"] == 0
+
+
+def test_a_critics_update_does_not_look_at_them(make_value, rows):
+    clean = make_value().update(rows, plan_of(rows))
+    dirty = make_value().update([spoiled(row) for row in rows], plan_of(rows))
+    assert clean == dirty and clean["skipped_steps"] == 0
