@@ -117,8 +117,7 @@ def _online(config: OnlineConfig) -> Iterator[Checked]:
     if path := config.environment.path:
         yield "environment.path", references.function_fault(path)
     if config.environment.reasoning_gym and find_spec("reasoning_gym") is None:
-        fault = "needs the package reasoning-gym; install it, or rlhf-ray with its extra reasoning"
-        yield "environment.reasoning_gym", fault
+        yield "environment.reasoning_gym", references.NEEDS_REASONING_GYM
     remote = config.reward.remote
     is_here = not (config.ray.address or config.ray.pool)  # elsewhere a node may have it
     if remote.url and remote.token_env and is_here and not os.environ.get(remote.token_env):
