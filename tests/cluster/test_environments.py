@@ -193,3 +193,25 @@ def test_an_agent_that_knows_a_url_is_trained_as_it_is(in_a_world, pool):
             assert told == f"{len(first)} letters"
             assert rollout.environment_reward == pytest.approx(len(second) / 100)
     assert any(rollout.finish_reason == "stop" for rollout in rollouts)
+
+
+@pytest.mark.parametrize("acts", [True, False], ids=["environment", "single turn"])
+def test_a_task_of_reasoning_gym_is_trained_by_its_name(
+    acts, make_config, pool, tmp_path, monkeypatch
+):
+    pytest.importorskip("reasoning_gym")
+    monkeypatch.setenv("RLHF_RAY_CACHE", str(tmp_path / "cache"))
+    verified = [{"path": "rlhf_ray.rewards.reasoning_gym:verified"}]
+    config = make_config(
+        tmp_path / "run",
+        total_steps=2,
+        data={"path": "reasoning_gym:chain_sum,size=16"},
+        policy={"model": {"chat_template": TEMPLATE}},
+        reward={"functions": [] if acts else verified},
+        environment={"reasoning_gym": "chain_sum"} if acts else {},
+    )
+    steps = [step for step in metrics_of(train(config, pool)) if step["step"]]
+    name = "reward/environment" if acts else "reward/verified"
+    assert len(steps) == 2 and all(0 <= step[name] <= 1 for step in steps)
+    if acts:  # what ended by a token was wrong, and may be given again
+        assert all(step["environment/turns_mean"] > 1 for step in steps)
