@@ -101,6 +101,27 @@ class GroupFailed(RunError):
         return failed
 
 
+# How an environment can fail: it raised, was late, or the process that it ran in died.
+EnvironmentFault: TypeAlias = Literal["raised", "late", "died"]
+
+
+class EnvironmentFailed(RunError):
+    """An environment failed a rollout: a failure with a cause, never a reward of 0.
+
+    Attributes:
+        fault: How.
+    """
+
+    fault: EnvironmentFault = "raised"
+
+    @classmethod
+    def by(cls, fault: EnvironmentFault, message: str) -> EnvironmentFailed:
+        """One that travels between processes with its fault."""
+        failed = cls(message)
+        failed.fault = fault
+        return failed
+
+
 class StateLost(RunError):
     """Actors died with a state that others must bring back: weights that were trained, say.
 

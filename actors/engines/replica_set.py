@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from actors.cluster.role_handle import RoleHandle
+from actors.engines.acting import Acting
 from actors.engines.dispatch import Dispatch, Load
 from actors.engines.fleet import ALIVE, KNOWN, Fleet, State
 from actors.engines.replacement import Replacement, never
@@ -49,7 +50,10 @@ class ReplicaSet:
             replaced when these are theirs, and all get the weights anew.
         seats: Sequences that one replica runs at a time.
         fleet: Their states; nobody knows their weights unless it is given.
+        acting: Gives what it takes to act in an environment now; None without one.
     """
+
+    acting: Callable[[], Acting] | None = None
 
     def __init__(
         self,
@@ -163,7 +167,8 @@ class ReplicaSet:
         actor = self.actors.actors[replica]
         admit = self.actors.start(RolloutReplica.admit, replica)
         requests = [group.request for group in groups]
-        ref = admit(requests, self.ending, self.timeout_s, together)
+        acting = self.acting() if self.acting else None
+        ref = admit(requests, self.ending, self.timeout_s, together, acting)
         answers = self.actors.answers([ref], "generate", timeout_s=self.timeout_s, ranks=[replica])
         if await self._or_died(replica, actor, answers) is None:
             for group in groups:

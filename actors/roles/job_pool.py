@@ -13,6 +13,7 @@ from actors.cluster.role_handle import RoleHandle
 from actors.cluster.rollout_store import ObjectStore
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.samples import Ending
+from actors.environments.worker import EnvironmentWorker
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceGroup
 from actors.ranks.group import RankGroup, SupervisedGroup, TrainedGroup
@@ -21,6 +22,7 @@ from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup, RewardRank
 from actors.ranks.reward_workers import RewardWorkers
 from actors.ranks.value import ValueGroup
+from actors.roles.acting import ActingEngines, acting_of
 from actors.roles.engines import gap_limits, sync_spec
 from actors.roles.lasting import (
     Lasting,
@@ -37,6 +39,7 @@ from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.metrics import Sink
 from rlhf_ray.roles import Used
 from rlhf_ray.specs import (
+    EnvironmentSpec,
     ExperienceSpec,
     PolicySpec,
     ReferenceSpec,
@@ -60,19 +63,24 @@ class JobPool:
         self.engines: ReplicaSet | None = None
         self.working: Sequence[str] = ()  # roles, each with those that do a part of its work
         self.policy: PolicyGroup | None = None
+        self.acting: ActingEngines | None = None
 
     async def start(self) -> None:
         """Start what is not there of the job's roles, and have what others left make room."""
         groups = self.config.groups
         specs = role_specs(groups, self.config)
         self.actors = await start_actors(self.pool, groups, specs)
-        self.working = tuple(dict.fromkeys(spec.beside or role for role, spec in specs.items()))
+        # Engines wait for environments, and say how long.
+        working = (spec.beside or role for role, spec in specs.items() if role != "environment")
+        self.working = tuple(dict.fromkeys(working))
         await repeated(self.pool, partial(self.pool.make_room, self.actors))
 
     async def load(self, role: str, spec: Spec) -> Any:
         """Have the role's ranks host what `spec` describes; engines and helpers take it along."""
         if isinstance(spec, RewardSpec):
             return Lasting(await self._reward(spec), self.pool)
+        if isinstance(spec, EnvironmentSpec):
+            return await self._environment(spec)
         if not isinstance(spec, RolloutSpec | ExperienceSpec):
             await self._host(role, spec, path=model_path_of(spec))
         return self._lasting(self._loaded(role, spec))
@@ -85,7 +93,14 @@ class JobPool:
     def _lasting(self, role: Any) -> Any:
         match role:
             case ReplicaSet():
-                return role
+                workers = self.actors.get("environment")
+                if workers is None:
+                    return role
+                assert isinstance(self.config, OnlineConfig)
+                self.acting = ActingEngines(
+                    role, self.pool, workers, retries=self.config.environment.retries
+                )
+                return self.acting
             case PolicyGroup() if not isinstance(self.config, SampleConfig):
                 return LastingPolicy(role, self.pool)
             case PolicyGroup():  # as it was loaded, and nobody trains it
@@ -144,6 +159,15 @@ class JobPool:
             case ExperienceSpec():
                 return ExperienceGroup(actors, spec, timeouts)
 
+    async def _environment(self, spec: EnvironmentSpec) -> None:
+        """The user's code in its workers, and the engines told of them."""
+        assert self.engines is not None, "engines come before environments"
+        workers: RoleHandle[EnvironmentWorker] = self.actors["environment"]
+        drop = workers.call(EnvironmentWorker.drop_sessions, timeout_s=self.config.timeouts.call_s)
+        await repeated(self.pool, drop)
+        await self._host("environment", spec, path="")
+        self.engines.acting = partial(acting_of, workers, spec)
+
     async def _reward(self, spec: RewardSpec) -> RewardGroup:
         """Its model, where it has one, and the processes of its other scorers."""
         timeouts, model, workers = self.config.timeouts, None, None
@@ -195,6 +219,8 @@ class JobPool:
         if num_restarts := self.pool.restarts.budget.num_restarts:
             metrics = {**used.metrics, "recovery/restarts": float(num_restarts)}
             used = replace(used, metrics=metrics)
+        if self.acting is not None:
+            used = replace(used, metrics={**used.metrics, **self.acting.take_failures()})
         return used
 
     def store(self) -> ObjectStore:

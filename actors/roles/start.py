@@ -9,6 +9,7 @@ from typing import Any
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
 from actors.engines.replica_spec import ReplicaSpec
+from actors.environments.worker import EnvironmentWorkers
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceRank
 from actors.ranks.group import RankSpec
@@ -46,7 +47,10 @@ def role_specs(roles: Iterable[str], *jobs: AnyJob) -> dict[str, RoleSpec]:
     Raises:
         ConfigError: The engines' model or tokenizer cannot be read.
     """
+    roles = list(roles)
     specs = {role: RANKS[role] for role in roles if role in RANKS}
+    if "environment" in roles:
+        specs["environment"] = EnvironmentWorkers()
     if (engine := engine_spec(*jobs)) and (job := first_online(jobs)):
         specs["rollout"] = ReplicaSpec(engine=engine, works_beside=job.max_staleness > 0)
         specs["experience"] = RoleSpec(actor_class=ExperienceRank)

@@ -21,6 +21,7 @@ from rlhf_ray.config.base import (
     ReferenceConfig,
 )
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.publication import (
     ADAPTER_RANKS,
     EXACT_GAP,
@@ -30,7 +31,7 @@ from rlhf_ray.config.publication import (
     backend_of,
 )
 from rlhf_ray.config.reference import ReferenceKind, is_base_of
-from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.config.rewards import ENVIRONMENT, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.sentinels import OnlineSentinelsConfig
@@ -144,7 +145,8 @@ class OnlineConfig(JobConfig):
     reference_kind: ReferenceKind = "auto"
     reference: ReferenceConfig = ReferenceConfig()
     rollout: RolloutConfig = RolloutConfig()
-    reward: RewardConfig
+    reward: RewardConfig = RewardConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
     algorithm: AlgorithmConfig
     publication: PublicationConfig = PublicationConfig()
     placement: PlacementConfig = PlacementConfig()
@@ -221,6 +223,14 @@ class OnlineConfig(JobConfig):
             )
 
     def _unfit_rewards(self) -> Iterator[str]:
+        if not (self.reward.num_scorers or self.environment.is_named):
+            yield (
+                "no reward: set reward.functions, reward.model.path, reward.remote.url, "
+                "reward.judge.url or environment.path"
+            )
+        taken = [f.name for f in self.reward.functions if f.name == ENVIRONMENT]
+        if taken and self.environment.is_named:
+            yield f"reward.functions must not be called {ENVIRONMENT!r}: the environment's is"
         shaping = self.reward.shaping
         buffer = shaping.overlong_buffer_tokens
         if buffer > self.rollout.max_new_tokens:
@@ -366,6 +376,8 @@ class OnlineConfig(JobConfig):
             groups["reward"] = placement.reward
         if self.reward.needs_workers:
             groups["reward_worker"] = placement.reward_worker
+        if self.environment.is_named:
+            groups["environment"] = self.environment.group
         if self.uses_reference_role:
             groups["reference"] = placement.reference
         if self.uses_value:
@@ -385,7 +397,7 @@ class OnlineConfig(JobConfig):
             models["reference"] = self.reference.model
         if self.uses_value:
             models["value"] = self.value.model
-        return models | {"reward": self.reward.model}
+        return models | ({"reward": self.reward.model} if self.reward.model.path else {})
 
     @property
     def learners(self) -> dict[str, LearnerConfig]:
@@ -404,6 +416,19 @@ class OnlineConfig(JobConfig):
 
     def _updates(self, num_steps: int) -> int:
         return num_steps * self.algorithm.epochs * self.algorithm.minibatches
+
+    @property
+    def most_attempts(self) -> int:
+        """At sampling a group: an environment may fail."""
+        return 1 + self.environment.retries if self.environment.is_named else 1
+
+    @property
+    def max_response_tokens(self) -> int:
+        """Of a rollout: the policy's, and with an environment about as many as its messages have.
+
+        The engine's context is what limits these.
+        """
+        return self.rollout.max_new_tokens + self.environment.room_tokens
 
     @property
     def uses_reference(self) -> bool:

@@ -243,8 +243,6 @@ class RewardConfig(Config):
     shaping: ShapingConfig = ShapingConfig()
 
     def _faults(self) -> Iterator[str]:
-        if not self.num_scorers:
-            yield "no reward: set functions, model.path, remote.url or judge.url"
         names = [*self.other_names, *(each.name for each in self.functions if each.name)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -266,7 +264,7 @@ class RewardConfig(Config):
 
     @property
     def num_scorers(self) -> int:
-        """All of them, the model included."""
+        """All of them, the model included; an environment's rewards are not among them."""
         return len(self.functions) + len(self.other_names)
 
     @property

@@ -68,6 +68,12 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         ),
         "tokens_mean": ("tokens", "what the policy did not write of a rollout's response, mean"),
         "seconds_mean": ("s", "time that a rollout waited for its environment, mean"),
+        "failed_raised": (
+            "groups",
+            "groups that were sampled again as their environment raised, since the step before",
+        ),
+        "failed_late": ("groups", "the same, as it was late"),
+        "failed_died": ("groups", "the same, as its worker died"),
     },
     "policy": {
         "loss": ("", "the policy's loss, KL and entropy terms included"),

@@ -187,7 +187,8 @@ class Feed:
         try_s = (num_functions + 1) * timeouts.reward_s + timeouts.start_s
         num_tries = self.config.failures.row.retries + 1
         new_engine_s = 2 * timeouts.place_s + timeouts.start_s + timeouts.publish_s
-        return 2 * timeouts.call_s + num_tries * try_s + new_engine_s + SLACK_S
+        num_calls = 1 + self.config.most_attempts  # the first one to be admitted
+        return num_calls * timeouts.call_s + num_tries * try_s + new_engine_s + SLACK_S
 
     def _begin_again(self) -> None:
         """What a failure has left: nobody works on it."""

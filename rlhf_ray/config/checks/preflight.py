@@ -114,6 +114,10 @@ def _online(config: OnlineConfig) -> Iterator[Checked]:
     yield from _data_sets(config)
     for index, function in enumerate(config.reward.functions):
         yield f"reward.functions.{index}.path", references.function_fault(function.path)
+    if path := config.environment.path:
+        yield "environment.path", references.function_fault(path)
+    if config.environment.reasoning_gym and find_spec("reasoning_gym") is None:
+        yield "environment.reasoning_gym", references.NEEDS_REASONING_GYM
     is_here = not (config.ray.address or config.ray.pool)  # elsewhere a node may have it
     services = {"remote": config.reward.remote, "judge": config.reward.judge}
     for name, service in services.items():
@@ -261,18 +265,24 @@ def node_paths(config: JobConfig) -> dict[str, tuple[NodePath, ...]]:
     """
     named = {role: _paths(role, model) for role, model in config.models.items() if model.path}
     if isinstance(config, OnlineConfig):
-        functions = [
-            NodePath(key=f"reward.functions.{index}.path", path=function.path.rpartition(":")[0])
+        functions = {
+            f"reward.functions.{index}.path": function.path
             for index, function in enumerate(config.reward.functions)
-        ]
-        scripts = [function for function in functions if function.path.endswith(".py")]
+        }
         named["reward"] = _paths("reward", config.reward.model)
-        named["reward_worker"] = scripts
+        named["reward_worker"] = _scripts(functions)
+        named["environment"] = _scripts({"environment.path": config.environment.path})
     start = named[config.trained_role]
     return {
         role: tuple(path for path in named.get(role, start) if Path(path.path).exists())
         for role in config.groups
     }
+
+
+def _scripts(named: Mapping[str, str]) -> list[NodePath]:
+    """The files among import paths, by the keys that name these."""
+    files = {key: path.rpartition(":")[0] for key, path in named.items()}
+    return [NodePath(key=key, path=file) for key, file in files.items() if file.endswith(".py")]
 
 
 def _paths(role: str, model: ModelSource) -> list[NodePath]:

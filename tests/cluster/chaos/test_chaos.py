@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from deaths import Death
-from jobs import DEADLINES, MEASURED, SCORERS, metrics_of, process_ids
+from jobs import DEADLINES, MEASURED, SCORERS, TEMPLATE, metrics_of, process_ids
 
 from actors.pool.pool import Pool
 from actors.pool.watch import watched
@@ -41,6 +41,14 @@ ONLINE: dict[str, dict[str, Any]] = {
         "publication": {"probe_sequences": 16},
     },
 }
+# In an environment: turns that come later share batches by chance.
+WORLD = {
+    "environment": {"path": f"{Path(SCORERS).with_name('worlds.py')}:Echo", "max_turns": 2},
+    "data": {"chat": True},
+    "policy": {"model": {"chat_template": TEMPLATE}},
+}
+ONLINE["acting"] = WORLD
+INEXACT = ("ahead", "acting")
 ROLES = ("policy", "value", "reference", "reward_worker", "experience", "rollout")
 IN_STEP = ("generate", "score", "update", "publish")
 STOP = signal.SIGSTOP
@@ -167,7 +175,7 @@ def survives(kind: str, death: Death, pool: Pool, run: Callable[..., Path]) -> N
     told = told_of(folder)
     assert [row["step"] for row in told] == list(range(STEPS + 1))
     # Which requests share a batch decides the last bits of what is sampled, or sampled again.
-    if kind != "ahead" and (death.phase, death.role) != ("generate", "rollout"):
+    if kind not in INEXACT and (death.phase, death.role) != ("generate", "rollout"):
         assert weights_of(folder) == weights_of(undisturbed)
         assert told == told_of(undisturbed)
     after = process_ids(pool)
@@ -199,6 +207,13 @@ def test_a_run_survives_the_death_of_its_reward_model(phase, pool, run):
 @pytest.mark.parametrize("phase", IN_STEP)
 def test_a_run_that_samples_ahead_survives(role, phase, pool, run):
     survives("ahead", Death(role=role, phase=phase), pool, run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("role", ["environment", "rollout"])
+@pytest.mark.parametrize("phase", IN_STEP)
+def test_a_run_in_an_environment_survives(role, phase, pool, run):
+    survives("acting", Death(role=role, phase=phase), pool, run)
 
 
 def test_what_learns_from_rows_survives(pool, run):
