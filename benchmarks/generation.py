@@ -28,7 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.engines.replica_set import ReplicaSet, ReplicaSpec
+from actors.engines.fleet import Fleet
+from actors.engines.replica_set import ReplicaSet
+from actors.engines.replica_spec import ReplicaSpec
 from actors.engines.samples import Ending
 from actors.engines.spec import engine_arguments
 from actors.pool.pool import Pool
@@ -124,6 +126,7 @@ def _rollout_role(config: GrpoConfig) -> Iterator[Generate]:
                 timeout_s=ROUND_S,
                 sleeps=False,
                 seats=config.rollout.max_num_seqs,
+                fleet=Fleet.with_own_weights(config.placement.rollout.ranks),
             )
 
             def generate(prompts: Sequence[tuple[int, ...]]) -> float:

@@ -7,13 +7,15 @@ and lost, steps are taken, weights published late, checkpoints saved. The run is
 machine too (then decisions that were not synced are lost), perhaps its journal damaged (then others
 as well, from some one on; checkpoints before are not gone back to later). It goes on from its last
 checkpoint, or the one before, with what its journal holds. Which draws are accepted is chance: one
-that is sampled again may be decided otherwise.
+that is sampled again may be decided otherwise. At some draws scoring fails, always: they are
+skipped.
 
 What is checked: no draw is trained on weights more than `max_staleness` publications younger than
 those that sampled it, nor on older ones; a step is what a straight loop makes of the decisions, and
 the same whenever it is trained again from what the journal kept; in the history that remains every
-draw is trained or passed over once, in order; and a step always comes. Prints counts, and the
-largest staleness of a draw for each `max_staleness`.
+draw is trained, passed over or skipped once, in order; none whose skipping the journal kept is
+tried again; and a step always comes. Prints counts, and the largest staleness of a draw for each
+`max_staleness`.
 """
 
 from __future__ import annotations
@@ -72,10 +74,15 @@ def interleave(num_events: int, *, seed: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What the journal holds of a draw; of several the last counts."""
+    """What the journal holds of a draw; of several the last counts.
+
+    Attributes:
+        is_accepted: A draw that is skipped is accepted where nothing is replaced: it has its place.
+    """
 
     draw: int
     is_accepted: bool
+    is_skipped: bool
     version: int
 
 
@@ -98,6 +105,11 @@ class Run:
             "max_staleness": chance.randint(0, LARGEST_STALENESS),
         }
         self.rejected_share = chance.choice([0.0, chance.random(), 0.9])
+        # Chance of its own: which draws they are is no event of the run.
+        poison = random.Random(f"{self.settings}{self.rejected_share}")
+        self.poisoned_share, self.poison = poison.choice([0.0, 0.02, 0.5]), poison.random()
+        # Of a poisoned draw: scoring fails, and whoever tries it loses time.
+        self.tried: set[int] = set()
         # How often each is tried; it says what it did, if anything.
         self.weights: dict[Callable[[], str | None], float] = {
             self.admit: chance.uniform(0.2, 3),
@@ -126,6 +138,7 @@ class Run:
         draws = [draw for step in self.history for draw in (*step.accepted, *step.rejected)]
         assert sorted(draws) == [*range(self.admission.frontier)], "draws are missing or twice"
         assert len(self.history) == self.admission.steps
+        assert not self.tried & self.known_skipped, "what was skipped is tried again"
         return events
 
     def resume(self) -> None:
@@ -135,6 +148,8 @@ class Run:
         self.decisions: dict[int, Decision] = {}
         self.sampled_by: dict[int, int] = {}
         self.replay = {one.draw: one for one in self.journal if one.draw >= frontier}
+        self.known_skipped = {draw for draw, one in self.replay.items() if one.is_skipped}
+        self.tried.clear()
         del self.history[steps:]
 
     def admit(self) -> str | None:
@@ -155,11 +170,27 @@ class Run:
         if not self.admission.running:
             return None
         draw = self.chance.choice(sorted(self.admission.running))
+        is_skipped = draw in self.known_skipped or self.fails_at(draw)
         is_accepted = self.chance.random() >= self.rejected_share
-        decision = Decision(draw=draw, is_accepted=is_accepted, version=self.sampled_by[draw])
+        if is_skipped:
+            is_accepted = self.settings["max_rounds"] == 1
+        decision = Decision(
+            draw=draw,
+            is_accepted=is_accepted,
+            is_skipped=is_skipped,
+            version=self.sampled_by[draw],
+        )
         self.journal.append(decision)
         self.know(decision)
-        return "accept" if is_accepted else "reject"
+        return "skip" if is_skipped else "accept" if is_accepted else "reject"
+
+    def fails_at(self, draw: int) -> bool:
+        """Try to score a draw."""
+        if random.Random(f"{self.poison}/{draw}").random() >= self.poisoned_share:
+            return False
+        assert draw not in self.known_skipped, f"draw {draw} is tried again"
+        self.tried.add(draw)
+        return True
 
     def know(self, decision: Decision) -> None:
         """Only now may other draws be admitted for it."""

@@ -40,7 +40,8 @@ PROCESSES = {
     "policy": "ray::PolicyRank",
     "value": "ray::ValueRank",
     "reference": "ray::ReferenceRank",
-    "reward": "ray::Reward",
+    "reward": "ray::RewardRank",
+    "reward_worker": "ray::RewardWorker",
     "rollout": "VLLM::EngineCore",
 }
 FAMILIES = ("llama", "qwen2", "gpt2", "qwen3")

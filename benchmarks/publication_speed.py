@@ -99,7 +99,7 @@ def connect(online: Online, base: str) -> None:
     """Have adapters published on weights of this name, or merged."""
     policy: Any = online.roles.policy
     spec = replace(sync_spec(online.config), base=base)
-    online.run(policy.connect(policy.replicas, spec, probe=policy.probe, limits=policy.limits))
+    policy.publish_to(policy.engines, spec, probe=policy.probe, limits=policy.limits)
 
 
 def job(setting: Setting, **sections: Any) -> OnlineConfig:
@@ -112,6 +112,7 @@ def job(setting: Setting, **sections: Any) -> OnlineConfig:
 def publication_s(online: Online, version: int) -> float:
     """From the call until all engines have the version; the probe comes after that."""
     policy: Any = online.roles.policy
+    policy.engines.forget()
     online.run(policy.publish(version))
     return float(policy.sent["seconds"])
 

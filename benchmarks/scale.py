@@ -42,9 +42,11 @@ from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import LoadedFunctions
+from actors.ranks.reward_workers import RewardWorkers
 from actors.weights.probe import EXACT
-from actors.weights.sync_spec import SyncSpec
+from actors.weights.sync_spec import Sent, SyncSpec
 from rlhf_ray.config.online import GrpoConfig
+from rlhf_ray.errors import ActorDied
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.metrics import MetricsLog
@@ -339,7 +341,7 @@ def _handles(config: GrpoConfig) -> dict[str, RoleHandle[Any]]:
         "hardware": lambda: Hardware(flops=flops, device_name="cpu", num_devices=1),
         "update": lambda *_: {"loss": 0.0, "grad_norm": 1.0, "lr": 1e-6, "skipped_in_a_row": 0.0},
         "logprobs": lambda *_: 1,
-        "publish": lambda *_: 1,
+        "publish": lambda *_: Sent(num_bytes=1),
         "logprobs_of": lambda *_: [],
         "rendezvous": lambda: ("127.0.0.1", 1),
         "connect": lambda *_: None,
@@ -360,9 +362,14 @@ def _handles(config: GrpoConfig) -> dict[str, RoleHandle[Any]]:
             "reference", lambda _: _Actor(logprobs=lambda *_: 1), groups["reference"].ranks
         ),
         "rollout": handle("rollout", _Engine, groups["rollout"].ranks),
-        "reward": handle("reward", lambda _: _Actor(**worker), 1),
+        "reward_worker": handle("reward_worker", lambda _: _Actor(**worker), 1),
         "experience": handle("experience", lambda _: _Actor(build=lambda *_: {}), 1),
     }
+
+
+async def _never(died: ActorDied) -> None:
+    """Nobody dies here."""
+    raise died
 
 
 def _roles(config: GrpoConfig, handles: dict[str, RoleHandle[Any]]) -> Roles:
@@ -370,14 +377,22 @@ def _roles(config: GrpoConfig, handles: dict[str, RoleHandle[Any]]) -> Roles:
     timeouts = config.timeouts
     policy = PolicyGroup(actors=handles["policy"], config=config.policy, timeouts=timeouts)
     way = SyncSpec(backend="object_store", gpus_per_replica=0, bucket_bytes=1, timeout_s=60.0)
-    policy.publish_to(handles["rollout"], way, probe=[], limits=EXACT)
-    reward = RewardGroup(
-        config.reward,
-        timeouts,
-        model=None,
-        worker=handles["reward"],
-        functions=LoadedFunctions(weights={"score": 1.0}, plain=("score",)),
+    rollout = ReplicaSet(
+        handles["rollout"],
+        Ending(),
+        timeout_s=60.0,
+        sleeps=False,
+        seats=config.rollout.max_num_seqs,
     )
+    policy.publish_to(rollout, way, probe=[], limits=EXACT)
+    workers = RewardWorkers(
+        handles["reward_worker"],
+        LoadedFunctions(weights={"score": 1.0}, plain=("score",)),
+        reward=config.reward,
+        timeouts=timeouts,
+        restart=_never,
+    )
+    reward = RewardGroup(config.reward, timeouts, model=None, workers=workers)
     experience = ExperienceSpec(
         algorithm=config.algorithm,
         shaping=config.reward.shaping,
@@ -385,13 +400,7 @@ def _roles(config: GrpoConfig, handles: dict[str, RoleHandle[Any]]) -> Roles:
         reward_weights=reward.weights,
     )
     return Roles(
-        rollout=ReplicaSet(
-            handles["rollout"],
-            Ending(),
-            timeout_s=60.0,
-            sleeps=False,
-            seats=config.rollout.max_num_seqs,
-        ),
+        rollout=rollout,
         policy=policy,
         reward=reward,
         experience=ExperienceGroup(handles["experience"], experience, timeouts),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 # Exit statuses of commands: the run failed, bad input, training met a rule that ends it, stopped
 # (128 + SIGINT, as in shells).
@@ -77,6 +77,49 @@ class ActorDied(RunError):
         died = cls(message)
         died.role, died.index, died.operation, died.age_s = role, index, operation, age_s
         return died
+
+
+# What a user's code did to a group: no answer in time, the end of its process, an error.
+FailureCause: TypeAlias = Literal["hung", "crashed", "raised"]
+FAILURE_CAUSES: tuple[FailureCause, ...] = get_args(FailureCause)
+
+
+class GroupFailed(RunError):
+    """A user's code failed at one of a group's samples; others are not concerned.
+
+    Attributes:
+        cause: What it did.
+    """
+
+    cause: FailureCause
+
+    @classmethod
+    def of(cls, message: str, *, cause: FailureCause) -> GroupFailed:
+        """One with this cause."""
+        failed = cls(message)
+        failed.cause = cause
+        return failed
+
+
+# How an environment can fail: it raised, was late, or the process that it ran in died.
+EnvironmentFault: TypeAlias = Literal["raised", "late", "died"]
+
+
+class EnvironmentFailed(RunError):
+    """An environment failed a rollout: a failure with a cause, never a reward of 0.
+
+    Attributes:
+        fault: How.
+    """
+
+    fault: EnvironmentFault = "raised"
+
+    @classmethod
+    def by(cls, fault: EnvironmentFault, message: str) -> EnvironmentFailed:
+        """One that travels between processes with its fault."""
+        failed = cls(message)
+        failed.fault = fault
+        return failed
 
 
 class StateLost(RunError):

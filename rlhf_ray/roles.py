@@ -12,6 +12,7 @@ from itertools import compress
 from typing import Any, Literal, Protocol, TypeAlias
 
 from rlhf_ray.config.algorithm_table import ScoredModel
+from rlhf_ray.errors import FailureCause
 from rlhf_ray.metrics.spans import ProcessSpans
 from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
@@ -40,6 +41,7 @@ class GenerationRequest:
         draw: Its position in the order of the data, which tells this use of it from others.
         seeds_G: One a sample: the same seed and prompt give the same sample.
         temperature: 0 is greedy.
+        newest_version: Of the weights that a wave may be sampled from; None for any.
     """
 
     prompt: Prompt
@@ -47,6 +49,7 @@ class GenerationRequest:
     seeds_G: tuple[int, ...]
     temperature: float
     max_new_tokens: int
+    newest_version: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +89,28 @@ class RolloutGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredGroup:
-    """A group with what the reward role says of each of its samples."""
+    """A group with what the reward role says of each of its samples.
+
+    Attributes:
+        failed: Why it could not be scored, once a try.
+        is_skipped: Whether no try succeeded: no sample has a score then.
+    """
 
     group: RolloutGroup
     scores_G: tuple[Score, ...]
+    failed: tuple[FailureCause, ...] = ()
+    is_skipped: bool = False
+
+    @classmethod
+    def skipped(cls, group: RolloutGroup, failed: tuple[FailureCause, ...]) -> ScoredGroup:
+        """One that nobody could score."""
+        scores_G = tuple(Score(total=None) for _ in group.summaries_G)
+        return cls(group=group, scores_G=scores_G, failed=failed, is_skipped=True)
 
     def where(self, keeps_G: Sequence[bool]) -> ScoredGroup:
         """The same with some of its samples."""
-        return ScoredGroup(
+        return replace(
+            self,
             group=self.group.where(keeps_G),
             scores_G=tuple(compress(self.scores_G, keeps_G)),
         )
@@ -151,6 +168,16 @@ class RolloutEngine(Protocol):
         Returns:
             One awaitable a request, in their order, each done when its group is. Cancelling it, at
             any time, ends the group's requests.
+
+        Raises:
+            StateLost: Weights have to be published before: none are, or newer ones than are asked.
+        """
+        ...
+
+    async def joining(self) -> None:
+        """Wait until an engine is there that came in the place of another, and lacks the weights.
+
+        For ever, where engines cannot take them while others sample.
         """
         ...
 
@@ -191,7 +218,11 @@ class Reward(Offloads, Protocol):
     """Functions, a model or a service that scores."""
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
-        """A score a sample. Any number of groups may be asked about at a time."""
+        """A score a sample. Any number of groups may be asked about at a time.
+
+        Raises:
+            GroupFailed: A user's code failed at this group; it may be asked about again.
+        """
         ...
 
 
@@ -235,14 +266,18 @@ class Policy(Offloads, Protocol):
         """Epochs times minibatches of the policy loss."""
         ...
 
-    async def publish(self, version: int) -> None:
-        """Bring the weights to every engine as `version`, and score the probe with them."""
+    async def publish(self, version: int, *, exactly: bool = False) -> None:
+        """Bring the weights as `version` to the engines that lack it, and score the probe.
+
+        Engines with newer ones keep these, unless all shall have `exactly` this version.
+        """
         ...
 
     async def compare(self) -> Publication:
         """Have the engines score the probe; what came of the publication.
 
         Raises:
+            StateLost: None of them has the weights.
             RunError: They differ from the policy by more than is let pass.
         """
         ...

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.algorithm_table import OldLogprobs
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.rewards import RewardConfig, ShapingConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
@@ -107,6 +108,24 @@ class RolloutSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnvironmentSpec:
+    """What environments are made from, and how engines act in them.
+
+    Attributes:
+        end_token_ids: As in `RolloutSpec`.
+        chat_template: Of the policy's tokenizer, as it is configured.
+        tools: JSON schemas that prompts show.
+        max_tokens: Of a rollout, the prompt included: the engines' context.
+    """
+
+    environment: EnvironmentConfig
+    end_token_ids: tuple[int, ...]
+    chat_template: str
+    tools: tuple[Mapping[str, Any], ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperienceSpec:
     """What of the configuration decides about advantages.
 
@@ -124,7 +143,7 @@ class ExperienceSpec:
 
 # What ranks host, and all that a role may be made from.
 ModelSpec: TypeAlias = PolicySpec | ValueSpec | ReferenceSpec | RewardSpec | SupervisedSpec[Any]
-Spec: TypeAlias = ModelSpec | RolloutSpec | ExperienceSpec
+Spec: TypeAlias = ModelSpec | RolloutSpec | EnvironmentSpec | ExperienceSpec
 
 
 def model_path_of(spec: ModelSpec) -> str:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import ActorDied, RlhfRayError, RunError
+from rlhf_ray.errors import ActorDied, EnvironmentFailed, RlhfRayError, RunError
 
 # In which Ray reports the death of a rank whose peers fail with it, also on a busy machine.
 DEATH_S = 10.0
@@ -51,9 +51,14 @@ async def within(
     tasks = [asyncio.ensure_future(_await(ref)) for ref in refs]
     _, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
     age_s = time.monotonic() - started_s
-    if pending and (errors := _errors(tasks)) and not any(map(_is_cause, errors.values())):
+    dead_by_s = time.monotonic() + DEATH_S
+    # Peers fail one by one, each perhaps before the death is reported that they all suffer from.
+    while pending and (errors := _errors(tasks)) and not any(map(_is_cause, errors.values())):
+        left_s = dead_by_s - time.monotonic()
+        if left_s <= 0:
+            break
         _, pending = await asyncio.wait(
-            pending, timeout=DEATH_S, return_when=asyncio.FIRST_EXCEPTION
+            pending, timeout=left_s, return_when=asyncio.FIRST_EXCEPTION
         )
     late = tuple(position for position, task in enumerate(tasks) if task in pending)
     for task in pending:
@@ -114,7 +119,7 @@ class _Asked:
         if isinstance(error, RayActorError):
             index = position if self.indices is None else self.indices[position]
             return ActorDied.of(
-                f"{named} died after {age_s:.0f} s: {_first_line(error)}",
+                f"{named} died after {age_s:.0f} s: {first_line(error)}",
                 role=self.role,
                 index=index,
                 operation=self.operation,
@@ -128,6 +133,8 @@ class _Asked:
                 operation=cause.operation,
                 age_s=cause.age_s,
             )
+        if isinstance(cause, EnvironmentFailed):
+            return EnvironmentFailed.by(cause.fault, f"{named}: {cause}")
         if isinstance(cause, RlhfRayError):
             return RunError(f"{named}: {cause}")
         return RunError(f"{named} failed after {age_s:.0f} s: {type(cause).__name__}: {cause}")
@@ -171,5 +178,6 @@ def _failed_ref(refs: Sequence[Any]) -> int:
     return 0
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of Ray's says; its other lines are of Ray's own code."""
     return str(error).strip().partition("\n")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,6 +24,8 @@ A = TypeVar("A")
 # What an actor's method returns, whether it is a coroutine or not.
 Answer: TypeAlias = T | Coroutine[Any, Any, T]
 
+# In which an actor says that it is alive, from threads that do nothing else.
+LIFE_S = 5.0
 # In one turn: publication has two, after two to connect, and what frees the memory is one more.
 MOST_CALLS = 5
 
@@ -60,6 +63,40 @@ class _Call:
     since_s: float
 
 
+async def _silent(actors: Sequence[Any]) -> list[int]:
+    """The positions of actors that do not say that they are alive, though they can be asked."""
+    asked = {
+        position: asyncio.ensure_future(_answer_of(actor.health.remote()))
+        for position, actor in enumerate(actors)
+        if hasattr(actor, "health")
+    }
+    if not asked:
+        return []
+    await asyncio.wait(asked.values(), timeout=LIFE_S)
+    silent = [position for position, answer in asked.items() if not answer.done()]
+    for answer in asked.values():
+        answer.cancel()
+    await asyncio.gather(*asked.values(), return_exceptions=True)
+    return silent
+
+
+async def _answer_of(ref: Any) -> Any:
+    return await ref
+
+
+class Listener(Protocol):
+    """Who hears at once what the pool's watch learns of a role's actors, by their ranks."""
+
+    def answered(self, rank: int, answer: Any) -> None:
+        """It is alive, and says this of itself."""
+
+    def suspected(self, rank: int) -> None:
+        """It has left questions open."""
+
+    def lost(self, rank: int, why: str) -> None:
+        """It is dead, or hung and is killed."""
+
+
 class RoleHandle(Generic[A]):
     """The actors of one role in the order of their ranks; nobody else keeps them.
 
@@ -75,6 +112,8 @@ class RoleHandle(Generic[A]):
         gpu_turns: Which of the roles on the same GPUs computes; None where no other role does.
         core_turns: The same of each node where it computes on CPUs, and how many cores it takes.
         threads: Of each actor.
+        away: Ranks of actors that are dead, and not replaced yet: a call to all leaves them out.
+        listener: Who hears of their health; None where whoever calls them next does.
     """
 
     names: list[str]
@@ -88,6 +127,8 @@ class RoleHandle(Generic[A]):
     def __init__(self, name: str, actors: Mapping[str, Any] | None = None) -> None:
         """Take actors that were started, by their names."""
         self.name, self.incarnation = name, -1
+        self.away: set[int] = set()
+        self.listener: Listener | None = None
         self._open: list[_Call] = []
         self.replace(actors or {}, spec=None)
 
@@ -97,12 +138,12 @@ class RoleHandle(Generic[A]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process, or a later one, begins with turns of its own."""
-        own = {"gpu_turns", "core_turns", "_open"}
+        own = {"gpu_turns", "core_turns", "_open", "away", "listener"}
         return {key: self.__dict__[key] for key in self.__dict__.keys() - own}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """See `__getstate__`."""
-        self.__dict__.update(state, _open=[])
+        self.__dict__.update(state, _open=[], away=set(), listener=None)
 
     def replace(self, actors: Mapping[str, Any], *, spec: Any) -> None:
         """Ask these from now on, which host nothing yet."""
@@ -119,11 +160,29 @@ class RoleHandle(Generic[A]):
         role.gpu_turns, role.core_turns = self.gpu_turns, self.core_turns
         return role
 
-    def give_way_to(self, successor: RoleHandle[A]) -> None:
-        """Ask the actors of `successor` from now on."""
-        actors = dict(zip(successor.names, successor.actors, strict=True))
-        self.replace(actors, spec=successor.spec)
+    def give_way_to(self, successor: RoleHandle[A], ranks: Sequence[int] | None = None) -> None:
+        """Ask the actors of `successor` from now on, or those of some ranks; others stay."""
+        actors = list(self.actors)
+        for rank in range(len(successor)) if ranks is None else ranks:
+            actors[rank] = successor.actors[rank]
+        self.replace(dict(zip(self.names, actors, strict=True)), spec=successor.spec)
         self.hosted = successor.hosted
+
+    def of(self, ranks: Sequence[int]) -> RoleHandle[A]:
+        """Some of its actors, by the same names, for whoever asks only these."""
+        role: RoleHandle[A] = RoleHandle(self.name)
+        role.replace({self.names[rank]: self.actors[rank] for rank in ranks}, spec=self.spec)
+        return role
+
+    def detach(self) -> None:
+        """Nobody looks after the actors any more; all of them are asked again."""
+        self.away.clear()
+        self.listener = None
+
+    @property
+    def present(self) -> list[int]:
+        """The ranks that can be asked."""
+        return [rank for rank in range(len(self)) if rank not in self.away]
 
     @overload
     def call(
@@ -148,13 +207,17 @@ class RoleHandle(Generic[A]):
     ) -> Callable[..., Coroutine[Any, Any, list[Any]]]:
         """A method of every actor, or of one rank: called with its arguments, it waits for answers.
 
+        Those that are `away` are not asked.
+
         Raises:
             ActorDied: One died, or did not answer in time and was killed.
             RunError: One raised.
         """
 
         async def ask(*arguments: Any, **keywords: Any) -> list[Any]:
-            asked = range(len(self)) if only is None else [only]
+            asked = self.present if only is None else [only]
+            if not asked:
+                return []
             refs = [self.start(method, rank)(*arguments, **keywords) for rank in asked]
             return await self.answers(refs, method.__name__, timeout_s=timeout_s, ranks=asked)
 
@@ -226,12 +289,21 @@ class RoleHandle(Generic[A]):
                 )
         except DeadlineError as error:
             late = [asked[position] for position in error.late]
+            silent = await _silent([actors[rank] for rank in late]) if len(late) > 1 else []
             for rank in late:
                 ray.kill(actors[rank])
+            named_rank, said = late[0], str(error)
+            if 0 < len(silent) < len(late):  # the others wait for these in what they do together
+                named_rank = late[silent[0]]
+                names = ", ".join(self.names[late[position]] for position in silent)
+                said = (
+                    str(DeadlineError.of(named, names, age_s=timeout_s, timeout_s=timeout_s))
+                    + ", nor any sign of life"
+                )
             died = ActorDied.of(
-                f"{error}: killed",
+                f"{said}: killed",
                 role=self.name,
-                index=late[0],
+                index=named_rank,
                 operation=named,
                 age_s=timeout_s,
             )

@@ -86,6 +86,8 @@ class RoleSpec:
             turn.
         works_beside: Whether it computes while other roles do: on CPUs both then have fewer cores.
             That is the job's; the same actors serve either way.
+        runs_user_code: Whether its actors run code that may end them. They never wait for a turn,
+            and are started again as often as it takes: whoever asks them counts that.
     """
 
     actor_class: type[RoleActor]
@@ -93,6 +95,7 @@ class RoleSpec:
     max_calls: int | None = None
     reserves_memory: bool = False
     works_beside: bool = field(default=False, compare=False)
+    runs_user_code: bool = False
 
     def argument(self, timeouts: TimeoutConfig) -> Any:
         """The third of what an actor is made from: seconds to wait for what others leave to it."""

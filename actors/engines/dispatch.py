@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rlhf_ray.roles import GenerationRequest
@@ -35,13 +35,17 @@ class Dispatch:
 
     Attributes:
         seats: Sequences that one replica runs at a time.
+        serving: The replicas that may get groups, at the time of the call.
         tokens_in_flight: Of each replica's groups.
         seats_taken: By them; more than there are where a wave is larger.
     """
 
-    def __init__(self, num_replicas: int, *, seats: int) -> None:
-        """All idle."""
+    def __init__(
+        self, num_replicas: int, *, seats: int, serving: Callable[[], Iterable[int]] | None = None
+    ) -> None:
+        """All idle; where it is not said which of them serve, all do."""
         self.seats = seats
+        self.serving = serving or (lambda: range(num_replicas))
         self.tokens_in_flight = [0] * num_replicas
         self.seats_taken = [0] * num_replicas
         # In the order in which they came; done once they have a replica.
@@ -54,8 +58,11 @@ class Dispatch:
         return len(self._waiting)
 
     def assign(self, loads: Sequence[Load]) -> list[int]:
-        """Give a wave out at once, in order, whatever seats there are; the replica of each."""
-        replicas = range(len(self.seats_taken))
+        """Give a wave out at once, in order, whatever seats there are; the replica of each.
+
+        At least one of them serves.
+        """
+        replicas = list(self.serving())
         return [self._give(self._least_loaded(replicas), load) for load in loads]
 
     async def wait(self, load: Load) -> int:
@@ -65,12 +72,12 @@ class Dispatch:
         """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[turn] = load
-        self._give_out()
+        self.give_out()
         try:
             await turn
         except asyncio.CancelledError:
             if self._waiting.pop(turn, None):
-                self._give_out()
+                self.give_out()
             elif turn in self._given:  # it gives up in the moment in which its turn comes
                 self.ended(self._given.pop(turn), load)
             raise
@@ -80,12 +87,20 @@ class Dispatch:
         """A group was answered, or failed, or is given up."""
         self.tokens_in_flight[replica] -= load.tokens
         self.seats_taken[replica] -= load.seats
-        self._give_out()
+        self.give_out()
 
-    def _give_out(self) -> None:
+    def refuse(self, error: Exception) -> None:
+        """Nobody will serve: whoever waits is told why."""
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(error)
+        self._waiting.clear()
+
+    def give_out(self) -> None:
+        """Give groups that wait to replicas with room for them; also where others serve now."""
         while self._waiting:
             turn, load = next(iter(self._waiting.items()))
-            replicas = [r for r in range(len(self.seats_taken)) if self._has_seats(r, load)]
+            replicas = [r for r in self.serving() if self._has_seats(r, load)]
             if not turn.cancelled():
                 if not replicas:
                     return

@@ -1,112 +1,100 @@
-"""The rollout role as pool and loop see it: independent replicas, requests spread by load."""
+"""The rollout role as pool and loop see it: independent replicas, requests spread by load.
+
+A replica that dies takes no group with it: what it was sampling goes to the others, which draw the
+same tokens from the same seeds, and another one comes beside the run. It gets groups once it has
+the weights. With nobody left to serve, groups wait for the new one.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.cluster.role_handle import RoleHandle
-from actors.cluster.role_spec import RoleSpec
-from actors.engines.calls import ANSWER_S
+from actors.engines.acting import Acting
 from actors.engines.dispatch import Dispatch, Load
+from actors.engines.fleet import ALIVE, KNOWN, Fleet, State
+from actors.engines.replacement import Replacement, never
+from actors.engines.replica_spec import fault_of
 from actors.engines.rollout import RolloutReplica
-from actors.engines.samples import Ending
-from actors.engines.spec import EngineSpec
-from rlhf_ray.config.base import TimeoutConfig
+from actors.engines.samples import NO_VERSION, Ending
 from rlhf_ray.deadlines import deadline, side_by_side
-from rlhf_ray.errors import ActorDied, RunError
+from rlhf_ray.errors import ActorDied, RunError, StateLost
 from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutGroup, SleepLevel
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True, kw_only=True)
-class ReplicaSpec(RoleSpec):
-    """Independent engines, which take their share of their GPUs when they start."""
-
-    engine: EngineSpec
-    actor_class: type[RolloutReplica] = RolloutReplica
-    # Every group that is sampled has a call that waits for it. Ray runs 1,000 at a time unless told
-    # otherwise; new weights would queue behind them, for ever.
-    max_calls: int | None = 100_000
-    reserves_memory: bool = True
-
-    def argument(self, timeouts: TimeoutConfig) -> EngineSpec:
-        """What each engine is started with."""
-        return self.engine
-
-    async def join(
-        self,
-        role: RoleHandle[Any],
-        *,
-        new: Sequence[int],
-        on_gpu: bool,
-        timeouts: TimeoutConfig,
-    ) -> None:
-        """Start the engines, each by itself."""
-        refs = [role.start(RolloutReplica.start, replica)() for replica in new]
-        await role.answers(refs, "start", timeout_s=timeouts.start_s, ranks=new)
-
-    async def broken(self, role: RoleHandle[Any]) -> Sequence[int]:
-        """Those that are dead, cannot be used, or were left amid a publication."""
-        faults = await side_by_side(_fault(role, replica) for replica in range(len(role)))
-        return [replica for replica, fault in enumerate(faults) if fault]
-
-    async def leave_gpus(self, role: RoleHandle[Any], *, timeout_s: float) -> bool:
-        """Sleep without weights: a job with rollouts begins with a publication.
-
-        Engines that no role of their own job shares GPUs with cannot.
-        """
-        if self.engine.sleeps:
-            await role.call(RolloutReplica.sleep, timeout_s=timeout_s)(2, timeout_s)
-        return self.engine.sleeps
-
-    async def check(self, role: RoleHandle[Any], *, timeout_s: float) -> None:
-        """An actor answers also for an engine that cannot be used or was left amid a publication.
-
-        Requests of the last job are dropped.
-
-        Raises:
-            RunError: One is.
-        """
-        faults = await side_by_side(_fault(role, replica) for replica in range(len(role)))
-        for name, fault in zip(role.names, faults, strict=True):
-            if fault:
-                raise RunError(f"{name}: {fault}")
-        await role.call(RolloutReplica.drop_requests, timeout_s=timeout_s)()
+T = TypeVar("T")
 
 
-async def _fault(role: RoleHandle[RolloutReplica], replica: int) -> str:
-    """Why a replica cannot be used; empty where it can."""
-    try:
-        health = role.call(RolloutReplica.health, timeout_s=ANSWER_S, only=replica)
-        [found] = await health()
-    except ActorDied as died:
-        return str(died)
-    fault: str = found["fault"] or "it was left amid a publication" * found["updating"]
-    return fault
+@dataclass(eq=False, kw_only=True)
+class _Group:
+    """A group that somebody waits for, and who samples it."""
+
+    request: GenerationRequest
+    load: Load
+    replica: int | None = None
 
 
-@dataclass(eq=False)
 class ReplicaSet:
     """The rollout role: replicas side by side, the least loaded one first.
 
     Attributes:
         timeout_s: Deadline of a group's answer, once it has a replica.
-        sleeps: Whether they live on GPUs that another role needs between rollouts.
+        sleeps: Whether they live on GPUs that another role needs between rollouts. A dead one is
+            replaced when these are theirs, and all get the weights anew.
         seats: Sequences that one replica runs at a time.
+        fleet: Their states; nobody knows their weights unless it is given.
+        acting: Gives what it takes to act in an environment now; None without one.
     """
 
-    actors: RoleHandle[RolloutReplica]
-    ending: Ending
-    timeout_s: float
-    sleeps: bool
-    seats: int
+    acting: Callable[[], Acting] | None = None
 
-    def __post_init__(self) -> None:
-        """All idle."""
-        self.dispatch = Dispatch(len(self.actors), seats=self.seats)
+    def __init__(
+        self,
+        actors: RoleHandle[RolloutReplica],
+        ending: Ending,
+        *,
+        timeout_s: float,
+        sleeps: bool,
+        seats: int,
+        replace: Callable[[ActorDied], Awaitable[None]] = never,
+        start_s: float = 0.0,
+        again_s: float | None = None,
+        fleet: Fleet | None = None,
+    ) -> None:
+        """All idle.
+
+        `replace` has another one in the place of one that died, within `start_s`. Where it cannot,
+        it is tried again after `again_s`.
+        """
+        self.actors, self.ending, self.timeout_s = actors, ending, timeout_s
+        self.sleeps, self.seats = sleeps, seats
+        self.change_s = start_s + timeout_s
+        self.fleet = fleet or Fleet(len(actors))
+        serving = partial(self.fleet.those, State.SERVING)
+        self.dispatch = Dispatch(len(actors), seats=seats, serving=serving)
+        self.replacement = Replacement(
+            actors,
+            self.fleet,
+            replace=replace,
+            at_once=not sleeps,
+            again_s=None if sleeps else again_s,
+            change_s=self.change_s,
+            changed=self._changed,
+        )
+
+    def _changed(self) -> None:
+        if self.replacement.is_over:
+            self.dispatch.refuse(self.replacement.error)
+        self.dispatch.give_out()
+
+    # Requests.
 
     async def generate(
         self, requests: Sequence[GenerationRequest], *, together: bool = True
@@ -115,88 +103,282 @@ class ReplicaSet:
 
         Those that are together are given to replicas at once. Others wait here until a replica has
         seats for all of a group's samples, in the order in which they were asked for.
+
+        Raises:
+            StateLost: Weights have to be published before, to all or in place of newer ones.
+            RunError: No replica is left.
         """
         await self.wake_up()
-        if not together:
-            return [asyncio.ensure_future(self._alone(request)) for request in requests]
-        loads = [Load.of(request) for request in requests]
-        given = list(zip(self.dispatch.assign(loads), loads, requests, strict=True))
-        try:
-            await self._admit(given)
-        except BaseException:
-            for one in given:
-                self._leave(*one)
-            raise
+        if together:
+            await self._require_weights(requests)
+        groups = [_Group(request=request, load=Load.of(request)) for request in requests]
+        if together:
+            await self._admit_together(groups)
         answers = []
-        for replica, load, request in given:
-            answer = asyncio.ensure_future(self._answer(replica, request))
+        for group in groups:
+            answer = asyncio.ensure_future(self._answer(group))
             # Also of one that is cancelled before it begins, which no `finally` of its own sees.
-            answer.add_done_callback(partial(self._left, replica, load, request))
+            answer.add_done_callback(partial(self._left, group))
             answers.append(answer)
         return answers
 
-    async def _alone(self, request: GenerationRequest) -> RolloutGroup:
-        """A group that begins when a replica has seats for it."""
-        load = Load.of(request)
-        # Each of those before it has a deadline to be admitted by, and one to be answered by.
-        wait_s = 2 * self.timeout_s * (self.dispatch.num_waiting + 1)
-        name = self.actors.name
-        async with deadline(wait_s, actor=name, operation=f"{name}: seats for draw {request.draw}"):
-            replica = await self.dispatch.wait(load)
+    async def _require_weights(self, requests: Sequence[GenerationRequest]) -> None:
+        """See that a wave is sampled from the weights that it is asked of, and at once.
+
+        Others wait for whoever comes, and newer weights are as good: each token has its version. A
+        wave waits until all that live say so: how it is divided decides its last bits, and should
+        not hang on how busy a machine is.
+        """
+        await self.replacement.trusted()
+        if not self.fleet.those(*KNOWN):
+            await self.replacement.some(*ALIVE)
+        if not self.fleet.those(*KNOWN, State.UPDATING):
+            raise self._lost("they have no weights")
+        limits = [r.newest_version for r in requests if r.newest_version is not None]
+        newest = self.fleet.newest_version
+        if limits and newest > min(limits):
+            raise self._lost(f"they have version {newest}, and version {min(limits)} is asked")
+
+    def _lost(self, why: str) -> StateLost:
+        return StateLost.named(self.actors.name, why)
+
+    async def _admit_together(self, groups: Sequence[_Group]) -> None:
+        """Give out a wave; groups of replicas that die meanwhile wait for others."""
+        if not self.fleet.those(State.SERVING):
+            return  # each begins where it can
+        for group, replica in zip(
+            groups, self.dispatch.assign([group.load for group in groups]), strict=True
+        ):
+            group.replica = replica
         try:
-            await self._admit([(replica, load, request)], together=False)
-            return await self._answer(replica, request)
-        finally:
-            self._leave(replica, load, request)
+            await side_by_side(
+                self._admit(replica, [group for group in groups if group.replica == replica])
+                for replica in sorted({g.replica for g in groups if g.replica is not None})
+            )
+        except BaseException:
+            for group in groups:
+                self._leave(group)
+            raise
 
     async def _admit(
-        self, given: Sequence[tuple[int, Load, GenerationRequest]], *, together: bool = True
+        self, replica: int, groups: Sequence[_Group], *, together: bool = True
     ) -> None:
-        """Each replica takes all of its requests at once."""
-        replicas = sorted({replica for replica, _, _ in given})
-        refs = [
-            self.actors.start(RolloutReplica.admit, replica)(
-                [request for of, _, request in given if of == replica],
-                self.ending,
-                self.timeout_s,
-                together,
-            )
-            for replica in replicas
-        ]
-        await self.actors.answers(refs, "generate", timeout_s=self.timeout_s, ranks=replicas)
+        """A replica takes all of some groups at once, unless it is dead."""
+        actor = self.actors.actors[replica]
+        admit = self.actors.start(RolloutReplica.admit, replica)
+        requests = [group.request for group in groups]
+        acting = self.acting() if self.acting else None
+        ref = admit(requests, self.ending, self.timeout_s, together, acting)
+        answers = self.actors.answers([ref], "generate", timeout_s=self.timeout_s, ranks=[replica])
+        if await self._or_died(replica, actor, answers) is None:
+            for group in groups:
+                self._leave(group)
 
-    async def _answer(self, replica: int, request: GenerationRequest) -> RolloutGroup:
+    async def _answer(self, group: _Group) -> RolloutGroup:
+        """A group, from whichever replica lives until it is done."""
+        while True:
+            if group.replica is None:
+                group.replica = await self._seat(group)
+                await self._admit(group.replica, [group], together=False)
+            elif (answer := await self._sampled(group, group.replica)) is not None:
+                return answer
+            else:
+                self._leave(group)
+
+    async def _seat(self, group: _Group) -> int:
+        """A replica with room for it, first come, first served."""
+        # Each of those before it has a deadline to be admitted by, and one to be answered by. Where
+        # nobody serves, an engine starts first.
+        wait_s = 2 * self.timeout_s * (self.dispatch.num_waiting + 1) + self.change_s
+        operation = f"{self.actors.name}: seats for draw {group.request.draw}"
+        async with deadline(wait_s, actor=self.actors.name, operation=operation):
+            if self.replacement.is_over:
+                raise self.replacement.error
+            return await self.dispatch.wait(group.load)
+
+    async def _sampled(self, group: _Group, replica: int) -> RolloutGroup | None:
+        """What a replica makes of a group that it has; None where it dies before."""
+        request, actor = group.request, self.actors.actors[replica]
         # Two objects: the rollouts stay where they are.
         finished = self.actors.start(RolloutReplica.finished, replica, num_returns=2)
         summaries, rollouts = finished(request.draw)
-        [summaries_G] = await self.actors.answers(
+        answers = self.actors.answers(
             [summaries], "generate", timeout_s=self.timeout_s, ranks=[replica]
         )
+        answered = await self._or_died(replica, actor, answers)
+        if answered is None:
+            return None
         return RolloutGroup(
             prompt=request.prompt,
             draw=request.draw,
-            summaries_G=tuple(summaries_G),
+            summaries_G=tuple(answered[0]),
             rollouts=rollouts,
         )
 
-    def _leave(self, replica: int, load: Load, request: GenerationRequest) -> None:
-        """Nobody waits for this group any more: it is here, or given up."""
-        self.dispatch.ended(replica, load)
-        self.actors.start(RolloutReplica.drop, replica)([request.draw])
+    async def _or_died(self, replica: int, actor: Any, call: Awaitable[T]) -> T | None:
+        """What comes of a call to a replica; None where it died.
 
-    def _left(self, replica: int, load: Load, request: GenerationRequest, _: object) -> None:
-        self._leave(replica, load, request)
+        Raises:
+            StateLost: It died, and the others have to wait for the new one.
+            RunError: It failed for another reason.
+        """
+        try:
+            return await call
+        except RunError as error:
+            if not await self.replacement.blames(replica, actor, error):
+                raise
+            if self.sleeps:
+                raise self._lost(str(error)) from error
+            logger.warning("%s; its groups go to others", error)
+            return None
+
+    def _leave(self, group: _Group) -> None:
+        """Nobody waits any more for what a replica makes of this group."""
+        if group.replica is None:
+            return
+        replica, group.replica = group.replica, None
+        self.dispatch.ended(replica, group.load)
+        if self.fleet.state(replica) in ALIVE:
+            self.actors.start(RolloutReplica.drop, replica)([group.request.draw])
+
+    def _left(self, group: _Group, _: object) -> None:
+        self._leave(group)
+
+    # Weights.
+
+    async def ready(self) -> None:
+        """Wait until somebody can take weights.
+
+        Raises:
+            RunError: No replica is left.
+        """
+        await self.replacement.some(*ALIVE)
+
+    def lacking(self, version: int, *, exactly: bool) -> list[int]:
+        """Whom a publication of a version goes to."""
+        return self.fleet.lacking(version, exactly=exactly)
+
+    def forget(self) -> None:
+        """Rely on no weights that were published: the next publication goes to all."""
+        self.fleet.forget()
+
+    def having(self, version: int) -> list[int]:
+        """Who has acknowledged a version."""
+        return self.fleet.having(version)
+
+    @asynccontextmanager
+    async def updating(self, replicas: Sequence[int]) -> AsyncIterator[None]:
+        """While this is open, new weights are under way to some replicas, which get no new groups.
+
+        Those that have not acknowledged them at its end are dead, unless they say themselves that
+        no update is under way in them.
+
+        Raises:
+            StateLost: It failed, though the policy lives, and one of them is dead.
+        """
+        for replica in replicas:
+            self.fleet.updates(replica)
+        try:
+            yield
+        except RunError as error:
+            is_theirs = not isinstance(error, ActorDied) or error.role == self.actors.name
+            if await self._end_update(replicas) and is_theirs:
+                raise self._lost(str(error)) from error
+            raise
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self._end_update(replicas)))
+            raise
+        else:
+            await self._end_update(replicas)
+
+    async def _end_update(self, replicas: Sequence[int]) -> bool:
+        """Have each of some replicas dead, stale or in wait for the probe; was one dead."""
+
+        async def examine(replica: int) -> None:
+            fault, is_updating = await fault_of(self.actors, replica)
+            if fault or is_updating:
+                self.replacement.lost(replica, fault or "it was left amid a publication")
+            elif self.fleet.state(replica) == State.UPDATING:
+                self.fleet.spared(replica)
+
+        updating = self.fleet.those(State.UPDATING)
+        left = [r for r in replicas if r in updating and self.fleet.version(r) == NO_VERSION]
+        await side_by_side(map(examine, left))
+        self.replacement.tell()
+        return any(self.fleet.state(replica) not in ALIVE for replica in replicas)
+
+    def acknowledged(self, replica: int, version: int) -> None:
+        """It has the weights; it serves once the probe has found nothing."""
+        if self.fleet.state(replica) == State.UPDATING:  # it may have died meanwhile
+            self.fleet.acknowledged(replica, version)
+
+    def agreed(self, replica: int, version: int) -> None:
+        """The probe found nothing: it serves."""
+        if self.fleet.state(replica) == State.UPDATING and self.fleet.version(replica) == version:
+            self.fleet.agreed(replica)
+            self.replacement.tell()
+
+    def lost(self, replica: int, why: str) -> None:
+        """It did not take the weights."""
+        self.replacement.lost(replica, why)
+
+    async def ask(
+        self, method: Callable[..., Any], replicas: Sequence[int], *arguments: Any, timeout_s: float
+    ) -> Mapping[int, Any]:
+        """The answers of some replicas, without those that die meanwhile.
+
+        Raises:
+            RunError: One that is well failed.
+        """
+        return await self.replacement.ask(method, replicas, *arguments, timeout_s=timeout_s)
+
+    def require_serving(self) -> None:
+        """See that a publication has reached somebody.
+
+        Raises:
+            StateLost: Nobody; others come in their place.
+        """
+        if not self.fleet.those(*KNOWN):
+            raise self._lost("none of them took the weights")
+
+    async def joining(self) -> None:
+        """Wait until an engine is there that lacks weights; for ever where that is no moment to.
+
+        While nothing is published, one that is updating waits for a probe that nobody made.
+        """
+        while self.sleeps or not self.fleet.those(State.STALE, State.UPDATING):
+            await self.replacement.changes()
+
+    async def lasts(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What comes of a call to all replicas that are there, whoever dies meanwhile."""
+        while True:
+            try:
+                return await call()
+            except ActorDied as died:
+                if died.role != self.actors.name:
+                    raise
+                self.replacement.lost(died.index, str(died))
+            except RunError:
+                if not await self.replacement.found_dead():
+                    raise
+
+    # Shared GPUs.
 
     async def sleep(self, level: SleepLevel) -> None:
         """Between rollouts, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call(RolloutReplica.sleep, timeout_s=self.timeout_s)(
-                level, self.timeout_s
-            )
+            await self._move(RolloutReplica.sleep, level)
+            if level == 2:
+                self.forget()
 
     async def wake_up(self, part: EnginePart | None = None) -> None:
         """Before weights or requests come, where GPUs are shared."""
         if self.sleeps:
-            await self.actors.call(RolloutReplica.wake_up, timeout_s=self.timeout_s)(
-                part, self.timeout_s
-            )
+            await self._move(RolloutReplica.wake_up, part)
+
+    async def _move(self, method: Callable[..., Any], argument: Any) -> None:
+        """All that are alive; now is a time to replace the others."""
+        await self.replacement.settled()
+        await self.ask(
+            method, self.fleet.those(*ALIVE), argument, self.timeout_s, timeout_s=self.timeout_s
+        )

@@ -19,8 +19,8 @@ from actors.cluster.role_spec import ActorUsage, control
 from actors.engines.calls import ANSWER_S
 from actors.engines.report import EngineLoad, engine_stat_logger
 from actors.engines.samples import Ending
-from actors.engines.sampling import SamplingEngine
 from actors.engines.spec import EngineSpec, engine_arguments, engine_environment, outlive_actor
+from actors.engines.trajectory import ActingEngine
 from actors.weights.bucket import Bucket
 from actors.weights.segment import SegmentPlace, SegmentRing, SharedBucket
 from rlhf_ray.errors import RlhfRayError, RunError
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 WARM_UP_S = 600.0
 
 
-class RolloutReplica(SamplingEngine):
+class RolloutReplica(ActingEngine):
     """One engine: it starts, takes weights, sleeps and ends beside what it samples.
 
     Attributes:

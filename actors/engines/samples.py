@@ -10,6 +10,7 @@ import numpy as np
 
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.chat.borders import response_text
+from rlhf_ray.environments.play import SampledTurn
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.types import IntArray, Rollout, RolloutSummary
@@ -100,24 +101,37 @@ def rollout_of(
         RunError: vLLM ended the request.
     """
     prompt = request.prompt
-    if output.finish_reason not in ("stop", "length"):
-        raise RunError(f"{prompt.prompt_id}: vLLM ended the request: {output.finish_reason}")
+    turn = sampled_turn(prompt.prompt_id, output)
     # A stop string may end with a token that could have ended the response by itself.
     by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
     ends = ending.end_token_ids if by_token else ()
-    logprobs = output.logprobs
     return Rollout(
         prompt=prompt,
         draw=request.draw,
         sample=sample,
-        response_ids_T=np.asarray(output.token_ids, dtype=np.int32),
-        logprobs_T=np.asarray(
-            [logprobs.logprobs[start] for start in logprobs.start_indices], dtype=np.float32
-        ),
+        response_ids_T=np.asarray(turn.ids_T, dtype=np.int32),
+        logprobs_T=np.asarray(turn.logprobs_T, dtype=np.float32),
         versions_T=versions_of(output),
         action_mask_T=np.ones(len(output.token_ids), dtype=np.bool_),
         finish_reason=output.finish_reason,
         text=response_text(tokenizer, prompt.token_ids_T, output.token_ids, end_ids=ends),
+    )
+
+
+def sampled_turn(prompt_id: str, output: Any) -> SampledTurn:
+    """The tokens of vLLM's `CompletionOutput`, each with what is known of it.
+
+    Raises:
+        RunError: vLLM ended the request.
+    """
+    if output.finish_reason not in ("stop", "length"):
+        raise RunError(f"{prompt_id}: vLLM ended the request: {output.finish_reason}")
+    logprobs = output.logprobs
+    return SampledTurn(
+        ids_T=output.token_ids,
+        logprobs_T=[logprobs.logprobs[start] for start in logprobs.start_indices],
+        versions_T=versions_of(output).tolist(),
+        is_cut=output.finish_reason == "length",
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.engines.acting import Acting
 from actors.engines.calls import ANSWER_S, EngineCalls
 from actors.engines.samples import (
     NO_VERSION,
@@ -41,12 +42,14 @@ class Sampling:
     """A group on its way.
 
     Attributes:
+        acting: What it takes to act in an environment; None without one.
         request_ids: vLLM's names of its requests, as far as they are admitted.
         task: What waits for all of them; None while they are being admitted.
         is_dropped: Whether nobody waits for it any more.
     """
 
     request: GenerationRequest
+    acting: Acting | None = None
     request_ids: list[str] = field(default_factory=list)
     task: asyncio.Task[list[Rollout]] | None = None
     is_dropped: bool = False
@@ -86,6 +89,7 @@ class SamplingEngine(EngineCalls):
         ending: Ending,
         timeout_s: float,
         together: bool,
+        acting: Acting | None = None,
     ) -> None:
         """Begin to sample requests, one a draw: all of them, or none where one is refused.
 
@@ -96,7 +100,7 @@ class SamplingEngine(EngineCalls):
         Raises:
             RunError: The engine cannot sample, or has one of the draws already.
         """
-        groups = {request.draw: Sampling(request=request) for request in requests}
+        groups = {request.draw: Sampling(request=request, acting=acting) for request in requests}
         if again := groups.keys() & self.groups.keys():
             raise RunError(f"{self.name} samples draws {sorted(again)} already")
         self.groups |= groups

@@ -11,7 +11,7 @@ from rlhf_ray.config.base import ActorFailureConfig
 
 @dataclass
 class _Spent:
-    """Of one role, since it was stable last."""
+    """Of one name, since it was stable last."""
 
     num_restarts: int = 0
     last_s: float = 0.0
@@ -19,10 +19,10 @@ class _Spent:
 
 @dataclass
 class Budget:
-    """Restarts of each role by itself; what another role does with its own says nothing of it.
+    """Restarts of each role, or engine, by itself; what others do with theirs says nothing of it.
 
     Attributes:
-        num_restarts: That were allowed so far, of all roles.
+        num_restarts: That were allowed so far, of all.
     """
 
     config: ActorFailureConfig
@@ -30,9 +30,9 @@ class Budget:
     num_restarts: int = field(default=0, init=False)
     _spent: dict[str, _Spent] = field(default_factory=dict, init=False)
 
-    def spend(self, role: str) -> float | None:
-        """One restart of a role that has died: seconds to wait before it, or None for no more."""
-        spent, now_s = self._spent.setdefault(role, _Spent()), self.clock()
+    def spend(self, name: str) -> float | None:
+        """One restart of what has died: seconds to wait before it, or None for no more."""
+        spent, now_s = self._spent.setdefault(name, _Spent()), self.clock()
         if now_s - spent.last_s >= self.config.stable_s:
             spent.num_restarts = 0
         if spent.num_restarts >= self.config.restarts:

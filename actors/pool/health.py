@@ -12,9 +12,11 @@ class Health:
 
     Attributes:
         hang_s: How long a question may stay open.
+        suspect_s: After so long it gets no new work, where its role knows whom else to give it to.
     """
 
     hang_s: float
+    suspect_s: float
     clock: Callable[[], float]
     _asked_s: float | None = field(default=None, init=False)
     _has_answered: bool = field(default=False, init=False)
@@ -31,6 +33,11 @@ class Health:
     def open_s(self) -> float:
         """For how long it has not answered; 0 where nothing is open."""
         return 0.0 if self._asked_s is None else self.clock() - self._asked_s
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it takes longer than one that is well."""
+        return self._has_answered and self.open_s > self.suspect_s
 
     @property
     def hangs(self) -> bool:

@@ -99,11 +99,16 @@ class ResidentModels:
         await self._load(self.state.roles[role], self.loaded[role])
         self._remember()
 
-    async def _load(self, ranks: RoleHandle[Any], loaded: Loaded) -> list[Any]:
+    async def _load(
+        self, ranks: RoleHandle[Any], loaded: Loaded, *, only: Sequence[int] | None = None
+    ) -> list[Any]:
+        """What all ranks say of it, or some, beside which the others work on."""
         held, start_s = await self._in_memory(loaded.path), self.timeouts.start_s
+        asked = range(len(ranks)) if only is None else only
         ranks.hosted = None  # gone, also if the next one cannot be loaded
         async with ranks.turn(timeout_s=start_s):
-            answers = await ranks.call(HostingActor.load, timeout_s=start_s)(loaded.spec, held)
+            refs = [ranks.start(HostingActor.load, rank)(loaded.spec, held) for rank in asked]
+            answers = await ranks.answers(refs, "load", timeout_s=start_s, ranks=asked)
             if loaded.leaves:
                 await ranks.call(HostingActor.offload, timeout_s=start_s)()
         if loaded.path:

@@ -120,6 +120,16 @@ def _gpu_ids() -> list[str]:
     return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
 
 
+def moved(places: Sequence[Place]) -> list[Place]:
+    """Where places are now: Ray gives the bundles of a lost node to another one with room."""
+    address_of, found = addresses(), []
+    for place in places:
+        node = placement_group_table(place.group)["bundles_to_node_id"][place.bundle]
+        is_there = node in address_of
+        found.append(replace(place, node_id=node, address=address_of[node]) if is_there else place)
+    return found
+
+
 def strategy_of(place: Place) -> PlacementGroupSchedulingStrategy:
     """What puts an actor or task into a place."""
     return PlacementGroupSchedulingStrategy(

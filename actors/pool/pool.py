@@ -121,7 +121,8 @@ class Pool(ResidentModels):
         host = "" if spec.reserves_memory else self.state.shared_host(role)
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
         taken = self.shares.taken.get(role, {})
-        handle.core_turns = [(self.core_turns[node], number) for node, number in taken.items()]
+        turns = [(self.core_turns[node], number) for node, number in taken.items()]
+        handle.core_turns = [] if spec.runs_user_code else turns
         if role in self.shares.threads and handle.threads != self._threads(role, spec):
             handle.threads = self._threads(role, spec)
             use_threads = handle.call(ComputingActor.use_threads, timeout_s=self.timeouts.call_s)
@@ -140,6 +141,7 @@ class Pool(ResidentModels):
         if spec.reserves_memory:  # it fails where others have it
             await self._offload_beside(role)
         handle.threads = self._threads(role, spec)
+        handle.detach()
         handle.replace(self._processes(role, spec, handle.threads), spec=spec)
         self.state.roles[role] = handle
         try:
@@ -181,8 +183,10 @@ class Pool(ResidentModels):
         on_gpu = group is not None and group.gpus_per_rank > 0
         await handle.spec.join(handle, new=new, on_gpu=on_gpu, timeouts=self.timeouts)
 
-    async def restart(self, role: str) -> None:
-        """New actors in the places of a role's dead one and of those that are of no use without it.
+    async def restart(self, role: str, ranks: Sequence[int] | None = None) -> None:
+        """New actors in the places of some of a role.
+
+        Without `ranks`: of its dead one, and of those that are of no use without it.
 
         They have the names of the old ones, which are killed, and host what these were asked to
         host. What a job has made of that since is lost, and what they kept in memory for others.
@@ -194,7 +198,9 @@ class Pool(ResidentModels):
         """
         handle = self.state.roles[role]
         spec: RoleSpec = handle.spec
-        broken = await spec.broken(handle)
+        broken = await spec.broken(handle) if ranks is None else ranks
+        if not broken:  # one that was killed may answer for a moment; who met it asks again
+            return
         names = [handle.names[index] for index in broken]
         self._lose(role)
         for index in broken:
@@ -205,15 +211,19 @@ class Pool(ResidentModels):
         new = handle.successor(self._processes(role, spec, handle.threads, only=broken))
         try:
             # Ray gives a place away once the process that had it is gone.
-            await new.call(RoleActor.health, timeout_s=self.timeouts.place_s)()
+            there = [new.start(RoleActor.health, rank)() for rank in broken]
+            place_s = self.timeouts.place_s
+            await new.answers(there, "health", timeout_s=place_s, ranks=broken)
             await self._join(new, broken)
             if loaded := self.loaded.get(role):
-                await self._load(new, loaded)
+                await self._load(new, loaded, only=broken)
         except BaseException:
             for index in broken:
                 ray.kill(new.actors[index])
             raise
-        handle.give_way_to(new)
+        handle.give_way_to(new, broken)
+        if role in self.state.places:
+            self.state.places[role] = placement.moved(self.state.places[role])
         self._remember()
 
     async def make_room(self, roles: Collection[str]) -> None:
@@ -225,6 +235,8 @@ class Pool(ResidentModels):
         memory.
         """
         state = self.state
+        for handle in state.roles.values():
+            handle.detach()
         idle = state.idle_beside(roles)
         for role, handle in list(state.roles.items()):
             if handle.hosted and (role in idle or (role in roles and state.shared_host(role))):
@@ -247,6 +259,7 @@ class Pool(ResidentModels):
         Of the others, what the last job left running is dropped.
         """
         for role, handle in list(self.state.roles.items()):
+            handle.detach()  # also of those that the last job went on without
             try:
                 await handle.call(RoleActor.process_id, timeout_s=ANSWER_S)()
                 await handle.spec.check(handle, timeout_s=ANSWER_S)

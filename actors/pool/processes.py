@@ -92,7 +92,8 @@ def _is_known(name: str, namespace: str | None) -> bool:
 
 
 async def end(role: RoleHandle[Any]) -> None:
-    """End a role's actors, whether they answer or not."""
+    """End a role's actors, whether they answer or not; nobody replaces them."""
+    role.detach()
     try:
         await role.call(RoleActor.stop, timeout_s=STOP_S)()
     except RlhfRayError as error:

@@ -8,30 +8,46 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleSpec
 from actors.pool.budget import Budget
-from rlhf_ray.config.base import ActorFailureConfig
+from rlhf_ray.config.base import ActorFailureConfig, TimeoutConfig
 from rlhf_ray.errors import ActorDied
 
 logger = logging.getLogger(__name__)
 
 
 class Restarts:
-    """Starts roles again.
+    """Starts roles again, or single actors of roles whose actors work each by itself.
 
     Attributes:
         budget: How often it may.
     """
 
     def __init__(
-        self, config: ActorFailureConfig, restart: Callable[[str], Awaitable[None]]
+        self,
+        config: ActorFailureConfig,
+        restart: Callable[[str, Sequence[int] | None], Awaitable[None]],
     ) -> None:
-        """`restart` gives a role new actors, and fails where one of these dies."""
+        """`restart` gives a role new actors, or some of its ranks; it fails where one dies."""
         self.budget, self._restart = Budget(config), restart
+        # By what is started again: a role, or an actor as `role/rank`.
         self._under_way: dict[str, asyncio.Task[None]] = {}
+
+    def longest_s(self, timeouts: TimeoutConfig) -> float:
+        """How long it may take until one start succeeds or no other is allowed."""
+        config = self.budget.config
+        pause_s = config.backoff_s * 2.0 ** min(config.restarts, 10)
+        return float(max(1, config.restarts) * (pause_s + 2 * timeouts.place_s + timeouts.start_s))
+
+    @property
+    def again_s(self) -> float | None:
+        """When what was started as often as is allowed may be started again; None for never."""
+        config = self.budget.config
+        return config.stable_s if config.restarts else None
 
     async def after(self, died: ActorDied, roles: Mapping[str, RoleHandle[Any]]) -> None:
         """Have the role of a dead actor serve again, unless it does so since that actor died.
@@ -43,33 +59,56 @@ class Restarts:
         role = died.role
         if role not in roles:
             raise died
-        is_new = died.incarnation is None or died.incarnation == roles[role].incarnation
-        if role not in self._under_way and is_new:
-            task = asyncio.create_task(self._again(died))
-            self._under_way[role] = task
+        if died.incarnation is None or died.incarnation == roles[role].incarnation:
+            spec: RoleSpec | None = roles[role].spec
+            self._begin(role, died, None, is_free=spec is not None and spec.runs_user_code)
+        await self._end_of(role)
+
+    async def replace(self, died: ActorDied) -> None:
+        """Have another actor in the place of one that is dead; its role's others work on.
+
+        Each has a budget of its own.
+
+        Raises:
+            ActorDied: It was started again as often as is allowed.
+            RlhfRayError: It cannot be started.
+        """
+        name = f"{died.role}/{died.index}"
+        self._begin(name, died, [died.index])
+        await self._end_of(name)
+
+    def _begin(
+        self, name: str, died: ActorDied, ranks: Sequence[int] | None, *, is_free: bool = False
+    ) -> None:
+        if name not in self._under_way:
+            task = asyncio.create_task(self._again(name, died, ranks, is_free=is_free))
+            self._under_way[name] = task
             task.add_done_callback(self._ended)
-        if role in self._under_way:
+
+    async def _end_of(self, name: str) -> None:
+        if name in self._under_way:
             # Whoever waits may be cancelled; others wait for the same.
-            await asyncio.shield(self._under_way[role])
+            await asyncio.shield(self._under_way[name])
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._under_way = {role: other for role, other in self._under_way.items() if other != task}
+        self._under_way = {name: other for name, other in self._under_way.items() if other != task}
         if not task.cancelled():
             task.exception()  # whoever waited has it; where nobody did, the next call meets it
 
-    async def allow(self, died: ActorDied) -> None:
-        """Wait as long as a role that died must, and no longer.
+    async def allow(self, died: ActorDied, name: str = "") -> None:
+        """Wait as long as what died must, and no longer: its role, or an actor by its `name`.
 
         Raises:
             ActorDied: It was started again as often as is allowed.
         """
-        pause_s = self.budget.spend(died.role)
+        name = name or died.role
+        pause_s = self.budget.spend(name)
         if pause_s is None:
             config = self.budget.config
             if not config.restarts:
                 raise died
             raise ActorDied.of(
-                f"{died} ({died.role} was started again {config.restarts} times, each within "
+                f"{died} ({name} was started again {config.restarts} times, each within "
                 f"{config.stable_s:g} s of the one before: failures.actor)",
                 role=died.role,
                 index=died.index,
@@ -77,13 +116,18 @@ class Restarts:
                 age_s=died.age_s,
             )
         await asyncio.sleep(pause_s)
-        logger.warning("%s; %s is started again", died, died.role)
+        logger.warning("%s; %s is started again", died, name)
 
-    async def _again(self, died: ActorDied) -> None:
+    async def _again(
+        self, name: str, died: ActorDied, ranks: Sequence[int] | None, *, is_free: bool
+    ) -> None:
+        """Start again, and what is new may die as well; the first time is perhaps free."""
         while True:
-            await self.allow(died)
+            if not is_free:
+                await self.allow(died, name)
+            is_free = False
             try:
-                await self._restart(died.role)
+                await self._restart(died.role, ranks)
             except ActorDied as error:
                 if error.role != died.role:
                     raise

@@ -37,8 +37,10 @@ async def usage_of(
     metrics: dict[str, float] = {}
     spans = [of_driver(driver.ended)]
     for (role, handles), by_handle in zip(actors_of.items(), answers, strict=True):
-        of_actors = [usage for of_handle in by_handle for usage in of_handle]
+        of_actors = [usage for of_handle in by_handle for usage in of_handle.values()]
         metrics[f"wait/{role}"] = _waited_s([handle.name for handle in handles], driver)
+        if not of_actors:  # all of them are being replaced
+            continue
         metrics[f"memory/{role}_peak_gb"] = max(usage.figures["peak_gb"] for usage in of_actors)
         for operation, name in MOVES.items():
             slowest_s = max(_seconds_of(operation, usage.taken) for usage in of_actors)
@@ -49,15 +51,15 @@ async def usage_of(
         for handle, of_handle in zip(handles, by_handle, strict=True):
             spans += [
                 _in_drivers_time(handle.name, rank, usage, clocks)
-                for rank, usage in enumerate(of_handle)
+                for rank, usage in of_handle.items()
             ]
     return Used(metrics=metrics, spans=spans)
 
 
 async def _usages(
     handle: RoleHandle[Any], clocks: Clocks, *, timeout_s: float
-) -> Sequence[ActorUsage]:
-    asked_ns = time.monotonic_ns()
+) -> Mapping[int, ActorUsage]:
+    asked_ns, ranks = time.monotonic_ns(), handle.present
     usages: list[ActorUsage] = await handle.call(RoleActor.usage, timeout_s=timeout_s)()
     answered_ns = time.monotonic_ns()
     for usage in usages:
@@ -67,7 +69,7 @@ async def _usages(
             stamped_ns=usage.taken.until_ns,
             answered_ns=answered_ns,
         )
-    return usages
+    return dict(zip(ranks, usages, strict=True))
 
 
 def _waited_s(names: Sequence[str], driver: Taken) -> float:

@@ -13,12 +13,16 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from actors.cluster.deadline import first_line
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleActor
 from actors.pool.health import Health
 from actors.pool.pool import Pool
 
 logger = logging.getLogger(__name__)
+
+# Answers that an actor may miss before it gets no new work.
+MISSED = 2
 
 
 @dataclass
@@ -50,7 +54,12 @@ class Watch:
             for rank, (name, actor) in enumerate(zip(role.names, role.actors, strict=True)):
                 watched = self._watched.get(name)
                 if watched is None or watched.actor is not actor:
-                    health = Health(hang_s=self.pool.timeouts.hang_s, clock=self.clock)
+                    timeouts = self.pool.timeouts
+                    health = Health(
+                        hang_s=timeouts.hang_s,
+                        suspect_s=MISSED * timeouts.health_s,
+                        clock=self.clock,
+                    )
                     watched = self._watched[name] = _Watched(actor, health)
                     self._ask(role, rank, watched)
                 elif watched.question is not None:
@@ -65,11 +74,15 @@ class Watch:
         ready, _ = ray.wait([watched.question], timeout=0, fetch_local=False)
         if ready:
             try:
-                ray.get(ready, timeout=0)
-            except RayError:
+                [answer] = ray.get(ready, timeout=0)
+            except RayError as error:
                 watched.question = None  # it is dead, which whoever needs it will meet
+                if role.listener is not None:
+                    role.listener.lost(rank, first_line(error))
                 return
             watched.health.answered()
+            if role.listener is not None:
+                role.listener.answered(rank, answer)
             self._ask(role, rank, watched)
         elif watched.health.hangs:
             watched.question = None
@@ -79,6 +92,10 @@ class Watch:
                 role.open_calls(rank),
             )  # fmt: skip
             ray.kill(watched.actor)
+            if role.listener is not None:
+                role.listener.lost(rank, f"no answer for {watched.health.open_s:.0f} s: killed")
+        elif watched.health.is_suspect and role.listener is not None:
+            role.listener.suspected(rank)
 
     def _node(self, role: str, rank: int) -> str:
         if role not in self.pool.state.groups:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,11 +12,18 @@ import ray
 
 from actors.cluster.network import HeldPort
 from actors.cluster.role_handle import put
+from actors.cluster.role_spec import control
 from actors.ranks.forward import Pass, by_row, forward
 from actors.ranks.group import TrainedGroup
 from actors.ranks.hosting import HostingRank
 from actors.weights.probe import GapLimits, gap_of, largest_of
-from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
+from actors.weights.sync_spec import (
+    PublishedEngines,
+    PublishedReplica,
+    Replicas,
+    Sent,
+    SyncSpec,
+)
 from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.spans import recorded, span
@@ -25,8 +34,11 @@ if TYPE_CHECKING:
     from actors.weights.publisher import Publisher
     from rlhf_ray.types import Rollout
 
-# For the error of a rank about a replica that did not answer.
-ANSWER_S = 30.0
+logger = logging.getLogger(__name__)
+
+# For what a rank says of replicas that did not answer in time; then, where it says nothing, to end
+# the publication without them; then for the other ranks.
+ANSWER_S = 15.0
 
 
 class PolicyRank(HostingRank):
@@ -83,8 +95,14 @@ class PolicyRank(HostingRank):
             self.publisher.close()
         self.publisher = None
 
-    def publish(self, version: int, replicas: Replicas, adapter_alone: bool) -> int:
-        """Send the weights, or the adapter alone; returns the bytes that this rank sent."""
+    @control
+    def abort_publication(self) -> None:
+        """Let a publication that hangs end; it raises then."""
+        if self.publisher is not None:
+            self.publisher.abort()
+
+    def publish(self, version: int, replicas: Replicas, adapter_alone: bool) -> Sent:
+        """Send the weights, or the adapter alone."""
         if self.publisher is None:
             raise RunError(f"{self.name} is asked to publish before it is connected to engines")
         with span("publish", version=version):
@@ -121,85 +139,125 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
 
     def publish_to(
         self,
-        replicas: Replicas,
+        engines: PublishedEngines,
         spec: SyncSpec,
         *,
         probe: Sequence[Rollout],
         limits: GapLimits,
     ) -> None:
         """Have engines get the weights; `limits` say how far both may differ about the `probe`."""
-        self.replicas, self.sync, self.probe, self.limits = replicas, spec, list(probe), limits
+        self.engines, self.sync, self.probe, self.limits = engines, spec, list(probe), limits
         self.base = spec.base
-        self._connected = (-1, -1)
-
-    @property
-    def _both(self) -> tuple[int, int]:
-        """Which ranks and which engines there are."""
-        return self.actors.incarnation, self.replicas.incarnation
+        self.disconnected()
 
     def disconnected(self) -> None:
-        """The ranks have loaded their model anew, without a way to the engines."""
-        self._connected = (-1, -1)
+        """The ranks have no way to the engines, or none that leads anywhere."""
+        self._connected: tuple[Any, ...] = ()
 
-    async def connect(self) -> None:
-        """Open the way to the engines, from the ranks that there are to the engines that are."""
-        both, start_s = self._both, self.timeouts.start_s
+    async def _connect(self, replicas: Replicas) -> None:
+        """Open the way to some engines, unless it is open.
+
+        Through the hosts' memory it is the same to all; vLLM's backends know whom they are for.
+        """
+        peers: tuple[Any, ...] = (
+            () if self.sync.backend == "object_store" else tuple(replicas.actors)
+        )
+        way = (self.actors.incarnation, *peers)
+        if self._connected == way:
+            return
+        start_s = self.timeouts.start_s
         rendezvous = self.actors.call(PolicyRank.rendezvous, only=0, timeout_s=start_s)
         [(host, port)] = await rendezvous()
         connect = self.actors.call(PolicyRank.connect, timeout_s=start_s)
-        await connect(self.sync, self.replicas, host, port)
-        self._connected = both
+        await connect(self.sync, replicas, host, port)
+        self._connected = way
 
-    async def publish(self, version: int) -> None:
-        """Bring the weights to every engine as `version`, and score the probe with them.
+    async def publish(self, version: int, *, exactly: bool = False) -> None:
+        """Bring the weights as `version` to the engines that lack it, and score the probe.
+
+        An engine that does not take them in time drops out; the others have them.
 
         Raises:
-            DeadlineError: A replica did not acknowledge in time.
+            StateLost: None took them.
         """
         started_s = time.monotonic()
-        # The ranks have this deadline for the replicas, and name the one that is late.
-        timeout_s = self.timeouts.publish_s + ANSWER_S
+        await self.engines.ready()
+        # The ranks have this deadline for the replicas, and say which one is late.
+        timeout_s = self.timeouts.publish_s + 3 * ANSWER_S
         async with self.actors.turn(timeout_s=timeout_s):
-            if self._connected != self._both:  # others have come in the place of some that died
-                await self.connect()
-            publish = self.actors.call(PolicyRank.publish, timeout_s=timeout_s)
-            # Each rank gets a handle of every engine: laid down, they are pickled once.
-            sent = await publish(version, put(self.replicas), await self._have_base())
+            num_bytes = 0
+            if lacking := self.engines.lacking(version, exactly=exactly):
+                async with self.engines.updating(lacking):
+                    num_bytes = await self._send(version, lacking, timeout_s=timeout_s)
             seconds = time.monotonic() - started_s
-            score = self.actors.call(PolicyRank.logprobs_of, timeout_s=timeout_s)
-            ours = await score(put(self.probe))
-        self.sent: dict[str, Any] = {"version": version, "seconds": seconds, "num_bytes": sum(sent)}
-        self.probe_logprobs = ours[0]
+            if self.engines.having(version):
+                score = self.actors.call(PolicyRank.logprobs_of, timeout_s=timeout_s)
+                self.probe_logprobs, *_ = await score(put(self.probe))
+        self.sent: dict[str, Any] = {"version": version, "seconds": seconds, "num_bytes": num_bytes}
 
-    async def _have_base(self) -> bool:
-        """Whether all engines have what the adapters change, so that these alone are to be sent."""
+    async def _send(self, version: int, lacking: Sequence[int], *, timeout_s: float) -> int:
+        """Send the weights to some engines, and say who has them; returns the bytes."""
+        replicas: Replicas = self.engines.actors.of(lacking)
+        adapter_alone = await self._have_base(lacking)
+        publish = self.actors.call(PolicyRank.publish, timeout_s=timeout_s)
+        await self._connect(replicas)
+        aborting = asyncio.create_task(self._abort_after(self.timeouts.publish_s + ANSWER_S))
+        try:
+            # Each rank gets a handle of every engine: laid down, they are pickled once.
+            sent = await publish(version, put(replicas), adapter_alone)
+        except BaseException:
+            self.disconnected()
+            raise
+        finally:
+            aborting.cancel()
+        for number, name in zip(lacking, replicas.names, strict=True):
+            if name in sent[0].failed:
+                self.engines.lost(number, sent[0].failed[name])
+            else:
+                self.engines.acknowledged(number, version)
+        return sum(of_rank.num_bytes for of_rank in sent)
+
+    async def _abort_after(self, seconds: float) -> None:
+        """End a publication that its own deadline has not ended: the ranks live then."""
+        await asyncio.sleep(seconds)
+        logger.error("a publication hangs for %.0f s: it is ended", seconds)
+        self.actors.start(PolicyRank.abort_publication, 0)()
+
+    async def _have_base(self, replicas: Sequence[int]) -> bool:
+        """Whether they have what the adapters change, so that these alone are to be sent."""
         if not self.base:
             return False
         timeout_s = self.timeouts.publish_s
-        names = await self.replicas.call(PublishedReplica.base_name, timeout_s=timeout_s)()
-        return all(name == self.base for name in names)
+        names = await self.engines.ask(PublishedReplica.base_name, replicas, timeout_s=timeout_s)
+        return all(name == self.base for name in names.values())
 
     async def compare(self) -> Publication:
         """Have the engines score the probe as the ranks did; what came of the publication.
 
+        Those that compute the same serve from now on. Those that have newer weights are not asked.
         Each measure of the gap is that of the engine where it is largest.
 
         Raises:
             RunError: Engine and trainer disagree by more than the limits; names the worst tokens.
+            StateLost: No engine serves.
         """
-        timeout_s = self.timeouts.publish_s
-        score = self.replicas.call(PublishedReplica.logprobs, timeout_s=timeout_s)
-        theirs = await score(put(self.probe), timeout_s)
+        timeout_s, version = self.timeouts.publish_s, self.sent["version"]
+        having = self.engines.having(version)
+        theirs = await self.engines.ask(
+            PublishedReplica.logprobs, having, put(self.probe), timeout_s, timeout_s=timeout_s
+        )
         tokens = [rollout.response_ids_T for rollout in self.probe]
         gaps = []
-        for name, engine in zip(self.replicas.names, theirs, strict=True):
+        for replica, engine in theirs.items():
             gap = gap_of(self.probe_logprobs, engine, tokens)
             if exceeded := self.limits.exceeded_by(gap):
                 raise RunError(
-                    f"after publishing version {self.sent['version']}, {name} and the trainer "
-                    f"differ by {exceeded}"
+                    f"after publishing version {version}, {self.engines.actors.names[replica]} "
+                    f"and the trainer differ by {exceeded}"
                 )
+            self.engines.agreed(replica, version)
             gaps.append(gap)
+        self.engines.require_serving()
         gap = largest_of(gaps)
         return Publication(
             **self.sent,

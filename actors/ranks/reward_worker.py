@@ -1,16 +1,22 @@
-"""Reward functions and remote scorers, which need no GPU: a process beside the reward's ranks."""
+"""Reward functions and remote scorers, which need no GPU: a process without a group."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray.exceptions import RayError
+
+from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleActor, RoleSpec
 from actors.ranks.rank import Rank
 from actors.weights.held_model import HeldModel
+from rlhf_ray.deadlines import side_by_side
+from rlhf_ray.errors import FailureCause
 from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.roles import Ref, SampleId
 from rlhf_ray.rollouts.seeds import sample_seeds
@@ -19,6 +25,34 @@ from rlhf_ray.types import Rollout
 
 # Groups whose async functions and requests are waited for at a time.
 SIDE_BY_SIDE = 16
+# With a group of plain functions, and calls that nobody waits for any more.
+CALLS_AT_A_TIME = 2 * SIDE_BY_SIDE
+_HEALTH_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec(RoleSpec):
+    """Workers, each by itself."""
+
+    max_calls: int | None = CALLS_AT_A_TIME
+    runs_user_code: bool = True
+
+    async def broken(self, role: RoleHandle[Any]) -> Sequence[int]:
+        """Those that are dead; others may just work, and go on with it."""
+        asked = [role.start(RoleActor.health, index)() for index in range(len(role))]
+        dead = await side_by_side(map(_is_dead, asked))
+        return [index for index, is_dead in enumerate(dead) if is_dead]
+
+
+async def _is_dead(health: Awaitable[Any]) -> bool:
+    try:
+        async with asyncio.timeout(_HEALTH_S):
+            await health
+    except TimeoutError:
+        return False
+    except RayError:
+        return True
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +66,18 @@ class LoadedFunctions:
 
     weights: Mapping[str, float]
     plain: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """What a worker says of a group that could not be scored.
+
+    Attributes:
+        message: Names the scorer and the group.
+    """
+
+    cause: FailureCause
+    message: str
 
 
 class RewardWorker(Rank):
@@ -73,14 +119,14 @@ class RewardWorker(Rank):
         refs: Sequence[Ref],
         samples_G: Sequence[SampleId],
         timeout_s: float,
-    ) -> dict[str, list[float | None]]:
+    ) -> dict[str, list[float | None]] | Failed:
         """What the scorers of these names say of a group's samples: name -> one value a sample.
 
-        After `timeout_s` nobody waits for it.
-
-        Raises:
-            RewardError: A scorer failed; never a reward of 0 in its place.
+        One that fails is no error: the caller decides what becomes of the group, for which there is
+        never a reward of 0. After `timeout_s` nobody waits for it.
         """
+        from rlhf_ray.rewards.batch import RewardError
+
         assert self.loop is not None, "scorers must be loaded"
         draw, _ = samples_G[0]
         with span("score", draw=draw, scorers=list(names)):
@@ -90,6 +136,11 @@ class RewardWorker(Rank):
             values = asyncio.run_coroutine_threadsafe(scoring, self.loop)
             try:
                 found: dict[str, list[float | None]] = values.result(timeout=timeout_s)
+            except RewardError as error:
+                return Failed(cause=error.cause, message=str(error))
+            except TimeoutError:
+                where = f"draw {draw}, prompt {rollouts_G[0].prompt.prompt_id!r}"
+                return Failed(cause="hung", message=f"no scores within {timeout_s:g} s ({where})")
             finally:
                 values.cancel()
             return found

@@ -2,27 +2,22 @@
 
 A role without a state of its own (reference, reward, experience) answers the repeated call as if
 nothing had happened. What was trained is gone with the actors that held it: whoever asked for it is
-told so, until it has been restored. So is whoever asks engines for what they cannot know before the
-weights are published to them.
+told so, until it has been restored. Engines see to themselves (`actors/engines/replacement.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from typing import Any, TypeVar
 
 from actors.cluster.role_handle import RoleHandle
 from actors.pool.pool import Pool
-from rlhf_ray.errors import ActorDied, RunError, StateLost
-from rlhf_ray.roles import GenerationRequest, Publication, RolloutGroup
+from rlhf_ray.errors import ActorDied, StateLost
 
 T = TypeVar("T")
-
-ENGINES = "rollout"
 
 
 async def repeated(pool: Pool, call: Callable[[], Awaitable[T]]) -> T:
@@ -115,129 +110,10 @@ async def or_lost(pool: Pool, call: Callable[[], Awaitable[T]]) -> T:
         raise StateLost.of(died, met_s=met_s) from died
 
 
-class LastingEngines(Lasting):
-    """Engines, which sample from what was published to them.
-
-    Attributes:
-        published_to: The incarnation of the actors that have the weights.
-    """
-
-    def __init__(self, role: Any, pool: Pool) -> None:
-        """As any role; nothing is published."""
-        super().__init__(role, pool)
-        vars(self)["published_to"] = -1
-
-    async def lasts(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What comes of a call that needs no weights; also where an engine dies in its actor."""
-        while True:
-            try:
-                return await repeated(self._pool, call)
-            except RunError:
-                if not await self.mended():
-                    raise
-
-    async def generate(
-        self, requests: Sequence[GenerationRequest], *, together: bool = True
-    ) -> list[asyncio.Future[RolloutGroup]]:
-        """As engines do.
-
-        Raises:
-            StateLost: Some died, here or where an answer is waited for; others have come.
-        """
-        self.require_published()
-        answers = await self.or_replaced(partial(self._role.generate, requests, together=together))
-        lasting: list[asyncio.Future[RolloutGroup]] = []
-        for answer in answers:
-            future = asyncio.ensure_future(self._answer(answer))
-            # Also of one that is cancelled before it begins, and never waits for its answer.
-            future.add_done_callback(partial(_cancel, answer))
-            lasting.append(future)
-        return lasting
-
-    async def _answer(self, answer: Awaitable[RolloutGroup]) -> RolloutGroup:
-        async def wait() -> RolloutGroup:
-            return await answer
-
-        return await self.or_replaced(wait)
-
-    def require_published(self) -> None:
-        """Refuse what would sample from weights that nobody published.
-
-        Raises:
-            StateLost: There are such engines.
-        """
-        if self._role.actors.incarnation != self.published_to:
-            raise StateLost.named(ENGINES, "they were started again, without the weights")
-
-    async def or_replaced(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What comes of a call; where it fails, engines that are of no use are replaced.
-
-        Raises:
-            StateLost: There were such.
-            RunError: It failed for another reason.
-        """
-        try:
-            return await or_lost(self._pool, call)
-        except StateLost:
-            raise
-        except RunError as error:
-            if await self.mended():
-                raise StateLost.named(ENGINES, str(error)) from error
-            raise
-
-    async def mended(self) -> bool:
-        """Replace engines that cannot be used or were left amid a publication; were there any."""
-        role: RoleHandle[Any] = self._role.actors
-        incarnation = role.incarnation
-        broken = await role.spec.broken(role)
-        if broken:
-            fault = ActorDied.of(
-                f"{role.names[broken[0]]} is of no use",
-                role=role.name, index=broken[0], operation="publication", age_s=0.0,
-            )  # fmt: skip
-            fault.incarnation = incarnation
-            await self._pool.restarts.after(fault, self._pool.state.roles)
-        return bool(broken)
-
-
-def _cancel(answer: asyncio.Future[Any], _: object) -> None:
-    answer.cancel()
-
-
 class LastingPolicy(LastingTrained):
-    """The policy, which publishes to engines."""
-
-    def __init__(self, role: Any, pool: Pool, engines: LastingEngines) -> None:
-        """As any trained role; `engines` have nothing yet."""
-        super().__init__(role, pool)
-        vars(self).update(_engines=engines, _published_by=role.actors.incarnation)
+    """The policy, which publishes to engines; the rollout role sees to these by itself."""
 
     async def restore(self, folder: str) -> None:
         """As any trained role; the next publication opens the way to the engines again."""
         await super().restore(folder)
         self._role.disconnected()
-
-    async def publish(self, version: int) -> None:
-        """Bring the weights to every engine.
-
-        Raises:
-            StateLost: The policy died, or engines did; nobody samples from what these have.
-        """
-        engines, by = self._engines, self._role.actors.incarnation
-        if by != self._published_by:  # the ones before may have died amid a publication
-            await engines.mended()
-        to = engines.actors.incarnation
-        await engines.or_replaced(lambda: self.lasts(partial(self._role.publish, version)))
-        vars(engines)["published_to"] = to
-        vars(self)["_published_by"] = by
-
-    async def compare(self) -> Publication:
-        """Have the engines score the probe.
-
-        Raises:
-            StateLost: Some died.
-        """
-        self._engines.require_published()
-        compare = partial(self.lasts, self._role.compare)
-        compared: Publication = await self._engines.or_replaced(compare)
-        return compared

@@ -8,7 +8,8 @@ from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
-from actors.engines.replica_set import ReplicaSpec
+from actors.engines.replica_spec import ReplicaSpec
+from actors.environments.worker import EnvironmentWorkers
 from actors.pool.pool import Pool
 from actors.ranks.experience import ExperienceRank
 from actors.ranks.group import RankSpec
@@ -16,56 +17,44 @@ from actors.ranks.policy import PolicyRank
 from actors.ranks.rank import Rank
 from actors.ranks.reference import ReferenceRank
 from actors.ranks.reward import RewardRank
-from actors.ranks.reward_worker import SIDE_BY_SIDE, RewardWorker
+from actors.ranks.reward_worker import RewardWorker, WorkerSpec
 from actors.ranks.value import ValueRank
 from actors.roles.engines import engine_spec, first_online
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import AnyJob
-from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.deadlines import side_by_side
 
 logger = logging.getLogger(__name__)
+
+# What the pool calls the processes of what scores beside a reward model.
+REWARD_WORKER = "reward_worker"
 
 RANKS: Mapping[str, RoleSpec] = {
     "policy": RankSpec(actor_class=PolicyRank),
     "reference": RankSpec(actor_class=ReferenceRank),
     "reward": RankSpec(actor_class=RewardRank),
+    REWARD_WORKER: WorkerSpec(actor_class=RewardWorker),
     "value": RankSpec(actor_class=ValueRank),
 }
-# What the pool calls the process that scores with functions.
-REWARD_WORKER = "reward_worker"
 
 
 def role_specs(roles: Iterable[str], *jobs: AnyJob) -> dict[str, RoleSpec]:
     """What is started for jobs, by the names that the pool gives it.
 
-    Engines come with the helper that builds experience, reward functions with a process of their
-    own. Without a reward model there are no ranks of the reward.
+    Engines come with the helper that builds experience. A pipeline's role may be one of another of
+    its jobs.
 
     Raises:
         ConfigError: The engines' model or tokenizer cannot be read.
     """
+    roles = list(roles)
     specs = {role: RANKS[role] for role in roles if role in RANKS}
-    if "reward" in specs and not any(map(_has_reward_model, jobs)):
-        del specs["reward"]
-    if any(map(_has_other_scorers, jobs)):
-        specs[REWARD_WORKER] = RoleSpec(
-            actor_class=RewardWorker, beside="reward", max_calls=SIDE_BY_SIDE + 1
-        )
+    if "environment" in roles:
+        specs["environment"] = EnvironmentWorkers()
     if (engine := engine_spec(*jobs)) and (job := first_online(jobs)):
         specs["rollout"] = ReplicaSpec(engine=engine, works_beside=job.max_staleness > 0)
         specs["experience"] = RoleSpec(actor_class=ExperienceRank)
     return specs
-
-
-def _has_reward_model(job: AnyJob) -> bool:
-    if isinstance(job, OnlineConfig):
-        return bool(job.reward.model.path)
-    return job.trained_role == "reward"
-
-
-def _has_other_scorers(job: AnyJob) -> bool:
-    return isinstance(job, OnlineConfig) and bool(job.reward.functions or job.reward.remote.url)
 
 
 async def start_actors(

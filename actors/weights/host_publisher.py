@@ -3,7 +3,7 @@
 Rank 0 packs buckets into two segments of memory in turn. The workers of an engine on its node load
 from there; another node gets a bucket through Ray's object store. A segment is written again when
 every replica has acknowledged what lies in it, each by itself: a slow one holds up the others when
-it is two buckets behind.
+it is two buckets behind. One that dies, fails or is late drops out, and the others get the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from actors.weights.adapter import ADAPTER_PREFIX
 from actors.weights.bucket import Bucket, pack
 from actors.weights.replica_client import ReplicaClient
 from actors.weights.segment import NUM_SEGMENTS, SegmentRing, SharedBucket
-from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
+from actors.weights.sync_spec import PublishedReplica, Replicas, Sent, SyncSpec
 from rlhf_ray.learner.weights import adapter_weights, linear_adapters, named_weights
 
 
@@ -43,29 +43,37 @@ class HostMemoryPublisher:
         self.lm, self.spec, self.is_sender = lm, spec, is_sender
         self.client, self.segments = ReplicaClient(spec, replicas), SegmentRing()
 
-    def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> int:
-        """Send all weights as `version`, or the adapter to engines that have what it changes.
-
-        Returns the bytes sent by this rank.
-        """
+    def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> Sent:
+        """Send all weights as `version`, or the adapter to engines that have what it changes."""
         weights = self._weights(adapter_alone=adapter_alone)
-        if not self.is_sender:
+        try:
+            return self._send(weights, version, replicas) if self.is_sender else Sent()
+        finally:
+            # Under ZeRO-3 the ranks gather each bucket's weights together: who ends before the last
+            # one, because nobody is left to send to, would leave the others waiting for it.
             for _ in weights:
                 continue
-            return 0
-        self.client.begin(version, replicas)
+
+    def _send(
+        self, weights: Iterator[tuple[str, torch.Tensor]], version: int, replicas: Replicas
+    ) -> Sent:
+        client = self.client
+        client.begin(version, replicas)
         try:
-            outbox = Outbox(self.client, self.segments)
-            self.client.start_weight_update()
+            outbox = Outbox(client, self.segments)
+            client.start_update()
             for bucket in pack(weights, bucket_bytes=self.spec.bucket_bytes, room=outbox.room):
+                if not client.left:
+                    break
                 outbox.send(bucket)
             outbox.settle()
-            self.client.finish_weight_update()
+            client.finish_update()
         except BaseException:
             self.segments.close()  # a replica may still read them
             raise
-        self.segments.close(above_bytes=self.spec.bucket_bytes)
-        return outbox.num_bytes
+        # What is late may still read them.
+        self.segments.close(above_bytes=0 if client.failed else self.spec.bucket_bytes)
+        return Sent(num_bytes=outbox.num_bytes, failed=client.failed_by_name)
 
     def _weights(self, *, adapter_alone: bool) -> Iterator[tuple[str, torch.Tensor]]:
         gathered_bytes, merged = self.spec.bucket_bytes, not self.spec.base
@@ -74,6 +82,9 @@ class HostMemoryPublisher:
         if not merged:
             for name, weight in adapter_weights(self.lm, gathered_bytes=gathered_bytes):
                 yield ADAPTER_PREFIX + name, weight
+
+    def abort(self) -> None:
+        """Nothing waits without a deadline."""
 
     def close(self) -> None:
         """Give the memory back that buckets were packed in."""
@@ -94,7 +105,7 @@ class Outbox:
         reads_memory = client.call(PublishedReplica.reads_memory)
         self._are_near = reads_memory(node_id(), self._segment.place)
         # The replicas' answers to the bucket in each segment, the oldest first.
-        self._unanswered: list[list[Any]] = [[] for _ in range(NUM_SEGMENTS)]
+        self._unanswered: list[dict[int, Any]] = [{} for _ in range(NUM_SEGMENTS)]
 
     def room(self, num_bytes: int) -> npt.NDArray[np.uint8]:
         """Where the next bucket is packed, once all replicas have what lies there."""
@@ -105,17 +116,20 @@ class Outbox:
     def send(self, bucket: Bucket) -> None:
         """Have each replica load what lies in the room that was given last."""
         replicas, near = self.client.replicas, SharedBucket.of(bucket, self._segment)
-        far: Any = None if all(self._are_near) else ray.put(bucket)
+        left = self.client.left
+        far: Any = None if all(self._are_near[index] for index in left) else ray.put(bucket)
         self._unanswered.append(
-            [
-                replicas.start(PublishedReplica.update_weights, index)(near if is_near else far)
-                for index, is_near in enumerate(self._are_near)
-            ]
+            {
+                index: replicas.start(PublishedReplica.update_weights, index)(
+                    near if self._are_near[index] else far
+                )
+                for index in left
+            }
         )
         self.num_bytes += len(bucket.data)
 
     def settle(self) -> None:
-        """All replicas have loaded all buckets."""
+        """All replicas that are left have loaded all buckets."""
         while self._unanswered:
             self._settle()
 

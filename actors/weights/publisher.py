@@ -9,18 +9,18 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from actors.weights.host_publisher import HostMemoryPublisher
-from actors.weights.sync_spec import Replicas, SyncSpec
+from actors.weights.sync_spec import Replicas, Sent, SyncSpec
 from actors.weights.vllm_publisher import VllmPublisher
 
 
 class Publisher(Protocol):
     """One rank's side of a publication; all ranks call it together."""
 
-    def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> int:
-        """Send all weights as `version`, or the adapter to engines that have what it changes.
+    def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> Sent:
+        """Send all weights as `version`, or the adapter to engines that have what it changes."""
 
-        Returns the bytes sent by this rank.
-        """
+    def abort(self) -> None:
+        """End a publication that hangs, from another thread: `publish` raises then."""
 
     def close(self) -> None:
         """End the connection."""

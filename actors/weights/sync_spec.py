@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from actors.cluster.role_handle import Answer, RoleHandle
@@ -44,6 +45,60 @@ class PublishedReplica(Protocol):
 
 
 Replicas: TypeAlias = RoleHandle[PublishedReplica]
+
+
+class PublishedEngines(Protocol):
+    """What a publication asks of the rollout role, whose engines it calls by their numbers."""
+
+    @property
+    def actors(self) -> RoleHandle[Any]:
+        """All of them."""
+
+    async def ready(self) -> None:
+        """Wait until one is there."""
+
+    def lacking(self, version: int, *, exactly: bool) -> list[int]:
+        """Whom a version goes to."""
+
+    def having(self, version: int) -> list[int]:
+        """Who has acknowledged it."""
+
+    def updating(self, replicas: Sequence[int]) -> AbstractAsyncContextManager[None]:
+        """While this is open, weights are under way; who does not acknowledge them then is dead."""
+
+    def acknowledged(self, replica: int, version: int) -> None:
+        """One has them."""
+
+    def lost(self, replica: int, why: str) -> None:
+        """One has not taken them."""
+
+    def agreed(self, replica: int, version: int) -> None:
+        """One computes with them what the trainer does: it serves."""
+
+    def require_serving(self) -> None:
+        """See that there is one that does.
+
+        Raises:
+            StateLost: There is none.
+        """
+
+    async def ask(
+        self, method: Callable[..., Any], replicas: Sequence[int], *arguments: Any, timeout_s: float
+    ) -> Mapping[int, Any]:
+        """The answers of some, without those that die meanwhile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """What one rank of the policy has to say of a publication.
+
+    Attributes:
+        num_bytes: That it sent.
+        failed: Why replicas dropped out, by their names; the others have acknowledged the version.
+    """
+
+    num_bytes: int = 0
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
 
-from actors.weights.replica_client import ReplicaClient
-from actors.weights.sync_spec import Replicas, SyncSpec
+from actors.weights.replica_client import VllmClient
+from actors.weights.sync_spec import Replicas, Sent, SyncSpec
+from rlhf_ray.errors import RunError
 from rlhf_ray.learner.weights import named_weights, weight_infos
 
 
@@ -22,7 +24,7 @@ class VllmPublisher:
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        self.client = ReplicaClient(spec, replicas)
+        self.client = VllmClient(spec, replicas)
         sizes = [info.num_bytes for info in weight_infos(lm)]
         self.num_bytes = sum(sizes) if rank == 0 else 0
         info: Any
@@ -45,21 +47,39 @@ class VllmPublisher:
         self.engine = WeightTransferTrainerFactory.trainer_init(
             info, client=self.client, source=_weight_source(lm, gathered_bytes=spec.bucket_bytes)
         )
-        self.client.on_failure = self._leave_replicas
+        self.client.on_failure = self.abort
+        self._ending = threading.Lock()  # taken once, for good
 
-    def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> int:
-        """Send all weights as `version`, always merged; returns the bytes sent by this rank."""
+    def publish(self, version: int, replicas: Replicas, *, adapter_alone: bool = False) -> Sent:
+        """Send all weights as `version`, always merged; all replicas get them, or it fails.
+
+        Raises:
+            RunError: A replica failed, or the publication was aborted. The connection is of no use
+                any more.
+        """
         self.client.begin(version, replicas)
         # vLLM packs on streams of its own, which do not wait for the optimiser's.
         torch.cuda.synchronize()
         self.engine.send_weights()
-        return self.num_bytes
+        self.client.require_all()
+        group = getattr(self.engine, "model_update_group", None)
+        # A communicator that was ended sends nothing, and does not say so (PyNccl's `broadcast`).
+        if self.client.is_over or (group is not None and group.disabled):
+            raise RunError(f"publish version {version}: the way to the engines was closed amid it")
+        return Sent(num_bytes=self.num_bytes)
 
-    def _leave_replicas(self) -> None:
+    def abort(self) -> None:
+        """Let a publication go to its end without the replicas, from any thread.
+
+        It raises then.
+        """
         # vLLM calls the replicas from a thread of its own, while this rank waits in NCCL for all of
         # them, without a deadline: for good, where one has died. The communicator's end lets it go
         # on. What is left goes nowhere, but is gathered, so that the other ranks do not wait for
-        # this one; then vLLM raises what the replicas' call raised.
+        # this one.
+        if not self._ending.acquire(blocking=False):
+            return
+        self.client.is_over = True
         group = getattr(self.engine, "model_update_group", None)
         if group is not None:
             group.broadcast = lambda *_, **__: None  # vLLM's own would use what is freed below

@@ -25,7 +25,8 @@ from launch.run.cluster import connected
 from rlhf_ray.config.base import laid_over
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig
 from rlhf_ray.jobs.online import PPO
-from rlhf_ray.roles import GenerationRequest, Roles
+from rlhf_ray.loops.publication import publish
+from rlhf_ray.roles import GenerationRequest, Publication, Roles
 from rlhf_ray.types import Prompt, Rollout
 
 T = TypeVar("T")
@@ -49,6 +50,13 @@ TENSOR_PARALLEL = {
     "rollout": {"share": "policy", "gpus_per_rank": 2},
 }
 TENSOR_PARALLEL_APART = {"policy": {"gpus_per_rank": 1}, "rollout": {"gpus_per_rank": 2}}
+
+
+async def publish_to_all(roles: Roles, version: int) -> Publication:
+    """A publication that goes to every engine, whatever another check has published."""
+    rollout: Any = roles.rollout
+    rollout.forget()
+    return await publish(roles, version)
 
 
 @dataclass(kw_only=True)

@@ -30,6 +30,8 @@ SHARED_MEMORY = Path("/dev/shm")
 class GlooCommunicator:
     """Stands for vLLM's `PyNcclCommunicator`; the rendezvous before it is vLLM's own."""
 
+    disabled = False
+
     def __init__(self, group: Any, device: Any) -> None:
         store = torch.distributed.PrefixStore("gloo", group.store)
         self.rank = group.rank
@@ -47,7 +49,7 @@ class GlooCommunicator:
 
     def destroy(self) -> None:
         """Hang up."""
-        self._group = None
+        self._group, self.disabled = None, True
 
 
 class CudaIsCpu(TorchFunctionMode):

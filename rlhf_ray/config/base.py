@@ -424,7 +424,8 @@ class ActorFailureConfig(Config):
     """How often the actors of a role that died are started again.
 
     Attributes:
-        restarts: Of each role, before its next death ends the run; 0 ends the run at once.
+        restarts: Of each role, before its next death ends the run; 0 ends the run at once. Of each
+            engine by itself: the run goes on without it, and ends with the last one.
         backoff_s: Between a death and the second restart, and twice as long before each one after
             that; the first one comes at once.
         stable_s: After so long without a death a role has all of its restarts again.
@@ -435,10 +436,27 @@ class ActorFailureConfig(Config):
     stable_s: PositiveFloat = 600.0
 
 
+class RowFailureConfig(Config):
+    """What becomes of a group at one of whose samples a user's code hangs, crashes or raises.
+
+    Attributes:
+        retries: Further tries of the group.
+        then: `skip` leaves the group out: it has no score, is counted and recorded, and no resumed
+            run tries it again. `stop` ends the run.
+        most_skipped_share: Of the last 1,000 groups; of the first 100 as many as of 100. More end
+            the run.
+    """
+
+    retries: NonNegativeInt = 2
+    then: Literal["skip", "stop"] = "skip"
+    most_skipped_share: Share = 0.02
+
+
 class FailureConfig(Config):
     """What becomes of a run in which something fails."""
 
     actor: ActorFailureConfig = ActorFailureConfig()
+    row: RowFailureConfig = RowFailureConfig()
 
 
 class RayConfig(Config):

@@ -79,7 +79,8 @@ class SourceConfig(Config):
 
     Attributes:
         path: A file (json, jsonl, csv, tsv, txt, compressed or not; parquet, arrow), a folder or a
-            pattern (`data/*.jsonl`) of them, what `save_to_disk` wrote, or a hub name.
+            pattern (`data/*.jsonl`) of them, what `save_to_disk` wrote, a hub name, or a task of
+            reasoning-gym (`reasoning_gym:countdown,size=2000,seed=1`).
         split: Slices as in `datasets` (`train[:500]`, `test`); of a file, and of a folder in which
             nothing names a split, `train` is all of it.
         limit: Use only the first rows; 0 for all.

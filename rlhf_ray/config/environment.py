@@ -7,32 +7,89 @@ from typing import Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from rlhf_ray.config.base import Config, LocalPath
+from rlhf_ray.config.base import (
+    Config,
+    GroupConfig,
+    LabelSelector,
+    LocalPath,
+    NonNegativeInt,
+)
 
 
 class EnvironmentConfig(Config):
     """An environment, by import path (`package.module:name` or `file.py:name`); none without one.
 
+    What it gives for turns is a reward of weight 1 beside those of `reward`, which may then be
+    empty.
+
     Attributes:
         path: Of a class or function that makes one for each rollout, when it is called with
             `arguments`.
+        reasoning_gym: In place of a path the name of a task of reasoning-gym, whose rows `python -m
+            rlhf_ray.environments.reasoning_gym` writes; a wrong answer may be given again.
         max_turns: Of the policy in a rollout. `rollout.max_new_tokens` is for all turns together.
         max_observation_tokens: Of each message of the environment; longer ones are cut.
         timeout_s: For each answer of the environment; a late one fails the rollout's group.
-        workers: Processes that environments run in.
+        retries: How often a group is sampled again whose environment failed; the next failure ends
+            the run. That a worker had to be started again is no failure of a group that was on it:
+            how often that may be says `failures.actor`.
+        workers: Processes that environments run in, on any nodes.
+        cpus_per_worker: Cores that each reserves.
+        labels: Of the nodes that workers may go to, as in `placement`.
         template: `checked` refuses a chat template that renders earlier answers anew as the chat
             goes on. `append` takes any: what was sampled stays as it is, and what the template
             would write behind an answer stands behind it.
     """
 
+    alternatives = (frozenset({"path", "reasoning_gym"}),)
+
     path: LocalPath = ""
+    reasoning_gym: str = ""
     arguments: dict[str, Any] = {}
     max_turns: PositiveInt = 8
     max_observation_tokens: PositiveInt = 512
     timeout_s: PositiveFloat = 60.0
+    retries: NonNegativeInt = 2
     workers: PositiveInt = 2
+    cpus_per_worker: PositiveFloat = 1.0
+    labels: dict[str, LabelSelector] = {}
     template: Literal["checked", "append"] = "checked"
 
     def _faults(self) -> Iterator[str]:
-        if self.arguments and not self.path:
-            yield f"path must name the environment that takes the arguments {self.arguments}"
+        if self.path and self.reasoning_gym:
+            yield "an environment has either a path or a task of reasoning_gym, got both"
+        if self.is_named:
+            return
+        fields = type(self).model_fields.items()
+        if given := [name for name, field in fields if getattr(self, name) != field.default]:
+            yield f"path must name the environment that these are for: {', '.join(given)}"
+
+    @property
+    def is_named(self) -> bool:
+        """Whether there is one."""
+        return bool(self.path or self.reasoning_gym)
+
+    @property
+    def made_by(self) -> str:
+        """The import path of what makes it."""
+        return self.path or "rlhf_ray.environments.reasoning_gym:ReasoningGym"
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The arguments of what makes it."""
+        return {**self.arguments, **({"task": self.reasoning_gym} if self.reasoning_gym else {})}
+
+    @property
+    def group(self) -> GroupConfig:
+        """Where its workers live."""
+        return GroupConfig(
+            ranks=self.workers,
+            cpus_per_rank=self.cpus_per_worker,
+            strategy="SPREAD",
+            labels=self.labels,
+        )
+
+    @property
+    def room_tokens(self) -> int:
+        """What its messages take of a rollout, at one message of full length a turn."""
+        return (self.max_turns - 1) * self.max_observation_tokens if self.is_named else 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from rlhf_ray.config.algorithm import AlgorithmConfig, KlConfig
 from rlhf_ray.config.algorithm_table import OldLogprobs, ScoredModel
@@ -21,6 +21,7 @@ from rlhf_ray.config.base import (
     ReferenceConfig,
 )
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.publication import (
     ADAPTER_RANKS,
     EXACT_GAP,
@@ -30,7 +31,7 @@ from rlhf_ray.config.publication import (
     backend_of,
 )
 from rlhf_ray.config.reference import ReferenceKind, is_base_of
-from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.config.rewards import ENVIRONMENT, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.sentinels import OnlineSentinelsConfig
@@ -60,14 +61,51 @@ class EvalConfig(Config):
             )
 
 
+# More of them by default would take long to start.
+_MOST_WORKERS = 8
+
+
+class WorkerGroupConfig(GroupConfig):
+    """Processes that run a user's code on CPUs, each by itself.
+
+    Attributes:
+        cpus_per_rank: Cores that one reserves; `auto` are those of a rank on a CPU.
+    """
+
+    cpus_per_rank: PositiveFloat | Literal["auto"] = 1.0
+
+
+def _reward_workers(placement: Mapping[str, Any]) -> WorkerGroupConfig:
+    """As many as GPUs: a machine has several cores for each."""
+    own = [group for group in placement.values() if not group.share]
+    num_gpus = sum(group.ranks * group.gpus_per_rank for group in own)
+    return WorkerGroupConfig(ranks=max(1, min(_MOST_WORKERS, num_gpus)))
+
+
 class PlacementConfig(Placement):
-    """A group for every role."""
+    """A group for every role.
+
+    Attributes:
+        reward: Of the reward model, where there is one.
+        reward_worker: Of what scores beside it, on CPUs: functions, verifiers, remote scorers and
+            judges. By default a process for every GPU of the job, at most eight, at least one.
+    """
 
     policy: GroupConfig = GroupConfig()
     reference: GroupConfig = GroupConfig()
     reward: GroupConfig = GroupConfig()
     value: GroupConfig = GroupConfig()
     rollout: GroupConfig = GroupConfig()
+    # Behind the others, from which its default follows.
+    reward_worker: WorkerGroupConfig = Field(default_factory=_reward_workers)
+
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
+        if self.reward_worker.gpus_per_rank:
+            yield (
+                f"reward_worker.gpus_per_rank must be 0, got {self.reward_worker.gpus_per_rank}: "
+                "a model that scores is reward.model, or a service behind reward.remote"
+            )
 
 
 class CriticConfig(LearnerConfig):
@@ -107,7 +145,8 @@ class OnlineConfig(JobConfig):
     reference_kind: ReferenceKind = "auto"
     reference: ReferenceConfig = ReferenceConfig()
     rollout: RolloutConfig = RolloutConfig()
-    reward: RewardConfig
+    reward: RewardConfig = RewardConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
     algorithm: AlgorithmConfig
     publication: PublicationConfig = PublicationConfig()
     placement: PlacementConfig = PlacementConfig()
@@ -184,6 +223,14 @@ class OnlineConfig(JobConfig):
             )
 
     def _unfit_rewards(self) -> Iterator[str]:
+        if not (self.reward.num_scorers or self.environment.is_named):
+            yield (
+                "no reward: set reward.functions, reward.model.path, reward.remote.url, "
+                "reward.judge.url or environment.path"
+            )
+        taken = [f.name for f in self.reward.functions if f.name == ENVIRONMENT]
+        if taken and self.environment.is_named:
+            yield f"reward.functions must not be called {ENVIRONMENT!r}: the environment's is"
         shaping = self.reward.shaping
         buffer = shaping.overlong_buffer_tokens
         if buffer > self.rollout.max_new_tokens:
@@ -324,11 +371,13 @@ class OnlineConfig(JobConfig):
     def groups(self) -> dict[str, GroupConfig]:
         """The group of each role that the job uses."""
         placement = self.placement
-        groups = {
-            "policy": placement.policy,
-            "rollout": placement.rollout,
-            "reward": placement.reward,
-        }
+        groups = {"policy": placement.policy, "rollout": placement.rollout}
+        if self.reward.model.path:
+            groups["reward"] = placement.reward
+        if self.reward.needs_workers:
+            groups["reward_worker"] = placement.reward_worker
+        if self.environment.is_named:
+            groups["environment"] = self.environment.group
         if self.uses_reference_role:
             groups["reference"] = placement.reference
         if self.uses_value:
@@ -348,7 +397,7 @@ class OnlineConfig(JobConfig):
             models["reference"] = self.reference.model
         if self.uses_value:
             models["value"] = self.value.model
-        return models | {"reward": self.reward.model}
+        return models | ({"reward": self.reward.model} if self.reward.model.path else {})
 
     @property
     def learners(self) -> dict[str, LearnerConfig]:
@@ -367,6 +416,19 @@ class OnlineConfig(JobConfig):
 
     def _updates(self, num_steps: int) -> int:
         return num_steps * self.algorithm.epochs * self.algorithm.minibatches
+
+    @property
+    def most_attempts(self) -> int:
+        """At sampling a group: an environment may fail."""
+        return 1 + self.environment.retries if self.environment.is_named else 1
+
+    @property
+    def max_response_tokens(self) -> int:
+        """Of a rollout: the policy's, and with an environment about as many as its messages have.
+
+        The engine's context is what limits these.
+        """
+        return self.rollout.max_new_tokens + self.environment.room_tokens
 
     @property
     def uses_reference(self) -> bool:

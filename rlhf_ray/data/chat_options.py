@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_ray.data.json_values import json_value, unfolded
@@ -14,12 +14,14 @@ from rlhf_ray.errors import RowError, short
 TOOLS = ("tools", "functions", "available_tools")
 
 
-def template_options(columns: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a row has for the chat template beside its messages.
+def template_options(
+    columns: Mapping[str, Any], where: str, *, tools: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """What a row has for the chat template beside its messages; `tools` are those of all rows.
 
     `tools` (or another name of them) holds JSON schemas of functions, as a list or its JSON text;
     `chat_template_kwargs` variables of the template by name, as TRL has them, and `enable_thinking`
-    one of them, as verl has it.
+    one of them, as verl has it. A row's own tools stand in the place of those of all rows.
 
     Raises:
         RowError: They hold anything else.
@@ -37,8 +39,8 @@ def template_options(columns: Mapping[str, Any], where: str) -> dict[str, Any]:
             detail = f"'chat_template_kwargs' may hold variables of the template, not {reserved}"
             raise RowError(where, "wrong type", detail)
         options |= {name: value for name, value in named.items() if value is not None}
-    if tools := tool_schemas(columns, where):
-        options["tools"] = tools
+    if shown := tool_schemas(columns, where) or [dict(tool) for tool in tools]:
+        options["tools"] = shown
     return options
 
 

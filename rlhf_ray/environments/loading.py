@@ -17,10 +17,10 @@ def environment_maker(config: EnvironmentConfig) -> Callable[[], Environment]:
         ConfigError: There is no such class or function, it does not take the arguments, or what it
             gives is no environment.
     """
-    made_by = load_callable(config.path, what="environment")
+    made_by = load_callable(config.made_by, what="environment")
 
     def make() -> Environment:
-        environment: Environment = made_by(**config.arguments)
+        environment: Environment = made_by(**config.made_with)
         return environment
 
     try:
@@ -28,12 +28,12 @@ def environment_maker(config: EnvironmentConfig) -> Callable[[], Environment]:
     # The user's code, which may raise anything.
     except Exception as error:
         raise ConfigError(
-            f"environment {config.path!r} with the arguments {config.arguments} raised "
+            f"environment {config.made_by!r} with the arguments {config.made_with} raised "
             f"{type(error).__name__}: {error}"
         ) from error
     if not isinstance(first, Environment):
         raise ConfigError(
-            f"environment {config.path!r} must give an object with reset, step and close, got "
+            f"environment {config.made_by!r} must give an object with reset, step and close, got "
             f"{type(first).__name__}"
         )
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -9,16 +10,12 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from rlhf_ray.data.chat.borders import response_text
-from rlhf_ray.deadlines import deadline
+from rlhf_ray.deadlines import DeadlineError, deadline
 from rlhf_ray.environments.protocol import Environment, Step
 from rlhf_ray.environments.transcript import Transcript
 from rlhf_ray.environments.turns import TurnTemplate, shortened_message
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import EnvironmentFailed, EnvironmentFault
 from rlhf_ray.types import FinishReason, Rollout
-
-
-class EnvironmentFailed(RunError):
-    """An environment raised or was late: a failure with a cause, never a reward of 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +85,11 @@ async def play(
     try:
         await ask(environment.reset(prompt, seed), "reset")
         reason = await _turns(environment, sample, transcript, template, limits, ask)
-    finally:
-        await ask(environment.close(), "close")
+    except BaseException:
+        with contextlib.suppress(EnvironmentFailed):  # it has failed before
+            await ask(environment.close(), "close")
+        raise
+    await ask(environment.close(), "close")
     return transcript.rollout(
         reason, decode=lambda ids_T: _text(template, prompt.token_ids_T, ids_T)
     )
@@ -129,8 +129,16 @@ async def _asked(answer: Awaitable[Any], operation: str, *, where: str, timeout_
             return await answer
     # User code may raise anything; whoever waits for the group hears of it.
     except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise EnvironmentFailed(f"environment ({where}): {operation}: {cause}") from error
+        fault, cause = _fault_of(error)
+        message = f"environment ({where}): {operation}: {cause}"
+        raise EnvironmentFailed.by(fault, message) from error
+
+
+def _fault_of(error: Exception) -> tuple[EnvironmentFault, str]:
+    if isinstance(error, EnvironmentFailed):  # of one in another process
+        return error.fault, str(error)
+    fault: EnvironmentFault = "late" if isinstance(error, DeadlineError) else "raised"
+    return fault, f"{type(error).__name__}: {error}"
 
 
 def _text(template: TurnTemplate, before_T: Sequence[int], ids_T: Sequence[int]) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.types import Prompt
 
 # A `role` (`tool` or `user`) and `content`; a tool's answer also has `name` and `tool_call_id`.
 Message: TypeAlias = Mapping[str, str]
+Role: TypeAlias = Literal["tool", "user"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,3 +75,18 @@ class Environment(Protocol):
 def tool_schemas(environment: Any) -> list[dict[str, Any]]:
     """The tools that prompts are to show, as chat templates take them; none where it has none."""
     return [dict(schema) for schema in getattr(environment, "tools", ())]
+
+
+def message_roles(environment: Any) -> tuple[Role, ...]:
+    """The roles of the messages that an environment sends.
+
+    Its attribute `roles` says so; without one they are `tool` where it has tools, else `user`.
+
+    Raises:
+        ConfigError: It names another.
+    """
+    named = tuple(getattr(environment, "roles", ()))
+    if unknown := [role for role in named if role not in get_args(Role)]:
+        known = " or ".join(get_args(Role))
+        raise ConfigError(f"roles of an environment's messages must be {known}, got {unknown[0]!r}")
+    return named or (("tool",) if tool_schemas(environment) else ("user",))

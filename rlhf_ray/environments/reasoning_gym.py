@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_ray.environments.protocol import Step
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.rewards.reasoning_gym import COLUMN, rows, score
+from rlhf_ray.rewards.reasoning_gym import COLUMN, rows, score, task_of
 from rlhf_ray.types import Prompt
 
 
@@ -21,17 +21,18 @@ class ReasoningGym:
 
     Attributes:
         attempts: Answers at most; the last one's score is the reward.
+        task: The name of the rows' task; empty for any.
     """
 
-    def __init__(self, *, attempts: int = 2) -> None:
-        """So many attempts.
+    def __init__(self, *, attempts: int = 2, task: str = "") -> None:
+        """So many attempts at a task.
 
         Raises:
             ConfigError: There is none.
         """
         if attempts < 1:
             raise ConfigError(f"attempts must be at least 1, got {attempts}")
-        self.attempts = attempts
+        self.attempts, self.task = attempts, task
         self._place: Any = None
         self._num_answers = 0
 
@@ -39,11 +40,14 @@ class ReasoningGym:
         """Take the row's task.
 
         Raises:
-            ConfigError: The row has none.
+            ConfigError: The row has none, or another one than is named.
         """
         self._place = prompt.columns.get(COLUMN)
         if self._place is None:
             raise ConfigError(f"{prompt.prompt_id}: no column {COLUMN!r} names a task")
+        task = task_of(self._place)
+        if self.task and task != self.task:
+            raise ConfigError(f"{prompt.prompt_id}: its task must be {self.task!r}, got {task!r}")
 
     async def step(self, answer: str) -> Step:
         """The verifier's score for a right answer or the last; else another attempt."""

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from rlhf_ray.data.chat.borders import Tokenizer, tokens_behind, written_tokens
 from rlhf_ray.data.chat.reasoning import has_tags
 from rlhf_ray.data.chat.template import ASKED, PLACEHOLDER, ChatTemplate, writes_calls
 from rlhf_ray.data.chat.turns import Rendering, renderings
 from rlhf_ray.data.examples.lengths import enough_characters
-from rlhf_ray.environments.protocol import Message
+from rlhf_ray.environments.protocol import Message, Role
 from rlhf_ray.errors import ConfigError, RowError, short
 
-Role: TypeAlias = Literal["tool", "user"]
 _WHERE = "the environment's messages"
 _THOUGHT = "<think>\nLet us see.\n</think>\n\n"
 

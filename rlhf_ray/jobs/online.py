@@ -7,15 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf_ray.config.base import LearnerConfig, ModelConfig
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
+from rlhf_ray.config.rewards import ENVIRONMENT
 from rlhf_ray.config.sample import SampleConfig
+from rlhf_ray.data.chat_options import template_options
 from rlhf_ray.data.examples.prompts import Prompts
+from rlhf_ray.data.examples.tokenization import Tokenization
 from rlhf_ray.data.order import TrainedRows, first_of
 from rlhf_ray.deadlines import side_by_side
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.environments.loading import environment_maker
+from rlhf_ray.environments.protocol import tool_schemas
+from rlhf_ray.errors import ConfigError, short
 from rlhf_ray.jobs.job import Job, Loop
 from rlhf_ray.jobs.pool import Pool, WeightedReward
 from rlhf_ray.jobs.rows import AnyRows, JobData, JobRows, context_of, end_token_ids, tokenizer_of
@@ -28,6 +33,7 @@ from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.roles import Roles, RolloutEngine, Usage
 from rlhf_ray.rollouts.journal import journal_of
 from rlhf_ray.specs import (
+    EnvironmentSpec,
     ExperienceSpec,
     PolicySpec,
     ReferenceSpec,
@@ -78,7 +84,25 @@ def rows_of(config: OnlineConfig, tokenizer: PreTrainedTokenizerBase) -> JobRows
         kind=lambda key: Prompts,
         most_tokens=partial(_prompt_room, config),
         reward=config.reward,
+        adapted=partial(_with_tools, _tools_of(config)),
     )
+
+
+def _tools_of(config: OnlineConfig) -> tuple[Mapping[str, Any], ...]:
+    """What prompts show of the environment's.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    if not config.environment.is_named:
+        return ()
+    return tuple(tool_schemas(environment_maker(config.environment)()))
+
+
+def _with_tools(
+    tools: tuple[Mapping[str, Any], ...], prompts: Tokenization[Any]
+) -> Tokenization[Any]:
+    return replace(prompts, tools=tools) if isinstance(prompts, Prompts) else prompts
 
 
 def _prompt_room(config: OnlineConfig) -> int:
@@ -87,7 +111,7 @@ def _prompt_room(config: OnlineConfig) -> int:
     Raises:
         ConfigError: None, as responses take the whole context.
     """
-    context = config.rollout.max_model_len or context_of(config.policy.model)
+    context = _context(config)
     room = context - config.rollout.max_new_tokens
     if room < 1:
         raise ConfigError(
@@ -95,6 +119,11 @@ def _prompt_room(config: OnlineConfig) -> int:
             f"tokens, got {config.rollout.max_new_tokens}"
         )
     return room
+
+
+def _context(config: OnlineConfig) -> int:
+    """Tokens of prompt and response together that engines take."""
+    return config.rollout.max_model_len or context_of(config.policy.model)
 
 
 def load(config: OnlineConfig) -> OnlineData:
@@ -126,13 +155,48 @@ def load(config: OnlineConfig) -> OnlineData:
         )
     trained = rows.trained()
     _check_models(config, tokenizer, [trained, *([held_out] if held_out else [])])
+    ends = end_token_ids(policy, tokenizer, config.rollout.stop_token_ids)
+    if config.environment.is_named:
+        _check_environment(config, tokenizer, ends, trained)
     return OnlineData(
         prompts=trained,
         eval_prompts=held_out[: config.eval.num_prompts] if held_out else [],
         tokenizer=tokenizer,
-        end_token_ids=end_token_ids(policy, tokenizer, config.rollout.stop_token_ids),
+        end_token_ids=ends,
         vocabulary=vocabulary_digest(tokenizer),
     )
+
+
+def _check_environment(
+    config: OnlineConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    end_token_ids: Sequence[int],
+    prompts: AnyRows,
+) -> None:
+    """Whether chats go on behind an answer, with the messages that the environment sends.
+
+    Raises:
+        ConfigError: Prompts are no chats, or the template is none that turns can be added to.
+    """
+    from rlhf_ray.environments.protocol import message_roles
+    from rlhf_ray.environments.turns import TurnTemplate
+
+    [first] = first_of(prompts, 1)
+    if isinstance(first.text, str) and not config.data.chat:
+        raise ConfigError(
+            f"environment: prompts must be chats, as turns follow them, got {short(first.text)} "
+            f"({first.prompt_id}): set data.chat, or take rows of messages"
+        )
+    if config.environment.template == "append":
+        return
+    environment = environment_maker(config.environment)()
+    tools = tool_schemas(environment)
+    template = TurnTemplate(
+        tokenizer=tokenizer,
+        end_ids=frozenset(end_token_ids),
+        options=template_options(first.columns, first.prompt_id, tools=tools),
+    )
+    template.check(message_roles(environment))
 
 
 def _check_models(
@@ -143,7 +207,8 @@ def _check_models(
 
     for prompts in data:
         fit.check_tokens("policy.model.path", config.policy.model, tokenizer, prompts)
-    longest = max(map(fit.longest_sequence, data)) + config.rollout.max_new_tokens
+    longest = max(map(fit.longest_sequence, data)) + config.max_response_tokens
+    longest = min(longest, _context(config))  # an environment is told where it ends
     fit.check_room("policy.model.path", config.policy.model, longest)
     if config.uses_value and config.value.model.path:
         fit.check_model("value.model.path", config.value.model, "critic", is_trained=True)
@@ -177,6 +242,14 @@ def specs(config: OnlineConfig, data: OnlineData) -> dict[str, Spec]:
             seed=config.seed,
         ),
     }
+    if config.environment.is_named:
+        made["environment"] = EnvironmentSpec(
+            environment=config.environment,
+            end_token_ids=data.end_token_ids,
+            chat_template=data.tokenizer.chat_template,
+            tools=_tools_of(config),
+            max_tokens=_context(config),
+        )
     if config.uses_reference_role:
         model = config.reference.model.or_from(config.policy.model)
         made["reference"] = ReferenceSpec(
@@ -212,12 +285,15 @@ async def load_roles(
     roles = dict(zip(others, loaded, strict=True))
     await pool.connect(first_of(data.prompts, SEARCHED_PROMPTS))
     reward: WeightedReward = roles["reward"]
+    weights = dict(reward.weights)
+    if config.environment.is_named:
+        weights[ENVIRONMENT] = 1.0
     experience = ExperienceSpec(
         algorithm=config.algorithm,
         old_logprobs=config.old_logprobs,
         shaping=config.reward.shaping,
         max_new_tokens=config.rollout.max_new_tokens,
-        reward_weights=reward.weights,
+        reward_weights=weights,
     )
     return Roles(
         rollout=rollout,

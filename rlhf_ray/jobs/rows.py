@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 AnyRows: TypeAlias = Rows[Any] | RowStream[Any]
 # The key of a data set -> what becomes of its samples.
 RowKind: TypeAlias = Callable[[str], type[Tokenization[Any]]]
+# What becomes of them as the data set asks for it -> with what the job adds to that.
+Adapted: TypeAlias = Callable[[Tokenization[Any]], Tokenization[Any]]
 
 # Of a stream, whose other rows are not looked at.
 _ROWS_WITH_ALL_COLUMNS = 100
@@ -106,6 +108,7 @@ class JobRows:
         kind: RowKind,
         most_tokens: Callable[[], int],
         reward: RewardConfig | None = None,
+        adapted: Adapted = lambda job: job,
     ) -> None:
         """Read nothing so far; `most_tokens` is of a prompt, or of a sequence that is trained.
 
@@ -114,6 +117,7 @@ class JobRows:
         """
         self.config, self.tokenizer, self.named = config, tokenizer, config.data_sets
         self._kind, self._most_tokens, self._reward = kind, most_tokens, reward
+        self._adapted = adapted
         self._functions: list[RewardFunction] = checking_functions(reward) if reward else []
 
     def tokenization(self, key: str) -> Tokenization[Any]:
@@ -123,7 +127,8 @@ class JobRows:
             ConfigError: Responses leave no room for a prompt.
         """
         kind = self._kind(key)
-        return kind.of(self.named[key], self.tokenizer, max_length=self._most_tokens())
+        of_data = kind.of(self.named[key], self.tokenizer, max_length=self._most_tokens())
+        return self._adapted(of_data)
 
     def load(self, key: str) -> Loaded[Any]:
         """All examples that the job can use.

@@ -8,11 +8,12 @@ from statistics import fmean
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.deadlines import side_by_side
-from rlhf_ray.loops.report import turn_metrics
+from rlhf_ray.loops.report import failure_metrics, turn_metrics
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles import GenerationRequest, Roles
 from rlhf_ray.rollouts.feed import sample_all
+from rlhf_ray.rollouts.groups import Scoring
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.types import Prompt, Score
 
@@ -37,6 +38,7 @@ class Evaluation:
         """Keep the prompts; none makes every evaluation empty."""
         self.num_samples = config.eval.samples_per_prompt
         self.makes_room = config.scores_on_engines_gpus
+        self.row_failures = config.failures.row
         self.requests = [
             GenerationRequest(
                 prompt=prompt,
@@ -67,13 +69,16 @@ class Evaluation:
         groups = await sample_all(roles.rollout, self.requests)
         if self.makes_room:
             await roles.rollout.sleep(level=1)
-        scores = await side_by_side(roles.reward.score(group) for group in groups)
+        scoring = Scoring(roles.reward, self.row_failures)
+        scored = await side_by_side(scoring.score(group) for group in groups)
+        scores = [of_group.scores_G for of_group in scored]
         await roles.reward.offload()
         shown = groups[: self.table_rows]
         rollouts = await roles.store.fetch(shown)
         summaries_B = [summary for group in groups for summary in group.summaries_G]
         metrics = {
             **_rewards(scores),
+            **{f"eval/{name}": value for name, value in failure_metrics(scored).items()},
             "eval/response_tokens_mean": fmean(s.num_action_tokens for s in summaries_B),
             "eval/truncated_share": fmean(s.finish_reason == "length" for s in summaries_B),
             **{f"eval/{name}": value for name, value in turn_metrics(summaries_B).items()},
@@ -103,8 +108,9 @@ def _rewards(scores_PG: Sequence[Sequence[Score]]) -> dict[str, float]:
         metrics["eval/reward_mean"] = fmean(totals_B)
         if len(scores_PG[0]) > 1:
             metrics["eval/best_of_k"] = fmean(max(totals_G) for totals_G in totals_PG if totals_G)
-    for name in scores_B[0].parts:
-        values = [value for score in scores_B if (value := score.parts[name]) is not None]
+    known_B = [score for score in scores_B if score.parts]
+    for name in known_B[0].parts if known_B else ():
+        values = [value for score in known_B if (value := score.parts[name]) is not None]
         if values:
             metrics[f"eval/reward/{name}"] = fmean(values)
     return metrics

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.run import JobConfig
-from rlhf_ray.errors import TrainingStopped
+from rlhf_ray.errors import FAILURE_CAUSES, TrainingStopped
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.usage import peak_flops, update_mfu
 from rlhf_ray.roles import Hardware, Metrics, Publication, RolloutGroup, ScoredGroup
@@ -36,8 +37,20 @@ def sample_metrics(
         "rollout/truncated_share": fmean(s.finish_reason == "length" for s in summaries_B),
         "rollout/tokens_per_s": num_generated / generated_s,
         **turn_metrics(summaries_B),
-        **_parts([score for scored in groups for score in scored.scores_G]),
+        **_parts([score for g in groups if not g.is_skipped for score in g.scores_G]),
+        **failure_metrics(groups),
         **time_metrics(clock, num_samples=len(summaries_B)),
+    }
+
+
+def failure_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """`reward/failed_*`, by cause, and `reward/skipped_groups`; nothing where nothing failed."""
+    failed = Counter(cause for scored in groups for cause in scored.failed)
+    if not failed:
+        return {}
+    return {
+        **{f"reward/failed_{cause}": float(failed[cause]) for cause in FAILURE_CAUSES},
+        "reward/skipped_groups": float(sum(scored.is_skipped for scored in groups)),
     }
 
 
@@ -134,8 +147,8 @@ def _rewards(groups: Sequence[ScoredGroup], *, apart: bool) -> dict[str, float]:
 
 
 def _parts(scores: Sequence[Score]) -> dict[str, float]:
-    means = {}
-    for name in scores[0].parts:
+    means: dict[str, float] = {}
+    for name in scores[0].parts if scores else ():
         values = [value for score in scores if (value := score.parts[name]) is not None]
         if values:
             means[f"reward/{name}"] = fmean(values)

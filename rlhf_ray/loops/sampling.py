@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -41,11 +41,21 @@ OF_OTHER_ANSWERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """An answer with its score, None where no reward applied; `truncated` where it was cut off."""
+    """An answer with its score, None where no reward applied; `truncated` where it was cut off.
+
+    Attributes:
+        messages: In an environment what was said behind a chat, turn by turn; else empty.
+    """
 
     text: str
     score: float | None
     truncated: bool
+    messages: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def said(self) -> str | list[dict[str, str]]:
+        """As a column of a row: all messages where there are several turns."""
+        return [dict(message) for message in self.messages] or self.text
 
 
 class SampleLoop:
@@ -161,15 +171,21 @@ class SampleLoop:
         samples: list[dict[str, Any]] = []
         pairs: list[dict[str, Any]] = []
         for scored, rollouts_G in zip(groups, rollouts_PG, strict=True):
+            prompt = scored.group.prompt
+            is_chat = not isinstance(prompt.text, str)
             answers = [
-                Judged(text=r.text, score=score.total, truncated=r.finish_reason == "length")
+                Judged(
+                    text=r.text,
+                    score=score.total,
+                    truncated=r.finish_reason == "length",
+                    messages=r.messages if is_chat else (),
+                )
                 for r, score in zip(rollouts_G, scored.scores_G, strict=True)
             ]
-            prompt = scored.group.prompt
             kept = {k: v for k, v in prompt.columns.items() if k not in OF_OTHER_ANSWERS}
             row = {**kept, "prompt": prompt.text, "draw": scored.group.draw}
             samples += [
-                {**row, "completion": a.text, "score": a.score, "truncated": a.truncated}
+                {**row, "completion": a.said, "score": a.score, "truncated": a.truncated}
                 for a in answers
             ]
             pairs += [{**row, **pair} for pair in pairs_of(answers, self.config.pairs)]
@@ -190,8 +206,8 @@ def pairs_of(
     for (better, chosen), (worse, rejected) in itertools.combinations(best_first, 2):
         if better > worse:
             yield {
-                "chosen": chosen.text,
-                "rejected": rejected.text,
+                "chosen": chosen.said,
+                "rejected": rejected.said,
                 "score_chosen": better,
                 "score_rejected": worse,
                 "truncated_chosen": chosen.truncated,

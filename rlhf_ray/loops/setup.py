@@ -50,6 +50,8 @@ def setup_of(config: AnyJob, rows: TrainedRows[Any]) -> dict[str, Any]:
         configuration that has to do with training, key by key.
     """
     given = config.model_dump(mode="json", exclude=SURROUNDINGS)
+    # How many score says nothing of what they say.
+    given["placement"].pop("reward_worker", None)
     return {
         "fixed": {**_fixed(config), "the data's rows (digest)": digest_of_rows(rows)},
         "settings": dict(_flat(without_secrets(given))),

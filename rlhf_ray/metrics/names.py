@@ -30,7 +30,7 @@ _OPTIMISER = {
 }
 
 _PHASES = ("generate", "score", "update", "publish")
-_ROLES = ("policy", "value", "reference", "reward", "rollout", "experience")
+_ROLES = ("policy", "value", "reference", "reward", "reward_worker", "rollout", "experience")
 _SUPERVISED = ("sft", "rm", "dpo")
 
 # By the part of a name before the slash: the rest, its unit and its text.
@@ -68,6 +68,12 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         ),
         "tokens_mean": ("tokens", "what the policy did not write of a rollout's response, mean"),
         "seconds_mean": ("s", "time that a rollout waited for its environment, mean"),
+        "failed_raised": (
+            "groups",
+            "groups that were sampled again as their environment raised, since the step before",
+        ),
+        "failed_late": ("groups", "the same, as it was late"),
+        "failed_died": ("groups", "the same, as its worker died"),
     },
     "policy": {
         "loss": ("", "the policy's loss, KL and entropy terms included"),
@@ -169,6 +175,13 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     },
     "reward": {
         "truncated_share": ("", "share of texts of which the reward model saw the beginning alone"),
+        "failed_hung": (
+            "",
+            "tries of groups in which a reward took too long",
+        ),
+        "failed_crashed": ("", "tries in which a reward ended its process"),
+        "failed_raised": ("", "tries in which a reward raised, or gave no numbers"),
+        "skipped_groups": ("", "groups of which every try failed: they have no score"),
     },
     "rm": {
         "loss": ("", "the reward model's loss, centring included"),

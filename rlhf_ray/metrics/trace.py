@@ -20,7 +20,10 @@ from rlhf_ray.metrics.spans_file import WrittenSpan
 Event: TypeAlias = dict[str, Any]
 
 # The first ones from above; others follow by their names.
-ROLES = ("driver", "rollout", "reward", "policy", "value", "reference", "experience")
+ROLES = (
+    *("driver", "rollout", "reward", "reward_worker"),
+    *("policy", "value", "reference", "experience"),
+)
 # What a group passes in an engine, by the label that says how long.
 _PARTS = {"queued_s": "queued", "prefill_s": "prefill", "decode_s": "decode"}
 

@@ -28,7 +28,8 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         ctx.shape = states.shape
         ctx.save_for_backward(index)
-        return torch.embedding(states.flatten(1), index).unflatten(-1, states.shape[1:])
+        taken = torch.embedding(states.flatten(1), index)
+        return taken.view(*index.shape, *states.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:

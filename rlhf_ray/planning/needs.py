@@ -147,7 +147,7 @@ class RoleNeed:
     """What one rank of a role, or one engine, needs.
 
     Attributes:
-        model: None of reward functions, or of a remote scorer.
+        model: None of reward functions, of a remote scorer, and of environments.
         turns: Memory by what it does: on each of its GPUs, or as a process on the CPU.
         waiting: What stays there while another role has its turn.
         beside: The same in turns in which it is more.
@@ -173,10 +173,10 @@ class RoleNeed:
         return self.turns.get("generate") or largest(self.turns.values())
 
 
-def bare_need(role: str, group: GroupConfig) -> RoleNeed:
-    """A rank without a model: reward functions, or a remote scorer."""
+def bare_need(role: str, group: GroupConfig, turn: Turn = "score") -> RoleNeed:
+    """A process without a model: reward functions, services or environments."""
     bare = Memory(process=GPU_CONTEXT_BYTES if group.gpus_per_rank else BARE_RANK_BYTES)
-    return RoleNeed(role=role, group=group, turns={"score": bare}, waiting=bare)
+    return RoleNeed(role=role, group=group, turns={turn: bare}, waiting=bare)
 
 
 def model_need(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rlhf_ray.config.base import ForwardConfig, ModelConfig
@@ -90,8 +90,10 @@ def _online(config: OnlineConfig, shapes: Shapes, gpu_bytes: int) -> tuple[list[
     needs = [
         _online_model(config, "policy", shapes, batches),
         engine_need(engine, gpu_bytes),
-        _scorer(config, shapes, batches.row_tokens),
+        *_scorers(config, shapes, batches.row_tokens),
     ]
+    if "environment" in config.groups:
+        needs.append(bare_need("environment", config.groups["environment"], turn="generate"))
     others = [role for role in ("reference", "value") if role in config.groups]
     return [*needs, *(_online_model(config, role, shapes, batches) for role in others)], batches
 
@@ -99,7 +101,7 @@ def _online(config: OnlineConfig, shapes: Shapes, gpu_bytes: int) -> tuple[list[
 def _online_batches(config: OnlineConfig, context: int) -> Batches:
     prompt = config.data.prompt_tokens or config.data.max_prompt_tokens or context
     rows = config.prompts_per_step * config.samples_per_prompt
-    row_tokens = min(context, prompt + config.rollout.max_new_tokens)
+    row_tokens = min(context, prompt + config.max_response_tokens)
     if not config.trains:
         return Batches(rows=rows, row_tokens=row_tokens)
     return Batches.trained(
@@ -114,11 +116,12 @@ def _online_batches(config: OnlineConfig, context: int) -> Batches:
 
 def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batches) -> RoleNeed:
     section = _started(getattr(config, role), config.policy.model)
-    new_tokens, publishes = config.rollout.max_new_tokens, role == "policy"
+    publishes = role == "policy"
     learns = config.trains and role in config.learners
     reads = role != "policy" or bool(config.scored_models)
     # Prompts of the probe, of which each rank scores all.
-    probe = config.publication.probe_sequences * max(1, batches.row_tokens - new_tokens)
+    prompt_tokens = max(1, batches.row_tokens - config.max_response_tokens)
+    probe = config.publication.probe_sequences * prompt_tokens
     rank = ModelRank(
         shape=shapes[section.model.path],
         head="value" if role == "value" else "lm",
@@ -137,17 +140,24 @@ def _online_model(config: OnlineConfig, role: str, shapes: Shapes, batches: Batc
 
 
 def _scored_share(config: OnlineConfig, section: ForwardConfig, row_tokens: int) -> float:
-    """Of the tokens that a micro-batch counts, those of responses, as long as these may be."""
+    """Of the tokens that a micro-batch counts, the policy's own, as many as these may be."""
     num_new = min(row_tokens, config.rollout.max_new_tokens)
+    num_behind = min(row_tokens, config.max_response_tokens)
     num_responses = config.samples_per_prompt if section.shares_prompts else 1
-    tokens = shared_cost(row_tokens - num_new, num_responses, num_responses * row_tokens)
+    tokens = shared_cost(row_tokens - num_behind, num_responses, num_responses * row_tokens)
     return num_responses * num_new / tokens
 
 
-def _scorer(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> RoleNeed:
+def _scorers(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> Iterator[RoleNeed]:
+    """The reward model, and the workers for all other scorers."""
+    if config.reward.model.path:
+        yield _reward_model(config, shapes, row_tokens)
+    if config.reward.needs_workers:
+        yield bare_need("reward_worker", config.placement.reward_worker)
+
+
+def _reward_model(config: OnlineConfig, shapes: Shapes, row_tokens: int) -> RoleNeed:
     group, model = config.placement.reward, config.reward.model
-    if not model.path:
-        return bare_need("reward", group)
     longest = min(row_tokens, model.max_length or row_tokens)
     rank = ModelRank(
         shape=shapes[model.path],

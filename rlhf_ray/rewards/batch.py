@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, TypeAlias
 
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import FailureCause, RunError
 from rlhf_ray.types import Rollout, Score
 
 Messages: TypeAlias = list[dict[str, str]]
@@ -19,7 +19,20 @@ _LARGEST: Any = sys.float_info.max
 
 
 class RewardError(RunError):
-    """A scorer failed: a failure with a cause, never a reward of 0."""
+    """A scorer failed: a failure with a cause, never a reward of 0.
+
+    Attributes:
+        cause: Of what kind.
+    """
+
+    cause: FailureCause = "raised"
+
+    @classmethod
+    def of(cls, message: str, *, cause: FailureCause) -> RewardError:
+        """One with this cause."""
+        error = cls(message)
+        error.cause = cause
+        return error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,9 +184,10 @@ class RewardFunction:
             if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
                 raise
             if isinstance(error, TimeoutError) and timer.expired():
-                raise RewardError(
+                raise RewardError.of(
                     f"reward function {self.name!r} did not return within {timeout_s:g} s "
-                    f"for {num_rows} completions"
+                    f"for {num_rows} completions",
+                    cause="hung",
                 ) from error
             raise RewardError(
                 f"reward function {self.name!r} raised {type(error).__name__}: {error}"
@@ -236,16 +237,17 @@ def _own_copy(value: Any) -> Any:
 
 
 def check_columns(reward: RewardConfig, prompts: Iterable[Prompt], *, key: str) -> None:
-    """Whether every function finds what it must be given; no module is imported for it.
+    """Whether every function and judge finds what it must be given; no module is imported for it.
 
     A column counts where one of the prompts has it: the others give None. Errors name the data's
     `key` in the configuration.
 
     Raises:
-        ConfigError: A function needs what is neither a column of the data nor an argument.
+        ConfigError: One needs what is neither a column of the data nor an argument.
     """
-    missing = {
-        name: function.path
+    missing = dict.fromkeys(reward.judge.columns, "reward.judge.template")
+    missing |= {
+        name: f"the reward function {function.path!r}"
         for function in reward.functions
         for name in required_arguments(function.path)
         if name not in GIVEN and name not in function.arguments
@@ -253,17 +255,17 @@ def check_columns(reward: RewardConfig, prompts: Iterable[Prompt], *, key: str) 
     first: Prompt | None = None
     for prompt in prompts:
         first = first or prompt
-        missing = {name: path for name, path in missing.items() if name not in prompt.columns}
+        missing = {name: who for name, who in missing.items() if name not in prompt.columns}
         if not missing:
             return
     if missing and first is not None:
-        name, path = next(iter(missing.items()))
+        name, who = next(iter(missing.items()))
         columns = dict(first.columns)
         near = nearest(name, columns)
         line = f"; set {key}.columns: {{{name}: {quoted(near)}}}" if near else ""
         raise ConfigError(
-            f"{key}: the reward function {path!r} needs {name!r}, which is neither a column of the "
-            f"data nor one of its arguments; there are {listed(columns, name)}{line}"
+            f"{key}: {who} needs {name!r}, which is neither a column of the data nor one of its "
+            f"arguments; there are {listed(columns, name)}{line}"
         )
 
 

@@ -71,6 +71,11 @@ def entry(place: Any) -> Mapping[str, Any]:
     return made
 
 
+def task_of(place: Any) -> str:
+    """The name of the task at a place."""
+    return str(_read(place)["task"])
+
+
 def _dataset_of(place: Any) -> Any:
     read = _read(place)
     return _dataset(read["task"], read["seed"], read["size"], json.dumps(read["settings"]))
@@ -88,7 +93,8 @@ def _dataset(task: str, seed: int, size: int, settings: str) -> Any:
         import reasoning_gym
     except ImportError as error:
         raise ConfigError(
-            "tasks of reasoning-gym need that package: pip install reasoning-gym"
+            "tasks of reasoning-gym need that package: pip install reasoning-gym, or rlhf-ray with "
+            "its extra `reasoning`"
         ) from error
     try:
         return reasoning_gym.create_dataset(task, seed=seed, size=size, **json.loads(settings))

@@ -147,6 +147,10 @@ class Admission:
         assert self.version <= version <= self.steps, (self.version, version, self.steps)
         self.version = version
 
+    def newest_version(self, draw: int) -> int:
+        """Of the weights that may sample a draw: those before the first step that it may be in."""
+        return self.steps + (draw - self.frontier) // (self.groups_per_step * self.max_rounds)
+
     def _leave(self, draw: int) -> None:
         assert draw in self.running, f"draw {draw} is not being sampled"
         self.running.remove(draw)

@@ -17,7 +17,7 @@ from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.roles import GenerationRequest, Reward, RolloutEngine, RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts.admission import Admission, StepDraws
-from rlhf_ray.rollouts.groups import has_spread, require_finite, with_scores
+from rlhf_ray.rollouts.groups import Scoring, has_spread, require_finite, with_scores
 from rlhf_ray.rollouts.recorder import Recorder
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.types import Prompt
@@ -77,6 +77,7 @@ class Feed:
         """
         self.config, self.order = config, order
         self.rollout, self.reward, self.publishes = engine, reward, publishes
+        self.scoring = Scoring(reward, config.failures.row)
         self.recorder = recorder
         self.filters = config.algorithm.dynamic_sampling.enabled
         self.admission = Admission(
@@ -177,9 +178,17 @@ class Feed:
 
     @property
     def _limit_s(self) -> float:
-        """Until something changes: all that is under way has a deadline, and ends by it."""
-        timeouts, num_scorers = self.config.timeouts, len(self.config.reward.functions) + 1
-        return 2 * timeouts.call_s + num_scorers * timeouts.reward_s + SLACK_S
+        """Until something changes: all that is under way has a deadline, and ends by it.
+
+        Each try of a group's scores may end with a worker that has to be started again.
+        """
+        timeouts, num_functions = self.config.timeouts, len(self.config.reward.functions)
+        # Services are asked beside each other.
+        try_s = (num_functions + 1) * timeouts.reward_s + timeouts.start_s
+        num_tries = self.config.failures.row.retries + 1
+        new_engine_s = 2 * timeouts.place_s + timeouts.start_s + timeouts.publish_s
+        num_calls = 1 + self.config.most_attempts  # the first one to be admitted
+        return num_calls * timeouts.call_s + num_tries * try_s + new_engine_s + SLACK_S
 
     def _begin_again(self) -> None:
         """What a failure has left: nobody works on it."""
@@ -255,8 +264,7 @@ class Feed:
                 self._decide(draw, accepted=True)
 
     async def _score(self, draw: int) -> None:
-        group = self._groups[draw]
-        scored = ScoredGroup(group=group, scores_G=await self.reward.score(group))
+        scored = await self._scores_of(self._groups[draw])
         accepted = not self.filters or self._has_spread(scored)
         if self.recorder is not None:
             await self.recorder.record(scored, accepted=accepted)
@@ -265,6 +273,11 @@ class Feed:
             if all(running in self._scored for running in self.admission.running):
                 await self.reward.offload()
             self._decide(draw, accepted=accepted)
+
+    async def _scores_of(self, group: RolloutGroup) -> ScoredGroup:
+        """Of a group that nobody could score before, it is not tried again."""
+        failed = () if self.recorder is None else self.recorder.failed(group.draw)
+        return ScoredGroup.skipped(group, failed) if failed else await self.scoring.score(group)
 
     def _decide(self, draw: int, *, accepted: bool) -> None:
         self.admission.decided(draw, accepted=accepted)
@@ -326,6 +339,7 @@ class Feed:
             ),
             temperature=self.config.rollout.temperature,
             max_new_tokens=self.config.rollout.max_new_tokens,
+            newest_version=self.admission.newest_version(draw) if self.publishes else None,
         )
 
     def _require_enough(self, step: int, draws: StepDraws) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_ray.disk import room_for
-from rlhf_ray.errors import ConfigError, RunError, differences
+from rlhf_ray.errors import ConfigError, FailureCause, RunError, differences
 from rlhf_ray.rollouts.records import (
     DamagedRecord,
     RecordedGroup,
@@ -38,7 +38,7 @@ from rlhf_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
@@ -148,6 +148,7 @@ class Journal:
             ConfigError: A segment is of another run: names it, and every key that differs.
         """
         places: dict[int, _Place] = {}
+        skipped: dict[int, tuple[FailureCause, ...]] = {}
         self.end_segment()
         self._segments = {}
         for path in self._paths():
@@ -171,7 +172,10 @@ class Journal:
                     segment.last_draw = max(draw, segment.last_draw)
                     if draw >= frontier:
                         places[draw] = _Place(path, offset)
-        return Replay(places)
+                        skipped.pop(draw, None)
+                        if values["is_skipped"]:
+                            skipped[draw] = tuple(values["failed"])
+        return Replay(places, skipped)
 
     def prune(self, frontier: int) -> None:
         """Remove closed segments, written or replayed, whose every draw lies before `frontier`."""
@@ -235,11 +239,20 @@ class _Place(NamedTuple):
 
 
 class Replay:
-    """Draws that were decided before; each is read from the disk when it is taken."""
+    """Draws that were decided before; each is read from the disk when it is taken.
 
-    def __init__(self, places: dict[int, _Place]) -> None:
+    Attributes:
+        skipped: Draws that nobody could score, and why. They stay, whether they are taken,
+            discarded or decided anew: what hung once is not to be met at each start.
+    """
+
+    def __init__(
+        self,
+        places: dict[int, _Place],
+        skipped: Mapping[int, tuple[FailureCause, ...]] | None = None,
+    ) -> None:
         """Of draws by the places of their records."""
-        self._places = places
+        self._places, self.skipped = places, skipped or {}
 
     @property
     def draws(self) -> KeysView[int]:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from rlhf_ray.deadlines import in_thread
+from rlhf_ray.errors import FailureCause
 from rlhf_ray.roles import RolloutGroup, RolloutStore, ScoredGroup
 from rlhf_ray.rollouts.journal import Journal, Replay
 from rlhf_ray.rollouts.records import RecordedGroup
@@ -51,6 +52,10 @@ class Recorder:
         """Draws that are sampled again, whatever was decided about them."""
         self.left.discard(draws)
 
+    def failed(self, draw: int) -> tuple[FailureCause, ...]:
+        """Why an earlier process skipped a draw, also where it is sampled again; else empty."""
+        return self.left.skipped.get(draw, ())
+
     async def record(self, scored: ScoredGroup, *, accepted: bool) -> None:
         """Append what was decided about a group."""
         group = scored.group
@@ -62,6 +67,8 @@ class Recorder:
             scores_G=scored.scores_G,
             summaries_G=group.summaries_G,
             rollouts_G=tuple(rollouts[0]),
+            failed=scored.failed,
+            is_skipped=scored.is_skipped,
         )
         await self._in_thread(partial(self.journal.append, record), f"draw {group.draw}")
 
@@ -90,7 +97,13 @@ class Recorder:
             summaries_G=found.summaries_G,
             rollouts=self.store.put(found.rollouts_G) if found.is_accepted else None,
         )
-        return ScoredGroup(group=group, scores_G=found.scores_G), found.is_accepted
+        scored = ScoredGroup(
+            group=group,
+            scores_G=found.scores_G,
+            failed=found.failed,
+            is_skipped=found.is_skipped,
+        )
+        return scored, found.is_accepted
 
     async def _in_thread(self, call: Callable[[], T], what: str) -> T:
         return await in_thread(

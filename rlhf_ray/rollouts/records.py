@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from rlhf_ray.errors import FailureCause
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score, Turn
 
 _MAGIC = b"RHJ\n"
@@ -38,6 +39,9 @@ class RecordedGroup:
         scores_G: One a sample, all numbers finite.
         summaries_G: One a sample.
         rollouts_G: One a sample where the group is accepted; else none.
+        failed: Why it could not be scored, once a try.
+        is_skipped: Whether no try succeeded. It has no scores then, whether its step passes over it
+            or has it among the groups that are not trained.
 
     Raises:
         ValueError: These do not belong together.
@@ -49,6 +53,8 @@ class RecordedGroup:
     scores_G: tuple[Score, ...]
     summaries_G: tuple[RolloutSummary, ...]
     rollouts_G: tuple[Rollout, ...]
+    failed: tuple[FailureCause, ...] = ()
+    is_skipped: bool = False
 
     def __post_init__(self) -> None:
         num_samples = len(self.summaries_G)
@@ -58,6 +64,8 @@ class RecordedGroup:
                 f"draw {self.draw} has {num_samples} samples: it must have as many scores, and as "
                 f"many rollouts or, where it is not accepted, none; got {given[0]} and {given[1]}"
             )
+        if self.is_skipped and any(score.total is not None for score in self.scores_G):
+            raise ValueError(f"draw {self.draw} is skipped: it must have no scores")
         answered = {(rollout.draw, rollout.prompt.prompt_id) for rollout in self.rollouts_G}
         if answered - {(self.draw, self.prompt_id)}:
             raise ValueError(
@@ -79,6 +87,8 @@ def group_record(group: RecordedGroup) -> bytes:
         "draw": group.draw,
         "prompt_id": group.prompt_id,
         "is_accepted": group.is_accepted,
+        "failed": list(group.failed),
+        "is_skipped": group.is_skipped,
         "scores": [{**vars(score), "parts": dict(score.parts)} for score in group.scores_G],
         "summaries": [vars(summary) for summary in group.summaries_G],
         "rollouts": [
@@ -118,6 +128,8 @@ def group_of(values: Mapping[str, Any], arrays: bytes, prompt: Prompt) -> Record
         draw=values["draw"],
         prompt_id=values["prompt_id"],
         is_accepted=values["is_accepted"],
+        failed=tuple(values["failed"]),
+        is_skipped=values["is_skipped"],
         scores_G=tuple(Score(**score) for score in values["scores"]),
         summaries_G=tuple(RolloutSummary(**summary) for summary in values["summaries"]),
         rollouts_G=tuple(

@@ -24,6 +24,9 @@ class ReplayedEngine:
             self.tape[key] = await sample_all(self.engine, requests)
         return [asyncio.sleep(0, result=group) for group in self.tape[key]]
 
+    async def joining(self) -> None:
+        await self.engine.joining()
+
     async def sleep(self, level: SleepLevel) -> None:
         await self.engine.sleep(level)
 

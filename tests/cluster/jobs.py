@@ -29,6 +29,13 @@ from rlhf_ray.types import Rollout
 SCORERS = Path(__file__).with_name("scorers.py")
 STOP_STRING = "and"
 STOP_TOKEN = 426  # stories260K's full stop
+# Of chats, for a model that has none.
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m.role == 'assistant' %}{{ m.content + eos_token }}"
+    "{% else %}{{ '\\n' + m.content + '\\n' }}{% endif %}"
+    "{% endfor %}"
+)
 DEADLINES = {"place_s": 60, "start_s": 180, "call_s": 120, "publish_s": 60, "reward_s": 30}
 DEADLINES |= {"health_s": 1, "hang_s": 20}
 

@@ -1,4 +1,4 @@
-"""A reward function that misbehaves ends the run by name; nothing left looks finished."""
+"""A reward function that ends a run does so by name; nothing left looks finished."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def test_a_bad_reward_function_fails_the_run_by_name(function, pool, make_config
         tmp_path,
         reward={"functions": [{"path": f"{SCORERS}:{function}"}]},
         timeouts={"reward_s": 2.0},
+        failures={"row": {"retries": 0, "then": "stop"}},
         checkpoint={"every": 1},
     )
     with pytest.raises(RunError) as caught:
         train(config, pool)
     message = str(caught.value)
-    named = f"reward_worker.score: one/reward_worker: reward function '{function}'"
+    named = f"one/reward_worker/0: reward function '{function}'"
     assert message.startswith(named)
     assert caught.match(SAID[function] + r" \(draw \d+, prompt '\S+'\)$")
 

@@ -11,7 +11,7 @@ import pytest
 import ray
 from jobs import DEADLINES
 
-from actors.engines.replica_set import ReplicaSpec
+from actors.engines.replica_spec import ReplicaSpec
 from actors.engines.samples import Ending
 from actors.pool.pool import Pool
 from actors.roles.engines import engine_spec

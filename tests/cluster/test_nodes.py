@@ -17,7 +17,7 @@ from namespaces import Nodes, why_not
 from rlhf_ray.config.tools.load import dump_config
 
 SCRIPT = Path(__file__).with_name("three_nodes.py")
-# The driver is on the head, where nothing but the reward model lives.
+# The driver is on the head, where nothing but rewards are computed.
 ZONES = ["c", "a", "b"]
 PLACEMENT = {
     "policy": {"labels": {"zone": "a"}},
@@ -25,6 +25,7 @@ PLACEMENT = {
     "reference": {"share": "policy"},
     "rollout": {"labels": {"zone": "in(b, d)"}},
     "reward": {"labels": {"zone": "c"}},
+    "reward_worker": {"labels": {"zone": "c"}},
 }
 SETTINGS = {"total_steps": 2, "checkpoint": {"every": 1, "export": "each"}}
 
@@ -99,7 +100,7 @@ def test_roles_live_where_the_configuration_puts_them(three_nodes, nodes):
         "value": policys,
         "reference": policys,
     }
-    assert (where["reward_worker"], where["rollout/0"]) == (head, engines)
+    assert (where["reward_worker/0"], where["rollout/0"]) == (head, engines)
 
 
 def test_the_training_is_the_same_although_it_was_broken_off(three_nodes, one_node):

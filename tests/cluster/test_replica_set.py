@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from actors.cluster.role_handle import RoleHandle
+from actors.engines.fleet import Fleet
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.samples import Ending
 from rlhf_ray.errors import RunError
@@ -70,6 +71,9 @@ def replica_class(cluster):
         async def drop(self, draws):
             self.dropped += draws
 
+        async def health(self):
+            return {"fault": "", "updating": False}
+
         async def seen(self):
             return self.admissions, self.dropped
 
@@ -82,13 +86,21 @@ def replicas(replica_class):
     named = {f"job/rollout/{number}": actor for number, actor in enumerate(actors)}
     ending = Ending(stop=(".",))
     role = RoleHandle("rollout", named)
-    yield ReplicaSet(role, ending, timeout_s=60.0, sleeps=False, seats=3)
+    fleet = Fleet.with_own_weights(len(role))
+    yield ReplicaSet(role, ending, timeout_s=60.0, sleeps=False, seats=3, fleet=fleet)
     for actor in actors:
         ray.kill(actor)
 
 
 async def test_requests_wake_replicas_that_sleep_on_a_shared_gpu(replicas):
-    shared = ReplicaSet(replicas.actors, replicas.ending, timeout_s=60.0, sleeps=True, seats=3)
+    shared = ReplicaSet(
+        replicas.actors,
+        replicas.ending,
+        timeout_s=60.0,
+        sleeps=True,
+        seats=3,
+        fleet=Fleet.with_own_weights(2),
+    )
     await shared.sleep(level=1)
     groups = await sample_all(shared, [request("a", 1, [1, 2]), request("b", 1, [3])])
     assert [(group.prompt.prompt_id, len(group.summaries_G)) for group in groups] == [

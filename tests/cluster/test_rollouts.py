@@ -18,6 +18,7 @@ from actors.engines.samples import Ending
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
+from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.types import Prompt
@@ -37,7 +38,7 @@ def roles(pool, make_config, tmp_path_factory):
 
     async def start():
         roles = await start_roles(config, pool)
-        await roles.policy.publish(VERSION)
+        await publish(roles, VERSION)
         return roles
 
     return asyncio.run(start())
@@ -280,7 +281,7 @@ def test_no_bit_depends_on_what_was_sampled_before_with_the_same_weights(roles, 
     assert len(tokenizer(prefix)["input_ids"]) > 128, "a block of the cache"
     round_of(texts[:1], [1])
     later = round_of(texts[1:], [2, 3, 4])
-    asyncio.run(roles.policy.publish(VERSION + 1))
+    asyncio.run(publish(roles, VERSION + 1))
     first = round_of(texts[1:], [2, 3, 4])
     for one, other in zip(later, first, strict=True):
         np.testing.assert_array_equal(one.response_ids_T, other.response_ids_T)

@@ -208,7 +208,7 @@ def test_a_publication_into_running_requests_loses_none(config, started, pool, t
 
     async def publish_while_it_generates():
         roles = await start_roles(config, pool)
-        await roles.policy.publish(100)
+        await publish(roles, 100)
         generating = asyncio.create_task(sample_all(roles.rollout, requests))
         version = 100
         while not generating.done():

@@ -16,11 +16,11 @@ from benchmarks.gpu_check.online import (
     on_one_card,
     online_config,
     opened,
+    publish_to_all,
     requests,
 )
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
-from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles import SampleId
 from rlhf_ray.rollouts.feed import sample_all
 
@@ -63,7 +63,7 @@ def _check(setting: Setting, online: Online, dtype: str) -> Iterator[Measurement
 async def _sampled(online: Online, asked: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Log-probabilities of sampled tokens: the trainer's, and those that the engine sampled by."""
     roles, timeout_s = online.roles, online.config.timeouts.call_s
-    await publish(roles, 0)
+    await publish_to_all(roles, 0)
     groups = await sample_all(roles.rollout, asked)
     await roles.rollout.sleep(level=2)
     ours: dict[SampleId, Any] = {}

@@ -18,12 +18,12 @@ from benchmarks.gpu_check.online import (
     cache_tokens_of,
     online_config,
     opened,
+    publish_to_all,
     requests,
 )
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects.memory import needs_of
-from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
 
@@ -93,7 +93,7 @@ def check_engine(setting: Setting) -> Iterator[Measurement]:
 async def _rate(online: Online, asked: Sequence[GenerationRequest]) -> float:
     """Tokens a second of the rollout role."""
     rollout = online.roles.rollout
-    await publish(online.roles, 0)
+    await publish_to_all(online.roles, 0)
     await sample_all(rollout, asked[:WARM_UP])
     began_s = time.monotonic()
     groups = await sample_all(rollout, asked)

@@ -19,13 +19,13 @@ from benchmarks.gpu_check.online import (
     gaps,
     on_one_card,
     probes,
+    publish_to_all,
     tensor_parallel,
     tensor_parallel_apart,
 )
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects.agreement import agreement, dtype_of
-from rlhf_ray.loops.publication import publish
 
 # Every weight of the policy is multiplied by it.
 FACTOR = 1.25
@@ -56,11 +56,11 @@ def check_nccl_to_tensor_parallel(setting: Setting) -> Iterator[Measurement]:
 def check_arrival(setting: Setting, online: Online) -> Iterator[Measurement]:
     """Of the first weights, of changed ones, and of the first ones again."""
     scored, loaded = probes(setting.scale.small), online.loaded
-    sent = online.run(publish(online.roles, 0))
+    sent = online.run(publish_to_all(online.roles, 0))
     yield changed("weights that differ from what vLLM loads itself", loaded, online)
     before, _ = scores(online, scored)
     online.inside(online.roles.policy, scale_weights, FACTOR)
-    online.run(publish(online.roles, 1))
+    online.run(publish_to_all(online.roles, 1))
     yield changed("weights that are as before once all are changed", loaded, online, same=True)
     ours, theirs = scores(online, scored)
     yield Measurement(
@@ -71,7 +71,7 @@ def check_arrival(setting: Setting, online: Online) -> Iterator[Measurement]:
     )
     yield from agreement(ours, theirs, dtype_of(setting))
     online.inside(online.roles.policy, scale_weights, 1.0)
-    online.run(publish(online.roles, 2))
+    online.run(publish_to_all(online.roles, 2))
     yield changed("weights that differ once they are changed back", loaded, online)
     yield Measurement(name="publication", value=sent.num_bytes / sent.seconds / 2**30, unit="GB/s")
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.gpu_check.machine import used_gb
-from benchmarks.gpu_check.online import cache_tokens_of, on_one_card, probes
+from benchmarks.gpu_check.online import cache_tokens_of, on_one_card, probes, publish_to_all
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.scale import Shape
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects.agreement import agreement, dtype_of
 from benchmarks.gpu_check.subjects.memory import needs_of
 from benchmarks.gpu_check.subjects.publication import changed, digests, scores
-from rlhf_ray.loops.publication import publish
 from rlhf_ray.memory import GIB
 from rlhf_ray.roles import SleepLevel
 
@@ -27,7 +26,7 @@ BFLOAT16_BYTES = 2
 def check_sleep(setting: Setting) -> Iterator[Measurement]:
     """At both levels: what is freed, what stays, and the same weights afterwards."""
     online = setting.shared(on_one_card)
-    sent = online.run(publish(online.roles, 0))
+    sent = online.run(publish_to_all(online.roles, 0))
     before = digests(online)
     held = sent.num_bytes + cache_bytes(setting.scale.small, cache_tokens_of(online))
     planned = needs_of(online.config, setting, num_gpus=1)["rollout"].waiting
@@ -51,7 +50,7 @@ def check_sleep(setting: Setting) -> Iterator[Measurement]:
         if level == 1:
             online.run(online.roles.rollout.wake_up())
         else:
-            online.run(publish(online.roles, 1))
+            online.run(publish_to_all(online.roles, 1))
         yield changed(f"weights that differ after level {level}", before, online)
         ours, theirs = scores(online, probes(setting.scale.small))
         yield from agreement(ours, theirs, dtype_of(setting))

@@ -24,6 +24,8 @@ ACCEPTED = (
     f"{DATA_FILES}, a folder of such files, a pattern such as `data/*.jsonl`, or a name on the "
     "Hugging Face hub (`owner/name`, `name` or `owner/name:subset`)"
 )
+# In front of a task's name: rows that are made (`rlhf_ray/data/files/generated.py`).
+GENERATED = "reasoning_gym:"
 # These describe data and are none.
 _DESCRIPTIONS = {
     "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json",

@@ -114,13 +114,17 @@ def _online(config: OnlineConfig) -> Iterator[Checked]:
     yield from _data_sets(config)
     for index, function in enumerate(config.reward.functions):
         yield f"reward.functions.{index}.path", references.function_fault(function.path)
-    remote = config.reward.remote
+    if path := config.environment.path:
+        yield "environment.path", references.function_fault(path)
+    if config.environment.reasoning_gym and find_spec("reasoning_gym") is None:
+        yield "environment.reasoning_gym", references.NEEDS_REASONING_GYM
     is_here = not (config.ray.address or config.ray.pool)  # elsewhere a node may have it
-    if remote.url and remote.token_env and is_here and not os.environ.get(remote.token_env):
-        yield (
-            "reward.remote.token_env",
-            f"names {remote.token_env!r}, which is not set in the environment",
-        )
+    services = {"remote": config.reward.remote, "judge": config.reward.judge}
+    for name, service in services.items():
+        token_env = service.token_env
+        if service.url and token_env and is_here and not os.environ.get(token_env):
+            fault = f"names {token_env!r}, which is not set in the environment"
+            yield f"reward.{name}.token_env", fault
     scorer = config.reward.model
     if scorer.path:
         yield "reward.model.path", references.model_fault(scorer.path)
@@ -261,17 +265,24 @@ def node_paths(config: JobConfig) -> dict[str, tuple[NodePath, ...]]:
     """
     named = {role: _paths(role, model) for role, model in config.models.items() if model.path}
     if isinstance(config, OnlineConfig):
-        functions = [
-            NodePath(key=f"reward.functions.{index}.path", path=function.path.rpartition(":")[0])
+        functions = {
+            f"reward.functions.{index}.path": function.path
             for index, function in enumerate(config.reward.functions)
-        ]
-        scripts = [function for function in functions if function.path.endswith(".py")]
-        named["reward"] = scripts + _paths("reward", config.reward.model)
+        }
+        named["reward"] = _paths("reward", config.reward.model)
+        named["reward_worker"] = _scripts(functions)
+        named["environment"] = _scripts({"environment.path": config.environment.path})
     start = named[config.trained_role]
     return {
         role: tuple(path for path in named.get(role, start) if Path(path.path).exists())
         for role in config.groups
     }
+
+
+def _scripts(named: Mapping[str, str]) -> list[NodePath]:
+    """The files among import paths, by the keys that name these."""
+    files = {key: path.rpartition(":")[0] for key, path in named.items()}
+    return [NodePath(key=key, path=file) for key, file in files.items() if file.endswith(".py")]
 
 
 def _paths(role: str, model: ModelSource) -> list[NodePath]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from rlhf_ray.config.checks.data_files import (
     DATA_FILES,
     DATA_SUFFIXES,
+    GENERATED,
     data_format,
     files_below,
     files_matching,
@@ -28,6 +29,9 @@ from rlhf_ray.config.checks.model_files import weights_fault
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")
 _SUBSET = re.compile(r"[\w.-]+")
 _NOWHERE = "no such folder, and no hub name (org/name, or a name without dots)"
+NEEDS_REASONING_GYM = (
+    "needs the package reasoning-gym; install it, or rlhf-ray with its extra reasoning"
+)
 # Where the shipped configurations look, and whence it comes.
 _ORIGINS = {
     "runs/demo": "`make demo` writes it",
@@ -82,6 +86,9 @@ def tokenizer_fault(path: str) -> str | None:
 
 def data_fault(path: str) -> str | None:
     """A readable file that is not empty, a folder with data files, a pattern, or a hub name."""
+    if path.startswith(GENERATED):
+        is_there = importlib.util.find_spec("reasoning_gym") is not None
+        return None if is_there else NEEDS_REASONING_GYM
     place = Path(path).expanduser()
     try:
         if place.is_dir():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.data.chat.answers import tokenize_prompt
@@ -29,6 +29,8 @@ _TAIL_TOKENS = 16
 class Prompts(Tokenization[Prompt]):
     """Prompts for rollouts; `prompt_tokens` as in `DataConfig`.
 
+    `tools` are JSON schemas of an environment, which chats show.
+
     A column `prompt` is the prompt as it stands; of other formats it is what the answers follow,
     and of a text all of it. Chat messages, and with `chat` also strings, go through the chat
     template. If the last message of `prompt` is the assistant's, the policy continues it; of a
@@ -47,6 +49,7 @@ class Prompts(Tokenization[Prompt]):
     kind: ClassVar[RecordKind[Prompt]] = PROMPTS
 
     prompt_tokens: int
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def of(cls, config: DataConfig, tokenizer: Tokenizer, *, max_length: int) -> Prompts:
@@ -95,7 +98,9 @@ class Prompts(Tokenization[Prompt]):
         shown = as_chat(text, "user") if self.chat else text
         if self.limit.truncates:
             shown = ending(shown, self.limit.num_tokens, self.tokenizer)
-        options = {} if isinstance(shown, str) else template_options(sample.columns, sample.where)
+        options: dict[str, Any] = {}
+        if not isinstance(shown, str):
+            options = template_options(sample.columns, sample.where, tools=self.tools)
         ids_T = tokenize_prompt(self.tokenizer, shown, options=options, where=sample.where)
         return ids_T, text
 

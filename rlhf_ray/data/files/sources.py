@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_ray.config.checks import references
-from rlhf_ray.config.checks.data_files import ACCEPTED
+from rlhf_ray.config.checks.data_files import ACCEPTED, GENERATED
 from rlhf_ray.config.data import SourceConfig
 from rlhf_ray.data.columns import check_names, file_names, named
+from rlhf_ray.data.files.generated import generated_file
 from rlhf_ray.data.files.local import LocalData, local_data
 from rlhf_ray.data.row import Located, Row
 from rlhf_ray.errors import DataError, RowError, RunError
@@ -87,8 +88,10 @@ def find_data(path: str) -> LocalData | HubData:
     """What a path names: what exists on this machine is never looked for on the hub.
 
     Raises:
-        DataError: See `local_data`.
+        DataError: See `local_data` and `generated_file`.
     """
+    if path.startswith(GENERATED):
+        path = str(generated_file(path))
     return local_data(path) or HubData(path=path)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from deaths import Death
-from jobs import DEADLINES, MEASURED, SCORERS, metrics_of, process_ids
+from jobs import DEADLINES, MEASURED, SCORERS, TEMPLATE, metrics_of, process_ids
 
 from actors.pool.pool import Pool
 from actors.pool.watch import watched
@@ -21,6 +21,7 @@ from actors.roles.job_pool import JobPool
 from launch.run.folder import run_folder
 from rlhf_ray.config.jobs import JOB_CONFIGS
 from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.jobs.table import JOBS
 
 STEPS = 3
@@ -40,6 +41,14 @@ ONLINE: dict[str, dict[str, Any]] = {
         "publication": {"probe_sequences": 16},
     },
 }
+# In an environment: turns that come later share batches by chance.
+WORLD = {
+    "environment": {"path": f"{Path(SCORERS).with_name('worlds.py')}:Echo", "max_turns": 2},
+    "data": {"chat": True},
+    "policy": {"model": {"chat_template": TEMPLATE}},
+}
+ONLINE["acting"] = WORLD
+INEXACT = ("ahead", "acting")
 ROLES = ("policy", "value", "reference", "reward_worker", "experience", "rollout")
 IN_STEP = ("generate", "score", "update", "publish")
 STOP = signal.SIGSTOP
@@ -48,13 +57,15 @@ SHORT = [
     Death(role="policy", phase="update"),
     Death(role="reference", phase="score"),
     Death(role="value", phase="update", by=STOP),
+    Death(role="rollout", phase="generate"),
 ]
 ALL = [
     *(Death(role=role, phase=phase) for role in ROLES for phase in IN_STEP),
-    *(Death(role=role, phase="start", number=1) for role in ("policy", "value", "reference")),
+    *(Death(role=role, phase="start", number=1) for role in ROLES[:3] + ROLES[5:]),
     *(Death(role=role, phase="checkpoint", number=1) for role in ROLES),
     *(Death(role=role, phase="export", number=1) for role in ("policy", "value")),
     *(Death(role=role, phase="update", by=STOP) for role in ROLES),
+    *(Death(role="rollout", phase=phase, by=STOP) for phase in ("generate", "publish")),
 ]
 
 
@@ -104,6 +115,11 @@ def run(
             if kind == "judged":
                 judge = RewardConfig.model_validate({"model": {"path": str(run("rm") / "export")}})
                 config = config.model_copy(update={"reward": judge})
+        elif kind == "sample":
+            values = make_config(folder, **JOB).model_dump(mode="json", exclude_unset=True)
+            for name in ("algorithm", "value", "reference", "checkpoint"):
+                values.pop(name, None)
+            config = SampleConfig.model_validate(values)
         else:
             config = supervised(stories, texts[:12], data, folder, kind)
         job = JOBS["ppo" if kind in ONLINE else kind].prepare(config)
@@ -123,6 +139,20 @@ def run(
         return folder
 
     return run
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("role", ["policy", "rollout"])
+@pytest.mark.parametrize(("phase", "number"), [("publish", 1), ("generate", 7)])
+def test_sampling_survives(role, phase, number, pool, run):
+    """Nothing is trained, so that nothing is lost with the policy, in its first publication too."""
+    before = process_ids(pool)
+    written = [
+        (run("sample", death) / "samples.jsonl").read_text()
+        for death in (None, Death(role=role, phase=phase, number=number))
+    ]
+    assert written[0] == written[1]
+    assert before != process_ids(pool)
 
 
 def weights_of(folder: Path) -> bytes:
@@ -145,7 +175,7 @@ def survives(kind: str, death: Death, pool: Pool, run: Callable[..., Path]) -> N
     told = told_of(folder)
     assert [row["step"] for row in told] == list(range(STEPS + 1))
     # Which requests share a batch decides the last bits of what is sampled, or sampled again.
-    if kind != "ahead" and (death.phase, death.role) != ("generate", "rollout"):
+    if kind not in INEXACT and (death.phase, death.role) != ("generate", "rollout"):
         assert weights_of(folder) == weights_of(undisturbed)
         assert told == told_of(undisturbed)
     after = process_ids(pool)
@@ -177,6 +207,13 @@ def test_a_run_survives_the_death_of_its_reward_model(phase, pool, run):
 @pytest.mark.parametrize("phase", IN_STEP)
 def test_a_run_that_samples_ahead_survives(role, phase, pool, run):
     survives("ahead", Death(role=role, phase=phase), pool, run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("role", ["environment", "rollout"])
+@pytest.mark.parametrize("phase", IN_STEP)
+def test_a_run_in_an_environment_survives(role, phase, pool, run):
+    survives("acting", Death(role=role, phase=phase), pool, run)
 
 
 def test_what_learns_from_rows_survives(pool, run):

@@ -19,7 +19,7 @@ ADDRESSES = {
     "policy": "10.0.0.2",
     "reference": "10.0.0.2",
     "rollout": "10.0.0.3",
-    "reward": "10.0.0.4",
+    "reward_worker": "10.0.0.4",
 }
 
 
@@ -92,8 +92,8 @@ async def test_all_that_is_missing_is_said_in_one_error(config, nodes, sent, mod
         "  10.0.0.3 has another rlhf-ray than this machine "
         f"(code another, here {ours}): install the same one",
         f"  policy on 10.0.0.2: policy.model.path names '{model}', which is not there",
-        f"  reward on 10.0.0.4: reward.functions.0.path names '{tmp_path}/mine.py', which is not "
-        "there",
+        f"  reward_worker on 10.0.0.4: reward.functions.0.path names '{tmp_path}/mine.py', which "
+        "is not there",
         f"  reference on 10.0.0.2: policy.model.path names '{model}', which is not there",
     ]
     assert not sent

@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 from fake_actors import ActorOfRole
+from ray.exceptions import RayActorError
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
-from actors.engines.replica_set import ReplicaSpec
+from actors.engines.replica_spec import ReplicaSpec
 from actors.engines.spec import EngineSpec
 from actors.pool import placement, processes
 from actors.pool.pool import Pool
 from actors.pool.state import Place
 from actors.ranks.group import RankSpec
 from actors.ranks.hosting import HostingRank
+from actors.ranks.reward_worker import RewardWorker, WorkerSpec
 from rlhf_ray.config.base import GroupConfig, TimeoutConfig
 from rlhf_ray.config.rollout import EngineConfig
 from rlhf_ray.config.run import JobConfig
@@ -90,6 +92,7 @@ def no_processes(monkeypatch, asked) -> None:
     monkeypatch.setattr(processes, "start", start)
     monkeypatch.setattr(processes.ray, "kill", lambda actor: None)
     monkeypatch.setattr(processes.ray, "get_actor", get_actor)
+    monkeypatch.setattr(placement, "moved", lambda places: [*places])
 
 
 @pytest.fixture
@@ -377,6 +380,30 @@ async def test_only_engines_that_are_of_no_use_are_started_again(pool, asked):
     second.answers["health"] = health(updating=True)
     asked.clear()
     await pool.restart("rollout")
+    assert handle.actors[0] is first
+    assert handle.actors[1] is not second
+
+
+async def test_beside_a_worker_that_is_started_again_the_others_are_asked_for_nothing(pool):
+    spec = WorkerSpec(actor_class=RewardWorker)
+    handle = await pool.start("reward_worker", spec)
+    await pool.load("reward_worker", "scorers", path="")
+    first, second = handle.actors
+    asked_of_first = first.asked = []
+    second.answers["health"] = RayActorError()
+    await pool.restart("reward_worker")
+    assert handle.actors[0] is first
+    assert handle.actors[1] is not second
+    assert [call[1:] for call in asked_of_first] == [("health",)]
+    assert handle.core_turns == []
+
+
+async def test_one_engine_is_started_again_without_a_question_to_the_others(pool, asked):
+    """Another one may be dead as well, and on its way."""
+    handle = pool.state.roles["rollout"]
+    first, second = handle.actors
+    first.answers["health"] = RunError("it is dead too")
+    await pool.restart("rollout", [1])
     assert handle.actors[0] is first
     assert handle.actors[1] is not second
 

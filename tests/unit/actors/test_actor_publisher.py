@@ -9,12 +9,13 @@ from fake_actors import RecordingActor, get
 
 from actors.cluster.role_handle import RoleHandle
 from actors.engines.rollout import RolloutReplica
-from actors.weights import replica_client
+from actors.weights import replica_client, vllm_publisher
 from actors.weights.sync_spec import SyncSpec
 from actors.weights.vllm_publisher import VllmPublisher
 from benchmarks.publication.fake_cuda import on_card
 from benchmarks.tiny_models import tiny
 from rlhf_ray.errors import RunError
+from rlhf_ray.learner import weights as learner_weights
 
 # What hangs without it ends the test with another error.
 PATIENCE_S = 5.0
@@ -25,6 +26,10 @@ class WaitingCommunicator:
 
     def __init__(self) -> None:
         self.waits, self.ended = threading.Event(), threading.Event()
+
+    @property
+    def disabled(self):
+        return self.ended.is_set()
 
     def broadcast(self, tensor, src):
         if self.ended.is_set():
@@ -59,7 +64,9 @@ def connected(monkeypatch, communicator):
         )
         lm, _ = tiny("llama")
         replicas = RoleHandle("rollout", {"job/rollout/0": replica})
-        return VllmPublisher(lm, spec, replicas, rank=0, host="127.0.0.1", port=1)
+        publisher = VllmPublisher(lm, spec, replicas, rank=0, host="127.0.0.1", port=1)
+        publisher.lm = lm
+        return publisher
 
     with on_card(0):
         yield connect
@@ -76,6 +83,40 @@ def test_a_replica_that_dies_amid_the_exchange_ends_it_with_its_own_error(connec
     with pytest.raises(RunError, match="job/rollout/0 died after 3 s"):
         publisher.publish(1, publisher.client.replicas)
     publisher.close()
+
+
+def test_a_publication_that_hangs_is_ended_from_another_thread(connected, communicator):
+    """PyNccl's broadcast returns from an ended communicator as if it had sent."""
+    replica = RecordingActor(RolloutReplica, update_weights=communicator.ended.wait)
+    publisher = connected(replica)
+    ending = threading.Thread(target=lambda: communicator.waits.wait() and publisher.abort())
+    ending.start()
+    with pytest.raises(RunError, match="publish version 1: the way to the engines was closed"):
+        publisher.publish(1, publisher.client.replicas)
+    ending.join(PATIENCE_S)
+    asked = [method for method, *_ in replica.asked]
+    assert asked[-1] == "update_weights", "it would switch over to a part of the weights"
+    publisher.abort()  # it is over: nothing is ended twice
+    publisher.close()
+
+
+def test_ranks_gather_all_weights_although_no_replica_takes_any(connected, monkeypatch):
+    taken: list[str] = []
+
+    def named_weights(lm, **_):
+        for name, weight in learner_weights.named_weights(lm):
+            yield name, weight
+            taken.append(name)
+
+    monkeypatch.setattr(vllm_publisher, "named_weights", named_weights)
+    replica = RecordingActor(RolloutReplica, start_weight_update=RunError("it is gone"))
+    publisher = connected(replica)
+    with pytest.raises(RunError, match="it is gone"):
+        publisher.publish(1, publisher.client.replicas)
+    assert len(taken) == len(list(learner_weights.named_weights(publisher.lm)))
+    assert [method for method, *_ in replica.asked] == [
+        "init_weight_transfer", "start_weight_update"
+    ]  # fmt: skip
 
 
 def test_both_sides_receive_one_bucket_at_a_time(connected):

@@ -10,7 +10,7 @@ from fake_pools import FakePlacementGroup, FakeRecord
 
 from actors.pool import placement, record
 from actors.pool.placement import reserve
-from actors.pool.state import PoolState
+from actors.pool.state import Place, PoolState
 from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.planning.groups import plan_groups
@@ -108,3 +108,18 @@ def test_a_node_that_dies_while_its_group_is_placed_is_named(monkeypatch):
     [plan] = plan_groups({"policy": GroupConfig(ranks=2)})
     with pytest.raises(RunError, match=r"placing policy: the nodes of its bundles \[1\] are gone"):
         reserve(plan, name="standing/lab:policy", timeout_s=1.0, outlives_job=True)
+
+
+def test_places_of_a_lost_node_are_where_ray_gave_their_bundles_to(monkeypatch):
+    group = FakePlacementGroup("of role")
+    nodes = {"bundles_to_node_id": {0: "first", 1: "second", 2: ""}}  # nobody has room for the last
+    monkeypatch.setattr(placement, "placement_group_table", lambda group: nodes)
+    monkeypatch.setattr(placement, "addresses", lambda: {"first": "10.0.0.1", "second": "10.0.0.2"})
+    places = [
+        Place(group=group, bundle=bundle, node_id="first", address="10.0.0.1", gpus=("0",))
+        for bundle in range(3)
+    ]
+    moved = placement.moved(places)
+    assert [place.address for place in moved] == ["10.0.0.1", "10.0.0.2", "10.0.0.1"]
+    assert [place.node_id for place in moved] == ["first", "second", "first"]
+    assert moved[1].gpus == ("0",)

@@ -17,9 +17,10 @@ from actors.cluster.role_handle import RoleHandle
 from actors.ranks.group import RankGroup
 from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import SIDE_BY_SIDE, RewardWorker
+from actors.ranks.reward_workers import RewardWorkers
 from rlhf_ray.config.base import TimeoutConfig
-from rlhf_ray.config.rewards import RewardConfig
-from rlhf_ray.errors import ActorDied, RunError
+from rlhf_ray.config.rewards import JudgeConfig, RewardConfig
+from rlhf_ray.errors import ActorDied, GroupFailed, RunError
 from rlhf_ray.learner.reward_scorer import ModelScore
 from rlhf_ray.roles import RolloutGroup
 from rlhf_ray.specs import RewardSpec
@@ -147,6 +148,20 @@ class ScoringRank:
         ]
 
 
+def replaced(workers: RoleHandle[Any]) -> Callable[[ActorDied], Any]:
+    """A restart in which the same process stands for the new one."""
+
+    async def restart(died: ActorDied) -> None:
+        names = workers.names
+        workers.give_way_to(
+            workers.successor(
+                {names[died.index]: SimpleNamespace(**vars(workers.actors[died.index]))}
+            )
+        )
+
+    return restart
+
+
 @pytest.fixture
 def config(tmp_path) -> Any:
     (tmp_path / "scorers.py").write_text(SCORERS)
@@ -189,12 +204,14 @@ def reward(monkeypatch) -> Make:
             reward=config, timeout_s=reward_s, vocabulary="", end_token_ids=(0,), seed=7
         )
         [functions] = await worker.call(RewardWorker.load, timeout_s=60.0)(spec)
+        asked = RewardWorkers(
+            worker, functions, reward=config, timeouts=timeouts, restart=replaced(worker)
+        )
         return RewardGroup(
             config,
             timeouts,
             model=RankGroup(actors=handle, timeouts=timeouts) if config.model.path else None,
-            worker=worker if config.functions else None,
-            functions=functions,
+            workers=asked if config.functions else None,
         )
 
     return make
@@ -277,6 +294,7 @@ async def test_a_group_that_fails_takes_no_other_with_it(config, reward):
     asked = [role.score(group(draw)) for draw in range(5)]
     scores = await asyncio.gather(*asked, return_exceptions=True)
     failed = scores.pop(2)
+    assert isinstance(failed, GroupFailed) and failed.cause == "raised"
     assert "reward function 'plain' raised KeyError: 'label' (draw 2, prompt 'p2')" in str(failed)
     assert [scores_G[0].parts["plain"] for scores_G in scores] == [0.0, 1.0, 3.0, 4.0]
     rank.fails_at = 9
@@ -296,8 +314,22 @@ async def test_plain_functions_score_one_group_after_the_other_in_order(config, 
     assert module["seen"] == [*range(8)]
     role = await reward(config("plain", sleep_s=0.4), reward_s=2.0)
     await score_all(role, range(6))  # longer than one may take
-    with pytest.raises(RunError, match=r"'plain' did not return within 0\.1 s for 2 completions"):
-        await (await reward(config("plain", sleep_s=1), reward_s=0.1)).score(group())
+
+
+async def test_a_plain_function_that_does_not_return_has_its_worker_replaced(
+    config, reward, monkeypatch
+):
+    killed = []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    role = await reward(config("plain", sleep_s=1), reward_s=0.1)
+    handle = role.workers.workers
+    [before] = handle.actors
+    message = r"w: .*'plain' did not return within 0\.1 s for 2 completions \(draw 4, prompt 'p4'"
+    with pytest.raises(GroupFailed, match=message) as caught:
+        await role.score(group())
+    assert caught.value.cause == "hung"
+    assert killed == [before]
+    assert handle.actors[0] is not before
 
 
 async def test_async_functions_score_several_groups_side_by_side(config, reward):
@@ -309,7 +341,7 @@ async def test_async_functions_score_several_groups_side_by_side(config, reward)
 
 
 async def test_no_more_than_a_few_groups_are_scored_side_by_side(config, reward, monkeypatch):
-    monkeypatch.setattr("actors.ranks.reward.SIDE_BY_SIDE", 3)
+    monkeypatch.setattr("actors.ranks.reward_workers.SIDE_BY_SIDE", 3)
     role = await reward(config("waits", sleep_s=0.02))
     await score_all(role, range(10))
     module = reward.process.scorers.functions["waits"].function.__globals__
@@ -329,3 +361,27 @@ async def test_functions_that_draw_numbers_draw_the_same_for_the_same_group(conf
     assert await score_all(again, draws) == together
     held_out = await score_all(role, range(-3, 0))
     assert not {s.total for g in held_out for s in g} & {s.total for g in together for s in g}
+
+
+async def test_a_judge_is_one_scorer_more_and_asked_alike_again(config, reward, monkeypatch):
+    seeds: dict[str, int] = {}
+
+    class Judge:
+        def __init__(self, config: Any) -> None:
+            assert config.model == "big"
+
+        async def score(self, seed: int, batch: Any) -> list[float]:
+            assert seeds.setdefault(batch.prompt_ids_B[0], seed) == seed
+            return [0.5, 1.0]
+
+    monkeypatch.setattr("rlhf_ray.rewards.scorers.Judge", Judge)
+    judge = JudgeConfig(url="http://x/v1", model="big", weight=4.0)
+    role = await reward(config("length").model_copy(update={"judge": judge}))
+    assert role.weights == {"length": 2.0, "judge": 4.0}
+    scores = await score_all(role, range(3))
+    assert [score.parts for score in scores[0]] == [
+        {"length": 2.0, "judge": 0.5}, {"length": 4.0, "judge": 1.0}
+    ]  # fmt: skip
+    assert [score.total for score in scores[0]] == [6.0, 12.0]
+    assert await score_all(role, range(3)) == scores
+    assert len({*seeds.values()}) == 3

@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from actors.cluster.role_handle import RoleHandle
 from actors.weights import host_publisher, replica_client
 from actors.weights.bucket import Bucket, pack, unpack
-from actors.weights.host_publisher import Outbox
+from actors.weights.host_publisher import HostMemoryPublisher, Outbox
 from actors.weights.replica_client import ReplicaClient
 from actors.weights.segment import (
     Mappings,
@@ -142,7 +143,7 @@ def send(replicas, weights, bucket_bytes):
         for bucket in pack(iter(weights), bucket_bytes=bucket_bytes, room=outbox.room):
             outbox.send(bucket)
         outbox.settle()
-    return outbox.num_bytes
+    return outbox.num_bytes, client.failed
 
 
 @settings(max_examples=30, deadline=None)
@@ -156,17 +157,95 @@ def test_slow_and_fast_replicas_load_every_bit(sizes, bucket_bytes, near, seed):
     generator = torch.Generator().manual_seed(seed)
     weights = [(f"w{n}", torch.randn(size, generator=generator)) for n, size in enumerate(sizes)]
     replicas = [SlowReplica(seed + n, is_near=is_near) for n, is_near in enumerate(near)]
-    assert send(replicas, weights, bucket_bytes) >= sum(4 * size for size in sizes)
+    num_bytes, failed = send(replicas, weights, bucket_bytes)
+    assert num_bytes >= sum(4 * size for size in sizes)
+    assert not failed
     for replica in replicas:
         assert [name for name, _ in replica.loaded] == [name for name, _ in weights]
         for (_, ours), (_, theirs) in zip(weights, replica.loaded, strict=True):
             assert torch.equal(ours, theirs)
 
 
-def test_a_replica_that_fails_is_named_and_no_file_stays_open():
+def test_a_replica_that_fails_drops_out_and_no_file_stays_open():
     weights = [(f"w{n}", torch.ones(8)) for n in range(6)]
     open_before = set(os.listdir("/proc/self/fd"))
-    with pytest.raises(RunError, match="job/rollout/1: gone"):
-        send([SlowReplica(0), SlowReplica(1, fails_at=2)], weights, 32)
-    gc.collect()  # the error's frames
+    well, failing = SlowReplica(0), SlowReplica(1, fails_at=2)
+    _, failed = send([well, failing], weights, 32)
+    assert failed == {1: "job/rollout/1: gone"}
+    assert [name for name, _ in well.loaded] == [name for name, _ in weights]
+    assert len(failing.loaded) == 2
+    del well, failing  # and with them what they have mapped
+    gc.collect()
     assert set(os.listdir("/proc/self/fd")) == open_before
+
+
+class Replica:
+    """Acknowledges; or fails in one of its calls."""
+
+    def __init__(self, fails_in: str = "") -> None:
+        self.fails_in, self.asked = fails_in, list[str]()
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=partial(self._call, method))
+
+    def _call(self, method: str, *arguments: object) -> Future:
+        self.asked.append(method)
+        answer: Future = Future()
+        if method == self.fails_in:
+            answer.set_exception(ConnectionError("gone"))
+        else:
+            answers = {"reads_memory": True, "finish_weight_update": arguments[0]}
+            answer.set_result(answers.get(method))
+        return answer
+
+
+CALLS = ["reads_memory", "start_weight_update", "update_weights", "finish_weight_update"]
+
+
+def gathered(monkeypatch, taken):
+    """Weights as ZeRO-3 gathers them: all ranks take all of them."""
+
+    def named_weights(lm, **_):
+        for number in range(6):
+            yield f"w{number}", torch.ones(8)
+            taken.append(number)
+
+    monkeypatch.setattr(host_publisher, "named_weights", named_weights)
+
+
+@pytest.mark.parametrize("fails_in", CALLS)
+def test_a_replica_that_fails_holds_up_neither_the_others_nor_the_ranks(fails_in, monkeypatch):
+    taken: list[int] = []
+    gathered(monkeypatch, taken)
+    spec = SyncSpec(backend="object_store", gpus_per_replica=0, bucket_bytes=64, timeout_s=20.0)
+    for well in ([Replica()], []):
+        replicas = [Replica(fails_in), *well]
+        actors = {f"job/rollout/{index}": replica for index, replica in enumerate(replicas)}
+        role: RoleHandle = RoleHandle("rollout", actors)
+        publisher = HostMemoryPublisher(None, spec, role, is_sender=True)
+        sent = publisher.publish(3, role)
+        assert sent.failed == {"job/rollout/0": "job/rollout/0: gone"}
+        assert taken == list(range(6)), "the other ranks would wait for this one"
+        taken.clear()
+        for replica in well:
+            assert list(dict.fromkeys(replica.asked)) == CALLS
+        assert list(dict.fromkeys(replicas[0].asked)) == CALLS[: CALLS.index(fails_in) + 1]
+
+
+def test_a_rank_that_cannot_send_gathers_to_the_end(monkeypatch):
+    taken: list[int] = []
+    gathered(monkeypatch, taken)
+    spec = SyncSpec(backend="object_store", gpus_per_replica=0, bucket_bytes=64, timeout_s=20.0)
+    role: RoleHandle = RoleHandle("rollout", {"job/rollout/0": Replica()})
+    publisher = HostMemoryPublisher(None, spec, role, is_sender=True)
+
+    def no_room(num_bytes):
+        raise MemoryError("no room for a segment")
+
+    monkeypatch.setattr(publisher.segments, "next", no_room)
+    with pytest.raises(MemoryError):
+        publisher.publish(3, role)
+    assert taken == list(range(6))
+    taken.clear()
+    assert HostMemoryPublisher(None, spec, role, is_sender=False).publish(3, role).num_bytes == 0
+    assert taken == list(range(6))

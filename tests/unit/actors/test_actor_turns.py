@@ -12,20 +12,23 @@ from fake_actors import ComputingRank, FakeHandle, RecordingActor
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.turns import Turns
+from actors.engines.replica_set import ReplicaSet
 from actors.engines.rollout import RolloutReplica
+from actors.engines.samples import Ending
 from actors.ranks.free_ranks import FreeRanks
 from actors.ranks.group import RankGroup
 from actors.ranks.policy import PolicyGroup, PolicyRank
 from actors.ranks.reference import ReferenceGroup, ReferenceRank
 from actors.ranks.reward import RewardGroup, RewardRank
 from actors.ranks.reward_worker import LoadedFunctions, RewardWorker
+from actors.ranks.reward_workers import RewardWorkers
 from actors.ranks.value import ValueGroup, ValueRank
 from actors.weights.probe import EXACT
-from actors.weights.sync_spec import SyncSpec
+from actors.weights.sync_spec import Sent, SyncSpec
 from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import ActorDied, RunError
 from rlhf_ray.metrics.spans import ASKED, PROCESS
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles import RolloutGroup
@@ -107,7 +110,10 @@ def reference(ranks: RoleHandle) -> ReferenceGroup:
 async def publish(ranks: RoleHandle) -> None:
     group, engine = policy(ranks), RecordingActor(RolloutReplica, logprobs=[])
     sync = SyncSpec(backend="object_store", gpus_per_replica=0, bucket_bytes=1, timeout_s=5.0)
-    group.publish_to(RoleHandle("rollout", {"e": engine}), sync, probe=[], limits=EXACT)
+    engines = ReplicaSet(
+        RoleHandle("rollout", {"e": engine}), Ending(), timeout_s=5.0, sleeps=False, seats=1
+    )
+    group.publish_to(engines, sync, probe=[], limits=EXACT)
     await group.publish(1)
 
 
@@ -116,7 +122,12 @@ async def score(ranks: RoleHandle) -> None:
     loaded = LoadedFunctions(weights={"b": 1.0}, plain=("b",))
     worker = RoleHandle("reward_worker", {"w": RecordingActor(RewardWorker, score={"b": []})})
     model = RankGroup(actors=ranks, timeouts=TIMEOUTS)
-    reward = RewardGroup(config, TIMEOUTS, model=model, worker=worker, functions=loaded)
+
+    async def restart(died: ActorDied) -> None:
+        raise died
+
+    workers = RewardWorkers(worker, loaded, reward=config, timeouts=TIMEOUTS, restart=restart)
+    reward = RewardGroup(config, TIMEOUTS, model=model, workers=workers)
     prompt = Prompt(prompt_id="p", token_ids_T=(1,), text="?")
     await reward.score(RolloutGroup(prompt=prompt, draw=0, summaries_G=(), rollouts=None))
 
@@ -138,7 +149,7 @@ async def test_whatever_passes_a_model_does_so_in_its_turn(work, turn, monkeypat
     monkeypatch.setattr(ray, "put", lambda value: value)
     answers = {
         "rendezvous": ("h", 1),
-        "publish": 7,
+        "publish": Sent(num_bytes=7),
         "update": {},
         "logprobs_of": [],
         "score_with_model": [],

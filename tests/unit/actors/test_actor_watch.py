@@ -59,6 +59,7 @@ def killed(monkeypatch) -> list[Any]:
     def get(refs, timeout):
         if refs[0].state == "dead":
             raise RayActorError(error_msg="dead")
+        return [refs[0].state]
 
     def wait(refs, **_):
         return [ref for ref in refs if ref.state != "hangs"], []
@@ -154,7 +155,7 @@ async def test_what_is_waited_for_is_known_of_the_one_that_was_asked():
 @given(events=st.lists(st.tuples(st.sampled_from(["ask", "answer", "look"]), st.floats(0, 9))))
 def test_only_an_open_question_of_one_that_has_started_grows_old(events):
     clock = Clock()
-    health = Health(hang_s=5.0, clock=clock)
+    health = Health(hang_s=5.0, suspect_s=2.0, clock=clock)
     has_answered, since_s = False, None
     for event, seconds in events:
         clock.now_s += seconds
@@ -166,3 +167,40 @@ def test_only_an_open_question_of_one_that_has_started_grows_old(events):
             has_answered, since_s = True, None
         expected = has_answered and since_s is not None and clock.now_s - since_s > 5.0
         assert health.hangs == expected
+        assert health.is_suspect or not health.hangs
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def answered(self, rank: int, answer: Any) -> None:
+        self.heard.append(("answered", rank))
+
+    def suspected(self, rank: int) -> None:
+        self.heard.append(("suspected", rank))
+
+    def lost(self, rank: int, why: str) -> None:
+        self.heard.append(("lost", rank, why))
+
+
+def test_whoever_listens_hears_of_suspects_and_of_deaths_at_once(killed):
+    well, stopped, dead = Actor(), Actor(), Actor()
+    watch, clock, role = watched(well, stopped, dead)
+    watch.look()
+    role.listener = listener = Listener()
+    look(watch, clock, 5)
+    assert listener.heard == [("answered", rank) for rank in range(3)]
+    stopped.state, dead.state = "hangs", "dead"
+    listener.heard.clear()
+    look(watch, clock, 10)
+    assert ("lost", 2, "dead") in listener.heard
+    assert ("suspected", 1) not in listener.heard
+    look(watch, clock, 5)
+    assert ("suspected", 1) in listener.heard
+    assert not killed
+    look(watch, clock, 20)
+    assert killed == [stopped]
+    [(_, _, why)] = [heard for heard in listener.heard if heard[:2] == ("lost", 1)]
+    assert why == "no answer for 25 s: killed"
+    assert ("answered", 0) in listener.heard

@@ -109,3 +109,11 @@ async def test_the_death_of_whom_an_actor_waited_for_is_passed_on():
     error = await died([Answer(arrived), Answer(after_s=60)])
     assert str(error) == f"policy.update: job/policy/2: {replica}"
     assert (error.role, error.index, error.operation) == ("rollout", 1, replica.operation)
+
+
+async def test_the_one_that_died_is_named_however_many_peers_fail_before_it():
+    peers = [Answer(RuntimeError("connection closed"), after_s=0.02 * n) for n in range(1, 4)]
+    dead = Answer(RayActorError(error_msg="killed"), after_s=0.2)
+    with pytest.raises(ActorDied, match="job/policy/2 died") as caught:
+        await asked([*peers[:2], dead, *peers[2:]])
+    assert caught.value.index == 2

@@ -18,7 +18,9 @@ from actors.ranks.reward import RewardGroup
 from actors.ranks.value import ValueGroup
 from actors.roles import job_pool, start
 from actors.roles.job_pool import JobPool
+from actors.roles.lasting import Lasting, LastingPolicy
 from rlhf_ray.config.online import PpoConfig
+from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import RmConfig
 from rlhf_ray.jobs.online import OnlineData, specs
 from rlhf_ray.jobs.pool import Pool
@@ -70,7 +72,8 @@ async def test_a_specification_becomes_a_role_with_its_model(resident: Any, tmp_
         "reference": ReferenceGroup,
         "value": ValueGroup,
     }
-    assert {role: type(vars(group)["_role"]) for role, group in loaded.items()} == kinds
+    roles = {role: vars(group).get("_role", group) for role, group in loaded.items()}
+    assert {role: type(of_pool) for role, of_pool in roles.items()} == kinds
     assert loaded["policy"].exports_with == str(tmp_path / "tokenizer")
     assert loaded["value"].exports_with == ""
     assert loaded["reward"].weights == {"model": 1.0}
@@ -154,4 +157,26 @@ def test_only_a_reward_model_needs_ranks(
     job = PpoConfig.model_validate(config)
     specs = start.role_specs(job.groups, job)
     assert specs.keys() - {"policy", "reference", "value", "rollout", "experience"} == actors
-    assert all(specs[name].beside == "reward" for name in actors & {"reward_worker"})
+    assert {"reward", "reward_worker"} & job.groups.keys() == actors
+
+
+async def test_a_policy_that_nobody_trains_is_asked_again_where_it_died(
+    resident: Any, tmp_path: Path
+) -> None:
+    """Sampling loses nothing with it: it is loaded as it was."""
+    config = SampleConfig.model_validate(
+        {
+            "run_dir": str(tmp_path),
+            "data": {"path": "org/prompts"},
+            "policy": {"model": {"path": "org/start"}},
+            "reward": {"functions": [{"path": "rewards.py:f"}]},
+        }
+    )
+    pool = JobPool(resident, config)
+    await pool.start()
+    loaded = await pool.load("policy", specs(config, DATA)["policy"])
+    assert type(loaded) is Lasting
+    trained = JobPool(resident, ppo(tmp_path))
+    await trained.start()
+    loaded = await trained.load("policy", specs(ppo(tmp_path), DATA)["policy"])
+    assert type(loaded) is LastingPolicy

@@ -11,24 +11,13 @@ from actors.cluster.role_handle import RoleHandle
 from actors.pool.restart import Restarts
 from actors.roles.lasting import (
     Lasting,
-    LastingEngines,
     LastingPolicy,
     LastingTrained,
     or_lost,
     repeated,
 )
 from rlhf_ray.config.base import ActorFailureConfig
-from rlhf_ray.errors import ActorDied, RunError, StateLost
-
-
-class Spec:
-    """Of engines."""
-
-    def __init__(self) -> None:
-        self.faulty: list[int] = []
-
-    async def broken(self, role: RoleHandle[Any]) -> list[int]:
-        return self.faulty
+from rlhf_ray.errors import ActorDied, StateLost
 
 
 class Resident:
@@ -38,15 +27,11 @@ class Resident:
         self.restarts = Restarts(ActorFailureConfig(restarts=9, backoff_s=0.0), self.restart)
         self.restarted: list[str] = []
         self.again: list[str] = []
-        self.spec = Spec()
-        roles = {name: RoleHandle(name, {name: None}) for name in ("reward", "policy", "rollout")}
-        roles["rollout"].replace({"rollout": None}, spec=self.spec)
+        roles = {name: RoleHandle(name, {name: None}) for name in ("reward", "policy")}
         self.state = type("State", (), {"roles": roles})
 
-    async def restart(self, role: str) -> None:
+    async def restart(self, role: str, ranks: object = None) -> None:
         self.restarted.append(role)
-        if role == "rollout":
-            self.spec.faulty = []
         handle = self.state.roles[role]
         handle.give_way_to(handle.successor({}))
 
@@ -59,13 +44,11 @@ class Role:
 
     def __init__(self, actors: RoleHandle[Any], *dies: str) -> None:
         self.actors, self.dies, self.asked = actors, list(dies), []
-        self.leaves, self.fault = False, None
+        self.leaves = False
 
     async def _ask(self, what: str, role: str = "") -> str:
         self.asked.append(what)
         await asyncio.sleep(0)
-        if self.fault is not None:
-            raise self.fault
         if self.dies and self.dies[0] == what:
             self.dies.pop(0)
             died = ActorDied.of("died", role=self.actors.name, index=0, operation=what, age_s=0.0)
@@ -81,16 +64,6 @@ class Role:
 
     def disconnected(self) -> None:
         self.asked.append("disconnected")
-
-    async def publish(self, version: int) -> None:
-        await self._ask("publish")
-
-    async def compare(self) -> str:
-        return await self._ask("compare")
-
-    async def generate(self, requests: list[str], *, together: bool) -> list[asyncio.Future[str]]:
-        await self._ask("generate")
-        return [asyncio.ensure_future(self._ask(request)) for request in requests]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -159,81 +132,10 @@ async def test_a_start_is_loaded_once_more_unless_the_actors_are_as_new(pool):
     await lasting.score(3, of=4)
 
 
-def both(pool, *dies_of_policy, engines=()):
-    engine = Role(pool.state.roles["rollout"], *engines)
-    policy = Role(pool.state.roles["policy"], *dies_of_policy)
-    lasting = LastingEngines(engine, pool)
-    return engine, lasting, policy, LastingPolicy(policy, pool, lasting)
-
-
-async def test_nobody_samples_before_a_publication(pool):
-    _, engines, _, policy = both(pool)
-    with pytest.raises(StateLost, match="without the weights"):
-        await engines.generate(["a"])
-    await policy.publish(0)
-    assert await asyncio.gather(*await engines.generate(["a", "b"])) == ["a", "b"]
-    await pool.restart("rollout")
-    for ask in (lambda: engines.generate(["a"]), policy.compare):
-        with pytest.raises(StateLost):
-            await ask()
-    await policy.publish(0)
-    assert await policy.compare() == "compare"
-
-
-@pytest.mark.parametrize("dies", ["generate", "a"])
-async def test_an_engine_that_dies_is_replaced_and_what_it_sampled_lost(pool, dies):
-    _, engines, _, policy = both(pool, engines=[dies])
-    await policy.publish(0)
-    with pytest.raises(StateLost) as caught:
-        await asyncio.gather(*await engines.generate(["a", "b"]))
-    assert (caught.value.role, pool.restarted) == ("rollout", ["rollout"])
-
-
-async def test_an_engine_that_cannot_be_used_is_replaced_although_it_answers(pool):
-    engine, engines, _, policy = both(pool)
-    await policy.publish(0)
-    engine.fault = RunError("its engine died")
-    with pytest.raises(RunError) as caught:
-        await engines.generate(["a"])
-    assert caught.value is engine.fault, "the engines are well"
-    pool.spec.faulty = [0]
-    with pytest.raises(StateLost, match="its engine died"):
-        await engines.generate(["a"])
-    assert pool.restarted == ["rollout"]
-
-
-async def test_a_call_without_weights_is_repeated_once_the_engines_are_replaced(pool):
-    engine, engines, *_ = both(pool)
-    engine.fault, pool.spec.faulty = RunError("its engine died"), [0]
-
-    async def restart(role):
-        await Resident.restart(pool, role)
-        engine.fault = None
-
-    pool.restarts = Restarts(ActorFailureConfig(), restart)
-    assert await engines.score(3, of=4) == "score"
-    assert (engine.asked, pool.restarted) == (["score"] * 2, ["rollout"])
-
-
-async def test_engines_that_a_dead_policy_left_amid_a_publication_are_replaced(pool):
-    _, engines, role, policy = both(pool, "publish")
-    pool.spec.faulty = [0]
-    with pytest.raises(StateLost) as caught:
-        await policy.publish(3)
-    assert (caught.value.role, pool.restarted) == ("policy", ["policy"])
-    with pytest.raises(StateLost):
-        await engines.generate(["a"])
-    await policy.restore("folder")
-    await policy.publish(2)
-    assert pool.restarted == ["policy", "rollout"]
-    assert role.asked == ["publish", "restore", "disconnected", "publish"]
-    await engines.generate(["a"])
-
-
 async def test_a_policy_that_begins_again_has_no_way_to_the_engines(pool):
     """It is alive, and loads its model anew, as the critic died."""
-    *_, role, policy = both(pool)
-    await policy.restore("")
+    role = Role(pool.state.roles["policy"])
+    await LastingPolicy(role, pool).restore("")
     assert (pool.again, role.asked) == (["policy"], ["disconnected"])
 
 

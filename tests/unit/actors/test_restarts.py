@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleSpec
 from actors.pool.budget import Budget
 from actors.pool.restart import Restarts
-from rlhf_ray.config.base import ActorFailureConfig
+from actors.ranks.rank import Rank
+from rlhf_ray.config.base import ActorFailureConfig, TimeoutConfig
 from rlhf_ray.errors import ActorDied, RunError
 
 QUICK = ActorFailureConfig(restarts=3, backoff_s=0.0)
@@ -41,8 +43,8 @@ class Roles(dict[str, RoleHandle]):
         self.restarted: list[str] = []
         self.failures = list(failures)
 
-    async def restart(self, role: str) -> None:
-        self.restarted.append(role)
+    async def restart(self, role: str, ranks: Sequence[int] | None = None) -> None:
+        self.restarted.append(role if ranks is None else f"{role}/{ranks}")
         await asyncio.sleep(0.01)
         if self.failures and (error := self.failures.pop(0)):
             raise error
@@ -116,6 +118,21 @@ async def test_without_restarts_a_death_is_as_it_was():
         await restarts.after(death_of(RoleHandle("unknown", {"u": None})), roles)
 
 
+async def test_what_runs_a_user_s_code_is_started_again_as_often_as_it_takes():
+    """But where it dies while it starts, that counts."""
+    roles, none = Roles("worker"), ActorFailureConfig(restarts=0)
+    roles["worker"].spec = RoleSpec(actor_class=Rank, runs_user_code=True)
+    restarts = Restarts(none, roles.restart)
+    for number in range(5):
+        await restarts.after(death_of(roles["worker"]), roles)
+        assert roles["worker"].incarnation == number + 1
+    assert restarts.budget.num_restarts == 0
+    roles.failures = [death_of(roles["worker"], incarnation=9)]
+    with pytest.raises(ActorDied):
+        await restarts.after(death_of(roles["worker"]), roles)
+    assert len(roles.restarted) == 6
+
+
 @given(
     pauses_s=st.lists(st.floats(0, 50), max_size=30),
     restarts=st.integers(0, 4),
@@ -138,3 +155,21 @@ def test_a_role_has_so_many_restarts_and_all_again_once_it_is_stable(pauses_s, r
             continue
         assert wait_s == (0 if num_left == restarts else 2.0 ** (restarts - num_left - 1))
         num_left, last_s = num_left - 1, clock.now_s + wait_s
+
+
+async def test_engines_are_replaced_one_by_one_each_with_a_budget_of_its_own():
+    roles = Roles("rollout")
+    restarts = Restarts(ActorFailureConfig(restarts=2, backoff_s=0.0), roles.restart)
+
+    def death(index):
+        return ActorDied.of("died", role="rollout", index=index, operation="generate", age_s=0.0)
+
+    await asyncio.gather(*(restarts.replace(death(index)) for index in (0, 1, 1)))
+    assert sorted(roles.restarted) == ["rollout/[0]", "rollout/[1]"]
+    await restarts.replace(death(1))
+    with pytest.raises(ActorDied, match="rollout/1 was started again 2 times") as caught:
+        await restarts.replace(death(1))
+    assert (caught.value.role, caught.value.index) == ("rollout", 1)
+    await restarts.replace(death(0))
+    assert roles.restarted[2:] == ["rollout/[1]", "rollout/[0]"]
+    assert restarts.longest_s(TimeoutConfig(place_s=1.0, start_s=10.0)) == 2 * 12.0

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_actors import FakeHandle
 from ray.exceptions import RayActorError
 
+from actors.cluster import role_handle
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.turns import Turns
 from actors.ranks.group import RankGroup
@@ -103,3 +105,57 @@ def test_a_handle_that_travels_keeps_all_but_its_turns():
     assert (arrived.spec, arrived.incarnation) == (sent.spec, sent.incarnation)
     assert arrived.gpu_turns is None
     assert (arrived.core_turns, arrived.threads) == ((), 2)
+
+
+class Peer:
+    """A rank that waits for another one, which is stopped."""
+
+    def __init__(self, *, is_stopped: bool) -> None:
+        self.is_stopped = is_stopped
+
+    async def update(self) -> None:
+        await asyncio.sleep(60)
+
+    async def health(self) -> None:
+        if self.is_stopped:
+            await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("stopped", "said"),
+    [
+        ([1], r"no answer from job/policy/1 after .*, nor any sign of life: killed"),
+        ([], r"no answer from job/policy/0, job/policy/1, job/policy/2 after .*: killed"),
+    ],
+)
+async def test_of_ranks_that_wait_for_a_stopped_one_only_that_is_named(stopped, said, monkeypatch):
+    killed: list[Any] = []
+    monkeypatch.setattr(role_handle.ray, "kill", killed.append)
+    monkeypatch.setattr(role_handle, "LIFE_S", 0.1)
+    peers = {
+        f"job/policy/{number}": FakeHandle(Peer(is_stopped=number in stopped))
+        for number in range(3)
+    }
+    policy: RoleHandle[Peer] = RoleHandle("policy", peers)
+    with pytest.raises(ActorDied, match=said) as caught:
+        await policy.call(Peer.update, timeout_s=0.05)()
+    assert caught.value.index == (stopped or [0])[0]
+    assert killed == list(peers.values()), "what they do together hangs as a whole"
+
+
+async def test_one_actor_comes_in_the_place_of_another_and_the_others_stay(policy):
+    first, _ = policy.actors
+    new = policy.successor({"job/policy/1": Rank("c")})
+    policy.give_way_to(new, [1])
+    assert policy.actors[0] is first
+    assert await policy.call(Rank.where, timeout_s=5)(1) == ["a has 1 of 1", "c has 1 of 1"]
+    assert policy.incarnation == 1
+    assert policy.of([1]).names == ["job/policy/1"]
+
+
+async def test_who_is_away_is_not_asked(policy):
+    policy.away.add(0)
+    assert await policy.call(Rank.where, timeout_s=5)(1) == ["b has 1 of 1"]
+    assert pickle.loads(pickle.dumps(policy.of([]))).present == []
+    policy.away.add(1)
+    assert await policy.call(Rank.where, timeout_s=5)(1) == []

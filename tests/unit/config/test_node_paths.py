@@ -46,7 +46,8 @@ def test_every_role_of_an_online_job_has_its_own(there):
         "rollout": base,
         "reference": base,
         "value": {"value.model.path": "critic"},
-        "reward": {"reward.functions.0.path": "mine.py", "reward.model.path": "scorer"},
+        "reward": {"reward.model.path": "scorer"},
+        "reward_worker": {"reward.functions.0.path": "mine.py"},
     }
 
 

@@ -28,7 +28,6 @@ def test_a_good_configuration_passes(good):
         ("reward", {"functions": [{"path": "nowhere.py:f"}]}, "no such file: 'nowhere.py'"),
         ("reward", {"functions": [{"path": "no_module.x:f"}]}, "no module 'no_module.x'"),
         ("reward", {"functions": [{"path": "rlhf_ray.nothing:f"}]}, "no module 'rlhf_ray.nothing'"),
-        ("reward", {"functions": [{"path": "score"}]}, "must be package.module:function"),
         (
             "reward",
             {"functions": [{"path": "rlhf_ray.rewards.contains:contain_word"}]},
@@ -39,6 +38,11 @@ def test_a_good_configuration_passes(good):
             "reward",
             {"remote": {"url": "http://scorer", "token_env": "NO_SUCH_VARIABLE"}},
             "reward.remote.token_env: names 'NO_SUCH_VARIABLE', which is not set",
+        ),
+        (
+            "reward",
+            {"judge": {"url": "http://judge", "model": "m", "token_env": "NO_SUCH_VARIABLE"}},
+            "reward.judge.token_env: names 'NO_SUCH_VARIABLE', which is not set",
         ),
         ("rollout", {"max_new_tokens": 128}, "do not fit into 128 tokens of context"),
         (

@@ -7,7 +7,12 @@ import sys
 
 import pytest
 
+from rlhf_ray.config.checks import references
+from rlhf_ray.config.data import SourceConfig
+from rlhf_ray.config.environment import EnvironmentConfig
+from rlhf_ray.data.files.sources import read_rows
 from rlhf_ray.environments import reasoning_gym as environment_module
+from rlhf_ray.environments.loading import environment_maker
 from rlhf_ray.environments.reasoning_gym import ReasoningGym
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards import reasoning_gym as rewards
@@ -79,7 +84,9 @@ async def test_a_wrong_answer_may_be_given_again(gym):
     other = ReasoningGym(attempts=2)
     await other.reset(prompt, 0)
     assert (await other.step(right)).is_done
-    last = ReasoningGym(attempts=1)
+    with pytest.raises(ConfigError, match=f"p: its task must be 'other', got {gym!r}"):
+        await ReasoningGym(task="other").reset(prompt, 0)
+    last = ReasoningGym(attempts=1, task=gym)
     await last.reset(prompt, 0)
     assert (await last.step("<answer>x</answer>")).is_done
 
@@ -106,3 +113,50 @@ async def test_what_is_missing_is_named(monkeypatch):
         await ReasoningGym().reset(Prompt(prompt_id="p", token_ids_T=(1,), text=""), 0)
     with pytest.raises(ConfigError, match="attempts must be at least 1, got 0"):
         ReasoningGym(attempts=0)
+
+
+def test_an_environment_is_a_task_by_its_name():
+    config = EnvironmentConfig.model_validate(
+        {"reasoning_gym": "chain_sum", "arguments": {"attempts": 3}}
+    )
+    made = environment_maker(config)()
+    assert (made.task, made.attempts) == ("chain_sum", 3)
+    with pytest.raises(ValueError, match="either a path or a task"):
+        EnvironmentConfig(reasoning_gym="chain_sum", path="a:b")
+
+
+def test_a_data_set_is_a_task_by_its_name(gym, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_RAY_CACHE", str(tmp_path))
+    path = f"reasoning_gym:{gym},size=4,seed=9"
+    found = list(read_rows(SourceConfig(path=path)))
+    assert [row.row_id for row in found] == [f"{gym}:{number}" for number in range(4)]
+    made = json.loads(json.dumps(rewards.rows(gym, size=4, seed=9)))
+    assert [dict(row.columns) for row in found] == made
+    monkeypatch.setattr(rewards, "rows", None)  # what was made is kept
+    assert len(list(read_rows(SourceConfig(path=path, limit=2)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("reasoning_gym:", "must name a task"),
+        ("reasoning_gym:sums,size", "'size' must be name=value"),
+        ("reasoning_gym:sums,size=0", "size must be a whole number, got 0"),
+        ("reasoning_gym:sums,seed=x", "seed must be a whole number, got 'x'"),
+        ("reasoning_gym:sums,width=3", r"task 'sums' of reasoning-gym with {\"width\": 3}"),
+        ("reasoning_gym:nothing", "task 'nothing'"),
+    ],
+)
+def test_a_task_that_cannot_be_made_is_named(path, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_RAY_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "reasoning_gym", FakeGym)
+    rewards._dataset.cache_clear()
+    with pytest.raises(ConfigError, match=words):
+        list(read_rows(SourceConfig(path=path)))
+
+
+def test_the_package_is_missed_before_the_start(monkeypatch):
+    monkeypatch.setattr(references.importlib.util, "find_spec", lambda name: None)
+    assert "needs the package reasoning-gym" in references.data_fault("reasoning_gym:countdown")
+    monkeypatch.setattr(references.importlib.util, "find_spec", lambda name: object())
+    assert references.data_fault("reasoning_gym:countdown") is None

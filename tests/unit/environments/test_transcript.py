@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_ray.data.chat.borders import written_tokens
-from rlhf_ray.environments.play import EnvironmentFailed, Limits, play
+from rlhf_ray.environments.play import Limits, play
 from rlhf_ray.environments.protocol import Step
 from rlhf_ray.environments.transcript import Transcript
+from rlhf_ray.errors import EnvironmentFailed
 from rlhf_ray.types import Prompt
 
 TEMPLATES = {family: acting.turn_template(family) for family in acting.FAMILIES}

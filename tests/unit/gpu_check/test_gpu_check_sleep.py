@@ -63,7 +63,7 @@ def failing(monkeypatch, tmp_path):
         need = SimpleNamespace(waiting=Memory(process=int(1.5 * GIB)))
         scored = [np.zeros(4, dtype=np.float32)]
         monkeypatch.setattr(Setting, "shared", lambda self, opener: fake)
-        monkeypatch.setattr(sleeping, "publish", fake.publish)
+        monkeypatch.setattr(sleeping, "publish_to_all", fake.publish)
         monkeypatch.setattr(sleeping, "used_gb", lambda card: fake.used_gb)
         monkeypatch.setattr(sleeping, "needs_of", lambda *_, **__: {"rollout": need})
         monkeypatch.setattr(sleeping, "cache_tokens_of", lambda online: CACHE_TOKENS)

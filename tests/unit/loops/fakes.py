@@ -160,6 +160,9 @@ class Company:
             for sample, seed in enumerate(request.seeds_G)
         ]
 
+    async def joining(self) -> None:
+        await asyncio.Event().wait()
+
     async def sleep(self, level: SleepLevel) -> None:
         self.said(f"rollout.sleep@{level}")
         self.asleep = True
@@ -224,7 +227,7 @@ class Company:
         skipped = self.skipped.pop(0) if self.skipped else 0.0
         return {"loss": 0.5, "skipped_in_a_row": skipped, "lr": kl_coefficient}
 
-    async def publish(self, version: int) -> None:
+    async def publish(self, version: int, *, exactly: bool = False) -> None:
         assert not self.asleep, "an engine that sleeps takes no weights"
         self.said(f"policy.publish@{version}")
         self.version = version

@@ -65,6 +65,9 @@ class Engines:
         await self.wake_up()
         return await self.company.generate(requests, together=together)
 
+    async def joining(self) -> None:
+        await self.company.joining()
+
     async def sleep(self, level: SleepLevel) -> None:
         if "rollout.weights" in self.card.held:
             self.has_model &= level == 1
@@ -89,12 +92,12 @@ class Guest:
     def __getattr__(self, method: str) -> Any:
         asked = getattr(self.role, method)
 
-        async def answer(*arguments: Any) -> Any:
+        async def answer(*arguments: Any, **keywords: Any) -> Any:
             if method in READS + TRAINS:
                 self.card.take(f"{self.name}.weights")
             if method in TRAINS:
                 self.card.take(f"{self.name}.states")
-            answered = await asked(*arguments)
+            answered = await asked(*arguments, **keywords)
             if method == "update":
                 self.card.leave(f"{self.name}.states")
             if method in ("save", "restore"):
@@ -103,7 +106,7 @@ class Guest:
 
         return answer
 
-    async def publish(self, version: int) -> None:
+    async def publish(self, version: int, *, exactly: bool = False) -> None:
         assert "rollout.weights" in self.card.held, "an engine that sleeps takes no weights"
         self.card.take(f"{self.name}.weights")
         await self.role.publish(version)

@@ -24,7 +24,7 @@ async def straight_loop(config: PpoConfig, roles: Roles, prompts: Sequence[Promp
         spread: list[ScoredGroup] = []
         for _ in range(dynamic.max_rounds if dynamic.enabled else 1):
             num_missing = config.prompts_per_step - len(groups)
-            requests = [request(config, prompts, next(draws)) for _ in range(num_missing)]
+            requests = [request(config, prompts, next(draws), step) for _ in range(num_missing)]
             if requests:
                 found = [await answer for answer in await roles.rollout.generate(requests)]
                 if dynamic.enabled:
@@ -55,7 +55,9 @@ async def scored(roles: Roles, groups: Sequence[RolloutGroup]) -> list[ScoredGro
     return [ScoredGroup(group=g, scores_G=await roles.reward.score(g)) for g in groups]
 
 
-def request(config: PpoConfig, prompts: Sequence[Prompt], draw: int) -> GenerationRequest:
+def request(
+    config: PpoConfig, prompts: Sequence[Prompt], draw: int, step: int
+) -> GenerationRequest:
     prompt = prompts[draw % len(prompts)]
     return GenerationRequest(
         prompt=prompt,
@@ -68,4 +70,5 @@ def request(config: PpoConfig, prompts: Sequence[Prompt], draw: int) -> Generati
         ),
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
+        newest_version=step - 1,
     )

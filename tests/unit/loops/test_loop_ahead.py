@@ -14,7 +14,7 @@ from fakes import make_config, make_prompts, resolve
 
 from rlhf_ray.data.order import RowsInOrder
 from rlhf_ray.deadlines import in_thread
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import GroupFailed, RunError
 from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
@@ -76,7 +76,7 @@ class TimedCompany(HashedCompany):
         self.weights_of[self.version + 1] = self.weights
         return metrics
 
-    async def publish(self, version):
+    async def publish(self, version, *, exactly=False):
         await self.wait()
         await super().publish(version)
 
@@ -200,6 +200,65 @@ async def test_a_killed_run_goes_on_with_what_was_decided(tmp_path, max_stalenes
         if max_staleness == 0:
             assert company.weights == undisturbed.weights
     assert num_replayed > 5, num_replayed
+
+
+class PoisonedCompany(TimedCompany):
+    """Its rewards fail at some prompts, whenever they are asked.
+
+    Attributes:
+        tries: The draws at which they failed, in order.
+    """
+
+    def __init__(self, *arguments, tries, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.tries = tries
+
+    async def score(self, group):
+        await self.wait()
+        if group.prompt.prompt_id in {"p2", "p5"}:
+            self.tries.append(group.draw)
+            raise GroupFailed.of("it hangs", cause="hung")
+        return await super().score(group)
+
+
+PATIENT = {"row": {"retries": 1, "most_skipped_share": 1.0}}
+
+
+@pytest.mark.parametrize("dynamic", [{}, DYNAMIC], ids=["plain", "dynamic"])
+@pytest.mark.parametrize("max_staleness", [0, 2])
+async def test_a_draw_that_was_skipped_is_not_met_again(tmp_path, max_staleness, dynamic):
+    """Killed anywhere, a run trains what the undisturbed one does, and tries no draw anew."""
+    dice, tries = random.Random(1), []
+    config = config_of(tmp_path / "u", max_staleness, dynamic, failures=PATIENT)
+    told = FakeSink()
+    company = PoisonedCompany(config, some_alike, delays=dice, tries=tries)
+    undisturbed = await run(config, company, told)
+    poisoned = sorted({*tries})
+    assert len(poisoned) > 3
+    assert all(tries.count(draw) == 2 for draw in poisoned)
+    assert not {draw for step in company.trained for draw, _ in step} & {*poisoned}
+    for name, number in (("skipped_groups", 1), ("failed_hung", 2), ("failed_crashed", 0)):
+        values = [metrics.get(f"reward/{name}", 0.0) for metrics in told.steps.values()]
+        assert sum(values) == number * len(poisoned)
+    for number in range(6):
+        config = config_of(tmp_path / f"{number}", max_staleness, dynamic, failures=PATIENT)
+        known, is_over = set(), False
+        while not is_over:
+            tries.clear()
+            kill_at = dice.randrange(1, 140)
+            company = PoisonedCompany(config, some_alike, delays=dice, kill_at=kill_at, tries=tries)
+            loop = loop_of(config, company)
+            checkpoint = loop.keeper.store.latest()
+            frontier = checkpoint.state["order"]["position"] if checkpoint else 0
+            known = {*loop.journal.replay(frontier).skipped}
+            try:
+                await loop.run(checkpoint)
+                is_over = True
+            except Killed:
+                await wait_for_threads(loop)
+            assert not known & {*tries}
+        if max_staleness == 0:
+            assert company.weights == undisturbed.weights
 
 
 class Unsteady(TimedCompany):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from fakes import Company, make_config, make_prompts
 from pydantic import ValidationError
 
 from rlhf_ray.config.online import EvalConfig, GrpoConfig
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import GroupFailed, RunError
 from rlhf_ray.loops.evaluation import Evaluation
 
 SCORES = {("p0", 0): 0.0, ("p0", 1): 1.0, ("p0", 2): 0.0, ("p2", 2): 1.0}
@@ -82,6 +83,25 @@ async def test_without_any_score_there_is_no_mean():
     _, result = await evaluated(scoring=lambda prompt, sample: None)
     assert result.metrics["eval/unscored"] == 4
     assert not {"eval/reward_mean", "eval/best_of_k"} & result.metrics.keys()
+
+
+async def test_held_out_prompts_that_cannot_be_scored_are_counted_and_left_out():
+    class Failing(Company):
+        async def score(self, group):
+            if group.prompt.prompt_id in {"p0", "p2"}:
+                raise GroupFailed.of("a user's code", cause="crashed")
+            [score] = await super().score(group)
+            return (replace(score, parts={"score": score.total}),)
+
+    row = {"failures": {"row": {"retries": 1}}}
+    company, _ = await evaluated(sections=row)
+    failing = Failing(company.config, lambda prompt, sample: 0.5)
+    result = await Evaluation(company.config, make_prompts(4)).run(failing.roles(), 0)
+    metrics = result.metrics
+    assert (metrics["eval/reward_mean"], metrics["eval/reward/score"]) == (0.5, 0.5)
+    assert (metrics["eval/unscored"], metrics["eval/reward/skipped_groups"]) == (2, 2)
+    assert metrics["eval/reward/failed_crashed"] == 4
+    assert [row[2] for row in result.table.rows] == [None, 0.5, None, 0.5]
 
 
 def test_greedy_samples_would_all_be_the_same():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import defaultdict
 
 import pytest
 from fakes import Company, make_config, make_prompts, resolve
 
 from rlhf_ray.data.order import RowsInOrder
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import FAILURE_CAUSES, GroupFailed, RunError
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.rollouts.feed import Feed
+from rlhf_ray.rollouts.groups import trainable
 from rlhf_ray.types import Score
 
 DYNAMIC = {"dynamic_sampling": {"enabled": True, "max_rounds": 3}}
@@ -122,6 +124,48 @@ async def test_generation_and_scoring_are_timed_apart(tmp_path):
     company.score, clock = slow_score, StepClock()
     await feed.take(1, clock)
     assert clock.seconds["score"] >= 0.2 > clock.seconds["generate"]
+
+
+def bad_reward(company, *bad):
+    """Fails at these prompts, always."""
+    score = company.score
+
+    async def scored(group):
+        if group.prompt.prompt_id in bad:
+            raise GroupFailed.of(f"{group.prompt.prompt_id} crashes it", cause="crashed")
+        return await score(group)
+
+    company.score = scored
+
+
+SKIPS = {"failures": {"row": {"retries": 0}}}
+
+
+async def test_a_group_without_scores_keeps_its_place_in_the_step(tmp_path):
+    feed, company, order = feed_on(tmp_path, by_sample, settings=SKIPS)
+    bad_reward(company, "p1")
+    collected = await feed.take(1, StepClock())
+    scored = await feed.scores(collected)
+    assert [group.group.draw for group in scored if group.is_skipped] == [1]
+    assert [len(group.scores_G) for group in trainable(scored, smallest_group=2)] == [2] * 3
+    assert order.position == 4
+
+
+async def test_a_group_without_scores_is_replaced_where_groups_are_filtered(tmp_path):
+    feed, company, _ = feed_on(tmp_path, by_sample, settings=SKIPS, **DYNAMIC)
+    bad_reward(company, "p1", "p4")
+    collected = await feed.take(1, StepClock())
+    assert [group.draw for group in collected.groups] == [0, 2, 3, 5]
+    scored = await feed.scores(collected)
+    assert [group.group.draw for group in scored if group.is_skipped] == [1, 4]
+
+
+@pytest.mark.parametrize("algorithm", [{}, DYNAMIC], ids=["plain", "dynamic"])
+async def test_too_many_groups_without_scores_end_the_run(tmp_path, algorithm):
+    feed, company, _ = feed_on(tmp_path, by_sample, settings=SKIPS, **algorithm)
+    bad_reward(company, "p0", "p2", "p3")
+    with pytest.raises(RunError, match=r"crashes it; 3 of the last \d groups could not be scored"):
+        await feed.scores(await feed.take(1, StepClock()))
 
 
 def only_p2(prompt_id, sample):
@@ -260,7 +304,7 @@ class Unsteady(Company):
 
     def __init__(self, *arguments, dice):
         super().__init__(*arguments)
-        self.dice = dice
+        self.dice, self.failed_at = dice, defaultdict(list)
 
     async def trip(self):
         await asyncio.sleep(0)
@@ -287,6 +331,10 @@ class Unsteady(Company):
     async def score(self, group):
         if self.config.algorithm.dynamic_sampling.enabled:
             await self.trip()
+        # It never fails thrice at a group.
+        if len(self.failed_at[group.draw]) < 2 and self.dice.random() < 0.3:
+            self.failed_at[group.draw].append(cause := self.dice.choice(FAILURE_CAUSES))
+            raise GroupFailed.of("a user's code", cause=cause)
         return await super().score(group)
 
 

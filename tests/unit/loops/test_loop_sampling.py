@@ -83,7 +83,7 @@ def test_what_only_training_uses_is_refused(settings, key, tmp_path):
 
 def test_no_role_starts_that_only_training_needs(tmp_path):
     config = sample_config(tmp_path, total_steps=1)
-    assert set(config.groups) == {"policy", "rollout", "reward"}
+    assert set(config.groups) == {"policy", "rollout", "reward_worker"}
     dumped = config.model_dump(mode="json")
     assert SampleConfig.model_validate(dumped) == config
 
@@ -100,6 +100,27 @@ def test_every_two_answers_that_differ_make_a_pair():
 @pytest.mark.parametrize("kind", ["best_worst", "all"])
 def test_answers_that_score_alike_make_none(kind):
     assert list(pairs_of([ANSWERS[1], ANSWERS[2]], kind)) == []
+
+
+def test_of_several_turns_all_messages_are_the_answer_and_can_be_read():
+    turns = [
+        (
+            {"role": "assistant", "content": text},
+            {"role": "user", "content": "Sure?"},
+            {"role": "assistant", "content": "yes"},
+        )
+        for text in ("one", "two")
+    ]
+    answers = [
+        Judged(text=str(score), score=score, truncated=False, messages=messages)
+        for score, messages in zip((0.0, 1.0), turns, strict=True)
+    ]
+    [pair] = pairs_of(answers, "best_worst")
+    assert (pair["chosen"], pair["rejected"]) == (list(turns[1]), list(turns[0]))
+    asked = [{"role": "user", "content": "Which?"}]
+    row = Row(row_id="pairs:0", where="pairs.jsonl:1", columns={"prompt": asked, **pair})
+    [sample] = recognise(row, kinds={"preferences"}).read(row)
+    assert [len(answer) for answer in sample.answers_K] == [3, 3]
 
 
 async def test_it_is_said_that_there_are_no_pairs(tmp_path, caplog):

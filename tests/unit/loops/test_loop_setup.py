@@ -40,6 +40,11 @@ def test_the_same_setup_goes_on(saved):
     assert (checkpoint.folder / "policy/weights").read_text() == "w"
 
 
+def test_how_many_workers_score_is_no_part_of_a_setup(saved):
+    more = resumed(saved, placement={"reward_worker": {"ranks": 9}})
+    assert setup_of(more, ROWS)["settings"] == setup_of(saved, ROWS)["settings"]
+
+
 def test_nothing_is_resumed_unasked_or_from_nothing(saved, tmp_path):
     assert checkpoint_to_resume(saved, ROWS) is None
     assert checkpoint_to_resume(make_config(tmp_path / "new", resume="auto"), ROWS) is None

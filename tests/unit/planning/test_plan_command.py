@@ -35,15 +35,18 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+WORKERS = ["--placement.reward_worker.ranks", "3"]
+
+
 def test_a_job_that_fits(folder, capsys):
-    assert cli.main(["plan", "grpo", "local.yaml"]) == 0
+    assert cli.main(["plan", "grpo", "local.yaml", *WORKERS]) == 0
     printed = capsys.readouterr().out
     assert "0     GPU 0-3  policy 0-3 " in printed
     assert "GPU 4-7  rollout 0-3 " in printed
-    assert "CPU      reward 0 " in printed
+    assert "CPU      reward_worker 0-2 " in printed
     assert "8.03B / 4" in printed
     assert "256 of at most 1,536 tokens: 393,216 tokens" in printed
-    assert "9 actors" in printed
+    assert "11 actors" in printed
     assert "It fits: 67.2 of 79.1 GB on the fullest GPU, " in printed
     assert max(map(len, printed.splitlines())) <= 100
 
@@ -62,19 +65,21 @@ def test_a_job_without_gpus_shows_cores_and_memory_of_its_roles(folder, capsys):
     (folder / "cpu.yaml").write_text(text.replace("zero: {stage: 3}", "zero: {stage: 2}"))
     (folder / "tiny").mkdir()
     (folder / "tiny" / "config.json").write_text(json.dumps(MODELS["tiny"]))
-    assert cli.main(["plan", "grpo", "cpu.yaml"]) == 0
+    job = ["plan", "grpo", "cpu.yaml", *WORKERS, "--placement.rollout.cpus_per_rank", "auto"]
+    assert cli.main(job) == 0
     printed = capsys.readouterr().out
     assert "GPU" not in printed
     rows = [line.split() for line in printed.splitlines()]
     [policy] = [row for row in rows if row[:4] == ["0", "CPU", "policy", "0-3"]]
-    [reward] = [row for row in rows if row[:3] == ["CPU", "reward", "0"]]
-    assert (policy[4], reward[3]) == ("8", "all")
+    [workers] = [row for row in rows if row[:3] == ["CPU", "reward_worker", "0-2"]]
+    [engines] = [row for row in rows if row[:3] == ["CPU", "rollout", "0-3"]]
+    assert (policy[4], workers[3], engines[3]) == ("8", "3", "all")
     assert "all: these compute in turn, each with every core of its node" in printed
-    assert "9 actors, 17 CPU cores reserved, " in printed
+    assert "11 actors, 15 CPU cores reserved, " in printed
     [needed] = [row[2] for row in rows if row[:2] == ["It", "takes"]]
-    assert cli.main(["plan", "grpo", "cpu.yaml", "--node-memory", str(float(needed) + 1)]) == 0
+    assert cli.main([*job, "--node-memory", str(float(needed) + 1)]) == 0
     assert "It fits: " in capsys.readouterr().out
-    assert cli.main(["plan", "grpo", "cpu.yaml", "--node-memory", str(float(needed) - 1)]) == 2
+    assert cli.main([*job, "--node-memory", str(float(needed) - 1)]) == 2
     assert f"node 0 would hold {needed} of " in capsys.readouterr().out
 
 

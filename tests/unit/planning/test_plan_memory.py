@@ -119,7 +119,7 @@ def test_sampling_has_a_policy_that_takes_no_step():
     def sampling(**policy):
         groups = {"policy": {"ranks": 4, "gpus_per_rank": 1}, "rollout": {"gpus_per_rank": 1}}
         plan = planned(job("sample", policy=policy, placement=groups))
-        assert {need.role for need in plan.roles} == {"policy", "rollout", "reward"}
+        assert {need.role for need in plan.roles} == {"policy", "rollout", "reward_worker"}
         assert plan.stages[0].batches.optimizer_steps == 0
         return memory_of(plan, "policy")
 

@@ -12,7 +12,7 @@ from rlhf_ray.rollouts.admission import Admission
 def test_whatever_happens_to_a_run_its_steps_are_those_of_its_decisions():
     found = interleave(50_000, seed=1)
     assert found["events"] >= 50_000
-    for event in ("lose", "reject", "publish late", "kill and resume"):
+    for event in ("lose", "reject", "skip", "publish late", "kill and resume"):
         assert found[event] > 300, event
     assert found["decisions taken from the journal"] > 5_000
     bound = {staleness: staleness for staleness in range(LARGEST_STALENESS + 1)}

@@ -188,3 +188,11 @@ def test_nothing_is_decided_that_is_not_sampled():
 def test_numbers_that_are_too_small_are_named(name, value, least):
     with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {value}"):
         Admission(**{"groups_per_step": 2, name: value})
+
+
+def test_a_draw_may_be_sampled_by_what_comes_before_the_first_step_that_it_may_be_in():
+    admission = Admission(groups_per_step=4, frontier=20, steps=5)
+    assert [admission.newest_version(draw) for draw in (20, 23, 24, 27, 28)] == [5, 5, 6, 6, 7]
+    # With all rounds a step takes 12 draws.
+    refilled = Admission(groups_per_step=4, max_rounds=3, frontier=20, steps=5)
+    assert [refilled.newest_version(draw) for draw in (20, 31, 32)] == [5, 5, 6]

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.errors import FAILURE_CAUSES, ConfigError, RunError
 from rlhf_ray.roles import RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts import journal as journal_module
 from rlhf_ray.rollouts.journal import FORMAT, Journal
@@ -146,9 +146,10 @@ def groups(draw):
                 num_turns=draw(st.integers(0, 3)),
             )
         )
+    is_skipped = draw(st.booleans())
     score = st.builds(
         Score,
-        total=st.none() | floats,
+        total=st.none() if is_skipped else st.none() | floats,
         parts=st.dictionaries(texts, st.none() | floats, max_size=2),
         is_cut=st.none() | st.booleans(),
     )
@@ -159,6 +160,8 @@ def groups(draw):
         scores_G=tuple(draw(score) for _ in range(num_samples)),
         summaries_G=tuple(summaries),
         rollouts_G=tuple(rollouts) if is_accepted else (),
+        failed=tuple(draw(st.lists(st.sampled_from(FAILURE_CAUSES), max_size=3))),
+        is_skipped=is_skipped,
     )
 
 
@@ -196,6 +199,7 @@ def test_a_group_must_be_of_one_draw_and_whole():
         ({"draw": 4}, r"rollouts must be of \(4, 'train:3'\).*got {\(3, 'train:3'\)}"),
         ({"scores_G": ()}, "draw 3 has 2 samples.* as many scores.*got 0 and 2"),
         ({"is_accepted": False}, "or, where it is not accepted, none; got 2 and 2"),
+        ({"is_skipped": True}, "draw 3 is skipped: it must have no scores"),
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(group, **changes)
@@ -215,10 +219,11 @@ def test_fields_are_those_of_the_format():
         for kind in (RecordedGroup, Rollout, RolloutSummary, Score, Turn)
     }
     assert (FORMAT, recorded) == (
-        2,
+        3,
         {
             "RecordedGroup": [
-                "draw", "is_accepted", "prompt_id", "rollouts_G", "scores_G", "summaries_G",
+                "draw", "failed", "is_accepted", "is_skipped", "prompt_id", "rollouts_G",
+                "scores_G", "summaries_G",
             ],
             "Rollout": [
                 "action_mask_T", "draw", "finish_reason", "logprobs_T", "messages", "prompt",
@@ -484,6 +489,21 @@ def test_what_is_discarded_is_not_there(tmp_path):
         replay.take(1, prompt_of(1))
 
 
+def skipped_of(draw, *failed):
+    return dataclasses.replace(group_of(draw, total=None), failed=failed, is_skipped=True)
+
+
+def test_what_was_skipped_is_known_also_where_it_is_sampled_again(tmp_path):
+    write(tmp_path, group_of(0), skipped_of(1, "hung", "crashed"), skipped_of(2), group_of(3))
+    replay = Journal(tmp_path, identity=IDENTITY).replay(1)
+    assert replay.skipped == {1: ("hung", "crashed"), 2: ()}
+    replay.discard([1, 3])
+    assert replay.take(2, prompt_of(2)).is_skipped
+    assert replay.skipped == {1: ("hung", "crashed"), 2: ()}
+    write(tmp_path, group_of(1))
+    assert Journal(tmp_path, identity=IDENTITY).replay(0).skipped == {2: ()}, "the last record"
+
+
 def test_a_draw_of_another_prompt_is_an_error_and_stays(tmp_path):
     write(tmp_path, group_of(3))
     replay = Journal(tmp_path, identity=IDENTITY).replay(0)
@@ -524,8 +544,8 @@ def test_what_json_makes_of_an_identity_is_the_same_identity(tmp_path):
 
 def test_files_of_another_format_are_refused(tmp_path, monkeypatch):
     write(tmp_path, group_of(0))
-    monkeypatch.setattr(journal_module, "FORMAT", 3)
-    with pytest.raises(ConfigError, match=r"cannot be replayed: the file's format was 2, is 3$"):
+    monkeypatch.setattr(journal_module, "FORMAT", 4)
+    with pytest.raises(ConfigError, match=r"cannot be replayed: the file's format was 3, is 4$"):
         Journal(tmp_path, identity=IDENTITY).replay(0)
 
 

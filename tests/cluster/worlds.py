@@ -1,0 +1,53 @@
+"""Environments of the cluster tests; workers read this file by its path."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from rlhf_ray.environments.protocol import Step
+from rlhf_ray.types import Prompt
+
+
+class Echo:
+    """Says how long the answer was, twice; rewards the letter e in each turn.
+
+    The first time that all environments together begin so many rollouts it fails in the way that
+    is asked for: it raises, is late, exits with its process, or blocks the event loop.
+    """
+
+    def __init__(self, counts: str = "", fails: str = "", at: int = 0) -> None:
+        self.counts, self.fails, self.at, self.num_turns = counts, fails, at, 0
+
+    async def reset(self, prompt: Prompt, seed: int) -> None:
+        self.seed = seed
+        self.is_bad = bool(self.counts) and self._number() == self.at
+
+    async def step(self, answer: str) -> Step:
+        self.num_turns += 1
+        if self.is_bad:
+            await self._fail()
+        reward = answer.count("e") / (1 + len(answer))
+        said = {"role": "user", "content": f"{len(answer)} and {self.seed % 10}"}
+        if self.num_turns == 3:
+            return Step(reward=reward, is_done=True)
+        return Step(messages=(said,), reward=reward)
+
+    async def close(self) -> None:
+        """Nothing."""
+
+    async def _fail(self) -> None:
+        match self.fails:
+            case "raises":
+                raise ValueError("this world is broken")
+            case "exits":
+                os._exit(1)
+            case "blocks":
+                time.sleep(60)
+
+    def _number(self) -> int:
+        """Of this beginning among all, in whatever process."""
+        with Path(self.counts).open("a") as file:
+            file.write("x")
+            return file.tell()
