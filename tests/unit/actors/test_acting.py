@@ -16,6 +16,8 @@ from rlhf_ray.errors import ActorDied, EnvironmentFailed, RunError
 class Spec:
     """Of workers, some of which are of no use."""
 
+    runs_user_code = False
+
     def __init__(self):
         self.faulty, self.num_asked = [], 0
 
@@ -55,7 +57,7 @@ class Pool:
         self.restarts = Restarts(ActorFailureConfig(restarts=2, backoff_s=0.0), self.restart)
         self.num_restarts = 0
 
-    async def restart(self, role):
+    async def restart(self, role, ranks=None):
         self.num_restarts += 1
         self.spec.faulty = []
         self.workers.give_way_to(self.workers.successor({}))
@@ -112,7 +114,7 @@ async def test_workers_are_started_again_so_often_and_no_more():
     pool = Pool()
     _, acting = engines_of(pool, a=[failed("died")] * 9)
 
-    async def restart(role):
+    async def restart(role, ranks=None):
         pool.num_restarts += 1
         pool.workers.give_way_to(pool.workers.successor({}))
 
