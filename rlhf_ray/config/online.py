@@ -420,7 +420,8 @@ class OnlineConfig(JobConfig):
     @property
     def most_attempts(self) -> int:
         """At sampling a group: an environment may fail."""
-        return 1 + self.environment.retries if self.environment.is_named else 1
+        environment = self.environment
+        return 1 + environment.retries if environment.path or environment.reasoning_gym else 1
 
     @property
     def max_response_tokens(self) -> int:

@@ -27,8 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 
-from rlhf_ray.models.packed import Packing, Part
-from rlhf_ray.models.take_rows import take_rows
+from rlhf_ray.models.packed import Packing, Part, take_rows
 
 VARLEN, PACKED_SDPA, MASKED_SDPA = "varlen_attn", "packed_sdpa", "masked_sdpa"
 # Those that take a prompt which stands once.

@@ -19,7 +19,7 @@ from rlhf_ray.models.decoder import base_of, decode, decoder_of
 from rlhf_ray.models.linear import in_float32, new_head
 from rlhf_ray.models.logits import LogprobsHead
 from rlhf_ray.models.modes import CHECKED_PROMPT, CheckedModel
-from rlhf_ray.models.take_rows import take_rows
+from rlhf_ray.models.packed import take_rows
 from rlhf_ray.types import IntArray
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -221,3 +222,34 @@ def _packing(
         num_tokens=int(cu_lens[-1]),
         index=slice(0, int(cu_lens[-1])) if index is None else index,
     )
+
+
+def take_rows(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows of [N, ...] by int64 [M, ...]: [M, ..., ...].
+
+    As indexing, but for the gradient: a row's copies, as of a prompt that stands once for several
+    sequences, are added up in the order of `index`, and in float32 at least. Indexing adds them up
+    in whatever order threads come to them, so that two passes differ in the last bits, and takes
+    several times as long on a CPU.
+    """
+    taken: torch.Tensor = _Rows.apply(states, index)  # type: ignore[no-untyped-call]
+    return taken
+
+
+class _Rows(torch.autograd.Function):
+    """Embedding's own passes, on a CPU and a GPU alike: each sums a row in one thread."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        ctx.shape = states.shape
+        ctx.save_for_backward(index)
+        taken = torch.embedding(states.flatten(1), index)
+        return taken.view(*index.shape, *states.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        [index] = ctx.saved_tensors
+        copies = gradient.flatten(index.dim())
+        copies = copies.to(torch.promote_types(gradient.dtype, torch.float32))
+        sums = torch.ops.aten.embedding_dense_backward(copies, index, ctx.shape[0], -1, False)
+        return sums.view(ctx.shape).to(gradient.dtype), None

@@ -15,7 +15,7 @@ from rlhf_ray.models.classifier import heads_of, is_packable
 from rlhf_ray.models.decoder import base_of, decode, decoder_of, require_experts
 from rlhf_ray.models.linear import in_float32
 from rlhf_ray.models.modes import CHECKED_PROMPT, CheckedModel, ForwardMode
-from rlhf_ray.models.take_rows import take_rows
+from rlhf_ray.models.packed import take_rows
 from rlhf_ray.types import IntArray
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_ray.models.take_rows import take_rows
+from rlhf_ray.models.packed import take_rows
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5)], ids=str)
