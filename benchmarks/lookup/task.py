@@ -25,9 +25,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
 )
 WORLD = f"{Path(__file__).with_name('world.py')}:Lookup"
-NUM_SFT, NUM_TRAIN, NUM_TEST = 10_000, 4000, 256
+NUM_SFT, NUM_TRAIN, NUM_TEST = 20_000, 4000, 256
 # Of demonstrations: how many look, and how many of these answer what they saw.
-LOOKS, READS = 0.4, 0.8
+LOOKS, READS = 0.4, 0.9
 
 
 def write_task(folder: Path, *, seed: int) -> None:
@@ -110,7 +110,7 @@ def pipeline(folder: Path, algorithm: Algorithm, *, seed: int, steps: int) -> Pi
         "temperature": 1.0,
     }
     sft = {
-        "total_steps": 160,
+        "total_steps": 320,
         "batch_size": 64,
         "data": {"path": str(folder / "sft.jsonl")},
         "policy": {

@@ -13,8 +13,8 @@ from rlhf_ray.types import Prompt
 class Echo:
     """Says how long the answer was, twice; rewards the letter e in each turn.
 
-    The first time that all environments together begin so many rollouts it fails in the way that
-    is asked for: it raises, is late, exits with its process, or blocks the event loop.
+    When all environments together are asked for that many steps it fails in the way that is asked
+    for: it raises, exits with its process, or blocks the event loop.
     """
 
     def __init__(self, counts: str = "", fails: str = "", at: int = 0) -> None:
@@ -22,11 +22,10 @@ class Echo:
 
     async def reset(self, prompt: Prompt, seed: int) -> None:
         self.seed = seed
-        self.is_bad = bool(self.counts) and self._number() == self.at
 
     async def step(self, answer: str) -> Step:
         self.num_turns += 1
-        if self.is_bad:
+        if self.counts and self._number() == self.at:
             await self._fail()
         reward = answer.count("e") / (1 + len(answer))
         said = {"role": "user", "content": f"{len(answer)} and {self.seed % 10}"}
@@ -47,7 +46,7 @@ class Echo:
                 time.sleep(60)
 
     def _number(self) -> int:
-        """Of this beginning among all, in whatever process."""
+        """Of this step among all, in whatever process."""
         with Path(self.counts).open("a") as file:
             file.write("x")
             return file.tell()

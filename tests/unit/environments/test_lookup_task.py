@@ -39,7 +39,7 @@ def test_no_prompt_has_its_digit_and_demonstrations_seldom_do_all_of_it():
     assert not any(row["digit"] in row["prompt"][0]["content"] for row in rows)
     shown = [task._demonstration(made) for _ in range(2000)]
     right = [len(chat) == 4 and chat[-1]["content"] == chat[-2]["content"] for chat in shown]
-    assert 0.25 < sum(right) / len(right) < 0.4
+    assert 0.3 < sum(right) / len(right) < 0.4
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
