@@ -34,7 +34,7 @@ def replica_class(cluster):
         async def wake_up(self, part, timeout_s):
             self.sleeps = False
 
-        async def admit(self, requests, ending, timeout_s, together):
+        async def admit(self, requests, ending, timeout_s, together, acting=None):
             assert not self.sleeps
             assert (ending.stop, timeout_s) == ((".",), 60.0)
             self.requests |= {request.draw: request for request in requests}

@@ -72,7 +72,9 @@ class Engine:
             raise RayActorError(error_msg="killed")
         return {"fault": self.fault, "updating": self.amid is not None}
 
-    async def admit(self, requests: Any, ending: Any, timeout_s: float, together: bool) -> None:
+    async def admit(
+        self, requests: Any, ending: Any, timeout_s: float, together: bool, acting: Any = None
+    ) -> None:
         await self._trip()
         for request in requests:
             assert request.draw not in self.groups
