@@ -32,6 +32,7 @@ def recorded(ran):
     if os.environ.get("RECORD_GOLDEN_RUNS"):
         record = {"versions": versions(), "runs": left}
         text = json.dumps(record, indent=1, sort_keys=True)
+        RECORDS.mkdir(exist_ok=True)
         (RECORDS / f"{processor()}-{ranks}.json").write_text(text + "\n")
 
 
