@@ -104,7 +104,7 @@ class Pool:
     async def restart(self, died: ActorDied) -> None:
         await self.again.after(died, {"reward_worker": self.handle})
 
-    async def _restart(self, role: str) -> None:
+    async def _restart(self, role: str, ranks: object = None) -> None:
         handle = self.handle
         broken = await handle.spec.broken(handle)
         self.restarts.append(list(broken))
