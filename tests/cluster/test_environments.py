@@ -18,6 +18,7 @@ from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.environments.turns import TurnTemplate
 from rlhf_ray.errors import EnvironmentFailed
 from rlhf_ray.jobs.online import PPO
+from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.rollouts.seeds import turn_seed
@@ -63,7 +64,7 @@ def sampled(config, pool):
 
     async def run():
         roles = await start_roles(config, pool)
-        await roles.policy.publish(0)
+        await publish(roles, 0)
         groups = await sample_all(roles.rollout, requests_of(config))
         [said] = await roles.policy.logprobs(groups, ["policy"])
         return groups, said, roles.rollout.take_failures()
