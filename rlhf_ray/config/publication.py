@@ -33,8 +33,7 @@ class PublicationConfig(Config):
             (`object_store`) in buckets of 32 MB at most.
         adapters: What engines get of a policy with adapters (`policy.model.lora`). `merged`: its
             weights, changed by the adapters, each time. `apart`: the weights once, and then the
-            adapters alone, which vLLM adds in each pass; sampling is slower by that. Experimental:
-            its test on an engine does not pass yet.
+            adapters alone, which vLLM adds in each pass; sampling is slower by that.
         running: What becomes of responses that are being sampled meanwhile. `recompute`: their
             tokens so far pass the new weights before the next one is sampled, which takes time, and
             that token is the new weights' own. `keep` spares that: what older weights left in the

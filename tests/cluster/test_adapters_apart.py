@@ -29,7 +29,7 @@ def own_pool(cluster):
     asyncio.run(pool.close())
 
 
-# It does not pass yet, and leaves the engine to others in an unusable state.
+# An engine of its own takes a minute to start.
 @pytest.mark.long
 def test_engines_sample_with_the_adapters_that_were_trained(own_pool, make_config, tmp_path):
     roles, steps = run_loop(make_config(tmp_path, **SETTINGS), own_pool)
