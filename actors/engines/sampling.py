@@ -43,6 +43,7 @@ class Sampling:
 
     Attributes:
         acting: What it takes to act in an environment; None without one.
+        wave: Number of those that were admitted together with it; 0 where it was alone.
         request_ids: vLLM's names of its requests, as far as they are admitted.
         task: What waits for all of them; None while they are being admitted.
         is_dropped: Whether nobody waits for it any more.
@@ -50,6 +51,7 @@ class Sampling:
 
     request: GenerationRequest
     acting: Acting | None = None
+    wave: int = 0
     request_ids: list[str] = field(default_factory=list)
     task: asyncio.Task[list[Rollout]] | None = None
     is_dropped: bool = False
@@ -64,6 +66,7 @@ class SamplingEngine(EngineCalls):
         tokenizer: Of the model.
         version: Of the weights that the engine has.
         base: What those are called that its adapter changes; empty where it has none.
+        num_waves: Of requests that were admitted together.
         num_publications: To it, of this job and those before.
         running: Names of the requests that vLLM may still have.
         groups: By their draws, until they are dropped.
@@ -76,7 +79,7 @@ class SamplingEngine(EngineCalls):
     def __init__(self, name: str) -> None:
         """Nothing asked so far."""
         super().__init__(name)
-        self.num_requests = self.num_publications = 0
+        self.num_requests = self.num_waves = self.num_publications = 0
         self.running: set[str] = set()
         self.groups: dict[int, Sampling] = {}
         self.sleeping = EngineSleep(name, self.change)
@@ -100,7 +103,12 @@ class SamplingEngine(EngineCalls):
         Raises:
             RunError: The engine cannot sample, or has one of the draws already.
         """
-        groups = {request.draw: Sampling(request=request, acting=acting) for request in requests}
+        self.num_waves += together
+        wave = self.num_waves if together else 0
+        groups = {
+            request.draw: Sampling(request=request, acting=acting, wave=wave)
+            for request in requests
+        }
         if again := groups.keys() & self.groups.keys():
             raise RunError(f"{self.name} samples draws {sorted(again)} already")
         self.groups |= groups
@@ -124,8 +132,9 @@ class SamplingEngine(EngineCalls):
                 request_id = self._new_name(request.prompt.prompt_id)
                 group.request_ids.append(request_id)
                 params = sampling_params(request, seed, ending)
+                ids_T = request.prompt.token_ids_T
                 adding = self._add(
-                    request_id, request.prompt.token_ids_T, params, SAMPLE, timeout_s=timeout_s
+                    request_id, ids_T, params, SAMPLE, wave=group.wave, timeout_s=timeout_s
                 )
                 collectors.append(await adding)
             if not group.is_dropped:
@@ -213,14 +222,17 @@ class SamplingEngine(EngineCalls):
         params: SamplingParams,
         priority: int,
         *,
+        wave: int = 0,
         timeout_s: float,
     ) -> Any:
         """What the request's output comes from."""
         from vllm.inputs.engine import tokens_input
 
         # The salt keeps a prefix that older weights cached from being taken for these ones'. Their
-        # version would not do: other jobs, and a run that goes on, have the same numbers.
-        salt = f"publication-{self.num_publications}"
+        # version would not do: other jobs, and a run that goes on, have the same numbers. Of a wave
+        # no other's prefix is taken either: on some processors a prompt has other last bits where
+        # its beginning was computed before.
+        salt = f"publication-{self.num_publications}" + f"/wave-{wave}" * bool(wave)
         # As vLLM has it once it has read a prompt, for which it would go to a thread and back.
         prompt = tokens_input(list(token_ids_T), cache_salt=salt)
         adapter = {"lora_request": adapter_request()} if self.base else {}

@@ -116,7 +116,9 @@ class ActingEngine(SamplingEngine):
         group.request_ids.append(request_id)
         try:
             async with self.scheduling("a turn", timeout_s):
-                adding = self._add(request_id, ids_T, params, SAMPLE, timeout_s=timeout_s)
+                adding = self._add(
+                    request_id, ids_T, params, SAMPLE, wave=group.wave, timeout_s=timeout_s
+                )
                 return {request_id: await adding}
         except BaseException:  # also where the group is dropped meanwhile
             await self._end([request_id])

@@ -98,7 +98,7 @@ def test_the_dashboard_asks_for_what_is_there(samples):
 
 
 def test_every_role_says_what_it_needed(last_step):
-    for role in ("policy", "value", "reference", "reward", "rollout"):
+    for role in ("policy", "value", "reference", "reward_worker", "rollout"):
         assert 0.05 < last_step[f"memory/{role}_peak_gb"] < 16
         assert 0 < last_step[f"wait/{role}"] < 60
     assert last_step["engine/running_mean"] > 0

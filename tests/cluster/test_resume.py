@@ -36,6 +36,7 @@ def settings_of(ranks, stage, calls, at_call):
         # The state of the controller must be in the checkpoint as well.
         "algorithm": {"kl": {"controller": "adaptive", "target": 0.001, "horizon": 100}},
         "reward": {"functions": [scorer]},
+        "failures": {"row": {"retries": 0, "then": "stop"}},
     }
     if ranks == 2:
         settings["placement"] = TWO_RANKS_SHARED

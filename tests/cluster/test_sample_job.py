@@ -29,6 +29,7 @@ def sample_config(make_config):
         for name in ("algorithm", "value", "reference"):
             del values[name]
         values["reward"] = {"functions": [scorer]}
+        values["failures"] = {"row": {"retries": 0, "then": "stop"}}
         return SampleConfig.model_validate(values)
 
     return make
