@@ -22,6 +22,8 @@ SETTINGS: dict[str, Any] = laid_over(
     {
         "prompts_per_step": 16,
         "samples_per_prompt": 8,
+        # By default either has all cores where they do not work at the same time.
+        "placement": {"policy": {"cpus_per_rank": 1}, "rollout": {"cpus_per_rank": 1}},
         "rollout": {"max_new_tokens": 256, "max_num_seqs": 128, "ignore_eos": True},
     },
 )
