@@ -30,7 +30,7 @@ import torch.nn.functional as F
 
 from benchmarks.gradients import process_group
 from benchmarks.shared_prompts import CPU, VOCABULARY, grpo_case, save_model, step_plan
-from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.cpus import usable_cores
 from rlhf_ray.learner.build import engine_builder, make_learner

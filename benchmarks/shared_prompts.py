@@ -30,8 +30,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.gradients import process_group
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.learner.build import Spec, engine_builder, make_learner
 from rlhf_ray.learner.rows import score_answers
 from rlhf_ray.packing import UpdatePlan, plan_update

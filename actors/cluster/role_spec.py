@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 
 from actors.cluster.role_handle import Answer, RoleHandle
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.metrics.spans import PROCESS, Taken
 
 M = TypeVar("M", bound=Callable[..., Any])

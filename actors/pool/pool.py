@@ -23,7 +23,8 @@ from actors.pool.record import PoolRecord
 from actors.pool.restart import Restarts
 from actors.pool.state import PoolState
 from actors.pool.usage import usage_of
-from rlhf_ray.config.base import FailureConfig, GroupConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import FailureConfig, TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.errors import ActorDied, RlhfRayError
 from rlhf_ray.planning.cores import CoreShares, share_cores
 from rlhf_ray.roles import Used

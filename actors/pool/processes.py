@@ -14,7 +14,8 @@ from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import CONTROL_GROUP, CONTROL_THREADS, RoleActor, RoleSpec
 from actors.pool.placement import strategy_of
 from actors.pool.state import Place
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RlhfRayError
 

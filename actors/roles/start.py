@@ -20,8 +20,8 @@ from actors.ranks.reward import RewardRank
 from actors.ranks.reward_worker import RewardWorker, WorkerSpec
 from actors.ranks.value import ValueRank
 from actors.roles.engines import engine_spec, first_online
-from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import AnyJob
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.deadlines import side_by_side
 
 logger = logging.getLogger(__name__)

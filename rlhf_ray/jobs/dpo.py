@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.data.examples.preferences import LabelledAnswers, Pairs
 from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.jobs import on_rows

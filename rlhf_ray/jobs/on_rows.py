@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.order import TrainedRows
 from rlhf_ray.jobs.pool import Pool, SupervisedRole

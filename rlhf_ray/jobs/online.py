@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlhf_ray.config.base import LearnerConfig, ModelConfig
+from rlhf_ray.config.learners import LearnerConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
 from rlhf_ray.config.rewards import ENVIRONMENT
 from rlhf_ray.config.sample import SampleConfig

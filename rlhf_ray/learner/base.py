@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
-from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.engine import EngineBuilder
 from rlhf_ray.learner.rows import fitted_update, flat, rollout_batch

@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar
 
 from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.config.algorithm_table import ScoredModel
-from rlhf_ray.config.base import GroupConfig, LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread, side_by_side
 from rlhf_ray.loops.checkpoints import Checkpoint

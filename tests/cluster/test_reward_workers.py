@@ -18,7 +18,8 @@ from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import RewardWorker
 from actors.ranks.reward_workers import RewardWorkers
 from actors.roles.start import RANKS, start_actors
-from rlhf_ray.config.base import GroupConfig, RowFailureConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import RowFailureConfig, TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.roles import RolloutGroup, ScoredGroup

@@ -20,7 +20,8 @@ from actors.pool.state import Place
 from actors.ranks.group import RankSpec
 from actors.ranks.hosting import HostingRank
 from actors.ranks.reward_worker import RewardWorker, WorkerSpec
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.rollout import EngineConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import ActorDied, RunError

@@ -18,7 +18,7 @@ from actors.ranks.group import RankGroup
 from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import SIDE_BY_SIDE, RewardWorker
 from actors.ranks.reward_workers import RewardWorkers
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.rewards import JudgeConfig, RewardConfig
 from rlhf_ray.errors import ActorDied, GroupFailed, RunError
 from rlhf_ray.learner.reward_scorer import ModelScore

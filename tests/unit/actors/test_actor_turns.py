@@ -25,7 +25,8 @@ from actors.ranks.reward_workers import RewardWorkers
 from actors.ranks.value import ValueGroup, ValueRank
 from actors.weights.probe import EXACT
 from actors.weights.sync_spec import Sent, SyncSpec
-from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.learners import LearnerConfig, ReferenceConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ActorDied, RunError

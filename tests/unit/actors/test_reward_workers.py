@@ -16,7 +16,7 @@ from actors.pool.restart import Restarts
 from actors.ranks import reward_workers
 from actors.ranks.reward_worker import Failed, LoadedFunctions, RewardWorker, WorkerSpec
 from actors.ranks.reward_workers import RewardWorkers
-from rlhf_ray.config.base import ActorFailureConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import ActorFailureConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.errors import ActorDied, GroupFailed, RunError
 from rlhf_ray.roles import RolloutGroup

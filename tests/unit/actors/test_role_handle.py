@@ -15,7 +15,7 @@ from actors.cluster import role_handle
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.turns import Turns
 from actors.ranks.group import RankGroup
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.errors import ActorDied
 
 

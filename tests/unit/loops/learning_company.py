@@ -13,7 +13,7 @@ from fakes import Company, FakeReference, FakeValue, make_config, resolve
 from plain_engine import PlainBuilder
 
 from rlhf_ray.config.algorithm_table import ScoredModel
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.experience.build import build_experience
 from rlhf_ray.learner.build import make_learner, section_of
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_ray.config.base import RowFailureConfig
+from rlhf_ray.config.fault_tolerance import RowFailureConfig
 from rlhf_ray.errors import GroupFailed, RunError
 from rlhf_ray.roles import RolloutGroup
 from rlhf_ray.rollouts import groups
