@@ -39,7 +39,7 @@ from benchmarks.gpu_check.models import TOKENIZER, make_model
 from benchmarks.gpu_check.scale import Shape
 from launch.run.cluster import connected
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.types import Prompt
 

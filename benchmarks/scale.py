@@ -53,7 +53,9 @@ from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.jsonl import JsonlSink
 from rlhf_ray.metrics.spans_file import SpansFile
 from rlhf_ray.metrics.usage import UpdateFlops
-from rlhf_ray.roles import Hardware, Roles, RolloutGroup
+from rlhf_ray.roles.groups import RolloutGroup
+from rlhf_ray.roles.protocols import Roles
+from rlhf_ray.roles.reports import Hardware
 from rlhf_ray.specs import ExperienceSpec
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary
 

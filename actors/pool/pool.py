@@ -27,7 +27,7 @@ from rlhf_ray.config.fault_tolerance import FailureConfig, TimeoutConfig
 from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.errors import ActorDied, RlhfRayError
 from rlhf_ray.planning.cores import CoreShares, share_cores
-from rlhf_ray.roles import Used
+from rlhf_ray.roles.reports import Used
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from actors.ranks.rank import Rank
 from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.learners import ForwardConfig, LearnerConfig
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
-from rlhf_ray.roles import Evaluated, Hardware, Metrics, Ref
+from rlhf_ray.roles.groups import Ref
+from rlhf_ray.roles.reports import Evaluated, Hardware, Metrics
 from rlhf_ray.types import LabelledAnswer, Ranking
 
 R = TypeVar("R", bound=HostingRank)

@@ -11,7 +11,7 @@ from actors.ranks.group import RankGroup, answer_logps
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.learners import ReferenceConfig
 from rlhf_ray.metrics.spans import recorded
-from rlhf_ray.roles import RolloutGroup, SampleArrays
+from rlhf_ray.roles.groups import RolloutGroup, SampleArrays
 from rlhf_ray.types import LabelledAnswer, Ranking
 
 

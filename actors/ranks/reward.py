@@ -16,7 +16,7 @@ from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.rewards import ENVIRONMENT, MODEL, RewardConfig, RewardModelConfig
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.metrics.spans import recorded, span
-from rlhf_ray.roles import Ref, RolloutGroup, SampleId
+from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleId
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Score
 

@@ -23,7 +23,7 @@ from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import deadline, side_by_side
 from rlhf_ray.errors import ActorDied, FailureCause, GroupFailed, RunError
-from rlhf_ray.roles import RolloutGroup
+from rlhf_ray.roles.groups import RolloutGroup
 
 # Between two looks at whether a worker that was killed has been replaced.
 _POLL_S = 0.1

@@ -26,7 +26,7 @@ from rlhf_ray.jobs.rows import JobRows
 from rlhf_ray.jobs.tables import labelled_table, ranking_table
 from rlhf_ray.loops.supervised import Prepare
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.roles import Evaluated
+from rlhf_ray.roles.reports import Evaluated
 from rlhf_ray.specs import ReferenceSpec, Spec
 from rlhf_ray.types import LabelledAnswer, Ranking
 

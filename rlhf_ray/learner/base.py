@@ -26,7 +26,7 @@ from rlhf_ray.models.check import own_outcome, sample_row, settle
 from rlhf_ray.models.kernels import compile_layers
 from rlhf_ray.models.modes import CheckedModel
 from rlhf_ray.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
-from rlhf_ray.roles import Evaluated
+from rlhf_ray.roles.reports import Evaluated
 from rlhf_ray.specs import Job, PolicySpec, SupervisedSpec, ValueSpec
 from rlhf_ray.types import Experience, Ranking, Referenced, SftExample
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rlhf_ray.config.fault_tolerance import RowFailureConfig
 from rlhf_ray.errors import FailureCause, GroupFailed, RunError
-from rlhf_ray.roles import Reward, RolloutGroup, ScoredGroup
+from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
+from rlhf_ray.roles.protocols import Reward
 from rlhf_ray.types import FinishReason, Score
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from rlhf_ray.config.fault_tolerance import RowFailureConfig, TimeoutConfig
 from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import side_by_side
-from rlhf_ray.roles import RolloutGroup, ScoredGroup
+from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts.groups import Scoring
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary

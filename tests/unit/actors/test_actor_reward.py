@@ -22,7 +22,7 @@ from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.rewards import JudgeConfig, RewardConfig
 from rlhf_ray.errors import ActorDied, GroupFailed, RunError
 from rlhf_ray.learner.reward_scorer import ModelScore
-from rlhf_ray.roles import RolloutGroup
+from rlhf_ray.roles.groups import RolloutGroup
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 

@@ -32,7 +32,7 @@ from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ActorDied, RunError
 from rlhf_ray.metrics.spans import ASKED, PROCESS
 from rlhf_ray.packing import UpdatePlan
-from rlhf_ray.roles import RolloutGroup
+from rlhf_ray.roles.groups import RolloutGroup
 from rlhf_ray.types import Prompt
 
 PASS_S = 0.02

@@ -19,7 +19,7 @@ from actors.ranks.reward_workers import RewardWorkers
 from rlhf_ray.config.fault_tolerance import ActorFailureConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.errors import ActorDied, GroupFailed, RunError
-from rlhf_ray.roles import RolloutGroup
+from rlhf_ray.roles.groups import RolloutGroup
 from rlhf_ray.types import Prompt, RolloutSummary
 
 PLAIN = LoadedFunctions(weights={"f": 1.0}, plain=("f",))

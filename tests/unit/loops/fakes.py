@@ -13,28 +13,20 @@ from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
-from rlhf_ray.roles import (
+from rlhf_ray.roles.groups import GenerationRequest, Ref, RolloutGroup, SampleArrays, ScoredGroup
+from rlhf_ray.roles.protocols import (
     EnginePart,
     ExperienceBuilder,
-    GenerationRequest,
-    Hardware,
-    Metrics,
     Policy,
-    Publication,
-    Ref,
     Reference,
     Reward,
     Roles,
     RolloutEngine,
-    RolloutGroup,
     RolloutStore,
-    SampleArrays,
-    ScoredGroup,
     SleepLevel,
-    Usage,
-    Used,
     Value,
 )
+from rlhf_ray.roles.reports import Hardware, Metrics, Publication, Usage, Used
 from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
 COSTS = UpdateFlops(per_token=6e9, per_scored_token=2e9, per_pair={None: 3e8, 2: 1e8})

@@ -27,7 +27,8 @@ from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.report import publication_metrics, rollout_metrics, sample_metrics
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
-from rlhf_ray.roles import Hardware, Publication, ScoredGroup
+from rlhf_ray.roles.groups import ScoredGroup
+from rlhf_ray.roles.reports import Hardware, Publication
 from rlhf_ray.types import Score
 
 KEEP_ALL = {"every": 1, "keep": 10}

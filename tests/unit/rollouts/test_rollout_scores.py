@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_ray.config.fault_tolerance import RowFailureConfig
 from rlhf_ray.errors import GroupFailed, RunError
-from rlhf_ray.roles import RolloutGroup
+from rlhf_ray.roles.groups import RolloutGroup
 from rlhf_ray.rollouts import groups
 from rlhf_ray.rollouts.groups import Scoring
 from rlhf_ray.types import Prompt, RolloutSummary, Score
