@@ -68,8 +68,7 @@ async def start_actors(
     """
     pool.place(groups)
     pool.share_cores(specs)
-    there = {handle.spec.beside or role for role, handle in pool.state.roles.items()}
-    if missing := [role for role in groups if role not in there]:
+    if missing := [role for role in groups if role not in pool.state.roles]:
         logger.info("starting %s (about a minute)", ", ".join(missing))
     guests = [role for role in specs if role in groups and groups[role].share]
     actors: dict[str, RoleHandle[Any]] = {}
