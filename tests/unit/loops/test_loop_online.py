@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from fake_companies import CutCompany, ReadableCompany
+from fake_groups import summary_of
 from fake_sink import FakeSink
 from fakes import (
     COSTS,
@@ -17,7 +18,6 @@ from fakes import (
     make_config,
     make_prompts,
     make_rollout,
-    summary_of,
 )
 
 from rlhf_ray.errors import RunError
