@@ -24,7 +24,7 @@ SHOWN_GIB: Mapping[float, float] = {
     80: 79.1,  # A100, H100
     141: 139.8,  # H200
 }
-# Of a GPU's memory: what fragmentation of the caching allocator needs.
+# Of a GPU's memory: for what no part of a plan counts, such as other processes of the driver.
 FREE_SHARE = 0.05
 
 

@@ -72,7 +72,7 @@ class FrozenEngine:
     def close(self) -> None:
         """Release DeepSpeed's hooks, where it holds the model."""
         if self.engine is not None:
-            self.engine.destroy()
+            _take_apart(self.engine)
 
 
 class ZeroEngine:
@@ -237,7 +237,24 @@ class ZeroEngine:
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers, so that the process can host another model."""
-        self.engine.destroy()
+        _take_apart(self.engine)
+
+
+def _take_apart(engine: Any) -> None:
+    """End an engine, and leave none of its parts a way to the others.
+
+    Under ZeRO-3 they refer to each other by way of autograd, where Python's collector does not look:
+    weights, gradients and states of a model that nobody has any more would stay for good.
+    """
+    engine.destroy()
+    optimizers = (engine.optimizer, getattr(engine, "basic_optimizer", None))
+    engine.optimizer = engine.basic_optimizer = engine.lr_scheduler = None
+    for parameter in engine.module.parameters():
+        vars(parameter).clear()
+        parameter.data = torch.empty(0, dtype=parameter.dtype)
+    for optimizer in optimizers:
+        if optimizer is not None:
+            vars(optimizer).clear()
 
 
 def _master_part(parameter: Any) -> torch.Tensor:
