@@ -15,8 +15,11 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from jobs import SCORERS
+from jobs import SCORERS, train
 
+from actors.pool.pool import Pool
+from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.loops.checkpoints import CheckpointStore
 
 WAIT_S = 240.0
@@ -123,15 +126,14 @@ def commands(desk: Path) -> Iterator[Any]:
             command.process.wait(timeout=10)
 
 
-def undisturbed(commands: Any, job: str) -> bytes:
-    command = commands(f"{job}-undisturbed", job)
-    assert command.ends() == 0, command.log.read_text()
-    weights: bytes = command.weights()
-    return weights
+@pytest.fixture
+def undisturbed(desk: Path, pool: Pool, tmp_path: Path) -> bytes:
+    """The weights of a supervised run, on the session's actors."""
+    config = load_config(SftConfig, desk / "sft.yaml", ["--run-dir", str(tmp_path)])
+    return (train(config, pool) / "export/model.safetensors").read_bytes()
 
 
-def test_a_supervised_run_comes_back_from_whatever_becomes_of_its_driver(commands):
-    wanted = undisturbed(commands, "sft")
+def test_a_supervised_run_comes_back_from_whatever_becomes_of_its_driver(commands, undisturbed):
     # Stopped amid its steps, it has saved the last of them.
     stopped = commands("sft", "sft")
     stopped.at(5)
@@ -156,12 +158,13 @@ def test_a_supervised_run_comes_back_from_whatever_becomes_of_its_driver(command
     log = guarded.log.read_text()
     assert "the run was killed by SIGKILL: restart 1 of 2" in log
     assert "the run hung (no heartbeat for 8 s) and was killed: restart 2 of 2" in log
-    assert guarded.weights() == wanted
+    assert guarded.weights() == undisturbed
 
 
 @pytest.mark.long
 def test_a_run_that_was_stopped_amid_generation_goes_on_bit_for_bit(commands):
-    wanted = undisturbed(commands, "grpo")
+    undisturbed = commands("grpo-undisturbed", "grpo")
+    assert undisturbed.ends() == 0, undisturbed.log.read_text()
     stopped = commands("grpo", "grpo")
     stopped.at(2)
     stopped.process.send_signal(signal.SIGTERM)
@@ -175,4 +178,4 @@ def test_a_run_that_was_stopped_amid_generation_goes_on_bit_for_bit(commands):
         assert found.step == 2
     resumed = commands("grpo", "grpo")
     assert resumed.ends() == 0, resumed.log.read_text()
-    assert resumed.weights() == wanted
+    assert resumed.weights() == undisturbed.weights()
