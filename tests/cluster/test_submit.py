@@ -95,17 +95,23 @@ def submitted(
 
 
 @pytest.fixture(scope="module")
-def finished(desk, cluster_of_three) -> tuple[int, str]:
-    """Status and words of a job that ran to its end."""
-    job = submitted(desk, cluster_of_three, "sft", "short")
-    said, _ = job.communicate(timeout=PATIENCE_S)
-    return job.returncode, said
+def jobs(desk, cluster_of_three) -> dict[str, subprocess.Popen[str]]:
+    """Two side by side: one that ends by itself, and one that does not."""
+    names = {"short": "sft", "long": "grpo"}
+    return {name: submitted(desk, cluster_of_three, job, name) for name, job in names.items()}
 
 
 @pytest.fixture(scope="module")
-def stopped(finished, desk, cluster_of_three) -> tuple[int, str, dict[str, Any]]:
+def finished(jobs) -> tuple[int, str]:
+    """Status and words of a job that ran to its end."""
+    said, _ = jobs["short"].communicate(timeout=PATIENCE_S)
+    return jobs["short"].returncode, said
+
+
+@pytest.fixture(scope="module")
+def stopped(jobs, finished, desk, cluster_of_three) -> tuple[int, str, dict[str, Any]]:
     """The same of one that was stopped while it trained, and what there was of it before."""
-    job = submitted(desk, cluster_of_three, "grpo", "long")
+    job = jobs["long"]
     metrics = desk.parent / "run-long/metrics.jsonl"
     wait_for(lambda: metrics.is_file() and '"step": 2' in metrics.read_text(), job)
     traces = traces_of(cluster_of_three, "run-long")
