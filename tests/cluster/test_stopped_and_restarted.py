@@ -23,6 +23,14 @@ from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.loops.checkpoints import CheckpointStore
 
 WAIT_S = 240.0
+# A guard that pauses for a moment before it starts a run again.
+RLHF_RAY = """
+import sys
+from launch import cli
+from launch.run import guard
+guard.FIRST_PAUSE_S = 0.1
+sys.exit(cli.main())
+"""
 
 
 def configs(folder: Path, model: Path) -> dict[str, dict[str, Any]]:
@@ -34,7 +42,7 @@ def configs(folder: Path, model: Path) -> dict[str, dict[str, Any]]:
     )
     policy = {"model": {"path": str(model), "dtype": "float32"}, "optim": {"lr": 1e-4}}
     job = {"data": {"path": str(folder / "rows.jsonl")}, "policy": policy}
-    sft = {"total_steps": 120, "batch_size": 4, "checkpoint": {"every": 20, "keep": 2}}
+    sft = {"total_steps": 80, "batch_size": 4, "checkpoint": {"every": 20, "keep": 2}}
     grpo = {
         "total_steps": 4,
         "prompts_per_step": 4,
@@ -57,7 +65,7 @@ class Command:
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "launch.cli", job, str(folder.parent / f"{job}.yaml")),
+                    *(sys.executable, "-c", RLHF_RAY, job, str(folder.parent / f"{job}.yaml")),
                     *("--run-dir", str(self.run_dir), "--resume", "auto", *options),
                 ],
                 env={**environment, "HOME": str(folder)},
