@@ -24,8 +24,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The cluster and its engine start last, and end with the run.
-    items.sort(key=lambda item: "cluster" in item.path.parts)
+    # The cluster and its engine start last, and end with the run. Of processes that share the tests
+    # each begins with a stretch of the list, and the first with its head: what lies there is set up
+    # by that one alone.
+    items.sort(
+        key=lambda item: (
+            "cluster" in item.path.parts,
+            item.get_closest_marker("set_up_once") is None,
+        )
+    )
 
 
 @pytest.fixture(scope="session")

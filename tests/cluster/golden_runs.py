@@ -53,7 +53,7 @@ def run_all(ranks: int, folder: Path, model: Path, texts: list[str]) -> dict[str
         | {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert not list(elsewhere.iterdir()), "a run writes nothing outside its own folder"

@@ -18,8 +18,10 @@ from actors.cluster.role_handle import RoleHandle
 from actors.pool.pool import Pool
 from actors.roles.job_pool import JobPool
 from launch.run.folder import run_folder
+from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.jobs.online import PPO
+from rlhf_ray.jobs.table import JOBS
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.metrics import MetricsLog
@@ -102,11 +104,11 @@ def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def train(config: PpoConfig, pool: Pool) -> Path:
+def train(config: AnyJob, pool: Pool) -> Path:
     """The whole job on a pool that is there; returns its folder."""
-    job = PPO.prepare(config)
+    job = JOBS[config.job].prepare(config)
     with run_folder(config) as folder:
-        asyncio.run(job.run(JobPool(pool, config)))
+        asyncio.run(job.run(JobPool(pool, job.config)))
     return folder
 
 

@@ -9,16 +9,31 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from golden_runs import RECORDS, processor, run_all, versions
 
+RANKS = {1: "one rank", 2: "two ranks"}
+pytestmark = pytest.mark.timeout(600)
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
-def ran(request, shared_data, stories, tmp_path_factory):
-    """The number of ranks, and what their runs have left."""
+
+@pytest.fixture(scope="module")
+def all_ran(shared_data, stories, tmp_path_factory):
+    """What the runs of each number of ranks have left; side by side, as much of each is waiting."""
     texts = (shared_data / "text/tinystories_sample.txt").read_text().split("<|endoftext|>")
-    return request.param, run_all(request.param, tmp_path_factory.mktemp("golden"), stories, texts)
+    folders = [tmp_path_factory.mktemp("golden") for _ in RANKS]
+    with ThreadPoolExecutor() as threads:
+        left = threads.map(
+            lambda ranks, folder: run_all(ranks, folder, stories, texts), RANKS, folders
+        )
+        return dict(zip(RANKS, left, strict=True))
+
+
+@pytest.fixture(scope="module", params=RANKS, ids=RANKS.get)
+def ran(request, all_ran):
+    """The number of ranks, and what their runs have left."""
+    return request.param, all_ran[request.param]
 
 
 def record_of(ranks, on):

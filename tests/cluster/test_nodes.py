@@ -69,26 +69,35 @@ def job_settings(reward_model):
 
 
 @pytest.fixture(scope="module")
-def one_node(pool, make_config, job_settings, tmp_path_factory) -> Path:
+def started(nodes, make_config, job_settings) -> Iterator[subprocess.Popen[str]]:
+    """`three_nodes.py`, which runs beside the run on one node."""
+    cluster, hidden = nodes
+    config = make_config(hidden / "run", **job_settings, placement=PLACEMENT)
+    dump_config(config, hidden / "job.yaml")
+    started = subprocess.Popen(
+        [*cluster.enter(0), sys.executable, str(SCRIPT), str(hidden / "job.yaml"), cluster.head],
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    yield started
+    started.kill()
+    started.wait(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def one_node(started, pool, make_config, job_settings, tmp_path_factory) -> Path:
     """The run that the other must equal: one node, and no break."""
     return train(make_config(tmp_path_factory.mktemp("one_node"), **job_settings), pool)
 
 
 @pytest.fixture(scope="module")
-def three_nodes(nodes, one_node, make_config, job_settings):
+def three_nodes(started, nodes, one_node):
     """Folder of the run on three nodes, and what `three_nodes.py` says of it."""
-    cluster, hidden = nodes
-    config = make_config(hidden / "run", **job_settings, placement=PLACEMENT)
-    dump_config(config, hidden / "job.yaml")
-    done = subprocess.run(
-        [*cluster.enter(0), sys.executable, str(SCRIPT), str(hidden / "job.yaml"), cluster.head],
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return hidden / "run", json.loads(done.stdout.rstrip("\n").rpartition("\n")[2])
+    said, errors = started.communicate(timeout=280)
+    assert started.returncode == 0, errors[-4000:]
+    return nodes[1] / "run", json.loads(said.rstrip("\n").rpartition("\n")[2])
 
 
 def test_roles_live_where_the_configuration_puts_them(three_nodes, nodes):

@@ -15,11 +15,22 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from jobs import SCORERS
+from jobs import SCORERS, train
 
+from actors.pool.pool import Pool
+from rlhf_ray.config.supervised import SftConfig
+from rlhf_ray.config.tools.load import load_config
 from rlhf_ray.loops.checkpoints import CheckpointStore
 
 WAIT_S = 240.0
+# A guard that pauses for a moment before it starts a run again.
+RLHF_RAY = """
+import sys
+from launch import cli
+from launch.run import guard
+guard.FIRST_PAUSE_S = 0.1
+sys.exit(cli.main())
+"""
 
 
 def configs(folder: Path, model: Path) -> dict[str, dict[str, Any]]:
@@ -31,7 +42,7 @@ def configs(folder: Path, model: Path) -> dict[str, dict[str, Any]]:
     )
     policy = {"model": {"path": str(model), "dtype": "float32"}, "optim": {"lr": 1e-4}}
     job = {"data": {"path": str(folder / "rows.jsonl")}, "policy": policy}
-    sft = {"total_steps": 120, "batch_size": 4, "checkpoint": {"every": 20, "keep": 2}}
+    sft = {"total_steps": 80, "batch_size": 4, "checkpoint": {"every": 20, "keep": 2}}
     grpo = {
         "total_steps": 4,
         "prompts_per_step": 4,
@@ -54,7 +65,7 @@ class Command:
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "launch.cli", job, str(folder.parent / f"{job}.yaml")),
+                    *(sys.executable, "-c", RLHF_RAY, job, str(folder.parent / f"{job}.yaml")),
                     *("--run-dir", str(self.run_dir), "--resume", "auto", *options),
                 ],
                 env={**environment, "HOME": str(folder)},
@@ -123,15 +134,14 @@ def commands(desk: Path) -> Iterator[Any]:
             command.process.wait(timeout=10)
 
 
-def undisturbed(commands: Any, job: str) -> bytes:
-    command = commands(f"{job}-undisturbed", job)
-    assert command.ends() == 0, command.log.read_text()
-    weights: bytes = command.weights()
-    return weights
+@pytest.fixture
+def undisturbed(desk: Path, pool: Pool, tmp_path: Path) -> bytes:
+    """The weights of a supervised run, on the session's actors."""
+    config = load_config(SftConfig, desk / "sft.yaml", ["--run-dir", str(tmp_path)])
+    return (train(config, pool) / "export/model.safetensors").read_bytes()
 
 
-def test_a_supervised_run_comes_back_from_whatever_becomes_of_its_driver(commands):
-    wanted = undisturbed(commands, "sft")
+def test_a_supervised_run_comes_back_from_whatever_becomes_of_its_driver(commands, undisturbed):
     # Stopped amid its steps, it has saved the last of them.
     stopped = commands("sft", "sft")
     stopped.at(5)
@@ -156,12 +166,13 @@ def test_a_supervised_run_comes_back_from_whatever_becomes_of_its_driver(command
     log = guarded.log.read_text()
     assert "the run was killed by SIGKILL: restart 1 of 2" in log
     assert "the run hung (no heartbeat for 8 s) and was killed: restart 2 of 2" in log
-    assert guarded.weights() == wanted
+    assert guarded.weights() == undisturbed
 
 
 @pytest.mark.long
 def test_a_run_that_was_stopped_amid_generation_goes_on_bit_for_bit(commands):
-    wanted = undisturbed(commands, "grpo")
+    undisturbed = commands("grpo-undisturbed", "grpo")
+    assert undisturbed.ends() == 0, undisturbed.log.read_text()
     stopped = commands("grpo", "grpo")
     stopped.at(2)
     stopped.process.send_signal(signal.SIGTERM)
@@ -175,4 +186,4 @@ def test_a_run_that_was_stopped_amid_generation_goes_on_bit_for_bit(commands):
         assert found.step == 2
     resumed = commands("grpo", "grpo")
     assert resumed.ends() == 0, resumed.log.read_text()
-    assert resumed.weights() == wanted
+    assert resumed.weights() == undisturbed.weights()

@@ -38,18 +38,30 @@ def cluster_of_three():
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, stories, shared_data) -> Path:
-    """The folder of somebody who submits: a configuration, prompts and a reward function."""
+    """The folder of somebody who submits: configurations, rows and a reward function.
+
+    The job that runs to its end has no engine, which takes long to start; the one that is stopped
+    has all roles.
+    """
     folder = tmp_path_factory.mktemp("desk")
     texts = (shared_data / "text/tinystories_sample.txt").read_text().split("<|endoftext|>")
-    rows = [{"prompt": text.strip()[:20]} for text in texts[:8]]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"prompt": text.strip()[:20], "completion": text.strip()[20:60]} for text in texts[:8]]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "my_rewards.py").write_text(REWARD)
-    values = {
+    common = {
+        "data": {"path": "rows.jsonl"},
+        "policy": {"model": {"path": str(stories), "dtype": "float32"}},
+        "timeouts": DEADLINES | {"start_s": 250},
+    }
+    sft = {
         "total_steps": 2,
+        "batch_size": 4,
+        "placement": {"policy": {"resources": {"left": 0.5}}},
+    }
+    grpo = {
+        "total_steps": 100_000,
         "prompts_per_step": 2,
         "samples_per_prompt": 2,
-        "data": {"path": "prompts.jsonl"},
-        "policy": {"model": {"path": str(stories), "dtype": "float32"}},
         "rollout": {"max_new_tokens": 8, "max_num_seqs": 8, "kv_cache_gb": 0.1},
         "reward": {"functions": [{"path": "my_rewards.py:knows"}]},
         "placement": {
@@ -57,9 +69,9 @@ def desk(tmp_path_factory, stories, shared_data) -> Path:
             "rollout": {"resources": {"right": 0.5}},
             "reward": {"resources": {"right": 0.5}},
         },
-        "timeouts": DEADLINES | {"start_s": 250},
     }
-    write_yaml(values, folder / "job.yaml")
+    for job, values in (("sft", sft), ("grpo", grpo)):
+        write_yaml(common | values, folder / f"{job}.yaml")
     return folder
 
 
@@ -74,24 +86,32 @@ def rlhf_ray(desk: Path, cluster: ThreeNodes, *words: str) -> subprocess.Popen[s
     )
 
 
-def submitted(desk: Path, cluster: ThreeNodes, name: str, *words: str) -> subprocess.Popen[str]:
+def submitted(
+    desk: Path, cluster: ThreeNodes, job: str, name: str, *words: str
+) -> subprocess.Popen[str]:
     run_dir = desk.parent / f"run-{name}"
     options = ["--name", name, "--env", "PLANTED", "--run-dir", str(run_dir), "--working-dir", "."]
-    return rlhf_ray(desk, cluster, "submit", "grpo", "job.yaml", *options, *words)
+    return rlhf_ray(desk, cluster, "submit", job, f"{job}.yaml", *options, *words)
 
 
 @pytest.fixture(scope="module")
-def finished(desk, cluster_of_three) -> tuple[int, str]:
+def jobs(desk, cluster_of_three) -> dict[str, subprocess.Popen[str]]:
+    """Two side by side: one that ends by itself, and one that does not."""
+    names = {"short": "sft", "long": "grpo"}
+    return {name: submitted(desk, cluster_of_three, job, name) for name, job in names.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(jobs) -> tuple[int, str]:
     """Status and words of a job that ran to its end."""
-    job = submitted(desk, cluster_of_three, "short")
-    said, _ = job.communicate(timeout=PATIENCE_S)
-    return job.returncode, said
+    said, _ = jobs["short"].communicate(timeout=PATIENCE_S)
+    return jobs["short"].returncode, said
 
 
 @pytest.fixture(scope="module")
-def stopped(finished, desk, cluster_of_three) -> tuple[int, str, dict[str, Any]]:
+def stopped(jobs, finished, desk, cluster_of_three) -> tuple[int, str, dict[str, Any]]:
     """The same of one that was stopped while it trained, and what there was of it before."""
-    job = submitted(desk, cluster_of_three, "long", "--total-steps", "100000")
+    job = jobs["long"]
     metrics = desk.parent / "run-long/metrics.jsonl"
     wait_for(lambda: metrics.is_file() and '"step": 2' in metrics.read_text(), job)
     traces = traces_of(cluster_of_three, "run-long")
@@ -133,15 +153,20 @@ def test_a_job_runs_to_its_end_and_its_log_is_shown(finished, desk):
     assert "step 2/2" in said
     assert "short: succeeded" in said
     steps = (desk.parent / "run-short/metrics.jsonl").read_text().splitlines()
-    # Each reward is 1 where the variable is known: on another node than the driver's.
-    assert [json.loads(line).get("rollout/reward_mean") for line in steps] == [None, 1.0, 1.0]
+    assert [json.loads(line)["step"] for line in steps] == [0, 1, 2]
     assert (desk.parent / "run-short/export/model.safetensors").is_file()
+
+
+def test_a_variable_is_known_on_other_nodes_than_the_drivers(stopped, desk):
+    """Each reward is 1 where it is."""
+    steps = (desk.parent / "run-long/metrics.jsonl").read_text().splitlines()[:3]
+    assert [json.loads(line).get("rollout/reward_mean") for line in steps] == [None, 1.0, 1.0]
 
 
 def test_the_dashboard_tells_what_it_is(finished, stopped, desk, cluster_of_three):
     said = cluster_of_three.ask("api/jobs/short")
     folder = str(desk.parent / "run-short")
-    assert said["metadata"] == {"job": "grpo", "run": "run-short", "run_dir": folder}
+    assert said["metadata"] == {"job": "sft", "run": "run-short", "run_dir": folder}
     assert stopped[2]["names"] >= {"run-long/policy/0", "run-long/rollout/0"}
 
 
@@ -175,14 +200,14 @@ def test_values_of_variables_are_in_no_file_and_no_record(
 
 def test_a_job_that_fails_gives_its_status(desk, cluster_of_three):
     wrong = ["--policy.model.path", "/not/on/the/cluster"]
-    failed = submitted(desk, cluster_of_three, "wrong", *wrong)
+    failed = submitted(desk, cluster_of_three, "sft", "wrong", *wrong)
     said, _ = failed.communicate(timeout=PATIENCE_S)
     assert failed.returncode == 2, said[-4000:]
     assert "policy.model.path: no such folder" in said
 
 
 def test_a_name_that_is_taken_is_refused(finished, desk, cluster_of_three):
-    again = submitted(desk, cluster_of_three, "short")
+    again = submitted(desk, cluster_of_three, "sft", "short")
     said, _ = again.communicate(timeout=60)
     assert again.returncode == 2, said
     assert said.strip().endswith("the cluster has had a job 'short': take another name")

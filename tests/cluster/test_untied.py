@@ -194,7 +194,7 @@ def stretch(rank, factor):
 
 
 def test_a_publication_into_running_requests_loses_none(config, started, pool, tmp_path):
-    num_tokens = 800
+    num_tokens = 400
     requests = [
         GenerationRequest(
             prompt=prompt,

@@ -17,6 +17,7 @@ from rlhf_ray.config.tools.load import load_config
 ROOT = Path(__file__).parents[3]
 # As CUDA shows an H100 of 80 GB and an A10G of 24 GB.
 H100_BYTES, A10G_BYTES = 84_930_000_000, 23_680_000_000
+pytestmark = pytest.mark.set_up_once
 CONFIGS = sorted(
     path for job in ("grpo", "ppo") for path in (ROOT / "configs" / job).glob("*gpu.yaml")
 )

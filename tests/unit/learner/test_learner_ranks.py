@@ -24,7 +24,7 @@ from rlhf_ray.specs import SupervisedSpec
 from rlhf_ray.types import SftExample
 
 # Where CPUAdam is used for the first time on a machine it is compiled: two minutes of a core.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.set_up_once]
 KINDS = {
     "sft": (SftConfig, {}),
     "reward": (RmConfig, {"loss_type": "plackett_luce", "center_rewards_coefficient": 0.1}),

@@ -10,20 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from standing import Standing, process_of, standing_pool
+from standing import NAME, Standing, process_of, shared_memory
 
 from launch.run import signals
 from launch.run import standing as clusters
-from rlhf_ray.config.tools.yaml_file import write_yaml
 from rlhf_ray.errors import EXIT_INTERRUPTED
 
-NAME = "test"
 # A job that attaches, says so, and does nothing more.
 HOLDER = f"""
 import sys, time
@@ -38,32 +35,12 @@ time.sleep(600)
 """
 
 
-@pytest.fixture(scope="module")
-def standing(stories, shared_data, tmp_path_factory) -> Iterator[Standing]:
-    """A pool with the roles of an SFT job."""
-    folder = tmp_path_factory.mktemp("standing")
-    texts = (shared_data / "text/tinystories_sample.txt").read_text().split("<|endoftext|>")
-    rows = [{"text": text.strip()[:80]} for text in texts[:16]]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_yaml(
-        {
-            "total_steps": 1,
-            "batch_size": 4,
-            "data": {"path": str(folder / "rows.jsonl"), "workers": 1},
-            "policy": {"model": {"path": str(stories), "dtype": "float32"}},
-        },
-        folder / "sft.yaml",
-    )
-    with standing_pool(folder, "sft", folder / "sft.yaml", NAME) as standing:
-        yield standing
-
-
 def sft_of(standing: Standing) -> str:
-    """The configuration that it was started with."""
+    """The configuration of a job for it."""
     return str(standing.registry.parent / "sft.yaml")
 
 
-def test_one_job_at_a_time_in_the_same_processes_and_nothing_left_after(standing, tmp_path):
+def test_it_serves_one_job_at_a_time_in_the_same_processes(standing, tmp_path):
     told = standing.run("pool", "status").said
     process = process_of("policy", told)
     assert "free" in told and psutil.pid_exists(int(process))
@@ -93,11 +70,14 @@ def test_one_job_at_a_time_in_the_same_processes_and_nothing_left_after(standing
     assert shaped.status == 2
     assert "but the pool holds it as" in " ".join(shaped.said.split())
 
+
+def test_down_leaves_nothing_of_it(standing, before):
     head = psutil.Process(standing.cluster["head"]["pid"])
     processes = [head, *head.children(recursive=True)]
     down = standing.run("pool", "down", "--name", NAME)
     assert down.status == 0, down.said
     assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not shared_memory() - before
     assert not list(standing.registry.iterdir())
     assert standing.run("pool", "status").said.startswith("no pool is up")
 

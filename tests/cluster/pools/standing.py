@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 COMMAND_S = 200
+NAME = "test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,11 @@ class Standing:
         return run_python(arguments, self.environment)
 
 
+def shared_memory() -> set[str]:
+    """Names of what is there."""
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
 def process_of(role: str, told: str) -> str:
     """The process number of a role's first rank, in the table of `pool status`."""
     rows = [[cell.strip() for cell in line.split("│")] for line in told.splitlines()]
@@ -82,7 +88,8 @@ def standing_pool(folder: Path, job: str, file: Path, name: str) -> Iterator[Sta
         [entry] = folder.glob(f"rlhf-ray-*/{name}.json")
         yield Standing(name=name, registry=entry.parent, environment=environment)
     finally:
-        run_python(["-m", "launch.cli", "pool", "down", "--name", name], environment)
+        if [*folder.glob(f"rlhf-ray-*/{name}.json")]:
+            run_python(["-m", "launch.cli", "pool", "down", "--name", name], environment)
 
 
 def run_python(arguments: Sequence[str], environment: Mapping[str, str]) -> Command:

@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 import pytest
-from ahead_jobs import DRIVER, MODES, Told, drive, write_jobs
+from ahead_jobs import DRIVER, MODES, Told, drive
 from golden_runs import processor
 from killed_driver import PLACES, digests_of
-from standing import Command, Standing, process_of, run_python, standing_pool
+from standing import Command, Standing, process_of, run_python, shared_memory
 
 from rlhf_ray.rollouts.journal import _sound_records
 
@@ -50,24 +50,6 @@ TOLD_AHEAD = {
     *("async/staleness_mean", "async/groups_ahead", "async/groups_running", "mismatch/ess"),
     *("mismatch/cut_share", "perf/bubble_share", "wait/policy", "time/wait_rollout"),
 }
-
-
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
-
-
-@pytest.fixture(scope="module")
-def before() -> set[str]:
-    return shared_memory()
-
-
-@pytest.fixture(scope="module")
-def standing(before, stories, shared_data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ahead")
-    texts = (shared_data / "text/tinystories_sample.txt").read_text().split("<|endoftext|>")
-    write_jobs(folder, stories, [text for text in texts if len(text) > 200])
-    with standing_pool(folder, "pipeline", folder / "pipeline.yaml", "ahead") as standing:
-        yield standing
 
 
 def logged_in(run_dir: Path) -> list[dict[str, float]]:
@@ -214,13 +196,3 @@ def test_a_cluster_of_its_own_goes_with_its_driver(standing, undisturbed, tmp_pa
     assert done.status == 0, done.said[-3000:]
     assert digests_of(tmp_path / "run") == digests_of(undisturbed[0]) != {}
     assert not of_environment("KILLED_RUN", str(tmp_path))
-
-
-def test_nothing_is_left_behind(standing, before):
-    head = psutil.Process(standing.cluster["head"]["pid"])
-    processes = [head, *head.children(recursive=True)]
-    down = standing.run("pool", "down", "--name", standing.name)
-    assert down.status == 0, down.said
-    _, alive = psutil.wait_procs(processes, timeout=10)
-    assert not alive
-    assert not shared_memory() - before
