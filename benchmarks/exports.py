@@ -27,7 +27,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.tiny_models import VOCAB_SIZE, family_names, tiny
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.base import settle_unreached
 from rlhf_ray.learner.export import export_model

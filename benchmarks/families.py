@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from benchmarks.tiny_models import UNBUILDABLE, VOCAB_SIZE, family_names, tiny
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models import attention
 from rlhf_ray.models.check import settle

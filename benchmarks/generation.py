@@ -26,7 +26,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 
 from actors.engines.fleet import Fleet
 from actors.engines.replica_set import ReplicaSet
@@ -35,32 +34,15 @@ from actors.engines.samples import Ending
 from actors.engines.spec import engine_arguments
 from actors.pool.pool import Pool
 from actors.roles.engines import engine_spec
-from benchmarks.gpu_check.models import TOKENIZER, make_model
-from benchmarks.gpu_check.scale import Shape
+from benchmarks.against_trl.models import SHAPE, SPECIAL, TOKENIZER, save_model, word_tokenizer
 from launch.run.cluster import connected
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.types import Prompt
 
 GOAL = 0.95
 PROMPTS, PROMPT_TOKENS, SAMPLES, NEW_TOKENS = 64, 37, 8, 64
-MODEL = Shape(
-    family="qwen2",
-    settings={
-        "vocab_size": 1744,
-        "hidden_size": 256,
-        "intermediate_size": 688,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": True,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-)
 # What vLLM alone is told as well; all else is its own choice.
 SAME = ("model", "tokenizer", "dtype", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes")
 START_S, ROUND_S = 240.0, 120.0
@@ -94,12 +76,14 @@ def _pair(ours: Generate, theirs: Generate, prompts: Sequence[tuple[int, ...]]) 
 
 
 def _prompts(number: int) -> list[tuple[int, ...]]:
-    ids = np.random.default_rng(number).integers(4, 1744, size=(PROMPTS, PROMPT_TOKENS))
+    ids = np.random.default_rng(number).integers(
+        len(SPECIAL), SHAPE["vocab_size"], size=(PROMPTS, PROMPT_TOKENS)
+    )
     return [tuple(row) for row in ids.tolist()]
 
 
 def _config(folder: Path) -> GrpoConfig:
-    model = make_model(folder / "model", MODEL, device=torch.device("cpu"), dtype=torch.float32)
+    model = save_model(folder / "model", word_tokenizer())
     return GrpoConfig.model_validate({
         "run_dir": str(folder / "run"),
         "data": {"path": "unused"},

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.learner.build import Spec, engine_builder, make_learner
 from rlhf_ray.learner.engine import ParallelDims, StepResult

@@ -28,9 +28,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.against_trl.models import SPECIAL, save_model, word_tokenizer
 from benchmarks.gradients import process_group
-from benchmarks.shared_prompts import CPU, VOCABULARY, grpo_case, save_model, step_plan
-from rlhf_ray.config.base import LearnerConfig
+from benchmarks.shared_prompts import CPU, VOCABULARY, grpo_case, step_plan
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.config.supervised import SftConfig
 from rlhf_ray.cpus import usable_cores
 from rlhf_ray.learner.build import engine_builder, make_learner
@@ -73,7 +74,7 @@ def learner_speed(
     torch.set_num_threads(usable_cores())
     turns: dict[str, list[tuple[Turn, Turn]]] = {}
     with tempfile.TemporaryDirectory() as folder, process_group():
-        path = save_model(Path(folder))
+        path = save_model(Path(folder), word_tokenizer())
         for name in cases:
             turns[name] = list(_turns(CASES[name](path, prompts), pairs, profiles))
     ratio = min(_ratio(found, 0) for found in turns.values())
@@ -193,7 +194,9 @@ def _grpo(path: Path, num_prompts: int) -> Case:
 
 def _sft(path: Path, num_prompts: int) -> Case:
     generator = np.random.default_rng(1)
-    ids = generator.integers(3, VOCABULARY, size=(num_prompts // 4, 256)).astype(np.int32)
+    ids = generator.integers(len(SPECIAL), VOCABULARY, size=(num_prompts // 4, 256)).astype(
+        np.int32
+    )
     rows = [
         SftExample(example_id=f"{number}", token_ids_T=ids_T, trained_T=np.arange(len(ids_T)) > 0)
         for number, ids_T in enumerate(ids)

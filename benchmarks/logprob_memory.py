@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from rlhf_ray.algorithms.logprobs import token_logprobs
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.metrics.usage import peak_memory_gb
 
 GOAL = 0.15

@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.against_trl.models import SHAPE, SPECIAL, save_model, word_tokenizer
 from benchmarks.gradients import process_group
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.learner.build import Spec, engine_builder, make_learner
 from rlhf_ray.learner.rows import score_answers
 from rlhf_ray.packing import UpdatePlan, plan_update
@@ -42,7 +42,8 @@ from rlhf_ray.types import Experience, Prompt, Ranking, Referenced, Rollout
 CPU = torch.device("cpu")
 DATA = Path(os.environ.get("RLHF_RAY_DATA", "../shared/data"))
 SAMPLES, NEW_TOKENS = 8, 64
-VOCABULARY, CHARACTERS_PER_TOKEN, MAX_PROMPT_TOKENS = 1744, 4, 512
+VOCABULARY: int = SHAPE["vocab_size"]
+CHARACTERS_PER_TOKEN, MAX_PROMPT_TOKENS = 4, 512
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     print(f"{'case':<22}{'':<9}{'shared':>8}{'plain':>8}{'ratio':>7}")
     with tempfile.TemporaryDirectory() as folder, process_group():
-        path = save_model(Path(folder))
+        path = save_model(Path(folder), word_tokenizer())
         for case in (grpo_case(path, num, 37), grpo_case(path, num, 256), _dpo(path, num)):
             seconds, difference = _measured(case, arguments.rounds)
             for name, (shared, plain) in seconds.items():
@@ -109,22 +110,6 @@ def _measured(case: Case, rounds: int) -> tuple[dict[str, tuple[float, float]], 
     return medians, max(differences)
 
 
-def save_model(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
 def _learner(path: Path, shares: bool) -> LearnerConfig:
     return LearnerConfig.model_validate({
         "model": {"path": str(path)},
@@ -134,7 +119,7 @@ def _learner(path: Path, shares: bool) -> LearnerConfig:
 
 
 def _ids(generator: np.random.Generator, num: int) -> Any:
-    return generator.integers(3, VOCABULARY, size=num).astype(np.int32)
+    return generator.integers(len(SPECIAL), VOCABULARY, size=num).astype(np.int32)
 
 
 def grpo_case(path: Path, num_prompts: int, num_prompt: int) -> Case:

@@ -18,19 +18,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from launch.character_model import write_model
 from launch.cli import check_and_run, guarded
 from launch.run.messages import libraries_to_file
 from rlhf_ray.config.jobs import PIPELINE, PipelineConfig
 from rlhf_ray.config.tools.load import find_config, load_config
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 FOLDER = Path("runs/demo")
 NUM_DIGITS = 6
-PAD, END = "<pad>", "<end>"
+CHARACTERS = "0123456789 =sort"
 
 
 def main() -> int:
@@ -43,7 +40,7 @@ def _run() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     with libraries_to_file():
         write_task(FOLDER / "data", num_sft=4000, num_train=4000, num_test=256, seed=0)
-        write_model(FOLDER / "model", seed=0)
+        write_model(FOLDER / "model", CHARACTERS, seed=0, num_embeddings=32)
     config = load_config(PipelineConfig, find_config(PIPELINE, "tiny-cpu"))
     # Model and data are in its folder already.
     settings = {"run_dir": os.path.abspath(FOLDER), "resume": "auto"}
@@ -109,42 +106,6 @@ def write_task(folder: Path, *, num_sft: int, num_train: int, num_test: int, see
     for name, part in parts.items():
         lines = "".join(json.dumps(row) + "\n" for row in part)
         (folder / f"{name}.jsonl").write_text(lines)
-
-
-def write_model(folder: Path, *, seed: int) -> None:
-    """Write an untrained model of 0.2 M parameters and its tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = _character_tokenizer()
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _character_tokenizer() -> PreTrainedTokenizerBase:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = [PAD, END, *"0123456789 =sort"]
-    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
 
 
 if __name__ == "__main__":

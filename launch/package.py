@@ -10,9 +10,9 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from pathspec import GitIgnoreSpec
 
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
 from rlhf_ray.config.checks.data_files import fixed_part
 from rlhf_ray.config.checks.references import hub_dataset
+from rlhf_ray.config.models import CHAT_TEMPLATE_NAMES
 from rlhf_ray.config.tools.layers import texts
 from rlhf_ray.config.tools.problems import KeyPath, Problem
 from rlhf_ray.config.tools.stages import PREFIX

@@ -9,7 +9,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 
 from launch import cli
-from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.tools.stages import Stage, groups_of
 from rlhf_ray.errors import EXIT_CONFIG, ConfigError
 from rlhf_ray.memory import GIB

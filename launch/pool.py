@@ -24,8 +24,8 @@ from launch.run.cluster import join, num_cpus, runs_here
 from launch.run.names import check_name
 from launch.run.signals import uninterrupted
 from launch.tables.format import screen
-from rlhf_ray.config.base import TimeoutConfig
 from rlhf_ray.config.checks.machine import require_machine
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.load import load_job
 from rlhf_ray.config.tools.stages import groups_of, stages_of

@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.algorithm_table import OldLogprobs
-from rlhf_ray.config.base import LearnerConfig, ReferenceConfig
 from rlhf_ray.config.environment import EnvironmentConfig
+from rlhf_ray.config.learners import LearnerConfig, ReferenceConfig
 from rlhf_ray.config.rewards import RewardConfig, ShapingConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig

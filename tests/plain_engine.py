@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.learner.engine import (
     EngineBuilder,
     InferenceEngine,

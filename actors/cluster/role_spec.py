@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 
 from actors.cluster.role_handle import Answer, RoleHandle
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.metrics.spans import PROCESS, Taken
 
 M = TypeVar("M", bound=Callable[..., Any])
@@ -79,7 +79,6 @@ class RoleSpec:
 
     Attributes:
         actor_class: A plain class; its objects are made from a name, an environment and `argument`.
-        beside: The role whose work a single actor does a part of, near its first rank; else empty.
         max_calls: How many calls run at a time, of coroutines or in threads; None for Ray's
             default, which is one thread.
         reserves_memory: Whether it takes its GPUs' memory when it starts, instead of computing in
@@ -91,7 +90,6 @@ class RoleSpec:
     """
 
     actor_class: type[RoleActor]
-    beside: str = ""
     max_calls: int | None = None
     reserves_memory: bool = False
     works_beside: bool = field(default=False, compare=False)

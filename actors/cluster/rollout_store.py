@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from actors.cluster.deadline import within
 from actors.cluster.role_handle import put
-from rlhf_ray.roles import Ref, RolloutGroup
+from rlhf_ray.roles.groups import Ref, RolloutGroup
 from rlhf_ray.types import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectStore:
-    """What `rlhf_ray.roles.RolloutStore` asks for.
+    """What `rlhf_ray.roles.protocols.RolloutStore` asks for.
 
     Attributes:
         timeout_s: Deadline of a fetch.

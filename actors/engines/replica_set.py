@@ -25,7 +25,8 @@ from actors.engines.rollout import RolloutReplica
 from actors.engines.samples import NO_VERSION, Ending
 from rlhf_ray.deadlines import deadline, side_by_side
 from rlhf_ray.errors import ActorDied, RunError, StateLost
-from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutGroup, SleepLevel
+from rlhf_ray.roles.groups import GenerationRequest, RolloutGroup
+from rlhf_ray.roles.protocols import EnginePart, SleepLevel
 
 logger = logging.getLogger(__name__)
 

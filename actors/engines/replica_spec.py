@@ -11,7 +11,7 @@ from actors.cluster.role_spec import RoleSpec
 from actors.engines.calls import ANSWER_S
 from actors.engines.rollout import RolloutReplica
 from actors.engines.spec import EngineSpec
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.errors import RunError
 

@@ -25,7 +25,8 @@ from actors.weights.bucket import Bucket
 from actors.weights.segment import SegmentPlace, SegmentRing, SharedBucket
 from rlhf_ray.errors import RlhfRayError, RunError
 from rlhf_ray.metrics.spans import recorded, span
-from rlhf_ray.roles import EnginePart, GenerationRequest, SleepLevel
+from rlhf_ray.roles.groups import GenerationRequest
+from rlhf_ray.roles.protocols import EnginePart, SleepLevel
 from rlhf_ray.types import Prompt
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.chat.borders import response_text
 from rlhf_ray.environments.play import SampledTurn
 from rlhf_ray.errors import RunError
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.types import IntArray, Rollout, RolloutSummary
 
 if TYPE_CHECKING:

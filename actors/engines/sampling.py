@@ -27,7 +27,7 @@ from actors.weights.adapter import adapter_request
 from rlhf_ray.deadlines import deadline, in_thread
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.spans import recorded, span
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.types import FloatArray, Rollout, RolloutSummary
 
 if TYPE_CHECKING:

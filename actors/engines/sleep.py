@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rlhf_ray.errors import RunError
-from rlhf_ray.roles import ENGINE_PARTS, EnginePart, SleepLevel
+from rlhf_ray.roles.protocols import ENGINE_PARTS, EnginePart, SleepLevel
 
 # A method of vLLM's engine and its arguments -> its answer.
 Ask = Callable[..., Awaitable[Any]]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rlhf_ray.config.base import ActorFailureConfig
+from rlhf_ray.config.fault_tolerance import ActorFailureConfig
 
 
 @dataclass

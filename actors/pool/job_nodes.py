@@ -14,9 +14,8 @@ from actors.cluster.deadline import within
 from actors.cluster.file_tasks import NodeReport, code_of_package, start_on
 from actors.cluster.run_files import RunFiles
 from actors.pool.pool import Pool
-from rlhf_ray.config.base import STATUS_FILE
 from rlhf_ray.config.checks.preflight import NodePath, node_paths
-from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.run import STATUS_FILE, JobConfig
 from rlhf_ray.errors import ConfigError, RlhfRayError
 
 logger = logging.getLogger(__name__)

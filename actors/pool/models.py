@@ -14,7 +14,7 @@ from actors.cluster.run_files import RunFiles
 from actors.pool.record import PoolRecord
 from actors.pool.state import PoolState
 from actors.weights.held_model import HeldModel
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import RunError
 

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster.deadline import get
 from actors.pool.state import Place, PoolState, in_order
-from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.cpus import usable_cores
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ConfigError, RunError

@@ -23,10 +23,11 @@ from actors.pool.record import PoolRecord
 from actors.pool.restart import Restarts
 from actors.pool.state import PoolState
 from actors.pool.usage import usage_of
-from rlhf_ray.config.base import FailureConfig, GroupConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import FailureConfig, TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.errors import ActorDied, RlhfRayError
 from rlhf_ray.planning.cores import CoreShares, share_cores
-from rlhf_ray.roles import Used
+from rlhf_ray.roles.reports import Used
 
 logger = logging.getLogger(__name__)
 
@@ -123,15 +124,15 @@ class Pool(ResidentModels):
         taken = self.shares.taken.get(role, {})
         turns = [(self.core_turns[node], number) for node, number in taken.items()]
         handle.core_turns = [] if spec.runs_user_code else turns
-        if role in self.shares.threads and handle.threads != self._threads(role, spec):
-            handle.threads = self._threads(role, spec)
+        if role in self.shares.threads and handle.threads != self._threads(role):
+            handle.threads = self._threads(role)
             use_threads = handle.call(ComputingActor.use_threads, timeout_s=self.timeouts.call_s)
             await use_threads(handle.threads)
         return handle
 
-    def _threads(self, role: str, spec: RoleSpec) -> int:
+    def _threads(self, role: str) -> int:
         """Of each of a role's actors."""
-        group = self.state.groups.get(spec.beside or role)
+        group = self.state.groups.get(role)
         reserved = 1 if group is None else max(1, int(group.reserved_cpus))
         return self.shares.threads.get(role, reserved)
 
@@ -140,7 +141,7 @@ class Pool(ResidentModels):
             await self.end(role)
         if spec.reserves_memory:  # it fails where others have it
             await self._offload_beside(role)
-        handle.threads = self._threads(role, spec)
+        handle.threads = self._threads(role)
         handle.detach()
         handle.replace(self._processes(role, spec, handle.threads), spec=spec)
         self.state.roles[role] = handle
@@ -155,12 +156,11 @@ class Pool(ResidentModels):
         self, role: str, spec: RoleSpec, threads: int, only: Sequence[int] | None = None
     ) -> dict[str, Any]:
         """A role's actors in their places, by their names: all, or some."""
-        placed = spec.beside or role
         return processes.start(
             f"{self.name}/{role}",
             spec,
             self.state.groups.get(role),
-            self.state.places_of(placed) if placed in self.state.groups else [],
+            self.state.places_of(role) if role in self.state.groups else [],
             threads=threads,
             timeouts=self.timeouts,
             lifetime=self._lifetime,
@@ -246,12 +246,9 @@ class Pool(ResidentModels):
                 await self.end(role)
 
     async def usage(self, roles: Iterable[str]) -> Used:
-        """What some roles needed and did since the last time, with those beside them."""
-        handles = list(self.state.roles.values())
-        actors_of = {
-            role: [h for h in handles if role in (h.name, h.spec.beside)] for role in roles
-        }
-        return await usage_of(actors_of, self.clocks, timeout_s=self.timeouts.call_s)
+        """What some roles needed and did since the last time."""
+        handles = [self.state.roles[role] for role in roles if role in self.state.roles]
+        return await usage_of(handles, self.clocks, timeout_s=self.timeouts.call_s)
 
     async def heal(self) -> None:
         """End the roles that cannot serve the next job; they are started anew when asked for.

@@ -14,7 +14,8 @@ from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import CONTROL_GROUP, CONTROL_THREADS, RoleActor, RoleSpec
 from actors.pool.placement import strategy_of
 from actors.pool.state import Place
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.deadlines import deadline
 from rlhf_ray.errors import RlhfRayError
 
@@ -41,8 +42,8 @@ def start(
 ) -> dict[str, Any]:
     """Start a role's actors, or `only` some, which are asked for nothing yet; by their names.
 
-    A role without a `group` is a single actor without GPUs: in the first of `places`, or on any
-    node. Each computes with `threads`. `lifetime` are Ray's options of what outlives this process.
+    A role without a `group` is a single actor without GPUs, on any node. Each computes with
+    `threads`. `lifetime` are Ray's options of what outlives this process.
     """
     limits: dict[str, Any] = {"concurrency_groups": {CONTROL_GROUP: CONTROL_THREADS}}
     if spec.max_calls is not None:
@@ -54,8 +55,7 @@ def start(
         return made.remote(name, variables, spec.argument(timeouts))
 
     if group is None:
-        where = {"scheduling_strategy": strategy_of(places[0])} if places else {}
-        return {name: actor(name, environment(threads, ()), num_cpus=0, **where)}
+        return {name: actor(name, environment(threads, ()), num_cpus=0)}
     actors = {}
     for rank in range(len(places)) if only is None else only:
         place = places[rank]

@@ -14,7 +14,7 @@ from typing import Any
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
 from actors.pool.budget import Budget
-from rlhf_ray.config.base import ActorFailureConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import ActorFailureConfig, TimeoutConfig
 from rlhf_ray.errors import ActorDied
 
 logger = logging.getLogger(__name__)

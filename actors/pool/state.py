@@ -11,7 +11,7 @@ from ray.util.placement_group import PlacementGroup
 
 from actors.cluster.role_handle import RoleHandle
 from actors.weights.held_model import HeldModel
-from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.errors import ConfigError
 
 

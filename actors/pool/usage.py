@@ -12,16 +12,14 @@ from actors.cluster.role_spec import ActorUsage, RoleActor
 from actors.pool.clocks import Clocks
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.metrics.spans import ASKED, PROCESS, ProcessSpans, Taken, idle_s, of_driver
-from rlhf_ray.roles import Used
+from rlhf_ray.roles.reports import Used
 
 # The spans in which ranks move models, and what a step calls their time.
 MOVES = {"offload": "time/offload", "reload": "time/reload"}
 
 
-async def usage_of(
-    actors_of: Mapping[str, Sequence[RoleHandle[Any]]], clocks: Clocks, *, timeout_s: float
-) -> Used:
-    """Ask every actor once: of each role, those that do its work.
+async def usage_of(roles: Sequence[RoleHandle[Any]], clocks: Clocks, *, timeout_s: float) -> Used:
+    """Ask every actor of these roles once.
 
     Returns:
         `wait/<role>`, in which nobody waited for any of its actors; `memory/<role>_peak_gb`, of the
@@ -30,15 +28,12 @@ async def usage_of(
         that this was asked, as are the spans.
     """
     driver = PROCESS.take()
-    answers = await side_by_side(
-        side_by_side(_usages(handle, clocks, timeout_s=timeout_s) for handle in handles)
-        for handles in actors_of.values()
-    )
+    answers = await side_by_side(_usages(handle, clocks, timeout_s=timeout_s) for handle in roles)
     metrics: dict[str, float] = {}
     spans = [of_driver(driver.ended)]
-    for (role, handles), by_handle in zip(actors_of.items(), answers, strict=True):
-        of_actors = [usage for of_handle in by_handle for usage in of_handle.values()]
-        metrics[f"wait/{role}"] = _waited_s([handle.name for handle in handles], driver)
+    for handle, by_rank in zip(roles, answers, strict=True):
+        role, of_actors = handle.name, list(by_rank.values())
+        metrics[f"wait/{role}"] = _waited_s(role, driver)
         if not of_actors:  # all of them are being replaced
             continue
         metrics[f"memory/{role}_peak_gb"] = max(usage.figures["peak_gb"] for usage in of_actors)
@@ -48,11 +43,7 @@ async def usage_of(
                 metrics[name] = metrics.get(name, 0.0) + slowest_s
         engine_keys = {key for usage in of_actors for key in usage.figures} - {"peak_gb"}
         metrics |= {f"engine/{key}": _merged(key, of_actors) for key in engine_keys}
-        for handle, of_handle in zip(handles, by_handle, strict=True):
-            spans += [
-                _in_drivers_time(handle.name, rank, usage, clocks)
-                for rank, usage in of_handle.items()
-            ]
+        spans += [_in_drivers_time(role, rank, usage, clocks) for rank, usage in by_rank.items()]
     return Used(metrics=metrics, spans=spans)
 
 
@@ -72,9 +63,9 @@ async def _usages(
     return dict(zip(ranks, usages, strict=True))
 
 
-def _waited_s(names: Sequence[str], driver: Taken) -> float:
-    """How long nobody waited for actors of these names."""
-    calls = [one for one in (*driver.ended, *driver.running) if one.labels.get(ASKED) in names]
+def _waited_s(role: str, driver: Taken) -> float:
+    """How long nobody waited for any of its actors."""
+    calls = [one for one in (*driver.ended, *driver.running) if one.labels.get(ASKED) == role]
     return idle_s(calls, since_ns=driver.since_ns, until_ns=driver.until_ns)
 
 

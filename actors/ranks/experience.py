@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from actors.cluster.role_handle import RoleHandle
 from actors.ranks.rank import Rank
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.metrics.spans import recorded
-from rlhf_ray.roles import Metrics, Ref, SampleArrays, SampleId, ScoredGroup
+from rlhf_ray.roles.groups import Ref, SampleArrays, SampleId, ScoredGroup
+from rlhf_ray.roles.reports import Metrics
 from rlhf_ray.types import Score
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from itertools import chain
 from typing import Any, Concatenate, TypeVar
 
 from actors.cluster.role_handle import RoleHandle, put
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.packing import RankedMicroBatches, plan_forward
-from rlhf_ray.roles import Ref, RolloutGroup, SampleArrays, SampleId
+from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays, SampleId
 from rlhf_ray.shared_prompts import planned_tokens
 from rlhf_ray.types import Rollout
 

@@ -13,9 +13,11 @@ from actors.cluster.run_files import RunFiles
 from actors.ranks.forward import by_row, over_rows
 from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import Rank
-from rlhf_ray.config.base import ForwardConfig, LearnerConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.learners import ForwardConfig, LearnerConfig
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
-from rlhf_ray.roles import Evaluated, Hardware, Metrics, Ref
+from rlhf_ray.roles.groups import Ref
+from rlhf_ray.roles.reports import Evaluated, Hardware, Metrics
 from rlhf_ray.types import LabelledAnswer, Ranking
 
 R = TypeVar("R", bound=HostingRank)

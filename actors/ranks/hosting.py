@@ -13,7 +13,7 @@ from actors.weights.held_model import HeldModel, in_reach, put_share
 from rlhf_ray.disk import room_for
 from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
-from rlhf_ray.roles import Evaluated, Hardware, Metrics
+from rlhf_ray.roles.reports import Evaluated, Hardware, Metrics
 from rlhf_ray.types import LabelledAnswer, Ranking
 
 if TYPE_CHECKING:

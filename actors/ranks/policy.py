@@ -28,7 +28,8 @@ from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.packing import UpdatePlan, plan_forward
-from rlhf_ray.roles import Metrics, Publication, Ref, RolloutGroup, SampleArrays
+from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays
+from rlhf_ray.roles.reports import Metrics, Publication
 
 if TYPE_CHECKING:
     from actors.weights.publisher import Publisher

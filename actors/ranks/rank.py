@@ -17,7 +17,7 @@ from actors.cluster.network import use_cluster_network
 from actors.cluster.role_spec import ActorUsage, control
 from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.metrics.usage import peak_memory_gb
-from rlhf_ray.roles import Ref, SampleArrays, SampleId
+from rlhf_ray.roles.groups import Ref, SampleArrays, SampleId
 from rlhf_ray.types import Rollout
 
 

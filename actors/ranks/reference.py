@@ -9,9 +9,9 @@ from typing import Any
 from actors.ranks.forward import Pass, forward
 from actors.ranks.group import RankGroup, answer_logps
 from actors.ranks.hosting import HostingRank
-from rlhf_ray.config.base import ReferenceConfig
+from rlhf_ray.config.learners import ReferenceConfig
 from rlhf_ray.metrics.spans import recorded
-from rlhf_ray.roles import RolloutGroup, SampleArrays
+from rlhf_ray.roles.groups import RolloutGroup, SampleArrays
 from rlhf_ray.types import LabelledAnswer, Ranking
 
 

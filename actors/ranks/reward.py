@@ -12,11 +12,11 @@ from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import free_memory
 from actors.ranks.reward_workers import RewardWorkers
 from actors.weights.held_model import HeldModel, in_reach
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.rewards import ENVIRONMENT, MODEL, RewardConfig, RewardModelConfig
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.metrics.spans import recorded, span
-from rlhf_ray.roles import Ref, RolloutGroup, SampleId
+from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleId
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Score
 

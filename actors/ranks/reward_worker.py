@@ -18,7 +18,7 @@ from actors.weights.held_model import HeldModel
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.errors import FailureCause
 from rlhf_ray.metrics.spans import recorded, span
-from rlhf_ray.roles import Ref, SampleId
+from rlhf_ray.roles.groups import Ref, SampleId
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Rollout

@@ -19,11 +19,11 @@ from actors.cluster.role_handle import RoleHandle
 from actors.cluster.turns import SLACK_S
 from actors.ranks.reward_worker import SIDE_BY_SIDE, Failed, LoadedFunctions, RewardWorker
 from actors.ranks.seats import Seats
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import deadline, side_by_side
 from rlhf_ray.errors import ActorDied, FailureCause, GroupFailed, RunError
-from rlhf_ray.roles import RolloutGroup
+from rlhf_ray.roles.groups import RolloutGroup
 
 # Between two looks at whether a worker that was killed has been replaced.
 _POLL_S = 0.1

@@ -11,7 +11,8 @@ from actors.ranks.group import TrainedGroup
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.metrics.spans import recorded
 from rlhf_ray.packing import UpdatePlan
-from rlhf_ray.roles import Metrics, Ref, RolloutGroup, SampleArrays
+from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays
+from rlhf_ray.roles.reports import Metrics
 
 
 class ValueRank(HostingRank):

@@ -15,7 +15,8 @@ from actors.engines.replica_set import ReplicaSet
 from actors.pool.pool import Pool
 from rlhf_ray.environments.play import Limits
 from rlhf_ray.errors import ActorDied, EnvironmentFailed, EnvironmentFault
-from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutGroup, SleepLevel
+from rlhf_ray.roles.groups import GenerationRequest, RolloutGroup
+from rlhf_ray.roles.protocols import EnginePart, SleepLevel
 from rlhf_ray.specs import EnvironmentSpec
 
 logger = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.metrics import Sink
-from rlhf_ray.roles import Used
+from rlhf_ray.roles.reports import Used
 from rlhf_ray.specs import (
     EnvironmentSpec,
     ExperienceSpec,
@@ -61,7 +61,7 @@ class JobPool:
         self.pool, self.config = pool, config
         self.actors: Mapping[str, RoleHandle[Any]] = {}
         self.engines: ReplicaSet | None = None
-        self.working: Sequence[str] = ()  # roles, each with those that do a part of its work
+        self.working: Sequence[str] = ()  # those whose waits and memory a step tells
         self.policy: PolicyGroup | None = None
         self.acting: ActingEngines | None = None
 
@@ -71,8 +71,7 @@ class JobPool:
         specs = role_specs(groups, self.config)
         self.actors = await start_actors(self.pool, groups, specs)
         # Engines wait for environments, and say how long.
-        working = (spec.beside or role for role, spec in specs.items() if role != "environment")
-        self.working = tuple(dict.fromkeys(working))
+        self.working = [role for role in specs if role != "environment"]
         await repeated(self.pool, partial(self.pool.make_room, self.actors))
 
     async def load(self, role: str, spec: Spec) -> Any:

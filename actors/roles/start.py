@@ -20,8 +20,8 @@ from actors.ranks.reward import RewardRank
 from actors.ranks.reward_worker import RewardWorker, WorkerSpec
 from actors.ranks.value import ValueRank
 from actors.roles.engines import engine_spec, first_online
-from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.jobs import AnyJob
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.deadlines import side_by_side
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,7 @@ async def start_actors(
     """
     pool.place(groups)
     pool.share_cores(specs)
-    there = {handle.spec.beside or role for role, handle in pool.state.roles.items()}
-    if missing := [role for role in groups if role not in there]:
+    if missing := [role for role in groups if role not in pool.state.roles]:
         logger.info("starting %s (about a minute)", ", ".join(missing))
     guests = [role for role in specs if role in groups and groups[role].share]
     actors: dict[str, RoleHandle[Any]] = {}

@@ -14,7 +14,7 @@ from benchmarks.gpu_check.scale import Shape
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gradients import process_group
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.learner.build import engine_builder, make_learner
 from rlhf_ray.learner.policy import PolicyLearner
 from rlhf_ray.packing import UpdatePlan, plan_update

@@ -26,7 +26,9 @@ from rlhf_ray.config.base import laid_over
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig
 from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.publication import publish
-from rlhf_ray.roles import GenerationRequest, Publication, Roles
+from rlhf_ray.roles.groups import GenerationRequest
+from rlhf_ray.roles.protocols import Roles
+from rlhf_ray.roles.reports import Publication
 from rlhf_ray.types import Prompt, Rollout
 
 T = TypeVar("T")

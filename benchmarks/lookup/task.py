@@ -6,16 +6,14 @@ import json
 import random
 import string
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from launch.character_model import write_model
 from rlhf_ray.config.jobs import PipelineConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Algorithm: TypeAlias = Literal["grpo", "ppo"]
 
-PAD, END = "<pad>", "<end>"
+CHARACTERS = f"{string.digits}{string.ascii_lowercase} =>?"
 # Of whole chats: every mark is a character, and what ends a turn a token of its own.
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
@@ -37,7 +35,7 @@ def write_task(folder: Path, *, seed: int) -> None:
     _write(folder / "sft.jsonl", [{"messages": _demonstration(made)} for _ in range(NUM_SFT)])
     for name, number in wanted.items():
         _write(folder / f"{name}.jsonl", [_row(made) for _ in range(number)])
-    _write_model(folder / "model", seed=seed)
+    write_model(folder / "model", CHARACTERS, seed=seed, chat_template=CHAT_TEMPLATE)
 
 
 def _row(made: random.Random) -> dict[str, Any]:
@@ -61,44 +59,6 @@ def _demonstration(made: random.Random) -> list[dict[str, str]]:
 
 def _write(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _write_model(folder: Path, *, seed: int) -> None:
-    """An untrained model of 0.2 M parameters."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = _character_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _character_tokenizer() -> PreTrainedTokenizerBase:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = [PAD, END, *string.digits, *string.ascii_lowercase, *" =>?"]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE
-    )
 
 
 def pipeline(folder: Path, algorithm: Algorithm, *, seed: int, steps: int) -> PipelineConfig:

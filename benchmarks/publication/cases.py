@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 
 FAMILIES = ("qwen2", "llama", "mixtral", "qwen3_moe")
 BACKENDS = ("nccl", "ipc", "object_store")

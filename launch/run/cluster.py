@@ -23,8 +23,8 @@ from launch.run.messages import is_everything_shown
 from launch.run.names import check_name
 from launch.run.signals import interrupt_when_stopped, leave, on_stop
 from launch.run.standing import address_of
-from rlhf_ray.config.base import GroupConfig, RayConfig
-from rlhf_ray.config.run import JobConfig, RunConfig
+from rlhf_ray.config.placement import GroupConfig
+from rlhf_ray.config.run import JobConfig, RayConfig, RunConfig
 from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.metrics.wandb_sink import wandb_url
 from rlhf_ray.planning.groups import plan_groups, total_cpus

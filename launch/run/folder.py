@@ -10,8 +10,7 @@ from pathlib import Path
 
 from launch.run.messages import keep_in
 from launch.run.signals import on_stop
-from rlhf_ray.config.base import STATUS_FILE
-from rlhf_ray.config.run import JobConfig, RunConfig
+from rlhf_ray.config.run import STATUS_FILE, JobConfig, RunConfig
 from rlhf_ray.config.tools.load import dump_config, is_dump_of
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import ConfigError

@@ -8,15 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat
 
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES, Divergence, PreferenceLossName
-from rlhf_ray.config.base import (
-    Config,
-    GroupConfig,
-    LearnerConfig,
-    ModelConfig,
-    NonNegativeFloat,
-    Placement,
-    ReferenceConfig,
-)
+from rlhf_ray.config.base import Config, NonNegativeFloat
+from rlhf_ray.config.learners import LearnerConfig, ReferenceConfig
+from rlhf_ray.config.models import ModelConfig
+from rlhf_ray.config.placement import GroupConfig, Placement
 from rlhf_ray.config.reference import ReferenceKind, is_base_of
 from rlhf_ray.config.supervised import SupervisedConfig
 

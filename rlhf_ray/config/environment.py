@@ -7,13 +7,8 @@ from typing import Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from rlhf_ray.config.base import (
-    Config,
-    GroupConfig,
-    LabelSelector,
-    LocalPath,
-    NonNegativeInt,
-)
+from rlhf_ray.config.base import Config, LabelSelector, LocalPath, NonNegativeInt
+from rlhf_ray.config.placement import GroupConfig
 
 
 # What makes an environment of each kind that is named by another key than `path`.

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from rlhf_ray.config.base import Config, LocalPath
 from rlhf_ray.config.dpo import DpoConfig
-from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PlacementConfig, PpoConfig
+from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
+from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig, SupervisedConfig

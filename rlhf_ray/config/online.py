@@ -1,27 +1,22 @@
-"""PPO and GRPO: rollouts, rewards, algorithm, and the two jobs' own defaults."""
+"""PPO, GRPO and their kin, and the own defaults of these two."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from rlhf_ray.config.algorithm import AlgorithmConfig, KlConfig
 from rlhf_ray.config.algorithm_table import OldLogprobs, ScoredModel
-from rlhf_ray.config.base import (
-    Config,
-    GroupConfig,
-    LearnerConfig,
-    ModelSource,
-    NonNegativeFloat,
-    NonNegativeInt,
-    Placement,
-    ReferenceConfig,
-)
+from rlhf_ray.config.base import NonNegativeInt
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
 from rlhf_ray.config.environment import EnvironmentConfig
+from rlhf_ray.config.evaluation import EvalConfig
+from rlhf_ray.config.learners import CriticConfig, LearnerConfig, ReferenceConfig
+from rlhf_ray.config.models import ModelSource
+from rlhf_ray.config.placement import GroupConfig, PlacementConfig
 from rlhf_ray.config.publication import (
     ADAPTER_RANKS,
     EXACT_GAP,
@@ -35,88 +30,6 @@ from rlhf_ray.config.rewards import ENVIRONMENT, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.sentinels import OnlineSentinelsConfig
-
-
-class EvalConfig(Config):
-    """Evaluation on held-out prompts: before the first, every `every` and after the last step.
-
-    Attributes:
-        samples_per_prompt: k; `eval/reward_mean` is the mean over all samples (mean@k),
-            `eval/best_of_k` that of each prompt's best, which is pass@k for rewards of 0 and 1.
-        temperature: 0 is greedy.
-    """
-
-    data: DataConfig = DataConfig()
-    every: NonNegativeInt = 0
-    num_prompts: PositiveInt = 64
-    samples_per_prompt: PositiveInt = 1
-    temperature: NonNegativeFloat = 0.0
-    table_rows: NonNegativeInt = 4
-
-    def _faults(self) -> Iterator[str]:
-        if self.samples_per_prompt > 1 and not self.temperature:
-            yield (
-                f"temperature must be above 0 for samples_per_prompt {self.samples_per_prompt}: "
-                "greedy samples of a prompt are all the same"
-            )
-
-
-# More of them by default would take long to start.
-_MOST_WORKERS = 8
-
-
-class WorkerGroupConfig(GroupConfig):
-    """Processes that run a user's code on CPUs, each by itself.
-
-    Attributes:
-        cpus_per_rank: Cores that one reserves; `auto` are those of a rank on a CPU.
-    """
-
-    cpus_per_rank: PositiveFloat | Literal["auto"] = 1.0
-
-
-def _reward_workers(placement: Mapping[str, Any]) -> WorkerGroupConfig:
-    """As many as GPUs: a machine has several cores for each."""
-    own = [group for group in placement.values() if not group.share]
-    num_gpus = sum(group.ranks * group.gpus_per_rank for group in own)
-    return WorkerGroupConfig(ranks=max(1, min(_MOST_WORKERS, num_gpus)))
-
-
-class PlacementConfig(Placement):
-    """A group for every role.
-
-    Attributes:
-        reward: Of the reward model, where there is one.
-        reward_worker: Of what scores beside it, on CPUs: functions, verifiers, remote scorers and
-            judges. By default a process for every GPU of the job, at most eight, at least one.
-    """
-
-    policy: GroupConfig = GroupConfig()
-    reference: GroupConfig = GroupConfig()
-    reward: GroupConfig = GroupConfig()
-    value: GroupConfig = GroupConfig()
-    rollout: GroupConfig = GroupConfig()
-    # Behind the others, from which its default follows.
-    reward_worker: WorkerGroupConfig = Field(default_factory=_reward_workers)
-
-    def _faults(self) -> Iterator[str]:
-        yield from super()._faults()
-        if self.reward_worker.gpus_per_rank:
-            yield (
-                f"reward_worker.gpus_per_rank must be 0, got {self.reward_worker.gpus_per_rank}: "
-                "a model that scores is reward.model, or a service behind reward.remote"
-            )
-
-
-class CriticConfig(LearnerConfig):
-    """The critic.
-
-    Attributes:
-        warmup_steps: Steps at the start, of `total_steps`, in which only the critic learns: the
-            policy takes no optimiser step, so that its schedule runs over the steps after them.
-    """
-
-    warmup_steps: NonNegativeInt = 0
 
 
 class OnlineConfig(JobConfig):

@@ -10,7 +10,8 @@ from typing import Literal, TypeAlias
 
 from pydantic import PositiveInt
 
-from rlhf_ray.config.base import Config, GroupConfig, NonNegativeFloat
+from rlhf_ray.config.base import Config, NonNegativeFloat
+from rlhf_ray.config.placement import GroupConfig
 
 Backend: TypeAlias = Literal["object_store", "ipc", "nccl"]
 # What engine and trainer may differ by on a token, in nats, where both compute in float32: they

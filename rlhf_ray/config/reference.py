@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.models import ModelConfig
 
 # `role` for a group of its own, `adapter_off` for the policy without its adapter.
 ReferenceKind = Literal["auto", "role", "adapter_off"]

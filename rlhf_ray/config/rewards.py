@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
-from rlhf_ray.config.base import Config, LocalPath, ModelSource, NonNegativeFloat, NonNegativeInt
+from rlhf_ray.config.base import Config, LocalPath, NonNegativeFloat, NonNegativeInt
+from rlhf_ray.config.models import ModelSource
 
 # Names of what scores and is no function. An environment has given its rewards by then.
 MODEL, REMOTE, JUDGE, ENVIRONMENT = "model", "remote", "judge", "environment"

@@ -8,19 +8,46 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import PositiveInt
 
-from rlhf_ray.config.base import (
-    CheckpointConfig,
-    Config,
-    FailureConfig,
-    GroupConfig,
-    LearnerConfig,
-    LocalPath,
-    ModelSource,
-    NonNegativeInt,
-    RayConfig,
-    TimeoutConfig,
-    WandbConfig,
-)
+from rlhf_ray.config.base import Config, LocalPath, NonNegativeInt
+from rlhf_ray.config.fault_tolerance import FailureConfig, TimeoutConfig
+from rlhf_ray.config.learners import LearnerConfig
+from rlhf_ray.config.models import ModelSource
+from rlhf_ray.config.placement import GroupConfig
+
+# Stands in the folder of every run, beside what the run wrote.
+STATUS_FILE = "status.json"
+
+
+class CheckpointConfig(Config):
+    """When to save; `every: 0` only at the end. Exports are in the transformers layout."""
+
+    every: NonNegativeInt = 0
+    keep: PositiveInt = 2
+    export: Literal["end", "each", "never"] = "end"
+
+
+class WandbConfig(Config):
+    """Weights & Biases; the key is read from the environment, never from here."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "rlhf-ray"
+    name: str = ""
+    entity: str = ""
+    tags: list[str] = []
+
+
+class RayConfig(Config):
+    """Where Ray runs.
+
+    Attributes:
+        address: Empty starts Ray on this machine; `auto` joins the cluster it belongs to.
+        pool: A standing pool (`rlhf-ray pool up`) to attach to; empty for actors of one's own.
+    """
+
+    address: str = ""
+    pool: str = ""
+    num_cpus: NonNegativeInt = 0
+    num_gpus: NonNegativeInt = 0
 
 
 class RunConfig(Config):

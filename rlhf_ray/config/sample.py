@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.base import ReferenceConfig
-from rlhf_ray.config.online import CriticConfig, OnlineConfig
+from rlhf_ray.config.learners import CriticConfig, ReferenceConfig
+from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.rewards import ShapingConfig
 
 

@@ -9,27 +9,15 @@ from typing import Any, ClassVar, Self
 from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from rlhf_ray.config.algorithm_table import RewardLossName, SftLossName
-from rlhf_ray.config.base import (
-    Config,
-    GroupConfig,
-    LearnerConfig,
-    ModelConfig,
-    NonNegativeFloat,
-    NonNegativeInt,
-    Placement,
-)
+from rlhf_ray.config.base import NonNegativeFloat, NonNegativeInt
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
+from rlhf_ray.config.evaluation import SftEvalConfig, SupervisedEvalConfig
+from rlhf_ray.config.learners import LearnerConfig
+from rlhf_ray.config.models import ModelConfig
+from rlhf_ray.config.placement import GroupConfig, Placement
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.sentinels import SentinelsConfig
 from rlhf_ray.errors import ConfigError
-
-
-class SupervisedEvalConfig(Config):
-    """Loss and metrics on held-out rows before the first step, every `every` and after the last."""
-
-    data: DataConfig = DataConfig()
-    every: NonNegativeInt = 0
-    table_rows: NonNegativeInt = 4
 
 
 class SupervisedConfig(JobConfig):
@@ -138,12 +126,6 @@ class PolicyPlacementConfig(Placement):
     """Jobs that train a policy alone."""
 
     policy: GroupConfig = GroupConfig()
-
-
-class SftEvalConfig(SupervisedEvalConfig):
-    """Also what the model writes after the first held-out prompts, greedily."""
-
-    max_new_tokens: PositiveInt = 64
 
 
 class SftConfig(SupervisedConfig):

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.data.examples.preferences import LabelledAnswers, Pairs
 from rlhf_ray.data.rows.streaming import RowStream
 from rlhf_ray.jobs import on_rows
@@ -26,7 +26,7 @@ from rlhf_ray.jobs.rows import JobRows
 from rlhf_ray.jobs.tables import labelled_table, ranking_table
 from rlhf_ray.loops.supervised import Prepare
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.roles import Evaluated
+from rlhf_ray.roles.reports import Evaluated
 from rlhf_ray.specs import ReferenceSpec, Spec
 from rlhf_ray.types import LabelledAnswer, Ranking
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.order import TrainedRows
 from rlhf_ray.jobs.pool import Pool, SupervisedRole
@@ -16,7 +16,7 @@ from rlhf_ray.jobs.rows import AnyRows, JobData, JobRows, RowKind, context_of, t
 from rlhf_ray.loops.supervised import Prepare, SupervisedLoop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.roles import Evaluated, Usage
+from rlhf_ray.roles.reports import Evaluated, Usage
 from rlhf_ray.specs import Spec, SupervisedSpec
 
 if TYPE_CHECKING:

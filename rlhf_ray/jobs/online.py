@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlhf_ray.config.base import LearnerConfig, ModelConfig
+from rlhf_ray.config.learners import LearnerConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
 from rlhf_ray.config.rewards import ENVIRONMENT
 from rlhf_ray.config.sample import SampleConfig
@@ -30,7 +31,8 @@ from rlhf_ray.loops.sample_files import SampleFiles
 from rlhf_ray.loops.sampling import SampleLoop
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.roles import Roles, RolloutEngine, Usage
+from rlhf_ray.roles.protocols import Roles, RolloutEngine
+from rlhf_ray.roles.reports import Usage
 from rlhf_ray.rollouts.journal import journal_of
 from rlhf_ray.specs import (
     EnvironmentSpec,

@@ -19,7 +19,7 @@ from rlhf_ray.jobs.pool import SupervisedRole
 from rlhf_ray.jobs.rows import JobRows
 from rlhf_ray.jobs.tables import calibration_table, ranking_table
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.roles import Evaluated
+from rlhf_ray.roles.reports import Evaluated
 from rlhf_ray.types import Ranking
 
 if TYPE_CHECKING:

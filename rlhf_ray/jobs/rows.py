@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.jobs import AnyJob
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.examples.lengths import LengthLimit
 from rlhf_ray.data.examples.preferences import LabelledAnswers, check_labels

@@ -15,7 +15,7 @@ from rlhf_ray.jobs.pool import SupervisedRole
 from rlhf_ray.jobs.rows import JobRows, end_token_ids
 from rlhf_ray.jobs.tables import continuation_table, prompts_of
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.roles import Evaluated
+from rlhf_ray.roles.reports import Evaluated
 from rlhf_ray.types import SftExample
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from rlhf_ray.config.base import STATUS_FILE
+from rlhf_ray.config.run import STATUS_FILE
 from rlhf_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)

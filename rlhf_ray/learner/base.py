@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rlhf_ray.algorithms.metric_sums import MetricSums
 from rlhf_ray.algorithms.reduction import Reduction
-from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.engine import EngineBuilder
 from rlhf_ray.learner.rows import fitted_update, flat, rollout_batch
@@ -26,7 +26,7 @@ from rlhf_ray.models.check import own_outcome, sample_row, settle
 from rlhf_ray.models.kernels import compile_layers
 from rlhf_ray.models.modes import CheckedModel
 from rlhf_ray.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
-from rlhf_ray.roles import Evaluated
+from rlhf_ray.roles.reports import Evaluated
 from rlhf_ray.specs import Job, PolicySpec, SupervisedSpec, ValueSpec
 from rlhf_ray.types import Experience, Ranking, Referenced, SftExample
 

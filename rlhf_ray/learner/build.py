@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from rlhf_ray.config.base import ForwardConfig
 from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.learner.base import Learner
 from rlhf_ray.learner.deepspeed.engine import DeepSpeedBuilder

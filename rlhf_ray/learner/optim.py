@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlhf_ray.config.base import OptimConfig
+from rlhf_ray.config.learners import OptimConfig
 from rlhf_ray.errors import RunError
 
 # Low-rank adapters and fresh heads need a second step: the factor that starts at 0 hides the other.

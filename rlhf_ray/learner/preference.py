@@ -36,7 +36,7 @@ from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.models.transfer import on_device
 from rlhf_ray.packing import MinibatchPlan, RankedMicroBatches
-from rlhf_ray.roles import Evaluated
+from rlhf_ray.roles.reports import Evaluated
 from rlhf_ray.types import LabelledAnswer, Ranking, Referenced
 
 ALL_ANSWERS = slice(0, 2)

@@ -25,7 +25,7 @@ from rlhf_ray.models.classifier import freeze_score_bias, load_classifier
 from rlhf_ray.models.reward import RewardModel, Rewards
 from rlhf_ray.models.transfer import on_device
 from rlhf_ray.packing import RankedMicroBatches
-from rlhf_ray.roles import Evaluated
+from rlhf_ray.roles.reports import Evaluated
 from rlhf_ray.types import Ranking
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_ray.config.base import ForwardConfig, ModelConfig
+from rlhf_ray.config.learners import ForwardConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_sampled
 from rlhf_ray.data.chat.template import shows_tools

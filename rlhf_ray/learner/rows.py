@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.learner.engine import InferenceEngine, ParallelDims
 from rlhf_ray.models.batch import TokenBatch, build_batch
 from rlhf_ray.models.modes import CheckedModel

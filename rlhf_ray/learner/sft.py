@@ -21,7 +21,7 @@ from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.limits import most_tokens
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.packing import RankedMicroBatches
-from rlhf_ray.roles import Evaluated
+from rlhf_ray.roles.reports import Evaluated
 from rlhf_ray.types import SftExample
 
 METRICS = ("loss", "nll", "entropy", "token_accuracy")

@@ -11,7 +11,8 @@ from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.loops.report import failure_metrics, turn_metrics
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.roles import GenerationRequest, Roles
+from rlhf_ray.roles.groups import GenerationRequest
+from rlhf_ray.roles.protocols import Roles
 from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.rollouts.groups import Scoring
 from rlhf_ray.rollouts.seeds import sample_seeds

@@ -21,7 +21,7 @@ from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.spans import ProcessSpans
-from rlhf_ray.roles import Metrics
+from rlhf_ray.roles.reports import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar
 
 from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.config.algorithm_table import ScoredModel
-from rlhf_ray.config.base import GroupConfig, LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread, side_by_side
 from rlhf_ray.loops.checkpoints import Checkpoint
@@ -36,16 +37,9 @@ from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.packing import UpdatePlan, plan_update
-from rlhf_ray.roles import (
-    Metrics,
-    Ref,
-    Roles,
-    RolloutGroup,
-    SampleArrays,
-    ScoredGroup,
-    Usage,
-    unknown_usage,
-)
+from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays, ScoredGroup
+from rlhf_ray.roles.protocols import Roles
+from rlhf_ray.roles.reports import Metrics, Usage, unknown_usage
 from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.rollouts.groups import trainable, trained_of
 from rlhf_ray.rollouts.journal import journal_of

@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.errors import StateLost
-from rlhf_ray.roles import Offloads, Publication, Roles
+from rlhf_ray.roles.protocols import Offloads, Roles
+from rlhf_ray.roles.reports import Publication
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import FAILURE_CAUSES, TrainingStopped
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.usage import peak_flops, update_mfu
-from rlhf_ray.roles import Hardware, Metrics, Publication, RolloutGroup, ScoredGroup
+from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
+from rlhf_ray.roles.reports import Hardware, Metrics, Publication
 from rlhf_ray.rollouts.groups import has_spread, trainable
 from rlhf_ray.types import RolloutSummary, Score
 

@@ -8,9 +8,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.base import LearnerConfig
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.jobs import AnyJob
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.config.tools.secrets import without_secrets
 from rlhf_ray.data.order import TrainedRows, digest_of_rows
 from rlhf_ray.errors import ConfigError, differences

@@ -12,8 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.base import WandbConfig
-from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.run import JobConfig, WandbConfig
 from rlhf_ray.config.tools.secrets import without_secrets
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.log import Record, Table

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.limits import positions_of
 from rlhf_ray.models.modes import CHECKED_PROMPT, CheckedModel, ForwardMode, adapter_dropouts

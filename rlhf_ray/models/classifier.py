@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.decoder import base_of, decoder_name
 from rlhf_ray.models.linear import new_head

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.checks.model_files import (
     Kind,
     kind_fault,
     quantization_fault,
     token_id_faults,
 )
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.config.rewards import RewardModelConfig
 from rlhf_ray.data.rows.rows import Rows
 from rlhf_ray.data.rows.streaming import RowStream

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.data.chat.turn_end import turn_end
 from rlhf_ray.models.limits import read_config

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.checks.model_files import is_stretched, usable_positions
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.errors import ConfigError
 
 

@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import is_flash_attn_2_available
 
-from rlhf_ray.config.base import ForwardConfig, ModelConfig
+from rlhf_ray.config.learners import ForwardConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.attention import CAPABILITY, MASKED_SDPA, PACKED_SDPA, SHARING, VARLEN
 from rlhf_ray.types import IntArray

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.models.batch import Layout, lay_out, moved
 from rlhf_ray.models.classifier import heads_of, is_packable
 from rlhf_ray.models.decoder import base_of, decode, decoder_of, require_experts

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlhf_ray.config.base import ForwardConfig, GroupConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.tools.layers import put
 from rlhf_ray.config.tools.stages import Stage, groups_of

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.placement import GroupConfig
 
 ENGINES = "rollout"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.memory import GIB
 from rlhf_ray.planning.groups import GroupPlan, Node, check_resources, plan_groups

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.learner.deepspeed.memory import (
     BARE_RANK_BYTES,

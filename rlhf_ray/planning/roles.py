@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from rlhf_ray.config.base import ForwardConfig, ModelConfig
 from rlhf_ray.config.jobs import AnyJob
+from rlhf_ray.config.learners import ForwardConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.learner.deepspeed.memory import ModelRank

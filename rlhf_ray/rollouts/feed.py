@@ -15,7 +15,8 @@ from rlhf_ray.data.order import DataOrder
 from rlhf_ray.deadlines import deadline, in_thread, side_by_side
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.clock import StepClock
-from rlhf_ray.roles import GenerationRequest, Reward, RolloutEngine, RolloutGroup, ScoredGroup
+from rlhf_ray.roles.groups import GenerationRequest, RolloutGroup, ScoredGroup
+from rlhf_ray.roles.protocols import Reward, RolloutEngine
 from rlhf_ray.rollouts.admission import Admission, StepDraws
 from rlhf_ray.rollouts.groups import Scoring, has_spread, require_finite, with_scores
 from rlhf_ray.rollouts.recorder import Recorder

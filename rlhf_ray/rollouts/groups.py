@@ -7,9 +7,10 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from rlhf_ray.config.base import RowFailureConfig
+from rlhf_ray.config.fault_tolerance import RowFailureConfig
 from rlhf_ray.errors import FailureCause, GroupFailed, RunError
-from rlhf_ray.roles import Reward, RolloutGroup, ScoredGroup
+from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
+from rlhf_ray.roles.protocols import Reward
 from rlhf_ray.types import FinishReason, Score
 
 logger = logging.getLogger(__name__)

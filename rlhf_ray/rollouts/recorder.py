@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from rlhf_ray.deadlines import in_thread
 from rlhf_ray.errors import FailureCause
-from rlhf_ray.roles import RolloutGroup, RolloutStore, ScoredGroup
+from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
+from rlhf_ray.roles.protocols import RolloutStore
 from rlhf_ray.rollouts.journal import Journal, Replay
 from rlhf_ray.rollouts.records import RecordedGroup
 from rlhf_ray.types import Prompt

@@ -13,7 +13,7 @@ import ray
 from jobs import DEADLINES, ppo_config, start_roles
 
 from actors.pool.pool import Pool
-from rlhf_ray.config.base import FailureConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import FailureConfig, TimeoutConfig
 from rlhf_ray.config.online import PpoConfig
 
 # More than the machine has: roles mostly work by turns.

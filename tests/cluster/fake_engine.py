@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
-from rlhf_ray.roles import EnginePart, GenerationRequest, RolloutEngine, RolloutGroup, SleepLevel
+from rlhf_ray.roles.groups import GenerationRequest, RolloutGroup
+from rlhf_ray.roles.protocols import EnginePart, RolloutEngine, SleepLevel
 from rlhf_ray.rollouts.feed import sample_all
 
 

@@ -23,7 +23,8 @@ from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.roles import Roles, RolloutGroup, SampleArrays
+from rlhf_ray.roles.groups import RolloutGroup, SampleArrays
+from rlhf_ray.roles.protocols import Roles
 from rlhf_ray.types import Rollout
 
 SCORERS = Path(__file__).with_name("scorers.py")

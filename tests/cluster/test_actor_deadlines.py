@@ -15,7 +15,8 @@ from actors.ranks.group import RankSpec
 from actors.ranks.reward import RewardRank
 from actors.weights.replica_client import ReplicaClient
 from actors.weights.sync_spec import SyncSpec
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ActorDied, ConfigError, RunError
 

@@ -9,7 +9,7 @@ import pytest
 from jobs import DEADLINES, TWO_RANKS_SHARED, run_loop, weights_of
 
 from actors.pool.pool import Pool
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 
 SETTINGS = {
     "policy": {

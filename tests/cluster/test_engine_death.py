@@ -16,9 +16,10 @@ from actors.engines.samples import Ending
 from actors.pool.pool import Pool
 from actors.roles.engines import engine_spec
 from actors.weights.probe import probe_sequences
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.errors import RunError
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.types import Prompt
 
 PROMPT = Prompt(prompt_id="p", token_ids_T=(1, 403, 407), text="")

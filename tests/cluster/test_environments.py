@@ -19,7 +19,7 @@ from rlhf_ray.environments.turns import TurnTemplate
 from rlhf_ray.errors import EnvironmentFailed
 from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.publication import publish
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.rollouts.seeds import turn_seed
 

@@ -22,8 +22,8 @@ from actors.ranks.reward import RewardRank
 from actors.roles.start import role_specs, start_all
 from actors.weights.bucket import unpack
 from launch.job import prepare, run_on
-from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.jobs import PipelineConfig
+from rlhf_ray.config.learners import ReferenceConfig
 from rlhf_ray.config.tools.stages import Stage, groups_of, stages_of
 from rlhf_ray.data.chat.answers import tokenize_answer
 from rlhf_ray.data.chat.tokenizer import load_tokenizer

@@ -23,7 +23,7 @@ from actors.engines.rollout import RolloutReplica
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.publication import publish
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.types import Prompt
 
 LORA = {"policy": {"model": {"lora": {"rank": 4, "alpha": 16}}, "optim": {"lr": 5e-3}}}

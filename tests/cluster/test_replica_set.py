@@ -13,7 +13,7 @@ from actors.engines.fleet import Fleet
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.samples import Ending
 from rlhf_ray.errors import RunError
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.types import Prompt, RolloutSummary
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ray
 from bad_scorers import ACTS, act_of
+from fake_groups import summary_of
 from jobs import metrics_of, train
 
 from actors.pool.pool import Pool
@@ -18,13 +19,14 @@ from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import RewardWorker
 from actors.ranks.reward_workers import RewardWorkers
 from actors.roles.start import RANKS, start_actors
-from rlhf_ray.config.base import GroupConfig, RowFailureConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import RowFailureConfig, TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import side_by_side
-from rlhf_ray.roles import RolloutGroup, ScoredGroup
+from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts.groups import Scoring
 from rlhf_ray.specs import RewardSpec
-from rlhf_ray.types import Prompt, Rollout, RolloutSummary
+from rlhf_ray.types import Prompt, Rollout
 
 SCORERS = Path(__file__).with_name("bad_scorers.py")
 GROUPS = {"reward_worker": GroupConfig(ranks=3, cpus_per_rank=1.0)}
@@ -53,19 +55,7 @@ def group_of(draw: int) -> RolloutGroup:
         )
         for sample in range(SAMPLES)
     ]
-    summaries_G = tuple(
-        RolloutSummary(
-            sample=sample,
-            num_prompt_tokens=2,
-            num_response_tokens=3,
-            num_action_tokens=3,
-            finish_reason="stop",
-            version_min=0,
-            version_max=0,
-            version_sum=0,
-        )
-        for sample in range(SAMPLES)
-    )
+    summaries_G = tuple(map(summary_of, rollouts))
     return RolloutGroup(
         prompt=prompt, draw=draw, summaries_G=summaries_G, rollouts=ray.put(rollouts)
     )

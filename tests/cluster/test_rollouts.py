@@ -19,7 +19,7 @@ from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
 from rlhf_ray.loops.publication import publish
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.types import Prompt
 

@@ -32,7 +32,7 @@ from actors.weights.probe import probe_sequences
 from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.packing import plan_update
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
 from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from rlhf_ray import roles
 from rlhf_ray.jobs import pool
 from rlhf_ray.learner import engine
+from rlhf_ray.roles import protocols as roles
 
 TESTS = Path(__file__).parents[1]
 

@@ -21,7 +21,7 @@ from benchmarks.gpu_check.online import (
 )
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
-from rlhf_ray.roles import SampleId
+from rlhf_ray.roles.groups import SampleId
 from rlhf_ray.rollouts.feed import sample_all
 
 # Nats a token; see `actors.roles.engines`.

@@ -24,7 +24,7 @@ from benchmarks.gpu_check.online import (
 from benchmarks.gpu_check.records import Measurement
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.subjects.memory import needs_of
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
 
 # Of vLLM's own rate: an actor sends requests and brings answers, and reads texts out of tokens.

@@ -16,7 +16,7 @@ from benchmarks.gpu_check.subjects.agreement import agreement, dtype_of
 from benchmarks.gpu_check.subjects.memory import needs_of
 from benchmarks.gpu_check.subjects.publication import changed, digests, scores
 from rlhf_ray.memory import GIB
-from rlhf_ray.roles import SleepLevel
+from rlhf_ray.roles.protocols import SleepLevel
 
 # Of weights and cache; the rest is what an allocator rounds up.
 LEAST_FREED = 0.95

@@ -19,7 +19,7 @@ from benchmarks.gpu_check.setting import Setting
 from rlhf_ray.learner.work import update_flops
 from rlhf_ray.loops.report import utilisation
 from rlhf_ray.metrics.usage import update_mfu
-from rlhf_ray.roles import Hardware
+from rlhf_ray.roles.reports import Hardware
 
 # Below that something other than arithmetic takes the time: a slow kernel, the CPU, copies.
 LEAST_MFU = 0.10

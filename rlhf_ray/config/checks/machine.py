@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.tools.problems import Problem, raise_for
 from rlhf_ray.gpus import cuda_fault, read_driver, read_torch_build

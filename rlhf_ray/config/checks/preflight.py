@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES, STATUS_FILE, ModelConfig, ModelSource
 from rlhf_ray.config.checks import model_files, references
 from rlhf_ray.config.checks.model_files import CPU_HEAD_DIMS, Kind, ModelLimits, read_limits
 from rlhf_ray.config.jobs import AnyJob
+from rlhf_ray.config.models import CHAT_TEMPLATE_NAMES, ModelConfig, ModelSource
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.run import JobConfig, RunConfig
+from rlhf_ray.config.run import STATUS_FILE, JobConfig, RunConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.config.tools.problems import Problem, raise_for
 

@@ -12,15 +12,11 @@ from typing import Any
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.algorithm_table import CORRECTIONS, POLICY_LOSSES
-from rlhf_ray.config.base import (
-    GroupConfig,
-    LoraConfig,
-    ModelConfig,
-    OptimConfig,
-    ReferenceConfig,
-)
 from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.learners import OptimConfig, ReferenceConfig
+from rlhf_ray.config.models import LoraConfig, ModelConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.base import GroupConfig
 from rlhf_ray.config.checks.preflight import find_problems
 from rlhf_ray.config.jobs import JOB_CONFIGS, AnyJob, PipelineConfig, StageConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.run import JobConfig, RunConfig
 from rlhf_ray.config.tools import schema
 from rlhf_ray.config.tools.layers import lay_over, put, texts, value_at

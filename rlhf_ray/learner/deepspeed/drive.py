@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.libaio import libaio_fault
 

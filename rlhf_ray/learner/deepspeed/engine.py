@@ -14,7 +14,7 @@ from typing import Any
 import deepspeed
 import torch
 
-from rlhf_ray.config.base import ForwardConfig, LearnerConfig
+from rlhf_ray.config.learners import ForwardConfig, LearnerConfig
 from rlhf_ray.learner.deepspeed.drive import DriveFolder, load_states, own_folder, save_states
 from rlhf_ray.learner.deepspeed.residency import HostResidency
 from rlhf_ray.learner.deepspeed.settings import adamw, deepspeed_config, effective_stage

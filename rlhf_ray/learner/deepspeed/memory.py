@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
-from rlhf_ray.config.base import ForwardConfig, GroupConfig
+from rlhf_ray.config.learners import ForwardConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.memory import GIB, MIB, Memory, dtype_bytes
 from rlhf_ray.models.shape import Head, ModelShape
 

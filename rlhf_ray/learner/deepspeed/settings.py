@@ -12,7 +12,9 @@ import torch
 from torch import nn
 from torch.utils import cpp_extension
 
-from rlhf_ray.config.base import LearnerConfig, ZeroConfig, laid_over
+from rlhf_ray.config.base import laid_over
+from rlhf_ray.config.learners import LearnerConfig
+from rlhf_ray.config.zero import ZeroConfig
 from rlhf_ray.learner.optim import adamw_settings, parameter_groups
 
 

@@ -20,7 +20,7 @@ from actors.pool.pool import Pool
 from actors.pool.watch import watched
 from actors.roles.job_pool import JobPool
 from launch.run.folder import run_folder
-from rlhf_ray.config.base import FailureConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import FailureConfig, TimeoutConfig
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.jobs.online import GRPO
 

@@ -11,9 +11,10 @@ from actors.cluster.run_files import RunFiles
 from actors.pool.pool import Pool
 from actors.pool.record import PoolRecord
 from actors.pool.state import Place, PoolState
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.run import JobConfig
-from rlhf_ray.roles import Used
+from rlhf_ray.roles.reports import Used
 
 
 class FakePlacementGroup(PlacementGroup):

@@ -9,7 +9,7 @@ import pytest
 from actors.cluster.role_handle import RoleHandle
 from actors.pool.restart import Restarts
 from actors.roles.acting import ActingEngines
-from rlhf_ray.config.base import ActorFailureConfig
+from rlhf_ray.config.fault_tolerance import ActorFailureConfig
 from rlhf_ray.errors import ActorDied, EnvironmentFailed, RunError
 
 

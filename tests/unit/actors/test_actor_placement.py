@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from actors.pool.state import Place, PoolState, in_order
-from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.placement import GroupConfig
 
 
 def place(bundle, address, *gpus, node_id=""):

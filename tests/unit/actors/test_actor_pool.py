@@ -20,7 +20,8 @@ from actors.pool.state import Place
 from actors.ranks.group import RankSpec
 from actors.ranks.hosting import HostingRank
 from actors.ranks.reward_worker import RewardWorker, WorkerSpec
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.rollout import EngineConfig
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.errors import ActorDied, RunError
@@ -288,26 +289,6 @@ async def test_who_keeps_a_roles_handle_asks_the_actors_that_came_after(pool, as
     assert not set(handle.actors) & set(before)
     assert handle.incarnation == incarnation + 1
     assert handle.spec == engines(tokens=256)
-
-
-async def test_a_worker_goes_beside_the_first_rank(pool, monkeypatch):
-    where = {}
-
-    def start(name, spec, group, places, *, threads, **options):
-        where.update(name=name, group=group, places=places, threads=threads)
-        return actors("reward_worker", spec, [])
-
-    monkeypatch.setattr(processes, "start", start)
-    pool.state.groups["reference"] = GroupConfig(gpus_per_rank=1, cpus_per_rank=3)
-    await pool.start("reference", RANKS)
-    worker = await pool.start("worker", RoleSpec(actor_class=HostingRank, beside="reference"))
-    assert where == {
-        "name": "pool/worker",
-        "group": None,
-        "places": pool.state.places_of("reference"),
-        "threads": 3,
-    }
-    assert worker.gpu_turns is None
 
 
 async def test_a_role_that_does_not_answer_is_ended_with_what_it_holds(pool):

@@ -11,7 +11,7 @@ from fake_pools import FakePlacementGroup, FakeRecord
 from actors.pool import placement, record
 from actors.pool.placement import reserve
 from actors.pool.state import Place, PoolState
-from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.planning.groups import plan_groups
 

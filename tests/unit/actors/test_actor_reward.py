@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from fake_groups import summary_of
 
 from actors.cluster.role_handle import RoleHandle
 from actors.ranks.group import RankGroup
 from actors.ranks.reward import RewardGroup
 from actors.ranks.reward_worker import SIDE_BY_SIDE, RewardWorker
 from actors.ranks.reward_workers import RewardWorkers
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.rewards import JudgeConfig, RewardConfig
 from rlhf_ray.errors import ActorDied, GroupFailed, RunError
 from rlhf_ray.learner.reward_scorer import ModelScore
-from rlhf_ray.roles import RolloutGroup
+from rlhf_ray.roles.groups import RolloutGroup
 from rlhf_ray.specs import RewardSpec
-from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
+from rlhf_ray.types import Prompt, Rollout, Score
 
 SCORERS = """
 import asyncio
@@ -93,20 +94,8 @@ def prompt(draw: int) -> Prompt:
 
 
 def group(draw: int = 4, *, version: int = 0) -> RolloutGroup:
-    summaries_G = tuple(
-        RolloutSummary(
-            sample=sample,
-            num_prompt_tokens=2,
-            num_response_tokens=3,
-            num_action_tokens=3,
-            finish_reason="stop",
-            version_min=version,
-            version_max=version,
-            version_sum=3 * version,
-        )
-        for sample in range(2)
-    )
     rollouts = [rollout(draw, 0, "ab", version), rollout(draw, 1, "abcd", version)]
+    summaries_G = tuple(map(summary_of, rollouts))
     return RolloutGroup(prompt=prompt(draw), draw=draw, summaries_G=summaries_G, rollouts=rollouts)
 
 

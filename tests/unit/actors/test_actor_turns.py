@@ -25,13 +25,14 @@ from actors.ranks.reward_workers import RewardWorkers
 from actors.ranks.value import ValueGroup, ValueRank
 from actors.weights.probe import EXACT
 from actors.weights.sync_spec import Sent, SyncSpec
-from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.learners import LearnerConfig, ReferenceConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import ActorDied, RunError
 from rlhf_ray.metrics.spans import ASKED, PROCESS
 from rlhf_ray.packing import UpdatePlan
-from rlhf_ray.roles import RolloutGroup
+from rlhf_ray.roles.groups import RolloutGroup
 from rlhf_ray.types import Prompt
 
 PASS_S = 0.02

@@ -87,9 +87,8 @@ def role(name, answers):
     )
 
 
-async def ask(*roles, beside=(), clocks=None):
-    actors_of = {role.name: [role, *beside] for role in roles}
-    return await usage_of(actors_of, clocks or Clocks(own=clock()), timeout_s=1.0)
+async def ask(*roles, clocks=None):
+    return await usage_of(roles, clocks or Clocks(own=clock()), timeout_s=1.0)
 
 
 async def test_usage_has_the_hungriest_rank_and_all_engines(driver, now):
@@ -113,12 +112,13 @@ async def test_usage_has_the_hungriest_rank_and_all_engines(driver, now):
     check_names(used.metrics)
 
 
-async def test_a_role_waits_where_nobody_waits_for_it_or_for_those_beside_it(driver, now):
-    ranks, worker = role("reward", [usage(peak_gb=1.0)]), role("worker", [usage(peak_gb=3.0)])
-    with driver.span("score", asked="worker"), driver.span("update", asked="policy"):
+async def test_a_role_waits_where_nobody_waits_for_it(driver, now):
+    with driver.span("score", asked="reward"), driver.span("update", asked="policy"):
         now.now += 2
-    now.now += 5
-    used = await ask(ranks, beside=[worker])
+    with driver.span("update", asked="policy"):
+        now.now += 1
+    now.now += 4
+    used = await ask(role("reward", [usage(peak_gb=3.0)]))
     assert used.metrics == {"wait/reward": 5.0, "memory/reward_peak_gb": 3.0}
 
 

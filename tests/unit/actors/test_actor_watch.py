@@ -15,7 +15,8 @@ from actors.pool import watch
 from actors.pool.health import Health
 from actors.pool.pool import Pool
 from actors.pool.watch import Watch
-from rlhf_ray.config.base import GroupConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.placement import GroupConfig
 
 
 class Clock:

@@ -1,6 +1,6 @@
 """What the driver sends for a group does not depend on how many GPUs there are."""
 
-from benchmarks.scale import cost_of_a_group
+from benchmarks.scale.__main__ import cost_of_a_group
 
 
 def test_a_group_is_as_cheap_to_send_on_many_gpus_as_on_few():

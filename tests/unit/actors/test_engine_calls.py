@@ -15,7 +15,7 @@ from actors.engines.spec import EngineSpec
 from rlhf_ray.config.rollout import EngineConfig
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.types import Prompt, Rollout
 
 PROMPT = Prompt(prompt_id="p", token_ids_T=(1, 2), text="")

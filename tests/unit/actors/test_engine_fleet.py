@@ -24,10 +24,11 @@ from actors.engines.samples import Ending
 from actors.ranks.policy import PolicyGroup
 from actors.weights.probe import EXACT, probe_sequences
 from actors.weights.sync_spec import Sent, SyncSpec
-from rlhf_ray.config.base import LearnerConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.errors import ActorDied, RunError
 from rlhf_ray.loops.publication import publish, with_engines
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.types import Prompt
 
 PROMPT = Prompt(prompt_id="p", token_ids_T=(1, 2), text="")

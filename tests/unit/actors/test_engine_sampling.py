@@ -12,7 +12,7 @@ from actors.engines.sampling import SamplingEngine
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
 from rlhf_ray.metrics.spans import PROCESS
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.types import Prompt
 
 

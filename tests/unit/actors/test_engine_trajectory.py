@@ -16,7 +16,7 @@ from actors.engines.trajectory import ActingEngine
 from rlhf_ray.environments.play import Limits
 from rlhf_ray.environments.protocol import Step
 from rlhf_ray.errors import EnvironmentFailed, RunError
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.rollouts.seeds import environment_seed, sample_seeds, turn_seed
 
 TEMPLATE = of_tokenizer(byte_tokenizer(CHATML), ["<|im_end|>"])

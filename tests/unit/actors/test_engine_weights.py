@@ -17,7 +17,7 @@ from actors.weights.bucket import Bucket
 from actors.weights.segment import SegmentPlace, mapped
 from rlhf_ray.config.rollout import EngineConfig
 from rlhf_ray.errors import RunError
-from rlhf_ray.roles import GenerationRequest
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.types import Prompt
 
 

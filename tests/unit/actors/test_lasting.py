@@ -16,7 +16,7 @@ from actors.roles.lasting import (
     or_lost,
     repeated,
 )
-from rlhf_ray.config.base import ActorFailureConfig
+from rlhf_ray.config.fault_tolerance import ActorFailureConfig
 from rlhf_ray.errors import ActorDied, StateLost
 
 

@@ -16,7 +16,7 @@ from actors.engines.rollout import RolloutReplica
 from actors.pool.processes import environment
 from actors.ranks.group import RankSpec
 from actors.ranks.rank import Rank
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.gpus import Card, Driver
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.pool.state import Place, guest_places
-from rlhf_ray.config.base import GroupConfig
-from rlhf_ray.config.online import PlacementConfig
+from rlhf_ray.config.placement import GroupConfig, PlacementConfig
 from rlhf_ray.config.publication import backend_of
 
 ROLES = ("policy", "rollout", "reference")

@@ -14,7 +14,7 @@ from actors.cluster.role_spec import RoleSpec
 from actors.pool.budget import Budget
 from actors.pool.restart import Restarts
 from actors.ranks.rank import Rank
-from rlhf_ray.config.base import ActorFailureConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import ActorFailureConfig, TimeoutConfig
 from rlhf_ray.errors import ActorDied, RunError
 
 QUICK = ActorFailureConfig(restarts=3, backoff_s=0.0)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 from fake_actors import FakeHandle
+from fake_groups import group_of
 from ray.exceptions import RayActorError
 
 from actors.cluster.role_handle import RoleHandle
@@ -16,31 +17,14 @@ from actors.pool.restart import Restarts
 from actors.ranks import reward_workers
 from actors.ranks.reward_worker import Failed, LoadedFunctions, RewardWorker, WorkerSpec
 from actors.ranks.reward_workers import RewardWorkers
-from rlhf_ray.config.base import ActorFailureConfig, TimeoutConfig
+from rlhf_ray.config.fault_tolerance import ActorFailureConfig, TimeoutConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.errors import ActorDied, GroupFailed, RunError
-from rlhf_ray.roles import RolloutGroup
-from rlhf_ray.types import Prompt, RolloutSummary
 
 PLAIN = LoadedFunctions(weights={"f": 1.0}, plain=("f",))
 ASYNC = LoadedFunctions(weights={"f": 1.0}, plain=())
 BOTH = LoadedFunctions(weights={"f": 1.0, "g": 1.0}, plain=("f",))
 REWARD = RewardConfig.model_validate({"functions": [{"path": "a:f"}, {"path": "a:g"}]})
-SUMMARY = RolloutSummary(
-    sample=0,
-    num_prompt_tokens=1,
-    num_response_tokens=1,
-    num_action_tokens=1,
-    finish_reason="stop",
-    version_min=0,
-    version_max=0,
-    version_sum=0,
-)
-
-
-def group_of(draw: int) -> RolloutGroup:
-    prompt = Prompt(prompt_id=f"p{draw}", token_ids_T=(1,), text="?")
-    return RolloutGroup(prompt=prompt, draw=draw, summaries_G=(SUMMARY,), rollouts=draw)
 
 
 class Process:

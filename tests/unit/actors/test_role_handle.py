@@ -15,7 +15,7 @@ from actors.cluster import role_handle
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.turns import Turns
 from actors.ranks.group import RankGroup
-from rlhf_ray.config.base import TimeoutConfig
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.errors import ActorDied
 
 
@@ -97,7 +97,7 @@ async def test_what_was_hosted_is_gone_with_the_actors(policy):
 
 def test_a_handle_that_travels_keeps_all_but_its_turns():
     sent: RoleHandle[Any] = RoleHandle("policy", {"p/0": "actor"})
-    sent.replace({"p/0": "another"}, spec=SimpleNamespace(beside=""))
+    sent.replace({"p/0": "another"}, spec=SimpleNamespace())
     sent.gpu_turns = Turns()
     sent.core_turns, sent.threads = [(Turns(2), 1)], 2
     arrived = pickle.loads(pickle.dumps(sent))

@@ -16,9 +16,9 @@ from rlhf_ray.algorithms.supervised_losses import REWARD_LOSSES, SFT_LOSSES
 from rlhf_ray.algorithms.value_losses import VALUE_LOSSES
 from rlhf_ray.config.algorithm import AlgorithmConfig, CorrectionConfig, KlConfig
 from rlhf_ray.config.algorithm_table import Divergence, ReductionKind
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.models import CHAT_TEMPLATE_NAMES
 from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.data.chat.tokenizer import CHAT_TEMPLATES
 from rlhf_ray.data.formats.table import ROW_FORMATS

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from rlhf_ray.config.checks.references import function_fault
-from rlhf_ray.config.online import GrpoConfig, PlacementConfig
+from rlhf_ray.config.online import GrpoConfig
+from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.config.rewards import READY, RewardFunctionConfig
 
 

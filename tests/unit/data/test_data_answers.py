@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.config.base import CHAT_TEMPLATE_NAMES
+from rlhf_ray.config.models import CHAT_TEMPLATE_NAMES
 from rlhf_ray.data.chat.answers import tokenize_answer, tokenize_prompt
 from rlhf_ray.data.chat.tokenizer import CHAT_TEMPLATES
 from rlhf_ray.errors import DataError

@@ -6,6 +6,7 @@ import json
 import random
 
 import pytest
+from transformers import AutoTokenizer
 
 from benchmarks.lookup import task
 from benchmarks.lookup.__main__ import Learnt
@@ -48,7 +49,7 @@ def test_its_jobs_are_valid_and_its_template_ends_turns_by_a_token(algorithm, tm
     sft, learns = stages_of(task.pipeline(tmp_path, algorithm, seed=0, steps=4))
     assert (sft.config.job, learns.config.job) == ("sft", algorithm)
     assert "reward" not in learns.config.groups
-    tokenizer = task._character_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     first = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
     text = tokenizer.apply_chat_template(first["prompt"], tokenize=False)
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fake_pool import FakeLoop, FakePool, FakeTokenizer
 
-from rlhf_ray.config.base import ReferenceConfig
 from rlhf_ray.config.jobs import JOB_CONFIGS
+from rlhf_ray.config.learners import ReferenceConfig
 from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.jobs.job import PreparedJob
 from rlhf_ray.jobs.on_rows import SupervisedData

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.gradients import first_moments
-from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.learner.build import Spec, make_learner, section_of
 from rlhf_ray.learner.deepspeed.engine import DeepSpeedBuilder
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward, plan_update

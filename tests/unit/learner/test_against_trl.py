@@ -19,7 +19,7 @@ from transformers import (
 trl = pytest.importorskip("trl", minversion="1.16")
 from datasets import Dataset  # noqa: E402
 
-from rlhf_ray.config.base import ReferenceConfig  # noqa: E402
+from rlhf_ray.config.learners import ReferenceConfig  # noqa: E402
 from rlhf_ray.learner.export import export_model  # noqa: E402
 from rlhf_ray.learner.weights import named_weights  # noqa: E402
 from rlhf_ray.specs import ReferenceSpec  # noqa: E402

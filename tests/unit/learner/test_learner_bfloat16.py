@@ -10,7 +10,7 @@ from learning import logprobs_of, plan_evaluation, plan_of, plan_rows
 from quantized import dequantize, quantize
 from torch.nn import functional
 
-from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.learner.deepspeed.engine import ZeroEngine
 from rlhf_ray.models import load
 

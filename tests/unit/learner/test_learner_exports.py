@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.exports import Outcome, exported, randomize_adapters, tokenizer
 from benchmarks.tiny_models import tiny
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.errors import ConfigError, RunError
 from rlhf_ray.learner import export
 from rlhf_ray.learner.export import differences, export_model, write_weights

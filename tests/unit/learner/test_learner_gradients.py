@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.gradient_steps import LEARNERS, save_model
 from benchmarks.gradients import Agreement, Case, agreements
-from rlhf_ray.config.base import LearnerConfig, ZeroConfig, taken_settings
+from rlhf_ray.config.learners import LearnerConfig
+from rlhf_ray.config.zero import ZeroConfig, taken_settings
 from rlhf_ray.learner.deepspeed.settings import deepspeed_config
 
 CASES = [

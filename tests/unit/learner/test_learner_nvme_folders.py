@@ -12,9 +12,10 @@ import torch
 
 from actors.ranks import hosting
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.base import LearnerConfig, ReferenceConfig, ZeroConfig
 from rlhf_ray.config.dpo import DpoConfig
+from rlhf_ray.config.learners import LearnerConfig, ReferenceConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
+from rlhf_ray.config.zero import ZeroConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner import build
 from rlhf_ray.learner.build import engine_builder

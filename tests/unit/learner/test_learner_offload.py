@@ -12,7 +12,7 @@ from learning import plan_of
 
 from benchmarks.gradient_steps import save_model
 from benchmarks.gradients import Case, agreements
-from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.learner.deepspeed.settings import adamw
 
 # At its first use on a machine CPUAdam is compiled: two minutes of a core.

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_ray.algorithms.preference_losses import PAIR_LOSSES, LabelledInputs, PairInputs, kto
 from rlhf_ray.config.algorithm_table import PREFERENCE_LOSSES
-from rlhf_ray.config.base import ReferenceConfig
+from rlhf_ray.config.learners import ReferenceConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.specs import ReferenceSpec
 

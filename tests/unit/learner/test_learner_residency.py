@@ -10,7 +10,7 @@ from learning import hosted, logprobs_of, parameters_of, plan_of
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gradients import first_moments
-from rlhf_ray.config.base import ReferenceConfig
+from rlhf_ray.config.learners import ReferenceConfig
 from rlhf_ray.learner.weights import named_weights
 from rlhf_ray.specs import ReferenceSpec
 

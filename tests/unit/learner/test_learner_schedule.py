@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.config.base import OptimConfig
+from rlhf_ray.config.learners import OptimConfig
 from rlhf_ray.learner.optim import learning_rate
 
 SCHEDULES = ("constant", "linear", "cosine")

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from benchmarks.tiny_models import tiny
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.learner.work import update_flops
 from rlhf_ray.metrics.usage import UpdateFlops, attended_pairs, peak_flops, update_mfu
 from rlhf_ray.models.load import load_causal_lm

@@ -17,7 +17,7 @@ from learning import (
 )
 from plain_engine import PlainBuilder
 
-from rlhf_ray.config.base import ReferenceConfig
+from rlhf_ray.config.learners import ReferenceConfig
 from rlhf_ray.learner.deepspeed.engine import DeepSpeedBuilder
 from rlhf_ray.learner.engine import ParallelDims
 from rlhf_ray.learner.rows import over_ranks

@@ -17,7 +17,7 @@ from gathers import HeadTask, step_of
 from learning import gradients_of, hosted, plan_evaluation, plan_rows
 
 from benchmarks.gradients import first_moments
-from rlhf_ray.config.base import LearnerConfig
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.learner.deepspeed.engine import ZeroEngine
 
 CPU = torch.device("cpu")

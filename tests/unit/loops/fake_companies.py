@@ -14,14 +14,8 @@ from fakes import Company, Scoring, resolve
 from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.packing import UpdatePlan
-from rlhf_ray.roles import (
-    GenerationRequest,
-    Metrics,
-    Ref,
-    RolloutGroup,
-    SampleArrays,
-    ScoredGroup,
-)
+from rlhf_ray.roles.groups import GenerationRequest, Ref, RolloutGroup, SampleArrays, ScoredGroup
+from rlhf_ray.roles.reports import Metrics
 from rlhf_ray.types import Rollout
 
 

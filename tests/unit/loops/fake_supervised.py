@@ -10,7 +10,8 @@ from typing import Any
 from fakes import COSTS
 
 from rlhf_ray.packing import UpdatePlan
-from rlhf_ray.roles import Evaluated, Hardware, Metrics, Supervised
+from rlhf_ray.roles.protocols import Supervised
+from rlhf_ray.roles.reports import Evaluated, Hardware, Metrics
 
 
 class FakeSupervised:

@@ -8,34 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fake_groups import summary_of
 
 from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
-from rlhf_ray.roles import (
+from rlhf_ray.roles.groups import GenerationRequest, Ref, RolloutGroup, SampleArrays, ScoredGroup
+from rlhf_ray.roles.protocols import (
     EnginePart,
     ExperienceBuilder,
-    GenerationRequest,
-    Hardware,
-    Metrics,
     Policy,
-    Publication,
-    Ref,
     Reference,
     Reward,
     Roles,
     RolloutEngine,
-    RolloutGroup,
     RolloutStore,
-    SampleArrays,
-    ScoredGroup,
     SleepLevel,
-    Usage,
-    Used,
     Value,
 )
-from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
+from rlhf_ray.roles.reports import Hardware, Metrics, Publication, Usage, Used
+from rlhf_ray.types import Prompt, Rollout, Score
 
 COSTS = UpdateFlops(per_token=6e9, per_scored_token=2e9, per_pair={None: 3e8, 2: 1e8})
 Scoring = Callable[[str, int], float | None]
@@ -95,20 +88,6 @@ def groups_of(rollouts: Sequence[Rollout]) -> list[RolloutGroup]:
         )
         for draw, rollouts_G in by_draw.items()
     ]
-
-
-def summary_of(rollout: Rollout) -> RolloutSummary:
-    own_versions_T = rollout.versions_T[rollout.action_mask_T]
-    return RolloutSummary(
-        sample=rollout.sample,
-        num_prompt_tokens=len(rollout.prompt.token_ids_T),
-        num_response_tokens=len(rollout.response_ids_T),
-        num_action_tokens=len(own_versions_T),
-        finish_reason=rollout.finish_reason,
-        version_min=int(own_versions_T.min()),
-        version_max=int(own_versions_T.max()),
-        version_sum=int(own_versions_T.sum()),
-    )
 
 
 def resolve(groups: Sequence[RolloutGroup]) -> list[Rollout]:

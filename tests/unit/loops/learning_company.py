@@ -13,12 +13,14 @@ from fakes import Company, FakeReference, FakeValue, make_config, resolve
 from plain_engine import PlainBuilder
 
 from rlhf_ray.config.algorithm_table import ScoredModel
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.experience.build import build_experience
 from rlhf_ray.learner.build import make_learner, section_of
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.rewards.scorers import Scorers
-from rlhf_ray.roles import Metrics, Ref, Roles, RolloutGroup, SampleArrays, ScoredGroup
+from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays, ScoredGroup
+from rlhf_ray.roles.protocols import Roles
+from rlhf_ray.roles.reports import Metrics
 from rlhf_ray.specs import ExperienceSpec, PolicySpec, ReferenceSpec, RewardSpec, ValueSpec
 from rlhf_ray.types import Rollout, Score
 

@@ -7,15 +7,9 @@ from typing import Any, TypeVar, cast
 
 from fakes import Company, FakeReference, FakeValue
 
-from rlhf_ray.roles import (
-    EnginePart,
-    GenerationRequest,
-    Publication,
-    Roles,
-    RolloutEngine,
-    RolloutGroup,
-    SleepLevel,
-)
+from rlhf_ray.roles.groups import GenerationRequest, RolloutGroup
+from rlhf_ray.roles.protocols import EnginePart, Roles, RolloutEngine, SleepLevel
+from rlhf_ray.roles.reports import Publication
 
 R = TypeVar("R")
 

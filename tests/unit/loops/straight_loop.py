@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from rlhf_ray.config.online import PpoConfig
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.packing import UpdatePlan
-from rlhf_ray.roles import GenerationRequest, Roles, RolloutGroup, ScoredGroup
+from rlhf_ray.roles.groups import GenerationRequest, RolloutGroup, ScoredGroup
+from rlhf_ray.roles.protocols import Roles
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.types import Prompt
 

@@ -9,7 +9,8 @@ import pytest
 from fakes import Company, make_config, make_prompts
 from pydantic import ValidationError
 
-from rlhf_ray.config.online import EvalConfig, GrpoConfig
+from rlhf_ray.config.evaluation import EvalConfig
+from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.errors import GroupFailed, RunError
 from rlhf_ray.loops.evaluation import Evaluation
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fakes import groups_of, make_prompts, make_rollout, resolve
 
-from rlhf_ray.roles import ScoredGroup
+from rlhf_ray.roles.groups import ScoredGroup
 from rlhf_ray.rollouts.groups import has_spread, trainable
 from rlhf_ray.types import Score
 

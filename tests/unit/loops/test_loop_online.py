@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from fake_companies import CutCompany, ReadableCompany
+from fake_groups import summary_of
 from fake_sink import FakeSink
 from fakes import (
     COSTS,
@@ -17,7 +18,6 @@ from fakes import (
     make_config,
     make_prompts,
     make_rollout,
-    summary_of,
 )
 
 from rlhf_ray.errors import RunError
@@ -27,7 +27,8 @@ from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.loops.report import publication_metrics, rollout_metrics, sample_metrics
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
-from rlhf_ray.roles import Hardware, Publication, ScoredGroup
+from rlhf_ray.roles.groups import ScoredGroup
+from rlhf_ray.roles.reports import Hardware, Publication
 from rlhf_ray.types import Score
 
 KEEP_ALL = {"every": 1, "keep": 10}

@@ -21,7 +21,7 @@ from rlhf_ray.loops.checkpoints import CheckpointStore
 from rlhf_ray.loops.supervised import SupervisedLoop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.roles import Hardware
+from rlhf_ray.roles.reports import Hardware
 from rlhf_ray.types import SftExample
 
 KEEP_ALL = {"every": 1, "keep": 10}

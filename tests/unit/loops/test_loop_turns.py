@@ -12,7 +12,7 @@ from actors.engines.samples import summarize
 from rlhf_ray.loops.report import sample_metrics, turn_metrics
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.names import check_names
-from rlhf_ray.roles import RolloutGroup, ScoredGroup
+from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
 from rlhf_ray.types import Score, Turn
 
 

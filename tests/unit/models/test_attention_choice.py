@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlhf_ray.config.base import ForwardConfig, ModelConfig
+from rlhf_ray.config.learners import ForwardConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models import attention, modes
 from rlhf_ray.models.modes import attention_functions, forward_modes

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.tiny_models import tiny
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models import attention
 from rlhf_ray.models.check import settle

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks.tiny_models import tiny
-from rlhf_ray.config.base import ForwardConfig, LoraConfig, ModelConfig
+from rlhf_ray.config.learners import ForwardConfig
+from rlhf_ray.config.models import LoraConfig, ModelConfig
 from rlhf_ray.models import attention
 from rlhf_ray.models.batch import build_batch
 from rlhf_ray.models.check import settle

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.config.base import ModelConfig
 from rlhf_ray.config.checks.model_files import POSITIONS_AFTER_PADDING, read_limits
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.limits import context_length, positions_of
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_ray.config.base import ModelConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.export import export_description
 from rlhf_ray.models import memory

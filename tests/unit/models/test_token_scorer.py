@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf_ray.config.base import ForwardConfig, ModelConfig
+from rlhf_ray.config.learners import ForwardConfig
+from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.models.batch import build_batch
 from rlhf_ray.models.check import settle

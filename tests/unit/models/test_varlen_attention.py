@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.tiny_models import tiny
-from rlhf_ray.config.base import ForwardConfig
+from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.models import attention, modes
 from rlhf_ray.models.attention import packed_sdpa, varlen_attention
 from rlhf_ray.models.batch import lay_out

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.planning.cores import ENGINES, share_cores
 
 ROLES = ("policy", "value", "reference", "reward", ENGINES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.groups import Node, check_resources, describe, plan_groups, total_cpus
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from plan_jobs import node
 
-from rlhf_ray.config.base import GroupConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.planning.layout import lay_out, smallest_cluster
 

@@ -151,7 +151,7 @@ ADAPTED = [
 def test_adapters_are_counted_as_peft_puts_them_on(case):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from rlhf_ray.config.base import ModelConfig
+    from rlhf_ray.config.models import ModelConfig
     from rlhf_ray.models.load import with_adapter
 
     name, settings = case

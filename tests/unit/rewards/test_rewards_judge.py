@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from pydantic import ValidationError
+from scoring_services import Service
 
 from rlhf_ray.config.rewards import JudgeConfig, RewardConfig
 from rlhf_ray.errors import ConfigError
@@ -22,36 +23,27 @@ MakeBatch = Callable[..., ScoringBatch]
 TEMPLATE = "Q: {prompt}\nA: {completion}"
 
 
-class Server:
+class Server(Service):
     """Says of an answer "Grade: " and its length, unless `say` has something for the request."""
 
-    def __init__(self) -> None:
-        self.url = ""
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[Any] = []
-        self.say: Callable[[dict[str, Any]], Any] = lambda body: None
-        self.in_flight = self.most_in_flight = 0
+    base, endpoint = "/v1", "/chat/completions"
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.headers.append(request.headers)
-        body = await request.json()
-        self.requests.append(body)
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            await asyncio.sleep(0.01)
-            answer = self.say(body)
-            if answer == "hang":
-                await asyncio.sleep(30)
-            if isinstance(answer, web.Response):
-                return answer
-            if answer is None:
-                completion = body["messages"][0]["content"].rpartition("A: ")[2]
-                answer = f"I first thought Grade: 9, but no.\nGrade: {len(completion)}"
-            message = {"role": "assistant", "content": answer}
-            return web.json_response({"choices": [{"message": message}]})
-        finally:
-            self.in_flight -= 1
+    def __init__(self) -> None:
+        super().__init__()
+        self.say: Callable[[dict[str, Any]], Any] = lambda body: None
+
+    async def answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(0.01)
+        answer = self.say(body)
+        if answer == "hang":
+            await asyncio.sleep(30)
+        if isinstance(answer, web.Response):
+            return answer
+        if answer is None:
+            completion = body["messages"][0]["content"].rpartition("A: ")[2]
+            answer = f"I first thought Grade: 9, but no.\nGrade: {len(completion)}"
+        message = {"role": "assistant", "content": answer}
+        return web.json_response({"choices": [{"message": message}]})
 
     def config(self, **config: Any) -> JudgeConfig:
         return JudgeConfig.model_validate(
@@ -64,15 +56,8 @@ class Server:
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    server = Server()
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", server.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    yield server
-    await runner.cleanup()
+    async with Server().served() as server:
+        yield server
 
 
 async def test_grades_come_back_in_order_as_shares_of_the_best(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from scoring_services import Service
 
 from rlhf_ray.config.rewards import RemoteRewardConfig
 from rlhf_ray.errors import ConfigError
@@ -19,30 +20,18 @@ from rlhf_ray.rewards.remote import RemoteScorer
 MakeBatch = Callable[..., ScoringBatch]
 
 
-class Service:
+class Lengths(Service):
     """Scores a completion by its length, unless `failures` says otherwise for the next requests."""
 
     def __init__(self) -> None:
-        self.url = ""
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[Any] = []
+        super().__init__()
         self.failures: list[Any] = []
-        self.in_flight = 0
-        self.most_in_flight = 0
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.headers.append(request.headers)
-        body = await request.json()
-        self.requests.append(body)
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            if self.failures:
-                return await self.fail(self.failures.pop(0), request)
-            await asyncio.sleep(0.01)
-            return web.json_response({"scores": [len(text) for text in body["completions"]]})
-        finally:
-            self.in_flight -= 1
+    async def answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if self.failures:
+            return await self.fail(self.failures.pop(0), request)
+        await asyncio.sleep(0.01)
+        return web.json_response({"scores": [len(text) for text in body["completions"]]})
 
     async def fail(self, how: Any, request: web.Request) -> web.StreamResponse:
         if how == "hang":
@@ -64,20 +53,12 @@ class Service:
 
 
 @pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    service = Service()
-    app = web.Application()
-    app.router.add_post("/", service.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    service.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
-    yield service
-    await runner.cleanup()
+async def service() -> AsyncIterator[Lengths]:
+    async with Lengths().served() as service:
+        yield service
 
 
-async def test_batches_come_back_in_order(service: Service, make_batch: MakeBatch) -> None:
+async def test_batches_come_back_in_order(service: Lengths, make_batch: MakeBatch) -> None:
     texts = ["x" * length for length in range(50)]
     batch = make_batch(*texts, answer=list(range(50)))
     assert await service.scorer(batch_size=3).score(batch) == [float(n) for n in range(50)]
@@ -92,7 +73,7 @@ async def test_batches_come_back_in_order(service: Service, make_batch: MakeBatc
 
 
 async def test_requests_are_limited_over_all_groups(
-    service: Service, make_batch: MakeBatch
+    service: Lengths, make_batch: MakeBatch
 ) -> None:
     scorer = service.scorer(batch_size=1)
     scores = await asyncio.gather(*(scorer.score(make_batch("a", "bb")) for _ in range(32)))
@@ -101,7 +82,7 @@ async def test_requests_are_limited_over_all_groups(
 
 
 async def test_null_means_that_the_service_does_not_apply(
-    service: Service, make_batch: MakeBatch
+    service: Lengths, make_batch: MakeBatch
 ) -> None:
     service.failures = ['{"scores": [null, 0.5]}']
     assert await service.scorer().score(make_batch("a", "b")) == [None, 0.5]
@@ -109,7 +90,7 @@ async def test_null_means_that_the_service_does_not_apply(
 
 @pytest.mark.parametrize("failure", [429, 500, 503, "hang", "cut"])
 async def test_what_may_pass_is_tried_again(
-    service: Service, make_batch: MakeBatch, failure: Any
+    service: Lengths, make_batch: MakeBatch, failure: Any
 ) -> None:
     service.failures = [failure] * 2
     scorer = service.scorer(retries=2, timeout_s=1.0)
@@ -126,7 +107,7 @@ async def test_what_may_pass_is_tried_again(
     ],
 )
 async def test_after_the_last_retry_the_error_says_what_happened(
-    service: Service, make_batch: MakeBatch, failure: Any, message: str
+    service: Lengths, make_batch: MakeBatch, failure: Any, message: str
 ) -> None:
     service.failures = [failure] * 3
     with pytest.raises(RewardError, match=f"reward service {service.url} {message}"):
@@ -159,7 +140,7 @@ async def test_a_service_that_is_not_there_is_named(
     ],
 )
 async def test_what_will_not_pass_is_not_tried_again(
-    service: Service, make_batch: MakeBatch, failure: Any, message: str
+    service: Lengths, make_batch: MakeBatch, failure: Any, message: str
 ) -> None:
     service.failures = [failure]
     with pytest.raises(RewardError, match=message):
@@ -167,7 +148,7 @@ async def test_what_will_not_pass_is_not_tried_again(
     assert len(service.requests) == 1
 
 
-async def test_one_failed_batch_stops_the_others(service: Service, make_batch: MakeBatch) -> None:
+async def test_one_failed_batch_stops_the_others(service: Lengths, make_batch: MakeBatch) -> None:
     service.failures = [400, *["hang"] * 9]
     scorer = service.scorer(batch_size=1, timeout_s=20.0)
     with pytest.raises(RewardError, match="status 400"):
@@ -176,7 +157,7 @@ async def test_one_failed_batch_stops_the_others(service: Service, make_batch: M
 
 
 async def test_the_token_is_sent_and_never_shown(
-    service: Service,
+    service: Lengths,
     make_batch: MakeBatch,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -192,13 +173,13 @@ async def test_the_token_is_sent_and_never_shown(
     assert "s3cret" not in caplog.text
 
 
-async def test_without_a_token_none_is_sent(service: Service, make_batch: MakeBatch) -> None:
+async def test_without_a_token_none_is_sent(service: Lengths, make_batch: MakeBatch) -> None:
     await service.scorer().score(make_batch("a"))
     assert "Authorization" not in service.headers[0]
 
 
 async def test_columns_that_json_cannot_hold_are_an_error(
-    service: Service, make_batch: MakeBatch
+    service: Lengths, make_batch: MakeBatch
 ) -> None:
     with pytest.raises(RewardError, match=r"cannot be sent .*: Object of type set is not JSON"):
         await service.scorer().score(make_batch("a", tags=[{"x"}]))
@@ -214,7 +195,7 @@ async def test_a_login_in_the_url_is_not_shown(make_batch: MakeBatch, unused_tcp
 
 
 async def test_a_key_in_the_url_is_not_shown_when_the_service_repeats_it(
-    service: Service, make_batch: MakeBatch
+    service: Lengths, make_batch: MakeBatch
 ) -> None:
     service.failures = ["no such place: /?api_key=PLANTED&n=3"]
     service.url += "?api_key=PLANTED&n=3"

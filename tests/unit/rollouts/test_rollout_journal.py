@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_ray.errors import FAILURE_CAUSES, ConfigError, RunError
-from rlhf_ray.roles import RolloutGroup, ScoredGroup
+from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts import journal as journal_module
 from rlhf_ray.rollouts.journal import FORMAT, Journal
 from rlhf_ray.rollouts.recorder import Recorder

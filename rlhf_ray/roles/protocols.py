@@ -1,154 +1,21 @@
-"""What the loops ask of the five roles; Ray actors and test fakes stand behind the same Protocols.
-
-Bulk data never passes the controller: a role hands back *references* (`Ref`), which the next role
-resolves where it runs. The controller holds lengths, scores and references.
-"""
+"""What the loops ask of the five roles; Ray actors and test fakes have the same Protocols."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import compress
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from rlhf_ray.config.algorithm_table import ScoredModel
-from rlhf_ray.errors import FailureCause
-from rlhf_ray.metrics.spans import ProcessSpans
-from rlhf_ray.metrics.usage import UpdateFlops
 from rlhf_ray.packing import UpdatePlan
-from rlhf_ray.shared_prompts import PromptShare
-from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
+from rlhf_ray.roles.groups import GenerationRequest, Ref, RolloutGroup, SampleArrays, ScoredGroup
+from rlhf_ray.roles.reports import Evaluated, Hardware, Metrics, Publication
+from rlhf_ray.types import Rollout, Score
 
-# Opaque to the loops: Ray's ObjectRef in a cluster, the value itself in a fake.
-Ref: TypeAlias = Any
-# A rollout among all: its draw, and its number among the draw's samples.
-SampleId: TypeAlias = tuple[int, int]
-# A role's arrays, one reference a rank: each resolves to `{sample id: array}`.
-SampleArrays: TypeAlias = Sequence[Ref]
-Metrics: TypeAlias = Mapping[str, float]
 # What of an engine leaves its GPUs, and how, in vLLM's words.
 EnginePart: TypeAlias = Literal["weights", "kv_cache"]
 ENGINE_PARTS: tuple[EnginePart, ...] = ("weights", "kv_cache")
 SleepLevel: TypeAlias = Literal[1, 2]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationRequest:
-    """All samples of one draw.
-
-    Attributes:
-        prompt: What is answered.
-        draw: Its position in the order of the data, which tells this use of it from others.
-        seeds_G: One a sample: the same seed and prompt give the same sample.
-        temperature: 0 is greedy.
-        newest_version: Of the weights that a wave may be sampled from; None for any.
-    """
-
-    prompt: Prompt
-    draw: int
-    seeds_G: tuple[int, ...]
-    temperature: float
-    max_new_tokens: int
-    newest_version: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutGroup:
-    """The samples of one draw, in the object store, and what the controller may know of them.
-
-    Attributes:
-        prompt: What was answered.
-        draw: Its position in the order of the data, never used twice: the same prompt drawn again
-            is another group.
-        summaries_G: Of its samples, or of those that are looked at; G then counts these.
-        rollouts: Resolves to the list of all its `Rollout`s.
-    """
-
-    prompt: Prompt
-    draw: int
-    summaries_G: tuple[RolloutSummary, ...]
-    rollouts: Ref
-
-    @property
-    def samples_G(self) -> tuple[SampleId, ...]:
-        """What tells each sample from all others."""
-        return tuple((self.draw, summary.sample) for summary in self.summaries_G)
-
-    @property
-    def prompts_G(self) -> tuple[PromptShare, ...]:
-        """What each sample begins with, for plans."""
-        return tuple(
-            PromptShare(prompt=self.draw, num_tokens=summary.num_prompt_tokens)
-            for summary in self.summaries_G
-        )
-
-    def where(self, keeps_G: Sequence[bool]) -> RolloutGroup:
-        """The same with some of its samples."""
-        return replace(self, summaries_G=tuple(compress(self.summaries_G, keeps_G)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredGroup:
-    """A group with what the reward role says of each of its samples.
-
-    Attributes:
-        failed: Why it could not be scored, once a try.
-        is_skipped: Whether no try succeeded: no sample has a score then.
-    """
-
-    group: RolloutGroup
-    scores_G: tuple[Score, ...]
-    failed: tuple[FailureCause, ...] = ()
-    is_skipped: bool = False
-
-    @classmethod
-    def skipped(cls, group: RolloutGroup, failed: tuple[FailureCause, ...]) -> ScoredGroup:
-        """One that nobody could score."""
-        scores_G = tuple(Score(total=None) for _ in group.summaries_G)
-        return cls(group=group, scores_G=scores_G, failed=failed, is_skipped=True)
-
-    def where(self, keeps_G: Sequence[bool]) -> ScoredGroup:
-        """The same with some of its samples."""
-        return replace(
-            self,
-            group=self.group.where(keeps_G),
-            scores_G=tuple(compress(self.scores_G, keeps_G)),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Publication:
-    """What one publication of weights moved, and how far engine and trainer then differed.
-
-    Attributes:
-        logprob_abs_max: On the probe's worst token, in nats.
-        logprob_abs_p99: On the worst but for one in a hundred.
-        logprob_abs_mean: In the mean.
-    """
-
-    version: int
-    seconds: float
-    num_bytes: int
-    logprob_abs_max: float
-    logprob_abs_p99: float
-    logprob_abs_mean: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """What a group's utilisation is counted from.
-
-    Attributes:
-        flops: Of an update of its model.
-        device_name: As the vendor calls it; `cpu` where there is no GPU.
-        num_devices: Of the group.
-        shares_prompts: Whether its model computes a prompt once for several sequences of a pass.
-    """
-
-    flops: UpdateFlops
-    device_name: str
-    num_devices: int
-    shares_prompts: bool = False
 
 
 class RolloutEngine(Protocol):
@@ -289,42 +156,6 @@ class Policy(Offloads, Protocol):
     async def restore(self, folder: str) -> None:
         """Read what `save` wrote; where `folder` is empty, begin as the job began."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """What held-out rows showed.
-
-    Attributes:
-        metrics: Means over all rows, by the names of training's metrics.
-        outcomes_B: What the model makes of each row, in order: an SFT example's loss, the scores of
-            a ranking's answers, the implicit rewards of DPO.
-    """
-
-    metrics: Metrics
-    outcomes_B: Sequence[tuple[float, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Used:
-    """What the job's processes needed and did since the last time that they were asked.
-
-    Attributes:
-        metrics: `wait/*`, `memory/*`, `engine/*`, and times that models moved.
-        spans: Of each process, the driver among them.
-    """
-
-    metrics: Metrics = field(default_factory=dict)
-    spans: Sequence[ProcessSpans] = ()
-
-
-# Asks all of them.
-Usage: TypeAlias = Callable[[], Awaitable[Used]]
-
-
-async def unknown_usage() -> Used:
-    """Where nobody measures."""
-    return Used()
 
 
 class Supervised(Protocol):

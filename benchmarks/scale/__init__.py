@@ -1,0 +1,1 @@
+"""What a run costs its driver, by the number of GPUs."""
