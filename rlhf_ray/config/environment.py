@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from rlhf_ray.config.base import Config, LabelSelector, LocalPath, NonNegativeInt
+from rlhf_ray.config.base import Config, LabelSelector, LocalPath
 from rlhf_ray.config.placement import GroupConfig
 
+# A worker's death may be the doing of any group on it. So often it counts for none of them.
+FREE_DEATHS = 2
 
 # What makes an environment of each kind that is named by another key than `path`.
 _MADE_BY = {
@@ -53,10 +55,8 @@ class EnvironmentConfig(Config):
         openenv: In place of a path the address of a server of OpenEnv, such as `http://host:8000`.
         max_turns: Of the policy in a rollout. `rollout.max_new_tokens` is for all turns together.
         max_observation_tokens: Of each message of the environment; longer ones are cut.
-        timeout_s: For each answer of the environment; a late one fails the rollout's group.
-        retries: How often a group is sampled again whose environment failed; the next failure ends
-            the run. That a worker had to be started again is no failure of a group that was on it:
-            how often that may be says `failures.actor`.
+        timeout_s: For each answer of the environment; a late one fails the rollout's group, and
+            `failures.row` says what becomes of that.
         workers: Processes that environments run in, on any nodes.
         cpus_per_worker: Cores that each reserves.
         labels: Of the nodes that workers may go to, as in `placement`.
@@ -75,7 +75,6 @@ class EnvironmentConfig(Config):
     max_turns: PositiveInt = 8
     max_observation_tokens: PositiveInt = 512
     timeout_s: PositiveFloat = 60.0
-    retries: NonNegativeInt = 2
     workers: PositiveInt = 2
     cpus_per_worker: PositiveFloat = 1.0
     labels: dict[str, LabelSelector] = {}

@@ -80,7 +80,9 @@ class OpenEnv:
             RuntimeError: It fails, or the episode is over before the policy has acted.
         """
         if missing := [name for name in self._columns if name not in prompt.columns]:
-            raise ConfigError(f"{prompt.prompt_id}: no column {missing[0]!r}, which reset is to get")
+            raise ConfigError(
+                f"{prompt.prompt_id}: no column {missing[0]!r}, which reset is to get"
+            )
         given = {name: prompt.columns[name] for name in self._columns}
         first = await self.begin({"seed": prompt.columns.get(SEED_COLUMN, seed), **given})
         if first.get("done"):
@@ -100,7 +102,9 @@ class OpenEnv:
             [self._action] = required
         if self._action and self._action not in self._fields:
             known = ", ".join(self._fields)
-            raise ConfigError(f"action must be one of {known}, which actions have, got {self._action!r}")
+            raise ConfigError(
+                f"action must be one of {known}, which actions have, got {self._action!r}"
+            )
         return await self._seated(arguments)
 
     async def step(self, answer: str) -> Step:

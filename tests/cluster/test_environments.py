@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from actors.engines.draws import draw
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.environments.turns import TurnTemplate
-from rlhf_ray.errors import EnvironmentFailed
+from rlhf_ray.errors import GroupFailed
 from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles.groups import GenerationRequest
@@ -173,7 +173,7 @@ def test_what_fails_again_and_again_ends_the_run(in_a_world, pool, tmp_path):
         "    async def close(self): ...\n"
     )
     message = r"draw \d, sample \d, .* reset: KeyError: 'no such world'"
-    with pytest.raises(EnvironmentFailed, match=message):
+    with pytest.raises(GroupFailed, match=message):
         sampled(in_a_world(path=f"{file}:World", retries=1), pool)
 
 

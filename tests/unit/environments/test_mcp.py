@@ -52,9 +52,7 @@ async def test_a_servers_tools_are_called(server):
         assert refused.startswith("error: ") and "valid integer" in refused and num_failed == 1
         assert await said(world, call("fails")) == (["error: Error executing tool fails"], 1)
         [unknown], _ = await said(world, call("nothing"))
-        assert unknown == (
-            "error: there is no tool 'nothing', only add, keep, fails, hangs, dies"
-        )
+        assert unknown == ("error: there is no tool 'nothing', only add, keep, fails, hangs, dies")
         assert (await world.step("5")).is_done
     finally:
         await world.close()
@@ -90,7 +88,7 @@ async def test_a_server_that_ends_fails_the_group_as_a_crash(kind):
         sessions = Sessions(lambda: McpTools(**given), roles=(), timeout_s=30.0, idle_s=60.0)
         number = await sessions.open(0, 0, None, 0)
         for _ in range(2):
-            with pytest.raises(GroupFailed, match="step: the MCP server .* ended, or") as caught:
+            with pytest.raises(GroupFailed, match=r"step: the MCP server .* ended, or") as caught:
                 await sessions.step(number, call("dies"))
             assert caught.value.cause == "crashed"
         await sessions.close(number)
@@ -132,7 +130,7 @@ def test_what_is_no_server_is_refused():
         McpTools()
     with pytest.raises(ConfigError, match="must be a list of a program"):
         McpTools(command="python server.py")
-    with pytest.raises(ConfigError, match="no such parser|parser must be one of"):
+    with pytest.raises(ConfigError, match="parser must be one of"):
         McpTools(url="http://host/mcp", parser="other")
     with pytest.raises(ConfigError, match=r"must list its tools: .*cannot be reached"):
         _ = McpTools(url="http://127.0.0.1:9/mcp").tools

@@ -79,11 +79,11 @@ async def test_what_fails_at_the_server_fails_the_group_with_its_cause():
         with pytest.raises(GroupFailed, match="before the policy has acted") as caught:
             await sessions.open(0, 1, prompt(openenv_seed=999), 1)
         assert caught.value.cause == "raised"
-        with pytest.raises(GroupFailed, match="step: the OpenEnv server .* ended, or") as caught:
+        with pytest.raises(GroupFailed, match=r"step: the OpenEnv server .* ended, or") as caught:
             await sessions.step(number, "99")
         assert caught.value.cause == "crashed"
         process.wait(10)
-        with pytest.raises(GroupFailed, match="reset: .* cannot be reached") as caught:
+        with pytest.raises(GroupFailed, match=r"reset: .* cannot be reached") as caught:
             await sessions.open(0, 0, prompt(), 1)
         assert caught.value.cause == "crashed"
         await sessions.close_all()
