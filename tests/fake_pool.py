@@ -11,10 +11,11 @@ from rlhf_ray.jobs.pool import Pool, RowReference, SupervisedRole, WeightedRewar
 from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import Sink
+from rlhf_ray.metrics.usage import Used
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays
 from rlhf_ray.roles.protocols import RolloutStore, SleepLevel
-from rlhf_ray.roles.reports import Evaluated, Hardware, Metrics, Used
+from rlhf_ray.roles.reports import Evaluated, Hardware, Metrics
 from rlhf_ray.specs import ReferenceSpec, RewardSpec, Spec, SupervisedSpec
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking, Rollout, Score
 

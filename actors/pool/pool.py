@@ -26,8 +26,8 @@ from actors.pool.usage import usage_of
 from rlhf_ray.config.fault_tolerance import FailureConfig, TimeoutConfig
 from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.errors import ActorDied, RlhfRayError
+from rlhf_ray.metrics.usage import Used
 from rlhf_ray.planning.cores import CoreShares, share_cores
-from rlhf_ray.roles.reports import Used
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from actors.cluster.role_spec import ActorUsage, RoleActor
 from actors.pool.clocks import Clocks
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.metrics.spans import ASKED, PROCESS, ProcessSpans, Taken, idle_s, of_driver
-from rlhf_ray.roles.reports import Used
+from rlhf_ray.metrics.usage import Used
 
 # The spans in which ranks move models, and what a step calls their time.
 MOVES = {"offload": "time/offload", "reload": "time/reload"}

@@ -37,7 +37,7 @@ from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.metrics import Sink
-from rlhf_ray.roles.reports import Used
+from rlhf_ray.metrics.usage import Used
 from rlhf_ray.specs import (
     EnvironmentSpec,
     ExperienceSpec,

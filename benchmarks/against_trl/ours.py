@@ -20,7 +20,7 @@ from benchmarks.against_trl.gate import Enough, Gate
 from launch.job import open_pool, prepare, run_on
 from launch.run.cluster import connected
 from rlhf_ray.config.jobs import JOB_CONFIGS
-from rlhf_ray.roles.reports import Usage
+from rlhf_ray.metrics.usage import Usage
 
 
 def main(file: Path, descriptor: int) -> None:

@@ -22,8 +22,8 @@ from rlhf_ray.jobs.online import OnlineData
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.metrics.usage import Usage
 from rlhf_ray.roles.protocols import Roles
-from rlhf_ray.roles.reports import Usage
 from rlhf_ray.rollouts.feed import Feed
 
 GOAL = 0.02

@@ -16,7 +16,7 @@ from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.setup import checkpoint_to_resume
 from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog, open_metrics
-from rlhf_ray.roles.reports import Usage
+from rlhf_ray.metrics.usage import Usage
 from rlhf_ray.specs import Spec
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from rlhf_ray.jobs.rows import AnyRows, JobData, JobRows, RowKind, context_of, t
 from rlhf_ray.loops.supervised import Prepare, SupervisedLoop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.log import Table
-from rlhf_ray.roles.reports import Evaluated, Usage
+from rlhf_ray.metrics.usage import Usage
+from rlhf_ray.roles.reports import Evaluated
 from rlhf_ray.specs import Spec, SupervisedSpec
 
 if TYPE_CHECKING:

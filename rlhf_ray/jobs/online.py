@@ -31,8 +31,8 @@ from rlhf_ray.loops.sample_files import SampleFiles
 from rlhf_ray.loops.sampling import SampleLoop
 from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.metrics import MetricsLog
+from rlhf_ray.metrics.usage import Usage
 from rlhf_ray.roles.protocols import Roles, RolloutEngine
-from rlhf_ray.roles.reports import Usage
 from rlhf_ray.rollouts.journal import journal_of
 from rlhf_ray.specs import (
     EnvironmentSpec,

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rlhf_ray.metrics import Sink
+from rlhf_ray.metrics.usage import Used
 from rlhf_ray.roles.protocols import Reference, Reward, RolloutStore, Supervised
-from rlhf_ray.roles.reports import Used
 from rlhf_ray.specs import Spec
 from rlhf_ray.types import LabelledAnswer, Prompt, Ranking
 

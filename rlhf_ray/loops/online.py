@@ -36,10 +36,11 @@ from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
+from rlhf_ray.metrics.usage import Usage, unknown_usage
 from rlhf_ray.packing import UpdatePlan, plan_update
 from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays, ScoredGroup
 from rlhf_ray.roles.protocols import Roles
-from rlhf_ray.roles.reports import Metrics, Usage, unknown_usage
+from rlhf_ray.roles.reports import Metrics
 from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.rollouts.groups import trainable, trained_of
 from rlhf_ray.rollouts.journal import journal_of

@@ -23,9 +23,10 @@ from rlhf_ray.loops.setup import setup_of
 from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
+from rlhf_ray.metrics.usage import Usage, unknown_usage
 from rlhf_ray.roles.groups import ScoredGroup
 from rlhf_ray.roles.protocols import Roles
-from rlhf_ray.roles.reports import Metrics, Usage, unknown_usage
+from rlhf_ray.roles.reports import Metrics
 from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.types import Prompt, Rollout
 

@@ -20,9 +20,10 @@ from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
+from rlhf_ray.metrics.usage import Usage, unknown_usage
 from rlhf_ray.packing import plan_update
 from rlhf_ray.roles.protocols import Supervised
-from rlhf_ray.roles.reports import Evaluated, Metrics, Usage, unknown_usage
+from rlhf_ray.roles.reports import Evaluated, Metrics
 from rlhf_ray.shared_prompts import planned_tokens
 
 T = TypeVar("T")

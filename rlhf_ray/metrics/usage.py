@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
+
+from rlhf_ray.metrics.spans import ProcessSpans
 
 # Dense bfloat16 peaks by the vendors' datasheets, in FLOP/s, by a part of the device's name.
 PEAK_FLOPS: Mapping[str, float] = {
@@ -91,3 +94,25 @@ def attended_pairs(length: int, window: int | None) -> int:
 def update_mfu(*, num_flops: float, seconds: float, num_devices: int, peak: float) -> float:
     """Share of the devices' peak (FLOP/s each) that an update reaches, all its epochs together."""
     return num_flops / (seconds * num_devices * peak)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Used:
+    """What the job's processes needed and did since the last time that they were asked.
+
+    Attributes:
+        metrics: `wait/*`, `memory/*`, `engine/*`, and times that models moved.
+        spans: Of each process, the driver among them.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    spans: Sequence[ProcessSpans] = ()
+
+
+# Asks all of them.
+Usage: TypeAlias = Callable[[], Awaitable[Used]]
+
+
+async def unknown_usage() -> Used:
+    """Where nobody measures."""
+    return Used()

@@ -1,12 +1,11 @@
-"""What roles say of their work and of themselves: metrics, publications, hardware, usage."""
+"""What roles say of their work and of themselves: metrics, publications, hardware."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from rlhf_ray.metrics.spans import ProcessSpans
 from rlhf_ray.metrics.usage import UpdateFlops
 
 Metrics: TypeAlias = Mapping[str, float]
@@ -59,25 +58,3 @@ class Evaluated:
 
     metrics: Metrics
     outcomes_B: Sequence[tuple[float, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Used:
-    """What the job's processes needed and did since the last time that they were asked.
-
-    Attributes:
-        metrics: `wait/*`, `memory/*`, `engine/*`, and times that models moved.
-        spans: Of each process, the driver among them.
-    """
-
-    metrics: Metrics = field(default_factory=dict)
-    spans: Sequence[ProcessSpans] = ()
-
-
-# Asks all of them.
-Usage: TypeAlias = Callable[[], Awaitable[Used]]
-
-
-async def unknown_usage() -> Used:
-    """Where nobody measures."""
-    return Used()

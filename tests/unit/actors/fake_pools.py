@@ -14,7 +14,7 @@ from actors.pool.state import Place, PoolState
 from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.run import JobConfig
-from rlhf_ray.roles.reports import Used
+from rlhf_ray.metrics.usage import Used
 
 
 class FakePlacementGroup(PlacementGroup):

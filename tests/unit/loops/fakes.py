@@ -12,7 +12,7 @@ from fake_groups import summary_of
 
 from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.online import PpoConfig
-from rlhf_ray.metrics.usage import UpdateFlops
+from rlhf_ray.metrics.usage import UpdateFlops, Usage, Used
 from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles.groups import GenerationRequest, Ref, RolloutGroup, SampleArrays, ScoredGroup
 from rlhf_ray.roles.protocols import (
@@ -27,7 +27,7 @@ from rlhf_ray.roles.protocols import (
     SleepLevel,
     Value,
 )
-from rlhf_ray.roles.reports import Hardware, Metrics, Publication, Usage, Used
+from rlhf_ray.roles.reports import Hardware, Metrics, Publication
 from rlhf_ray.types import Prompt, Rollout, Score
 
 COSTS = UpdateFlops(per_token=6e9, per_scored_token=2e9, per_pair={None: 3e8, 2: 1e8})

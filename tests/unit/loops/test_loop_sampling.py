@@ -19,7 +19,7 @@ from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.sampling import Judged, SampleLoop, pairs_of
 from rlhf_ray.loops.setup import checkpoint_to_resume
 from rlhf_ray.metrics import MetricsLog
-from rlhf_ray.roles.reports import unknown_usage
+from rlhf_ray.metrics.usage import unknown_usage
 
 ANSWERS = [
     Judged(text=text, score=score, truncated=False)
