@@ -13,8 +13,8 @@ from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.roles.protocols import Roles
+from rlhf_ray.rollouts.groups import Sampling, Scoring, Tries
 from rlhf_ray.rollouts.seeds import sample_seeds
-from rlhf_ray.rollouts.tries import Sampling, Scoring, Tries
 from rlhf_ray.types import Prompt, Score
 
 

@@ -18,10 +18,16 @@ from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.roles.groups import GenerationRequest, RolloutGroup, ScoredGroup
 from rlhf_ray.roles.protocols import Reward, RolloutEngine
 from rlhf_ray.rollouts.admission import Admission, StepDraws
-from rlhf_ray.rollouts.groups import has_spread, require_finite, with_scores
+from rlhf_ray.rollouts.groups import (
+    Sampling,
+    Scoring,
+    Tries,
+    has_spread,
+    require_finite,
+    with_scores,
+)
 from rlhf_ray.rollouts.recorder import Recorder
 from rlhf_ray.rollouts.seeds import sample_seeds
-from rlhf_ray.rollouts.tries import Sampling, Scoring, Tries
 from rlhf_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -81,6 +87,7 @@ class Feed:
         self.rollout, self.reward, self.publishes = engine, reward, publishes
         tries = Tries(config.failures.row)
         self.sampling, self.scoring = Sampling(engine, tries), Scoring(reward, tries)
+        self._most_s = _most_s(config)
         self.recorder = recorder
         self.filters = config.algorithm.dynamic_sampling.enabled
         self.admission = Admission(
@@ -172,28 +179,12 @@ class Feed:
             self._begin_again()
             assert self._tasks, "nothing would ever change"
         if self._tasks:
-            async with deadline(self._limit_s, actor="the feed", operation="sampling and scoring"):
+            async with deadline(self._most_s, actor="the feed", operation="sampling and scoring"):
                 await self._changed.wait()
             self._changed.clear()
         if self._failure is not None and not self._tasks:
             failure, self._failure = self._failure, None
             raise failure
-
-    @property
-    def _limit_s(self) -> float:
-        """Until something changes: all that is under way has a deadline, and ends by it.
-
-        Each try of a group's scores may end with a worker that has to be started again.
-        """
-        timeouts, num_functions = self.config.timeouts, len(self.config.reward.functions)
-        # Services are asked beside each other.
-        try_s = (num_functions + 1) * timeouts.reward_s + timeouts.start_s
-        num_tries = self.config.failures.row.retries + 1
-        new_actor_s = 2 * timeouts.place_s + timeouts.start_s
-        # The first to be admitted; in an environment each may end with a worker as well.
-        num_attempts = 1 + self.config.most_attempts
-        sampling_s = num_attempts * (timeouts.call_s + new_actor_s) + timeouts.publish_s
-        return sampling_s + num_tries * try_s + SLACK_S
 
     def _begin_again(self) -> None:
         """What a failure has left: nobody works on it."""
@@ -376,6 +367,22 @@ class Feed:
             "step %d trains %d of %d groups: in %d rounds no more had scores that differ",
             step, num_found, num_wanted, settings.max_rounds,
         )  # fmt: skip
+
+
+def _most_s(config: OnlineConfig) -> float:
+    """Until something changes: all that is under way has a deadline, and ends by it.
+
+    Each try of a group's scores may end with a worker that has to be started again.
+    """
+    timeouts, num_functions = config.timeouts, len(config.reward.functions)
+    # Services are asked beside each other.
+    try_s = (num_functions + 1) * timeouts.reward_s + timeouts.start_s
+    num_tries = config.failures.row.retries + 1
+    new_actor_s = 2 * timeouts.place_s + timeouts.start_s
+    # The first to be admitted; in an environment each may end with a worker as well.
+    num_attempts = 1 + config.most_attempts
+    sampling_s = num_attempts * (timeouts.call_s + new_actor_s) + timeouts.publish_s
+    return sampling_s + num_tries * try_s + SLACK_S
 
 
 def _cancel(answer: asyncio.Future[Any], _: Any) -> None:

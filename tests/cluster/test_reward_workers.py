@@ -24,7 +24,7 @@ from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
-from rlhf_ray.rollouts.tries import Scoring, Tries
+from rlhf_ray.rollouts.groups import Scoring, Tries
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Prompt, Rollout
 

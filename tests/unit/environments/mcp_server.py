@@ -7,7 +7,7 @@ import sys
 from mcp.server.mcpserver import MCPServer
 
 server = MCPServer("numbers")
-kept = []
+kept: list[str] = []
 
 
 @server.tool()
@@ -24,19 +24,19 @@ def keep(word: str) -> list[str]:
 
 
 @server.tool()
-def fails() -> str:
+def fails() -> None:
     """Fail."""
     raise ValueError("no luck")
 
 
 @server.tool()
-async def hangs() -> str:
+async def hangs() -> None:
     """Never answer."""
     await asyncio.sleep(600)
 
 
 @server.tool()
-def dies() -> str:
+def dies() -> None:
     """End the server."""
     os._exit(3)
 

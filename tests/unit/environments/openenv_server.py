@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
 from aiohttp import WSMsgType, web
 
@@ -23,18 +24,18 @@ SCHEMA = {
 num_sessions = 0
 
 
-def observed(hint, *, reward=None, done=False):
+def observed(hint: str, *, reward: float | None = None, done: bool = False) -> dict[str, Any]:
     return {
         "type": "observation",
         "data": {"observation": {"hint": hint, "tries": 1}, "reward": reward, "done": done},
     }
 
 
-def failed(code, message, **more):
+def failed(code: str, message: str, **more: Any) -> dict[str, Any]:
     return {"type": "error", "data": {"message": message, "code": code, **more}}
 
 
-def answered(state, message):
+def answered(state: dict[str, int], message: dict[str, Any]) -> dict[str, Any]:
     data = message["data"]
     if message["type"] == "reset":
         state["number"] = data["seed"] % 10 + data.get("shift", 0)
@@ -52,7 +53,7 @@ def answered(state, message):
     return observed("higher" if guess < number else "lower", reward=-0.1)
 
 
-async def session(request):
+async def session(request: web.Request) -> web.WebSocketResponse:
     global num_sessions
     socket = web.WebSocketResponse()
     await socket.prepare(request)
@@ -61,7 +62,7 @@ async def session(request):
         await socket.close()
         return socket
     num_sessions += 1
-    state = {}
+    state: dict[str, int] = {}
     try:
         async for message in socket:
             if message.type is WSMsgType.TEXT:
@@ -71,7 +72,7 @@ async def session(request):
     return socket
 
 
-async def schema(_):
+async def schema(_: web.Request) -> web.Response:
     return web.json_response(SCHEMA)
 
 
