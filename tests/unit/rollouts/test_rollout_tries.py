@@ -138,9 +138,7 @@ async def test_what_environments_and_rewards_fail_at_is_counted_together():
     await Sampling(FailingEngines(d1=["raised"]), tries).all([request_of(1)])
     scoring = Scoring(FailingReward(d2=["hung"], d3=["hung"]), tries)
     assert (await scoring.score(group_of(2))).is_skipped
-    with pytest.raises(
-        RunError, match="draw 3 fails; 3 of the last 3 groups could not"
-    ):
+    with pytest.raises(RunError, match="draw 3 fails; 3 of the last 3 groups could not"):
         await scoring.score(group_of(3))
 
 
