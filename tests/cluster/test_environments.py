@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from actors.engines.draws import draw
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
 from rlhf_ray.environments.turns import TurnTemplate
+from rlhf_ray.environments.verifiers import agent as verifiers
 from rlhf_ray.errors import RunError
 from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.online import OnlineLoop
@@ -216,6 +219,37 @@ def test_an_agent_that_knows_a_url_is_trained_as_it_is(in_a_world, pool):
             assert told == f"{len(first)} letters"
             assert rollout.environment_reward == pytest.approx(len(second) / 100)
     assert any(rollout.finish_reason == "stop" for rollout in rollouts)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_an_environment_of_verifiers_is_trained(make_config, pool, tmp_path, monkeypatch):
+    """By a Python that has the package, which this one cannot have: RLHF_RAY_VERIFIERS."""
+    python = os.environ.get("RLHF_RAY_VERIFIERS")
+    if not python:
+        pytest.skip("RLHF_RAY_VERIFIERS names no Python with the package verifiers")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).with_name("verifiers_tasks")))
+    command = [python, verifiers.__file__, "many_letters"]
+    rows = tmp_path / "rows.jsonl"
+    subprocess.run([*command, "--rows", str(rows)], check=True, timeout=300)
+    config = make_config(
+        tmp_path / "run",
+        total_steps=1,
+        prompts_per_step=2,
+        data={"path": str(rows), "chat": True},
+        policy={"model": {"chat_template": TEMPLATE}},
+        reward={"functions": []},
+        environment={
+            "path": "rlhf_ray.environments.agent:Agent",
+            "arguments": {"command": ["env", f"PYTHONPATH={os.environ['PYTHONPATH']}", *command]},
+            "timeout_s": 300.0,
+        },
+        timeouts={"call_s": 400},
+    )
+    _, step = metrics_of(train(config, pool))
+    assert step["environment/turns_mean"] == 1
+    assert 0 <= step["reward/environment"] < 1
+    assert "environment/skipped_groups" not in step
 
 
 @pytest.mark.parametrize("acts", [True, False], ids=["environment", "single turn"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 
@@ -160,9 +161,6 @@ async def test_an_endpoint_says_what_it_cannot_do():
 
         async with client.get(f"{session.url}/models") as answer:
             assert (await answer.json())["data"][0]["id"] == "policy"
-        assert await post(session.url, {"messages": asks, "stream": True}) == (
-            400, "answers are not streamed: leave out stream",
-        )  # fmt: skip
         assert (await post(session.url, {"messages": asks, "n": 2}))[1] == "n must be 1, got 2"
         assert (await post(session.url, {"messages": ["x"]}))[0] == 400
         assert (await post(session.url, [1]))[0] == 400
@@ -173,6 +171,29 @@ async def test_an_endpoint_says_what_it_cannot_do():
         assert (await post(session.url, {"messages": asks}))[0] == 409
         endpoint.forget(session)
         assert await waiting == (410, "this session is over")
+    await endpoint.close()
+
+
+async def test_a_stream_has_the_answer_as_one_event():
+    endpoint = Endpoint()
+    session = await endpoint.open()
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    async with aiohttp.ClientSession() as client:
+        body = {"messages": [{"role": "user", "content": "?"}], "stream": True}
+        asking = asyncio.ensure_future(client.post(f"{session.url}/chat/completions", json=body))
+        await session.next_request(20.0)
+        session.answer({"role": "assistant", "content": "so", "tool_calls": [call]})
+        answer = await asking
+        assert answer.content_type == "text/event-stream"
+        first, done = (await answer.text()).strip().split("\n\n")
+    assert done == "data: [DONE]"
+    chunk = json.loads(first.removeprefix("data: "))
+    assert chunk["object"] == "chat.completion.chunk"
+    [choice] = chunk["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["delta"] == {
+        "role": "assistant", "content": "so", "tool_calls": [{"index": 0, **call}],
+    }  # fmt: skip
     await endpoint.close()
 
 
