@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,8 @@ from actors.cluster.role_handle import RoleHandle
 from actors.engines.acting import Acting
 from actors.engines.replica_set import ReplicaSet
 from actors.pool.pool import Pool
+from rlhf_ray.config.fault_tolerance import TimeoutConfig
+from rlhf_ray.deadlines import deadline
 from rlhf_ray.environments.play import Limits
 from rlhf_ray.errors import ActorDied, GroupFailed
 from rlhf_ray.roles.groups import GenerationRequest, RolloutGroup
@@ -57,11 +59,17 @@ class ActingEngines:
     those that have a worker die once more one by one. Then it is theirs.
     """
 
-    def __init__(self, engines: ReplicaSet, pool: Pool, workers: RoleHandle[Any]) -> None:
+    def __init__(
+        self, engines: ReplicaSet, pool: Pool, workers: RoleHandle[Any], *, timeouts: TimeoutConfig
+    ) -> None:
         """Nothing has failed."""
         self._engines, self._pool, self._workers = engines, pool, workers
         # What groups wait for that were on a worker that died: once, and `FREE_DEATHS` times.
-        self._few, self._one = asyncio.Semaphore(_FEW), asyncio.Lock()
+        self._few = asyncio.Semaphore(_FEW)
+        self._one = asyncio.Lock()
+        # Until a group is there, or its worker is there again.
+        self._group_s = timeouts.call_s + 2 * timeouts.place_s + timeouts.start_s
+        self._num_in_turn = 0  # that wait for a turn, or have one
         self._suspects: set[int] = set()  # draws that are sampled one by one
 
     async def generate(
@@ -112,7 +120,7 @@ class ActingEngines:
         except _WorkerLost as lost:
             logger.warning("%s; the group is sampled again, beside few others", lost)
         try:
-            async with self._few:
+            async with self._turn(self._few):
                 return await self._again(request)
         except _WorkerLost as lost:
             logger.warning("%s; the group is sampled again, alone of its kind", lost)
@@ -120,12 +128,30 @@ class ActingEngines:
 
     async def _alone(self, request: GenerationRequest) -> RolloutGroup:
         self._suspects.add(request.draw)
-        async with AsyncExitStack() as held:
-            for turn in (self._one, *[self._few] * _FEW):
-                await held.enter_async_context(turn)
+        async with self._turn(self._one, *[self._few] * _FEW):
             group = await self._again(request)
         self._suspects.discard(request.draw)
         return group
+
+    @asynccontextmanager
+    async def _turn(self, *turns: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+        """Hold all of these, as soon as those that came before are done with them.
+
+        Raises:
+            DeadlineError: They are not, though each has a deadline of its own.
+        """
+        self._num_in_turn += 1
+        try:
+            async with AsyncExitStack() as held:
+                at_most_s = self._num_in_turn * self._group_s
+                async with deadline(
+                    at_most_s, actor="groups that were on a worker that died", operation="a turn"
+                ):
+                    for turn in turns:
+                        await held.enter_async_context(turn)
+                yield
+        finally:
+            self._num_in_turn -= 1
 
     async def _again(self, request: GenerationRequest) -> RolloutGroup:
         asked_of = self._workers.incarnation

@@ -95,7 +95,7 @@ class JobPool:
                 if workers is None:
                     return role
                 assert isinstance(self.config, OnlineConfig)
-                return ActingEngines(role, self.pool, workers)
+                return ActingEngines(role, self.pool, workers, timeouts=self.config.timeouts)
             case PolicyGroup() if not isinstance(self.config, SampleConfig):
                 return LastingPolicy(role, self.pool)
             case PolicyGroup():  # as it was loaded, and nobody trains it

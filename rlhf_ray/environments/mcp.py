@@ -86,7 +86,8 @@ class McpTools(ToolEnvironment):
         Raises:
             GroupFailed: The server ends, or cannot be reached.
         """
-        self._session = session = _Session(self._server())
+        longest_s = max(LIST_S, self._call_timeout_s)
+        self._session = session = _Session(self._server(), timeout_s=longest_s)
         client = await session.open()
         self._tools = by_name(await session.ask(_tools_of(client, session)))
 
@@ -107,11 +108,13 @@ class McpTools(ToolEnvironment):
 class _Session:
     """A session with a server. One task opens and closes it, as the client's scopes want."""
 
-    def __init__(self, server: str | StdioServerParameters) -> None:
-        """Not open; for a running event loop."""
+    def __init__(self, server: str | StdioServerParameters, *, timeout_s: float) -> None:
+        """Not open; for a running event loop. Each answer has this deadline, or its caller's."""
         self._what = server if isinstance(server, str) else server.command
-        self._server, self._ends = server, asyncio.Event()
-        self._opened: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+        self._server, self._timeout_s = server, timeout_s
+        loop = asyncio.get_running_loop()
+        self._ends: asyncio.Future[None] = loop.create_future()
+        self._opened: asyncio.Future[Client] = loop.create_future()
         self._held = asyncio.create_task(self._hold())
 
     async def open(self) -> Client:
@@ -126,6 +129,7 @@ class _Session:
         """What the server answers.
 
         Raises:
+            DeadlineError: It does not in time.
             GroupFailed: It is gone.
             ToolError: It refuses.
         """
@@ -134,9 +138,10 @@ class _Session:
 
         asked = asyncio.ensure_future(answer)
         try:
-            await asyncio.wait([asked, self._held], return_when=asyncio.FIRST_COMPLETED)
+            async with deadline(self._timeout_s, actor=self._what, operation="an answer"):
+                await asyncio.wait([asked, self._held], return_when=asyncio.FIRST_COMPLETED)
             if self._held.done():
-                raise self._gone(None if self._held.cancelled() else self._held.exception())
+                raise self._gone(self._failure())
             return await asked
         except MCPError as error:
             if error.code == CONNECTION_CLOSED:
@@ -147,7 +152,8 @@ class _Session:
 
     async def close(self) -> None:
         """End it."""
-        self._ends.set()
+        if not self._ends.done():
+            self._ends.set_result(None)
         if not self._opened.done():  # the server has not answered so far
             self._held.cancel()
         try:
@@ -156,15 +162,19 @@ class _Session:
         finally:
             self._held.cancel()
             self._opened.cancel()
-        if not self._held.cancelled():
-            self._held.exception()  # whoever asked has heard of it
+        self._failure()  # whoever asked has heard of it
+
+    def _failure(self) -> BaseException | None:
+        """Of the task that held it, which is done."""
+        held_task = self._held
+        return None if held_task.cancelled() else held_task.exception()
 
     async def _hold(self) -> None:
         from mcp import Client
 
         async with Client(self._server, cache=None) as client:
             self._opened.set_result(client)
-            await self._ends.wait()
+            await self._ends
 
     def _gone(self, error: BaseException | None) -> GroupFailed:
         return GroupFailed.of(
@@ -218,12 +228,11 @@ def _listed(server: str | StdioServerParameters) -> list[Tool]:
     errors: list[BaseException] = []
 
     async def ask() -> list[Tool]:
-        async with deadline(LIST_S, actor=str(server), operation="the list of its tools"):
-            session = _Session(server)
-            try:
-                return await session.ask(_tools_of(await session.open(), session))
-            finally:
-                await session.close()
+        session = _Session(server, timeout_s=LIST_S)
+        try:
+            return await session.ask(_tools_of(await session.open(), session))
+        finally:
+            await session.close()
 
     def run() -> None:
         try:
@@ -234,7 +243,7 @@ def _listed(server: str | StdioServerParameters) -> list[Tool]:
 
     thread = threading.Thread(target=run, name="tools of an MCP server", daemon=True)
     thread.start()
-    thread.join(LIST_S + CLOSE_S)
+    thread.join(2 * LIST_S + CLOSE_S)
     if not found:
         error = errors[0] if errors else None
         raise ConfigError(f"an MCP server must list its tools: {_said(error)}") from error

@@ -206,7 +206,7 @@ class OpenEnv:
             error = failed  # a server that has no session says so, and closes at once
         message = await self._socket.receive()
         if message.type is not aiohttp.WSMsgType.TEXT:
-            raise self._gone(error or self._socket.exception() or "it closed the connection")
+            raise self._gone(error or "it closed the connection")
         answer: dict[str, Any] = json.loads(message.data)
         return answer
 

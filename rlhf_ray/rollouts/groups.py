@@ -98,7 +98,7 @@ class Sampling:
 
     def __init__(self, engine: RolloutEngine, tries: Tries) -> None:
         """Nothing is asked."""
-        self.engine, self.tries = engine, tries
+        self.rollout, self.tries = engine, tries
 
     async def group(
         self, request: GenerationRequest, first: Awaitable[RolloutGroup]
@@ -116,7 +116,7 @@ class Sampling:
 
         async def ask() -> RolloutGroup:
             if not asked:
-                asked.extend(await self.engine.generate([request], together=False))
+                asked.extend(await self.rollout.generate([request], together=False))
             return await asked.pop()
 
         tried = await self.tries.of(ask)
@@ -126,7 +126,7 @@ class Sampling:
 
     async def all(self, requests: Sequence[GenerationRequest]) -> list[RolloutGroup]:
         """The groups of requests that are asked together; the first error ends the others."""
-        answers = await self.engine.generate(requests)
+        answers = await self.rollout.generate(requests)
         return await side_by_side(map(self.group, requests, answers))
 
 

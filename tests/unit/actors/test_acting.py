@@ -9,7 +9,7 @@ import pytest
 from actors.cluster.role_handle import RoleHandle
 from actors.pool.restart import Restarts
 from actors.roles.acting import ActingEngines
-from rlhf_ray.config.fault_tolerance import ActorFailureConfig
+from rlhf_ray.config.fault_tolerance import ActorFailureConfig, TimeoutConfig
 from rlhf_ray.errors import ActorDied, GroupFailed, RunError
 
 
@@ -77,7 +77,7 @@ def failed(cause):
 
 def engines_of(pool, **answers):
     engines = Engines(**answers)
-    return engines, ActingEngines(engines, pool, pool.workers)
+    return engines, ActingEngines(engines, pool, pool.workers, timeouts=TimeoutConfig())
 
 
 async def asked(acting, *draws):
